@@ -1,0 +1,33 @@
+"""Pure functions on tensors and numbers: spike functions, half-lives, inverses of constraints."""
+
+from tracetorch.functional.conversions import (
+    decay_to_halflife,
+    halflife_to_decay,
+    sigmoid_inverse,
+    softplus_inverse,
+)
+from tracetorch.functional.surrogates import (
+    Surrogate,
+    atan_surrogate,
+    boxcar_surrogate,
+    fast_sigmoid_surrogate,
+    gaussian_surrogate,
+    sigmoid_surrogate,
+    straight_through_surrogate,
+    triangular_surrogate,
+)
+
+__all__ = [
+    "Surrogate",
+    "atan_surrogate",
+    "boxcar_surrogate",
+    "decay_to_halflife",
+    "fast_sigmoid_surrogate",
+    "gaussian_surrogate",
+    "halflife_to_decay",
+    "sigmoid_inverse",
+    "sigmoid_surrogate",
+    "softplus_inverse",
+    "straight_through_surrogate",
+    "triangular_surrogate",
+]

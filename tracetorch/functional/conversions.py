@@ -1,0 +1,137 @@
+"""From the numbers people think in (half-lives, decays, thresholds) to those that are learnt."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Real = TypeVar("Real", float, Tensor)
+
+
+def _convert(
+    name: str,
+    value: Real,
+    must: str,
+    allowed: Callable[[Tensor], Tensor],
+    formula: Callable[[Tensor], Tensor],
+) -> Real:
+    """``formula`` of a tensor in its dtype, or of a number in float64."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} takes floating-point tensors, got one of {value.dtype}.")
+        work = value
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        work = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    else:
+        raise TypeError(f"{name} takes a number or a tensor, got {type(value).__name__}.")
+    fits = allowed(work)
+    if not bool(fits.all()):
+        worst = work[~fits].flatten()[0].item()
+        raise ValueError(f"{name}: the value must {must}, got {worst}.")
+    result = formula(work)
+    return result if isinstance(value, Tensor) else result.item()
+
+
+def sigmoid_inverse(y: Real) -> Real:
+    """The ``x`` with ``sigmoid(x) = y``: ``log(y) - log(1 - y)``.
+
+    Args:
+        y: a number or a floating-point tensor in [0, 1]; 0 and 1 give the infinities.
+
+    Raises:
+        TypeError: ``y`` is neither a number nor a floating-point tensor.
+        ValueError: ``y`` is outside [0, 1] or NaN.
+
+    Example:
+        >>> round(sigmoid_inverse(0.9), 4)
+        2.1972
+        >>> torch.sigmoid(sigmoid_inverse(torch.tensor([0.1, 0.5])))
+        tensor([0.1000, 0.5000])
+
+    """
+    return _convert(
+        "sigmoid_inverse",
+        y,
+        "lie in [0, 1]",
+        lambda v: (v >= 0) & (v <= 1),
+        lambda v: torch.log(v) - torch.log1p(-v),
+    )
+
+
+def softplus_inverse(y: Real) -> Real:
+    """The ``x`` with ``softplus(x) = y``: ``y + log(1 - exp(-y))``, in a form that cannot overflow.
+
+    Args:
+        y: a number or a floating-point tensor, not negative; 0 gives minus infinity.
+
+    Raises:
+        TypeError: ``y`` is neither a number nor a floating-point tensor.
+        ValueError: ``y`` is negative, infinite or NaN.
+
+    Example:
+        >>> round(softplus_inverse(1.0), 4)
+        0.5413
+        >>> softplus_inverse(200.0)
+        200.0
+
+    """
+    return _convert(
+        "softplus_inverse",
+        y,
+        "be finite and not negative",
+        lambda v: (v >= 0) & (v < math.inf),
+        lambda v: v + torch.log(-torch.expm1(-v)),
+    )
+
+
+def halflife_to_decay(num_steps: Real) -> Real:
+    """The decay whose trace halves every ``num_steps`` steps: ``0.5 ** (1 / num_steps)``.
+
+    Args:
+        num_steps: time steps until half is left, a number or a floating-point tensor; positive.
+
+    Raises:
+        TypeError: ``num_steps`` is neither a number nor a floating-point tensor.
+        ValueError: ``num_steps`` is not positive.
+
+    Example:
+        >>> round(halflife_to_decay(10.0), 4)
+        0.933
+
+    """
+    return _convert(
+        "halflife_to_decay",
+        num_steps,
+        "be positive",
+        lambda v: v > 0,
+        lambda v: torch.exp(-math.log(2) / v),
+    )
+
+
+def decay_to_halflife(decay: Real) -> Real:
+    """Time steps until half of a trace is left: ``log(0.5) / log(decay)``.
+
+    Args:
+        decay: a number or a floating-point tensor strictly between 0 and 1.
+
+    Raises:
+        TypeError: ``decay`` is neither a number nor a floating-point tensor.
+        ValueError: ``decay`` is not strictly between 0 and 1.
+
+    Example:
+        >>> round(decay_to_halflife(0.9), 4)
+        6.5788
+
+    """
+    return _convert(
+        "decay_to_halflife",
+        decay,
+        "lie strictly between 0 and 1",
+        lambda v: (v > 0) & (v < 1),
+        lambda v: -math.log(2) / torch.log(v),
+    )

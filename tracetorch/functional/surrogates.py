@@ -1,0 +1,246 @@
+"""Spike functions: the Heaviside step forward, a smooth derivative backward."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Heaviside(torch.autograd.Function):
+    """``u > 0`` forward, ``surrogate.derivative(u)`` backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, surrogate: Surrogate) -> Tensor:
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        return grad * ctx.surrogate.derivative(u), None
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A spike function: ``1 where u > 0 else 0`` forward, :meth:`derivative` backward.
+
+    Surrogates are values: they print, compare, hash and pickle. Subclass as a frozen dataclass and
+    write ``derivative`` from pointwise operations to make your own; any other callable
+    ``u -> spikes`` is accepted by the layers too.
+
+    Shape:
+        ``u`` of any shape and floating dtype; spikes and gradient have both.
+
+    Raises:
+        TypeError: ``u`` is not a floating-point tensor, or a number given to the constructor is
+            not a real number.
+        ValueError: a number given to the constructor is not positive and finite.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class cauchy_surrogate(Surrogate):
+        ...     width: float = 1.0
+        ...
+        ...     def derivative(self, u):
+        ...         return 1 / (1 + (u / self.width) ** 2)
+        >>> spike = cauchy_surrogate(0.5)
+        >>> spike(torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([0., 0., 1.])
+
+    Reference: Neftci, Mostafa, Zenke, "Surrogate gradient learning in spiking neural networks",
+    IEEE Signal Processing Magazine 36 (2019).
+
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            name = f"{type(self).__name__}: {field.name}"
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
+            if not 0 < float(value) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """The derivative that takes the place of the Heaviside's, at ``u``."""
+        raise NotImplementedError(f"{type(self).__name__} must define derivative(u).")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Spikes where ``u > 0``."""
+        if not isinstance(u, Tensor) or not u.is_floating_point():
+            got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
+            raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
+        spikes: Tensor = _Heaviside.apply(u, self)  # type: ignore[no-untyped-call]
+        return spikes
+
+
+@dataclass(frozen=True)
+class atan_surrogate(Surrogate):
+    """Arc tangent: ``alpha/2 / (1 + (pi/2 alpha u)^2)``. The default.
+
+    Args:
+        alpha: sharpness; the derivative at 0 is ``alpha / 2``.
+
+    Example:
+        >>> u = torch.tensor([-1.0, 0.5], requires_grad=True)
+        >>> atan_surrogate(2.0)(u).sum().backward()
+        >>> u.grad
+        tensor([0.0920, 0.2884])
+
+    Reference: Fang et al., "Incorporating learnable membrane time constant to enhance learning of
+    spiking neural networks", ICCV 2021.
+
+    """
+
+    alpha: float = 2.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``alpha/2 / (1 + (pi/2 alpha u)^2)``."""
+        scaled = (math.pi / 2 * self.alpha) * u
+        return (self.alpha / 2) / (1 + scaled * scaled)
+
+
+@dataclass(frozen=True)
+class sigmoid_surrogate(Surrogate):
+    """Logistic: ``k s (1 - s)`` with ``s = sigmoid(k u)``.
+
+    Args:
+        slope: ``k``; the derivative at 0 is ``k / 4``.
+
+    Example:
+        >>> sigmoid_surrogate(4.0).derivative(torch.tensor(0.0))
+        tensor(1.)
+
+    Reference: Zenke and Vogels, "The remarkable robustness of surrogate gradient learning",
+    Neural Computation 33 (2021).
+
+    """
+
+    slope: float = 25.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``k s (1 - s)``."""
+        s = torch.sigmoid(self.slope * u)
+        return self.slope * s * (1 - s)
+
+
+@dataclass(frozen=True)
+class fast_sigmoid_surrogate(Surrogate):
+    """Fast sigmoid: ``1 / (1 + k |u|)^2``; with slope 100 it is SuperSpike's.
+
+    Args:
+        slope: ``k``; the derivative at 0 is 1.
+
+    Example:
+        >>> fast_sigmoid_surrogate(1.0).derivative(torch.tensor([0.0, 1.0]))
+        tensor([1.0000, 0.2500])
+
+    Reference: Zenke and Ganguli, "SuperSpike", Neural Computation 30 (2018).
+
+    """
+
+    slope: float = 25.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``1 / (1 + k |u|)^2``."""
+        root = 1 / (1 + self.slope * u.abs())
+        return root * root
+
+
+@dataclass(frozen=True)
+class triangular_surrogate(Surrogate):
+    """Triangle: ``max(0, 1 - |u| / w) / w``.
+
+    Args:
+        width: ``w``, where the derivative reaches 0; at 0 it is ``1 / w``.
+
+    Example:
+        >>> triangular_surrogate(2.0).derivative(torch.tensor([0.0, 1.0, 3.0]))
+        tensor([0.5000, 0.2500, 0.0000])
+
+    Reference: Esser et al., "Convolutional networks for fast, energy-efficient neuromorphic
+    computing", PNAS 113 (2016).
+
+    """
+
+    width: float = 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``max(0, 1 - |u| / w) / w``."""
+        return torch.clamp(1 - u.abs() / self.width, min=0.0) / self.width
+
+
+@dataclass(frozen=True)
+class boxcar_surrogate(Surrogate):
+    """Rectangle: ``1 / w`` where ``|u| < w / 2``, else 0.
+
+    Args:
+        width: ``w``, the whole width of the window.
+
+    Example:
+        >>> boxcar_surrogate(2.0).derivative(torch.tensor([0.0, 0.9, 1.0]))
+        tensor([0.5000, 0.5000, 0.0000])
+
+    Reference: Wu et al., "Spatio-temporal backpropagation for training high-performance spiking
+    neural networks", Frontiers in Neuroscience 12 (2018).
+
+    """
+
+    width: float = 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``1 / w`` where ``|u| < w / 2``, else 0."""
+        return (u.abs() < self.width / 2).to(u.dtype) / self.width
+
+
+@dataclass(frozen=True)
+class gaussian_surrogate(Surrogate):
+    """Normal density: ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``.
+
+    Args:
+        sigma: standard deviation.
+
+    Example:
+        >>> round(gaussian_surrogate(0.5).derivative(torch.tensor(0.0)).item(), 4)
+        0.7979
+
+    Reference: Yin, Corradi, Bohté, "Accurate and efficient time-domain classification with adaptive
+    spiking recurrent neural networks", Nature Machine Intelligence 3 (2021).
+
+    """
+
+    sigma: float = 0.5
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``."""
+        scaled = u / self.sigma
+        return torch.exp(-0.5 * scaled * scaled) / (self.sigma * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class straight_through_surrogate(Surrogate):
+    """Straight through: 1 everywhere.
+
+    Example:
+        >>> straight_through_surrogate().derivative(torch.tensor([-3.0, 8.0]))
+        tensor([1., 1.])
+
+    Reference: Bengio, Léonard, Courville, "Estimating or propagating gradients through stochastic
+    neurons for conditional computation", arXiv:1308.3432 (2013).
+
+    """
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(u)

@@ -1,0 +1,59 @@
+"""Cross entropy between two distributions given as probabilities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def soft_cross_entropy(
+    pred: Tensor, target: Tensor, eps: float = 1e-8, reduction: Reduction = "mean"
+) -> Tensor:
+    """Cross entropy of predicted probabilities against target probabilities.
+
+    ``loss[b] = -sum(target[b] * log(pred[b] + eps))`` over all dimensions but the first.
+
+    Args:
+        pred: predicted probabilities (not logits).
+        target: target probabilities of the same shape.
+        eps: keeps the logarithm finite, and its gradient alive, at a probability of 0; positive.
+        reduction: ``"mean"`` or ``"sum"`` over the first dimension, or ``"none"``.
+
+    Shape:
+        ``pred`` and ``target`` ``[B, ...]``; the result is a scalar, or ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: ``pred`` or ``target`` is not a floating-point tensor.
+        ValueError: the shapes differ or are empty of dimensions, ``eps`` is not positive and
+            finite, or ``reduction`` is unknown.
+
+    Example:
+        >>> pred = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+        >>> soft_cross_entropy(pred, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        tensor(0.3993)
+
+    """
+    for name, value in (("pred", pred), ("target", target)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a tensor of floating-point probabilities, got {got}.")
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred and target must have one shape, got {list(pred.shape)} and "
+            f"{list(target.shape)}. For class indices use torch.nn.functional.one_hot."
+        )
+    if pred.ndim == 0:
+        raise ValueError("pred and target need a batch dimension, got scalars.")
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"eps must be positive and finite, got {eps}.")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+    eps = max(eps, torch.finfo(pred.dtype).tiny)  # float16 would round 1e-8 to 0
+    per_sample = -(target * torch.log(pred + eps)).reshape(pred.shape[0], -1).sum(1)
+    if reduction == "mean":
+        return per_sample.mean()
+    return per_sample.sum() if reduction == "sum" else per_sample

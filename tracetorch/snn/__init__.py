@@ -1,0 +1,29 @@
+"""Neurons: one pure step each, states that manage themselves, parameters that stay in range."""
+
+from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.module import TTModule
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import Decay, Threshold, Weight
+from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
+from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
+
+__all__ = [
+    "BLIF",
+    "BRLIF",
+    "BSLIF",
+    "BSRLIF",
+    "LIF",
+    "RLIF",
+    "SLIF",
+    "SRLIF",
+    "Decay",
+    "LeakyIntegrator",
+    "Neuron",
+    "RReadout",
+    "Readout",
+    "SRReadout",
+    "SReadout",
+    "TTModule",
+    "Threshold",
+    "Weight",
+]

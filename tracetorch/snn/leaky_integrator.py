@@ -1,0 +1,234 @@
+"""``LeakyIntegrator``: the equations of every layer, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from torch import Tensor
+
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import (
+    WEIGHT,
+    Decay,
+    Threshold,
+    Weight,
+    check_flag,
+    complete,
+)
+
+Reset: TypeAlias = Literal["subtract", "zero", "none"]
+DecaySetup: TypeAlias = "Mapping[str, Any] | Decay | None"
+ThresholdSetup: TypeAlias = "Mapping[str, Any] | Threshold | None"
+WeightSetup: TypeAlias = "Mapping[str, Any] | Weight | None"
+Part: TypeAlias = Any  # a tensor, or a spike function, where the layer has the part; else None
+
+ALPHA = Decay(0.5, 1, True, True)
+BETA = Decay(0.9, 1, True, False)
+GAMMA = Decay(0.5, 1, True, True)
+SCALE = Weight(1.0, 1, True)
+
+
+class LeakyIntegrator(Neuron):
+    """The neuron that all twelve layers are: a leaky membrane and the parts you give it.
+
+    Parts in [brackets] exist only where their setup is given. ``H(u) = 1 if u > 0 else 0``::
+
+        [gamma]          rec = gamma * rec + (1 - gamma if averaging else 1) * prev_output
+        [alpha]          syn = alpha * syn + (1 - alpha if averaging else 1) * x;  current = syn
+                         drive = current [+ rec_weight * rec] [+ bias]   (no alpha: current = x)
+                         mem = beta * mem + (1 - beta if averaging else 1) * drive
+        [pos_threshold]  p = H(mem - pos_threshold);   mem = mem - p * pos_threshold
+        [neg_threshold]  n = -H(neg_threshold - mem);  mem = mem + n * neg_threshold
+                         output = [pos_scale *] p + [neg_scale *] n;  mem without any threshold
+        [gamma]          prev_output = output
+
+    ``neg_threshold`` is negative; its setup gives the magnitude. A setup is a dict or the dataclass
+    named below, and completed by the defaults; ``None`` leaves the part out, except ``beta_setup``.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension.
+        alpha_setup: decay of the synapse (:class:`Decay`; 0.5, averaging).
+        beta_setup: decay of the membrane (:class:`Decay`; 0.9, not averaging).
+        gamma_setup: decay of the recurrent trace (:class:`Decay`; 0.5, averaging).
+        pos_threshold_setup: upper threshold (:class:`Threshold`; 1.0).
+        neg_threshold_setup: lower threshold, as a magnitude (:class:`Threshold`; 1.0).
+        pos_scale_setup: size of an upward spike (:class:`Weight`; 1.0).
+        neg_scale_setup: size of a downward spike (:class:`Weight`; 1.0).
+        rec_weight_setup: weight of the recurrent trace (:class:`Weight`; 0.0).
+        bias_setup: constant drive (:class:`Weight`; 0.0).
+        reset: what a spike does to the membrane: ``"subtract"`` the threshold, ``"zero"``
+            (``mem * (1 - p)``, then ``mem * (1 + n)``), or ``"none"``.
+        detach_reset: no gradient through the spike in the reset; the threshold there keeps its own.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a value, rank or length is out of range, a setup has an unknown key, or a part
+            is given without the one it needs.
+
+    Example:
+        >>> layer = LeakyIntegrator(3, beta_setup={"value": 0.5}, pos_threshold_setup={"rank": 0})
+        >>> layer(torch.tensor([[0.5, 1.5, 2.5]]))
+        tensor([[0., 1., 1.]], grad_fn=<_GuardBackward>)
+        >>> layer.mem
+        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_GuardBackward>)
+        >>> layer.syn is None
+        True
+
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
+
+    mem: Tensor | None
+    syn: Tensor | None
+    rec: Tensor | None
+    prev_output: Tensor | None
+
+    alpha: Tensor | None
+    beta: Tensor
+    gamma: Tensor | None
+    pos_threshold: Tensor | None
+    neg_threshold: Tensor | None
+    pos_scale: Tensor | None
+    neg_scale: Tensor | None
+    rec_weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        alpha_setup: DecaySetup = None,
+        beta_setup: DecaySetup = None,
+        gamma_setup: DecaySetup = None,
+        pos_threshold_setup: ThresholdSetup = None,
+        neg_threshold_setup: ThresholdSetup = None,
+        pos_scale_setup: WeightSetup = None,
+        neg_scale_setup: WeightSetup = None,
+        rec_weight_setup: WeightSetup = None,
+        bias_setup: WeightSetup = None,
+        *,
+        reset: Reset = "subtract",
+        detach_reset: bool = False,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        for part, given, needs, needed in (
+            ("rec_weight_setup", rec_weight_setup, "gamma_setup", gamma_setup),
+            ("pos_scale_setup", pos_scale_setup, "pos_threshold_setup", pos_threshold_setup),
+            ("neg_scale_setup", neg_scale_setup, "neg_threshold_setup", neg_threshold_setup),
+        ):
+            if given is not None and needed is None:
+                raise ValueError(f"{part} does nothing without {needs}. Try {needs}={{}}.")
+        if reset not in ("subtract", "zero", "none"):
+            raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}.")
+        check_flag("detach_reset", detach_reset)
+
+        self._decay("alpha", alpha_setup, ALPHA)
+        self._decay("beta", {} if beta_setup is None else beta_setup, BETA)
+        self._decay("gamma", gamma_setup, GAMMA)
+        self._threshold("pos_threshold", pos_threshold_setup, "pos_spike")
+        self._threshold("neg_threshold", neg_threshold_setup, "neg_spike", negative=True)
+        self._weight("pos_scale", pos_scale_setup, SCALE)
+        self._weight("neg_scale", neg_scale_setup, SCALE)
+        self._weight("rec_weight", rec_weight_setup, WEIGHT)
+        self._weight("bias", bias_setup, WEIGHT)
+        self.option("reset", reset)
+        self.option("detach_reset", detach_reset)
+
+    def _decay(self, name: str, setup: DecaySetup, default: Decay) -> None:
+        if setup is None:
+            self.option(name, None)
+            self.option(f"{name}_ema", False)
+        else:
+            told = complete(name, setup, default)
+            self.decay(name, told)
+            self.option(f"{name}_ema", told.use_averaging)
+
+    def _threshold(
+        self, name: str, setup: ThresholdSetup, spike: str, *, negative: bool = False
+    ) -> None:
+        if setup is None:
+            self.option(name, None)
+            self.option(spike, None)
+        else:
+            self.threshold(name, setup, spike=spike, negative=negative)
+
+    def _weight(self, name: str, setup: WeightSetup, default: Weight) -> None:
+        if setup is None:
+            self.option(name, None)
+        else:
+            self.weight(name, complete(name, setup, default))
+
+    @property
+    def kept_states(self) -> tuple[str, ...]:
+        """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
+        synapse = ("syn",) if "alpha" in self._constraints else ()
+        recurrence = ("rec", "prev_output") if "gamma" in self._constraints else ()
+        return ("mem", *synapse, *recurrence)
+
+    @staticmethod
+    def step(  # noqa: D102 (the equations stand in the class)
+        x: Tensor,
+        mem: Tensor,
+        syn: Part,
+        rec: Part,
+        prev_output: Part,
+        *,
+        alpha: Part,
+        beta: Tensor,
+        gamma: Part,
+        pos_threshold: Part,
+        neg_threshold: Part,
+        pos_scale: Part,
+        neg_scale: Part,
+        rec_weight: Part,
+        bias: Part,
+        alpha_ema: bool,
+        beta_ema: bool,
+        gamma_ema: bool,
+        pos_spike: Part,
+        neg_spike: Part,
+        reset: Reset,
+        detach_reset: bool,
+    ) -> tuple[Tensor, Tensor, Part, Part, Part]:
+        drive = x
+        if gamma is not None:
+            rec = _leak(gamma, rec, prev_output, gamma_ema)
+        if alpha is not None:
+            drive = syn = _leak(alpha, syn, x, alpha_ema)
+        if rec_weight is not None:
+            drive = drive + rec_weight * rec
+        if bias is not None:
+            drive = drive + bias
+        mem = _leak(beta, mem, drive, beta_ema)
+
+        output = None
+        if pos_threshold is not None:
+            p = pos_spike(mem - pos_threshold)
+            r = p.detach() if detach_reset else p
+            if reset == "subtract":
+                mem = mem - r * pos_threshold
+            elif reset == "zero":
+                mem = mem * (1 - r)
+            output = p if pos_scale is None else pos_scale * p
+        if neg_threshold is not None:
+            n = -neg_spike(neg_threshold - mem)
+            r = n.detach() if detach_reset else n
+            if reset == "subtract":
+                mem = mem + r * neg_threshold
+            elif reset == "zero":
+                mem = mem * (1 + r)
+            n = n if neg_scale is None else neg_scale * n
+            output = n if output is None else output + n
+        if output is None:
+            output = mem
+        return output, mem, syn, rec, None if gamma is None else output
+
+
+def _leak(decay: Tensor, trace: Tensor, inflow: Tensor, averaging: bool) -> Tensor:
+    """One step of a leaky integrator, the one thing a neuron is made of."""
+    return decay * trace + ((1 - decay) * inflow if averaging else inflow)

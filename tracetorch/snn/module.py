@@ -1,0 +1,212 @@
+"""``TTModule``, and what can be asked of all the states in a model at once."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.snn.walk import named_modules
+
+
+class TTModule(nn.Module):
+    """An ``nn.Module`` whose hidden states, however deep, are cleared and detached in one call.
+
+    Inherit from it as you would from ``nn.Module``. ``zero_states`` and ``detach_states`` may be
+    overridden; an override calls ``super()`` and runs exactly once however often its module is met.
+
+    Example:
+        >>> class Net(TTModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.cells = [LIF(3), LIF(3)]  # a plain list is found too
+        ...
+        ...     def forward(self, x):
+        ...         return self.cells[1](self.cells[0](x))
+        >>> net = Net()
+        >>> net(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+        >>> net.zero_states()
+        >>> net.cells[0].mem is None
+        True
+        >>> net.get_param_count()
+        12
+
+    """
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        """Set every state to ``None``, or with ``where`` reset just those samples to zero.
+
+        Args:
+            where: boolean mask over dimension 0, the batch; ``True`` resets the sample. States of
+                the others keep their values and their graph; states that are ``None`` stay so.
+
+        Raises:
+            TypeError: the mask is not a boolean tensor, or an override of ``zero_states`` in the
+                model does not take ``where``.
+            ValueError: the mask does not fit the batch of a layer, or dimension 0 of a layer holds
+                its neurons. Nothing has been changed then.
+
+        """
+        _spread(self, where, lambda module: module.zero_states(**_given(where)))
+
+    def detach_states(self) -> None:
+        """Cut every state from the graph that computed it; the values stay."""
+        _spread(self, None, lambda module: module.detach_states())
+
+    def get_param_count(self) -> int:
+        """Number of parameter values in the module and all it holds, shared ones counted once."""
+        found = {id(p): p for _, module in named_modules(self) for p in module.parameters()}
+        return sum(p.numel() for p in found.values())
+
+    def check_reset(self, path: str, where: Tensor) -> None:
+        """Raise where ``zero_states(where=...)`` would fail on this very module."""
+        parameters = inspect.signature(self.zero_states).parameters.values()
+        if not any(p.name == "where" or p.kind is p.VAR_KEYWORD for p in parameters):
+            raise TypeError(
+                f"{type(self).__name__}.zero_states, at {path or 'the root'!r}, does not take "
+                "where=. Declare zero_states(self, *, where=None) and pass it on to super()."
+            )
+
+
+def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
+    """:meth:`TTModule.zero_states` for any module: an ``nn.Sequential``, a wrapped model.
+
+    Args:
+        module: any ``nn.Module``.
+        where: boolean mask over dimension 0; without it every state becomes ``None``.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``, or as the method.
+        ValueError: as the method.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> _ = net(torch.ones(2, 4))
+        >>> zero_states(net, where=torch.tensor([True, False]))
+        >>> net[1].mem[0]
+        tensor([0., 0., 0.], grad_fn=<SelectBackward0>)
+        >>> zero_states(net)
+        >>> net[1].mem is None
+        True
+
+    """
+    check_module(module)
+    if isinstance(module, TTModule):
+        module.zero_states(**_given(where))
+    else:
+        _spread(module, where, lambda nested: nested.zero_states(**_given(where)))
+
+
+def detach_states(module: nn.Module) -> None:
+    """:meth:`TTModule.detach_states` for any module.
+
+    Args:
+        module: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> _ = net(torch.ones(2, 4))
+        >>> detach_states(net)
+        >>> net[1].mem.requires_grad
+        False
+
+    """
+    check_module(module)
+    if isinstance(module, TTModule):
+        module.detach_states()
+    else:
+        _spread(module, None, lambda nested: nested.detach_states())
+
+
+def check_module(module: object) -> None:
+    """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(module).__name__}.")
+
+
+class _Spreading(threading.local):
+    """The modules that the outermost call in progress has already reached."""
+
+    reached: set[int] | None = None
+
+
+_spreading = _Spreading()
+
+
+def _spread(root: nn.Module, where: Tensor | None, call: Callable[[TTModule], None]) -> None:
+    """Call the nearest ``TTModule``s below ``root``; each of them goes on from there."""
+    if torch.compiler.is_dynamo_compiling():
+        _spread_compiled(root, call)
+        return
+    outermost = _spreading.reached is None
+    if outermost:
+        if where is not None:
+            _check_mask(root, where)
+        _spreading.reached = set()
+    reached = _spreading.reached
+    assert reached is not None
+    reached.add(id(root))
+    try:
+        for module in _nearest(root):
+            if id(module) not in reached:
+                reached.add(id(module))
+                call(module)
+    finally:
+        if outermost:
+            _spreading.reached = None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_hidden_states(root: nn.Module) -> bool:
+    """Whether a stateful module is held outside ``root.modules()``; asked once per compilation."""
+    registered = {id(module) for module in root.modules()}
+    return any(
+        isinstance(module, TTModule) and id(module) not in registered
+        for _, module in named_modules(root)
+    )
+
+
+def _spread_compiled(root: nn.Module, call: Callable[[TTModule], None]) -> None:
+    """The same inside ``torch.compile``, which can follow registered modules alone."""
+    if _has_hidden_states(root):
+        raise RuntimeError(
+            "torch.compile cannot reach a stateful module that is held in a plain list, dict or "
+            "object. Register it (nn.ModuleList, nn.ModuleDict), or zero the states outside."
+        )
+    pending = list(root.children())
+    for module in pending:
+        if isinstance(module, TTModule):
+            call(module)
+        else:
+            pending.extend(module.children())
+
+
+def _nearest(root: nn.Module) -> Iterator[TTModule]:
+    for _, module in list(named_modules(root, closed=TTModule)):
+        if isinstance(module, TTModule) and module is not root:
+            yield module
+
+
+def _given(where: Tensor | None) -> dict[str, Tensor]:
+    """``where`` only when there is one: an override need not know it to be zeroed whole."""
+    return {} if where is None else {"where": where}
+
+
+def _check_mask(root: nn.Module, where: Tensor) -> None:
+    if not isinstance(where, Tensor) or where.dtype != torch.bool:
+        got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
+        raise TypeError(f"where must be a boolean tensor, got {got}. Try where=done.bool().")
+    if where.ndim != 1:
+        raise ValueError(
+            f"where must have one dimension, the batch, got shape {list(where.shape)}."
+        )
+    for path, module in named_modules(root):
+        if isinstance(module, TTModule):
+            module.check_reset(path, where)

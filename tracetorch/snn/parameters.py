@@ -1,0 +1,291 @@
+"""What a neuron's parameter can be: a decay, a threshold, a weight.
+
+A parameter is *told* by its value, *kept* unbounded under the name ``raw_<name>``, and *used*
+through its constraint, so that every step of an optimizer lands on a legal value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor
+
+from tracetorch.functional import atan_surrogate, sigmoid_inverse, softplus_inverse
+
+Value: TypeAlias = "float | Tensor"
+Rank: TypeAlias = Literal[0, 1]
+SpikeFunction: TypeAlias = Callable[[Tensor], Tensor]
+Constraint: TypeAlias = Callable[[Tensor], Tensor]
+
+NEAREST_TO_0_AND_1 = 1e-7
+
+
+class Open(Enum):
+    """A field of a setup that is left to the default of the parameter it is given to."""
+
+    DEFAULT = "default"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def unbounded(raw: Tensor) -> Tensor:
+    """``raw``: the constraint of weights."""
+    return raw
+
+
+def sigmoid(raw: Tensor) -> Tensor:
+    """``sigmoid(raw)`` in (0, 1): the constraint of decays."""
+    return torch.sigmoid(raw)
+
+
+def softplus(raw: Tensor) -> Tensor:
+    """``softplus(raw) > 0``: the constraint of thresholds."""
+    return F.softplus(raw)
+
+
+def negative_softplus(raw: Tensor) -> Tensor:
+    """``-softplus(raw) < 0``: the constraint of thresholds below zero."""
+    return -F.softplus(raw)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter without bounds: a scale, a recurrent weight, a bias.
+
+    A field left open takes the default of the parameter it is given to.
+
+    Args:
+        value: a number, or a tensor of rank 0 or 1, which sets its own rank.
+        rank: 0 for one value in the layer, 1 for one per neuron.
+        learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+    Example:
+        >>> Weight(0.5, rank=0)
+        Weight(value=0.5, rank=0, learnable=DEFAULT)
+
+    """
+
+    value: Value | Open = Open.DEFAULT
+    rank: Rank | Open = Open.DEFAULT
+    learnable: bool | Open = Open.DEFAULT
+
+    constraint: ClassVar[Constraint] = staticmethod(unbounded)
+    range: ClassVar[str] = "be finite"
+
+    def check(self, name: str) -> None:
+        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
+        if isinstance(self.rank, bool) or self.rank not in (0, 1):
+            raise ValueError(
+                f"{name}: rank must be 0 (one value for the layer) or 1 (one per neuron), "
+                f"got {self.rank!r}."
+            )
+        check_flag(f"{name}: learnable", self.learnable)
+
+    def legal(self, value: Tensor) -> Tensor:
+        """Where ``value`` is in range."""
+        return torch.isfinite(value)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """The raw tensor whose constrained value is ``value``."""
+        return value
+
+    def raw(self, name: str, num_neurons: int) -> Tensor:
+        """The tensor to keep, unbounded, in the default dtype and of rank 0 or 1.
+
+        Raises:
+            TypeError: the value is neither a number nor a floating-point tensor.
+            ValueError: the value is out of range, of another length or of a higher rank.
+
+        """
+        value = self.value
+        if isinstance(value, Tensor):
+            if not value.is_floating_point():
+                raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
+            if value.ndim > 1:
+                raise ValueError(
+                    f"{name} must be a number or a tensor of rank 0 or 1, got rank {value.ndim} "
+                    f"and shape {list(value.shape)}."
+                )
+            if value.ndim == 1 and len(value) != num_neurons:
+                raise ValueError(
+                    f"{name} has {len(value)} values, the layer has {num_neurons} neurons. "
+                    "Give one value per neuron, or one number for all."
+                )
+            told = value.detach().to("cpu", torch.float64)
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            told = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        else:
+            raise TypeError(
+                f"{name} must be a number or a tensor, got {type(value).__name__}. "
+                "Wrap a list or an array in torch.tensor(...)."
+            )
+        legal = self.legal(told)
+        if not bool(legal.all()):
+            raise ValueError(f"{name} must {self.range}, got {told[~legal].flatten()[0].item()}.")
+        raw = self.inverse(told).to(torch.get_default_dtype())
+        if not bool(torch.isfinite(raw).all()):
+            raise ValueError(f"{name} is beyond the range of {raw.dtype}, got {value}.")
+        if self.rank == 1 and not isinstance(value, Tensor):
+            raw = raw.expand(num_neurons)
+        return raw.to(torch.get_default_device(), copy=True).contiguous()
+
+
+@dataclass(frozen=True)
+class Decay(Weight):
+    """A parameter in (0, 1), kept as its logit: ``decay = sigmoid(raw)``.
+
+    Args:
+        value: as for :class:`Weight`. In a tensor an exact 0 or 1 becomes 1e-7 or 1 - 1e-7.
+        rank: 0 for one value in the layer, 1 for one per neuron.
+        learnable: an ``nn.Parameter`` if true, a buffer if not.
+        use_averaging: the inflow of the trace is scaled by ``1 - decay``, so that the trace is an
+            exponential moving average. Read by :class:`LeakyIntegrator` alone.
+
+    Example:
+        >>> Decay(0.9, learnable=False)
+        Decay(value=0.9, rank=DEFAULT, learnable=False, use_averaging=DEFAULT)
+
+    """
+
+    use_averaging: bool | Open = Open.DEFAULT
+
+    constraint: ClassVar[Constraint] = staticmethod(sigmoid)
+    range: ClassVar[str] = (
+        "lie strictly between 0 and 1 (for a slow decay try 0.999, to forget at once 1e-7)"
+    )
+
+    def check(self, name: str) -> None:
+        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
+        super().check(name)
+        check_flag(f"{name}: use_averaging", self.use_averaging)
+
+    def legal(self, value: Tensor) -> Tensor:
+        """Where ``value`` is in range: a tensor may touch 0 and 1, as ``torch.rand`` does."""
+        if isinstance(self.value, Tensor):
+            return (value >= 0) & (value <= 1)
+        return (value > 0) & (value < 1)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """``logit(value)``."""
+        value = torch.where(value == 0, NEAREST_TO_0_AND_1, value)
+        return sigmoid_inverse(torch.where(value == 1, 1 - NEAREST_TO_0_AND_1, value))
+
+
+@dataclass(frozen=True)
+class Threshold(Weight):
+    """A positive parameter and the spike function that tests against it: ``softplus(raw)``.
+
+    Args:
+        value: as for :class:`Weight`; positive. For a threshold below zero, its magnitude.
+        rank: 0 for one value in the layer, 1 for one per neuron.
+        learnable: an ``nn.Parameter`` if true, a buffer if not.
+        surrogate: a callable ``u -> spikes``, usually one of ``tt.functional``'s surrogates.
+
+    Example:
+        >>> Threshold(0.5, rank=0)
+        Threshold(value=0.5, rank=0, learnable=DEFAULT, surrogate=DEFAULT)
+
+    """
+
+    surrogate: SpikeFunction | Open = Open.DEFAULT
+
+    constraint: ClassVar[Constraint] = staticmethod(softplus)
+    range: ClassVar[str] = "be positive and finite"
+
+    def check(self, name: str) -> None:
+        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
+        super().check(name)
+        if not callable(self.surrogate):
+            raise TypeError(
+                f"{name}: surrogate must be callable, u -> spikes, got "
+                f"{type(self.surrogate).__name__}. Try tt.functional.atan_surrogate(2.0)."
+            )
+
+    def legal(self, value: Tensor) -> Tensor:
+        """Where ``value`` is in range."""
+        return (value > 0) & torch.isfinite(value)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """``log(exp(value) - 1)``."""
+        return softplus_inverse(value)
+
+
+S = TypeVar("S", Weight, Decay, Threshold)
+
+DEFAULT_SURROGATE = atan_surrogate(2.0)
+
+WEIGHT = Weight(0.0, 1, True)
+DECAY = Decay(0.9, 1, True, False)
+THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
+
+
+def complete(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+    """A setup as the user may write it, every field it leaves open taken from ``default``.
+
+    Args:
+        name: how messages call it, ``"alpha"`` say.
+        given: a value, a dict, a dataclass of the kind of ``default``, or ``None``.
+        default: a setup with no field open.
+
+    Raises:
+        TypeError: ``given`` is of another kind, or a field of the wrong type.
+        ValueError: ``given`` has an unknown key, or a rank other than 0 and 1.
+
+    """
+    kind = type(default)
+    told: dict[str, Any]
+    if given is None:
+        told = {}
+    elif isinstance(given, Mapping):
+        told = dict(given)
+    elif type(given) is kind:
+        told = {field.name: getattr(given, field.name) for field in fields(given)}
+    elif isinstance(given, Weight):
+        raise TypeError(
+            f"the setup of {name} must be a dict, a {kind.__name__} or None, got a "
+            f"{type(given).__name__}."
+        )
+    else:
+        told = {"value": given}
+    allowed = [field.name for field in fields(kind)]
+    for key in told:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"the setup of {name} has no key {key!r}.{hint} Its keys are {', '.join(allowed)}."
+            )
+    setup = replace(
+        default, **{key: value for key, value in told.items() if value is not Open.DEFAULT}
+    )
+    setup.check(name)
+    return setup
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_count(name: str, value: object) -> int:
+    """``value`` as an int of at least 1; raises ``TypeError`` or ``ValueError``."""
+    count = check_integer(name, value)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}.")
+    return count
+
+
+def check_integer(name: str, value: object) -> int:
+    """``value`` as an int; raises ``TypeError``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    return int(value)

@@ -1,0 +1,126 @@
+"""The states of a whole model as one flat dict: to save a stream, to resume it, to compare two."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.snn.module import check_module
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.walk import named_modules
+
+
+def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
+    """Every neuron layer in ``module``, itself included, each once, with its dotted path."""
+    for path, found in named_modules(module):
+        if isinstance(found, Neuron):
+            yield path, found
+
+
+def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
+    """Every live state in ``module`` under its path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
+
+    Args:
+        module: any ``nn.Module``.
+        detach: independent copies, no two sharing memory, so that they can be saved with
+            ``torch.save`` or safetensors; ``False``: the live tensors, still part of their graph.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> get_states(net)
+        {}
+        >>> _ = net(torch.ones(2, 4))
+        >>> {name: list(state.shape) for name, state in get_states(net).items()}
+        {'1.mem': [2, 3]}
+
+    """
+    check_module(module)
+    states: dict[str, Tensor] = {}
+    for path, layer in named_neurons(module):
+        for name in layer.kept_states:
+            state = getattr(layer, name)
+            if state is not None:
+                states[_join(path, name)] = state.detach().clone() if detach else state
+    return states
+
+
+def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
+    """Replace every state in ``module`` by those in ``states``; layers not named go to ``None``.
+
+    The tensors are copied, to the device of the layer, and stay part of their graph if they have
+    one.
+
+    Args:
+        module: any ``nn.Module``.
+        states: what :func:`get_states` gave.
+
+    Raises:
+        TypeError: ``module`` is not an ``nn.Module``, ``states`` is not a mapping, or one of its
+            values is not a float32 or float64 tensor.
+        ValueError: a name is unknown, a layer is given only some of its states, their shapes or
+            dtypes differ, or they do not have the layer's neurons. Nothing has been changed then.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> _ = net(torch.ones(2, 4))
+        >>> saved = get_states(net)
+        >>> first = net(torch.ones(2, 4))
+        >>> set_states(net, saved)
+        >>> torch.equal(net(torch.ones(2, 4)), first)
+        True
+
+    """
+    check_module(module)
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
+    layers = list(named_neurons(module))
+    known = {_join(path, name) for path, layer in layers for name in layer.kept_states}
+    for name in states:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no state is called {name!r}.{hint} There are {sorted(known)}.")
+    for path, layer in layers:
+        _check(
+            layer,
+            {n: states[k] for n in layer.kept_states if (k := _join(path, n)) in states},
+            path,
+        )
+    for path, layer in layers:
+        device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
+        for name in layer.kept_states:
+            state = states.get(_join(path, name))
+            setattr(layer, name, None if state is None else state.clone().to(device))
+
+
+def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
+    if not states:
+        return
+    owner = f"layer {path!r}, {layer!r}," if path else repr(layer)
+    missing = [name for name in layer.kept_states if name not in states]
+    if missing:
+        raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
+    for name, state in states.items():
+        if not isinstance(state, Tensor) or state.dtype not in (torch.float32, torch.float64):
+            got = (
+                f"a tensor of {state.dtype}" if isinstance(state, Tensor) else type(state).__name__
+            )
+            raise TypeError(f"{owner} keeps {name} in float32 or float64, got {got}.")
+        if not -state.ndim <= layer.dim < state.ndim or state.shape[layer.dim] != layer.num_neurons:
+            raise ValueError(
+                f"{owner} needs {name} with {layer.num_neurons} neurons at dim {layer.dim}, got "
+                f"shape {list(state.shape)}."
+            )
+    if len({(state.shape, state.dtype) for state in states.values()}) > 1:
+        told = {name: (list(state.shape), state.dtype) for name, state in states.items()}
+        raise ValueError(f"{owner} needs its states in one shape and dtype, got {told}.")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
