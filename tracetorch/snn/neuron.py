@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.snn.guard import guard
-from tracetorch.snn.module import TTModule
+from tracetorch.snn.module import TTModule, is_exporting
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
@@ -218,8 +219,7 @@ class Neuron(TTModule):
         self._constraints[name] = constraint
 
     def _check_name(self, name: str) -> None:
-        taken = name in vars(self) or name in self._constraints or name in self._modules
-        if taken or not name.isidentifier() or hasattr(Neuron, name):
+        if not name.isidentifier() or hasattr(self, name):
             raise ValueError(
                 f"{type(self).__name__} cannot call a state, parameter or option {name!r}: it must "
                 "be an identifier that is not yet taken."
@@ -273,9 +273,11 @@ class Neuron(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """One time step."""
-        dtype = self._check_input(x)
         if not self._zeroed_in_trace and _is_tracing():
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
             raise RuntimeError(_FROZEN)
+        dtype = self._check_input(x)
         states = self._states_for(x, dtype)
         work = x.to(dtype)
         results = self.step(work, *states, **self.arguments(x.ndim, dtype))
@@ -323,6 +325,11 @@ class Neuron(TTModule):
             else:
                 if state.shape != x.shape or state.device != x.device or state.dtype != dtype:
                     self._refuse(name, state, x, dtype)
+                if isinstance(state, FakeTensor) and not isinstance(x, FakeTensor):
+                    raise ValueError(
+                        f"{self._named()} holds a state {name} without values, left behind by a "
+                        "traced call. Call zero_states()."
+                    )
                 states.append(state)
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
             # autograd may not save what inference_mode made
@@ -453,7 +460,7 @@ class Neuron(TTModule):
 
 def _is_tracing() -> bool:
     """Whether a program is being recorded that will run without this module's Python."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore
+    return is_exporting() or torch.jit.is_tracing()  # type: ignore
 
 
 class _EmptyLike(TorchFunctionMode):
