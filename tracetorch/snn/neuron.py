@@ -273,20 +273,18 @@ class Neuron(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """One time step."""
-        dtype = self._check_input(x)
-        if not self._zeroed_in_trace and _is_tracing():
-            raise RuntimeError(_FROZEN)
-        states = self._states_for(x, dtype)
+        dtype = self.check_input(x)
+        states = self.states_for(x, dtype)
         work = x.to(dtype)
         results = self.step(work, *states, **self.arguments(x.ndim, dtype))
-        output, kept, values = self._check_result(work, results)
+        output, kept, values = self.check_result(work, results)
         output, *values = guard([output, *values])
         for name, value in zip(kept, values, strict=True):
             setattr(self, name, value)
         return output.to(x.dtype)
 
-    def _check_input(self, x: object) -> torch.dtype:
-        """The dtype of the arithmetic."""
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """The dtype of the arithmetic; raises where ``x``, one step or many, does not fit."""
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{self._named()} takes a tensor, got {type(x).__name__}. "
@@ -297,21 +295,28 @@ class Neuron(TTModule):
                 f"{self._named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
-        if not -x.ndim <= self.dim < x.ndim:
+        shape = x.shape[1:] if sequence else x.shape
+        told = f"one step of the input {list(x.shape)}" if sequence else "the input"
+        if not -len(shape) <= self.dim < len(shape):
             raise ValueError(
-                f"{self._named()} has its neurons at dim {self.dim}, the input has only "
-                f"{x.ndim} dimensions, shape {list(x.shape)}."
+                f"{self._named()} has its neurons at dim {self.dim}, {told} has only "
+                f"{len(shape)} dimensions, shape {list(shape)}."
             )
-        if x.shape[self.dim] != self.num_neurons:
+        if shape[self.dim] != self.num_neurons:
             raise ValueError(
-                f"{self._named()} has {self.num_neurons} neurons, the input has "
-                f"{x.shape[self.dim]} at dim {self.dim}, shape {list(x.shape)}. "
-                f"Build the layer with num_neurons={x.shape[self.dim]}, or name another dim."
+                f"{self._named()} has {self.num_neurons} neurons, {told} has "
+                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
+                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
         return _ARITHMETIC[x.dtype]
 
-    def _states_for(self, x: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
+    def states_for(
+        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
+    ) -> list[Tensor | None]:
         """The states as ``step`` receives them: live ones checked, missing ones zero."""
+        if not self._zeroed_in_trace and _is_tracing():
+            raise RuntimeError(_FROZEN)
+        shape = x.shape[1:] if sequence else x.shape
         states: list[Tensor | None] = []
         kept = self.kept_states
         for name in self.states:
@@ -319,25 +324,27 @@ class Neuron(TTModule):
             if name not in kept:
                 states.append(None)
             elif state is None:
-                states.append(torch.zeros(x.shape, dtype=dtype, device=x.device))
+                states.append(torch.zeros(shape, dtype=dtype, device=x.device))
             else:
-                if state.shape != x.shape or state.device != x.device or state.dtype != dtype:
-                    self._refuse(name, state, x, dtype)
+                if state.shape != shape or state.device != x.device or state.dtype != dtype:
+                    self._refuse(name, state, shape, x.device, dtype)
                 states.append(state)
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
             # autograd may not save what inference_mode made
             states = [s.clone() if s is not None and s.is_inference() else s for s in states]
         return states
 
-    def _refuse(self, name: str, state: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    def _refuse(
+        self, name: str, state: Tensor, shape: torch.Size, device: torch.device, dtype: torch.dtype
+    ) -> None:
         raise ValueError(
             f"{self._named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
-            f"on {state.device}; the input has shape {list(x.shape)} and needs {dtype} on "
-            f"{x.device}. Call zero_states() before a new sequence or another batch size, "
+            f"on {state.device}; the input has shape {list(shape)} and needs {dtype} on "
+            f"{device}. Call zero_states() before a new sequence or another batch size, "
             "zero_states(where=mask) to restart some samples; states follow model.to(...)."
         )
 
-    def _check_result(
+    def check_result(
         self, x: Tensor, results: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, list[str], list[Tensor]]:
         """The output, and names and values of the kept states."""
