@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _TOKEN = torch.empty(0, device="cpu")  # saved by every guard; only whether it was freed is asked
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Around the reading of ``ctx.saved_tensors``: says what to do where they are gone."""
+    try:
+        yield
+    except RuntimeError as freed:
+        raise RuntimeError(
+            "backward() reached time steps that an earlier backward() has already freed: the "
+            "states still carry their graph. Call detach_states() after each backward() to go "
+            "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
+            "backward(retain_graph=True) keeps the graph at the price of its memory."
+        ) from freed
 
 
 class _Guard(torch.autograd.Function):
@@ -22,15 +38,8 @@ class _Guard(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        try:
+        with explained():
             ctx.saved_tensors  # noqa: B018 (reading them is the test)
-        except RuntimeError as freed:
-            raise RuntimeError(
-                "backward() reached time steps that an earlier backward() has already freed: the "
-                "states still carry their graph. Call detach_states() after each backward() to go "
-                "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
-                "backward(retain_graph=True) keeps the graph at the price of its memory."
-            ) from freed
         return grads
 
 

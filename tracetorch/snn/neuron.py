@@ -117,6 +117,7 @@ class Neuron(TTModule):
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
         self._zeroed_in_trace = False
+        self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
         for name in type(self).states:
             self._check_name(name)
             setattr(self, name, None)
@@ -272,48 +273,67 @@ class Neuron(TTModule):
     # Calling
 
     def forward(self, x: Tensor) -> Tensor:
+        """One time step; inside ``tt.unroll`` by layer, all of them, folded into the batch."""
+        if self.layer_pass is not None:
+            return self.layer_pass(self, x)
+        return self.one_step(x)
+
+    def one_step(self, x: Tensor) -> Tensor:
         """One time step."""
-        if not self._zeroed_in_trace and _is_tracing():
-            if torch.compiler.is_dynamo_compiling():
-                torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
-            raise RuntimeError(_FROZEN)
-        dtype = self._check_input(x)
-        states = self._states_for(x, dtype)
+        dtype = self.check_input(x)
+        states = self.states_for(x, dtype)
         work = x.to(dtype)
         results = self.step(work, *states, **self.arguments(x.ndim, dtype))
-        output, kept, values = self._check_result(work, results)
+        output, kept, values = self.check_result(work, results)
         output, *values = guard([output, *values])
         for name, value in zip(kept, values, strict=True):
             setattr(self, name, value)
         return output.to(x.dtype)
 
-    def _check_input(self, x: object) -> torch.dtype:
-        """The dtype of the arithmetic."""
+    def sequence(
+        self, x: Tensor, record: tuple[str, ...], recording: object = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """All the steps of ``x`` ``[T, ...]`` at once; outputs and the trajectories of states."""
+        from tracetorch.fuse import sequence  # fuse is built on this class
+
+        return sequence(self, x, record=record)
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """The dtype of the arithmetic; raises where ``x``, one step or many, does not fit."""
+        if not self._zeroed_in_trace and _is_tracing():
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
+            raise RuntimeError(_FROZEN)
         if not isinstance(x, Tensor):
             raise TypeError(
-                f"{self._named()} takes a tensor, got {type(x).__name__}. "
+                f"{self.named()} takes a tensor, got {type(x).__name__}. "
                 "Wrap arrays in torch.as_tensor(...)."
             )
         if x.dtype not in _ARITHMETIC:
             raise TypeError(
-                f"{self._named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
+                f"{self.named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
-        if not -x.ndim <= self.dim < x.ndim:
+        shape = x.shape[1:] if sequence else x.shape
+        told = f"one step of the input {list(x.shape)}" if sequence else "the input"
+        if not -len(shape) <= self.dim < len(shape):
             raise ValueError(
-                f"{self._named()} has its neurons at dim {self.dim}, the input has only "
-                f"{x.ndim} dimensions, shape {list(x.shape)}."
+                f"{self.named()} has its neurons at dim {self.dim}, {told} has only "
+                f"{len(shape)} dimensions, shape {list(shape)}."
             )
-        if x.shape[self.dim] != self.num_neurons:
+        if shape[self.dim] != self.num_neurons:
             raise ValueError(
-                f"{self._named()} has {self.num_neurons} neurons, the input has "
-                f"{x.shape[self.dim]} at dim {self.dim}, shape {list(x.shape)}. "
-                f"Build the layer with num_neurons={x.shape[self.dim]}, or name another dim."
+                f"{self.named()} has {self.num_neurons} neurons, {told} has "
+                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
+                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
         return _ARITHMETIC[x.dtype]
 
-    def _states_for(self, x: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
+    def states_for(
+        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
+    ) -> list[Tensor | None]:
         """The states as ``step`` receives them: live ones checked, missing ones zero."""
+        shape = x.shape[1:] if sequence else x.shape
         states: list[Tensor | None] = []
         kept = self.kept_states
         for name in self.states:
@@ -321,13 +341,13 @@ class Neuron(TTModule):
             if name not in kept:
                 states.append(None)
             elif state is None:
-                states.append(torch.zeros(x.shape, dtype=dtype, device=x.device))
+                states.append(torch.zeros(shape, dtype=dtype, device=x.device))
             else:
-                if state.shape != x.shape or state.device != x.device or state.dtype != dtype:
-                    self._refuse(name, state, x, dtype)
+                if state.shape != shape or state.device != x.device or state.dtype != dtype:
+                    self._refuse(name, state, shape, x.device, dtype)
                 if isinstance(state, FakeTensor) and not isinstance(x, FakeTensor):
                     raise ValueError(
-                        f"{self._named()} holds a state {name} without values, left behind by a "
+                        f"{self.named()} holds a state {name} without values, left behind by a "
                         "traced call. Call zero_states()."
                     )
                 states.append(state)
@@ -336,15 +356,17 @@ class Neuron(TTModule):
             states = [s.clone() if s is not None and s.is_inference() else s for s in states]
         return states
 
-    def _refuse(self, name: str, state: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    def _refuse(
+        self, name: str, state: Tensor, shape: torch.Size, device: torch.device, dtype: torch.dtype
+    ) -> None:
         raise ValueError(
-            f"{self._named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
-            f"on {state.device}; the input has shape {list(x.shape)} and needs {dtype} on "
-            f"{x.device}. Call zero_states() before a new sequence or another batch size, "
+            f"{self.named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
+            f"on {state.device}; the input has shape {list(shape)} and needs {dtype} on "
+            f"{device}. Call zero_states() before a new sequence or another batch size, "
             "zero_states(where=mask) to restart some samples; states follow model.to(...)."
         )
 
-    def _check_result(
+    def check_result(
         self, x: Tensor, results: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, list[str], list[Tensor]]:
         """The output, and names and values of the kept states."""
@@ -375,7 +397,8 @@ class Neuron(TTModule):
             values.append(value.clone() if aliased else value)
         return values[0], kept[1:], values[1:]
 
-    def _named(self) -> str:
+    def named(self) -> str:
+        """How messages call the layer: with its path in the model that is being called."""
         path = path_on_stack(self)
         return f"layer {path!r}, {self!r}," if path else f"{self!r}"
 

@@ -1,0 +1,99 @@
+"""``compiled``: source into a Numba kernel, kept on disk for the next process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import linecache
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+_lock = threading.RLock()
+_kernels: dict[str, Callable[..., None]] = {}
+
+
+def folder() -> Path:
+    """Where sources and compiled kernels are kept: ``TRACETORCH_CACHE``, or the user's cache."""
+    told = os.environ.get("TRACETORCH_CACHE")
+    if told:
+        return Path(told)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tracetorch"
+
+
+def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
+    """The function ``name`` of ``source``, compiled for one signature.
+
+    The source goes to a file named for its content, whole or not at all, with Numba's cache beside
+    it: processes that compile at once write the same bytes, and one that dies leaves nothing
+    broken. Where the folder cannot be written the kernel is compiled in memory.
+
+    Args:
+        source: a module.
+        name: the function.
+        signature: Numba's.
+
+    """
+    tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
+    with _lock:
+        if tag not in _kernels:
+            _kernels[tag] = _from_disk(source, name, tag, signature)
+        return _kernels[tag]
+
+
+def _from_disk(source: str, name: str, tag: str, signature: Any) -> Callable[..., None]:
+    try:
+        path = _kept(source, folder() / f"{name}_{tag}.py")
+        return _jit(_load(path, name, tag), signature, cache=True)
+    except (OSError, RuntimeError, EOFError, ValueError, ImportError):
+        # read-only, full, or damaged: none of it is a reason not to run
+        namespace: dict[str, Any] = {}
+        file = f"<{name}_{tag}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        exec(compile(source, file, "exec"), namespace)
+        return _jit(namespace[name], signature, cache=False)
+
+
+def _kept(source: str, path: Path) -> Path:
+    with contextlib.suppress(OSError):
+        if path.read_text() == source:
+            return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(source)
+        os.utime(temporary, (0, 0))  # Numba's cache compares times; two writers must agree on it
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _load(path: Path, name: str, tag: str) -> FunctionType:
+    module_name = f"tracetorch_kernels.{name}_{tag}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # Numba pickles functions by their module
+    spec.loader.exec_module(module)
+    function: FunctionType = getattr(module, name)
+    return function
+
+
+def _jit(function: FunctionType, signature: Any, *, cache: bool) -> Callable[..., None]:
+    import numba
+
+    kernel: Callable[..., None] = numba.njit(
+        signature, nogil=True, error_model="numpy", boundscheck=False, cache=cache
+    )(function)
+    return kernel

@@ -1,0 +1,149 @@
+"""``plan_key``: which backend runs a layer, and the key of the plan it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.backends import chosen, settle, unsuited
+from tracetorch.fuse.fingerprint import fingerprint
+from tracetorch.fuse.graph import Unfusable
+from tracetorch.fuse.plan import Plan, register
+from tracetorch.fuse.trace import Program, trace
+from tracetorch.snn.neuron import Neuron
+
+_programs: dict[Hashable, Program | str] = {}
+_MANY = 1024
+
+
+def program_of(
+    layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any] | None = None
+) -> Program:
+    """The program of a layer, traced once for all layers whose step does the same.
+
+    Args:
+        layer: whose ``step``.
+        ndim: number of dimensions of the tensor of one step.
+        dtype: of the arithmetic.
+        arguments: what ``layer.arguments`` gave, where it is at hand.
+
+    Raises:
+        Unfusable: it cannot become a kernel.
+
+    """
+    if arguments is None:
+        with torch.no_grad():
+            arguments = layer.arguments(ndim, dtype)
+    if inspect.ismethod(layer.step):
+        raise Unfusable("its step is not a static method: what it reads of self stays unseen")
+    told: list[Hashable] = [type(layer).__name__, ndim, dtype, layer.kept_states]
+    told.append(fingerprint("step", layer.step))
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            _check_parameter(layer, name, value, ndim, dtype)
+            told.append(name)
+        else:
+            told.append((name, fingerprint(name, value)))
+    key = tuple(told)
+    found = _programs.get(key)
+    if found is None:
+        if len(_programs) >= _MANY:
+            _programs.clear()
+        try:
+            found = trace(layer, ndim, dtype, arguments)
+        except Unfusable as reason:
+            found = str(reason)
+        _programs[key] = found
+    if isinstance(found, str):
+        raise Unfusable(found)
+    return found
+
+
+def _check_parameter(
+    layer: Neuron, name: str, value: Tensor, ndim: int, dtype: torch.dtype
+) -> None:
+    place = layer.dim if layer.dim < 0 else layer.dim - ndim
+    shape = (*[1] * (ndim - value.ndim), *value.shape)
+    fits = value.ndim <= ndim and all(
+        size == 1 or (d - ndim == place and size == layer.num_neurons)
+        for d, size in enumerate(shape)
+    )
+    if not fits or value.dtype != dtype:
+        raise Unfusable(
+            f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels take "
+            f"one value for the layer or one per neuron, in {dtype}"
+        )
+
+
+def plan_key(
+    layer: Neuron,
+    x: Tensor,
+    states: Sequence[Tensor],
+    tensors: dict[str, Tensor],
+    arguments: dict[str, Any],
+    record: tuple[str, ...],
+) -> str | None:
+    """The key of the plan that runs ``layer`` over ``x``; ``None``: it runs eagerly.
+
+    Raises:
+        RuntimeError: the backend asked for by name cannot.
+
+    """
+    if chosen() == "eager":
+        return None
+    grad = torch.is_grad_enabled()
+    trained = tuple(name for name, p in tensors.items() if grad and p.requires_grad)
+    wants_x = grad and x.requires_grad
+    graph = bool(trained) or wants_x or (grad and any(s.requires_grad for s in states))
+    needs = (record, graph, wants_x, trained)
+    if torch.compiler.is_compiling():
+        return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), *needs)
+    return _key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, arguments)
+
+
+def _key(
+    layer: Neuron,
+    ndim: int,
+    dtype: torch.dtype,
+    device: str,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+    arguments: dict[str, Any] | None = None,
+) -> str | None:
+    programs: list[Program] = []
+
+    def against(name: str) -> str | None:
+        reason = unsuited(name, torch.device(device))
+        if reason is None and name != "eager":
+            try:
+                programs.append(program_of(layer, ndim, dtype, arguments))
+            except Unfusable as found:
+                reason = str(found)
+        return reason
+
+    name = settle(layer, against, torch.device(device))
+    if name == "eager":
+        return None
+    dim = layer.dim if layer.dim < 0 else layer.dim - ndim
+    return register(Plan(programs[-1], name, dim, record, graph, x, trained))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_key(
+    layer: Neuron,
+    ndim: int,
+    dtype: torch.dtype,
+    device: str,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+) -> str | None:
+    """The same inside ``torch.compile``, asked once per compilation."""
+    return _key(layer, ndim, dtype, device, record, graph, x, trained)

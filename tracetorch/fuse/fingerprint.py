@@ -1,0 +1,139 @@
+"""``fingerprint``: everything a step's behaviour can depend on, as one hashable value.
+
+Numbers that a callable holds, closes over or reads from its module are compiled into a kernel, so
+they are part of what the kernel is known by: an annealed slope makes a new kernel, or finds the old
+one again when it returns.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.fuse.graph import Unfusable
+
+_NUMBERS = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
+_STABLE = ("builtins", "enum", "functools", "math", "numpy", "torch", "tracetorch", "typing")
+
+_Seen: TypeAlias = "dict[int, tuple[int, object]]"  # the objects too: an id is theirs while they live
+
+
+def fingerprint(name: str, value: object) -> Hashable:
+    """What ``value`` does, as far as it can be told from outside.
+
+    Args:
+        name: how the reason for a refusal calls it.
+        value: a constant, a surrogate, any callable.
+
+    Raises:
+        Unfusable: it holds something whose changes cannot be seen.
+
+    Example:
+        >>> scaled = lambda slope: lambda u: slope * u
+        >>> fingerprint("spike", scaled(2.0)) == fingerprint("spike", scaled(2.0))
+        True
+        >>> fingerprint("spike", scaled(2.0)) == fingerprint("spike", scaled(3.0))
+        False
+
+    """
+    return _of(value, name, {})
+
+
+def _of(value: Any, name: str, seen: _Seen) -> Hashable:
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, _NUMBERS):
+        return type(value), value
+    if id(value) in seen:
+        return "seen", seen[id(value)][0]
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
+        return value
+    seen[id(value)] = len(seen), value
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return type(value), tuple(_of(item, name, seen) for item in value)
+    if isinstance(value, Mapping):
+        return tuple((_of(k, name, seen), _of(v, name, seen)) for k, v in value.items())
+    if isinstance(value, types.FunctionType):
+        return _of_function(value, name, seen)
+    if isinstance(value, types.MethodType):
+        return _of(value.__func__, name, seen), _of(value.__self__, name, seen)
+    if isinstance(value, functools.partial):
+        return tuple(_of(v, name, seen) for v in (value.func, value.args, value.keywords))
+    if isinstance(value, type):
+        return _of_class(value, name, seen)
+    if isinstance(value, (Tensor, nn.Module)) or not hasattr(value, "__dict__"):
+        kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise Unfusable(
+            f"its {name!r} holds a {kind}, whose changes a compiled kernel would not see"
+        )
+    slots = {
+        slot: getattr(value, slot, None)
+        for kind in type(value).__mro__
+        for slot in getattr(kind, "__slots__", ())
+        if slot not in ("__dict__", "__weakref__")
+    }
+    held = {**vars(value), **slots}
+    return _of(type(value), name, seen), tuple((k, _of(v, name, seen)) for k, v in held.items())
+
+
+def _is_stable(owner: Any) -> bool:
+    return str(getattr(owner, "__module__", "")).split(".")[0] in _STABLE
+
+
+def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashable:
+    cells = [
+        _of(cell.cell_contents, name, seen)
+        for cell in function.__closure__ or ()
+        if cell.cell_contents is not function
+    ]
+    defaults = _of((function.__defaults__, function.__kwdefaults__ or {}), name, seen)
+    if _is_stable(function):
+        return function, tuple(cells), defaults
+    read = []
+    names = _names(function.__code__)
+    for global_name in names:
+        if global_name not in function.__globals__:
+            continue
+        held = function.__globals__[global_name]
+        if isinstance(held, types.ModuleType):
+            if held.__name__.split(".")[0] not in _STABLE:  # settings.SLOPE
+                read += [_of(vars(held)[n], name, seen) for n in names if n in vars(held)]
+        else:
+            read.append(_of(held, name, seen))
+    return function.__code__, tuple(cells), defaults, tuple(read)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names(c))]))
+
+
+def _of_class(kind: type, name: str, seen: _Seen) -> Hashable:
+    told: list[Hashable] = [kind]
+    for base in kind.__mro__:
+        if _is_stable(base):
+            continue
+        for key, held in vars(base).items():
+            if isinstance(held, (staticmethod, classmethod)):
+                held = held.__func__
+            elif isinstance(held, property):
+                held = held.fget
+            if isinstance(held, types.FunctionType) and not _is_generated(held):
+                told.append((key, _of_function(held, name, seen)))
+            elif isinstance(held, (float, *_NUMBERS)) and not key.startswith("__"):
+                told.append((key, _of(held, name, seen)))
+    return tuple(told)
+
+
+def _is_generated(function: types.FunctionType) -> bool:
+    """Whether ``dataclass`` wrote it: it reads nothing but the fields."""
+    return function.__code__.co_filename == "<string>" or function.__name__ == "__reduce__"
