@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class TTModule(nn.Module):
                 its neurons. Nothing has been changed then.
 
         """
-        _spread(self, where, lambda module: module.zero_states(**_given(where)))
+        _spread(self, "zero_states", where)
 
     def detach_states(self) -> None:
         """Cut every state from the graph that computed it; the values stay."""
-        _spread(self, None, lambda module: module.detach_states())
+        _spread(self, "detach_states", None)
 
     def get_param_count(self) -> int:
         """Number of parameter values in the module and all it holds, shared ones counted once."""
@@ -98,7 +98,7 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
     if isinstance(module, TTModule):
         module.zero_states(**_given(where))
     else:
-        _spread(module, where, lambda nested: nested.zero_states(**_given(where)))
+        _spread(module, "zero_states", where)
 
 
 def detach_states(module: nn.Module) -> None:
@@ -122,7 +122,7 @@ def detach_states(module: nn.Module) -> None:
     if isinstance(module, TTModule):
         module.detach_states()
     else:
-        _spread(module, None, lambda nested: nested.detach_states())
+        _spread(module, "detach_states", None)
 
 
 def check_module(module: object) -> None:
@@ -140,27 +140,46 @@ class _Spreading(threading.local):
 _spreading = _Spreading()
 
 
-def _spread(root: nn.Module, where: Tensor | None, call: Callable[[TTModule], None]) -> None:
-    """Call the nearest ``TTModule``s below ``root``; each of them goes on from there."""
+def _spread(root: nn.Module, act: str, where: Tensor | None) -> None:
+    """Call ``act`` of the nearest ``TTModule``s below ``root``; each of them goes on from there."""
     if torch.compiler.is_dynamo_compiling():
-        _spread_compiled(root, call)
+        _spread_compiled(root, act, where)
         return
-    outermost = _spreading.reached is None
-    if outermost:
+    reached = _spreading.reached
+    if reached is None:
         if where is not None:
             _check_mask(root, where)
-        _spreading.reached = set()
-    reached = _spreading.reached
-    assert reached is not None
-    reached.add(id(root))
-    try:
-        for module in _nearest(root):
-            if id(module) not in reached:
-                reached.add(id(module))
-                call(module)
-    finally:
-        if outermost:
+        _spreading.reached = {id(root)}
+        try:
+            _spread(root, act, where)
+        finally:
             _spreading.reached = None
+        return
+    for module in _nearest(root):
+        if id(module) not in reached:
+            reached.add(id(module))
+            getattr(module, act)(**_given(where))
+
+
+def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
+    """The same inside ``torch.compile``, which can follow registered modules alone."""
+    # an export raises by itself, at the first step of a layer that was not reached
+    if not is_exporting() and _has_hidden_states(root):
+        torch._dynamo.graph_break(
+            msg="torch.compile cannot reach a stateful module that is held in a plain list, dict "
+            "or object. Register it (nn.ModuleList, nn.ModuleDict), or zero the states outside."
+        )
+        _spread_uncompiled(root, act, where)
+        return
+    pending = list(root.children())
+    for module in pending:
+        if isinstance(module, TTModule):
+            getattr(module, act)(**_given(where))
+        else:
+            pending.extend(module.children())
+
+
+_spread_uncompiled = torch.compiler.disable(_spread)  # type: ignore[no-untyped-call]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -173,19 +192,13 @@ def _has_hidden_states(root: nn.Module) -> bool:
     )
 
 
-def _spread_compiled(root: nn.Module, call: Callable[[TTModule], None]) -> None:
-    """The same inside ``torch.compile``, which can follow registered modules alone."""
-    if _has_hidden_states(root):
-        raise RuntimeError(
-            "torch.compile cannot reach a stateful module that is held in a plain list, dict or "
-            "object. Register it (nn.ModuleList, nn.ModuleDict), or zero the states outside."
-        )
-    pending = list(root.children())
-    for module in pending:
-        if isinstance(module, TTModule):
-            call(module)
-        else:
-            pending.extend(module.children())
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing.
+
+    The flag, not ``torch.compiler.is_exporting()``, which torch 2.7 takes for true inside
+    ``torch.compile`` as well.
+    """
+    return bool(torch.compiler._is_exporting_flag)
 
 
 def _nearest(root: nn.Module) -> Iterator[TTModule]:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.snn.guard import guard
-from tracetorch.snn.module import TTModule
+from tracetorch.snn.module import TTModule, is_exporting
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
@@ -116,6 +117,7 @@ class Neuron(TTModule):
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
         self._zeroed_in_trace = False
+        self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
         for name in type(self).states:
             self._check_name(name)
             setattr(self, name, None)
@@ -218,8 +220,7 @@ class Neuron(TTModule):
         self._constraints[name] = constraint
 
     def _check_name(self, name: str) -> None:
-        taken = name in vars(self) or name in self._constraints or name in self._modules
-        if taken or not name.isidentifier() or hasattr(Neuron, name):
+        if not name.isidentifier() or hasattr(self, name):
             raise ValueError(
                 f"{type(self).__name__} cannot call a state, parameter or option {name!r}: it must "
                 "be an identifier that is not yet taken."
@@ -272,6 +273,12 @@ class Neuron(TTModule):
     # Calling
 
     def forward(self, x: Tensor) -> Tensor:
+        """One time step; inside ``tt.unroll`` by layer, all of them, folded into the batch."""
+        if self.layer_pass is not None:
+            return self.layer_pass(self, x)
+        return self.one_step(x)
+
+    def one_step(self, x: Tensor) -> Tensor:
         """One time step."""
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
@@ -283,28 +290,40 @@ class Neuron(TTModule):
             setattr(self, name, value)
         return output.to(x.dtype)
 
+    def sequence(
+        self, x: Tensor, record: tuple[str, ...], recording: object = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """All the steps of ``x`` ``[T, ...]`` at once; outputs and the trajectories of states."""
+        from tracetorch.fuse import sequence  # fuse is built on this class
+
+        return sequence(self, x, record=record)
+
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """The dtype of the arithmetic; raises where ``x``, one step or many, does not fit."""
+        if not self._zeroed_in_trace and _is_tracing():
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
+            raise RuntimeError(_FROZEN)
         if not isinstance(x, Tensor):
             raise TypeError(
-                f"{self._named()} takes a tensor, got {type(x).__name__}. "
+                f"{self.named()} takes a tensor, got {type(x).__name__}. "
                 "Wrap arrays in torch.as_tensor(...)."
             )
         if x.dtype not in _ARITHMETIC:
             raise TypeError(
-                f"{self._named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
+                f"{self.named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
         shape = x.shape[1:] if sequence else x.shape
         told = f"one step of the input {list(x.shape)}" if sequence else "the input"
         if not -len(shape) <= self.dim < len(shape):
             raise ValueError(
-                f"{self._named()} has its neurons at dim {self.dim}, {told} has only "
+                f"{self.named()} has its neurons at dim {self.dim}, {told} has only "
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         if shape[self.dim] != self.num_neurons:
             raise ValueError(
-                f"{self._named()} has {self.num_neurons} neurons, {told} has "
+                f"{self.named()} has {self.num_neurons} neurons, {told} has "
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
                 f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
@@ -314,8 +333,6 @@ class Neuron(TTModule):
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
         """The states as ``step`` receives them: live ones checked, missing ones zero."""
-        if not self._zeroed_in_trace and _is_tracing():
-            raise RuntimeError(_FROZEN)
         shape = x.shape[1:] if sequence else x.shape
         states: list[Tensor | None] = []
         kept = self.kept_states
@@ -328,6 +345,11 @@ class Neuron(TTModule):
             else:
                 if state.shape != shape or state.device != x.device or state.dtype != dtype:
                     self._refuse(name, state, shape, x.device, dtype)
+                if isinstance(state, FakeTensor) and not isinstance(x, FakeTensor):
+                    raise ValueError(
+                        f"{self.named()} holds a state {name} without values, left behind by a "
+                        "traced call. Call zero_states()."
+                    )
                 states.append(state)
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
             # autograd may not save what inference_mode made
@@ -338,7 +360,7 @@ class Neuron(TTModule):
         self, name: str, state: Tensor, shape: torch.Size, device: torch.device, dtype: torch.dtype
     ) -> None:
         raise ValueError(
-            f"{self._named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
+            f"{self.named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
             f"on {state.device}; the input has shape {list(shape)} and needs {dtype} on "
             f"{device}. Call zero_states() before a new sequence or another batch size, "
             "zero_states(where=mask) to restart some samples; states follow model.to(...)."
@@ -375,7 +397,8 @@ class Neuron(TTModule):
             values.append(value.clone() if aliased else value)
         return values[0], kept[1:], values[1:]
 
-    def _named(self) -> str:
+    def named(self) -> str:
+        """How messages call the layer: with its path in the model that is being called."""
         path = path_on_stack(self)
         return f"layer {path!r}, {self!r}," if path else f"{self!r}"
 
@@ -460,7 +483,7 @@ class Neuron(TTModule):
 
 def _is_tracing() -> bool:
     """Whether a program is being recorded that will run without this module's Python."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore
+    return is_exporting() or torch.jit.is_tracing()  # type: ignore
 
 
 class _EmptyLike(TorchFunctionMode):

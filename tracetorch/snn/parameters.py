@@ -135,7 +135,8 @@ class Weight:
             raise ValueError(f"{name} is beyond the range of {raw.dtype}, got {value}.")
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
-        return raw.to(torch.get_default_device(), copy=True).contiguous()
+        here = torch.empty(0).device  # where `with torch.device(...)` says
+        return raw.to(here, copy=True).contiguous()
 
 
 @dataclass(frozen=True)

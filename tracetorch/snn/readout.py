@@ -31,8 +31,8 @@ class Readout(LeakyIntegrator):
 
     Example:
         >>> layer = Readout(2)
-        >>> layer(torch.tensor([[0.5, 1.5]])).tolist()
-        [[0.05, 0.15]]
+        >>> layer(torch.tensor([[0.5, 1.5]])).detach()
+        tensor([[0.0500, 0.1500]])
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class SReadout(LeakyIntegrator):
 
     Example:
         >>> layer = SReadout(2)
-        >>> layer(torch.tensor([[0.5, 1.5]])).tolist()
-        [[0.025, 0.075]]
+        >>> layer(torch.tensor([[0.5, 1.5]])).detach()
+        tensor([[0.0250, 0.0750]])
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class RReadout(LeakyIntegrator):
 
     Example:
         >>> layer = RReadout(2)
-        >>> layer(torch.tensor([[0.5, 1.5]])).tolist()
-        [[0.05, 0.15]]
+        >>> layer(torch.tensor([[0.5, 1.5]])).detach()
+        tensor([[0.0500, 0.1500]])
     """
 
     def __init__(
@@ -202,8 +202,8 @@ class SRReadout(LeakyIntegrator):
 
     Example:
         >>> layer = SRReadout(2)
-        >>> layer(torch.tensor([[0.5, 1.5]])).tolist()
-        [[0.025, 0.075]]
+        >>> layer(torch.tensor([[0.5, 1.5]])).detach()
+        tensor([[0.0250, 0.0750]])
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import FrameType, MemberDescriptorType, SimpleNamespace
 from typing import Any, cast
 
@@ -75,13 +76,21 @@ def _attributes(owner: object) -> Iterator[tuple[str, object]]:
     for name, value in list(attributes.items()):
         if not (is_module and (name in _MODULE_OWN or name == "_modules")):
             yield name, value
-    for base in kind.__mro__:
-        for name, slot in list(vars(base).items()):
-            if isinstance(slot, MemberDescriptorType):
-                try:
-                    yield name, slot.__get__(owner)
-                except AttributeError:  # a slot that was never filled
-                    continue
+    for name, slot in _slots(kind):  # type: ignore[arg-type]
+        try:
+            yield name, slot.__get__(owner)
+        except AttributeError:  # a slot that was never filled
+            continue
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[tuple[str, MemberDescriptorType], ...]:
+    return tuple(
+        (name, slot)
+        for base in kind.__mro__
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType)
+    )
 
 
 def named_modules(

@@ -1,0 +1,86 @@
+"""What every test walks: the layers, the configurations of a LeakyIntegrator, how to step one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import functional, snn
+
+SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
+READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
+LAYERS = SPIKING + READOUTS
+
+SURROGATES = (
+    functional.atan_surrogate(2.0),
+    functional.sigmoid_surrogate(25.0),
+    functional.fast_sigmoid_surrogate(25.0),
+    functional.triangular_surrogate(1.0),
+    functional.boxcar_surrogate(1.0),
+    functional.gaussian_surrogate(0.5),
+    functional.straight_through_surrogate(),
+)
+
+# Neuron dimension, and the shape of one step that has 3 neurons there.
+PLACES = ((-1, (2, 3)), (1, (2, 3, 2)), (-3, (2, 3, 2, 1)))
+
+
+def layer(name: str, num_neurons: int = 4, **arguments: Any) -> snn.LeakyIntegrator:
+    """A layer by name, its parameters drawn so that neurons differ and recurrence acts."""
+    made: snn.LeakyIntegrator = getattr(snn, name)(num_neurons, **arguments)
+    vary(made)
+    return made
+
+
+def vary(module: nn.Module, seed: int = 0) -> None:
+    """Move every raw parameter a little, seeded."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, raw in itertools.chain(module.named_parameters(), module.named_buffers()):
+            if name.rpartition(".")[2].startswith("raw_"):
+                raw.add_(0.3 * torch.randn(raw.shape, generator=generator).to(raw))
+
+
+def sequence(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """An input ``[T, ...]`` that makes neurons of threshold 1 fire upwards and downwards."""
+    generator = torch.Generator().manual_seed(seed)
+    return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) + 0.2).to(dtype)
+
+
+def stepped(module: nn.Module, x: Tensor) -> Tensor:
+    """The reference over time: call the module once per step."""
+    return torch.stack([module(step) for step in x.unbind()])
+
+
+def configurations(synapse: bool, recurrence: bool) -> Iterator[dict[str, Any]]:
+    """Every combination of the other parts of a LeakyIntegrator that makes a difference."""
+    emas = ("alpha",) * synapse + ("beta",) + ("gamma",) * recurrence
+    for positive, negative, bias, scales, rank in itertools.product((False, True), repeat=5):
+        if scales and not (positive or negative):
+            continue
+        resets = ("subtract", "zero", "none") if positive or negative else ("subtract",)
+        for reset, averaging in itertools.product(
+            resets, itertools.product((False, True), repeat=len(emas))
+        ):
+            common = {"rank": int(rank)}
+            setups: dict[str, Any] = {
+                f"{name}_setup": {**common, "use_averaging": on}
+                for name, on in zip(emas, averaging, strict=True)
+            }
+            if recurrence:
+                setups["rec_weight_setup"] = common
+            if positive:
+                setups["pos_threshold_setup"] = common
+            if negative:
+                setups["neg_threshold_setup"] = common
+            if bias:
+                setups["bias_setup"] = common
+            if scales and positive:
+                setups["pos_scale_setup"] = common
+            if scales and negative:
+                setups["neg_scale_setup"] = common
+            yield {**setups, "reset": reset}

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracetorch.functional import (
+    decay_to_halflife,
+    halflife_to_decay,
+    sigmoid_inverse,
+    softplus_inverse,
+)
+
+
+@given(st.floats(1e-7, 1 - 1e-7))
+def test_sigmoid_inverse(y: float) -> None:
+    x = sigmoid_inverse(y)
+    assert 1 / (1 + math.exp(-x)) == pytest.approx(y, rel=1e-9)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_softplus_inverse(y: float) -> None:
+    x = softplus_inverse(y)
+    assert max(x, 0) + math.log1p(math.exp(-abs(x))) == pytest.approx(y, rel=1e-9)
+
+
+def test_softplus_inverse_does_not_overflow() -> None:
+    assert softplus_inverse(200.0) == 200.0
+    assert softplus_inverse(torch.tensor([200.0, 1e30])).tolist() == pytest.approx([200.0, 1e30])
+
+
+@given(st.floats(0.01, 1e6))
+def test_half_of_a_trace_is_left_after_its_half_life(steps: float) -> None:
+    decay = halflife_to_decay(steps)
+    assert decay**steps == pytest.approx(0.5, rel=1e-6)
+    assert decay_to_halflife(decay) == pytest.approx(steps, rel=1e-6)
+
+
+def test_limits() -> None:
+    assert sigmoid_inverse(0.0) == -math.inf
+    assert sigmoid_inverse(1.0) == math.inf
+    assert softplus_inverse(0.0) == -math.inf
+    assert halflife_to_decay(math.inf) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("convert", "value"),
+    [
+        (sigmoid_inverse, 0.3),
+        (softplus_inverse, 0.3),
+        (halflife_to_decay, 7),
+        (decay_to_halflife, 0.3),
+    ],
+)
+def test_tensors_keep_dtype_and_graph(convert: Any, value: float) -> None:
+    number = convert(value)
+    assert type(number) is float
+    for dtype in (torch.float32, torch.float64):
+        x = torch.full((2,), float(value), dtype=dtype, requires_grad=True)
+        y = convert(x)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, torch.full((2,), number, dtype=dtype))
+        y.sum().backward()
+        assert bool(torch.isfinite(x.grad).all())
+    assert torch.autograd.gradcheck(convert, x)
+
+
+@pytest.mark.parametrize(
+    ("convert", "value", "error", "message"),
+    [
+        (sigmoid_inverse, 1.5, ValueError, r"sigmoid_inverse: the value must lie in \[0, 1\], got"),
+        (sigmoid_inverse, math.nan, ValueError, r"must lie in \[0, 1\], got nan"),
+        (softplus_inverse, -1.0, ValueError, "must be finite and not negative, got -1.0"),
+        (softplus_inverse, math.inf, ValueError, "must be finite and not negative, got inf"),
+        (halflife_to_decay, 0.0, ValueError, "must be positive, got 0.0"),
+        (decay_to_halflife, 1.0, ValueError, "must lie strictly between 0 and 1, got 1.0"),
+        (decay_to_halflife, torch.tensor([0.5, 2.0]), ValueError, "0 and 1, got 2.0"),
+        (sigmoid_inverse, torch.tensor([1]), TypeError, "floating-point tensors, got one of torch"),
+        (sigmoid_inverse, "1", TypeError, "takes a number or a tensor, got str"),
+        (halflife_to_decay, True, TypeError, "takes a number or a tensor, got bool"),
+    ],
+)
+def test_a_bad_value_is_named(
+    convert: Any, value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        convert(value)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from tests.cases import SURROGATES
+from tracetorch import functional
+from tracetorch.functional import Surrogate
+
+IDS = [type(surrogate).__name__ for surrogate in SURROGATES]
+
+
+def sigmoid_derivative(u: float, k: float) -> float:
+    return k / (2 * math.cosh(k * u / 2)) ** 2
+
+
+def normal_density(u: float, sigma: float) -> float:
+    return math.exp(-0.5 * (u / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+
+
+FORMULAS: dict[str, tuple[float | None, Callable[[float, float], float]]] = {
+    "atan_surrogate": (3.0, lambda u, a: a / 2 / (1 + (math.pi / 2 * a * u) ** 2)),
+    "sigmoid_surrogate": (7.0, sigmoid_derivative),
+    "fast_sigmoid_surrogate": (10.0, lambda u, k: 1 / (1 + k * abs(u)) ** 2),
+    "triangular_surrogate": (2.0, lambda u, w: max(0.0, 1 - abs(u) / w) / w),
+    "boxcar_surrogate": (1.5, lambda u, w: 1 / w if abs(u) < w / 2 else 0.0),
+    "gaussian_surrogate": (
+        0.7,
+        lambda u, s: math.exp(-0.5 * (u / s) ** 2) / (s * math.sqrt(2 * math.pi)),
+    ),
+    "straight_through_surrogate": (None, lambda u, _: 1.0),
+}
+
+
+def test_every_surrogate_has_a_formula_here_and_a_place_in_the_cases() -> None:
+    public = {name for name in functional.__all__ if name.endswith("_surrogate")}
+    assert set(FORMULAS) == set(IDS) == public
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_derivative(name: str) -> None:
+    argument, formula = FORMULAS[name]
+    surrogate = getattr(functional, name)(*[] if argument is None else [argument])
+    u = torch.tensor([-4.0, -0.74, -0.3, 0.0, 0.1, 0.76, 1.9, 30.0], dtype=torch.float64)
+    u.requires_grad_()
+    surrogate(u).sum().backward()
+    expected = [formula(value, argument or 0.0) for value in u.tolist()]
+    torch.testing.assert_close(u.grad, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
+def test_defaults(surrogate: Surrogate) -> None:
+    assert type(surrogate)() == surrogate
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_spikes_and_gradients_are_finite_and_of_the_input_dtype(
+    surrogate: Surrogate, dtype: torch.dtype
+) -> None:
+    u = torch.tensor([-1e4, -3.0, -1e-7, -0.0, 0.0, 1e-7, 3.0, 1e4], dtype=dtype).requires_grad_()
+    spikes = surrogate(u)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, torch.tensor([float(v > 0) for v in u.tolist()], dtype=dtype))
+    spikes.sum().backward()
+    assert u.grad.dtype == dtype
+    assert bool(torch.isfinite(u.grad).all())
+    assert bool((u.grad >= 0).all())
+    assert u.grad[4] > 0
+
+
+def test_infinite_and_nan_membranes() -> None:
+    u = torch.tensor([math.inf, -math.inf, math.nan])
+    assert functional.atan_surrogate()(u).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
+def test_func_transforms(surrogate: Surrogate) -> None:
+    u = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    alone = torch.stack([grad(surrogate)(value) for value in u])
+    together = vmap(grad(surrogate))(u)
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(alone, surrogate.derivative(u))
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
+def test_compile(surrogate: Surrogate) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda u: surrogate(2 * u), fullgraph=True, backend="aot_eager")
+    u = torch.linspace(-1, 1, 6, requires_grad=True)
+    out = compiled(u)
+    out.sum().backward()
+    assert torch.equal(out, (u > 0).float())
+    torch.testing.assert_close(u.grad, 2 * surrogate.derivative(2 * u.detach()))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
+def test_surrogates_are_values(surrogate: Surrogate) -> None:
+    again = pickle.loads(pickle.dumps(surrogate))
+    assert again == surrogate
+    assert hash(again) == hash(surrogate)
+    assert eval(repr(surrogate), vars(functional)) == surrogate
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES[:6], ids=IDS[:6])
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        (0.0, ValueError, "must be positive and finite, got 0.0"),
+        (-1, ValueError, "must be positive and finite, got -1"),
+        (math.inf, ValueError, "must be positive and finite, got inf"),
+        (math.nan, ValueError, "must be positive and finite, got nan"),
+        ("2", TypeError, "must be a number, got str"),
+        (None, TypeError, "must be a number, got NoneType"),
+        (True, TypeError, "must be a number, got bool"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    surrogate: Surrogate, argument: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=rf"{type(surrogate).__name__}: \w+ {message}"):
+        type(surrogate)(argument)
+
+
+@pytest.mark.parametrize("u", [1.0, torch.tensor([1]), torch.tensor([True]), None])
+def test_only_floating_point_tensors(u: Any) -> None:
+    with pytest.raises(TypeError, match=r"atan_surrogate\(alpha=2.0\) takes a floating-point ten"):
+        functional.atan_surrogate()(u)
+
+
+@dataclass(frozen=True)
+class Bare(Surrogate):
+    pass
+
+
+def test_a_surrogate_needs_a_derivative() -> None:
+    with pytest.raises(NotImplementedError, match=r"Bare must define derivative\(u\)"):
+        Bare()(torch.ones(1, requires_grad=True)).sum().backward()
+
+
+def test_second_derivatives() -> None:
+    def double(u: Tensor) -> Tensor:
+        return grad(lambda v: functional.atan_surrogate()(v))(u)
+
+    u = torch.tensor(0.3, dtype=torch.float64)
+    step = 1e-6
+    numeric = (double(u + step) - double(u - step)) / (2 * step)
+    torch.testing.assert_close(grad(double)(u), numeric, rtol=1e-6, atol=1e-8)

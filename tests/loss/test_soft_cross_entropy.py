@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from tracetorch.loss import soft_cross_entropy
+
+
+def probabilities(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).softmax(1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_agrees_with_torch_on_class_probabilities(reduction: Any) -> None:
+    pred, target = probabilities(6, 5), probabilities(6, 5, seed=1)
+    expected = F.cross_entropy(pred.log(), target, reduction=reduction)
+    torch.testing.assert_close(
+        soft_cross_entropy(pred, target, 1e-15, reduction), expected, rtol=1e-9, atol=0
+    )
+
+
+def test_sums_over_all_dimensions_but_the_first() -> None:
+    pred, target = probabilities(2, 3, 4), probabilities(2, 3, 4, seed=1)
+    expected = [-(target[b] * (pred[b] + 1e-8).log()).sum().item() for b in range(2)]
+    assert soft_cross_entropy(pred, target, reduction="none").tolist() == pytest.approx(expected)
+    assert soft_cross_entropy(pred, target).item() == pytest.approx(sum(expected) / 2)
+
+
+def test_non_contiguous_input() -> None:
+    pred, target = probabilities(4, 3, 2).transpose(1, 2), probabilities(4, 3, 2).transpose(1, 2)
+    assert not pred.is_contiguous()
+    torch.testing.assert_close(
+        soft_cross_entropy(pred, target),
+        soft_cross_entropy(pred.contiguous(), target.contiguous()),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_probability_of_zero_is_finite_and_has_a_gradient(dtype: torch.dtype) -> None:
+    pred = torch.tensor([[0.0, 1.0]], dtype=dtype, requires_grad=True)
+    loss = soft_cross_entropy(pred, torch.tensor([[1.0, 0.0]], dtype=dtype))
+    assert loss.dtype == dtype
+    assert math.isfinite(loss.item())
+    if dtype != torch.float16:  # 1 / eps is beyond float16
+        loss.backward()
+        assert pred.grad[0, 0] < -1e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([0.5], torch.ones(1)), TypeError, "pred must be a tensor of .* got list"),
+        ((torch.ones(1, 2), torch.ones(1).long()), TypeError, "target must be .* got torch.int64"),
+        ((torch.ones(1, 2), torch.ones(1, 3)), ValueError, r"one shape, got \[1, 2\] and \[1, 3\]"),
+        ((torch.ones(2, 1), torch.ones(2)), ValueError, r"one shape, got \[2, 1\] and \[2\]"),
+        ((torch.tensor(1.0), torch.tensor(1.0)), ValueError, "need a batch dimension, got scalars"),
+        ((torch.ones(1, 2), torch.ones(1, 2), 0.0), ValueError, "eps must be positive .* got 0.0"),
+        ((torch.ones(1, 2), torch.ones(1, 2), 1e-8, "avg"), ValueError, "'none', got 'avg'"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        soft_cross_entropy(*arguments)

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+
+from tests.cases import (
+    LAYERS,
+    PLACES,
+    READOUTS,
+    SPIKING,
+    configurations,
+    layer,
+    sequence,
+    stepped,
+    vary,
+)
+from tests.oracle import simulate
+from tracetorch import snn
+from tracetorch.functional import atan_surrogate
+
+GOLDEN = torch.load(
+    Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt", weights_only=True
+)
+PARAMETERS = (
+    "alpha",
+    "beta",
+    "gamma",
+    "pos_threshold",
+    "neg_threshold",
+    "pos_scale",
+    "neg_scale",
+    "rec_weight",
+    "bias",
+)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["layer"] for case in GOLDEN])
+def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
+    made = getattr(snn, case["layer"])(**case["kwargs"]).double()
+    made.load_state_dict(case["state_dict"])
+    x = case["x"].clone().requires_grad_()
+    out = stepped(made, x)
+    (out * case["cotangent"]).sum().backward()
+
+    close = {"rtol": 0, "atol": 1e-10}
+    torch.testing.assert_close(out, case["out"], **close)
+    torch.testing.assert_close(x.grad, case["grad_x"], **close)
+    parameters = dict(made.named_parameters())
+    assert sorted(parameters) == sorted(case["learnable"])
+    for name, grad in case["grads"].items():
+        torch.testing.assert_close(parameters[name].grad, grad, **close)
+    assert set(case["states"]) == set(made.kept_states)
+    for name, state in case["states"].items():
+        torch.testing.assert_close(getattr(made, name), state, **close)
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("recurrence", [False, True])
+@pytest.mark.parametrize("synapse", [False, True])
+def test_agrees_with_the_simulator(
+    synapse: bool, recurrence: bool, dim: int, shape: tuple[int, ...]
+) -> None:
+    x = sequence(5, *shape)
+    fired = 0.0
+    for arguments in configurations(synapse, recurrence):
+        made = snn.LeakyIntegrator(3, dim, **arguments).double()
+        vary(made)
+        with torch.no_grad():
+            out = stepped(made, x)
+        values = {n: getattr(made, n) for n in PARAMETERS if getattr(made, n) is not None}
+        expected, states = simulate(
+            x.numpy(),
+            dim,
+            {name: value.detach().numpy() for name, value in values.items()},
+            {name: getattr(made, f"{name}_ema") for name in ("alpha", "beta", "gamma")},
+            arguments["reset"],
+        )
+        np.testing.assert_allclose(out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(made))
+        np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(made))
+        for name in made.kept_states:
+            state = getattr(made, name).numpy()
+            np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
+        fired += float((out != 0).double().mean())
+    assert fired > 0
+
+
+def test_the_simulator_is_shown_every_configuration() -> None:
+    made = [c for s in (False, True) for r in (False, True) for c in configurations(s, r)]
+    assert len(made) == len({str(c) for c in made}) == 1368
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"reset": "subtract"}, [0.3111, 0.7349]),
+        ({"reset": "subtract", "detach_reset": True}, [0.9, 1.0]),
+        ({"reset": "zero"}, [-0.6027, 0.9727]),
+        ({"reset": "zero", "detach_reset": True}, [0.0, 1.0]),
+        ({"reset": "none"}, [0.9, 1.0]),
+    ],
+)
+def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[float]) -> None:
+    made = snn.LIF(1, beta=0.9, surrogate_derivative=atan_surrogate(2.0), **arguments)
+    x = torch.tensor([1.3, 0.2], requires_grad=True)
+    for step in x.unbind():
+        made(step.reshape(1, 1))
+    made.mem.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor(expected), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", SPIKING)
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: str) -> None:
+    made = layer(name, reset=reset, detach_reset=True).double()
+    stepped(made, sequence(6, 2, 4))
+    made.mem.sum().backward()
+    grad = made.raw_pos_threshold.grad
+    if reset == "subtract":
+        assert bool((grad != 0).any())
+    elif made.gamma is None:  # nothing but the detached spike knows the threshold
+        assert grad is None or not bool(grad.any())
+
+
+class Smooth:
+    """A spike function that finite differences can follow."""
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(3 * u)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
+    if name in READOUTS:
+        smooth: dict[str, Any] = {}
+    elif name.startswith("B"):
+        smooth = {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
+    else:
+        smooth = {"surrogate_derivative": Smooth()}
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(2, 3), layer(name, 3, **smooth), nn.Linear(3, 2), layer(name, 2, **smooth)
+    ).double()
+    names, values = zip(*net.named_parameters(), strict=True)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        for each in (net[1], net[3]):
+            each.zero_states()
+        given = dict(zip(names, parameters, strict=True))
+        return torch.stack([functional_call(net, given, (step,)) for step in x.unbind()])
+
+    x = sequence(3, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize("name", SPIKING)
+@pytest.mark.parametrize("arguments", [{"reset": "zero"}, {"reset": "none"}])
+def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> None:
+    smooth: dict[str, Any] = (
+        {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
+        if name.startswith("B")
+        else {"surrogate_derivative": Smooth()}
+    )
+    made = layer(name, 2, **smooth, **arguments).double()
+    names, values = zip(*made.named_parameters(), strict=True)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        made.zero_states()
+        given = dict(zip(names, parameters, strict=True))
+        return torch.stack([functional_call(made, given, (step,)) for step in x.unbind()])
+
+    assert torch.autograd.gradcheck(run, (sequence(3, 2, 2).requires_grad_(), *values))
+
+
+@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS))
+@settings(max_examples=40, deadline=None)
+def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
+    x = sequence(5, 4, 3, seed=seed)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+    made = layer(name, 3).double()
+    out = stepped(made, x)
+    made.zero_states()
+    assert torch.equal(stepped(made, x[:, order]), out[:, order])
+
+
+@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), dim=st.integers(-4, 3))
+@settings(max_examples=40, deadline=None)
+def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None:
+    x = sequence(4, 2, 2, 2, 3, seed=seed)
+    out = stepped(layer(name, 3).double(), x)
+    time_dim = dim if dim < 0 else dim + 1
+    moved = stepped(layer(name, 3, dim=dim).double(), x.movedim(-1, time_dim))
+    assert torch.equal(moved, out.movedim(-1, time_dim))
+
+
+@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), cut=st.integers(0, 6))
+@settings(max_examples=40, deadline=None)
+def test_cutting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
+    x = sequence(6, 2, 3, seed=seed)
+    whole, parts = layer(name, 3).double(), layer(name, 3).double()
+    expected = stepped(whole, x)
+    first = [parts(step) for step in x[:cut].unbind()]
+    parts.detach_states()
+    second = [parts(step) for step in x[cut:].unbind()]
+    assert torch.equal(torch.stack(first + second), expected)
+
+
+def test_negative_only_and_trace_only_are_legal() -> None:
+    negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
+    assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
+    traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
+    assert traced.kept_states == ("mem", "rec", "prev_output")
+    assert traced.syn is traced.alpha is traced.bias is None
+
+
+def test_beta_is_always_there_and_partial_setups_are_completed() -> None:
+    made = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
+    assert made.beta.tolist() == pytest.approx([0.9, 0.9])
+    assert made.alpha.tolist() == pytest.approx([0.3, 0.3])
+    assert (made.alpha_ema, made.beta_ema) == (True, False)
+    same = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3))
+    assert same.alpha_ema is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rec_weight_setup": {}}, "rec_weight_setup does nothing without gamma_setup"),
+        ({"pos_scale_setup": {}}, "pos_scale_setup does nothing without pos_threshold_setup"),
+        ({"neg_scale_setup": {}}, "neg_scale_setup does nothing without neg_threshold_setup"),
+        ({"reset": "hard"}, "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
+    ],
+)
+def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        snn.LeakyIntegrator(2, **arguments)
+
+
+def test_detach_reset_is_a_flag() -> None:
+    with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
+        snn.LIF(2, detach_reset=1)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence, stepped
+from tracetorch import snn
+
+
+class Counting(snn.TTModule):
+    """Counts how often each of its overrides runs."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        self.zeroed = self.detached = 0
+
+    def zero_states(self, *, where: torch.Tensor | None = None) -> None:
+        super().zero_states(where=where)
+        self.zeroed += 1
+
+    def detach_states(self) -> None:
+        super().detach_states()
+        self.detached += 1
+
+
+def test_a_nested_override_runs_exactly_once() -> None:
+    shared = Counting(snn.LIF(2))
+    left, right = Counting(shared), Counting(shared, nn.Sequential(shared))
+    root = Counting(left, nn.Sequential(right), shared)
+    for act in (root.zero_states, lambda: tt.zero_states(nn.Sequential(root))):
+        for module in (root, left, right, shared):
+            module.zeroed = module.detached = 0
+        act()
+        root.detach_states()
+        for module in (root, left, right, shared):
+            assert (module.zeroed, module.detached) == (1, 1)
+
+
+class Plain(snn.TTModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = snn.LIF(3)
+
+    def zero_states(self) -> None:  # an override that knows nothing of masks
+        super().zero_states()
+
+
+def test_an_override_need_not_know_where() -> None:
+    net = nn.Sequential(Plain(), snn.LIF(3))
+    net[0].cell(torch.ones(2, 3))
+    net[1](torch.ones(2, 3))
+    before = tt.get_states(net)
+    with pytest.raises(TypeError, match=r"Plain.zero_states, at '0', does not take where="):
+        tt.zero_states(net, where=torch.tensor([True, False]))
+    after = tt.get_states(net)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    tt.zero_states(net)
+    assert tt.get_states(net) == {}
+
+
+def test_an_override_that_fails_leaves_the_next_call_whole() -> None:
+    class Failing(snn.TTModule):
+        def zero_states(self, *, where: torch.Tensor | None = None) -> None:
+            raise RuntimeError("no")
+
+    cell = snn.LIF(2)
+    with pytest.raises(RuntimeError, match="no"):
+        tt.zero_states(nn.Sequential(Failing()))
+    cell(torch.ones(1, 2))
+    tt.zero_states(nn.Sequential(cell))
+    assert cell.mem is None
+
+
+@pytest.mark.parametrize("act", [tt.zero_states, tt.detach_states, tt.get_states])
+def test_only_modules_have_states(act: object) -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
+        act([snn.LIF(2)])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["LIF", "BSRLIF", "SRReadout"])
+def test_resetting_a_masked_sample_equals_a_fresh_one(name: str) -> None:
+    x = sequence(8, 4, 3)
+    mask = torch.tensor([True, False, False, True])
+    made, fresh, untouched = (layer(name, 3).double() for _ in range(3))
+    expected_fresh, expected_rest = stepped(fresh, x[4:]), stepped(untouched, x)[4:]
+    stepped(made, x[:4])
+    made.zero_states(where=mask)
+    out = stepped(made, x[4:])
+    assert torch.equal(out[:, mask], expected_fresh[:, mask])
+    assert torch.equal(out[:, ~mask], expected_rest[:, ~mask])
+
+
+def test_a_mask_keeps_the_graph_of_the_others_and_cuts_that_of_the_reset() -> None:
+    made = snn.SLIF(3)
+    x = torch.rand(2, 3, requires_grad=True)
+    made(x)
+    made.zero_states(where=torch.tensor([True, False]))
+    assert made.mem[0].tolist() == [0.0, 0.0, 0.0]
+    (made.mem + made.syn).sum().backward()
+    assert not bool(x.grad[0].any())
+    assert bool((x.grad[1] != 0).all())
+
+
+def test_the_gradient_is_safe_where_a_reset_sample_held_nan() -> None:
+    made = snn.Readout(2)
+    made.mem = torch.tensor([[math.nan, math.inf], [1.0, 1.0]], requires_grad=True)
+    held = made.mem
+    made.zero_states(where=torch.tensor([True, False]))
+    out = made(torch.ones(2, 2))
+    out.sum().backward()
+    assert bool(torch.isfinite(out).all())
+    assert held.grad.tolist() == [[0.0, 0.0], [pytest.approx(0.9)] * 2]
+    assert bool(torch.isfinite(made.raw_beta.grad).all())
+
+
+def test_none_stays_none_under_a_mask() -> None:
+    net = nn.Sequential(snn.LIF(3), snn.LIF(3))
+    net[0](torch.ones(2, 3))
+    tt.zero_states(net, where=torch.tensor([True, True]))
+    assert net[1].mem is None
+    assert net[0].mem.tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ([True, False], TypeError, "where must be a boolean tensor, got list"),
+        (torch.tensor([1, 0]), TypeError, "where must be a boolean tensor, got a tensor of torch"),
+        (torch.tensor([[True, False]]), ValueError, r"one dimension, the batch, got shape \[1, 2"),
+        (torch.tensor(True), ValueError, r"one dimension, the batch, got shape \[\]"),
+        (torch.tensor([True] * 3), ValueError, r"layer 'b', LIF\(2\), holds mem for a batch of 2"),
+    ],
+)
+def test_a_mask_that_does_not_fit_changes_nothing(
+    mask: object, error: type[Exception], message: str
+) -> None:
+    net = nn.ModuleDict({"a": snn.LIF(2), "b": snn.LIF(2)})
+    net["a"](torch.ones(3, 2))
+    net["b"](torch.ones(2, 2))
+    before = tt.get_states(net)
+    with pytest.raises(error, match=message):
+        tt.zero_states(net, where=mask)  # type: ignore[arg-type]
+    assert all(torch.equal(before[name], state) for name, state in tt.get_states(net).items())
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(-1, (3,)), (0, (3, 2)), (-2, (3, 2))])
+def test_a_mask_needs_a_batch_before_the_neurons(dim: int, shape: tuple[int, ...]) -> None:
+    made = snn.LIF(3, dim=dim)
+    made(torch.ones(shape))
+    with pytest.raises(ValueError, match="has its neurons at dimension 0, where the mask looks"):
+        made.zero_states(where=torch.tensor([True, False, False]))
+
+
+def test_wrapped_models_are_reached() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+
+    class Wrapper(nn.Module):  # as DistributedDataParallel wraps
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    wrapped = Wrapper(net)
+    net(torch.ones(1, 3))
+    assert list(tt.get_states(wrapped)) == ["module.1.mem"]
+    tt.detach_states(wrapped)
+    assert not net[1].mem.requires_grad
+    tt.zero_states(wrapped)
+    assert net[1].mem is None
+
+
+def test_param_count_counts_shared_parameters_once() -> None:
+    class Net(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 2)
+            self.again = self.first
+            self.hidden = [snn.BSRLIF(2), snn.LIF(2, learn_beta=False)]
+
+    assert Net().get_param_count() == 8 + 18 + 2

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tracetorch import snn
+from tracetorch.functional import atan_surrogate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"beta": 0.0}, ValueError, "beta must lie strictly between 0 and 1 .*, got 0.0"),
+        ({"beta": 1.0}, ValueError, "beta must lie strictly between 0 and 1 .*, got 1.0"),
+        ({"beta": 1}, ValueError, "beta must lie strictly between 0 and 1 .*, got 1.0"),
+        ({"beta": 1.5}, ValueError, "beta must lie strictly between 0 and 1 .*, got 1.5"),
+        ({"beta": -0.1}, ValueError, "beta must lie strictly between 0 and 1 .*, got -0.1"),
+        ({"beta": math.nan}, ValueError, "beta must lie strictly .*, got nan"),
+        ({"beta": torch.tensor([0.5, 1.1])}, ValueError, "beta must lie strictly .*, got 1.1"),
+        ({"beta": torch.tensor([0.5, math.nan])}, ValueError, "beta must lie strictly .*got nan"),
+        ({"beta": torch.full((3,), 0.5)}, ValueError, "beta has 3 values, the layer has 2"),
+        ({"beta": torch.full((1,), 0.5)}, ValueError, "beta has 1 values, the layer has 2"),
+        ({"beta": torch.full((2, 1), 0.5)}, ValueError, r"rank 2 and shape \[2, 1\]"),
+        ({"beta": torch.tensor([1, 0])}, TypeError, "beta must be a floating-point tensor, got"),
+        ({"beta": [0.5, 0.5]}, TypeError, "beta must be a number or a tensor, got list"),
+        ({"beta": np.array([0.5, 0.5])}, TypeError, "number or a tensor, got ndarray"),
+        ({"beta": "0.5"}, TypeError, "beta must be a number or a tensor, got str"),
+        ({"beta": None}, TypeError, "beta must be a number or a tensor, got NoneType"),
+        ({"beta": True}, TypeError, "beta must be a number or a tensor, got bool"),
+        ({"pos_threshold": 0.0}, ValueError, "pos_threshold must be positive and finite, got 0.0"),
+        ({"pos_threshold": -1.0}, ValueError, "pos_threshold must be positive .*, got -1.0"),
+        ({"pos_threshold": math.inf}, ValueError, "pos_threshold must be positive .*, got inf"),
+        ({"pos_threshold": math.nan}, ValueError, "pos_threshold must be positive .*, got nan"),
+        ({"pos_threshold": 1e39}, ValueError, "pos_threshold is beyond the range of torch.float32"),
+        ({"beta_rank": 2}, ValueError, "beta: rank must be 0 .* or 1 .*, got 2"),
+        ({"beta_rank": True}, ValueError, "beta: rank must be 0 .* or 1 .*, got True"),
+        ({"beta_rank": None}, ValueError, "beta: rank must be 0 .* or 1 .*, got None"),
+        ({"learn_beta": 1}, TypeError, "beta: learnable must be True or False, got 1"),
+        ({"beta_ema": "no"}, TypeError, "beta: use_averaging must be True or False, got 'no'"),
+        ({"surrogate_derivative": 2.0}, TypeError, "surrogate must be callable, .* got float"),
+        ({"surrogate_derivative": None}, TypeError, "surrogate must be callable, .* got NoneType"),
+        ({"dim": 1.0}, TypeError, "dim must be an integer, got 1.0"),
+        ({"dim": True}, TypeError, "dim must be an integer, got True"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        snn.LIF(2, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_neurons", "error", "message"),
+    [
+        (0, ValueError, "num_neurons must be at least 1, got 0"),
+        (-3, ValueError, "num_neurons must be at least 1, got -3"),
+        (2.0, TypeError, "num_neurons must be an integer, got 2.0"),
+        (True, TypeError, "num_neurons must be an integer, got True"),
+        ("2", TypeError, "num_neurons must be an integer, got '2'"),
+    ],
+)
+def test_num_neurons(num_neurons: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.LIF(num_neurons)
+
+
+def test_neg_scale_and_bias_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="neg_scale must be finite, got inf"):
+        snn.BLIF(2, neg_scale=math.inf)
+    with pytest.raises(ValueError, match="bias must be finite, got nan"):
+        snn.RLIF(2, bias=torch.tensor([0.0, math.nan]))
+    with pytest.raises(ValueError, match="neg_threshold must be positive and finite, got -1"):
+        snn.BLIF(2, neg_threshold=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("setup", "error", "message"),
+    [
+        ({"lernable": True}, ValueError, r"no key 'lernable'. Did you mean 'learnable'\?"),
+        ({"zzz": 1}, ValueError, "no key 'zzz'. Its keys are value, rank, learnable, use_averag"),
+        ({"surrogate": atan_surrogate()}, ValueError, "the setup of alpha has no key 'surrogate'"),
+        ({1: 2}, ValueError, "no key 1"),
+        (snn.Threshold(1.0), TypeError, "must be a dict, a Decay or None, got a Threshold"),
+        (snn.Weight(1.0), TypeError, "must be a dict, a Decay or None, got a Weight"),
+        ([0.5], TypeError, "alpha must be a number or a tensor, got list"),
+    ],
+)
+def test_a_bad_setup_is_named(setup: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.LeakyIntegrator(2, alpha_setup=setup)
+
+
+@pytest.mark.parametrize("decay", [1e-7, 1 - 1e-7])
+@pytest.mark.parametrize("threshold", [1e-6, 1e6])
+def test_extreme_values_work(decay: float, threshold: float) -> None:
+    made = snn.LIF(2, beta=decay, pos_threshold=threshold)
+    torch.testing.assert_close(made.beta.double(), torch.full((2,), decay, dtype=torch.float64))
+    torch.testing.assert_close(made.pos_threshold, torch.full((2,), threshold))
+    x = torch.tensor([[0.0, 2e6]], requires_grad=True)
+    out = made(x) + made(x)
+    out.sum().backward()
+    assert out.tolist() == [[0.0, 2.0]]
+    for value in (x.grad, made.raw_beta.grad, made.raw_pos_threshold.grad):
+        assert bool(torch.isfinite(value).all())
+
+
+def test_a_tensor_may_touch_0_and_1() -> None:
+    made = snn.Readout(3, beta=torch.tensor([0.0, 0.5, 1.0]))
+    expected = torch.tensor([1e-7, 0.5, 1 - 1e-7], dtype=torch.float64)
+    torch.testing.assert_close(made.beta.double(), expected, rtol=1e-6, atol=1e-9)
+    assert bool(torch.isfinite(made.raw_beta).all())
+
+
+def test_a_tensor_sets_its_own_rank() -> None:
+    assert snn.LIF(3, beta=torch.tensor(0.9)).raw_beta.ndim == 0
+    assert snn.LIF(3, beta=torch.rand(3), beta_rank=0).raw_beta.shape == (3,)
+    assert snn.LIF(3, beta_rank=0).raw_beta.ndim == 0
+    assert snn.LIF(3).raw_beta.shape == (3,)
+
+
+def test_the_tensor_given_is_not_shared() -> None:
+    bias = torch.zeros(3)
+    made = snn.RLIF(3, bias=bias)
+    bias += 1
+    assert made.bias.tolist() == [0.0, 0.0, 0.0]
+    with torch.no_grad():
+        snn.RLIF(3).raw_bias[0] += 1  # not an expanded view of one value
+        made.raw_bias[0] += 1
+    assert made.bias.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    assert snn.LIF(np.int64(2), beta=np.float32(0.5), dim=np.int32(-1)).beta.tolist() == [0.5, 0.5]
+
+
+def test_parameters_take_the_default_dtype_and_device() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert snn.LIF(2).raw_beta.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert snn.LIF(2).raw_beta.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["beta", "pos_threshold"])
+def test_a_constrained_value_cannot_be_assigned(name: str) -> None:
+    made = snn.LIF(2)
+    with pytest.raises(AttributeError, match=f"{name} follows from raw_{name}: it is s"):
+        setattr(made, name, 0.5)
+
+
+def test_raw_parameters_stay_legal_whatever_the_optimizer_does() -> None:
+    made = snn.BSRLIF(2)
+    optimizer = torch.optim.SGD(made.parameters(), lr=1e3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        made.zero_states()
+        (made(torch.randn(4, 2)) + made(torch.randn(4, 2))).sum().backward()
+        optimizer.step()
+    for decay in (made.alpha, made.beta, made.gamma):
+        assert bool(((decay >= 0) & (decay <= 1)).all())
+    assert bool((made.pos_threshold >= 0).all())
+    assert bool((made.neg_threshold <= 0).all())

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence, stepped
+from tracetorch import snn
+
+
+class Cells(snn.TTModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([layer("LIF", 3), layer("SRLIF", 3)])
+        self.hidden = {"out": layer("RReadout", 3)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for cell in self.cells:
+            x = cell(x)
+        return self.hidden["out"](x)
+
+
+NAMES = [
+    "cells.0.mem",
+    "cells.1.mem",
+    "cells.1.syn",
+    "cells.1.rec",
+    "cells.1.prev_output",
+    "hidden.out.mem",
+    "hidden.out.rec",
+    "hidden.out.prev_output",
+]
+
+
+def test_names() -> None:
+    net = Cells()
+    assert tt.get_states(net) == {}
+    net.cells[0](torch.ones(2, 3))
+    assert list(tt.get_states(net)) == NAMES[:1]
+    tt.zero_states(net)
+    net(torch.ones(2, 3))
+    assert list(tt.get_states(net)) == NAMES
+    assert list(tt.get_states(net.cells[0])) == ["mem"]
+
+
+def test_copies_are_independent_and_live_ones_are_not() -> None:
+    net = Cells()
+    net(torch.ones(2, 3))
+    copies, live = tt.get_states(net), tt.get_states(net, detach=False)
+    assert not any(state.requires_grad for state in copies.values())
+    storages = [state.untyped_storage().data_ptr() for state in (*copies.values(), *live.values())]
+    assert len(set(storages[: len(NAMES)])) == len(NAMES)
+    assert not set(storages[: len(NAMES)]) & set(storages[len(NAMES) :])
+    assert live["cells.1.syn"] is net.cells[1].syn
+    assert live["cells.1.syn"].requires_grad
+
+
+def through_torch(states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    file = io.BytesIO()
+    torch.save(states, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("stored", [dict, through_torch, lambda states: load(save(states))])
+@given(cut=st.integers(0, 5), seed=st.integers(0, 100))
+@settings(max_examples=10, deadline=None)
+def test_a_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:
+    x = sequence(5, 2, 3, seed=seed, dtype=torch.float32)
+    net, resumed = Cells(), Cells()
+    for step in x[:cut].unbind():
+        net(step)
+    resumed(torch.ones(7, 3))  # a stream of another shape that must leave no trace
+    tt.set_states(resumed, stored(tt.get_states(net)))
+    if cut < len(x):
+        assert torch.equal(stepped(resumed, x[cut:]), stepped(net, x[cut:]))
+
+
+def test_layers_that_are_not_named_go_to_none() -> None:
+    net = Cells()
+    net(torch.ones(2, 3))
+    states = tt.get_states(net)
+    tt.set_states(net, {"cells.0.mem": states["cells.0.mem"]})
+    assert list(tt.get_states(net)) == ["cells.0.mem"]
+    tt.set_states(net, {})
+    assert tt.get_states(net) == {}
+
+
+def test_what_is_set_is_copied_and_keeps_its_graph() -> None:
+    made = snn.LIF(2)
+    mem = torch.zeros(1, 2, requires_grad=True)
+    tt.set_states(made, {"mem": mem})
+    with torch.no_grad():
+        mem += 1
+    assert made.mem.tolist() == [[0.0, 0.0]]
+    made(torch.ones(1, 2)).sum().backward()
+    assert bool((mem.grad != 0).all())
+
+
+def changed(**states: Any) -> Any:
+    return lambda given: {**given, **{k.replace("__", "."): v for k, v in states.items()}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            changed(cells__0__men=torch.ones(2, 3)),
+            ValueError,
+            "no state is called 'cells.0.men'",
+        ),
+        (changed(cells__0__syn=torch.ones(2, 3)), ValueError, "no state is called 'cells.0.syn'"),
+        (
+            lambda given: {k: v for k, v in given.items() if k != "cells.1.rec"},
+            ValueError,
+            r"layer 'cells.1', SRLIF\(3\), needs all of its states or none; \['rec'\] are not",
+        ),
+        (
+            changed(cells__1__rec=torch.ones(2, 4)),
+            ValueError,
+            "needs rec with 3 neurons at",
+        ),
+        (changed(cells__1__rec=torch.tensor(1.0)), ValueError, r"needs rec with 3 neu.*shape \[\]"),
+        (changed(cells__1__rec=torch.ones(1, 3)), ValueError, "needs its states in one shape and"),
+        (changed(cells__1__rec=torch.ones(2, 3).double()), ValueError, "in one shape and dtype"),
+        (
+            changed(cells__1__rec=torch.ones(2, 3).half()),
+            TypeError,
+            "got a tensor of torch.flo",
+        ),
+        (changed(cells__1__rec=[1.0]), TypeError, "keeps rec in float32 or float64, got list"),
+        (lambda given: list(given), TypeError, "states must be a mapping of names to tensors"),
+    ],
+)
+def test_states_that_do_not_fit_change_nothing(
+    change: Any, error: type[Exception], message: str
+) -> None:
+    net = Cells()
+    net(torch.ones(2, 3))
+    before = tt.get_states(net)
+    with pytest.raises(error, match=message):
+        tt.set_states(net, change(before))
+    after = tt.get_states(net)
+    assert list(after) == NAMES
+    assert all(torch.equal(before[name], after[name]) for name in NAMES)
+
+
+def test_states_move_to_the_layer() -> None:
+    net = Cells()
+    net(torch.ones(2, 3))
+    states = tt.get_states(net)
+    net.to("meta")
+    tt.set_states(net, states)
+    assert net.cells[0].mem.device.type == "meta"

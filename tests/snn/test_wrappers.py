@@ -1,0 +1,145 @@
+"""The twelve layers: one grammar of signatures, and nothing but an ``__init__`` in each."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cases import LAYERS, SPIKING
+from tracetorch import snn
+from tracetorch.functional import atan_surrogate, boxcar_surrogate
+
+DEFAULTS = {
+    "alpha": 0.5,
+    "beta": 0.9,
+    "gamma": 0.5,
+    "pos_threshold": 1.0,
+    "neg_threshold": 1.0,
+    "pos_scale": 1.0,
+    "neg_scale": 1.0,
+    "rec_weight": 0.0,
+    "bias": 0.0,
+}
+DECAYS = ("alpha", "beta", "gamma")
+
+
+def grammar(name: str) -> list[tuple[str, Any, bool]]:
+    """Name, default and whether keyword-only, of every argument that a layer must have."""
+    letters = name.removesuffix("LIF").removesuffix("Readout")
+    has = {"beta"}
+    has |= {"alpha"} if "S" in letters else set()
+    has |= {"gamma", "rec_weight", "bias"} if "R" in letters else set()
+    has |= {"pos_threshold"} if name in SPIKING else set()
+    has |= {"neg_threshold", "pos_scale", "neg_scale"} if "B" in letters else set()
+    values = [value for value in DEFAULTS if value in has]
+    averaged = [d for d in DECAYS if d in has and (d != "beta" or name in SPIKING)]
+    surrogate = atan_surrogate(2.0)
+    arguments: list[tuple[str, Any, bool]] = [("num_neurons", inspect.Parameter.empty, False)]
+    arguments += [(value, DEFAULTS[value], False) for value in values]
+    arguments += [("dim", -1, False)]
+    arguments += [(f"{value}_rank", 1, False) for value in values]
+    arguments += [(f"{decay}_ema", decay != "beta", False) for decay in averaged]
+    arguments += [(f"learn_{value}", True, False) for value in values]
+    if "B" in letters:
+        arguments += [(f"{s}_surrogate_derivative", surrogate, False) for s in ("pos", "neg")]
+    elif name in SPIKING:
+        arguments += [("surrogate_derivative", surrogate, False)]
+    if name in SPIKING:
+        arguments += [("reset", "subtract", True), ("detach_reset", False, True)]
+    return arguments
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_signature(name: str) -> None:
+    parameters = list(inspect.signature(getattr(snn, name)).parameters.values())
+    assert [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in parameters] == grammar(name)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_argument_reaches_the_neuron(name: str) -> None:
+    """Give every argument a value of its own, by position, and read it back."""
+    other: dict[str, Any] = {"num_neurons": 3, "dim": -2}
+    told: list[Any] = []
+    expected: dict[str, Any] = {}
+    for i, (argument, default, keyword_only) in enumerate(grammar(name)):
+        if keyword_only:
+            continue
+        if argument in other:
+            value = other[argument]
+        elif argument in DEFAULTS:
+            value = 0.3 + 0.02 * i
+        elif argument.endswith("_rank"):
+            value = i % 2
+        elif isinstance(default, bool):
+            value = (not default) if i % 2 else default
+        else:
+            value = boxcar_surrogate(1.0 + i)
+        told.append(value)
+        expected[argument] = value
+    made = getattr(snn, name)(*told)
+
+    for argument, value in expected.items():
+        if argument in other:
+            assert getattr(made, argument) == value
+        elif argument in DEFAULTS:
+            sign = -1 if argument == "neg_threshold" else 1
+            constrained = getattr(made, argument)
+            torch.testing.assert_close(constrained, torch.full_like(constrained, sign * value))
+        elif argument.endswith("_rank"):
+            assert getattr(made, f"raw_{argument.removesuffix('_rank')}").ndim == value
+        elif argument.startswith("learn_"):
+            raw = f"raw_{argument.removeprefix('learn_')}"
+            assert (raw in dict(made.named_parameters())) is value
+            assert (raw in dict(made.named_buffers())) is not value
+            assert raw in made.state_dict()
+        elif argument.endswith("_ema"):
+            assert getattr(made, argument) is value
+        else:
+            spike = "neg_spike" if argument.startswith("neg_") else "pos_spike"
+            assert getattr(made, spike) == value
+    if name not in SPIKING:
+        assert made.beta_ema is True
+
+
+@pytest.mark.parametrize("name", SPIKING)
+def test_reset_reaches_the_neuron(name: str) -> None:
+    made = getattr(snn, name)(2, reset="zero", detach_reset=True)
+    assert (made.reset, made.detach_reset) == ("zero", True)
+    with pytest.raises(TypeError, match="positional"):
+        getattr(snn, name)(*[1] * len(grammar(name)))
+
+
+@pytest.mark.parametrize("module", ["spiking", "readout"])
+def test_wrappers_define_an_init_and_nothing_else(module: str) -> None:
+    source = Path(inspect.getfile(snn)).parent / f"{module}.py"
+    classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
+    assert classes
+    for wrapper in classes:
+        docstring, *methods = wrapper.body
+        assert isinstance(docstring, ast.Expr), wrapper.name
+        assert [getattr(m, "name", type(m)) for m in methods] == ["__init__"], wrapper.name
+
+
+def test_the_twelve_are_public() -> None:
+    assert set(LAYERS) <= set(snn.__all__)
+    assert all(issubclass(getattr(snn, name), snn.LeakyIntegrator) for name in LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_repr_reads_like_the_call(name: str) -> None:
+    made = getattr(snn, name)(32, beta=0.95, dim=-3)
+    assert repr(made) == f"{name}(32, beta=0.95, dim=-3)"
+    again = eval(repr(made), vars(snn))
+    assert torch.equal(again.raw_beta, made.raw_beta)
+
+
+def test_repr_of_a_tensor_tells_its_shape() -> None:
+    assert repr(snn.Readout(4, beta=torch.rand(4))) == "Readout(4, beta=Tensor[4])"
+    assert repr(snn.LIF(2, surrogate_derivative=boxcar_surrogate(2.0))) == (
+        "LIF(2, surrogate_derivative=boxcar_surrogate(width=2.0))"
+    )

@@ -1,0 +1,242 @@
+"""The package as a whole: what importing it costs, what it promises, whether its pages are true."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import tracetorch as tt
+from tracetorch import functional, loss, snn
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(tt.__file__).parent
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages([str(PACKAGE)], "tracetorch.")
+    if not info.name.endswith("__main__")
+)
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    heavy = ("matplotlib", "numba", "torchvision", "mlxtend", "safetensors", "tqdm", "triton")
+    code = (
+        f"import torch, sys; before = set(sys.modules); import tracetorch\n"
+        f"print([name for name in {heavy} if name in set(sys.modules) - before])"
+    )
+    assert python("-c", code).strip() == "[]"
+
+
+def test_typed_and_versioned() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tt.__version__)
+    assert f"## {tt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("room", [tt, functional, loss, snn])
+def test_public_names_are_listed_and_documented(room: Any) -> None:
+    assert room.__all__ == sorted(room.__all__, key=lambda n: (not n.isupper(), n)) or set(
+        room.__all__
+    ) <= set(dir(room))
+    for name in room.__all__:
+        thing = getattr(room, name)
+        if isinstance(thing, type) or callable(thing):
+            assert thing.__doc__, name
+            assert "Example:" in thing.__doc__, name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    module = importlib.import_module(name)
+    names = {"torch": torch, "nn": nn, **{n: getattr(snn, n) for n in snn.__all__}}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in finder.find(module, extraglobs=names):
+        runner.run(test)
+    assert runner.failures == 0
+
+
+def test_nothing_depends_on_assert() -> None:
+    code = (
+        "import torch\n"
+        "from tracetorch import snn\n"
+        "assert False, 'this line is skipped under -O'\n"
+        "for make, error in (\n"
+        "    (lambda: snn.LIF(2, beta=2.0), ValueError),\n"
+        "    (lambda: snn.LIF(2, beta_rank=3), ValueError),\n"
+        "    (lambda: snn.LIF('2'), TypeError),\n"
+        "    (lambda: snn.LeakyIntegrator(2, alpha_setup={'lernable': 1}), ValueError),\n"
+        "    (lambda: snn.LIF(4, beta_rank=0)(torch.ones(1, 7)), ValueError),\n"
+        "):\n"
+        "    try:\n"
+        "        make()\n"
+        "    except error:\n"
+        "        print('raised')\n"
+        "layer = snn.BSRLIF(3)\n"
+        "layer(torch.ones(2, 3)); layer.zero_states(where=torch.tensor([True, False]))\n"
+        "print(layer.mem[0].tolist())\n"
+    )
+    assert python("-O", "-c", code).split("\n")[:6] == ["raised"] * 5 + ["[0.0, 0.0, 0.0]"]
+
+
+def test_no_assert_on_what_users_give() -> None:
+    for source in PACKAGE.rglob("*.py"):
+        asserts = [n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.Assert)]
+        assert not asserts, f"{source}:{[n.lineno for n in asserts]}"
+
+
+def code_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    digits = TensorDataset(torch.rand(8, 1, 28, 28), torch.randint(0, 10, (8,)))
+    names: dict[str, Any] = {"dataloader": DataLoader(digits, batch_size=4), "num_timesteps": 3}
+    blocks = code_blocks("README.md")
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["model"].net[1].mem.shape == (4, 32, 26, 26)
+    assert names["model"].net[1].raw_beta.grad is not None
+
+
+SEED_MODEL = """
+import torch
+from torch import nn
+import tracetorch as tt
+from tracetorch import snn
+
+
+class ConvSNN(snn.TTModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 3),
+            # dim=-3 tells the layer that the 3rd-to-last dimension is the channel dim.
+            # This works for (B, C, H, W) AND unbatched (C, H, W) inputs automatically.
+            snn.LIF(num_neurons=32, beta=0.9, dim=-3),
+
+            nn.Flatten(),
+            nn.Linear(32 * 26 * 26, 128),
+
+            # Readout layer with learnable decay initialized to scrape various timescales
+            snn.Readout(128, beta=torch.rand(128)),
+            # Map the readout layer back down to the desired number of dimensions
+            nn.Linear(128, 10)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+SEED_TRAINING = """
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = ConvSNN().to(device)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+loss_fn = nn.CrossEntropyLoss()
+
+# Training Step
+model.train()
+for x, y in dataloader:
+    x, y = x.to(device), y.to(device)
+
+    model.zero_states()  # Crucial: Reset hidden states for the batch
+    optimizer.zero_grad()
+
+    # Time loop
+    spikes = []
+    for step in range(num_timesteps):
+        # Just pass x. No state tuples to manage.
+        spikes.append(model(x))
+
+    # Stack output and compute loss
+    output = torch.stack(spikes)
+    loss = loss_fn(output.mean(0), y)  # Rate coding example
+
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_the_first_code_of_the_project_runs_as_it_stands() -> None:
+    """The two blocks every later version must run, also unbatched convolution as they promise."""
+    torch.manual_seed(0)
+    digits = TensorDataset(torch.rand(8, 1, 28, 28), torch.randint(0, 10, (8,)))
+    names: dict[str, Any] = {"dataloader": DataLoader(digits, batch_size=4), "num_timesteps": 3}
+    exec(SEED_MODEL, names)
+    exec(SEED_TRAINING, names)
+    assert names["output"].shape == (3, 4, 10)
+    unbatched = snn.LIF(num_neurons=32, beta=0.9, dim=-3)
+    assert unbatched(nn.Conv2d(1, 32, 3)(torch.rand(1, 28, 28))).shape == (32, 26, 26)
+
+
+def tree(text: str) -> set[str]:
+    """Paths in the first fenced tree of a page: two spaces a level, folders end in a slash."""
+    block = re.search(r"```\n(tracetorch/\n.*?)```", text, flags=re.DOTALL)
+    assert block is not None
+    paths: set[str] = set()
+    folders: list[str] = []
+    for line in block[1].splitlines():
+        match = re.match(r"( *)(\S+)", line)
+        if match is None:
+            continue
+        depth, name = len(match[1]) // 2, match[2]
+        folders = folders[:depth]
+        path = "".join([*folders, name])
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            paths.add(path)
+    return paths
+
+
+def test_the_architecture_page_shows_the_house_as_it_stands() -> None:
+    shown = tree((ROOT / "ARCHITECTURE.md").read_text())
+    standing = {
+        str(Path("tracetorch") / source.relative_to(PACKAGE))
+        for source in PACKAGE.rglob("*")
+        if source.is_file() and "__pycache__" not in source.parts
+    }
+    assert shown == standing
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+)
+def test_links_between_pages_hold(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_no_page_fetches_the_name_from_the_index() -> None:
+    for page in ROOT.glob("*.md"):
+        assert not re.search(r"pip install ['\"]?tracetorch", page.read_text()), page
+
+
+def test_warnings_are_errors() -> None:
+    with pytest.raises(UserWarning, match="told"):
+        warnings.warn("told", UserWarning, stacklevel=1)
