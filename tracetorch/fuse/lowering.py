@@ -91,6 +91,18 @@ def _sign(b: Builder, x: Ref) -> Ref:
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
+def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
+    scaled = b.emit("mul", x, float(beta))
+    smooth = b.emit("div", b.emit("log1p", b.emit("exp", scaled)), float(beta))
+    return b.emit("where", b.emit("gt", scaled, float(threshold)), x, smooth)
+
+
+def _softplus_backward(b: Builder, g: Ref, x: Ref, beta: float, threshold: float) -> Ref:
+    scaled = b.emit("mul", x, float(beta))
+    smooth = b.emit("mul", g, b.emit("sigmoid", scaled))
+    return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
+
+
 def _same(b: Builder, x: Ref, *_: object, **__: object) -> Ref:
     return x
 
@@ -151,6 +163,22 @@ RULES: dict[str, Rule] = {
     ),
     "threshold_backward": lambda b, g, x, threshold: b.emit(
         "where", b.emit("gt", _float(b, x), float(threshold)), _float(b, g), 0.0
+    ),
+    "copy": lambda b, _, y, *__: y,
+    "zero": lambda b, _: 0.0,
+    "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
+    "softplus": _softplus,
+    "softplus_backward": _softplus_backward,
+    "silu": lambda b, x: b.emit("mul", x, b.emit("sigmoid", x)),
+    "leaky_relu": lambda b, x, slope=0.01: _where(
+        b, b.emit("gt", x, 0.0), x, b.emit("mul", x, float(slope))
+    ),
+    "leaky_relu_backward": lambda b, g, x, slope, _: _where(
+        b, b.emit("gt", x, 0.0), g, b.emit("mul", g, float(slope))
+    ),
+    "hardtanh": lambda b, x, low=-1.0, high=1.0: _clamp(b, x, low, high),
+    "hardtanh_backward": lambda b, g, x, low, high: _where(
+        b, b.emit("and", b.emit("gt", x, float(low)), b.emit("lt", x, float(high))), g, 0.0
     ),
 }
 

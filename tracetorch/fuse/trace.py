@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
-from tracetorch.fuse.graph import Builder, Graph, Ref, Unfusable
-from tracetorch.fuse.lowering import lower
+from tracetorch.fuse.graph import Graph, Unfusable
+from tracetorch.fuse.recorder import Recorder
 from tracetorch.snn.neuron import Neuron
-
-_SIDE = 2  # of the small tensor that stands for the lanes while tracing
-
 
 @dataclass(frozen=True)
 class Program:
@@ -69,7 +64,7 @@ class Program:
 
 
 def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
-    """Run ``step`` once under ``make_fx``, with ``torch.autograd.grad`` inside.
+    """Run ``step`` once on tensors that record what is done to them, ``autograd.grad`` included.
 
     Args:
         layer: whose ``step``.
@@ -84,102 +79,33 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
     kept = layer.kept_states
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
-    lanes = torch.full((_SIDE,) * ndim, 0.5, dtype=dtype)
+    device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
+    recorder = Recorder(ndim, dtype, device or torch.device("cpu"))
     names = ["x", *(f"s_{n}" for n in kept), *(f"p_{n}" for n in params)]
-    cotangents = ["g_output", *(f"g_{n}" for n in kept)]
-    results = ["output", *(f"next_{n}" for n in kept), *(f"d_{n}" for n in names)]
-
-    def run(tensors: list[Tensor], grads: list[Tensor]) -> list[Tensor | None]:
-        leaves = [t.detach().requires_grad_() for t in tensors]
-        given = dict(zip(names, leaves, strict=True))
-        with torch.enable_grad():
-            states = [given.get(f"s_{name}") for name in layer.states]
+    results: dict[str, Tensor | None] = {}
+    try:
+        with recorder, torch.inference_mode(False), torch.enable_grad():
+            given = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(
-                given["x"], *states, **{n: given[f"p_{n}"] for n in params}, **constants
+                given["x"],
+                *(given.get(f"s_{name}") for name in layer.states),
+                **{name: given[f"p_{name}"] for name in params},
+                **constants,
             )
             output, _, values = layer.check_result(given["x"], stepped)
-        ends = [
-            (end, g)
-            for end, g in zip([output, *values], grads, strict=True)
-            if end.requires_grad
-        ]
-        found: Sequence[Tensor | None] = [None] * len(leaves)
-        if ends:
-            found = torch.autograd.grad(
-                [end for end, _ in ends], leaves, [g for _, g in ends], allow_unused=True
-            )
-        return [output, *values, *found]
-
-    module = _record(run, [[lanes.clone() for _ in names], [lanes.clone() for _ in cotangents]])
-    graph = _to_graph(module, [*names, *cotangents], results, dtype, lanes.shape)
-    return Program(type(layer).__name__, kept, params, dtype, graph)
-
-
-def _record(run: Callable[..., Any], examples: list[list[Tensor]]) -> fx.GraphModule:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module: fx.GraphModule = make_fx(run)(*examples)
-            return module
+            ends = {"output": output, **{f"next_{n}": v for n, v in zip(kept, values, strict=True)}}
+            smooth = {name: end for name, end in ends.items() if end.requires_grad}
+            found: Sequence[Tensor | None] = [None] * len(names)
+            if smooth:
+                cotangents = [recorder.input(f"g_{n.removeprefix('next_')}") for n in smooth]
+                found = torch.autograd.grad(
+                    list(smooth.values()), list(given.values()), cotangents, allow_unused=True
+                )
+            gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
+            results = {**ends, **gradients}
+    except Unfusable:
+        raise
     except Exception as failure:
         said = str(failure).strip().split("\n")[0]
-        if "trying to get a value out of a tracing tensor" in said or (
-            "Boolean value of Tensor" in said or "data-dependent" in said.lower()
-        ):
-            said = "it branches in Python on the values of tensors; write torch.where instead"
         raise Unfusable(f"its step cannot be traced: {said}") from failure
-
-
-def _to_graph(
-    module: fx.GraphModule,
-    inputs: list[str],
-    results: list[str],
-    dtype: torch.dtype,
-    shape: torch.Size,
-) -> Graph:
-    builder = Builder()
-    values: dict[fx.Node, Ref] = {}
-    names = iter(inputs)
-    outputs: dict[str, Ref] = {}
-    _drop_dead(module)
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(names)
-        elif node.op == "get_attr":
-            values[node] = _literal(node, getattr(module, str(node.target)))
-        elif node.op == "output":
-            for name, end in zip(results, node.args[0], strict=True):
-                outputs[name] = 0.0 if end is None else values[end]
-        else:
-            made = node.meta["val"]
-            operation = str(node.target).removeprefix("aten.").split(".")[0]
-            if not isinstance(made, Tensor) or (made.ndim and made.shape != shape):
-                raise Unfusable(f"its step uses {node.target}, which is not pointwise")
-            if made.dtype not in (dtype, torch.bool) and operation != "scalar_tensor":
-                raise Unfusable(f"its step uses {node.target}, which makes {made.dtype} of {dtype}")
-            try:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = lower(builder, operation, made.dtype == torch.bool, args, kwargs)
-            except Unfusable as unknown:
-                told = f" ({unknown})" if str(unknown) != operation else ""
-                raise Unfusable(f"its step uses {node.target}{told}, which kernels lack") from None
-    return Graph(tuple(builder.lines), outputs).select(results)
-
-
-def _drop_dead(module: fx.GraphModule) -> None:
-    """Dead code goes first: an unknown operation that nobody reads is no reason to refuse."""
-    for node in reversed(list(module.graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users:
-            if node.op == "call_function" and node.target._schema.is_mutable:
-                continue
-            module.graph.erase_node(node)
-
-
-def _literal(node: fx.Node, value: object) -> Ref:
-    """A number written in ``step`` as a tensor; a tensor from outside may change unseen."""
-    written = all("lift_fresh" in str(user.target) for user in node.users)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not written:
-        raise Unfusable(
-            "its step reads a tensor that no decay, threshold, weight or option declares"
-        )
-    number = value.item()
-    return number if isinstance(number, bool) else float(number) if math.isfinite(number) else number
+    return Program(type(layer).__name__, kept, params, dtype, recorder.graph(results))
