@@ -34,9 +34,8 @@ def check_both_ways(model: nn.Module, given: Inputs) -> None:
     modules = modules_of(model, closed=Recurrent)
     neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
     with _as_it_was(model, neurons), torch.no_grad():
-        calls = _calls_by_layer(model, given, modules)
         start = [(n, name, getattr(n, name)) for n in neurons for name in n.states]
-        for path, module, args, kwargs, folded in calls:
+        for path, module, args, kwargs, folded in _calls_by_layer(model, given, modules):
             for neuron, name, state in start:
                 setattr(neuron, name, state)
             if not _agrees(module, args, kwargs, folded, given.steps):
@@ -62,16 +61,14 @@ def _calls_by_layer(
             calls.append((path, m, args, kwargs, output))
 
         hooks.append(module.register_forward_hook(note, with_kwargs=True))
-    layers = [m for _, m in modules if isinstance(m, Neuron)]
-    before = [(n, name, getattr(n, name)) for n in layers for name in n.states]
     try:
-        with passing(layers, given.steps, Recording(None, [])):
+        with passing(
+            [m for _, m in modules if isinstance(m, Neuron)], given.steps, Recording(None, [])
+        ):
             call(model, given.folded())
     finally:
         for hook in hooks:
             hook.remove()
-        for neuron, name, state in before:
-            setattr(neuron, name, state)
     return calls
 
 

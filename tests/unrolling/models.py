@@ -1,0 +1,69 @@
+"""Models that a sequence is run through, one of each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.cases import layer
+from tracetorch import snn
+
+
+class Skip(snn.TTModule):
+    """Cells in a ``ModuleList``, a skip connection, two inputs, a dict of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([layer("SLIF", 4), layer("BRLIF", 4)])
+        self.mix = nn.Linear(4, 4)
+        self.out = layer("RReadout", 4)
+
+    def forward(self, x: Tensor, gate: Tensor) -> dict[str, Any]:
+        h = self.cells[0](x)
+        h = h + self.cells[1](self.mix(h) * gate)
+        return {"out": self.out(h), "aux": (h, x)}
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), layer("BSRLIF", 5), nn.Linear(5, 2), layer("Readout", 2))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        layer("LIF", 3, dim=-3),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+        layer("SReadout", 2),
+    )
+
+
+def recurrent() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(3, 4), snn.Recurrent(layer("SLIF", 4), nn.Linear(4, 4)), layer("Readout", 4)
+    )
+
+
+# The model, and the shape of one step of its input, batch first.
+MODELS = {"dense": (dense, (2, 3)), "conv": (conv, (2, 1, 6, 6)), "recurrent": (recurrent, (2, 3))}
+
+
+def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A model whose weights are small dyadic numbers, so that sums of products are exact."""
+    torch.manual_seed(0)
+    model = MODELS[name][0]() if name in MODELS else Skip()
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.copy_((p * 16).round() / 16 + 1 / 8)
+    return model.to(dtype)
+
+
+def dyadic(*shape: int, seed: int = 0) -> Tensor:
+    """An input of small dyadic numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 16, shape, generator=generator).double() / 4

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.unrolling.models import MODELS, dyadic, made
+from tracetorch import snn
+
+
+class Centred(nn.Module):
+    """Mixes the batch in code of its own, where no list of modules can see it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Reversed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = snn.Readout(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x.flip(0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sound_model_passes_and_is_left_as_it_was(name: str) -> None:
+    model = nn.Sequential(*made(name), nn.Dropout(0.5), nn.Identity()).double()
+    x = dyadic(6, *MODELS[name][1])
+    tt.unroll(model, x[:2])
+    state, random = tt.get_states(model), torch.get_rng_state()
+    model[-1].eval()
+    expected = tt.unroll(model, x[2:])
+    tt.set_states(model, state)
+    torch.set_rng_state(random)
+    assert torch.equal(tt.unroll(model, x[2:], check=True), expected)
+    assert (model.training, model[-1].training) == (True, False)
+
+
+def test_norms_are_checked_on_running_statistics_which_stay() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), snn.LIF(3))
+    x = torch.randn(5, 4, 3)
+    tt.unroll(model, x, check=True)
+    torch.testing.assert_close(model[0].running_mean, 0.1 * x.mean((0, 1)))
+    assert model[0].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), Centred(), snn.LIF(3)), r"1 \(Centred\) gives other outp"),
+        (nn.Sequential(nn.Sequential(snn.LIF(3), Centred())), r"0\.1 \(Centred\) gives other out"),
+        (nn.Sequential(snn.Readout(3), Reversed()), r"1 \(Reversed\) gives other outputs by lay"),
+    ],
+)
+def test_the_first_module_that_differs_is_named(model: nn.Module, message: str) -> None:
+    x = 2 * torch.rand(5, 4, 3)
+    model[0](torch.ones(4, 3))
+    before = tt.get_states(model)
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(model, x, check=True)
+    assert all(torch.equal(before[name], s) for name, s in tt.get_states(model).items())
+    assert model.training
+
+
+def test_a_table_that_is_not_called_on_the_batch_is_passed_over() -> None:
+    class Scaled(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Linear(1, 3)
+            self.cell = snn.Readout(3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.cell(x * self.table(torch.ones(1, dtype=x.dtype)))
+
+    assert Scaled().unroll(torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)

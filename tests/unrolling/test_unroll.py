@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS, layer, sequence, stepped
+from tests.unrolling.models import MODELS, Skip, dyadic, made
+from tracetorch import snn
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_ways_agree_with_the_plain_loop(name: str) -> None:
+    x = dyadic(7, *MODELS[name][1])
+    model = made(name)
+    expected = stepped(model, x)
+    expected.square().sum().backward()
+    grads, states = gradients(model), tt.get_states(model)
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        out = tt.unroll(model, x, by=by)
+        assert torch.equal(out, expected), by
+        assert all(torch.equal(s, states[k]) for k, s in tt.get_states(model).items())
+        out.square().sum().backward()
+        found = gradients(model)
+        assert set(found) == set(grads)
+        for k, grad in grads.items():
+            torch.testing.assert_close(found[k], grad)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bare_layer(name: str) -> None:
+    x = sequence(9, 3, 4)
+    model = layer(name, 4).double()
+    expected = stepped(model, x)
+    model.zero_states()
+    assert torch.equal(model.unroll(x), expected)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_several_inputs_and_a_tree_of_outputs(by: Any) -> None:
+    model = made("skip")
+    x, gate = dyadic(5, 2, 4), dyadic(5, 2, 4, seed=1)
+    steps = [model(a, b) for a, b in zip(x.unbind(), gate.unbind(), strict=True)]
+    for inputs in ((x, gate), {"gate": gate, "x": x}):
+        tt.zero_states(model)
+        y = tt.unroll(model, inputs, by=by)
+        assert set(y) == {"out", "aux"}
+        assert torch.equal(y["out"], torch.stack([s["out"] for s in steps]))
+        assert torch.equal(y["aux"][0], torch.stack([s["aux"][0] for s in steps]))
+        assert torch.equal(y["aux"][1], x)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("name", MODELS)
+def test_time_dim_and_batched(name: str, by: Any) -> None:
+    x = dyadic(5, *MODELS[name][1])
+    model = made(name)
+    expected = tt.unroll(model, x, by=by)
+    for time_dim in (1, -1):
+        tt.zero_states(model)
+        y = tt.unroll(model, x.movedim(0, time_dim), by=by, time_dim=time_dim)
+        assert torch.equal(y, expected.movedim(0, time_dim))
+    tt.zero_states(model)
+    alone, seen = tt.unroll(model, x[:, 0], by=by, batched=False, record=["mem", "output"])
+    assert torch.equal(alone, expected[:, 0])
+    states = tt.get_states(model)
+    for path, trajectory in seen.items():
+        if path in states:
+            assert torch.equal(trajectory[-1], states[path][0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_static_input_is_repeated(name: str) -> None:
+    x = dyadic(*MODELS[name][1])
+    model = made(name)
+    expected = tt.unroll(model, x.expand(6, *x.shape), by="step")
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        assert torch.equal(tt.unroll(model, x, steps=6, by=by), expected)
+
+
+def test_what_stands_before_the_first_neuron_is_computed_once() -> None:
+    rows: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            rows.append(len(x))
+            return super().forward(x)
+
+    x = torch.rand(2, 3)
+    for first, expected in ((nn.Linear(3, 4), []), (Counted(3, 4), [12])):
+        rows.clear()
+        tail = nn.Sequential(snn.LIF(4), Counted(4, 4))
+        tt.unroll(nn.Sequential(nn.Sequential(first), tail), x, steps=6)
+        assert rows == [*expected, 12]  # a subclass is not on the list of what may run once
+    hook: list[int] = []
+    first = nn.Linear(3, 4)
+    first.register_forward_hook(lambda *_: hook.append(1))
+    tt.unroll(nn.Sequential(first, snn.LIF(4)), x, steps=6)
+    assert hook == [1]
+
+
+@given(cut=st.integers(0, 8), detach=st.booleans(), name=st.sampled_from(LAYERS))
+@settings(max_examples=40, deadline=None)
+def test_a_sequence_cut_anywhere(cut: int, detach: bool, name: str) -> None:
+    x = sequence(8, 2, 3)
+    whole, parts = layer(name, 3).double(), layer(name, 3).double()
+
+    def run(model: nn.Module, pieces: list[Tensor]) -> Tensor:
+        outputs = []
+        for piece in pieces:
+            outputs.append(tt.unroll(model, piece))
+            if detach:
+                tt.detach_states(model)
+        return torch.cat(outputs)
+
+    pieces = [piece for piece in (x[:cut], x[cut:]) if len(piece)]
+    out = run(parts, pieces)
+    expected = run(whole, [x])
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    if not detach:
+        expected.sum().backward()
+        grads = gradients(whole)
+        for k, grad in gradients(parts).items():
+            torch.testing.assert_close(grad, grads[k])
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_recording_is_differentiable_and_named_by_path(by: Any) -> None:
+    model = made("skip")
+    x = {"x": dyadic(5, 2, 4), "gate": dyadic(5, 2, 4, seed=1)}
+    y, seen = tt.unroll(model, x, by=by, record=["cells.*.mem", "output", "prev_output"])
+    assert list(seen) == [
+        "cells.0.mem",
+        "cells.0.output",
+        "cells.1.mem",
+        "cells.1.prev_output",
+        "cells.1.output",
+        "out.prev_output",
+        "out.output",
+    ]
+    assert torch.equal(seen["out.output"], y["out"])
+    assert torch.equal(seen["cells.0.mem"][-1], model.cells[0].mem)
+    sum(v.square().sum() for v in seen.values()).backward()
+    grads = gradients(model)
+    tt.zero_states(model)
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b in zip(x["x"].unbind(), x["gate"].unbind(), strict=True):
+        step = model(a, b)
+        cells = [*model.cells, model.out]
+        outputs = [cells[0].mem, cells[1].mem, cells[1].prev_output, cells[2].prev_output]
+        outputs += [step["out"], cells[1].prev_output, step["aux"][0] - cells[1].prev_output]
+        total = total + sum(o.square().sum() for o in outputs)
+    total.backward()
+    for k, grad in gradients(model).items():
+        torch.testing.assert_close(grads[k], grad)
+
+
+def test_what_is_inside_a_recurrent_layer_can_be_recorded() -> None:
+    x = dyadic(5, 2, 3)
+    model = made("recurrent")
+    seen = {}
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        seen[by] = tt.unroll(model, x, by=by, record=["1.neuron.*", "1.output"])[1]
+    assert set(seen["layer"]) == {
+        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.output",
+    }  # fmt: skip
+    for path, trajectory in seen["layer"].items():
+        assert torch.equal(trajectory, seen["step"][path])
+    assert torch.equal(seen["layer"]["1.output"], seen["layer"]["1.neuron.output"])
+
+
+def test_batch_norm_takes_its_statistics_over_time_and_batch() -> None:
+    norm = nn.BatchNorm1d(3)
+    x = torch.randn(5, 4, 3)
+    y = tt.unroll(nn.Sequential(norm, snn.LIF(3), nn.Dropout(0.5)), x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean((0, 1)))
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), layer("BSRLIF", 4)).to(dtype)
+    x = sequence(6, 2, 3).to(dtype)
+    expected = stepped(model, x)
+    tt.zero_states(model)
+    y, seen = tt.unroll(model, x, record="mem")
+    assert y.dtype == dtype
+    assert seen["1.mem"].dtype == torch.float32
+    assert torch.equal(y, expected)
+
+
+def test_without_a_graph() -> None:
+    model = made("dense")
+    x = dyadic(6, 2, 3)
+    with torch.no_grad():
+        first = tt.unroll(model, x[:2])
+    with torch.inference_mode():
+        second = tt.unroll(model, x[2:4])
+    third = tt.unroll(model, x[4:])
+    tt.zero_states(model)
+    assert torch.equal(torch.cat([first, second, third]), tt.unroll(model, x))
+    assert third.requires_grad
+
+
+class Twice(snn.TTModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = layer("LIF", 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.cell(x))
+
+
+class Unlike(nn.Module):
+    """Gives back something that is not led by the batch."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.cell = snn.LIF(3)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.cell(x)
+        return {"sum": y.sum(), "cut": y[:1], "word": "y", "none": None}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Twice(), r"layer 'cell', LIF\(3\), is called twice in one step.*by=\"step\""),
+        (nn.Sequential(nn.RNN(3, 3)), r"0 \(RNN\) keeps a memory of its own: it cannot run by lay"),
+        (nn.ModuleDict({"g": nn.GRUCell(3, 3)}), r"g \(GRUCell\) keeps a memory of its own"),
+        (nn.Sequential(nn.Flatten(0)), r"0 \(Flatten\) flattens the batch"),
+        (nn.Sequential(nn.Softmax(0)), r"0 \(Softmax\) mixes the samples of the batch"),
+        (nn.Sequential(nn.Unflatten(0, (1, 2))), r"0 \(Unflatten\) splits the batch"),
+        (nn.MultiheadAttention(3, 1), r"the model \(MultiheadAttention\) takes dimension 0 for"),
+        (Unlike("sum"), r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]"),
+        (Unlike("cut"), r"the model gave shape \[1, 3\]"),
+        (Unlike("word"), r"the model gave str"),
+        (nn.Sequential(snn.LIF(3), snn.LIF(2)), r"has 2 neurons, one step of the input"),
+    ],
+)
+def test_what_cannot_run_by_layer_is_named_and_changes_nothing(
+    model: nn.Module, message: str
+) -> None:
+    tt.zero_states(model)
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(model, torch.ones(4, 2, 3))
+    assert tt.get_states(model) == {}
+    assert all(m.layer_pass is None for m in model.modules() if isinstance(m, snn.Neuron))
+
+
+def test_a_failed_call_leaves_live_states_as_they_were() -> None:
+    model = nn.Sequential(snn.LIF(3), snn.LIF(2))
+    model[0](torch.ones(2, 3))
+    before = model[0].mem
+    for by in ("layer", "step"):
+        with pytest.raises(ValueError, match="has 2 neurons"):
+            tt.unroll(model, torch.ones(4, 2, 3), by=by)
+        assert model[0].mem is before
+
+
+def test_by_step_runs_what_by_layer_cannot() -> None:
+    model = Twice()
+    x = sequence(4, 2, 3, dtype=torch.float32)
+    expected = stepped(model, x)
+    model.zero_states()
+    assert torch.equal(model.unroll(x, by="step"), expected)
+    with pytest.raises(TypeError, match="every output must be a tensor, the model gave str"):
+        tt.unroll(Unlike("word"), x, by="step")
+    assert tt.unroll(Unlike("sum"), x, by="step").shape == (4,)
+    model.zero_states()
+    with pytest.raises(ValueError, match=r"record: .cell\.output. was seen 8 times in 4 steps"):
+        model.unroll(x, by="step", record="cell.output")
+    assert model.cell.mem is None
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "error", "message"),
+    [
+        (torch.ones(2, 2, 3), {"by": "time"}, ValueError, 'by must be "layer" or "step", got'),
+        (torch.ones(2, 3), {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        (torch.ones(2, 3), {"steps": 2.0}, TypeError, "steps must be an integer, got 2.0"),
+        (torch.ones(2, 2, 3), {"time_dim": "t"}, TypeError, "time_dim must be an integer, got"),
+        (torch.ones(2, 2, 3), {"time_dim": 3}, ValueError, "time_dim is 3, but x has shape"),
+        (torch.ones(0, 2, 3), {}, ValueError, "x has no time step"),
+        (torch.ones(3), {}, ValueError, r"x needs time and a batch, got shape \[3\]"),
+        (torch.ones(()), {"steps": 2}, ValueError, r"x needs a batch, got shape \[\]"),
+        ([1.0], {}, TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
+        ((), {}, ValueError, "x holds no tensor"),
+        ((torch.ones(2, 2), 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),
+        (
+            {"a": torch.ones(2, 2), "b": torch.ones(3, 2)},
+            {},
+            ValueError,
+            r"x\['b'\] has time and batch \[3, 2\], x\['a'\] has \[2, 2\]",
+        ),
+        (torch.ones(2, 2, 3), {"record": "mme"}, ValueError, "nothing is called 'mme'. Did you"),
+        (torch.ones(2, 2, 3), {"record": [1]}, TypeError, "record takes names, got 1"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    x: Any, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tt.unroll(snn.LIF(3), x, **arguments)
+
+
+def test_only_modules_are_unrolled() -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
+        tt.unroll(lambda x: x, torch.ones(1, 1, 1))
+
+
+def test_backward_twice_says_detach_states() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), layer("SLIF", 3))
+    x = sequence(4, 2, 3, dtype=torch.float32)
+    tt.unroll(model, x).sum().backward()
+    again = tt.unroll(model, x).sum()
+    with pytest.raises(RuntimeError, match="detach_states"):
+        again.backward()
+    tt.detach_states(model)
+    tt.unroll(model, x).sum().backward()
+
+
+def test_the_models_of_these_tests_fire() -> None:
+    for name in MODELS:
+        seen = tt.unroll(made(name), dyadic(7, *MODELS[name][1]), record="output")[1]
+        rates = {path: float((y != 0).double().mean()) for path, y in seen.items()}
+        assert all(rate > 0.01 for rate in rates.values()), (name, rates)
+    assert isinstance(made("skip"), Skip)
