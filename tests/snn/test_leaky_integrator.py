@@ -88,7 +88,8 @@ def test_agrees_with_the_simulator(
         for name in made.kept_states:
             state = getattr(made, name).numpy()
             np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
-        fired += float((out != 0).double().mean())
+        if made.pos_threshold is not None or made.neg_threshold is not None:
+            fired += float((out != 0).double().mean())
     assert fired > 0
 
 
@@ -114,6 +115,22 @@ def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[fl
         made(step.reshape(1, 1))
     made.mem.sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor(expected), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("detach_reset", [False, True])
+def test_gradient_through_the_negative_reset_mirrors_the_positive(
+    reset: Any, detach_reset: bool
+) -> None:
+    grads = []
+    for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
+        made = snn.LeakyIntegrator(1, **{part: {}}, reset=reset, detach_reset=detach_reset)
+        x = torch.tensor([1.3, 0.2], requires_grad=True)
+        for step in (sign * x).unbind():
+            made(step.reshape(1, 1))
+        (sign * made.mem).sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize("name", SPIKING)

@@ -182,3 +182,72 @@ def test_param_count_counts_shared_parameters_once() -> None:
             self.hidden = [snn.BSRLIF(2), snn.LIF(2, learn_beta=False)]
 
     assert Net().get_param_count() == 8 + 18 + 2
+
+
+class Busy(snn.TTModule):
+    """Overrides that call more than their ``super()``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.block = snn.LIF(2), snn.LIF(2)
+
+    def run(self) -> None:
+        self.cell(torch.ones(2, 2))
+        self.block(torch.ones(2, 2))
+
+    def zero_states(self, *, where: torch.Tensor | None = None) -> None:
+        super().zero_states(where=where)
+        if where is not None:
+            self.detach_states()
+            self.block.zero_states()
+
+    def detach_states(self) -> None:
+        super().detach_states()
+        if self.cell.mem is not None:
+            self.cell.zero_states(where=torch.tensor([False, True]))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_what_else_an_override_calls_is_a_call_of_its_own(depth: int) -> None:
+    busy = Busy()
+    root: nn.Module = busy
+    for _ in range(depth):
+        root = Counting(root)
+    busy.run()
+    tt.zero_states(root, where=torch.tensor([True, False]))
+    assert busy.block.mem is None
+    assert not busy.cell.mem.requires_grad
+    assert busy.cell.mem.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    busy.run()
+    tt.detach_states(root)
+    assert busy.cell.mem[1].tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="the mask has 3 entries"):
+        tt.zero_states(root, where=torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.parametrize("mask", [[True], [True, False, True], [[True, False]], [1, 0]])
+def test_a_mask_is_checked_under_compile_too(mask: list[bool]) -> None:
+    net = nn.Sequential(snn.LIF(2))
+    net(torch.ones(2, 2))
+    before = net[0].mem.clone()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda where: tt.zero_states(net, where=where), backend="eager")
+    with pytest.raises((ValueError, TypeError), match=r"mask has|one dimension|boolean"):
+        compiled(torch.tensor(mask))
+    assert torch.equal(net[0].mem, before)
+    compiled(torch.tensor([True, False]))
+    assert not bool(net[0].mem[0].any())
+    assert torch.equal(net[0].mem[1], before[1])
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_input_error_survives_compile() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend="eager")
+    compiled(torch.rand(2, 3))
+    with pytest.raises(ValueError, match=r"holds the state mem of shape \[2, 2\]"):
+        compiled(torch.rand(5, 3))
+    torch.compiler.reset()

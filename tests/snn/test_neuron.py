@@ -144,12 +144,64 @@ def test_states_share_no_memory_with_output_or_input() -> None:
     assert torch.equal(readout.prev_output, before)
 
 
+@pytest.mark.parametrize("alias", [lambda x: x[:], lambda x: x.detach(), lambda x: x.view_as(x)])
+def test_views_are_no_way_around_it(alias: Any) -> None:
+    made = Returning(lambda x, mem, slow: (alias(mem), mem, alias(x)))
+    x = torch.ones(1, 2)
+    out = made(x)
+    x += 5
+    held = made.mem
+    out = made(x)
+    out += 7
+    assert made.slow.tolist() == [[6.0, 6.0]]
+    assert made.mem.tolist() == held.tolist() == [[0.0, 0.0]]
+
+
 def test_an_output_may_be_changed_in_place() -> None:
     made = nn.Sequential(snn.Readout(2), nn.ReLU(inplace=True))
     x = torch.tensor([[1.0, -1.0]], requires_grad=True)
     made(x).sum().backward()
     assert x.grad.tolist() == [[pytest.approx(0.1), 0.0]]
     assert made[0].mem.tolist() == [[pytest.approx(0.1), pytest.approx(-0.1)]]
+
+
+def test_states_are_a_tuple() -> None:
+    class Comma(snn.Neuron):
+        states = "mem"
+
+    with pytest.raises(TypeError, match=r"states must be a tuple of names, got 'mem'.*\('mem',\)"):
+        Comma(2)
+
+
+def test_a_tensor_option_moves_along() -> None:
+    class Offset(snn.Neuron):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.option("offset", torch.ones(2))
+
+        @staticmethod
+        def step(x: Tensor, *, offset: Tensor) -> tuple[Tensor]:
+            return (x + offset,)
+
+    made = Offset().double()
+    assert made(torch.zeros(1, 2).double()).tolist() == [[1.0, 1.0]]
+    assert made.offset.dtype == torch.float64
+
+
+def test_a_state_set_to_something_else() -> None:
+    made = snn.LIF(2)
+    made.mem = 0.0
+    with pytest.raises(TypeError, match=r"LIF\(2\) needs a tensor as mem, got float"):
+        made(torch.ones(1, 2))
+
+
+def test_a_state_that_a_transform_left_behind_is_refused() -> None:
+    made = snn.LIF(2)
+    vmap(made)(torch.ones(3, 1, 2))
+    with pytest.raises(ValueError, match="left behind by a traced or transformed call"):
+        made(torch.ones(1, 2))
+    made.zero_states()
+    made(torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", ["forward", "mem", "beta", "two words", "raw_beta"])
@@ -433,7 +485,7 @@ def test_a_state_that_a_trace_left_behind_is_refused() -> None:
     made = snn.LIF(2)
     with FakeTensorMode():
         made.mem = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=r"a state mem without values, left behind by a traced ca"):
+    with pytest.raises(ValueError, match=r"a state mem without values, left behind by a tra"):
         made(torch.ones(1, 2))
     made.zero_states()
     made(torch.ones(1, 2))

@@ -159,3 +159,24 @@ def test_states_move_to_the_layer() -> None:
     net.to("meta")
     tt.set_states(net, states)
     assert net.cells[0].mem.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (lambda a, b: {"x.y": a, "x": {"y": b}}, "two states would be called 'held.x.y.mem'"),
+        (lambda a, b: {1: a, "1": b}, "two states would be called 'held.1.mem'"),
+        (lambda a, b: {a, b}, r"'held.{.}' is a layer in a set, which has no order"),
+    ],
+)
+def test_a_name_that_would_not_say_which(held: Any, message: str) -> None:
+    class Net(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = held(snn.LIF(2), snn.LIF(2))
+
+    net = Net()
+    for act in (tt.get_states, lambda module: tt.set_states(module, {})):
+        with pytest.raises(ValueError, match=message):
+            act(net)
+    net.zero_states()  # which needs no names

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
+import subprocess
+import sys
+from collections import OrderedDict, UserDict, UserList, deque
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, Mock
 
@@ -66,6 +69,9 @@ HIDING_PLACES = {
     "named tuple": (lambda cell: Pair(cell, 1), "held.0"),
     "dataclass": (Bag, "held.cell"),
     "slots": (Slotted, "held.cell"),
+    "user dict": (lambda cell: UserDict(a=cell), "held.data.a"),
+    "user list": (lambda cell: UserList([cell]), "held.data.0"),
+    "long list": (lambda cell: [*range(5000), cell], "held.5000"),
     "namespace": (lambda cell: SimpleNamespace(cell=cell), "held.cell"),
     "object": (Plain, "held.inner.deep.0"),
     "module": (lambda cell: nn.Sequential(nn.Identity(), cell), "held.1"),
@@ -140,3 +146,69 @@ class Rows(Dataset[Any]):
 def test_data_is_not_walked(held: Any) -> None:
     net = Net(held)
     assert list(named_modules(net)) == [("", net)]
+
+
+class Odd:
+    @property
+    def __dict__(self) -> Any:
+        raise RuntimeError("a property is not read")
+
+
+class Spelled:
+    def __str__(self) -> str:
+        raise RuntimeError("no code of a key runs")
+
+
+class Lazy(ModuleType):
+    pass
+
+
+class Talking(logging.Logger):
+    pass
+
+
+def foreign(package: str) -> Any:
+    """An object, of a class of that package, that holds a layer."""
+    thing = type("Thing", (), {"__module__": package})()
+    thing.cell = snn.LIF(2)
+    return thing
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        Odd(),
+        Lazy("lazy"),
+        Talking("talking"),
+        foreign("lightning.pytorch.trainer"),
+        foreign("pytorch_lightning.trainer"),
+        foreign("numpy.lib"),
+        foreign("pandas.core"),
+        foreign("torch.optim"),
+        foreign("logging"),
+        deque([(torch.ones(1), {"reward": 1.0})] * 5000),
+    ],
+)
+def test_what_is_foreign_is_passed_over(held: Any) -> None:
+    if isinstance(held, (ModuleType, logging.Logger)):
+        held.cell = snn.LIF(2)
+    net = Net(held)
+    assert list(named_modules(net)) == [("", net)]
+
+
+def test_keys_are_not_asked_for_their_name() -> None:
+    net = Net({Spelled(): snn.LIF(2)})
+    assert [path for path, _ in named_modules(net)] == ["", "held.<Spelled>"]
+
+
+def test_a_module_of_ones_own_that_is_called_like_one_of_the_library(tmp_path: Path) -> None:
+    (tmp_path / "trace.py").write_text("class Bag:\n    pass\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import trace, tracetorch as tt\n"
+        "from tracetorch import snn\n"
+        "net = snn.TTModule(); net.bag = trace.Bag(); net.bag.cell = snn.LIF(2)\n"
+        "print(net.get_param_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "4"

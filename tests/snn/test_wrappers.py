@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -143,3 +143,22 @@ def test_repr_of_a_tensor_tells_its_shape() -> None:
     assert repr(snn.LIF(2, surrogate_derivative=boxcar_surrogate(2.0))) == (
         "LIF(2, surrogate_derivative=boxcar_surrogate(width=2.0))"
     )
+
+
+def test_repr_of_setups_and_of_open_signatures() -> None:
+    told = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(torch.rand(2)), beta_setup={"value": 0.5})
+    assert repr(told) == (
+        "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=DEFAULT, learnable=DEFAULT, "
+        "use_averaging=DEFAULT), beta_setup={'value': 0.5})"
+    )
+
+    class Open(snn.LIF):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    assert repr(Open(3, beta=0.5)) == "Open(3, beta=0.5)"
+
+
+def test_hints_resolve_at_run_time() -> None:
+    for name in (*LAYERS, "LeakyIntegrator"):
+        assert get_type_hints(getattr(snn, name).__init__)["num_neurons"] is int

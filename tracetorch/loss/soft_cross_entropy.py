@@ -27,7 +27,7 @@ def soft_cross_entropy(
         ``pred`` and ``target`` ``[B, ...]``; the result is a scalar, or ``[B]`` for ``"none"``.
 
     Raises:
-        TypeError: ``pred`` or ``target`` is not a floating-point tensor.
+        TypeError: ``pred`` or ``target`` is not a floating-point tensor, or ``eps`` not a number.
         ValueError: the shapes differ or are empty of dimensions, ``eps`` is not positive and
             finite, or ``reduction`` is unknown.
 
@@ -48,12 +48,15 @@ def soft_cross_entropy(
         )
     if pred.ndim == 0:
         raise ValueError("pred and target need a batch dimension, got scalars.")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}.")
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps}.")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
     eps = max(eps, torch.finfo(pred.dtype).tiny)  # float16 would round 1e-8 to 0
-    per_sample = -(target * torch.log(pred + eps)).reshape(pred.shape[0], -1).sum(1)
+    each = -target * torch.log(pred + eps)
+    per_sample = each if each.ndim == 1 else each.flatten(1).sum(1)
     if reduction == "mean":
         return per_sample.mean()
     return per_sample.sum() if reduction == "sum" else per_sample

@@ -18,11 +18,14 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as freed:
+        if "a second time" not in str(freed):  # unpacking a saved tensor may run any code
+            raise
         raise RuntimeError(
             "backward() reached time steps that an earlier backward() has already freed: the "
             "states still carry their graph. Call detach_states() after each backward() to go "
             "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
-            "backward(retain_graph=True) keeps the graph at the price of its memory."
+            "backward(retain_graph=True) keeps the graph at the price of its memory. Two losses on "
+            "one step are added up first."
         ) from freed
 
 
@@ -53,7 +56,12 @@ def guard(values: list[Tensor]) -> list[Tensor]:
         not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or not any(value.requires_grad for value in values)
+        or torch.autograd.forward_ad._current_level >= 0
     ):
         return values
-    return list(_Guard.apply(*values))  # type: ignore[no-untyped-call]
+    # a state without a graph, one that a step detached say, must not be given one
+    watched = [value for value in values if value.requires_grad]
+    if not watched:
+        return values
+    guarded = iter(_Guard.apply(*watched))  # type: ignore[no-untyped-call]
+    return [next(guarded) if value.requires_grad else value for value in values]

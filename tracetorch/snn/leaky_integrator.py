@@ -18,9 +18,9 @@ from tracetorch.snn.parameters import (
 )
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
-DecaySetup: TypeAlias = "Mapping[str, Any] | Decay | None"
-ThresholdSetup: TypeAlias = "Mapping[str, Any] | Threshold | None"
-WeightSetup: TypeAlias = "Mapping[str, Any] | Weight | None"
+DecaySetup: TypeAlias = Mapping[str, Any] | Decay | None
+ThresholdSetup: TypeAlias = Mapping[str, Any] | Threshold | None
+WeightSetup: TypeAlias = Mapping[str, Any] | Weight | None
 Part: TypeAlias = Any  # a tensor, or a spike function, where the layer has the part; else None
 
 ALPHA = Decay(0.5, 1, True, True)

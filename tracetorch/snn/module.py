@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,7 +69,12 @@ class TTModule(nn.Module):
         return sum(p.numel() for p in found.values())
 
     def check_reset(self, path: str, where: Tensor) -> None:
-        """Raise where ``zero_states(where=...)`` would fail on this very module."""
+        """Raise where ``zero_states(where=...)`` would fail on this very module.
+
+        Args:
+            path: where the module stands, for the message.
+            where: the mask.
+        """
         parameters = inspect.signature(self.zero_states).parameters.values()
         if not any(p.name == "where" or p.kind is p.VAR_KEYWORD for p in parameters):
             raise TypeError(
@@ -139,33 +143,49 @@ def check_module(module: object) -> None:
 
 
 class _Spreading(threading.local):
-    """The modules that the outermost call in progress has already reached."""
+    """The call in progress: what it does, whom it has reached, and whose ``super()`` it awaits."""
 
+    act: str = ""
+    where: Tensor | None = None
     reached: set[int] | None = None
+    awaited: int | None = None
 
 
 _spreading = _Spreading()
 
 
 def _spread(root: nn.Module, act: str, where: Tensor | None) -> None:
-    """Call ``act`` of the nearest ``TTModule``s below ``root``; each of them goes on from there."""
+    """Call ``act`` of the nearest ``TTModule``s below ``root``; each of them goes on from there.
+
+    An override reaches this through ``super()``, and then continues the call that reached it.
+    Whatever else it calls is a call of its own.
+    """
     if torch.compiler.is_dynamo_compiling():
         _spread_compiled(root, act, where)
         return
-    reached = _spreading.reached
-    if reached is None:
-        if where is not None:
-            _check_mask(root, where)
-        _spreading.reached = {id(root)}
-        try:
-            _spread(root, act, where)
-        finally:
-            _spreading.reached = None
+    now = _spreading
+    if now.awaited == id(root) and now.act == act and now.where is where:
+        now.awaited = None
+        _spread_on(root)
         return
-    for module in _nearest(root):
-        if id(module) not in reached:
+    if where is not None:
+        _check_reset(root, where)
+    outer = (now.act, now.where, now.reached, now.awaited)
+    now.act, now.where, now.reached, now.awaited = act, where, {id(root)}, None
+    try:
+        _spread_on(root)
+    finally:
+        now.act, now.where, now.reached, now.awaited = outer
+
+
+def _spread_on(root: nn.Module) -> None:
+    act, given, reached = _spreading.act, _given(_spreading.where), _spreading.reached or set()
+    for _, module in list(named_modules(root, closed=TTModule)):
+        if isinstance(module, TTModule) and module is not root and id(module) not in reached:
             reached.add(id(module))
-            getattr(module, act)(**_given(where))
+            _spreading.awaited = id(module)
+            getattr(module, act)(**given)
+            _spreading.awaited = None
 
 
 def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
@@ -178,8 +198,14 @@ def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
         )
         _spread_uncompiled(root, act, where)
         return
+    if where is not None:
+        check_mask(where)
     pending = list(root.children())
+    reached: list[nn.Module] = []
     for module in pending:
+        if any(module is other for other in reached):
+            continue
+        reached.append(module)
         if isinstance(module, TTModule):
             getattr(module, act)(**_given(where))
         else:
@@ -208,25 +234,27 @@ def is_exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
-def _nearest(root: nn.Module) -> Iterator[TTModule]:
-    for _, module in list(named_modules(root, closed=TTModule)):
-        if isinstance(module, TTModule) and module is not root:
-            yield module
-
-
 def _given(where: Tensor | None) -> dict[str, Tensor]:
     """``where`` only when there is one: an override need not know it to be zeroed whole."""
     return {} if where is None else {"where": where}
 
 
-def _check_mask(root: nn.Module, where: Tensor) -> None:
+def check_mask(where: object) -> None:
+    """Raise unless ``where`` can be a mask over the batch."""
     if not isinstance(where, Tensor) or where.dtype != torch.bool:
         got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
-        raise TypeError(f"where must be a boolean tensor, got {got}. Try where=done.bool().")
+        raise TypeError(
+            f"where must be a boolean tensor, got {got}. "
+            "Try where=torch.as_tensor(done, dtype=torch.bool)."
+        )
     if where.ndim != 1:
         raise ValueError(
             f"where must have one dimension, the batch, got shape {list(where.shape)}."
         )
+
+
+def _check_reset(root: nn.Module, where: Tensor) -> None:
+    check_mask(where)
     for path, module in named_modules(root):
         if isinstance(module, TTModule):
             module.check_reset(path, where)

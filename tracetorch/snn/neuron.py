@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,15 @@ _ARITHMETIC = {
     torch.float64: torch.float64,
 }
 
+_NO_BACKWARD = -1  # what PyTorch says outside of one
+
 _FROZEN = (
     "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
     "traced program would start every call from the same state. Trace a module that calls "
     "zero_states() first and loops over time inside."
 )
+
+N = TypeVar("N", bound="Neuron")
 
 
 class Neuron(TTModule):
@@ -106,9 +111,13 @@ class Neuron(TTModule):
     num_neurons: int
     dim: int
 
-    def __new__(cls, *args: object, **kwargs: object) -> Neuron:
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+
+    def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
         """Remember the call, for ``repr``."""
-        layer: Neuron = super().__new__(cls)
+        layer = super().__new__(cls)
         if args or kwargs:
             object.__setattr__(layer, "_call", _spell(cls, args, kwargs))
         return layer
@@ -120,7 +129,13 @@ class Neuron(TTModule):
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
         self._zeroed_in_trace = False
+        self._zeroed_in_backward = _NO_BACKWARD
         self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
+        if isinstance(type(self).states, str):
+            raise TypeError(
+                f"{type(self).__name__}.states must be a tuple of names, got "
+                f"{type(self).states!r}. A tuple of one is ({type(self).states!r},)."
+            )
         for name in type(self).states:
             self._check_name(name)
             setattr(self, name, None)
@@ -207,10 +222,13 @@ class Neuron(TTModule):
         """Declare a constant that ``step`` receives: a flag, a word, a number, a spike function.
 
         It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
-        learnable slope, say) is registered as one.
+        learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
         """
         self._check_name(name)
-        setattr(self, name, value)
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
         self._options += (name,)
 
     def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
@@ -288,6 +306,8 @@ class Neuron(TTModule):
         work = x.to(dtype)
         results = self.step(work, *states, **self.arguments(x.ndim, dtype))
         output, kept, values = self.check_result(work, results)
+        if any(_share(output, state) for state in states if state is not None):
+            output = output.clone()
         output, *values = guard([output, *values])
         for name, value in zip(kept, values, strict=True):
             setattr(self, name, value)
@@ -307,6 +327,14 @@ class Neuron(TTModule):
             if torch.compiler.is_dynamo_compiling():
                 torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
             raise RuntimeError(_FROZEN)
+        if not torch.compiler.is_compiling():
+            backward = torch._C._current_graph_task_id()
+            if backward not in (_NO_BACKWARD, self._zeroed_in_backward):
+                raise RuntimeError(
+                    f"{self.named()} is run again inside backward(), by activation checkpointing "
+                    "it seems, from the state it has now instead of the one it had. Checkpoint a "
+                    "function that calls zero_states() first and loops over time inside."
+                )
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{self.named()} takes a tensor, got {type(x).__name__}. "
@@ -346,12 +374,16 @@ class Neuron(TTModule):
             elif state is None:
                 states.append(torch.zeros(shape, dtype=dtype, device=x.device))
             else:
+                if not isinstance(state, Tensor):
+                    raise TypeError(
+                        f"{self.named()} needs a tensor as {name}, got {type(state).__name__}."
+                    )
                 if state.shape != shape or state.device != x.device or state.dtype != dtype:
                     self._refuse(name, state, shape, x.device, dtype)
-                if isinstance(state, FakeTensor) and not isinstance(x, FakeTensor):
+                if _is_left_behind(state, x):
                     raise ValueError(
                         f"{self.named()} holds a state {name} without values, left behind by a "
-                        "traced call. Call zero_states()."
+                        "traced or transformed call. Call zero_states()."
                     )
                 states.append(state)
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
@@ -395,7 +427,7 @@ class Neuron(TTModule):
                     f"got {value.dtype}."
                 )
             # a later in-place operation on the output or the input must not reach into a state
-            aliased = value is x or any(value is other for other in values)
+            aliased = name != "output" and any(_share(value, other) for other in (x, *values))
             kept.append(name)
             values.append(value.clone() if aliased else value)
         return values[0], kept[1:], values[1:]
@@ -415,6 +447,10 @@ class Neuron(TTModule):
         super().zero_states(where=where)
         if where is None:
             self._zeroed_in_trace = _is_tracing()
+            if not torch.compiler.is_compiling():
+                self._zeroed_in_backward = torch._C._current_graph_task_id()
+        elif torch.compiler.is_dynamo_compiling():
+            self._check_fit(repr(self), where)
         for name in self.kept_states:
             state = getattr(self, name)
             if where is None or state is None:
@@ -422,6 +458,10 @@ class Neuron(TTModule):
             else:
                 mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
                 setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
+
+    def states_were_set(self) -> None:
+        """The states are those of now: also where a backward pass runs this layer again."""
+        self._zeroed_in_backward = torch._C._current_graph_task_id()
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them."""
@@ -434,11 +474,13 @@ class Neuron(TTModule):
     def check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very layer."""
         super().check_reset(path, where)
+        self._check_fit(f"layer {path!r}, {self!r}," if path else f"{self!r}", where)
+
+    def _check_fit(self, layer: str, where: Tensor) -> None:
         for name in self.kept_states:
             state = getattr(self, name)
             if state is None:
                 continue
-            layer = f"layer {path!r}, {self!r}," if path else f"{self!r}"
             if self.dim in (0, -state.ndim):
                 raise ValueError(
                     f"{layer} has its neurons at dimension 0, where the mask looks for the batch; "
@@ -461,7 +503,7 @@ class Neuron(TTModule):
                 value = fn(state)
             if emptied.seen:  # to_empty() keeps no values
                 moved[name] = None
-            elif _ARITHMETIC[value.dtype] is value.dtype:
+            elif _ARITHMETIC.get(value.dtype) is value.dtype:
                 moved[name] = value
             else:
                 moved[name] = state.to(value.device)
@@ -482,6 +524,22 @@ class Neuron(TTModule):
             f"{self!r}: nn.DataParallel runs copies of the model and throws their states away at "
             "every call. Use DistributedDataParallel, one process per device."
         )
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether an in-place operation on one tensor would reach the other."""
+    if one is other:
+        return True
+    return not torch.compiler.is_compiling() and bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
+
+
+def _is_left_behind(state: Tensor, x: Tensor) -> bool:
+    """Whether the state is of a trace or a transform that is over."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if isinstance(state, FakeTensor):
+        return not isinstance(x, FakeTensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(state)
 
 
 def _is_tracing() -> bool:
@@ -508,11 +566,30 @@ def _spell(cls: type[Neuron], args: tuple[object, ...], kwargs: dict[str, object
         bound = signature.bind(None, *args, **kwargs)
     except TypeError:  # __init__ is about to say so itself
         return f"{cls.__name__}(...)"
-    spelled = []
+    spelled: list[str] = []
     for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
-        default = signature.parameters[name].default
-        if type(value) is type(default) and not isinstance(value, Tensor) and value == default:
-            continue
-        shown = f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        spelled.append(shown if i == 0 else f"{name}={shown}")
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            spelled += map(_shown, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            spelled += [f"{key}={_shown(each)}" for key, each in value.items()]
+        elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
+            spelled.append(_shown(value) if i == 0 else f"{name}={_shown(value)}")
     return f"{cls.__name__}({', '.join(spelled)})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, Weight):
+        told = [f"{field.name}={_shown(getattr(value, field.name))}" for field in fields(value)]
+        return f"{type(value).__name__}({', '.join(told)})"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return repr(value)
+
+
+def _equal(value: object, default: object) -> bool:
+    return not isinstance(value, Tensor) and bool(value == default)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tracetorch.functional import atan_surrogate, sigmoid_inverse, softplus_inverse
 
-Value: TypeAlias = "float | Tensor"
+Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]
 SpikeFunction: TypeAlias = Callable[[Tensor], Tensor]
 Constraint: TypeAlias = Callable[[Tensor], Tensor]
@@ -82,7 +82,7 @@ class Weight:
 
     def check(self, name: str) -> None:
         """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
-        if isinstance(self.rank, bool) or self.rank not in (0, 1):
+        if type(self.rank) is not int or self.rank not in (0, 1):
             raise ValueError(
                 f"{name}: rank must be 0 (one value for the layer) or 1 (one per neuron), "
                 f"got {self.rank!r}."

@@ -42,11 +42,10 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """
     check_module(module)
     states: dict[str, Tensor] = {}
-    for path, layer in named_neurons(module):
-        for name in layer.kept_states:
-            state = getattr(layer, name)
-            if state is not None:
-                states[_join(path, name)] = state.detach().clone() if detach else state
+    for full, (layer, name) in _names(module).items():
+        state = getattr(layer, name)
+        if state is not None:
+            states[full] = state.detach().clone() if detach else state
     return states
 
 
@@ -80,7 +79,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
     layers = list(named_neurons(module))
-    known = {_join(path, name) for path, layer in layers for name in layer.kept_states}
+    known = _names(module)
     for name in states:
         if name not in known:
             near = difflib.get_close_matches(str(name), sorted(known), n=1)
@@ -97,6 +96,27 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         for name in layer.kept_states:
             state = states.get(_join(path, name))
             setattr(layer, name, None if state is None else state.clone().to(device))
+        layer.states_were_set()
+
+
+def _names(module: nn.Module) -> dict[str, tuple[Neuron, str]]:
+    """Layer and state of every name; raises where a name would not say which."""
+    names: dict[str, tuple[Neuron, str]] = {}
+    for path, layer in named_neurons(module):
+        if "{" in path:
+            raise ValueError(
+                f"{path!r} is a layer in a set, which has no order: its states cannot be named. "
+                "Hold the layers in a list or a dict."
+            )
+        for name in layer.kept_states:
+            full = _join(path, name)
+            if full in names:
+                raise ValueError(
+                    f"two states would be called {full!r}. Give the layers' containers keys that "
+                    "differ, and without dots."
+                )
+            names[full] = layer, name
+    return names
 
 
 def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:

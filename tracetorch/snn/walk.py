@@ -7,11 +7,19 @@ at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` ru
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections import deque
+import sysconfig
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from types import FrameType, MemberDescriptorType, SimpleNamespace
+from types import (
+    FrameType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any, cast
 
 import torch
@@ -19,62 +27,76 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 # Attributes every module has that can hold no module of the model, hooks above all.
-_MODULE_OWN = frozenset(vars(nn.Module())) - {"_modules"}
-# Objects of these packages are not walked: they can hold half of the process (a trainer, a logger),
-# and none of them is a part of a model. Modules and the containers below are walked all the same.
-_FOREIGN = frozenset(sys.stdlib_module_names) | {
-    "lightning",
-    "numpy",
-    "pandas",
-    "pytorch_lightning",
-    "torch",
-}
-_CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, deque, SimpleNamespace)
-_DATA: tuple[type, ...] = (Dataset, DataLoader, Sampler)
+_MODULE_OWN = frozenset(vars(nn.Module()))
+# Objects of these packages and of the standard library are not walked: they can hold half of the
+# process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
+_FOREIGN = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_WALKED = (nn.Module, *_CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
+_PASSED_OVER = (type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
+# A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
+_LONG = 1000
 
 
-class _Opaque(dict[type, bool]):
-    """Whether objects of a type are passed over; decided once per type and walk."""
+@lru_cache(maxsize=4096)
+def _opaque(kind: type) -> bool:
+    """Whether objects of a type are passed over."""
+    if issubclass(kind, _WALKED):
+        return False
+    if issubclass(kind, _PASSED_OVER):
+        return True
+    name = kind.__module__ if isinstance(kind.__module__, str) else ""
+    package = name.partition(".")[0]
+    if package in _FOREIGN:
+        return True
+    if package not in sys.stdlib_module_names:
+        return False
+    # a user's own trace.py or queue.py shares its name with a module of the standard library
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is None or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
 
-    def __missing__(self, kind: type) -> bool:
-        self[kind] = opaque = self._decide(kind)
-        return opaque
 
-    @staticmethod
-    def _decide(kind: type) -> bool:
-        if issubclass(kind, (nn.Module, *_CONTAINERS)):
-            return False
-        if issubclass(kind, (type, torch.Tensor, *_DATA)):
-            return True
-        package = kind.__module__
-        return isinstance(package, str) and package.partition(".")[0] in _FOREIGN
-
-
-def _children(owner: Any, opaque: _Opaque) -> Iterable[tuple[str, object]]:
-    """Named parts of ``owner``, read without running any of its code."""
+def _children(owner: Any) -> Iterable[tuple[str, object]]:
+    """Named parts of ``owner`` worth a look, read without running any of its code."""
     kind = type(owner)
-    for container in (dict, list, tuple, set, frozenset, deque):
+    for container in _CONTAINERS:
         if issubclass(kind, container):
-            values = dict.values(owner) if container is dict else container.__iter__(owner)
-            if all(opaque[each] for each in set(map(type, values))):  # a long list of numbers
-                return ()
-            if container is dict:
-                return ((str(key), value) for key, value in dict.items(owner))
-            return ((str(i), value) for i, value in enumerate(container.__iter__(owner)))
+            return _members(owner, container)
     return _attributes(owner)
+
+
+def _members(owner: Any, container: Any) -> Iterable[tuple[str, object]]:
+    values = list(dict.values(owner) if container is dict else container.__iter__(owner))
+    kinds = set(map(type, values))
+    if all(_opaque(kind) for kind in kinds):
+        return ()
+    keys: Iterable[object] = range(len(values))
+    if container is dict:
+        keys = list(dict.keys(owner))
+    elif container in (set, frozenset) and len(values) > 1:
+        return ((f"{{{i}}}", value) for i, value in enumerate(values))
+    if len(values) > _LONG:
+        return (
+            (_spelled(key), value)
+            for key, value in zip(keys, values, strict=True)
+            if issubclass(type(value), nn.Module)
+        )
+    return ((_spelled(key), value) for key, value in zip(keys, values, strict=True))
+
+
+def _spelled(key: object) -> str:
+    return str(key) if type(key) in (str, int) else f"<{type(key).__name__}>"
 
 
 def _attributes(owner: object) -> Iterator[tuple[str, object]]:
     kind = type(owner)
     is_module = issubclass(kind, nn.Module)
-    try:
-        attributes = object.__getattribute__(owner, "__dict__")
-    except AttributeError:
-        attributes = {}
+    attributes = _own_dict(owner, kind)
     if is_module:
         yield from attributes.get("_modules", {}).items()
     for name, value in list(attributes.items()):
-        if not (is_module and (name in _MODULE_OWN or name == "_modules")):
+        if not (is_module and name in _MODULE_OWN):
             yield name, value
     for name, slot in _slots(kind):  # type: ignore[arg-type]
         try:
@@ -83,13 +105,23 @@ def _attributes(owner: object) -> Iterator[tuple[str, object]]:
             continue
 
 
+def _own_dict(owner: object, kind: type) -> dict[str, Any]:
+    """The instance's ``__dict__``, unless its class has made a property of that name."""
+    for base in kind.__mro__:
+        if "__dict__" in vars(base):
+            found = vars(base)["__dict__"]
+            own = isinstance(found, (GetSetDescriptorType, MemberDescriptorType))
+            return found.__get__(owner) if own else {}
+    return {}
+
+
 @lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[tuple[str, MemberDescriptorType], ...]:
     return tuple(
         (name, slot)
         for base in kind.__mro__
         for name, slot in vars(base).items()
-        if isinstance(slot, MemberDescriptorType)
+        if isinstance(slot, MemberDescriptorType) and name != "__dict__"
     )
 
 
@@ -104,7 +136,6 @@ def named_modules(
 
     """
     seen: set[int] = set()
-    opaque = _Opaque()
     stack: list[tuple[str, object]] = [("", root)]
     while stack:
         path, owner = stack.pop()
@@ -117,8 +148,8 @@ def named_modules(
                 continue
         parts = [
             (f"{path}.{name}" if path else name, part)
-            for name, part in _children(owner, opaque)
-            if not opaque[type(part)]
+            for name, part in _children(owner)
+            if not _opaque(type(part))  # type: ignore[arg-type]
         ]
         stack.extend(reversed(parts))
 
@@ -146,6 +177,7 @@ def modules_of(
     return found
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def path_on_stack(layer: nn.Module) -> str | None:
     """The path of ``layer`` in the outermost module that is being called, for messages.
 

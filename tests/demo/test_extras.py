@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from tracetorch.demo.extras import require
+
+
+def test_names_what_is_missing_and_the_extra() -> None:
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs absent_a and absent_b.*pip install -e '\.\[demo\]'"
+    ):
+        require("torch", "absent_a", "absent_b")
+
+
+def test_is_content_with_what_is_there() -> None:
+    require("torch", "numpy")

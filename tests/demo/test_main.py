@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.demo.cases import DIGITS
+from tracetorch.demo import extras
+from tracetorch.demo.digits import Digits
+from tracetorch.demo.network import ConvSNN
+from tracetorch.demo.training import Epoch, Score, Settings, evaluate, load
+
+command = import_module("tracetorch.demo.__main__")
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for results, yet to be made; bars take the place of digits."""
+    monkeypatch.setattr(command, "load_digits", lambda folder: DIGITS)
+    return tmp_path / "new" / "out"
+
+
+def run(out: Path, *arguments: str) -> int:
+    short = ("--epochs", "2", "--batch-size", "10", "--steps", "2", "--threads", "1")
+    return command.main([*short, "--out", str(out), *arguments])
+
+
+def test_trains_and_leaves_a_model_and_a_picture(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(out) == 0
+    text = capsys.readouterr().out
+    assert re.search("1 CPU threads", text)
+    assert re.search("digits +bars\nsplit +60 train, 20 validation .*, 30 held out", text)
+    assert re.search("settings +2 epochs, batches of 10, T=2, lr 0.01\nseeds +0\n", text)
+    assert len(re.findall(r"epoch \d +\d+\.\d% +\d+\.\d% +\d+\.\d% +\d+\n", text)) == 2
+    assert re.search(r"firing rate +lif1 0\.\d{3}, lif2 0\.\d{3} spikes per neuron and step", text)
+    assert {path.name for path in out.iterdir()} == {"seed0.safetensors", "seed0.png"}
+    assert str(out / "seed0.safetensors") in text
+    assert str(out / "seed0.png") in text
+
+    model = ConvSNN()
+    model.load_state_dict(load(out / "seed0.safetensors"))
+    printed = re.search(r"held-out accuracy +(\S+%) \(epoch \d", text)
+    assert printed is not None
+    assert printed[1] == f"{evaluate(model, DIGITS.held_out, 2).accuracy:.1%}"
+
+
+def test_several_seeds_end_in_their_mean_and_spread(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = iter([0.97, 0.98, 0.99])
+    monkeypatch.setattr(command, "learn", lambda *_: next(held_out))
+    assert run(out, "--seeds", "3", "4", "5") == 0
+    text = capsys.readouterr().out
+    assert "seeds     3, 4, 5" in text
+    assert "98.00% on average, standard deviation 1.00%, from 97.00% to 99.00%" in text
+
+
+def scripted(*losses: float) -> object:
+    """Epochs with these validation losses, then Ctrl-C; each leaves its mark on the model."""
+
+    def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
+        for number, loss in enumerate(losses, 1):
+            with torch.no_grad():
+                model.linear[1].bias.fill_(number)
+            yield Epoch(number, 0.5, validation=Score(0.5, loss), held_out=Score(0.5, -loss))
+        raise KeyboardInterrupt
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [((0.5, 0.9, 0.2, 0.7), 3), ((0.5,), 1), ((math.nan, math.nan), 1)]
+)
+def test_control_c_leaves_the_best_model_so_far(
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    losses: tuple[float, ...],
+    best: int,
+) -> None:
+    monkeypatch.setattr(command, "train", scripted(*losses))
+    assert run(out) == 130
+    path = out / "seed0.safetensors"
+    assert capsys.readouterr().out.endswith(
+        f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
+    )
+    assert (load(path)["linear.1.bias"] == best).all()
+
+
+def test_control_c_before_the_first_epoch_saves_nothing(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "train", scripted())
+    assert run(out) == 130
+    assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
+    assert not list(out.iterdir())
+
+
+def test_control_c_while_loading(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(folder: Path | None) -> Digits:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_digits", interrupt)
+    assert run(out) == 130
+    assert capsys.readouterr().out == "\nInterrupted.\n"
+
+
+def test_a_missing_package_is_named_before_anything_runs(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "tqdm" else True)
+    assert run(out) == 1
+    assert re.fullmatch(
+        r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n", capsys.readouterr().err
+    )
+    assert not out.exists()
+
+
+def test_damaged_data_is_an_error_of_one_line(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    out.mkdir(parents=True)
+    assert run(out, "--data", str(out)) == 1
+    assert re.fullmatch("error: There are no MNIST files in .*\n", capsys.readouterr().err)
+
+
+def test_results_need_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out.parent.mkdir(parents=True)
+    out.write_text("in the way")
+    assert run(out) == 1
+    assert re.search("error: .*File exists", capsys.readouterr().err)
+
+
+def test_runs_as_a_module_and_loads_its_extra_late() -> None:
+    # torch itself loads tqdm
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try:\n"
+        "    runpy.run_module('tracetorch.demo', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    extra = {'matplotlib', 'mlxtend', 'safetensors'}\n"
+        "    print(end.code, extra & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m tracetorch.demo ")
+    assert done.stdout.endswith("\n0 set()\n")

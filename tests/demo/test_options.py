@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tracetorch.demo.options import parse
+from tracetorch.demo.training import Settings
+
+
+def test_without_options_the_settings_are_the_default_ones() -> None:
+    options = parse([])
+    assert Settings(options.epochs, options.batch_size, options.steps, options.lr) == Settings()
+    assert (options.seeds, options.data, options.out) == ([0], None, Path("runs/demo"))
+    assert options.threads >= 1
+
+
+def test_every_option_is_heard() -> None:
+    numbers = "--epochs 2 --batch-size 3 --steps 4 --lr 5e-1 --seeds 6 7 --threads 8"
+    options = parse(f"{numbers} --data a --out b/c".split())
+    assert vars(options) == {
+        "epochs": 2,
+        "batch_size": 3,
+        "steps": 4,
+        "lr": 0.5,
+        "seeds": [6, 7],
+        "threads": 8,
+        "data": Path("a"),
+        "out": Path("b/c"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1, got '0'"),
+        (["--steps", "2.5"], "argument --steps: must be a whole number, at least 1, got '2.5'"),
+        (["--batch-size", "ten"], "argument --batch-size: must be a whole number"),
+        (["--threads", "-1"], "argument --threads: must be a whole number, at least 1, got '-1'"),
+        (["--lr", "0"], "argument --lr: must be a positive number, got '0'"),
+        (["--lr", "nan"], "argument --lr: must be a positive number, got 'nan'"),
+        (["--lr", "inf"], "argument --lr: must be a positive number, got 'inf'"),
+        (["--lr", "fast"], "argument --lr: must be a positive number, got 'fast'"),
+        (["--seeds", "-1"], "argument --seeds: must be a whole number from 0 to"),
+        (["--seeds", str(2**63)], "argument --seeds: must be a whole number from 0 to"),
+        (["--seeds", "1", "1"], r"argument --seeds: must differ from each other, got \[1, 1\]"),
+        (["--seeds"], "argument --seeds: expected at least one argument"),
+        (["--seed", "1", "--epoch"], "argument --epochs: expected one argument"),
+        (["--gpu"], "unrecognized arguments: --gpu"),
+    ],
+)
+def test_a_bad_option_is_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse(arguments)
+    complaint = capsys.readouterr().err
+    assert re.search(f"python -m tracetorch.demo: error: {message}", complaint)
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for option in ["epochs", "batch-size", "steps", "lr", "threads", "seeds", "data", "out"]:
+        assert f"--{option} " in text
+    assert text.count("default: ") == 8

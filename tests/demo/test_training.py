@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.demo.cases import DIGITS, bars
+from tracetorch.demo import training
+from tracetorch.demo.network import ConvSNN, run, spikes_of
+from tracetorch.demo.training import (
+    Epoch,
+    Score,
+    Settings,
+    evaluate,
+    firing_rates,
+    load,
+    move,
+    save,
+    train,
+)
+
+SETTINGS = Settings(epochs=6, batch_size=10, steps=2, lr=1e-2)
+
+
+def trained(seed: int) -> tuple[ConvSNN, list[Epoch]]:
+    torch.manual_seed(seed)
+    model = ConvSNN()
+    return model, list(train(model, DIGITS, SETTINGS, seed))
+
+
+def test_training_learns_and_repeats_for_a_seed() -> None:
+    model, epochs = trained(0)
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1].train_accuracy > epochs[0].train_accuracy
+    assert epochs[-1].held_out.accuracy > 0.8
+    assert epochs[-1].validation == evaluate(model, DIGITS.validation, SETTINGS.steps)
+    assert epochs[-1].held_out == evaluate(model, DIGITS.held_out, SETTINGS.steps)
+
+    again, _ = trained(0)
+    other, _ = trained(1)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(model.conv1[0].weight, other.conv1[0].weight)
+
+
+@pytest.mark.parametrize("batch_size", [60, 1000])
+def test_one_step_is_a_training(batch_size: int) -> None:
+    settings = Settings(epochs=1, batch_size=batch_size, steps=1)
+    model = ConvSNN()
+    before = model.conv1[0].weight.clone()
+    assert len(list(train(model, DIGITS, settings, 0))) == 1
+    assert not torch.equal(before, model.conv1[0].weight)
+
+
+class Knows(ConvSNN):
+    """Sees the class in the place of the bar, except for class 3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x[:, 0, 4:24:2, 10]
+        return logits * (torch.arange(10) != 3)
+
+
+def test_scores_are_means_over_all_digits() -> None:
+    score = evaluate(Knows(), bars(300), steps=2)
+    # softmax of one 1 among nine 0, and for class 3 of ten 0
+    loss = 0.9 * (math.log(math.e + 9) - 1) + 0.1 * math.log(10)
+    assert score == pytest.approx(Score(0.9, loss))
+
+
+def test_firing_rates_are_means_over_all_digits() -> None:
+    torch.manual_seed(0)
+    model, dataset = ConvSNN(), bars(270)
+    rates = firing_rates(model, dataset, 2)
+    spikes, _ = spikes_of(model, dataset.tensors[0], 2)
+    assert set(rates) == {"lif1", "lif2"}
+    assert rates["lif1"] > 0
+    assert rates == pytest.approx({name: sent.mean().item() for name, sent in spikes.items()})
+
+
+def test_moving_is_small_random_and_repeats() -> None:
+    images = torch.zeros(50, 1, 28, 28)
+    images[:, :, 13:15, 13:15] = 1.0
+    moved = move(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert torch.equal(moved, move(images, torch.Generator().manual_seed(0)))
+    assert not torch.equal(moved, move(images, torch.Generator().manual_seed(1)))
+
+    places = torch.arange(28.0)
+    mass = moved.sum((1, 2, 3))
+    for dim in (2, 3):
+        centre = (moved.sum((1, 5 - dim)) * places).sum(1) / mass
+        assert (centre - 13.5).abs().max() < 2.5
+        assert (centre - 13.5).abs().max() > 1.0
+        assert centre.std() > 0.5
+
+
+def test_moving_turns_and_scales() -> None:
+    images = torch.zeros(50, 1, 28, 28)
+    images[:, :, 13:15, 4:24] = 1.0
+    moved = move(images, torch.Generator().manual_seed(0))[:, 0]
+    length = (moved.amax(1) > 0.5).sum(1)
+    assert length.float().std() > 0.5
+    assert ((length - 20).abs() <= 4).all()
+    left, right = moved[:, :, 8].argmax(1), moved[:, :, 19].argmax(1)
+    assert (left > right).any()
+    assert (left < right).any()
+
+
+def test_a_saved_model_loads_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = ConvSNN(), torch.rand(2, 1, 28, 28)
+    save(model, tmp_path / "model.safetensors")
+    copy = ConvSNN()
+    copy.load_state_dict(load(tmp_path / "model.safetensors"))
+    assert torch.equal(run(model, images, 3), run(copy, images, 3))
+
+
+def test_an_interrupted_save_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save(ConvSNN(), path)
+    old = path.read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(ConvSNN(), path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]

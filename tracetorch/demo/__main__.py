@@ -1,0 +1,127 @@
+"""The command line: ``python -m tracetorch.demo --help``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import tracetorch
+from tracetorch.demo.digits import Digits, load_digits
+from tracetorch.demo.extras import require
+from tracetorch.demo.figure import draw
+from tracetorch.demo.network import ConvSNN
+from tracetorch.demo.options import parse
+from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo. Exit codes: 0, or 1 for trouble, 2 for a bad argument, 130 for Ctrl-C."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        return demo(options)
+    except KeyboardInterrupt as stop:
+        print(f"\nInterrupted. {stop}".rstrip())
+        return 130
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Load the digits, train every seed, and sum up."""
+    try:
+        require("matplotlib", "safetensors", "tqdm")
+        options.out.mkdir(parents=True, exist_ok=True)
+        digits = load_digits(options.data)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    settings = Settings(options.epochs, options.batch_size, options.steps, options.lr)
+    introduce(digits, settings, options.seeds)
+    accuracies = [learn(digits, settings, seed, options.out) for seed in options.seeds]
+    if len(accuracies) > 1:
+        print(
+            f"\n{len(accuracies)} seeds: held-out accuracy {statistics.mean(accuracies):.2%} on "
+            f"average, standard deviation {statistics.stdev(accuracies):.2%}, "
+            f"from {min(accuracies):.2%} to {max(accuracies):.2%}"
+        )
+    return 0
+
+
+def introduce(digits: Digits, settings: Settings, seeds: Sequence[int]) -> None:
+    """Print all that decides the result."""
+    print(
+        f"traceTorch {tracetorch.__version__}, PyTorch {torch.__version__}, "
+        f"{torch.get_num_threads()} CPU threads\n"
+        f"digits    {digits.source}\n"
+        f"split     {len(digits.train):,} train, {len(digits.validation):,} validation (chooses "
+        f"the epoch), {len(digits.held_out):,} held out; the same for every seed\n"
+        f"settings  {settings.epochs} epochs, batches of {settings.batch_size}, "
+        f"T={settings.steps}, lr {settings.lr:g}\n"
+        f"seeds     {', '.join(map(str, seeds))}"
+    )
+
+
+def learn(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
+    """Train one network, keep its best epoch, and leave the model and the figure in ``out``.
+
+    Returns:
+        The held-out accuracy of the kept epoch, the best on the validation digits.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, saying what has been kept.
+
+    """
+    path = out / f"seed{seed}.safetensors"
+    torch.manual_seed(seed)
+    model = ConvSNN()
+    best = Epoch(0, 0.0, Score(0.0, math.inf), Score(0.0, math.inf))
+    start = time.perf_counter()
+    print(f"\nseed {seed:<4}  train  validation  held out  seconds")
+    try:
+        for epoch in train(model, digits, settings, seed):
+            # by the loss: the accuracy on a few hundred digits is too coarse to choose by
+            if epoch.number == 1 or epoch.validation.loss < best.validation.loss:
+                save(model, path)
+                best = epoch
+            print(
+                f"epoch {epoch.number:<3} {epoch.train_accuracy:6.1%}     "
+                f"{epoch.validation.accuracy:7.1%}   {epoch.held_out.accuracy:7.1%}  "
+                f"{time.perf_counter() - start:7.0f}",
+                flush=True,
+            )
+        report(best, digits, settings, path)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"The best model so far, of epoch {best.number}, is in {path}."
+            if best.number
+            else "No epoch was finished, so nothing was saved."
+        ) from None
+    return best.held_out.accuracy
+
+
+def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
+    """Read the saved model back, print how it does and how much it fires, and draw it at work."""
+    model = ConvSNN()
+    model.load_state_dict(load(path))
+    rates = firing_rates(model, digits.held_out, settings.steps)
+    image, label = digits.held_out[0]
+    picture = path.with_suffix(".png")
+    draw(model, image, int(label), settings.steps, picture)
+    print(
+        f"held-out accuracy  {best.held_out.accuracy:.1%} (epoch {best.number}, which has the "
+        f"lowest validation loss)\n"
+        f"firing rate        {', '.join(f'{name} {rate:.3f}' for name, rate in rates.items())} "
+        f"spikes per neuron and step\n"
+        f"model              {path}\n"
+        f"picture            {picture}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

