@@ -14,6 +14,7 @@ from tracetorch.fuse.fingerprint import fingerprint
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.plan import Plan, register
 from tracetorch.fuse.trace import Program, trace
+from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
 
 _programs: dict[Hashable, Program | str] = {}
@@ -134,7 +135,7 @@ def _key(
     return register(Plan(programs[-1], name, dim, record, graph, x, trained))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@asked_once
 def _constant_key(
     layer: Neuron,
     ndim: int,
