@@ -116,7 +116,7 @@ def print_lines(
 
 def residency(graph: Graph) -> int:
     """Time steps for which values stay in registers before they go back to the tile."""
-    return 2 if len(graph.lines) <= 40 else 1
+    return 2 if len(graph.lines) <= 16 else 1
 
 
 def _read(names: Iterable[str], slots: Slots, indent: int) -> list[str]:
@@ -159,7 +159,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
             literals=_read_literals(plan, [graph]),
             tile=TILE,
         ),
-        *_load_params(plan, params, slots),
+        *_load_params(plan, slots),
         *_rows(),
         "            for i in range(width):",
     ]
@@ -212,16 +212,17 @@ def forward_source(plan: Plan) -> tuple[str, int]:
     return "\n".join(source) + "\n", len(slots.names)
 
 
-def _load_params(plan: Plan, params: list[str], slots: Slots) -> list[str]:
-    source = []
-    for param in params:
-        index = plan.program.params.index(param[2:])
-        source += [
-            f"        param = params[{index} * columns + low : {index} * columns + low + full]",
-            "        for i in range(full):",
-            f"            {slots.at(param)} = param[i]",
-        ]
-    return source
+def _load_params(plan: Plan, slots: Slots) -> list[str]:
+    """The parameters first in the tile's array."""
+    for name in plan.program.params:
+        slots.at(f"p_{name}")
+    return [
+        f"        for k in range({len(plan.program.params)}):",
+        "            param = params[k * columns + low : k * columns + low + full]",
+        f"            T = S[k * {TILE} : k * {TILE} + full]",
+        "            for i in range(full):",
+        "                T[i] = param[i]",
+    ]
 
 
 def _read_literals(plan: Plan, graphs: Sequence[Graph]) -> str:
@@ -294,12 +295,17 @@ def backward_source(plan: Plan) -> tuple[str, int]:
             literals=_read_literals(plan, [graph, advance]),
             tile=TILE,
         ),
-        *_load_params(plan, params, slots),
+        *_load_params(plan, slots),
     ]
+    sums = len(slots.names)
     if plan.trained:
-        source.append("        for i in range(full):")
         for name in plan.trained:
-            source.append(f"            {slots.at(f'd_p_{name}')} = zero")
+            slots.at(f"d_p_{name}")
+        source += [
+            f"        T = S[{sums * TILE} : {len(slots.names) * TILE}]",
+            f"        for i in range({len(plan.trained) * TILE}):",
+            "            T[i] = zero",
+        ]
     source += [*_rows(), "            for i in range(width):"]
     for state in carried:
         source.append(f"                {slots.at(state)} = g_end_{state[2:]}[base + i]")
@@ -314,13 +320,15 @@ def backward_source(plan: Plan) -> tuple[str, int]:
     ]
     for count in dict.fromkeys((residency(graph), 1)):
         source += _walk_back(plan, graph, params, carried, slots, count)
-    for index, name in enumerate(plan.trained):
+    if plan.trained:
         source += [
-            f"                a = (group * {len(plan.trained)} + {index}) * columns + low",
-            "                total = sums[a : a + width]",
-            "                for i in range(width):",
-            f"                    total[i] += {slots.at(f'd_p_{name}')}",
-            f"                    {slots.at(f'd_p_{name}')} = zero",
+            f"                for k in range({len(plan.trained)}):",
+            f"                    a = (group * {len(plan.trained)} + k) * columns + low",
+            "                    total = sums[a : a + width]",
+            f"                    T = S[({sums} + k) * {TILE} : ({sums} + k) * {TILE} + width]",
+            "                    for i in range(width):",
+            "                        total[i] += T[i]",
+            "                        T[i] = zero",
         ]
     source.append("            for i in range(width):")
     for state in carried:
@@ -340,14 +348,13 @@ def _recompute(plan: Plan, advance: Graph, slots: Slots) -> list[str]:
         source.append(f"                        past[{index * TILE} + i] = start_{name}[base + i]")
     source += [
         "                else:",
-        f"                    m = (segment - 1) * {size} * lanes + base",
+        f"                    for k in range({size}):",
+        f"                        m = ((segment - 1) * {size} + k) * lanes + base",
+        "                        mark = marks[m : m + width]",
+        f"                        P = past[k * {TILE} : k * {TILE} + width]",
+        "                        for i in range(width):",
+        "                            P[i] = mark[i]",
     ]
-    for index in range(size):
-        source += [
-            f"                    mark = marks[m + {index} * lanes : m + {index} * lanes + width]",
-            "                    for i in range(width):",
-            f"                        past[{index * TILE} + i] = mark[i]",
-        ]
     source.append("                t = begin")
     for count in dict.fromkeys((residency(advance), 1)):
         source.append(f"                while t + {count} < end:")
