@@ -5,6 +5,7 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Decay, Threshold, Weight
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
+from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Neuron",
     "RReadout",
     "Readout",
+    "Recurrent",
     "SRReadout",
     "SReadout",
     "TTModule",

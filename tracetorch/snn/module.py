@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,12 @@ class TTModule(nn.Module):
     def detach_states(self) -> None:
         """Cut every state from the graph that computed it; the values stay."""
         _spread(self, "detach_states", None)
+
+    def unroll(self, x: Any, **how: Any) -> Any:
+        """Run the module over a sequence ``[T, B, ...]``: ``tt.unroll(self, x, ...)``."""
+        from tracetorch.unrolling import unroll  # built on this class
+
+        return unroll(self, x, **how)
 
     def get_param_count(self) -> int:
         """Number of parameter values in the module and all it holds, shared ones counted once."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from tracetorch.snn.parameters import (
     negative_softplus,
 )
 from tracetorch.snn.walk import path_on_stack
+
+if TYPE_CHECKING:
+    from tracetorch.unrolling.recording import Recording
 
 _ARITHMETIC = {
     torch.bfloat16: torch.float32,
@@ -291,7 +294,7 @@ class Neuron(TTModule):
         return output.to(x.dtype)
 
     def sequence(
-        self, x: Tensor, record: tuple[str, ...], recording: object = None
+        self, x: Tensor, record: Sequence[str], recording: Recording
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """All the steps of ``x`` ``[T, ...]`` at once; outputs and the trajectories of states."""
         from tracetorch.fuse import sequence  # fuse is built on this class

@@ -123,6 +123,29 @@ def named_modules(
         stack.extend(reversed(parts))
 
 
+def modules_of(
+    root: nn.Module, *, closed: type[nn.Module] | None = None
+) -> list[tuple[str, nn.Module]]:
+    """:func:`named_modules`, and inside ``torch.compile`` those of them that are registered.
+
+    Args:
+        root: a module.
+        closed: modules of this type, the root too, are found but not looked into.
+    """
+    if closed is not None and isinstance(root, closed):
+        return [("", root)]
+    if not torch.compiler.is_dynamo_compiling():
+        return list(named_modules(root, closed=closed))
+    found: list[tuple[str, nn.Module]] = []
+    shut: list[str] = []
+    for path, module in root.named_modules():
+        if not any(path.startswith(f"{outer}.") for outer in shut):
+            found.append((path, module))
+            if closed is not None and isinstance(module, closed):
+                shut.append(path)
+    return found
+
+
 def path_on_stack(layer: nn.Module) -> str | None:
     """The path of ``layer`` in the outermost module that is being called, for messages.
 

@@ -1,0 +1,124 @@
+"""``check=True``: run the first steps by layer, then each module by step on what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.walk import modules_of
+from tracetorch.unrolling.inputs import Inputs, call
+from tracetorch.unrolling.layer_pass import passing
+from tracetorch.unrolling.recording import Recording
+
+_STEPS = 3
+_TOLERANCE = 1e-4  # of a product of matrices in another order
+_SHARE = 0.01  # of values that may differ because a spike did
+
+
+def check_both_ways(model: nn.Module, given: Inputs) -> None:
+    """Raise at the first module whose outputs by layer and by step differ.
+
+    States, buffers, training flags and the random state are put back.
+
+    Raises:
+        ValueError: a module differs; it is named.
+    """
+    given = given.first(_STEPS)
+    modules = modules_of(model, closed=Recurrent)
+    neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
+    with _as_it_was(model, neurons), torch.no_grad():
+        calls = _calls_by_layer(model, given, modules)
+        start = [(n, name, getattr(n, name)) for n in neurons for name in n.states]
+        for path, module, args, kwargs, folded in calls:
+            for neuron, name, state in start:
+                setattr(neuron, name, state)
+            if not _agrees(module, args, kwargs, folded, given.steps):
+                raise ValueError(
+                    f"{path or 'the model'} ({type(module).__name__}) gives other outputs by layer "
+                    "than by step: it does not treat the samples of a batch independently, or does "
+                    'not keep the batch first. Use unroll(..., by="step").'
+                )
+
+
+Call = tuple[str, nn.Module, Any, Any, Any]
+
+
+def _calls_by_layer(
+    model: nn.Module, given: Inputs, modules: list[tuple[str, nn.Module]]
+) -> list[Call]:
+    """Every module's arguments and output of one pass by layer, inner modules first."""
+    calls: list[Call] = []
+    hooks = []
+    for path, module in modules:
+
+        def note(m: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            calls.append((path, m, args, kwargs, output))
+
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
+    layers = [m for _, m in modules if isinstance(m, Neuron)]
+    before = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+    try:
+        with passing(layers, given.steps, Recording(None, [])):
+            call(model, given.folded())
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for neuron, name, state in before:
+            setattr(neuron, name, state)
+    return calls
+
+
+def _agrees(module: nn.Module, args: Any, kwargs: Any, folded: Any, T: int) -> bool:
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(t.ndim == 0 or t.shape[0] % T for t in tensors):
+        return True  # not called on the batch: a table of weights, say
+    outputs = []
+    for t in range(T):
+
+        def of_step(leaf: Tensor, t: int = t) -> Tensor:
+            return torch.unflatten(leaf, 0, (T, -1))[t]
+
+        step_args, step_kwargs = pytree.tree_map_only(Tensor, of_step, (args, kwargs))
+        outputs.append(module(*step_args, **step_kwargs))
+    for whole, *steps in zip(
+        pytree.tree_leaves(folded), *(pytree.tree_leaves(y) for y in outputs), strict=True
+    ):
+        if not isinstance(whole, Tensor):
+            continue
+        stepped = torch.stack(steps)
+        if whole.ndim == 0 or whole.shape[0] % T:
+            return False
+        unfolded = torch.unflatten(whole, 0, (T, -1))
+        if unfolded.shape != stepped.shape:
+            return False
+        far = ~torch.isclose(unfolded, stepped, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        if far.double().mean() > _SHARE:
+            return False
+    return True
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, neurons: list[Neuron]) -> Iterator[None]:
+    """Evaluation mode inside; states, buffers, modes and the random state put back after."""
+    states = [(n, name, getattr(n, name)) for n in neurons for name in n.states]
+    modes = [(m, m.training) for m in model.modules()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    with torch.random.fork_rng():
+        model.eval()
+        try:
+            yield
+        finally:
+            for neuron, name, state in states:
+                setattr(neuron, name, state)
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
