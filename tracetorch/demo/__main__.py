@@ -20,6 +20,8 @@ from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse
 from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
 
+MANY = 10_000  # training digits, from which on two epochs are enough
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Exit codes: 0, or 1 for trouble, 2 for a bad argument, 130 for Ctrl-C."""
@@ -41,7 +43,8 @@ def demo(options: argparse.Namespace) -> int:
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    settings = Settings(options.epochs, options.batch_size, options.steps, options.lr)
+    epochs = options.epochs or (Settings.epochs if len(digits.train) < MANY else 2)
+    settings = Settings(epochs, options.batch_size, options.steps, options.lr)
     introduce(digits, settings, options.seeds)
     accuracies = [learn(digits, settings, seed, options.out) for seed in options.seeds]
     if len(accuracies) > 1:

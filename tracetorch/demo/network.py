@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from tracetorch import snn
+from tracetorch import snn, unroll
 
 
 class ConvSNN(snn.TTModule):
@@ -47,7 +46,7 @@ class ConvSNN(snn.TTModule):
 def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
     """Show every image for ``steps`` time steps, starting from empty states.
 
-    The one time loop of the demo.
+    All time steps of a layer are run at once: see ``tracetorch.unroll``.
 
     Args:
         model: the network.
@@ -59,7 +58,8 @@ def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
 
     """
     model.zero_states()
-    return torch.stack([model(images) for _ in range(steps)])
+    readout: Tensor = unroll(model, images, steps=steps)
+    return readout
 
 
 def spikes_of(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -74,15 +74,6 @@ def spikes_of(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Ten
         Spikes by layer, ``[T, B, C, H, W]`` each, and the readout ``[T, B, 10]``.
 
     """
-    sent: dict[str, list[Tensor]] = {}
-    hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, snn.LIF):
-            spikes = sent.setdefault(name, [])
-            hooks.append(layer.register_forward_hook(lambda _, __, out, to=spikes: to.append(out)))
-    try:
-        readout = run(model, images, steps)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.stack(spikes) for name, spikes in sent.items()}, readout
+    model.zero_states()
+    readout, sent = unroll(model, images, steps=steps, record="lif*.output")
+    return {path.removesuffix(".output"): spikes for path, spikes in sent.items()}, readout

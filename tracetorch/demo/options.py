@@ -21,13 +21,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "CPU, and leave the model and a picture of it at work.",
     )
     for name, convert, value, meaning in (
-        ("--epochs", count, default.epochs, "passes over the training digits"),
+        ("--epochs", count, None, "passes over the training digits"),
         ("--batch-size", count, default.batch_size, "digits per optimizer step"),
         ("--steps", count, default.steps, "time steps T for which each digit is shown"),
         ("--lr", rate, default.lr, "highest learning rate of the schedule"),
         ("--threads", count, torch.get_num_threads(), "CPU threads of PyTorch"),
     ):
-        meaning += " (default: %(default)s)"
+        shown = "12, of all of MNIST 2" if value is None else "%(default)s"
+        meaning += f" (default: {shown})"
         parser.add_argument(name, type=convert, default=value, metavar="N", help=meaning)
     parser.add_argument(
         "--seeds",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.fuse import eager
+from tracetorch.fuse import eager, operator  # noqa: F401 (registers)
 from tracetorch.fuse.backends import NAMES, backend, chosen, missing, settle, unsuited
 from tracetorch.fuse.choose import plan_key, program_of
 from tracetorch.fuse.graph import Unfusable

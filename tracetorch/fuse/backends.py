@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 
+from tracetorch.snn.module import is_exporting
 from tracetorch.snn.neuron import Neuron
 
 NAMES = ("auto", "numba", "triton", "eager")
@@ -98,7 +99,7 @@ def unsuited(name: str, device: torch.device) -> str | None:
     wanted = "cpu" if name == "numba" or is_interpreted() else "cuda"
     if device.type != wanted:
         return f"its kernels are for {wanted}, the input is on {device.type}"
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         return "an exported program must not need this process's kernels"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms see through plain operations alone"

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, settle, unsuited
 from tracetorch.fuse.fingerprint import fingerprint
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.plan import Plan, register
 from tracetorch.fuse.trace import Program, trace
+from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
 
 _programs: dict[Hashable, Program | str] = {}
@@ -101,8 +103,24 @@ def plan_key(
     graph = bool(trained) or wants_x or (grad and any(s.requires_grad for s in states))
     needs = (record, graph, wants_x, trained)
     if torch.compiler.is_compiling():
-        return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), *needs)
+        told = _guarded(arguments)
+        if told is None:
+            return None
+        return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, told)
     return _key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, arguments)
+
+
+def _guarded(arguments: dict[str, Any]) -> tuple[object, ...] | None:
+    """The numbers a compiled region must be compiled anew for; ``None``: they cannot be seen."""
+    told: list[object] = []
+    for value in arguments.values():
+        if isinstance(value, Surrogate):
+            told += [getattr(value, name) for name in type(value).__dataclass_fields__]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            told.append(value)
+        elif not isinstance(value, Tensor):
+            return None
+    return tuple(told)
 
 
 def _key(
@@ -134,7 +152,7 @@ def _key(
     return register(Plan(programs[-1], name, dim, record, graph, x, trained))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@asked_once
 def _constant_key(
     layer: Neuron,
     ndim: int,
@@ -144,6 +162,7 @@ def _constant_key(
     graph: bool,
     x: bool,
     trained: tuple[str, ...],
+    told: tuple[object, ...],
 ) -> str | None:
-    """The same inside ``torch.compile``, asked once per compilation."""
+    """The same inside ``torch.compile``, asked once for each compilation and each ``told``."""
     return _key(layer, ndim, dtype, device, record, graph, x, trained)

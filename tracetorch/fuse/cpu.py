@@ -119,7 +119,8 @@ def forward(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -
     flat_x, x_step, x_row = _sequence(x, layout, grid)
     arguments = (
         *(steps, plan.every if kept else steps, grid.columns, layout.lanes, grid.rows),
-        *(grid.per_group, x_step, x_row, flat_x, _pack(params, layout, grid, real)),
+        *(grid.per_group, x_step, x_row, flat_x),
+        *(_pack(params, layout, grid, real), np.array(plan.literals, real)),
         _flat(layout.arrange(output)),
         *(_flat(layout.arrange(state)) for state in states),
         *(_flat(layout.arrange(end)) for end in ends),
@@ -163,7 +164,8 @@ def backward(
         }
         arguments = (
             *(steps, plan.every, grid.columns, layout.lanes, grid.rows, grid.per_group),
-            *(x_step, x_row, flat_x, _pack(params, layout, grid, real), _flat(marks)),
+            *(x_step, x_row, flat_x),
+            *(_pack(params, layout, grid, real), np.array(plan.literals, real), _flat(marks)),
             *(starts[name] for name in plan.recomputed),
             *(g_step, g_row, flat_g),
             *(_flat(layout.arrange(grad).contiguous()) for grad in g_ends),

@@ -7,6 +7,7 @@ the vectoriser busy proving that they do not overlap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -52,16 +53,19 @@ import numpy as np
 real = np.{real}
 zero = real(0.0)
 one = real(1.0)
-inf = math.inf
-nan = math.nan
 
 
 def {name}({arguments}):
-    tiles = (columns + {tile} - 1) // {tile}
+{literals}    tiles = (columns + {tile} - 1) // {tile}
     for task in range(first, last):
         low = task % tiles * {tile}
         full = min({tile}, columns - low)
 '''
+
+
+def named_literals(plan: Plan) -> dict[str, str]:
+    """How the source calls each literal, by its hexadecimal form."""
+    return {number.hex(): f"c{i}" for i, number in enumerate(plan.literals)}
 
 
 class Slots:
@@ -84,14 +88,17 @@ def real_name(dtype: torch.dtype) -> str:
 
 def expression(op: str, args: Sequence[Ref], env: Mapping[str, str]) -> str:
     """One line's right hand side."""
-    spelled = [_spell(arg, env) for arg in args]
+    spelled = [spell(arg, env) for arg in args]
     return EXPRESSIONS.get(op, f"np.{op}({{}})").format(*spelled)
 
 
-def _spell(ref: Ref, env: Mapping[str, str]) -> str:
-    if isinstance(ref, bool):
-        return str(ref)
-    return f"real({float(ref)!r})" if not isinstance(ref, str) else env.get(ref, ref)
+def spell(ref: Ref, env: Mapping[str, str]) -> str:
+    """A value in the source; the names of literals are in ``env`` too."""
+    if isinstance(ref, str):
+        return env.get(ref, ref)
+    if isinstance(ref, bool) or ref not in (0.0, 1.0):
+        return str(ref) if isinstance(ref, bool) else env[ref.hex()]
+    return "one" if ref == 1.0 else "zero" if math.copysign(1.0, ref) > 0 else "-zero"
 
 
 def print_lines(
@@ -104,12 +111,12 @@ def print_lines(
         made = f"{line.name}{suffix}"
         printed.append(" " * indent + f"{made} = {expression(line.op, line.args, env)}")
         env[line.name] = made
-    return printed, {name: _spell(ref, env) for name, ref in graph.outputs.items()}
+    return printed, {name: spell(ref, env) for name, ref in graph.outputs.items()}
 
 
 def residency(graph: Graph) -> int:
     """Time steps for which values stay in registers before they go back to the tile."""
-    return 2 if len(graph.lines) <= 40 else 1
+    return 2 if len(graph.lines) <= 16 else 1
 
 
 def _read(names: Iterable[str], slots: Slots, indent: int) -> list[str]:
@@ -128,7 +135,7 @@ def forward_arguments(plan: Plan) -> list[str]:
     states = plan.program.states
     return [
         *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
-        *("x_step", "x_row", "x", "params", "output"),
+        *("x_step", "x_row", "x", "params", "literals", "output"),
         *(f"start_{name}" for name in states),
         *(f"end_{name}" for name in states),
         *(f"record_{name}" for name in plan.record),
@@ -149,9 +156,10 @@ def forward_source(plan: Plan) -> tuple[str, int]:
             real=real_name(program.dtype),
             name="forward",
             arguments=", ".join(forward_arguments(plan)),
+            literals=_read_literals(plan, [graph]),
             tile=TILE,
         ),
-        *_load_params(plan, params, slots),
+        *_load_params(plan, slots),
         *_rows(),
         "            for i in range(width):",
     ]
@@ -184,7 +192,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
                 source.append(_slice(f"{kept}{j}", kept, f"(t + {j}) * lanes + base"))
         source.append("                    for i in range(width):")
         source += _read([*states, *params], slots, 24)
-        env = {state: state for state in states}
+        env = named_literals(plan) | {state: state for state in states}
         for j in range(count):
             source.append(f"                        x_{j} = x{j}[i]")
             lines, ends = print_lines(graph, {**env, "x": f"x_{j}"}, f"_{j}", 24)
@@ -192,7 +200,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
             source.append(f"                        output{j}[i] = {ends['output']}")
             for name in plan.record:
                 source.append(f"                        record_{name}{j}[i] = {ends[f'next_{name}']}")
-            env = {state: ends[f"next_{state[2:]}"] for state in states}
+            env |= {state: ends[f"next_{state[2:]}"] for state in states}
         for state in states:
             source.append(f"                        {slots.at(state)} = {env[state]}")
         source.append(f"                    t += {count}")
@@ -204,16 +212,29 @@ def forward_source(plan: Plan) -> tuple[str, int]:
     return "\n".join(source) + "\n", len(slots.names)
 
 
-def _load_params(plan: Plan, params: list[str], slots: Slots) -> list[str]:
-    source = []
-    for param in params:
-        index = plan.program.params.index(param[2:])
-        source += [
-            f"        param = params[{index} * columns + low : {index} * columns + low + full]",
-            "        for i in range(full):",
-            f"            {slots.at(param)} = param[i]",
-        ]
-    return source
+def _load_params(plan: Plan, slots: Slots) -> list[str]:
+    """The parameters first in the tile's array."""
+    for name in plan.program.params:
+        slots.at(f"p_{name}")
+    return [
+        f"        for k in range({len(plan.program.params)}):",
+        "            param = params[k * columns + low : k * columns + low + full]",
+        f"            T = S[k * {TILE} : k * {TILE} + full]",
+        "            for i in range(full):",
+        "                T[i] = param[i]",
+    ]
+
+
+def _read_literals(plan: Plan, graphs: Sequence[Graph]) -> str:
+    refs = [ref for graph in graphs for line in graph.lines for ref in line.args]
+    refs += [ref for graph in graphs for ref in graph.outputs.values()]
+    used = {ref.hex() for ref in refs if isinstance(ref, float)}
+    named = named_literals(plan)
+    return "".join(
+        f"    {name} = literals[{i}]\n"
+        for i, (number, name) in enumerate(named.items())
+        if number in used
+    )
 
 
 def _rows() -> list[str]:
@@ -241,7 +262,7 @@ def backward_arguments(plan: Plan) -> list[str]:
     states = plan.program.states
     return [
         *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
-        *("x_step", "x_row", "x", "params", "marks"),
+        *("x_step", "x_row", "x", "params", "literals", "marks"),
         *(f"start_{name}" for name in plan.recomputed),
         *("g_step", "g_row", "g_output"),
         *(f"g_end_{name}" for name in states),
@@ -271,14 +292,20 @@ def backward_source(plan: Plan) -> tuple[str, int]:
             real=real_name(program.dtype),
             name="backward",
             arguments=", ".join(backward_arguments(plan)),
+            literals=_read_literals(plan, [graph, advance]),
             tile=TILE,
         ),
-        *_load_params(plan, params, slots),
+        *_load_params(plan, slots),
     ]
+    sums = len(slots.names)
     if plan.trained:
-        source.append("        for i in range(full):")
         for name in plan.trained:
-            source.append(f"            {slots.at(f'd_p_{name}')} = zero")
+            slots.at(f"d_p_{name}")
+        source += [
+            f"        T = S[{sums * TILE} : {len(slots.names) * TILE}]",
+            f"        for i in range({len(plan.trained) * TILE}):",
+            "            T[i] = zero",
+        ]
     source += [*_rows(), "            for i in range(width):"]
     for state in carried:
         source.append(f"                {slots.at(state)} = g_end_{state[2:]}[base + i]")
@@ -293,13 +320,15 @@ def backward_source(plan: Plan) -> tuple[str, int]:
     ]
     for count in dict.fromkeys((residency(graph), 1)):
         source += _walk_back(plan, graph, params, carried, slots, count)
-    for index, name in enumerate(plan.trained):
+    if plan.trained:
         source += [
-            f"                a = (group * {len(plan.trained)} + {index}) * columns + low",
-            "                total = sums[a : a + width]",
-            "                for i in range(width):",
-            f"                    total[i] += {slots.at(f'd_p_{name}')}",
-            f"                    {slots.at(f'd_p_{name}')} = zero",
+            f"                for k in range({len(plan.trained)}):",
+            f"                    a = (group * {len(plan.trained)} + k) * columns + low",
+            "                    total = sums[a : a + width]",
+            f"                    T = S[({sums} + k) * {TILE} : ({sums} + k) * {TILE} + width]",
+            "                    for i in range(width):",
+            "                        total[i] += T[i]",
+            "                        T[i] = zero",
         ]
     source.append("            for i in range(width):")
     for state in carried:
@@ -319,14 +348,13 @@ def _recompute(plan: Plan, advance: Graph, slots: Slots) -> list[str]:
         source.append(f"                        past[{index * TILE} + i] = start_{name}[base + i]")
     source += [
         "                else:",
-        f"                    m = (segment - 1) * {size} * lanes + base",
+        f"                    for k in range({size}):",
+        f"                        m = ((segment - 1) * {size} + k) * lanes + base",
+        "                        mark = marks[m : m + width]",
+        f"                        P = past[k * {TILE} : k * {TILE} + width]",
+        "                        for i in range(width):",
+        "                            P[i] = mark[i]",
     ]
-    for index in range(size):
-        source += [
-            f"                    mark = marks[m + {index} * lanes : m + {index} * lanes + width]",
-            "                    for i in range(width):",
-            f"                        past[{index * TILE} + i] = mark[i]",
-        ]
     source.append("                t = begin")
     for count in dict.fromkeys((residency(advance), 1)):
         source.append(f"                while t + {count} < end:")
@@ -337,7 +365,7 @@ def _recompute(plan: Plan, advance: Graph, slots: Slots) -> list[str]:
                 source.append(_slice(f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low"))
         source.append("                    for i in range(width):")
         used = advance.reads()
-        env: dict[str, str] = {}
+        env = named_literals(plan)
         for index, name in enumerate(kept):
             source.append(f"                        s_{name} = P[{index * TILE} + i]")
         source += _read(_ordered((f"p_{n}" for n in plan.program.params), used), slots, 24)
@@ -346,7 +374,7 @@ def _recompute(plan: Plan, advance: Graph, slots: Slots) -> list[str]:
                 source.append(f"                        x_{j} = x{j}[i]")
             lines, ends = print_lines(advance, {**env, "x": f"x_{j}"}, f"_{j}", 24)
             source += lines
-            env = {f"s_{name}": ends[f"next_{name}"] for name in kept}
+            env |= {f"s_{name}": ends[f"next_{name}"] for name in kept}
             for index, name in enumerate(kept):
                 place = ((j + 1) * size + index) * TILE
                 source.append(f"                        P[{place} + i] = {env[f's_{name}']}")
@@ -376,7 +404,7 @@ def _walk_back(
     source.append("                    for i in range(width):")
     sums = [f"d_p_{name}" for name in plan.trained]
     source += _read([*_ordered(params, used), *carried, *sums], slots, 24)
-    env = {state: state for state in carried}
+    env = named_literals(plan) | {state: state for state in carried}
     for j in range(count):
         for index, name in enumerate(kept):
             place = ((count - 1 - j) * size + index) * TILE
@@ -396,7 +424,7 @@ def _walk_back(
             source.append(f"                        d{j}[i] = {ends['d_x']}")
         for name in plan.trained:
             source.append(f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}")
-        env = {state: ends[f"d_s_{state[2:]}"] for state in carried}
+        env |= {state: ends[f"d_s_{state[2:]}"] for state in carried}
     for state in carried:
         source.append(f"                        {slots.at(state)} = {env[state]}")
     for name in sums:

@@ -126,6 +126,13 @@ def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     )
 
 
+def _no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "a fused time loop has no second derivative. Run what needs one under "
+        "tt.fuse.backend('eager')."
+    )
+
+
 _library.impl("forward", _forward, "CompositeExplicitAutograd")
 _library.impl("backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("tracetorch::forward", _forward_fake, lib=_library)
@@ -133,3 +140,4 @@ torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library
 torch.library.register_autograd(
     "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
 )
+torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib=_library)

@@ -46,6 +46,17 @@ class Plan:
         return self.program.recomputed(self.backward)
 
     @cached_property
+    def literals(self) -> tuple[float, ...]:
+        """The numbers in the program; kernels are told them, so that another slope needs no other.
+
+        Zero and one stay in the source.
+        """
+        graph = self.program.graph
+        refs = [ref for line in graph.lines for ref in line.args] + list(graph.outputs.values())
+        numbers = (ref for ref in refs if isinstance(ref, float) and ref not in (0.0, 1.0))
+        return tuple({number.hex(): number for number in numbers}.values())
+
+    @cached_property
     def every(self) -> int:
         """Steps from one kept state to the next; in between, states are computed again."""
         return max(1, SCRATCH // (TILE * max(1, len(self.recomputed))))

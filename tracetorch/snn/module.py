@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.snn.walk import named_modules
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class TTModule(nn.Module):
@@ -215,7 +219,13 @@ def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
 _spread_uncompiled = torch.compiler.disable(_spread)  # type: ignore[no-untyped-call]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def asked_once(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compiler.assume_constant_result``, without importing the compiler to say so."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@asked_once
 def _has_hidden_states(root: nn.Module) -> bool:
     """Whether a stateful module is held outside ``root.modules()``; asked once per compilation."""
     registered = {id(module) for module in root.modules()}
