@@ -11,7 +11,9 @@ from tracetorch.demo.training import Settings
 
 def test_without_options_the_settings_are_the_default_ones() -> None:
     options = parse([])
-    assert Settings(options.epochs, options.batch_size, options.steps, options.lr) == Settings()
+    assert options.epochs is None  # by the number of digits
+    given = Settings(Settings.epochs, options.batch_size, options.steps, options.lr)
+    assert given == Settings()
     assert (options.seeds, options.data, options.out) == ([0], None, Path("runs/demo"))
     assert options.threads >= 1
 

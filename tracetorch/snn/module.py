@@ -216,7 +216,8 @@ def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
             pending.extend(module.children())
 
 
-_spread_uncompiled = torch.compiler.disable(_spread)  # type: ignore[no-untyped-call]
+# as torch.compiler.disable, but without importing the compiler before it is used
+_spread_uncompiled = torch._disable_dynamo(_spread)  # type: ignore[attr-defined]
 
 
 def asked_once(function: Callable[P, R]) -> Callable[P, R]:

@@ -177,13 +177,16 @@ def modules_of(
     return found
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def path_on_stack(layer: nn.Module) -> str | None:
     """The path of ``layer`` in the outermost module that is being called, for messages.
 
     A layer does not know where it stands. When it must complain, the modules whose ``forward`` led
     to it are still on the stack, and the outermost of them names it best.
     """
+    return _path_uncompiled(layer) if torch.compiler.is_dynamo_compiling() else _path(layer)
+
+
+def _path(layer: nn.Module) -> str | None:
     callers: list[nn.Module] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -196,3 +199,7 @@ def path_on_stack(layer: nn.Module) -> str | None:
             if module is layer:
                 return path
     return None
+
+
+# as torch.compiler.disable, but without importing the compiler before it is used
+_path_uncompiled = torch._disable_dynamo(_path)  # type: ignore[attr-defined]
