@@ -115,10 +115,14 @@ def _guarded(arguments: dict[str, Any]) -> tuple[object, ...] | None:
     told: list[object] = []
     for value in arguments.values():
         if isinstance(value, Surrogate):
-            told += [getattr(value, name) for name in type(value).__dataclass_fields__]
+            held = [getattr(value, name) for name in type(value).__dataclass_fields__]
         elif value is None or isinstance(value, (bool, int, float, str)):
-            told.append(value)
-        elif not isinstance(value, Tensor):
+            held = [value]
+        else:
+            held = []
+        # in hexadecimal, because a float itself is no constant to the compiler
+        told += [part.hex() if isinstance(part, float) else part for part in held]
+        if not held and not isinstance(value, (Surrogate, Tensor)):
             return None
     return tuple(told)
 
