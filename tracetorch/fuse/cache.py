@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import linecache
@@ -13,9 +14,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias, cast
+
+_Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
 
 _lock = threading.RLock()
+_held: list[object] = []
 _kernels: dict[str, Callable[..., None]] = {}
 
 
@@ -41,24 +45,35 @@ def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
         signature: Numba's.
 
     """
+    return _once(source, name, signature, _jit)
+
+
+def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
+    """The same for a function that takes addresses, called by address: fewer microseconds."""
+    return _once(source, name, signature, _by_address)
+
+
+def _once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
         if tag not in _kernels:
-            _kernels[tag] = _from_disk(source, name, tag, signature)
+            _kernels[tag] = _from_disk(source, name, tag, signature, make)
         return _kernels[tag]
 
 
-def _from_disk(source: str, name: str, tag: str, signature: Any) -> Callable[..., None]:
+def _from_disk(
+    source: str, name: str, tag: str, signature: Any, make: _Make
+) -> Callable[..., None]:
     try:
         path = _kept(source, folder() / f"{name}_{tag}.py")
-        return _jit(_load(path, name, tag), signature, cache=True)
+        return make(_load(path, name, tag), signature, True)
     except (OSError, RuntimeError, EOFError, ValueError, ImportError):
         # read-only, full, or damaged: none of it is a reason not to run
         namespace: dict[str, Any] = {}
         file = f"<{name}_{tag}>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         exec(compile(source, file, "exec"), namespace)
-        return _jit(namespace[name], signature, cache=False)
+        return make(namespace[name], signature, False)
 
 
 def _kept(source: str, path: Path) -> Path:
@@ -90,10 +105,23 @@ def _load(path: Path, name: str, tag: str) -> FunctionType:
     return function
 
 
-def _jit(function: FunctionType, signature: Any, *, cache: bool) -> Callable[..., None]:
+def _jit(function: FunctionType, signature: Any, cache: bool) -> Callable[..., None]:
     import numba
 
     kernel: Callable[..., None] = numba.njit(
         signature, nogil=True, error_model="numpy", boundscheck=False, cache=cache
     )(function)
     return kernel
+
+
+def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable[..., None]:
+    import numba
+    from numba import types
+
+    kernel = numba.cfunc(signature, error_model="numpy", cache=cache)(function)
+    kinds = [
+        ctypes.c_void_p if isinstance(kind, types.CPointer) else ctypes.c_int64
+        for kind in signature.args
+    ]
+    _held.append(kernel)  # its code lives as long as it does
+    return ctypes.CFUNCTYPE(None, *kinds)(cast(int, kernel.address))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -128,6 +129,7 @@ class Neuron(TTModule):
         self.dim = check_integer("dim", dim)
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
+        self._stepper: object = None
         self._zeroed_in_trace = False
         self._zeroed_in_backward = _NO_BACKWARD
         self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
@@ -254,6 +256,16 @@ class Neuron(TTModule):
         """The states this layer has; the others of ``states`` stay ``None``."""
         return self.states
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the constants that ``step`` receives."""
+        return self._options
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the parameters are constrained from."""
+        return tuple(f"raw_{name}" for name in self._constraints)
+
     def arguments(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """What ``step`` receives by name: constrained parameters, shaped to broadcast, and options.
 
@@ -300,7 +312,11 @@ class Neuron(TTModule):
         return self.one_step(x)
 
     def one_step(self, x: Tensor) -> Tensor:
-        """One time step."""
+        """One time step; compiled where there is no graph to build."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            streamed = _streaming()(self, x)
+            if streamed is not None:
+                return streamed
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
         work = x.to(dtype)
@@ -513,7 +529,7 @@ class Neuron(TTModule):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        held = dict(self.__dict__)
+        held = {**self.__dict__, "_stepper": None}
         for name in self.kept_states:
             if held[name] is not None:
                 held[name] = held[name].detach().clone()
@@ -545,6 +561,13 @@ def _is_left_behind(state: Tensor, x: Tensor) -> bool:
 def _is_tracing() -> bool:
     """Whether a program is being recorded that will run without this module's Python."""
     return is_exporting() or torch.jit.is_tracing()  # type: ignore
+
+
+@functools.cache
+def _streaming() -> Callable[[Neuron, Tensor], Tensor | None]:
+    from tracetorch.fuse.streaming import stream  # fuse is built on this module
+
+    return stream
 
 
 class _EmptyLike(TorchFunctionMode):
