@@ -27,7 +27,7 @@ from tracetorch.fuse.threads import share_out
 _INTEGERS = frozenset(
     ("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group")
 )
-_SMALL = 400_000  # lane steps times lines of arithmetic that one thread does sooner alone
+_SMALL = 8_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 _TASKS = 64  # enough to share out evenly, few enough for their partial sums
 
 
