@@ -199,7 +199,9 @@ def forward_source(plan: Plan) -> tuple[str, int]:
             source += lines
             source.append(f"                        output{j}[i] = {ends['output']}")
             for name in plan.record:
-                source.append(f"                        record_{name}{j}[i] = {ends[f'next_{name}']}")
+                source.append(
+                    f"                        record_{name}{j}[i] = {ends[f'next_{name}']}"
+                )
             env |= {state: ends[f"next_{state[2:]}"] for state in states}
         for state in states:
             source.append(f"                        {slots.at(state)} = {env[state]}")
@@ -249,8 +251,11 @@ def _rows() -> list[str]:
 
 
 def _slice(name: str, array: str, start: str, indent: int = 20) -> str:
-    return " " * indent + f"begin_{name} = {start}\n" + " " * indent + (
-        f"{name} = {array}[begin_{name} : begin_{name} + width]"
+    return (
+        " " * indent
+        + f"begin_{name} = {start}\n"
+        + " " * indent
+        + (f"{name} = {array}[begin_{name} : begin_{name} + width]")
     )
 
 
@@ -415,7 +420,9 @@ def _walk_back(
         if "g_output" in used:
             source.append(f"                        g_{j} = g{j}[i]")
         for name in plan.record:
-            source.append(f"                        h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]")
+            source.append(
+                f"                        h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]"
+            )
             env[f"g_{name}"] = f"h_{name}_{j}"
         env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
         lines, ends = print_lines(graph, env, f"_{j}", 24)
@@ -423,7 +430,9 @@ def _walk_back(
         if plan.x:
             source.append(f"                        d{j}[i] = {ends['d_x']}")
         for name in plan.trained:
-            source.append(f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}")
+            source.append(
+                f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}"
+            )
         env |= {state: ends[f"d_s_{state[2:]}"] for state in carried}
     for state in carried:
         source.append(f"                        {slots.at(state)} = {env[state]}")

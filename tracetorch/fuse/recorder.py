@@ -132,7 +132,12 @@ class Recorder(TorchDispatchMode):
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         changed = args[0] if args else None
         given = isinstance(changed, _Lane) and str(changed.cell[0]) in self.inputs
-        if not isinstance(changed, _Lane) or given or not operation.endswith("_") or "out" in kwargs:
+        if (
+            not isinstance(changed, _Lane)
+            or given
+            or not operation.endswith("_")
+            or "out" in kwargs
+        ):
             raise Unfusable(f"its step changes what it is given in place, by {func}")
         result = self._lowered(func, operation[:-1], changed.like, args, kwargs)
         changed.cell[0] = result.cell[0]
