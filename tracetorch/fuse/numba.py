@@ -178,7 +178,8 @@ def forward_source(plan: Plan) -> tuple[str, int]:
         ]
         for index, name in enumerate(plan.recomputed):
             source += [
-                f"                    mark = marks[m + {index} * lanes : m + {index} * lanes + width]",
+                f"                    k = m + {index} * lanes",
+                "                    mark = marks[k : k + width]",
                 "                    for i in range(width):",
                 f"                        mark[i] = {slots.at(f's_{name}')}",
             ]
@@ -412,8 +413,8 @@ def _walk_back(
     env = named_literals(plan) | {state: state for state in carried}
     for j in range(count):
         for index, name in enumerate(kept):
-            place = ((count - 1 - j) * size + index) * TILE
-            source.append(f"                        s_{name}_{j} = P[{place} + i]")
+            offset = ((count - 1 - j) * size + index) * TILE
+            source.append(f"                        s_{name}_{j} = P[{offset} + i]")
             env[f"s_{name}"] = f"s_{name}_{j}"
         if "x" in used:
             source.append(f"                        x_{j} = x{j}[i]")

@@ -45,16 +45,16 @@ class _Lane(Tensor):
         """No values."""
         raise Unfusable(f"its step cannot be traced: {_VALUES}")
 
-    numpy = __array__ = tolist
+    numpy = __array__ = tolist  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise RuntimeError("step kept a tensor of an earlier call")
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what is computed, forward and by autograd, while it is active.
 
     Args:
@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.builder = Builder()
         self.dtype = dtype
         self.device = device
