@@ -81,6 +81,16 @@ def _check_parameter(
         )
 
 
+def lacks(name: str, program: Program) -> str | None:
+    """The operation that a backend's printer does not know, as a reason."""
+    if name != "triton":
+        return None
+    from tracetorch.fuse.triton import unknown
+
+    found = unknown(program.graph)
+    return None if found is None else f"its step uses {found}, which Triton kernels lack"
+
+
 def plan_key(
     layer: Neuron,
     x: Tensor,
@@ -145,6 +155,7 @@ def _key(
         if reason is None and name != "eager":
             try:
                 programs.append(program_of(layer, ndim, dtype, arguments))
+                reason = lacks(name, programs[-1])
             except Unfusable as found:
                 reason = str(found)
         return reason
