@@ -75,7 +75,7 @@ def _from_disk(
 ) -> Callable[..., None]:
     try:
         path = _kept(source, folder() / f"{name}_{tag}.py")
-        return make(_load(path, name, tag), signature, True)
+        return make(getattr(_module(path, name, tag), name), signature, True)
     except (OSError, RuntimeError, EOFError, ValueError, ImportError):
         # read-only, full, or damaged: none of it is a reason not to run
         namespace: dict[str, Any] = {}

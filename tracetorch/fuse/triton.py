@@ -242,7 +242,7 @@ def _pack(plan: Plan, params: list[Tensor], layout: Layout, x: Tensor) -> tuple[
     )
     for place, param in zip(packed, params, strict=False):
         place.copy_(param.detach().reshape(-1).expand(layout.neurons))
-    literals = torch.tensor([*plan.literals, 0.0], dtype=plan.program.dtype, device=x.device)
+    literals = torch.tensor([*plan.literals, 0.0], **told)
     return packed, literals
 
 
