@@ -23,7 +23,7 @@ def input_for(case: Any, steps: int = 9, dtype: torch.dtype = torch.float32) -> 
     return cases.sequence(steps, *case[2], dtype=dtype)
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
 def test_parity(case: Any, live: bool) -> None:
     agree(make(case), input_for(case), "numba", live=live)
@@ -201,14 +201,14 @@ def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
     assert "sum" in str(fuse.refuses("numba", Mixing(3), x))
     with (
         fuse.backend("numba"),
-        pytest.raises(RuntimeError, match="numba backend cannot run Mixing"),
+        pytest.raises(RuntimeError, match="cannot run Mixing"),
     ):
         fuse.sequence(Mixing(3), x)
     with fuse.backend("numba"), pytest.raises(RuntimeError, match="branch on them in Python"):
         fuse.sequence(Branching(3), x)
-    with pytest.raises(ValueError, match="no backend is called 'numbba'. Did you mean 'numba'"):
+    with pytest.raises(ValueError, match=r"no backend is called 'numbba'\. Did you mean 'numba'"):
         fuse.backend("numbba")
-    with pytest.raises(ValueError, match="has no state 'men'. Did you mean 'mem'"):
+    with pytest.raises(ValueError, match=r"has no state 'men'\. Did you mean 'mem'"):
         fuse.sequence(snn.LIF(3), x, record=["men"])
     assert fuse.chosen() == "auto"
 
