@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class _Lane(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor, cell: list[Ref], device: torch.device) -> _Lane:
-        lane: _Lane = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        lane: _Lane = Tensor._make_wrapper_subclass(
             cls, like.shape, dtype=like.dtype, device=device
         )
         lane.like, lane.cell = like, cell
@@ -156,6 +157,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Tensor):
             return self.builder.emit(f"?{_outside()}")
         return value
+
+
+# the class wraps it to hide it from Dynamo, which imports the compiler at the first operation
+Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
 
 
 def _like(value: Any) -> Any:
