@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -156,6 +157,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Tensor):
             return self.builder.emit(f"?{_outside()}")
         return value
+
+
+# the class wraps it to hide it from Dynamo, which imports the compiler at the first operation
+Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
 
 
 def _like(value: Any) -> Any:

@@ -237,12 +237,11 @@ def _sizes(plan: Plan, layout: Layout, steps: int, every: int) -> tuple[int, ...
 
 
 def _pack(plan: Plan, params: list[Tensor], layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
-    packed = torch.empty(
-        max(1, len(params)), layout.neurons, dtype=plan.program.dtype, device=x.device
-    )
+    told: dict[str, Any] = {"dtype": plan.program.dtype, "device": x.device}
+    packed = torch.empty(max(1, len(params)), layout.neurons, **told)
     for place, param in zip(packed, params, strict=False):
         place.copy_(param.detach().reshape(-1).expand(layout.neurons))
-    literals = torch.tensor([*plan.literals, 0.0], dtype=plan.program.dtype, device=x.device)
+    literals = torch.tensor([*plan.literals, 0.0], **told)
     return packed, literals
 
 
