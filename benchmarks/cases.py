@@ -35,12 +35,8 @@ class Case:
         return self.T * self.B * self.N
 
 
-def _both(
-    name: str, kind: Kind, T: int, B: int, N: int, only: tuple[str, ...] = ()
-) -> list[Case]:
-    return [
-        Case(f"{name}, {way}", kind, T, B, N, way, only=only) for way in ("forward", "train")
-    ]
+def _both(name: str, kind: Kind, T: int, B: int, N: int, only: tuple[str, ...] = ()) -> list[Case]:
+    return [Case(f"{name}, {way}", kind, T, B, N, way, only=only) for way in ("forward", "train")]
 
 
 def all_cases() -> list[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -19,27 +20,34 @@ _CLEAR = Path("/proc/self/clear_refs")
 def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
     """Growth in bytes, and in units of one input.
 
-    The process must be fresh. A first run on three time steps has libraries loaded and kernels
-    compiled. Input and incoming gradient exist before, the gradient of the input does not.
+    The process must be fresh. Earlier runs have libraries loaded and kernels compiled, and their
+    memory is given back. Input and incoming gradient exist before, the gradient of the input does
+    not.
     """
-    for short in (replace(case, T=3), replace(case, T=3)):
-        adapter.prepare(short).run()
-    task = adapter.prepare(case)
-    density = task.density()
-    if hasattr(task, "grad"):
-        _hold_gradient(task)
+    adapter.prepare(replace(case, T=3)).run()
+    task: Any = adapter.prepare(case)
+    task.run()
+    task.run()
+    if getattr(task.x, "grad", None) is not None:
+        task.x.grad = None
     gc.collect()
-    _forget_peak()
+    _give_back()
     before = _held()
     task.run()
     growth = _peak() - before
-    return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": density}
+    return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
 
 
-def _hold_gradient(task: Any) -> None:
-    import torch
-
-    task.grad = torch.randn(task.x.shape, generator=torch.Generator().manual_seed(1))
+def _give_back() -> None:
+    """Freed memory back to the system, and the peak forgotten, where that can be."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            return
 
 
 def _status(field: str) -> int:
@@ -47,14 +55,6 @@ def _status(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{_STATUS} has no {field}")
-
-
-def _forget_peak() -> None:
-    if _CLEAR.exists():
-        try:
-            _CLEAR.write_text("5")
-        except OSError:
-            return
 
 
 def _held() -> int:

@@ -14,7 +14,7 @@ from benchmarks.cases import CONV_DECAY, DECAY, Case
 class Cell(Protocol):
     """A layer of spiking neurons that keeps its state; its calls return spikes alone."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
+    def __call__(self, x: Tensor) -> Tensor: ...
 
     def reset(self) -> None:
         """Forget the state."""

@@ -26,15 +26,15 @@ class Copy:
         return float("nan")
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     if case.kind in ("lif", "growth", "bsrlif"):
         return None
     return "says nothing about it"
 
 
-def prepare(case: Case) -> Copy:  # noqa: D103
+def prepare(case: Case) -> Copy:
     return Copy(case)

@@ -12,11 +12,11 @@ from benchmarks.torch_task import TorchTask, inputs
 __all__ = ["prepare", "refuses", "version"]
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return None if case.kind == "bsrlif" else "only where asked for"
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     tt.fuse.backend("eager")
     model = model_of(case)
 

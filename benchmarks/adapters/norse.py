@@ -56,15 +56,15 @@ class Cell:
         return self.learnable
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{installed('norse')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     task = assemble(case, Cell, folded=False)
     layers = getattr(task.model, "layers", None)
     if case.kind in ("linear", "conv"):

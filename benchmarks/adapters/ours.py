@@ -12,11 +12,11 @@ from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{tt.__version__}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return None
 
 
@@ -32,7 +32,7 @@ def model_of(case: Case) -> nn.Module:
     return snn.LIF(case.N, beta=DECAY)
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     model, x = model_of(case), inputs(case)
 
     def run(x: Tensor) -> Tensor:

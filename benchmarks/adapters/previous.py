@@ -7,10 +7,10 @@ from importlib.metadata import version as installed
 
 import torch
 from torch import Tensor
-from tracetorch import snn
 
 from benchmarks.cases import Case
 from benchmarks.torch_task import TorchTask, assemble
+from tracetorch import snn
 
 
 class Cell:
@@ -33,15 +33,15 @@ class Cell:
         return list(self.layer.parameters())
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{installed('tracetorch')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return None
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     def cell(num: int, decay: float, dim: int) -> Cell:
         if case.kind == "bsrlif":
             return Cell(snn.BSRLIF(num, dim=dim))

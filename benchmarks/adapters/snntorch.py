@@ -43,13 +43,13 @@ class Cell:
         return list(self.layer.parameters())
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{installed('snntorch')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     return assemble(case, Cell, folded=False)

@@ -39,15 +39,15 @@ class Cell:
         return list(self.node.parameters())
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{installed('spikingjelly')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     stream = case.kind == "stream"
     return assemble(
         case, lambda num, decay, dim: Cell(decay, "s" if stream else "m"), folded=not stream

@@ -12,11 +12,11 @@ from benchmarks.torch_task import TorchTask
 __all__ = ["prepare", "refuses", "version"]
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return None if case.kind == "lif" else "compiles for minutes; the bare layer alone"
 
 
-def prepare(case: Case) -> TorchTask:  # noqa: D103
+def prepare(case: Case) -> TorchTask:
     task = spikingjelly.prepare(case)
     task.model = torch.compile(task.model)
     return task

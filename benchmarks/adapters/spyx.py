@@ -123,13 +123,13 @@ class JaxTask:
         return float(self.spiking(self.parameters, x).mean())
 
 
-def version() -> str:  # noqa: D103
+def version() -> str:
     return f"{installed('spyx')}, jax {jax.__version__}"
 
 
-def refuses(case: Case) -> str | None:  # noqa: D103
+def refuses(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
-def prepare(case: Case) -> JaxTask:  # noqa: D103
+def prepare(case: Case) -> JaxTask:
     return JaxTask(case)

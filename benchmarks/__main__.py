@@ -1,0 +1,106 @@
+"""Run the benchmarks: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.cases import Case, all_cases, quick
+from benchmarks.figure import draw
+from benchmarks.libraries import LIBRARIES, Library
+from benchmarks.machine import machine
+from benchmarks.options import parse
+from benchmarks.process import Process
+from benchmarks.results_file import Run
+from benchmarks.rounds import run_case
+from benchmarks.table import amount, table
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print and write.
+
+    Args:
+        words: the arguments; those of the process where ``None``.
+    """
+    options = parse(words)
+    cases = chosen_cases(options)
+    if not cases:
+        print("no case has such a name; there are:", *(c.name for c in all_cases()), sep="\n  ")
+        return 2
+    rounds = options.rounds or (1 if options.quick else 5)
+    run = Run(machine(), {"rounds": rounds, "quick": options.quick}, cases=cases)
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        processes = start(chosen_libraries(options), run, stack)
+        for case in cases:
+            found = run_case(case, processes, rounds, 0.0 if options.quick else 0.12)
+            run.results[case.name] = found
+            print(case.name, flush=True)
+            for name, told in found.items():
+                value = run.value(case.name, name)
+                said = told["failed"] if value is None else amount(case, value)
+                print(f"    {name:22} {said}   (spikes {told.get('density', 0):.3f})", flush=True)
+    run.settings["took"] = round(time.perf_counter() - started)
+    write(run, options)
+    ours = [run.results[case.name].get("tracetorch", {"failed": "absent"}) for case in cases]
+    return 1 if any("failed" in told for told in ours) else 0
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """What the options leave, made small with ``--quick``."""
+    cases = all_cases()
+    if options.cases:
+        cases = [case for case in cases if any(word in case.name for word in options.cases)]
+    return [quick(case) for case in cases] if options.quick else cases
+
+
+def chosen_libraries(options: argparse.Namespace) -> list[Library]:
+    """Ours, and those that the options ask for."""
+    found = []
+    for library in LIBRARIES:
+        if options.peers is not None:
+            wanted = library.name in options.peers
+        else:
+            wanted = not library.opt_in or options.compiled
+        if wanted or library.name == "tracetorch":
+            found.append(library)
+    return found
+
+
+def start(
+    libraries: Sequence[Library], run: Run, stack: contextlib.ExitStack
+) -> dict[str, Process]:
+    """The workers that can run; the reasons of the others go to ``run``."""
+    processes: dict[str, Process] = {}
+    for library in libraries:
+        reason = ""
+        if not library.python.exists():
+            reason = "it is not installed; make bench-peers"
+        else:
+            process = stack.enter_context(Process(library))
+            told = process.version()
+            reason = told.get("failed", "")
+        if reason:
+            run.absent[library.name] = reason
+            print(f"{library.name} is left out: {reason}")
+        else:
+            processes[library.name] = process
+            run.versions[library.name] = told["version"]
+    return processes
+
+
+def write(run: Run, options: argparse.Namespace) -> None:
+    """Table, JSON and plot, to the folder of results."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "table.md").write_text(table(run))
+    (options.out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
+    drawn = draw(run, options.out / "lif.png")
+    print(f"table.md, results.json{' and lif.png' if drawn else ''} are in {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

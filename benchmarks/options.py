@@ -1,0 +1,48 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.libraries import NAMES
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the options.
+
+    Args:
+        words: the arguments; those of the process where ``None``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure traceTorch beside the peers that are installed "
+        "(make bench-peers installs them). Writes a table, JSON and a plot.",
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, one round: a smoke test")
+    parser.add_argument(
+        "--cases", nargs="+", metavar="WORD", help="only cases whose name has one of these words"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds of a case (5; 1 with --quick)")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"only these beside tracetorch, none where empty: {', '.join(NAMES[1:])}",
+    )
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="SpikingJelly under torch.compile too, which takes minutes a shape",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)"
+    )
+    options = parser.parse_args(words)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}.")
+    return options

@@ -1,0 +1,60 @@
+"""A case measured in all libraries by turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.process import Process
+
+SLOW = 1.0  # seconds of a run from which two rounds are enough
+VERY_SLOW = 5.0  # from which the second run of the preparation is enough
+
+
+def run_case(
+    case: Case, processes: Mapping[str, Process], rounds: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """What each library says: seconds of a run (the median of the rounds), and spike density."""
+    if case.kind == "memory":
+        return _each_fresh(case, processes)
+    found: dict[str, dict[str, Any]] = {}
+    for name, process in processes.items():
+        if case.only and name not in case.only:
+            continue
+        answer = process.prepare(case)
+        if "refused" not in answer:
+            slow = answer.get("seconds", 0.0) > VERY_SLOW
+            found[name] = {**answer, "rounds": [answer["seconds"]] if slow else []}
+    for number in range(rounds):
+        for name, result in found.items():
+            if "failed" in result or number >= _rounds(result["seconds"], rounds):
+                continue
+            answer = processes[name].measure(seconds)
+            if "failed" in answer:
+                result["failed"] = answer["failed"]
+            else:
+                result["rounds"].append(answer["seconds"])
+    for name, result in found.items():
+        if result["rounds"]:
+            result["seconds"] = statistics.median(result["rounds"])
+        processes[name].drop()
+    return found
+
+
+def _rounds(seconds: float, wanted: int) -> int:
+    """How many rounds a run that takes ``seconds`` gets."""
+    if seconds > VERY_SLOW:
+        return 0
+    return min(wanted, 2) if seconds > SLOW else wanted
+
+
+def _each_fresh(case: Case, processes: Mapping[str, Process]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, process in processes.items():
+        with Process(process.library) as fresh:
+            answer = fresh.prepare(case)
+        if "refused" not in answer:
+            found[name] = answer
+    return found
