@@ -39,15 +39,7 @@ def python(*arguments: str) -> str:
 
 
 def test_import_is_light() -> None:
-    heavy = (
-        "matplotlib",
-        "mlxtend",
-        "numba",
-        "safetensors",
-        "torch._dynamo",
-        "torchvision",
-        "tqdm",
-    )
+    heavy = ("matplotlib", "mlxtend", "numba", "safetensors", "torch._dynamo", "torchvision")
     code = (
         f"import torch, sys; before = set(sys.modules); import tracetorch\n"
         f"print([name for name in {heavy} if name in set(sys.modules) - before])"
@@ -74,7 +66,8 @@ def test_public_names_are_listed_and_documented(room: Any) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_run(name: str) -> None:
     module = importlib.import_module(name)
-    names = {"torch": torch, "nn": nn, **{n: getattr(snn, n) for n in snn.__all__}}
+    names = {"torch": torch, "nn": nn, "__name__": "__main__"}
+    names |= {n: getattr(snn, n) for n in snn.__all__ if not hasattr(module, n)}
     finder = doctest.DocTestFinder(exclude_empty=True)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in finder.find(module, extraglobs=names):

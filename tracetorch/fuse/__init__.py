@@ -44,7 +44,7 @@ def sequence(
         >>> layer = snn.LIF(3, beta=0.5)
         >>> outputs, states = sequence(layer, torch.ones(4, 2, 3), record=["mem"])
         >>> outputs[:, 0, 0].tolist()
-        [0.0, 1.0, 0.0, 1.0]
+        [0.0, 1.0, 1.0, 1.0]
         >>> states["mem"].shape
         torch.Size([4, 2, 3])
         >>> layer.mem.shape
