@@ -13,7 +13,7 @@ from benchmarks.cases import Case, all_cases, quick
 from benchmarks.figure import draw
 from benchmarks.libraries import LIBRARIES, Library
 from benchmarks.machine import machine
-from benchmarks.options import parse
+from benchmarks.options import PARTIAL, RESULTS, parse
 from benchmarks.process import Process
 from benchmarks.results_file import Run
 from benchmarks.rounds import run_case
@@ -43,7 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
             for name, told in found.items():
                 value = run.value(case.name, name)
                 said = told["failed"] if value is None else amount(case, value)
-                print(f"    {name:22} {said}   (spikes {told.get('density', 0):.3f})", flush=True)
+                density = told.get("density")
+                spikes = "" if density is None else f"   (spikes {density:.3f})"
+                print(f"    {name:22} {said}{spikes}", flush=True)
     run.settings["took"] = round(time.perf_counter() - started)
     write(run, options)
     ours = [run.results[case.name].get("tracetorch", {"failed": "absent"}) for case in cases]
@@ -95,11 +97,12 @@ def start(
 
 def write(run: Run, options: argparse.Namespace) -> None:
     """Table, JSON and plot, to the folder of results."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "table.md").write_text(table(run))
-    (options.out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
-    drawn = draw(run, options.out / "lif.png")
-    print(f"table.md, results.json{' and lif.png' if drawn else ''} are in {options.out}")
+    out = options.out or (PARTIAL if options.quick or options.cases else RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(table(run))
+    (out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
+    drawn = draw(run, out / "lif.png")
+    print(f"table.md, results.json{' and lif.png' if drawn else ''} are in {out}")
 
 
 if __name__ == "__main__":

@@ -20,16 +20,16 @@ _CLEAR = Path("/proc/self/clear_refs")
 def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
     """Growth in bytes, and in units of one input.
 
-    The process must be fresh. Earlier runs have libraries loaded and kernels compiled, and their
-    memory is given back. Input and incoming gradient exist before, the gradient of the input does
-    not.
+    The process must be fresh: a library that keeps the memory of a run for the next one is charged
+    for it. A run on three steps has libraries loaded and kernels compiled; what compiles for every
+    length is compiled for this one too. Input and incoming gradient exist before, the gradient of
+    the input does not.
     """
     adapter.prepare(replace(case, T=3)).run()
     task: Any = adapter.prepare(case)
-    task.run()
-    task.run()
-    if getattr(task.x, "grad", None) is not None:
-        task.x.grad = None
+    warm = getattr(task, "warm", None)
+    if warm is not None:
+        warm()
     gc.collect()
     _give_back()
     before = _held()

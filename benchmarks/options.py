@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.libraries import NAMES
+from benchmarks.libraries import NAMES, ROOT
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
+PARTIAL = ROOT / "runs" / "benchmarks"
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +41,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="SpikingJelly under torch.compile too, which takes minutes a shape",
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)"
+        "--out",
+        type=Path,
+        help="folder of the results (benchmarks/results; runs/benchmarks with --quick or --cases)",
     )
     options = parser.parse_args(words)
     if options.rounds is not None and options.rounds < 1:

@@ -45,7 +45,6 @@ def table(run: Run) -> str:
 def _row(run: Run, case: Case, names: list[str]) -> str:
     found = run.results.get(case.name, {})
     densities = [told["density"] for told in found.values() if told.get("density") is not None]
-    densities = [density for density in densities if not math.isnan(density)]
     spikes = ""
     if densities:
         low, high = f"{min(densities):.2f}", f"{max(densities):.2f}"

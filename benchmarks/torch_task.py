@@ -140,6 +140,11 @@ class TorchTask:
             self.grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         torch.autograd.backward(y, self.grad)
 
+    def warm(self) -> None:
+        """Make what a run needs besides the input: the incoming gradient of a bare layer."""
+        if self.train:
+            self.grad = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(1))
+
     def density(self) -> float:
         """The share of neurons that spike; of the first spiking layer in the conv network."""
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -58,7 +59,7 @@ class Worker:
         self.slow = again > 1
         if not self.slow:
             measure(self.task, ENOUGH)
-        return {"first_call": first, "seconds": again, "density": self.task.density()}
+        return {"first_call": first, "seconds": again, "density": _told(self.task.density())}
 
     def measure(self, seconds: float = ENOUGH) -> dict[str, Any]:
         """Time the case that is prepared."""
@@ -79,6 +80,10 @@ class Worker:
         return {"version": self.adapter.version()}
 
 
+def _told(density: float) -> float | None:
+    return None if math.isnan(density) else density
+
+
 def _threads(count: int) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
@@ -90,7 +95,7 @@ def serve(name: str, requests: TextIO, replies: TextIO) -> None:
     """Answer until the requests end."""
     if name == "previous":  # it has our import name, and the benchmarks are found already
         sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]
-    worker = Worker(importlib.import_module(f"benchmarks.adapters.{name}"))  # type: ignore[arg-type]
+    worker = Worker(importlib.import_module(f"benchmarks.adapters.{name}"))
     for line in requests:
         asked = json.loads(line)
         try:

@@ -5,6 +5,7 @@ Its step is ``v + k * (x - v)``; the input is multiplied by ``1 / k`` to be the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from importlib.metadata import version as installed
 
@@ -15,7 +16,7 @@ from norse.torch.functional.reset import reset_subtract
 from torch import Tensor, nn
 
 from benchmarks.cases import CONV_DECAY, DECAY, THRESHOLD, Case
-from benchmarks.torch_task import TorchTask, assemble
+from benchmarks.torch_task import Stepped, TorchTask, assemble
 
 DT = 0.001
 
@@ -66,15 +67,14 @@ def refuses(case: Case) -> str | None:
 
 def prepare(case: Case) -> TorchTask:
     task = assemble(case, Cell, folded=False)
-    layers = getattr(task.model, "layers", None)
-    if case.kind in ("linear", "conv"):
-        # the weights before each neuron take up the factor, so the timed run has nothing more
-        with torch.no_grad():
-            for layer in layers[:-1] if case.kind == "conv" else layers:
-                if isinstance(layer, nn.Module):
-                    for parameter in layer.parameters():
-                        parameter /= 1 - (CONV_DECAY if case.kind == "conv" else DECAY)
-    else:
-        with torch.no_grad():
-            task.x /= 1 - DECAY
+    gain = 1 / (1 - (CONV_DECAY if case.kind == "conv" else DECAY))
+    with torch.no_grad():
+        if isinstance(task.model, Stepped) and case.kind in ("linear", "conv"):
+            # the weights before each neuron take the factor up, so a run has nothing more to do
+            for before, after in itertools.pairwise(task.model.layers):
+                if isinstance(before, nn.Module) and isinstance(after, Cell):
+                    for parameter in before.parameters():
+                        parameter.mul_(gain)
+        else:
+            task.x.mul_(gain)
     return task

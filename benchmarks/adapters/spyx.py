@@ -117,6 +117,10 @@ class JaxTask:
         """Do the pass once."""
         jax.block_until_ready(self.call())
 
+    def warm(self) -> None:
+        """Compile, which is done anew for every length."""
+        self.run()
+
     def density(self) -> float:
         """The share of neurons that spike."""
         x = jnp.repeat(self.x, 100, 0) if len(self.x) == 1 else self.x

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tests import cases
@@ -353,3 +355,136 @@ def test_no_second_derivative() -> None:
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
+
+
+class Sized(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        mem = 0.5 * mem + x / x.shape[-1]
+        return mem, mem
+
+
+class Constants:
+    SLOPES = (2.0, 3.0)
+
+
+GAIN = 2.0
+
+
+class Reading(snn.Neuron):
+    """Reads what can change: a global, and a constant in a class."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        mem = 0.5 * mem + GAIN * x + Constants.SLOPES[0]
+        return mem, mem
+
+
+def test_a_step_that_reads_a_size_is_not_compiled() -> None:
+    x = cases.sequence(4, 2, 7, dtype=torch.float32)
+    with (
+        pytest.raises(RuntimeError, match="its step reads the size of its input"),
+        fuse.backend("numba"),
+    ):
+        fuse.sequence(Sized(7), x)
+    layer = Sized(7)
+    expected = cases.stepped(layer, x)
+    layer.zero_states()
+    assert torch.equal(fuse.sequence(layer, x)[0], expected)
+    layer.zero_states()
+    with torch.no_grad():
+        assert torch.equal(cases.stepped(layer, x), expected)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_step_reads_from_outside_is_never_stale(
+    grad: bool, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = Reading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
+
+    def run() -> Tensor:
+        layer.zero_states()
+        with torch.set_grad_enabled(grad):
+            return fuse.sequence(layer, x)[0] if whole else cases.stepped(layer, x)
+
+    def reference() -> Tensor:
+        layer.zero_states()
+        with fuse.backend("eager"):
+            return fuse.sequence(layer, x)[0]
+
+    assert torch.equal(run(), reference())
+    before = run()
+    monkeypatch.setattr(sys.modules[__name__], "GAIN", 5.0)
+    assert torch.equal(run(), reference())
+    monkeypatch.setattr(Constants, "SLOPES", (7.0, 3.0))
+    assert torch.equal(run(), reference())
+    assert not torch.equal(run(), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+def test_inside_compile_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Reading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
+
+    def run(x: Tensor) -> Tensor:
+        layer.zero_states()
+        return fuse.sequence(layer, x)[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for gain in (2.0, 5.0):
+        monkeypatch.setattr(sys.modules[__name__], "GAIN", gain)
+        torch.testing.assert_close(compiled(x), run(x))
+    torch.compiler.reset()
+
+
+class Hard(snn.Neuron):
+    """A spike without a gradient, and a parameter that nothing reads."""
+
+    states = ("mem",)
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.decay("beta", 0.9)
+        self.weight("idle", 1.0)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, beta: Tensor, idle: Tensor) -> tuple[Tensor, Tensor]:
+        mem = beta * mem + x
+        return (mem > 1).to(x.dtype) * 1.0, mem
+
+
+def test_what_has_no_gradient_by_step_has_none() -> None:
+    layer, x = Hard(), cases.sequence(4, 2, 3, dtype=torch.float32)
+    y, _ = fuse.sequence(layer, x)
+    assert not y.requires_grad
+    layer.mem.sum().backward()
+    assert layer.raw_beta.grad is not None
+    assert layer.raw_idle.grad is None
+
+
+def test_a_number_of_python_as_a_state() -> None:
+    class Filled(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return x + mem, torch.full_like(x, 3)
+
+    x = torch.ones(2, 1, 2)
+    assert fuse.sequence(Filled(2), x)[0].tolist() == [[[1.0, 1.0]], [[4.0, 4.0]]]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+def test_forward_mode_keeps_its_tangent() -> None:
+    layer = snn.Readout(2, beta=0.5, learn_beta=False)
+    with fwAD.dual_level(), torch.no_grad():
+        x = fwAD.make_dual(torch.ones(2, 1, 2), torch.ones(2, 1, 2))
+        y, _ = fuse.sequence(layer, x)
+        assert fwAD.unpack_dual(y).tangent[:, 0, 0].tolist() == [0.5, 0.75]
+        layer.zero_states()
+        assert fwAD.unpack_dual(layer(x[0])).tangent.tolist() == [[0.5, 0.5]]

@@ -109,7 +109,7 @@ def test_what_stands_before_the_first_neuron_is_computed_once() -> None:
     first = nn.Linear(3, 4)
     first.register_forward_hook(lambda *_: hook.append(1))
     tt.unroll(nn.Sequential(first, snn.LIF(4)), x, steps=6)
-    assert hook == [1]
+    assert hook == [1]  # once, on all steps: a hook may change what it sees
 
 
 @given(cut=st.integers(0, 8), detach=st.booleans(), name=st.sampled_from(LAYERS))
@@ -344,3 +344,34 @@ def test_the_models_of_these_tests_fire() -> None:
         rates = {path: float((y != 0).double().mean()) for path, y in seen.items()}
         assert all(rate > 0.01 for rate in rates.values()), (name, rates)
     assert isinstance(made("skip"), Skip)
+
+
+def test_an_unroll_inside_an_unroll_by_layer_is_refused() -> None:
+    class Inner(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.Readout(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return tt.unroll(self.cell, x, steps=3).mean(0)
+
+    model = Inner()
+    with pytest.raises(ValueError, match="unrolled inside a model that is unrolled by layer itse"):
+        model.unroll(torch.ones(4, 2, 3))
+    assert model.cell.layer_pass is None
+    assert model.cell.mem is None
+    assert model.unroll(torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
+
+
+def test_a_time_dim_that_an_output_lacks() -> None:
+    model = nn.Sequential(nn.Flatten(), snn.LIF(8))
+    with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
+        tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
+    assert model[1].mem is None
+
+
+def test_a_hook_before_the_first_neuron_sees_every_step() -> None:
+    first = nn.Linear(3, 4)
+    first.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
+    y = tt.unroll(nn.Sequential(first, snn.Readout(4, beta=1e-7)), torch.ones(2, 3), steps=3)
+    assert not torch.allclose(y[0], y[1])

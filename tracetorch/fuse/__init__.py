@@ -12,6 +12,7 @@ from tracetorch.fuse import eager, operator  # noqa: F401 (registers)
 from tracetorch.fuse.backends import NAMES, backend, chosen, missing, unsuited
 from tracetorch.fuse.choose import lacks, plan_key, program_of
 from tracetorch.fuse.graph import Unfusable
+from tracetorch.fuse.plan import plan_of
 from tracetorch.snn.neuron import Neuron
 
 __all__ = ["NAMES", "backend", "chosen", "missing", "refuses", "sequence"]
@@ -71,6 +72,17 @@ def sequence(
     else:
         output, *rest = torch.ops.tracetorch.forward(key, work, held, list(tensors.values()))
         ends, trajectories = rest[: len(held)], rest[len(held) : -1]
+        smooth = plan_of(key).program.smooth
+        if not torch.compiler.is_compiling() and len(smooth) <= len(kept):
+            # an end that has no gradient by step must not seem to have one
+            output = output if "output" in smooth else output.detach()
+            ends = [
+                e if f"next_{n}" in smooth else e.detach() for n, e in zip(kept, ends, strict=True)
+            ]
+            trajectories = [
+                t if f"next_{n}" in smooth else t.detach()
+                for n, t in zip(record, trajectories, strict=True)
+            ]
     for name, end in zip(kept, ends, strict=True):
         setattr(layer, name, end)
     return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

@@ -103,6 +103,8 @@ def unsuited(name: str, device: torch.device) -> str | None:
         return "an exported program must not need this process's kernels"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms see through plain operations alone"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation sees through plain operations alone"
     return missing(name)
 
 

@@ -76,8 +76,9 @@ def _from_disk(
     try:
         path = _kept(source, folder() / f"{name}_{tag}.py")
         return make(getattr(_module(path, name, tag), name), signature, True)
-    except (OSError, RuntimeError, EOFError, ValueError, ImportError):
-        # read-only, full, or damaged: none of it is a reason not to run
+    except Exception:
+        # read-only, full, or damaged in whichever way: none of it is a reason not to run, and what
+        # is wrong with the source itself is raised below
         namespace: dict[str, Any] = {}
         file = f"<{name}_{tag}>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
@@ -133,3 +134,13 @@ def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable
     ]
     _held.append(kernel)  # its code lives as long as it does
     return ctypes.CFUNCTYPE(None, *kinds)(cast(int, kernel.address))
+
+
+def _renew_lock() -> None:
+    """After ``fork`` nobody is left in the child who would release it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, settle, unsuited
-from tracetorch.fuse.fingerprint import fingerprint
+from tracetorch.fuse.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.plan import Plan, register
 from tracetorch.fuse.trace import Program, trace
@@ -113,16 +113,19 @@ def plan_key(
     graph = bool(trained) or wants_x or (grad and any(s.requires_grad for s in states))
     needs = (record, graph, wants_x, trained)
     if torch.compiler.is_compiling():
-        told = _guarded(arguments)
+        told = _guarded(layer, arguments)
         if told is None:
             return None
         return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, told)
     return _key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, arguments)
 
 
-def _guarded(arguments: dict[str, Any]) -> tuple[object, ...] | None:
+def _guarded(layer: Neuron, arguments: dict[str, Any]) -> tuple[object, ...] | None:
     """The numbers a compiled region must be compiled anew for; ``None``: they cannot be seen."""
     told: list[object] = []
+    surrogates = (type(value) for value in arguments.values() if isinstance(value, Surrogate))
+    if not all(map(reads_nothing, (layer.step, *surrogates))):
+        return None
     for value in arguments.values():
         if isinstance(value, Surrogate):
             held = [getattr(value, name) for name in type(value).__dataclass_fields__]
@@ -160,11 +163,15 @@ def _key(
                 reason = str(found)
         return reason
 
-    name = settle(layer, against, torch.device(device))
-    if name == "eager":
+    backend = settle(layer, against, torch.device(device))
+    if backend == "eager":
         return None
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
-    return register(Plan(programs[-1], name, dim, record, graph, x, trained))
+    program = programs[-1]
+    trained = tuple(name for name in trained if f"p_{name}" in program.reached)
+    return register(
+        Plan(program, backend, dim, record, graph, x and "x" in program.reached, trained)
+    )
 
 
 @asked_once

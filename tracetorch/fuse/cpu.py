@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tracetorch.fuse.cache import compiled
 from tracetorch.fuse.layout import Layout, layout_of, strided
-from tracetorch.fuse.memory import in_huge_pages, scratch
+from tracetorch.fuse.memory import scratch
 from tracetorch.fuse.numba import (
     backward_arguments,
     backward_source,
@@ -103,11 +103,9 @@ def forward(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -
     """Outputs, final states, trajectories, and the states kept for the backward pass."""
     program, layout, steps = plan.program, layout_of(x, plan.dim), x.shape[0]
     grid = _grid(layout)
-    output = in_huge_pages(layout.empty(x, steps=steps, dtype=program.dtype))
+    output = layout.empty(x, steps=steps, dtype=program.dtype)
     ends = [layout.empty(x, steps=None, dtype=program.dtype) for _ in program.states]
-    records = [
-        in_huge_pages(layout.empty(x, steps=steps, dtype=program.dtype)) for _ in plan.record
-    ]
+    records = [layout.empty(x, steps=steps, dtype=program.dtype) for _ in plan.record]
     kept = plan.marks(steps)
     marks = torch.empty(kept * len(plan.recomputed) * layout.lanes, dtype=program.dtype)
     if layout.lanes == 0:
@@ -148,7 +146,7 @@ def backward(
     g_ends, g_records = rest[: len(states)], rest[len(states) :]
     grid = _grid(layout)
     nothing = torch.empty(0, dtype=program.dtype)
-    d_x = in_huge_pages(layout.empty(x, steps=steps, dtype=program.dtype)) if plan.x else nothing
+    d_x = layout.empty(x, steps=steps, dtype=program.dtype) if plan.x else nothing
     d_states = [layout.empty(x, steps=None, dtype=program.dtype) for _ in states]
     sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
     if layout.lanes:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tracetorch.fuse.graph import Unfusable
 
 _NUMBERS = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
+_HOLDERS = (tuple, list, set, frozenset, dict, type)
 _STABLE = ("builtins", "enum", "functools", "math", "numpy", "torch", "tracetorch", "typing")
 
 _Seen: TypeAlias = (
@@ -107,10 +108,48 @@ def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashab
         held = function.__globals__[global_name]
         if isinstance(held, types.ModuleType):
             if held.__name__.split(".")[0] not in _STABLE:  # settings.SLOPE
-                read += [_of(vars(held)[n], name, seen) for n in names if n in vars(held)]
+                read += _of_settings(held, names, name, seen)
         else:
             read.append(_of(held, name, seen))
     return function.__code__, tuple(cells), defaults, tuple(read)
+
+
+def _of_settings(
+    module: types.ModuleType, names: tuple[str, ...], name: str, seen: _Seen
+) -> list[Hashable]:
+    """What a function that names ``module`` may read of it, and of modules inside it."""
+    told: list[Hashable] = []
+    for inner in names:
+        held = vars(module).get(inner)
+        if not isinstance(held, types.ModuleType):
+            told.append(_of(held, name, seen))
+        elif held is not module and held.__name__.split(".")[0] not in _STABLE:
+            told += _of_settings(held, names, name, seen)
+    return told
+
+
+def reads_nothing(function: Any) -> bool:
+    """Whether what a function or a class computes depends on its arguments alone, for good.
+
+    So it is with this package's own and PyTorch's, and with a plain function that has no closure,
+    no defaults, and reads no globals but such functions and modules.
+    """
+    if _is_stable(function):
+        return True
+    if (
+        not isinstance(function, types.FunctionType)
+        or function.__closure__
+        or function.__defaults__
+        or function.__kwdefaults__
+    ):
+        return False
+    read = [function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__]
+    return all(
+        held.__name__.split(".")[0] in _STABLE
+        if isinstance(held, types.ModuleType)
+        else callable(held) and held is not function and reads_nothing(held)
+        for held in read
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -131,7 +170,7 @@ def _of_class(kind: type, name: str, seen: _Seen) -> Hashable:
                 held = held.fget
             if isinstance(held, types.FunctionType) and not _is_generated(held):
                 told.append((key, _of_function(held, name, seen)))
-            elif isinstance(held, (float, *_NUMBERS)) and not key.startswith("__"):
+            elif isinstance(held, (float, *_NUMBERS, *_HOLDERS)) and not key.startswith("__"):
                 told.append((key, _of(held, name, seen)))
     return tuple(told)
 

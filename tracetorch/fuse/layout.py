@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tracetorch.fuse.memory import large_empty
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -36,8 +38,10 @@ class Layout:
     def empty(self, x: Tensor, *, steps: int | None, dtype: torch.dtype) -> Tensor:
         """A new tensor shaped like ``x``, or like one step of it, in this layout."""
         sizes = [x.shape[dim] for dim in self.order]
-        new = torch.empty(sizes if steps is not None else sizes[1:], dtype=dtype, device=x.device)
-        return self.restore(new)
+        sizes = sizes if steps is not None else sizes[1:]
+        if x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling():
+            return self.restore(large_empty(sizes, dtype))
+        return self.restore(torch.empty(sizes, dtype=dtype, device=x.device))
 
     def restore(self, ordered: Tensor) -> Tensor:
         """The dimensions of ``ordered``, a sequence or one step, back in their places."""

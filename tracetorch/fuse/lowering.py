@@ -129,7 +129,7 @@ def _same(b: Builder, x: Ref, *_: object, **__: object) -> Ref:
 def _constant(position: int) -> Rule:
     def rule(b: Builder, *args: Any, **_: object) -> Ref:
         value: Ref = args[position]
-        return value
+        return float(value) if type(value) is int else value
 
     return rule
 

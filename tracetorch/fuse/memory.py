@@ -1,48 +1,71 @@
-"""Memory for the kernels: huge pages for large results, scratch that is used again."""
+"""Memory for the kernels: large results from pages that are used again, scratch likewise.
+
+A large new tensor costs more in page faults than the arithmetic that fills it: the allocator gives
+its pages back to the system when it is freed, and every page of the next one is cleared anew. So
+large results live in mappings of our own, which return to a small pool when the tensor is gone.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import functools
+import math
+import mmap
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-_PAGE = 2 << 20
-_WORTH_IT = 4 << 20  # bytes
-_MADV_HUGEPAGE = 14
+_PAGE = 2 << 20  # a huge one
+_WORTH_IT = 1 << 20  # bytes
+_MOST_KEPT = 256 << 20  # bytes that wait in the pool
 
 
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        call = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    found: Callable[[int, int, int], int] = call
-    return found
+class _Pool:
+    """Mappings that no tensor uses at present, by size."""
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[mmap.mmap]] = {}
+        self.kept = 0
+        self.lock = threading.RLock()  # a collection may give back while one is taken
+
+    def take(self, size: int) -> mmap.mmap:
+        with self.lock:
+            waiting = self.free.get(size)
+            if waiting:
+                self.kept -= size
+                return waiting.pop()
+        # private: a forked child must not write into its parent's tensors
+        new = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        new.madvise(mmap.MADV_HUGEPAGE)
+        return new
+
+    def give_back(self, size: int, mapping: mmap.mmap) -> None:
+        with self.lock:
+            if self.kept + size > _MOST_KEPT:  # what other shapes left behind goes first
+                self.free.clear()
+                self.kept = 0
+            if size <= _MOST_KEPT:
+                self.free.setdefault(size, []).append(mapping)
+                self.kept += size
 
 
-def in_huge_pages(fresh: Tensor) -> Tensor:
-    """``fresh``, whose pages the system is asked to make large before they are first touched.
+_pool = _Pool()
 
-    The faults of a large new tensor otherwise cost more than the arithmetic that fills it. It is
-    advice: where it cannot be followed nothing changes.
-    """
-    size = fresh.numel() * fresh.element_size()
-    if size >= _WORTH_IT and fresh.device.type == "cpu" and (advise := _madvise()):
-        start = -(-fresh.data_ptr() // _PAGE) * _PAGE
-        end = (fresh.data_ptr() + size) // _PAGE * _PAGE
-        if end > start:
-            advise(start, end - start, _MADV_HUGEPAGE)
-    return fresh
+
+def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``torch.empty`` on the CPU; where it is large, from pages that were used before."""
+    size = math.prod(sizes) * dtype.itemsize
+    if size < _WORTH_IT or not sys.platform.startswith("linux"):
+        return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
+    whole = -(-size // _PAGE) * _PAGE
+    mapping = _pool.take(whole)
+    array = np.frombuffer(mapping, np.uint8, size)  # what the tensor's storage keeps alive
+    weakref.finalize(array, _pool.give_back, whole, mapping).atexit = False
+    return torch.from_numpy(array).view(dtype).view(tuple(sizes))
 
 
 class _Scratch(threading.local):

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from tracetorch.fuse.graph import Builder, Graph, Ref, Unfusable
 from tracetorch.fuse.lowering import lower
 
-_SIDE = 2  # of the small tensor that stands for the lanes
 _VALUES = (
     "it asks a tensor for its values, to branch on them in Python say; a kernel has no answer. "
     "Write torch.where"
@@ -62,16 +61,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ndim: dimensions of the tensor of one step.
         dtype: of the arithmetic.
         device: what the tensors say they are on; nothing runs there.
+        side: of the small tensor that stands for the lanes.
 
     """
 
-    def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device, side: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = Builder()
         self.dtype = dtype
         self.device = device
         self.inputs: set[str] = set()
-        self.like = torch.full((_SIDE,) * ndim, 0.5, dtype=dtype, device="cpu")
+        self.like = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
 
     def input(self, name: str) -> Tensor:
         """A tensor that stands for the input ``name``, one value in each lane."""

@@ -20,6 +20,7 @@ from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, unsuited
 from tracetorch.fuse.cache import compiled_at
 from tracetorch.fuse.choose import program_of
+from tracetorch.fuse.fingerprint import reads_nothing
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.numba import named_literals, print_lines, real_name
 from tracetorch.fuse.plan import Plan
@@ -95,6 +96,8 @@ def stream(layer: Neuron, x: Tensor) -> Tensor | None:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or x.is_neg()
     ):
         return None
     stepper: Stepper | None = layer.__dict__["_stepper"]
@@ -115,6 +118,7 @@ class Stepper:
     def __init__(self, layer: Neuron, x: Tensor) -> None:
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self.states = layer.kept_states
+        self.of = layer.step
         self.names = layer.options
         self.options = tuple(getattr(layer, name) for name in self.names)
         self.raws = layer.raw_names
@@ -143,6 +147,7 @@ class Stepper:
             not 0 < x.numel() <= _MOST
             or x.dtype not in (torch.float32, torch.float64)
             or not all(isinstance(option, _PLAIN) for option in self.options)
+            or not all(map(reads_nothing, (layer.step, *map(type, self.options))))
             or unsuited("numba", x.device) is not None
         ):
             return None
@@ -157,7 +162,9 @@ class Stepper:
         """Whether it was settled for such an input, and for the options that hold now."""
         if x.shape != self.shape or x.dtype is not self.dtype or x.device != self.device:
             return False
-        return tuple(map(layer.__dict__.get, self.names)) == self.options
+        return layer.step is self.of and all(
+            map(operator.is_, map(layer.__dict__.get, self.names), self.options)
+        )
 
     def step(self, layer: Neuron, x: Tensor) -> Tensor | None:
         """The output; the new states are left on the layer. ``None``: not by this road."""

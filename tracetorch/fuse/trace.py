@@ -27,6 +27,8 @@ class Program:
         params: its tensor arguments; ``p_<name>``, gradient ``d_p_<name>``.
         dtype: of the arithmetic.
         graph: everything; ``x`` goes in, ``output`` comes out, with cotangent ``g_output``.
+        smooth: the ends that have a gradient, ``"output"`` and ``"next_<name>"``.
+        reached: what they have one with respect to, ``"x"``, ``"s_<name>"``, ``"p_<name>"``.
 
     """
 
@@ -35,11 +37,14 @@ class Program:
     params: tuple[str, ...]
     dtype: torch.dtype
     graph: Graph
+    smooth: frozenset[str]
+    reached: frozenset[str]
 
     @cached_property
     def key(self) -> str:
         """Equal for programs that compute the same."""
-        text = f"{self.states}{self.params}{self.dtype}{self.graph}"
+        ends = f"{sorted(self.smooth)}{sorted(self.reached)}"
+        text = f"{self.states}{self.params}{self.dtype}{self.graph}{ends}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -74,16 +79,27 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
         arguments: what ``layer.arguments`` gave; tensors become inputs, all else is compiled in.
 
     Raises:
-        Unfusable: ``step`` does something that is not pointwise, or asks tensors for values.
+        Unfusable: ``step`` does something that is not pointwise, asks tensors for values, or reads
+            the size of its input, which a kernel would have as it was while tracing.
 
     """
+    program = _trace(layer, ndim, dtype, arguments, 2)
+    if _trace(layer, ndim, dtype, arguments, 5).key != program.key:
+        raise Unfusable("its step reads the size of its input")
+    return program
+
+
+def _trace(
+    layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any], side: int
+) -> Program:
     kept = layer.kept_states
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
     device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
-    recorder = Recorder(ndim, dtype, device or torch.device("cpu"))
+    recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
     names = ["x", *(f"s_{n}" for n in kept), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
+    smooth: dict[str, Tensor] = {}
     try:
         with recorder, torch.inference_mode(False), torch.enable_grad():
             given = {name: recorder.input(name).requires_grad_() for name in names}
@@ -109,4 +125,6 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
     except Exception as failure:
         said = str(failure).strip().split("\n")[0]
         raise Unfusable(f"its step cannot be traced: {said}") from failure
-    return Program(type(layer).__name__, kept, params, dtype, recorder.graph(results))
+    reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
+    graph = recorder.graph(results)
+    return Program(type(layer).__name__, kept, params, dtype, graph, frozenset(smooth), reached)

@@ -59,6 +59,12 @@ class LayerPass:
 def passing(layers: Sequence[Neuron], steps: int, recording: Recording) -> Iterator[None]:
     """While it lasts, a call of any of ``layers`` is a call on all time steps."""
     for layer in layers:
+        if layer.layer_pass is not None:
+            raise ValueError(
+                f"{layer.named()} is unrolled inside a model that is unrolled by layer itself. Use "
+                'unroll(..., by="step") for the outer one.'
+            )
+    for layer in layers:
         layer.layer_pass = LayerPass(steps, recording)
     try:
         yield

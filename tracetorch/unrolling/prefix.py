@@ -35,12 +35,17 @@ def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """
     parts = _parts(model)
     once = 0
-    while once < len(parts) and type(parts[once]) in _DETERMINISTIC:
+    while once < len(parts) and type(parts[once]) in _DETERMINISTIC and _unwatched(parts[once]):
         once += 1
     return (parts[:once], parts[once:]) if once else ([], [])
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not nn.Sequential or not _unwatched(module):
         return [module]
     return [part for child in module for part in _parts(child)]
+
+
+def _unwatched(module: nn.Module) -> bool:
+    """Whether no hook expects a call, or may change one, at every step."""
+    return not (module._forward_hooks or module._forward_pre_hooks)

@@ -35,6 +35,8 @@ class Recording:
             for path, layer in layers
             for name in (*layer.kept_states, "output")
         }
+        if not isinstance(wanted, (str, Sequence, type(None))):
+            raise TypeError(f"record takes a name or a list of names, got {wanted!r}.")
         entries = [wanted] if isinstance(wanted, str) else list(wanted or ())
         chosen: set[str] = set()
         for entry in entries:

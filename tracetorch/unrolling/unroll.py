@@ -88,20 +88,26 @@ def unroll(
             y = _by_layer(model, given, recording)
         else:
             y = _by_step(model, given, recording, [layer for _, layer in layers])
-        trajectories = recording.result(given.steps)
+        trajectories = {
+            path: _placed(trajectory, time_dim, batched)
+            for path, trajectory in recording.result(given.steps).items()
+        }
+        y = pytree.tree_map_only(Tensor, lambda leaf: _placed(leaf, time_dim, batched), y)
     except BaseException:
         for layer, name, state in before:
             setattr(layer, name, state)
         raise
+    return y if record is None else (y, trajectories)
 
-    def placed(leaf: Tensor) -> Tensor:
-        leaf = leaf if batched else leaf.squeeze(1)
-        return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
-    y = pytree.tree_map_only(Tensor, placed, y)
-    if record is None:
-        return y
-    return y, {path: placed(trajectory) for path, trajectory in trajectories.items()}
+def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
+    leaf = leaf if batched else leaf.squeeze(1)
+    if not -leaf.ndim <= time_dim < leaf.ndim:
+        raise ValueError(
+            f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
+            "time first. Count from the end, time_dim=-1 say, or put time first."
+        )
+    return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
 
 def _by_layer(model: nn.Module, given: Inputs, recording: Recording) -> Any:
