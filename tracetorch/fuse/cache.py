@@ -53,6 +53,11 @@ def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
     return _once(source, name, signature, _by_address)
 
 
+def imported(source: str, name: str) -> Any:
+    """The function ``name`` of ``source`` as the source itself decorates it, from a file."""
+    return _once(source, name, None, lambda function, signature, cache: function)
+
+
 def _once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
