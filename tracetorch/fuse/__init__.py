@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracetorch.fuse import eager, operator  # noqa: F401 (registers)
 from tracetorch.fuse.backends import NAMES, backend, chosen, missing, settle, unsuited
-from tracetorch.fuse.choose import plan_key, program_of
+from tracetorch.fuse.choose import plan_key, program_of, unprintable
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.snn.neuron import Neuron
 
@@ -99,7 +99,7 @@ def refuses(name: str, layer: Neuron, x: Tensor) -> str | None:
     if against is not None or name == "eager":
         return against
     try:
-        program_of(layer, x.ndim - 1, dtype)
+        return unprintable(name, program_of(layer, x.ndim - 1, dtype))
     except Unfusable as reason:
         return str(reason)
     return None

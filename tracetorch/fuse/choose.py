@@ -15,6 +15,7 @@ from tracetorch.fuse.fingerprint import fingerprint
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.plan import Plan, register
 from tracetorch.fuse.trace import Program, trace
+from tracetorch.fuse.triton import lacks
 from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
 
@@ -63,6 +64,11 @@ def program_of(
     if isinstance(found, str):
         raise Unfusable(found)
     return found
+
+
+def unprintable(name: str, program: Program) -> str | None:
+    """Why a backend's kernels cannot say what a program does, or ``None``."""
+    return lacks(program.graph) if name == "triton" else None
 
 
 def _check_parameter(
@@ -145,6 +151,7 @@ def _key(
         if reason is None and name != "eager":
             try:
                 programs.append(program_of(layer, ndim, dtype, arguments))
+                reason = unprintable(name, programs[-1])
             except Unfusable as found:
                 reason = str(found)
         return reason
