@@ -39,7 +39,15 @@ def python(*arguments: str) -> str:
 
 
 def test_import_is_light() -> None:
-    heavy = ("matplotlib", "mlxtend", "numba", "safetensors", "torch._dynamo", "torchvision")
+    heavy = (
+        "matplotlib",
+        "mlxtend",
+        "numba",
+        "safetensors",
+        "torch._dynamo",
+        "torchvision",
+        "tqdm",
+    )
     code = (
         f"import torch, sys; before = set(sys.modules); import tracetorch\n"
         f"print([name for name in {heavy} if name in set(sys.modules) - before])"

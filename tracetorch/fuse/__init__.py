@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracetorch.fuse import eager, operator  # noqa: F401 (registers)
-from tracetorch.fuse.backends import NAMES, backend, chosen, missing, settle, unsuited
-from tracetorch.fuse.choose import plan_key, program_of, unprintable
+from tracetorch.fuse.backends import NAMES, backend, chosen, missing, unsuited
+from tracetorch.fuse.choose import lacks, plan_key, program_of
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.snn.neuron import Neuron
 
@@ -99,7 +98,6 @@ def refuses(name: str, layer: Neuron, x: Tensor) -> str | None:
     if against is not None or name == "eager":
         return against
     try:
-        return unprintable(name, program_of(layer, x.ndim - 1, dtype))
+        return lacks(name, program_of(layer, x.ndim - 1, dtype))
     except Unfusable as reason:
         return str(reason)
-    return None

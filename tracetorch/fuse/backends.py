@@ -106,7 +106,7 @@ def unsuited(name: str, device: torch.device) -> str | None:
     wanted = "cpu" if name == "numba" or is_interpreted() else "cuda"
     if device.type != wanted:
         return f"its kernels are for {wanted}, the input is on {device.type}"
-    if is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if is_exporting() or torch.jit.is_tracing():  # type: ignore
         return "an exported program must not need this process's kernels"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms see through plain operations alone"

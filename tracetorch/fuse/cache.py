@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, TypeAlias, cast
 
 _Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
@@ -53,11 +53,6 @@ def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
     return _once(source, name, signature, _by_address)
 
 
-def imported(source: str, name: str) -> Any:
-    """The function ``name`` of ``source`` as the source itself decorates it, from a file."""
-    return _once(source, name, None, lambda function, signature, cache: function)
-
-
 def _once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
@@ -66,12 +61,21 @@ def _once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., 
         return _kernels[tag]
 
 
+def module_of(source: str, name: str) -> ModuleType:
+    """The module that ``source`` is, from a file: Triton reads the text of its kernels again."""
+    tag = hashlib.sha256(source.encode()).hexdigest()[:20]
+    try:
+        return _module(_kept(source, folder() / f"{name}_{tag}.py"), name, tag)
+    except OSError:
+        return _module(_kept(source, Path(tempfile.mkdtemp()) / f"{name}_{tag}.py"), name, tag)
+
+
 def _from_disk(
     source: str, name: str, tag: str, signature: Any, make: _Make
 ) -> Callable[..., None]:
     try:
         path = _kept(source, folder() / f"{name}_{tag}.py")
-        return make(_load(path, name, tag), signature, True)
+        return make(getattr(_module(path, name, tag), name), signature, True)
     except (OSError, RuntimeError, EOFError, ValueError, ImportError):
         # read-only, full, or damaged: none of it is a reason not to run
         namespace: dict[str, Any] = {}
@@ -98,7 +102,7 @@ def _kept(source: str, path: Path) -> Path:
     return path
 
 
-def _load(path: Path, name: str, tag: str) -> FunctionType:
+def _module(path: Path, name: str, tag: str) -> ModuleType:
     module_name = f"tracetorch_kernels.{name}_{tag}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -106,8 +110,7 @@ def _load(path: Path, name: str, tag: str) -> FunctionType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # Numba pickles functions by their module
     spec.loader.exec_module(module)
-    function: FunctionType = getattr(module, name)
-    return function
+    return module
 
 
 def _jit(function: FunctionType, signature: Any, cache: bool) -> Callable[..., None]:

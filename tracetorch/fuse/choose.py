@@ -15,7 +15,6 @@ from tracetorch.fuse.fingerprint import fingerprint
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.plan import Plan, register
 from tracetorch.fuse.trace import Program, trace
-from tracetorch.fuse.triton import lacks
 from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
 
@@ -66,11 +65,6 @@ def program_of(
     return found
 
 
-def unprintable(name: str, program: Program) -> str | None:
-    """Why a backend's kernels cannot say what a program does, or ``None``."""
-    return lacks(program.graph) if name == "triton" else None
-
-
 def _check_parameter(
     layer: Neuron, name: str, value: Tensor, ndim: int, dtype: torch.dtype
 ) -> None:
@@ -85,6 +79,16 @@ def _check_parameter(
             f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels take "
             f"one value for the layer or one per neuron, in {dtype}"
         )
+
+
+def lacks(name: str, program: Program) -> str | None:
+    """The operation that a backend's printer does not know, as a reason."""
+    if name != "triton":
+        return None
+    from tracetorch.fuse.triton import unknown
+
+    found = unknown(program.graph)
+    return None if found is None else f"its step uses {found}, which Triton kernels lack"
 
 
 def plan_key(
@@ -151,7 +155,7 @@ def _key(
         if reason is None and name != "eager":
             try:
                 programs.append(program_of(layer, ndim, dtype, arguments))
-                reason = unprintable(name, programs[-1])
+                reason = lacks(name, programs[-1])
             except Unfusable as found:
                 reason = str(found)
         return reason

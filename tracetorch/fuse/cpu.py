@@ -24,9 +24,7 @@ from tracetorch.fuse.numba import (
 from tracetorch.fuse.plan import TILE, Plan, plan_of
 from tracetorch.fuse.threads import share_out
 
-_INTEGERS = frozenset(
-    ("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group")
-)
+_INTEGERS = frozenset(("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"))
 _SMALL = 8_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 _TASKS = 64  # enough to share out evenly, few enough for their partial sums
 
@@ -182,9 +180,7 @@ def backward(
         past = max(1, len(plan.recomputed)) * min(plan.every, steps) * TILE
 
         def run(first: int, last: int) -> None:
-            kernel(
-                first, last, *arguments, scratch(1, slots * TILE, real), scratch(2, past, real)
-            )
+            kernel(first, last, *arguments, scratch(1, slots * TILE, real), scratch(2, past, real))
 
         work = steps * layout.lanes * (4 + len(plan.backward.lines))
         share_out(run, grid.tasks, small=work < _SMALL)

@@ -21,7 +21,9 @@ from tracetorch.fuse.graph import Unfusable
 _NUMBERS = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
 _STABLE = ("builtins", "enum", "functools", "math", "numpy", "torch", "tracetorch", "typing")
 
-_Seen: TypeAlias = "dict[int, tuple[int, object]]"  # the objects too: an id is theirs while they live
+_Seen: TypeAlias = (
+    "dict[int, tuple[int, object]]"  # the objects too: an id is theirs while they live
+)
 
 
 def fingerprint(name: str, value: object) -> Hashable:

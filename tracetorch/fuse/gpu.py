@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.backends import is_interpreted
-from tracetorch.fuse.cache import imported
+from tracetorch.fuse.cache import module_of
 from tracetorch.fuse.layout import Layout, layout_of, strided
 from tracetorch.fuse.plan import Plan, plan_of
 from tracetorch.fuse.triton import backward_source, forward_source
@@ -28,12 +28,12 @@ _WARPS = 4
 def _kernel(plan_key: str, name: str) -> Any:
     plan = plan_of(plan_key)
     source = backward_source(plan) if name == "backward" else forward_source(plan)
-    kernel = imported(source, name)
+    module: Any = module_of(source, f"triton_{name}")
     if is_interpreted():
         from tracetorch.fuse import interpreted
 
-        kernel.fn.__globals__["libdevice"] = interpreted
-    return kernel
+        module.libdevice = interpreted
+    return getattr(module, name)
 
 
 @functools.lru_cache(maxsize=256)
@@ -66,9 +66,14 @@ def _inputs(
     """What both kernels are told."""
     flat, step, row = strided(x.detach(), layout)
     given = {
-        **{"steps": x.shape[0], "every": every, "lanes": layout.lanes},
-        **{"width": layout.neurons * layout.inner, "inner": layout.inner},
-        **{"x": flat, "x_step": step, "x_row": row},
+        "steps": x.shape[0],
+        "every": every,
+        "lanes": layout.lanes,
+        "width": layout.neurons * layout.inner,
+        "inner": layout.inner,
+        "x": flat,
+        "x_step": step,
+        "x_row": row,
         "literals": _literals(plan.key, x.device),
     }
     for name, param in zip(plan.program.params, params, strict=True):
@@ -130,8 +135,11 @@ def backward(
         arguments = {
             **_inputs(plan, layout, x, params, plan.every),
             **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
-            **{"marks": marks, "past": x.new_empty(past, dtype=program.dtype)},
-            **{"g_output": flat, "g_step": step, "g_row": row},
+            "marks": marks,
+            "past": x.new_empty(past, dtype=program.dtype),
+            "g_output": flat,
+            "g_step": step,
+            "g_row": row,
             **_states("g_end", g_ends, layout),
             **({"d_x": _flat(layout.arrange(d_x))} if plan.x else {}),
             **_states("d_start", d_states, layout),

@@ -1,4 +1,4 @@
-"""Stands in for Triton's ``libdevice``, which its interpreter lacks: the same functions by NumPy."""
+"""The functions of Triton's ``libdevice``, which its interpreter lacks, by NumPy."""
 
 from __future__ import annotations
 

@@ -11,10 +11,29 @@ Rule: TypeAlias = Callable[..., Ref]
 
 SAME = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
 RESHAPES = ("_unsafe_view", "expand", "reshape", "squeeze", "unsqueeze", "view")
-UNARY = (
-    "abs atan ceil cos cosh erf exp expm1 floor log log1p log2 neg round sigmoid sin sinh "
-    "sqrt tan tanh trunc"
-).split()
+UNARY = [
+    "abs",
+    "atan",
+    "ceil",
+    "cos",
+    "cosh",
+    "erf",
+    "exp",
+    "expm1",
+    "floor",
+    "log",
+    "log1p",
+    "log2",
+    "neg",
+    "round",
+    "sigmoid",
+    "sin",
+    "sinh",
+    "sqrt",
+    "tan",
+    "tanh",
+    "trunc",
+]
 
 
 def _float(b: Builder, ref: Ref) -> Ref:
@@ -116,7 +135,7 @@ def _constant(position: int) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    **{name: _same for name in (*SAME, *RESHAPES)},
+    **dict.fromkeys((*SAME, *RESHAPES), _same),
     **{op: _arithmetic(op) for op in UNARY},
     **{op: _arithmetic(op) for op in ("add", "sub", "mul", "div", "gt", "ge", "lt", "le")},
     **{op: _arithmetic(op) for op in ("eq", "ne", "atan2")},
@@ -190,7 +209,8 @@ def lower(b: Builder, operation: str, truth: bool, args: tuple[Any, ...], kwargs
         b: where its lines go.
         operation: its name without namespace and overload, ``"add"``.
         truth: whether its result is boolean.
-        args, kwargs: its arguments, tensors replaced by their values here.
+        args: its arguments, tensors replaced by their values here.
+        kwargs: those by name.
 
     Raises:
         Unfusable: the operation is unknown, or used in a way that is.

@@ -178,7 +178,8 @@ def forward_source(plan: Plan) -> tuple[str, int]:
         ]
         for index, name in enumerate(plan.recomputed):
             source += [
-                f"                    mark = marks[m + {index} * lanes : m + {index} * lanes + width]",
+                f"                    k = m + {index} * lanes",
+                "                    mark = marks[k : k + width]",
                 "                    for i in range(width):",
                 f"                        mark[i] = {slots.at(f's_{name}')}",
             ]
@@ -199,7 +200,9 @@ def forward_source(plan: Plan) -> tuple[str, int]:
             source += lines
             source.append(f"                        output{j}[i] = {ends['output']}")
             for name in plan.record:
-                source.append(f"                        record_{name}{j}[i] = {ends[f'next_{name}']}")
+                source.append(
+                    f"                        record_{name}{j}[i] = {ends[f'next_{name}']}"
+                )
             env |= {state: ends[f"next_{state[2:]}"] for state in states}
         for state in states:
             source.append(f"                        {slots.at(state)} = {env[state]}")
@@ -249,8 +252,11 @@ def _rows() -> list[str]:
 
 
 def _slice(name: str, array: str, start: str, indent: int = 20) -> str:
-    return " " * indent + f"begin_{name} = {start}\n" + " " * indent + (
-        f"{name} = {array}[begin_{name} : begin_{name} + width]"
+    return (
+        " " * indent
+        + f"begin_{name} = {start}\n"
+        + " " * indent
+        + (f"{name} = {array}[begin_{name} : begin_{name} + width]")
     )
 
 
@@ -407,15 +413,17 @@ def _walk_back(
     env = named_literals(plan) | {state: state for state in carried}
     for j in range(count):
         for index, name in enumerate(kept):
-            place = ((count - 1 - j) * size + index) * TILE
-            source.append(f"                        s_{name}_{j} = P[{place} + i]")
+            offset = ((count - 1 - j) * size + index) * TILE
+            source.append(f"                        s_{name}_{j} = P[{offset} + i]")
             env[f"s_{name}"] = f"s_{name}_{j}"
         if "x" in used:
             source.append(f"                        x_{j} = x{j}[i]")
         if "g_output" in used:
             source.append(f"                        g_{j} = g{j}[i]")
         for name in plan.record:
-            source.append(f"                        h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]")
+            source.append(
+                f"                        h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]"
+            )
             env[f"g_{name}"] = f"h_{name}_{j}"
         env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
         lines, ends = print_lines(graph, env, f"_{j}", 24)
@@ -423,7 +431,9 @@ def _walk_back(
         if plan.x:
             source.append(f"                        d{j}[i] = {ends['d_x']}")
         for name in plan.trained:
-            source.append(f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}")
+            source.append(
+                f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}"
+            )
         env |= {state: ends[f"d_s_{state[2:]}"] for state in carried}
     for state in carried:
         source.append(f"                        {slots.at(state)} = {env[state]}")

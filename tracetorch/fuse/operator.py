@@ -16,12 +16,13 @@ from tracetorch.fuse.layout import layout_of
 from tracetorch.fuse.plan import Plan, plan_of
 from tracetorch.snn.guard import explained
 
-_library = torch.library.Library("tracetorch", "DEF")
-_library.define("forward(str key, Tensor x, Tensor[] states, Tensor[] params) -> Tensor[]")
-_library.define(
+_library = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
+for _schema in (
+    "forward(str key, Tensor x, Tensor[] states, Tensor[] params) -> Tensor[]",
     "backward(str key, Tensor x, Tensor[] states, Tensor[] params, Tensor marks, Tensor[] grads)"
-    " -> Tensor[]"
-)
+    " -> Tensor[]",
+):
+    _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
 def _runner(plan: Plan) -> Any:
@@ -133,8 +134,8 @@ def _no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, 
     )
 
 
-_library.impl("forward", _forward, "CompositeExplicitAutograd")
-_library.impl("backward", _backward, "CompositeExplicitAutograd")
+_library.impl("forward", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("backward", _backward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("tracetorch::forward", _forward_fake, lib=_library)
 torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library)
 torch.library.register_autograd(

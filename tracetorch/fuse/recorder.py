@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class _Lane(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor, cell: list[Ref], device: torch.device) -> _Lane:
-        lane: _Lane = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        lane: _Lane = Tensor._make_wrapper_subclass(
             cls, like.shape, dtype=like.dtype, device=device
         )
         lane.like, lane.cell = like, cell
@@ -45,16 +46,16 @@ class _Lane(Tensor):
         """No values."""
         raise Unfusable(f"its step cannot be traced: {_VALUES}")
 
-    numpy = __array__ = tolist
+    numpy = __array__ = tolist  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise RuntimeError("step kept a tensor of an earlier call")
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what is computed, forward and by autograd, while it is active.
 
     Args:
@@ -65,7 +66,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.builder = Builder()
         self.dtype = dtype
         self.device = device
@@ -132,7 +133,12 @@ class Recorder(TorchDispatchMode):
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         changed = args[0] if args else None
         given = isinstance(changed, _Lane) and str(changed.cell[0]) in self.inputs
-        if not isinstance(changed, _Lane) or given or not operation.endswith("_") or "out" in kwargs:
+        if (
+            not isinstance(changed, _Lane)
+            or given
+            or not operation.endswith("_")
+            or "out" in kwargs
+        ):
             raise Unfusable(f"its step changes what it is given in place, by {func}")
         result = self._lowered(func, operation[:-1], changed.like, args, kwargs)
         changed.cell[0] = result.cell[0]
@@ -151,6 +157,10 @@ class Recorder(TorchDispatchMode):
         if isinstance(value, Tensor):
             return self.builder.emit(f"?{_outside()}")
         return value
+
+
+# the class wraps it to hide it from Dynamo, which imports the compiler at the first operation
+Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
 
 
 def _like(value: Any) -> Any:

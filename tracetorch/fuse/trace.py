@@ -15,6 +15,7 @@ from tracetorch.fuse.graph import Graph, Unfusable
 from tracetorch.fuse.recorder import Recorder
 from tracetorch.snn.neuron import Neuron
 
+
 @dataclass(frozen=True)
 class Program:
     """A step and its gradient, ready to be printed.

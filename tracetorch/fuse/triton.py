@@ -1,4 +1,4 @@
-"""Prints a plan as two time loops for Triton: a program is a block of lanes, from first to last step.
+"""Prints a plan as two time loops for Triton: a program is a block of lanes, all of time.
 
 States and the gradients that walk back stay in registers over time. A kernel is told strides and
 sizes, so that one source serves every shape.
@@ -79,10 +79,9 @@ def {name}(
 '''
 
 
-def lacks(graph: Graph) -> str | None:
-    """Why a graph cannot be printed, or ``None``."""
-    unknown = next((line.op for line in graph.lines if line.op not in EXPRESSIONS), None)
-    return None if unknown is None else f"its step uses {unknown}, which Triton kernels lack"
+def unknown(graph: Graph) -> str | None:
+    """The first operation that this printer lacks."""
+    return next((line.op for line in graph.lines if line.op not in EXPRESSIONS), None)
 
 
 def real_name(dtype: torch.dtype) -> str:

@@ -1,0 +1,1 @@
+"""Measure traceTorch beside its peers: ``python -m benchmarks``, or ``make bench``."""

@@ -1,0 +1,1 @@
+"""One module per library, each an ``Adapter``; imported by the worker that has the library."""

@@ -1,0 +1,55 @@
+"""Sinabs: ``LIF`` over ``[B, T, ...]``, one spike a step at most, reset by subtraction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+
+import torch
+from sinabs.activation import SingleSpike
+from sinabs.layers import LIF
+from torch import Tensor
+
+from benchmarks.cases import THRESHOLD, Case
+from benchmarks.torch_task import TorchTask, assemble
+
+
+class Cell:
+    """A layer of it."""
+
+    def __init__(self, num: int, decay: float, dim: int) -> None:
+        shape = (num, *[1] * (-dim - 1))
+        self.layer = LIF(
+            tau_mem=torch.full(shape, -1 / math.log(decay)),
+            spike_threshold=torch.full(shape, THRESHOLD),
+            spike_fn=SingleSpike,
+            train_alphas=True,
+            norm_input=False,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The whole sequence."""
+        y: Tensor = self.layer(x)
+        return y
+
+    def reset(self) -> None:
+        """Forget the state."""
+        if self.layer.is_state_initialised():
+            self.layer.reset_states()
+
+    def parameters(self) -> Sequence[Tensor]:
+        """What learns."""
+        return list(self.layer.parameters())
+
+
+def version() -> str:  # noqa: D103
+    return f"{installed('sinabs')}, torch {torch.__version__}"
+
+
+def refuses(case: Case) -> str | None:  # noqa: D103
+    return "it has no such neuron" if case.kind == "bsrlif" else None
+
+
+def prepare(case: Case) -> TorchTask:  # noqa: D103
+    return assemble(case, Cell, folded=True, batch_first=True)

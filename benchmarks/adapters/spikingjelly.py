@@ -1,0 +1,54 @@
+"""SpikingJelly: ``ParametricLIFNode``, multi-step, torch backend, reset by subtraction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+
+import torch
+from spikingjelly.activation_based import neuron
+from torch import Tensor
+
+from benchmarks.cases import THRESHOLD, Case
+from benchmarks.torch_task import TorchTask, assemble
+
+
+class Cell:
+    """A layer of it."""
+
+    def __init__(self, decay: float, mode: str) -> None:
+        self.node = neuron.ParametricLIFNode(
+            init_tau=1 / (1 - decay) if decay != 0.5 else 2.0,
+            decay_input=False,
+            v_threshold=THRESHOLD,
+            v_reset=None,
+            step_mode=mode,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The whole sequence, or one step."""
+        y: Tensor = self.node(x)
+        return y
+
+    def reset(self) -> None:
+        """Forget the state."""
+        self.node.reset()
+
+    def parameters(self) -> Sequence[Tensor]:
+        """What learns."""
+        return list(self.node.parameters())
+
+
+def version() -> str:  # noqa: D103
+    return f"{installed('spikingjelly')}, torch {torch.__version__}"
+
+
+def refuses(case: Case) -> str | None:  # noqa: D103
+    return "it has no such neuron" if case.kind == "bsrlif" else None
+
+
+def prepare(case: Case) -> TorchTask:  # noqa: D103
+    stream = case.kind == "stream"
+    return assemble(
+        case, lambda num, decay, dim: Cell(decay, "s" if stream else "m"), folded=not stream
+    )

@@ -1,0 +1,22 @@
+"""SpikingJelly under ``torch.compile``: minutes for each shape, so only the bare layer."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.adapters import spikingjelly
+from benchmarks.adapters.spikingjelly import version
+from benchmarks.cases import Case
+from benchmarks.torch_task import TorchTask
+
+__all__ = ["prepare", "refuses", "version"]
+
+
+def refuses(case: Case) -> str | None:  # noqa: D103
+    return None if case.kind == "lif" else "compiles for minutes; the bare layer alone"
+
+
+def prepare(case: Case) -> TorchTask:  # noqa: D103
+    task = spikingjelly.prepare(case)
+    task.model = torch.compile(task.model)
+    return task

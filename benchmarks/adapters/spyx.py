@@ -1,0 +1,135 @@
+"""Spyx: ``spyx.nn.LIF`` through ``spyx.nn.run``, jitted, gradients by ``nnx.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version as installed
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import spyx.nn as snn
+from flax import nnx
+
+from benchmarks.cases import CONV_DECAY, DECAY, THRESHOLD, Case
+
+
+def _neurons(shape: tuple[int, ...], learnable: tuple[int, ...], decay: float) -> snn.LIF:
+    layer = snn.LIF(shape, threshold=THRESHOLD, rngs=nnx.Rngs(0))
+    layer.beta = nnx.Param(jnp.full(learnable, decay))
+    return layer
+
+
+def _pool(x: jax.Array) -> jax.Array:
+    return nnx.max_pool(x, (2, 2), (2, 2))
+
+
+def _model(case: Case) -> nnx.Module:
+    rngs = nnx.Rngs(0)
+    if case.kind == "conv":
+        return snn.Sequential(
+            nnx.Conv(1, 16, (5, 5), padding="VALID", rngs=rngs),
+            _pool,
+            _neurons((12, 12, 16), (16,), CONV_DECAY),
+            nnx.Conv(16, 64, (5, 5), padding="VALID", rngs=rngs),
+            _pool,
+            _neurons((4, 4, 64), (64,), CONV_DECAY),
+            snn.Flatten(),
+            nnx.Linear(1024, 10, rngs=rngs),
+        )
+    neurons = _neurons((case.N,), (case.N,), DECAY)
+    if case.kind == "linear":
+        bound = case.N**-0.5
+        weight = nnx.Linear(
+            case.N,
+            case.N,
+            kernel_init=lambda key, shape, dtype: jax.random.uniform(
+                key, shape, dtype, -bound, bound
+            ),
+            bias_init=nnx.initializers.constant(0.3),
+            rngs=rngs,
+        )
+        return snn.Sequential(weight, neurons)
+    return neurons
+
+
+def _inputs(case: Case) -> jax.Array:
+    draw = np.random.default_rng(0)
+    if case.kind == "conv":
+        image = draw.random((1, case.B, 28, 28, 1), dtype=np.float32)
+        return jnp.broadcast_to(image, (case.T, *image.shape[1:]))
+    noise = draw.standard_normal((case.T, case.B, case.N), dtype=np.float32)
+    return jnp.asarray(noise if case.kind == "linear" else noise * 0.5 + 0.3)
+
+
+class JaxTask:
+    """A case in JAX; a run ends when its results are there."""
+
+    def __init__(self, case: Case) -> None:
+        self.x = x = _inputs(case)
+        graph, parameters = nnx.split(_model(case))
+
+        def forward(parameters: Any, x: jax.Array) -> jax.Array:
+            outputs: jax.Array = snn.run(nnx.merge(graph, parameters), x)[0]
+            return outputs
+
+        def first(parameters: Any, x: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, parameters)
+            outputs: jax.Array = snn.run(snn.Sequential(*model.layers[:3]), x)[0]
+            return outputs
+
+        self.spiking = jax.jit(first if case.kind == "conv" else forward)
+        self.parameters = parameters
+        self.call: Callable[[], Any]
+        if case.kind == "stream":
+            self._stream(graph, parameters)
+        elif case.way == "forward":
+            compiled = jax.jit(forward)
+            self.call = lambda: compiled(parameters, x)
+        else:
+            shape = jax.eval_shape(forward, parameters, x).shape
+            g = jnp.asarray(np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
+            alone = case.kind in ("lif", "memory")
+
+            def train(parameters: Any, x: jax.Array, g: jax.Array) -> Any:
+                if alone:
+                    y, back = jax.vjp(forward, parameters, x)
+                else:
+                    y, back = jax.vjp(lambda p: forward(p, x), parameters)
+                return y, back(g)
+
+            trained = jax.jit(train)
+            self.call = lambda: trained(parameters, x, g)
+
+    def _stream(self, graph: Any, parameters: Any) -> None:
+        step = jax.jit(lambda p, x, state: nnx.merge(graph, p)(x, state))
+        x = self.x[0]
+        self.state = nnx.merge(graph, parameters).initial_state(x.shape[0])
+
+        def call() -> Any:
+            spikes, self.state = step(parameters, x, self.state)
+            return spikes
+
+        self.call = call
+
+    def run(self) -> None:
+        """Do the pass once."""
+        jax.block_until_ready(self.call())
+
+    def density(self) -> float:
+        """The share of neurons that spike."""
+        x = jnp.repeat(self.x, 100, 0) if len(self.x) == 1 else self.x
+        return float(self.spiking(self.parameters, x).mean())
+
+
+def version() -> str:  # noqa: D103
+    return f"{installed('spyx')}, jax {jax.__version__}"
+
+
+def refuses(case: Case) -> str | None:  # noqa: D103
+    return "it has no such neuron" if case.kind == "bsrlif" else None
+
+
+def prepare(case: Case) -> JaxTask:  # noqa: D103
+    return JaxTask(case)

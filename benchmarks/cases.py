@@ -1,0 +1,65 @@
+"""The cases: what is measured, on which shapes, with which passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Kind = Literal["lif", "linear", "conv", "bsrlif", "stream", "growth", "memory"]
+Pass = Literal["forward", "train"]
+
+DECAY = 0.9
+CONV_DECAY = 0.5
+THRESHOLD = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a model, a shape ``[T, B, N]`` and a pass.
+
+    ``train`` is forward and backward; ``only`` names the libraries it is for, all where empty.
+    """
+
+    name: str
+    kind: Kind
+    T: int
+    B: int
+    N: int
+    way: Pass
+    threads: int = 2
+    only: tuple[str, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the input has."""
+        return self.T * self.B * self.N
+
+
+def _both(name: str, kind: Kind, T: int, B: int, N: int, only: tuple[str, ...] = ()) -> list[Case]:
+    return [Case(f"{name}, {way}", kind, T, B, N, way, only=only) for way in ("forward", "train")]
+
+
+def all_cases() -> list[Case]:
+    """The cases of a full run, in the order of the table."""
+    found: list[Case] = []
+    for N in (128, 512, 2048, 8192):
+        found += _both(f"LIF N={N}", "lif", 100, 32, N)
+    for N in (512, 2048):
+        found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
+    found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
+    found += _both(
+        "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2")
+    )
+    found.append(Case("one step B=1 N=128", "stream", 1, 1, 128, "forward", threads=1))
+    found.append(Case("peak memory LIF N=2048", "memory", 100, 32, 2048, "train"))
+    for T in (100, 1_000, 10_000):
+        few = ("tracetorch", "spikingjelly", "copy")
+        found += _both(f"LIF B=32 N=128 T={T}", "growth", T, 32, 128, few)
+    return found
+
+
+def quick(case: Case) -> Case:
+    """The same case on a shape that takes no time: for a smoke test."""
+    if case.kind == "conv":
+        return replace(case, T=2, B=2)
+    return replace(case, T=min(case.T, 4), B=min(case.B, 2), N=min(case.N, 16))

@@ -1,0 +1,75 @@
+"""The libraries: where each is installed, and what it cannot do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Library:
+    """A column of the table.
+
+    ``venv`` is the folder whose Python runs it, ours where empty; ``differs`` says where it is
+    not like for like.
+    """
+
+    name: str
+    adapter: str
+    venv: str = ""
+    differs: str = ""
+    opt_in: bool = False
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that has it."""
+        return ROOT / self.venv / "bin" / "python" if self.venv else Path(sys.executable)
+
+
+LIBRARIES = (
+    Library("tracetorch", "ours", differs="per-neuron decay and threshold learn"),
+    Library("tracetorch-eager", "eager", differs='ours by="step" in plain PyTorch'),
+    Library(
+        "spikingjelly",
+        "spikingjelly",
+        ".venv-peers",
+        "multi-step, torch backend; one decay per layer learns, the threshold does not",
+    ),
+    Library(
+        "spikingjelly-compiled",
+        "spikingjelly_compiled",
+        ".venv-peers",
+        "the same under torch.compile",
+        opt_in=True,
+    ),
+    Library(
+        "snntorch",
+        "snntorch",
+        ".venv-peers",
+        "per-neuron decay and threshold learn; resets one step later",
+    ),
+    Library(
+        "norse",
+        "norse",
+        ".venv-peers",
+        "LIFBoxCell in a loop over unbind(0); per-neuron time constant and threshold learn",
+    ),
+    Library(
+        "sinabs",
+        "sinabs",
+        ".venv-peers",
+        "batch first; per-neuron decay learns, the threshold does not",
+    ),
+    Library(
+        "spyx",
+        "spyx",
+        ".venv-spyx",
+        "JAX, jitted; per-neuron decay learns, the threshold does not; resets one step later",
+    ),
+    Library("0.9.2", "previous", ".venv-0.9.2", "per-neuron decay and threshold learn; stepped"),
+    Library("copy", "copy", differs="torch.Tensor.copy_ of the same bytes: the floor"),
+)
+NAMES = tuple(library.name for library in LIBRARIES)

@@ -1,0 +1,101 @@
+"""The configurations that every backend is held to, and one run of a layer with all its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests import cases
+from tracetorch import fuse, snn
+
+# layer, its arguments, the shape of one step with the neurons at dim
+CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
+    *((name, {}, (3, 7)) for name in cases.LAYERS),
+    *(("LIF", {"surrogate_derivative": s}, (2, 7)) for s in cases.SURROGATES[1:]),
+    *(
+        ("BSRLIF", {"reset": reset, "detach_reset": cut}, (2, 5))
+        for reset in ("subtract", "zero", "none")
+        for cut in (False, True)
+    ),
+    ("LIF", {"beta_rank": 0, "pos_threshold_rank": 0}, (3, 4)),
+    ("LIF", {"learn_beta": False}, (1, 1)),
+    ("LIF", {"learn_beta": False, "learn_pos_threshold": False}, (5, 3)),
+    ("LIF", {"beta_ema": True}, (2, 63)),
+    ("LIF", {}, (7,)),
+    ("LIF", {}, (3, 500)),
+    ("LIF", {"dim": 0}, (7, 3)),
+    ("LIF", {"dim": 1}, (2, 5, 3)),
+    ("BLIF", {"dim": -3}, (2, 3, 4, 5)),
+    ("BSRLIF", {"dim": -2}, (2, 3, 63)),
+    ("SRLIF", {"alpha_ema": False, "gamma_ema": False, "gamma_rank": 0}, (2, 5)),
+    ("SRReadout", {"dim": -3, "alpha_rank": 0}, (2, 3, 2, 2)),
+    ("BRLIF", {"pos_scale_rank": 0, "neg_scale_rank": 0, "bias_rank": 0}, (2, 9)),
+    ("SLIF", {"alpha": 0.9, "learn_alpha": False}, (1, 513)),
+]
+
+
+def name_of(case: tuple[str, dict[str, Any], tuple[int, ...]]) -> str:
+    told = "-".join(f"{k}={v}" for k, v in case[1].items())
+    return f"{case[0]}-{told}-{case[2]}"
+
+
+def make(
+    case: tuple[str, dict[str, Any], tuple[int, ...]], dtype: torch.dtype = torch.float32
+) -> snn.Neuron:
+    name, arguments, shape = case
+    return cases.layer(name, shape[arguments.get("dim", -1)], **arguments).to(dtype)
+
+
+def ends(
+    layer: snn.Neuron,
+    x: Tensor,
+    run: Callable[[snn.Neuron, Tensor], Tensor],
+    *,
+    live: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What comes out, and every gradient by name, of a loss on outputs and last states."""
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    layer.zero_states()
+    layer.zero_grad()
+    starts = {}
+    if live:
+        for name in layer.kept_states:
+            starts[name] = noise(x[0]).to(torch.promote_types(x.dtype, torch.float32))
+            setattr(layer, name, starts[name].requires_grad_())
+    x = x.detach().requires_grad_()
+    y = run(layer, x)
+    held = {name: getattr(layer, name) for name in layer.kept_states}
+    loss = (y * noise(y)).sum() + sum((h * noise(h)).sum() for h in held.values())
+    loss.backward()
+    grads = {"x": x.grad, **{n: s.grad for n, s in starts.items()}}
+    grads |= {name: p.grad for name, p in layer.named_parameters()}
+    return {"output": y, **held}, {n: g for n, g in grads.items() if g is not None}
+
+
+def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:
+    def run(layer: snn.Neuron, x: Tensor) -> Tensor:
+        with fuse.backend(name):
+            return fuse.sequence(layer, x)[0]
+
+    return run
+
+
+def agree(layer: snn.Neuron, x: Tensor, name: str, *, live: bool = False) -> None:
+    """The backend gives what stepping gives: values bit for bit, gradients to rounding."""
+    values, grads = ends(layer, x, cases.stepped, live=live)
+    fast, fast_grads = ends(layer, x, fused(name), live=live)
+    for key, value in values.items():
+        assert torch.equal(fast[key], value), key
+    assert fast_grads.keys() == grads.keys()
+    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-10
+    for key, grad in grads.items():
+        scale = float(grad.abs().max()) + 1e-3
+        error = float((fast_grads[key] - grad).abs().max())
+        assert error <= tolerance * scale, f"{key}: {error} of {scale}"
