@@ -82,8 +82,15 @@ def missing(name: str) -> str | None:
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
-        if not torch.cuda.is_available() and not is_interpreted():
-            return "there is no GPU"
+        if not is_interpreted():
+            if not torch.cuda.is_available():
+                return "there is no GPU"
+            if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+                return "the GPU is older than Triton supports"
+        try:
+            import triton  # noqa: F401
+        except Exception as failure:
+            return f"Triton cannot be imported: {failure}"
     return None
 
 

@@ -27,9 +27,9 @@ for _schema in (
 
 def _runner(plan: Plan) -> Any:
     if plan.backend == "triton":
-        from tracetorch.fuse import triton
+        from tracetorch.fuse import gpu
 
-        return triton
+        return gpu
     from tracetorch.fuse import cpu
 
     return cpu

@@ -10,6 +10,7 @@ from tracetorch.fuse.trace import Program
 
 SCRATCH = 128 * 1024  # values of past states that a backward pass keeps at hand: half of an L2
 TILE = 512  # lanes that a kernel walks through time together
+GPU_TILE = 8 * TILE  # a GPU walks all lanes at once, and has less room for the past of each
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Plan:
     @cached_property
     def every(self) -> int:
         """Steps from one kept state to the next; in between, states are computed again."""
-        return max(1, SCRATCH // (TILE * max(1, len(self.recomputed))))
+        tile = GPU_TILE if self.backend == "triton" else TILE
+        return max(1, SCRATCH // (tile * max(1, len(self.recomputed))))
 
     @cached_property
     def key(self) -> str:

@@ -1,26 +1,18 @@
-"""Prints a plan as two Triton kernels, and runs them: one program per block of lanes, all of time.
+"""Prints a plan as two time loops for Triton: a program is a block of lanes, all of time.
 
-What a lane carries stays in registers. The backward pass computes the states of a segment again,
-from those kept at its start, into memory that only this lane's thread touches, and walks back.
+States and the gradients that walk back stay in registers over time. A kernel is told strides and
+sizes, so that one source serves every shape.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from tracetorch.fuse.cache import module_of
-from tracetorch.fuse.graph import Graph
-from tracetorch.fuse.layout import Layout, layout_of, strided
-from tracetorch.fuse.numba import named_literals, real_name, spell
-from tracetorch.fuse.plan import Plan, plan_of
-
-BLOCK = 128  # lanes of one program
-_WARPS = 4
+from tracetorch.fuse.graph import Graph, Ref
+from tracetorch.fuse.plan import Plan
 
 EXPRESSIONS = {
     "add": "{} + {}",
@@ -28,7 +20,7 @@ EXPRESSIONS = {
     "mul": "{} * {}",
     "div": "{} / {}",
     "neg": "-{}",
-    "abs": "tl.abs({})",
+    "abs": "libdevice.abs({})",
     "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
     "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
     "where": "tl.where({}, {}, {})",
@@ -42,37 +34,48 @@ EXPRESSIONS = {
     "and": "{} & {}",
     "or": "{} | {}",
     "xor": "{} ^ {}",
-    "not": "{} == 0",
-    "exp": "tl.exp({})",
-    "expm1": "tl.exp({}) - one",
-    "log": "tl.log({})",
-    "log1p": "tl.log(one + {})",
-    "log2": "tl.log2({})",
+    "not": "{} ^ true",
+    "sigmoid": "one / (one + libdevice.exp(-{}))",
+    "round": "libdevice.rint({})",
+    "sqrt": "tl.sqrt({})",
+    **{
+        op: f"libdevice.{op}({{}})"
+        for op in ("atan", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor", "log", "log1p")
+    },
+    **{op: f"libdevice.{op}({{}})" for op in ("log2", "sin", "sinh", "tan", "tanh", "trunc")},
+    "pow": "libdevice.pow({}, {})",
+    "atan2": "libdevice.atan2({}, {})",
+}
+
+# Triton's own division and root of float32 are approximations.
+_ROUNDED = {
+    "div": "tl.div_rn({}, {})",
+    "sigmoid": "tl.div_rn(one, one + libdevice.exp(-{}))",
     "sqrt": "tl.sqrt_rn({})",
-    "sigmoid": "one / (one + tl.exp(-{}))",
-    "tanh": "one - (one + one) / (tl.exp((one + one) * {}) + one)",
-    "sin": "tl.sin({})",
-    "cos": "tl.cos({})",
-    "erf": "tl.erf({})",
-    "floor": "tl.floor({})",
-    "ceil": "tl.ceil({})",
-    "pow": "tl.exp({1} * tl.log({0}))",
 }
 
 _HEADER = '''"""{what} of {layer}, printed by tracetorch.fuse."""
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 
-@triton.jit
-def {name}({arguments}, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["steps", "every"])
+def {name}(
+    {arguments},
+    BLOCK: tl.constexpr,
+):
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < lanes
-    place = lane // width * x_row + lane % width
-    neuron = lane % width // inner
-    zero = tl.zeros([BLOCK], tl.{real})
-    one = zero + 1.0
+    row = lane // width
+    column = lane % width
+    neuron = column // inner
+    zero = tl.full((BLOCK,), 0.0, {real})
+    one = tl.full((BLOCK,), 1.0, {real})
+    true = one > zero
+    first = tl.full((), 0, tl.int64)
+    segments = (steps + every - 1) // every
 '''
 
 
@@ -81,235 +84,244 @@ def unknown(graph: Graph) -> str | None:
     return next((line.op for line in graph.lines if line.op not in EXPRESSIONS), None)
 
 
-def _lines(graph: Graph, env: dict[str, str], indent: int) -> tuple[list[str], dict[str, str]]:
-    env = dict(env)
+def real_name(dtype: torch.dtype) -> str:
+    """Triton's name of the dtype of the arithmetic."""
+    return f"tl.{str(dtype).removeprefix('torch.')}"
+
+
+def expression(op: str, args: Sequence[Ref], env: Mapping[str, str], dtype: torch.dtype) -> str:
+    """One line's right hand side."""
+    spelled = [spell(arg, env) for arg in args]
+    known = EXPRESSIONS | _ROUNDED if dtype == torch.float32 else EXPRESSIONS
+    return known[op].format(*spelled)
+
+
+def spell(ref: Ref, env: Mapping[str, str]) -> str:
+    """A value in the source; the names of literals are in ``env`` too."""
+    if isinstance(ref, str):
+        return env.get(ref, ref)
+    if isinstance(ref, bool):
+        return "true" if ref else "(true ^ true)"
+    if ref not in (0.0, 1.0):
+        return env[ref.hex()]
+    return "one" if ref == 1.0 else "zero" if math.copysign(1.0, ref) > 0 else "(-zero)"
+
+
+def print_lines(
+    plan: Plan, graph: Graph, env: Mapping[str, str], indent: int
+) -> tuple[list[str], dict[str, str]]:
+    """The lines of ``graph`` with ``env`` for its inputs, and how its outputs are spelled."""
     printed = []
     for line in graph.lines:
-        spelled = EXPRESSIONS[line.op].format(*(spell(arg, env) for arg in line.args))
-        printed.append(" " * indent + f"{line.name} = {spelled}")
+        value = expression(line.op, line.args, env, plan.program.dtype)
+        printed.append(" " * indent + f"{line.name} = {value}")
     return printed, {name: spell(ref, env) for name, ref in graph.outputs.items()}
 
 
-def _load(name: str, place: str, indent: int) -> str:
-    return " " * indent + f"{name} = tl.load({place}, mask=inside, other=0.0)"
-
-
-def _store(place: str, value: str, indent: int) -> str:
-    return " " * indent + f"tl.store({place}, {value}, mask=inside)"
-
-
-def _constants(plan: Plan) -> list[str]:
-    params = plan.program.params
-    source = [
-        f"    {c} = tl.load(literals + {i})" for i, c in enumerate(named_literals(plan).values())
-    ]
-    for i, name in enumerate(params):
-        source.append(_load(f"p_{name}", f"params + {i} * neurons + neuron", 4))
+def _header(
+    plan: Plan, name: str, what: str, arguments: Sequence[str], graphs: Sequence[Graph]
+) -> list[str]:
+    """Up to the first step: the lanes, the numbers, the parameters."""
+    program, real = plan.program, real_name(plan.program.dtype)
+    head = _HEADER.format(
+        what=what,
+        layer=program.layer,
+        name=name,
+        real=real,
+        arguments=",\n    ".join(arguments),
+    )
+    source = [head.rstrip("\n")]
+    refs = [ref for graph in graphs for line in graph.lines for ref in line.args]
+    refs += [ref for graph in graphs for ref in graph.outputs.values()]
+    used = {ref.hex() for ref in refs if isinstance(ref, float)}
+    for i, number in enumerate(plan.literals):
+        if number.hex() in used:
+            source.append(f"    c{i} = tl.full((BLOCK,), tl.load(literals + {i}), {real})")
+    read = {name for graph in graphs for name in graph.reads()}
+    for param in program.params:
+        if f"p_{param}" in read:
+            place = f"param_{param} + neuron * stride_{param}"
+            source.append(_load(f"p_{param}", place, 4))
     return source
 
 
-_SIZES = ("steps", "every", "lanes", "width", "inner", "neurons", "x_step", "x_row")
+def _literals(plan: Plan) -> dict[str, str]:
+    return {number.hex(): f"c{i}" for i, number in enumerate(plan.literals)}
+
+
+def _load(name: str, place: str, indent: int, mask: str = "inside") -> str:
+    return " " * indent + f"{name} = tl.load({place}, mask={mask}, other=0.0)"
+
+
+def _store(place: str, value: str, indent: int, mask: str = "inside") -> str:
+    return " " * indent + f"tl.store({place}, {value}, mask={mask})"
+
+
+def _move(names: Iterable[str], values: Mapping[str, str], indent: int) -> list[str]:
+    """``names`` become ``values`` all at once: a value may be another's name."""
+    pairs = [(name, values[name]) for name in names if values[name] != name]
+    source = [f"moved_{name} = {value}" for name, value in pairs]
+    source += [f"{name} = moved_{name}" for name, _ in pairs]
+    return [" " * indent + line for line in source]
+
+
+def _inputs(plan: Plan) -> list[str]:
+    given = ["steps", "every", "lanes", "width", "inner", "x_step", "x_row", "x", "literals"]
+    for name in plan.program.params:
+        given += [f"param_{name}", f"stride_{name}"]
+    return given
+
+
+def _mark(plan: Plan, k: int) -> str:
+    """Where the ``k``-th state at the beginning of a segment lies."""
+    return f"marks + ((segment - 1) * {len(plan.recomputed)} + {k}) * lanes + lane"
 
 
 # Forward
 
 
+def forward_arguments(plan: Plan) -> list[str]:
+    """The arguments of the forward kernel."""
+    states = plan.program.states
+    return [
+        *_inputs(plan),
+        *(f"start_{name}" for name in states),
+        "output",
+        *(f"end_{name}" for name in states),
+        *(f"record_{name}" for name in plan.record),
+        "marks",
+    ]
+
+
 def forward_source(plan: Plan) -> str:
     """The forward kernel."""
-    program, graph = plan.program, plan.program.forward
-    states = program.states
-    arguments = [*_SIZES, "x", "params", "literals", "output"]
-    arguments += [f"start_{n}" for n in states] + [f"end_{n}" for n in states]
-    arguments += [f"record_{n}" for n in plan.record] + ["marks"]
-    source = [
-        _HEADER.format(
-            what="Forward pass",
-            layer=program.layer,
-            name="forward",
-            arguments=", ".join(arguments),
-            real=real_name(program.dtype),
-        ),
-        *_constants(plan),
-        *(_load(f"s_{n}", f"start_{n} + lane", 4) for n in states),
-        "    for t in range(steps):",
+    graph, states, kept = plan.program.forward, plan.program.states, plan.recomputed
+    source = _header(plan, "forward", "Forward pass", forward_arguments(plan), [graph])
+    source.append("    x_lane = row * x_row + column")
+    source += [_load(f"s_{name}", f"start_{name} + lane", 4) for name in states]
+    source += [
+        "    for segment in range(first, segments):",
+        "        begin = segment * every",
+        "        end = tl.minimum(begin + every, steps)",
     ]
-    if plan.recomputed:
-        source.append("        if (t > 0) & (t % every == 0):")
-        for i, n in enumerate(plan.recomputed):
-            mark = f"marks + ((t // every - 1) * {len(plan.recomputed)} + {i}) * lanes + lane"
-            source.append(_store(mark, f"s_{n}", 12))
-    source.append(_load("x_t", "x + t.to(tl.int64) * x_step + place", 8))
-    lines, ends = _lines(graph, {**named_literals(plan), "x": "x_t"}, 8)
+    if kept:
+        source.append("        marked = lane < tl.where(begin > 0, lanes, 0)")
+    for k, name in enumerate(kept):
+        source.append(_store(_mark(plan, k), f"s_{name}", 8, "marked"))
+    source.append("        for t in range(begin, end):")
+    if "x" in graph.reads():
+        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
+    lines, ends = print_lines(plan, graph, {**_literals(plan), "x": "x_now"}, 12)
     source += lines
-    source.append(_store("output + t.to(tl.int64) * lanes + lane", ends["output"], 8))
-    for n in plan.record:
-        source.append(_store(f"record_{n} + t.to(tl.int64) * lanes + lane", ends[f"next_{n}"], 8))
-    source += _assign([(f"s_{n}", ends[f"next_{n}"]) for n in states], 8)
-    source += [_store(f"end_{n} + lane", f"s_{n}", 4) for n in states]
-    return "\n".join(source).replace("t.to(tl.int64)", "t") + "\n"
-
-
-def _assign(pairs: list[tuple[str, str]], indent: int) -> list[str]:
-    """All at once: a state may become what another was."""
-    source = [" " * indent + f"new_{name} = {value}" for name, value in pairs]
-    return source + [" " * indent + f"{name} = new_{name}" for name, _ in pairs]
+    source.append(_store("output + t * lanes + lane", ends["output"], 12))
+    for name in plan.record:
+        source.append(_store(f"record_{name} + t * lanes + lane", ends[f"next_{name}"], 12))
+    moved = {f"s_{name}": ends[f"next_{name}"] for name in states}
+    source += _move(moved, moved, 12)
+    source += [_store(f"end_{name} + lane", f"s_{name}", 4) for name in states]
+    return "\n".join(source) + "\n"
 
 
 # Backward
 
 
+def backward_arguments(plan: Plan) -> list[str]:
+    """The arguments of the backward kernel."""
+    states = plan.program.states
+    return [
+        *_inputs(plan),
+        *(f"start_{name}" for name in plan.recomputed),
+        *("marks", "past", "g_step", "g_row", "g_output"),
+        *(f"g_end_{name}" for name in states),
+        *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
+        *(["d_x"] if plan.x else []),
+        *(f"d_start_{name}" for name in states),
+        "sums",
+    ]
+
+
 def backward_source(plan: Plan) -> str:
     """The backward kernel."""
     program, graph, kept = plan.program, plan.backward, plan.recomputed
-    size, states = len(kept), program.states
-    advance = program.graph.select([f"next_{n}" for n in kept])
-    arguments = [*_SIZES, "x", "params", "literals", "marks"]
-    arguments += [f"start_{n}" for n in kept] + ["g_step", "g_row", "g_output"]
-    arguments += [f"g_end_{n}" for n in states] + [f"h_{n}" for n in plan.record]
-    arguments += (["d_x"] if plan.x else []) + [f"d_start_{n}" for n in states] + ["sums", "past"]
-    env = {**named_literals(plan), "x": "x_t", "g_output": "g_t"}
-    source = [
-        _HEADER.format(
-            what="Backward pass",
-            layer=program.layer,
-            name="backward",
-            arguments=", ".join(arguments),
-            real=real_name(program.dtype),
-        ),
-        "    g_place = lane // width * g_row + lane % width",
-        *_constants(plan),
-        *(_load(f"g_{n}", f"g_end_{n} + lane", 4) for n in states),
-        *(f"    total_{n} = zero" for n in plan.trained),
-        "    segments = (steps + every - 1) // every",
-        "    for backwards in range(segments):",
-        "        begin = (segments - 1 - backwards) * every",
-        "        count = tl.minimum(every, steps - begin)",
+    advance = program.graph.select([f"next_{name}" for name in kept])
+    arguments = backward_arguments(plan)
+    source = _header(plan, "backward", "Backward pass", arguments, [graph, advance])
+    source += ["    x_lane = row * x_row + column", "    g_lane = row * g_row + column"]
+    for name in plan.record:
+        source.append(f"    h_lane_{name} = row * h_row_{name} + column")
+    source += [_load(f"g_{name}", f"g_end_{name} + lane", 4) for name in program.states]
+    for name in plan.trained:
+        source.append(f"    total_{name} = tl.full((BLOCK,), 0.0, tl.float64)")
+    source += [
+        "    for back in range(first, segments):",
+        "        segment = segments - 1 - back",
+        "        begin = segment * every",
+        "        end = tl.minimum(begin + every, steps)",
+        *_recompute(plan, advance),
+        *(f"        sum_{name} = zero" for name in plan.trained),
+        *_walk_back(plan, graph),
     ]
-    if kept:
-        source.append("        if begin == 0:")
-        source += [_load(f"s_{n}", f"start_{n} + lane", 12) for n in kept]
-        source.append("        else:")
-        for i, n in enumerate(kept):
-            mark = f"marks + ((begin // every - 1) * {size} + {i}) * lanes + lane"
-            source.append(_load(f"s_{n}", mark, 12))
-        source.append("        for j in range(count):")
-        for i, n in enumerate(kept):
-            source.append(_store(f"past + (j * {size} + {i}) * lanes + lane", f"s_{n}", 12))
-        source.append(_load("x_t", "x + (begin + j) * x_step + place", 12))
-        lines, ends = _lines(advance, env, 12)
-        source += [*lines, *_assign([(f"s_{n}", ends[f"next_{n}"]) for n in kept], 12)]
-        source.append("        tl.debug_barrier()")
-    source += ["        for back in range(count):", "            j = count - 1 - back"]
-    source.append("            t = begin + j")
-    for i, n in enumerate(kept):
-        source.append(_load(f"s_{n}", f"past + (j * {size} + {i}) * lanes + lane", 12))
-    source.append(_load("x_t", "x + t * x_step + place", 12))
-    source.append(_load("g_t", "g_output + t * g_step + g_place", 12))
-    for n in plan.record:
-        source.append(_load("h_t", f"h_{n} + t * lanes + lane", 12))
-        source.append(f"            g_{n} = g_{n} + h_t")
-    lines, ends = _lines(graph, env, 12)
-    source += lines
-    if plan.x:
-        source.append(_store("d_x + t * lanes + lane", ends["d_x"], 12))
-    for n in plan.trained:
-        source.append(f"            total_{n} = total_{n} + {ends[f'd_p_{n}']}")
-    source += _assign([(f"g_{n}", ends[f"d_s_{n}"]) for n in states], 12)
-    source += [_store(f"d_start_{n} + lane", f"g_{n}", 4) for n in states]
-    for i, n in enumerate(plan.trained):
-        source.append(_store(f"sums + {i} * lanes + lane", f"total_{n}", 4))
+    for name in plan.trained:
+        source.append(f"        total_{name} += sum_{name}.to(tl.float64)")
+    for name in program.states:
+        source.append(_store(f"d_start_{name} + lane", f"g_{name}", 4))
+    for k, name in enumerate(plan.trained):
+        source.append(_store(f"sums + {k} * lanes + lane", f"total_{name}", 4))
     return "\n".join(source) + "\n"
 
 
-# Host side
+def _past(plan: Plan, k: int) -> str:
+    """Where the ``k``-th state before step ``t`` of the segment lies."""
+    return f"past + ((t - begin) * {len(plan.recomputed)} + {k}) * lanes + lane"
 
 
-@functools.lru_cache(maxsize=256)
-def _kernel(key: str, backward: bool) -> Any:
-    plan = plan_of(key)
-    name = "backward" if backward else "forward"
-    source = backward_source(plan) if backward else forward_source(plan)
-    return getattr(module_of(source, f"triton_{name}"), name)
+def _recompute(plan: Plan, advance: Graph) -> list[str]:
+    """The states before every step of the segment, into ``past``.
+
+    The barriers are there because what one thread writes another may read.
+    """
+    kept = plan.recomputed
+    if not kept:
+        return []
+    source = [
+        "        fresh = lane < tl.where(begin == 0, lanes, 0)",
+        "        marked = lane < tl.where(begin > 0, lanes, 0)",
+    ]
+    for k, name in enumerate(kept):
+        source += [
+            _load(f"start_s_{name}", f"start_{name} + lane", 8, "fresh"),
+            _load(f"mark_s_{name}", _mark(plan, k), 8, "marked"),
+            f"        s_{name} = tl.where(fresh, start_s_{name}, mark_s_{name})",
+        ]
+    source += ["        tl.debug_barrier()", "        for t in range(begin, end):"]
+    source += [_store(_past(plan, k), f"s_{name}", 12) for k, name in enumerate(kept)]
+    if "x" in advance.reads():
+        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
+    lines, ends = print_lines(plan, advance, {**_literals(plan), "x": "x_now"}, 12)
+    moved = {f"s_{name}": ends[f"next_{name}"] for name in kept}
+    return [*source, *lines, *_move(moved, moved, 12), "        tl.debug_barrier()"]
 
 
-def _sizes(plan: Plan, layout: Layout, steps: int, every: int) -> tuple[int, ...]:
-    return steps, every, layout.lanes, layout.neurons * layout.inner, layout.inner, layout.neurons
-
-
-def _pack(plan: Plan, params: list[Tensor], layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
-    told: dict[str, Any] = {"dtype": plan.program.dtype, "device": x.device}
-    packed = torch.empty(max(1, len(params)), layout.neurons, **told)
-    for place, param in zip(packed, params, strict=False):
-        place.copy_(param.detach().reshape(-1).expand(layout.neurons))
-    literals = torch.tensor([*plan.literals, 0.0], **told)
-    return packed, literals
-
-
-def forward(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """Outputs, final states, trajectories, and the states kept for the backward pass."""
-    program, layout, steps = plan.program, layout_of(x, plan.dim), x.shape[0]
-    dtype = program.dtype
-    output = layout.empty(x, steps=steps, dtype=dtype)
-    ends = [layout.empty(x, steps=None, dtype=dtype) for _ in program.states]
-    records = [layout.empty(x, steps=steps, dtype=dtype) for _ in plan.record]
-    kept = plan.marks(steps)
-    marks = x.new_empty(kept * len(plan.recomputed) * layout.lanes, dtype=dtype)
-    if layout.lanes:
-        flat, x_step, x_row = strided(x.detach(), layout)
-        _kernel(plan.key, False)[(-(-layout.lanes // BLOCK),)](
-            *_sizes(plan, layout, steps, plan.every if kept else steps),
-            *(x_step, x_row, flat, *_pack(plan, params, layout, x), layout.arrange(output)),
-            *(layout.arrange(state.detach()).contiguous() for state in states),
-            *(layout.arrange(end) for end in ends),
-            *(layout.arrange(record) for record in records),
-            marks,
-            BLOCK=BLOCK,
-            num_warps=_WARPS,
-            enable_fp_fusion=False,
-        )
-    return [output, *ends, *records, marks]
-
-
-def backward(
-    plan: Plan,
-    x: Tensor,
-    states: list[Tensor],
-    params: list[Tensor],
-    marks: Tensor,
-    grads: list[Tensor],
-) -> list[Tensor]:
-    """The gradients of ``x``, states and parameters; an empty tensor for one not needed."""
-    program, layout, steps = plan.program, layout_of(x, plan.dim), x.shape[0]
-    dtype, kept = program.dtype, plan.recomputed
-    g_output, *rest = grads
-    nothing = x.new_empty(0, dtype=dtype)
-    d_x = layout.empty(x, steps=steps, dtype=dtype) if plan.x else nothing
-    d_states = [layout.empty(x, steps=None, dtype=dtype) for _ in states]
-    sums = torch.zeros(len(plan.trained), layout.lanes, dtype=dtype, device=x.device)
-    if layout.lanes:
-        flat, x_step, x_row = strided(x.detach(), layout)
-        flat_g, g_step, g_row = strided(g_output.detach(), layout)
-        past = x.new_empty(max(1, len(kept)) * min(plan.every, steps) * layout.lanes, dtype=dtype)
-        starts = dict(zip(program.states, states, strict=True))
-        _kernel(plan.key, True)[(-(-layout.lanes // BLOCK),)](
-            *_sizes(plan, layout, steps, plan.every),
-            *(x_step, x_row, flat, *_pack(plan, params, layout, x), marks),
-            *(layout.arrange(starts[name].detach()).contiguous() for name in kept),
-            *(g_step, g_row, flat_g),
-            *(layout.arrange(grad.detach()).contiguous() for grad in rest),
-            *([layout.arrange(d_x)] if plan.x else []),
-            *(layout.arrange(d_state) for d_state in d_states),
-            *(sums, past),
-            BLOCK=BLOCK,
-            num_warps=_WARPS,
-            enable_fp_fusion=False,  # the states computed again must be those of the forward pass
-        )
-    d_params = dict.fromkeys(program.params, nothing)
-    shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
-    for name, total in zip(
-        plan.trained, sums.view(shape).sum((1, 3), dtype=torch.float64), strict=True
-    ):
-        like = params[program.params.index(name)]
-        value = total if like.numel() == math.prod(total.shape) else total.sum()
-        d_params[name] = value.to(dtype).reshape(like.shape)
-    return [d_x, *d_states, *d_params.values()]
+def _walk_back(plan: Plan, graph: Graph) -> list[str]:
+    source = ["        for after in range(first, end - begin):", "            t = end - 1 - after"]
+    read = graph.reads()
+    env = {**_literals(plan), "x": "x_now", "g_output": "g_now"}
+    for k, name in enumerate(plan.recomputed):
+        source.append(_load(f"past_{name}", _past(plan, k), 12))
+        env[f"s_{name}"] = f"past_{name}"
+    if "x" in read:
+        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
+    if "g_output" in read:
+        source.append(_load("g_now", "g_output + t * g_step + g_lane", 12))
+    for name in plan.record:
+        place = f"h_{name} + t * h_step_{name} + h_lane_{name}"
+        source.append(_load(f"h_now_{name}", place, 12))
+        source.append(f"            g_{name} += h_now_{name}")
+    lines, ends = print_lines(plan, graph, env, 12)
+    source += lines
+    if plan.x:
+        source.append(_store("d_x + t * lanes + lane", ends["d_x"], 12))
+    for name in plan.trained:
+        source.append(f"            sum_{name} += {ends[f'd_p_{name}']}")
+    moved = {f"g_{name}": ends[f"d_s_{name}"] for name in plan.program.states}
+    return [*source, *_move(moved, moved, 12)]

@@ -1,0 +1,43 @@
+"""The functions of Triton's ``libdevice``, which its interpreter lacks, by NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        made = compute(*(arg.handle.data for arg in args))
+        kind = args[0].type
+        return tl.tensor(TensorHandle(made.astype(args[0].handle.data.dtype), kind.scalar), kind)
+
+    return call
+
+
+abs = _function(np.abs)  # noqa: A001
+atan = _function(np.arctan)
+atan2 = _function(np.arctan2)
+ceil = _function(np.ceil)
+cos = _function(np.cos)
+cosh = _function(np.cosh)
+erf = _function(np.vectorize(math.erf))
+exp = _function(np.exp)
+expm1 = _function(np.expm1)
+floor = _function(np.floor)
+log = _function(np.log)
+log1p = _function(np.log1p)
+log2 = _function(np.log2)
+pow = _function(np.power)  # noqa: A001
+rint = _function(np.rint)
+sin = _function(np.sin)
+sinh = _function(np.sinh)
+tan = _function(np.tan)
+tanh = _function(np.tanh)
+trunc = _function(np.trunc)
