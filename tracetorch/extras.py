@@ -1,0 +1,25 @@
+"""The packages that an extra brings, and what to say when one is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+def require(*packages: str, extra: str, by: str) -> None:
+    """Check that optional packages are installed, without importing them.
+
+    Args:
+        packages: import names.
+        extra: the extra of traceTorch that brings them.
+        by: who needs them, as the message begins: ``"tt.nir"``, ``"The demo"``.
+
+    Raises:
+        ModuleNotFoundError: some are missing; the message names them and the extra.
+
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{by} needs {' and '.join(missing)}, from the extra '{extra}'. In your clone of "
+            f"traceTorch run: pip install -e '.[{extra}]'"
+        )
