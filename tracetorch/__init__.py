@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tracetorch import functional, fuse, loss, snn
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 
+if TYPE_CHECKING:
+    from tracetorch import data
+
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ()
+_LATE_ROOMS: tuple[str, ...] = ("data",)
 
 __all__ = [
     "__version__",
+    "data",
     "detach_states",
     "functional",
     "fuse",

@@ -1,0 +1,169 @@
+"""Classifiers of sequences: a spiking one of any layer, and what it must be compared with."""
+
+from __future__ import annotations
+
+import argparse
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tracetorch import snn
+
+SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
+READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
+BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which network: ``--layer`` and ``--readout``, or ``--baseline``."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--layer", choices=SPIKING + READOUTS, default="LIF", help="the hidden neurons (LIF)"
+    )
+    which.add_argument(
+        "--baseline",
+        choices=BASELINES,
+        help="no memory: a linear model or an MLP of the mean over time, the mean over time of an "
+        "MLP; with memory: a GRU",
+    )
+    parser.add_argument(
+        "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
+    )
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="measure on a part of the training data, to choose settings by",
+    )
+
+
+def configuration(options: argparse.Namespace) -> str:
+    """What the run is called: ``LIF``, ``LIF+SReadout``, ``gru``."""
+    if options.baseline:
+        return str(options.baseline)
+    return options.layer + ("" if options.readout == "Readout" else f"+{options.readout}")
+
+
+class Spiking(snn.TTModule):
+    """Two hidden layers of any neuron, and a readout.
+
+    The neurons' half-lives are spread from one step to ``longest``, evenly on a logarithmic scale.
+    A layer that does not spike is followed by a ReLU, for without one the network would be linear.
+
+    Args:
+        inputs: features per step.
+        classes: logits per step.
+        layer: name of the hidden layers.
+        readout: name of the last layer.
+        width: hidden neurons per layer.
+        longest: longest half-life, in steps.
+        dropout: share of the hidden neurons' output left out in training.
+
+    Shape:
+        Input ``[B, inputs]``, one step; output ``[B, classes]``.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        layer: str = "LIF",
+        readout: str = "Readout",
+        width: int = 128,
+        longest: float = 32.0,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+
+        def hidden(inputs: int) -> list[nn.Module]:
+            halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
+            beta = tt.functional.halflife_to_decay(halflives)
+            neurons: nn.Module = getattr(snn, layer)(width, beta=beta)
+            relu = [] if layer in SPIKING else [nn.ReLU()]
+            return [nn.Linear(inputs, width), neurons, *relu, nn.Dropout(dropout)]
+
+        last: nn.Module = getattr(snn, readout)(classes, beta=0.95)
+        self.net = nn.Sequential(
+            *hidden(inputs), *hidden(width), nn.Linear(width, classes), last
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One time step."""
+        y: Tensor = self.net(x)
+        return y
+
+
+class OfMean(nn.Module):
+    """A network of the mean over time: whoever shuffles the steps changes nothing.
+
+    Shape:
+        Input ``[T, B, inputs]`` and mask ``[T, B]``; output ``[B, classes]``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        y: Tensor = self.network(masked_mean(x, mask))
+        return y
+
+
+class MeanOf(nn.Module):
+    """The mean over time of a network of single steps: order-free too, but not linear in them.
+
+    Shape:
+        As :class:`OfMean`.
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        y: Tensor = self.head(masked_mean(self.network(x), mask))
+        return y
+
+
+class Gated(nn.Module):
+    """A GRU, read at the last real step: what a usual network with memory makes of it.
+
+    Shape:
+        As :class:`OfMean`.
+    """
+
+    def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.gru = nn.GRU(inputs, width)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        last = mask.sum(0) - 1
+        states, _ = self.gru(x)
+        y: Tensor = self.head(states[last, torch.arange(len(last))])
+        return y
+
+
+def baseline(
+    name: str, inputs: int, classes: int, width: int = 128, dropout: float = 0.2
+) -> nn.Module:
+    """A network of :data:`BASELINES`."""
+    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+    deeper = [nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)]
+    head = nn.Linear(width, classes)
+    if name == "linear-of-mean":
+        return OfMean(nn.Linear(inputs, classes))
+    if name == "mlp-of-mean":
+        return OfMean(nn.Sequential(*hidden, *deeper, head))
+    if name == "mean-of-mlp":
+        return MeanOf(nn.Sequential(*hidden, *deeper), head)
+    return Gated(inputs, classes, width, dropout)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real steps: ``[T, B, ...]`` to ``[B, ...]``."""
+    real = mask.to(x.dtype).unsqueeze(-1)
+    return (x * real).sum(0) / real.sum(0)
