@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import decode, functional, fuse, loss, snn
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -17,6 +17,7 @@ _LATE_ROOMS: tuple[str, ...] = ()
 
 __all__ = [
     "__version__",
+    "decode",
     "detach_states",
     "functional",
     "fuse",
