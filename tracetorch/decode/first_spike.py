@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from tracetorch.decode.magnitude import magnitude
 from tracetorch.ragged import aligned, check_mask, check_sequence, floating
 
 
@@ -44,7 +44,7 @@ def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)
     signal = floating(spikes)
-    upwards = torch.where(signal < 0, -signal, signal)
+    upwards = magnitude(signal)
     # the value of the test, the gradient of the spike
     fired = (signal != 0).to(signal.dtype) + (upwards - upwards.detach())
     if mask is None:
