@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 from tracetorch import decode, functional, fuse, loss, snn
+from tracetorch.grouping import param_groups
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -23,6 +24,7 @@ __all__ = [
     "fuse",
     "get_states",
     "loss",
+    "param_groups",
     "set_states",
     "snn",
     "unroll",

@@ -72,23 +72,22 @@ def param_groups(
     of_neurons = {
         id(p) for module in modules if isinstance(module, Neuron) for p in _learnt_by(module)
     }
-    groups: dict[str, dict[int, nn.Parameter]] = {
-        "weights": {},
-        "biases and norms": {},
-        "neurons": {},
+    of_norms = {
+        id(p) for m in modules if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
     }
-    # norms first: a parameter is put where it is met first
-    for module in sorted(modules, key=lambda m: not isinstance(m, _NORMS)):
-        for p in module.parameters(recurse=False):
-            small = p.ndim <= 1 or isinstance(module, _NORMS)
-            rest = "biases and norms" if small and not decay_biases else "weights"
-            known = any(id(p) in group for group in groups.values())
-            if not known:
-                groups["neurons" if id(p) in of_neurons else rest][id(p)] = p
+    every = {id(p): p for module in modules for p in module.parameters(recurse=False)}
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases and norms": [], "neurons": []}
+    for key, p in every.items():
+        if key in of_neurons:
+            groups["neurons"].append(p)
+        elif not decay_biases and (p.ndim <= 1 or key in of_norms):
+            groups["biases and norms"].append(p)
+        else:
+            groups["weights"].append(p)
     found = [
         {
             "name": name,
-            "params": list(group.values()),
+            "params": group,
             "weight_decay": float(weight_decay) if name == "weights" else 0.0,
             **({} if lr is None else {"lr": lr * (neuron_lr_scale if name == "neurons" else 1)}),
         }
@@ -110,5 +109,5 @@ def _learnt_by(neuron: Neuron) -> list[nn.Parameter]:
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 <= value < float("inf"):
+    if not 0 <= float(value) < float("inf"):
         raise ValueError(f"{name} must be finite and not negative, got {value}.")
