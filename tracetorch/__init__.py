@@ -6,7 +6,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import decode, functional, fuse, loss, snn
+from tracetorch.grouping import param_groups
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -22,11 +23,13 @@ _LATE_ROOMS: tuple[str, ...] = ("data",)
 __all__ = [
     "__version__",
     "data",
+    "decode",
     "detach_states",
     "functional",
     "fuse",
     "get_states",
     "loss",
+    "param_groups",
     "set_states",
     "snn",
     "unroll",
