@@ -105,7 +105,7 @@ class OfMean(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """One vector of logits per sequence."""
-        y: Tensor = self.network(masked_mean(x, mask))
+        y: Tensor = self.network(tt.decode.rate(x, mask=mask))
         return y
 
 
@@ -123,7 +123,7 @@ class MeanOf(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """One vector of logits per sequence."""
-        y: Tensor = self.head(masked_mean(self.network(x), mask))
+        y: Tensor = self.head(tt.decode.rate(self.network(x), mask=mask))
         return y
 
 
@@ -162,8 +162,3 @@ def baseline(
         return MeanOf(nn.Sequential(*hidden, *deeper), head)
     return Gated(inputs, classes, width, dropout)
 
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real steps: ``[T, B, ...]`` to ``[B, ...]``."""
-    real = mask.to(x.dtype).unsqueeze(-1)
-    return (x * real).sum(0) / real.sum(0)

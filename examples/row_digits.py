@@ -42,9 +42,8 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     """``[T, B, 28]`` to ``[B, 10]``: what the network says at the last step."""
     if isinstance(model, networks.Spiking):
         model.zero_states()
-        y: Tensor = tt.unroll(model, x)
-        return y[-1]
-    y = model(x, mask)
+        return tt.decode.last(tt.unroll(model, x), mask=mask)
+    y: Tensor = model(x, mask)
     return y
 
 
@@ -64,7 +63,7 @@ def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Sco
         if options.baseline
         else networks.Spiking(28, 10, options.layer, options.readout)
     )
-    optimizer = torch.optim.Adam(model.parameters(), options.lr)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
     )

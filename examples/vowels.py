@@ -35,7 +35,7 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     """``[T, B, 12]`` to ``[B, 9]``: the mean of what the network says while it hears something."""
     if isinstance(model, networks.Spiking):
         model.zero_states()
-        return networks.masked_mean(tt.unroll(model, x), mask)
+        return tt.decode.rate(tt.unroll(model, x), mask=mask)
     y: Tensor = model(x, mask)
     return y
 
@@ -67,7 +67,7 @@ def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Sco
         if options.baseline
         else networks.Spiking(12, 9, options.layer, options.readout, width=64, longest=16.0)
     )
-    optimizer = torch.optim.Adam(model.parameters(), options.lr)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
     )
