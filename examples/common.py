@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
+VALIDATION = "measure on a part of the training data, to choose settings by"
 Scores = Mapping[str, float]
 
 

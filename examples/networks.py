@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples import common
 from tracetorch import snn
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
@@ -29,11 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
     )
-    parser.add_argument(
-        "--validation",
-        action="store_true",
-        help="measure on a part of the training data, to choose settings by",
-    )
+    parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
 
 
 def configuration(options: argparse.Namespace) -> str:

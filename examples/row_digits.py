@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: ``python -m examples.row_digits --help``."""
-    options = common.Options("examples.row_digits", __doc__ or "", epochs=30, lr=2e-2)
+    options = common.Options("examples.row_digits", __doc__ or "", epochs=20, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
     return common.run("row_digits", networks.configuration(parsed), parsed, learn, draw)

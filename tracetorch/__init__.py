@@ -13,18 +13,19 @@ from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 
 if TYPE_CHECKING:
-    from tracetorch import data
+    from tracetorch import data, encode
 
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("data",)
+_LATE_ROOMS: tuple[str, ...] = ("data", "encode")
 
 __all__ = [
     "__version__",
     "data",
     "decode",
     "detach_states",
+    "encode",
     "functional",
     "fuse",
     "get_states",

@@ -148,6 +148,18 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
     torch.testing.assert_close(value, ALL[name](x.float(), target), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_compiles_whole(name: str) -> None:
+    mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
+    function = loss.van_rossum if name == "van_rossum" else ALL[name]
+    rest: Any = (spiking(T, B, C, seed=1), 3.0) if name == "van_rossum" else (classes(B),)
+    compiled = torch.compile(
+        lambda v: function(v, *rest, mask=mask), fullgraph=True, backend="eager"
+    )
+    x = spiking(T, B, C)
+    torch.testing.assert_close(compiled(x), function(x, *rest, mask=mask))
+
+
 # Against formulas
 
 
