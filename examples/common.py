@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 VALIDATION = "measure on a part of the training data, to choose settings by"
 Scores = Mapping[str, float]
+Data = TypeVar("Data")
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ def run(
     task: str,
     configuration: str,
     options: argparse.Namespace,
-    learn: Callable[[argparse.Namespace, int], tuple[nn.Module, Scores]],
-    draw: Callable[[nn.Module, argparse.Namespace], Figure],
+    load: Callable[[argparse.Namespace], Data],
+    learn: Callable[[argparse.Namespace, Data, int], tuple[nn.Module, Scores]],
+    draw: Callable[[argparse.Namespace, Data, nn.Module], Figure],
 ) -> int:
     """Train once for every seed; leave models, figures and rows; print the mean and the spread.
 
@@ -112,8 +114,9 @@ def run(
         task: the script's name.
         configuration: what distinguishes this run from the task's others.
         options: from :class:`Options`.
-        learn: ``(options, seed) -> (model, scores)``.
-        draw: ``(model, options) -> figure``.
+        load: ``options -> data``; the time for it is not counted.
+        learn: ``(options, data, seed) -> (model, scores)``, training and measuring.
+        draw: ``(options, data, model) -> figure``.
 
     Returns:
         The exit code: 0, 1 where something is missing, 130 after Ctrl-C.
@@ -123,10 +126,11 @@ def run(
     try:
         require("matplotlib", "safetensors", "tqdm", extra="demo", by=f"examples.{task}")
         options.out.mkdir(parents=True, exist_ok=True)
+        data = load(options)
         for seed in options.seeds:
             torch.manual_seed(seed)
             wall, cpu = time.perf_counter(), time.process_time()
-            model, scores = learn(options, seed)
+            model, scores = learn(options, data, seed)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             row = Row(
                 task,
@@ -144,7 +148,7 @@ def run(
             )
             path = options.out / f"{configuration}-seed{seed}.safetensors"
             save(model, path)
-            draw(model, options).savefig(path.with_suffix(".png"))
+            draw(options, data, model).savefig(path.with_suffix(".png"))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             print(
                 f"{configuration}, seed {seed}: {shown}; {row.parameters:,} parameters, "
@@ -196,5 +200,3 @@ def read(path: Path) -> list[Row]:
 
 def _key(row: Row) -> tuple[str, str, int]:
     return row.task, row.configuration, row.seed
-
-

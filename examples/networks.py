@@ -79,9 +79,7 @@ class Spiking(snn.TTModule):
             return [nn.Linear(inputs, width), neurons, *relu, nn.Dropout(dropout)]
 
         last: nn.Module = getattr(snn, readout)(classes, beta=0.95)
-        self.net = nn.Sequential(
-            *hidden(inputs), *hidden(width), nn.Linear(width, classes), last
-        )
+        self.net = nn.Sequential(*hidden(inputs), *hidden(width), nn.Linear(width, classes), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """One time step."""
@@ -159,3 +157,16 @@ def baseline(
         return MeanOf(nn.Sequential(*hidden, *deeper), head)
     return Gated(inputs, classes, width, dropout)
 
+
+@torch.no_grad()
+def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
+    """Spikes of either sign per hidden neuron and real step; nothing where nothing spikes."""
+    layers = [name for name, m in model.named_modules() if type(m).__name__ in SPIKING]
+    if not layers:
+        return {}
+    model.eval()
+    tt.zero_states(model)
+    _, seen = tt.unroll(model, x, record=[f"{name}.output" for name in layers])
+    tt.zero_states(model)
+    rates = [(spikes[mask] != 0).float().mean().item() for spikes in seen.values()]
+    return {"firing rate": sum(rates) / len(rates)}

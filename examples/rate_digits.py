@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.add_argument("--validation", action="store_true", help=common.VALIDATION)
     parsed = options.parse(arguments)
-    return common.run("rate_digits", f"LIF, T={parsed.steps}", parsed, learn, draw)
+    return common.run("rate_digits", f"LIF, T={parsed.steps}", parsed, load, learn, draw)
 
 
 def network() -> nn.Module:
@@ -58,13 +58,20 @@ def spikes(model: nn.Module, images: Tensor, steps: int, generator: torch.Genera
     return y
 
 
-def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Scores]:
+def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
+    """What is learnt and what is measured."""
+    digits = tt.data.load_digits()
+    learnt = TensorDataset(*digits.train[:200]) if options.quick else digits.train
+    return learnt, digits.validation if options.validation else digits.held_out
+
+
+def learn(
+    options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
+) -> tuple[nn.Module, common.Scores]:
     """Train a network, and measure it."""
     from tqdm import tqdm
 
-    digits = tt.data.load_digits()
-    test = digits.validation if options.validation else digits.held_out
-    learnt = TensorDataset(*digits.train[:200]) if options.quick else digits.train
+    learnt, test = data
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(learnt, 50, shuffle=True, generator=generator)
 
@@ -101,11 +108,13 @@ def accuracy(model: nn.Module, data: TensorDataset, steps: int) -> float:
 
 
 @torch.no_grad()
-def draw(model: nn.Module, options: argparse.Namespace) -> Figure:
+def draw(
+    options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], model: nn.Module
+) -> Figure:
     """A held-out digit, one step of its spikes, and what the ten output neurons send."""
     from matplotlib.figure import Figure
 
-    images, labels = tt.data.load_digits().held_out[:1]
+    images, labels = data[1][:1]
     generator = torch.Generator().manual_seed(0)
     one_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
     sent = spikes(model, images, options.steps, generator)[:, 0]

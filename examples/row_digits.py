@@ -29,13 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = common.Options("examples.row_digits", __doc__ or "", epochs=20, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
-    return common.run("row_digits", networks.configuration(parsed), parsed, learn, draw)
+    return common.run("row_digits", networks.configuration(parsed), parsed, load, learn, draw)
 
 
-def rows(images: TensorDataset) -> TensorDataset:
-    """Images ``[N, 1, 28, 28]`` as sequences ``[N, T=28, 28]``, from the top row to the bottom."""
-    pixels, labels = images.tensors
-    return TensorDataset(pixels.squeeze(1), labels)
+def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
+    """What is learnt and what is measured: sequences ``[T=28, 28]`` of rows, and their digits."""
+    digits = tt.data.load_digits()
+    test = digits.validation if options.validation else digits.held_out
+    # [N, 1, 28, 28] to [N, T, 28]
+    learnt, test = (
+        TensorDataset(images.squeeze(1), labels)
+        for images, labels in (digits.train.tensors, test.tensors)
+    )
+    return (TensorDataset(*learnt[:200]) if options.quick else learnt), test
 
 
 def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
@@ -47,14 +53,13 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     return y
 
 
-def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Scores]:
+def learn(
+    options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
+) -> tuple[nn.Module, common.Scores]:
     """Train a network, and measure it."""
     from tqdm import tqdm
 
-    digits = tt.data.load_digits()
-    learnt, test = rows(digits.train), rows(digits.validation if options.validation else digits.held_out)
-    if options.quick:
-        learnt = TensorDataset(*learnt[:200])
+    learnt, test = data
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(learnt, 50, shuffle=True, generator=order, collate_fn=tt.data.collate)
 
@@ -74,7 +79,12 @@ def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Sco
             loss.backward()
             optimizer.step()
             schedule.step()
-    return model, {"accuracy": accuracy(model, test), "training accuracy": accuracy(model, learnt)}
+    x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
+    return model, {
+        "accuracy": accuracy(model, test),
+        "training accuracy": accuracy(model, learnt),
+        **networks.firing_rate(model, x, mask),
+    }
 
 
 @torch.no_grad()
@@ -88,11 +98,13 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 
 @torch.no_grad()
-def draw(model: nn.Module, options: argparse.Namespace) -> Figure:
+def draw(
+    options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], model: nn.Module
+) -> Figure:
     """A held-out digit as it comes in, and the network making up its mind row by row."""
     from matplotlib.figure import Figure
 
-    images, labels = rows(tt.data.load_digits().held_out)[:1]
+    images, labels = data[1][:1]
     x, mask = tt.data.pad(list(images))
     # a figure of its own, not pyplot's: it opens no window
     figure = Figure(figsize=(9, 3.5), layout="constrained")

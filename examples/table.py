@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             command = f"python -m examples.{task} {given}"
             seeds = given.partition("--seeds ")[2].split()
-            done = [row for row in common.read(common.RESULTS / f"{task}.jsonl") if row.command == command]
+            done = [
+                row
+                for row in common.read(common.RESULTS / f"{task}.jsonl")
+                if row.command == command
+            ]
             if len(done) < len(seeds):
                 print(command, flush=True)
                 script = importlib.import_module(f"examples.{task}")

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = common.Options("examples.vowels", __doc__ or "", epochs=60, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
-    return common.run("vowels", networks.configuration(parsed), parsed, learn, draw)
+    return common.run("vowels", networks.configuration(parsed), parsed, load, learn, draw)
 
 
 def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
@@ -40,10 +40,10 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     return y
 
 
-def load(validation: bool) -> tuple[tt.data.Sequences, tt.data.Sequences]:
+def load(options: argparse.Namespace) -> tuple[tt.data.Sequences, tt.data.Sequences]:
     """What is learnt, and what is measured: the held-out utterances, or every third learnt one."""
     learnt, held_out = tt.data.japanese_vowels()
-    if not validation:
+    if not options.validation:
         return learnt, held_out
     number = torch.arange(len(learnt))
     parts = [number[number % 3 != 0], number[number % 3 == 0]]
@@ -54,11 +54,13 @@ def load(validation: bool) -> tuple[tt.data.Sequences, tt.data.Sequences]:
     return kept, measured
 
 
-def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Scores]:
+def learn(
+    options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], seed: int
+) -> tuple[nn.Module, common.Scores]:
     """Train a network, and measure it."""
     from tqdm import tqdm
 
-    learnt, test = load(options.validation)
+    learnt, test = data
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(learnt, 30, shuffle=True, generator=order, collate_fn=tt.data.collate)
 
@@ -78,7 +80,12 @@ def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Sco
             loss.backward()
             optimizer.step()
             schedule.step()
-    return model, {"accuracy": accuracy(model, test), "training accuracy": accuracy(model, learnt)}
+    x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
+    return model, {
+        "accuracy": accuracy(model, test),
+        "training accuracy": accuracy(model, learnt),
+        **networks.firing_rate(model, x, mask),
+    }
 
 
 @torch.no_grad()
@@ -92,12 +99,13 @@ def accuracy(model: nn.Module, data: tt.data.Sequences) -> float:
 
 
 @torch.no_grad()
-def draw(model: nn.Module, options: argparse.Namespace) -> Figure:
+def draw(
+    options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], model: nn.Module
+) -> Figure:
     """A held-out utterance as it comes in, and the network making up its mind."""
     from matplotlib.figure import Figure
 
-    _, held_out = tt.data.japanese_vowels()
-    utterance, speaker = held_out[0]
+    utterance, speaker = data[1][0]
     x, mask = tt.data.pad([utterance])
     # a figure of its own, not pyplot's: it opens no window
     figure = Figure(figsize=(9, 3.5), layout="constrained")
