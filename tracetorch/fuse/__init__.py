@@ -78,11 +78,8 @@ def sequence(
     if results is None:
         output, ends, trajectories = eager.run(layer, work, states, arguments, record)
     else:
-        output, ends, trajectories = (
-            results[0],
-            results[1 : 1 + len(held)],
-            results[1 + len(held) :],
-        )
+        output, *rest = results
+        ends, trajectories = rest[: len(held)], rest[len(held) :]
     for name, end in zip(kept, ends, strict=True):
         setattr(layer, name, end)
     return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

@@ -92,9 +92,9 @@ def _is_stable(owner: Any) -> bool:
 
 
 def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashable:
-    if not (function.__closure__ or function.__defaults__ or function.__kwdefaults__):
-        if _is_stable(function):
-            return function
+    holds = function.__closure__ or function.__defaults__ or function.__kwdefaults__
+    if not holds and _is_stable(function):
+        return function
     cells = [
         _of(cell.cell_contents, name, seen)
         for cell in function.__closure__ or ()

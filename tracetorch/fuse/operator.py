@@ -1,6 +1,6 @@
-"""A plan as autograd sees it, and the operators ``torch.ops.tracetorch.forward`` and ``.backward``.
+"""A plan as PyTorch sees it: ``torch.ops.tracetorch.forward``, ``.backward``, and ``run``.
 
-The operators take any plan by its key: opaque to PyTorch, with known shapes and a known gradient; so
+The operators take any plan by its key: opaque, with known shapes and a known gradient; so
 ``torch.compile`` and dispatch modes treat a fused layer as they treat a convolution. Plain tensors
 need none of that, and dispatching lists of tensors costs more than a small layer does: :func:`run`
 spares it.
