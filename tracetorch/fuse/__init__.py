@@ -72,7 +72,8 @@ def sequence(
     else:
         output, *rest = torch.ops.tracetorch.forward(key, work, held, list(tensors.values()))
         ends, trajectories = rest[: len(held)], rest[len(held) : -1]
-        smooth = plan_of(key).program.smooth
+        # torch.compile would look a plan up in the dict as it was before it was registered
+        smooth = () if torch.compiler.is_compiling() else plan_of(key).program.smooth
         if not torch.compiler.is_compiling() and len(smooth) <= len(kept):
             # an end that has no gradient by step must not seem to have one
             output = output if "output" in smooth else output.detach()
