@@ -87,7 +87,8 @@ def _pack(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> A
     """The parameters of the lanes of a row, one after the other."""
     packed = np.empty((len(params), grid.repeats, layout.neurons, layout.inner), real)
     for place, param in zip(packed, params, strict=True):
-        place[...] = param.detach().numpy().reshape(-1, 1)
+        # a copy: memory that NumPy has seen cannot be freed by FSDP between two passes
+        place[...] = param.detach().clone().numpy().reshape(-1, 1)
     return packed.reshape(-1)
 
 

@@ -199,10 +199,11 @@ class Stepper:
         arguments = layer.arguments(len(self.shape), self.dtype)
         places = self.packed.reshape(-1, layer.num_neurons, self.inner)
         for place, name in zip(places, self.params, strict=False):
-            place[...] = arguments[name].detach().numpy().reshape(-1, 1)
+            place[...] = np.from_dlpack(arguments[name].detach()).reshape(-1, 1)
         seen = []
         for raw in self.raws:
             now = getattr(layer, raw).detach().reshape(-1)
-            view = now.view(torch.uint8).numpy()  # keeps the memory, so that the address stays its
+            # keeps the memory, so that the address stays its; .numpy() would keep FSDP from freeing it
+            view = np.from_dlpack(now.view(torch.uint8))
             seen.append((now.data_ptr(), view, view.tobytes()))
         self.seen = tuple(seen)
