@@ -85,7 +85,8 @@ def _flat(tensor: Tensor) -> Any:
 def spread(params: Sequence[Tensor], places: Any) -> None:
     """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
     for place, param in zip(places, params, strict=True):
-        place[...] = param.detach().numpy().reshape(-1, 1)
+        # not .numpy(): FSDP could not free the memory between two passes
+        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)
 
 
 def _pack(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> Any:
