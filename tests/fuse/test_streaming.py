@@ -56,6 +56,17 @@ def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
     assert torch.equal(out, reference(made, x)[0])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5).expand(1)])
+def test_a_single_neuron(name: str, beta: float | Tensor) -> None:
+    made = getattr(snn, name)(1, beta=beta)
+    assert all(raw.stride() == (1,) for raw in made.parameters())
+    x = sequence(5, 2, 1, dtype=torch.float32)
+    out, _ = streamed(made, x)
+    assert is_compiled(made)
+    assert torch.equal(out, reference(made, x)[0])
+
+
 def test_it_goes_on_from_and_leaves_states_like_the_eager_step() -> None:
     made, twin = layer("SRLIF", 4), layer("SRLIF", 4)
     x = sequence(12, 2, 4, dtype=torch.float32)
