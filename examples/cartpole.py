@@ -88,9 +88,7 @@ def carts(number: int) -> VectorEnv:
     )
 
 
-def learn(
-    options: argparse.Namespace, data: Tensor, seed: int
-) -> tuple[nn.Module, common.Scores]:
+def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Module, common.Scores]:
     """Train an actor and critic, and measure it."""
     from tqdm import tqdm
 

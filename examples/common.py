@@ -1,4 +1,4 @@
-"""What every script shares: its command line, its seeds, what it saves, and its row of the table."""
+"""What every script shares: its command line, seeds, what it saves, its row of the table."""
 
 from __future__ import annotations
 

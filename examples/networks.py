@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+
 import torch
 from torch import Tensor, nn
 

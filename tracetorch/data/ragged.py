@@ -82,7 +82,7 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
-    """A batch, time first, of samples ``(sequence [T_i, ...], label)``: a ``DataLoader``'s argument.
+    """A batch, time first, of samples ``(sequence [T_i, ...], label)``, for a ``DataLoader``.
 
     Args:
         samples: sequences, and their labels as numbers or as tensors of one shape.

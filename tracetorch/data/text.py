@@ -92,7 +92,9 @@ def _pieces(
     data: Tensor, batch_size: int, steps: int, length: int, keep_rest: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     x, y = (
-        data[shift : shift + batch_size * length].unflatten(0, (batch_size, length)).transpose(0, 1)
+        data[shift : shift + batch_size * length]
+        .reshape(batch_size, length, *data.shape[1:])
+        .transpose(0, 1)
         for shift in (0, 1)
     )
     end = length if keep_rest else length - length % steps

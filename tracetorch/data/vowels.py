@@ -73,6 +73,6 @@ def japanese_vowels() -> tuple[Sequences, Sequences]:
         parts.append(Sequences(sequences, torch.tensor([int(s) - 1 for s in speakers])))
     train, held_out = parts
     deviation, mean = torch.std_mean(torch.cat(train.sequences), 0)
-    for part in parts:
-        part.sequences = [(sequence - mean) / deviation for sequence in part.sequences]
+    for one in parts:
+        one.sequences = [(sequence - mean) / deviation for sequence in one.sequences]
     return train, held_out
