@@ -22,7 +22,7 @@ def edges(layer: int, rows: int, layers: int) -> Array:
     """
     if layers == 1:
         return np.arange(rows + 1) - 0.5
-    return layer + 0.04 + 0.92 * np.arange(rows + 1) / max(rows, 1)
+    return layer + 0.02 + 0.96 * np.arange(rows + 1) / max(rows, 1)
 
 
 def frame(ax: Axes, names: Sequence[str], rows: int) -> None:

@@ -65,4 +65,4 @@ def trace(values: Array) -> str:
 
 def _packed(parts: list[bytes]) -> str:
     # no time stamp: the same recording is the same page
-    return base64.b64encode(gzip.compress(b"".join(parts), 6, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(b"".join(parts), 3, mtime=0)).decode("ascii")

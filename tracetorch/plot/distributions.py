@@ -69,42 +69,38 @@ def distributions(
     if not all(width is None or width > 0 for width in widths):
         raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
     values: dict[str, Array] = {}
-    for label, value in labelled.items():
-        flat = np.sort(plain(f"distributions: {label}", value))
+    for label, tensor in labelled.items():
+        flat = np.sort(plain(f"distributions: {label}", tensor))
         if not len(flat) or not np.isfinite(flat).all():
-            raise ValueError(f"distributions: {label} must hold finite values, got {value!r}.")
+            raise ValueError(f"distributions: {label} must hold finite values, got {tensor!r}.")
         picked = np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)
         values[label] = flat[picked].astype(np.float64)
 
+    smoothed = {
+        label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
+        for (label, value), width in zip(values.items(), widths, strict=True)
+        if value[0] != value[-1]
+    }
+    low = min(value[0] - 3 * smoothed.get(label, 0.0) for label, value in values.items())
+    high = max(value[-1] + 3 * smoothed.get(label, 0.0) for label, value in values.items())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+
     ax = canvas(ax)
-    low = min(value[0] for value in values.values())
-    high = max(value[-1] for value in values.values())
-    margin = 0.15 * (high - low) or 0.5
-    grid = np.linspace(low - margin, high + margin, n_grid)
-    for number, (label, width) in enumerate(zip(values, widths, strict=True)):
-        held = values[label]
+    from matplotlib.mlab import GaussianKDE
+
+    grid = np.linspace(low, high, n_grid)
+    for number, (label, value) in enumerate(values.items()):
         colour = COLOURS[number % len(COLOURS)]
-        if held[0] == held[-1]:
-            ax.axvline(held[0], color=colour, linewidth=2.0, label=label)
+        if label not in smoothed:
+            ax.axvline(value[0], color=colour, linewidth=2.0, label=label)
             continue
-        density = _density(held, width, grid)
+        density = GaussianKDE(value, smoothed[label] / float(value.std(ddof=1))).evaluate(grid)
         ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
         ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)
-        for place in np.percentile(held, QUARTILES) if show_percentile_lines else ():
+        for place in np.percentile(value, QUARTILES) if show_percentile_lines else ():
             ax.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
     ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
     legend(ax)
     titled(ax, title)
     return ax
-
-
-def _density(value: Array, width: float | None, grid: Array) -> Array:
-    from matplotlib.mlab import GaussianKDE
-
-    kernels = (
-        GaussianKDE(value, "silverman")
-        if width is None
-        else GaussianKDE(value, float(width / value.std(ddof=1)))
-    )
-    density: Array = kernels.evaluate(grid)
-    return density

@@ -59,12 +59,14 @@ def rate_histogram(
     for number, (path, rate) in enumerate(rates.items()):
         count, border = np.histogram(rate, bins=bins, range=(0.0, highest))
         silent = 100 * float((rate == 0).mean())
+        colour = COLOURS[number % len(COLOURS)]
         ax.stairs(
             100 * count / len(rate),
             border,
-            color=COLOURS[number % len(COLOURS)],
-            linewidth=1.4,
-            fill=len(rates) == 1,
+            facecolor=(colour, 0.3),
+            edgecolor=colour,
+            linewidth=1.2,
+            fill=True,
             label=f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent",
         )
     ax.set(xlabel="firing rate (spikes per step)", ylabel="share of neurons (%)")

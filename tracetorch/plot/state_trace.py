@@ -94,9 +94,10 @@ def state_trace(
             named = f"{path}[{neuron}]" if path else f"neuron {neuron}"
             label = path if path and len(chosen) == 1 else named
             ax.plot(np.arange(steps), trace[:, neuron], color=colour, linewidth=1.4, label=label)
-    _draw_levels(ax, levels, chosen)
+    shades = dict(colours) if len(traces) == 1 else {}
+    _draw_levels(ax, levels, chosen, shades)
     if sent is not None:
-        _draw_spikes(ax, sent, chosen, dict(reversed(colours)) if len(traces) == 1 else {})
+        _draw_spikes(ax, sent, chosen, shades)
     alone = next(iter(traces)) if len(traces) == 1 else ""
     ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step", ylabel=alone.rpartition(".")[2] or "state")
     whole_numbers(ax, "x")
@@ -143,17 +144,21 @@ def _levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
     return levels
 
 
-def _draw_levels(ax: Axes, levels: list[Array], chosen: list[int]) -> None:
-    heights = sorted({float(level[neuron]) for level in levels for neuron in chosen})
-    for number, height in enumerate(heights):
-        ax.axhline(
-            height,
-            color=INK,
-            linewidth=1.0,
-            linestyle=(0, (4, 3)),
-            zorder=1,
-            label="_" if number else "threshold",
-        )
+def _draw_levels(ax: Axes, levels: list[Array], chosen: list[int], colours: dict[int, str]) -> None:
+    """Dashed lines: one where all neurons agree, otherwise one in each neuron's colour."""
+    named = "threshold"
+    for level in levels:
+        shared = len({float(level[neuron]) for neuron in chosen}) == 1
+        for neuron in chosen[:1] if shared else chosen:
+            ax.axhline(
+                float(level[neuron]),
+                color=INK if shared else colours.get(neuron, INK),
+                linewidth=1.0,
+                linestyle=(0, (4, 3)),
+                zorder=1,
+                label=named,
+            )
+            named = "_"
 
 
 def _draw_spikes(ax: Axes, sent: Array, chosen: list[int], colours: dict[int, str]) -> None:

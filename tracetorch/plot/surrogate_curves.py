@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 import torch
 
 from tracetorch.functional import (
@@ -86,10 +85,6 @@ def surrogate_curves(
         ax.plot(u.numpy(), curve, color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=label)
     ax.set(xlabel="membrane - threshold", ylabel="derivative of the spike", ylim=(0.0, None))
     ax.set_xlim(-reach, reach)
-    highest = [float(np.max(curve)) for curve in curves.values()]
-    if min(highest) > 0 and max(highest) > 4 * min(highest):  # one peak would flatten the others
-        ax.set_yscale("symlog", linthresh=1.0, linscale=1.5)
-        ax.yaxis.set_major_formatter("{x:g}")
     legend(ax)
     titled(ax, title)
     return ax

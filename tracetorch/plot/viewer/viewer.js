@@ -2,7 +2,7 @@
 (() => {
   const run = JSON.parse(document.getElementById("run").textContent);
   const byId = (id) => document.getElementById(id);
-  const LEFT = 58, RIGHT = 12, TOP = 4, BOTTOM = 20; // margins of a plot, in CSS pixels
+  const LEFT = 58, RIGHT = 20, TOP = 8, BOTTOM = 20; // margins of a plot, in CSS pixels
   const GAP = 65535;
   const SHOWN = 6; // layers opened at the start
 
@@ -122,7 +122,7 @@
         switchTo.textContent = panel.map ? "lines" : "map";
         redraw();
       });
-      head.append(make("label", { class: "muted" }, "neurons ", panel.field), before, after, switchTo);
+      head.append(make("label", { class: "muted" }, make("span", {}, "neurons "), panel.field), before, after, switchTo);
       write(panel);
     }
     head.append(panel.out);
@@ -275,7 +275,7 @@
     const sx = b.w / (view.t1 - view.t0), sy = b.h / (panel.y1 - panel.y0);
     const n0 = Math.floor(panel.y0), n1 = Math.ceil(panel.y1);
     if (sx >= 3 && sy >= 2) { // room for a tick each
-      const width = clamp(0.3 * sx, 1, 4), gap = sy >= 4 ? 0.12 * sy : 0;
+      const width = clamp(0.3 * sx, 1, clamp(0.4 * sy, 1.5, 4)), gap = sy >= 4 ? 0.12 * sy : 0;
       for (let t = first; t <= last; t++) {
         const x = b.x + (t - view.t0) * sx - width / 2;
         for (let i = offsets[t]; i < offsets[t + 1]; i++) {
@@ -420,7 +420,7 @@
     panel.chosen.forEach((n, place) => {
       g.fillStyle = colourOf(place);
       for (let t = first; t <= last; t++) {
-        if (firedAt(spikes.data, n, t)) g.fillRect(X(t) - 0.75, b.y + 1 + place * (height + 0.5), 1.5, height);
+        if (firedAt(spikes.data, n, t)) g.fillRect(X(t) - 1, b.y + 1 + place * (height + 1), 2, height);
       }
     });
   }
@@ -512,7 +512,7 @@
       if (!other.open || other.loaded !== view.sample) continue;
       other.cross.style.visibility = "visible";
       other.cross.style.transform = `translateX(${x}px)`;
-      other.out.textContent = `step ${step.toLocaleString("en")} · ${reading(other, step, other === panel ? at.share[1] : null)}`;
+      other.out.replaceChildren(`step ${step.toLocaleString("en")}`, ...reading(other, step, other === panel ? at.share[1] : null));
     }
   }
   function leave() {
@@ -522,15 +522,19 @@
   function reading(panel, step, share) {
     if (rows(panel) && share !== null) {
       const n = rowAt(panel, share);
-      if (panel.map) return `neuron ${n}: ${brief(valueAt(panel.data, n, step))}`;
+      if (panel.map) return [` · neuron ${n}: ${brief(valueAt(panel.data, n, step))}`];
       const fired = firedAt(panel.data, n, step);
-      return `neuron ${n}: ${fired > 0 ? "spike" : fired < 0 ? "downward spike" : "silent"}`;
+      return [` · neuron ${n}: ${fired > 0 ? "spike" : fired < 0 ? "downward spike" : "silent"}`];
     }
     if (panel.layer.kind === "events") {
       const count = panel.data.offsets[step + 1] - panel.data.offsets[step];
-      return `${count.toLocaleString("en")} spike${count === 1 ? "" : "s"}`;
+      return [` · ${count.toLocaleString("en")} spike${count === 1 ? "" : "s"}`];
     }
-    return panel.chosen.slice(0, 6).map((n) => `${n}: ${brief(valueAt(panel.data, n, step))}`).join(" · ");
+    return panel.chosen.slice(0, 6).map((n, place) => {
+      const part = make("span", {}, ` · ${n}: ${brief(valueAt(panel.data, n, step))}`);
+      if (!panel.map) part.style.color = colourOf(place);
+      return part;
+    });
   }
 
   function listen(panel) {
