@@ -69,11 +69,11 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
         # labels keep their distance where lines end close together
         height = max(float(logits[-1, digit]), height + gap)
         axes.text(shown - 0.6, height, str(digit), color=colour, va="center")
-    _time_axis(axes, steps, shown + 1)
+    _time_axis(axes, steps, shown + 1)  # room for the digits
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Software": None})
 
 
 def _time_axis(axes: Axes, steps: int, end: int) -> None:
     axes.axvspan(-0.5, steps - 0.5, color=SHADE, zorder=0)
-    axes.set(xlim=(-0.5, end - 0.5), xticks=range(0, end + 1, steps))
+    axes.set(xticks=range(0, 4 * steps, steps), xlim=(-0.5, end - 0.5))

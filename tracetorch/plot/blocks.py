@@ -18,7 +18,7 @@ def is_events(values: Array) -> bool:
 
     A neuron that never sends 0 is a trace, unless all there is are 0, 1 and -1.
     """
-    if np.isin(values, (-1.0, 0.0, 1.0)).all():
+    if ((values == 0) | (np.abs(values) == 1)).all():
         return True
     if not np.isfinite(values).all() or not (values == 0).any((0, 1)).all():
         return False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tracetorch.functional import decay_to_halflife
 from tracetorch.plot.canvas import COLOURS, canvas, legend, titled, whole_numbers
+from tracetorch.plot.recorded import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,12 +70,12 @@ class MeasurementManager:
             TypeError: ``value`` is neither.
         """
         try:
-            number = float(value)
+            told = number(value)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"MeasurementManager.append takes one number, got {value!r}. Try .mean()."
             ) from None
-        self.trace = self.decay * self.trace + (1 - self.decay) * number
+        self.trace = self.decay * self.trace + (1 - self.decay) * told
         count = len(self.measurement) + 1
         self.measurement.append(self.trace / (1 - self.decay**count))
 
@@ -93,12 +94,12 @@ class MeasurementManager:
         lines = torch.stack(self.measurement).T
         ax = canvas(ax)
         order = self.decay.argsort().tolist()
-        for place, number in enumerate(order):
-            decay = float(self.decay[number])
+        for place, which in enumerate(order):
+            decay = float(self.decay[which])
             last = place == len(order) - 1
             ax.plot(
                 range(1, lines.shape[1] + 1),
-                lines[number].numpy(),
+                lines[which].numpy(),
                 color=COLOURS[place % len(COLOURS)],
                 linewidth=1.8 if last else 1.0,
                 alpha=1.0 if last else 0.35 + 0.4 * place / max(len(order) - 1, 1),

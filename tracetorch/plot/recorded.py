@@ -116,6 +116,11 @@ def index(name: str, value: object, size: int) -> int:
     return place % size
 
 
+def number(value: object) -> float:
+    """A number, or a tensor of one element, as a float; raises as ``float`` does."""
+    return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
+
+
 def plain(by: str, value: object) -> Array:
     """Numbers as a flat float array: a tensor, an array, a list of numbers or of 0-d tensors.
 
@@ -125,8 +130,8 @@ def plain(by: str, value: object) -> Array:
     if isinstance(value, Tensor):
         return array(value).reshape(-1)
     try:
-        items = [float(item) for item in value]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+        items = [number(item) for item in value]  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"{by} takes numbers: a tensor, or a list of numbers, got {value!r}."
         ) from None
