@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 VALIDATION = "measure on a part of the training data, to choose settings by"
 Scores = Mapping[str, float]
 Data = TypeVar("Data")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def run(
     configuration: str,
     options: argparse.Namespace,
     load: Callable[[argparse.Namespace], Data],
-    learn: Callable[[argparse.Namespace, Data, int], tuple[nn.Module, Scores]],
-    draw: Callable[[argparse.Namespace, Data, nn.Module], Figure],
+    learn: Callable[[argparse.Namespace, Data, int], tuple[Model, Scores]],
+    draw: Callable[[argparse.Namespace, Data, Model], Figure],
 ) -> int:
     """Train once for every seed; leave models, figures and rows; print the mean and the spread.
 

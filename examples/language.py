@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--temperature", type=common.rate, default=0.7, metavar="X", help="of what it writes"
     )
     parsed = options.parse(arguments)
-    return common.run("language", parsed.layer, parsed, learn, draw)
+    return common.run("language", parsed.layer, parsed, load, learn, draw)
 
 
 class Model(snn.TTModule):
@@ -68,11 +68,13 @@ class Model(snn.TTModule):
         return y
 
 
-def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Scores]:
+def learn(
+    options: argparse.Namespace, data: tuple[Tensor, Tensor], seed: int
+) -> tuple[Model, common.Scores]:
     """Train a model, and measure it."""
     from tqdm import tqdm
 
-    train, held_out = split(options.quick)
+    train, held_out = data
     pieces = list(tt.data.streams(train, STREAMS, STEPS))
     model = Model(options.layer)
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
@@ -94,11 +96,11 @@ def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Sco
     return model, {"bits per byte": bits(model, held_out), **counted(train, held_out)}
 
 
-def split(quick: bool) -> tuple[Tensor, Tensor]:
+def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """The text to learn, and its last tenth."""
     text = tt.data.text()
-    if quick:
-        text = text[: 50 * STREAMS * STEPS // 10]
+    if options.quick:
+        text = text[: 4 * STREAMS * STEPS]
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
 
@@ -148,12 +150,11 @@ def write(model: Model, temperature: float, seed: int, length: int = 400) -> str
 
 
 @torch.no_grad()
-def draw(model: nn.Module, options: argparse.Namespace) -> Figure:
+def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: Model) -> Figure:
     """A held-out passage: the bits each byte costs, and the spikes that read it."""
     from matplotlib.figure import Figure
 
-    assert isinstance(model, Model)
-    passage = split(quick=False)[1][:120]
+    passage = data[1][:120]
     model.zero_states()
     logits, seen = tt.unroll(model, passage[:-1].long().unsqueeze(1), record=["second.output"])
     model.zero_states()

@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = options.parse(arguments)
     name = f"LIF, {parsed.patterns} patterns"
-    return common.run("memorise", name, parsed, learn, draw)
+    return common.run("memorise", name, parsed, load, learn, draw)
 
 
-def patterns(number: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise ``[T=28, number, 100]`` and the digits that answer it, ``[T=28, number, 28]``."""
-    images, _ = tt.data.load_digits().train[:number]
-    generator = torch.Generator().manual_seed(seed)
-    noise = tt.encode.rate(torch.full((number, INPUTS), 0.1), 28, generator=generator)
+def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Noise ``[T=28, B, 100]`` and the digits that answer it, ``[T=28, B, 28]``."""
+    images, _ = tt.data.load_digits().train[: options.patterns]
+    generator = torch.Generator().manual_seed(0)
+    noise = tt.encode.rate(torch.full((len(images), INPUTS), 0.1), 28, generator=generator)
     # time runs from left to right, neurons from the top to the bottom
     return noise, (images[:, 0] > 0.5).float().permute(2, 0, 1)
 
@@ -65,11 +65,13 @@ def answer(model: nn.Module, noise: Tensor) -> Tensor:
     return y
 
 
-def learn(options: argparse.Namespace, seed: int) -> tuple[nn.Module, common.Scores]:
+def learn(
+    options: argparse.Namespace, data: tuple[Tensor, Tensor], seed: int
+) -> tuple[nn.Module, common.Scores]:
     """Train a network, and measure it."""
     from tqdm import tqdm
 
-    noise, target = patterns(options.patterns, seed)
+    noise, target = data
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -93,11 +95,13 @@ def f1(spikes: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def draw(model: nn.Module, options: argparse.Namespace) -> Figure:
+def draw(
+    options: argparse.Namespace, data: tuple[Tensor, Tensor], model: nn.Module
+) -> Figure:
     """A pattern of noise, the raster that shall answer it, and the one that does."""
     from matplotlib.figure import Figure
 
-    noise, target = patterns(options.patterns, options.seeds[0])
+    noise, target = data
     sent = answer(model, noise)
     shown = min(3, options.patterns)
     # a figure of its own, not pyplot's: it opens no window

@@ -13,12 +13,12 @@ from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 
 if TYPE_CHECKING:
-    from tracetorch import data, encode
+    from tracetorch import data, encode, plot
 
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("data", "encode")
+_LATE_ROOMS: tuple[str, ...] = ("data", "encode", "plot")
 
 __all__ = [
     "__version__",
@@ -31,6 +31,7 @@ __all__ = [
     "get_states",
     "loss",
     "param_groups",
+    "plot",
     "set_states",
     "snn",
     "unroll",
