@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -147,7 +148,8 @@ def run(
                 torch.__version__,
                 tracetorch.__version__,
             )
-            path = options.out / f"{configuration}-seed{seed}.safetensors"
+            name = re.sub(r"[^\w+.]+", "-", configuration)
+            path = options.out / f"{name}-seed{seed}.safetensors"
             save(model, path)
             draw(options, data, model).savefig(path.with_suffix(".png"))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -166,9 +168,9 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 1
     if len(rows) > 1:
-        name = next(iter(rows[0].scores))
-        values = [row.scores[name] for row in rows]
-        print(f"{configuration}: {name} {spread(values)} over {len(rows)} seeds")
+        score = next(iter(rows[0].scores))
+        values = [row.scores[score] for row in rows]
+        print(f"{configuration}: {score} {spread(values)} over {len(rows)} seeds")
     return 0
 
 

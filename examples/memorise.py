@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "examples.memorise", __doc__ or "", epochs=2000, lr=5e-3, unit="optimizer steps"
     )
     options.add_argument(
-        "--patterns", type=common.count, default=10, metavar="N", help="how many (%(default)s)"
+        "--patterns", type=common.count, default=50, metavar="N", help="how many (%(default)s)"
     )
     parsed = options.parse(arguments)
     name = f"LIF, {parsed.patterns} patterns"
@@ -95,9 +95,7 @@ def f1(spikes: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def draw(
-    options: argparse.Namespace, data: tuple[Tensor, Tensor], model: nn.Module
-) -> Figure:
+def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: nn.Module) -> Figure:
     """A pattern of noise, the raster that shall answer it, and the one that does."""
     from matplotlib.figure import Figure
 
