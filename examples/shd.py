@@ -1,4 +1,4 @@
-"""Spiking Heidelberg Digits: spoken digits as spikes of a cochlea, ready to run where the files are.
+"""Spiking Heidelberg Digits: spoken digits as spikes of a cochlea. Needs its files on disk.
 
 Two layers of neurons with a synapse, that hear each other's last spikes, and a readout whose mean
 over time answers: 700 channels summed to 140, frames of 10 milliseconds, 100 of them. Twenty

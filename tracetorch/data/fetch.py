@@ -81,12 +81,17 @@ def fetch(archive: Archive, folder: Path) -> None:
                 "may be damaged or a new version; nothing was kept."
             )
         unpacked = Path(place) / "unpacked"
-        if archive.kind == "zip":
-            with zipfile.ZipFile(packed) as source:
-                source.extractall(unpacked)
-        else:
-            with tarfile.open(packed) as source:
-                source.extractall(unpacked, filter="data")
+        try:
+            if archive.kind == "zip":
+                with zipfile.ZipFile(packed) as source:
+                    source.extractall(unpacked)
+            else:
+                with tarfile.open(packed) as source:
+                    source.extractall(unpacked, filter="data")
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ValueError(
+                f"{archive.url} is no {archive.kind} archive: {error}; nothing was kept."
+            ) from error
         if not (unpacked / archive.holds).exists():
             raise ValueError(f"{archive.url} holds no {archive.holds}; nothing was kept.")
         os.replace(unpacked / archive.holds, folder / archive.holds)

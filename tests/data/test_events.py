@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+
+FIELDS = [("x", int), ("y", int), ("t", int), ("p", int)]
+EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
+
+
+class Recordings(list[Any]):
+    """A list that knows its sensor, as Tonic's sets do."""
+
+    sensor_size = (3, 2, 2)
+
+
+def test_the_sensor_is_that_of_the_recordings() -> None:
+    frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
+    x, label = frames[0]
+    assert len(frames) == 1
+    assert x.shape == (5, 2, 2, 3)
+    assert x.nonzero().tolist() == [[0, 0, 1, 0], [4, 1, 1, 2]]
+    assert x.sum() == 3
+    assert torch.equal(label, torch.tensor(4))
+
+
+def test_frames_lie_flat_in_the_order_of_their_dimensions() -> None:
+    cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
+    flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
+    assert torch.equal(flat, cube.reshape(2, 12))
+
+
+def test_one_polarity_counts_both() -> None:
+    x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
+    assert x.shape == (1, 1, 2, 3)
+    assert x.sum() == 3
+
+
+@pytest.mark.parametrize("size", [None, (3, 2)])
+def test_a_sensor_of_unknown_size(size: Any) -> None:
+    with pytest.raises(TypeError, match=r"sensor_size must be \(width, height, polarities\), got"):
+        tt.data.Frames([(EVENTS, 4)], size, bins=2)
+
+
+def test_events_off_the_sensor_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
+        tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]
