@@ -31,7 +31,7 @@ STREAMS, STEPS = 32, 64
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: ``python -m examples.language --help``."""
-    options = common.Options("examples.language", __doc__ or "", epochs=4, lr=5e-3)
+    options = common.Options("examples.language", __doc__ or "", epochs=8, lr=5e-3)
     options.add_argument(
         "--layer", choices=("LIF", "SLIF", "RLIF", "BLIF"), default="BLIF", help="hidden neurons"
     )

@@ -31,6 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
     )
+    parser.add_argument(
+        "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
+    )
     parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
 
 
@@ -38,7 +41,32 @@ def configuration(options: argparse.Namespace) -> str:
     """What the run is called: ``LIF``, ``LIF+SReadout``, ``gru``."""
     if options.baseline:
         return str(options.baseline)
-    return options.layer + ("" if options.readout == "Readout" else f"+{options.readout}")
+    return (
+        options.layer
+        + (" recurrent" if options.recurrent else "")
+        + ("" if options.readout == "Readout" else f"+{options.readout}")
+    )
+
+
+def build(
+    options: argparse.Namespace,
+    inputs: int,
+    classes: int,
+    width: int = 128,
+    longest: float = 32.0,
+) -> nn.Module:
+    """The network that the options ask for."""
+    if options.baseline:
+        return baseline(options.baseline, inputs, classes, width)
+    return Spiking(
+        inputs,
+        classes,
+        options.layer,
+        options.readout,
+        width=width,
+        longest=longest,
+        recurrent=options.recurrent,
+    )
 
 
 class Spiking(snn.TTModule):
@@ -52,6 +80,7 @@ class Spiking(snn.TTModule):
         classes: logits per step.
         layer: name of the hidden layers.
         readout: name of the last layer.
+        recurrent: whether the hidden neurons of a layer hear each other's last output.
         width: hidden neurons per layer.
         longest: longest half-life, in steps.
         dropout: share of the hidden neurons' output left out in training.
@@ -69,13 +98,18 @@ class Spiking(snn.TTModule):
         width: int = 128,
         longest: float = 32.0,
         dropout: float = 0.2,
+        recurrent: bool = False,
     ) -> None:
         super().__init__()
 
         def hidden(inputs: int) -> list[nn.Module]:
             halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
             beta = tt.functional.halflife_to_decay(halflives)
-            neurons: nn.Module = getattr(snn, layer)(width, beta=beta)
+            neurons: snn.Neuron = getattr(snn, layer)(width, beta=beta)
+            if recurrent:
+                connection = nn.Linear(width, width, bias=False)
+                nn.init.orthogonal_(connection.weight, 0.2)
+                neurons = snn.Recurrent(neurons, connection)
             relu = [] if layer in SPIKING else [nn.ReLU()]
             return [nn.Linear(inputs, width), neurons, *relu, nn.Dropout(dropout)]
 

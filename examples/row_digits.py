@@ -63,11 +63,7 @@ def learn(
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(learnt, 50, shuffle=True, generator=order, collate_fn=tt.data.collate)
 
-    model: nn.Module = (
-        networks.baseline(options.baseline, 28, 10)
-        if options.baseline
-        else networks.Spiking(28, 10, options.layer, options.readout)
-    )
+    model = networks.build(options, 28, 10)
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)

@@ -64,11 +64,7 @@ def learn(
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(learnt, 30, shuffle=True, generator=order, collate_fn=tt.data.collate)
 
-    model: nn.Module = (
-        networks.baseline(options.baseline, 12, 9, width=64)
-        if options.baseline
-        else networks.Spiking(12, 9, options.layer, options.readout, width=64, longest=16.0)
-    )
+    model = networks.build(options, 12, 9, width=64, longest=16.0)
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
