@@ -180,6 +180,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
 
 
+def percent(shares: Sequence[float]) -> str:
+    """Mean and standard deviation of shares of one: ``95.1 ± 0.4 %``."""
+    deviation = statistics.stdev(shares) if len(shares) > 1 else math.nan
+    return f"{100 * statistics.mean(shares):.1f} ± {100 * deviation:.1f} %"
+
+
 def record(row: Row, folder: Path) -> None:
     """Put a row into ``folder/<task>.jsonl``, in the place of an older run of the same kind."""
     path = folder / f"{row.task}.jsonl"

@@ -19,9 +19,7 @@ BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which network: ``--layer`` and ``--readout``, or ``--baseline``."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--layer", choices=SPIKING + READOUTS, default="LIF", help="the hidden neurons (LIF)"
-    )
+    which.add_argument("--layer", choices=SPIKING + READOUTS, help="the hidden neurons (LIF)")
     which.add_argument(
         "--baseline",
         choices=BASELINES,
@@ -42,7 +40,7 @@ def configuration(options: argparse.Namespace) -> str:
     if options.baseline:
         return str(options.baseline)
     return (
-        options.layer
+        (options.layer or "LIF")
         + (" recurrent" if options.recurrent else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
     )
@@ -61,7 +59,7 @@ def build(
     return Spiking(
         inputs,
         classes,
-        options.layer,
+        options.layer or "LIF",
         options.readout,
         width=width,
         longest=longest,

@@ -1,15 +1,17 @@
 """The tables of README.md, from the rows in results/; with ``--run``, the runs that are missing.
 
 ``python -m examples.table`` writes the tables anew; ``--check`` only says whether they are up to
-date; ``--run`` first makes every run whose rows are not there, one after the other, about two hours
-on one core.
+date; ``--run`` first makes every run whose rows are not there, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,23 +47,127 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     options = parser.parse_args(arguments)
     if options.run is not None:
-        for task, given in RUNS:
-            if options.run and task not in options.run:
-                continue
-            command = f"python -m examples.{task} {given}"
-            seeds = given.partition("--seeds ")[2].split()
-            done = [
-                row
-                for row in common.read(common.RESULTS / f"{task}.jsonl")
-                if row.command == command
-            ]
-            if len(done) < len(seeds):
-                print(command, flush=True)
-                script = importlib.import_module(f"examples.{task}")
-                code: int = script.main([*shlex.split(given), "--record"])
-                if code:
-                    return code
+        code = run_missing(options.run)
+        if code:
+            return code
+    page = README.read_text()
+    made = written(page, measured(common.RESULTS))
+    if options.check:
+        if made != page:
+            print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
+        return int(made != page)
+    unfinished = README.with_name(f".{README.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(made)
+        os.replace(unfinished, README)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return 0
+
+
+def run_missing(tasks: Sequence[str]) -> int:
+    """Make the runs of :data:`RUNS` whose rows are not all there; of some tasks, or of all."""
+    for task, given in RUNS:
+        command = f"python -m examples.{task} {given}"
+        seeds = given.partition("--seeds ")[2].split()
+        rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
+        if (tasks and task not in tasks) or len(rows) == len(seeds):
+            continue
+        print(command, flush=True)
+        script = importlib.import_module(f"examples.{task}")
+        code: int = script.main([*shlex.split(given), "--record"])
+        if code:
+            return code
+    return 0
+
+
+Runs = list[common.Row]  # of one command, a seed each
+
+
+def measured(folder: Path) -> dict[tuple[str, str], Runs]:
+    """The rows by task and configuration, those of :data:`RUNS` first, in their order."""
+    found: dict[tuple[str, str], Runs] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for row in common.read(path):
+            found.setdefault((row.task, row.configuration), []).append(row)
+    order = [f"python -m examples.{task} {given}" for task, given in RUNS]
+
+    def place(key: tuple[str, str]) -> int:
+        command = found[key][0].command
+        return order.index(command) if command in order else len(order)
+
+    return {key: found[key] for key in sorted(found, key=place)}
+
+
+def written(page: str, found: dict[tuple[str, str], Runs]) -> str:
+    """The page with its tables between ``<!-- name -->`` and ``<!-- /name -->`` made anew."""
+    for name, table in (("neurons", neurons(found)), ("results", results(found))):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        page, times = re.subn(
+            pattern, lambda m, table=table: m[1] + table + m[2], page, flags=re.DOTALL
+        )
+        if times != 1:
+            raise ValueError(f"{README} needs one <!-- {name} --> ... <!-- /{name} -->.")
+    return page
+
+
+def neurons(found: dict[tuple[str, str], Runs]) -> str:
+    """A line for every network that was run on both tasks of :mod:`examples.networks`."""
+    lines = [
+        "| network | digits row by row | spikes | parameters | CPU seconds "
+        "| spoken vowels | spikes | parameters | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, name in found:
+        if task != "row_digits":
+            continue
+        cells = [
+            cell
+            for other in ("row_digits", "vowels")
+            for cell in (_cells(found[other, name]) if (other, name) in found else ["", "", "", ""])
+        ]
+        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def results(found: dict[tuple[str, str], Runs]) -> str:
+    """A line for every command."""
+    lines = [
+        "| task | network | result | runs | parameters | seconds | CPU seconds | date | command |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, name), rows in found.items():
+        seconds = statistics.mean(row.seconds for row in rows)
+        cpu = statistics.mean(row.cpu_seconds for row in rows)
+        dates = sorted({row.date for row in rows})
+        lines.append(
+            f"| {task} | {_named(name)} | {_score(rows)} | {len(rows)} | {rows[0].parameters:,} "
+            f"| {seconds:.0f} | {cpu:.0f} | {' to '.join(dates)} | `{rows[0].command}` |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(rows: Runs) -> list[str]:
+    rates = [row.scores["firing rate"] for row in rows if "firing rate" in row.scores]
+    return [
+        common.percent([row.scores["accuracy"] for row in rows]),
+        f"{statistics.mean(rates):.2f}" if rates else "",
+        f"{rows[0].parameters:,}",
+        f"{statistics.mean(row.cpu_seconds for row in rows):.0f}",
+    ]
+
+
+def _score(rows: Runs) -> str:
+    name = next(iter(rows[0].scores))
+    values = [row.scores[name] for row in rows]
+    if name == "accuracy":
+        return common.percent(values)
+    return f"{name} {common.spread(values)}"
+
+
+def _named(configuration: str) -> str:
+    """A layer that does not spike is followed by a ReLU: say so."""
+    return f"{configuration} and ReLU" if configuration in networks.READOUTS else configuration
 
 
 if __name__ == "__main__":
