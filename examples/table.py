@@ -37,6 +37,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("memorise", THREE),
     ("language", THREE),
     ("cartpole", THREE),
+    ("cartpole", f"--blind --epochs 2000 {THREE}"),
 )
 
 
