@@ -1,9 +1,9 @@
 """Balance a pole: a spiking actor and critic learns gymnasium's CartPole, state by state.
 
-Sixteen carts run side by side. The four numbers of a cart's state are input currents, as they are;
+Sixteen carts run side by side. The four numbers of a cart's state, scaled, are input currents;
 the network's own states carry on from step to step, and where a pole has fallen they alone begin
 again: ``zero_states(where=done)``. After 16 steps the actor and critic (A2C, with generalised
-advantages) is trained by backpropagation through all of them, and ``detach_states()`` cuts the graph.
+advantages) is trained by backpropagation through all 16, and ``detach_states()`` cuts the graph.
 
 With ``--blind`` the two velocities are hidden, and the network must remember to know them.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -175,15 +174,15 @@ def run(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, as they are printed: ``0.951 ± 0.004``."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
+    """Mean and, of more than one, standard deviation, as printed: ``0.951 ± 0.004``."""
+    mean = f"{statistics.mean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def percent(shares: Sequence[float]) -> str:
-    """Mean and standard deviation of shares of one: ``95.1 ± 0.4 %``."""
-    deviation = statistics.stdev(shares) if len(shares) > 1 else math.nan
-    return f"{100 * statistics.mean(shares):.1f} ± {100 * deviation:.1f} %"
+    """Shares of one as :func:`spread` has it, in hundredths: ``95.1 ± 0.4 %``."""
+    mean = f"{100 * statistics.mean(shares):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(shares):.1f} %" if len(shares) > 1 else f"{mean} %"
 
 
 def record(row: Row, folder: Path) -> None:
