@@ -56,14 +56,14 @@ def test_the_tables_are_made_of_the_rows(page: Path) -> None:
     assert text.endswith("<!-- /results -->\nafter\n")
     assert "old" not in text
     assert (
-        "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4 | 75.0 ± nan % |  | 678 | 4 |\n"
-        "| SReadout and ReLU | 50.0 ± nan % |  | 12,345 | 4 |  |  |  |  |\n"
+        "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4 | 75.0 % |  | 678 | 4 |\n"
+        "| SReadout and ReLU | 50.0 % |  | 12,345 | 4 |  |  |  |  |\n"
     ) in text
     assert (
         "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4 | 2026-11-24 "
         "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
     ) in text
-    assert "| memorise | LIF | F1 0.875 ± nan | 1 |" in text
+    assert "| memorise | LIF | F1 0.875 | 1 |" in text
     assert table.main(["--check"]) == 0
     assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
 
@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch
             ("vowels", "--seeds 5"),
         ),
     )
-    for row in common.read(common.RESULTS / "row_digits.jsonl"):
+    for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
         command = "python -m examples.row_digits --layer LIF --seeds 0 1"
         common.record(replace(row, command=command), common.RESULTS)
     assert table.main(["--run", "row_digits"]) == 0
