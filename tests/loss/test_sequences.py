@@ -150,6 +150,7 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("name", ALL)
 def test_compiles_whole(name: str) -> None:
+    torch._dynamo.reset()
     mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
     function = loss.van_rossum if name == "van_rossum" else ALL[name]
     rest: Any = (spiking(T, B, C, seed=1), 3.0) if name == "van_rossum" else (classes(B),)
