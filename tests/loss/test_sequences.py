@@ -161,6 +161,22 @@ def test_compiles_whole(name: str) -> None:
     torch.testing.assert_close(compiled(x), function(x, *rest, mask=mask))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_leaves_the_device(
+    name: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device without values, which does not mix with the CPU any more than a GPU does."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look at values
+    x = torch.empty(T, B, C, device="meta")
+    function = loss.van_rossum if name == "van_rossum" else ALL[name]
+    rest: Any = (x, 3.0) if name == "van_rossum" else (classes(B).to("meta"),)
+    mask = torch.empty(T, B, device="meta") > 0 if masked else None
+    value = function(x, *rest, mask=mask, reduction="none")
+    assert value.device.type == "meta"
+    assert value.shape == (B,)
+
+
 # Against formulas
 
 
@@ -375,6 +391,7 @@ def test_a_target_that_does_not_fit_is_named(name: str) -> None:
     ("call", "error", "message"),
     [
         (lambda: loss.membrane_cross_entropy(X, Y, over="max"), ValueError, "'last', got 'max'"),
+        (lambda: loss.rate_cross_entropy(X, Y, scale=-1), ValueError, "positive .* got -1"),
         (lambda: loss.first_spike_cross_entropy(X, Y, tau=0), ValueError, "positive .* got 0"),
         (lambda: loss.van_rossum(X, X, math.inf), ValueError, "positive and finite.* got inf"),
         (lambda: loss.van_rossum(X, X[1:], 1), ValueError, r"one shape, got \[5, 4, 3\] and \[4"),
