@@ -152,7 +152,7 @@ class Stepper:
             not 0 < x.numel() <= _MOST
             or x.dtype not in (torch.float32, torch.float64)
             or not all(isinstance(option, _PLAIN) for option in self.options)
-            or not all(map(reads_nothing, (layer.step, *map(type, self.options))))
+            or not all(map(reads_nothing, (layer.step, layer.arguments, *map(type, self.options))))
             or unsuited("numba", x.device) is not None
         ):
             return None
