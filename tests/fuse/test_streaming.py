@@ -241,3 +241,23 @@ def test_arguments_that_are_overridden_may_read_what_nobody_watches() -> None:
         layer.gain = 0.0
         layer(x)
     assert torch.equal(layer.mem, x)
+
+
+def _helper(u: Tensor) -> Tensor:
+    return u * 2
+
+
+def test_a_helper_that_is_defined_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Helped(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return _helper(x) + mem, mem
+
+    layer, x = Helped(3), torch.ones(1, 3)
+    with torch.no_grad():
+        assert stream(layer, x) is not None
+        assert torch.equal(layer(x), 2 * x)
+        monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
+        assert torch.equal(layer(x), 3 * x)
