@@ -28,11 +28,11 @@ class HeldStates:
     """
 
     def __init__(self, layers: Iterable[Neuron]) -> None:
-        self._held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+        self.held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
 
     def put_back(self) -> None:
         """The layers hold again what they held."""
-        for layer, name, state in self._held:
+        for layer, name, state in self.held:
             setattr(layer, name, state)
 
 
