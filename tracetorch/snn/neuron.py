@@ -476,7 +476,8 @@ class Neuron(TTModule):
                 setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
 
     def states_were_set(self) -> None:
-        """The states are those of now: also where a backward pass runs this layer again."""
+        """The states are those of now: also in a trace, and where a backward pass runs this again."""
+        self._zeroed_in_trace = _is_tracing()
         self._zeroed_in_backward = torch._C._current_graph_task_id()
 
     def detach_states(self) -> None:
