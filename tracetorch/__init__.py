@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import checkpoint, functional, fuse, loss, snn
+from tracetorch.checkpoint import load, save
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -13,15 +15,22 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ()
+_LATE_ROOMS: tuple[str, ...] = ("export",)
+
+if TYPE_CHECKING:
+    from tracetorch import export
 
 __all__ = [
     "__version__",
+    "checkpoint",
     "detach_states",
+    "export",
     "functional",
     "fuse",
     "get_states",
+    "load",
     "loss",
+    "save",
     "set_states",
     "snn",
     "unroll",

@@ -48,7 +48,15 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         ValueError: as :func:`tt.export.step`; two names collide; the weights exceed 2 GB.
 
     Example:
-        >>> onnx(nn.Sequential(nn.Linear(4, 3), LIF(3)), "net.onnx", torch.rand(1, 4))  # doctest: +SKIP
+        >>> import tempfile
+        >>> import onnxruntime
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     onnx(nn.Sequential(nn.Linear(4, 3), LIF(3)), f"{folder}/net.onnx", torch.rand(1, 4))
+        ...     session = onnxruntime.InferenceSession(f"{folder}/net.onnx")
+        >>> [value.name for value in session.get_inputs()]
+        ['input', '1.mem']
+        >>> [value.name for value in session.get_outputs()]
+        ['y', '1.mem.next']
     """
     require("onnx", "onnxscript", extra="export", by="tt.export.onnx")
     with replacing(path) as unfinished:

@@ -42,8 +42,15 @@ class OnnxStream:
         ValueError: the file is not an ONNX file, or not one of ours.
 
     Example:
-        >>> stream = OnnxStream("net.onnx")  # doctest: +SKIP
-        >>> y = stream(torch.rand(1, 4))  # doctest: +SKIP
+        >>> import tempfile
+        >>> from tracetorch.export.onnx_file import onnx
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     onnx(LIF(2, beta=0.5), f"{folder}/lif.onnx", torch.rand(1, 2))
+        ...     stream = OnnxStream(f"{folder}/lif.onnx")
+        >>> [stream(torch.tensor([[0.75, 0.25]])).tolist() for _ in range(2)]
+        [[[0.0, 0.0]], [[1.0, 0.0]]]
+        >>> stream.get_states()
+        {'mem': tensor([[0.1250, 0.3750]])}
     """
 
     def __init__(

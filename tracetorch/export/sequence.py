@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tracetorch.export.probe import BATCHES, resized
-from tracetorch.export.step import exported, explained, free_sizes
+from tracetorch.export.step import explained, exported, free_sizes
 from tracetorch.unrolling.inputs import inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
@@ -67,9 +67,10 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         {name: free_sizes(port, batch) for name, port in probed.states.items()},
     )
     with torch.no_grad(), explained(model):
-        return torch.export.export(
+        scanned: ExportedProgram = torch.export.export(
             _Scanned(program), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
+    return scanned
 
 
 class _Scanned(nn.Module):
@@ -88,7 +89,7 @@ class _Scanned(nn.Module):
             if spec.target is not None:
                 held = program.state_dict.get(spec.target, program.constants.get(spec.target))
                 name = spec.target.replace(".", "/")
-                self.register_buffer(f"/{name}", held.detach())  # type: ignore[union-attr]
+                self.register_buffer(f"/{name}", held.detach())
                 self._held.append(f"/{name}")
         self._scan = _scan()
 

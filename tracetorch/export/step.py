@@ -27,11 +27,11 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 
         y, states = program.module()(x, states)
 
-    ``states`` is a flat dict, named as by ``tt.get_states``, in and out; ``tt.export.initial_states``
-    makes the zeros of the first step. The batch is free. The program is that of the model in eval
-    mode, without gradients: a spike is ``u > 0``, and the constrained parameters of the neuron
-    layers are constants in it, so that no other runtime's sigmoid can move a threshold. The model
-    is left as it was.
+    ``states`` is a flat dict, in and out, named as by ``tt.get_states``;
+    ``tt.export.initial_states`` makes the zeros of the first step. The batch is free. The program
+    is that of the model in eval mode, without gradients: a spike is ``u > 0``, and the constrained
+    parameters of the neuron layers are constants in it, so that no other runtime's sigmoid can
+    move a threshold. The model is left as it was.
 
     Args:
         model: any module whose call is one time step.
