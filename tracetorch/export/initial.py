@@ -23,7 +23,7 @@ def initial_states(
     Args:
         program: what ``tt.export.step`` or ``tt.export.sequence`` gave.
         batch: size of the batch.
-        device: where; the CPU if left out.
+        device: where; if left out, where the program is.
 
     Raises:
         TypeError: ``program`` is no ``ExportedProgram``, or ``batch`` no integer.
@@ -37,11 +37,14 @@ def initial_states(
                 [0., 0., 0.]])}
     """
     size = check_count("batch", batch)
-    return {name: port.zeros(size, device) for name, port in state_ports(program).items()}
+    return {
+        name: port.zeros(size, place if device is None else device)
+        for name, (port, place) in _states(program).items()
+    }
 
 
-def state_ports(program: ExportedProgram) -> dict[str, Port]:
-    """Shape and dtype of every state of a program, by name."""
+def _states(program: ExportedProgram) -> dict[str, tuple[Port, torch.device]]:
+    """Shape and dtype of every state of a program, and its device, by name."""
     if not isinstance(program, ExportedProgram):
         raise TypeError(
             f"program must be an ExportedProgram, got {type(program).__name__}. "
@@ -63,13 +66,11 @@ def state_ports(program: ExportedProgram) -> dict[str, Port]:
                 symbols |= size.node.expr.free_symbols
     if len(symbols) > 1:
         raise ValueError(f"the program's states follow several sizes, {symbols}, not one batch.")
-    return {
-        name: Port(
-            tuple(_told(size, symbols) for size in state.shape),
-            str(state.dtype).removeprefix("torch."),
-        )
-        for name, state in states.items()
-    }
+    ports: dict[str, tuple[Port, torch.device]] = {}
+    for name, state in states.items():
+        shape = tuple(_told(size, symbols) for size in state.shape)
+        ports[name] = Port(shape, str(state.dtype).removeprefix("torch.")), state.device
+    return ports
 
 
 def _told(size: int | SymInt, symbols: set[Any]) -> int | str:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tracetorch.export.explained import explained
 from tracetorch.export.probe import BATCHES, resized
-from tracetorch.export.step import explained, exported, free_sizes
+from tracetorch.export.step import exported, free_sizes
 from tracetorch.unrolling.inputs import inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
@@ -66,7 +67,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         pytree.tree_map(lambda _: {0: free, 1: batch}, given),
         {name: free_sizes(port, batch) for name, port in probed.states.items()},
     )
-    with torch.no_grad(), explained(model):
+    with torch.no_grad(), explained(model, RuntimeError):
         scanned: ExportedProgram = torch.export.export(
             _Scanned(program), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})

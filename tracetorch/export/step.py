@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tracetorch.export.as_it_was import as_it_was
+from tracetorch.export.explained import explained
 from tracetorch.export.port import Port
 from tracetorch.export.probe import BATCHES, Probed, probe, resized
 from tracetorch.snn.module import check_module
@@ -73,20 +72,10 @@ def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
         resized(given, BATCHES[0]),
         {name: port.zeros(BATCHES[0], _device(given)) for name, port in probed.states.items()},
     )
-    with as_it_was(model), explained(model):
+    with as_it_was(model), explained(model, RuntimeError):
         program = torch.export.export(
             ExplicitStep(model, probed), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
-    changed = {
-        **program.graph_signature.buffers_to_mutate,
-        **program.graph_signature.user_inputs_to_mutate,
-    }
-    if changed:
-        names = [name.removeprefix("model.") for name in changed.values()]
-        raise ValueError(
-            f"one step of {type(model).__name__} changes {', '.join(map(repr, names))} in place. "
-            "Keep what must last as a state of an snn.Neuron; leave inputs and buffers as they are."
-        )
     return program, probed
 
 
@@ -153,20 +142,6 @@ def free_sizes(port: Port, batch: Any) -> dict[int, Any]:
             factor = port.sizes(1)[dim]
             free[dim] = batch if factor == 1 else factor * batch
     return free
-
-
-@contextmanager
-def explained(model: nn.Module) -> Iterator[None]:
-    """Around PyTorch's tracing: says what it was for, and how a model is made fit for it."""
-    try:
-        yield
-    except RuntimeError as reason:
-        told = str(reason).strip().partition("\n")[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported with a free batch: {told} Keep sizes and "
-            "branches in forward free of the batch's size and of the values of tensors; batch "
-            "first, x.flatten(1) instead of x.view(2, -1)."
-        ) from reason
 
 
 def _is_one_of(value: Tensor, others: list[Tensor]) -> bool:
