@@ -67,9 +67,10 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         pytree.tree_map(lambda _: {0: free, 1: batch}, given),
         {name: free_sizes(port, batch) for name, port in probed.states.items()},
     )
+    over_time = _Scanned(program)
     with torch.no_grad(), explained(model, RuntimeError):
         scanned: ExportedProgram = torch.export.export(
-            _Scanned(program), example, dynamic_shapes=dynamic, strict=False
+            over_time, example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
     return scanned
 
