@@ -73,7 +73,8 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and PyTorch each have their own
-        told = str(error).partition("\n")[0]
+        # PyTorch's advice to run whatever the file holds is not ours
+        told = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n")[:3]).strip()
         raise ValueError(
             f"torch.load(..., weights_only=True) cannot read {str(file)!r}: {told} It is damaged, "
             "or holds more than tensors; save model.state_dict() alone, or use tt.save."
