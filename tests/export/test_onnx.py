@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import tracetorch as tt
-from tests.cases import layer, sequence
+from tests.cases import PLACES, configurations, layer, sequence, vary
 from tests.export.models import (
     Adaptive,
     Folded,
@@ -25,6 +26,7 @@ from tests.export.models import (
     reference,
     sample_of,
 )
+from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
 from tracetorch.export.interface import Interface, filled, leaves, named
 from tracetorch.export.port import Port, port_of
@@ -71,7 +73,7 @@ def test_every_layer_is_bitwise_what_it_is_in_pytorch(tmp_path: Path) -> None:
     "name",
     [
         "skip",
-        "conv",
+        pytest.param("conv", marks=pytest.mark.slow),
         pytest.param("dense", marks=pytest.mark.slow),
         pytest.param("recurrent", marks=pytest.mark.slow),
     ],
@@ -112,6 +114,32 @@ def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(5, 3, 8, dtype=torch.float32)
     assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("synapse", [False, True])
+@pytest.mark.parametrize("recurrence", [False, True])
+def test_configurations_are_bitwise_what_they_are_in_pytorch(
+    synapse: bool, recurrence: bool, tmp_path: Path
+) -> None:
+    every = list(configurations(synapse, recurrence))
+    chosen = random.Random(0).sample(every, 24)
+    cells = [snn.LeakyIntegrator(3, dim=PLACES[i % 3][0], **c) for i, c in enumerate(chosen)]
+    model = Parallel(cells)
+    vary(model)
+    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3, 3, 3))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    x = sequence(30, 2, 3, 3, 3, dtype=torch.float32)
+    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+
+
+class Parallel(nn.Module):
+    def __init__(self, cells: list[snn.LeakyIntegrator]) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(cells)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(cell(x) for cell in self.cells)
 
 
 def assert_agree(

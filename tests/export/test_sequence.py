@@ -22,7 +22,7 @@ from tests.export.models import (
     "name",
     [
         "skip",
-        "recurrent",
+        pytest.param("recurrent", marks=pytest.mark.slow),
         pytest.param("dense", marks=pytest.mark.slow),
         pytest.param("conv", marks=pytest.mark.slow),
     ],

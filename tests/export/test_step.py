@@ -51,6 +51,7 @@ def test_a_model_computes_what_it_computes_in_pytorch(name: str) -> None:
         assert_equal(after, last)
 
 
+@pytest.mark.slow
 def test_the_demos_network_is_exported() -> None:
     model = ConvSNN()
     program = tt.export.step(model, torch.rand(1, 1, 28, 28))
@@ -247,6 +248,21 @@ def test_states_of_another_batch_are_refused_by_the_program() -> None:
     program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
     with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|Expected input"):
         program.module()(torch.rand(4, 3), tt.export.initial_states(program, 1))
+
+
+def test_states_of_a_program_that_follow_no_batch() -> None:
+    class Grows(nn.Module):
+        def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+            return x.sum(0) + states["mem"][1:].sum(0)
+
+    size = torch.export.Dim("size")
+    program = torch.export.export(
+        Grows(),
+        (torch.rand(4, 3), {"mem": torch.rand(5, 3)}),
+        dynamic_shapes=({0: size}, {"mem": {0: size + 1}}),
+    )
+    with pytest.raises(ValueError, match=r"a state of the program has the size .* \+ 1"):
+        tt.export.initial_states(program, 2)
 
 
 def test_initial_states_ask_for_a_program_of_ours() -> None:

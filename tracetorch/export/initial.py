@@ -78,4 +78,6 @@ def _told(size: int | SymInt, symbols: set[Any]) -> int | str:
         return size
     (batch,) = symbols
     factor = int(size.node.expr.subs(batch, 1))
+    if size.node.expr != factor * batch:
+        raise ValueError(f"a state of the program has the size {size.node.expr}, of {batch}.")
     return "batch" if factor == 1 else f"{factor}*batch"

@@ -72,7 +72,7 @@ def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
         resized(given, BATCHES[0]),
         {name: port.zeros(BATCHES[0], _device(given)) for name, port in probed.states.items()},
     )
-    with as_it_was(model), explained(model, RuntimeError):
+    with as_it_was(model), torch.no_grad(), explained(model, RuntimeError):
         program = torch.export.export(
             ExplicitStep(model, probed), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
