@@ -207,6 +207,22 @@ def test_what_cannot_be_exact_is_refused_and_changes_nothing(how: str, told: str
     assert model.seen == []
 
 
+class Writes(snn.Neuron):
+    """Writes into the state it is given, which is the caller's in an exported program."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x, mem):
+        mem.mul_(0.5).add_(x)
+        return mem + 0.0, mem
+
+
+def test_a_step_that_writes_into_its_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="one step changes 'the state mem' in Writes"):
+        tt.export.step(Writes(3), torch.rand(2, 3))
+
+
 @pytest.mark.parametrize(
     ("sample", "error", "told"),
     [

@@ -41,7 +41,7 @@ class Probed:
 
 
 def probe(model: nn.Module, sample: Any) -> Probed:
-    """Run one step from rest for two sizes of the batch, on tensors without values.
+    """Run two steps from rest for two sizes of the batch, on tensors without values.
 
     Args:
         model: any module; it is as before afterwards.
@@ -76,9 +76,14 @@ def probe(model: nn.Module, sample: Any) -> Probed:
             before = AsItWas(model)
             with explained(model, *about_the_trace):
                 call(model, given)
+                seen.append(get_states(model, detach=False))
+                # a second step may write into what the first one left
+                for name, state in seen[-1].items():
+                    watched[f"the state {name}"] = state
+                    versions[f"the state {name}"] = state._version
+                call(model, given)
             kept = before.changes()
             kept += [name for name, t in watched.items() if t._version != versions[name]]
-            seen.append(get_states(model, detach=False))
         if kept:
             raise ValueError(
                 f"one step changes {', '.join(map(repr, kept))} in {type(model).__name__}. The "
