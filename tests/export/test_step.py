@@ -190,7 +190,7 @@ class Broken(snn.TTModule):
         ("attribute", "one step changes 'last' in Broken.*as a state of an snn.Neuron"),
         ("number", "one step changes 'calls' in Broken"),
         ("buffer", "one step changes 'count' in Broken"),
-        ("list", r"one step changes 'seen\[0\]' in Broken"),
+        ("list", r"one step changes 'seen\[0\]', 'seen\[1\]' in Broken"),
         ("in place", "one step changes 'count' in Broken"),
         ("input", "one step changes 'the input' in Broken.* in a copy"),
     ],

@@ -30,8 +30,8 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     free. Shapes and dtypes stand in the file's metadata under ``tracetorch``, so that zeros can be
     made for the first step; :class:`tt.export.OnnxStream` does.
 
-    The file is that of the model in eval mode. The neurons compute in it what they compute in
-    PyTorch, bit for bit; matrix products and convolutions round as the runtime likes.
+    The file is that of the model in eval mode. In onnxruntime on the CPU the neurons compute what
+    they compute in PyTorch, bit for bit; matrix products and convolutions round as a runtime likes.
 
     Args:
         model: any module whose call is one time step; it is left as it was.
