@@ -111,9 +111,10 @@ def test_a_mask_covers_targets_over_time_too(function: Any, options: Any, mask: 
     target = spiking(*mask.shape, C, seed=1)
     if function is loss.temporal_cross_entropy:
         target = target.abs().softmax(-1)
-    together = function(
-        poisoned(x, mask), poisoned(target, mask), mask=mask, reduction="none", **options
-    )
+    padded = poisoned(target, mask).requires_grad_()
+    together = function(poisoned(x, mask), padded, mask=mask, reduction="none", **options)
+    (grad,) = torch.autograd.grad(together.sum(), padded)
+    assert bool((grad[~mask] == 0).all())
     for b, (own, its) in enumerate(zip(alone(x, mask), alone(target, mask), strict=True)):
         torch.testing.assert_close(together[b], function(own, its, **options))
 
