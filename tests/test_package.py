@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch as tt
-from tracetorch import functional, loss, snn
+from tracetorch import decode, encode, functional, loss, snn
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(tt.__file__).parent
@@ -61,7 +61,7 @@ def test_typed_and_versioned() -> None:
     assert f"## {tt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("room", [tt, functional, loss, tt.plot, snn])
+@pytest.mark.parametrize("room", [tt, decode, encode, functional, loss, tt.plot, snn])
 def test_public_names_are_listed_and_documented(room: Any) -> None:
     assert len(set(room.__all__)) == len(room.__all__)
     for name in room.__all__:

@@ -6,7 +6,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import decode, functional, fuse, loss, snn
+from tracetorch.grouping import param_groups
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -14,18 +15,20 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("plot",)
-
+_LATE_ROOMS: tuple[str, ...] = ("encode", "plot")
 if TYPE_CHECKING:
-    from tracetorch import plot
+    from tracetorch import encode, plot
 
 __all__ = [
     "__version__",
+    "decode",
     "detach_states",
+    "encode",
     "functional",
     "fuse",
     "get_states",
     "loss",
+    "param_groups",
     "plot",
     "set_states",
     "snn",

@@ -31,7 +31,7 @@ def streamed(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def is_compiled(made: snn.Neuron) -> bool:
-    return made._stepper is not None and made._stepper.call is not None
+    return bool(made._steppers) and made._steppers[0].call is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -163,7 +163,7 @@ def test_a_copy_streams_by_itself(copied: Any) -> None:
     with torch.no_grad():
         stepped(made, x[:4])
         twin = copied(made)
-        assert twin._stepper is None
+        assert twin._steppers == []
         assert torch.equal(stepped(twin, x[4:]), stepped(made, x[4:]))
         made.zero_states()
         assert twin.mem is not None
@@ -211,3 +211,53 @@ def test_it_is_chosen_like_any_backend() -> None:
         assert stream(made, torch.ones(1, 2)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
+
+
+def test_shapes_that_alternate_find_their_settled_step_again() -> None:
+    made = layer("BSLIF", 5)
+    inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in (1, 2, 3, 4, 5, 6)]
+    settled: dict[int, Any] = {}
+    for x in (*inputs[:4], *inputs[:4]):
+        expected, _ = reference(made, x[None])
+        out, _ = streamed(made, x[None])
+        assert torch.equal(out, expected)
+        assert settled.setdefault(len(x), made._steppers[0]) is made._steppers[0]
+    for x in inputs[4:]:
+        streamed(made, x[None])
+    assert len(made._steppers) == 4
+
+
+def test_arguments_that_are_overridden_may_read_what_nobody_watches() -> None:
+    class Scaled(snn.LIF):
+        gain = 1.0
+
+        def arguments(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+            given = super().arguments(ndim, dtype)
+            return {**given, "beta": given["beta"] * self.gain}
+
+    layer, x = Scaled(3), torch.full((1, 3), 0.25)
+    with torch.no_grad():
+        layer(x)
+        layer.gain = 0.0
+        layer(x)
+    assert torch.equal(layer.mem, x)
+
+
+def _helper(u: Tensor) -> Tensor:
+    return u * 2
+
+
+def test_a_helper_that_is_defined_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Helped(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return _helper(x) + mem, mem
+
+    layer, x = Helped(3), torch.ones(1, 3)
+    with torch.no_grad():
+        assert stream(layer, x) is not None
+        assert torch.equal(layer(x), 2 * x)
+        monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
+        assert torch.equal(layer(x), 3 * x)

@@ -88,10 +88,13 @@ def _of(value: Any, name: str, seen: _Seen) -> Hashable:
 
 
 def _is_stable(owner: Any) -> bool:
-    return str(getattr(owner, "__module__", "")).split(".")[0] in _STABLE
+    return str(getattr(owner, "__module__", "")).partition(".")[0] in _STABLE
 
 
 def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashable:
+    holds = function.__closure__ or function.__defaults__ or function.__kwdefaults__
+    if not holds and _is_stable(function):
+        return function
     cells = [
         _of(cell.cell_contents, name, seen)
         for cell in function.__closure__ or ()
@@ -150,6 +153,21 @@ def reads_nothing(function: Any) -> bool:
         else callable(held) and held is not function and reads_nothing(held)
         for held in read
     )
+
+
+def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
+    """What a function that :func:`reads_nothing` calls by a global name: where, name, callable.
+
+    Names can be bound anew, as a notebook does when a cell runs again.
+    """
+    if _is_stable(function):
+        return []
+    found: list[tuple[dict[str, Any], str, object]] = []
+    for name in _names(function.__code__):
+        held = function.__globals__.get(name)
+        if held is not None and not isinstance(held, types.ModuleType):
+            found += [(function.__globals__, name, held), *helpers(held)]
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

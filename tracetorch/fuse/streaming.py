@@ -20,13 +20,15 @@ from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, unsuited
 from tracetorch.fuse.cache import compiled_at
 from tracetorch.fuse.choose import program_of
-from tracetorch.fuse.fingerprint import reads_nothing
+from tracetorch.fuse.cpu import spread
+from tracetorch.fuse.fingerprint import helpers, reads_nothing
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.numba import named_literals, print_lines, real_name
 from tracetorch.fuse.plan import Plan
 from tracetorch.snn.neuron import Neuron
 
 _MOST = 1 << 15  # lanes; for more, PyTorch's own threads are as fast
+_KEPT = 4  # shapes a layer stays settled for
 _PLAIN = (type(None), bool, int, float, str, Surrogate)  # options that cannot change unseen
 
 _SOURCE = '''"""One step of {layer}, printed by tracetorch.fuse."""
@@ -100,10 +102,13 @@ def stream(layer: Neuron, x: Tensor) -> Tensor | None:
         or x.is_neg()
     ):
         return None
-    stepper: Stepper | None = layer.__dict__["_stepper"]
-    if stepper is None or not stepper.fits(layer, x):
-        stepper = layer.__dict__["_stepper"] = Stepper(layer, x)
-    return stepper.step(layer, x)
+    steppers: list[Stepper] = layer.__dict__["_steppers"]
+    if not steppers or not steppers[0].fits(layer, x):
+        # the last one used comes first: a batch that comes and goes finds its own again
+        found = next((s for s in steppers if s.fits(layer, x)), None) or Stepper(layer, x)
+        rest = [s for s in steppers if s is not found][: _KEPT - 1]
+        layer.__dict__["_steppers"] = steppers = [found, *rest]
+    return steppers[0].step(layer, x)
 
 
 class Stepper:
@@ -127,6 +132,7 @@ class Stepper:
         self.left: list[Tensor] = []
         plan = self._plan(layer, x)
         self.call: Callable[..., None] | None = None
+        self.helpers = helpers(layer.step) if plan is not None else []
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -147,7 +153,7 @@ class Stepper:
             not 0 < x.numel() <= _MOST
             or x.dtype not in (torch.float32, torch.float64)
             or not all(isinstance(option, _PLAIN) for option in self.options)
-            or not all(map(reads_nothing, (layer.step, *map(type, self.options))))
+            or not all(map(reads_nothing, (layer.step, layer.arguments, *map(type, self.options))))
             or unsuited("numba", x.device) is not None
         ):
             return None
@@ -162,8 +168,10 @@ class Stepper:
         """Whether it was settled for such an input, and for the options that hold now."""
         if x.shape != self.shape or x.dtype is not self.dtype or x.device != self.device:
             return False
-        return layer.step is self.of and all(
-            map(operator.is_, map(layer.__dict__.get, self.names), self.options)
+        return (
+            layer.step is self.of
+            and all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
+            and all(place.get(name) is held for place, name, held in self.helpers)
         )
 
     def step(self, layer: Neuron, x: Tensor) -> Tensor | None:
@@ -198,11 +206,11 @@ class Stepper:
                 return
         arguments = layer.arguments(len(self.shape), self.dtype)
         places = self.packed.reshape(-1, layer.num_neurons, self.inner)
-        for place, name in zip(places, self.params, strict=False):
-            place[...] = arguments[name].detach().numpy().reshape(-1, 1)
+        spread([arguments[name] for name in self.params], places[: len(self.params)])
         seen = []
         for raw in self.raws:
             now = getattr(layer, raw).detach().reshape(-1)
-            view = now.view(torch.uint8).numpy()  # keeps the memory, so that the address stays its
+            # keeps the memory, so that the address stays its; .numpy() would keep it from FSDP
+            view = np.from_dlpack(now.view(torch.uint8))
             seen.append((now.data_ptr(), view, view.tobytes()))
         self.seen = tuple(seen)

@@ -192,8 +192,27 @@ def _spread_on(root: nn.Module) -> None:
             _spreading.awaited = None
 
 
+class _SpreadingCompiled:
+    """As :class:`_Spreading`; a plain object, which torch.compile can follow."""
+
+    def __init__(self) -> None:
+        # set here, not on the class: a program is compiled for the attributes that there are
+        self.act = ""
+        self.where: Tensor | None = None
+        self.reached: list[nn.Module] | None = None
+        self.awaited: nn.Module | None = None
+
+
+_spreading_compiled = _SpreadingCompiled()  # while a program is traced; it never runs in it
+
+
 def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
     """The same inside ``torch.compile``, which can follow registered modules alone."""
+    now = _spreading_compiled
+    if now.awaited is root and now.act == act and now.where is where:
+        now.awaited = None
+        _spread_on_compiled(root)
+        return
     # an export raises by itself, at the first step of a layer that was not reached
     if not is_exporting() and _has_hidden_states(root):
         torch._dynamo.graph_break(
@@ -204,16 +223,31 @@ def _spread_compiled(root: nn.Module, act: str, where: Tensor | None) -> None:
         return
     if where is not None:
         check_mask(where)
+    outer = (now.act, now.where, now.reached, now.awaited)
+    now.act, now.where, now.reached, now.awaited = act, where, [root], None
+    try:
+        _spread_on_compiled(root)
+    finally:
+        now.act, now.where, now.reached, now.awaited = outer
+
+
+def _spread_on_compiled(root: nn.Module) -> None:
+    now = _spreading_compiled
+    reached = now.reached or []
+    act, given = now.act, _given(now.where)
     pending = list(root.children())
-    reached: list[nn.Module] = []
+    passed: list[nn.Module] = []
     for module in pending:
-        if any(module is other for other in reached):
+        if any(module is other for other in passed):
             continue
-        reached.append(module)
-        if isinstance(module, TTModule):
-            getattr(module, act)(**_given(where))
-        else:
+        passed.append(module)
+        if not isinstance(module, TTModule):
             pending.extend(module.children())
+        elif not any(module is other for other in reached):
+            reached.append(module)
+            now.awaited = module
+            getattr(module, act)(**given)
+            now.awaited = None
 
 
 # as torch.compiler.disable, but without importing the compiler before it is used

@@ -52,7 +52,12 @@ class LayerPass:
             self.recording.whole(layer, name, trajectory)
         if "output" in wanted:
             self.recording.whole(layer, "output", y)
-        return y.flatten(0, 1)
+        if wanted or not y.is_contiguous():
+            return y.flatten(0, 1)
+        # as flatten, but not a view: FSDP loses gradients where a module's output is one and is
+        # changed in place
+        folded: Tensor = torch.ops.aten._unsafe_view(y, (y.shape[0] * y.shape[1], *y.shape[2:]))
+        return folded
 
 
 @contextmanager

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
+
+
+@asked_once
+def _matches(path: str, pattern: str) -> bool:
+    """``fnmatchcase``, which torch.compile cannot trace."""
+    return fnmatchcase(path, pattern)
 
 
 class Recording:
@@ -45,7 +52,7 @@ class Recording:
             found = {
                 path
                 for path, (_, name) in names.items()
-                if entry in (name, path) or fnmatchcase(path, entry)
+                if entry in (name, path) or _matches(path, entry)
             }
             if not found:
                 near = difflib.get_close_matches(entry, [*names, *{n for _, n in names.values()}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from tracetorch.snn.module import check_module
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.states import HeldStates
 from tracetorch.snn.walk import modules_of
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, inputs
@@ -78,30 +79,44 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     given = inputs(x, steps, time_dim, batched)
-    layers = [(path, m) for path, m in modules_of(model) if isinstance(m, Neuron)]
+    modules = modules_of(model)
+    layers = [(path, m) for path, m in modules if isinstance(m, Neuron)]
     recording = Recording(record, layers)
-    before = [(layer, name, getattr(layer, name)) for _, layer in layers for name in layer.states]
+    before = HeldStates([layer for _, layer in layers])
     try:
         if by == "layer":
             if check:
                 check_both_ways(model, given)
-            y = _by_layer(model, given, recording)
+            if any(isinstance(m, Recurrent) for _, m in modules):
+                modules = modules_of(model, closed=Recurrent)
+            y = _by_layer(model, modules, given, recording)
         else:
             y = _by_step(model, given, recording, [layer for _, layer in layers])
         trajectories = {
             path: _placed(trajectory, time_dim, batched)
             for path, trajectory in recording.result(given.steps).items()
         }
-        y = pytree.tree_map_only(Tensor, lambda leaf: _placed(leaf, time_dim, batched), y)
+        y = _mapped(lambda leaf: _placed(leaf, time_dim, batched), y)
     except BaseException:
-        for layer, name, state in before:
-            setattr(layer, name, state)
+        before.put_back()
         raise
     return y if record is None else (y, trajectories)
 
 
+def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """``tree`` with every leaf changed; most models return a single tensor."""
+    return change(tree) if type(tree) is Tensor else pytree.tree_map(change, tree)
+
+
 def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
-    leaf = leaf if batched else leaf.squeeze(1)
+    if not batched:
+        if leaf.ndim < 2 or leaf.shape[1] != 1:
+            raise ValueError(
+                "batched=False gives the model a batch of one and takes it away again, but an "
+                f"output over time has shape {list(leaf.shape)}, without that batch at dimension "
+                "1. Keep the batch in the output, or give an input with a batch."
+            )
+        leaf = leaf.squeeze(1)
     if not -leaf.ndim <= time_dim < leaf.ndim:
         raise ValueError(
             f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
@@ -110,8 +125,9 @@ def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
     return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
 
-def _by_layer(model: nn.Module, given: Inputs, recording: Recording) -> Any:
-    modules = modules_of(model, closed=Recurrent)
+def _by_layer(
+    model: nn.Module, modules: list[tuple[str, nn.Module]], given: Inputs, recording: Recording
+) -> Any:
     reason = refusal(modules)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
@@ -138,7 +154,7 @@ def _by_layer(model: nn.Module, given: Inputs, recording: Recording) -> Any:
             )
         return torch.unflatten(leaf, 0, (T, given.batch))
 
-    return pytree.tree_map(unfolded, y)
+    return _mapped(unfolded, y)
 
 
 def _by_step(
