@@ -16,10 +16,10 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("encode", "export")
+_LATE_ROOMS: tuple[str, ...] = ("encode", "export", "plot")
 
 if TYPE_CHECKING:
-    from tracetorch import encode, export
+    from tracetorch import encode, export, plot
 
 __all__ = [
     "__version__",
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "loss",
     "param_groups",
+    "plot",
     "save",
     "set_states",
     "snn",
