@@ -55,7 +55,7 @@ def test_the_figures_are_those_of_the_single_functions() -> None:
 
 
 def test_memory_and_time() -> None:
-    table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6))
+    table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     rows = {row.path: row for row in table.rows}
     assert rows["1"].output_bytes == 4 * 9 * 5 * 64
     assert rows["1"].held_bytes == 4 * (2 * 4 + 5 * 64)
@@ -72,7 +72,7 @@ def test_the_time_of_a_layer_is_its_own() -> None:
             return x + 1
 
     model = nn.Sequential(snn.LIF(4), Slow(), nn.ReLU())
-    table = metrics.profile(model, torch.rand(10, 1, 4))
+    table = metrics.profile(model, torch.rand(10, 1, 4), repeats=1)
     assert table.rows[1].seconds >= 0.03
     assert table.seconds >= table.rows[1].seconds
     assert metrics.profile(model, torch.rand(3, 1, 4), by="step").rows[1].seconds >= 0.09
@@ -108,6 +108,20 @@ def test_what_cannot_be_counted_is_told_as_unknown() -> None:
     assert row.dense is None
     assert row.energy_pj is None
     assert row.parameters == 14
+
+
+def test_a_layer_that_gives_no_tensor_and_one_that_is_not_called() -> None:
+    class Model(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.idle, self.out = nn.LSTM(4, 3), nn.Linear(2, 2), snn.LIF(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.cell(x)[0])
+
+    lines = str(metrics.profile(Model(), torch.rand(5, 2, 4), by="step")).splitlines()
+    assert lines[2].split()[:4] == ["cell", "LSTM", "-", "108"]
+    assert lines[3].split()[:5] == ["idle", "Linear", "not", "called", "6"]
 
 
 def test_errors() -> None:

@@ -22,7 +22,8 @@ class LayerProfile:
     Args:
         path: where it stands.
         kind: its class.
-        shape: its output at one step, without the batch; ``None``: it was not called.
+        shape: its output at one step, without the batch; ``None``: it was not called, or gives
+            something else than a tensor.
         parameters: its own parameter values; shared ones stand where they are met first.
         rate: share of steps with a spike.
         dead: share of neurons that never fire.
@@ -135,7 +136,7 @@ class Profile:
             (
                 row.path or "(model)",
                 row.kind,
-                "not called" if row.shape is None else "x".join(map(str, row.shape)) or "1",
+                _shape(row),
                 f"{row.parameters:,}",
                 *map(_percent, (row.rate, row.dead, row.saturated)),
                 *map(_count, (row.synops, row.dense)),
@@ -171,6 +172,12 @@ class Profile:
             "time and memory (parameters, states, outputs) of the whole batch.",
             f"Energy: {self.assumptions}.",
         )
+
+
+def _shape(row: LayerProfile) -> str:
+    if row.shape is None:
+        return "-" if row.seconds else "not called"
+    return "x".join(map(str, row.shape)) or "1"
 
 
 def _percent(share: float | None) -> str:
