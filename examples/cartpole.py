@@ -72,7 +72,6 @@ class ActorCritic(snn.TTModule):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One time step."""
         y = self.body(x)
-        self.sent = y.detach()  # for the figure
         return self.actor(y), self.critic(y).squeeze(-1)
 
 
@@ -187,28 +186,28 @@ def draw(options: argparse.Namespace, data: Tensor, model: nn.Module) -> Figure:
     envs = carts(1)
     seen, _ = envs.reset(seed=0)
     tt.zero_states(model)
-    states, spikes, pushes = [], [], []
+    states = []
     for _ in range(150):
         x = torch.as_tensor(seen) * data
         logits, _ = model(x)
-        states.append(x[0])
-        # what the last spiking layer sends, from its own input
-        spikes.append(model.sent[0])
-        pushes.append(logits.softmax(1)[0, 1])
+        states.append(x)
         seen, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
         if terminated | truncated:
             break
-    tt.zero_states(model)
     envs.close()
+    tt.zero_states(model)
+    # once more as a whole, to see what it sends
+    (logits, _), seen = tt.unroll(model, torch.stack(states), record=["body.3.output"])
+    tt.zero_states(model)
     # a figure of its own, not pyplot's: it opens no window
     figure = Figure(figsize=(9, 7), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    top.plot(torch.stack(states).numpy(), label=["position", "velocity", "angle", "its velocity"])
+    top.plot(torch.cat(states).numpy(), label=["position", "velocity", "angle", "its velocity"])
     top.set(title="one try: what comes in (scaled)")
     top.legend(ncols=4, fontsize="small")
-    middle.imshow(torch.stack(spikes).T.numpy(), aspect="auto", cmap="gray_r")
-    middle.set(ylabel="neurons of layer 2")
-    bottom.plot(torch.stack(pushes).numpy())
+    tt.plot.raster(seen, ax=middle)
+    middle.set(xlabel="")
+    bottom.plot(logits[:, 0].softmax(1)[:, 1].numpy())
     bottom.set(ylabel="probability to push right", xlabel="step")
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import statistics
@@ -21,8 +20,8 @@ from torch import nn
 
 import tracetorch
 from tracetorch.demo.options import count, rate, seed_number
-from tracetorch.demo.training import save
 from tracetorch.extras import require
+from tracetorch.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +124,7 @@ def run(
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
     try:
-        require("matplotlib", "safetensors", "tqdm", extra="demo", by=f"examples.{task}")
+        require("matplotlib", "tqdm", extra="examples", by=f"examples.{task}")
         options.out.mkdir(parents=True, exist_ok=True)
         data = load(options)
         for seed in options.seeds:
@@ -149,7 +148,7 @@ def run(
             )
             name = re.sub(r"[^\w+.]+", "-", configuration)
             path = options.out / f"{name}-seed{seed}.safetensors"
-            save(model, path)
+            tracetorch.save(model, path)
             draw(options, data, model).savefig(path.with_suffix(".png"))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             print(
@@ -191,12 +190,8 @@ def record(row: Row, folder: Path) -> None:
     rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
     rows.sort(key=_key)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> list[Row]:

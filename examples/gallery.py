@@ -96,7 +96,7 @@ def main() -> None:
         "raster": tt.plot.raster(sent, title="spikes of one sample"),
         "raster_busiest": tt.plot.raster(seen["3.output"], limit=12),
         "state_trace": tt.plot.state_trace(
-            seen["3.mem"], neurons=[2, 9], spikes=seen["3.output"], thresholds=model[3]
+            seen["1.mem"], neurons=[8, 12], spikes=seen["1.output"], thresholds=model[1]
         ),
         "states_of_a_neuron": tt.plot.state_trace(
             {"3.mem": seen["3.mem"], "3.syn": seen["3.syn"]},

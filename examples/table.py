@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import re
 import shlex
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples import common, networks
+from tracetorch.files import replacing
 
 README = Path(__file__).parent / "README.md"
 THREE = "--seeds 0 1 2"
@@ -57,12 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if made != page:
             print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
         return int(made != page)
-    unfinished = README.with_name(f".{README.name}.{os.getpid()}")
-    try:
+    with replacing(README) as unfinished:
         unfinished.write_text(made)
-        os.replace(unfinished, README)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return 0
 
 

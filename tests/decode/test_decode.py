@@ -68,6 +68,12 @@ def test_the_first_spike_s_gradient_is_what_one_spike_more_would_change(mask: Te
         assert grad[tuple(index)] == change.sum()
 
 
+def test_a_downward_spike_has_the_gradient_of_an_upward_one_with_its_sign() -> None:
+    x = torch.tensor([0.0, -1.0, 0.0, 1.0], requires_grad=True)
+    decode.first_spike(x).backward()
+    assert x.grad.tolist() == [-1.0, 2.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("decoder", [decode.count, decode.rate, decode.last, decode.maximum])
 def test_gradients_against_differences(decoder: Any) -> None:
     mask = torch.tensor([[True, True], [False, True], [True, False]])

@@ -67,6 +67,25 @@ def test_the_gradient_is_that_of_the_mean(kind: Any) -> None:
     torch.testing.assert_close(x.grad, 0.5 * weights.sum(0))
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda x: encode.rate(x, 3),
+        lambda x: encode.rate(x, 3, kind="poisson"),
+        lambda x: encode.latency(x, 3),
+        lambda x: encode.latency(x, 3, kind="exponential"),
+        lambda x: encode.delta(x, 0.1),
+        lambda x: encode.delta(x, 0.1, start=0.0),
+        lambda x: encode.population(x, 3),
+        lambda x: encode.repeat(x, 3),
+    ],
+)
+def test_nothing_leaves_the_device(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device without values, which does not mix with the CPU any more than a GPU does."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look at values
+    assert encoder(torch.empty(2, 4, device="meta")).device.type == "meta"
+
+
 def test_what_rounding_puts_above_1_is_1() -> None:
     x = torch.tensor([1.0])
     assert encode.rate(x, 100, offset=1e-7, generator=seeded()).sum() == 100

@@ -111,9 +111,10 @@ def test_a_mask_covers_targets_over_time_too(function: Any, options: Any, mask: 
     target = spiking(*mask.shape, C, seed=1)
     if function is loss.temporal_cross_entropy:
         target = target.abs().softmax(-1)
-    together = function(
-        poisoned(x, mask), poisoned(target, mask), mask=mask, reduction="none", **options
-    )
+    padded = poisoned(target, mask).requires_grad_()
+    together = function(poisoned(x, mask), padded, mask=mask, reduction="none", **options)
+    (grad,) = torch.autograd.grad(together.sum(), padded)
+    assert bool((grad[~mask] == 0).all())
     for b, (own, its) in enumerate(zip(alone(x, mask), alone(target, mask), strict=True)):
         torch.testing.assert_close(together[b], function(own, its, **options))
 
@@ -150,6 +151,7 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("name", ALL)
 def test_compiles_whole(name: str) -> None:
+    torch._dynamo.reset()
     mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
     function = loss.van_rossum if name == "van_rossum" else ALL[name]
     rest: Any = (spiking(T, B, C, seed=1), 3.0) if name == "van_rossum" else (classes(B),)
@@ -158,6 +160,22 @@ def test_compiles_whole(name: str) -> None:
     )
     x = spiking(T, B, C)
     torch.testing.assert_close(compiled(x), function(x, *rest, mask=mask))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_leaves_the_device(
+    name: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device without values, which does not mix with the CPU any more than a GPU does."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look at values
+    x = torch.empty(T, B, C, device="meta")
+    function = loss.van_rossum if name == "van_rossum" else ALL[name]
+    rest: Any = (x, 3.0) if name == "van_rossum" else (classes(B).to("meta"),)
+    mask = torch.empty(T, B, device="meta") > 0 if masked else None
+    value = function(x, *rest, mask=mask, reduction="none")
+    assert value.device.type == "meta"
+    assert value.shape == (B,)
 
 
 # Against formulas
@@ -374,6 +392,7 @@ def test_a_target_that_does_not_fit_is_named(name: str) -> None:
     ("call", "error", "message"),
     [
         (lambda: loss.membrane_cross_entropy(X, Y, over="max"), ValueError, "'last', got 'max'"),
+        (lambda: loss.rate_cross_entropy(X, Y, scale=-1), ValueError, "positive .* got -1"),
         (lambda: loss.first_spike_cross_entropy(X, Y, tau=0), ValueError, "positive .* got 0"),
         (lambda: loss.van_rossum(X, X, math.inf), ValueError, "positive and finite.* got inf"),
         (lambda: loss.van_rossum(X, X[1:], 1), ValueError, r"one shape, got \[5, 4, 3\] and \[4"),

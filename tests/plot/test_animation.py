@@ -47,8 +47,8 @@ def test_shows_every_step_of_one_sample() -> None:
 def test_a_gif_has_its_frames_and_their_colours(tmp_path: Path) -> None:
     frames = torch.zeros(3, 1, 2, 8, 8)
     frames[1, 0, 0], frames[2, 0, 1] = 1, 1
-    tt.plot.save_animation(frames, tmp_path / "made" / "film.gif", fps=10)
-    with Image.open(tmp_path / "made" / "film.gif") as film:
+    tt.plot.save_animation(frames, tmp_path / "film.gif", fps=10)
+    with Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames == 3
         assert film.info["duration"] == 100
         middle = []
@@ -58,7 +58,7 @@ def test_a_gif_has_its_frames_and_their_colours(tmp_path: Path) -> None:
             middle.append(shown.getpixel((shown.width // 2, shown.height // 2)))
     expected = [np.rint(255 * np.array(to_rgb(c))) for c in ("#ffffff", OFF, ON)]
     assert np.abs(np.array(middle) - expected).max() <= 4  # GIF has 256 colours
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["film.gif"]
+    assert [path.name for path in tmp_path.iterdir()] == ["film.gif"]
 
 
 def test_a_page_holds_its_frames_and_asks_nobody(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_draws_on_the_axes_it_is_given_and_returns_them(name: str) -> None:
 @pytest.mark.parametrize("name", PLOTS)
 def test_without_axes_it_makes_a_figure_on_which_no_text_overlaps(name: str) -> None:
     ax = PLOTS[name]()
-    figure = ax.get_figure(root=True)
+    figure = ax.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     renderer = figure._get_renderer()  # type: ignore[attr-defined]
@@ -61,12 +61,15 @@ def test_axes_say_what_they_show(name: str) -> None:
     assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
 
 
-def test_pyplot_and_the_settings_stay_as_they_are() -> None:
+def test_matplotlib_comes_late_and_pyplot_and_the_settings_stay_as_they_are() -> None:
     code = (
-        "import matplotlib, sys\n"
+        "import sys\n"
+        "import tracetorch as tt\n"
+        "tt.plot\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import matplotlib\n"
         "before = matplotlib.rcParams.copy()\n"
         "from tests.plot.cases import PLOTS, drawn\n"
-        "import tracetorch as tt\n"
         "for draw in PLOTS.values():\n"
         "    draw()\n"
         "tt.plot.animate_events(drawn(2, 1, 2, 4, 4)).to_jshtml()\n"

@@ -23,7 +23,7 @@ def test_curves_are_densities_of_the_values() -> None:
     ax = tt.plot.distributions({"a": normal(4000), "b": normal(4000, 5.0, 1)}, "two")
     for line, mean in zip(ax.lines, (0.0, 5.0), strict=True):
         x, density = curve(line)
-        assert np.trapezoid(density, x) == pytest.approx(1.0, abs=1e-3)
+        assert density.sum() * (x[1] - x[0]) == pytest.approx(1.0, abs=1e-3)
         exact = np.exp(-0.5 * (x - mean) ** 2) / math.sqrt(2 * math.pi)
         assert np.abs(density - exact).max() < 0.03
 

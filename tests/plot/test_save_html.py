@@ -33,8 +33,8 @@ def block_of(page: str, layer: int, sample: int) -> str:
 
 def test_a_page_holds_the_run(tmp_path: Path) -> None:
     seen = recording()
-    tt.plot.save_html(seen, tmp_path / "new" / "run.html", title="A run")
-    page = (tmp_path / "new" / "run.html").read_text()
+    tt.plot.save_html(seen, tmp_path / "run.html", title="A run")
+    page = (tmp_path / "run.html").read_text()
     run = run_of(page)
     assert (run["title"], run["steps"], run["samples"]) == ("A run", 24, 3)
     assert [layer["path"] for layer in run["layers"]] == list(seen)

@@ -40,7 +40,9 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(OPTIONS), timeout=PATIENCE
+        )
         yield chromium
         chromium.close()
 
@@ -405,6 +407,7 @@ def test_films_play_without_a_network(browser: Any, tmp_path: Path) -> None:
     place = tmp_path / "film.html"
     tt.plot.save_animation(drawn(3, 1, 1, 4, 4), place)
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
     asked: list[str] = []
     page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
     page.goto(place.as_uri())

@@ -52,8 +52,8 @@ def rate_cross_entropy(
         spikes: the output; a membrane gives its average over time.
         target: classes, or probabilities of classes.
         mask: ``[T, B]`` booleans, true where a step is real.
-        scale: steepness. Rates of spikes lie in [0, 1]: with ``scale=1`` a probability cannot
-            exceed ``e / (e + C - 1)``.
+        scale: steepness, positive. Rates of spikes lie in [0, 1]: with ``scale=1`` a probability
+            cannot exceed ``e / (e + C - 1)``.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
     Shape:
@@ -62,7 +62,8 @@ def rate_cross_entropy(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
+        ValueError: ``scale`` is not positive, shapes do not fit, a class is out of range, or a
+            sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
@@ -71,6 +72,8 @@ def rate_cross_entropy(
 
     """
     check_reduction(reduction)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}.")
     check_sequence("spikes", spikes, batched=True)
     return reduced(per_sample(scale * decode.rate(spikes, mask=mask), target), reduction)
 

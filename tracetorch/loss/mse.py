@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tracetorch import decode
@@ -156,7 +157,7 @@ def membrane_mse(
     else:
         aim = wanted(target, value[0], correct, incorrect)
     error = (filled(value, mask) - aim).square().flatten(0, 1)
-    each = over_neurons(error).unflatten(0, mem.shape[:2])  # type: ignore[no-untyped-call]
+    each = torch.unflatten(over_neurons(error), 0, mem.shape[:2])
     return reduced(filled(each, mask).sum(0) / lengths(each, mask), reduction)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from tracetorch.files import replacing
 from tracetorch.plot.canvas import COLOURS, canvas, titled
 from tracetorch.plot.recorded import Array, array, index, tensors
-from tracetorch.plot.written import whole
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -77,8 +77,8 @@ def animate_events(
 
     ax = canvas(ax, (3.2, 3.2 * height / width + 0.4))
     from matplotlib.animation import FuncAnimation
-    from matplotlib.figure import Figure
 
+    root = ax.figure.figure  # also where ax is on a subfigure
     drawn = ax.imshow(images[0], interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[["top", "right"]].set_visible(True)
@@ -88,10 +88,7 @@ def animate_events(
         titled(ax, f"{title + ': ' if title else ''}step {step}")
         return (drawn,)
 
-    figure = ax.get_figure(root=True)
-    if not isinstance(figure, Figure):
-        raise TypeError("animate_events: ax is on no figure.")
-    return FuncAnimation(figure, show, frames=len(images), interval=1000 / fps)  # type: ignore[arg-type]
+    return FuncAnimation(root, show, frames=len(images), interval=1000 / fps)  # type: ignore[arg-type]
 
 
 def save_animation(
@@ -137,7 +134,7 @@ def save_animation(
     film = animate_events(frames, sample=sample, fps=fps, title=title)
     from matplotlib.animation import HTMLWriter, PillowWriter
 
-    with whole(place) as unfinished:
+    with replacing(place) as unfinished:
         if kind == ".gif":
             film.save(unfinished, writer=PillowWriter(fps=fps), dpi=dpi)  # type: ignore[arg-type]
         else:

@@ -24,7 +24,7 @@ def halflives(
     before: Decays,
     after: Decays | None = None,
     *,
-    bins: int = 40,
+    bins: int = 30,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -89,8 +89,9 @@ def halflives(
                     bars,
                     border,
                     baseline=floor,
-                    color=colour,
-                    alpha=0.75 if last else 0.45,
+                    facecolor=(colour, 0.35),
+                    edgecolor=colour if last else "none",
+                    linewidth=1.2,
                     fill=True,
                     label=label,
                 )

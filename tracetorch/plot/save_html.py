@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tracetorch.files import replacing
 from tracetorch.plot import blocks
 from tracetorch.plot.recorded import Recorded, batch_of, tensors
-from tracetorch.plot.written import whole
 from tracetorch.snn.parameters import check_flag
 
 PARTS = Path(__file__).parent / "viewer"
@@ -96,7 +96,7 @@ def save_html(
         "samples": next(iter(batches.values())),
         "layers": about,
     }
-    with whole(path) as unfinished:
+    with replacing(path) as unfinished:
         unfinished.write_text(_page(title, run, packed), encoding="utf-8")
 
 

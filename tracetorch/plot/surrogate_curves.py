@@ -48,7 +48,7 @@ def surrogate_curves(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``reach`` is not positive; a surrogate has no gradient.
+        ValueError: there are none, one has no gradient, or ``reach`` is not positive.
 
     Example:
         >>> from tracetorch.functional import atan_surrogate
@@ -68,21 +68,23 @@ def surrogate_curves(
             straight_through_surrogate(),
         )
     if isinstance(surrogates, Mapping):
-        labelled = dict(surrogates)
+        labelled = list(surrogates.items())
     else:
         several = list(surrogates) if isinstance(surrogates, Sequence) else [surrogates]
-        labelled = {_label(spike): spike for spike in several}
+        labelled = [(_label(spike), spike) for spike in several]
+    if not labelled:
+        raise ValueError("surrogate_curves: there are no surrogates. Leave them out for all.")
     if isinstance(reach, bool) or not isinstance(reach, (int, float)):
         raise TypeError(f"surrogate_curves: reach must be a number, got {reach!r}.")
     if not 0 < reach < float("inf"):
         raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
     u = torch.linspace(-float(reach), float(reach), POINTS, dtype=torch.float64)
-    curves = {label: array(_derivative(label, spike, u)) for label, spike in labelled.items()}
+    curves = [(label, array(_derivative(label, spike, u))) for label, spike in labelled]
 
     ax = canvas(ax)
-    ax.axvline(0.0, color=FAINT, linewidth=1.0, zorder=0)
-    for number, (label, curve) in enumerate(curves.items()):
+    for number, (label, curve) in enumerate(curves):
         ax.plot(u.numpy(), curve, color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=label)
+    ax.axvline(0.0, color=FAINT, linewidth=1.0, zorder=0)
     ax.set(xlabel="membrane - threshold", ylabel="derivative of the spike", ylim=(0.0, None))
     ax.set_xlim(-reach, reach)
     legend(ax)

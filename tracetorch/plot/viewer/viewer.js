@@ -364,8 +364,9 @@
     }
     if (!(least <= most)) { least = 0; most = 1; }
     const margin = 0.06 * (most - least) || 0.5;
-    panel.low = least - margin;
-    panel.high = most + margin * (spikesOf(panel) ? 2.5 : 1); // room for the spikes
+    const spikes = spikesOf(panel); // they need room, downward ones below
+    panel.low = least - margin * (spikes && spikes.layer.signed[view.sample] ? 2.5 : 1);
+    panel.high = most + margin * (spikes ? 2.5 : 1);
   }
 
   const colourOf = (place) => colours.list[place % colours.list.length];
@@ -414,13 +415,14 @@
         }
       }
     });
-    const spikes = spikesOf(panel);
+    const spikes = spikesOf(panel); // upward ones along the top, downward ones along the bottom
     if (!spikes || spikes.loaded !== view.sample) return;
     const height = clamp(0.1 * b.h / panel.chosen.length, 1.5, 8);
     panel.chosen.forEach((n, place) => {
       g.fillStyle = colourOf(place);
       for (let t = first; t <= last; t++) {
-        if (firedAt(spikes.data, n, t)) g.fillRect(X(t) - 1, b.y + 1 + place * (height + 1), 2, height);
+        const fired = firedAt(spikes.data, n, t), edge = 1 + place * (height + 1);
+        if (fired) g.fillRect(X(t) - 1, fired > 0 ? b.y + edge : b.y + b.h - edge - height, 2, height);
       }
     });
   }
