@@ -201,5 +201,5 @@ def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
     tt.zero_states(model)
     _, seen = tt.unroll(model, x, record=[f"{name}.output" for name in layers])
     tt.zero_states(model)
-    rates = [(spikes[mask] != 0).float().mean().item() for spikes in seen.values()]
+    rates = [tt.metrics.firing_rate(sent, mask=mask).item() for sent in seen.values()]
     return {"firing rate": sum(rates) / len(rates)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import tracetorch as tt
+from tests.data.files import write_nmnist
 
 FIELDS = [("x", int), ("y", int), ("t", int), ("p", int)]
 EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
@@ -44,6 +46,18 @@ def test_one_polarity_counts_both() -> None:
 def test_a_sensor_of_unknown_size(size: Any) -> None:
     with pytest.raises(TypeError, match=r"sensor_size must be \(width, height, polarities\), got"):
         tt.data.Frames([(EVENTS, 4)], size, bins=2)
+
+
+def test_tonics_transforms_take_the_events(tmp_path: Path) -> None:
+    transforms = pytest.importorskip("tonic.transforms")
+    recorded = [(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)]
+    write_nmnist(tmp_path, {"Train/3/1.bin": recorded})
+    data = tt.data.NMNIST(tmp_path)
+    to_frames = transforms.ToFrame(sensor_size=data.sensor_size, n_time_bins=3)
+    expected = torch.from_numpy(to_frames(data[0][0]).astype("float32"))
+    # Tonic leaves the last event out
+    assert torch.equal(tt.data.Frames(data, bins=3, stop=90_000)[0][0], expected)
+    assert expected.sum() == 2
 
 
 def test_events_off_the_sensor_are_refused() -> None:

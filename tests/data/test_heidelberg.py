@@ -54,6 +54,7 @@ def test_frames_of_them_become_batches(folder: Path) -> None:
     assert x[3, 3, 42] == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on forks with threads
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_every_process_of_a_loader_reads_for_itself(folder: Path, method: str) -> None:
     frames = tt.data.Frames(tt.data.SHD(folder), bins=4, start=0, stop=1_000_000, flat=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,13 @@ def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch
     assert ran == [["--layer", "LIF", "--seeds", "0", "1", "2", "--record"]]
     assert table.main(["--run", "vowels"]) == 1
     assert ran[1:] == [["--seeds", "4", "--record"]]
+
+
+def test_links_on_the_page_hold() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", table.README.read_text())
+    assert len(links) >= len({task for task, _ in table.RUNS})
+    for target in links:
+        assert target.startswith("http") or (table.README.parent / target).exists(), target
 
 
 def test_every_run_of_the_tables_is_recorded_and_the_page_is_up_to_date() -> None:

