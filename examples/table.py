@@ -32,10 +32,12 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
+    ("vowels", f"--recurrent {FIVE}"),
     *(("vowels", f"--baseline {name} {FIVE}") for name in networks.BASELINES),
     ("rate_digits", THREE),
     ("memorise", THREE),
     ("language", THREE),
+    ("language", f"--layer LIF {THREE}"),
     ("cartpole", THREE),
     ("cartpole", f"--blind --epochs 2000 {THREE}"),
 )
