@@ -5,7 +5,8 @@ the network's own states carry on from step to step, and where a pole has fallen
 again: ``zero_states(where=done)``. After 16 steps the actor and critic (A2C, with generalised
 advantages) is trained by backpropagation through all 16, and ``detach_states()`` cuts the graph.
 
-With ``--blind`` the two velocities are hidden, and the network must remember to know them.
+With ``--blind`` the two velocities are hidden, and the network must remember to know them;
+``--forget`` shows what can be done without memory.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "examples.cartpole", __doc__ or "", epochs=800, lr=5e-3, unit="updates"
     )
     options.add_argument("--blind", action="store_true", help="hide the velocities")
+    options.add_argument(
+        "--forget", action="store_true", help="empty all states before every step: no memory"
+    )
     parsed = options.parse(arguments)
-    name = "LIF, blind" if parsed.blind else "LIF"
+    name = "LIF" + ", blind" * parsed.blind + ", forgetful" * parsed.forget
     return common.run("cartpole", name, parsed, load, learn, draw)
 
 
@@ -60,8 +64,9 @@ class ActorCritic(snn.TTModule):
         Input ``[B, 4]``, one step; output logits ``[B, 2]`` and values ``[B]``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forget: bool) -> None:
         super().__init__()
+        self.forget = forget
         beta = tt.functional.halflife_to_decay(torch.logspace(-1, 3, 64, base=2))
         self.body = nn.Sequential(
             nn.Linear(4, 64), snn.LIF(64, beta=beta), nn.Linear(64, 64), snn.LIF(64, beta=beta)
@@ -71,6 +76,8 @@ class ActorCritic(snn.TTModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One time step."""
+        if self.forget:
+            self.zero_states()
         y = self.body(x)
         return self.actor(y), self.critic(y).squeeze(-1)
 
@@ -93,7 +100,7 @@ def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Modu
     from tqdm import tqdm
 
     envs = carts(CARTS)
-    model = ActorCritic()
+    model = ActorCritic(options.forget)
     optimizer = torch.optim.Adam(model.parameters(), options.lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, options.epochs)
 
@@ -196,8 +203,8 @@ def draw(options: argparse.Namespace, data: Tensor, model: nn.Module) -> Figure:
             break
     envs.close()
     tt.zero_states(model)
-    # once more as a whole, to see what it sends
-    (logits, _), seen = tt.unroll(model, torch.stack(states), record=["body.3.output"])
+    # once more, to see what it sends; step by step, for --forget
+    (logits, _), sent = tt.unroll(model, torch.stack(states), by="step", record=["body.3.output"])
     tt.zero_states(model)
     # a figure of its own, not pyplot's: it opens no window
     figure = Figure(figsize=(9, 7), layout="constrained")
@@ -205,7 +212,7 @@ def draw(options: argparse.Namespace, data: Tensor, model: nn.Module) -> Figure:
     top.plot(torch.cat(states).numpy(), label=["position", "velocity", "angle", "its velocity"])
     top.set(title="one try: what comes in (scaled)")
     top.legend(ncols=4, fontsize="small")
-    tt.plot.raster(seen, ax=middle)
+    tt.plot.raster(sent, ax=middle)
     middle.set(xlabel="")
     bottom.plot(logits[:, 0].softmax(1)[:, 1].numpy())
     bottom.set(ylabel="probability to push right", xlabel="step")

@@ -40,6 +40,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("language", f"--layer LIF {THREE}"),
     ("cartpole", THREE),
     ("cartpole", f"--blind --epochs 2000 {THREE}"),
+    ("cartpole", f"--blind --forget --epochs 2000 {THREE}"),
 )
 
 
