@@ -139,10 +139,10 @@ def results(found: dict[tuple[str, str], Runs]) -> str:
     for (task, name), rows in found.items():
         seconds = statistics.mean(row.seconds for row in rows)
         cpu = statistics.mean(row.cpu_seconds for row in rows)
-        dates = sorted({row.date for row in rows})
+        dates = " to ".join(sorted({row.date for row in rows}))
         lines.append(
             f"| {task} | {_named(name)} | {_score(rows)} | {len(rows)} | {rows[0].parameters:,} "
-            f"| {seconds:.0f} | {cpu:.0f} | {' to '.join(dates)} | `{rows[0].command}` |"
+            f"| {_seconds(seconds)} | {_seconds(cpu)} | {dates} | `{rows[0].command}` |"
         )
     return "\n".join(lines) + "\n"
 
@@ -153,16 +153,19 @@ def _cells(rows: Runs) -> list[str]:
         common.percent([row.scores["accuracy"] for row in rows]),
         f"{statistics.mean(rates):.2f}" if rates else "",
         f"{rows[0].parameters:,}",
-        f"{statistics.mean(row.cpu_seconds for row in rows):.0f}",
+        _seconds(statistics.mean(row.cpu_seconds for row in rows)),
     ]
 
 
 def _score(rows: Runs) -> str:
-    name = next(iter(rows[0].scores))
-    values = [row.scores[name] for row in rows]
-    if name == "accuracy":
-        return common.percent(values)
-    return f"{name} {common.spread(values)}"
+    found = {name: [row.scores[name] for row in rows] for name in rows[0].scores}
+    if "accuracy" in found:
+        return common.percent(found["accuracy"])
+    return ", ".join(f"{name} {common.spread(values)}" for name, values in found.items())
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
 def _named(configuration: str) -> str:

@@ -43,7 +43,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vowels = replace(ROW, task="vowels", parameters=678, scores={"accuracy": 0.75})
     common.record(vowels, common.RESULTS)
     common.record(
-        replace(ROW, task="memorise", configuration="LIF", scores={"F1": 0.875}), common.RESULTS
+        replace(ROW, task="memorise", configuration="LIF", scores={"F1": 0.875, "more": 2.0}),
+        common.RESULTS,
     )
     return tmp_path / "README.md"
 
@@ -57,14 +58,14 @@ def test_the_tables_are_made_of_the_rows(page: Path) -> None:
     assert text.endswith("<!-- /results -->\nafter\n")
     assert "old" not in text
     assert (
-        "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4 | 75.0 % |  | 678 | 4 |\n"
-        "| SReadout and ReLU | 50.0 % |  | 12,345 | 4 |  |  |  |  |\n"
+        "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4.0 | 75.0 % |  | 678 | 4.0 |\n"
+        "| SReadout and ReLU | 50.0 % |  | 12,345 | 4.0 |  |  |  |  |\n"
     ) in text
     assert (
-        "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4 | 2026-11-24 "
+        "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4.0 | 2026-11-24 "
         "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
     ) in text
-    assert "| memorise | LIF | F1 0.875 | 1 |" in text
+    assert "| memorise | LIF | F1 0.875, more 2 | 1 |" in text
     assert table.main(["--check"]) == 0
     assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
 
