@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tracetorch import functional, fuse, loss, snn
 from tracetorch.snn.module import detach_states, zero_states
@@ -13,7 +14,10 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ()
+_LATE_ROOMS: tuple[str, ...] = ("nir",)
+
+if TYPE_CHECKING:
+    from tracetorch import nir
 
 __all__ = [
     "__version__",
@@ -22,6 +26,7 @@ __all__ = [
     "fuse",
     "get_states",
     "loss",
+    "nir",
     "set_states",
     "snn",
     "unroll",

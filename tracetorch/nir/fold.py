@@ -1,0 +1,53 @@
+"""Thresholds that differ from neuron to neuron, moved into the weights: some peers have but one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracetorch.nir.graph import Graph, Node, over
+
+_FEEDING = ("Affine", "Conv1d", "Conv2d", "Linear")
+
+
+def uniform_thresholds(graph: Graph) -> Graph:
+    """The same spikes with one threshold per LIF and CubaLIF, where the node before allows it.
+
+    A neuron that is zero at rest and at reset fires alike if its input and its threshold grow by
+    one factor. The factor of each neuron goes into the row of weights that feeds it: where these
+    feed no one else, nothing else feeds the neuron, and, after a convolution, all neurons of a
+    channel share it.
+    """
+    nodes = dict(graph.nodes)
+    goes = Counter(start for start, _ in graph.edges)
+    comes = Counter(end for _, end in graph.edges)
+    for start, end in graph.edges:
+        node, feeding = nodes[end], nodes[start]
+        if not (isinstance(node, Node) and isinstance(feeding, Node)):
+            continue
+        if node.kind not in ("LIF", "CubaLIF") or feeding.kind not in _FEEDING:
+            continue
+        if goes[start] != 1 or comes[end] != 1:
+            continue
+        threshold = node.arrays["v_threshold"]
+        if (threshold == threshold.flat[0]).all():
+            continue
+        rows = threshold.reshape(len(threshold), -1)
+        if not (rows == rows[:, :1]).all() or rows.shape[0] != len(feeding.arrays["weight"]):
+            continue
+        goal = float(np.exp(np.log(rows[:, 0]).mean()))
+        nodes[start] = _scaled(feeding, goal / rows[:, 0])
+        arrays = {**node.arrays, "v_threshold": over(threshold.shape, goal)}
+        nodes[end] = Node(node.kind, arrays, node.settings, node.metadata)
+    return Graph(nodes, graph.edges, graph.metadata)
+
+
+def _scaled(node: Node, factors: NDArray[Any]) -> Node:
+    arrays = {
+        name: (value * factors.reshape(-1, *[1] * (value.ndim - 1))).astype(value.dtype)
+        for name, value in node.arrays.items()
+    }
+    return Node(node.kind, arrays, node.settings, node.metadata)
