@@ -143,10 +143,8 @@ def _delay(node: Node, shape: Shape, clock: Clock) -> nn.Module:
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
     v = {name: value.astype(np.float64) for name, value in node.arrays.items()}
     dim, values = along(v, shape)
-    one = values.pop("v_threshold", None)
-    if one is not None:
-        values["threshold"] = one
-        values.setdefault("v_reset", np.zeros_like(one))
+    if "v_threshold" in values:
+        values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
     for tau, name in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
         if tau in values:
             values[name] = clock.complement(values.pop(tau))
@@ -204,7 +202,8 @@ def _layer(
 ) -> snn.Neuron:
     """One of our own layers where it computes the same, else a :class:`Membrane`."""
     if own is None:
-        return Membrane(size, dim, values, dt=clock.dt, reset=reset)
+        parameters = {name: torch.from_numpy(np.array(v)) for name, v in values.items()}
+        return Membrane(size, dim, parameters, dt=clock.dt, reset=reset)
     averaging, kept = own
     told: dict[str, Any] = {
         name: torch.from_numpy(np.array(1 - kept[name] if name in ("alpha", "beta") else value))
@@ -249,7 +248,7 @@ def _own(
             averaging[decay] = False
         else:
             return None
-    threshold = values.get("threshold")
+    threshold = values.get("v_threshold")
     if threshold is not None:
         if not (threshold > 0).all():
             return None

@@ -237,7 +237,7 @@ def _delay(m: DelayLine, shape: Shape, told: str, how: Writing) -> Node:
 
 
 def _membrane(m: Membrane, shape: Shape, told: str, how: Writing) -> Node:
-    if m.threshold is not None and m.reset == "subtract" and not how.allow_hard_reset:
+    if m.v_threshold is not None and m.reset == "subtract" and not how.allow_hard_reset:
         raise ValueError(
             f"{told} was read with reset='subtract', which its node cannot say. Give "
             "allow_hard_reset=True, and reset='subtract' when you read it."
@@ -251,12 +251,11 @@ def _membrane(m: Membrane, shape: Shape, told: str, how: Writing) -> Node:
     if m.dt != how.clock.dt and "beta" not in v:
         raise ValueError(f"{told} was read with dt={m.dt}, and cannot be written for another.")
     tau = {"alpha": "tau_syn", "beta": "tau_mem" if "alpha" in v else "tau"}
-    rename = {"threshold": "v_threshold"}
     arrays = {
-        tau.get(name, rename.get(name, name)): how.clock.tau(value) if name in tau else value
+        tau.get(name, name): how.clock.tau(value) if name in tau else value
         for name, value in v.items()
     }
-    kind = ("I" if "beta" not in v else "LI") + ("F" if "threshold" in v else "")
+    kind = ("I" if "beta" not in v else "LI") + ("F" if "v_threshold" in v else "")
     return Node(f"Cuba{kind}" if "alpha" in v else kind, arrays)
 
 

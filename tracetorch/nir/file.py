@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tracetorch.nir.heap import Heaps
+
 _DEEPEST = 80  # groups in groups: 32 graphs, each with its "nodes"
 _MOST = 1_000_000  # groups and data sets in one file
 # DEFLATE makes at most 1032 bytes of one, LZF 88 or so; a chunk is padded to its full size.
@@ -36,8 +38,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is a folder, not a NIR file.")
     size = path.stat().st_size
     try:
-        with h5py.File(path, "r") as file:
-            told = _Reader(size).group(_member(file, "node", "the file"), "node", 0)
+        with h5py.File(path, "r") as file, path.open("rb") as raw:
+            if file.userblock_size or file.id.get_create_plist().get_sizes() != (8, 8):
+                raise ValueError("its addresses are not those that NIR's writers use.")
+            reader = _Reader(size, Heaps(raw, size))
+            told = reader.group(_member(file, "node", "the file"), "node", 0)
     # h5py speaks of damage in all of these
     except (OSError, RuntimeError, KeyError, TypeError, UnicodeError, OverflowError) as wrong:
         raise ValueError(f"{str(path)!r} is not a NIR file, or is damaged: {wrong}") from wrong
@@ -49,8 +54,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 class _Reader:
     """Reads one file, and counts what it has read."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, heaps: Heaps) -> None:
         self.size = size
+        self.heaps = heaps
         self.bytes = 0
         self.parts = 0
         self.open: set[int] = set()
@@ -86,12 +92,27 @@ class _Reader:
             raise ValueError(f"{told} is neither a group nor a data set.")
         self._check(dataset, told)
         kind = dataset.dtype
-        if h5py.check_string_dtype(kind) is not None:
-            return _text(dataset[()], told)
+        text = h5py.check_string_dtype(kind)
+        if text is not None and text.length is None:
+            return self._texts(dataset, told)
+        if text is not None:
+            return _decoded(dataset[()])
         if kind.kind not in "fiub":
             raise ValueError(f"{told} holds {kind}, neither numbers nor text.")
         value = dataset[()]
         return value if isinstance(value, np.ndarray) and value.ndim else value.item()
+
+    def _texts(self, dataset: Any, told: str) -> Any:
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.chunks is not None or len(dataset.shape) > 2:
+            raise ValueError(f"{told} keeps its texts in pieces, which no writer of NIR does.")
+        found = self.heaps.texts(offset, math.prod(dataset.shape))
+        if dataset.ndim == 0:
+            return found[0]
+        if dataset.ndim == 1:
+            return found
+        width = dataset.shape[1]
+        return [found[i : i + width] for i in range(0, len(found), width)]
 
     def _check(self, dataset: Any, told: str) -> None:
         """Raise unless what the data set takes in memory is justified by what the file holds."""
@@ -136,15 +157,8 @@ def _member(group: Any, name: str, told: str) -> Any:
     return group[name]
 
 
-def _text(value: Any, told: str) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf8")
-    if isinstance(value, str):
-        return value
+def _decoded(value: Any) -> Any:
+    """Texts of fixed length: bytes, or an array of them."""
     if isinstance(value, np.ndarray):
-        return (
-            [_text(each, told) for each in value.tolist()]
-            if value.ndim == 1
-            else [[_text(each, told) for each in row] for row in value.tolist()]
-        )
-    raise ValueError(f"{told} holds text that cannot be read: {type(value).__name__}.")
+        return [_decoded(each) for each in value]
+    return bytes(value).rstrip(b"\x00").decode("utf8")

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.nir.clock import Array
 from tracetorch.nir.raw import fill
 from tracetorch.snn import Neuron
 
 SURROGATE = atan_surrogate(2.0)
 _DECAYS = ("alpha", "beta")
-_WEIGHTS = ("w_in", "r", "v_leak", "threshold", "v_reset")
+_WEIGHTS = ("w_in", "r", "v_leak", "v_threshold", "v_reset")
 
 
 class Membrane(Neuron):
@@ -26,8 +24,8 @@ class Membrane(Neuron):
         [alpha]      syn = alpha * syn + (1 - alpha) * w_in * x;  x = syn
         [beta]       v - v_leak = beta * (v - v_leak) + (1 - beta) * r * x
         (no beta)    v = v + dt * r * x
-        [threshold]  fired = H(v - threshold)
-                     v = v_reset where it fired, or v - fired * (threshold - v_reset)
+        [threshold]  fired = H(v - v_threshold)
+                     v = v_reset where it fired, or v - fired * (v_threshold - v_reset)
 
     The state ``mem`` is the membrane's distance from where it rests: from ``v_leak``, from
     ``v_reset`` for an IF, from zero for an I. It starts there.
@@ -36,7 +34,7 @@ class Membrane(Neuron):
         num_neurons: size of the neuron dimension.
         dim: the neuron dimension.
         values: ``alpha``, ``beta`` (as one minus the decay), ``w_in``, ``r``, ``v_leak``,
-            ``threshold``, ``v_reset``; of rank 0 for one value, 1 for one per neuron.
+            ``v_threshold``, ``v_reset``; of rank 0 for one value, 1 for one per neuron.
         dt: seconds per step.
         reset: ``"zero"``: to ``v_reset``; ``"subtract"``: by what ``v_reset`` lies below.
 
@@ -44,8 +42,8 @@ class Membrane(Neuron):
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
-        >>> import numpy as np
-        >>> layer = Membrane(1, -1, {"r": np.array([1e3])}, dt=1e-3, reset="zero")
+        >>> r = torch.tensor([1e3], dtype=torch.float64)
+        >>> layer = Membrane(1, -1, {"r": r}, dt=1e-3, reset="zero")
         >>> [layer(torch.tensor([[0.5]])).item() for _ in range(3)]
         [0.5, 1.0, 1.5]
     """
@@ -61,7 +59,7 @@ class Membrane(Neuron):
         self,
         num_neurons: int,
         dim: int,
-        values: Mapping[str, Array],
+        values: Mapping[str, Tensor],
         *,
         dt: float,
         reset: Literal["zero", "subtract"],
@@ -72,21 +70,14 @@ class Membrane(Neuron):
             if value is None:
                 self.option(name, None)
             elif name in _DECAYS:
-                self.decay(name, torch.from_numpy(1 - value))
-            elif name == "threshold":
-                self._spiking(torch.from_numpy(value.copy()))
+                self.decay(name, 1 - value)
             else:
-                self.weight(name, torch.from_numpy(value.copy()))
-        if "threshold" not in values:
-            self.option("spike", None)
+                self.weight(name, value)
+        # a threshold of NIR may lie anywhere, below zero too, so it is a weight
+        self.option("spike", SURROGATE if "v_threshold" in values else None)
         self.option("dt", float(dt))
         self.option("reset", reset)
-        fill(self, values, decays=_DECAYS)
-
-    def _spiking(self, threshold: Tensor) -> None:
-        # a threshold of NIR may lie anywhere, below zero too
-        self.weight("threshold", threshold)
-        self.option("spike", SURROGATE)
+        fill(self, {name: value.numpy() for name, value in values.items()}, decays=_DECAYS)
 
     @property
     def kept_states(self) -> tuple[str, ...]:
@@ -104,7 +95,7 @@ class Membrane(Neuron):
         w_in: Any,
         r: Tensor,
         v_leak: Any,
-        threshold: Any,
+        v_threshold: Any,
         v_reset: Any,
         spike: Any,
         dt: float,
@@ -118,13 +109,13 @@ class Membrane(Neuron):
         else:
             mem = beta * mem + (1 - beta) * (r * x)
             rest = v_leak
-        if threshold is None:
+        if v_threshold is None:
             return mem if rest is None else mem + rest, mem, syn
-        fired = spike(mem + rest - threshold)
+        fired = spike(mem + rest - v_threshold)
         if reset == "zero":
             mem = mem * (1 - fired) + fired * (v_reset - rest)
         else:
-            mem = mem - fired * (threshold - v_reset)
+            mem = mem - fired * (v_threshold - v_reset)
         return fired, mem, syn
 
 

@@ -125,7 +125,7 @@ class _Writer:
             )
 
     def _alone(self) -> bool:
-        return sum(node.op == "placeholder" for node in self.program.graph.nodes) == 1
+        return [node.op for node in self.program.graph.nodes].count("placeholder") == 1
 
     def _call_module(self, node: fx.Node) -> None:
         path = str(node.target)
