@@ -98,7 +98,7 @@ class Simulator:
                 return (x > node.threshold).astype(float)
             case "Flatten":
                 end = node.end_dim % x.ndim
-                shape = x.shape[: node.start_dim] + (-1,) + x.shape[end + 1 :]
+                shape = (*x.shape[: node.start_dim], -1, *x.shape[end + 1 :])
                 return x.reshape(shape)
             case "Conv1d" | "Conv2d":
                 return _convolved(node, x)
@@ -128,10 +128,7 @@ class Simulator:
         tau = getattr(node, "tau_mem", getattr(node, "tau", None))
         rest = getattr(node, "v_reset", 0.0) if leak is None else leak
         v = self.state.get((name, "v"), np.zeros(x.shape) + rest)
-        if tau is None:
-            v = v + self.dt * node.r * x
-        else:
-            v = v + self.dt / tau * (leak - v + node.r * x)
+        v = v + self.dt * node.r * x if tau is None else v + self.dt / tau * (leak - v + node.r * x)
         if not kind.endswith("F"):
             self.state[name, "v"] = v
             return v

@@ -35,7 +35,7 @@ def fill(
         if name in decays:
             with np.errstate(divide="ignore"):
                 logit = np.log1p(-value) - np.log(value)
-            raw = torch.from_numpy(np.maximum(logit, _FORGETS_AT_ONCE))
+            raw = torch.from_numpy(np.array(np.maximum(logit, _FORGETS_AT_ONCE)))
         else:
             raw = torch.from_numpy(np.array(value, np.float64))
             raw = softplus_inverse(raw) if name in thresholds else raw
