@@ -24,7 +24,7 @@ def double(module: nn.Module) -> nn.Module:
 
 
 def run(model: nn.Module, x: Tensor, by: Any = "step") -> Tensor:
-    """``x`` ``[T, B, ...]`` from empty states, by the reference; kernels have tests of their own."""
+    """``x`` ``[T, B, ...]`` from empty states, by the reference; kernels have their own tests."""
     tt.zero_states(model)
     with torch.no_grad(), tt.fuse.backend("eager"):
         y: Tensor = tt.unroll(model, x, by=by)
@@ -76,7 +76,7 @@ def line(*nodes: Any, into: tuple[int, ...], out: tuple[int, ...]) -> nir.NIRGra
 
 NEURONS: dict[str, Callable[[tuple[int, ...]], Any]] = {
     "I": lambda s: nir.I(r=full(s, 500, 2000, 0)),
-    "IF": lambda s: nir.IF(full(s, 500, 2000, 0), full(s, 0.5, 1.5, 1), full(s, -0.5, 0.3, 2)),
+    "IF": lambda s: nir.IF(full(s, 3000, 9000, 0), full(s, 0.5, 1.5, 1), full(s, -0.5, 0.3, 2)),
     "LI": lambda s: nir.LI(full(s, 3e-4, 3e-3, 0), full(s, 0.5, 9, 1), full(s, -1, 1, 2)),
     "LIF": lambda s: nir.LIF(
         full(s, 3e-4, 3e-3, 0),

@@ -24,12 +24,12 @@ def test_the_equations() -> None:
 
 @pytest.mark.parametrize("dt", [0, -1e-4, math.inf, math.nan])
 def test_a_step_takes_time(dt: float) -> None:
-    with pytest.raises(ValueError, match="dt must be positive and finite"):
+    with pytest.raises(ValueError, match=r"dt must be positive and finite"):
         Clock(dt)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match="dt must be a number of seconds"):
+    with pytest.raises(TypeError, match=r"dt must be a number of seconds"):
         Clock("1e-4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="discretization must be 'euler'"):
+    with pytest.raises(ValueError, match=r"discretization must be 'euler'"):
         Clock(1e-4, "midpoint")  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> Non
         double(made)
         both = made.pos_threshold is not None and made.neg_threshold is not None
         if both and made.reset == "zero":
-            with pytest.raises(ValueError, match="resets to zero from above and from below"):
+            with pytest.raises(ValueError, match=r"resets to zero from above and from below"):
                 tt.nir.to_nir(made, (3,))
             continue
         graph = tt.nir.to_nir(made, (3,))
@@ -260,7 +260,7 @@ def test_a_hard_reset_may_be_allowed() -> None:
 
 def test_spikes_that_are_no_step() -> None:
     soft = snn.LIF(2, surrogate_derivative=torch.sigmoid)
-    with pytest.raises(ValueError, match="NIR knows spikes of one above the threshold"):
+    with pytest.raises(ValueError, match=r"NIR knows spikes of one above the threshold"):
         tt.nir.to_nir(soft, (2,))
 
 

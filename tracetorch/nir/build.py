@@ -21,7 +21,6 @@ from tracetorch.nir.shapes import flattened
 Reset = Literal["zero", "subtract"]
 
 _LONGEST_DELAY = 10_000  # steps; each is a copy of what passes through
-_LARGEST_PADDING = 4096
 # how far from one a gain may lie that is one but for the file's dtype: not float32, float32
 _ROUNDED = (1e-12, 1e-6)
 
@@ -54,8 +53,6 @@ def _linear(node: Node, shape: Shape) -> nn.Module:
 def _conv(node: Node, shape: Shape) -> nn.Module:
     weight, s = node.arrays["weight"], node.settings
     kind = nn.Conv1d if node.kind == "Conv1d" else nn.Conv2d
-    if isinstance(s["padding"], tuple) and max(s["padding"]) > _LARGEST_PADDING:
-        raise ValueError(f"a padding of {list(s['padding'])} is more than {_LARGEST_PADDING}.")
     made: nn.Module = kind(
         weight.shape[1] * s["groups"],
         weight.shape[0],

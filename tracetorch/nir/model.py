@@ -72,9 +72,9 @@ class NIRModel(TTModule):
             for other in others:
                 first = first + other
             for source in self.wiring.late[name]:
-                before = held[source].held
+                before = held[source].recall(first)
                 if before is not None:
-                    first = first + before.to(first.dtype)
+                    first = first + before
             values[name] = self.nodes[self.keys[name]](first)
         for name, edge in held.items():
             edge.keep(values[name])

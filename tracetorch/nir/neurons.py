@@ -147,8 +147,15 @@ class OneStep(Neuron):
     def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return held, x
 
+    def recall(self, like: Tensor) -> Tensor | None:
+        """What is held, for an input like this one: half of a call; ``None`` at the first step."""
+        if self.held is None:
+            return None
+        (held,) = self.states_for(like, self.check_input(like))
+        return None if held is None else held.to(like.dtype)
+
     def keep(self, x: Tensor) -> None:
-        """Hold ``x`` for the next step: half of a call, the other half is to read ``held``."""
+        """Hold ``x`` for the next step: the other half."""
         dtype = self.check_input(x)
         self.states_for(x, dtype)
         self.held = x.to(dtype, copy=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tracetorch.nir.graph import ARRAYS, OPTIONAL, SETTINGS, Graph, Node, Shape
 
 _DEEPEST = 32  # graphs in graphs; a hostile file could nest them without end
-_LARGEST = 2**31 - 1  # of a size, a stride or a padding
+_LARGEST = 2**31 - 1  # of a size or a stride
+_WIDEST = 4096  # padding, which takes memory when the model runs
 _RANK = 8  # dimensions of one sample
 _WEIGHTS = {"Affine": 2, "Linear": 2, "Conv1d": 3, "Conv2d": 4}
 _SPATIAL = {"Conv1d": 1, "Conv2d": 2, "AvgPool2d": 2, "SumPool2d": 2}
@@ -140,7 +141,8 @@ def _setting(told: str, kind: str, field: str, value: Any) -> Any:
         return _whole(told, value, 1, _LARGEST)[0]
     if field in ("shape", "input_type"):
         return _shape(told, value)
-    numbers = _whole(told, value, 0 if field == "padding" else 1, _LARGEST)
+    least, most = (0, _WIDEST) if field == "padding" else (1, _LARGEST)
+    numbers = _whole(told, value, least, most)
     spatial = _SPATIAL[kind]
     numbers = numbers * spatial if len(numbers) == 1 else numbers
     if len(numbers) != spatial:

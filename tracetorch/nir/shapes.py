@@ -54,6 +54,7 @@ def _conv(node: Node, shape: Shape) -> Shape:
             f"a weight of shape {list(weight.shape)} takes {channels} channels and {spatial} more "
             f"dimensions, the input has shape {list(shape)}."
         )
+    _as_declared(node.settings["input_shape"], shape[1:])
     padding, stride = node.settings["padding"], node.settings["stride"]
     dilation = node.settings["dilation"]
     if padding == "same":
@@ -86,6 +87,7 @@ def _slid(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: 
 
 
 def _flatten(node: Node, shape: Shape) -> Shape:
+    _as_declared(node.settings["input_type"], shape)
     start, end = flattened(node, shape)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
@@ -101,6 +103,11 @@ def flattened(node: Node, shape: Shape) -> tuple[int, int]:
             "(NIR counts without the batch)."
         )
     return start, end
+
+
+def _as_declared(declared: Shape | None, came: Shape) -> None:
+    if declared is not None and declared != came:
+        raise ValueError(f"it is declared for {list(declared)}, and gets {list(came)}.")
 
 
 def _fixed(node: Node, shape: Shape) -> Shape:
