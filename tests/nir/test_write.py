@@ -1,4 +1,4 @@
-"""Models into graphs: what PyTorch's modules become, how values flow, and what has no counterpart."""
+"""Models into graphs: what modules become, how values flow, and what has no counterpart."""
 
 from __future__ import annotations
 

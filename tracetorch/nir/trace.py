@@ -92,8 +92,8 @@ def _check_called_once(program: fx.GraphModule) -> None:
         if isinstance(module, (Neuron, NIRModel)):
             if id(module) in seen:
                 raise ValueError(
-                    f"layer {node.target!r}, {module!r}, is called twice in one step; as two nodes "
-                    "it would have two memories."
+                    f"{_told(str(node.target), module)} is called twice in one step; as two nodes it "
+                    "would have two memories."
                 )
             seen.add(id(module))
 
@@ -106,11 +106,13 @@ class _Writer:
         self.how = how
         self.nodes: dict[str, Node | Graph] = {}
         self.edges: list[tuple[str, str]] = []
+        self.kept: set[str] = set()  # names that the outputs will need
         # what a value of the program is the sum of
         self.sources: dict[fx.Node, list[str]] = {}
 
     def graph(self) -> Graph:
         """All of it."""
+        self.kept = set(self._outputs())
         for node in self.program.graph.nodes:
             getattr(self, f"_{node.op}")(node)
         return Graph(self.nodes, self.edges)
@@ -130,7 +132,7 @@ class _Writer:
     def _call_module(self, node: fx.Node) -> None:
         path = str(node.target)
         module = self.program.get_submodule(path)
-        told = f"layer {path!r}, {module!r},"
+        told = _told(path, module)
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             raise ValueError(f"{told} is called with more than one tensor; a node has one input.")
         before = node.args[0]
@@ -190,16 +192,22 @@ class _Writer:
         )
 
     def _output(self, node: fx.Node) -> None:
-        given = node.args[0]
+        outputs = self._outputs()
+        self.kept = set()
+        for name, value in outputs.items():
+            made = Node("Output", settings={"shape": self._shape(value)})
+            self._link(self._free(name), made, self._of(value, "the output"))
+
+    def _outputs(self) -> dict[str, fx.Node]:
+        """What the model returns, by name."""
+        given: Any = self.program.graph.output_node().args[0]
         if isinstance(given, fx.Node):
             given = {"output": given}
         elif isinstance(given, (tuple, list)):
             given = {f"output_{i}": each for i, each in enumerate(given)}
         if not isinstance(given, dict) or not all(isinstance(v, fx.Node) for v in given.values()):
             raise ValueError("the model must return a tensor, or a tuple or dict of tensors.")
-        for name, value in given.items():
-            node_ = Node("Output", settings={"shape": self._shape(value)})
-            self._link(self._free(str(name)), node_, self._of(value, "the output"))
+        return {str(name): value for name, value in given.items()}
 
     # Nodes and edges
 
@@ -225,7 +233,7 @@ class _Writer:
 
     def _free(self, name: str) -> str:
         free, i = name, 1
-        while free in self.nodes:
+        while free in self.nodes or free in self.kept:
             free, i = f"{name}_{i}", i + 1
         return free
 
@@ -242,6 +250,12 @@ class _Writer:
                 "batch."
             )
         return shape[1:]
+
+
+def _told(path: str, module: nn.Module) -> str:
+    """How messages call a module: a short one as it prints, a large one by its type."""
+    spelled = repr(module)
+    return f"layer {path!r}, {type(module).__name__ if chr(10) in spelled else spelled},"
 
 
 def _named(path: str) -> str:

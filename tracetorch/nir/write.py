@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,14 +153,13 @@ def save(
     import nir
 
     path = Path(path)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        nir.write(beside, graph)
+        nir.write(str(beside), graph)
         os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
+            beside.unlink()
         raise
 
 
