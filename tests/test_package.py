@@ -40,8 +40,10 @@ def python(*arguments: str) -> str:
 
 def test_import_is_light() -> None:
     heavy = (
+        "h5py",
         "matplotlib",
         "mlxtend",
+        "nir",
         "numba",
         "safetensors",
         "torch._dynamo",
@@ -61,7 +63,7 @@ def test_typed_and_versioned() -> None:
     assert f"## {tt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("room", [tt, functional, loss, snn])
+@pytest.mark.parametrize("room", [tt, functional, loss, snn, tt.nir])
 def test_public_names_are_listed_and_documented(room: Any) -> None:
     assert len(set(room.__all__)) == len(room.__all__)
     for name in room.__all__:

@@ -66,7 +66,7 @@ def normalised(net: nn.Module) -> nn.Module:
 
 def test_branches_skips_and_functions() -> None:
     torch.manual_seed(0)
-    made = agrees(normalised(Residual()), (1, 4, 4))
+    made = agrees(normalised(Residual()), (1, 4, 4), steps=12)
     assert "stem_1" not in made.nodes  # folded into the convolution
     assert ("cells_0", "cells_1") in made.edges
     assert ("conv", "cells_1") in made.edges

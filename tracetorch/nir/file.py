@@ -17,7 +17,7 @@ import numpy as np
 from tracetorch.nir.heap import Heaps
 
 _DEEPEST = 80  # groups in groups: 32 graphs, each with its "nodes"
-_MOST = 1_000_000  # groups and data sets in one file
+_ENTRY = 40  # bytes that the name of a group or data set takes at least
 # DEFLATE makes at most 1032 bytes of one, LZF 88 or so; a chunk is padded to its full size.
 _RATIO = 1100
 _SMALL = 1 << 16
@@ -74,8 +74,8 @@ class _Reader:
         found: dict[str, Any] = {}
         for name in group:
             self.parts += 1
-            if self.parts > _MOST or self.parts > self.size:
-                raise ValueError(f"it claims more than {min(_MOST, self.size)} groups and values.")
+            if self.parts > self.size // _ENTRY:
+                raise ValueError(f"it claims more than {self.parts} groups and values.")
             part, inner = _member(group, name, told), f"{told}/{name}"
             if isinstance(part, h5py.Group):
                 found[name] = self.group(part, inner, depth + 1)

@@ -92,8 +92,8 @@ def _check_called_once(program: fx.GraphModule) -> None:
         if isinstance(module, (Neuron, NIRModel)):
             if id(module) in seen:
                 raise ValueError(
-                    f"{_told(str(node.target), module)} is called twice in one step; as two nodes it "
-                    "would have two memories."
+                    f"{_told(str(node.target), module)} is called twice in one step; as two nodes "
+                    "it would have two memories."
                 )
             seen.add(id(module))
 
