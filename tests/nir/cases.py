@@ -46,7 +46,7 @@ def unsigned(graph: nir.NIRGraph) -> nir.NIRGraph:
             nodes[name] = unsigned(node)
         else:
             nodes[name] = type(node).from_dict({**node.to_dict(), "metadata": {}})
-    return nir.NIRGraph(nodes, list(graph.edges), {}, type_check=False)
+    return nir.NIRGraph(nodes, list(graph.edges), type_check=False)
 
 
 def through_file(model: nn.Module, sample: Any, path: Path, **how: Any) -> nn.Module:
@@ -63,7 +63,7 @@ def full(shape: tuple[int, ...], low: float, high: float, seed: int) -> np.ndarr
 
 def graph(edges: list[tuple[str, str]], **nodes: Any) -> nir.NIRGraph:
     """Nodes and edges, unchecked."""
-    return nir.NIRGraph(nodes, edges, {}, type_check=False)
+    return nir.NIRGraph(nodes, edges, type_check=False)
 
 
 def line(*nodes: Any, into: tuple[int, ...], out: tuple[int, ...]) -> nir.NIRGraph:

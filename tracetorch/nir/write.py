@@ -193,7 +193,7 @@ def _foreign(graph: Graph) -> nir.NIRGraph:
         name: _foreign(node) if isinstance(node, Graph) else _node(node)
         for name, node in graph.nodes.items()
     }
-    return nir.NIRGraph(nodes, list(graph.edges), dict(graph.metadata), type_check=False)
+    return nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
 
 
 def _node(node: Node) -> nir.NIRNode:
