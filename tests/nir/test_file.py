@@ -139,6 +139,19 @@ def test_groups_that_share_and_share_again(tmp_path: Path) -> None:
         tt.nir.from_nir(small(tmp_path / "odd.nir", change=change), dt=DT)
 
 
+def test_texts_that_are_one_and_the_same(tmp_path: Path) -> None:
+    """A thousand references to one long text: more text than there is file."""
+    edges = [["x" * 8000, "y"], *[["n0", "n0"]] * 999]
+    path = small(tmp_path / "odd.nir", change=put("node/edges", data=edges))
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as opened:
+        offset = opened["node/edges"].id.get_offset()
+    data[offset : offset + 16 * 2000] = bytes(data[offset : offset + 16]) * 2000
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"its texts are longer than the file"):
+        tt.nir.from_nir(path, dt=DT)
+
+
 def test_a_layer_of_huge_shape_takes_no_memory(tmp_path: Path) -> None:
     """One value for two thousand million neurons stays one value."""
     one = np.ones(1)

@@ -61,7 +61,7 @@ def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]
     net = double(layer(name, 4, dim=dim))
     graph = tt.nir.to_nir(net, shape)
     bare = unsigned(graph)
-    x = sequence(60, 2, *shape)
+    x = sequence(40, 1, *shape)
     y = run(net, x)
     for z in (simulated(bare, x), run(tt.nir.from_nir(bare, dt=DT), x)):
         if name in SPIKING and not (y == 0).all():
@@ -74,7 +74,7 @@ def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]
 
 def varied(synapse: bool, recurrence: bool) -> list[dict[str, Any]]:
     every = list(configurations(synapse, recurrence))
-    return every[:: max(1, len(every) // 40)]
+    return every[:: max(1, len(every) // 24)]
 
 
 @pytest.mark.parametrize("synapse", [False, True])
@@ -96,14 +96,14 @@ def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> Non
                 tt.nir.to_nir(made, (3,))
             continue
         graph = tt.nir.to_nir(made, (3,))
-        x = sequence(50, 2, 3)
+        x = sequence(30, 1, 3)
         same(tt.nir.from_nir(graph, dt=DT).nodes["0"], made)  # type: ignore[index]
         torch.testing.assert_close(
             run(made, x), simulated(unsigned(graph), x), rtol=0, atol=1e-11, msg=str(config)
         )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_random_networks_come_back(tmp_path_factory: Any, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**16))
@@ -204,7 +204,7 @@ def test_thresholds_go_into_the_weights_before_them() -> None:
     graph = tt.nir.to_nir(net, (1, 3, 3), mode="compact")
     for name in ("1", "4"):
         assert np.unique(graph.nodes[name].v_threshold).size == 1
-    x = 3 * sequence(100, 2, 1, 3, 3)
+    x = 3 * sequence(60, 1, 1, 3, 3)
     y = run(net, x)
     assert y.mean() > 0.02
     assert torch.equal(y, run(tt.nir.from_nir(graph, dt=DT), x))

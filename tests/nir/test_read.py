@@ -365,13 +365,40 @@ def test_random_numbers_are_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_tau_of_one_step_may_be_rounded() -> None:
+    one = [np.full(2, v, np.float32) for v in (DT, 1.0, 0.0, 0.5)]
+    assert float(one[0][0]) < DT
+    model = tt.nir.from_nir(line(nir.LIF(*one), into=(2,), out=(2,)), dt=DT)
+    assert (model.nodes["n0"].beta < 1e-20).all()  # type: ignore[index]
+
+
+def test_delays_add_up() -> None:
+    delay = nir.Delay(np.array([4000 * DT]))
+    with pytest.raises(ValueError, match=r"are 12000 steps of 0.0001 s together, more than 10000"):
+        tt.nir.from_nir(line(delay, delay, delay, into=(2,), out=(2,)), dt=DT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
+def test_the_compiled_loop_is_the_reference(kind: str) -> None:
+    """Neurons that only NIR has are fused like any other."""
+    node = nir.Delay(np.array([DT, 0.0, 2 * DT])) if kind == "Delay" else NEURONS[kind]((3,))
+    model = tt.nir.from_nir(line(node, into=(3,), out=(3,)), dt=DT)
+    x = sequence(50, 4, 3)
+    want = run(model, x)
+    for by in ("layer", "step"):
+        with torch.no_grad(), tt.fuse.backend("numba"):
+            assert torch.equal(tt.unroll(model, x, by=by), want)  # type: ignore[arg-type]
+        model.zero_states()
+
+
 def test_names_may_be_anything() -> None:
-    names = ["keys", "a.b", "a_b", "for", "forward", "weight:0", " "]
+    names = ["keys", "a.b", "a_b", "a-b", "a_b_1", "for", "forward", "weight:0", " "]
     nodes: dict[str, Any] = {name: nir.Scale(np.array([2.0])) for name in names}
     edges = list(zip(["input", *names], [*names, "output"], strict=True))
     ends = {"input": nir.Input(np.array([1])), "output": nir.Output(np.array([1]))}
     model = tt.nir.from_nir(graph(edges, **nodes, **ends), dt=DT)
-    assert model(torch.ones(1, 1).double()).item() == 128.0
+    assert model(torch.ones(1, 1).double()).item() == 512.0
     assert isinstance(pickle.load(io.BytesIO(pickle.dumps(model))), snn.TTModule)
 
 

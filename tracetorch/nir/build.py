@@ -20,7 +20,7 @@ from tracetorch.nir.shapes import flattened
 
 Reset = Literal["zero", "subtract"]
 
-_LONGEST_DELAY = 10_000  # steps; each is a copy of what passes through
+LONGEST_DELAY = 10_000  # steps in one graph; each is a module, and a copy of what it holds
 # how far from one a gain may lie that is one but for the file's dtype: not float32, float32
 _ROUNDED = (1e-12, 1e-6)
 
@@ -124,10 +124,10 @@ def _fitting(value: NDArray[Any], shape: Shape) -> NDArray[Any]:
 def _delay(node: Node, shape: Shape, clock: Clock) -> nn.Module:
     delay = node.arrays["delay"].astype(np.float64)
     steps = np.rint(delay / clock.dt)
-    if steps.max() > _LONGEST_DELAY:
+    if steps.max() > LONGEST_DELAY:
         raise ValueError(
             f"a delay of {delay.max()} s is {steps.max():.0f} steps of {clock.dt} s, more than "
-            f"{_LONGEST_DELAY}."
+            f"{LONGEST_DELAY}."
         )
     if not np.allclose(steps * clock.dt, delay, rtol=1e-6, atol=1e-6 * clock.dt):
         raise ValueError(
@@ -138,6 +138,7 @@ def _delay(node: Node, shape: Shape, clock: Clock) -> nn.Module:
 
 
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
+    rounded = _ROUNDED[any(value.dtype == np.float32 for value in node.arrays.values())]
     v = {name: value.astype(np.float64) for name, value in node.arrays.items()}
     dim, values = along(v, shape)
     if "v_threshold" in values:
@@ -145,6 +146,8 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     for tau, name in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
         if tau in values:
             values[name] = clock.complement(values.pop(tau))
+            # a tau of just one step, rounded
+            values[name] = np.where(abs(values[name] - 1) <= rounded, 1.0, values[name])
             if (values[name] > 1).any():
                 longest = clock.dt / values[name].max()
                 raise ValueError(
@@ -156,8 +159,7 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
     size = shape[dim] if dim is not None else int(np.prod(shape, dtype=np.int64))
-    single = any(value.dtype == np.float32 for value in node.arrays.values())
-    own = _own(values, _ROUNDED[single])
+    own = _own(values, rounded)
     made = _layer(values, own, size, -1 if dim is None else dim, clock, reset)
     return made if dim is not None else Across(made, len(shape))
 

@@ -27,6 +27,9 @@ class Heaps:
         self.file = file
         self.size = size
         self.known: dict[int, dict[int, bytes]] = {}
+        # what is left of the file: heaps do not overlap, nor do texts in them
+        self.unread = size
+        self.untold = size
 
     def texts(self, offset: int, count: int) -> list[str]:
         """The texts of a data set whose ``count`` references begin at ``offset``.
@@ -45,6 +48,9 @@ class Heaps:
             held = self._heap(address).get(index)
             if held is None or length > min(len(held), _LONGEST):
                 raise ValueError(f"a text of {length} bytes is not where the file says it is")
+            self.untold -= length
+            if self.untold < 0:
+                raise ValueError("its texts are longer than the file")
             # a writer may count the zero that ends a text in C
             found.append(held[:length].rstrip(b"\x00").decode("utf8"))
         return found
@@ -55,6 +61,9 @@ class Heaps:
             size = _number(head[8:16])
             if not head.startswith(_SIGNATURE) or not _HEAD <= size <= self.size:
                 raise ValueError("the heap of its texts is damaged")
+            self.unread -= size
+            if self.unread < 0:
+                raise ValueError("the heaps of its texts lie one in another")
             self.known[address] = _objects(self._bytes(address, size))
         return self.known[address]
 

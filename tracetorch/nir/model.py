@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import keyword
+from collections import Counter
+from collections.abc import Iterable
 from typing import cast
 
 from torch import Tensor, nn
@@ -38,11 +40,8 @@ class NIRModel(TTModule):
         super().__init__()
         self.wiring = wiring
         self.clock = clock
-        self.keys: dict[str, str] = {}
-        self.nodes = nn.ModuleDict()
-        for name, module in modules.items():
-            self.keys[name] = _key(name, self.nodes)
-            self.nodes[self.keys[name]] = module
+        self.keys = _keys(modules)
+        self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
         late = sorted({source for sources in wiring.late.values() for source in sources})
         self.late = nn.ModuleDict(
             {
@@ -105,11 +104,20 @@ class NIRModel(TTModule):
         return inputs
 
 
-def _key(name: str, taken: nn.ModuleDict) -> str:
-    """A name that a module may have; names in a file may be anything."""
-    key = "".join(c if c.isalnum() else "_" for c in name)
-    if keyword.iskeyword(key) or (hasattr(taken, key) and key not in taken):
-        key += "_"
-    while key in taken:
-        key += "_"
-    return key
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """A name that a module may have for each name in a file, which may be anything."""
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
+    tried: Counter[str] = Counter()
+    reserved = nn.ModuleDict()
+    for name in names:
+        key = "".join(c if c.isalnum() else "_" for c in name)
+        if keyword.iskeyword(key) or hasattr(reserved, key):
+            key += "_"
+        unique = key
+        while unique in taken:
+            tried[key] += 1
+            unique = f"{key}_{tried[key]}"
+        taken.add(unique)
+        keys[name] = unique
+    return keys

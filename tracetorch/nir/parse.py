@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -195,9 +196,9 @@ def _edges(told: Any, nodes: Mapping[str, object], here: str) -> list[tuple[str,
                 raise ValueError(f"{here}: edge {edge!r} names {name!r}, there is no such node.")
             pair.append(name)
         edges.append((pair[0], pair[1]))
-    if len(set(edges)) != len(edges):
-        twice = next(edge for i, edge in enumerate(edges) if edge in edges[:i])
-        raise ValueError(f"{here} has the edge {twice!r} twice.")
+    twice = [edge for edge, count in Counter(edges).items() if count > 1]
+    if twice:
+        raise ValueError(f"{here} has the edge {twice[0]!r} twice.")
     return edges
 
 

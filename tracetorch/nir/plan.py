@@ -146,12 +146,8 @@ def _closing(inputs: list[str], edges: list[tuple[str, str]]) -> set[tuple[str, 
     closing: set[tuple[str, str]] = set()
     inside: set[str] = set()
     done: set[str] = set()
-    starts = sorted(
-        inputs,
-        key=lambda name: next(
-            (i for i, (start, _) in enumerate(edges) if start == name), len(edges)
-        ),
-    )
+    first = {start: i for i, (start, _) in reversed(list(enumerate(edges)))}
+    starts = sorted(inputs, key=lambda name: first.get(name, len(edges)))
     for start in starts:
         stack = [(start, iter(following.get(start, ())))]
         inside.add(start)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tracetorch.extras import require
-from tracetorch.nir.build import Reset, module
+from tracetorch.nir.build import LONGEST_DELAY, Reset, module
 from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.graph import Graph, Node
 from tracetorch.nir.model import NIRModel
+from tracetorch.nir.modules import DelayLine
 from tracetorch.nir.parse import parse
 from tracetorch.nir.plan import Known, plan
 from tracetorch.snn import TTModule
@@ -100,6 +101,12 @@ def build(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
             came = wiring.now[name]
             shape = wiring.shapes[came[0]] if came else wiring.shapes[name]
             modules[name] = module(name, node, shape, clock, reset)
+    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
+    if links > LONGEST_DELAY:
+        raise ValueError(
+            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
+            f"{LONGEST_DELAY}."
+        )
     return NIRModel(wiring, modules, clock).to(_dtype(graph))
 
 
