@@ -116,6 +116,24 @@ def test_modules_of_pytorch(module: nn.Module, shape: tuple[int, ...], kind: str
     assert type(made.nodes["0"]).__name__ == kind
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_recurrence_through_a_module(bias: bool) -> None:
+    """Its bias acts at the first step, where an edge that closes a cycle brings zero."""
+    torch.manual_seed(0)
+    for made, shape in (
+        (snn.Recurrent(layer("SLIF", 3, pos_threshold=0.3), nn.Linear(3, 3, bias=bias)), (3,)),
+        (
+            snn.Recurrent(layer("BSRLIF", 2, dim=-3), nn.Conv2d(2, 2, 3, padding=1, bias=bias)),
+            (2, 3, 3),
+        ),
+    ):
+        graph = agrees(nn.Sequential(made, nn.Flatten()), shape, steps=15)
+        back = tt.nir.from_nir(graph, dt=DT).nodes["0_neuron"]  # type: ignore[index]
+        assert type(back) is type(made.neuron)
+    with pytest.raises(ValueError, match=r"layer '0', Recurrent.* Use mode='exact'"):
+        tt.nir.to_nir(made, shape, mode="compact")
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_grouped_convolutions_are_written_whole_where_peers_read(compact: bool) -> None:
     how: dict[str, Any] = {"mode": "compact"} if compact else {}
@@ -259,7 +277,10 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.MaxPool2d(2), (1, 4, 4), "layer '0', MaxPool2d.*no counterpart in NIR. Use nn.AvgPool2d"),
     (Fatigue(3), (3,), "layer '0', Fatigue.* has no counterpart in NIR"),
     (Doubling(3), (3,), "layer '0', Doubling.* has no counterpart in NIR"),
-    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)), (3,), "layer '0', Recurrent.*no counterpart"),
+    (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), "neuron of layer '0', Rec.*no counterpart"),
+    (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
+    (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
+    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "keeps the shape .3., got .2."),
     (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4), "pads by 'circular'"),
     (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
     (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "count_include_pad=False"),

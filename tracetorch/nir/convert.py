@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracetorch.nir.clock import Clock
-from tracetorch.nir.forms import compact, exact
+from tracetorch.nir.forms import compact, constant, exact
 from tracetorch.nir.graph import Graph, Node, Shape, membrane, over
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import Across, DelayLine, Rescale, Spike
 from tracetorch.nir.neurons import Membrane
-from tracetorch.snn import LeakyIntegrator, Neuron
+from tracetorch.nir.shapes import leaving
+from tracetorch.snn import LeakyIntegrator, Neuron, Recurrent
 
 Mode: TypeAlias = Literal["exact", "compact"]
 
+LINEAR = ("Affine", "Conv1d", "Conv2d", "Linear")
 # What passes its input on where nothing is trained.
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -220,6 +223,44 @@ def folded(node: Node, scale: NDArray[Any], shift: NDArray[Any]) -> Node:
     return Node(kind, arrays, node.settings, node.metadata)
 
 
+def _recurrent(m: Recurrent, shape: Shape, told: str, how: Writing) -> Graph:
+    """The neuron and a connection back to it; its bias, which acts at once, goes another way."""
+    if how.mode == "compact":
+        raise ValueError(
+            f"{told} hears itself again, which peers read in ways of their own. Use mode='exact'."
+        )
+    back = converted(m.connection, shape, f"the connection of {told}", how)
+    if not isinstance(back, Node) or back.kind not in LINEAR:
+        raise ValueError(
+            f"{told} is connected to itself by {type(m.connection).__name__}; in NIR it must be "
+            "nn.Linear or a convolution."
+        )
+    came = leaving("back", back, shape)
+    if came != shape:
+        raise ValueError(
+            f"{told} needs a connection that keeps the shape {list(shape)}, got {list(came)}."
+        )
+    edges = [("input", "neuron"), ("neuron", "back"), ("back", "neuron"), ("neuron", "output")]
+    nodes: dict[str, Node | Graph] = {
+        "input": Node("Input", settings={"shape": shape}),
+        "neuron": converted(m.neuron, shape, f"the neuron of {told}", how),
+        "output": Node("Output", settings={"shape": shape}),
+    }
+    bias = back.arrays.get("bias")
+    if bias is None or not bias.any():
+        nodes["back"] = back
+    else:
+        drive = constant(over(shape, bias.reshape(-1, *[1] * (len(shape) - 1))), shape)
+        nodes |= drive
+        edges += pairwise(("input", *drive, "neuron"))
+        nodes["back"] = (
+            Node("Linear", {"weight": back.arrays["weight"]})
+            if back.kind == "Affine"
+            else Node(back.kind, {**back.arrays, "bias": np.zeros_like(bias)}, back.settings)
+        )
+    return Graph(nodes, edges)
+
+
 # The modules that a graph was read into
 
 
@@ -291,6 +332,7 @@ _TABLE: Mapping[type[nn.Module], Callable[[Any, Shape, str, Writing], Node | Gra
     DelayLine: _delay,
     Membrane: _membrane,
     NIRModel: _model,
+    Recurrent: _recurrent,
     Rescale: _rescale,
     Spike: _spike,
     nn.AdaptiveAvgPool2d: _adaptive,

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracetorch.nir.convert import LINEAR
 from tracetorch.nir.graph import Graph, Node, over
-
-_FEEDING = ("Affine", "Conv1d", "Conv2d", "Linear")
 
 
 def uniform_thresholds(graph: Graph) -> Graph:
@@ -28,7 +27,7 @@ def uniform_thresholds(graph: Graph) -> Graph:
         node, feeding = nodes[end], nodes[start]
         if not (isinstance(node, Node) and isinstance(feeding, Node)):
             continue
-        if node.kind not in ("LIF", "CubaLIF") or feeding.kind not in _FEEDING:
+        if node.kind not in ("LIF", "CubaLIF") or feeding.kind not in LINEAR:
             continue
         if goes[start] != 1 or comes[end] != 1:
             continue

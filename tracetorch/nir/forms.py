@@ -76,10 +76,9 @@ def exact(layer: LeakyIntegrator, shape: Shape, clock: Clock, told: str) -> Node
     if enter != "mem":
         chain(enter, "mem")
     if has["bias"]:
-        nodes["silence"] = membrane("Scale", shape, scale=0.0)
-        nodes["one"] = membrane("Threshold", shape, threshold=-1.0)
-        nodes["bias"] = membrane("Scale", shape, scale=v["bias"])
-        chain("input", "silence", "one", "bias", enter)
+        drive = constant(v["bias"], shape)
+        nodes |= drive
+        chain("input", *drive, enter)
 
     outputs: list[str] = []
     if hard:
@@ -195,6 +194,15 @@ def compact(
 
 
 _PARAMETERS = (*DECAYS, *THRESHOLDS, *WEIGHTS)
+
+
+def constant(value: Array, shape: Shape) -> dict[str, Node]:
+    """A chain of nodes that gives ``value`` at every step, whatever comes in."""
+    return {
+        "silence": membrane("Scale", shape, scale=0.0),
+        "one": membrane("Threshold", shape, threshold=-1.0),
+        "bias": membrane("Scale", shape, scale=value),
+    }
 
 
 def leaky(

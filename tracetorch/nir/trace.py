@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tracetorch.nir.convert import (
+    LINEAR,
     PASSING,
     Writing,
     converted,
@@ -20,7 +21,6 @@ from tracetorch.nir.graph import Graph, Node, Shape, membrane
 from tracetorch.nir.model import NIRModel
 from tracetorch.snn import Neuron
 
-_LINEAR = ("Affine", "Conv1d", "Conv2d", "Linear")
 _ADDING = (operator.add, operator.iadd, torch.add)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -151,7 +151,7 @@ class _Writer:
         linear = self.nodes[name]
         alone = len(before.users) == 1 and before.op == "call_module" and len(came) == 1
         own = before.op == "call_module" and _named(str(before.target)) == name
-        if not (alone and own and isinstance(linear, Node) and linear.kind in _LINEAR):
+        if not (alone and own and isinstance(linear, Node) and linear.kind in LINEAR):
             return False
         self.nodes[name] = folded(linear, *normalising(module, told))
         self.sources[node] = [name]

@@ -50,7 +50,8 @@ def to_nir(
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``, ``nn.AvgPool2d`` (a sum with
     ``divisor_override=1``) and ``nn.AdaptiveAvgPool2d`` have nodes; a batch norm in eval mode is
-    folded into the layer before it; dropout is left out; ``x + y`` is two edges. Whether a
+    folded into the layer before it; dropout is left out; ``x + y`` is two edges; ``snn.Recurrent``
+    is a cycle through its connection, and is read as one. Whether a
     parameter learns, surrogates and ``detach_reset`` are matters of training and are not in a
     graph. A model that :func:`from_nir` gave becomes a graph again, with the parameters it has now.
 
@@ -231,6 +232,14 @@ def _declare(made: nir.NIRGraph, graph: Graph, prefix: str, shapes: dict[str, Sh
         if leaving is None:  # inside one of our own layers, where NIR knows
             continue
         source = before.get(name)
-        entering = shapes.get(f"{prefix}{source}", leaving) if source is not None else leaving
+        entering = leaving if source is None else _leaving(graph, source, prefix, shapes)
         made.nodes[name].input_type = {"input": np.array(entering)}
         made.nodes[name].output_type = {"output": np.array(leaving)}
+
+
+def _leaving(graph: Graph, name: str, prefix: str, shapes: dict[str, Shape]) -> Shape:
+    """The shape of what a node gives, or of what the one Output of a graph within gives."""
+    full, node = f"{prefix}{name}", graph.nodes[name]
+    if full not in shapes and isinstance(node, Graph):
+        return _leaving(node, node.named("Output")[0], f"{full}.", shapes)
+    return shapes[full]
