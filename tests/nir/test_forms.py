@@ -211,6 +211,21 @@ def test_thresholds_go_into_the_weights_before_them() -> None:
     assert torch.equal(y, simulated(graph, x))
 
 
+def test_thresholds_differ_with_the_decays() -> None:
+    """Else snnTorch, which reads one gain for all neurons, would misread them in silence."""
+    torch.manual_seed(0)
+    beta = torch.tensor([0.5, 0.7, 0.9])
+    for threshold in (0.5, torch.tensor([0.2, 0.5, 0.9])):
+        net = double(nn.Sequential(nn.Linear(4, 3), snn.LIF(3, beta, threshold, reset="zero")))
+        graph = tt.nir.to_nir(net, (4,), mode="compact")
+        node = graph.nodes["1"]
+        met = node.v_threshold / (1 - beta.numpy())
+        np.testing.assert_allclose(met, met[0], rtol=1e-6)
+        assert np.unique(node.v_threshold).size == 3
+        x = 3 * sequence(60, 2, 4)
+        assert torch.equal(run(net, x), run(tt.nir.from_nir(graph, dt=DT), x))
+
+
 def test_thresholds_stay_where_weights_feed_others_too() -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:

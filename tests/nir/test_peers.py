@@ -110,6 +110,21 @@ def test_they_read_ours(peer: str, network: str, tmp_path: Path) -> None:
     assert int((ours != theirs).sum()) == 0
 
 
+@pytest.mark.parametrize("peer", READERS)
+def test_decays_that_differ_are_read_or_refused(peer: str, tmp_path: Path) -> None:
+    need(peer)
+    torch.manual_seed(0)
+    lif = snn.LIF(16, beta=0.5 + 0.4 * torch.rand(16), pos_threshold=0.4, reset="zero")
+    net = nn.Sequential(nn.Linear(6, 16), lif).to(DTYPES[peer])
+    tt.nir.save(net, tmp_path / "net.nir", (6,), mode="compact")
+    x = 3 * sequence(STEPS, 4, 6, dtype=DTYPES[peer])
+    if peer == "norse":
+        assert int((READERS[peer](tmp_path / "net.nir", x) != run(net, x)).sum()) == 0
+    else:
+        with pytest.raises((AssertionError, ValueError), match=r"uniform|must be same"):
+            READERS[peer](tmp_path / "net.nir", x)
+
+
 def test_we_read_spikingjelly(tmp_path: Path) -> None:
     need("spikingjelly")
     from spikingjelly.activation_based import functional, neuron

@@ -309,6 +309,9 @@ def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: st
 def test_a_forward_that_cannot_be_followed() -> None:
     with pytest.raises(TypeError, match=r"forward of Calls cannot be followed by torch.fx"):
         tt.nir.to_nir(Calls(lambda m, y: y if y.sum() > 0 else -y), (3,))
+    hidden = [snn.LIF(3)]
+    with pytest.raises(TypeError, match=r"cannot be followed.*not installed as a submodule"):
+        tt.nir.to_nir(Calls(lambda m, y: hidden[0](y)), (3,))
 
 
 def test_not_a_number() -> None:

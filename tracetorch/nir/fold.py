@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracetorch.nir.convert import LINEAR
-from tracetorch.nir.graph import Graph, Node, over
+from tracetorch.nir.graph import Graph, Node
 
 
 def uniform_thresholds(graph: Graph) -> Graph:
-    """The same spikes with one threshold per LIF and CubaLIF, where the node before allows it.
+    """The same spikes with one threshold in a LIF or CubaLIF, where the node before allows it.
 
     A neuron that is zero at rest and at reset fires alike if its input and its threshold grow by
     one factor. The factor of each neuron goes into the row of weights that feeds it: where these
     feed no one else, nothing else feeds the neuron, and, after a convolution, all neurons of a
     channel share it.
+
+    What is made equal is the threshold as the input meets it, ``v_threshold`` over the gain
+    ``r / tau``. Where time constants differ too, ``v_threshold`` differs with them: snnTorch, which
+    reads the gain of one neuron for all, then refuses the file instead of misreading it.
     """
     nodes = dict(graph.nodes)
     goes = Counter(start for start, _ in graph.edges)
@@ -31,17 +35,27 @@ def uniform_thresholds(graph: Graph) -> Graph:
             continue
         if goes[start] != 1 or comes[end] != 1:
             continue
-        threshold = node.arrays["v_threshold"]
-        if (threshold == threshold.flat[0]).all():
+        gain = _gain(node)
+        met = node.arrays["v_threshold"] / gain
+        if np.allclose(met, met.flat[0], rtol=1e-12, atol=0.0):
             continue
-        rows = threshold.reshape(len(threshold), -1)
-        if not (rows == rows[:, :1]).all() or rows.shape[0] != len(feeding.arrays["weight"]):
+        rows = met.reshape(len(met), -1)
+        alike = np.allclose(rows, rows[:, :1], rtol=1e-12, atol=0.0)
+        if not alike or len(rows) != len(feeding.arrays["weight"]):
             continue
         goal = float(np.exp(np.log(rows[:, 0]).mean()))
         nodes[start] = _scaled(feeding, goal / rows[:, 0])
-        arrays = {**node.arrays, "v_threshold": over(threshold.shape, goal)}
+        arrays = {**node.arrays, "v_threshold": goal * gain}
         nodes[end] = Node(node.kind, arrays, node.settings, node.metadata)
     return Graph(nodes, graph.edges, graph.metadata)
+
+
+def _gain(node: Node) -> NDArray[Any]:
+    """How much of its input a neuron takes in, but for the time step."""
+    a = node.arrays
+    if node.kind == "LIF":
+        return np.asarray(a["r"] / a["tau"])
+    return np.asarray(a["r"] / a["tau_mem"] * (a["w_in"] / a["tau_syn"]))
 
 
 def _scaled(node: Node, factors: NDArray[Any]) -> Node:

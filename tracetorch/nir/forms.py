@@ -255,7 +255,7 @@ def claimed(layer: LeakyIntegrator, shape: Shape) -> dict[str, Any]:
 
 def check_spikes(layer: LeakyIntegrator, told: str) -> None:
     """Raise where a spike function is not ``u > 0``: NIR knows no other."""
-    probe = torch.tensor(_PROBE, dtype=torch.float64)
+    probe = torch.tensor(_PROBE, dtype=torch.float64, device=layer.raw_beta.device)
     for name in ("pos_spike", "neg_spike"):
         spike = getattr(layer, name)
         if spike is None:
