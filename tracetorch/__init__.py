@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import checkpoint, decode, functional, fuse, loss, snn
+from tracetorch.checkpoint import load, save
+from tracetorch.grouping import param_groups
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -14,19 +15,33 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("nir",)
+_LATE_ROOMS: tuple[str, ...] = ("diagnosis", "encode", "export", "metrics", "nir", "plot", "probe")
+_LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import nir
+    from tracetorch import diagnosis, encode, export, metrics, nir, plot, probe
+    from tracetorch.diagnosis import diagnose
 
 __all__ = [
     "__version__",
+    "checkpoint",
+    "decode",
     "detach_states",
+    "diagnose",
+    "diagnosis",
+    "encode",
+    "export",
     "functional",
     "fuse",
     "get_states",
+    "load",
     "loss",
+    "metrics",
     "nir",
+    "param_groups",
+    "plot",
+    "probe",
+    "save",
     "set_states",
     "snn",
     "unroll",
@@ -34,7 +49,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LATE_ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LATE_FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_LATE_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -372,7 +372,7 @@ def test_a_file_is_replaced_when_the_new_one_is_complete(
     tt.nir.save(snn.LIF(4), path, (4,))
     assert os.listdir(tmp_path) == ["net.nir"]
     assert path.stat().st_mode & 0o044 == 0o044  # readable by others, as open() would leave it
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder"):
         tt.nir.save(snn.LIF(3), tmp_path / "nowhere" / "net.nir", (3,))
 
 

@@ -177,11 +177,38 @@ def test_what_is_inside_a_recurrent_layer_can_be_recorded() -> None:
         tt.zero_states(model)
         seen[by] = tt.unroll(model, x, by=by, record=["1.neuron.*", "1.output"])[1]
     assert set(seen["layer"]) == {
-        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.output",
+        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.input", "1.neuron.output",
     }  # fmt: skip
     for path, trajectory in seen["layer"].items():
         assert torch.equal(trajectory, seen["step"][path])
     assert torch.equal(seen["layer"]["1.output"], seen["layer"]["1.neuron.output"])
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_inputs_can_be_recorded(by: Any) -> None:
+    x = dyadic(5, 2, 3)
+    model = made("dense")
+    _, seen = tt.unroll(model, x, by=by, record="input")
+    assert list(seen) == ["1.input", "3.input"]
+    assert torch.equal(seen["1.input"], model[0](x))
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model[1], seen["1.input"]) @ model[2].weight.T + model[2].bias,
+                       seen["3.input"])  # fmt: skip
+
+
+def test_inputs_given_by_name_can_be_recorded() -> None:
+    class Named(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.LIF(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x=2 * x)
+
+    x = dyadic(5, 2, 3)
+    for by in ("layer", "step"):
+        _, seen = tt.unroll(Named(), x, by=by, record=["cell.input"])
+        assert torch.equal(seen["cell.input"], 2 * x)
 
 
 def test_batch_norm_takes_its_statistics_over_time_and_batch() -> None:
@@ -375,3 +402,26 @@ def test_a_hook_before_the_first_neuron_sees_every_step() -> None:
     first.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
     y = tt.unroll(nn.Sequential(first, snn.Readout(4, beta=1e-7)), torch.ones(2, 3), steps=3)
     assert not torch.allclose(y[0], y[1])
+
+
+def test_a_backward_hook_before_the_first_neuron_sees_every_step() -> None:
+    first, seen = nn.Linear(3, 3), []
+    first.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0].shape))
+    model = nn.Sequential(first, snn.Readout(3))
+    tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
+    assert seen == [(10, 3)]  # all steps, not their sum
+
+
+def test_an_output_without_a_batch_cannot_give_one_back() -> None:
+    class Summed(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.Readout(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x).sum()
+
+    model = Summed()
+    with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
+        model.unroll(torch.rand(4, 3), by="step", batched=False)
+    assert model.cell.mem is None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.extras import require
+from tracetorch.files import replacing
 from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.convert import Mode, Writing
 from tracetorch.nir.fold import uniform_thresholds
@@ -154,15 +152,8 @@ def save(
     )
     import nir
 
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        nir.write(str(beside), graph)
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        raise
+    with replacing(path) as unfinished:
+        nir.write(str(unfinished), graph)
 
 
 def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
