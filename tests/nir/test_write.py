@@ -220,6 +220,20 @@ def test_every_neuron_that_was_read_can_be_written(kind: str, shape: tuple[int, 
     torch.testing.assert_close(simulated(given, x), simulated(again, x), rtol=0, atol=1e-11)
 
 
+def test_neurons_that_differ_in_every_place_subtract_exactly() -> None:
+    shape = (2, 3, 2)
+    tau, threshold = full(shape, 3e-4, 3e-3, 0), full(shape, 0.3, 1, 1)
+    lif = nir.LIF(tau, np.ones(shape), np.zeros(shape), threshold)
+    model = tt.nir.from_nir(line(lif, into=shape, out=shape), dt=DT, reset="subtract")
+    x = 3 * sequence(30, 2, *shape)
+    y = run(model, x)
+    assert y.mean() > 0.02
+    made = tt.nir.to_nir(model, shape)
+    for each in (made, unsigned(made)):
+        assert torch.equal(y, run(tt.nir.from_nir(each, dt=DT), x))
+        assert torch.equal(y, simulated(each, x))
+
+
 def test_a_read_model_within_another() -> None:
     net = double(nn.Sequential(nn.Linear(2, 3), tt.nir.from_nir(recurrent(), dt=DT)))
     made = tt.nir.to_nir(net, (2,))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.nir.convert import LINEAR
 from tracetorch.nir.graph import Graph, Node
+from tracetorch.nir.plain import LINEAR
 
 
 def uniform_thresholds(graph: Graph) -> Graph:

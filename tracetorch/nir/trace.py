@@ -8,17 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tracetorch.nir.convert import (
-    LINEAR,
-    PASSING,
-    Writing,
-    converted,
-    flatten,
-    folded,
-    normalising,
-)
+from tracetorch.nir.convert import converted
 from tracetorch.nir.graph import Graph, Node, Shape, membrane
 from tracetorch.nir.model import NIRModel
+from tracetorch.nir.plain import LINEAR, PASSING, flatten, folded, normalising
+from tracetorch.nir.writing import Writing
 from tracetorch.snn import Neuron
 
 _ADDING = (operator.add, operator.iadd, torch.add)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tracetorch.extras import require
 from tracetorch.files import replacing
 from tracetorch.nir.clock import Clock, Discretization
-from tracetorch.nir.convert import Mode, Writing
 from tracetorch.nir.fold import uniform_thresholds
 from tracetorch.nir.graph import SETTINGS, Graph, Node, Shape
 from tracetorch.nir.parse import parse
 from tracetorch.nir.plan import plan
 from tracetorch.nir.trace import traced
+from tracetorch.nir.writing import Mode, Writing
 from tracetorch.snn.module import check_module
 
 if TYPE_CHECKING:
