@@ -312,6 +312,23 @@ def test_states_are_kept_cut_moved_and_copied() -> None:
         model(x[0, :1])
 
 
+def test_it_can_be_exported_with_its_states() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT)
+    x = 2 * sequence(20, 2, 3)
+    want = run(model, x)
+    program = tt.export.step(model, x[0])
+    states = tt.export.initial_states(program, batch=2)
+    assert {name for name in states if name.endswith("held")} == {
+        "late.ba.held",
+        "late.itself.held",
+    }
+    step, outputs = program.module(), []
+    for each in x:
+        y, states = step(each, states)
+        outputs.append(y)
+    assert torch.equal(torch.stack(outputs), want)
+
+
 def test_it_learns() -> None:
     model = tt.nir.from_nir(recurrent(), dt=DT)
     x = 2 * sequence(15, 2, 3)

@@ -328,6 +328,14 @@ def test_a_forward_that_cannot_be_followed() -> None:
         tt.nir.to_nir(Calls(lambda m, y: hidden[0](y)), (3,))
 
 
+def test_what_remembers_is_called_once() -> None:
+    delay = tt.nir.from_nir(line(nir.Delay(np.full(3, DT)), into=(3,), out=(3,)), dt=DT)
+    for made in (snn.LIF(3), delay, delay.nodes["n0"]):  # type: ignore[index]
+        twice = nn.Sequential(nn.Linear(3, 3), made, made)
+        with pytest.raises(ValueError, match=r"layer '1', .*is called twice in one step"):
+            tt.nir.to_nir(twice, (3,))
+
+
 def test_not_a_number() -> None:
     net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
     with torch.no_grad():

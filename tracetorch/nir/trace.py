@@ -13,7 +13,7 @@ from tracetorch.nir.graph import Graph, Node, Shape, membrane
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.plain import LINEAR, PASSING, flatten, folded, normalising
 from tracetorch.nir.writing import Writing
-from tracetorch.snn import Neuron
+from tracetorch.snn import Neuron, TTModule
 
 _ADDING = (operator.add, operator.iadd, torch.add)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -83,7 +83,7 @@ def _check_called_once(program: fx.GraphModule) -> None:
         if node.op != "call_module":
             continue
         module = program.get_submodule(str(node.target))
-        if isinstance(module, (Neuron, NIRModel)):
+        if isinstance(module, TTModule):  # the leaves among them all remember
             if id(module) in seen:
                 raise ValueError(
                     f"{_told(str(node.target), module)} is called twice in one step; as two nodes "
