@@ -640,3 +640,13 @@ def test_silu_and_its_gradient_fuse() -> None:
     fast, fast_grads = ends(Swishing(3), x, fused("numba"))
     torch.testing.assert_close(fast, values, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast_grads, grads, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_that_are_not_finite_come_without_a_warning(rank: Any) -> None:
+    layer, x = snn.LIF(4, beta_rank=rank), torch.randn(5, 3, 4, requires_grad=True)
+    y, _ = fuse.sequence(layer, x)
+    grad = torch.full_like(y, 1e38)
+    grad[0], grad[1] = torch.inf, -torch.inf
+    y.backward(grad)
+    assert not torch.isfinite(layer.raw_beta.grad).any()

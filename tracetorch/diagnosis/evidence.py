@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracetorch.diagnosis.reach import Approach, approach
 from tracetorch.probe.layers import called_in_order, neurons_of, spike_functions
-from tracetorch.probe.unchanged import unchanged
 from tracetorch.probe.watch import watch
+from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -114,8 +113,7 @@ def gather(
             ]
             found: dict[int, Tensor | None] = {}
             if value.requires_grad and wanted:
-                with np.errstate(all="ignore"):  # of kernels; what is not finite is a finding
-                    grads = torch.autograd.grad(value, wanted, allow_unused=True)
+                grads = torch.autograd.grad(value, wanted, allow_unused=True)
                 found = {id(t): g for t, g in zip(wanted, grads, strict=True)}
         evidence = Evidence(
             model=model,

@@ -14,7 +14,7 @@ from tracetorch.metrics.activity import firings
 from tracetorch.metrics.connections import Tally
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.probe.layers import called_in_order, spike_functions
-from tracetorch.probe.unchanged import unchanged
+from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.module import check_module, zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent

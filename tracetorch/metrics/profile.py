@@ -15,7 +15,7 @@ from tracetorch.metrics.energy import EnergyAssumptions
 from tracetorch.metrics.observe import Seen, at_rest, observe
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.metrics.table import LayerProfile, Profile
-from tracetorch.probe.unchanged import unchanged
+from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import check_count
 from tracetorch.snn.recurrent import Recurrent

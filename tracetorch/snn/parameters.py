@@ -136,8 +136,7 @@ class Weight:
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
         here = torch.empty(0).device  # where `with torch.device(...)` says
-        # .contiguous() would leave an expanded [1] its stride of 0
-        return raw.to(here, copy=True, memory_format=torch.contiguous_format)
+        return raw.to(here, copy=True).contiguous()
 
 
 @dataclass(frozen=True)

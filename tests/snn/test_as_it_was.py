@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
-from tracetorch.probe.unchanged import unchanged
+from tracetorch.snn.as_it_was import unchanged
 
 
 class Remembers(snn.TTModule):
