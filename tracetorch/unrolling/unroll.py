@@ -19,6 +19,7 @@ from tracetorch.unrolling.layer_pass import passing
 from tracetorch.unrolling.prefix import split_static
 from tracetorch.unrolling.recording import Recording
 from tracetorch.unrolling.refusal import refusal
+from tracetorch.unrolling.segments import in_segments
 
 
 def unroll(
@@ -31,6 +32,7 @@ def unroll(
     batched: bool = True,
     record: Sequence[str] | str | None = None,
     check: bool = False,
+    segment: int | None = None,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
 
@@ -55,6 +57,10 @@ def unroll(
         record: state names (``"mem"``), ``"output"``, or patterns of paths (``"cells.*.mem"``).
         check: before the run, compare both ways on the first steps, and raise at the first layer
             that differs.
+        segment: run so many steps at a time and, until ``backward`` runs each segment once more,
+            keep only the inputs and the states between them. The memory of ``T`` steps becomes
+            that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
+            batch norm takes its statistics over a segment.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -80,17 +86,29 @@ def unroll(
     given = inputs(x, steps, time_dim, batched)
     layers = [(path, m) for path, m in modules_of(model) if isinstance(m, Neuron)]
     recording = Recording(record, layers)
+
+    def run(part: Inputs, recording: Recording) -> tuple[Any, dict[str, Tensor]]:
+        if by == "layer":
+            y = _by_layer(model, part, recording)
+        else:
+            y = _by_step(model, part, recording, [layer for _, layer in layers])
+        return y, recording.result(part.steps)
+
     before = [(layer, name, getattr(layer, name)) for _, layer in layers for name in layer.states]
     try:
-        if by == "layer":
-            if check:
-                check_both_ways(model, given)
-            y = _by_layer(model, given, recording)
+        if check and by == "layer":
+            check_both_ways(model, given)
+        if segment is None:
+            y, seen = run(given, recording)
         else:
-            y = _by_step(model, given, recording, [layer for _, layer in layers])
+            y, seen = in_segments(
+                lambda part: run(part, Recording(record, layers)),
+                given,
+                segment,
+                [module for _, module in modules_of(model)],
+            )
         trajectories = {
-            path: _placed(trajectory, time_dim, batched)
-            for path, trajectory in recording.result(given.steps).items()
+            path: _placed(trajectory, time_dim, batched) for path, trajectory in seen.items()
         }
         y = pytree.tree_map_only(Tensor, lambda leaf: _placed(leaf, time_dim, batched), y)
     except BaseException:
