@@ -48,12 +48,12 @@ def all_cases() -> list[Case]:
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
     found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
     found += _both(
-        "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2")
+        "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2", "floor")
     )
     found.append(Case("one step B=1 N=128", "stream", 1, 1, 128, "forward", threads=1))
     found.append(Case("peak memory LIF N=2048", "memory", 100, 32, 2048, "train"))
     for T in (100, 1_000, 10_000):
-        few = ("tracetorch", "spikingjelly", "copy")
+        few = ("tracetorch", "spikingjelly", "floor")
         found += _both(f"LIF B=32 N=128 T={T}", "growth", T, 32, 128, few)
     return found
 

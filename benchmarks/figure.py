@@ -31,7 +31,7 @@ def draw(run: Run, place: Path) -> bool:
             drawn = [(N, value * 1e3) for N, value in points if value is not None]
             if not drawn:
                 continue
-            ours, floor = library.name == "tracetorch", library.name == "copy"
+            ours, floor = library.name == "tracetorch", library.name == "floor"
             ax.plot(
                 *zip(*drawn, strict=True),
                 label="copy of the same bytes" if floor else library.name,

@@ -70,6 +70,6 @@ LIBRARIES = (
         "JAX, jitted; per-neuron decay learns, the threshold does not; resets one step later",
     ),
     Library("0.9.2", "previous", ".venv-0.9.2", "per-neuron decay and threshold learn; stepped"),
-    Library("copy", "copy", differs="torch.Tensor.copy_ of the same bytes: the floor"),
+    Library("floor", "floor", differs="copy_ of the same bytes; the linear layer alone"),
 )
 NAMES = tuple(library.name for library in LIBRARIES)

@@ -34,6 +34,16 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("SRReadout", {"dim": -3, "alpha_rank": 0}, (2, 3, 2, 2)),
     ("BRLIF", {"pos_scale_rank": 0, "neg_scale_rank": 0, "bias_rank": 0}, (2, 9)),
     ("SLIF", {"alpha": 0.9, "learn_alpha": False}, (1, 513)),
+    ("RLIF", {"gamma_ema": False, "learn_rec_weight": False}, (3, 4)),
+    ("SReadout", {"alpha_ema": False, "beta_rank": 0}, (2, 7)),
+    ("BSLIF", {"dim": 0, "reset": "zero"}, (5, 2)),
+    ("LeakyIntegrator", {"neg_threshold_setup": {}, "neg_scale_setup": {"value": 0.5}}, (2, 7)),
+    ("LeakyIntegrator", {"pos_threshold_setup": {}, "bias_setup": {}, "reset": "none"}, (2, 6)),
+    (
+        "LeakyIntegrator",
+        {"gamma_setup": {}, "rec_weight_setup": {}, "neg_threshold_setup": {"rank": 0}},
+        (3, 5),
+    ),
 ]
 
 

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import logging
+import random
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.fuse import plan as plans
 from tracetorch.fuse.choose import plan_key
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
@@ -384,6 +388,38 @@ class Reading(snn.Neuron):
         return mem, mem
 
 
+class Drawing(snn.Neuron):
+    """Draws in Python: a kernel would keep the first number for good."""
+
+    states = ("mem",)
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__(3)
+        self.option("draw", draw)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, draw: Any) -> tuple[Tensor, Tensor]:
+        mem = 0.5 * mem + draw() * x
+        return mem, mem
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()])
+def test_a_step_that_draws_in_python_is_not_compiled(draw: Any) -> None:
+    layer, x = Drawing(draw), torch.ones(6, 2, 3)
+    before = random.getstate(), np.random.get_state()[2]
+    with (
+        pytest.raises(RuntimeError, match="draws random numbers in Python"),
+        fuse.backend("numba"),
+    ):
+        fuse.sequence(layer, x)
+    assert (random.getstate(), np.random.get_state()[2]) == before
+    with torch.no_grad():
+        steps = [layer.step(x[0], torch.zeros(2, 3), draw=draw)[0] for _ in range(2)]
+        assert not torch.equal(*steps)
+        y, _ = fuse.sequence(layer, x)
+    assert len({float(step) for step in (y[1:] - 0.5 * y[:-1])[:, 0, 0]}) == 5
+
+
 def test_a_step_that_reads_a_size_is_not_compiled() -> None:
     x = cases.sequence(4, 2, 7, dtype=torch.float32)
     with (
@@ -488,3 +524,35 @@ def test_forward_mode_keeps_its_tangent() -> None:
         assert fwAD.unpack_dual(y).tangent[:, 0, 0].tolist() == [0.5, 0.75]
         layer.zero_states()
         assert fwAD.unpack_dual(layer(x[0])).tangent.tolist() == [[0.5, 0.5]]
+
+
+def test_annealing_keeps_a_bounded_number_of_plans() -> None:
+    layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
+    registered = len(plans._plans)
+    for slope in range(3, 9):
+        layer.zero_states()
+        layer.pos_spike = functional.atan_surrogate(float(slope))
+        fuse.sequence(layer, x)[0].sum().backward()
+    assert len(plans._plans) == registered
+    assert plans.planned.cache_info().maxsize == 512
+
+
+def test_a_dispatch_mode_sees_the_operators() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    seen: list[str] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
+    expected, grads = ends(layer, x, fused("numba"))
+    with Watching(), FlopCounterMode(display=False):
+        found, watched = ends(layer, x, fused("numba"))
+    assert {"tracetorch.forward.default", "tracetorch.backward.default"} <= set(seen)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(watched[name], grads[name]) for name in grads)

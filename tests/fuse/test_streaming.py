@@ -31,7 +31,7 @@ def streamed(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def is_compiled(made: snn.Neuron) -> bool:
-    return made._stepper is not None and made._stepper.call is not None
+    return bool(made._steppers) and made._steppers[0].call is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -163,7 +163,7 @@ def test_a_copy_streams_by_itself(copied: Any) -> None:
     with torch.no_grad():
         stepped(made, x[:4])
         twin = copied(made)
-        assert twin._stepper is None
+        assert twin._steppers == []
         assert torch.equal(stepped(twin, x[4:]), stepped(made, x[4:]))
         made.zero_states()
         assert twin.mem is not None
@@ -211,3 +211,17 @@ def test_it_is_chosen_like_any_backend() -> None:
         assert stream(made, torch.ones(1, 2)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
+
+
+def test_shapes_that_alternate_find_their_settled_step_again() -> None:
+    made = layer("BSLIF", 5)
+    inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in (1, 2, 3, 4, 5, 6)]
+    settled: dict[int, Any] = {}
+    for x in (*inputs[:4], *inputs[:4]):
+        expected, _ = reference(made, x[None])
+        out, _ = streamed(made, x[None])
+        assert torch.equal(out, expected)
+        assert settled.setdefault(len(x), made._steppers[0]) is made._steppers[0]
+    for x in inputs[4:]:
+        streamed(made, x[None])
+    assert len(made._steppers) == 4

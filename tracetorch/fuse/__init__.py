@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tracetorch.fuse import eager, operator  # noqa: F401 (registers)
+from tracetorch.fuse import eager, operator
 from tracetorch.fuse.backends import NAMES, backend, chosen, missing, unsuited
-from tracetorch.fuse.choose import lacks, plan_key, program_of
+from tracetorch.fuse.choose import lacks, plan_for, plan_key, program_of
 from tracetorch.fuse.graph import Unfusable
-from tracetorch.fuse.plan import plan_of
 from tracetorch.snn.neuron import Neuron
 
 __all__ = ["NAMES", "backend", "chosen", "missing", "refuses", "sequence"]
@@ -66,24 +65,21 @@ def sequence(
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     held = [state for state in states if state is not None]
     work = x.to(dtype)
-    key = plan_key(layer, work, held, tensors, arguments, tuple(record))
-    if key is None:
+    asked = (layer, work, held, tensors, arguments, tuple(record))
+    results: list[Tensor] | None = None
+    if torch.compiler.is_compiling():
+        key = plan_key(*asked)
+        if key is not None:
+            results = torch.ops.tracetorch.forward(key, work, held, list(tensors.values()))[:-1]
+    else:
+        plan = plan_for(*asked)
+        if plan is not None:
+            results = operator.run(plan, work, held, list(tensors.values()))
+    if results is None:
         output, ends, trajectories = eager.run(layer, work, states, arguments, record)
     else:
-        output, *rest = torch.ops.tracetorch.forward(key, work, held, list(tensors.values()))
-        ends, trajectories = rest[: len(held)], rest[len(held) : -1]
-        # torch.compile would look a plan up in the dict as it was before it was registered
-        smooth = () if torch.compiler.is_compiling() else plan_of(key).program.smooth
-        if not torch.compiler.is_compiling() and len(smooth) <= len(kept):
-            # an end that has no gradient by step must not seem to have one
-            output = output if "output" in smooth else output.detach()
-            ends = [
-                e if f"next_{n}" in smooth else e.detach() for n, e in zip(kept, ends, strict=True)
-            ]
-            trajectories = [
-                t if f"next_{n}" in smooth else t.detach()
-                for n, t in zip(record, trajectories, strict=True)
-            ]
+        output, *rest = results
+        ends, trajectories = rest[: len(held)], rest[len(held) :]
     for name, end in zip(kept, ends, strict=True):
         setattr(layer, name, end)
     return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

@@ -1,4 +1,4 @@
-"""``plan_key``: which backend runs a layer, and the key of the plan it runs."""
+"""``plan_for``: which backend runs a layer, and the plan it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, settle, unsuited
 from tracetorch.fuse.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.graph import Unfusable
-from tracetorch.fuse.plan import Plan, register
+from tracetorch.fuse.plan import Plan, planned, register
 from tracetorch.fuse.trace import Program, trace
 from tracetorch.snn.module import asked_once
 from tracetorch.snn.neuron import Neuron
@@ -48,6 +48,8 @@ def program_of(
         if isinstance(value, Tensor):
             _check_parameter(layer, name, value, ndim, dtype)
             told.append(name)
+        elif value is None or type(value) is str:  # most are
+            told.append((name, value))
         else:
             told.append((name, fingerprint(name, value)))
     key = tuple(told)
@@ -91,6 +93,26 @@ def lacks(name: str, program: Program) -> str | None:
     return None if found is None else f"its step uses {found}, which Triton kernels lack"
 
 
+def plan_for(
+    layer: Neuron,
+    x: Tensor,
+    states: Sequence[Tensor],
+    tensors: dict[str, Tensor],
+    arguments: dict[str, Any],
+    record: tuple[str, ...],
+) -> Plan | None:
+    """The plan that runs ``layer`` over ``x``; ``None``: it runs eagerly.
+
+    Raises:
+        RuntimeError: the backend asked for by name cannot.
+
+    """
+    if chosen() == "eager":
+        return None
+    needs = _needs(x, states, tensors)
+    return _plan(layer, x.ndim - 1, x.dtype, x.device, record, *needs, arguments)
+
+
 def plan_key(
     layer: Neuron,
     x: Tensor,
@@ -99,25 +121,25 @@ def plan_key(
     arguments: dict[str, Any],
     record: tuple[str, ...],
 ) -> str | None:
-    """The key of the plan that runs ``layer`` over ``x``; ``None``: it runs eagerly.
-
-    Raises:
-        RuntimeError: the backend asked for by name cannot.
-
-    """
+    """Inside ``torch.compile``: the key of :func:`plan_for`, a constant there."""
     if chosen() == "eager":
         return None
-    grad = torch.is_grad_enabled()
-    trained = tuple(name for name, p in tensors.items() if grad and p.requires_grad)
-    wants_x = grad and x.requires_grad
-    graph = bool(trained) or wants_x or (grad and any(s.requires_grad for s in states))
-    needs = (record, graph, wants_x, trained)
-    if torch.compiler.is_compiling():
-        told = _guarded(layer, arguments)
-        if told is None:
-            return None
-        return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, told)
-    return _key(layer, x.ndim - 1, x.dtype, str(x.device), *needs, arguments)
+    told = _guarded(layer, arguments)
+    if told is None:
+        return None
+    needs = _needs(x, states, tensors)
+    return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, told)
+
+
+def _needs(
+    x: Tensor, states: Sequence[Tensor], tensors: dict[str, Tensor]
+) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether there will be a backward pass, through ``x`` too, and through which parameters."""
+    if not torch.is_grad_enabled():
+        return False, False, ()
+    trained = tuple(name for name, p in tensors.items() if p.requires_grad)
+    graph = bool(trained) or x.requires_grad or any(s.requires_grad for s in states)
+    return graph, x.requires_grad, trained
 
 
 def _guarded(layer: Neuron, arguments: dict[str, Any]) -> tuple[object, ...] | None:
@@ -140,21 +162,21 @@ def _guarded(layer: Neuron, arguments: dict[str, Any]) -> tuple[object, ...] | N
     return tuple(told)
 
 
-def _key(
+def _plan(
     layer: Neuron,
     ndim: int,
     dtype: torch.dtype,
-    device: str,
+    device: torch.device,
     record: tuple[str, ...],
     graph: bool,
     x: bool,
     trained: tuple[str, ...],
     arguments: dict[str, Any] | None = None,
-) -> str | None:
+) -> Plan | None:
     programs: list[Program] = []
 
     def against(name: str) -> str | None:
-        reason = unsuited(name, torch.device(device))
+        reason = unsuited(name, device)
         if reason is None and name != "eager":
             try:
                 programs.append(program_of(layer, ndim, dtype, arguments))
@@ -163,15 +185,13 @@ def _key(
                 reason = str(found)
         return reason
 
-    backend = settle(layer, against, torch.device(device))
+    backend = settle(layer, against, device)
     if backend == "eager":
         return None
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
     program = programs[-1]
     trained = tuple(name for name in trained if f"p_{name}" in program.reached)
-    return register(
-        Plan(program, backend, dim, record, graph, x and "x" in program.reached, trained)
-    )
+    return planned(program, backend, dim, record, graph, x and "x" in program.reached, trained)
 
 
 @asked_once
@@ -187,4 +207,5 @@ def _constant_key(
     told: tuple[object, ...],
 ) -> str | None:
     """The same inside ``torch.compile``, asked once for each compilation and each ``told``."""
-    return _key(layer, ndim, dtype, device, record, graph, x, trained)
+    plan = _plan(layer, ndim, dtype, torch.device(device), record, graph, x, trained)
+    return None if plan is None else register(plan)

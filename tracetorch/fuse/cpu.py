@@ -21,11 +21,11 @@ from tracetorch.fuse.numba import (
     forward_source,
     real_name,
 )
-from tracetorch.fuse.plan import TILE, Plan, plan_of
+from tracetorch.fuse.plan import TILE, Plan
 from tracetorch.fuse.threads import share_out
 
 _INTEGERS = frozenset(("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"))
-_SMALL = 8_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
+_SMALL = 16_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 _TASKS = 64  # enough to share out evenly, few enough for their partial sums
 
 
@@ -57,8 +57,7 @@ def _grid(layout: Layout) -> _Grid:
 
 
 @functools.lru_cache(maxsize=256)
-def _kernel(plan_key: str, backward: bool) -> tuple[Callable[..., None], int]:
-    plan = plan_of(plan_key)
+def _kernel(plan: Plan, backward: bool) -> tuple[Callable[..., None], int]:
     printed = backward_source(plan) if backward else forward_source(plan)
     arguments = backward_arguments(plan) if backward else forward_arguments(plan)
     name = "backward" if backward else "forward"
@@ -83,12 +82,17 @@ def _flat(tensor: Tensor) -> Any:
     return tensor.detach().numpy().reshape(-1)
 
 
+def spread(params: Sequence[Tensor], places: Any) -> None:
+    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
+    for place, param in zip(places, params, strict=True):
+        # not .numpy(): FSDP could not free the memory between two passes
+        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)
+
+
 def _pack(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> Any:
     """The parameters of the lanes of a row, one after the other."""
     packed = np.empty((len(params), grid.repeats, layout.neurons, layout.inner), real)
-    for place, param in zip(packed, params, strict=True):
-        # a copy: memory that NumPy has seen cannot be freed by FSDP between two passes
-        place[...] = param.detach().clone().numpy().reshape(-1, 1)
+    spread(params, packed)
     return packed.reshape(-1)
 
 
@@ -111,7 +115,7 @@ def forward(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -
     marks = torch.empty(kept * len(plan.recomputed) * layout.lanes, dtype=program.dtype)
     if layout.lanes == 0:
         return [output, *ends, *records, marks]
-    kernel, slots = _kernel(plan.key, False)
+    kernel, slots = _kernel(plan, False)
     real = np.dtype(real_name(program.dtype)).type
     flat_x, x_step, x_row = _sequence(x, layout, grid)
     arguments = (
@@ -151,7 +155,7 @@ def backward(
     d_states = [layout.empty(x, steps=None, dtype=program.dtype) for _ in states]
     sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
     if layout.lanes:
-        kernel, slots = _kernel(plan.key, True)
+        kernel, slots = _kernel(plan, True)
         real = np.dtype(real_name(program.dtype)).type
         flat_x, x_step, x_row = _sequence(x, layout, grid)
         flat_g, g_step, g_row = _sequence(g_output, layout, grid)

@@ -88,10 +88,13 @@ def _of(value: Any, name: str, seen: _Seen) -> Hashable:
 
 
 def _is_stable(owner: Any) -> bool:
-    return str(getattr(owner, "__module__", "")).split(".")[0] in _STABLE
+    return str(getattr(owner, "__module__", "")).partition(".")[0] in _STABLE
 
 
 def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashable:
+    holds = function.__closure__ or function.__defaults__ or function.__kwdefaults__
+    if not holds and _is_stable(function):
+        return function
     cells = [
         _of(cell.cell_contents, name, seen)
         for cell in function.__closure__ or ()

@@ -17,7 +17,7 @@ from torch import Tensor
 from tracetorch.fuse.backends import is_interpreted
 from tracetorch.fuse.cache import module_of
 from tracetorch.fuse.layout import Layout, layout_of, strided
-from tracetorch.fuse.plan import Plan, plan_of
+from tracetorch.fuse.plan import Plan
 from tracetorch.fuse.triton import backward_source, forward_source
 
 BLOCK = 128  # lanes of a program: one for each of its threads
@@ -25,8 +25,7 @@ _WARPS = 4
 
 
 @functools.lru_cache(maxsize=256)
-def _kernel(plan_key: str, name: str) -> Any:
-    plan = plan_of(plan_key)
+def _kernel(plan: Plan, name: str) -> Any:
     source = backward_source(plan) if name == "backward" else forward_source(plan)
     module: Any = module_of(source, f"triton_{name}")
     if is_interpreted():
@@ -37,15 +36,14 @@ def _kernel(plan_key: str, name: str) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _literals(plan_key: str, device: torch.device) -> Tensor:
+def _literals(plan: Plan, device: torch.device) -> Tensor:
     """The numbers of a program where the kernels read them; float64 arguments would be cut."""
-    plan = plan_of(plan_key)
     return torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
 
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
     """Run a kernel; contraction is off, recomputed spikes are to be those of the forward pass."""
-    kernel = _kernel(plan.key, name)
+    kernel = _kernel(plan, name)
     grid = (-(-layout.lanes // BLOCK),)
     options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
     if device.type == "cpu":
@@ -74,7 +72,7 @@ def _inputs(
         "x": flat,
         "x_step": step,
         "x_row": row,
-        "literals": _literals(plan.key, x.device),
+        "literals": _literals(plan, x.device),
     }
     for name, param in zip(plan.program.params, params, strict=True):
         given[f"param_{name}"] = param.detach().reshape(-1)

@@ -11,6 +11,24 @@ Ref: TypeAlias = "str | float | bool"  # the name of a value, or a literal
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "xor", "not"})
 
+# What every printer spells the same.
+INFIX = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "xor": "{} ^ {}",
+}
+
 
 class Unfusable(Exception):  # noqa: N818 (a verdict, not a fault)
     """A step cannot become a kernel; the message is the reason, as the user reads it."""

@@ -12,29 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from tracetorch.fuse.graph import Graph, Ref
+from tracetorch.fuse.graph import INFIX, Graph, Ref
 from tracetorch.fuse.plan import TILE, Plan
 
 EXPRESSIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
+    **INFIX,
     "abs": "abs({})",
     "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
     "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
     "where": "({1} if {0} else {2})",
     "float": "(one if {} else zero)",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "xor": "{} ^ {}",
     "not": "not {}",
     "sigmoid": "one / (one + np.exp(-{}))",
     "erf": "real(math.erf({}))",

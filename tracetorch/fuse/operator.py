@@ -1,7 +1,9 @@
-"""The operator pair ``torch.ops.tracetorch.forward`` and ``.backward``: any plan, by its key.
+"""A plan as PyTorch sees it: ``torch.ops.tracetorch.forward``, ``.backward``, and ``run``.
 
-PyTorch sees two opaque operators with known shapes and a known gradient; so ``torch.compile``,
-autograd and autocast treat a fused layer as they treat a convolution.
+The operators take any plan by its key: opaque, with known shapes and a known gradient; so
+``torch.compile`` and dispatch modes treat a fused layer as they treat a convolution. Plain tensors
+need none of that, and dispatching lists of tensors costs more than a small layer does: :func:`run`
+spares it.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.fuse.layout import layout_of
-from tracetorch.fuse.plan import Plan, plan_of
+from tracetorch.fuse.plan import Plan, plan_of, register
 from tracetorch.snn.guard import explained
 
 _library = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
@@ -26,6 +28,7 @@ for _schema in (
 
 
 def _runner(plan: Plan) -> Any:
+    """The module that runs a plan's kernels."""
     if plan.backend == "triton":
         from tracetorch.fuse import gpu
 
@@ -98,33 +101,44 @@ def _backward_fake(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.key, x, states, params = inputs
-    ctx.states = len(states)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *states, *params, output[-1])
 
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    plan = plan_of(ctx.key)
+    x, states, params, marks, given = _given(ctx, plan, grads[:-1])
+    found = torch.ops.tracetorch.backward(ctx.key, x, states, params, marks, given)
+    d_x, *rest = _wanted(plan, found)
+    return None, d_x, rest[: len(states)], rest[len(states) :]
+
+
+def _given(
+    ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """What a backward pass reads; zeros where nothing came back."""
     with explained():
         x, *saved, marks = ctx.saved_tensors
-    plan = plan_of(ctx.key)
-    states, params = saved[: ctx.states], saved[ctx.states :]
+    count = len(plan.program.states)
     given = []
-    for index, grad in enumerate(grads[:-1]):
+    for index, grad in enumerate(grads):
         if grad is None:
             grad = torch.zeros_like(x[0])
-            if index == 0 or index > len(states):
+            if index == 0 or index > count:
                 grad = grad.expand(x.shape)
         given.append(grad)
-    d_x, *rest = torch.ops.tracetorch.backward(ctx.key, x, states, params, marks, given)
-    return (
-        None,
-        d_x if plan.x else None,
-        rest[: len(states)],
-        [
-            d if name in plan.trained else None
-            for name, d in zip(plan.program.params, rest[len(states) :], strict=True)
-        ],
-    )
+    return x, saved[:count], saved[count:], marks, given
+
+
+def _wanted(plan: Plan, found: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of ``x``, states and parameters; ``None`` for one that was not computed."""
+    count = 1 + len(plan.program.states)
+    trained = [name in plan.trained for name in plan.program.params]
+    return [
+        found[0] if plan.x else None,
+        *found[1:count],
+        *(d if kept else None for d, kept in zip(found[count:], trained, strict=True)),
+    ]
 
 
 def _no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -142,3 +156,54 @@ torch.library.register_autograd(
     "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
 )
 torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib=_library)
+
+
+# On plain tensors
+
+
+def run(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """Outputs, final states and trajectories, part of the graph where the plan has one."""
+    if torch._C._len_torch_dispatch_stack() or not all(
+        type(tensor) is Tensor or type(tensor) is nn.Parameter for tensor in (x, *states, *params)
+    ):
+        results = torch.ops.tracetorch.forward(register(plan), x, states, params)[:-1]
+        return [
+            end if smooth else end.detach()
+            for end, smooth in zip(results, _smooth(plan), strict=True)
+        ]
+    if plan.graph:
+        return list(_Run.apply(plan, x, *states, *params))  # type: ignore[no-untyped-call]
+    return _runner(plan).forward(plan, x, states, params)[:-1]  # type: ignore[no-any-return]
+
+
+def _smooth(plan: Plan) -> list[bool]:
+    """Whether each result has a gradient; one that has none by step must not seem to have one."""
+    names = ("output", *(f"next_{name}" for name in (*plan.program.states, *plan.record)))
+    return [name in plan.program.smooth for name in names]
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        states, params = list(tensors[:count]), list(tensors[count:])
+        *results, marks = _runner(plan).forward(plan, x, states, params)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *tensors, marks)
+        rough = [
+            end for end, is_smooth in zip(results, _smooth(plan), strict=True) if not is_smooth
+        ]
+        if rough:
+            ctx.mark_non_differentiable(*rough)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan = ctx.plan
+        given = _given(ctx, plan, grads)
+        if torch.is_grad_enabled():  # the operator says that there is no second derivative
+            found = torch.ops.tracetorch.backward(register(plan), *given)
+        else:
+            found = _runner(plan).backward(plan, *given)
+        return None, *_wanted(plan, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from tracetorch.fuse.graph import Graph
 from tracetorch.fuse.trace import Program
@@ -13,7 +13,7 @@ TILE = 512  # lanes that a kernel walks through time together
 GPU_TILE = 8 * TILE  # a GPU walks all lanes at once, and has less room for the past of each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One way to run a program.
 
@@ -74,11 +74,25 @@ class Plan:
         return (steps - 1) // self.every if self.graph and self.recomputed else 0
 
 
+@lru_cache(maxsize=512)
+def planned(
+    program: Program,
+    backend: str,
+    dim: int,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+) -> Plan:
+    """The :class:`Plan` of these, the same object each time; a backward pass holds its own."""
+    return Plan(program, backend, dim, record, graph, x, trained)
+
+
 _plans: dict[str, Plan] = {}
 
 
 def register(plan: Plan) -> str:
-    """The key of ``plan``, by which the operators find it in this process."""
+    """The key of ``plan``, by which the operators find it in this process, from now on."""
     _plans.setdefault(plan.key, plan)
     return plan.key
 

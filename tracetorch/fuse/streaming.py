@@ -20,6 +20,7 @@ from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.backends import chosen, unsuited
 from tracetorch.fuse.cache import compiled_at
 from tracetorch.fuse.choose import program_of
+from tracetorch.fuse.cpu import spread
 from tracetorch.fuse.fingerprint import reads_nothing
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.numba import named_literals, print_lines, real_name
@@ -27,6 +28,7 @@ from tracetorch.fuse.plan import Plan
 from tracetorch.snn.neuron import Neuron
 
 _MOST = 1 << 15  # lanes; for more, PyTorch's own threads are as fast
+_KEPT = 4  # shapes a layer stays settled for
 _PLAIN = (type(None), bool, int, float, str, Surrogate)  # options that cannot change unseen
 
 _SOURCE = '''"""One step of {layer}, printed by tracetorch.fuse."""
@@ -100,10 +102,13 @@ def stream(layer: Neuron, x: Tensor) -> Tensor | None:
         or x.is_neg()
     ):
         return None
-    stepper: Stepper | None = layer.__dict__["_stepper"]
-    if stepper is None or not stepper.fits(layer, x):
-        stepper = layer.__dict__["_stepper"] = Stepper(layer, x)
-    return stepper.step(layer, x)
+    steppers: list[Stepper] = layer.__dict__["_steppers"]
+    if not steppers or not steppers[0].fits(layer, x):
+        # the last one used comes first: a batch that comes and goes finds its own again
+        found = next((s for s in steppers if s.fits(layer, x)), None) or Stepper(layer, x)
+        rest = [s for s in steppers if s is not found][: _KEPT - 1]
+        layer.__dict__["_steppers"] = steppers = [found, *rest]
+    return steppers[0].step(layer, x)
 
 
 class Stepper:
@@ -198,12 +203,11 @@ class Stepper:
                 return
         arguments = layer.arguments(len(self.shape), self.dtype)
         places = self.packed.reshape(-1, layer.num_neurons, self.inner)
-        for place, name in zip(places, self.params, strict=False):
-            place[...] = np.from_dlpack(arguments[name].detach()).reshape(-1, 1)
+        spread([arguments[name] for name in self.params], places[: len(self.params)])
         seen = []
         for raw in self.raws:
             now = getattr(layer, raw).detach().reshape(-1)
-            # keeps the memory, so that the address stays its; .numpy() would keep FSDP from freeing it
+            # keeps the memory, so that the address stays its; .numpy() would keep it from FSDP
             view = np.from_dlpack(now.view(torch.uint8))
             seen.append((now.data_ptr(), view, view.tobytes()))
         self.seen = tuple(seen)

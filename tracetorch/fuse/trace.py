@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from tracetorch.fuse.recorder import Recorder
 from tracetorch.snn.neuron import Neuron
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A step and its gradient, ready to be printed.
 
@@ -69,6 +71,23 @@ class Program:
             needed |= more
 
 
+class _Seed(torch.autograd.Function):
+    """A number whose gradient is the cotangents.
+
+    Given to ``autograd.grad`` as they are, they would make it import PyTorch's symbolic shapes,
+    which takes longer than everything else here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cotangents: Sequence[Tensor], *ends: Tensor) -> Tensor:
+        ctx.cotangents = cotangents
+        return ends[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.cotangents
+
+
 def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
     """Run ``step`` once on tensors that record what is done to them, ``autograd.grad`` included.
 
@@ -79,14 +98,29 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
         arguments: what ``layer.arguments`` gave; tensors become inputs, all else is compiled in.
 
     Raises:
-        Unfusable: ``step`` does something that is not pointwise, asks tensors for values, or reads
-            the size of its input, which a kernel would have as it was while tracing.
+        Unfusable: ``step`` does something that is not pointwise, asks tensors for values, draws
+            random numbers in Python, or reads the size of its input, which a kernel would have as
+            it was while tracing.
 
     """
+    before = random.getstate(), np.random.get_state()
     program = _trace(layer, ndim, dtype, arguments, 2)
+    if random.getstate() != before[0] or not _equal(np.random.get_state(), before[1]):
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        raise Unfusable("its step draws random numbers in Python, which a kernel would draw once")
     if _trace(layer, ndim, dtype, arguments, 5).key != program.key:
         raise Unfusable("its step reads the size of its input")
     return program
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two states of NumPy's generator are the same."""
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _trace(
@@ -101,7 +135,9 @@ def _trace(
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
-        with recorder, torch.inference_mode(False), torch.enable_grad():
+        # hooks of ours, lest activation checkpointing take what is saved here for the layer's own
+        saved = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+        with recorder, torch.inference_mode(False), torch.enable_grad(), saved:
             given = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(
                 given["x"],
@@ -115,9 +151,8 @@ def _trace(
             found: Sequence[Tensor | None] = [None] * len(names)
             if smooth:
                 cotangents = [recorder.input(f"g_{n.removeprefix('next_')}") for n in smooth]
-                found = torch.autograd.grad(
-                    list(smooth.values()), list(given.values()), cotangents, allow_unused=True
-                )
+                seed = _Seed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
+                found = torch.autograd.grad(seed, list(given.values()), allow_unused=True)
             gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
             results = {**ends, **gradients}
     except Unfusable:

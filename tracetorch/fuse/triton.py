@@ -11,29 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from tracetorch.fuse.graph import Graph, Ref
+from tracetorch.fuse.graph import INFIX, Graph, Ref
 from tracetorch.fuse.plan import Plan
 
 EXPRESSIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
+    **INFIX,
     "abs": "libdevice.abs({})",
     "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
     "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
     "where": "tl.where({}, {}, {})",
     "float": "tl.where({}, one, zero)",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "xor": "{} ^ {}",
     "not": "{} ^ true",
     "sigmoid": "one / (one + libdevice.exp(-{}))",
     "round": "libdevice.rint({})",

@@ -195,10 +195,12 @@ def _spread_on(root: nn.Module) -> None:
 class _SpreadingCompiled:
     """As :class:`_Spreading`; a plain object, which torch.compile can follow."""
 
-    act: str = ""
-    where: Tensor | None = None
-    reached: list[nn.Module] | None = None
-    awaited: nn.Module | None = None
+    def __init__(self) -> None:
+        # set here, not on the class: a program is compiled for the attributes that there are
+        self.act = ""
+        self.where: Tensor | None = None
+        self.reached: list[nn.Module] | None = None
+        self.awaited: nn.Module | None = None
 
 
 _spreading_compiled = _SpreadingCompiled()  # while a program is traced; it never runs in it

@@ -129,7 +129,7 @@ class Neuron(TTModule):
         self.dim = check_integer("dim", dim)
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
-        self._stepper: object = None
+        self._steppers: list[object] = []
         self._zeroed_in_trace = False
         self._zeroed_in_backward = _NO_BACKWARD
         self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
@@ -528,7 +528,7 @@ class Neuron(TTModule):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        held = {**self.__dict__, "_stepper": None}
+        held = {**self.__dict__, "_steppers": []}
         for name in self.kept_states:
             if held[name] is not None:
                 held[name] = self.value_of(name)
@@ -546,7 +546,9 @@ class Neuron(TTModule):
         """
         state: Tensor = getattr(self, name)
         if is_left_behind(state):
-            raise ValueError(_left_behind(f"layer {path!r}, {self!r}," if path else repr(self), name))
+            raise ValueError(
+                _left_behind(f"layer {path!r}, {self!r}," if path else repr(self), name)
+            )
         return state.detach().clone()
 
     def _replicate_for_data_parallel(self) -> Neuron:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,22 @@ def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
     for path, found in named_modules(module):
         if isinstance(found, Neuron):
             yield path, found
+
+
+class HeldStates:
+    """The states that layers hold now, to be put back where a call fails or was only a try.
+
+    Args:
+        layers: whose states.
+    """
+
+    def __init__(self, layers: Iterable[Neuron]) -> None:
+        self._held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+
+    def put_back(self) -> None:
+        """The layers hold again what they held."""
+        for layer, name, state in self._held:
+            setattr(layer, name, state)
 
 
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.states import HeldStates
 from tracetorch.snn.walk import modules_of
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import passing
@@ -34,10 +35,9 @@ def check_both_ways(model: nn.Module, given: Inputs) -> None:
     modules = modules_of(model, closed=Recurrent)
     neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
     with _as_it_was(model, neurons), torch.no_grad():
-        start = [(n, name, getattr(n, name)) for n in neurons for name in n.states]
+        start = HeldStates(neurons)
         for path, module, args, kwargs, folded in _calls_by_layer(model, given, modules):
-            for neuron, name, state in start:
-                setattr(neuron, name, state)
+            start.put_back()
             if not _agrees(module, args, kwargs, folded, given.steps):
                 raise ValueError(
                     f"{path or 'the model'} ({type(module).__name__}) gives other outputs by layer "
@@ -104,7 +104,7 @@ def _agrees(module: nn.Module, args: Any, kwargs: Any, folded: Any, T: int) -> b
 @contextmanager
 def _as_it_was(model: nn.Module, neurons: list[Neuron]) -> Iterator[None]:
     """Evaluation mode inside; states, buffers, modes and the random state put back after."""
-    states = [(n, name, getattr(n, name)) for n in neurons for name in n.states]
+    states = HeldStates(neurons)
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     with torch.random.fork_rng():
@@ -112,8 +112,7 @@ def _as_it_was(model: nn.Module, neurons: list[Neuron]) -> Iterator[None]:
         try:
             yield
         finally:
-            for neuron, name, state in states:
-                setattr(neuron, name, state)
+            states.put_back()
             for module, mode in modes:
                 module.training = mode
             with torch.no_grad():

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.states import HeldStates
 from tracetorch.unrolling.inputs import Inputs
 
 Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
@@ -45,8 +46,14 @@ def in_segments(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
             "not allow. Wrap a module whose forward unrolls in segments, and call that."
         )
+    if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+        raise ValueError(
+            "segment= does not work inside torch.func transforms, which cannot run a segment again. "
+            "Leave it out there."
+        )
     *pieces, last = given.pieces(segment)
-    results = [_rerun(run, piece, modules) for piece in pieces]
+    again = _Again(modules)
+    results = [_rerun(run, piece, again) for piece in pieces]
     results.append(run(last))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
@@ -54,9 +61,9 @@ def in_segments(
     return whole
 
 
-def _rerun(run: Run, piece: Inputs, modules: Sequence[nn.Module]) -> Any:
+def _rerun(run: Run, piece: Inputs, again: _Again) -> Any:
     """``run(piece)``, of which the graph keeps what it started from."""
-    names = [(m, name) for m in modules if isinstance(m, Neuron) for name in m.kept_states]
+    names = [(layer, name) for layer in again.layers for name in layer.kept_states]
     inputs, spec = pytree.tree_flatten(piece.given)
 
     def steps(*held: Tensor | None) -> tuple[Any, list[Tensor]]:
@@ -70,7 +77,7 @@ def _rerun(run: Run, piece: Inputs, modules: Sequence[nn.Module]) -> Any:
         steps,
         *(*inputs, *(getattr(layer, name) for layer, name in names)),
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _Again(modules)),
+        context_fn=lambda: (nullcontext(), again),
     )
     for (layer, name), end in zip(names, ends, strict=True):
         setattr(layer, name, end)
@@ -78,7 +85,7 @@ def _rerun(run: Run, piece: Inputs, modules: Sequence[nn.Module]) -> Any:
 
 
 class _Again:
-    """Around a run in the backward pass: states and statistics are those of now again after it.
+    """Around a run in the backward pass: the model as it was in the forward pass, then as before.
 
     Args:
         modules: every module of the model.
@@ -88,30 +95,48 @@ class _Again:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
         self.layers = [m for m in modules if isinstance(m, Neuron)]
-        self.norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase)]
-        parameters = [p for m in modules for p in m.parameters(recurse=False)]
-        self.versions = [(p, p._version) for p in parameters]
+        # functional_call puts others in their place, for the time of the forward pass
+        self.given = [_plain(m) for m in modules]
+        self.versions = [(p, p._version) for m in modules for p in m.parameters(recurse=False)]
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=): a segment run again would not be the one that was run. Call "
+                "unroll(..., segment=): a segment run again would not be what it was. Call "
                 "backward() before optimizer.step()."
             )
-        self.states = [(m, name, getattr(m, name)) for m in self.layers for name in m.kept_states]
-        self.buffers = [(norm, dict(norm._buffers)) for norm in self.norms]
+        self.before = HeldStates(self.layers)
+        self.held = [_plain(m) for m in self.modules]
         for layer in self.layers:
             layer.states_were_set()
-        for norm, buffers in self.buffers:  # running statistics count a segment once
-            norm._buffers.update({n: b if b is None else b.clone() for n, b in buffers.items()})
+        for module, (parameters, buffers) in zip(self.modules, self.given, strict=True):
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                # running statistics count a segment once
+                buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
     def __exit__(self, *_: object) -> None:
-        for layer, name, state in self.states:
-            setattr(layer, name, state)
-        for norm, buffers in self.buffers:
-            norm._buffers.update(buffers)
+        self.before.put_back()
+        for module, (parameters, buffers) in zip(self.modules, self.held, strict=True):
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _plain(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Parameters and buffers but those that FSDP has sharded and puts together for each call."""
+    parameters = {
+        name: p for name, p in module._parameters.items() if p is not None and _is_plain(p)
+    }
+    buffers = {name: b for name, b in module._buffers.items() if b is not None and _is_plain(b)}
+    return parameters, buffers
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor or type(tensor) is nn.Parameter
 
 
 # as torch.compiler.disable, but without importing the compiler before it is used

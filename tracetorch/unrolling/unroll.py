@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from tracetorch.snn.module import check_module
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.states import HeldStates
 from tracetorch.snn.walk import modules_of
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, inputs
@@ -84,20 +85,24 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     given = inputs(x, steps, time_dim, batched)
-    layers = [(path, m) for path, m in modules_of(model) if isinstance(m, Neuron)]
+    modules = modules_of(model)
+    layers = [(path, m) for path, m in modules if isinstance(m, Neuron)]
     recording = Recording(record, layers)
-
-    def run(part: Inputs, recording: Recording) -> tuple[Any, dict[str, Tensor]]:
-        if by == "layer":
-            y = _by_layer(model, part, recording)
-        else:
-            y = _by_step(model, part, recording, [layer for _, layer in layers])
-        return y, recording.result(part.steps)
-
-    before = [(layer, name, getattr(layer, name)) for _, layer in layers for name in layer.states]
+    before = HeldStates([layer for _, layer in layers])
     try:
-        if check and by == "layer":
-            check_both_ways(model, given)
+        if by == "layer":
+            if check:
+                check_both_ways(model, given)
+            if any(isinstance(m, Recurrent) for _, m in modules):
+                modules = modules_of(model, closed=Recurrent)
+
+        def run(part: Inputs, recording: Recording) -> tuple[Any, dict[str, Tensor]]:
+            if by == "layer":
+                y = _by_layer(model, modules, part, recording)
+            else:
+                y = _by_step(model, part, recording, [layer for _, layer in layers])
+            return y, recording.result(part.steps)
+
         if segment is None:
             y, seen = run(given, recording)
         else:
@@ -110,12 +115,16 @@ def unroll(
         trajectories = {
             path: _placed(trajectory, time_dim, batched) for path, trajectory in seen.items()
         }
-        y = pytree.tree_map_only(Tensor, lambda leaf: _placed(leaf, time_dim, batched), y)
+        y = _mapped(lambda leaf: _placed(leaf, time_dim, batched), y)
     except BaseException:
-        for layer, name, state in before:
-            setattr(layer, name, state)
+        before.put_back()
         raise
     return y if record is None else (y, trajectories)
+
+
+def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """``tree`` with every leaf changed; most models return a single tensor."""
+    return change(tree) if type(tree) is Tensor else pytree.tree_map(change, tree)
 
 
 def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
@@ -128,8 +137,9 @@ def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
     return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
 
-def _by_layer(model: nn.Module, given: Inputs, recording: Recording) -> Any:
-    modules = modules_of(model, closed=Recurrent)
+def _by_layer(
+    model: nn.Module, modules: list[tuple[str, nn.Module]], given: Inputs, recording: Recording
+) -> Any:
     reason = refusal(modules)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
@@ -156,7 +166,7 @@ def _by_layer(model: nn.Module, given: Inputs, recording: Recording) -> Any:
             )
         return torch.unflatten(leaf, 0, (T, given.batch))
 
-    return pytree.tree_map(unfolded, y)
+    return _mapped(unfolded, y)
 
 
 def _by_step(
