@@ -48,7 +48,7 @@ def in_segments(
         )
     if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
         raise ValueError(
-            "segment= does not work inside torch.func transforms, which cannot run a segment again. "
+            "segment= does not work in torch.func transforms, which cannot run a segment again. "
             "Leave it out there."
         )
     *pieces, last = given.pieces(segment)
