@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -19,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch as tt
-from tracetorch import functional, loss, snn
+from tracetorch import snn
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(tt.__file__).parent
@@ -28,6 +29,8 @@ MODULES = sorted(
     for info in pkgutil.walk_packages([str(PACKAGE)], "tracetorch.")
     if not info.name.endswith("__main__")
 )
+
+ROOMS = [room for room in (getattr(tt, name) for name in tt.__all__) if inspect.ismodule(room)]
 
 
 def python(*arguments: str) -> str:
@@ -61,7 +64,7 @@ def test_typed_and_versioned() -> None:
     assert f"## {tt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("room", [tt, functional, loss, snn])
+@pytest.mark.parametrize("room", [tt, *ROOMS], ids=lambda room: room.__name__)
 def test_public_names_are_listed_and_documented(room: Any) -> None:
     assert len(set(room.__all__)) == len(room.__all__)
     for name in room.__all__:

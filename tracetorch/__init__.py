@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from tracetorch import functional, fuse, loss, snn
+from tracetorch import checkpoint, decode, functional, fuse, loss, snn
+from tracetorch.checkpoint import load, save
+from tracetorch.grouping import param_groups
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
@@ -13,15 +16,25 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ()
+_LATE_ROOMS: tuple[str, ...] = ("encode", "export")
+
+if TYPE_CHECKING:
+    from tracetorch import encode, export
 
 __all__ = [
     "__version__",
+    "checkpoint",
+    "decode",
     "detach_states",
+    "encode",
+    "export",
     "functional",
     "fuse",
     "get_states",
+    "load",
     "loss",
+    "param_groups",
+    "save",
     "set_states",
     "snn",
     "unroll",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.demo.cases import DIGITS, bars
-from tracetorch.demo import training
+from tracetorch import files
 from tracetorch.demo.network import ConvSNN, run, spikes_of
 from tracetorch.demo.training import (
     Epoch,
@@ -128,7 +128,7 @@ def test_an_interrupted_save_leaves_the_old_model(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.os, "replace", interrupt)
+    monkeypatch.setattr(files.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(ConvSNN(), path)
     assert path.read_bytes() == old

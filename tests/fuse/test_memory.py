@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -76,6 +79,45 @@ def test_a_forked_child_writes_into_pages_of_its_own() -> None:
         tensor.fill_(2.0)
         os._exit(0)
     os.waitpid(child, 0)
+    assert tensor.sum() == tensor.numel()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_while_the_pool_is_held_can_take_from_it() -> None:
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with memory._pool.lock:
+            held.set()
+            forked.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        large_empty(LARGE, torch.float32)
+        os._exit(0)
+    forked.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("fails", ["madvise", "take"])
+def test_where_the_system_refuses_pages_pytorch_gives_its_own(
+    fails: str, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: Any) -> None:
+            raise OSError(22, "Invalid argument")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.mmap, "mmap", Refusing if fails == "madvise" else refuse)
+    tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
 
 

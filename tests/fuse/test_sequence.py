@@ -20,6 +20,7 @@ from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse import plan as plans
+from tracetorch.fuse import trace as tracing
 from tracetorch.fuse.choose import plan_key
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
@@ -556,3 +557,57 @@ def test_a_dispatch_mode_sees_the_operators() -> None:
     assert {"tracetorch.forward.default", "tracetorch.backward.default"} <= set(seen)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert all(torch.equal(watched[name], grads[name]) for name in grads)
+
+
+def test_saved_tensors_may_come_back_in_another_order_of_memory() -> None:
+    case = ("SLIF", {"dim": -3}, (2, 3, 4, 5))
+    layer = make(case)
+    x = input_for(case, steps=600)
+    x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)  # channels last
+
+    def run(layer: snn.Neuron, x: Tensor) -> Tensor:
+        return fuse.sequence(layer, x)[0]
+
+    _, expected = ends(layer, x, run)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        _, found = ends(layer, x, run)
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad)
+
+
+@pytest.mark.parametrize("place", ["x", "state", "grad"])
+def test_a_tensor_that_is_negative_by_a_bit_alone(place: str) -> None:
+    negative = torch._neg_view(torch.linspace(-2, 2, 24).reshape(4, 2, 3))
+    results = []
+    for given in (negative, negative.resolve_neg().clone()):
+        layer = snn.LIF(3)
+        layer.mem = given[0] if place == "state" else None
+        x = given if place == "x" else torch.linspace(-1, 3, 24).reshape(4, 2, 3)
+        y, _ = fuse.sequence(layer, x)
+        y.backward(given if place == "grad" else torch.ones_like(y))
+        results.append((y, layer.raw_beta.grad))
+    assert all(map(torch.equal, *results))
+
+
+def test_another_thread_may_draw_random_numbers_while_a_step_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn, original = [], tracing._trace
+
+    def interrupted(*given: Any) -> Any:
+        if not drawn:
+            drawn.append(random.random())
+        return original(*given)
+
+    class Plain(snn.Neuron):
+        @staticmethod
+        def step(x: Tensor) -> tuple[Tensor]:
+            return (x * 3.5,)
+
+    monkeypatch.setattr(tracing, "_trace", interrupted)
+    random.seed(0)
+    with fuse.backend("numba"):
+        fuse.sequence(Plain(3), torch.ones(2, 1, 3))
+    assert random.random() not in drawn

@@ -225,3 +225,39 @@ def test_shapes_that_alternate_find_their_settled_step_again() -> None:
     for x in inputs[4:]:
         streamed(made, x[None])
     assert len(made._steppers) == 4
+
+
+def test_arguments_that_are_overridden_may_read_what_nobody_watches() -> None:
+    class Scaled(snn.LIF):
+        gain = 1.0
+
+        def arguments(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+            given = super().arguments(ndim, dtype)
+            return {**given, "beta": given["beta"] * self.gain}
+
+    layer, x = Scaled(3), torch.full((1, 3), 0.25)
+    with torch.no_grad():
+        layer(x)
+        layer.gain = 0.0
+        layer(x)
+    assert torch.equal(layer.mem, x)
+
+
+def _helper(u: Tensor) -> Tensor:
+    return u * 2
+
+
+def test_a_helper_that_is_defined_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Helped(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return _helper(x) + mem, mem
+
+    layer, x = Helped(3), torch.ones(1, 3)
+    with torch.no_grad():
+        assert stream(layer, x) is not None
+        assert torch.equal(layer(x), 2 * x)
+        monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
+        assert torch.equal(layer(x), 3 * x)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -64,3 +66,23 @@ def test_a_forked_child_runs_kernels_too() -> None:
     os.close(write)
     assert float(os.read(read, 100)) == expected
     os.waitpid(child, 0)
+
+
+def test_a_thread_may_go_on_after_the_main_one_has_ended() -> None:
+    program = """
+import threading, torch
+from tracetorch.fuse.threads import share_out
+
+torch.set_num_threads(2)
+main = threading.main_thread()
+done = []
+
+def work():
+    main.join()
+    share_out(lambda first, last: done.extend(range(first, last)), 9, small=False)
+    print(sorted(done) == list(range(9)))
+
+threading.Thread(target=work).start()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout == "True\n", ran.stderr

@@ -78,3 +78,73 @@ def test_a_table_that_is_not_called_on_the_batch_is_passed_over() -> None:
             return self.cell(x * self.table(torch.ones(1, dtype=x.dtype)))
 
     assert Scaled().unroll(torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
+
+
+def test_a_difference_that_spikes_hide_is_seen_in_the_states() -> None:
+    class Hidden(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.LIF(3, pos_threshold=100.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x - x.mean(0, keepdim=True))
+
+    with pytest.raises(ValueError, match=r"the model \(Hidden\) leaves other states by layer"):
+        Hidden().unroll(torch.rand(5, 4, 3), check=True)
+
+
+def test_layers_given_no_tensor_are_passed_over() -> None:
+    class Held:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    class Inner(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.Readout(3)
+
+        def forward(self, held: Held) -> Tensor:
+            return self.cell(held.x)
+
+    class Outer(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(Held(x))
+            return y
+
+    assert Outer().unroll(torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
+
+
+def test_a_buffer_that_is_replaced_is_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return x
+
+    model = nn.Sequential(Counting(), snn.LIF(3))
+    tt.unroll(model, torch.randn(5, 4, 3), check=True)
+    assert model[0].calls == 1
+
+
+def test_modules_in_a_plain_list_are_checked_in_evaluation_mode_too() -> None:
+    class Listed(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [nn.BatchNorm1d(3), nn.Dropout(0.5), snn.LIF(3)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = part(x)
+            return x
+
+    model = Listed()
+    model.unroll(torch.randn(5, 4, 3), check=True)
+    assert model.parts[0].num_batches_tracked == 1
+    assert all(part.training for part in model.parts)

@@ -375,3 +375,26 @@ def test_a_hook_before_the_first_neuron_sees_every_step() -> None:
     first.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
     y = tt.unroll(nn.Sequential(first, snn.Readout(4, beta=1e-7)), torch.ones(2, 3), steps=3)
     assert not torch.allclose(y[0], y[1])
+
+
+def test_a_backward_hook_before_the_first_neuron_sees_every_step() -> None:
+    first, seen = nn.Linear(3, 3), []
+    first.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0].shape))
+    model = nn.Sequential(first, snn.Readout(3))
+    tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
+    assert seen == [(10, 3)]  # all steps, not their sum
+
+
+def test_an_output_without_a_batch_cannot_give_one_back() -> None:
+    class Summed(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.Readout(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x).sum()
+
+    model = Summed()
+    with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
+        model.unroll(torch.rand(4, 3), by="step", batched=False)
+    assert model.cell.mem is None

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Load the digits, train every seed, and sum up."""
     try:
-        require("matplotlib", "safetensors", "tqdm", extra="demo", by="The demo")
+        require("matplotlib", "tqdm", extra="demo", by="The demo")
         options.out.mkdir(parents=True, exist_ok=True)
         digits = load_digits(options.data)
     except (OSError, ValueError, ModuleNotFoundError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tracetorch.demo.digits import Digits
 from tracetorch.demo.network import ConvSNN, run, spikes_of
+from tracetorch.files import replacing
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,8 @@ def save(model: ConvSNN, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         save_file(model.state_dict(), unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Tensor]:

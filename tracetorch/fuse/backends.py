@@ -63,13 +63,28 @@ class backend:  # noqa: N801 (used as a function, like torch.no_grad)
 
 
 def chosen() -> str:
-    """The name of the backend that is asked for."""
+    """The name of the backend that is asked for.
+
+    Example:
+        >>> chosen()
+        'auto'
+
+    """
     return _chosen
 
 
 @functools.cache
 def missing(name: str) -> str | None:
-    """Why a backend cannot run on this machine at all, or ``None``."""
+    """Why a backend cannot run on this machine at all, or ``None``.
+
+    Args:
+        name: ``"numba"``, ``"triton"`` or ``"eager"``.
+
+    Example:
+        >>> missing("eager") is None
+        True
+
+    """
     if name == "numba":
         if importlib.util.find_spec("numba") is None:
             return "Numba is not installed; pip install numba"

@@ -155,6 +155,21 @@ def reads_nothing(function: Any) -> bool:
     )
 
 
+def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
+    """What a function that :func:`reads_nothing` calls by a global name: where, name, callable.
+
+    Names can be bound anew, as a notebook does when a cell runs again.
+    """
+    if _is_stable(function):
+        return []
+    found: list[tuple[dict[str, Any], str, object]] = []
+    for name in _names(function.__code__):
+        held = function.__globals__.get(name)
+        if held is not None and not isinstance(held, types.ModuleType):
+            found += [(function.__globals__, name, held), *helpers(held)]
+    return found
+
+
 @functools.lru_cache(maxsize=1024)
 def _names(code: types.CodeType) -> tuple[str, ...]:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]

@@ -7,8 +7,10 @@ large results live in mappings of our own, which return to a small pool when the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -40,7 +42,8 @@ class _Pool:
                 return waiting.pop()
         # private: a forked child must not write into its parent's tensors
         new = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        new.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            new.madvise(mmap.MADV_HUGEPAGE)
         return new
 
     def give_back(self, size: int, mapping: mmap.mmap) -> None:
@@ -56,13 +59,25 @@ class _Pool:
 _pool = _Pool()
 
 
+def _renew_lock() -> None:
+    """After ``fork`` nobody is left in the child who would release it."""
+    _pool.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """``torch.empty`` on the CPU; where it is large, from pages that were used before."""
     size = math.prod(sizes) * dtype.itemsize
     if size < _WORTH_IT or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
-    mapping = _pool.take(whole)
+    try:
+        mapping = _pool.take(whole)
+    except OSError:  # no memory, or too many mappings: PyTorch may find some, or says what it lacks
+        return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     array = np.frombuffer(mapping, np.uint8, size)  # what the tensor's storage keeps alive
     weakref.finalize(array, _pool.give_back, whole, mapping).atexit = False
     return torch.from_numpy(array).view(dtype).view(tuple(sizes))

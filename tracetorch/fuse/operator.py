@@ -101,6 +101,7 @@ def _backward_fake(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.key, x, states, params = inputs
+    ctx.order = layout_of(x, plan_of(ctx.key).dim).order
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *states, *params, output[-1])
 
@@ -119,6 +120,9 @@ def _given(
     """What a backward pass reads; zeros where nothing came back."""
     with explained():
         x, *saved, marks = ctx.saved_tensors
+    if layout_of(x, plan.dim).order != ctx.order:
+        # a hook on saved tensors brought it back in another order than the marks were written in
+        x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
     count = len(plan.program.states)
     given = []
     for index, grad in enumerate(grads):
@@ -164,7 +168,8 @@ torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib
 def run(plan: Plan, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
     """Outputs, final states and trajectories, part of the graph where the plan has one."""
     if torch._C._len_torch_dispatch_stack() or not all(
-        type(tensor) is Tensor or type(tensor) is nn.Parameter for tensor in (x, *states, *params)
+        (type(tensor) is Tensor or type(tensor) is nn.Parameter) and not tensor.is_neg()
+        for tensor in (x, *states, *params)
     ):
         results = torch.ops.tracetorch.forward(register(plan), x, states, params)[:-1]
         return [
@@ -188,7 +193,7 @@ class _Run(torch.autograd.Function):
         count = len(plan.program.states)
         states, params = list(tensors[:count]), list(tensors[count:])
         *results, marks = _runner(plan).forward(plan, x, states, params)
-        ctx.plan = plan
+        ctx.plan, ctx.order = plan, layout_of(x, plan.dim).order
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *tensors, marks)
         rough = [
@@ -201,7 +206,8 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
-        given = _given(ctx, plan, grads)
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        given = _given(ctx, plan, resolved)
         if torch.is_grad_enabled():  # the operator says that there is no second derivative
             found = torch.ops.tracetorch.backward(register(plan), *given)
         else:

@@ -21,7 +21,7 @@ from tracetorch.fuse.backends import chosen, unsuited
 from tracetorch.fuse.cache import compiled_at
 from tracetorch.fuse.choose import program_of
 from tracetorch.fuse.cpu import spread
-from tracetorch.fuse.fingerprint import reads_nothing
+from tracetorch.fuse.fingerprint import helpers, reads_nothing
 from tracetorch.fuse.graph import Unfusable
 from tracetorch.fuse.numba import named_literals, print_lines, real_name
 from tracetorch.fuse.plan import Plan
@@ -132,6 +132,7 @@ class Stepper:
         self.left: list[Tensor] = []
         plan = self._plan(layer, x)
         self.call: Callable[..., None] | None = None
+        self.helpers = helpers(layer.step) if plan is not None else []
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -152,7 +153,7 @@ class Stepper:
             not 0 < x.numel() <= _MOST
             or x.dtype not in (torch.float32, torch.float64)
             or not all(isinstance(option, _PLAIN) for option in self.options)
-            or not all(map(reads_nothing, (layer.step, *map(type, self.options))))
+            or not all(map(reads_nothing, (layer.step, layer.arguments, *map(type, self.options))))
             or unsuited("numba", x.device) is not None
         ):
             return None
@@ -167,8 +168,10 @@ class Stepper:
         """Whether it was settled for such an input, and for the options that hold now."""
         if x.shape != self.shape or x.dtype is not self.dtype or x.device != self.device:
             return False
-        return layer.step is self.of and all(
-            map(operator.is_, map(layer.__dict__.get, self.names), self.options)
+        return (
+            layer.step is self.of
+            and all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
+            and all(place.get(name) is held for place, name, held in self.helpers)
         )
 
     def step(self, layer: Neuron, x: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -63,7 +64,11 @@ def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
             if _pool is not None:
                 _pool.shutdown(wait=False)
             _pool, _size = ThreadPoolExecutor(count, "tracetorch"), count
-        return [_pool.submit(work) for _ in range(count)]
+        helpers: list[Future[None]] = []
+        with contextlib.suppress(RuntimeError):  # the main thread has ended: no more are started
+            for _ in range(count):
+                helpers.append(_pool.submit(work))
+        return helpers
 
 
 def _forget() -> None:

@@ -17,6 +17,8 @@ from tracetorch.fuse.graph import Graph, Unfusable
 from tracetorch.fuse.recorder import Recorder
 from tracetorch.snn.neuron import Neuron
 
+_TRIES = 3  # another thread may draw a random number while a step is traced; a step always does
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -103,11 +105,15 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
             it was while tracing.
 
     """
-    before = random.getstate(), np.random.get_state()
-    program = _trace(layer, ndim, dtype, arguments, 2)
-    if random.getstate() != before[0] or not _equal(np.random.get_state(), before[1]):
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+    first = before = random.getstate(), np.random.get_state()
+    for _ in range(_TRIES):
+        program = _trace(layer, ndim, dtype, arguments, 2)
+        if random.getstate() == before[0] and _equal(np.random.get_state(), before[1]):
+            break
+        before = random.getstate(), np.random.get_state()
+    else:
+        random.setstate(first[0])
+        np.random.set_state(first[1])
         raise Unfusable("its step draws random numbers in Python, which a kernel would draw once")
     if _trace(layer, ndim, dtype, arguments, 5).key != program.key:
         raise Unfusable("its step reads the size of its input")

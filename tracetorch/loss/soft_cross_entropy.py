@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "sum", "none"]
+from tracetorch.loss.reduction import Reduction, check_reduction, reduced
 
 
 def soft_cross_entropy(
@@ -52,11 +50,8 @@ def soft_cross_entropy(
         raise TypeError(f"eps must be a number, got {type(eps).__name__}.")
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps}.")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+    check_reduction(reduction)
     eps = max(eps, torch.finfo(pred.dtype).tiny)  # float16 would round 1e-8 to 0
     each = -target * torch.log(pred + eps)
     per_sample = each if each.ndim == 1 else each.flatten(1).sum(1)
-    if reduction == "mean":
-        return per_sample.mean()
-    return per_sample.sum() if reduction == "sum" else per_sample
+    return reduced(per_sample, reduction)

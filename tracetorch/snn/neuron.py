@@ -47,8 +47,9 @@ _NO_BACKWARD = -1  # what PyTorch says outside of one
 
 _FROZEN = (
     "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
-    "traced program would start every call from the same state. Trace a module that calls "
-    "zero_states() first and loops over time inside."
+    "traced program would start every call from the same state. tt.export.step(model, sample) "
+    "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
+    "module that calls zero_states() first and loops over time inside."
 )
 
 N = TypeVar("N", bound="Neuron")
@@ -473,7 +474,8 @@ class Neuron(TTModule):
                 setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
 
     def states_were_set(self) -> None:
-        """The states are those of now: also where a backward pass runs this layer again."""
+        """The states are those of now: also in a trace, or where backward() runs this again."""
+        self._zeroed_in_trace = _is_tracing()
         self._zeroed_in_backward = torch._C._current_graph_task_id()
 
     def detach_states(self) -> None:

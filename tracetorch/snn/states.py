@@ -28,11 +28,11 @@ class HeldStates:
     """
 
     def __init__(self, layers: Iterable[Neuron]) -> None:
-        self._held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+        self.held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
 
     def put_back(self) -> None:
         """The layers hold again what they held."""
-        for layer, name, state in self._held:
+        for layer, name, state in self.held:
             setattr(layer, name, state)
 
 
@@ -155,7 +155,8 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
                 f"{owner} needs {name} with {layer.num_neurons} neurons at dim {layer.dim}, got "
                 f"shape {list(state.shape)}."
             )
-    if len({(state.shape, state.dtype) for state in states.values()}) > 1:
+    first = next(iter(states.values()))
+    if any((s.shape, s.dtype) != (first.shape, first.dtype) for s in states.values()):
         told = {name: (list(state.shape), state.dtype) for name, state in states.items()}
         raise ValueError(f"{owner} needs its states in one shape and dtype, got {told}.")
 

@@ -203,3 +203,14 @@ def _path(layer: nn.Module) -> str | None:
 
 # as torch.compiler.disable, but without importing the compiler before it is used
 _path_uncompiled = torch._disable_dynamo(_path)  # type: ignore[attr-defined]
+
+
+def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost modules in ``root`` that are not registered in it, and their paths."""
+    known = {id(module) for module in root.modules()}
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in named_modules(root):
+        if id(module) not in known:
+            found.append((path, module))
+            known.update(id(inner) for inner in module.modules())
+    return found

@@ -48,4 +48,5 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 def _unwatched(module: nn.Module) -> bool:
     """Whether no hook expects a call, or may change one, at every step."""
-    return not (module._forward_hooks or module._forward_pre_hooks)
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return not (forward or module._backward_hooks or module._backward_pre_hooks)

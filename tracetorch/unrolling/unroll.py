@@ -128,7 +128,14 @@ def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
-    leaf = leaf if batched else leaf.squeeze(1)
+    if not batched:
+        if leaf.ndim < 2 or leaf.shape[1] != 1:
+            raise ValueError(
+                "batched=False gives the model a batch of one and takes it away again, but an "
+                f"output over time has shape {list(leaf.shape)}, without that batch at dimension "
+                "1. Keep the batch in the output, or give an input with a batch."
+            )
+        leaf = leaf.squeeze(1)
     if not -leaf.ndim <= time_dim < leaf.ndim:
         raise ValueError(
             f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "

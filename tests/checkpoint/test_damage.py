@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tracetorch import snn
+from tracetorch.checkpoint.header import KEY, SUM, Header, checksum
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), layer("BSRLIF", 4), nn.Linear(4, 2), layer("Readout", 2))
+
+
+def good(folder: Path) -> bytes:
+    made = model()
+    made[2].weight.data[0, 0] = 0.5
+    made(torch.rand(2, 3))
+    tt.save(made, folder / "good.safetensors", states=True)
+    return (folder / "good.safetensors").read_bytes()
+
+
+def mutated(data: bytes, number: int, seed: int) -> Iterator[bytes]:
+    """Bytes changed, put in, taken out, repeated, cut off; most of it in the header."""
+    generator = random.Random(seed)
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    for _ in range(number):
+        changed = bytearray(data)
+        for _ in range(generator.choice((1, 1, 1, 2, 5))):
+            end = generator.choice((8, header, len(changed)))
+            at = generator.randrange(min(end, len(changed)))
+            match generator.randrange(6):
+                case 0:
+                    changed[at] ^= 1 << generator.randrange(8)
+                case 1:
+                    changed[at] = generator.randrange(256)
+                case 2:
+                    changed.insert(at, generator.randrange(256))
+                case 3:
+                    del changed[at : at + generator.randrange(1, 9)]
+                case 4:
+                    changed[at:at] = changed[at : at + generator.randrange(1, 40)]
+                case 5:
+                    del changed[at:]
+            if not changed:
+                break
+        yield bytes(changed)
+
+
+def survives(data: bytes, path: Path) -> bool:
+    """Loads a file; either it is refused in words and nothing changes, or it is what was saved."""
+    path.write_bytes(data)
+    into = model()
+    into(torch.ones(2, 3))
+    before = {**into.state_dict(), **tt.get_states(into)}
+    before = {name: value.clone() for name, value in before.items()}
+    try:
+        tt.load(path, into, states=True)
+    except ValueError as error:
+        told = str(error)
+    else:
+        told = ""
+    if told:
+        assert str(path) in told
+        after = {**into.state_dict(), **tt.get_states(into)}
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        return False
+    whole = model()
+    tt.load(path.with_name("good.safetensors"), whole, states=True)
+    expected = {**whole.state_dict(), **tt.get_states(whole)}
+    after = {**into.state_dict(), **tt.get_states(into)}
+    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    return True
+
+
+@pytest.mark.parametrize("number", [300, pytest.param(4000, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_refused_or_is_not_damaged(number: int, tmp_path: Path) -> None:
+    data = good(tmp_path)
+    assert survives(data, tmp_path / "same.safetensors")
+    survivors = sum(
+        survives(each, tmp_path / "damaged.safetensors") for each in mutated(data, number, number)
+    )
+    assert survivors < number / 20
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    data = good(tmp_path)
+    for length in [*range(40), *range(40, len(data), 97), len(data) - 1]:
+        assert not survives(data[:length], tmp_path / "short.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "neither a safetensors file nor one of torch.save"),
+        (b"no checkpoint at all", "neither a safetensors file nor one of torch.save"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "damaged, or not a safetensors file"),
+        (struct.pack("<Q", 90_000_000) + b"{" + b" " * 50, "damaged, or not a safetensors file"),
+        (struct.pack("<Q", 2) + b"{]", "damaged, or not a safetensors file"),
+        (b"PK\x03\x04 and no more", "cannot read"),
+        (b"\x80\x02.", "cannot read"),
+    ],
+)
+def test_what_is_no_checkpoint(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(ValueError, match=told):
+        tt.load(tmp_path / "file", model())
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent'"):
+        tt.load(tmp_path / "absent", model())
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        tt.load(tmp_path, model())
+
+
+def written(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """A file whose checksum holds, and whose header was changed."""
+    made = layer("LIF", 3)
+    tensors = {name: value.detach() for name, value in made.state_dict().items()}
+    header = json.loads(Header(tt.__version__, {}).dumps())
+    header["layers"] = {"": {**json.loads(json.dumps(_told(made)))}}
+    text = json.dumps(change(header))
+    save_file(tensors, path, {KEY: text, SUM: checksum(text, tensors)})
+
+
+def _told(made: snn.LIF) -> dict[str, Any]:
+    from tracetorch.checkpoint.layers import described
+
+    return described(made)[""]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda told: {**told, "format": 2}, "format 2, this version of traceTorch reads 1"),
+        (lambda told: [], "missing or of the wrong kind"),
+        (lambda told: {**told, "layers": {"": {}}}, "missing or of the wrong kind: KeyError"),
+        (lambda told: {**told, "layers": []}, "missing or of the wrong kind"),
+        (
+            lambda told: {**told, "layers": {"": {**told["layers"][""], "dim": "last"}}},
+            "dim of layer ''",
+        ),
+        (lambda told: {**told, "version": 1}, "version"),
+        (lambda told: {**told, "states": ["mem"]}, "the state 'mem' is not there"),
+        (lambda told: {**told, "states": [1]}, "states"),
+        (lambda told: {**told, "shared": {"a": "b"}}, "'a' is not the tensor 'b'"),
+        (lambda told: {**told, "shared": {"a": 1}}, "shared"),
+    ],
+)
+def test_a_file_that_describes_itself_wrongly(
+    change: Callable[[dict[str, Any]], Any], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.safetensors"
+    written(path, lambda header: header)
+    tt.load(path, layer("LIF", 3))
+    written(path, change)
+    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{told}"):
+        tt.load(path, layer("LIF", 3))
+
+
+class Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("it_ran"),))
+
+
+def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"raw_beta": Runs()}, tmp_path / "zip.pt")
+    torch.save({"raw_beta": Runs()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"raw_beta": Runs()}))
+    for name in ("zip.pt", "old.pt", "bare.pt"):
+        with pytest.raises(ValueError, match=r"weights_only=True.* cannot read"):
+            tt.load(tmp_path / name, layer("LIF", 3))
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ([torch.zeros(3)], "holds no state_dict, names and tensors, but a list"),
+        ({"raw_beta": 0.5}, "holds no state_dict, names and tensors, but a dict"),
+        (
+            {"model": {"raw_beta": torch.zeros(3)}, "epoch": 3},
+            r"It holds dicts at \['model'\]: give that one to model\.load_state_dict",
+        ),
+    ],
+)
+def test_torch_files_that_hold_no_state_dict(held: Any, told: str, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=told):
+        tt.load(tmp_path / "file.pt", layer("LIF", 3))
+
+
+def test_damaged_torch_files_are_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(layer("LIF", 3).state_dict(), buffer)
+    data, path = buffer.getvalue(), tmp_path / "file.pt"
+    for length in range(10, len(data), 101):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match="cannot read"):
+            tt.load(path, layer("LIF", 3))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"not a pickle")
+    with pytest.raises(ValueError, match="cannot read"):
+        tt.load(path, layer("LIF", 3))
+
+
+def test_the_checksum_sees_everything() -> None:
+    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(0, 3)}
+    others: list[tuple[str, dict[str, Tensor]]] = [
+        ("text!", one),
+        ("text", {**one, "a": torch.tensor([1.0, 2.5])}),
+        ("text", {**one, "a": torch.tensor([[1.0, 2.0]])}),
+        ("text", {**one, "a": one["a"].view(torch.int32)}),
+        ("text", {"c": one["a"], "b": one["b"]}),
+        ("text", {**one, "b": torch.zeros(3, 0)}),
+    ]
+    sums = {checksum("text", one), *(checksum(*each) for each in others)}
+    assert len(sums) == 1 + len(others)
+    assert checksum("text", dict(reversed(one.items()))) == checksum("text", one)

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS, configurations, layer, sequence, stepped, vary
+from tests.unrolling.models import dyadic, made
+from tracetorch import functional, snn
+
+GOLDEN = torch.load(
+    Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt", weights_only=True
+)
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """Every value, parameters of hidden layers and states too."""
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    return kept | {f"state {name}": state for name, state in tt.get_states(model).items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_comes_back(name: str, tmp_path: Path) -> None:
+    one, other = layer(name, 4), getattr(snn, name)(4)
+    x = sequence(9, 2, 4, dtype=torch.float32)
+    assert not torch.equal(stepped(one, x), stepped(other, x))
+    tt.save(one, tmp_path / "layer.safetensors")
+    loaded = tt.load(tmp_path / "layer.safetensors", other)
+    assert loaded == tt.checkpoint.Loaded(tt.__version__)
+    tt.zero_states(one)
+    tt.zero_states(other)
+    assert torch.equal(stepped(one, x), stepped(other, x))
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda case: case["layer"])
+@pytest.mark.parametrize("how", ["zip", "legacy", "safetensors"])
+def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], how: str, tmp_path: Path) -> None:
+    path, state_dict = tmp_path / "old", golden["state_dict"]
+    if how == "safetensors":
+        save_file(state_dict, path)
+    else:
+        torch.save(state_dict, path, _use_new_zipfile_serialization=how == "zip")
+    model = getattr(snn, golden["layer"])(**golden["kwargs"]).double()
+    assert tt.load(path, model) == tt.checkpoint.Loaded(None)
+    torch.testing.assert_close(stepped(model, golden["x"]), golden["out"], rtol=1e-10, atol=1e-10)
+    if how != "safetensors":
+        model.load_state_dict(torch.load(path, weights_only=True))
+
+
+def test_a_saved_model_is_left_as_it_was_and_its_file_is_plain_safetensors(tmp_path: Path) -> None:
+    model = made("dense")
+    model(dyadic(2, 3))
+    before = values(model)
+    tt.save(model, tmp_path / "net.safetensors")
+    assert_same(values(model), before)
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+        told = json.loads(file.metadata()["tracetorch"])
+    assert told["version"] == tt.__version__
+    assert set(told["layers"]) == {"1", "3"}
+    assert told["layers"]["1"]["parameters"]["alpha"] == 1
+    assert told["layers"]["1"]["options"]["reset"] == "subtract"
+
+
+class Hidden(snn.TTModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+        self.cells = [layer("RLIF", 3), {"out": nn.Sequential(nn.Linear(3, 2), layer("LIF", 2))}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells[1]["out"](self.cells[0](self.mix(x)))
+
+
+def test_layers_in_plain_lists_are_saved_too(tmp_path: Path) -> None:
+    one, other = Hidden(), Hidden()
+    for module in (one.cells[0], one.cells[1]["out"], one.mix):
+        for p in module.parameters():
+            nn.init.normal_(p)
+    tt.save(one, tmp_path / "net.safetensors")
+    tt.load(tmp_path / "net.safetensors", other)
+    x = sequence(9, 2, 3, dtype=torch.float32)
+    assert torch.equal(stepped(one, x), stepped(other, x))
+    assert torch.equal(one.cells[1]["out"][0].weight, other.cells[1]["out"][0].weight)
+    torch.save(one.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"the file lacks 'cells\.0\.raw_beta'"):
+        tt.load(tmp_path / "net.pt", other)
+
+
+def test_a_stream_is_resumed(tmp_path: Path) -> None:
+    one, other = made("recurrent"), made("recurrent")
+    x = dyadic(9, 2, 3)
+    stepped(one, x[:4])
+    tt.save(one, tmp_path / "net.safetensors", states=True)
+    tt.load(tmp_path / "net.safetensors", other)
+    assert tt.get_states(other) == {}
+    tt.load(tmp_path / "net.safetensors", other, states=True)
+    assert torch.equal(stepped(other, x[4:]), stepped(one, x[4:]))
+    fresh = made("recurrent")
+    tt.save(fresh, tmp_path / "fresh.safetensors", states=True)
+    tt.load(tmp_path / "fresh.safetensors", other, states=True)
+    assert tt.get_states(other) == {}
+
+
+def test_a_file_without_states(tmp_path: Path) -> None:
+    model = layer("LIF", 3)
+    model(torch.rand(2, 3))
+    before = values(model)
+    tt.save(layer("LIF", 3), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"holds no states. Save with tt\.save\(model, path, stat"):
+        tt.load(tmp_path / "net.safetensors", model, states=True)
+    assert_same(values(model), before)
+
+
+def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+        model.register_buffer("rows", model[0].weight.detach()[:2])
+        return model
+
+    one, other = tied(), tied()
+    nn.init.normal_(one[0].weight)
+    tt.save(one, tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        assert "2.weight" not in file.keys()  # noqa: SIM118
+    tt.load(tmp_path / "net.safetensors", other)
+    assert torch.equal(other[2].weight, one[0].weight)
+    assert other[2].weight is other[0].weight
+    assert torch.equal(other.rows, one[0].weight[:2])
+    loose = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
+    loose.register_buffer("rows", torch.zeros(2, 3))
+    tt.load(tmp_path / "net.safetensors", loose)
+    assert torch.equal(loose[2].weight, loose[0].weight)
+    nn.init.normal_(loose[2].weight)
+    tt.save(loose, tmp_path / "loose.safetensors")
+    with pytest.raises(ValueError, match=r"'0\.weight' and '2\.weight' are one tensor in the"):
+        tt.load(tmp_path / "loose.safetensors", other)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: snn.LIF(3),
+            "LIF.3, reset='zero'., the model LIF.3.; reset: 'zero' in the file, "
+            "'subtract' in the model",
+        ),
+        (lambda: snn.RLIF(3, reset="zero"), "gamma: absent in the file, 1 in the model"),
+        (
+            lambda: snn.LIF(3, beta_rank=0, reset="zero"),
+            "rank of beta: 1 in the file, 0 in the",
+        ),
+        (lambda: snn.LIF(4, reset="zero"), "num_neurons: 3 in the file, 4 in the model"),
+        (lambda: snn.LIF(3, dim=-2, reset="zero"), "dim: -1 in the file, -2 in the model"),
+        (lambda: nn.Identity(), "layer '1': only the file has it, LIF.3, reset='zero'"),
+        (lambda: nn.Sequential(snn.LIF(3)), r"layer '1\.0': only the model has it, LIF\(3\)"),
+        (lambda: Other(3), "equations: 'LeakyIntegrator' in the file, 'Other' in the model"),
+    ],
+)
+def test_another_layer_is_refused_by_name(make: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3, reset="zero")), path)
+    model = nn.Sequential(nn.Linear(3, 3), make())
+    before = values(model)
+    with pytest.raises(ValueError, match=rf"does not fit Sequential\. .*{told}"):
+        tt.load(path, model)
+    assert_same(values(model), before)
+
+
+class Other(snn.Neuron):
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int):
+        super().__init__(num_neurons)
+        self.decay("beta")
+        self.threshold("pos_threshold", spike="pos_spike")
+
+    @staticmethod
+    def step(x, mem, *, beta, pos_threshold, pos_spike):
+        return pos_spike(x - pos_threshold), beta * mem
+
+
+def test_what_changes_no_output_may_differ(tmp_path: Path) -> None:
+    tt.save(layer("LIF", 3), tmp_path / "net.safetensors")
+    model = snn.LeakyIntegrator(
+        3,
+        beta_setup={"learnable": False},
+        pos_threshold_setup={"surrogate": functional.boxcar_surrogate(1.0)},
+        detach_reset=True,
+    )
+    tt.load(tmp_path / "net.safetensors", model)
+    assert torch.equal(model.beta, layer("LIF", 3).beta)
+
+
+def test_not_strict_loads_what_both_have_and_tells_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    one = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), layer("Readout", 2))
+    tt.save(one, path)
+    other = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = values(other)
+    with pytest.raises(ValueError, match="layer '3': only the file has it"):
+        tt.load(path, other)
+    assert_same(values(other), before)
+    loaded = tt.load(path, other, strict=False)
+    assert loaded.unexpected == ("3.raw_beta",)
+    assert "3.running_mean" in loaded.missing
+    assert torch.equal(other[2].weight, one[2].weight)
+    other[1] = layer("LIF", 3, reset="none")
+    with pytest.raises(ValueError, match=r"layer '1': .*reset: 'subtract' in the file, 'none' in"):
+        tt.load(path, other, strict=False)
+    other = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 4))
+    with pytest.raises(ValueError, match=r"'2\.weight' has shape \[2, 3\] in the file, \[4, 3\]"):
+        tt.load(path, other, strict=False)
+
+
+def test_names_and_dtypes_that_differ_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file({"0.weight": torch.zeros(3, 3), "0.bais": torch.zeros(3)}, path)
+    model = nn.Sequential(nn.Linear(3, 3))
+    before = values(model)
+    with pytest.raises(
+        ValueError,
+        match=r"the file lacks '0\.bias'; only the file has '0\.bais', perhaps .*'0\.bi",
+    ):
+        tt.load(path, model)
+    save_file({"0.weight": torch.zeros(3, 3).double(), "0.bias": torch.zeros(3).int()}, path)
+    with pytest.raises(
+        ValueError,
+        match=r"'0\.bias' is torch\.int32 in the file, torch\.float32 in the model; convert "
+        r"the model with model\.to\(dtype\).*'0\.weight' is torch\.float64",
+    ):
+        tt.load(path, model)
+    save_file({f"{i}": torch.zeros(1) for i in range(20)}, path)
+    with pytest.raises(ValueError, match="and 14 more"):
+        tt.load(path, model)
+    assert_same(values(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+    one, other = (nn.Sequential(nn.Linear(3, 3), snn.LIF(3)).to(dtype) for _ in range(2))
+    vary(one)
+    one(torch.rand(2, 3, dtype=dtype))
+    tt.save(one, tmp_path / "net.safetensors", states=True)
+    tt.load(tmp_path / "net.safetensors", other, states=True)
+    assert_same(values(one), values(other))
+
+
+def test_nan_is_loaded_and_said(tmp_path: Path) -> None:
+    model = layer("LIF", 3)
+    with torch.no_grad():
+        model.raw_beta[1] = torch.nan
+    tt.save(model, tmp_path / "net.safetensors")
+    other = layer("LIF", 3)
+    with pytest.warns(UserWarning, match="holds NaN in raw_beta: training had diverged"):
+        tt.load(tmp_path / "net.safetensors", other)
+    assert torch.equal(other.raw_beta.isnan(), model.raw_beta.isnan())
+
+
+class Refuses(nn.Module):
+    """Fails after others have been loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(3, 3)
+        self.two = layer("LIF", 3)
+        self.two.register_load_state_dict_pre_hook(self.refuse)
+        self.patient = True
+
+    def refuse(self, *_: object) -> None:
+        if not self.patient:
+            raise RuntimeError("no")
+
+
+def test_a_failure_in_the_middle_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    one, other = Refuses(), Refuses()
+    tt.save(one, tmp_path / "net.safetensors")
+    other.two(torch.rand(2, 3))
+    other.patient = False
+    before = values(other)
+    with pytest.raises(RuntimeError, match="no"):
+        tt.load(tmp_path / "net.safetensors", other)
+    assert_same(values(other), before)
+
+
+def test_states_that_do_not_fit_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    one, other = Refuses(), Refuses()
+    one.two(torch.rand(2, 3))
+    one.two.mem = torch.zeros(2, 4)  # a state that no layer of three neurons can have
+    vary(one)
+    tt.save(one, tmp_path / "net.safetensors", states=True)
+    before = values(other)
+    with pytest.raises(ValueError, match=r"layer 'two', .* needs mem with 3 neurons"):
+        tt.load(tmp_path / "net.safetensors", other, states=True)
+    assert_same(values(other), before)
+
+
+class Extra(nn.Module):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": 3}
+
+
+class InASet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = {snn.LIF(3), snn.LIF(3)}
+
+
+def test_what_cannot_be_saved_is_refused_and_no_file_is_touched(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_text("before")
+    for model, error, told in (
+        (Extra(), TypeError, "'_extra_state' in the state_dict is a dict, not a tensor"),
+        (nn.LazyLinear(3), ValueError, "'weight' has no values yet. Run the model once"),
+        (InASet(), ValueError, r"'cells\.\{0\}' is a module in a set"),
+        (lambda x: x, TypeError, r"expected an nn\.Module, got function"),
+    ):
+        with pytest.raises(error, match=told):
+            tt.save(model, path)  # type: ignore[arg-type]
+    assert path.read_text() == "before"
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        tt.save(nn.Linear(3, 3), tmp_path / "absent" / "net.safetensors")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_save_that_is_stopped_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "net.safetensors"
+    tt.save(layer("LIF", 3), path)
+    before = path.read_bytes()
+
+    def stopped(tensors: Any, file: Path, metadata: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors.torch, "save_file", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tt.save(snn.LIF(3), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_modules_are_loaded(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got dict"):
+        tt.load(tmp_path / "net.safetensors", {})  # type: ignore[arg-type]
+
+
+CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]
+
+
+@given(st.sampled_from(CONFIGURATIONS), st.sampled_from(CONFIGURATIONS))
+@settings(max_examples=60, deadline=None)
+def test_two_configurations_load_into_each_other_only_if_they_are_one(
+    tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
+    saved, model = snn.LeakyIntegrator(3, **one), snn.LeakyIntegrator(3, **other)
+    tt.save(saved, path)
+    tt.load(path, copy.deepcopy(saved))
+    if one == other:
+        tt.load(path, model)
+    else:
+        with pytest.raises(ValueError, match="the layer: the file has LeakyIntegrator"):
+            tt.load(path, model)

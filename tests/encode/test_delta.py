@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracetorch import encode
+
+
+def test_exactly() -> None:
+    x = torch.tensor([0.0, 1.0, 1.5, 2.0, 0.9, 1.8, -9.0])
+    spikes = encode.delta(x, 1.0, dim=1)
+    assert spikes[:, 0].tolist() == [0, 1, 0, 1, 0, 0, 0]
+    assert spikes[:, 1].tolist() == [0, 0, 0, 0, 1, 0, 1]
+    assert encode.delta(x, 1.0, start=-1.0, dim=1)[:, 0].tolist() == [1, 1, 0, 1, 0, 0, 0]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-20, 20), min_size=1, max_size=30),
+    st.integers(1, 8),
+    st.none() | st.integers(-5, 5),
+)
+def test_the_reference_is_never_further_than_the_threshold(
+    values: list[int], threshold: int, start: int | None
+) -> None:
+    on, off = encode.delta(torch.tensor(values).double(), threshold, start=start, dim=1).unbind(1)
+    reference = values[0] if start is None else start
+    for now, up, down in zip(values, on.tolist(), off.tolist(), strict=True):
+        assert up == (now - reference >= threshold)
+        assert down == (reference - now >= threshold)
+        reference = now if up or down else reference
+        assert abs(now - reference) < threshold
+
+
+def test_channels_stand_where_asked() -> None:
+    x = torch.randn(9, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    spikes = encode.delta(x, 0.5)
+    assert spikes.shape == (9, 2, 2, 3, 4)
+    for dim, moved in ((1, (9, 2, 2, 3, 4)), (4, (9, 2, 3, 4, 2)), (-1, (9, 2, 3, 4, 2))):
+        other = encode.delta(x, 0.5, dim=dim)
+        assert other.shape == moved
+        assert torch.equal(other.movedim(dim, 2), spikes)
+    assert encode.delta(x[:, :, 0, 0], 0.5).shape == (9, 2, 2)
+    start = torch.full((2, 3, 4), 100.0)
+    assert bool((encode.delta(x, 0.5, start=start)[0, :, 1] == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        ([0.5], {}, TypeError, "floating-point tensor, got list"),
+        (torch.zeros(0, 2), {}, ValueError, "at least one time step"),
+        (torch.zeros(3, 2), {"threshold": 0.0}, ValueError, "threshold must be positive .* 0.0"),
+        (torch.zeros(3), {}, ValueError, r"dim=2 .* shape \[3\]: .* between 1 and 1, or -1 and -1"),
+        (torch.zeros(3, 2), {"dim": 0}, ValueError, "dim=0 .* time stays first"),
+        (torch.zeros(3, 2), {"dim": -3}, ValueError, "dim=-3 cannot hold the channels"),
+        (torch.zeros(3, 2), {"start": torch.zeros(3)}, ValueError, r"one step, \[2\], got \[3\]"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    x: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        encode.delta(x, **{"threshold": 1.0, **options})

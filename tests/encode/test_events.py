@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracetorch import encode
+
+TONIC = np.dtype([("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "?")])
+H, W = 3, 5
+
+
+def recording(n: int, seed: int = 0, dtype: np.dtype[Any] = TONIC, last: int = 1000) -> Any:
+    rng = np.random.default_rng(seed)
+    events = np.zeros(n, dtype)
+    events["x"], events["y"] = rng.integers(0, W, n), rng.integers(0, H, n)
+    events["t"], events["p"] = np.sort(rng.integers(0, last, n)), rng.integers(0, 2, n)
+    return events
+
+
+def counted(events: Any, frame_of: Any, T: int) -> torch.Tensor:
+    """One event at a time, in Python's integers."""
+    frames = torch.zeros(T, 2, H, W)
+    for event in events:
+        frame = frame_of(int(event["t"]))
+        if 0 <= frame < T:
+            frames[frame, int(event["p"]), int(event["y"]), int(event["x"])] += 1
+    return frames
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(0, 99), st.integers(1, 12), st.integers(1, 1200))
+def test_every_event_once_where_it_belongs(n: int, seed: int, bins: int, window: int) -> None:
+    events = recording(n, seed)
+    first, last = int(events["t"][0]), int(events["t"][-1])
+    by_bins = encode.events_to_frames(events, (H, W), bins=bins)
+    span = max(last - first, 1)
+    expected = counted(events, lambda t: min((t - first) * bins // span, bins - 1), bins)
+    assert torch.equal(by_bins, expected)
+    by_window = encode.events_to_frames(events, (H, W), window=window)
+    T = (last - first) // window + 1
+    assert torch.equal(by_window, counted(events, lambda t: (t - first) // window, T))
+    assert by_bins.sum() == by_window.sum() == n
+
+
+@pytest.mark.parametrize("how", [{"bins": 7}, {"window": 100}])
+def test_a_given_time_leaves_out_what_is_outside(how: Any) -> None:
+    events = recording(300)
+    frames = encode.events_to_frames(events, (H, W), start=100, stop=800, **how)
+    assert torch.equal(frames, counted(events, lambda t: (t - 100) // 100 if t < 800 else 7, 7))
+    assert frames.sum() == ((events["t"] >= 100) & (events["t"] < 800)).sum() < 300
+    early = events[events["t"] < 400]
+    assert encode.events_to_frames(early, (H, W), start=100, stop=800, **how).shape[0] == 7
+
+
+def test_a_last_window_that_is_cut_short_has_a_frame() -> None:
+    assert (
+        encode.events_to_frames(recording(9), (H, W), window=300, start=0, stop=1000).shape[0] == 4
+    )
+
+
+@pytest.mark.parametrize("how", [{"bins": 6}, {"window": 0.15}])
+def test_order_kind_of_columns_and_unit_of_time_do_not_matter(how: Any) -> None:
+    events = recording(200, last=1024)
+    scaled = {key: value * 1024 if key == "window" else value for key, value in how.items()}
+    expected = encode.events_to_frames(events, (H, W), start=0, stop=1024, **scaled)
+    order = np.random.default_rng(1).permutation(200)
+    columns: Any = {
+        "x": torch.from_numpy(events["x"][order].astype("int64")),
+        "y": events["y"][order].astype("uint8"),
+        "t": (events["t"][order] / 1024).tolist(),
+        "p": np.where(events["p"][order], 1, -1),
+    }
+    got = encode.events_to_frames(columns, (H, W), start=0.0, stop=1.0, **how)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+def test_unsigned_times_do_not_wrap_round() -> None:
+    wide = recording(50)
+    unsigned = wide.astype([("x", "u2"), ("y", "u2"), ("t", "u4"), ("p", "u1")])
+    for events in (wide, unsigned):
+        frames = encode.events_to_frames(events, (H, W), bins=4, start=500, stop=900)
+        assert frames.sum() == ((wide["t"] >= 500) & (wide["t"] < 900)).sum()
+
+
+def test_a_cochlea_s_events_have_no_row_and_one_polarity() -> None:
+    events = np.zeros(4, [("t", "<i8"), ("x", "<i8"), ("p", "<i8")])
+    events["t"], events["x"], events["p"] = [0, 10, 20, 30], [699, 0, 0, 0], 1
+    frames = encode.events_to_frames(events, (1, 700), bins=2, polarities=1)
+    assert frames.shape == (2, 1, 1, 700)
+    assert frames[:, 0, 0, 0].tolist() == [1.0, 2.0]
+    assert frames[:, 0, 0, 699].tolist() == [1.0, 0.0]
+
+
+def test_one_moment_and_no_event() -> None:
+    events = recording(3)
+    events["t"] = 42
+    assert encode.events_to_frames(events, (H, W), bins=3).sum((1, 2, 3)).tolist() == [3, 0, 0]
+    assert encode.events_to_frames(events, (H, W), window=9).sum((1, 2, 3)).tolist() == [3]
+    events["t"] = [40, 41, 42]  # before the start is out, though the start is the end
+    assert encode.events_to_frames(events, (H, W), bins=2, start=42).sum() == 1
+    empty = encode.events_to_frames(events[:0], (H, W), window=10, start=0, stop=30)
+    assert torch.equal(empty, torch.zeros(3, 2, H, W))
+
+
+def test_as_tonic_counts() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tonic = pytest.importorskip("tonic.transforms", reason="needs tonic, the peer")
+    events = recording(500)
+    for window in (50, 130):
+        theirs = tonic.ToFrame(sensor_size=(W, H, 2), time_window=window)(events.copy())
+        ours = encode.events_to_frames(events, (H, W), window=window)
+        # tonic leaves out a last window that is not full
+        assert 0 <= len(ours) - len(theirs) <= 1
+        assert np.array_equal(ours[: len(theirs)].numpy(), theirs)
+
+
+GOOD: Any = {"x": [0], "y": [0], "t": [0], "p": [0]}
+
+
+@pytest.mark.parametrize(
+    ("events", "options", "error", "message"),
+    [
+        (GOOD, {}, ValueError, "either bins or window, got bins=None and window=None"),
+        (GOOD, {"bins": 1, "window": 2}, ValueError, "either bins or window, got bins=1"),
+        (GOOD, {"window": 0}, ValueError, "window must be positive and finite, got 0"),
+        (GOOD, {"bins": 0}, ValueError, "bins must be at least 1, got 0"),
+        (GOOD, {"bins": 1.5}, TypeError, "bins must be an integer, got 1.5"),
+        (GOOD, {"bins": 1, "polarities": 3}, ValueError, "polarities must be 1 or 2, got 3"),
+        (GOOD, {"bins": 1, "size": (1, 2, 3)}, ValueError, r"height and width .* got \(1, 2, 3\)"),
+        (GOOD, {"bins": 1, "size": (0, 2)}, ValueError, r"size\[0\] must be at least 1, got 0"),
+        ([1], {"bins": 1}, TypeError, "a mapping of columns of these names, got list"),
+        (np.zeros((2, 4)), {"bins": 1}, TypeError, "got an array of float64"),
+        ({"x": [0]}, {"bins": 1}, ValueError, "events have no t and no p, only x"),
+        ({**GOOD, "x": [0, 1]}, {"bins": 1}, ValueError, r"one length, got .*'x': \[2\]"),
+        ({**GOOD, "x": [0.5]}, {"bins": 1}, ValueError, "x of an event must be an integer, got fl"),
+        ({**GOOD, "t": [float("nan")]}, {"bins": 1}, ValueError, "t of an event must be finite"),
+        ({**GOOD, "x": [5]}, {"bins": 1}, ValueError, r"event has x=5, off the sensor .* \(3, 5\)"),
+        ({**GOOD, "y": [-1]}, {"bins": 1}, ValueError, "event has y=-1, off the sensor"),
+        ({**GOOD, "p": [2]}, {"bins": 1}, ValueError, r"polarities must be 0 and 1.* got \[2\]"),
+        (
+            {k: v * 2 if k != "p" else [-1, 0] for k, v in GOOD.items()},
+            {"bins": 1},
+            ValueError,
+            r"-1 and 1, got \[-1, 0\]. With polarities=1 they",
+        ),
+        (GOOD, {"bins": 1, "start": 5}, ValueError, "stop after it starts, got start=5 and stop=0"),
+        (GOOD, {"bins": 1, "start": 5, "stop": 5}, ValueError, "got start=5 and stop=5"),
+        (recording(0), {"bins": 1, "start": 0}, ValueError, "no events: give start= and stop="),
+    ],
+)
+def test_a_bad_argument_is_named(
+    events: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        encode.events_to_frames(events, **{"size": (H, W), **options})

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracetorch import decode, encode
+
+
+def test_linear_exactly() -> None:
+    x = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
+    spikes = encode.latency(x, 5)
+    assert spikes.shape == (5, 2, 2)
+    assert decode.first_spike(spikes).tolist() == [[5.0, 3.0], [2.0, 0.0]]
+    assert spikes.sum(0).tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    x = torch.tensor([0.5, 0.50001, 0.75, 1.0])  # what is above the threshold fills the time
+    assert decode.first_spike(encode.latency(x, 5, threshold=0.5)).tolist() == [5, 4, 2, 0]
+
+
+def test_exponential_is_when_a_membrane_charged_by_x_is_there() -> None:
+    x, tau, threshold = torch.tensor([0.21, 0.3, 0.5, 1.0, 3.0]).double(), 20.0, 0.2
+    times = decode.first_spike(encode.latency(x, 100, kind="exponential"))
+    fine = 1000  # integrate dv/dt = (x - v) / tau in thousandths of a step
+    v, reached = torch.zeros_like(x), torch.full_like(x, math.inf)
+    for k in range(100 * fine):
+        v = v + (x - v) / (tau * fine)
+        reached = torch.where((v >= threshold) & reached.isinf(), (k + 1) / fine, reached)
+    assert torch.equal(times, reached.round())
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=2, max_size=8),
+    st.integers(1, 300),
+    st.sampled_from(["linear", "exponential"]),
+)
+def test_the_stronger_is_never_later_and_fires_once(
+    values: list[float], steps: int, kind: Any
+) -> None:
+    x = torch.tensor(sorted(values))
+    spikes = encode.latency(x, steps, kind=kind)
+    assert spikes.sum(0).max() <= 1
+    assert bool((decode.first_spike(spikes).diff() <= 0).all())
+    if kind == "linear":
+        assert torch.equal(spikes.sum(0), (x > 0).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tells_steps_apart(dtype: torch.dtype) -> None:
+    x = torch.tensor([0.5, 0.25], dtype=dtype)
+    spikes = encode.latency(x, 5001)
+    assert spikes.dtype == dtype
+    assert decode.first_spike(spikes).tolist() == [2500, 3750]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        ([0.5], {}, TypeError, "floating-point tensor, got list"),
+        (torch.tensor([1.5]), {}, ValueError, r"x must lie in \[0, 1\], got 1.5"),
+        (torch.tensor([-1.0]), {"kind": "exponential"}, ValueError, "not be negative, got -1.0"),
+        (torch.ones(1), {"kind": "log"}, ValueError, "or 'exponential', got 'log'"),
+        (torch.ones(1), {"threshold": 1.0}, ValueError, r"in \[0, 1\) for kind='linear', got 1.0"),
+        (
+            torch.ones(1),
+            {"threshold": 0.0, "kind": "exponential"},
+            ValueError,
+            "positive for kind='exponential', got 0.0",
+        ),
+        (torch.ones(1), {"tau": 0.0, "kind": "exponential"}, ValueError, "tau must .* got 0.0"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    x: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        encode.latency(x, 5, **options)

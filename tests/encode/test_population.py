@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tracetorch import encode
+
+
+def test_the_paper_s_fields() -> None:
+    n, low, high, beta = 7, -2.0, 3.0, 1.2
+    x = torch.linspace(-3, 4, 29, dtype=torch.float64)
+    got = encode.population(x, n, low=low, high=high, overlap=beta)
+    assert got.shape == (29, n)
+    for i in range(1, n + 1):
+        centre = low + (2 * i - 3) / 2 * (high - low) / (n - 2)
+        width = (high - low) / (beta * (n - 2))
+        for k in range(29):
+            expected = math.exp(-((x[k].item() - centre) ** 2) / (2 * width**2))
+            assert got[k, i - 1].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradient_dtype_and_time() -> None:
+    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: encode.population(v, 5), x)
+    assert encode.population(torch.rand(4, 2, 3).bfloat16(), 6).dtype == torch.bfloat16
+    assert encode.population(torch.rand(4, 2, 3), 6).shape == (4, 2, 3, 6)
+
+
+def test_repeat_is_a_view_with_a_gradient() -> None:
+    x = torch.rand(2, 3, requires_grad=True)
+    y = encode.repeat(x, 5)
+    assert y.shape == (5, 2, 3)
+    assert y.data_ptr() == x.data_ptr()
+    assert all(torch.equal(step, x) for step in y)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.full((2, 3), 5.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: encode.population([1.0], 5), TypeError, "floating-point tensor, got list"),
+        (lambda: encode.population(torch.ones(1), 2), ValueError, "at least 3 to tile .* got 2"),
+        (lambda: encode.population(torch.ones(1), "5"), TypeError, "must be an integer, got '5'"),
+        (
+            lambda: encode.population(torch.ones(1), 5, low=1.0),
+            ValueError,
+            "low must be below high, both finite, got 1.0 and 1.0",
+        ),
+        (
+            lambda: encode.population(torch.ones(1), 5, overlap=-1.0),
+            ValueError,
+            "overlap must be positive and finite, got -1.0",
+        ),
+        (lambda: encode.repeat([1.0], 5), TypeError, "x must be a tensor, got list"),
+        (lambda: encode.repeat(torch.ones(1), 0), ValueError, "steps must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_argument_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,127 @@
+"""Models to export, and how a program is run over a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import tracetorch as tt
+from tests.cases import LAYERS, PLACES, SPIKING, layer
+from tests.unrolling.models import dyadic, made
+from tracetorch import snn
+
+RESETS: tuple[dict[str, Any], ...] = (
+    {},
+    {"reset": "zero"},
+    {"reset": "none", "detach_reset": True},
+    {"beta_rank": 0},
+)
+NAMES = ("dense", "conv", "recurrent", "skip")
+
+
+def sample_of(name: str, *lead: int, seed: int = 0) -> Any:
+    """An input of ``made(name)`` with that many leading sizes: the batch, or time and batch."""
+    if name == "skip":
+        return dyadic(*lead, 4, seed=seed), dyadic(*lead, 4, seed=seed + 1)
+    return dyadic(*lead, *{"conv": (1, 6, 6)}.get(name, (3,)), seed=seed)
+
+
+def at(x: Any, step: int) -> Any:
+    return pytree.tree_map(lambda each: each[step], x)
+
+
+def reference(model: nn.Module, x: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Outputs over time and last states, by PyTorch, from rest, in eval mode, without a graph."""
+    training = model.training
+    before = tt.get_states(model)
+    tt.zero_states(model)
+    model.eval()
+    with torch.no_grad():
+        y = tt.unroll(model, x, by="step")
+    states = tt.get_states(model)
+    model.train(training)
+    tt.set_states(model, before)
+    return y, states
+
+
+def stepped_program(program: Any, x: Any, states: dict[str, Tensor]) -> Any:
+    """Outputs over time and last states of an exported step."""
+    run = program.module()
+    outputs = []
+    for step in range(len(pytree.tree_leaves(x)[0])):
+        y, states = run(at(x, step), states)
+        outputs.append(y)
+    return pytree.tree_map(lambda *each: torch.stack(each), *outputs), states
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert pytree.tree_structure(one) == pytree.tree_structure(other)
+    for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+class Hidden(snn.TTModule):
+    """Layers in a plain list, which ``torch.export`` alone would not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = [nn.Linear(3, 3), layer("RLIF", 3), layer("Readout", 3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for cell in self.cells:
+            x = cell(x)
+        return x
+
+
+class Adaptive(snn.Neuron):
+    """A neuron of one's own, with a state that only moves in one branch of the arithmetic."""
+
+    states = ("mem", "fatigue", "fixed")
+
+    def __init__(self, num_neurons: int, dim: int = -1):
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.9)
+        self.threshold("base", 1.0)
+        self.option("pull", torch.tensor(0.25))
+
+    @staticmethod
+    def step(x, mem, fatigue, fixed, *, beta, base, spike, pull):
+        mem = beta * mem + x
+        fired = spike(mem - base - fatigue)
+        return fired, mem - fired * base, 0.95 * fatigue + pull * fired, fixed
+
+
+class Twelve(snn.TTModule):
+    """Every layer there is, with the neurons at every place in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleDict(
+            {
+                name: layer(name, 3, dim=PLACES[i % len(PLACES)][0], **RESETS[i % len(RESETS)])
+                if name in SPIKING
+                else layer(name, 3, dim=PLACES[i % len(PLACES)][0])
+                for i, name in enumerate(LAYERS)
+            }
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # [B, 3, 3, 3]
+        return {name: cell(x) for name, cell in self.cells.items()}
+
+
+class Folded(snn.TTModule):
+    """Four neurons groups folded into the batch: a state of ``4 * B`` rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = layer("SLIF", 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x.unflatten(1, (4, 2)).flatten(0, 1)).reshape(-1, 8)
+
+
+__all__ = ["made"]

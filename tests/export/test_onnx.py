@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import tracetorch as tt
+from tests.cases import PLACES, configurations, layer, sequence, vary
+from tests.export.models import (
+    Adaptive,
+    Folded,
+    Hidden,
+    Twelve,
+    assert_equal,
+    at,
+    made,
+    reference,
+    sample_of,
+)
+from tracetorch import snn
+from tracetorch.demo.network import ConvSNN
+from tracetorch.export.interface import Interface, filled, leaves, named
+from tracetorch.export.port import Port, port_of
+
+onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+
+
+def streamed(stream: tt.export.OnnxStream, x: Any) -> Any:
+    outputs = []
+    for step in range(len(pytree.tree_leaves(x)[0])):
+        now = at(x, step)
+        outputs.append(stream(*now) if isinstance(now, tuple) else stream(now))
+    return pytree.tree_map(lambda *each: torch.stack(each), *outputs)
+
+
+@pytest.fixture(scope="module")
+def lif(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "lif.onnx"
+    tt.export.onnx(layer("SLIF", 3), path, torch.rand(1, 3))
+    return path
+
+
+@pytest.fixture(scope="module")
+def skip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "skip.onnx"
+    tt.export.onnx(made("skip", torch.float32), path, (torch.rand(1, 4), torch.rand(1, 4)))
+    return path
+
+
+def test_every_layer_is_bitwise_what_it_is_in_pytorch(tmp_path: Path) -> None:
+    model = Twelve()
+    tt.export.onnx(model, tmp_path / "twelve.onnx", torch.rand(1, 3, 3, 3))
+    onnx.checker.check_model(tmp_path / "twelve.onnx", full_check=True)
+    stream = tt.export.OnnxStream(tmp_path / "twelve.onnx")
+    x = sequence(40, 5, 3, 3, 3, dtype=torch.float32)
+    y = streamed(stream, x)
+    assert_equal((y, stream.get_states()), reference(model, x))
+    assert all(each.any() for each in y.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "skip",
+        pytest.param("conv", marks=pytest.mark.slow),
+        pytest.param("dense", marks=pytest.mark.slow),
+        pytest.param("recurrent", marks=pytest.mark.slow),
+    ],
+)
+def test_models_of_dyadic_weights_are_bitwise_what_they_are_in_pytorch(
+    name: str, tmp_path: Path
+) -> None:
+    # onnxruntime convolves in single precision alone
+    dtype = torch.float32 if name == "conv" else torch.float64
+
+    def sample(*lead: int) -> Any:
+        return pytree.tree_map(lambda each: each.to(dtype), sample_of(name, *lead))
+
+    model = made(name, dtype)
+    tt.export.onnx(model, tmp_path / "net.onnx", sample(1))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    for batch in (1, 4):
+        x = sample(20, batch)
+        assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+        stream.zero_states()
+    assert not tt.get_states(model)
+
+
+@pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
+def test_hidden_layers_and_neurons_of_ones_own(make: Any, tmp_path: Path) -> None:
+    model = make()
+    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    x = sequence(20, 4, 3, dtype=torch.float32)
+    y, states = reference(model, x)
+    assert_agree(streamed(stream, x), y, {}, {})
+    assert_agree(None, None, stream.get_states(), states)
+
+
+def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
+    model = Folded()
+    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 8))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    x = sequence(5, 3, 8, dtype=torch.float32)
+    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("synapse", [False, True])
+@pytest.mark.parametrize("recurrence", [False, True])
+def test_configurations_are_bitwise_what_they_are_in_pytorch(
+    synapse: bool, recurrence: bool, tmp_path: Path
+) -> None:
+    every = list(configurations(synapse, recurrence))
+    chosen = random.Random(0).sample(every, 24)
+    cells = [snn.LeakyIntegrator(3, dim=PLACES[i % 3][0], **c) for i, c in enumerate(chosen)]
+    model = Parallel(cells)
+    vary(model)
+    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3, 3, 3))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    x = sequence(30, 2, 3, 3, 3, dtype=torch.float32)
+    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+
+
+class Parallel(nn.Module):
+    def __init__(self, cells: list[snn.LeakyIntegrator]) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(cells)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(cell(x) for cell in self.cells)
+
+
+def assert_agree(
+    y: Tensor | None, expected: Tensor | None, states: dict[str, Tensor], last: dict[str, Tensor]
+) -> None:
+    """Across a product of matrices: to rtol 1e-5."""
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(states, last, rtol=1e-5, atol=1e-6)
+
+
+class Watched(nn.Module):
+    """A layer's input beside its output, so that a spike that differs can be judged."""
+
+    def __init__(self, model: ConvSNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        model = self.model
+        one = model.lif1(model.conv1(x))
+        two = model.lif2(model.conv2(one))
+        return {"lif1": one, "lif2": two, "readout": model.readout(model.linear(two))}
+
+
+def assert_the_demo_streams(folder: Path, steps: int) -> None:
+    """Values to 1e-5; spikes equal but where the membrane was within 1e-5 of its threshold."""
+    torch.manual_seed(0)
+    model = Watched(ConvSNN())
+    tt.export.onnx(model, folder / "demo.onnx", torch.rand(1, 1, 28, 28))
+    stream = tt.export.OnnxStream(folder / "demo.onnx")
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 8):
+        tt.zero_states(model)
+        stream.zero_states()
+        spikes = 0
+        for _ in range(steps):
+            x = 3 * torch.rand(batch, 1, 28, 28, generator=generator)
+            with torch.no_grad():
+                y = model(x)
+            got = stream(x)
+            differ = False
+            for name in ("lif1", "lif2"):
+                spikes += int(y[name].sum())
+                cell = getattr(model.model, name)
+                threshold = cell.pos_threshold.detach().reshape(-1, 1, 1)
+                reached = cell.mem + y[name] * threshold
+                other = got[name] != y[name]
+                if not differ:  # what a spike that went its own way causes is not judged
+                    assert bool(((reached - threshold).abs()[other] < 1e-5).all())
+                differ |= bool(other.any())
+            if differ:  # the comparison goes on from one state
+                stream.set_states(tt.get_states(model))
+            else:
+                assert_agree(
+                    got["readout"], y["readout"], stream.get_states(), tt.get_states(model)
+                )
+        assert spikes > 100 * batch * steps
+
+
+def test_the_demos_network_streams(tmp_path: Path) -> None:
+    assert_the_demo_streams(tmp_path, 40)
+
+
+@pytest.mark.slow
+def test_the_demos_network_streams_for_long(tmp_path: Path) -> None:
+    assert_the_demo_streams(tmp_path, 500)
+
+
+def test_bsrlif_streams_for_long_bit_for_bit(tmp_path: Path) -> None:
+    model = layer("BSRLIF", 16)
+    tt.export.onnx(model, tmp_path / "bsrlif.onnx", torch.rand(1, 16))
+    stream = tt.export.OnnxStream(tmp_path / "bsrlif.onnx")
+    for batch in (1, 8):
+        x = sequence(500, batch, 16, dtype=torch.float32)
+        y = streamed(stream, x)
+        assert_equal((y, stream.get_states()), reference(model, x))
+        assert (y > 0).any()
+        assert (y < 0).any()
+        stream.zero_states()
+
+
+def test_names_are_those_of_arguments_and_states(skip: Path) -> None:
+    stream = tt.export.OnnxStream(skip)
+    states = [
+        "cells.0.mem",
+        "cells.0.syn",
+        "cells.1.mem",
+        "cells.1.rec",
+        "cells.1.prev_output",
+        "out.mem",
+        "out.rec",
+        "out.prev_output",
+    ]
+    file = onnx.load(skip)
+    assert [each.name for each in file.graph.input] == ["x", "gate", *states]
+    assert [each.name for each in file.graph.output] == [
+        "y.out",
+        "y.aux.0",
+        "y.aux.1",
+        *(f"{state}.next" for state in states),
+    ]
+    assert not any("raw_" in each.name for each in file.graph.initializer)
+    x, gate = torch.rand(2, 4), torch.rand(2, 4)
+    by_place = stream(x, gate)
+    stream.zero_states()
+    by_name = stream(gate=gate.numpy(), x=x)
+    assert_equal(by_place, by_name)
+    assert isinstance(by_name["aux"], tuple)
+    stream.zero_states()
+    arrays = stream(x.numpy(), gate=gate.numpy())
+    assert isinstance(arrays["out"], np.ndarray)
+    np.testing.assert_array_equal(arrays["out"], by_name["out"].numpy())
+    assert "gate: [batch, 4], float32" in repr(stream)
+    assert "8 states" in repr(stream)
+
+
+def test_states_are_read_and_set_by_name(lif: Path) -> None:
+    stream = tt.export.OnnxStream(lif)
+    assert stream.get_states() == {}
+    x = sequence(9, 4, 3, dtype=torch.float32)
+    whole = streamed(stream, x)
+    stream.zero_states()
+    first = streamed(stream, x[:5])
+    states = stream.get_states()
+    other = tt.export.OnnxStream(lif, threads=2)
+    other.set_states({name: state.numpy() for name, state in states.items()})
+    states["mem"].fill_(7.0)  # a copy
+    assert_equal(torch.cat([first, streamed(other, x[5:])]), whole)
+    stream.set_states({**stream.get_states(), "mem": torch.full((4, 3), 100.0)})
+    assert stream(x[0]).all()
+    stream.set_states({})
+    assert_equal(streamed(stream, x), whole)
+
+
+def test_a_stream_goes_on_from_the_models_states(lif: Path) -> None:
+    model = layer("SLIF", 3)
+    x = sequence(9, 4, 3, dtype=torch.float32)
+    y, last = reference(model, x)
+    first, states = reference(model, x[:4])
+    stream = tt.export.OnnxStream(lif)
+    stream.set_states(states)
+    assert_equal(torch.cat([first, streamed(stream, x[4:])]), y)
+    assert_equal(stream.get_states(), last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ((torch.rand(2, 4),), ValueError, r"'x' must have the shape \[batch, 3\].*got \[2, 4\]"),
+        ((torch.rand(3),), ValueError, r"got \[3\]"),
+        ((torch.rand(0, 3),), ValueError, r"got \[0, 3\]"),
+        ((torch.rand(4, 3),), ValueError, r"a batch of 2, the input has 4. Call zero_states\(\)"),
+        ((torch.rand(2, 3).double(),), TypeError, "'x' must be float32, got float64"),
+        (([[1.0] * 3] * 2,), TypeError, r"'x' must be a tensor or an array, got list"),
+        ((), TypeError, r"the inputs \['x'\] are not given"),
+        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, r"takes \['x'\], got 2 inputs"),
+    ],
+)
+def test_an_input_that_does_not_fit_changes_nothing(
+    lif: Path, arguments: tuple[Any, ...], error: type[Exception], told: str
+) -> None:
+    stream = tt.export.OnnxStream(lif)
+    stream(torch.rand(2, 3))
+    before = stream.get_states()
+    with pytest.raises(error, match=told):
+        stream(*arguments)
+    assert_equal(stream.get_states(), before)
+    with pytest.raises(TypeError, match="the input 'y' is unknown or given twice"):
+        stream(y=torch.rand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("states", "error", "told"),
+    [
+        (None, TypeError, "states must be a mapping"),
+        ({"men": torch.zeros(2, 3)}, ValueError, "no state is called 'men'. Did you mean 'mem'"),
+        ({"mem": torch.zeros(2, 3)}, ValueError, r"all states are needed, or none; \['syn'\]"),
+        (
+            {"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)},
+            ValueError,
+            r"the state 'syn' must have the shape \[batch, 3\].*got \[2, 4\]",
+        ),
+        (
+            {"mem": torch.zeros(2, 3), "syn": torch.zeros(4, 3)},
+            ValueError,
+            "the states differ in batch",
+        ),
+        (
+            {"mem": torch.zeros(2, 3), "syn": np.zeros((2, 3))},
+            TypeError,
+            "the state 'syn' must be float32, got float64",
+        ),
+    ],
+)
+def test_states_that_do_not_fit_change_nothing(
+    lif: Path, states: Any, error: type[Exception], told: str
+) -> None:
+    stream = tt.export.OnnxStream(lif)
+    stream(torch.rand(2, 3))
+    before = stream.get_states()
+    with pytest.raises(error, match=told):
+        stream.set_states(states)
+    assert_equal(stream.get_states(), before)
+
+
+def test_inputs_of_two_batches(skip: Path) -> None:
+    with pytest.raises(ValueError, match=r"the inputs differ in batch: \{'x': 2, 'gate': 1\}"):
+        tt.export.OnnxStream(skip)(torch.rand(2, 4), torch.rand(1, 4))
+
+
+def test_files_that_are_not_ours(lif: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.onnx'"):
+        tt.export.OnnxStream(tmp_path / "absent.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ValueError, match=r"cannot read '.*text\.onnx' as an ONNX file"):
+        tt.export.OnnxStream(tmp_path / "text.onnx")
+    (tmp_path / "half.onnx").write_bytes(lif.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot read|was not written|describes itself wrongly"):
+        tt.export.OnnxStream(tmp_path / "half.onnx")
+    file = onnx.load(lif)
+    del file.metadata_props[:]
+    onnx.save(file, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"was not written by tt\.export\.onnx"):
+        tt.export.OnnxStream(tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"onnxruntime has the providers .*, got \['None'\]"):
+        tt.export.OnnxStream(lif, providers=["None"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda told: {**told, "format": 2}, "it has format 2, this version reads 1"),
+        (lambda told: [], "missing or of the wrong kind"),
+        (lambda told: {k: v for k, v in told.items() if k != "states"}, "missing"),
+        (lambda told: {**told, "inputs": {}}, "takes no input"),
+        (lambda told: {**told, "states": {"mem": told["states"]["mem"]}}, "and speaks of"),
+        (lambda told: {**told, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
+        (lambda told: {**told, "outputs": "mem.next"}, "its names are not distinct"),
+        (
+            lambda told: {**told, "inputs": {"x": {"shape": ["many"], "dtype": "float32"}}},
+            "'many' is not a size",
+        ),
+        (
+            lambda told: {**told, "inputs": {"x": {"shape": [-1], "dtype": "float32"}}},
+            "-1 is not a size",
+        ),
+        (
+            lambda told: {**told, "inputs": {"x": {"shape": [1], "dtype": "load"}}},
+            "'load' is not a dtype",
+        ),
+    ],
+)
+def test_a_file_that_describes_itself_wrongly(
+    change: Any, told: str, lif: Path, tmp_path: Path
+) -> None:
+    file = onnx.load(lif)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(file, tmp_path / "wrong.onnx")
+    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{told}"):
+        tt.export.OnnxStream(tmp_path / "wrong.onnx")
+
+
+class Gives(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.cell = layer("LIF", 3)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.cell(x)
+        return {"list": [y], "number": (y, 3), "set": torch.max(y, 1)}[self.what]
+
+
+def test_what_forward_gives_is_given_again_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gives.onnx"
+    tt.export.onnx(Gives("list"), path, torch.rand(1, 3))
+    before = path.read_bytes()
+    assert isinstance(tt.export.OnnxStream(path)(torch.rand(1, 3)), list)
+    with pytest.raises(TypeError, match="output 1 of forward is no tensor"):
+        tt.export.onnx(Gives("number"), path, torch.rand(1, 3))
+    with pytest.raises(TypeError, match="in tuples, lists and dicts; y is a max"):
+        tt.export.onnx(Gives("set"), path, torch.rand(1, 3))
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["gives.onnx"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        tt.export.onnx(Gives("list"), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
+
+
+class Collides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = layer("LIF", 3)
+
+    def forward(self, y: Tensor) -> Tensor:
+        out: Tensor = self.cell(y)
+        return out
+
+
+def test_names_that_collide(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"would share the names \['y'\]"):
+        tt.export.onnx(Collides(), tmp_path / "net.onnx", torch.rand(1, 3))
+
+
+def test_weights_beyond_a_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracetorch.export import onnx_file
+
+    monkeypatch.setattr(onnx_file, "_MOST", 10)
+    with pytest.raises(ValueError, match=r"the weights take .* GB, an ONNX file holds 2 GB"):
+        tt.export.onnx(layer("LIF", 3), tmp_path / "net.onnx", torch.rand(1, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tt.export.onnx(layer("LIF", 3), tmp_path / "net.onnx", torch.rand(1, 3))
+    tt.export.OnnxStream(tmp_path / "net.onnx")(torch.rand(1, 3))
+    assert capfd.readouterr() == ("", "")
+
+
+NESTED = st.recursive(
+    st.just(0),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@given(NESTED, st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_an_interface_survives_its_text(value: Any, factor: int) -> None:
+    structure = named("y", value)
+    told = Interface(
+        {"x": Port(("batch", 3), "float32")},
+        {"mem": Port((f"{factor}*batch" if factor > 1 else "batch", 3), "float64")},
+        structure,
+        "0.10.0",
+    )
+    assert Interface.loads(told.dumps()) == told
+    assert filled(structure, dict.fromkeys(leaves(structure), 0)) == value
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_a_port_is_found_from_two_batches(factors: list[int], batch: int) -> None:
+    shapes = [[*(f * b for f in factors), 7] for b in (2, 3)]
+    port = port_of("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))
+    sizes = port.sizes(batch)
+    assert sizes == (*(f * batch for f in factors), 7)
+    assert port.batch_of(sizes) == batch
+    assert port.batch_of((*sizes[:-1], 8)) is None
+    assert port.batch_of(sizes[1:]) is None
+
+
+def test_sizes_that_do_not_follow_the_batch() -> None:
+    with pytest.raises(ValueError, match="x has size 4 at dim 0 for a batch of 2 and 9 for 3"):
+        port_of("x", torch.zeros(4), torch.zeros(9), (2, 3))
+    with pytest.raises(ValueError, match="x changes its number of dimensions"):
+        port_of("x", torch.zeros(2), torch.zeros(3, 1), (2, 3))

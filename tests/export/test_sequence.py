@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence
+from tests.export.models import (
+    Hidden,
+    assert_equal,
+    made,
+    reference,
+    sample_of,
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "skip",
+        pytest.param("recurrent", marks=pytest.mark.slow),
+        pytest.param("dense", marks=pytest.mark.slow),
+        pytest.param("conv", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sequence_is_what_unroll_computes_by_step(name: str) -> None:
+    model = made(name)
+    program = tt.export.sequence(model, sample_of(name, 5, 1))
+    run = program.module()
+    for steps, batch in ((1, 1), (9, 4)):
+        x = sample_of(name, steps, batch)
+        got = run(x, tt.export.initial_states(program, batch))
+        assert_equal(got, reference(model, x))
+    assert not tt.get_states(model)
+
+
+def test_a_stream_may_be_cut_anywhere_and_a_program_kept(tmp_path: Path) -> None:
+    model = Hidden()
+    program = tt.export.sequence(model, torch.rand(1, 1, 3))
+    torch.export.save(program, tmp_path / "sequence.pt2")
+    program = torch.export.load(tmp_path / "sequence.pt2")
+    run = program.module()
+    x = sequence(9, 4, 3, dtype=torch.float32)
+    y, last = reference(model, x)
+    first, states = run(x[:2], tt.export.initial_states(program, 4))
+    rest, after = run(x[2:], states)
+    assert_equal(torch.cat([first, rest]), y)
+    assert_equal(after, last)
+
+
+def test_a_model_without_states_needs_no_time() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no states.*use torch\.export\.export"):
+        tt.export.sequence(nn.Linear(3, 3), torch.rand(5, 2, 3))
+
+
+def test_a_sample_without_time() -> None:
+    with pytest.raises(ValueError, match=r"x needs time and a batch, got shape \[3\]"):
+        tt.export.sequence(layer("LIF", 3), torch.rand(3))
+
+
+def test_a_pytorch_without_scan_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch._higher_order_ops.scan", None)
+    with pytest.raises(RuntimeError, match=r"has no scan.*tt\.export\.step"):
+        tt.export.sequence(layer("LIF", 3), torch.rand(5, 2, 3))

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence
+from tests.export.models import (
+    NAMES,
+    Adaptive,
+    Folded,
+    Hidden,
+    Twelve,
+    assert_equal,
+    made,
+    reference,
+    sample_of,
+    stepped_program,
+)
+from tracetorch import snn
+from tracetorch.demo.network import ConvSNN
+
+T = 7
+
+
+def test_every_layer_computes_what_it_computes_in_pytorch() -> None:
+    model = Twelve()
+    program = tt.export.step(model, torch.rand(1, 3, 3, 3))
+    x = sequence(T, 5, 3, 3, 3, dtype=torch.float32)
+    y, states = stepped_program(program, x, tt.export.initial_states(program, 5))
+    assert_equal((y, states), reference(model, x))
+    assert all(each.any() for each in y.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_computes_what_it_computes_in_pytorch(name: str) -> None:
+    model = made(name)
+    program = tt.export.step(model, sample_of(name, 1))
+    for batch in (1, 4):
+        x = sample_of(name, T, batch)
+        states = tt.export.initial_states(program, batch)
+        y, after = stepped_program(program, x, states)
+        expected, last = reference(model, x)
+        assert_equal(y, expected)
+        assert list(after) == list(states) == list(last)
+        assert_equal(after, last)
+
+
+@pytest.mark.slow
+def test_the_demos_network_is_exported() -> None:
+    model = ConvSNN()
+    program = tt.export.step(model, torch.rand(1, 1, 28, 28))
+    x = 3 * torch.rand(T, 4, 1, 28, 28)
+    got = stepped_program(program, x, tt.export.initial_states(program, 4))
+    assert_equal(got, reference(model, x))
+
+
+@pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
+def test_hidden_layers_and_neurons_of_ones_own(make: Any) -> None:
+    model = make()
+    program = tt.export.step(model, torch.rand(2, 3))
+    x = sequence(T, 4, 3, dtype=torch.float32)
+    got = stepped_program(program, x, tt.export.initial_states(program, 4))
+    assert_equal(got, reference(model, x))
+
+
+def test_a_state_may_be_a_multiple_of_the_batch() -> None:
+    model = Folded()
+    program = tt.export.step(model, torch.rand(1, 8))
+    states = tt.export.initial_states(program, 5)
+    assert {name: list(state.shape) for name, state in states.items()} == {
+        "cell.mem": [20, 2],
+        "cell.syn": [20, 2],
+    }
+    x = sequence(T, 5, 8, dtype=torch.float32)
+    assert_equal(stepped_program(program, x, states), reference(model, x))
+
+
+def test_inputs_by_name() -> None:
+    model = made("skip")
+    x, gate = sample_of("skip", T, 4)
+    program = tt.export.step(model, {"x": x[0], "gate": gate[0]})
+    got = stepped_program(program, {"x": x, "gate": gate}, tt.export.initial_states(program, 4))
+    assert_equal(got, reference(model, (x, gate)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_have_the_dtype_of_the_arithmetic(dtype: torch.dtype) -> None:
+    model = layer("SRLIF", 3)
+    program = tt.export.step(model, torch.rand(1, 3, dtype=dtype))
+    states = tt.export.initial_states(program, 2)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    assert {state.dtype for state in states.values()} == {wide}
+    x = sequence(T, 2, 3, dtype=dtype)
+    assert_equal(stepped_program(program, x, states), reference(model, x))
+
+
+def test_a_program_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = made("dense")
+    program = tt.export.step(model, sample_of("dense", 1))
+    torch.export.save(program, tmp_path / "step.pt2")
+    loaded = torch.export.load(tmp_path / "step.pt2")
+    states = tt.export.initial_states(loaded, 4)
+    assert_equal(states, tt.export.initial_states(program, 4))
+    x = sample_of("dense", T, 4)
+    assert_equal(stepped_program(loaded, x, states), reference(model, x))
+
+
+def test_it_is_the_program_of_the_model_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.9), layer("LIF", 3))
+    model(torch.rand(8, 3))  # running statistics that are not the initial ones
+    program = tt.export.step(model, torch.rand(2, 3))
+    x = sequence(T, 4, 3, dtype=torch.float32)
+    got = stepped_program(program, x, tt.export.initial_states(program, 4))
+    assert_equal(got, reference(model, x))
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+def everything(model: nn.Module) -> dict[str, Any]:
+    return {
+        f"{path}/{name}": copy.copy(value) if isinstance(value, dict) else value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    }
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = made("skip")
+    model.cells.eval()
+    model(*sample_of("skip", 4))
+    before, states = everything(model), tt.get_states(model, detach=False)
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    tt.export.step(model, sample_of("skip", 2))
+    assert everything(model) == before
+    after = tt.get_states(model, detach=False)
+    assert all(after[name] is state for name, state in states.items())
+    assert_equal(dict(model.state_dict()), values)
+    with pytest.raises(RuntimeError, match=r"tt\.export\.step\(model, sample\)"):
+        torch.export.export(model, sample_of("skip", 2), strict=False)
+
+
+class Broken(snn.TTModule):
+    """Fails in its second call of a layer, or only while it is traced."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.cell = layer("LIF", 3)
+        self.how = how
+        self.register_buffer("count", torch.zeros(()))
+        self.seen: list[Tensor] = []
+        self.last: Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cell(self.norm(x))
+        if self.how == "narrow":
+            return self.cell(y[:, :2])
+        if self.how == "values" and float(y.sum()) > 0:
+            return -y
+        if self.how == "fixed":
+            return y.view(2, -1)
+        if self.how == "attribute":
+            self.last = y
+        if self.how == "number":
+            self.calls += 1
+        if self.how == "buffer":
+            self.count = self.count + 1
+        if self.how == "list":
+            self.seen.append(y)
+        if self.how == "in place":
+            self.count += 1
+        if self.how == "input":
+            x.add_(1)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("narrow", "layer 'cell', .* has 3 neurons, the input has 2"),
+        ("values", "Broken cannot be exported with a free batch"),
+        ("fixed", "Broken cannot be exported with a free batch: .*batch first"),
+        ("attribute", "one step changes 'last' in Broken.*as a state of an snn.Neuron"),
+        ("number", "one step changes 'calls' in Broken"),
+        ("buffer", "one step changes 'count' in Broken"),
+        ("list", r"one step changes 'seen\[0\]', 'seen\[1\]' in Broken"),
+        ("in place", "one step changes 'count' in Broken"),
+        ("input", "one step changes 'the input' in Broken.* in a copy"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_and_changes_nothing(how: str, told: str) -> None:
+    model = Broken(how)
+    model.cell(torch.rand(4, 3))
+    before, states = everything(model), tt.get_states(model, detach=False)
+    with pytest.raises(ValueError, match=f"(?s){told}"):
+        tt.export.step(model, torch.rand(2, 3))
+    assert everything(model) == before
+    assert all(tt.get_states(model, detach=False)[name] is state for name, state in states.items())
+    assert model.count == 0
+    assert model.seen == []
+
+
+class Writes(snn.Neuron):
+    """Writes into the state it is given, which is the caller's in an exported program."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x, mem):
+        mem.mul_(0.5).add_(x)
+        return mem + 0.0, mem
+
+
+def test_a_step_that_writes_into_its_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="one step changes 'the state mem' in Writes"):
+        tt.export.step(Writes(3), torch.rand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "told"),
+    [
+        ([1.0], TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
+        ((torch.rand(2, 3), 1.0), TypeError, r"x\[1\] must be a tensor, got float"),
+        ((), ValueError, "x holds no tensor"),
+        (torch.tensor(1.0), ValueError, r"x needs a batch, got shape \[\]"),
+        ((torch.rand(2, 3), torch.rand(4, 3)), ValueError, "has batch"),
+        (torch.rand(2, 4), ValueError, "has 3 neurons, the input has 4"),
+    ],
+)
+def test_a_sample_that_does_not_fit(sample: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        tt.export.step(layer("LIF", 3), sample)
+
+
+def test_only_modules_are_exported() -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
+        tt.export.step(lambda x: x, torch.rand(2, 3))  # type: ignore[arg-type]
+
+
+def test_the_neurons_may_not_stand_where_the_batch_is() -> None:
+    with pytest.raises(ValueError, match="has 3 neurons, the input has 2"):
+        tt.export.step(layer("LIF", 3, dim=0), torch.rand(3, 5))
+
+
+def test_states_go_on_from_the_models() -> None:
+    model = made("recurrent")
+    x = sample_of("recurrent", 2 * T, 4)
+    program = tt.export.step(model, x[0])
+    y, last = reference(model, x)
+    first, states = reference(model, x[:T])
+    rest, after = stepped_program(program, x[T:], states)
+    assert_equal(torch.cat([first, rest]), y)
+    assert_equal(after, last)
+
+
+def test_states_of_another_batch_are_refused_by_the_program() -> None:
+    program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
+    with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|Expected input"):
+        program.module()(torch.rand(4, 3), tt.export.initial_states(program, 1))
+
+
+def test_states_of_a_program_that_follow_no_batch() -> None:
+    class Grows(nn.Module):
+        def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+            return x.sum(0) + states["mem"][1:].sum(0)
+
+    size = torch.export.Dim("size")
+    program = torch.export.export(
+        Grows(),
+        (torch.rand(4, 3), {"mem": torch.rand(5, 3)}),
+        dynamic_shapes=({0: size}, {"mem": {0: size + 1}}),
+    )
+    with pytest.raises(ValueError, match=r"a state of the program has the size .* \+ 1"):
+        tt.export.initial_states(program, 2)
+
+
+def test_initial_states_ask_for_a_program_of_ours() -> None:
+    with pytest.raises(TypeError, match=r"an ExportedProgram, got LIF. Make one with tt\.export"):
+        tt.export.initial_states(snn.LIF(3), 2)  # type: ignore[arg-type]
+    plain = torch.export.export(nn.Linear(3, 3), (torch.rand(2, 3),))
+    with pytest.raises(ValueError, match=r"does not take \(x, states\)"):
+        tt.export.initial_states(plain, 2)
+    program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        tt.export.initial_states(program, 0)
+    with pytest.raises(TypeError, match=r"batch must be an integer, got 2\.0"):
+        tt.export.initial_states(program, 2.0)  # type: ignore[arg-type]
+
+
+def test_a_model_without_states() -> None:
+    program = tt.export.step(nn.Linear(3, 2), torch.rand(1, 3))
+    assert tt.export.initial_states(program, 4) == {}
+    y, states = program.module()(torch.rand(4, 3), {})
+    assert y.shape == (4, 2)
+    assert states == {}
+
+
+def test_set_states_inside_a_traced_call_makes_the_states_explicit() -> None:
+    class Explicit(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = layer("LIF", 3)
+
+        def forward(self, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            tt.set_states(self, {"cell.mem": mem})
+            y = self.cell(x)
+            mem = tt.get_states(self, detach=False)["cell.mem"]
+            self.zero_states()
+            return y, mem
+
+    model = Explicit()
+    x, mem = sequence(2, 4, 3, dtype=torch.float32)
+    with torch.no_grad():
+        program = torch.export.export(model, (x, mem), strict=False)
+        assert_equal(program.module()(x, mem), model(x, mem))

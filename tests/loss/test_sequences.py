@@ -1,0 +1,432 @@
+"""Losses and regularisers on sequences: formulas, gradients, ragged batches, what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.ragged import alone, masks, poisoned
+from tracetorch import loss, snn
+
+T, B, C = 5, 4, 3
+Loss = Callable[..., Tensor]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def spiking(*shape: int, seed: int = 0) -> Tensor:
+    x = drawn(*shape, seed=seed)
+    return (x > 0.4).double() - (x < -1.3).double()
+
+
+def classes(batch: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, C, (batch,), generator=torch.Generator().manual_seed(seed))
+
+
+def without_target(function: Loss) -> Loss:
+    return lambda x, target, **options: function(x, **options)
+
+
+# Each with an output [T, B, C] and a class for each sample.
+OF_CLASSES: dict[str, Loss] = {
+    "rate_cross_entropy": loss.rate_cross_entropy,
+    "count_cross_entropy": loss.count_cross_entropy,
+    "membrane_cross_entropy": loss.membrane_cross_entropy,
+    "first_spike_cross_entropy": loss.first_spike_cross_entropy,
+    "temporal_cross_entropy": lambda *a, **k: loss.temporal_cross_entropy(*a, mse_weight=0.3, **k),
+    "rate_mse": loss.rate_mse,
+    "count_mse": loss.count_mse,
+    "membrane_mse": loss.membrane_mse,
+    "first_spike_mse": loss.first_spike_mse,
+}
+REGULARISERS: dict[str, Loss] = {
+    "rate_bounds": lambda x, **k: loss.rate_bounds(x, 0.3, 0.5, **k),
+    "silence": loss.silence,
+    "spike_l1": loss.spike_l1,
+    "spike_l2": loss.spike_l2,
+}
+ALL: dict[str, Loss] = {
+    **OF_CLASSES,
+    **{name: without_target(function) for name, function in REGULARISERS.items()},
+    "van_rossum": lambda x, target, **k: loss.van_rossum(
+        x, spiking(*x.shape, seed=9).roll(int(target.sum()), -1), 3.0, **k
+    ),
+}
+
+
+def test_none_is_forgotten() -> None:
+    assert {*ALL, "soft_cross_entropy"} == set(loss.__all__)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reductions(name: str) -> None:
+    x, target = spiking(T, B, C), classes(B)
+    each = ALL[name](x, target, reduction="none")
+    assert each.shape == (B,)
+    assert bool((each >= 0).all())
+    assert each.max() > 0
+    torch.testing.assert_close(ALL[name](x, target), each.mean())
+    torch.testing.assert_close(ALL[name](x, target, reduction="sum"), each.sum())
+    with pytest.raises(ValueError, match="'mean', 'sum' or 'none', got 'avg'"):
+        ALL[name](x, target, reduction="avg")
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "van_rossum"])
+@settings(deadline=None, max_examples=40)
+@given(mask=masks(), smooth=st.booleans())
+def test_a_mask_gives_what_each_sequence_gives_alone(name: str, mask: Tensor, smooth: bool) -> None:
+    x = drawn(*mask.shape, C) if smooth else spiking(*mask.shape, C)
+    target = classes(mask.shape[1])
+    whole = poisoned(x, mask).requires_grad_()
+    together = ALL[name](whole, target, mask=mask, reduction="none")
+    (grad,) = torch.autograd.grad(together.sum(), whole)
+    for b, own in enumerate(alone(x, mask)):
+        own.requires_grad_()
+        expected = ALL[name](own, target[b : b + 1])
+        torch.testing.assert_close(together[b], expected)
+        (own_grad,) = torch.autograd.grad(expected, own)
+        torch.testing.assert_close(grad[mask[:, b], b], own_grad[:, 0])
+    assert torch.equal(grad[~mask], torch.zeros_like(grad[~mask]))
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(loss.van_rossum, {"tau": 2.5}), (loss.membrane_mse, {}), (loss.temporal_cross_entropy, {})],
+)
+@settings(deadline=None, max_examples=40)
+@given(mask=masks())
+def test_a_mask_covers_targets_over_time_too(function: Any, options: Any, mask: Tensor) -> None:
+    x = spiking(*mask.shape, C)
+    target = spiking(*mask.shape, C, seed=1)
+    if function is loss.temporal_cross_entropy:
+        target = target.abs().softmax(-1)
+    padded = poisoned(target, mask).requires_grad_()
+    together = function(poisoned(x, mask), padded, mask=mask, reduction="none", **options)
+    (grad,) = torch.autograd.grad(together.sum(), padded)
+    assert bool((grad[~mask] == 0).all())
+    for b, (own, its) in enumerate(zip(alone(x, mask), alone(target, mask), strict=True)):
+        torch.testing.assert_close(together[b], function(own, its, **options))
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if "first_spike" not in n])
+def test_gradients_against_differences(name: str) -> None:
+    x, target = drawn(T, 2, C).requires_grad_(), classes(2)
+    mask = torch.tensor([[True, True], [False, True], [True, False], [True, True], [True, False]])
+    assert torch.autograd.gradcheck(lambda v: ALL[name](v, target, mask=mask), x)
+
+
+@pytest.mark.parametrize("name", ["first_spike_cross_entropy", "first_spike_mse"])
+def test_the_gradient_of_a_time_moves_spikes_the_right_way(name: str) -> None:
+    """A plain gradient descent on spike probabilities makes the class fire first."""
+    pressure = torch.zeros(6, 1, C, requires_grad=True)
+    for _ in range(60):
+        spikes = tt.functional.sigmoid_surrogate(1.0)(pressure - 0.5)
+        value = OF_CLASSES[name](spikes, torch.tensor([1]))
+        (grad,) = torch.autograd.grad(value, pressure)
+        pressure = (pressure - 0.5 * grad).detach().requires_grad_()
+    times = tt.decode.first_spike(tt.functional.sigmoid_surrogate(1.0)(pressure - 0.5))
+    assert times.argmin(1).item() == 1
+    assert times[0, 1] < 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    x, target = spiking(T, B, C).to(dtype), classes(B)
+    value = ALL[name](x, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, ALL[name](x.float(), target), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_compiles_whole(name: str) -> None:
+    torch._dynamo.reset()
+    mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
+    function = loss.van_rossum if name == "van_rossum" else ALL[name]
+    rest: Any = (spiking(T, B, C, seed=1), 3.0) if name == "van_rossum" else (classes(B),)
+    compiled = torch.compile(
+        lambda v: function(v, *rest, mask=mask), fullgraph=True, backend="eager"
+    )
+    x = spiking(T, B, C)
+    torch.testing.assert_close(compiled(x), function(x, *rest, mask=mask))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_leaves_the_device(
+    name: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device without values, which does not mix with the CPU any more than a GPU does."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look at values
+    x = torch.empty(T, B, C, device="meta")
+    function = loss.van_rossum if name == "van_rossum" else ALL[name]
+    rest: Any = (x, 3.0) if name == "van_rossum" else (classes(B).to("meta"),)
+    mask = torch.empty(T, B, device="meta") > 0 if masked else None
+    value = function(x, *rest, mask=mask, reduction="none")
+    assert value.device.type == "meta"
+    assert value.shape == (B,)
+
+
+# Against formulas
+
+
+def test_cross_entropies_are_pytorch_s_of_what_is_read_off() -> None:
+    x, target = spiking(T, B, C), classes(B)
+    mem = drawn(T, B, C)
+    time = torch.tensor(
+        [[next((t for t in range(T) if x[t, b, c] != 0), T) for c in range(C)] for b in range(B)]
+    ).double()
+    for value, logits in (
+        (loss.rate_cross_entropy(x, target, scale=4.0), 4 * x.mean(0)),
+        (loss.count_cross_entropy(x, target), x.sum(0)),
+        (loss.membrane_cross_entropy(mem, target), mem.max(0).values),
+        (loss.membrane_cross_entropy(mem, target, over="mean"), mem.mean(0)),
+        (loss.membrane_cross_entropy(mem, target, over="last"), mem[-1]),
+        (loss.first_spike_cross_entropy(x, target, tau=2.0), -time / 2),
+    ):
+        torch.testing.assert_close(value, F.cross_entropy(logits, target))
+    soft = drawn(B, C, seed=3).softmax(1)
+    torch.testing.assert_close(loss.count_cross_entropy(x, soft), F.cross_entropy(x.sum(0), soft))
+
+
+def test_temporal_cross_entropy_is_the_paper_s_sum() -> None:
+    output, target = drawn(T, B, C), classes(B)
+    entropy = sum(F.cross_entropy(output[t], target) for t in range(T)) / T
+    spread = ((output - 1.5) ** 2).mean()
+    torch.testing.assert_close(loss.temporal_cross_entropy(output, target), entropy)
+    torch.testing.assert_close(
+        loss.temporal_cross_entropy(output, target, mse_weight=0.05, level=1.5),
+        0.95 * entropy + 0.05 * spread,
+    )
+    steps = classes(T * B, seed=2).reshape(T, B)
+    torch.testing.assert_close(
+        loss.temporal_cross_entropy(output, steps),
+        F.cross_entropy(output.flatten(0, 1), steps.flatten()),
+    )
+
+
+def test_temporal_cross_entropy_does_not_look_at_the_classes_of_padding() -> None:
+    output, steps = drawn(2, 1, C), torch.tensor([[1], [-100]])
+    mask = torch.tensor([[True], [False]])
+    torch.testing.assert_close(
+        loss.temporal_cross_entropy(output, steps, mask=mask),
+        F.cross_entropy(output[0], steps[0]),
+    )
+    with pytest.raises(ValueError, match="classes from 0 to 2, got -100"):
+        loss.temporal_cross_entropy(output, steps)
+
+
+def test_classes_at_every_place_of_an_image() -> None:
+    x = drawn(T, 2, C, 4, 4)
+    target = classes(2 * 16).reshape(2, 4, 4)
+    torch.testing.assert_close(
+        loss.rate_cross_entropy(x, target), F.cross_entropy(x.mean(0), target)
+    )
+    torch.testing.assert_close(
+        loss.temporal_cross_entropy(x, target),
+        F.cross_entropy(x.flatten(0, 1), target.repeat(T, 1, 1)),
+    )
+    hot = F.one_hot(target, C).movedim(-1, 1).double()
+    torch.testing.assert_close(loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot))
+
+
+def test_squared_errors_of_classes_and_of_values() -> None:
+    x, target = spiking(T, B, C).abs(), classes(B)
+    hot = F.one_hot(target, C).double()
+    time = tt.decode.first_spike(x)
+    for value, expected in (
+        (loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot)),
+        (
+            loss.rate_mse(x, target, correct=0.7, incorrect=0.1),
+            F.mse_loss(x.mean(0), 0.1 + 0.6 * hot),
+        ),
+        (loss.rate_mse(x, hot), F.mse_loss(x.mean(0), hot)),
+        (loss.count_mse(x, target), F.mse_loss(x.sum(0), T * hot)),
+        (
+            loss.count_mse(x, target, correct=4, incorrect=1),
+            F.mse_loss(x.sum(0), 1 + 3 * hot),
+        ),
+        (loss.count_mse(x, (2 * hot).long()), F.mse_loss(x.sum(0), 2 * hot)),
+        (loss.membrane_mse(x, target), ((x - hot) ** 2).mean()),
+        (loss.membrane_mse(x, hot), ((x - hot) ** 2).mean()),
+        (loss.membrane_mse(x, x.flip(0)), ((x - x.flip(0)) ** 2).mean()),
+        (loss.first_spike_mse(x, target), F.mse_loss(time, T * (1 - hot))),
+        (
+            loss.first_spike_mse(x, target, correct=1, incorrect=3),
+            F.mse_loss(time, 3 - 2 * hot),
+        ),
+    ):
+        torch.testing.assert_close(value, expected)
+
+
+def pairwise(times: list[int], others: list[int], tau: float) -> float:
+    """Van Rossum's distance with its integral done by hand: a sum over pairs of spikes."""
+
+    def overlap(a: list[int], b: list[int]) -> float:
+        return sum(math.exp(-abs(s - u) / tau) for s in a for u in b)
+
+    return overlap(times, times) / 2 + overlap(others, others) / 2 - overlap(times, others)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=70),
+    st.randoms(use_true_random=False),
+    st.floats(0.1, 100),
+)
+def test_van_rossum_is_the_sum_over_pairs_of_spikes(
+    fired: list[bool], random: Any, tau: float
+) -> None:
+    other = [random.random() < 0.4 for _ in fired]
+    got = loss.van_rossum(
+        torch.tensor(fired)[:, None].double(), torch.tensor(other)[:, None].double(), tau
+    )
+    expected = pairwise(
+        [t for t, on in enumerate(fired) if on], [t for t, on in enumerate(other) if on], tau
+    )
+    assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_van_rossum_does_not_care_when_the_recording_ends() -> None:
+    x, y = spiking(T, B, C), spiking(T, B, C, seed=1)
+    silence = torch.zeros(30, B, C).double()
+    torch.testing.assert_close(
+        loss.van_rossum(torch.cat((x, silence)), torch.cat((y, silence)), 4.0),
+        loss.van_rossum(x, y, 4.0),
+    )
+
+
+def test_regularisers_by_hand() -> None:
+    x = torch.zeros(4, 2, 3)
+    x[0, 0, 0] = x[1, 0, 0] = x[2, 0, 0] = 1  # rate 3/4; the other neurons are silent
+    x[0, 1, 1] = -1  # rate 1/4
+    assert loss.spike_l1(x, reduction="none").tolist() == pytest.approx([3 / 12, 1 / 12])
+    assert loss.spike_l2(x, reduction="none").tolist() == pytest.approx([9 / 48, 1 / 48])
+    assert loss.silence(x, reduction="none").tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert loss.silence(x, 3, reduction="none").tolist() == pytest.approx([6, 22 / 3])
+    assert loss.silence(x, pooled=True, reduction="none").tolist() == pytest.approx([1 / 3])
+    assert loss.rate_bounds(x, 0.25, 0.5, reduction="none").tolist() == pytest.approx(
+        [3 / 48, 2 / 48]
+    )
+    # pooled rates are 3/8, 1/8, 0
+    pooled = loss.rate_bounds(x, 0.25, 0.3, pooled=True, reduction="none")
+    assert pooled.tolist() == pytest.approx([(0.075**2 + 0.125**2 + 0.25**2) / 3])
+    mask = torch.tensor([[True, True]] * 2 + [[True, False]] * 2)
+    pooled = loss.rate_bounds(x, 0.0, 0.1, pooled=True, mask=mask)  # 3/6, 1/6, 0
+    assert pooled.item() == pytest.approx((0.4**2 + (1 / 15) ** 2) / 3)
+
+
+def test_a_silent_neuron_is_woken_and_no_silent_step_is_pushed_down() -> None:
+    x = torch.zeros(3, 1, 1, requires_grad=True)
+    for regulariser, sign in (
+        (loss.silence, -1),
+        (lambda v: loss.rate_bounds(v, 0.2), -1),
+        (loss.spike_l1, 0),
+        (loss.spike_l2, 0),
+    ):
+        (grad,) = torch.autograd.grad(regulariser(x), x)
+        assert torch.equal(grad.sign(), torch.full_like(grad, sign))
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_a_recording_is_regularised_layer_by_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), snn.LIF(8), nn.Linear(8, 4), snn.BLIF(4))
+    mask = torch.arange(6)[:, None] < torch.tensor([6, 2, 4])
+    _, seen = tt.unroll(model, 3 * torch.randn(6, 3, 2), record="output")
+    assert list(seen) == ["1.output", "3.output"]
+    for options in ({}, {"mask": mask}, {"mask": mask, "reduction": "none"}):
+        both = REGULARISERS[name](seen, **options)
+        torch.testing.assert_close(
+            both, sum(REGULARISERS[name](layer, **options) for layer in seen.values())
+        )
+    REGULARISERS[name](seen).backward()
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+# What is refused
+
+X, Y = torch.zeros(T, B, C), torch.zeros(B, dtype=torch.long)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_output_and_a_mask_that_do_not_fit_are_named(name: str) -> None:
+    for x, error, message in (
+        ([1.0], TypeError, "must be a tensor, got list"),
+        (torch.zeros(3), ValueError, r"must have the shape \[T, B, ...\], .* got \[3\]"),
+        (torch.zeros(0, B, C), ValueError, "at least one time step"),
+    ):
+        with pytest.raises(error, match=message):
+            (loss.van_rossum if name == "van_rossum" else ALL[name])(
+                *((x, X, 3.0) if name == "van_rossum" else (x, Y))
+            )
+    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of .* got \[5, 3\]"):
+        ALL[name](X, Y, mask=torch.ones(T, C).bool())
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_a_target_that_does_not_fit_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="name classes from 0 to 2, got 3"):
+        OF_CLASSES[name](X, torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="name classes from 0 to 2, got -1"):
+        OF_CLASSES[name](X, Y - 1)
+    with pytest.raises(TypeError, match="target must be a tensor, got list"):
+        OF_CLASSES[name](X, [0] * B)
+    for target in (torch.zeros(B), torch.zeros(B - 1).long(), torch.zeros(B, C + 1)):
+        with pytest.raises(ValueError, match=r"target (must be of|for each step must)|for each"):
+            OF_CLASSES[name](X, target)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: loss.membrane_cross_entropy(X, Y, over="max"), ValueError, "'last', got 'max'"),
+        (lambda: loss.rate_cross_entropy(X, Y, scale=-1), ValueError, "positive .* got -1"),
+        (lambda: loss.first_spike_cross_entropy(X, Y, tau=0), ValueError, "positive .* got 0"),
+        (lambda: loss.van_rossum(X, X, math.inf), ValueError, "positive and finite.* got inf"),
+        (lambda: loss.van_rossum(X, X[1:], 1), ValueError, r"one shape, got \[5, 4, 3\] and \[4"),
+        (lambda: loss.temporal_cross_entropy(X, Y, mse_weight=2), ValueError, r"\[0, 1\], got 2"),
+        (
+            lambda: loss.temporal_cross_entropy(X, torch.zeros(T + 1, B).long()),
+            ValueError,
+            r"must begin with \[T, B\] = \[5, 4\], got shape \[6, 4\]",
+        ),
+        (
+            lambda: loss.rate_cross_entropy(X, torch.zeros(B, C).long()),
+            TypeError,
+            "holds probabilities .* got torch.int64",
+        ),
+        (
+            lambda: loss.rate_cross_entropy(torch.zeros(T, B), Y),
+            ValueError,
+            r"needs an output \[T, B, C, ...\] .* has shape \[4\]",
+        ),
+        (lambda: loss.membrane_mse(X, torch.zeros(T, B, C + 1)), ValueError, "target must be of"),
+        (lambda: loss.rate_bounds(X, 0.5, 0.2), ValueError, "lower <= upper, got 0.5 and 0.2"),
+        (lambda: loss.rate_bounds(X, -1.0), ValueError, "lower <= upper, got -1.0 and 1.0"),
+        (lambda: loss.silence(X, 0), ValueError, "minimum must be positive and finite, got 0"),
+        (lambda: loss.spike_l1({}), ValueError, "empty mapping: record some layers"),
+        (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),
+        (
+            lambda: loss.spike_l1({"a": X, "b": X[:, 1:]}),
+            ValueError,
+            r"one batch, got the shapes {'a': \[5, 4, 3\], 'b': \[5, 3, 3\]}",
+        ),
+    ],
+)
+def test_a_bad_argument_is_named(
+    call: Callable[[], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()

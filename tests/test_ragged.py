@@ -1,0 +1,64 @@
+"""The mask: who checks it, and what it is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from tests.ragged import masks
+from tracetorch import decode, ragged
+
+X = torch.zeros(3, 2, 4)
+
+
+@pytest.mark.parametrize("decoder", [getattr(decode, name) for name in decode.__all__])
+@pytest.mark.parametrize(
+    ("x", "mask", "error", "message"),
+    [
+        ([1.0], None, TypeError, r"must be a tensor, got list. Wrap arrays in torch.as_tensor"),
+        (torch.zeros(2, dtype=torch.cfloat), None, TypeError, "real numbers, got torch.complex64"),
+        (torch.tensor(1.0), None, ValueError, r"shape \[T, ...\], time first, got \[\]"),
+        (torch.zeros(0, 2), None, ValueError, r"at least one time step, got shape \[0, 2\]"),
+        (X, torch.ones(3, 2), TypeError, r"booleans \[T, B\], True where .* got torch.float32"),
+        (X, [True], TypeError, r"booleans .* got list. From lengths: torch.arange"),
+        (X, torch.ones(2, 3).bool(), ValueError, r"shape is \[3, 2, 4\], got \[2, 3\]"),
+        (X[:, 0, 0], torch.ones(3, 1).bool(), ValueError, r"shape is \[3\], got \[3, 1\]"),
+        (X, torch.ones(3, 2, device="meta").bool(), ValueError, "mask is on meta, .* on cpu"),
+        (
+            X,
+            torch.tensor([[True, False]] * 3),
+            ValueError,
+            "sequence 1 of the batch has no real step. Leave it out",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    decoder: Any, x: Any, mask: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        decoder(x, mask=mask)
+
+
+def test_a_batch_dimension_can_be_asked_for() -> None:
+    ragged.check_sequence("x", torch.zeros(2))
+    with pytest.raises(ValueError, match=r"x must have the shape \[T, B, ...\], .* got \[2\]"):
+        ragged.check_sequence("x", torch.zeros(2), batched=True)
+
+
+@settings(deadline=None)
+@given(masks())
+def test_lengths_and_filling(mask: torch.Tensor) -> None:
+    x = torch.full((*mask.shape, 2), torch.nan)
+    x[mask] = 1.0
+    total = ragged.filled(x, mask).sum(0)
+    assert torch.equal(total, ragged.lengths(x, mask).expand_as(total).float())
+    assert torch.equal(ragged.lengths(x, mask)[:, 0], mask.sum(0))
+
+
+def test_a_masked_decoder_compiles_whole() -> None:
+    spikes, mask = torch.rand(4, 3, 2).round(), torch.arange(4)[:, None] < torch.tensor([1, 4, 2])
+    compiled = torch.compile(decode.rate, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(spikes, mask=mask), decode.rate(spikes, mask=mask))

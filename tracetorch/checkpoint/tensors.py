@@ -1,0 +1,76 @@
+"""Every tensor that a model keeps, by name; that of modules in plain lists too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tracetorch.snn.walk import hidden_modules
+
+
+def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` of a model, and of the modules that it holds unregistered, by their path.
+
+    Raises:
+        TypeError: something in a ``state_dict`` is not a tensor.
+        ValueError: a name would not say which tensor; a tensor has no values yet.
+    """
+    kept: dict[str, Tensor] = {}
+    for path, module in [("", model), *hidden_modules(model)]:
+        if "{" in path:
+            raise ValueError(
+                f"{path!r} is a module in a set, which has no order: its tensors cannot be named. "
+                "Hold the modules in a list or a dict."
+            )
+        for name, value in module.state_dict().items():
+            full = f"{path}.{name}" if path else name
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{full!r} in the state_dict is a {type(value).__name__}, not a tensor. Keep "
+                    "it out of the state_dict (get_extra_state), or use torch.save."
+                )
+            if is_lazy(value):
+                raise ValueError(f"{full!r} has no values yet. Run the model once.")
+            if full in kept:
+                raise ValueError(
+                    f"two tensors would be called {full!r}. Give the modules' containers keys that "
+                    "differ, and without dots."
+                )
+            kept[full] = value
+    return kept
+
+
+def load_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give a model values by the names of :func:`kept_tensors`; others are passed over."""
+    for path, module in [("", model), *hidden_modules(model)]:
+        prefix = f"{path}." if path else ""
+        own = {
+            name: values[prefix + name] for name in module.state_dict() if prefix + name in values
+        }
+        module.load_state_dict(own, strict=False)
+
+
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one: all of the same memory, seen alike."""
+    return (
+        one.numel() > 0
+        and one.device == other.device
+        and one.data_ptr() == other.data_ptr()
+        and (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+    )
+
+
+def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the very tensor of an earlier name, and that name."""
+    seen: dict[tuple[object, int], list[str]] = {}
+    shared: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        others = seen.setdefault((tensor.device, tensor.data_ptr()), [])
+        first = next((each for each in others if same_memory(tensors[each], tensor)), None)
+        if first is None:
+            others.append(name)
+        else:
+            shared[name] = first
+    return shared

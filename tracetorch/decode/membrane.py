@@ -1,0 +1,67 @@
+"""What a membrane that does not spike says: its last value, or its highest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tracetorch.ragged import check_mask, check_sequence, filled
+
+
+def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The last real step.
+
+    Args:
+        x: a membrane, or any other signal.
+        mask: ``[T, B]`` booleans, true where a step is real.
+
+    Shape:
+        ``[T, B, ...]`` to ``[B, ...]``.
+
+    Raises:
+        TypeError: ``x`` or ``mask`` is not a tensor of the right kind.
+        ValueError: they do not fit, or a sequence has no real step.
+
+    Example:
+        >>> mem = torch.tensor([[0.1, 0.5], [0.2, 0.6], [0.3, 0.7]])
+        >>> last(mem, mask=torch.tensor([[True, True], [True, True], [True, False]]))
+        tensor([0.3000, 0.6000])
+
+    """
+    check_sequence("x", x)
+    check_mask(mask, "x", x)
+    if mask is None:
+        return x[-1]
+    steps = len(mask) - 1 - mask.flip(0).byte().argmax(0)
+    return x[steps, torch.arange(x.shape[1], device=x.device)]
+
+
+def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The highest value over the real steps; where several are highest they share the gradient.
+
+    Args:
+        x: a membrane, or any other signal.
+        mask: ``[T, B]`` booleans, true where a step is real.
+
+    Shape:
+        ``[T, B, ...]`` to ``[B, ...]``.
+
+    Raises:
+        TypeError: ``x`` or ``mask`` is not a tensor of the right kind.
+        ValueError: they do not fit, or a sequence has no real step.
+
+    Example:
+        >>> mem = torch.tensor([[0.1, 0.5], [0.9, 0.6], [0.3, 0.7]])
+        >>> maximum(mem)
+        tensor([0.9000, 0.7000])
+
+    Reference:
+        B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
+        spiking neural networks", IEEE TNNLS 33 (2022), read their classes off it.
+
+    """
+    check_sequence("x", x)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}. Convert with .float().")
+    check_mask(mask, "x", x)
+    return filled(x, mask, -torch.inf).amax(0)

@@ -1,0 +1,67 @@
+"""How often a neuron fired."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tracetorch.ragged import check_mask, check_sequence, filled, floating, lengths
+
+
+def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The sum over time: the number of spikes.
+
+    ::
+
+        count = sum_t spikes[t]
+
+    Spikes of either sign cancel: pass ``spikes.abs()`` to count them all.
+
+    Args:
+        spikes: spikes, or any other signal; booleans and integers are allowed.
+        mask: ``[T, B]`` booleans, true where a step is real.
+
+    Shape:
+        ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision, whose integers end early.
+
+    Raises:
+        TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
+        ValueError: they do not fit, or a sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
+        >>> count(spikes)
+        tensor([[3., 1.]])
+        >>> count(spikes, mask=torch.tensor([[True], [True], [False]]))
+        tensor([[2., 0.]])
+
+    """
+    check_sequence("spikes", spikes)
+    check_mask(mask, "spikes", spikes)
+    return filled(floating(spikes), mask).sum(0)
+
+
+def rate(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The mean over time: spikes per step; of a membrane, its average.
+
+    ::
+
+        rate = sum_t spikes[t] / T,   T the sequence's own length
+
+    Args:
+        spikes: spikes, or any other signal; booleans and integers are allowed.
+        mask: ``[T, B]`` booleans, true where a step is real.
+
+    Shape:
+        ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision.
+
+    Raises:
+        TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
+        ValueError: they do not fit, or a sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])
+        >>> rate(spikes)
+        tensor([[0.7500, 0.2500]])
+
+    """
+    return count(spikes, mask=mask) / lengths(spikes, mask)

@@ -1,0 +1,81 @@
+"""Changes of a signal as spikes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tracetorch.encode.values import check_values
+from tracetorch.ragged import check_sequence
+
+
+def delta(
+    x: Tensor, threshold: float, *, start: float | Tensor | None = None, dim: int = 2
+) -> Tensor:
+    """Delta modulation: a spike, on or off, when a signal has moved by the threshold.
+
+    ::
+
+        on[t]  = 1 where x[t] - reference >= threshold
+        off[t] = 1 where reference - x[t] >= threshold
+        reference = x[t] where either fired
+
+    So the reference is never further than ``threshold`` from the signal. There is no gradient.
+
+    Args:
+        x: a signal over time.
+        threshold: the change that makes a spike, positive.
+        start: the reference before the first step, a number or a tensor like one step; ``x[0]``
+            if left out, and the first step is silent then.
+        dim: where the two channels, on and off, stand in the result.
+
+    Shape:
+        ``[T, B, ...]`` to ``[T, B, 2, ...]``, in the dtype of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: ``threshold`` is not positive, ``x`` has no time step, or ``start`` or ``dim``
+            does not fit it.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [0.4], [1.2], [1.1], [0.1]])
+        >>> delta(x, 1.0)[:, 0]
+        tensor([[0., 0.],
+                [0., 0.],
+                [1., 0.],
+                [0., 0.],
+                [0., 1.]])
+
+    Reference:
+        F. Corradi and G. Indiveri, "A neuromorphic event-based neural recording system for smart
+        brain-machine-interfaces", IEEE TBioCAS 9 (2015).
+
+    """
+    check_values("x", x)
+    check_sequence("x", x)
+    if not 0 < threshold < float("inf"):
+        raise ValueError(f"threshold must be positive and finite, got {threshold}.")
+    if not (1 <= dim <= x.ndim or -x.ndim <= dim <= -1):
+        raise ValueError(
+            f"dim={dim} cannot hold the channels of a signal of shape {list(x.shape)}: time stays "
+            f"first, so it lies between 1 and {x.ndim}, or -{x.ndim} and -1."
+        )
+    signal = x.detach()
+    if start is None:
+        reference = signal[0]
+    elif isinstance(start, Tensor):
+        reference = start.to(signal)
+    else:
+        reference = torch.full_like(signal[0], start)
+    if reference.shape != signal.shape[1:]:
+        raise ValueError(
+            f"start must have the shape of one step, {list(signal.shape[1:])}, got "
+            f"{list(reference.shape)}."
+        )
+    steps: list[Tensor] = []
+    for now in signal.unbind(0):
+        change = now - reference
+        on, off = change >= threshold, -change >= threshold
+        reference = torch.where(on | off, now, reference)
+        steps.append(torch.stack((on, off)))
+    return torch.stack(steps).to(x.dtype).movedim(1, dim)

@@ -1,0 +1,171 @@
+"""Events of a camera or a cochlea, counted in frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tracetorch.snn.parameters import check_count
+
+Column = npt.NDArray[Any]
+
+
+def events_to_frames(
+    events: npt.NDArray[Any] | Mapping[str, Any],
+    size: tuple[int, int],
+    *,
+    bins: int | None = None,
+    window: float | None = None,
+    polarities: int = 2,
+    start: float | None = None,
+    stop: float | None = None,
+) -> Tensor:
+    """Count events by time, polarity and place.
+
+    ::
+
+        bins:    frame = floor((t - start) / (stop - start) * bins)
+        window:  frame = floor((t - start) / window)
+
+    Every event from ``start`` to ``stop`` is in exactly one frame. Integer times are binned in
+    integers, without rounding.
+
+    Args:
+        events: a structured array with the fields ``x y t p``, as Tonic gives them, or a mapping
+            of columns of these names, arrays or tensors, in any order of time. Without ``y``, as a
+            cochlea gives them, all are in row 0.
+        size: height and width of the sensor; ``(1, 700)`` for the Heidelberg digits.
+        bins: the number of frames, or
+        window: the time that a frame lasts, in the unit of ``t``.
+        polarities: 2: off events (0, ``False`` or -1) in channel 0, on events (1) in channel 1;
+            1: polarity is not looked at.
+        start: where the first frame begins; at the first event if left out.
+        stop: where time ends, itself excluded; right after the last event if left out. Give both
+            for recordings that shall be equally long.
+
+    Shape:
+        Columns ``[n]`` to ``[T, polarities, H, W]``, counts in float32.
+
+    Raises:
+        TypeError: ``events`` is neither a structured array nor a mapping, or a count not an
+            integer.
+        ValueError: a column is missing or of another length, an event lies off the sensor, a
+            polarity is unknown, not exactly one of ``bins`` and ``window`` is given, or there is no
+            event to tell when time starts and stops.
+
+    Example:
+        >>> events = {"x": [0, 1, 1], "y": [0, 0, 0], "t": [10, 19, 30], "p": [1, 0, 1]}
+        >>> events_to_frames(events, (1, 2), bins=2)[:, :, 0]
+        tensor([[[0., 1.],
+                 [1., 0.]],
+        <BLANKLINE>
+                [[0., 0.],
+                 [0., 1.]]])
+        >>> events_to_frames(events, (1, 2), window=10, start=0, stop=50).sum((1, 2, 3))
+        tensor([0., 2., 0., 1., 0.])
+
+    """
+    if (bins is None) == (window is None):
+        raise ValueError(f"give either bins or window, got bins={bins} and window={window}.")
+    if window is not None and not 0 < window < float("inf"):
+        raise ValueError(f"window must be positive and finite, got {window}.")
+    if polarities not in (1, 2):
+        raise ValueError(f"polarities must be 1 or 2, got {polarities!r}.")
+    if len(size) != 2:
+        raise ValueError(f"size must be height and width of the sensor, got {size!r}.")
+    height, width = (check_count(f"size[{i}]", side) for i, side in enumerate(size))
+    x, y, t, p = _columns(events, needs_polarity=polarities == 2)
+    for name, column, side in (("x", x, width), ("y", y, height)):
+        off = column[(column < 0) | (column >= side)]
+        if len(off):
+            raise ValueError(
+                f"an event has {name}={off[0]}, off the sensor of size {(height, width)} (height, "
+                "width)."
+            )
+    channel = _channels(p) if polarities == 2 else np.zeros_like(x)
+    frame, T = _frames(t, bins, window, start, stop)
+    inside = (frame >= 0) & (frame < T)
+    place = ((frame * polarities + channel) * height + y) * width + x
+    shape = (T, polarities, height, width)
+    counts = np.bincount(place[inside], minlength=int(np.prod(shape)))
+    return torch.from_numpy(counts.astype(np.float32)).reshape(shape)
+
+
+def _columns(
+    events: npt.NDArray[Any] | Mapping[str, Any], needs_polarity: bool
+) -> tuple[Column, Column, Column, Column]:
+    if isinstance(events, Mapping):
+        names: tuple[str, ...] = tuple(events)
+    elif isinstance(events, np.ndarray) and events.dtype.names is not None:
+        names = events.dtype.names
+    else:
+        plain = isinstance(events, np.ndarray)
+        got = f"an array of {events.dtype}" if plain else type(events).__name__
+        raise TypeError(
+            "events must be a structured array with the fields x, y, t, p, or a mapping of "
+            f"columns of these names, got {got}."
+        )
+    needed = ("x", "t", "p") if needs_polarity else ("x", "t")
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise ValueError(f"events have no {' and no '.join(missing)}, only {', '.join(names)}.")
+    found = {name: np.asarray(events[name]) for name in ("x", "y", "t", "p") if name in names}
+    lengths = {name: list(column.shape) for name, column in found.items()}
+    if any(column.ndim != 1 or len(column) != len(found["x"]) for column in found.values()):
+        raise ValueError(f"columns of events must have one length, got the shapes {lengths}.")
+    for name in ("x", "y", "p"):
+        column = found.get(name, np.zeros(len(found["x"]), dtype=np.int64))
+        whole = column.astype(np.int64)
+        if not np.array_equal(whole, column):
+            raise ValueError(f"{name} of an event must be an integer, got {column.dtype} values.")
+        found[name] = whole
+    # unsigned times would wrap round below the start
+    if found["t"].dtype.kind in "iub":
+        found["t"] = found["t"].astype(np.int64)
+    elif not np.isfinite(found["t"]).all():
+        raise ValueError("t of an event must be finite.")
+    return found["x"], found["y"], found["t"], found["p"]
+
+
+def _channels(p: Column) -> Column:
+    known = set(np.unique(p).tolist())
+    if not (known <= {0, 1} or known <= {-1, 1}):
+        raise ValueError(
+            f"polarities must be 0 and 1, or -1 and 1, got {sorted(known)}. With polarities=1 they "
+            "are not looked at."
+        )
+    return (p > 0).astype(np.int64)
+
+
+def _frames(
+    t: Column, bins: int | None, window: float | None, start: float | None, stop: float | None
+) -> tuple[Column, int]:
+    """The frame of each event, and how many there are; events outside get one that is not there."""
+    if len(t) == 0 and (start is None or stop is None):
+        raise ValueError("there are no events: give start= and stop=.")
+    begin = t.min() if start is None else start
+    end = t.max() if stop is None else stop
+    if end < begin or (end == begin and stop is not None):
+        raise ValueError(f"time must stop after it starts, got start={begin} and stop={end}.")
+    since = t - begin
+    if window is None:
+        T = check_count("bins", bins)
+        # all at one moment: the first frame
+        frame = since * T // (end - begin if end > begin else 1)
+    else:
+        T = (
+            int((end - begin) // window) + 1
+            if stop is None
+            else int(np.ceil((end - begin) / window))
+        )
+        frame = since // window
+    # what rounding has put behind the last frame, and the last event where nothing tells the end
+    frame = np.minimum(frame, T - 1)
+    if stop is not None:
+        frame = np.where(t < end, frame, T)
+    return np.maximum(frame, -1).astype(np.int64), T

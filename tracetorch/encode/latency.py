@@ -1,0 +1,83 @@
+"""Values as the time of one spike: the stronger, the sooner."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tracetorch.encode.values import check_values, within
+from tracetorch.snn.parameters import check_count
+
+
+def latency(
+    x: Tensor,
+    steps: int,
+    *,
+    kind: Literal["linear", "exponential"] = "linear",
+    threshold: float | None = None,
+    tau: float = 20.0,
+) -> Tensor:
+    """One spike for each value above the threshold, the sooner the stronger the value.
+
+    ::
+
+        linear:       time = (1 - x) / (1 - threshold) * (T - 1)
+        exponential:  time = tau * log(x / (x - threshold))
+
+    rounded to the nearest step. The second is when a leaky membrane, charged by the constant
+    current ``x``, reaches the threshold. Values at or below it stay silent, and so do those whose
+    time is over. Times move in whole steps, so there is no gradient.
+
+    Args:
+        x: values in [0, 1] for ``"linear"``, not negative for ``"exponential"``.
+        steps: the number of time steps.
+        kind: how times spread.
+        threshold: in [0, 1), 0 if left out, for ``"linear"``; positive, 0.2 if left out, for
+            ``"exponential"``.
+        tau: the membrane's time constant in steps, positive; for ``"exponential"``.
+
+    Shape:
+        ``[...]`` to ``[T, ...]``, in the dtype of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor, or ``steps`` not an integer.
+        ValueError: a value, ``threshold`` or ``tau`` is out of range; ``steps`` is less than 1;
+            ``kind`` is unknown.
+
+    Example:
+        >>> latency(torch.tensor([1.0, 0.5, 0.0]), 3).T
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 0.]])
+
+    Reference:
+        S. Thorpe, A. Delorme and R. Van Rullen, "Spike-based strategies for rapid processing",
+        Neural Networks 14 (2001); for ``"exponential"`` with these defaults the tutorials of
+        F. Zenke's SpyTorch (2019).
+
+    """
+    check_values("x", x)
+    T = check_count("steps", steps)
+    if kind not in ("linear", "exponential"):
+        raise ValueError(f"kind must be 'linear' or 'exponential', got {kind!r}.")
+    value = x.detach()
+    if kind == "linear":
+        least = 0.0 if threshold is None else threshold
+        if not 0 <= least < 1:
+            raise ValueError(f"threshold must lie in [0, 1) for kind='linear', got {least}.")
+        value = within("x", value, 0.0, 1.0)
+        time = (1 - value.double()) / (1 - least) * (T - 1)
+    else:
+        least = 0.2 if threshold is None else threshold
+        if not 0 < least < math.inf:
+            raise ValueError(f"threshold must be positive for kind='exponential', got {least}.")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
+        value = within("x", value, 0.0, math.inf)
+        time = -tau * torch.log1p(-least / value.double())
+    time = torch.where(value > least, time, math.inf).round()
+    index = torch.arange(T, dtype=torch.float64, device=x.device).reshape(-1, *[1] * x.ndim)
+    return (time == index).to(x.dtype)

@@ -1,0 +1,36 @@
+"""The same at every step: a constant current."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tracetorch.snn.parameters import check_count
+
+
+def repeat(x: Tensor, steps: int) -> Tensor:
+    """``x`` at every step, as a view: nothing is copied.
+
+    The first layers of the network turn it into spikes (direct coding). ``tt.unroll(model, x,
+    steps=T)`` gives the same and computes what stands before the first neuron once.
+
+    Args:
+        x: any tensor.
+        steps: the number of time steps.
+
+    Shape:
+        ``[...]`` to ``[T, ...]``.
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or ``steps`` not an integer.
+        ValueError: ``steps`` is less than 1.
+
+    Example:
+        >>> repeat(torch.tensor([0.1, 0.9]), 3)
+        tensor([[0.1000, 0.9000],
+                [0.1000, 0.9000],
+                [0.1000, 0.9000]])
+
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}. Wrap arrays in torch.tensor.")
+    return x.expand(check_count("steps", steps), *x.shape)

@@ -1,0 +1,112 @@
+"""What goes in or out of a program: a tensor of known dtype, its shape free in the batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Of these a file may speak; a name looked up in torch could be anything.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
+}
+_SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor's shape and dtype; a size is a number, ``"batch"``, or ``"4*batch"``.
+
+    Args:
+        shape: the sizes.
+        dtype: as PyTorch spells it, without ``torch.``.
+
+    Example:
+        >>> Port(("batch", 3), "float32").sizes(8)
+        (8, 3)
+        >>> Port(("4*batch", 3), "float32").batch_of((32, 3))
+        8
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.dtype!r} is not a dtype of {', '.join(DTYPES)}.")
+        for size in self.shape:
+            if isinstance(size, str):
+                if not _SIZE.fullmatch(size):
+                    raise ValueError(f"{size!r} is not a size.")
+            elif type(size) is not int or size < 0:
+                raise ValueError(f"{size!r} is not a size.")
+
+    def sizes(self, batch: int) -> tuple[int, ...]:
+        """The shape for a batch of that size."""
+        return tuple(_factor(s) * batch if isinstance(s, str) else s for s in self.shape)
+
+    def batch_of(self, shape: Sequence[int]) -> int | None:
+        """The batch a shape speaks of; ``None`` where the shape does not fit or speaks of none."""
+        found: set[int] = set()
+        if len(shape) != len(self.shape):
+            return None
+        for size, told in zip(shape, self.shape, strict=True):
+            if isinstance(told, str):
+                batch, rest = divmod(size, _factor(told))
+                if rest:
+                    return None
+                found.add(batch)
+            elif size != told:
+                return None
+        return found.pop() if len(found) == 1 else None
+
+    def zeros(self, batch: int, device: torch.device | str | None = None) -> Tensor:
+        """Zeros of that shape and dtype."""
+        return torch.zeros(self.sizes(batch), dtype=DTYPES[self.dtype], device=device)
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.shape))}], {self.dtype}"
+
+
+def port_of(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]) -> Port:
+    """The port of a tensor that was seen for two sizes of the batch.
+
+    Raises:
+        ValueError: a size is neither fixed nor a multiple of the batch.
+    """
+    if smaller.ndim != larger.ndim:
+        raise ValueError(f"{name} changes its number of dimensions with the batch.")
+    sizes: list[int | str] = []
+    for dim, (few, many) in enumerate(zip(smaller.shape, larger.shape, strict=True)):
+        factor = math.gcd(few, many)
+        if few == many:
+            sizes.append(few)
+        elif (few, many) == (factor * batches[0], factor * batches[1]):
+            sizes.append("batch" if factor == 1 else f"{factor}*batch")
+        else:
+            raise ValueError(
+                f"{name} has size {few} at dim {dim} for a batch of {batches[0]} and {many} for "
+                f"{batches[1]}; a size must be fixed or a multiple of the batch."
+            )
+    return Port(tuple(sizes), str(smaller.dtype).removeprefix("torch."))
+
+
+def _factor(size: str) -> int:
+    match = _SIZE.fullmatch(size)
+    return int(match[1] or 1) if match else 1

@@ -1,0 +1,222 @@
+"""Regularisers of activity: how much neurons should fire, whatever they say.
+
+Each takes one tensor of spikes, or a mapping of them as ``tt.unroll(..., record=)`` gives it: then
+it is the sum over the layers, as if called for each. Name spiking layers there: the "output" of a
+readout is its membrane. Downward spikes count as spikes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+from tracetorch import decode
+from tracetorch.decode.magnitude import magnitude
+from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
+from tracetorch.ragged import check_mask, check_sequence, floating, lengths
+
+Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
+
+
+def _over_layers(
+    spikes: Spikes,
+    mask: Tensor | None,
+    reduction: Reduction,
+    penalty: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The sum over layers of ``penalty``, from spikes ``[T, B, ...]`` to ``[B, ...]``."""
+    check_reduction(reduction)
+    layers = dict(spikes) if isinstance(spikes, Mapping) else {"spikes": spikes}
+    if not layers:
+        raise ValueError("spikes is an empty mapping: record some layers, record=['*.output'] say.")
+    for name, layer in layers.items():
+        check_sequence(name, layer, batched=True)
+        check_mask(mask, name, layer)
+    terms = [over_neurons(penalty(floating(layer))) for layer in layers.values()]
+    if len({len(term) for term in terms}) > 1:
+        shapes = {name: list(layer.shape) for name, layer in layers.items()}
+        raise ValueError(f"the layers must have one batch, got the shapes {shapes}.")
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return reduced(total, reduction)
+
+
+def _counted(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
+    number = decode.count(magnitude(spikes), mask=mask)
+    return number.sum(0, keepdim=True) if pooled else number
+
+
+def rate_bounds(
+    spikes: Spikes,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    *,
+    pooled: bool = False,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Keep every neuron's firing rate between two bounds.
+
+    ::
+
+        loss = mean_i [max(0, lower - rate[i])² + max(0, rate[i] - upper)²]
+
+    Args:
+        spikes: spikes, or a mapping of them by layer.
+        lower: the least rate, in spikes per step.
+        upper: the highest.
+        pooled: take rates over the whole batch, so that a neuron may be silent in some samples.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``[T, B, ...]``; a scalar, or for ``"none"`` ``[B]``, ``[1]`` if ``pooled``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: the bounds are not ``0 <= lower <= upper``, shapes do not fit, the mapping is
+            empty, or a sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+        >>> rate_bounds(spikes, 0.1, 0.6)  # (0.4² + 0.1²) / 2
+        tensor(0.0850)
+
+    Reference:
+        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
+        instilling complex function in spiking neural networks", Neural Computation 33 (2021):
+        lower and upper bounds on activity, there on spike counts.
+
+    """
+    if not 0 <= lower <= upper:
+        raise ValueError(f"the bounds must be 0 <= lower <= upper, got {lower} and {upper}.")
+
+    def penalty(x: Tensor) -> Tensor:
+        steps = lengths(x, mask)
+        if pooled:
+            steps = steps.sum(0, keepdim=True) if mask is not None else steps * x.shape[1]
+        rate = _counted(x, mask, pooled) / steps
+        return (lower - rate).relu().square() + (rate - upper).relu().square()
+
+    return _over_layers(spikes, mask, reduction, penalty)
+
+
+def silence(
+    spikes: Spikes,
+    minimum: float = 1.0,
+    *,
+    pooled: bool = False,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Wake neurons that fire less than ``minimum`` times.
+
+    ::
+
+        loss = mean_i max(0, minimum - count[i])²
+
+    Args:
+        spikes: spikes, or a mapping of them by layer.
+        minimum: the least number of spikes in a sequence, or in the batch if ``pooled``.
+        pooled: count over the whole batch: only neurons that are silent in every sample matter.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``[T, B, ...]``; a scalar, or for ``"none"`` ``[B]``, ``[1]`` if ``pooled``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``minimum`` is not positive, shapes do not fit, the mapping is empty, or a
+            sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+        >>> silence(spikes)  # the second neuron never fires
+        tensor(0.5000)
+
+    Reference:
+        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
+        instilling complex function in spiking neural networks", Neural Computation 33 (2021): the
+        lower bound on spike counts.
+
+    """
+    if not 0 < minimum < float("inf"):
+        raise ValueError(f"minimum must be positive and finite, got {minimum}.")
+    return _over_layers(
+        spikes, mask, reduction, lambda x: (minimum - _counted(x, mask, pooled)).relu().square()
+    )
+
+
+def spike_l1(
+    spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Fewer spikes: the mean rate.
+
+    ::
+
+        loss = mean_i rate[i],   rate = sum_t |spikes[t]| / T
+
+    A silent step has the gradient 0: only spikes are pushed away.
+
+    Args:
+        spikes: spikes, or a mapping of them by layer.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes do not fit, the mapping is empty, or a sequence has no real step.
+
+    Example:
+        >>> spike_l1(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]))
+        tensor(0.7500)
+
+    Reference:
+        T. Pellegrini, R. Zimmer and T. Masquelier, "Low-activity supervised convolutional spiking
+        neural networks applied to speech commands recognition", IEEE SLT 2021, penalise spikes.
+
+    """
+    return _over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask))
+
+
+def spike_l2(
+    spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Fewer spikes of the busiest neurons: the mean of squared rates.
+
+    ::
+
+        loss = mean_i rate[i]²,   rate = sum_t |spikes[t]| / T
+
+    Rates are squared, for a spike of 1 is its own square. A silent step has the gradient 0.
+
+    Args:
+        spikes: spikes, or a mapping of them by layer.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes do not fit, the mapping is empty, or a sequence has no real step.
+
+    Example:
+        >>> spike_l2(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]))  # (1² + 0.5²) / 2
+        tensor(0.6250)
+
+    Reference:
+        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
+        instilling complex function in spiking neural networks", Neural Computation 33 (2021):
+        upper bounds by squared activity, here with the bound 0.
+
+    """
+    return _over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square())

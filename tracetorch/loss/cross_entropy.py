@@ -1,0 +1,209 @@
+"""Cross entropy of a class against what is read off the output: rate, count, membrane, time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor
+
+from tracetorch import decode
+from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
+from tracetorch.loss.targets import check_classes, is_classes
+from tracetorch.ragged import check_sequence, floating
+
+
+def per_sample(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy ``[B]`` of logits ``[B, C, ...]``; the mean over what else there is."""
+    if logits.ndim < 2:
+        raise ValueError(
+            "cross entropy needs an output [T, B, C, ...] with a dimension of classes, the output "
+            f"at one step has shape {list(logits.shape)}."
+        )
+    logits = floating(logits)
+    if is_classes(target, logits.shape):
+        check_classes(target, logits.shape[1])
+        target = target.long()
+    elif not target.is_floating_point():
+        raise TypeError(
+            f"a target of shape {list(target.shape)} holds probabilities of classes and must be "
+            f"floating point, got {target.dtype}."
+        )
+    else:
+        target = target.to(logits.dtype)
+    return over_neurons(F.cross_entropy(logits, target, reduction="none"))
+
+
+def rate_cross_entropy(
+    spikes: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross entropy with the rates as logits: rate coding.
+
+    ::
+
+        loss = -log softmax(scale * rate)[target],   rate = sum_t spikes[t] / T
+
+    Args:
+        spikes: the output; a membrane gives its average over time.
+        target: classes, or probabilities of classes.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        scale: steepness, positive. Rates of spikes lie in [0, 1]: with ``scale=1`` a probability
+            cannot exceed ``e / (e + C - 1)``.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
+        ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``scale`` is not positive, shapes do not fit, a class is out of range, or a
+            sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
+        >>> rate_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(0.25 - 0.75))
+        tensor(0.4741)
+
+    """
+    check_reduction(reduction)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}.")
+    check_sequence("spikes", spikes, batched=True)
+    return reduced(per_sample(scale * decode.rate(spikes, mask=mask), target), reduction)
+
+
+def count_cross_entropy(
+    spikes: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Cross entropy with the numbers of spikes as logits.
+
+    ::
+
+        loss = -log softmax(count)[target],   count = sum_t spikes[t]
+
+    Args:
+        spikes: the output.
+        target: classes, or probabilities of classes.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
+        ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
+        >>> count_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(1 - 3))
+        tensor(0.1269)
+
+    """
+    check_reduction(reduction)
+    check_sequence("spikes", spikes, batched=True)
+    return reduced(per_sample(decode.count(spikes, mask=mask), target), reduction)
+
+
+_OVER = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
+
+
+def membrane_cross_entropy(
+    mem: Tensor,
+    target: Tensor,
+    *,
+    over: Literal["maximum", "mean", "last"] = "maximum",
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross entropy with a membrane over time as logits: its highest value, mean or last value.
+
+    ::
+
+        loss = -log softmax(max_t mem[t])[target]
+
+    Args:
+        mem: the membrane, the output of a readout.
+        target: classes, or probabilities of classes.
+        over: what is read off: ``"maximum"``, ``"mean"`` or ``"last"``.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``mem`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or ``[B]``
+        for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``over`` is unknown, shapes do not fit, a class is out of range, or a sequence
+            has no real step.
+
+    Example:
+        >>> mem = torch.tensor([[[0.0, 0.5]], [[2.0, 1.0]], [[1.0, 1.0]]])
+        >>> membrane_cross_entropy(mem, torch.tensor([0]))  # log(1 + exp(1 - 2))
+        tensor(0.3133)
+
+    Reference:
+        B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
+        spiking neural networks", IEEE TNNLS 33 (2022): max over time and last step.
+
+    """
+    check_reduction(reduction)
+    if over not in _OVER:
+        raise ValueError(f"over must be 'maximum', 'mean' or 'last', got {over!r}.")
+    check_sequence("mem", mem, batched=True)
+    return reduced(per_sample(_OVER[over](mem, mask=mask), target), reduction)
+
+
+def first_spike_cross_entropy(
+    spikes: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross entropy with times to the first spike, negated, as logits: who fires first wins.
+
+    ::
+
+        loss = -log softmax(-time / tau)[target]
+
+    Args:
+        spikes: the output; a neuron that stays silent has the sequence's length as its time.
+        target: classes, or probabilities of classes.
+        tau: the difference in time that counts, in steps; positive.
+        mask: ``[T, B]`` booleans, true where a step is real.
+        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+
+    Shape:
+        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
+        ``[B]`` for ``"none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``tau`` is not positive, shapes do not fit, a class is out of range, or a
+            sequence has no real step.
+
+    Example:
+        >>> spikes = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> first_spike_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(1 - 2))
+        tensor(0.3133)
+
+    Reference:
+        J. Göltz et al., "Fast and energy-efficient neuromorphic deep learning with first-spike
+        times", Nature Machine Intelligence 3 (2021), the loss without its regulariser.
+
+    """
+    check_reduction(reduction)
+    if not 0 < tau < float("inf"):
+        raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
+    check_sequence("spikes", spikes, batched=True)
+    return reduced(per_sample(-decode.first_spike(spikes, mask=mask) / tau, target), reduction)
