@@ -186,6 +186,7 @@ def test_single_steps(off: Any) -> None:
         torch.testing.assert_close(torch.stack([step(each) for each in x]), expected)
 
 
+@pytest.mark.slow
 def test_lengths_and_batches_that_change() -> None:
     model = made("dense")
 
@@ -213,6 +214,7 @@ def test_autocast_in_the_graph() -> None:
     torch.testing.assert_close(y, run(x))
 
 
+@pytest.mark.slow
 def test_gradients_of_a_function_in_the_graph() -> None:
     from torch.func import functional_call, grad
 
