@@ -315,3 +315,18 @@ def test_checkpointing_without_us_finds_new_kinds_too() -> None:
     x.grad = None
     whole(x).sum().backward()
     torch.testing.assert_close(x.grad, expected)
+
+
+def test_where_hooks_are_disabled_a_new_kind_is_fused_too() -> None:
+    class Fresh(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.875 * mem + x * x
+            return mem, mem
+
+    x = sequence(6, 2, 3).requires_grad_()
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("numba"):
+        tt.unroll(Fresh(3), x).sum().backward()
+    assert bool(x.grad.any())
