@@ -48,8 +48,10 @@ def test_import_is_light() -> None:
         "numba",
         "safetensors",
         "torch._dynamo",
+        "torchmetrics",
         "torchvision",
         "tqdm",
+        "xarray",
     )
     code = (
         f"import torch, sys; before = set(sys.modules); import tracetorch\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracetorch import checkpoint, decode, functional, fuse, loss, snn
 from tracetorch.checkpoint import load, save
@@ -16,16 +15,20 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("encode", "export")
+_LATE_ROOMS: tuple[str, ...] = ("diagnosis", "encode", "export", "metrics", "plot", "probe")
+_LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import encode, export
+    from tracetorch import diagnosis, encode, export, metrics, plot, probe
+    from tracetorch.diagnosis import diagnose
 
 __all__ = [
     "__version__",
     "checkpoint",
     "decode",
     "detach_states",
+    "diagnose",
+    "diagnosis",
     "encode",
     "export",
     "functional",
@@ -33,7 +36,10 @@ __all__ = [
     "get_states",
     "load",
     "loss",
+    "metrics",
     "param_groups",
+    "plot",
+    "probe",
     "save",
     "set_states",
     "snn",
@@ -42,7 +48,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LATE_ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LATE_FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_LATE_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

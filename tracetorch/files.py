@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"there is no folder {str(target.parent)!r}. Make it first.")
     if target.is_dir():
         raise IsADirectoryError(f"{str(target)!r} is a folder. Name a file in it.")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    unfinished = target.with_name(f".{os.getpid()}.{target.name}")  # the suffix tells the format
     try:
         yield unfinished
         os.replace(unfinished, target)

@@ -611,3 +611,42 @@ def test_another_thread_may_draw_random_numbers_while_a_step_is_traced(
     with fuse.backend("numba"):
         fuse.sequence(Plain(3), torch.ones(2, 1, 3))
     assert random.random() not in drawn
+
+
+def test_a_batch_of_gradients_is_told_the_way_out() -> None:
+    layer, x = snn.Readout(3), torch.randn(4, 2, 3, requires_grad=True)
+    y, _ = fuse.sequence(layer, x)
+    with pytest.raises(RuntimeError, match=r"one incoming gradient at a time.*backend\('eager'\)"):
+        torch.autograd.grad(y, x, torch.randn(5, *y.shape), is_grads_batched=True)
+    layer.zero_states()
+    with fuse.backend("eager"):
+        y, _ = fuse.sequence(layer, x)
+        (found,) = torch.autograd.grad(y, x, torch.ones(5, *y.shape), is_grads_batched=True)
+    assert found.shape == (5, *x.shape)
+
+
+class Swishing(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        mem = torch.nn.functional.silu(0.5 * mem + x)
+        return mem, mem
+
+
+def test_silu_and_its_gradient_fuse() -> None:
+    x = cases.sequence(6, 2, 3)
+    values, grads = ends(Swishing(3), x, cases.stepped)
+    fast, fast_grads = ends(Swishing(3), x, fused("numba"))
+    torch.testing.assert_close(fast, values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fast_grads, grads, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_that_are_not_finite_come_without_a_warning(rank: Any) -> None:
+    layer, x = snn.LIF(4, beta_rank=rank), torch.randn(5, 3, 4, requires_grad=True)
+    y, _ = fuse.sequence(layer, x)
+    grad = torch.full_like(y, 1e38)
+    grad[0], grad[1] = torch.inf, -torch.inf
+    y.backward(grad)
+    assert not torch.isfinite(layer.raw_beta.grad).any()

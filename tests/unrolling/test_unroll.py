@@ -177,11 +177,38 @@ def test_what_is_inside_a_recurrent_layer_can_be_recorded() -> None:
         tt.zero_states(model)
         seen[by] = tt.unroll(model, x, by=by, record=["1.neuron.*", "1.output"])[1]
     assert set(seen["layer"]) == {
-        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.output",
+        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.input", "1.neuron.output",
     }  # fmt: skip
     for path, trajectory in seen["layer"].items():
         assert torch.equal(trajectory, seen["step"][path])
     assert torch.equal(seen["layer"]["1.output"], seen["layer"]["1.neuron.output"])
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_inputs_can_be_recorded(by: Any) -> None:
+    x = dyadic(5, 2, 3)
+    model = made("dense")
+    _, seen = tt.unroll(model, x, by=by, record="input")
+    assert list(seen) == ["1.input", "3.input"]
+    assert torch.equal(seen["1.input"], model[0](x))
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model[1], seen["1.input"]) @ model[2].weight.T + model[2].bias,
+                       seen["3.input"])  # fmt: skip
+
+
+def test_inputs_given_by_name_can_be_recorded() -> None:
+    class Named(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.LIF(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x=2 * x)
+
+    x = dyadic(5, 2, 3)
+    for by in ("layer", "step"):
+        _, seen = tt.unroll(Named(), x, by=by, record=["cell.input"])
+        assert torch.equal(seen["cell.input"], 2 * x)
 
 
 def test_batch_norm_takes_its_statistics_over_time_and_batch() -> None:

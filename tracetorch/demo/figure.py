@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tracetorch import plot
 from tracetorch.demo.network import ConvSNN, spikes_of
 
 if TYPE_CHECKING:
@@ -49,16 +50,10 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
     axes.set(xticks=[], yticks=[])
 
     for row, (name, sent) in enumerate(spikes.items()):
-        neurons = sent[:, 0].flatten(1)  # [T, N]
-        step, line = raster(neurons).nonzero(as_tuple=True)
-        axes = figure.add_subplot(grid[row, 1])
-        axes.scatter(
-            step.numpy() + 1, line.numpy(), s=10, marker="|", color=f"C{4 * row}", linewidths=1.5
-        )
-        axes.set(title=f"{name}: {neurons.mean():.3f} spikes per neuron and step", yticks=[])
-        axes.set(ylabel=f"{ROWS} of {neurons.shape[1]:,}\nneurons", ylim=(ROWS, -1))
+        axes = plot.raster(sent, limit=ROWS, ax=figure.add_subplot(grid[row, 1]))
+        axes.set(title=f"{name}: {sent[:, 0].mean():.3f} spikes per neuron and step")
+        axes.set(yticks=[], xlabel="time step" if row == len(spikes) - 1 else "")
         _time_axis(axes, steps, shown)
-    axes.set_xlabel("time step")
 
     axes = figure.add_subplot(grid[:, 2])
     axes.set(
@@ -70,28 +65,15 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
     for digit in logits[-1].argsort().tolist():
         colour = RIGHT if digit == label else WRONG if digit == guess else OTHER
         width = 2.5 if digit in (label, guess) else 1.3
-        axes.plot(range(1, shown + 1), logits[:, digit].numpy(), color=colour, linewidth=width)
+        axes.plot(logits[:, digit].numpy(), color=colour, linewidth=width)
         # labels keep their distance where lines end close together
         height = max(float(logits[-1, digit]), height + gap)
-        axes.text(shown + 0.4, height, str(digit), color=colour, va="center")
-    _time_axis(axes, steps, shown + 1)
+        axes.text(shown - 0.6, height, str(digit), color=colour, va="center")
+    _time_axis(axes, steps, shown + 1)  # room for the digits
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Software": None})
 
 
-def raster(spikes: Tensor) -> Tensor:
-    """Some neurons, from the one that fires most to the one that fires least, of those that fire.
-
-    Shape:
-        Input ``[T, N]``; output ``[T, ROWS]``, or fewer rows where fewer fire.
-
-    """
-    count = spikes.sum(0)
-    active = count.argsort(descending=True, stable=True)[: int((count > 0).sum())]
-    picked = torch.linspace(0, max(len(active) - 1, 0), min(ROWS, len(active))).long()
-    return spikes[:, active[picked]]
-
-
 def _time_axis(axes: Axes, steps: int, end: int) -> None:
-    axes.axvspan(0.5, steps + 0.5, color=SHADE, zorder=0)
-    axes.set(xlim=(0.5, end + 0.5), xticks=[1, *range(steps, end + 1, steps)])
+    axes.axvspan(-0.5, steps - 0.5, color=SHADE, zorder=0)
+    axes.set(xticks=range(0, 4 * steps, steps), xlim=(-0.5, end - 0.5))

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from tracetorch.export.as_it_was import AsItWas, as_it_was
 from tracetorch.export.explained import explained
 from tracetorch.export.port import Port, port_of
+from tracetorch.snn.as_it_was import AsItWas, as_it_was
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.snn.walk import named_modules
 from tracetorch.unrolling.inputs import call

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tracetorch.export.as_it_was import as_it_was
 from tracetorch.export.explained import explained
 from tracetorch.export.port import Port
 from tracetorch.export.probe import BATCHES, Probed, probe, resized
+from tracetorch.snn.as_it_was import as_it_was
 from tracetorch.snn.module import check_module
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.snn.walk import hidden_modules

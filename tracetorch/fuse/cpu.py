@@ -189,8 +189,9 @@ def backward(
         share_out(run, grid.tasks, small=work < _SMALL)
     d_params = dict.fromkeys(program.params, nothing)
     shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
-    for name, total in zip(plan.trained, sums.reshape(shape).sum((0, 2, 4)), strict=True):
-        like = params[program.params.index(name)]
-        value = total if like.numel() != 1 or layout.neurons == 1 else total.sum()
-        d_params[name] = torch.as_tensor(value, dtype=program.dtype).reshape(like.shape)
+    with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
+        for name, total in zip(plan.trained, sums.reshape(shape).sum((0, 2, 4)), strict=True):
+            like = params[program.params.index(name)]
+            value = total if like.numel() != 1 or layout.neurons == 1 else total.sum()
+            d_params[name] = torch.as_tensor(value, dtype=program.dtype).reshape(like.shape)
     return [d_x, *d_states, *d_params.values()]

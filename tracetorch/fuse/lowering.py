@@ -122,6 +122,12 @@ def _softplus_backward(b: Builder, g: Ref, x: Ref, beta: float, threshold: float
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
 
 
+def _silu_backward(b: Builder, g: Ref, x: Ref) -> Ref:
+    s = b.emit("sigmoid", x)
+    slope = b.emit("add", 1.0, b.emit("mul", x, b.emit("sub", 1.0, s)))
+    return b.emit("mul", _float(b, g), b.emit("mul", s, slope))
+
+
 def _same(b: Builder, x: Ref, *_: object, **__: object) -> Ref:
     return x
 
@@ -189,6 +195,7 @@ RULES: dict[str, Rule] = {
     "softplus": _softplus,
     "softplus_backward": _softplus_backward,
     "silu": lambda b, x: b.emit("mul", x, b.emit("sigmoid", x)),
+    "silu_backward": _silu_backward,
     "leaky_relu": lambda b, x, slope=0.01: _where(
         b, b.emit("gt", x, 0.0), x, b.emit("mul", x, float(slope))
     ),

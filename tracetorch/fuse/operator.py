@@ -118,6 +118,11 @@ def _given(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     """What a backward pass reads; zeros where nothing came back."""
+    if not all(grad is None or _has_values(grad) for grad in grads):
+        raise RuntimeError(
+            "a fused time loop takes one incoming gradient at a time. Run what needs a batch of "
+            "them under tt.fuse.backend('eager')."
+        )
     with explained():
         x, *saved, marks = ctx.saved_tensors
     if layout_of(x, plan.dim).order != ctx.order:
@@ -132,6 +137,12 @@ def _given(
                 grad = grad.expand(x.shape)
         given.append(grad)
     return x, saved[:count], saved[count:], marks, given
+
+
+def _has_values(grad: Tensor) -> bool:
+    """Not so a batch of gradients, of ``is_grads_batched`` or ``jacobian(vectorize=True)``."""
+    keys = torch._C._dispatch_keys(grad)
+    return keys.has(torch._C.DispatchKey.Dense)
 
 
 def _wanted(plan: Plan, found: list[Tensor]) -> list[Tensor | None]:

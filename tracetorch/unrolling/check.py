@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import HeldStates
@@ -34,8 +33,9 @@ def check_both_ways(model: nn.Module, given: Inputs) -> None:
     given = given.first(_STEPS)
     modules = modules_of(model, closed=Recurrent)
     neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
-    every = [module for _, module in modules_of(model)]
-    with _as_it_was(every, neurons), torch.no_grad():
+    with unchanged(model), torch.no_grad():
+        for _, module in modules_of(model):
+            module.training = False
         start = HeldStates(neurons)
         calls = _calls_by_layer(model, given, modules)
         end = HeldStates(neurons)
@@ -124,28 +124,3 @@ def _ends_alike(module: nn.Module, end: HeldStates, T: int) -> bool:
 def _close(one: Tensor, other: Tensor, share: float) -> bool:
     far = ~torch.isclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
     return far.numel() == 0 or bool(far.double().mean() <= share)
-
-
-@contextmanager
-def _as_it_was(modules: list[nn.Module], neurons: list[Neuron]) -> Iterator[None]:
-    """Evaluation mode inside; states, buffers, modes and the random state put back after."""
-    states = HeldStates(neurons)
-    modes = [(m, m.training) for m in modules]
-    buffers = [
-        (m, name, buffer, buffer.detach().clone())
-        for m in modules
-        for name, buffer in m._buffers.items()
-        if buffer is not None
-    ]
-    with torch.random.fork_rng():
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            states.put_back()
-            for module, mode in modes:
-                module.training = mode
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)  # it may have been replaced

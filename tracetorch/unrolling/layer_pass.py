@@ -44,14 +44,11 @@ class LayerPass:
                 'dimension 0: something before it does not keep the batch first. Use by="step".'
             )
         wanted = self.recording.of(layer)
-        states = tuple(name for name in wanted if name != "output")
-        y, trajectories = layer.sequence(
-            torch.unflatten(x, 0, (self.steps, -1)), states, self.recording
-        )
-        for name, trajectory in trajectories.items():
-            self.recording.whole(layer, name, trajectory)
-        if "output" in wanted:
-            self.recording.whole(layer, "output", y)
+        x = torch.unflatten(x, 0, (self.steps, -1))
+        y, trajectories = layer.sequence(x, self.recording.states_of(layer), self.recording)
+        for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
+            if name in wanted:
+                self.recording.whole(layer, name, trajectory)
         if wanted or not y.is_contiguous():
             return y.flatten(0, 1)
         # as flatten, but not a view: FSDP loses gradients where a module's output is one and is

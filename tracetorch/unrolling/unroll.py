@@ -55,7 +55,8 @@ def unroll(
         time_dim: where time is in ``x``, in the outputs and in what is recorded.
         by: ``"layer"`` or ``"step"``.
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
-        record: state names (``"mem"``), ``"output"``, or patterns of paths (``"cells.*.mem"``).
+        record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
+            (``"cells.*.mem"``).
         check: before the run, compare both ways on the first steps, and raise at the first layer
             that differs.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,

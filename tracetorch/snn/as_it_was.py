@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.walk import named_modules
 
 # What a neuron layer notes for itself in a call; its states are explicit in the program.
 _NOTES = frozenset(
-    {"_stepper", "_zeroed_in_backward", "_zeroed_in_trace", "arguments", "layer_pass", "training"}
+    {"_steppers", "_zeroed_in_backward", "_zeroed_in_trace", "arguments", "layer_pass", "training"}
 )
 _MISSING = object()
 
@@ -89,6 +90,42 @@ def _refill(container: Any, inside: dict[Any, Any]) -> None:
         container.update(inside)
     else:
         container.extend(inside.values())
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back all that a run changes: attributes, and with them states and modes; values; chance.
+
+    Gradients are not touched by ``torch.autograd.grad``, and are put back if something else is
+    used. What user code keeps outside of attributes of modules cannot be known.
+    """
+    before = AsItWas(model)
+    tensors = {
+        id(t): t for _, m in named_modules(model) for t in (*m.parameters(False), *m.buffers(False))
+    }
+    values = [
+        (t, t.detach().clone(), t.grad if t.is_leaf else None, t.requires_grad)
+        for t in tensors.values()
+    ]
+    cuda = {t.device for t in tensors.values() if t.is_cuda}
+    with torch.random.fork_rng([device.index for device in cuda]):
+        try:
+            yield
+        finally:
+            before.restore()
+            for tensor, value, grad, asked in values:
+                _put_back(tensor, value)
+                if tensor.is_leaf:
+                    tensor.grad = grad
+                    tensor.requires_grad_(asked)
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    """Write only where something has changed: a graph may be waiting for these very values."""
+    nan = tensor.is_floating_point() or tensor.is_complex()
+    if not torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=nan):
+        with torch.no_grad():
+            tensor.copy_(value)
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+"""Networks that learn, and networks broken on purpose, each in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from tracetorch import functional, snn
+
+B, N, CLASSES = 16, 20, 4
+
+
+def target() -> Tensor:
+    return torch.arange(B) % CLASSES
+
+
+def mean(y: Tensor, t: Tensor) -> Tensor:
+    return F.cross_entropy(y.mean(0), t)
+
+
+def last(y: Tensor, t: Tensor) -> Tensor:
+    return F.cross_entropy(y[-1], t)
+
+
+def dense(neuron: str = "LIF", **arguments: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(N, 48),
+        getattr(snn, neuron)(48, **arguments),
+        nn.Linear(48, CLASSES),
+        snn.Readout(CLASSES),
+    )
+
+
+def deep(layers: int, **arguments: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts: list[nn.Module] = [nn.Linear(N, 32), snn.LIF(32, **arguments)]
+    for _ in range(layers - 1):
+        parts += [nn.Linear(32, 32), snn.LIF(32, **arguments)]
+    return nn.Sequential(*parts, nn.Linear(32, CLASSES), snn.Readout(CLASSES))
+
+
+def conv() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        snn.LIF(8, dim=-3),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(72, CLASSES),
+        snn.Readout(CLASSES),
+    )
+
+
+def recurrent(scale: float = 1.0, **arguments: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    connection = nn.Linear(32, 32)
+    with torch.no_grad():
+        connection.weight.mul_(scale)
+    return nn.Sequential(
+        nn.Linear(N, 32),
+        snn.Recurrent(snn.LIF(32, **arguments), connection),
+        nn.Linear(32, CLASSES),
+        snn.Readout(CLASSES),
+    )
+
+
+def x(T: int = 25, scale: float = 1.0) -> Tensor:
+    return scale * torch.rand(T, B, N, generator=torch.Generator().manual_seed(1))
+
+
+def events(T: int = 40) -> Tensor:
+    return (x(T) < 0.2).float()
+
+
+def images(T: int = 12) -> Tensor:
+    return torch.rand(T, B, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+Healthy = tuple[Callable[[], nn.Module], Callable[[], Tensor], Callable[[Tensor, Tensor], Tensor]]
+
+HEALTHY: dict[str, Healthy] = {
+    "dense": (dense, x, mean),
+    "dense, read at the end": (dense, x, last),
+    "events": (dense, events, mean),
+    "three layers": (lambda: deep(3), lambda: x(scale=3.0), mean),
+    "convolution": (conv, images, mean),
+    "recurrent": (recurrent, lambda: x(30), last),
+    "narrow surrogate": (
+        lambda: dense(surrogate_derivative=functional.fast_sigmoid_surrogate(25.0)),
+        x,
+        mean,
+    ),
+    "triangle": (
+        lambda: dense(surrogate_derivative=functional.triangular_surrogate(1.0)),
+        x,
+        mean,
+    ),
+    "half precision": (lambda: dense().bfloat16(), lambda: x().bfloat16(), mean),
+    **{
+        name: (lambda name=name: dense(name), lambda: x(30, 3.0) - 1.5, mean)  # type: ignore[misc]
+        for name in ("BLIF", "SLIF", "RLIF", "BSRLIF")
+    },
+}
+
+
+def scaled(model: nn.Sequential, factor: float, bias: float | None = None) -> nn.Sequential:
+    """The weights before the first neurons scaled, their biases set."""
+    with torch.no_grad():
+        model[0].weight.mul_(factor)
+        if bias is not None:
+            model[0].bias.fill_(bias)
+    return model
+
+
+def chain(weight: float, threshold: float, surrogate: Any) -> nn.Sequential:
+    """Five layers whose membranes stay near the threshold whatever the weights are scaled by."""
+    model = deep(5, pos_threshold=threshold, surrogate_derivative=surrogate, detach_reset=True)
+    with torch.no_grad():
+        for module in model[2:-2]:
+            if isinstance(module, nn.Linear):
+                module.weight.abs_().mul_(weight)
+                module.bias.zero_()
+    return model
+
+
+class Divides(nn.Module):
+    """A norm that is zero for one sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[0] = 0
+        return x / x.norm(dim=-1, keepdim=True)
+
+
+class Cuts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+class TwoHeads(snn.TTModule):
+    """The second head is called, and not used; the third one is not even called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = dense()
+        self.unused = nn.Linear(N, CLASSES)
+        self.idle = nn.Sequential(nn.Linear(N, 3), snn.LIF(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        return self.body(x)
+
+
+class HiddenList(snn.TTModule):
+    """Its layers are in a plain list: ``parameters()`` does not see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = list(dense())
+        self.last = nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return self.last(x)
+
+
+def poisoned(model: nn.Sequential) -> nn.Sequential:
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    return model

@@ -1,0 +1,600 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.diagnosis.cases import (
+    CLASSES,
+    HEALTHY,
+    B,
+    Cuts,
+    Divides,
+    HiddenList,
+    N,
+    TwoHeads,
+    chain,
+    conv,
+    deep,
+    dense,
+    images,
+    last,
+    mean,
+    poisoned,
+    recurrent,
+    scaled,
+    target,
+    x,
+)
+from tracetorch import functional, snn
+from tracetorch.diagnosis import Diagnosis, Finding
+
+
+def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
+    """The one finding of that name and layer; told in full where it is missing."""
+    matching = [f for f in d.named(name) if f.layer == layer]
+    assert len(matching) == 1, str(d)
+    assert matching[0].severity == severity, str(d)
+    assert severity == "note" or not d.ok
+    return matching[0]
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_alarm_for_a_network_that_learns(name: str) -> None:
+    make, batch, loss = HEALTHY[name]
+    model = make()
+    d = tt.diagnose(model, (batch(), target()), loss)
+    assert d.ok, str(d)
+    assert str(d).endswith("Nothing here keeps the network from learning.")
+
+
+@pytest.mark.parametrize("name", ["dense", "recurrent", "BSRLIF", "narrow surrogate"])
+def test_no_alarm_while_and_after_it_learns_either(name: str) -> None:
+    make, batch, loss = HEALTHY[name]
+    model, data, classes = make(), batch(), target()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    first = float("nan")
+    for step in range(25):
+        tt.zero_states(model)
+        if step == 10:
+            d = tt.diagnose(model, (data, classes), loss, optimizer=optimizer)
+            assert d.ok, str(d)
+        optimizer.zero_grad()
+        value = loss(tt.unroll(model, data), classes)
+        value.backward()
+        optimizer.step()
+        first = value.item() if step == 0 else first
+    assert value.item() < 0.9 * first  # it does learn
+    tt.zero_states(model)
+    d = tt.diagnose(model, (data, classes), loss, optimizer=optimizer)
+    assert d.ok, str(d)
+
+
+# Inputs, outputs, loss
+
+
+def test_inputs_that_are_all_zero() -> None:
+    d = tt.diagnose(dense(), (torch.zeros(10, B, N), target()), mean)
+    assert d[0] == found(d, "input-zero", "", "error")
+    assert "All 3200 values of x are zero" in d[0].figure
+
+
+def test_inputs_that_are_not_finite() -> None:
+    data = x()
+    data[3, 2, 1], data[4, 4, 4] = torch.nan, torch.inf
+    d = tt.diagnose(dense(), (data, target()), mean)
+    assert d[0] == found(d, "input-not-finite", "", "error")
+    assert d[0].value == 2
+    assert found(d, "activity-not-finite", "1", "error").figure.endswith("what it is given.")
+    assert not d.named("gradient-not-finite")  # no news
+
+
+@pytest.mark.parametrize(("scale", "told"), [(255.0, "root mean square of 147"), (1e-4, "0.0001.")])
+def test_inputs_of_a_wild_scale(scale: float, told: str) -> None:
+    d = tt.diagnose(dense(), (x(scale=scale), target()), mean)
+    assert told in found(d, "input-scale", "", "warning").figure
+
+
+def test_several_inputs_are_told_apart() -> None:
+    class Gated(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = dense()
+
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return self.body(x * gate)
+
+    data = {"x": x(), "gate": torch.zeros(25, B, N)}
+    d = tt.diagnose(Gated(), (data, target()), mean)
+    assert "x['gate'] are zero" in found(d, "input-zero", "", "error").figure
+    d = tt.diagnose(Gated(), (tuple(data.values()), target()), mean)
+    assert "x[1] are zero" in found(d, "input-zero", "", "error").figure
+
+
+def test_the_layer_where_values_stop_being_finite_is_named() -> None:
+    model = nn.Sequential(
+        nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, 8), Divides(), snn.LIF(8), nn.Linear(8, CLASSES)
+    )
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert found(d, "activity-not-finite", "4", "error")
+    assert not [f for f in d.named("activity-not-finite") if f.layer != "4"]
+
+
+def test_parameters_that_are_not_finite() -> None:
+    d = tt.diagnose(poisoned(dense()), (x(), target()), mean)
+    assert d[0] == found(d, "parameter-not-finite", "2.weight", "error")
+    assert d[0].value == 1
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    d = tt.diagnose(dense(), (x(),), lambda y: (y.mean() * 0).log())
+    assert d[0] == found(d, "loss-not-finite", "", "error")
+    assert not d.named("activity-not-finite")
+
+
+def test_a_finite_loss_whose_gradient_is_not() -> None:
+    model = dense()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    d = tt.diagnose(model, (x(),), lambda y: y.abs().sum(-1).sqrt().mean())
+    assert found(d, "gradient-not-finite", d.named("gradient-not-finite")[0].layer, "error")
+    assert not d.named("loss-not-finite")
+
+
+def test_outputs_that_do_not_depend_on_the_input() -> None:
+    d = tt.diagnose(scaled(dense(), 0.0), (x(), target()), mean)
+    assert found(d, "output-ignores-input", "", "error")
+    same = x()[:, :1].expand(-1, B, -1)
+    d = tt.diagnose(dense(), (same, target()), mean)
+    assert not d.named("output-ignores-input")  # nothing to tell apart
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y, t: mean(y.detach(), t),
+        lambda y, t: (y.mean(0).argmax(-1) == t).float().mean(),
+    ],
+    ids=["detach", "argmax"],
+)
+def test_a_loss_without_gradient(loss: Any) -> None:
+    d = tt.diagnose(dense(), (x(), target()), loss)
+    assert d[0] == found(d, "loss-without-gradient", "", "error")
+    assert not d.named("unreached-parameters")
+
+
+def test_a_graph_that_is_cut_inside_the_model() -> None:
+    model = nn.Sequential(*dense()[:2], Cuts(), *dense()[2:])
+    one = found(
+        tt.diagnose(model, (x(), target()), mean), "unreached-parameters", "0.weight", "warning"
+    )
+    assert one.value == 4
+    assert "0.weight, 0.bias, 1.raw_beta, 1.raw_pos_threshold" in one.figure
+
+
+def test_layers_that_are_not_used_or_not_called() -> None:
+    d = tt.diagnose(TwoHeads(), (x(), target()), mean)
+    assert found(d, "layer-not-called", "idle.1", "warning")
+    one = found(d, "unreached-parameters", "unused.weight", "warning")
+    assert one.value == 6
+
+
+def test_frozen_parameters() -> None:
+    model = dense()
+    model[0].requires_grad_(False)
+    one = found(tt.diagnose(model, (x(), target()), mean), "frozen-parameters", "0.weight", "note")
+    assert one.value == 2
+    model.requires_grad_(False)
+    assert found(tt.diagnose(model, (x(), target()), mean), "nothing-to-learn", "", "error")
+
+
+def test_parameters_that_the_optimizer_does_not_have() -> None:
+    model = HiddenList()
+    optimizer = torch.optim.Adam(model.parameters())
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
+    one = found(d, "not-in-optimizer", "parts.0.weight", "warning")
+    assert one.value == 7
+    other = torch.optim.Adam(dense().parameters())
+    d = tt.diagnose(dense(), (x(), target()), mean, optimizer=other)
+    assert found(d, "not-in-optimizer", "0.weight", "error").value == 7
+    model = dense()
+    right = torch.optim.Adam(model.parameters())
+    assert tt.diagnose(model, (x(), target()), mean, optimizer=right).ok
+
+
+def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
+    model = dense()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
+    assert found(d, "learning-rate-zero", "0.weight", "error")
+    one = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
+    assert one.value == 0.01
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.0},
+        {"params": [p for part in model[1:] for p in part.parameters()]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
+    assert "2 of 7 parameters is 0" in found(d, "learning-rate-zero", "0.weight", "warning").figure
+    assert not d.named("weight-decay-on-neurons")
+    kind = tt.param_groups(model, weight_decay=0.01)
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=torch.optim.AdamW(kind))
+    assert not d.named("weight-decay-on-neurons")
+
+
+def test_weights_whose_gradient_is_exactly_zero() -> None:
+    narrow = functional.boxcar_surrogate(0.5)
+    model = scaled(dense(surrogate_derivative=narrow), 0.01, bias=0.01)
+    d = tt.diagnose(model, (x(), target()), mean)
+    one = found(d, "zero-gradient", "0.weight", "warning")
+    assert "0.weight, 2.weight" in one.figure
+
+
+# Activity
+
+
+def test_dead_neurons_and_that_the_advice_revives_them() -> None:
+    model = scaled(dense(), 0.05, bias=0.02)
+    one = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
+    assert one.value == 1
+    assert one.figure.startswith("48 of 48 neurons never fire, in 25 steps of 16 samples. At its")
+    factor = float(one.advice.split("by about ")[1].split(" ")[0].rstrip("."))
+    with torch.no_grad():
+        model[0].weight.mul_(factor)
+        model[0].bias.mul_(factor)
+    again = tt.diagnose(model, (x(), target()), mean)
+    assert not [f for f in again.named("dead-neurons") if f.severity != "note"], str(again)
+    assert again.layers[0].dead < 0.6
+
+
+def test_dead_neurons_whose_drive_is_negative() -> None:
+    d = tt.diagnose(scaled(dense(), 0.1, bias=-2.0), (x(), target()), mean)
+    one = found(d, "dead-neurons", "1", "error")
+    assert "never rise above zero" in one.figure
+    assert "Its drive is negative" in one.advice
+
+
+def test_some_dead_neurons_are_worth_a_note() -> None:
+    model = dense()
+    with torch.no_grad():
+        model[0].bias[:30] = -50
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert 30 / 48 <= found(d, "dead-neurons", "1", "note").value < 0.9
+    with torch.no_grad():
+        model[0].bias[:46], model[0].bias[46:] = -50, 0.5
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert found(d, "dead-neurons", "1", "warning").value >= 46 / 48
+
+
+def test_dead_channels_of_a_convolution() -> None:
+    model = conv()
+    nn.init.constant_(model[1].bias, -5)
+    one = found(tt.diagnose(model, (images(), target()), mean), "dead-neurons", "2", "error")
+    assert one.figure.startswith("8 of 8 neurons")
+
+
+def test_saturated_neurons() -> None:
+    d = tt.diagnose(scaled(dense(), 0.1, bias=30.0), (x(), target()), mean)
+    one = found(d, "saturated-neurons", "1", "error")
+    assert one.value == 1
+    assert "48 of 48 neurons fire at 90 %" in one.figure
+    model = dense()
+    with torch.no_grad():
+        model[0].bias[:30] = 30.0
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert 0.6 < found(d, "saturated-neurons", "1", "warning").value < 1
+
+
+def test_membranes_beyond_the_surrogates_reach() -> None:
+    narrow = functional.boxcar_surrogate(1e-3)
+    d = tt.diagnose(dense(surrogate_derivative=narrow), (x(), target()), mean)
+    one = found(d, "out-of-reach", "1", "warning")
+    assert 0 < one.value < 0.01
+    assert "boxcar_surrogate(width=0.001)" in one.figure
+    far = scaled(dense(surrogate_derivative=functional.triangular_surrogate(0.5)), 0.01, bias=0.0)
+    assert found(tt.diagnose(far, (x(), target()), mean), "out-of-reach", "1", "error").value == 0
+
+
+def test_a_threshold_without_a_surrogate() -> None:
+    def plain(u: Tensor) -> Tensor:
+        return (u > 0).to(u.dtype)
+
+    d = tt.diagnose(dense(surrogate_derivative=plain), (x(), target()), mean)
+    assert found(d, "out-of-reach", "1", "error").value == 0
+    assert found(d, "unreached-parameters", "0.weight", "warning")
+
+
+# Gradients
+
+
+def test_a_gradient_that_vanishes_over_layers() -> None:
+    model = chain(2e-2, 2e-2, functional.atan_surrogate(2.0))
+    with torch.no_grad():
+        for i in (2, 4, 6, 8):
+            model[i].weight.mul_(0.2)
+            model[i + 1].raw_pos_threshold.fill_(float(functional.softplus_inverse(4e-3)))
+    d = tt.diagnose(model, (x(scale=3.0), target()), mean)
+    one = found(d, "vanishing-gradient", "1", "warning")
+    assert one.value < 1e-4
+    assert not d.named("dead-neurons") or all(f.severity == "note" for f in d.named("dead-neurons"))
+
+
+def test_a_gradient_that_explodes_over_layers() -> None:
+    model = chain(60.0, 60.0, functional.straight_through_surrogate())
+    d = tt.diagnose(model, (x(scale=3.0), target()), mean)
+    assert found(d, "exploding-gradient", "1", "warning").value > 1e4
+
+
+def test_a_gradient_that_explodes_through_time() -> None:
+    model = recurrent(6.0, surrogate_derivative=functional.straight_through_surrogate())
+    d = tt.diagnose(model, (x(60), target()), last)
+    one = found(d, "exploding-through-time", "1", "warning")
+    assert one.value > 1e3
+    assert found(d, "exploding-gradient", "", "warning")
+
+
+# Memory
+
+
+def test_memory_that_is_too_short_for_a_loss_read_at_the_end() -> None:
+    d = tt.diagnose(dense(), (x(200), target()), last)
+    one = found(d, "short-memory", d.named("short-memory")[0].layer, "warning")
+    assert one.value == pytest.approx(functional.decay_to_halflife(0.9), rel=1e-5)
+    assert "6.58 steps, the sequence has 200" in one.figure
+    advised = functional.halflife_to_decay(200 / 4)
+    model = dense(beta=advised)
+    assert not tt.diagnose(model, (x(200), target()), last).named("short-memory")
+
+
+def test_it_is_only_a_note_where_the_loss_looks_at_every_step() -> None:
+    d = tt.diagnose(dense(), (x(200), target()), mean)
+    assert found(d, "short-memory", d.named("short-memory")[0].layer, "note")
+    assert d.ok, str(d)
+
+
+def test_an_average_that_is_too_slow_for_the_sequence() -> None:
+    model = nn.Sequential(*dense()[:3], snn.Readout(CLASSES, beta=0.9999))
+    one = found(tt.diagnose(model, (x(20), target()), last), "slow-average", "3", "warning")
+    assert "0.2 % of its input" in one.figure
+    integrator = dense(beta=0.99999)  # not an average: it adds up, and is meant to
+    assert not tt.diagnose(integrator, (x(20), target()), last).named("slow-average")
+
+
+def test_states_that_are_carried_over() -> None:
+    model, data = dense(), x()
+    with torch.no_grad():
+        tt.unroll(model, 5 * data)
+    d = tt.diagnose(model, (data, target()), mean)
+    one = found(d, "states-carried", "1", "warning")
+    with torch.no_grad():
+        carried = mean(tt.unroll(model, data), target())
+    assert one.value == pytest.approx(float(carried))
+    assert one.value != pytest.approx(d.loss)
+    assert tt.diagnose(model, (data, target()), mean, stream=True).ok
+    tt.zero_states(model)
+    assert tt.diagnose(model, (data, target()), mean).ok
+
+
+def test_states_at_rest_are_not_carried() -> None:
+    model = dense()
+    with torch.no_grad():
+        tt.unroll(model, x())
+    tt.zero_states(model, where=torch.ones(B, dtype=torch.bool))
+    assert tt.diagnose(model, (x(), target()), mean).ok
+
+
+def test_a_neuron_that_is_not_pointwise_is_looked_at_too() -> None:
+    class Competing(snn.Neuron):
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.decay("beta", 0.9)
+            self.threshold("top", 1e6)
+
+        @staticmethod
+        def step(x, mem, *, beta, top, spike):  # type: ignore[no-untyped-def]
+            mem = beta * mem + x - x.mean(-1, keepdim=True)
+            fired = spike(mem - top)
+            return fired, mem - fired * top
+
+    model = nn.Sequential(nn.Linear(N, 8), Competing(), nn.Linear(8, CLASSES))
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert found(d, "dead-neurons", "1", "error").value == 1
+
+
+def test_a_batch_of_one_before_a_batch_norm() -> None:
+    d = tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean)
+    assert d.batch == 1
+
+
+def test_a_loss_that_is_nearly_zero_is_no_alarm() -> None:
+    model = dense()
+    y = tt.unroll(model, x()).detach()
+    tt.zero_states(model)
+    d = tt.diagnose(model, (x(),), lambda out: (out - y - 1e-6).square().mean())
+    assert 0 < d.loss < 1e-10
+    assert d.ok, str(d)
+
+
+def test_states_of_another_batch_size() -> None:
+    model, data = dense(), x()
+    tt.unroll(model, data[:, :7])
+    d = tt.diagnose(model, (data, target()), mean)
+    assert d[0] == found(d, "states-do-not-fit", "1", "error")
+    assert "holds 1.mem of shape [7, 48]" in d[0].figure
+
+
+def test_a_stream_whose_states_hold_a_graph() -> None:
+    model, data = dense(), x()
+    mean(tt.unroll(model, data), target()).backward()
+    d = tt.diagnose(model, (data, target()), mean, stream=True)
+    assert found(d, "states-hold-a-graph", "1", "warning").value == 2
+    tt.detach_states(model)
+    assert tt.diagnose(model, (data, target()), mean, stream=True).ok
+
+
+# The whole
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("make", [dense, conv, recurrent])
+def test_the_model_is_as_it_was(make: Any, by: Any) -> None:
+    model = make()
+    data = images() if make is conv else x()
+    torch.manual_seed(3)
+    mean(tt.unroll(model, data, by=by), target()).backward()
+    model[0].eval()
+    states, before = tt.get_states(model, detach=False), copy.deepcopy(model.state_dict())
+    grads = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
+    chance = torch.get_rng_state()
+    tt.diagnose(model, (data, target()), mean, by=by)
+    with pytest.raises(ValueError, match="loss must return one number"):
+        tt.diagnose(model, (data, target()), lambda y, t: y, by=by)
+    assert all(s is states[name] for name, s in tt.get_states(model, detach=False).items())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for name, p in model.named_parameters():
+        assert p.grad is grads[name][0]
+        assert torch.equal(p.grad, grads[name][1])
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert [m.training for m in model.modules()] == [m is not model[0] for m in model.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("make", [dense, recurrent, lambda: deep(2)])
+def test_both_ways_say_the_same(make: Any) -> None:
+    model = make().double()
+    one, other = (
+        tt.diagnose(model, (x().double(), target()), mean, by=by) for by in ("layer", "step")
+    )
+    assert one.loss == pytest.approx(other.loss)
+    assert [f.name for f in one] == [f.name for f in other]
+    for a, b in zip(one.layers, other.layers, strict=True):
+        assert (a.path, a.kind, a.halflives) == (b.path, b.kind, b.halflives)
+        for name in ("rate", "dead", "saturated", "reach"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), abs=0.02), (a.path, name)
+        if a.gradient is not None:
+            assert a.gradient == pytest.approx(b.gradient, rel=1e-3)
+            torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, rtol=1e-3, atol=1e-9)
+
+
+def test_the_gradient_is_the_derivative_by_the_layers_input() -> None:
+    model, data = dense().double(), x().double()
+    shift = torch.zeros(25, B, 48, dtype=torch.float64, requires_grad=True)
+    drive = model[0](data) + shift
+    mean(tt.unroll(model[1:], drive), target()).backward()
+    tt.zero_states(model)
+    figures = tt.diagnose(model, (data, target()), mean).layers[0]
+    assert figures.gradient == pytest.approx(float(shift.grad.norm()))
+    torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
+
+
+def test_an_input_at_rest_and_a_bare_layer() -> None:
+    model = dense()
+    d = tt.diagnose(model, (x()[0], target()), mean, steps=25)
+    assert d.steps == 25
+    assert d.ok, str(d)
+    d = tt.diagnose(snn.LIF(N), (x(),), lambda y: (y.mean() - 0.1).square())
+    assert d.layers[0].path == ""
+    assert "(model)" in str(d)
+
+
+def test_padding_is_left_out_with_a_mask() -> None:
+    data = x()
+    data[10:] = 0
+    mask = torch.arange(25)[:, None].expand(25, B) < 10
+    model = dense()
+    padded = tt.diagnose(model, (data, target()), mean, mask=mask).layers[0]
+    cut = tt.diagnose(model, (data[:10], target()), mean).layers[0]
+    whole = tt.diagnose(model, (data, target()), mean).layers[0]
+    for name in ("rate", "dead", "saturated", "reach"):
+        assert getattr(padded, name) == getattr(cut, name)
+    assert padded.rate > whole.rate
+    assert padded.reach != whole.reach
+    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of the input"):
+        tt.diagnose(model, (data, target()), mean, mask=mask[:3])
+
+
+def test_under_inference_mode_and_without_gradients_too() -> None:
+    model, batch = dense(), (x(), target())
+    plain = tt.diagnose(model, batch, mean)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            d = tt.diagnose(model, batch, mean)
+        assert d.ok
+        assert d.layers[0].gradient == plain.layers[0].gradient
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_to_follow_the_advice_is_to_learn(seed: int) -> None:
+    """What came first is asked at the end: learned with the memory that is advised, not without."""
+    T, generator = 160, torch.Generator().manual_seed(seed)
+    classes = torch.randint(2, (64,), generator=generator)
+    data = torch.zeros(T, 64, 2)
+    data[:5] = 3 * nn.functional.one_hot(classes, 2)
+
+    def learned(beta: float) -> float:
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Linear(2, 16, bias=False), snn.LIF(16, beta=beta), nn.Linear(16, 2, bias=False),
+            snn.Readout(2, beta=beta),
+        )  # fmt: skip
+        found_short = bool(tt.diagnose(model, (data, classes), last).named("short-memory"))
+        assert found_short == (beta == 0.9)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+        for _ in range(40):
+            tt.zero_states(model)
+            optimizer.zero_grad()
+            value = last(tt.unroll(model, data), classes)
+            value.backward()
+            optimizer.step()
+        return value.item()
+
+    with tt.fuse.backend("auto"):
+        assert learned(functional.halflife_to_decay(T / 4)) < 0.45
+        assert learned(0.9) > 0.65  # of two classes, by chance: 0.69
+
+
+def test_it_prints_and_is_a_sequence() -> None:
+    d = tt.diagnose(scaled(dense(), 0.01, bias=0.0), (x(scale=1e-4), target()), mean)
+    text = str(d).splitlines()
+    assert text[0].startswith("diagnosis: ")
+    assert f"Loss {d.loss:.4g} on 25 steps of a batch of 16." in text[0]
+    assert text[2].split()[:4] == ["layer", "kind", "rate", "dead"]
+    assert text[3].split()[:4] == ["1", "LIF", "0.0%", "100.0%"]
+    assert max(map(len, text)) <= 100
+    order = [f.severity for f in d]
+    assert order == sorted(order, key=["error", "warning", "note"].index)
+    assert d[0] in d
+    assert d[:2] == d.findings[:2]
+    assert len(list(d)) == len(d)
+    for one in d:
+        assert one.figure
+        assert one.meaning.endswith(".")
+        assert one.advice.endswith(".")
+
+
+def test_errors() -> None:
+    data = (x(), target())
+    with pytest.raises(TypeError, match=r"batch must be a tuple of the input.*got a tensor"):
+        tt.diagnose(dense(), x(), mean)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"loss must be callable, loss\(y, target\), got 3"):
+        tt.diagnose(dense(), data, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="loss must return a tensor, got float"):
+        tt.diagnose(dense(), data, lambda y, t: 1.0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"got a tensor of shape \[25, 16, 4\]\. Reduce it, with"):
+        tt.diagnose(dense(), data, lambda y, t: y)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got list"):
+        tt.diagnose(dense(), data, mean, optimizer=[])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Linear has no neuron layer"):
+        tt.diagnose(nn.Linear(N, CLASSES), data, mean)
+    with pytest.raises(ValueError, match=r"0 \(RNN\) keeps a memory of its own: it cannot run by"):
+        tt.diagnose(nn.Sequential(nn.RNN(N, N), snn.LIF(N)), data, mean)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracetorch import metrics, snn
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**16))
+def test_rates_are_counts_of_what_is_not_zero(T: int, B: int, N: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    spikes = torch.randint(-1, 2, (T, B, N), generator=generator) * 0.5
+    mask = torch.randint(2, (T, B), generator=generator).bool()
+    mask[0] = True
+    for real in (None, mask):
+        kept = [spikes[t, b] for t in range(T) for b in range(B) if real is None or real[t, b]]
+        flat = torch.stack(kept)
+        rate = metrics.firing_rate(spikes, mask=real)
+        torch.testing.assert_close(rate, (flat != 0).float().mean())
+        torch.testing.assert_close(metrics.sparsity(spikes, mask=real), (flat == 0).float().mean())
+        per = metrics.firing_rate(spikes, dim=-1, mask=real)
+        torch.testing.assert_close(per, (flat != 0).float().mean(0))
+        torch.testing.assert_close(metrics.dead(spikes, mask=real), (flat == 0).all(0))
+        often = metrics.saturated(spikes, above=1.0, mask=real)
+        torch.testing.assert_close(often, (flat != 0).all(0))
+
+
+def test_of_a_convolution_a_neuron_is_a_channel() -> None:
+    layer = snn.LIF(3, dim=-3)
+    x = torch.zeros(10, 2, 3, 4, 4)
+    x[:, :, 1, 2, 2] = 5.0
+    x[:, :, 2] = 5.0
+    spikes = layer.unroll(x)
+    for dim in (-3, 1):
+        assert metrics.dead(spikes, dim=dim).tolist() == [True, False, False]
+        assert metrics.saturated(spikes, dim=dim).tolist() == [False, False, True]
+    assert metrics.firing_rate(spikes, dim=-3)[1] == 1 / 16
+
+
+def test_padding_is_not_looked_at() -> None:
+    spikes = torch.ones(4, 2, 3)
+    spikes[2:, 1] = torch.nan
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
+    assert metrics.firing_rate(spikes, mask=mask) == 1
+    assert metrics.saturated(spikes, mask=mask).all()
+
+
+def test_errors() -> None:
+    spikes = torch.ones(4, 2, 3)
+    with pytest.raises(ValueError, match=r"dim is -3, but one step of spikes has the shape"):
+        metrics.dead(spikes, dim=-3)
+    with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
+        metrics.saturated(spikes, above=0.0)
+    with pytest.raises(TypeError, match="above must be a number, got 'x'"):
+        metrics.saturated(spikes, above="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dim must be an integer"):
+        metrics.firing_rate(spikes, dim=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of spikes"):
+        metrics.firing_rate(spikes, mask=torch.ones(3, 2, dtype=torch.bool))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tests.unrolling.models import MODELS, dyadic, made
+from tracetorch import metrics, snn
+
+
+def products(module: nn.Module, x: Tensor) -> float:
+    """Nonzero terms of a linear map by brute force: one input at a time."""
+    total = 0.0
+    with torch.no_grad():
+        for i in (x.flatten() != 0).nonzero():
+            one = torch.zeros_like(x).flatten()
+            one[i] = 1.0
+            y = module(one.view_as(x)) - module(torch.zeros_like(x))
+            total += float((y.abs() > 1e-6).sum())
+    return total
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Linear(5, 4), (2, 5)),
+        (nn.Linear(3, 4), (2, 2, 3)),
+        (nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2), (2, 2, 7)),
+        (nn.Conv2d(1, 2, 3, dilation=2, padding="same"), (1, 1, 5, 4)),
+        (nn.Conv2d(1, 2, 3, padding=2, padding_mode="reflect"), (1, 1, 5, 4)),
+        (nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 2)),
+    ],
+    ids=repr,
+)
+def test_a_layer_against_brute_force(module: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        module.weight.uniform_(1, 2).mul_(torch.rand(module.weight.shape) < 0.7)
+    x = torch.rand(3, *shape) * (torch.rand(3, *shape) < 0.5)
+    x[1] = (x[1] > 0).float()
+    found = metrics.synaptic_operations(module, x)
+    B = shape[0]
+    reflected = getattr(module, "padding_mode", "zeros") == "reflect"
+    if not reflected:  # there an input may reach one output twice
+        assert found.effective_acs * B == products(module, x[1])
+        assert found.effective_macs * B == products(module, x[0]) + products(module, x[2])
+    nn.init.ones_(module.weight)
+    full = metrics.synaptic_operations(module, torch.ones_like(x))
+    assert full.dense == full.effective_acs == found.dense
+    assert found.effective < found.dense
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_ways_count_alike(name: str) -> None:
+    model, x = made(name), dyadic(5, *MODELS[name][1])
+    layer, step = (metrics.synaptic_operations(model, x, by=by) for by in ("layer", "step"))
+    assert layer == step
+    assert layer.effective > 0
+    updates = [metrics.membrane_updates(model, x, by=by) for by in ("layer", "step")]
+    assert updates[0] == updates[1] > 0
+    sparse = [metrics.activation_sparsity(model, x, by=by) for by in ("layer", "step")]
+    assert sparse[0] == sparse[1]
+
+
+def test_an_input_at_rest_is_counted_at_every_step() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
+    x = torch.ones(2, 4)
+    assert metrics.synaptic_operations(net, x, steps=7) == metrics.synaptic_operations(
+        net, x.expand(7, 2, 4)
+    )
+
+
+def test_a_membrane_that_rests_is_not_updated() -> None:
+    x = torch.zeros(6, 1, 2)
+    x[2, 0, 0] = 0.5
+    assert metrics.membrane_updates(snn.LIF(2), x) == 2 + 4
+
+
+def test_it_counts_from_rest_and_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), layer("SLIF", 4), nn.BatchNorm1d(4))
+    x = torch.rand(5, 2, 3)
+    before = metrics.synaptic_operations(model, x)
+    tt.unroll(model, x)
+    mem, version = model[2].mem, model[0].weight._version
+    mean, chance = model[3].running_mean.clone(), torch.get_rng_state()
+    for figure in (metrics.membrane_updates, metrics.activation_sparsity, metrics.profile):
+        figure(model, x[:, :1])
+    assert metrics.synaptic_operations(model, x) == before
+    assert model[2].mem is mem
+    assert model[0].weight._version == version
+    assert torch.equal(model[3].running_mean, mean)
+    assert model[3].num_batches_tracked == 1
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_layer_that_is_never_called_costs_nothing() -> None:
+    class Idle(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 9), snn.LIF(9))
+            self.cell = snn.LIF(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(self.used(x))
+
+    x = torch.rand(4, 2, 3)
+    assert metrics.synaptic_operations(Idle(), x).dense == 4 * 6
+    row = metrics.profile(Idle(), x).rows[1]
+    assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.ConvTranspose1d(2, 2, 3), (4, 1, 2, 5)),
+        (nn.Sequential(nn.Identity(), nn.Bilinear(3, 3, 2)), (4, 1, 3)),
+    ],
+    ids=["transposed", "bilinear"],
+)
+def test_what_cannot_be_counted_is_refused(module: nn.Module, shape: tuple[int, ...]) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(self.inner, nn.Sequential):
+                return self.inner[1](x, x)
+            return self.inner(x)
+
+    with pytest.raises(ValueError, match=r"^inner.*\((ConvTranspose1d|Bilinear)\) multiplies by w"):
+        metrics.synaptic_operations(Twice(), torch.ones(shape))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="Linear has no neuron layer"):
+        metrics.membrane_updates(nn.Linear(3, 3), torch.ones(2, 1, 3))
+    with pytest.raises(ValueError, match="Linear has no activation: no neuron that spikes, ReLU"):
+        metrics.activation_sparsity(nn.Linear(3, 3), torch.ones(2, 1, 3))
+    with pytest.raises(ValueError, match="LIF has no connections: no linear, convolutional or"):
+        metrics.connection_sparsity(snn.LIF(3))
+    figures: tuple[Any, ...] = (metrics.footprint, metrics.parameter_count)
+    for figure in (*figures, metrics.connection_sparsity):
+        with pytest.raises(TypeError, match=r"expected an nn\.Module, got str"):
+            figure("model")
+
+
+def test_hidden_and_shared_tensors_are_counted_once() -> None:
+    class Holder(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3, bias=False)
+            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
+            self.parts[1].weight = self.one.weight
+
+    assert metrics.parameter_count(Holder()) == 9 + 6
+    assert metrics.footprint(Holder()) == 4 * 15

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.unrolling.models import made
+from tracetorch import metrics, snn
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        snn.LIF(4, dim=-3),
+        nn.Flatten(),
+        nn.Linear(64, 8),
+        snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8)),
+        nn.Linear(8, 3),
+        snn.Readout(3),
+    )
+
+
+def test_the_figures_are_those_of_the_single_functions() -> None:
+    model, x = network(), 3 * torch.rand(9, 5, 1, 6, 6)
+    table = metrics.profile(model, x, repeats=1)
+    rows = {row.path: row for row in table.rows}
+    assert list(rows) == ["0", "1", "2", "3", "4.neuron", "4.connection", "5", "6"]
+    assert [row.shape for row in table.rows] == [
+        (4, 4, 4), (4, 4, 4), (64,), (8,), (8,), (8,), (3,), (3,),
+    ]  # fmt: skip
+    assert sum(row.parameters for row in table.rows) == metrics.parameter_count(model)
+    assert table.operations == metrics.synaptic_operations(model, x)
+    _, seen = tt.probe.record(model, x, ["1.output", "4.neuron.output"])
+    for path, dim in (("1", -3), ("4.neuron", -1)):
+        spikes = seen[f"{path}.output"]
+        row = rows[path]
+        assert row.rate == pytest.approx(float(metrics.firing_rate(spikes)))
+        assert row.dead == pytest.approx(float(metrics.dead(spikes, dim=dim).float().mean()))
+        often = metrics.saturated(spikes, dim=dim).float().mean()
+        assert row.saturated == pytest.approx(float(often))
+    assert 0 < rows["1"].rate < 1
+    updates = sum(row.updates or 0 for row in table.rows)
+    assert updates == metrics.membrane_updates(model, x)
+    wanted = metrics.energy(table.operations, updates=updates)
+    assert table.energy == wanted
+    assert sum(row.energy_pj or 0 for row in table.rows) == pytest.approx(wanted.total_pj)
+    assert rows["6"].rate is None
+    assert rows["2"].dense is None
+    assert rows["2"].energy_pj is None
+
+
+def test_memory_and_time() -> None:
+    table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
+    rows = {row.path: row for row in table.rows}
+    assert rows["1"].output_bytes == 4 * 9 * 5 * 64
+    assert rows["1"].held_bytes == 4 * (2 * 4 + 5 * 64)
+    assert rows["2"].output_bytes == 0  # a view
+    assert rows["4.connection"].output_bytes == 4 * 9 * 5 * 8
+    assert all(row.seconds > 0 for row in table.rows)
+    assert sum(row.seconds for row in table.rows) < table.seconds
+
+
+def test_the_time_of_a_layer_is_its_own() -> None:
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.03)
+            return x + 1
+
+    model = nn.Sequential(snn.LIF(4), Slow(), nn.ReLU())
+    table = metrics.profile(model, torch.rand(10, 1, 4), repeats=1)
+    assert table.rows[1].seconds >= 0.03
+    assert table.seconds >= table.rows[1].seconds
+    assert metrics.profile(model, torch.rand(3, 1, 4), by="step").rows[1].seconds >= 0.09
+
+
+def test_it_prints() -> None:
+    model = network()
+    table = metrics.profile(model, torch.rand(9, 5, 1, 6, 6), repeats=1)
+    lines = str(table).splitlines()
+    assert re.split(r"  +", lines[0]) == [
+        "layer", "kind", "shape", "parameters", "rate", "dead", "saturated",
+        "SynOps", "MACs", "energy", "time", "memory",
+    ]  # fmt: skip
+    assert re.match(r"1 +LIF +4x4x4 +8 +\d+\.\d% +\d+\.\d% +\d+\.\d% +- +- +\S+ nJ", lines[3])
+    assert lines[-4].startswith("total")
+    assert "Horowitz" in lines[-1]
+    markdown = table.to_markdown().splitlines()
+    assert [line.count("|") for line in markdown[:11]] == [13] * 11
+    assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
+
+
+def test_assumptions_and_a_single_layer() -> None:
+    cost = metrics.EnergyAssumptions(mac_pj=0, ac_pj=0, update_pj=1, source="none")
+    table = metrics.profile(snn.LIF(3), torch.ones(4, 2, 3), assumptions=cost)
+    assert table.rows[0].path == ""
+    assert table.energy.total_pj == metrics.membrane_updates(snn.LIF(3), torch.ones(4, 2, 3))
+    assert "(model)" in str(table)
+
+
+def test_what_cannot_be_counted_is_told_as_unknown() -> None:
+    model = nn.Sequential(nn.ConvTranspose1d(2, 2, 3), snn.LIF(2, dim=-2))
+    row = metrics.profile(model, torch.ones(4, 1, 2, 5)).rows[0]
+    assert row.dense is None
+    assert row.energy_pj is None
+    assert row.parameters == 14
+
+
+def test_a_layer_that_gives_no_tensor_and_one_that_is_not_called() -> None:
+    class Model(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.idle, self.out = nn.LSTM(4, 3), nn.Linear(2, 2), snn.LIF(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.cell(x)[0])
+
+    lines = str(metrics.profile(Model(), torch.rand(5, 2, 4), by="step")).splitlines()
+    assert lines[2].split()[:4] == ["cell", "LSTM", "-", "108"]
+    assert lines[3].split()[:5] == ["idle", "Linear", "not", "called", "6"]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        metrics.profile(made("dense"), torch.ones(3, 2, 3), repeats=0)

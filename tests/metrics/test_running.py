@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.unrolling.models import dyadic, made
+from tracetorch import metrics
+
+pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+
+
+WARNED = pytest.warns(UserWarning, match="compute.* was called before the .*update")
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for B in (3, 5, 1):
+        spikes = (torch.rand(6, B, 4, generator=generator) < 0.3).float()
+        spikes[:, :, 3] = 1
+        spikes[:, :, 2] = 0
+        mask = torch.arange(6)[:, None] < torch.randint(1, 7, (B,), generator=generator)
+        made.append((spikes, torch.randint(4, (B,), generator=generator), mask))
+    return made
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_over_batches_it_is_what_it_is_over_all(masked: bool) -> None:
+    spikes, targets, masks = (torch.cat(part, -1 if i == 1 else 1) if i != 1 else torch.cat(part)
+                              for i, part in enumerate(zip(*batches(), strict=True)))  # fmt: skip
+    whole = masks if masked else None
+    wanted = {
+        metrics.Accuracy("first_spike"): metrics.accuracy(
+            spikes, targets, by="first_spike", mask=whole
+        ),
+        metrics.FiringRate(): metrics.firing_rate(spikes, mask=whole),
+        metrics.Sparsity(): metrics.sparsity(spikes, mask=whole),
+        metrics.DeadNeurons(4): metrics.dead(spikes, mask=whole).float().mean(),
+        metrics.SaturatedNeurons(4, above=0.95): metrics.saturated(spikes, above=0.95, mask=whole)
+        .float()
+        .mean(),
+    }
+    for metric, figure in wanted.items():
+        for x, target, mask in batches():
+            given = (x, target) if isinstance(metric, metrics.Accuracy) else (x,)
+            metric.update(*given, *([mask] if masked else []))
+        torch.testing.assert_close(metric.compute(), figure)
+        assert 0 < figure < 1
+        metric.reset()
+        with pytest.raises(ValueError, match="has seen no batch"), WARNED:
+            metric.compute()
+
+
+def test_operations() -> None:
+    model, x = made("dense"), dyadic(5, 3, 3)
+    metric = metrics.Operations()
+    metric.update(model, x[:, :2])
+    metric.update(model, x[:, 2:])
+    wanted = metrics.synaptic_operations(model, x)
+    updates = metrics.membrane_updates(model, x)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx(
+        {
+            "effective_macs": wanted.effective_macs,
+            "effective_acs": wanted.effective_acs,
+            "dense": wanted.dense,
+            "membrane_updates": updates,
+        }
+    )
+
+
+def test_they_are_torchmetrics() -> None:
+    from torchmetrics import Metric, MetricCollection
+
+    both = MetricCollection({"rate": metrics.Accuracy("rate"), "last": metrics.Accuracy("last")})
+    for x, target, _ in batches():
+        both.update(x, target)
+    x, target = (torch.cat([b[i] for b in batches()], 1 - i) for i in (0, 1))
+    assert both.compute() == {by: metrics.accuracy(x, target, by=by) for by in ("rate", "last")}
+    metric = pickle.loads(pickle.dumps(metrics.DeadNeurons(4)))
+    assert isinstance(metric, Metric)
+    assert metric(x) == 0.25
+    assert metric.half().fired.dtype == torch.float64
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="by must be one of rate, count, first_spike"):
+        metrics.Accuracy("rates")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="DeadNeurons was made for 3 neurons at dim -1"):
+        metrics.DeadNeurons(3).update(torch.ones(2, 1, 4))
+    with pytest.raises(ValueError, match="num_neurons must be at least 1"):
+        metrics.SaturatedNeurons(0)
+    with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
+        metrics.SaturatedNeurons(3, above=2.0)
+    with pytest.raises(ValueError, match="Linear has no neuron layer"):
+        metrics.Operations().update(nn.Linear(3, 3), torch.ones(2, 1, 3))
+    with pytest.raises(AttributeError, match="has no attribute 'Accuracies'"):
+        _: Any = metrics.Accuracies  # type: ignore[attr-defined]
+
+
+def test_without_torchmetrics_the_extra_is_named_and_functions_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "tracetorch.metrics.running", raising=False)
+    monkeypatch.setattr("tracetorch.extras.find_spec", lambda _: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"tt\.metrics\.Accuracy needs torchmetrics.*'\.\[metrics\]'"
+    ):
+        _ = tt.metrics.Accuracy
+    assert metrics.firing_rate(torch.ones(2, 1, 3)) == 1

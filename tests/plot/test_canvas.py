@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from tests.plot.cases import PLOTS
+from tracetorch.plot.canvas import canvas
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_draws_on_the_axes_it_is_given_and_returns_them(name: str) -> None:
+    left, right = Figure(figsize=(8, 3)).subplots(1, 2)
+    assert PLOTS[name](ax=right) is right
+    assert right.has_data()
+    assert not left.has_data()
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_without_axes_it_makes_a_figure_on_which_no_text_overlaps(name: str) -> None:
+    ax = PLOTS[name]()
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    inside = figure.bbox.padded(1)
+    frames = [t.get_window_extent(renderer) for axes in figure.axes for t in texts(axes)]
+    assert frames
+    for frame in frames:
+        assert inside.contains(*frame.min)
+        assert inside.contains(*frame.max)
+    for number, frame in enumerate(frames):
+        for other in frames[number + 1 :]:
+            shared = np.minimum(frame.max, other.max) - np.maximum(frame.min, other.min)
+            assert (shared < 1.5).any()  # pixels; a text's box is wider than its ink
+
+
+def texts(ax: Axes) -> list[Text]:
+    """Title, labels, legend and those tick labels that are within the axes' limits."""
+    found = [ax.title, ax.xaxis.label, ax.yaxis.label]
+    if (legend := ax.get_legend()) is not None:
+        found += legend.get_texts()
+    for axis, place in ((ax.xaxis, 0), (ax.yaxis, 1)):
+        low, high = sorted(axis.get_view_interval())
+        for minor in (False, True):
+            labels = axis.get_ticklabels(minor=minor)
+            found += [t for t in labels if low <= t.get_position()[place] <= high]
+    return [text for text in found if text.get_text()]
+
+
+@pytest.mark.parametrize("name", [n for n in PLOTS if not n.startswith("render_image")])
+def test_axes_say_what_they_show(name: str) -> None:
+    ax = PLOTS[name]()
+    assert ax.get_xlabel()
+    assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
+
+
+def test_matplotlib_comes_late_and_pyplot_and_the_settings_stay_as_they_are() -> None:
+    code = (
+        "import sys\n"
+        "import tracetorch as tt\n"
+        "tt.plot\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import matplotlib\n"
+        "before = matplotlib.rcParams.copy()\n"
+        "from tests.plot.cases import PLOTS, drawn\n"
+        "for draw in PLOTS.values():\n"
+        "    draw()\n"
+        "tt.plot.animate_events(drawn(2, 1, 2, 4, 4)).to_jshtml()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert matplotlib.rcParams.copy() == before\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_refuses_what_is_no_axes() -> None:
+    both = Figure().subplots(1, 2)
+    with pytest.raises(TypeError, match=r"ax must be matplotlib axes, got ndarray.*axes\[0\]"):
+        canvas(both)
+
+
+def test_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracetorch.extras.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
+        canvas(None)

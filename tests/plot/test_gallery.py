@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import tracetorch as tt
+
+GALLERY = Path(__file__).parents[2] / "examples" / "gallery.py"
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--out", str(tmp_path), "--rounds", "2"])
+    runpy.run_path(str(GALLERY), run_name="__main__")
+    made = {path.stem for path in tmp_path.iterdir() if path.stat().st_size > 1_000}
+    functions = set(tt.plot.__all__) - {"MeasurementManager", "animate_events", "decays"}
+    assert functions - {"save_animation", "save_html"} <= made
+    assert {path.name for path in tmp_path.iterdir()} >= {"events.gif", "events.html", "run.html"}
+    assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out
+
+
+def test_every_function_is_in_the_gallery() -> None:
+    source = GALLERY.read_text()
+    for name in set(tt.plot.__all__) - {"animate_events"}:  # save_animation calls it
+        assert f"tt.plot.{name}(" in source, name

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.plot.cases import model
+from tracetorch import snn
+
+
+def test_decays_are_those_of_every_layer_and_stay_what_they_were() -> None:
+    net = snn.TTModule()
+    net.cells = [snn.SRLIF(3, alpha=0.3, beta=0.8, gamma=0.6), nn.Linear(3, 3)]
+    net.readout = snn.Readout(2, beta_rank=0)
+    taken = tt.plot.decays(net)
+    assert sorted(taken) == ["cells.0.alpha", "cells.0.beta", "cells.0.gamma", "readout.beta"]
+    before = {path: value.clone() for path, value in taken.items()}
+    with torch.no_grad():
+        for raw in net.cells[0].parameters():
+            raw.add_(1.0)
+    assert all(torch.equal(taken[path], value) for path, value in before.items())
+    assert not torch.equal(tt.plot.decays(net)["cells.0.beta"], before["cells.0.beta"])
+    assert list(tt.plot.decays(snn.LIF(2))) == ["beta"]
+
+
+def test_rows_hold_half_lives() -> None:
+    net = nn.Sequential(snn.LIF(3, beta=tt.functional.halflife_to_decay(torch.tensor([2.0, 2, 8]))))
+    ax = tt.plot.halflives(net, bins=10)
+    (bars,) = ax.patches
+    height, edges, _ = bars.get_data()  # type: ignore[attr-defined]
+    filled = np.nonzero(height)[0]
+    assert height[filled].tolist() == pytest.approx([0.85, 0.425])
+    assert [edges[i] <= h <= edges[i + 1] for i, h in zip(filled, (2, 8), strict=True)] == [
+        True
+    ] * 2
+    assert ax.get_xscale() == "log"
+    assert ax.get_legend() is None
+
+
+def test_before_is_behind_after() -> None:
+    before = tt.plot.decays(model())
+    ax = tt.plot.halflives(before, model(2.0))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]  # type: ignore[union-attr]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0.alpha", "0.beta", "1.beta"]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [  # type: ignore[index]
+        pytest.approx(tt.functional.decay_to_halflife(0.9), rel=1e-5)
+    ] * 2
+    means = []
+    for bars in ax.patches[2:4]:  # of 0.beta
+        height, edges, floor = bars.get_data()  # type: ignore[attr-defined]
+        means.append(np.average(np.log(edges[:-1]), weights=height - floor))
+    assert means[1] - means[0] == pytest.approx(np.log(2), abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error", "match"),
+    [
+        (nn.Linear(2, 2), None, ValueError, "before has no decays"),
+        (3, None, TypeError, "before must be a model or a dict from paths to decays, got int"),
+        ({"a": 0.5}, None, TypeError, r"before\['a'\] must be a tensor of decays, got float"),
+        ({"a": torch.ones(2)}, None, ValueError, r"before\['a'\].*strictly between 0 and 1"),
+        (
+            snn.LIF(2),
+            snn.SLIF(2),
+            ValueError,
+            r"before has \['beta'\], after has \['alpha', 'beta'\]",
+        ),
+    ],
+)
+def test_refuses(before: Any, after: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        tt.plot.halflives(before, after)
+
+
+def test_refuses_what_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"decays takes an nn\.Module, got dict"):
+        tt.plot.decays({})  # type: ignore[arg-type]

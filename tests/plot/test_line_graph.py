@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tracetorch as tt
+
+
+def test_draws_values_over_steps() -> None:
+    loss = torch.tensor(0.25, requires_grad=True)
+    ax = tt.plot.line_graph([1, 0.5, loss], "training", "loss")
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert line.get_ydata().tolist() == [1, 0.5, 0.25]  # type: ignore[union-attr]
+    assert ax.get_title() == "training"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]  # type: ignore[union-attr]
+
+
+def test_a_second_line_on_the_same_axes_has_another_colour() -> None:
+    ax = tt.plot.line_graph([1.0], "t", "train")
+    tt.plot.line_graph(torch.tensor([2.0]), "t", "test", ax=ax)
+    assert len({line.get_color() for line in ax.lines}) == 2
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "test"]  # type: ignore[union-attr]
+
+
+def test_no_label_no_legend() -> None:
+    assert tt.plot.line_graph([1.0, 2.0], "t").get_legend() is None
+
+
+def test_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="there are no values"):
+        tt.plot.line_graph([], "t")

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from tests.cases import SURROGATES
+from tracetorch.functional import Surrogate
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
+def test_a_curve_is_the_derivative(surrogate: Surrogate) -> None:
+    (line,) = [
+        line
+        for line in tt.plot.surrogate_curves(surrogate).lines
+        if line.get_label() == repr(surrogate)
+    ]
+    u = torch.as_tensor(np.asarray(line.get_xdata()))
+    assert np.allclose(line.get_ydata(), surrogate.derivative(u).expand_as(u))
+
+
+def test_all_of_them_unless_told() -> None:
+    labels = [line.get_label() for line in tt.plot.surrogate_curves().lines]
+    names = [n for n in tt.functional.__all__ if n.endswith("_surrogate")]
+    assert sorted(str(label).partition("(")[0] for label in labels[:-1]) == sorted(names)
+
+
+def test_any_callable_by_any_name() -> None:
+    def soft(u: Tensor) -> Tensor:
+        return torch.sigmoid(u)
+
+    with torch.no_grad():
+        ax = tt.plot.surrogate_curves({"mine": soft}, reach=3.0)
+        again = tt.plot.surrogate_curves([soft], reach=3.0)
+    assert max(np.asarray(ax.lines[0].get_ydata())) == pytest.approx(0.25)
+    assert ax.get_xlim() == (-3, 3)
+    assert [ax.lines[0].get_label(), again.lines[0].get_label()] == ["mine", "soft"]
+
+
+def test_two_without_a_name_are_two() -> None:
+    ax = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
+    assert [max(line.get_ydata()) for line in ax.lines[:2]] == [
+        pytest.approx(h) for h in (0.25, 0.5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "error", "match"),
+    [
+        ("atan", {}, TypeError, "takes callables, u -> spikes, got str"),
+        (lambda u: (u > 0).double(), {}, ValueError, "has no gradient at all"),
+        ([], {}, ValueError, "there are no surrogates"),
+        (None, {"reach": 0}, ValueError, "reach must be positive, got 0"),
+        (None, {"reach": "1"}, TypeError, "reach must be a number, got '1'"),
+    ],
+)
+def test_refuses(given: Any, options: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        tt.plot.surrogate_curves(given, **options)

@@ -1,0 +1,420 @@
+"""The page of ``save_html`` in a browser without a window, driven as a user drives it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from tests.plot.cases import drawn, recording
+from tests.plot.test_save_html import HOSTILE
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra test-browser")
+
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 120_000  # milliseconds; the machine may be busy with other tests
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 8, 20  # margins of a plot, as in viewer.js
+
+Page = Any
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(OPTIONS), timeout=PATIENCE
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens recordings; afterwards nothing has gone wrong in the page, or left the file."""
+    contexts: list[Any] = []
+    wrong: list[str] = []
+
+    def open_(recording: Any, title: str = "A run", scheme: str = "light", **options: Any) -> Page:
+        place = tmp_path / f"run{len(contexts)}.html"
+        tt.plot.save_html(recording, place, title=title)
+        viewport = options.pop("viewport", {"width": 1000, "height": 700})
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("request", lambda r: wrong.append(r.url) if r.url != place.as_uri() else None)
+        page.goto(place.as_uri())
+        page.wait_for_selector("body[data-ready='0']")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def panel(page: Page, path: str) -> Page:
+    return page.locator(".panel").filter(has=page.get_by_text(path, exact=True))
+
+
+def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1.0) -> list[float]:
+    """Where a step and a row are on the screen, while everything is shown."""
+    shown = steps(page)
+    frame = panel(page, path).locator("canvas").bounding_box()
+    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    across = (step - shown[0] + 0.5) / (shown[1] - shown[0] + 1)
+    return [frame["x"] + LEFT + across * wide, frame["y"] + TOP + row / rows * high]
+
+
+def steps(page: Page) -> tuple[int, int]:
+    """The first and the last step that are shown."""
+    text = page.locator("#span").inner_text().replace(",", "")
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    return (0, numbers[0] - 1) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def read(page: Page, path: str) -> str:
+    return str(panel(page, path).locator("output").inner_text())
+
+
+def settled(page: Page) -> None:
+    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+
+
+def test_lists_the_layers_and_says_what_they_are(opened: Open) -> None:
+    page = opened(recording())
+    assert page.title() == "A run"
+    assert page.locator("h1").inner_text() == "A run"
+    assert page.locator("#span").inner_text() == "24 steps"
+    labels = page.locator("#layers label span").all_inner_texts()
+    assert [label.split("\n") for label in labels] == [
+        ["0.mem", "trace, 5 neurons"],
+        ["0.output", "spikes, 5 neurons"],
+        ["2.mem", "trace, 4 neurons"],
+        ["2.output", "spikes, 4 neurons"],
+    ]
+    page.get_by_label("0.output").first.uncheck()
+    assert page.locator(".panel b").all_inner_texts() == ["0.mem", "2.mem", "2.output"]
+
+
+def test_the_pointer_reads_every_spike(opened: Open) -> None:
+    seen = recording()
+    page = opened(seen)
+    for path in ("0.output", "2.output"):
+        sent = seen[path][:, 0]
+        panel(page, path).scroll_into_view_if_needed()
+        for step in range(0, 24, 5):
+            for neuron in range(sent.shape[1]):
+                page.mouse.move(*centre(page, path, step, neuron + 0.5, sent.shape[1]))
+                what = {1: "spike", -1: "downward spike", 0: "silent"}[int(sent[step, neuron])]
+                assert read(page, path) == f"step {step} · neuron {neuron}: {what}"
+
+
+def test_the_pointer_reads_states_at_the_same_step(opened: Open) -> None:
+    seen = recording()
+    seen["0.mem"][7, 0, 1] = torch.nan
+    page = opened(seen)
+    page.mouse.move(*centre(page, "0.output", 7))
+    found = re.findall(r"(\d): ([^ ·]+(?: finite)?)", read(page, "0.mem"))
+    assert [int(neuron) for neuron, _ in found] == [0, 1, 2, 3]
+    assert found[1][1] == "not finite"
+    for neuron in (0, 2, 3):
+        assert float(found[neuron][1]) == pytest.approx(
+            seen["0.mem"][7, 0, neuron].item(), abs=1e-4
+        )
+    count = int(seen["2.output"][7, 0].abs().sum())
+    assert read(page, "2.output") == f"step 7 · {count} spike{'' if count == 1 else 's'}"
+
+
+INK = """([canvas, x, y, w, h]) => {
+  const place = [x, y, w, h].map((side) => side * window.devicePixelRatio);
+  const data = canvas.getContext('2d').getImageData(...place).data;
+  const seen = {};
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200) {
+    const key = [data[i], data[i + 1], data[i + 2]].join();
+    seen[key] = (seen[key] || 0) + 1;
+  }
+  return seen;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "up", "down"),
+    [("light", "47,102,144", "209,73,91"), ("dark", "111,177,224", "240,117,131")],
+)
+def test_ticks_are_drawn_where_spikes_are_and_nowhere_else(
+    opened: Open, scheme: str, up: str, down: str
+) -> None:
+    sent = torch.zeros(11, 1, 4)
+    sent[3, 0, 1], sent[8, 0, 2] = 1, -1
+    page = opened({"a.output": sent}, scheme=scheme)
+    canvas = page.locator(".panel canvas")
+    frame = canvas.bounding_box()
+    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    for step in range(11):
+        for neuron in range(4):
+            cell = [LEFT + step / 11 * wide, TOP + neuron / 4 * high, wide / 11 - 1, high / 4 - 1]
+            ink = page.evaluate(INK, [canvas.element_handle(), *cell])
+            assert (ink.get(up, 0) > 50) == (sent[step, 0, neuron] > 0)
+            assert (ink.get(down, 0) > 50) == (sent[step, 0, neuron] < 0)
+
+
+def test_no_spike_is_lost_among_many(opened: Open) -> None:
+    sent = torch.zeros(10_000, 1, 2_000)
+    sent[4_321, 0, 1_234] = 1
+    page = opened({"a.output": sent.bool()})
+    canvas = page.locator(".panel canvas")
+    frame = canvas.bounding_box()
+    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    x, y = LEFT + 0.4321 * wide, TOP + 0.617 * high
+    ink = page.evaluate(INK, [canvas.element_handle(), x - 2, y - 2, 4, 4])
+    assert ink.get("47,102,144", 0) >= 1
+    page.mouse.move(frame["x"] + x, frame["y"] + y)
+    for _ in range(9):
+        page.mouse.wheel(0, -300)
+    settled(page)
+    first, last = steps(page)
+    assert first <= 4_321 <= last
+    assert last - first < 250
+
+
+def test_wheel_drag_and_keys_move_through_time(opened: Open) -> None:
+    page = opened({"a": drawn(200, 1, 3)})
+    page.mouse.move(*centre(page, "a", 100))
+    page.mouse.wheel(0, -600)
+    settled(page)
+    first, last = steps(page)
+    assert 40 < first < 100 < last < 160
+    assert abs((first + last) / 2 - 100) <= 1  # it stays under the pointer
+
+    page.mouse.down()
+    page.mouse.move(*[a + b for a, b in zip(centre(page, "a", 100), (-200, 0), strict=True)])
+    page.mouse.up()
+    settled(page)
+    dragged = steps(page)
+    assert dragged[0] > first + 10
+    assert abs((dragged[1] - dragged[0]) - (last - first)) <= 1
+
+    page.keyboard.press("ArrowLeft")
+    settled(page)
+    assert steps(page)[0] < dragged[0]
+    page.keyboard.press("End")
+    settled(page)
+    assert steps(page)[1] == 199
+    page.keyboard.press("0")
+    settled(page)
+    assert steps(page) == (0, 199)
+    page.keyboard.press("+")
+    settled(page)
+    narrow = steps(page)
+    page.get_by_role("button", name="zoom out").click()
+    settled(page)
+    assert steps(page) == (0, 199) != narrow
+    page.keyboard.press("-")
+    settled(page)
+    assert steps(page) == (0, 199)  # there is no more
+
+
+def test_the_strip_below_scrolls(opened: Open) -> None:
+    page = opened({"a": drawn(200, 1, 3)})
+    for _ in range(4):
+        page.keyboard.press("+")
+    frame = page.locator("#overview").bounding_box()
+    page.mouse.click(frame["x"] + 0.8 * frame["width"], frame["y"] + 9)
+    settled(page)
+    assert sum(steps(page)) / 2 == pytest.approx(160, abs=2)
+
+
+def test_neurons_are_zoomed_with_alt(opened: Open) -> None:
+    sent = torch.ones(10, 1, 100)
+    page = opened({"a": sent})
+    spot = centre(page, "a", 5, 25.5, 100)
+    page.mouse.move(*spot)
+    page.keyboard.down("Alt")
+    page.mouse.wheel(0, -1000)
+    page.keyboard.up("Alt")
+    settled(page)
+    assert steps(page) == (0, 9)
+    assert read(page, "a") == "step 5 · neuron 25: spike"
+    page.mouse.move(spot[0], spot[1] + 20)
+    near = int(re.findall(r"neuron (\d+)", read(page, "a"))[0])
+    assert 25 <= near < 32  # unzoomed it would be further down
+
+
+def test_another_sample_shows_its_own_run(opened: Open) -> None:
+    seen = recording()
+    page = opened(seen)
+    page.keyboard.press("]")
+    page.wait_for_selector("body[data-ready='1']")
+    assert page.locator("#sample").input_value() == "1"
+    for step in range(24):
+        page.mouse.move(*centre(page, "0.output", step, 2.5, 5))
+        fired = "spike" if seen["0.output"][step, 1, 2] else "silent"
+        assert read(page, "0.output") == f"step {step} · neuron 2: {fired}"
+    page.locator("#sample").select_option("2")
+    page.wait_for_selector("body[data-ready='2']")
+    page.get_by_role("button", name="next sample").click()
+    page.wait_for_selector("body[data-ready='2']")  # it was the last
+
+
+def test_a_click_on_a_neuron_shows_its_states(opened: Open) -> None:
+    seen = recording()
+    page = opened(seen)
+    page.mouse.click(*centre(page, "0.output", 3, 4.5, 5))
+    fields = page.get_by_label("neurons", exact=True)
+    assert [field.input_value() for field in fields.all()] == ["4", "0-3"]
+    page.mouse.move(*centre(page, "0.mem", 3))
+    value = float(read(page, "0.mem").split("4: ")[1])
+    assert value == pytest.approx(seen["0.mem"][3, 0, 4].item(), abs=1e-4)
+
+
+def test_neurons_are_chosen_by_number(opened: Open) -> None:
+    values = drawn(30, 1, 12)
+    page = opened({"a.mem": values})
+    field = page.get_by_label("neurons", exact=True)
+    field.fill("10-99, 2, nonsense")
+    field.press("Enter")
+    assert field.input_value() == "2, 10-11"
+    page.get_by_role("button", name="previous neurons").click()
+    assert field.input_value() == "0-2"
+    page.get_by_role("button", name="map").click()
+    settled(page)
+    page.mouse.move(*centre(page, "a.mem", 4, 7.5, 12))
+    path, _, value = read(page, "a.mem").rpartition(": ")
+    assert path == "step 4 · neuron 7"
+    assert float(value) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
+
+
+def test_a_line_goes_through_its_values(opened: Open) -> None:
+    ramp = torch.linspace(0, 1, 21).reshape(21, 1, 1)
+    page = opened({"a.mem": ramp})
+    canvas = page.locator(".panel canvas")
+    frame = canvas.bounding_box()
+    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    for step in (1, 10, 19):
+        x = LEFT + (step + 0.5) / 21 * wide
+        y = TOP + (1.06 - step / 20) / 1.12 * high  # 6 % of room above and below
+        here = page.evaluate(INK, [canvas.element_handle(), x - 3, y - 3, 6, 6])
+        above = page.evaluate(INK, [canvas.element_handle(), x - 3, y - 30, 6, 6])
+        assert here.get("47,102,144", 0) > 8
+        assert "47,102,144" not in above
+
+
+def test_hostile_names_are_text(opened: Open) -> None:
+    page = opened({f"{HOSTILE}.mem": drawn(5, 2, 1), "{{data}}": drawn(5, 2, 1)}, title=HOSTILE)
+    assert page.evaluate("window.broken") is None
+    assert page.title() == HOSTILE
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("img").count() == 0
+    assert page.locator(".panel b").all_inner_texts() == [f"{HOSTILE}.mem", "{{data}}"]
+
+
+def test_dark_and_light(opened: Open) -> None:
+    page = opened(recording(), scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.keyboard.press("t")
+    assert page.evaluate(background) != dark
+    page.get_by_role("button", name="dark or light").click()
+    assert page.evaluate(background) == dark
+    assert opened(recording()).evaluate(background) != dark
+
+
+def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
+    page = opened({"a": drawn(200, 1, 3)}, has_touch=True)
+    hands = page.context.new_cdp_session(page)
+    x, y = centre(page, "a", 100)
+
+    def touch(kind: str, *points: float) -> None:
+        fingers = [{"x": p, "y": y, "id": number} for number, p in enumerate(points)]
+        hands.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    touch("touchStart", x - 50, x + 50)
+    for apart in (70, 100, 150):
+        touch("touchMove", x - apart, x + apart)
+    touch("touchEnd")
+    settled(page)
+    first, last = steps(page)
+    assert last - first == pytest.approx(200 / 3, abs=6)
+    assert (first + last) / 2 == pytest.approx(100, abs=4)
+
+    touch("touchStart", x)
+    for by in (20, 60, 120):
+        touch("touchMove", x - by)
+    touch("touchEnd")
+    settled(page)
+    panned = steps(page)
+    assert panned[0] > first + 5
+    assert panned[1] - panned[0] == pytest.approx(last - first, abs=1)
+
+
+def test_a_phone_shows_it_too(opened: Open) -> None:
+    page = opened(recording(), viewport={"width": 380, "height": 720})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    assert panel(page, "0.output").locator("canvas").bounding_box()["width"] > 300
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1, 1, 1),
+        torch.full((3, 1, 2), torch.nan),
+        torch.full((3, 1, 2), 0.5),
+        torch.ones(2, 1, 1),
+        torch.tensor([1e30, -1e30, 0.3]).reshape(3, 1, 1),
+    ],
+    ids=["one step", "nothing finite", "constant", "two steps", "far apart"],
+)
+def test_small_and_odd_runs_open(opened: Open, value: Tensor) -> None:
+    page = opened({"a.mem": value})
+    page.mouse.move(*centre(page, "a.mem", 0))
+    assert read(page, "a.mem").startswith("step 0")
+    page.keyboard.press("+")
+    page.keyboard.press("ArrowUp")
+    settled(page)
+
+
+def test_many_layers_open_when_they_are_asked_for(opened: Open) -> None:
+    page = opened({f"{n}.mem": drawn(9, 1, 2) for n in range(9)})
+    assert page.locator(".panel").count() == 6
+    page.get_by_label("8.mem").check()
+    page.wait_for_selector("body[data-ready='0']")
+    assert page.locator(".panel b").all_inner_texts()[-1] == "8.mem"
+
+
+def test_films_play_without_a_network(browser: Any, tmp_path: Path) -> None:
+    place = tmp_path / "film.html"
+    tt.plot.save_animation(drawn(3, 1, 1, 4, 4), place)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
+    page.goto(place.as_uri())
+    page.get_by_title("Next frame").click()
+    assert asked == [place.as_uri()]
+    buttons = page.locator("button i").all()
+    shown = [b.evaluate("e => getComputedStyle(e, '::before').content") for b in buttons]
+    assert len(shown) == 9
+    assert all(content not in ("none", "normal", '""') for content in shown)
+    page.close()

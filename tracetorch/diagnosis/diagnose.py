@@ -1,0 +1,122 @@
+"""``diagnose``: looks for the reasons why a network does not learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tracetorch.diagnosis import activity, data, gradients, memory, parameters
+from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
+from tracetorch.diagnosis.finding import SEVERITIES
+from tracetorch.diagnosis.report import Diagnosis, LayerFigures
+from tracetorch.ragged import check_mask
+from tracetorch.unrolling.inputs import inputs
+
+
+def diagnose(
+    model: nn.Module,
+    batch: Sequence[Any],
+    loss: Loss,
+    *,
+    optimizer: Optimizer | None = None,
+    mask: Tensor | None = None,
+    stream: bool = False,
+    steps: int | None = None,
+    by: Literal["layer", "step"] = "layer",
+) -> Diagnosis:
+    """Why is it not learning? One pass forward and backward, and what is wrong with it.
+
+    It looks for inputs that are zero, not finite or of a wild scale; a loss that is not finite or
+    has no gradient, and where the first value that is not finite appears; outputs that are the same
+    for all samples; neurons that are dead or saturated, and how far the dead ones are from firing;
+    membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
+    over layers or over time; half-lives too short for the sequence, or averages too slow for it;
+    states carried over from an earlier batch; parameters that the loss does not reach, that are
+    frozen, or that the optimizer does not have.
+
+    The model is run from rest, and as it stands: in training mode, if that is its mode. Nothing is
+    changed: parameters, gradients, states, buffers, modes and the random state are as before.
+
+    Args:
+        model: any ``nn.Module`` with neuron layers.
+        batch: a tuple of the input, as for ``tt.unroll``, and whatever else the loss takes, the
+            target say.
+        loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is what the model gives over time,
+            ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
+        optimizer: to check that it moves what it should.
+        mask: ``[T, B]``, true where a step is real, to leave padding out of rates and reach; the
+            loss takes its own, from ``batch``.
+        stream: states are meant to be carried from batch to batch.
+        steps: as for ``tt.unroll``.
+        by: as for ``tt.unroll``.
+
+    Returns:
+        A :class:`Diagnosis`: print it, ask whether it is ``ok``, or go through its findings.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: the model has no neuron layer; the loss is not a scalar; or as ``tt.unroll``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
+        >>> _ = net[0].weight.data.mul_(0.01)
+        >>> _ = net[0].bias.data.fill_(0.02)
+        >>> x, target = torch.rand(25, 8, 4), torch.arange(8) % 2
+        >>> found = diagnose(net, (x, target), lambda y, t: nn.functional.cross_entropy(y[-1], t))
+        >>> found[0].severity, found[0].name, found[0].layer
+        ('error', 'dead-neurons', '1')
+        >>> found[0].value, found[0].figure[:60]
+        (1.0, '32 of 32 neurons never fire, in 25 steps of 8 samples. At it')
+    """
+    if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
+        raise TypeError(
+            "batch must be a tuple of the input and what else the loss takes, (x, target) say, got "
+            f"{'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
+        )
+    if not callable(loss):
+        raise TypeError(f"loss must be callable, loss(y, target), got {loss!r}.")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+        )
+    x, *rest = batch
+    given = inputs(x, steps, 0, True)
+    if mask is not None:
+        check_mask(mask, "the input", torch.empty(given.steps, given.batch, device=mask.device))
+    evidence = gather(model, given, x, rest, loss, mask=mask, steps=steps, by=by)
+    found = [
+        *data.inputs(evidence),
+        *memory.carried(evidence, stream),
+        *data.outputs(evidence),
+        *parameters.findings(evidence, optimizer),
+        *activity.findings(evidence),
+        *data.alike(evidence),
+        *gradients.findings(evidence),
+        *memory.findings(evidence),
+    ]
+    return Diagnosis(
+        findings=tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity))),
+        layers=tuple(_figures(evidence, seen) for seen in evidence.layers),
+        loss=float(evidence.loss),
+        steps=given.steps,
+        batch=given.batch,
+    )
+
+
+def _figures(evidence: Evidence, seen: LayerEvidence) -> LayerFigures:
+    rates = activity.neuron_rates(seen, evidence.mask) if seen.fires else None
+    return LayerFigures(
+        path=seen.path,
+        kind=type(seen.layer).__name__,
+        rate=None if rates is None else float(rates.mean()),
+        dead=None if rates is None else float((rates == 0).double().mean()),
+        saturated=None if rates is None else float((rates >= activity.SATURATED).double().mean()),
+        reach=activity.reach(seen, evidence.mask),
+        gradient=gradients.norm(seen.gradient),
+        gradient_by_step=gradients.norm_by_step(seen.gradient),
+        halflives=memory.halflives(seen.layer),
+    )

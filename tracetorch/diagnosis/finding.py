@@ -1,0 +1,58 @@
+"""``Finding``: one reason why a network may not learn."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+_WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason why a network may not learn.
+
+    Args:
+        severity: ``"error"``: it cannot learn so; ``"warning"``: it hardly can; ``"note"``: worth
+            knowing, and often meant.
+        name: what was found, ``"dead-neurons"`` say; one name for each kind of finding.
+        layer: path of the layer or parameter, empty for the model as a whole.
+        value: the figure as a number.
+        figure: the figure in words.
+        meaning: what it means.
+        advice: what to try.
+
+    Example:
+        >>> print(Finding("note", "frozen", "0", 1.0, "1 of 4.", "It stays.", "Thaw it."))
+        NOTE  frozen, in 0
+          figure  1 of 4.
+          means   It stays.
+          try     Thaw it.
+    """
+
+    severity: Severity
+    name: str
+    layer: str
+    value: float
+    figure: str
+    meaning: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = f", in {self.layer}" if self.layer else ""
+        lines = [f"{self.severity.upper()}  {self.name}{where}"]
+        for head, text in (("figure", self.figure), ("means", self.meaning), ("try", self.advice)):
+            lines += textwrap.wrap(
+                text, _WIDTH, initial_indent=f"  {head:<8}", subsequent_indent=" " * 10
+            )
+        return "\n".join(lines)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

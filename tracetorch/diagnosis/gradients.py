@@ -1,0 +1,153 @@
+"""Gradients that vanish or explode, over layers and over time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
+from tracetorch.diagnosis.finding import Finding, some
+
+_DEPTH = 1e-4  # from one layer to another
+_TIME = 1e3  # from the last steps to the first
+_ELASTICITY = 1e4  # relative change of the loss for a relative change of the weights,
+_NORM = 10.0  # of a gradient that is not small: near zero a loss changes by much of itself
+_FEW_STEPS = 10
+
+
+def findings(evidence: Evidence) -> Iterator[Finding]:
+    """What the gradients of one backward pass tell."""
+    found = {name: g for name, g in evidence.gradients.items() if g is not None}
+    bad = [name for name, g in found.items() if not torch.isfinite(g).all()]
+    if bad:
+        values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
+        if all(bool(torch.isfinite(t).all()) for t in values):  # else there is nothing new in it
+            yield Finding(
+                "error",
+                "gradient-not-finite",
+                bad[-1],
+                float(len(bad)),
+                f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
+                f"{some(bad)}, though the loss is finite.",
+                "One step of the optimizer makes them NaN.",
+                "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
+                "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
+                "detach_reset=True. torch.autograd.detect_anomaly() names the operation.",
+            )
+        return
+    yield from _over_layers(evidence)
+    yield from _exploding(evidence, found)
+    for seen in evidence.layers:
+        yield from _exploding_over_time(evidence, seen)
+
+
+def norm(gradient: Tensor | None) -> float | None:
+    """The norm of a gradient, if there is one."""
+    return None if gradient is None else float(gradient.double().norm())
+
+
+def norm_by_step(gradient: Tensor | None) -> Tensor | None:
+    """The norm at every time step, ``[T]``."""
+    return None if gradient is None else gradient.double().flatten(1).norm(dim=1)
+
+
+def _over_layers(evidence: Evidence) -> Iterator[Finding]:
+    norms = [(s, n) for s in evidence.layers if (n := norm(s.gradient)) is not None]
+    if len(norms) < 2:
+        return
+    (first, low), (last, high) = norms[0], norms[-1]
+    if high == 0:
+        return
+    ratio = low / high
+    if ratio < _DEPTH:
+        weakest = min(norms, key=lambda pair: pair[1])[0]
+        cause = (
+            "a layer on the way passes nothing back, see its other findings"
+            if low == 0
+            else f"it falls off most at {_steepest(norms)}"
+        )
+        yield Finding(
+            "warning",
+            "vanishing-gradient",
+            first.path,
+            ratio,
+            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
+            f"{ratio:.1g} of it; {cause}.",
+            "The first layers stay as they were made, and the last ones learn from noise.",
+            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold, use a wider "
+            "surrogate, skip connections, or a normalisation between layers.",
+        )
+    elif ratio > 1 / _DEPTH:
+        yield Finding(
+            "warning",
+            "exploding-gradient",
+            first.path,
+            ratio,
+            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
+            f"{ratio:.1g} times as much.",
+            "One step throws the first layers about while the last ones hardly move.",
+            "Scale down the weights between them, or use a surrogate with a lower peak; clip with "
+            "torch.nn.utils.clip_grad_norm_.",
+        )
+
+
+def _steepest(norms: list[tuple[LayerEvidence, float]]) -> str:
+    falls = [
+        (before / after if after else 0.0, seen)
+        for (seen, before), (_, after) in itertools.pairwise(norms)
+    ]
+    return _path(min(falls, key=lambda fall: fall[0])[1])
+
+
+def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding]:
+    loss = abs(float(evidence.loss))
+    pairs = [(evidence.parameters[name], g) for name, g in found.items()]
+    if not pairs or loss == 0 or not math.isfinite(loss):
+        return
+    gradient = math.sqrt(sum(float(g.double().square().sum()) for _, g in pairs))
+    weights = math.sqrt(sum(float(p.detach().double().square().sum()) for p, _ in pairs))
+    elasticity = gradient * weights / loss
+    if elasticity > _ELASTICITY and gradient > _NORM:
+        yield Finding(
+            "warning",
+            "exploding-gradient",
+            "",
+            gradient,
+            f"The gradient of all parameters has the norm {gradient:.3g}: to change them by "
+            f"1 % along it would change the loss by {elasticity:.2g} %.",
+            "The loss is no straight line over such a step: what the gradient says holds next to "
+            "the parameters alone, and a step of usual size lands anywhere.",
+            "Clip with torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), scale down "
+            "recurrent weights, use a surrogate with a lower peak, or cut long sequences with "
+            "detach_states().",
+        )
+
+
+def _exploding_over_time(evidence: Evidence, seen: LayerEvidence) -> Iterator[Finding]:
+    steps = norm_by_step(seen.gradient)
+    if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
+        return
+    tenth = max(1, len(steps) // 10)
+    late = float(steps[steps > 0][-tenth:].max())
+    highest, at = (float(v) for v in steps.max(0))
+    if highest / late > _TIME and at < len(steps) / 2:
+        yield Finding(
+            "warning",
+            "exploding-through-time",
+            seen.path,
+            highest / late,
+            f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
+            f"{int(at)}: it grows {highest / late:.1g} fold on its way back.",
+            "The first steps drown out all others, and the whole gradient is as large as they are.",
+            "Scale down recurrent weights (rec_weight, or the connection of a snn.Recurrent), use "
+            "detach_reset=True or a surrogate with a lower peak, or cut the sequence with "
+            "detach_states().",
+        )
+
+
+def _path(seen: LayerEvidence) -> str:
+    return seen.path or "the layer"

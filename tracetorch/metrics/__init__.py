@@ -1,0 +1,77 @@
+"""What a network achieves and what it costs: accuracy, activity, operations, energy, a profile.
+
+Functions in lower case look at one batch and need PyTorch alone. Classes are the same figures over
+many batches, as ``torchmetrics.Metric``s, from the extra ``metrics``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tracetorch.extras import require
+from tracetorch.metrics.accuracy import accuracy
+from tracetorch.metrics.activity import dead, firing_rate, saturated, sparsity
+from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
+from tracetorch.metrics.operations import (
+    SynapticOperations,
+    activation_sparsity,
+    membrane_updates,
+    synaptic_operations,
+)
+from tracetorch.metrics.profile import profile
+from tracetorch.metrics.size import connection_sparsity, footprint, parameter_count
+from tracetorch.metrics.table import LayerProfile, Profile
+
+if TYPE_CHECKING:
+    from tracetorch.metrics.running import (
+        Accuracy,
+        DeadNeurons,
+        FiringRate,
+        Operations,
+        SaturatedNeurons,
+        Sparsity,
+    )
+
+_RUNNING = (
+    "Accuracy",
+    "DeadNeurons",
+    "FiringRate",
+    "Operations",
+    "SaturatedNeurons",
+    "Sparsity",
+)
+
+__all__ = [
+    "Accuracy",
+    "DeadNeurons",
+    "Energy",
+    "EnergyAssumptions",
+    "FiringRate",
+    "LayerProfile",
+    "Operations",
+    "Profile",
+    "SaturatedNeurons",
+    "Sparsity",
+    "SynapticOperations",
+    "accuracy",
+    "activation_sparsity",
+    "connection_sparsity",
+    "dead",
+    "energy",
+    "firing_rate",
+    "footprint",
+    "membrane_updates",
+    "parameter_count",
+    "profile",
+    "saturated",
+    "sparsity",
+    "synaptic_operations",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RUNNING:
+        require("torchmetrics", extra="metrics", by=f"tt.metrics.{name}")
+        return getattr(importlib.import_module("tracetorch.metrics.running"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,69 @@
+"""How often a network names the right class, whatever its output is read by."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tracetorch import decode
+
+By: TypeAlias = Literal["rate", "count", "first_spike", "last", "maximum"]
+
+
+def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
+    """The share of samples whose class is named right.
+
+    The class is that of the highest rate, count, last or maximal membrane, or of the earliest first
+    spike; of several, the first. A sample whose classes all stand equal, where no neuron has fired
+    say, has no answer and counts as wrong.
+
+    Args:
+        x: outputs of the network.
+        target: the classes.
+        by: what is read off the output, a function of ``tt.decode``.
+        mask: ``[T, B]``, true where a step is real.
+
+    Shape:
+        ``x`` is ``[T, B, C]``, ``target`` ``[B]``; a scalar.
+
+    Raises:
+        TypeError: a tensor is of the wrong kind.
+        ValueError: the shapes do not fit, a class is out of range, or ``by`` is unknown.
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
+        >>> accuracy(spikes, torch.tensor([0, 0]))
+        tensor(0.5000)
+    """
+    return right(x, target, by=by, mask=mask).double().mean().to(torch.get_default_dtype())
+
+
+def right(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
+    """Which samples are named right, ``[B]`` booleans; arguments as :func:`accuracy`."""
+    check_by(by)
+    scores: Tensor = getattr(decode, by)(x, mask=mask)
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
+        got = f"a tensor of {target.dtype}" if isinstance(target, Tensor) else repr(target)
+        raise TypeError(f"target must be a tensor of integers, the classes, got {got}.")
+    if scores.ndim != 2 or target.shape != scores.shape[:1]:
+        raise ValueError(
+            f"accuracy needs x [T, B, C] and target [B], got {list(x.shape)} and "
+            f"{list(target.shape)}."
+        )
+    classes = scores.shape[1]
+    if bool(((target < 0) | (target >= classes)).any()):
+        raise ValueError(
+            f"target has the classes {int(target.min())} to {int(target.max())}, the output has "
+            f"{classes} neurons, one for each of the classes 0 to {classes - 1}."
+        )
+    named = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
+    undecided = (scores == scores[:, :1]).all(1)
+    return torch.logical_and(named == target.to(named.device), ~undecided)
+
+
+def check_by(by: object) -> None:
+    """Raise ``ValueError`` unless ``by`` names a decoder."""
+    if by not in get_args(By):
+        raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}.")

@@ -1,0 +1,95 @@
+"""How large a network is, by NeuroBench's definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.snn.module import check_module
+from tracetorch.snn.walk import named_modules
+
+# What NeuroBench counts connections of: a weight, or all that a recurrent layer of PyTorch holds.
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameter values, shared ones counted once.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> parameter_count(nn.Sequential(nn.Linear(4, 3), LIF(3)))
+        21
+    """
+    return sum(p.numel() for p in _tensors(model, parameters=True))
+
+
+def footprint(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers. States are not counted: they depend on the batch.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> footprint(nn.Sequential(nn.Linear(4, 3), LIF(3)))
+        84
+
+    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
+    """
+    both = (*_tensors(model, parameters=True), *_tensors(model, parameters=False))
+    return sum(t.numel() * t.element_size() for t in both)
+
+
+def connection_sparsity(model: nn.Module) -> float:
+    """The share of weights that are zero, in linear, convolutional and PyTorch's recurrent layers.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: it has no such layer.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> connection_sparsity(nn.Sequential(layer, LIF(1)))
+        0.25
+
+    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
+    """
+    check_module(model)
+    weights: list[Tensor] = []
+    for _, module in named_modules(model):
+        if isinstance(module, WEIGHTED):
+            weights.append(module.weight)
+        elif isinstance(module, _RECURRENT):
+            weights.extend(module.parameters())
+    if not weights:
+        raise ValueError(
+            f"{type(model).__name__} has no connections: no linear, convolutional or recurrent "
+            "layer of PyTorch's."
+        )
+    zeros = sum(int(torch.count_nonzero(w == 0)) for w in weights)
+    return zeros / sum(w.numel() for w in weights)
+
+
+def _tensors(model: nn.Module, *, parameters: bool) -> Iterator[Tensor]:
+    """Parameters, or buffers, of all that is reachable, each once."""
+    check_module(model)
+    seen: set[int] = set()
+    for _, module in named_modules(model):
+        for tensor in module.parameters(False) if parameters else module.buffers(False):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor

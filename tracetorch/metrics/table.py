@@ -1,0 +1,196 @@
+"""The table that ``profile`` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tracetorch.metrics.energy import Energy, EnergyAssumptions
+from tracetorch.metrics.operations import SynapticOperations
+
+_HEADINGS = (
+    *("layer", "kind", "shape", "parameters", "rate", "dead", "saturated"),
+    *("SynOps", "MACs", "energy", "time", "memory"),
+)
+_TEXT = 3  # columns that are set to the left
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What one layer does and costs. ``None`` where the question makes no sense for it.
+
+    Args:
+        path: where it stands.
+        kind: its class.
+        shape: its output at one step, without the batch; ``None``: it was not called, or gives
+            something else than a tensor.
+        parameters: its own parameter values; shared ones stand where they are met first.
+        rate: share of steps with a spike.
+        dead: share of neurons that never fire.
+        saturated: share of neurons that fire at 90 % of the steps or more.
+        macs: effective multiply-accumulates per sample.
+        acs: effective accumulates per sample, of spikes.
+        dense: products per sample, zeros too.
+        updates: changes of membranes per sample.
+        energy_pj: estimate per sample.
+        seconds: of the whole batch and all steps.
+        held_bytes: parameters, buffers, and the states for this batch.
+        output_bytes: outputs of the whole batch and all steps.
+
+    Example:
+        >>> from tracetorch import metrics
+        >>> row = metrics.profile(LIF(3), torch.ones(10, 8, 3)).rows[0]
+        >>> row.kind, row.shape, row.parameters, row.output_bytes
+        ('LIF', (3,), 6, 960)
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...] | None
+    parameters: int
+    rate: float | None
+    dead: float | None
+    saturated: float | None
+    macs: float | None
+    acs: float | None
+    dense: float | None
+    updates: float | None
+    energy_pj: float | None
+    seconds: float
+    held_bytes: int
+    output_bytes: int
+
+    @property
+    def synops(self) -> float | None:
+        """Effective operations of both kinds."""
+        return None if self.macs is None or self.acs is None else self.macs + self.acs
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A row for every layer; prints as a table.
+
+    Args:
+        rows: the layers, as they stand in the model.
+        steps: time steps of the run.
+        batch: samples of the run.
+        seconds: of the whole run.
+        assumptions: what the energy rests on.
+
+    Example:
+        >>> from torch import nn
+        >>> from tracetorch import metrics, snn
+        >>> net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
+        >>> table = metrics.profile(net, torch.ones(10, 8, 4))
+        >>> table.to_markdown()[:42]
+        '| layer | kind | shape | parameters | rate'
+        >>> table.operations
+        SynapticOperations(effective_macs=0.0, effective_acs=120.0, dense=120.0)
+    """
+
+    rows: tuple[LayerProfile, ...]
+    steps: int
+    batch: int
+    seconds: float
+    assumptions: EnergyAssumptions
+
+    @property
+    def operations(self) -> SynapticOperations:
+        """Of all layers that are counted, per sample."""
+        return SynapticOperations(
+            *(sum(getattr(r, n) or 0.0 for r in self.rows) for n in ("macs", "acs", "dense"))
+        )
+
+    @property
+    def energy(self) -> Energy:
+        """Of all layers that are counted, per sample."""
+        from tracetorch.metrics.energy import energy
+
+        updates = sum(row.updates or 0.0 for row in self.rows)
+        return energy(self.operations, updates=updates, assumptions=self.assumptions)
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, with what its columns mean below it."""
+        lines = [f"| {' | '.join(_HEADINGS)} |"]
+        marks = ["---" if i < _TEXT else "---:" for i in range(len(_HEADINGS))]
+        lines.append(f"| {' | '.join(marks)} |")
+        lines += [f"| {' | '.join(row)} |" for row in self._cells()]
+        return "\n".join([*lines, "", *self._notes()])
+
+    def __str__(self) -> str:
+        table = [_HEADINGS, *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < _TEXT else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        lines.insert(len(lines) - 1, lines[1])
+        return "\n".join([*lines, *self._notes()])
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        cells = [
+            (
+                row.path or "(model)",
+                row.kind,
+                _shape(row),
+                f"{row.parameters:,}",
+                *map(_percent, (row.rate, row.dead, row.saturated)),
+                *map(_count, (row.synops, row.dense)),
+                "-" if row.energy_pj is None else f"{row.energy_pj * 1e-3:.4g} nJ",
+                f"{row.seconds * 1e3:.2f} ms",
+                _bytes(row.held_bytes + row.output_bytes),
+            )
+            for row in self.rows
+        ]
+        total = self.operations
+        cells.append(
+            (
+                "total",
+                "",
+                "",
+                f"{sum(row.parameters for row in self.rows):,}",
+                "",
+                "",
+                "",
+                _count(total.effective),
+                _count(total.dense),
+                f"{self.energy.total_pj * 1e-3:.4g} nJ",
+                f"{self.seconds * 1e3:.2f} ms",
+                _bytes(sum(row.held_bytes + row.output_bytes for row in self.rows)),
+            )
+        )
+        return cells
+
+    def _notes(self) -> Iterable[str]:
+        return (
+            f"{self.steps} steps of a batch of {self.batch}. SynOps (effective), MACs (dense) and "
+            "energy are per sample,",
+            "time and memory (parameters, states, outputs) of the whole batch.",
+            f"Energy: {self.assumptions}.",
+        )
+
+
+def _shape(row: LayerProfile) -> str:
+    if row.shape is None:
+        return "-" if row.seconds else "not called"
+    return "x".join(map(str, row.shape)) or "1"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _count(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"

@@ -1,0 +1,106 @@
+"""Densities of values, a curve for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from tracetorch.plot.canvas import COLOURS, canvas, legend, titled
+from tracetorch.plot.recorded import Array, plain
+from tracetorch.snn.parameters import check_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUARTILES = (25, 50, 75)
+
+
+def distributions(
+    layers: Sequence[Tensor] | Mapping[str, Tensor],
+    title: str,
+    *,
+    n_grid: int = 1024,
+    bandwidths: Sequence[float | None] | None = None,
+    show_percentile_lines: bool = False,
+    max_kde_samples: int = 20_000,
+    ax: Axes | None = None,
+) -> Axes:
+    """Density of the values in each tensor, estimated with Gaussian kernels.
+
+    A tensor whose values are all the same is a vertical line. Of more than ``max_kde_samples``
+    values that many are used, evenly spaced in order of size.
+
+    Args:
+        layers: tensors of any shape, or a dict of them by label.
+        title: above the axes.
+        n_grid: points of a curve.
+        bandwidths: standard deviation of the kernels for each tensor; ``None`` for Silverman's
+            rule.
+        show_percentile_lines: a vertical line at each quartile.
+        max_kde_samples: values of a tensor used at most.
+        ax: axes to draw on; left out, they are made, with a figure of their own.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a tensor is empty or not finite; a count is less than 1; bandwidths do not fit.
+
+    Example:
+        >>> ax = distributions({"beta": torch.rand(500), "threshold": torch.ones(8)}, "LIF")
+        >>> [line.get_label() for line in ax.lines]
+        ['beta', 'threshold']
+
+    Reference: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
+
+    """
+    if isinstance(layers, Mapping):
+        labelled = dict(layers)
+    else:
+        labelled = {f"layer {number}": value for number, value in enumerate(layers)}
+    n_grid = check_count("distributions: n_grid", n_grid)
+    most = check_count("distributions: max_kde_samples", max_kde_samples)
+    widths = [None] * len(labelled) if bandwidths is None else list(bandwidths)
+    if len(widths) != len(labelled) or not labelled:
+        raise ValueError(
+            f"distributions: {len(widths)} bandwidths for {len(labelled)} tensors; give one each."
+        )
+    if not all(width is None or width > 0 for width in widths):
+        raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
+    values: dict[str, Array] = {}
+    for label, tensor in labelled.items():
+        flat = np.sort(plain(f"distributions: {label}", tensor))
+        if not len(flat) or not np.isfinite(flat).all():
+            raise ValueError(f"distributions: {label} must hold finite values, got {tensor!r}.")
+        picked = np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)
+        values[label] = flat[picked].astype(np.float64)
+
+    smoothed = {
+        label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
+        for (label, value), width in zip(values.items(), widths, strict=True)
+        if value[0] != value[-1]
+    }
+    low = min(value[0] - 3 * smoothed.get(label, 0.0) for label, value in values.items())
+    high = max(value[-1] + 3 * smoothed.get(label, 0.0) for label, value in values.items())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+
+    ax = canvas(ax)
+    from matplotlib.mlab import GaussianKDE
+
+    grid = np.linspace(low, high, n_grid)
+    for number, (label, value) in enumerate(values.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        if label not in smoothed:
+            ax.axvline(value[0], color=colour, linewidth=2.0, label=label)
+            continue
+        density = GaussianKDE(value, smoothed[label] / float(value.std(ddof=1))).evaluate(grid)
+        ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
+        ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)
+        for place in np.percentile(value, QUARTILES) if show_percentile_lines else ():
+            ax.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
+    ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
+    legend(ax)
+    titled(ax, title)
+    return ax

@@ -1,0 +1,148 @@
+"""How often neurons fire: a histogram over neurons, a heat map over neurons and time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetorch.plot.bands import counted, edges, frame
+from tracetorch.plot.canvas import COLOURS, HEAT, canvas, legend, titled
+from tracetorch.plot.recorded import Array, Recorded, batch_of, tensors
+from tracetorch.snn.parameters import check_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def rate_histogram(
+    spikes: Recorded,
+    *,
+    bins: int = 30,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histogram of the neurons' firing rates: spikes per step, over all steps and samples.
+
+    A spike is an output that is not zero. The legend names each layer's mean rate and its share of
+    silent neurons, which did not fire once.
+
+    Args:
+        spikes: outputs, or a dict of them by path. Everything behind the batch counts as neurons.
+        bins: number of bars from 0 to the highest rate.
+        title: above the axes.
+        ax: axes to draw on; left out, they are made, with a figure of their own.
+
+    Shape:
+        ``[T, B, ...]`` each; x in spikes per step, y in percent of a layer's neurons.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a tensor has no batch; ``bins`` is less than 1.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).reshape(2, 1, 2)
+        >>> ax = rate_histogram(x, bins=2)
+        >>> ax.patches[0].get_data().values.tolist()
+        [50.0, 50.0]
+
+    """
+    layers = tensors("rate_histogram", spikes)
+    bins = check_count("rate_histogram: bins", bins)
+    rates = {
+        path: (batch_of("rate_histogram", path, value) != 0).mean((0, 1))
+        for path, value in layers.items()
+    }
+    highest = max(float(rate.max()) for rate in rates.values()) or 1.0
+
+    ax = canvas(ax)
+    for number, (path, rate) in enumerate(rates.items()):
+        count, border = np.histogram(rate, bins=bins, range=(0.0, highest))
+        silent = 100 * float((rate == 0).mean())
+        colour = COLOURS[number % len(COLOURS)]
+        ax.stairs(
+            100 * count / len(rate),
+            border,
+            facecolor=(colour, 0.3),
+            edgecolor=colour,
+            linewidth=1.2,
+            fill=True,
+            label=f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent",
+        )
+    ax.set(xlabel="firing rate (spikes per step)", ylabel="share of neurons (%)")
+    ax.set(xlim=(0.0, highest), ylim=(0.0, None))
+    legend(ax)
+    titled(ax, title)
+    return ax
+
+
+def rate_map(
+    spikes: Recorded,
+    *,
+    window: int = 1,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heat map of firing rates: neurons from the top down, time to the right.
+
+    The colour is the mean, over the samples and over ``window`` steps, of output that is not zero.
+    A last window that is not full is averaged over the steps it has. A dict draws its layers above
+    each other, in bands of one height and on one scale of colours.
+
+    Args:
+        spikes: outputs, or a dict of them by path. Everything behind the batch counts as neurons.
+        window: steps that are averaged into one column.
+        title: above the axes.
+        ax: axes to draw on; left out, they are made, with a figure of their own.
+
+    Shape:
+        ``[T, B, ...]`` each; x in time steps, y in neurons, colour in spikes per step.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a tensor has no batch; ``window`` is less than 1.
+
+    Example:
+        >>> x = torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1)
+        >>> ax = rate_map(x, window=2)
+        >>> ax.collections[0].get_array().ravel().tolist()
+        [0.5, 1.0]
+
+    """
+    layers = tensors("rate_map", spikes)
+    window = check_count("rate_map: window", window)
+    maps = {
+        path: _windows((batch_of("rate_map", path, value) != 0).mean(1), window)
+        for path, value in layers.items()
+    }
+    steps = len(next(iter(layers.values())))
+    highest = max(float(rate.max()) for rate in maps.values()) or 1.0
+
+    ax = canvas(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
+    columns = np.append(np.arange(0, steps, window), steps) - 0.5
+    mesh = None
+    for number, rate in enumerate(maps.values()):
+        mesh = ax.pcolormesh(
+            columns,
+            edges(number, rate.shape[1], len(maps)),
+            rate.T,
+            cmap=HEAT,
+            vmin=0.0,
+            vmax=highest,
+            rasterized=True,
+        )
+    names = [counted(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
+    frame(ax, names, next(iter(maps.values())).shape[1])
+    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
+    if mesh is not None:
+        ax.figure.colorbar(mesh, ax=ax, label="spikes per step")
+    titled(ax, title)
+    return ax
+
+
+def _windows(rate: Array, window: int) -> Array:
+    """Means over ``window`` steps: ``[T, N]`` to ``[ceil(T / window), N]``."""
+    starts = np.arange(0, len(rate), window)
+    lengths = np.diff(np.append(starts, len(rate)))
+    means: Array = np.add.reduceat(rate, starts, axis=0) / lengths[:, None]
+    return means

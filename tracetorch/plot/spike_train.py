@@ -1,0 +1,89 @@
+"""A list of neurons' outputs as rows, shaded by their size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from tracetorch.plot.canvas import INK, canvas, titled
+from tracetorch.plot.recorded import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def spike_train(
+    list_of_tensors: Sequence[Tensor] | Tensor,
+    spacing: float = 1.0,
+    linelength: float = 0.8,
+    linewidth: float = 0.5,
+    title: str = "Spike Train Raster",
+    use_imshow: bool = True,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Rows of values over time, the first on top: shades of grey, or a tick where not zero.
+
+    The darker, the further from zero: 0 is white, 1 and -1 (or the furthest, if beyond) black. For
+    what :func:`tracetorch.unroll` records see :func:`tracetorch.plot.raster`.
+
+    Args:
+        list_of_tensors: one row per neuron, all of one length ``[T]``; or a tensor ``[N, T]``.
+        spacing: distance between rows.
+        linelength: length of a tick; without ``use_imshow``.
+        linewidth: width of a tick in points; without ``use_imshow``.
+        title: above the axes.
+        use_imshow: shades of grey; otherwise ticks.
+        ax: axes to draw on; left out, they are made, with a figure of their own.
+
+    Shape:
+        N rows of ``[T]``; x in time steps from 0, y in neurons.
+
+    Raises:
+        TypeError: a row is not made of numbers.
+        ValueError: there are no rows, they differ in length, or ``spacing`` is not positive.
+
+    Example:
+        >>> ax = spike_train([torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.5])])
+        >>> ax.images[0].get_array().tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
+
+    """
+    rows = [plain("spike_train", row) for row in list_of_tensors]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or lengths == [0]:
+        raise ValueError(
+            f"spike_train takes rows [T] of one length, got {len(rows)} of lengths {lengths}."
+        )
+    if not spacing > 0:
+        raise ValueError(f"spike_train: spacing must be positive, got {spacing}.")
+    values = np.stack(rows)
+    (count, steps), end = values.shape, spacing * (len(rows) - 0.5)
+
+    ax = canvas(ax, (6.4, 2.4))
+    if use_imshow:
+        size = np.abs(values)
+        ax.imshow(
+            size,
+            cmap="gray_r",
+            vmin=0.0,
+            vmax=max(1.0, float(size.max())),
+            aspect="auto",
+            interpolation="nearest",
+            extent=(-0.5, steps - 0.5, end, -0.5 * spacing),
+        )
+    else:
+        row, step = np.nonzero(values)
+        middle = spacing * row
+        ax.vlines(
+            step, middle - linelength / 2, middle + linelength / 2, colors=INK, linewidth=linewidth
+        )
+    every = max(1, -(-count // 12))
+    ax.set_yticks(spacing * np.arange(0, count, every), [str(n) for n in range(0, count, every)])
+    ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
+    ax.set(xlabel="time step", ylabel="neuron")
+    titled(ax, title)
+    return ax

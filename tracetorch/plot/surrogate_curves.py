@@ -1,0 +1,115 @@
+"""The derivatives that stand in for a spike's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from tracetorch.functional import (
+    atan_surrogate,
+    boxcar_surrogate,
+    fast_sigmoid_surrogate,
+    gaussian_surrogate,
+    sigmoid_surrogate,
+    straight_through_surrogate,
+    triangular_surrogate,
+)
+from tracetorch.plot.canvas import COLOURS, FAINT, canvas, legend, titled
+from tracetorch.plot.recorded import array
+from tracetorch.snn.parameters import SpikeFunction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Surrogates: TypeAlias = SpikeFunction | Sequence[SpikeFunction] | Mapping[str, SpikeFunction]
+POINTS = 801
+
+
+def surrogate_curves(
+    surrogates: Surrogates | None = None,
+    *,
+    reach: float = 1.5,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Surrogate derivatives over the distance to the threshold, as autograd computes them.
+
+    Args:
+        surrogates: a callable ``u -> spikes``, several, or a dict of them by label; left out, those
+            of ``tt.functional`` at their defaults.
+        reach: how far from the threshold, on both sides.
+        title: above the axes.
+        ax: axes to draw on; left out, they are made, with a figure of their own.
+
+    Shape:
+        x in units of the membrane; y in spikes per unit of the membrane.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: there are none, one has no gradient, or ``reach`` is not positive.
+
+    Example:
+        >>> from tracetorch.functional import atan_surrogate
+        >>> line = surrogate_curves(atan_surrogate(2.0)).lines[0]
+        >>> line.get_label(), round(float(line.get_ydata().max()), 3)
+        ('atan_surrogate(alpha=2.0)', 1.0)
+
+    """
+    if surrogates is None:
+        surrogates = (
+            atan_surrogate(),
+            sigmoid_surrogate(),
+            fast_sigmoid_surrogate(),
+            triangular_surrogate(),
+            boxcar_surrogate(),
+            gaussian_surrogate(),
+            straight_through_surrogate(),
+        )
+    if isinstance(surrogates, Mapping):
+        labelled = list(surrogates.items())
+    else:
+        several = list(surrogates) if isinstance(surrogates, Sequence) else [surrogates]
+        labelled = [(_label(spike), spike) for spike in several]
+    if not labelled:
+        raise ValueError("surrogate_curves: there are no surrogates. Leave them out for all.")
+    if isinstance(reach, bool) or not isinstance(reach, (int, float)):
+        raise TypeError(f"surrogate_curves: reach must be a number, got {reach!r}.")
+    if not 0 < reach < float("inf"):
+        raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
+    u = torch.linspace(-float(reach), float(reach), POINTS, dtype=torch.float64)
+    curves = [(label, array(_derivative(label, spike, u))) for label, spike in labelled]
+
+    ax = canvas(ax)
+    for number, (label, curve) in enumerate(curves):
+        ax.plot(u.numpy(), curve, color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=label)
+    ax.axvline(0.0, color=FAINT, linewidth=1.0, zorder=0)
+    ax.set(xlabel="membrane - threshold", ylabel="derivative of the spike", ylim=(0.0, None))
+    ax.set_xlim(-reach, reach)
+    legend(ax)
+    titled(ax, title)
+    return ax
+
+
+def _label(spike: object) -> str:
+    is_function = hasattr(spike, "__name__")
+    return str(getattr(spike, "__name__", "")) if is_function else repr(spike)
+
+
+def _derivative(label: str, spike: SpikeFunction, u: torch.Tensor) -> torch.Tensor:
+    if not callable(spike):
+        raise TypeError(
+            f"surrogate_curves takes callables, u -> spikes, got {type(spike).__name__}. Try "
+            "tt.functional.atan_surrogate(2.0)."
+        )
+    with torch.enable_grad():
+        here = u.clone().requires_grad_()
+        spikes = spike(here)
+        if not isinstance(spikes, torch.Tensor) or not spikes.requires_grad:
+            raise ValueError(
+                f"surrogate_curves: {label} has no gradient at all. A surrogate is a function that "
+                "autograd can follow."
+            )
+        (slope,) = torch.autograd.grad(spikes.sum(), here)
+    return slope

@@ -1,0 +1,103 @@
+"""``record``: a run over a whole sequence, and what was seen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from tracetorch.probe.layers import dims_of, names_of, neurons_of
+from tracetorch.probe.recording import Recording
+from tracetorch.probe.watch import watch
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.walk import named_modules
+from tracetorch.unrolling import unroll
+from tracetorch.unrolling.recording import ENDS, chosen
+
+
+def record(
+    model: nn.Module,
+    x: Any,
+    what: Sequence[str] | str,
+    *,
+    gradients: bool = False,
+    steps: int | None = None,
+    by: Literal["layer", "step"] = "layer",
+) -> tuple[Any, Recording]:
+    """Run a model over ``[T, B, ...]`` as ``tt.unroll`` does, and keep what is asked for.
+
+    By layer every neuron layer still runs as one fused loop, which writes the trajectories of its
+    states as it goes.
+
+    Args:
+        model: any ``nn.Module`` with neuron layers.
+        x: as for ``tt.unroll``.
+        what: states (``"mem"``), ``"input"``, ``"output"``, whole names (``"net.1.mem"``) or
+            patterns of them (``"net.*.mem"``); one or a list.
+        gradients: keep those tensors' gradients too, for ``recording.gradients()`` after
+            ``backward()``. Inside a fused loop the states have none: for theirs, and for what is
+            inside a ``snn.Recurrent``, run by step; a state's is of what the next step is given.
+        steps: as for ``tt.unroll``.
+        by: as for ``tt.unroll``.
+
+    Returns:
+        What the model returns, and a :class:`Recording`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``what`` matches nothing, or asks by layer for gradients that only a run by step
+            has; or as ``tt.unroll``. The states are then as before.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
+        >>> y, seen = record(net, torch.rand(10, 8, 4), ["1.mem", "output"])
+        >>> seen
+        Recording(1.mem [10, 8, 3], 1.output [10, 8, 3], 3.output [10, 8, 2])
+        >>> _, seen = record(net, torch.rand(10, 8, 4), "1.output", gradients=True)
+        >>> net[3].mem.sum().backward()
+        >>> seen.gradients()["1.output"].shape
+        torch.Size([10, 8, 3])
+    """
+    layers = neurons_of(model)
+    if by == "step":
+        with watch(model, what, gradients=gradients) as seen:
+            y = unroll(model, x, steps=steps, by="step")
+        return y, seen.recording()
+    if gradients:
+        _check_gradients(what, layers)
+    y, trajectories = unroll(model, x, steps=steps, by=by, record=what)
+    names = names_of(layers)
+    sources = None
+    if gradients:
+        sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
+        for (source,) in sources.values():
+            source.retain_grad()
+    dims = {
+        name: dims_of(names[name][0], t.ndim, layers[names[name][0]])
+        for name, t in trajectories.items()
+    }
+    return y, Recording(trajectories, dims=dims, sources=sources)
+
+
+def _check_gradients(what: Sequence[str] | str, layers: dict[str, Neuron]) -> None:
+    names = names_of(layers)
+    inner = {
+        id(module)
+        for layer in layers.values()
+        if isinstance(layer, Recurrent)
+        for _, module in named_modules(layer)
+        if module is not layer
+    }
+    for name in chosen(what, names, by="record"):
+        path, own = names[name]
+        if own not in ENDS:
+            reason = 'is a state in a fused loop: ask for "input" and "output"'
+        elif id(layers[path]) in inner:
+            reason = "is inside a snn.Recurrent: leave it out"
+        else:
+            continue
+        raise ValueError(
+            f'record: {name!r} {reason}, or use record(..., by="step"). Its gradient is not kept.'
+        )
