@@ -58,7 +58,7 @@ def test_outputs_states_and_gradients_are_those_of_the_plain_run(
         model = made(name)
         inputs = [start.clone().requires_grad_(), x.clone().requires_grad_()]
         tt.unroll(model, inputs[0])  # the states it starts from have a graph
-        y, seen = tt.unroll(model, inputs[1], by=by, segment=cut, record=["mem", "output"])
+        y, seen = tt.unroll(model, inputs[1], by=by, segment=cut, record=["mem", "input", "output"])
         states = tt.get_states(model)
         (y.square().sum() + sum(s.square().sum() for s in seen.values())).backward()
         assert all(torch.equal(states[n], s) for n, s in tt.get_states(model).items())
