@@ -43,8 +43,10 @@ def python(*arguments: str) -> str:
 
 def test_import_is_light() -> None:
     heavy = (
+        "h5py",
         "matplotlib",
         "mlxtend",
+        "nir",
         "numba",
         "safetensors",
         "torch._dynamo",

@@ -15,11 +15,11 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("diagnosis", "encode", "export", "metrics", "plot", "probe")
+_LATE_ROOMS: tuple[str, ...] = ("diagnosis", "encode", "export", "metrics", "nir", "plot", "probe")
 _LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import diagnosis, encode, export, metrics, plot, probe
+    from tracetorch import diagnosis, encode, export, metrics, nir, plot, probe
     from tracetorch.diagnosis import diagnose
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "loss",
     "metrics",
+    "nir",
     "param_groups",
     "plot",
     "probe",

@@ -56,6 +56,13 @@ def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
     assert torch.equal(out, reference(made, x)[0])
 
 
+def test_one_neuron_alone_streams() -> None:
+    """Its parameter, one value spread over one neuron, has a stride of zero."""
+    layer = snn.LIF(1)
+    with torch.no_grad():
+        assert layer(torch.tensor([[0.5], [1.5]])).tolist() == [[0.0], [1.0]]
+
+
 def test_it_goes_on_from_and_leaves_states_like_the_eager_step() -> None:
     made, twin = layer("SRLIF", 4), layer("SRLIF", 4)
     x = sequence(12, 2, 4, dtype=torch.float32)

@@ -210,6 +210,7 @@ class Stepper:
         seen = []
         for raw in self.raws:
             now = getattr(layer, raw).detach().reshape(-1)
+            now = now.as_strided(now.shape, (1,))  # one value alone may come with any stride
             # keeps the memory, so that the address stays its; .numpy() would keep it from FSDP
             view = np.from_dlpack(now.view(torch.uint8))
             seen.append((now.data_ptr(), view, view.tobytes()))

@@ -1,0 +1,346 @@
+"""Every layer as nodes of NIR, exactly: there and back, and as the paper's equations run them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS, SPIKING, configurations, layer, sequence, vary
+from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
+from tracetorch import snn
+
+SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
+
+
+def same(one: snn.LeakyIntegrator, other: snn.LeakyIntegrator) -> None:
+    """One layer is the other: kind, options, parameters to 1e-12."""
+    assert type(one) is type(other)
+    assert one.num_neurons == other.num_neurons
+    assert set(one._constraints) == set(other._constraints)
+    for name in one._constraints:
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    for name in ("alpha_ema", "beta_ema", "gamma_ema", "reset"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+@pytest.mark.parametrize("discretization", ["euler", "exponential"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_twelve_layers_come_back(name: str, discretization: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = layer(name, 8), layer(name, 5)
+    net = double(nn.Sequential(nn.Linear(6, 8), first, nn.Linear(8, 5), second))
+    x = 2 * sequence(200, 3, 6)
+    again = through_file(net, (6,), tmp_path / "net.nir", discretization=discretization)
+    same(again.nodes["1"], first)  # type: ignore[index]
+    same(again.nodes["3"], second)  # type: ignore[index]
+    y, z = run(net, x, "layer"), run(again, x, "layer")
+    if name in SPIKING:
+        assert torch.equal(y, z)
+        assert 0 < y.abs().mean() < 2
+    else:
+        torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dim", "shape"), SHAPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]) -> None:
+    """Without our metadata: by the paper's equations, and by our own general graph."""
+    net = double(layer(name, 4, dim=dim))
+    graph = tt.nir.to_nir(net, shape)
+    bare = unsigned(graph)
+    x = sequence(40, 1, *shape)
+    y = run(net, x)
+    for z in (simulated(bare, x), run(tt.nir.from_nir(bare, dt=DT), x)):
+        if name in SPIKING and not (y == 0).all():
+            scales = torch.isclose(y, z, rtol=0, atol=1e-12)
+            assert scales.all()
+            assert torch.equal(y != 0, z != 0)
+        else:
+            torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
+
+
+def varied(synapse: bool, recurrence: bool) -> list[dict[str, Any]]:
+    every = list(configurations(synapse, recurrence))
+    return every[:: max(1, len(every) // 24)]
+
+
+@pytest.mark.parametrize("synapse", [False, True])
+@pytest.mark.parametrize("recurrence", [False, True])
+def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> None:
+    """Every part with and without the others, either rank, every average, every reset."""
+    for config in varied(synapse, recurrence):
+        setups = dict(config)
+        if synapse:
+            setups.setdefault("alpha_setup", {})
+        if recurrence:
+            setups.setdefault("gamma_setup", {})
+        made = snn.LeakyIntegrator(3, **setups)
+        vary(made)
+        double(made)
+        both = made.pos_threshold is not None and made.neg_threshold is not None
+        if both and made.reset == "zero":
+            with pytest.raises(ValueError, match=r"resets to zero from above and from below"):
+                tt.nir.to_nir(made, (3,))
+            continue
+        graph = tt.nir.to_nir(made, (3,))
+        x = sequence(30, 1, 3)
+        same(tt.nir.from_nir(graph, dt=DT).nodes["0"], made)  # type: ignore[index]
+        torch.testing.assert_close(
+            run(made, x), simulated(unsigned(graph), x), rtol=0, atol=1e-11, msg=str(config)
+        )
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_random_networks_come_back(tmp_path_factory: Any, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 2**16))
+    torch.manual_seed(seed)
+    sizes = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
+    parts: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        name = data.draw(st.sampled_from(LAYERS))
+        options: dict[str, Any] = {"beta_rank": data.draw(st.sampled_from([0, 1]))}
+        if name in SPIKING:
+            options["reset"] = data.draw(
+                st.sampled_from(["subtract", "none"] + ["zero"] * ("B" not in name))
+            )
+            options["beta_ema"] = data.draw(st.booleans())
+        made = getattr(snn, name)(after, beta=data.draw(st.floats(0.05, 0.999)), **options)
+        vary(made, seed)
+        parts += [nn.Linear(before, after, bias=data.draw(st.booleans())), made]
+    net = double(nn.Sequential(*parts))
+    x = 3 * sequence(40, 2, sizes[0], seed=seed)
+    again = through_file(net, (sizes[0],), tmp_path_factory.mktemp("nir") / "net.nir")
+    for i in range(1, len(parts), 2):
+        same(again.nodes[str(i)], parts[i])  # type: ignore[index, arg-type]
+    torch.testing.assert_close(run(net, x), run(again, x), rtol=0, atol=1e-11)
+    bare = unsigned(tt.nir.to_nir(net, (sizes[0],)))
+    torch.testing.assert_close(run(net, x), simulated(bare, x), rtol=0, atol=1e-10)
+
+
+def test_float32_comes_back_to_the_bit(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), layer("BSRLIF", 3))
+    again = through_file(net, (4,), tmp_path / "net.nir")
+    assert [p.dtype for p in again.parameters()] == [torch.float32] * 11
+    for (name, one), other in zip(
+        net.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_a_hard_reset_is_a_lif() -> None:
+    graph = tt.nir.to_nir(snn.LIF(3, reset="zero"), (3,))
+    assert isinstance(graph.nodes["0"], nir.LIF)
+    assert isinstance(tt.nir.to_nir(snn.Readout(3), (3,)).nodes["0"], nir.LI)
+
+
+def test_extreme_decays_come_back() -> None:
+    """Slower than float64 can say of beta itself, and as fast as a decay can be."""
+    made = double(snn.LIF(4))
+    with torch.no_grad():
+        made.raw_beta.copy_(torch.tensor([40.0, -20.0, 0.0, 60.0]))
+    back = tt.nir.from_nir(tt.nir.to_nir(made, (4,)), dt=DT).nodes["0"]  # type: ignore[index]
+    torch.testing.assert_close(
+        back.raw_beta[[0, 2, 3]], made.raw_beta[[0, 2, 3]], rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(back.beta, made.beta, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["LIF", "SLIF"])
+@pytest.mark.parametrize("ema", [False, True])
+def test_compact_has_the_same_spikes(name: str, ema: bool) -> None:
+    torch.manual_seed(1)
+    hidden = layer(name, 5, reset="zero", beta_ema=ema, pos_threshold=0.3)
+    net = double(nn.Sequential(nn.Linear(6, 5), hidden))
+    graph = tt.nir.to_nir(net, (6,), mode="compact")
+    assert type(graph.nodes["1"]).__name__ == {"LIF": "LIF", "SLIF": "CubaLIF"}[name]
+    x = 3 * sequence(200, 3, 6)
+    y = run(net, x)
+    assert 0.02 < y.mean() < 0.9
+    assert torch.equal(y, run(tt.nir.from_nir(graph, dt=DT), x))
+    assert torch.equal(y, simulated(graph, x))
+
+
+@pytest.mark.parametrize("name", ["Readout", "SReadout"])
+def test_compact_readouts(name: str) -> None:
+    net = double(layer(name, 5))
+    graph = tt.nir.to_nir(net, (5,), mode="compact")
+    assert type(graph.nodes["0"]).__name__ == {"Readout": "LI", "SReadout": "CubaLI"}[name]
+    x = sequence(50, 3, 5)
+    back = tt.nir.from_nir(graph, dt=DT)
+    assert type(back.nodes["0"]).__name__ == name  # type: ignore[index]
+    torch.testing.assert_close(run(net, x), run(back, x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(net, x), simulated(graph, x), rtol=0, atol=1e-12)
+    plain = double(snn.LeakyIntegrator(5))
+    back = tt.nir.from_nir(tt.nir.to_nir(plain, (5,), mode="compact"), dt=DT)
+    torch.testing.assert_close(run(plain, x), run(back, x), rtol=0, atol=1e-12)
+
+
+def test_thresholds_go_into_the_weights_before_them() -> None:
+    torch.manual_seed(0)
+    thresholds = torch.tensor([0.2, 0.5, 0.9])
+    net = double(
+        nn.Sequential(
+            nn.Conv2d(1, 3, 2),
+            snn.LIF(3, pos_threshold=thresholds, dim=-3, reset="zero"),
+            nn.Flatten(),
+            nn.Linear(12, 3),
+            snn.SLIF(3, pos_threshold=thresholds, reset="zero"),
+        )
+    )
+    graph = tt.nir.to_nir(net, (1, 3, 3), mode="compact")
+    for name in ("1", "4"):
+        assert np.unique(graph.nodes[name].v_threshold).size == 1
+    x = 3 * sequence(60, 1, 1, 3, 3)
+    y = run(net, x)
+    assert y.mean() > 0.02
+    assert torch.equal(y, run(tt.nir.from_nir(graph, dt=DT), x))
+    assert torch.equal(y, simulated(graph, x))
+
+
+def test_thresholds_differ_with_the_decays() -> None:
+    """Else snnTorch, which reads one gain for all neurons, would misread them in silence."""
+    torch.manual_seed(0)
+    beta = torch.tensor([0.5, 0.7, 0.9])
+    for threshold in (0.5, torch.tensor([0.2, 0.5, 0.9])):
+        net = double(nn.Sequential(nn.Linear(4, 3), snn.LIF(3, beta, threshold, reset="zero")))
+        graph = tt.nir.to_nir(net, (4,), mode="compact")
+        node = graph.nodes["1"]
+        met = node.v_threshold / (1 - beta.numpy())
+        np.testing.assert_allclose(met, met[0], rtol=1e-6)
+        assert np.unique(node.v_threshold).size == 3
+        x = 3 * sequence(60, 2, 4)
+        assert torch.equal(run(net, x), run(tt.nir.from_nir(graph, dt=DT), x))
+
+
+def test_thresholds_stay_where_weights_feed_others_too() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.lif = snn.LIF(3, pos_threshold=torch.tensor([0.2, 0.5, 0.9]), reset="zero")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y + self.lif(y)
+
+    graph = tt.nir.to_nir(Fork(), (4,), mode="compact")
+    assert np.unique(graph.nodes["lif"].v_threshold).size == 3
+
+
+REFUSED = (
+    (snn.LIF(2), "subtracts its threshold when it fires.*mode='exact'.*allow_hard_reset=True"),
+    (snn.LIF(2, reset="none"), "does not reset, the nodes of NIR do. Use mode='exact'"),
+    (snn.BLIF(2, reset="zero"), "has spikes of two signs.*mode='exact'"),
+    (snn.RLIF(2, reset="zero"), "has recurrence.*mode='exact'"),
+    (snn.RReadout(2), "has recurrence.*mode='exact'"),
+    (snn.LeakyIntegrator(2, bias_setup={}), "has a constant drive.*mode='exact'"),
+    (
+        snn.LeakyIntegrator(2, pos_threshold_setup={}, pos_scale_setup={}, reset="zero"),
+        "has a scale on its spikes.*mode='exact'",
+    ),
+)
+
+
+@pytest.mark.parametrize(("made", "why"), REFUSED)
+def test_what_compact_refuses(made: snn.LeakyIntegrator, why: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), made)
+    with pytest.raises(ValueError, match=f"layer '1', {type(made).__name__}.*{why}"):
+        tt.nir.to_nir(net, (2,), mode="compact")
+
+
+def test_a_hard_reset_may_be_allowed() -> None:
+    net = double(snn.LIF(3, pos_threshold=0.4))
+    graph = tt.nir.to_nir(net, (3,), mode="compact", allow_hard_reset=True)
+    x = sequence(50, 2, 3)
+    hard = double(snn.LIF(3, pos_threshold=0.4, reset="zero"))
+    assert torch.equal(run(tt.nir.from_nir(graph, dt=DT), x), run(hard, x))
+    soft = tt.nir.from_nir(graph, dt=DT, reset="subtract")
+    assert torch.equal(run(soft, x), run(net, x))
+    assert not torch.equal(run(net, x), run(hard, x))
+
+
+def test_spikes_that_are_no_step() -> None:
+    soft = snn.LIF(2, surrogate_derivative=torch.sigmoid)
+    with pytest.raises(ValueError, match=r"NIR knows spikes of one above the threshold"):
+        tt.nir.to_nir(soft, (2,))
+
+
+# Claims
+
+
+def claimed(name: str = "BSRLIF") -> tuple[nir.NIRGraph, nn.Module]:
+    net = double(layer(name, 3))
+    return tt.nir.to_nir(net, (3,)), net
+
+
+def test_an_edited_graph_is_what_it_computes() -> None:
+    """A changed number makes the claim false; the graph counts, not what it was."""
+    graph, net = claimed()
+    inner = graph.nodes["0"].nodes
+    inner["pos_reset"].scale[1] *= 0.5
+    back = tt.nir.from_nir(graph, dt=DT)
+    assert len(back.nodes) > 5  # type: ignore[arg-type]
+    x = sequence(80, 2, 3)
+    assert torch.allclose(run(back, x), simulated(unsigned(graph), x), rtol=0, atol=1e-11)
+    assert not torch.allclose(run(back, x), run(net, x))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "no json",
+        "[" * 100_000,
+        "{}",
+        json.dumps({"layer": "LIF"}),
+        7,
+    ],
+)
+def test_a_claim_may_say_anything(claim: Any) -> None:
+    graph, net = claimed()
+    graph.nodes["0"].metadata = {"tracetorch": claim}
+    back = tt.nir.from_nir(graph, dt=DT)
+    x = sequence(60, 2, 3)
+    assert torch.allclose(run(back, x), run(net, x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer", "TTModule"),
+        ("layer", "LIF"),
+        ("layer", "__class__"),
+        ("num_neurons", 10**12),
+        ("num_neurons", 2),
+        ("dim", 0),
+        ("dim", -7),
+        ("ranks", {}),
+        ("ranks", {"beta": 5}),
+        ("ranks", {"theta": 1}),
+        ("averaging", ["beta"]),
+        ("averaging", [[]]),
+        ("reset", "never"),
+        ("reset", "zero"),
+    ],
+)
+def test_a_false_claim_is_not_believed(key: str, value: Any) -> None:
+    graph, net = claimed()
+    claim = json.loads(graph.nodes["0"].metadata["tracetorch"])
+    claim[key] = value
+    graph.nodes["0"].metadata = {"tracetorch": json.dumps(claim)}
+    back = tt.nir.from_nir(graph, dt=DT)
+    x = sequence(60, 2, 3)
+    assert torch.allclose(run(back, x), run(net, x), rtol=0, atol=1e-11)

@@ -1,0 +1,619 @@
+"""Graphs from elsewhere: every node against the paper's equations, and what cannot be read."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import sequence
+from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated
+from tracetorch import snn
+from tracetorch.nir.neurons import Membrane
+
+
+def agrees(given: nir.NIRGraph, x: torch.Tensor, **how: Any) -> torch.Tensor:
+    """Ours and the simulator's outputs are one; returned for a look at them."""
+    y = run(tt.nir.from_nir(given, dt=DT, **how), x)
+    torch.testing.assert_close(y, simulated(given, x, how.get("reset", "zero")), rtol=0, atol=1e-11)
+    return y
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 2)])
+@pytest.mark.parametrize("kind", NEURONS)
+def test_every_neuron_with_all_its_parameters(
+    kind: str, shape: tuple[int, ...], reset: str
+) -> None:
+    y = agrees(
+        line(NEURONS[kind](shape), into=shape, out=shape), sequence(40, 2, *shape), reset=reset
+    )
+    if kind.endswith("F"):
+        assert 0.02 < y.mean() < 0.98
+        assert set(y.unique().tolist()) == {0.0, 1.0}
+
+
+def test_one_value_stands_for_all() -> None:
+    one = np.array([1.0])
+    lif = nir.LIF(one * 1e-3, one * 10, one * 0, one)
+    model = tt.nir.from_nir(line(lif, into=(3,), out=(3,)), dt=DT)
+    assert repr(model.nodes["n0"]) == "LIF(3, beta=Tensor[], pos_threshold=Tensor[], reset='zero')"  # type: ignore[index]
+    x = sequence(40, 2, 3)
+    assert torch.equal(run(model, x), simulated(line(lif, into=(3,), out=(3,)), x))
+
+
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 1.0, 0.0, 0.5))), snn.LIF),
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 10.0, 0.0, 0.5))), snn.LIF),
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 7.0, 0.0, 0.5))), Membrane),
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 1.0, 0.1, 0.5))), Membrane),
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 1.0, 0.0, -0.5))), Membrane),
+        (nir.LIF(*(np.full(2, v) for v in (1e-3, 1.0, 0.0, 0.5, 0.1))), Membrane),
+        (nir.LI(*(np.full(2, v) for v in (1e-3, 1.0, 0.0))), snn.Readout),
+        (nir.LI(*(np.full(2, v) for v in (1e-3, 10.0, 0.0))), snn.LeakyIntegrator),
+        (nir.CubaLI(*(np.full(2, v) for v in (5e-4, 1e-3, 1.0, 0.0))), snn.SReadout),
+        (nir.CubaLIF(*(np.full(2, v) for v in (5e-4, 1e-3, 10.0, 0.0, 1.0))), snn.SLIF),
+        (nir.CubaLIF(*(np.full(2, v) for v in (5e-4, 1e-3, 10.0, 0.0, 1.0, 0.0, 5.0))), snn.SLIF),
+        (nir.CubaLIF(*(np.full(2, v) for v in (5e-4, 1e-3, 9.0, 0.0, 1.0))), Membrane),
+        (nir.IF(*(np.full(2, v) for v in (1.0, 1.0))), Membrane),
+    ],
+)
+def test_our_layers_where_they_compute_the_same(node: Any, layer: type) -> None:
+    given = line(node, into=(2,), out=(2,))
+    assert type(tt.nir.from_nir(given, dt=DT).nodes["n0"]) is layer  # type: ignore[index]
+    agrees(given, 2 * sequence(50, 2, 2))
+
+
+def test_tau_of_one_step_forgets_at_once() -> None:
+    lif = nir.LIF(*(np.full(2, v) for v in (DT, 1.0, 0.0, 0.5)))
+    y = agrees(line(lif, into=(2,), out=(2,)), sequence(50, 2, 2))
+    assert 0 < y.mean() < 1
+
+
+def test_exponential() -> None:
+    tau = 1e-3
+    li = line(nir.LI(*(np.full(1, v) for v in (tau, 1.0, 0.0))), into=(1,), out=(1,))
+    model = tt.nir.from_nir(li, dt=DT, discretization="exponential")
+    y = run(model, torch.ones(10, 1, 1, dtype=torch.float64))
+    # what the differential equation itself does in a millisecond
+    assert y[-1].item() == pytest.approx(1 - np.exp(-1), rel=1e-12)
+
+
+CONVOLUTIONS = (
+    {"stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+    {"stride": 2, "padding": 1, "dilation": 1, "groups": 1},
+    {"stride": 1, "padding": (2, 1), "dilation": (1, 2), "groups": 1},
+    {"stride": (1, 2), "padding": "same", "dilation": 1, "groups": 1},
+    {"stride": 1, "padding": "same", "dilation": 1, "groups": 2},
+    {"stride": 1, "padding": "valid", "dilation": 2, "groups": 2},
+)
+
+
+@pytest.mark.parametrize("how", CONVOLUTIONS)
+def test_convolutions(how: dict[str, Any]) -> None:
+    width = 5 if how["padding"] == "same" else 2
+    weight = full((4, 4 // how["groups"], 3, width), -1, 1, 0)
+    conv = nir.Conv2d(input_shape=None, weight=weight, bias=full((4,), -1, 1, 1), **how)
+    if how["padding"] == "same" and how["stride"] != 1:
+        with pytest.raises(ValueError, match=r"node 'n0'.*padding 'same' goes with stride 1"):
+            tt.nir.from_nir(line(conv, into=(4, 7, 6), out=(4, 7, 6)), dt=DT)
+        return
+    x = sequence(3, 2, 4, 7, 6)
+    simulator = simulated(line(conv, into=(4, 7, 6), out=(1,)), x)
+    agrees(line(conv, into=(4, 7, 6), out=tuple(simulator.shape[2:])), x)
+
+
+def test_a_convolution_along_time_of_a_sample() -> None:
+    weight = full((3, 2, 4), -1, 1, 0)
+    conv = nir.Conv1d(9, weight, 2, 1, 1, 1, full((3,), -1, 1, 1))
+    agrees(line(conv, into=(2, 9), out=(3, 4)), sequence(3, 2, 2, 9))
+
+
+@pytest.mark.parametrize("kind", ["SumPool2d", "AvgPool2d"])
+def test_pooling(kind: str) -> None:
+    pool = getattr(nir, kind)(np.array([3, 2]), np.array([2, 2]), np.array([1, 0]))
+    agrees(line(pool, into=(2, 7, 6), out=(2, 4, 3)), sequence(3, 2, 2, 7, 6))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "out"), [(0, -1, (24,)), (1, -1, (2, 12)), (0, 1, (6, 4))]
+)
+def test_flatten_counts_without_the_batch(start: int, end: int, out: tuple[int, ...]) -> None:
+    node = nir.Flatten({"input": np.array([2, 3, 4])}, start, end)
+    agrees(line(node, into=(2, 3, 4), out=out), sequence(3, 2, 2, 3, 4))
+
+
+@pytest.mark.parametrize("steps", [[3], [0, 1, 5], [0, 0, 0]])
+def test_delay(steps: list[int]) -> None:
+    delay = nir.Delay(np.array(steps) * DT)
+    y = agrees(line(delay, into=(3,), out=(3,)), sequence(12, 2, 3))
+    if steps == [3]:
+        assert (y[:3] == 0).all()
+
+
+def branches() -> nir.NIRGraph:
+    """Two roads that part, and meet in a node that adds them up."""
+    return graph(
+        [
+            ("input", "conv"),
+            ("conv", "lif"),
+            ("lif", "scale"),
+            ("lif", "sum"),
+            ("scale", "sum"),
+            ("sum", "flat"),
+            ("flat", "affine"),
+            ("affine", "if"),
+            ("if", "output"),
+            ("affine", "li"),
+            ("li", "output"),
+        ],
+        input=nir.Input(np.array([2, 5, 5])),
+        conv=nir.Conv2d(None, full((3, 2, 3, 3), -1, 1, 0), 1, 0, 1, 1, full((3,), 0, 1, 1)),
+        lif=NEURONS["LIF"]((3, 3, 3)),
+        scale=nir.Scale(full((3, 3, 3), -2, 2, 2)),
+        sum=NEURONS["CubaLIF"]((3, 3, 3)),
+        flat=nir.Flatten({"input": np.array([3, 3, 3])}, 0, -1),
+        affine=nir.Affine(full((4, 27), -1, 1, 3), full((4,), 0, 1, 4)),
+        **{"if": NEURONS["IF"]((4,)), "li": NEURONS["LI"]((4,))},
+        output=nir.Output(np.array([4])),
+    )
+
+
+def recurrent(bias: bool = True) -> nir.NIRGraph:
+    """Two populations that hear each other, and the first itself."""
+    back = (
+        nir.Affine(full((4, 4), -0.5, 0.5, 1), full((4,), 0, 0.5, 2))
+        if bias
+        else nir.Linear(full((4, 4), -0.5, 0.5, 1))
+    )
+    return graph(
+        [
+            ("input", "w"),
+            ("w", "a"),
+            ("a", "itself"),
+            ("itself", "a"),
+            ("a", "ab"),
+            ("ab", "b"),
+            ("b", "ba"),
+            ("ba", "a"),
+            ("b", "output"),
+        ],
+        input=nir.Input(np.array([3])),
+        w=nir.Linear(full((4, 3), -1, 1, 0)),
+        a=NEURONS["LIF"]((4,)),
+        itself=back,
+        ab=nir.Linear(full((5, 4), -1, 1, 3)),
+        b=NEURONS["CubaLIF"]((5,)),
+        ba=nir.Linear(full((4, 5), -1, 1, 4)),
+        output=nir.Output(np.array([5])),
+    )
+
+
+def nested() -> nir.NIRGraph:
+    """What snnTorch makes of a recurrent layer: a graph in the graph."""
+    inner = graph(
+        [("in", "lif"), ("lif", "w"), ("w", "lif"), ("lif", "out")],
+        **{"in": nir.Input(np.array([4])), "out": nir.Output(np.array([4]))},
+        lif=NEURONS["LIF"]((4,)),
+        w=nir.Linear(full((4, 4), -1, 1, 0)),
+    )
+    return graph(
+        [("input", "rnn.0"), ("rnn.0", "affine"), ("affine", "output")],
+        input=nir.Input(np.array([4])),
+        **{"rnn.0": inner},
+        affine=nir.Affine(full((2, 4), -1, 1, 1), full((2,), -1, 1, 2)),
+        output=nir.Output(np.array([2])),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        (branches(), (2, 5, 5)),
+        (recurrent(), (3,)),
+        (recurrent(bias=False), (3,)),
+        (nested(), (4,)),
+    ],
+    ids=["branches", "recurrence", "recurrence without bias", "nested"],
+)
+def test_graphs(given: nir.NIRGraph, shape: tuple[int, ...]) -> None:
+    y = agrees(given, 2 * sequence(40, 1, *shape))
+    assert (y[1:] != y[:-1]).any()
+
+
+def test_an_edge_that_closes_a_cycle_brings_zero_at_first() -> None:
+    given = graph(
+        [("input", "lif"), ("lif", "back"), ("back", "lif"), ("lif", "output")],
+        input=nir.Input(np.array([1])),
+        lif=nir.LIF(*(np.full(1, v) for v in (1e-3, 10.0, 0.0, 0.5))),
+        back=nir.Affine(np.array([[0.0]]), np.array([9.0])),  # its bias alone would fire
+        output=nir.Output(np.array([1])),
+    )
+    y = run(tt.nir.from_nir(given, dt=DT), torch.zeros(3, 1, 1, dtype=torch.float64))
+    assert y.flatten().tolist() == [0.0, 1.0, 1.0]
+
+
+def test_several_inputs_and_outputs() -> None:
+    given = graph(
+        [("b", "sum"), ("a", "sum"), ("sum", "y"), ("a", "z")],
+        a=nir.Input(np.array([2])),
+        b=nir.Input(np.array([2])),
+        sum=nir.Scale(np.array([1.0, -1.0])),
+        y=nir.Output(np.array([2])),
+        z=nir.Output(np.array([2])),
+    )
+    model = tt.nir.from_nir(given, dt=DT)
+    a, b = torch.ones(1, 2).double(), torch.full((1, 2), 2.0).double()
+    for got in (model(a, b), model(a=a, b=b), model(a, b=b)):
+        assert {name: each.tolist() for name, each in got.items()} == {
+            "y": [[3.0, -3.0]],
+            "z": [[1.0, 1.0]],
+        }
+    over = tt.unroll(model, (a[None], b[None]))
+    assert over["y"].shape == (1, 1, 2)
+    with pytest.raises(TypeError, match=r"inputs .'a', 'b'.; 'b' is not given"):
+        model(a)
+    with pytest.raises(TypeError, match=r"got 3 tensors"):
+        model(a, b, a)
+    with pytest.raises(TypeError, match=r"each once; got 'c'"):
+        model(a, c=b)
+    with pytest.raises(TypeError, match=r"each once; got 'a'"):
+        model(a, a=b)
+    with pytest.raises(TypeError, match=r"input 'b' must be a tensor, got int"):
+        model(a, 1)
+    with pytest.raises(ValueError, match=r"input 'a' has shape .1, 3., the graph takes a batch of"):
+        model(torch.ones(1, 3), b)
+
+
+# The model
+
+
+def test_by_layer_where_there_is_no_cycle() -> None:
+    x = 2 * sequence(20, 2, 2, 5, 5)
+    model = tt.nir.from_nir(branches(), dt=DT)
+    torch.testing.assert_close(run(model, x, "layer"), run(model, x), rtol=0, atol=1e-12)
+
+
+def test_by_layer_is_refused_where_there_is_one() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT)
+    x = sequence(4, 2, 3)
+    with pytest.raises(ValueError, match=r"leads back from node 'ba' .*by=.step."):
+        tt.unroll(model, x)
+    assert tt.get_states(model) == {}
+
+
+def test_states_are_kept_cut_moved_and_copied() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT)
+    x = 2 * sequence(20, 2, 3)
+    whole = run(model, x)
+    with torch.no_grad():
+        tt.unroll(model, x[:8], by="step")
+        saved = tt.get_states(model)
+        assert {name.rpartition(".")[2] for name in saved} == {"mem", "syn", "held"}
+        again = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        fresh = tt.nir.from_nir(recurrent(), dt=DT)
+        tt.set_states(fresh, saved)
+        for each in (model, fresh, *again):
+            torch.testing.assert_close(tt.unroll(each, x[8:], by="step"), whole[8:])
+        model.zero_states(where=torch.tensor([True, False]))
+        part = tt.unroll(model, x[:4, :], by="step")
+    assert torch.equal(part[:, 0], whole[:4, 0])
+    with pytest.raises(ValueError, match=r"zero_states"):
+        model(x[0, :1])
+
+
+def test_it_can_be_exported_with_its_states() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT)
+    x = 2 * sequence(20, 2, 3)
+    want = run(model, x)
+    program = tt.export.step(model, x[0])
+    states = tt.export.initial_states(program, batch=2)
+    assert {name for name in states if name.endswith("held")} == {
+        "late.ba.held",
+        "late.itself.held",
+    }
+    step, outputs = program.module(), []
+    for each in x:
+        y, states = step(each, states)
+        outputs.append(y)
+    assert torch.equal(torch.stack(outputs), want)
+
+
+def test_it_learns() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT)
+    x = 2 * sequence(15, 2, 3)
+    tt.unroll(model, x, by="step").sum().backward()
+    named = dict(model.named_parameters())
+    for part in (
+        "w.weight",
+        "a.raw_beta",
+        "a.raw_v_leak",
+        "itself.bias",
+        "b.raw_w_in",
+        "ba.weight",
+    ):
+        grad = named[f"nodes.{part}"].grad
+        assert grad is not None
+        assert grad.abs().sum() > 0
+
+
+def test_dtype_of_the_model() -> None:
+    wide = line(nir.Linear(full((2, 2), -1, 1, 0)), into=(2,), out=(2,))
+    narrow = line(nir.Linear(full((2, 2), -1, 1, 0).astype(np.float32)), into=(2,), out=(2,))
+    mixed = line(
+        nir.Linear(full((2, 2), -1, 1, 0).astype(np.float32)),
+        NEURONS["LIF"]((2,)),
+        into=(2,),
+        out=(2,),
+    )
+    for given, dtype in ((wide, torch.float64), (narrow, torch.float32), (mixed, torch.float32)):
+        model = tt.nir.from_nir(given, dt=DT)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_of_the_output(dtype: torch.dtype) -> None:
+    given = line(
+        NEURONS["LIF"]((2, 2)),
+        nir.Scale(full((2, 2), 0, 1, 1)),
+        nir.Threshold(full((2, 2), 0, 1, 1)),
+        into=(2, 2),
+        out=(2, 2),
+    )
+    model = tt.nir.from_nir(given, dt=DT)
+    x = sequence(5, 2, 2, 2, dtype=dtype)
+    assert tt.unroll(model, x).dtype == dtype
+
+
+def test_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    tt.nir.from_nir(branches(), dt=DT)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_tau_of_one_step_may_be_rounded() -> None:
+    one = [np.full(2, v, np.float32) for v in (DT, 1.0, 0.0, 0.5)]
+    assert float(one[0][0]) < DT
+    model = tt.nir.from_nir(line(nir.LIF(*one), into=(2,), out=(2,)), dt=DT)
+    assert (model.nodes["n0"].beta < 1e-20).all()  # type: ignore[index]
+
+
+def test_delays_add_up() -> None:
+    delay = nir.Delay(np.array([4000 * DT]))
+    with pytest.raises(ValueError, match=r"are 12000 steps of 0.0001 s together, more than 10000"):
+        tt.nir.from_nir(line(delay, delay, delay, into=(2,), out=(2,)), dt=DT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
+def test_the_compiled_loop_is_the_reference(kind: str) -> None:
+    """Neurons that only NIR has are fused like any other."""
+    node = nir.Delay(np.array([DT, 0.0, 2 * DT])) if kind == "Delay" else NEURONS[kind]((3,))
+    model = tt.nir.from_nir(line(node, into=(3,), out=(3,)), dt=DT)
+    x = sequence(50, 4, 3)
+    want = run(model, x)
+    for by in ("layer", "step"):
+        with torch.no_grad(), tt.fuse.backend("numba"):
+            assert torch.equal(tt.unroll(model, x, by=by), want)  # type: ignore[arg-type]
+        model.zero_states()
+
+
+def test_names_may_be_anything() -> None:
+    names = ["keys", "a.b", "a_b", "a-b", "a_b_1", "for", "forward", "weight:0", " "]
+    nodes: dict[str, Any] = {name: nir.Scale(np.array([2.0])) for name in names}
+    edges = list(zip(["input", *names], [*names, "output"], strict=True))
+    ends = {"input": nir.Input(np.array([1])), "output": nir.Output(np.array([1]))}
+    model = tt.nir.from_nir(graph(edges, **nodes, **ends), dt=DT)
+    assert model(torch.ones(1, 1).double()).item() == 512.0
+    assert isinstance(pickle.load(io.BytesIO(pickle.dumps(model))), snn.TTModule)
+
+
+# What cannot be read
+
+ONE = nir.Scale(np.ones(2))
+ENDS = {"input": nir.Input(np.array([2])), "output": nir.Output(np.array([2]))}
+
+
+def broken(node: Any, **changes: Any) -> nir.NIRGraph:
+    for name, value in changes.items():
+        setattr(node, name, value)
+    return line(node, into=(2,), out=(2,))
+
+
+def lif(**changes: Any) -> nir.NIRGraph:
+    return broken(nir.LIF(*(np.full(2, v) for v in (1e-3, 1.0, 0.0, 1.0))), **changes)
+
+
+WRONG: tuple[tuple[Any, str], ...] = (
+    (graph([]), "the graph has no nodes"),
+    (graph([], input=ENDS["input"]), "has no Output node: where does it end"),
+    (graph([], output=ENDS["output"]), "has no Input node: where does it begin"),
+    (graph([("input", "b")], **ENDS), "names 'b', there is no such node"),
+    (graph([("input", "output"), ("input", "output")], **ENDS), "edge .* twice"),
+    (graph(["ab"], **ENDS), "an edge is a pair of names"),  # type: ignore[list-item]
+    (graph("ab", **ENDS), "must have a list of edges"),  # type: ignore[arg-type]
+    (graph([(1, 2)], **ENDS), "there is no such node"),  # type: ignore[list-item]
+    (graph([("input", "output"), ("output", "input")], **ENDS), "an edge leads into it"),
+    (graph([("input", "a")], **ENDS, a=ONE), "node 'output' gets nothing from any Input"),
+    (
+        graph([("input", "output"), ("a", "output")], **ENDS, a=ONE),
+        "node 'a' gets nothing from any Input",
+    ),
+    (
+        graph(
+            [("input", "output"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS, a=ONE, b=ONE
+        ),
+        "a cycle has no neuron in it",
+    ),
+    (
+        graph(
+            [("input", "output"), ("a", "b"), ("b", "a"), ("a", "output")],
+            **ENDS,
+            a=NEURONS["LIF"]((2,)),
+            b=ONE,
+        ),
+        "wait for each other, and no Input leads into their cycle",
+    ),
+    (
+        graph([("input", "a"), ("a", "a"), ("a", "output")], **ENDS, a=ONE),
+        "a cycle has no neuron in it",
+    ),
+    (
+        graph([("input", "a"), ("b", "a"), ("a", "output"), ("input", "b")], **ENDS, a=ONE,
+              b=nir.Linear(np.ones((3, 2)))),
+        "node 'a' adds up inputs of different shapes",
+    ),
+    (
+        graph([("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS,
+              a=NEURONS["LIF"]((2,)), b=nir.Linear(np.ones((3, 2)))),
+        "node 'a' gets shape .2., and .3. back from 'b'",
+    ),
+    (lif(tau=np.array([1e-3, np.nan])), "node 'n0' .LIF.: tau holds nan"),
+    (lif(r=np.array([np.inf, 1])), "node 'n0' .LIF.: r holds inf"),
+    (lif(tau=np.array([1e-3, 0])), "tau must be positive, got 0.0"),
+    (lif(tau=np.array([1e-3, -1])), "tau must be positive, got -1.0"),
+    (lif(tau=np.array([1e-3, 5e-5])), "n0.*tau of 5e-05 s is shorter than a step of 0.0001 s"),
+    (lif(tau=np.ones(3)), "all parameters must have one shape"),
+    (lif(tau=np.ones((2, 2))), "all parameters must have one shape"),
+    (lif(tau=np.array([])), "tau is empty"),
+    (lif(tau=None), "lacks its field 'tau'"),
+    (lif(tau="fast"), "tau must hold real numbers"),
+    (lif(tau=np.array([1j, 1])), "tau must hold real numbers, got complex128"),
+    (lif(tau=[[1], [1, 2]]), "tau is not an array of numbers"),
+    (line(NEURONS["LIF"]((3,)), into=(2,), out=(2,)), "n0.*has shape .3., the input .2."),
+    (line(nir.Linear(np.ones((2, 3))), into=(2,), out=(2,)), "n0.*takes .3., the input has .2."),
+    (line(nir.Linear(np.ones((2, 2, 2))), into=(2,), out=(2,)), "weight must have 2 dimensions"),
+    (line(nir.Affine(np.ones((2, 2)), np.ones(3)), into=(2,), out=(2,)), "bias must have .*.2."),
+    (line(ONE, into=(2,), out=(3,)), "node 'output' .Output.: it is declared with shape .3."),
+    (line(nir.Delay(np.full(2, 1.5 * DT)), into=(2,), out=(2,)), "n0.*must be whole steps"),
+    (line(nir.Delay(np.full(2, -DT)), into=(2,), out=(2,)), "delay must not be negative"),
+    (line(nir.Delay(np.full(2, 1e6)), into=(2,), out=(2,)), "n0.*10000000000 steps.*more than"),
+    (line(ONE, into=(0,), out=(2,)), "input.*shape must be whole and in"),
+    (line(ONE, into=(2**20, 2**20), out=(2,)), "more than 2147483647 elements"),
+    (line(ONE, into=(), out=(2,)), "must be a whole number or a few of them"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "why"), WRONG)
+def test_what_cannot_be_read(given: nir.NIRGraph, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        tt.nir.from_nir(given, dt=DT)
+
+
+CONV = {
+    "input_shape": None,
+    "weight": np.ones((2, 2, 3, 3)),
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "bias": np.ones(2),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"stride": 0}, "stride must be whole and in .1"),
+        ({"stride": (1, 1, 1)}, "stride must be 2 numbers"),
+        ({"stride": 1.5}, "stride must be whole"),
+        ({"stride": "two"}, "stride must be a whole number"),
+        ({"padding": -1}, "padding must be whole and in .0"),
+        ({"padding": 10**6}, "padding must be whole and in .0, 4096."),
+        ({"groups": 3}, "3 groups do not divide 2 channels"),
+        ({"weight": np.ones((2, 2, 9, 9))}, "does not fit an input of .5, 5."),
+        ({"weight": np.ones((2, 3, 3, 3))}, "takes 3 channels"),
+        ({"bias": np.ones(3)}, "bias must have shape"),
+        ({"input_shape": (9, 9)}, "is declared for .9, 9."),
+    ],
+)
+def test_convolutions_that_cannot_be(changes: dict[str, Any], why: str) -> None:
+    conv = nir.Conv2d(**CONV)  # type: ignore[arg-type]
+    for name, value in changes.items():
+        setattr(conv, name, value)
+    with pytest.raises(ValueError, match=f"node 'n0' .Conv2d.: .*{why}"):
+        tt.nir.from_nir(line(conv, into=(2, 5, 5), out=(2, 3, 3)), dt=DT)
+
+
+def test_other_refusals() -> None:
+    pool = nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([2, 0]))
+    with pytest.raises(ValueError, match=r"n0.*padding 2 is more than half of the kernel's 2"):
+        tt.nir.from_nir(line(pool, into=(1, 4, 4), out=(1, 4, 2)), dt=DT)
+    pool.padding = np.array([0, 0])
+    with pytest.raises(ValueError, match=r"n0.*takes .C, H, W., the input has shape .4."):
+        tt.nir.from_nir(line(pool, into=(4,), out=(1, 4, 2)), dt=DT)
+    flat = nir.Flatten({"input": np.array([2, 2])}, 0, 5)
+    with pytest.raises(ValueError, match=r"n0.*start_dim 0 and end_dim 5 do not fit"):
+        tt.nir.from_nir(line(flat, into=(2, 2), out=(4,)), dt=DT)
+    flat = nir.Flatten({"input": np.array([4, 2])}, 0, 1)
+    with pytest.raises(ValueError, match=r"n0.*is declared for .4, 2."):
+        tt.nir.from_nir(line(flat, into=(2, 2), out=(4,)), dt=DT)
+
+
+def test_unknown_nodes_fields_and_nestings() -> None:
+    class Odd(nir.Scale):
+        pass
+
+    with pytest.raises(ValueError, match=r"node 'n0' is of the type 'Odd', which traceTorch does"):
+        tt.nir.from_nir(line(Odd(np.ones(2)), into=(2,), out=(2,)), dt=DT)
+    two = graph([("i", "o"), ("j", "o")], i=ENDS["input"], j=ENDS["input"], o=ENDS["output"])
+    with pytest.raises(ValueError, match=r"graph 'n0' has 2 Inputs and 1 Outputs"):
+        tt.nir.from_nir(line(two, into=(2,), out=(2,)), dt=DT)
+    deep = graph([("i", "o")], i=ENDS["input"], o=ENDS["output"])
+    for _ in range(40):
+        deep = graph([("i", "g"), ("g", "o")], i=ENDS["input"], g=deep, o=ENDS["output"])
+    with pytest.raises(ValueError, match=r"more than 32 graphs deep"):
+        tt.nir.from_nir(deep, dt=DT)
+    inner = graph([("b", "o")], b=ENDS["input"], o=ENDS["output"])
+    clash = graph(
+        [("input", "a"), ("a", "a.b"), ("a.b", "output")], **ENDS, a=inner, **{"a.b": ONE}
+    )
+    with pytest.raises(ValueError, match=r"two nodes would be called 'a.b'"):
+        tt.nir.from_nir(clash, dt=DT)
+
+
+def test_a_long_chain_is_no_deep_one() -> None:
+    count = 3000
+    model = tt.nir.from_nir(line(*[ONE] * count, into=(2,), out=(2,)), dt=DT)
+    assert model(torch.ones(1, 2).double()).tolist() == [[1.0, 1.0]]
+
+
+def test_wrong_arguments() -> None:
+    good = line(ONE, into=(2,), out=(2,))
+    with pytest.raises(TypeError, match=r"expected a nir.NIRGraph or the path of a file, got int"):
+        tt.nir.from_nir(3, dt=DT)
+    with pytest.raises(ValueError, match=r"reset must be 'zero' or 'subtract', got 'none'"):
+        tt.nir.from_nir(good, dt=DT, reset="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dt must be positive"):
+        tt.nir.from_nir(good, dt=0)
+    with pytest.raises(FileNotFoundError):
+        tt.nir.from_nir("no such file.nir", dt=DT)
+
+
+def test_an_exact_graph_holds_for_its_own_step() -> None:
+    made = tt.nir.to_nir(snn.LIF(2), (2,), dt=1e-3)
+    with pytest.raises(ValueError, match=r"was written for dt=0.001.*got dt=0.0001"):
+        tt.nir.from_nir(made, dt=1e-4)
+    with pytest.raises(ValueError, match=r"was written for discretization='euler'"):
+        tt.nir.from_nir(made, dt=1e-3, discretization="exponential")
+    loose = tt.nir.to_nir(snn.LIF(2, reset="zero"), (2,), dt=1e-3, mode="compact")
+    assert tt.nir.from_nir(loose, dt=5e-4).nodes["0"].beta[0].item() == pytest.approx(0.95)  # type: ignore[index]
+
+
+def test_the_package_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracetorch.extras.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"tt.nir needs nir.*extra 'nir'"):
+        tt.nir.from_nir("x.nir", dt=DT)
+    with pytest.raises(ModuleNotFoundError, match=r"tt.nir needs nir.*extra 'nir'"):
+        tt.nir.to_nir(nn.Linear(2, 2), (2,))

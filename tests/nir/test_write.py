@@ -1,0 +1,410 @@
+"""Models into graphs: what modules become, how values flow, and what has no counterpart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence
+from tests.nir.cases import DT, NEURONS, double, full, graph, line, run, simulated, unsigned
+from tests.nir.test_read import branches, nested, recurrent
+from tracetorch import snn
+
+
+def agrees(net: nn.Module, shape: tuple[int, ...], steps: int = 30, **how: Any) -> nir.NIRGraph:
+    """The model, its graph read again, and its graph by the paper's equations are one."""
+    double(net)
+    made = tt.nir.to_nir(net, shape, **how)
+    x = 2 * sequence(steps, 2, *shape)
+    y = run(net, x)
+    for z in (run(tt.nir.from_nir(made, dt=DT), x), simulated(unsigned(made), x)):
+        torch.testing.assert_close(y, z, rtol=0, atol=1e-11)
+    assert y.abs().sum() > 0
+    return made
+
+
+class Residual(snn.TTModule):
+    """Branches, a skip connection, functions in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3))
+        self.cells = nn.ModuleList([layer("LIF", 3, dim=-3), layer("BSRLIF", 3, dim=-3)])
+        self.conv = nn.Conv2d(3, 3, 3, padding="same", bias=False)
+        self.drop = nn.Dropout(0.5)
+        self.pool = nn.AvgPool2d(2)
+        self.head = nn.Linear(12, 4)
+        self.readout = layer("SReadout", 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cells[0](self.stem(x))
+        y = self.drop(self.conv(x))
+        x = self.cells[1](x + y) + x
+        x = torch.flatten(self.pool(x), 1)
+        y = self.head(self.drop(x))
+        return self.readout(torch.add(y, y)) + y
+
+
+def normalised(net: nn.Module) -> nn.Module:
+    """With statistics as after training, and no longer training."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                if isinstance(tensor, Tensor):
+                    tensor.data = 0.5 + torch.rand(tensor.shape, generator=generator)
+    return net.eval()
+
+
+def test_branches_skips_and_functions() -> None:
+    torch.manual_seed(0)
+    made = agrees(normalised(Residual()), (1, 4, 4), steps=12)
+    assert "stem_1" not in made.nodes  # folded into the convolution
+    assert ("cells_0", "cells_1") in made.edges
+    assert ("conv", "cells_1") in made.edges
+    assert ("head", "output") in made.edges
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    net = double(normalised(Residual()))
+    x = sequence(3, 2, 1, 4, 4)
+    with torch.no_grad():
+        net(x[0])
+        before = tt.get_states(net)
+        random = torch.get_rng_state()
+        tt.nir.to_nir(net, x[1])
+        after = tt.get_states(net)
+    assert torch.equal(random, torch.get_rng_state())
+    assert set(before) == set(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+MODULES: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
+    (nn.Linear(3, 2), (3,), "Affine"),
+    (nn.Linear(3, 2, bias=False), (3,), "Linear"),
+    (nn.Conv1d(2, 3, 4, stride=2, padding=1), (2, 9), "Conv1d"),
+    (nn.Conv1d(2, 3, 3, padding="same", bias=False), (2, 9), "Conv1d"),
+    (nn.Conv2d(2, 3, (2, 3), stride=(2, 1), dilation=(1, 2)), (2, 6, 7), "Conv2d"),
+    (nn.Conv2d(4, 4, 3, groups=2), (4, 5, 5), "Conv2d"),
+    (nn.Conv2d(2, 2, 3, padding="valid"), (2, 5, 5), "Conv2d"),
+    (nn.AvgPool2d(2), (2, 5, 5), "AvgPool2d"),
+    (nn.AvgPool2d((3, 2), (2, 1), (1, 0)), (2, 5, 5), "AvgPool2d"),
+    (nn.AvgPool2d(2, divisor_override=4), (2, 4, 4), "AvgPool2d"),
+    (nn.AvgPool2d(2, divisor_override=1), (2, 4, 4), "SumPool2d"),
+    (nn.AdaptiveAvgPool2d(2), (2, 4, 6), "AvgPool2d"),
+    (nn.AdaptiveAvgPool2d((None, 1)), (2, 4, 6), "AvgPool2d"),
+    (nn.Flatten(), (2, 3, 4), "Flatten"),
+    (nn.Flatten(2), (2, 3, 4), "Flatten"),
+    (nn.Flatten(-3, -2), (2, 3, 4), "Flatten"),
+    (normalised(nn.BatchNorm1d(3)), (3,), "Affine"),
+    (normalised(nn.BatchNorm1d(3)), (3, 4), "Conv1d"),
+    (normalised(nn.BatchNorm2d(3, affine=False)), (3, 4, 2), "Conv2d"),
+)
+
+
+@pytest.mark.parametrize(("module", "shape", "kind"), MODULES)
+def test_modules_of_pytorch(module: nn.Module, shape: tuple[int, ...], kind: str) -> None:
+    made = agrees(module, shape, steps=2)
+    assert type(made.nodes["0"]).__name__ == kind
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_recurrence_through_a_module(bias: bool) -> None:
+    """Its bias acts at the first step, where an edge that closes a cycle brings zero."""
+    torch.manual_seed(0)
+    for made, shape in (
+        (snn.Recurrent(layer("SLIF", 3, pos_threshold=0.3), nn.Linear(3, 3, bias=bias)), (3,)),
+        (
+            snn.Recurrent(layer("BSRLIF", 2, dim=-3), nn.Conv2d(2, 2, 3, padding=1, bias=bias)),
+            (2, 3, 3),
+        ),
+    ):
+        graph = agrees(nn.Sequential(made, nn.Flatten()), shape, steps=15)
+        back = tt.nir.from_nir(graph, dt=DT).nodes["0_neuron"]  # type: ignore[index]
+        assert type(back) is type(made.neuron)
+    with pytest.raises(ValueError, match=r"layer '0', Recurrent.* Use mode='exact'"):
+        tt.nir.to_nir(made, shape, mode="compact")
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_grouped_convolutions_are_written_whole_where_peers_read(compact: bool) -> None:
+    how: dict[str, Any] = {"mode": "compact"} if compact else {}
+    made = agrees(nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5), steps=2, **how)
+    assert made.nodes["0"].groups == (1 if compact else 2)
+
+
+def test_batch_norm_after_a_linear_layer_is_folded() -> None:
+    for bias in (False, True):
+        net = normalised(nn.Sequential(nn.Linear(3, 2, bias=bias), nn.BatchNorm1d(2)))
+        made = agrees(net, (3,), steps=2)
+        assert sorted(made.nodes) == ["0", "input", "output"]
+
+
+def test_batch_norm_is_not_folded_where_others_listen() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y + self.norm(y)
+
+    made = agrees(normalised(Fork()), (3,), steps=2)
+    assert sorted(made.nodes) == ["input", "linear", "norm", "output"]
+
+
+def test_a_module_without_memory_may_be_called_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.linear(x))
+
+    assert sorted(agrees(Twice(), (3,), steps=2).nodes) == ["input", "linear", "linear_1", "output"]
+
+
+def test_several_inputs_and_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            x, y = self.left(a), self.right(b)
+            return {"both": x + y, "right": y}
+
+    net = double(Two())
+    a, b = sequence(2, 3, seed=1), sequence(2, 4, seed=2)
+    made = tt.nir.to_nir(net, (a, b))
+    got, want = tt.nir.from_nir(made, dt=DT)(a, b), net(a, b)
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_what_was_read_can_be_written_again() -> None:
+    """With all of NIR's parameters, and the values they have now."""
+    for given, shape in ((branches(), (2, 5, 5)), (recurrent(), (3,)), (nested(), (4,))):
+        model = tt.nir.from_nir(given, dt=DT)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("weight", "scale", "raw_v_leak")):
+                    parameter.mul_(0.9)
+        again = tt.nir.from_nir(tt.nir.to_nir(model, shape), dt=DT)
+        x = 2 * sequence(30, 2, *shape)
+        torch.testing.assert_close(run(model, x), run(again, x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", NEURONS)
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 2)])
+def test_every_neuron_that_was_read_can_be_written(kind: str, shape: tuple[int, ...]) -> None:
+    delay = nir.Delay(np.arange(np.prod(shape)).reshape(shape) % 3 * DT)
+    ends = nir.Threshold(full(shape, -1, 1, 9)), nir.Scale(full(shape, -1, 1, 8))
+    given = line(delay, NEURONS[kind](shape), *ends, into=shape, out=shape)
+    again = tt.nir.to_nir(tt.nir.from_nir(given, dt=DT), shape)
+    node = again.nodes["n1"]
+    for name, value in vars(given.nodes["n1"]).items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_allclose(getattr(node, name), value, rtol=1e-12, atol=1e-15)
+    x = sequence(20, 2, *shape)
+    torch.testing.assert_close(simulated(given, x), simulated(again, x), rtol=0, atol=1e-11)
+
+
+def test_neurons_that_differ_in_every_place_subtract_exactly() -> None:
+    shape = (2, 3, 2)
+    tau, threshold = full(shape, 3e-4, 3e-3, 0), full(shape, 0.3, 1, 1)
+    lif = nir.LIF(tau, np.ones(shape), np.zeros(shape), threshold)
+    model = tt.nir.from_nir(line(lif, into=shape, out=shape), dt=DT, reset="subtract")
+    x = 3 * sequence(30, 2, *shape)
+    y = run(model, x)
+    assert y.mean() > 0.02
+    made = tt.nir.to_nir(model, shape)
+    for each in (made, unsigned(made)):
+        assert torch.equal(y, run(tt.nir.from_nir(each, dt=DT), x))
+        assert torch.equal(y, simulated(each, x))
+
+
+def test_a_read_model_within_another() -> None:
+    net = double(nn.Sequential(nn.Linear(2, 3), tt.nir.from_nir(recurrent(), dt=DT)))
+    made = tt.nir.to_nir(net, (2,))
+    x = 2 * sequence(20, 2, 2)
+    torch.testing.assert_close(
+        run(net, x), run(tt.nir.from_nir(made, dt=DT), x), rtol=0, atol=1e-11
+    )
+
+
+def test_subtraction_that_a_node_cannot_say() -> None:
+    model = tt.nir.from_nir(recurrent(), dt=DT, reset="subtract")
+    with pytest.raises(ValueError, match=r"node 'a'.*read with reset='subtract', which its node"):
+        tt.nir.to_nir(model, (3,))
+    made = tt.nir.to_nir(model, (3,), allow_hard_reset=True)
+    x = 2 * sequence(20, 2, 3)
+    again = tt.nir.from_nir(made, dt=DT, reset="subtract")
+    torch.testing.assert_close(run(model, x), run(again, x), rtol=0, atol=1e-11)
+    other = line(nir.I(np.ones(2)), into=(2,), out=(2,))
+    with pytest.raises(ValueError, match=r"node 'n0'.*read with dt=0.0001, and cannot be written"):
+        tt.nir.to_nir(tt.nir.from_nir(other, dt=DT), (2,), dt=1e-3)
+
+
+# What has no counterpart
+
+
+class Calls(nn.Module):
+    """A linear layer, and whatever a test wants to do with what it gives."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.linear, self.lif, self.function = nn.Linear(3, 3), snn.LIF(3), function
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.linear(x))
+
+
+class Fatigue(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        return x + mem, x
+
+
+class Doubling(snn.LIF):
+    """A subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
+    (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (3,), "layer '1', ReLU.*no counterpart.*snn.LIF"),
+    (nn.MaxPool2d(2), (1, 4, 4), "layer '0', MaxPool2d.*no counterpart in NIR. Use nn.AvgPool2d"),
+    (Fatigue(3), (3,), "layer '0', Fatigue.* has no counterpart in NIR"),
+    (Doubling(3), (3,), "layer '0', Doubling.* has no counterpart in NIR"),
+    (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), "neuron of layer '0', Rec.*no counterpart"),
+    (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
+    (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
+    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "keeps the shape .3., got .2."),
+    (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4), "pads by 'circular'"),
+    (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
+    (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "count_include_pad=False"),
+    (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "divides by 3; NIR sums"),
+    (nn.AdaptiveAvgPool2d(3), (1, 4, 4), "windows of one size do not divide"),
+    (nn.Linear(3, 3), (2, 3), "applied to .2, 3.; in NIR it takes one dimension"),
+    (nn.BatchNorm1d(3), (3,), r"takes its statistics from the batch. Call model.eval\(\)"),
+    (nn.Flatten(0), (3,), "leaves no batch in front"),
+    (Calls(lambda m, y: y * 2), (3,), r"mul\(\) in the model's forward has no counterpart"),
+    (Calls(lambda m, y: y + 2), (3,), r"add\(\) in the model's forward has no counterpart"),
+    (Calls(lambda m, y: y + m.weight), (3,), "uses 'weight' by itself"),
+    (Calls(lambda m, y: torch.relu(y)), (3,), r"relu\(\) in the model's forward"),
+    (Calls(lambda m, y: y.view(-1, 3)), (3,), r"view\(\) in the model's forward"),
+    (Calls(lambda m, y: y + y[:, :1]), (3,), r"getitem\(\) in the model's forward"),
+    (Calls(lambda m, y: m.lif(m.lif(y))), (3,), "layer 'lif'.*is called twice in one step"),
+    (Calls(lambda m, y: 3), (3,), "must return a tensor, or a tuple or dict"),
+)
+
+
+@pytest.mark.parametrize(("net", "shape", "why"), REFUSED)
+def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        tt.nir.to_nir(net, shape)
+
+
+def test_a_forward_that_cannot_be_followed() -> None:
+    with pytest.raises(TypeError, match=r"forward of Calls cannot be followed by torch.fx"):
+        tt.nir.to_nir(Calls(lambda m, y: y if y.sum() > 0 else -y), (3,))
+    hidden = [snn.LIF(3)]
+    with pytest.raises(TypeError, match=r"cannot be followed.*not installed as a submodule"):
+        tt.nir.to_nir(Calls(lambda m, y: hidden[0](y)), (3,))
+
+
+def test_what_remembers_is_called_once() -> None:
+    delay = tt.nir.from_nir(line(nir.Delay(np.full(3, DT)), into=(3,), out=(3,)), dt=DT)
+    for made in (snn.LIF(3), delay, delay.nodes["n0"]):  # type: ignore[index]
+        twice = nn.Sequential(nn.Linear(3, 3), made, made)
+        with pytest.raises(ValueError, match=r"layer '1', .*is called twice in one step"):
+            tt.nir.to_nir(twice, (3,))
+
+
+def test_not_a_number() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+    with torch.no_grad():
+        net[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"node '0' .Affine.: weight holds nan"):
+        tt.nir.to_nir(net, (3,))
+
+
+def test_wrong_arguments() -> None:
+    net = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match=r"expected an nn.Module, got int"):
+        tt.nir.to_nir(3, (3,))  # type: ignore[arg-type]
+    for sample in ("3", 3, (), (0,), (1.5,), None):
+        with pytest.raises(TypeError, match=r"sample must be a tensor .B, ...., a tuple of them"):
+            tt.nir.to_nir(net, sample)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mode must be 'exact' or 'compact', got 'small'"):
+        tt.nir.to_nir(net, (3,), mode="small")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"allow_hard_reset must be True or False, got 1"):
+        tt.nir.to_nir(net, (3,), allow_hard_reset=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has shape .4.; a sample needs a dimension behind"):
+        tt.nir.to_nir(nn.Identity(), torch.ones(4))
+
+
+# Files
+
+
+def test_nir_itself_reads_and_checks_the_file(tmp_path: Path) -> None:
+    net = normalised(Residual())
+    for name, made in (("residual", net), ("lif", snn.LIF(3))):
+        shape = (1, 4, 4) if name == "residual" else (3,)
+        tt.nir.save(made, tmp_path / f"{name}.nir", shape)
+        read = nir.read(tmp_path / f"{name}.nir")
+        assert set(read.nodes) == set(tt.nir.to_nir(made, shape).nodes)
+        assert read.metadata["dt"] == 1e-4
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.nir"
+    tt.nir.save(snn.LIF(3), path, (3,))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"no counterpart"):
+        tt.nir.save(nn.ReLU(), path, (3,))
+
+    def fails(name: str, graph: Any) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nir, "write", fails)
+        with pytest.raises(OSError, match=r"no space left"):
+            tt.nir.save(snn.LIF(3), path, (3,))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["net.nir"]
+    tt.nir.save(snn.LIF(4), path, (4,))
+    assert os.listdir(tmp_path) == ["net.nir"]
+    assert path.stat().st_mode & 0o044 == 0o044  # readable by others, as open() would leave it
+    with pytest.raises(FileNotFoundError, match=r"there is no folder"):
+        tt.nir.save(snn.LIF(3), tmp_path / "nowhere" / "net.nir", (3,))
+
+
+def test_an_input_may_lead_nowhere() -> None:
+    """It is an input still."""
+    given = graph(
+        [("a", "y")],
+        a=nir.Input(np.array([2])),
+        b=nir.Input(np.array([3])),
+        y=nir.Output(np.array([2])),
+    )
+    model = tt.nir.from_nir(given, dt=DT)
+    assert model(torch.ones(1, 2), torch.ones(1, 3)).tolist() == [[1.0, 1.0]]

@@ -1,0 +1,6 @@
+"""Models to and from NIR, the format between frameworks of spiking networks and their chips."""
+
+from tracetorch.nir.read import from_nir
+from tracetorch.nir.write import save, to_nir
+
+__all__ = ["from_nir", "save", "to_nir"]

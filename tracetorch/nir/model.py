@@ -1,0 +1,123 @@
+"""``NIRModel``: a NIR graph that runs, learns, and remembers like any model of ours."""
+
+from __future__ import annotations
+
+import keyword
+from collections import Counter
+from collections.abc import Iterable
+from typing import cast
+
+from torch import Tensor, nn
+
+from tracetorch.nir.clock import Clock
+from tracetorch.nir.neurons import OneStep
+from tracetorch.nir.plan import Wiring
+from tracetorch.snn import TTModule
+
+
+class NIRModel(TTModule):
+    """One call is one time step of the graph.
+
+    Every node is a module in ``nodes``, under its name with ``.`` turned into ``_``. A node adds up
+    what its edges bring. An edge that closes a cycle brings the output of the step before, zero at
+    the first step.
+
+    Args:
+        wiring: what flows where.
+        modules: a module for each of its nodes.
+        clock: seconds and steps.
+
+    Shape:
+        Inputs ``[B, ...]``, one positional argument per Input, in the order of their names; or by
+        name. One output ``[B, ...]``, or a dict of them by the names of the Outputs.
+
+    """
+
+    wiring: Wiring
+    clock: Clock
+
+    def __init__(self, wiring: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
+        super().__init__()
+        self.wiring = wiring
+        self.clock = clock
+        self.keys = _keys(modules)
+        self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
+        late = sorted({source for sources in wiring.late.values() for source in sources})
+        self.late = nn.ModuleDict(
+            {
+                self.keys[name]: OneStep(wiring.shapes[name][0], -len(wiring.shapes[name]))
+                for name in late
+            }
+        )
+        self._kept = late
+
+    def forward(self, *given: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
+        """One time step."""
+        inputs = self._inputs(given, by_name)
+        held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._kept}
+        for name, edge in held.items():
+            if edge.layer_pass is not None:
+                raise ValueError(
+                    f"the edge that leads back from node {name!r} brings one step's output into "
+                    "the next, so the steps cannot be run all at once. Use "
+                    'tt.unroll(..., by="step").'
+                )
+        values: dict[str, Tensor] = {}
+        for name in self.wiring.order:
+            if name in inputs:
+                values[name] = inputs[name]
+                continue
+            first, *others = [values[source] for source in self.wiring.now[name]]
+            for other in others:
+                first = first + other
+            for source in self.wiring.late[name]:
+                before = held[source].recall(first)
+                if before is not None:
+                    first = first + before
+            values[name] = self.nodes[self.keys[name]](first)
+        for name, edge in held.items():
+            edge.keep(values[name])
+        if len(self.wiring.outputs) == 1:
+            return values[self.wiring.outputs[0]]
+        return {name: values[name] for name in self.wiring.outputs}
+
+    def _inputs(self, given: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = self.wiring.inputs
+        if len(given) > len(names):
+            raise TypeError(f"the graph has the inputs {names}, got {len(given)} tensors.")
+        inputs = dict(zip(names, given, strict=False))
+        for name, value in by_name.items():
+            if name in inputs or name not in names:
+                raise TypeError(f"the graph has the inputs {names}, each once; got {name!r}.")
+            inputs[name] = value
+        for name in names:
+            if name not in inputs:
+                raise TypeError(f"the graph has the inputs {names}; {name!r} is not given.")
+            value, shape = inputs[name], self.wiring.shapes[name]
+            if not isinstance(value, Tensor):
+                raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
+            if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
+                raise ValueError(
+                    f"input {name!r} has shape {list(value.shape)}, the graph takes a batch of "
+                    f"{list(shape)}: [B, {', '.join(map(str, shape))}]."
+                )
+        return inputs
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """A name that a module may have for each name in a file, which may be anything."""
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
+    tried: Counter[str] = Counter()
+    reserved = nn.ModuleDict()
+    for name in names:
+        key = "".join(c if c.isalnum() else "_" for c in name)
+        if keyword.iskeyword(key) or hasattr(reserved, key):
+            key += "_"
+        unique = key
+        while unique in taken:
+            tried[key] += 1
+            unique = f"{key}_{tried[key]}"
+        taken.add(unique)
+        keys[name] = unique
+    return keys

@@ -1,0 +1,138 @@
+"""``from_nir``: a graph or a file becomes a model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracetorch.extras import require
+from tracetorch.nir.build import LONGEST_DELAY, Reset, module
+from tracetorch.nir.clock import Clock, Discretization
+from tracetorch.nir.graph import Graph, Node
+from tracetorch.nir.model import NIRModel
+from tracetorch.nir.modules import DelayLine
+from tracetorch.nir.parse import parse
+from tracetorch.nir.plan import Known, plan
+from tracetorch.snn import TTModule
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MADE_FOR = ("dt", "discretization")
+
+
+def from_nir(
+    graph: Any,
+    *,
+    dt: float,
+    reset: Reset = "zero",
+    discretization: Discretization = "euler",
+) -> TTModule:
+    """The model that a NIR graph describes, one call per time step.
+
+    Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
+    leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
+    ``snn.SLIF`` and ``snn.SReadout``. Others keep all of NIR's parameters. What
+    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if the nodes still
+    say so. Every parameter can be trained on.
+
+    NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
+    rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
+    does; an edge that closes a cycle brings the output of the step before, zero at the first.
+
+    Args:
+        graph: a ``nir.NIRGraph``, or the path of a file.
+        dt: seconds per time step.
+        reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` puts it to
+            ``v_reset``, ``"subtract"`` takes ``v_threshold - v_reset`` off.
+        discretization: ``"euler"``, ``decay = 1 - dt / tau``; or ``"exponential"``,
+            ``decay = exp(-dt / tau)``.
+
+    Returns:
+        A ``TTModule`` in float64 if all parameters in the graph are, else in float32.
+
+    Raises:
+        ModuleNotFoundError: the extra ``nir`` is not installed.
+        FileNotFoundError: there is no such file.
+        TypeError: an argument is of the wrong type.
+        ValueError: the file is damaged, or holds what is no graph or cannot be computed; the
+            message names the node.
+
+    Example:
+        >>> import numpy as np, nir
+        >>> lif = nir.LIF(*(np.full(2, x) for x in (1e-3, 10.0, 0.0, 1.0)))
+        >>> model = from_nir(nir.NIRGraph.from_list(lif), dt=1e-4)
+        >>> [model(torch.tensor([[0.6, 0.2]])).tolist() for _ in range(2)]
+        [[[0.0, 0.0]], [[1.0, 0.0]]]
+
+    Reference: Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15,
+    8122 (2024), doi:10.1038/s41467-024-52259-9.
+    """
+    require("nir", "h5py", extra="nir", by="tt.nir")
+    clock = Clock(dt, discretization)
+    if reset not in ("zero", "subtract"):
+        raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
+    return build(parse(_told(graph)), clock, reset)
+
+
+def _told(graph: Any) -> Any:
+    import nir
+
+    from tracetorch.nir.file import load
+
+    if isinstance(graph, nir.NIRGraph):
+        return graph.to_dict()
+    if isinstance(graph, (str, os.PathLike)):
+        return load(graph)
+    raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
+
+
+def build(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
+    """A checked graph as a model."""
+    _check_time(graph, clock)
+    nodes, wiring = plan(graph, clock)
+    modules: dict[str, nn.Module] = {}
+    for name, node in nodes.items():
+        if isinstance(node, Known):
+            modules[name] = node.layer
+        else:
+            came = wiring.now[name]
+            shape = wiring.shapes[came[0]] if came else wiring.shapes[name]
+            modules[name] = module(name, node, shape, clock, reset)
+    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
+    if links > LONGEST_DELAY:
+        raise ValueError(
+            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
+            f"{LONGEST_DELAY}."
+        )
+    return NIRModel(wiring, modules, clock).to(_dtype(graph))
+
+
+def _check_time(graph: Graph, clock: Clock) -> None:
+    """Feedback that stands for a soft reset holds for one ``dt``, and the graph says for which."""
+    if graph.metadata.get("mode") != "exact":
+        return
+    for name in MADE_FOR:
+        made, asked = graph.metadata.get(name), getattr(clock, name)
+        if isinstance(made, (str, float)) and made != asked:
+            raise ValueError(
+                f"the graph was written for {name}={made!r}, and its feedback edges hold for that "
+                f"alone, got {name}={asked!r}."
+            )
+
+
+def _dtype(graph: Graph) -> torch.dtype:
+    told = graph.metadata.get("dtype")
+    if isinstance(told, str) and told in DTYPES:
+        return DTYPES[told]
+    kinds = {array.dtype for node in _all(graph) for array in node.arrays.values()}
+    return torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32
+
+
+def _all(graph: Graph) -> list[Node]:
+    found: list[Node] = []
+    for node in graph.nodes.values():
+        found += _all(node) if isinstance(node, Graph) else [node]
+    return found
