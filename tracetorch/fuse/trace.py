@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,6 +121,18 @@ def trace(layer: Neuron, ndim: int, dtype: torch.dtype, arguments: dict[str, Any
     return program
 
 
+def _hooks_of_our_own() -> AbstractContextManager[object]:
+    """Lest activation checkpointing take what is saved here for the layer's own."""
+    enabled = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
+    if not enabled():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _equal(one: Any, other: Any) -> bool:
     """Whether two states of NumPy's generator are the same."""
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
@@ -137,7 +150,7 @@ def _trace(
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
-        with recorder, torch.inference_mode(False), torch.enable_grad():
+        with recorder, torch.inference_mode(False), torch.enable_grad(), _hooks_of_our_own():
             given = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(
                 given["x"],

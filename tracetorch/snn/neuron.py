@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.snn.guard import guard
+from tracetorch.snn.left_behind import is_left_behind
 from tracetorch.snn.module import TTModule, is_exporting
 from tracetorch.snn.parameters import (
     DECAY,
@@ -395,13 +395,10 @@ class Neuron(TTModule):
                     raise TypeError(
                         f"{self.named()} needs a tensor as {name}, got {type(state).__name__}."
                     )
+                if is_left_behind(state, x):
+                    raise ValueError(_left_behind(self.named(), name))
                 if state.shape != shape or state.device != x.device or state.dtype != dtype:
                     self._refuse(name, state, shape, x.device, dtype)
-                if _is_left_behind(state, x):
-                    raise ValueError(
-                        f"{self.named()} holds a state {name} without values, left behind by a "
-                        "traced or transformed call. Call zero_states()."
-                    )
                 states.append(state)
         if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
             # autograd may not save what inference_mode made
@@ -482,11 +479,11 @@ class Neuron(TTModule):
         self._zeroed_in_backward = torch._C._current_graph_task_id()
 
     def detach_states(self) -> None:
-        """Cut the states from the graph that computed them."""
+        """Cut the states from the graph that computed them; the next step names dead ones."""
         super().detach_states()
         for name in self.kept_states:
             state = getattr(self, name)
-            if state is not None:
+            if state is not None and not is_left_behind(state):
                 setattr(self, name, state.detach())
 
     def check_reset(self, path: str, where: Tensor) -> None:
@@ -499,6 +496,8 @@ class Neuron(TTModule):
             state = getattr(self, name)
             if state is None:
                 continue
+            if is_left_behind(state):
+                raise ValueError(_left_behind(layer, name))
             if self.dim in (0, -state.ndim):
                 raise ValueError(
                     f"{layer} has its neurons at dimension 0, where the mask looks for the batch; "
@@ -515,7 +514,7 @@ class Neuron(TTModule):
         moved: dict[str, Tensor | None] = {}
         for name in self.kept_states:
             state = getattr(self, name)
-            if state is None:
+            if state is None or is_left_behind(state):
                 continue
             with _EmptyLike() as emptied:
                 value = fn(state)
@@ -534,8 +533,25 @@ class Neuron(TTModule):
         held = {**self.__dict__, "_steppers": []}
         for name in self.kept_states:
             if held[name] is not None:
-                held[name] = held[name].detach().clone()
+                held[name] = self.value_of(name)
         return held
+
+    def value_of(self, name: str, path: str = "") -> Tensor:
+        """A detached copy of a live state, for keeps.
+
+        Args:
+            name: which.
+            path: where the layer stands, for the message.
+
+        Raises:
+            ValueError: a trace or a transform that is over has left the state behind.
+        """
+        state: Tensor = getattr(self, name)
+        if is_left_behind(state):
+            raise ValueError(
+                _left_behind(f"layer {path!r}, {self!r}," if path else repr(self), name)
+            )
+        return state.detach().clone()
 
     def _replicate_for_data_parallel(self) -> Neuron:
         raise RuntimeError(
@@ -551,13 +567,11 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return not torch.compiler.is_compiling() and bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
 
 
-def _is_left_behind(state: Tensor, x: Tensor) -> bool:
-    """Whether the state is of a trace or a transform that is over."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if isinstance(state, FakeTensor):
-        return not isinstance(x, FakeTensor)
-    return torch._C._functorch.is_functorch_wrapped_tensor(state)
+def _left_behind(layer: str, name: str) -> str:
+    return (
+        f"{layer} holds a state {name} without values, left behind by a traced or transformed "
+        "call. Call zero_states()."
+    )
 
 
 def _is_tracing() -> bool:

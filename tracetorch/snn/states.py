@@ -46,6 +46,7 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
 
     Raises:
         TypeError: ``module`` is not an ``nn.Module``.
+        ValueError: a state to copy was left behind by a ``torch.func`` transform.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
@@ -61,7 +62,8 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     for full, (layer, name) in _names(module).items():
         state = getattr(layer, name)
         if state is not None:
-            states[full] = state.detach().clone() if detach else state
+            path = full.rpartition(".")[0]
+            states[full] = layer.value_of(name, path) if detach else state
     return states
 
 

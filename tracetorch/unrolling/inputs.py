@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Inputs:
             names = list(self.given)
             for step in zip(*(x.unbind(0) for x in self.given.values()), strict=True):
                 yield dict(zip(names, step, strict=True))
+
+    def pieces(self, steps: int) -> list[Inputs]:
+        """The same in pieces of so many steps, the last one what is left."""
+        counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
+        if self.at_rest:
+            return [Inputs(self.given, count, True) for count in counts]
+        # split, not slices: their gradients would each be as long as the whole
+        cut = {id(x): x.split(steps) for x in pytree.tree_leaves(self.given)}
+        return [
+            Inputs(self.map(lambda x, i=i: cut[id(x)][i]), count, False)  # type: ignore[misc]
+            for i, count in enumerate(counts)
+        ]
 
     def first(self, steps: int) -> Inputs:
         """The first ``steps`` of them, cut from the graph."""

@@ -20,6 +20,7 @@ from tracetorch.unrolling.layer_pass import passing
 from tracetorch.unrolling.prefix import split_static
 from tracetorch.unrolling.recording import Recording
 from tracetorch.unrolling.refusal import refusal
+from tracetorch.unrolling.segments import in_segments
 
 
 def unroll(
@@ -32,6 +33,7 @@ def unroll(
     batched: bool = True,
     record: Sequence[str] | str | None = None,
     check: bool = False,
+    segment: int | None = None,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
 
@@ -57,6 +59,10 @@ def unroll(
             (``"cells.*.mem"``).
         check: before the run, compare both ways on the first steps, and raise at the first layer
             that differs.
+        segment: run so many steps at a time and, until ``backward`` runs each segment once more,
+            keep only the inputs and the states between them. The memory of ``T`` steps becomes
+            that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
+            batch norm takes its statistics over a segment.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -90,12 +96,25 @@ def unroll(
                 check_both_ways(model, given)
             if any(isinstance(m, Recurrent) for _, m in modules):
                 modules = modules_of(model, closed=Recurrent)
-            y = _by_layer(model, modules, given, recording)
+
+        def run(part: Inputs, recording: Recording) -> tuple[Any, dict[str, Tensor]]:
+            if by == "layer":
+                y = _by_layer(model, modules, part, recording)
+            else:
+                y = _by_step(model, part, recording, [layer for _, layer in layers])
+            return y, recording.result(part.steps)
+
+        if segment is None:
+            y, seen = run(given, recording)
         else:
-            y = _by_step(model, given, recording, [layer for _, layer in layers])
+            y, seen = in_segments(
+                lambda part: run(part, Recording(record, layers)),
+                given,
+                segment,
+                [module for _, module in modules_of(model)],
+            )
         trajectories = {
-            path: _placed(trajectory, time_dim, batched)
-            for path, trajectory in recording.result(given.steps).items()
+            path: _placed(trajectory, time_dim, batched) for path, trajectory in seen.items()
         }
         y = _mapped(lambda leaf: _placed(leaf, time_dim, batched), y)
     except BaseException:

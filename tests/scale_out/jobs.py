@@ -1,0 +1,205 @@
+"""What each of several processes does with its share of the batch: a list of named jobs.
+
+``python -m tests.scale_out.jobs FOLDER RANK WORLD BACKEND`` runs them all and saves what they give.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import tracetorch as tt
+from tests.cases import sequence, vary
+from tracetorch import snn
+
+T, B, WORLD = 7, 4, 2
+
+
+class Net(snn.TTModule):
+    """Every kind of parameter: constrained and plain, learnt and fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 5)
+        self.cells = nn.ModuleList([snn.BSRLIF(5), snn.LIF(5, learn_beta=False)])
+        self.recurrent = snn.RLIF(5, learn_rec_weight=False)
+        self.last = nn.Linear(5, 2)
+        self.out = snn.Readout(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for cell in self.cells:
+            h = h + cell(h)
+        return self.out(self.last(self.recurrent(h)))
+
+
+class Whole(nn.Module):
+    """The model over a whole sequence, from rest."""
+
+    def __init__(self, model: nn.Module, **how: Any) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        tt.zero_states(self.model)
+        return tt.unroll(self.model, x, **self.how)
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    made = Net()
+    vary(made)
+    return made.double()
+
+
+def data(batch: int = B) -> tuple[Tensor, Tensor]:
+    return sequence(T, batch, 3), torch.arange(batch) % 2
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """``fully_shard`` of every layer that has parameters, and of the rest."""
+    for module in list(model.modules()):
+        if module is not model and list(module.parameters(recurse=False)):
+            fully_shard(module)
+    fully_shard(model)
+    return model
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Full gradients, by the names that they have in ``net()``."""
+    found = {}
+    for name, p in model.named_parameters():
+        name = name.removeprefix("module.").removeprefix("model.")
+        grad = p.grad
+        assert grad is not None, name
+        found[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).cpu()
+    return found
+
+
+ENGINES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DDP": DistributedDataParallel,
+    "FSDP": fully_shard,
+    "FSDP of every layer": shard,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "by layer": {},
+    "by step": {"by": "step"},
+    "in segments": {"segment": 3},
+    "in segments by step": {"segment": 3, "by": "step"},
+}
+
+
+def of_the_model(engine: str, way: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """The engine has wrapped one time step; ``unroll`` is around it."""
+    model = ENGINES[engine](net().to(x.device))
+    out = tt.unroll(model, x[:, mine], **WAYS[way])
+    cross_entropy(out.mean(0), y[mine]).backward()
+    return gradients(model)
+
+
+def of_the_whole(engine: str, way: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """The engine has wrapped a module whose forward unrolls."""
+    model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
+    cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
+    return gradients(model)
+
+
+def of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Engines average over processes: a sum, times processes, by all samples, is the mean."""
+    model = DistributedDataParallel(net().to(x.device))
+    out = tt.unroll(model, x[:, mine]).mean(0)
+    (cross_entropy(out, y[mine], reduction="sum") * WORLD / len(y)).backward()
+    return gradients(model)
+
+
+def trained(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Parameters after three steps; between them an evaluation without a graph."""
+    model = ENGINES[engine](Whole(net().to(x.device)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model(x[:, mine])
+    if engine != "DDP":
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+    found = {n.removeprefix("module.").removeprefix("model."): p for n, p in
+             model.named_parameters()}  # fmt: skip
+    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for n, p in
+            found.items()}  # fmt: skip
+
+
+def streamed(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
+    """States of a stream that goes on, one sample of the first process started anew midway."""
+    model = ENGINES[engine](net().to(x.device))
+    with torch.no_grad():
+        tt.unroll(model, x[:3, mine], **WAYS[way])
+        tt.zero_states(model, where=torch.tensor([rank == 0, False]))
+        out = tt.unroll(model, x[3:, mine], **WAYS[way])
+    states = {n.removeprefix("module."): s.cpu() for n, s in tt.get_states(model).items()}
+    return {**states, "the output": out.cpu()}
+
+
+def carried_in(x: Tensor, mine: slice) -> dict[str, Tensor]:
+    """States that the model held before it was wrapped."""
+    model = net().to(x.device)
+    tt.unroll(model, x[:, mine])
+    tt.detach_states(model)
+    wrapped = DistributedDataParallel(model)
+    return {n.removeprefix("module."): s.cpu() for n, s in tt.get_states(wrapped).items()}
+
+
+def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """All of them by name."""
+    x, y = (each.to(device) for each in data())
+    mine = slice(2 * rank, 2 * rank + 2)
+    uneven_x, uneven_y = (each.to(device) for each in data(5))
+    share = slice(0, 3) if rank == 0 else slice(3, 5)
+    made: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "unequal": lambda: of_unequal_shares(uneven_x, uneven_y, share),
+        "carried in": lambda: carried_in(x, mine),
+    }
+    for engine in ENGINES:
+        made[f"trained/{engine}"] = lambda e=engine: trained(e, x, y, mine)
+        for way in WAYS:
+            given = (engine, way, x, y, mine)
+            made[f"whole/{engine}/{way}"] = lambda g=given: of_the_whole(*g)
+            if engine != "DDP" or "segment" not in WAYS[way]:
+                made[f"model/{engine}/{way}"] = lambda g=given: of_the_model(*g)
+        for way in ("by layer", "by step"):
+            made[f"stream/{engine}/{way}"] = lambda e=engine, w=way: streamed(e, w, x, mine, rank)
+    return made
+
+
+def main(folder: Path, rank: int, world: int, backend: str) -> None:
+    # FSDP loses gradients where a module's output is a view and is changed in place: by layer no
+    # layer's is one. What unroll itself gives is, and is not changed here.
+    warnings.filterwarnings("error", message=".*returned a view tensor")
+    warnings.filterwarnings("ignore", message=r".*\(FSDPWhole\) returned a view tensor")
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group(backend, rank=rank, world_size=world, store=store)
+    device = f"cuda:{rank}" if backend == "nccl" else "cpu"
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    results = {name: job() for name, job in jobs(rank, device).items()}
+    torch.save(results, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

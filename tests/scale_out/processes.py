@@ -1,0 +1,39 @@
+"""Runs processes side by side, and ends them all when one fails or time is up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> list[str]:
+    """``python ARGUMENTS...`` for each; what they print. Fails with the output of one that did."""
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        children = [
+            subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
+            for arguments, output in zip(commands, outputs, strict=True)
+        ]
+        try:
+            deadline = time.monotonic() + seconds
+            while any(child.poll() is None for child in children):
+                if any(child.poll() for child in children):
+                    break
+                assert time.monotonic() < deadline, f"not finished after {seconds} seconds"
+                time.sleep(0.05)
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+        said = [(output.seek(0), output.read())[1] for output in outputs]
+        assert not any(child.returncode for child in children), "\n".join(said)
+        return said

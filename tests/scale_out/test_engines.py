@@ -1,0 +1,159 @@
+"""Two processes give what one gives: gradients, parameters, states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import tracetorch as tt
+from tests.scale_out.jobs import ENGINES, WAYS, WORLD, Whole, data, gradients, net
+from tests.scale_out.processes import run_together
+
+Results = list[dict[str, dict[str, Tensor]]]
+
+BACKENDS = [
+    "gloo",
+    pytest.param(
+        "nccl",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What every job gave in either process; all run in one start of them."""
+    folder = tmp_path_factory.mktemp("processes")
+    run_together(
+        [
+            ["-m", "tests.scale_out.jobs", str(folder), str(rank), str(WORLD), request.param]
+            for rank in range(WORLD)
+        ]
+    )
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
+    x, y = data(batch)
+    model = net()
+    cross_entropy(tt.unroll(model, x, **WAYS[way]).mean(0), y).backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("wrapped", ["whole", "model"])
+def test_gradients(results: Results, wrapped: str, engine: str, way: str) -> None:
+    name = f"{wrapped}/{engine}/{way}"
+    if name not in results[0]:
+        assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
+        return
+    expected = reference(4)
+    for rank in range(WORLD):
+        found = results[rank][name]
+        assert found.keys() == expected.keys()
+        for n, grad in expected.items():
+            torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
+
+
+def test_unequal_shares(results: Results) -> None:
+    expected = reference(5)
+    for rank in range(WORLD):
+        for n, grad in expected.items():
+            torch.testing.assert_close(results[rank]["unequal"][n], grad, msg=n)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_parameters_after_training(results: Results, engine: str) -> None:
+    x, y = data()
+    whole = Whole(net())
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(whole(x).mean(0), y).backward()
+        optimizer.step()
+    for rank in range(WORLD):
+        found = results[rank][f"trained/{engine}"]
+        assert len(found) == len(list(whole.parameters()))
+        for n, p in whole.model.named_parameters():
+            torch.testing.assert_close(found[n], p.detach(), msg=f"{n} of process {rank}")
+
+
+@pytest.mark.parametrize("way", ["by layer", "by step"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_process_has_the_states_of_its_own_samples(
+    results: Results, engine: str, way: str
+) -> None:
+    x, _ = data()
+    model = net()
+    with torch.no_grad():
+        tt.unroll(model, x[:3], **WAYS[way])
+        tt.zero_states(model, where=torch.tensor([True, False, False, False]))
+        out = tt.unroll(model, x[3:], **WAYS[way])
+    expected = {**tt.get_states(model), "the output": out}
+    shares = [results[rank][f"stream/{engine}/{way}"] for rank in range(WORLD)]
+    for n, value in expected.items():
+        joined = torch.cat([share[n] for share in shares], dim=-2)
+        torch.testing.assert_close(joined, value, msg=n)
+    assert not torch.equal(shares[0]["out.mem"], shares[1]["out.mem"])
+
+
+def test_wrapping_does_not_broadcast_states(results: Results) -> None:
+    x, _ = data()
+    model = net()
+    tt.unroll(model, x)
+    for n, value in tt.get_states(model).items():
+        joined = torch.cat([results[rank]["carried in"][n] for rank in range(WORLD)])
+        torch.testing.assert_close(joined, value, msg=n)
+
+
+def test_states_are_neither_parameters_nor_buffers() -> None:
+    model = net()
+    tt.unroll(model, data()[0])
+    held = {id(t) for t in (*model.parameters(), *model.buffers())}
+    states = tt.get_states(model, detach=False)
+    assert states
+    assert all(id(state) not in held for state in states.values())
+    assert not set(states) & set(model.state_dict())
+
+
+def test_by_layer_no_output_is_a_view() -> None:
+    """FSDP hangs its hook on a layer's output, and loses it where a view is changed in place."""
+    seen: list[Tensor] = []
+    model = net()
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _, __, out: seen.append(out))
+    tt.unroll(model, data()[0])
+    assert len(seen) == 6
+    assert not any(out._is_view() for out in seen)
+
+
+def test_memory_that_kernels_have_read_can_be_freed() -> None:
+    """As FSDP frees parameters between two passes."""
+    for by, grad in (("layer", True), ("layer", False), ("step", False)):
+        model = net()
+        with torch.set_grad_enabled(grad):
+            y = tt.unroll(model, data()[0], by=by)
+        if grad:
+            y.sum().backward()
+        for p in model.parameters():
+            p.untyped_storage().resize_(0)
+
+
+def test_scalars_are_refused_by_fsdp_itself() -> None:
+    """Documented: FSDP2 shards no parameter of rank 0; ranks of 1 are the default."""
+    assert all(p.ndim for p in net().parameters())
+    assert any(p.ndim == 0 for p in tt.snn.LIF(3, beta_rank=0).parameters())
+
+
+def test_dataparallel_of_old_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="Use DistributedDataParallel, one process per device"):
+        net().out._replicate_for_data_parallel()

@@ -1,0 +1,42 @@
+"""``docs/scale_out.md`` runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.scale_out.processes import ROOT, run_together
+
+PAGE = ROOT / "docs" / "scale_out.md"
+
+
+def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: it compiles, joins a group of one, and imports Lightning."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 9
+    if find_spec("lightning") is None:
+        blocks = [block for block in blocks if "lightning" not in block]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    script = tmp_path / "page.py"
+    script.write_text("\n\n".join(blocks) + "\nprint('to the end')\n")
+    (said,) = run_together([[str(script)]])
+    assert "to the end" in said
+
+
+def test_the_links_of_the_page_hold() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
+    assert len(targets) == 2
+    for target in targets:
+        assert (PAGE.parent / target).is_file(), target
+    assert "docs/scale_out.md" in (ROOT / "README.md").read_text()

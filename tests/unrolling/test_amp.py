@@ -1,0 +1,123 @@
+"""Mixed precision: autocast and ``GradScaler`` around whole sequences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS, layer, sequence
+from tests.unrolling.models import MODELS, dyadic, made
+from tracetorch import snn
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(name: str, by: str, dtype: torch.dtype) -> None:
+    """Half precision where PyTorch casts, float32 inside the neurons; exact on small numbers."""
+    model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
+    with torch.autocast("cpu", dtype=dtype):
+        y = tt.unroll(model, x, by=by)
+    assert y.dtype == dtype
+    states = tt.get_states(model)
+    assert {state.dtype for state in states.values()} == {torch.float32}
+    y.float().square().sum().backward()
+    for n, p in model.named_parameters():
+        assert p.grad.dtype == torch.float32, n
+        assert bool(torch.isfinite(p.grad).all()), n
+    tt.zero_states(model)
+    with torch.no_grad():
+        expected = tt.unroll(model, x, by=by)
+    # as far as the outputs of the linear layers are rounded
+    assert ((y.float() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_both_ways_agree_under_autocast(name: str, dtype: torch.dtype) -> None:
+    made = layer(name, 4)
+    linear = nn.Linear(4, 4)
+    x = sequence(6, 2, 4, dtype=torch.float32)
+    results = []
+    for by in ("layer", "step"):
+        made.zero_grad()
+        made.zero_states()
+        with torch.autocast("cpu", dtype=dtype):
+            fed = linear(x.flatten(0, 1)).unflatten(0, (6, 2)).detach()
+            y = tt.unroll(made, fed, by=by)
+        y.float().square().sum().backward()
+        results.append((y, made.mem, {n: p.grad for n, p in made.named_parameters()}))
+    assert results[0][0].dtype == dtype
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][2], results[1][2])
+
+
+def scaled_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    x: Tensor,
+    y: Tensor,
+) -> None:
+    tt.zero_states(model)
+    optimizer.zero_grad()
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = tt.unroll(model, x).mean(0)
+        loss = nn.functional.cross_entropy(out.float(), y)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_scaled_gradients_train_as_plain_ones() -> None:
+    x, y = dyadic(6, 2, 3).float(), torch.tensor([0, 1])
+    found = []
+    for scale in (1.0, 1024.0):  # a power of two changes no digit
+        model = made("dense", torch.float32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        for _ in range(3):
+            scaled_step(model, optimizer, scaler, x, y)
+        assert scaler.get_scale() == scale
+        found.append(list(model.parameters()))
+    for plain, scaled in zip(*found, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
+    start = made("dense", torch.float32)
+    assert not torch.equal(found[0][0], start[0].weight)
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = torch.rand(6, 2, 3), torch.tensor([0, 1])
+    scaled_step(model, optimizer, scaler, x, y)
+    assert scaler.get_scale() == 2.0**39
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    assert all(bool(torch.isfinite(s).all()) for s in tt.get_states(model).values())
+    for _ in range(40):
+        scaled_step(model, optimizer, scaler, x, y)
+    assert scaler.get_scale() > 1.0, "it has stopped falling"
+    assert not all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_segments_under_autocast(dtype: torch.dtype) -> None:
+    x = dyadic(9, 2, 3).float()
+    grads = []
+    for segment in (None, 4):
+        model = made("dense", torch.float32)
+        with torch.autocast("cpu", dtype=dtype):
+            y = tt.unroll(model, x, segment=segment)
+        y.float().square().sum().backward()
+        grads.append((y, [p.grad for p in model.parameters()]))
+    assert torch.equal(grads[0][0], grads[1][0])
+    for expected, found in zip(grads[0][1], grads[1][1], strict=True):
+        # sums of half-precision products, in another order
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)

@@ -1,0 +1,295 @@
+"""``torch.compile`` around and inside ``unroll``: whole training steps, functions, single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.functional import cross_entropy
+
+import tracetorch as tt
+from tests.unrolling.models import dyadic, made
+from tracetorch import snn
+
+# by step, every step is compiled: the same road, longer
+BY = ("layer", pytest.param("step", marks=pytest.mark.slow))
+
+# of PyTorch's compiler about itself
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """Without Inductor, which adds nothing that we could break, and takes long."""
+    return torch.compile(function, **{"fullgraph": True, "backend": "aot_eager", **how})
+
+
+def training(model: nn.Module, by: str) -> Callable[[Tensor, Tensor], Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        tt.zero_states(model)
+        optimizer.zero_grad()
+        loss = cross_entropy(tt.unroll(model, x, by=by).mean(0), y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("dense", "layer"),
+        ("conv", "layer"),
+        pytest.param("recurrent", "layer", marks=pytest.mark.slow),
+        pytest.param("dense", "step", marks=pytest.mark.slow),
+    ],
+)
+def test_a_whole_training_step(name: str, by: str) -> None:
+    plain, other = made(name), made(name)
+    shape = (1, 6, 6) if name == "conv" else (3,)
+    counted = CompileCounterWithBackend("aot_eager")
+    run, expected = torch.compile(training(other, by), backend=counted), training(plain, by)
+    graphs = []
+    for seed in range(4):
+        x, y = dyadic(4, 2, *shape, seed=seed), torch.tensor([0, 1])
+        torch.testing.assert_close(run(x, y), expected(x, y))
+        graphs.append(counted.frame_count)
+    for (n, p), found in zip(plain.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, p, msg=n)
+    assert graphs[0] > 0
+    assert graphs[1] == graphs[3], "the third batch compiles nothing anew"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_a_whole_training_step_by_inductor(by: str) -> None:
+    plain, other = made("dense"), made("dense")
+    run, expected = torch.compile(training(other, by)), training(plain, by)
+    for seed in range(3):
+        x, y = dyadic(4, 2, 3, seed=seed), torch.tensor([0, 1])
+        torch.testing.assert_close(run(x, y), expected(x, y))
+    for p, found in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, p)
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"record": "mem", "time_dim": 1},
+        {"steps": 4},
+        {"batched": False},
+    ],
+    ids=str,
+)
+def test_unroll_in_one_graph(how: dict[str, Any], by: str) -> None:
+    x = dyadic(4, 2, 3)
+    if "steps" in how:
+        x = x[0]
+    if not how.get("batched", True):
+        x = x[:, 0]
+    model = made("dense")
+
+    def run(x: Tensor) -> Any:
+        tt.zero_states(model)
+        out = tt.unroll(model, x, by=by, **how)
+        return out if isinstance(out, Tensor) else torch.cat([out[0], *out[1].values()], -1)
+
+    results = []
+    # compiled first: no plan and no kernel of this process may be needed
+    for function in (compiled(run), run):
+        model.zero_grad()
+        y = function(x)
+        y.square().sum().backward()
+        results.append((y, [p.grad for p in model.parameters()], tt.get_states(model)))
+    (y, grads, states), (expected, expected_grads, expected_states) = results
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(grads, expected_grads)
+    torch.testing.assert_close(states, expected_states)
+
+
+def test_by_layer_outputs_are_recorded_in_the_graph() -> None:
+    model, x = made("conv"), dyadic(3, 2, 1, 6, 6)
+
+    def run(x: Tensor) -> Any:
+        tt.zero_states(model)
+        return tt.unroll(model, x, record=["output", "1.mem", "1.input"])
+
+    y, seen = compiled(run)(x)
+    expected, expected_seen = run(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(seen, expected_seen)
+    assert set(seen) == {"1.mem", "1.input", "1.output", "5.output"}
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_stream_goes_on_without_compiling_anew(by: str) -> None:
+    model, x = made("dense"), dyadic(12, 2, 3)
+    expected = tt.unroll(model, x)
+    tt.zero_states(model)
+    run = compiled(lambda x: tt.unroll(model, x, by=by))
+    pieces = [run(piece) for piece in x[:6].split(3)]  # from rest, and from states
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        pieces += [run(piece) for piece in x[6:].split(3)]
+    torch.testing.assert_close(torch.cat(pieces), expected)
+
+
+def test_truncated_backpropagation() -> None:
+    x = dyadic(9, 2, 3)
+    grads = []
+    for make in (compiled, lambda function: function):
+        model = made("dense")
+
+        def run(x: Tensor, model: nn.Module = model) -> Tensor:
+            tt.detach_states(model)
+            return tt.unroll(model, x).square().sum()
+
+        step = make(run)
+        for piece in x.split(3):
+            step(piece).backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_compiled_model_is_unrolled(by: str) -> None:
+    model, x = made("dense"), dyadic(5, 2, 3)
+    expected = tt.unroll(model, x)
+    tt.zero_states(model)
+    wrapped = compiled(model, fullgraph=False)
+    for _ in range(2):
+        torch.testing.assert_close(tt.unroll(wrapped, x, by=by), expected)
+        tt.zero_states(wrapped)
+    torch.testing.assert_close(tt.unroll(wrapped, x, segment=2), expected)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.enable_grad])
+def test_single_steps(off: Any) -> None:
+    model, x = made("dense"), dyadic(5, 2, 3)
+    expected = tt.unroll(model, x, by="step")
+    tt.zero_states(model)
+    step = compiled(model)
+    with off():
+        torch.testing.assert_close(torch.stack([step(each) for each in x]), expected)
+
+
+@pytest.mark.slow
+def test_lengths_and_batches_that_change() -> None:
+    model = made("dense")
+
+    def run(x: Tensor) -> Tensor:
+        tt.zero_states(model)
+        return tt.unroll(model, x)
+
+    any_size = compiled(run, dynamic=True)
+    for T, B in ((5, 4), (7, 3), (9, 2)):
+        x = dyadic(T, B, 3)
+        torch.testing.assert_close(any_size(x), run(x))
+
+
+def test_autocast_in_the_graph() -> None:
+    model, x = made("dense", torch.float32), dyadic(5, 2, 3).float()
+
+    def run(x: Tensor) -> Tensor:
+        tt.zero_states(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return tt.unroll(model, x)
+
+    y = compiled(run)(x)
+    assert y.dtype == torch.bfloat16
+    assert {s.dtype for s in tt.get_states(model).values()} == {torch.float32}
+    torch.testing.assert_close(y, run(x))
+
+
+@pytest.mark.slow
+def test_gradients_of_a_function_in_the_graph() -> None:
+    from torch.func import functional_call, grad
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = made("dense")
+
+        def forward(self, x: Tensor) -> Tensor:
+            tt.zero_states(self.model)
+            y = tt.unroll(self.model, x)
+            tt.zero_states(self.model)
+            return y
+
+    whole, x = Whole(), dyadic(4, 2, 3)
+
+    def step(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        grads = grad(lambda p: functional_call(whole, p, (x,)).square().mean())(parameters)
+        return {n: p - 0.1 * grads[n] for n, p in parameters.items()}
+
+    parameters = {n: p.detach() for n, p in whole.named_parameters()}
+    torch.testing.assert_close(compiled(step)(parameters), step(parameters))
+
+
+def test_segments_run_outside_of_the_graph() -> None:
+    model, x = made("dense"), dyadic(5, 2, 3)
+
+    def run(x: Tensor) -> Tensor:
+        tt.zero_states(model)
+        return tt.unroll(model, x, segment=2)
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="in_segments"):
+        compiled(run)(x)
+    torch.compiler.reset()
+    torch.testing.assert_close(compiled(run, fullgraph=False)(x), run(x))
+
+
+class Counting(snn.TTModule):
+    """Counts how often its overrides run."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.zeroed = self.detached = 0
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        super().zero_states(where=where)
+        self.zeroed += 1
+
+    def detach_states(self) -> None:
+        super().detach_states()
+        self.detached += 1
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_an_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
+    cell = snn.LIF(2)
+    shared = Counting(cell)
+    left, right = Counting(shared), Counting(shared, nn.Sequential(shared))
+    root = Counting(left, nn.Sequential(right), shared)
+    around = nn.Sequential(root)
+    counts = lambda: [(m.zeroed, m.detached) for m in (root, left, right, shared)]  # noqa: E731
+
+    def both(mask: Tensor) -> None:
+        root.detach_states()
+        tt.zero_states(around, where=mask)
+
+    cell(torch.ones(2, 2))
+    act = compiled(both, fullgraph=fullgraph)
+    act(torch.tensor([True, False]))
+    assert counts() == [(1, 1)] * 4
+    assert cell.mem.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    act(torch.tensor([False, True]))
+    compiled(root.zero_states, fullgraph=fullgraph)()
+    assert counts() == [(3, 2)] * 4
+    assert cell.mem is None
+    root.zero_states()  # nothing of it is left for the next call outside
+    assert counts() == [(4, 2)] * 4

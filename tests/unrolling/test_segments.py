@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import tracetorch as tt
+from tests.cases import LAYERS, layer, sequence
+from tests.unrolling.models import MODELS, dyadic, made
+from tracetorch import fuse, snn
+
+
+class Saved:
+    """Bytes of what autograd saves, what the model and the input hold anyway left out."""
+
+    def __init__(self, *known: Tensor) -> None:
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+        self.held: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.known:
+            self.held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(self.held.values())
+
+
+class Whole(nn.Module):
+    """A model over a whole sequence, from rest."""
+
+    def __init__(self, model: nn.Module, **how: Any) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        tt.zero_states(self.model)
+        return tt.unroll(self.model, x, **self.how)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("segment", [1, 4, 5, 11, 99])
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_states_and_gradients_are_those_of_the_plain_run(
+    name: str, segment: int, by: str
+) -> None:
+    start, x = dyadic(2, *MODELS[name][1], seed=1), dyadic(11, *MODELS[name][1])
+    runs = []
+    for cut in (None, segment):
+        model = made(name)
+        inputs = [start.clone().requires_grad_(), x.clone().requires_grad_()]
+        tt.unroll(model, inputs[0])  # the states it starts from have a graph
+        y, seen = tt.unroll(model, inputs[1], by=by, segment=cut, record=["mem", "input", "output"])
+        states = tt.get_states(model)
+        (y.square().sum() + sum(s.square().sum() for s in seen.values())).backward()
+        assert all(torch.equal(states[n], s) for n, s in tt.get_states(model).items())
+        runs.append((y, seen, states, model, inputs))
+    (y, seen, states, model, inputs), (cut_y, cut_seen, cut_states, cut_model, cut_inputs) = runs
+    assert torch.equal(y, cut_y)
+    assert all(torch.equal(states[n], s) for n, s in cut_states.items())
+    assert all(torch.equal(seen[n], s) for n, s in cut_seen.items())
+    for found, expected in zip(cut_inputs, inputs, strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+    for (n, p), found in zip(model.named_parameters(), cut_model.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, p.grad, msg=n)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer(name: str) -> None:
+    x = sequence(9, 2, 3)
+    grads = []
+    for segment in (None, 4):
+        torch.manual_seed(0)
+        net = nn.Sequential(layer(name, 3), nn.Linear(3, 2)).double()
+        tt.unroll(net, x, segment=segment).square().sum().backward()
+        grads.append({n: p.grad for n, p in net.named_parameters()})
+    for n, value in grads[0].items():
+        torch.testing.assert_close(grads[1][n], value, msg=n)
+
+
+def test_the_first_run_of_a_new_kind_of_neuron() -> None:
+    """What tracing its step saves for itself must not count as the segment's."""
+
+    class Fresh(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.625 * mem + x * x
+            return mem, mem
+
+    x = sequence(6, 2, 3).requires_grad_()
+    tt.unroll(Fresh(3), x, segment=2).sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    tt.unroll(Fresh(3), x, by="step").sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_memory_is_that_of_the_cuts_and_of_one_segment(by: str) -> None:
+    T, segment, B = 64, 8, 4
+    net = nn.Sequential(nn.Linear(8, 32), snn.SRLIF(32), nn.Linear(32, 16), snn.Readout(16))
+    x = torch.rand(T, B, 8)
+    totals = {}
+    for cut in (None, segment):
+        tt.zero_states(net)
+        saved = Saved(x, *net.parameters())
+        with saved.hooks:
+            y = tt.unroll(net, x, by=by, segment=cut)
+        totals[cut] = saved.total
+        y.sum().backward()
+    states = 4 * B * (4 * 32 + 16)  # bytes of the states of one cut
+    cuts = (T // segment - 1) * states
+    assert cuts < totals[segment] < 1.2 * (cuts + totals[None] * segment / T) + 8192
+    assert totals[segment] < totals[None] / 2.5
+
+
+def test_the_same_input_at_every_step_and_time_last() -> None:
+    x = dyadic(2, 3)
+    results = []
+    for segment in (None, 3):
+        model = made("dense")
+        results.append(tt.unroll(model, x, steps=10, segment=segment, time_dim=-1))
+        results[-1].sum().backward()
+        results.append(model[0].weight.grad)
+    assert torch.equal(results[0], results[2])
+    torch.testing.assert_close(results[1], results[3])
+
+
+def test_several_inputs_and_outputs() -> None:
+    x, gate = dyadic(7, 2, 4), dyadic(7, 2, 4, seed=1)
+    plain = tt.unroll(made("skip"), (x, gate))
+    cut = tt.unroll(made("skip"), {"x": x, "gate": gate}, segment=3)
+    assert torch.equal(plain["out"], cut["out"])
+    assert all(torch.equal(a, b) for a, b in zip(plain["aux"], cut["aux"], strict=True))
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_dropout_is_the_same_again_and_a_batch_norm_counts_once(by: str) -> None:
+    """As the segments one after another; the running statistics are not moved by backward."""
+    x = torch.randn(10, 2, 1, 6, 6)
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            nn.BatchNorm2d(3),
+            snn.LIF(3, dim=-3),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(48, 4),
+            snn.Readout(4),
+        )
+
+    one, other = net(), net()
+    torch.manual_seed(1)
+    y = torch.cat([tt.unroll(one, piece, by=by) for piece in x.split(3)])
+    torch.manual_seed(1)
+    cut = tt.unroll(other, x, by=by, segment=3)
+    assert torch.equal(y, cut)
+    y.square().sum().backward()
+    cut.square().sum().backward()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    for name, buffer in one.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+    assert other[1].num_batches_tracked == (4 if by == "layer" else 10)
+
+
+def test_functional_parameters_are_there_again_in_backward() -> None:
+    x = dyadic(8, 2, 3)
+    grads = []
+    for segment in (None, 3):
+        whole = Whole(made("dense"), segment=segment)
+        given = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
+        y = functional_call(whole, given, (x,))
+        grads.append(torch.autograd.grad(y.square().sum(), list(given.values())))
+        assert all(type(p) is nn.Parameter for p in whole.parameters())
+    for expected, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_states_of_now_are_left_alone_by_backward() -> None:
+    model, x = made("dense"), dyadic(8, 2, 3)
+    y = tt.unroll(model, x, segment=3)
+    tt.detach_states(model)
+    later = tt.unroll(model, x)
+    states = tt.get_states(model, detach=False)
+    y.sum().backward()
+    assert all(state is states[n] for n, state in tt.get_states(model, detach=False).items())
+    later.sum().backward()
+
+
+def test_truncated_and_second_backward() -> None:
+    model, x = made("dense"), dyadic(8, 2, 3)
+    y = tt.unroll(model, x, segment=3).sum()
+    y.backward(retain_graph=True)
+    once = model[0].weight.grad.clone()
+    y.backward()
+    torch.testing.assert_close(model[0].weight.grad, 2 * once)
+    with pytest.raises(RuntimeError, match=r"Call detach_states\(\) after each backward\(\)"):
+        y.backward()
+    with pytest.raises(RuntimeError, match=r"Call detach_states\(\) after each backward\(\)"):
+        tt.unroll(model, x, segment=3).sum().backward()
+    tt.detach_states(model)
+    tt.unroll(model, x, segment=3).sum().backward()
+
+
+def test_second_derivatives() -> None:
+    found = []
+    for segment in (None, 2):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 3), snn.Readout(3)).double()
+        x = sequence(5, 2, 3).requires_grad_()
+        with fuse.backend("eager"):
+            y = tt.unroll(net, x, segment=segment)
+            (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+            first.square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_parameter_changed_before_backward_is_told() -> None:
+    model = nn.Sequential(layer("LIF", 3), nn.Identity())
+    y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
+    with torch.no_grad():
+        model[0].raw_beta.add_(1.0)
+    with pytest.raises(RuntimeError, match=r"changed in place between .* Call backward\(\) before"):
+        y[0].sum().backward()
+
+
+def test_without_a_graph_nothing_is_kept() -> None:
+    model, x = made("dense"), dyadic(8, 2, 3)
+    with torch.no_grad():
+        cut = tt.unroll(model, x, segment=3)
+    assert not cut.requires_grad
+    tt.zero_states(model)
+    assert torch.equal(cut, tt.unroll(model, x))
+
+
+def test_a_failure_in_a_later_segment_puts_the_states_back() -> None:
+    class Fails(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 3:
+                raise RuntimeError("the third")
+            return x
+
+    model, x = nn.Sequential(made("dense"), Fails()), dyadic(8, 2, 3)
+    tt.unroll(model[0], x)
+    before = tt.get_states(model, detach=False)
+    with pytest.raises(RuntimeError, match="the third"):
+        tt.unroll(model, x, segment=2)
+    assert all(state is before[n] for n, state in tt.get_states(model, detach=False).items())
+
+
+@pytest.mark.parametrize(
+    ("segment", "error", "message"),
+    [
+        (0, ValueError, "segment must be at least 1, got 0"),
+        (2.0, TypeError, "segment must be an integer, got 2.0"),
+        (True, TypeError, "segment must be an integer, got True"),
+    ],
+)
+def test_a_segment_is_a_positive_integer(
+    segment: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tt.unroll(made("dense"), dyadic(4, 2, 3), segment=segment)
+
+
+def test_inside_a_transform_it_is_refused() -> None:
+    whole = Whole(made("dense"), segment=2)
+    given = {n: p.detach() for n, p in whole.named_parameters()}
+    with pytest.raises(ValueError, match=r"does not work in torch\.func transforms"):
+        grad(lambda p: functional_call(whole, p, (dyadic(4, 2, 3),)).sum())(given)
+
+
+def test_a_data_parallel_model_is_wrapped_outside() -> None:
+    class Wrapped(DistributedDataParallel):
+        def __init__(self, module: nn.Module) -> None:  # without a group of processes
+            nn.Module.__init__(self)
+            self.module = module
+
+    with pytest.raises(ValueError, match="Wrap a module whose forward unrolls in segments"):
+        tt.unroll(nn.Sequential(Wrapped(made("dense"))), dyadic(4, 2, 3), segment=2)
+
+
+def test_checkpointing_without_us_finds_new_kinds_too() -> None:
+    """PyTorch's own checkpoint around a whole sequence, where a kernel is first made."""
+
+    class Fresh(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.375 * mem + x * x
+            return mem, mem
+
+    x = sequence(6, 2, 3).requires_grad_()
+    whole = Whole(Fresh(3))
+    checkpoint(whole, x, use_reentrant=False).sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    whole(x).sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_where_hooks_are_disabled_a_new_kind_is_fused_too() -> None:
+    class Fresh(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.875 * mem + x * x
+            return mem, mem
+
+    x = sequence(6, 2, 3).requires_grad_()
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("numba"):
+        tt.unroll(Fresh(3), x).sum().backward()
+    assert bool(x.grad.any())

@@ -1,0 +1,143 @@
+"""``unroll(..., segment=)``: a long sequence in segments, each run again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.states import HeldStates
+from tracetorch.unrolling.inputs import Inputs
+
+Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
+
+
+def in_segments(
+    run: Run, given: Inputs, segment: int, modules: Sequence[nn.Module]
+) -> tuple[Any, dict[str, Tensor]]:
+    """What ``run(given)`` gives, from runs of at most ``segment`` steps.
+
+    Of every segment but the last, which backward needs first, the graph keeps only the inputs and
+    the states at its start.
+
+    Args:
+        run: runs some steps from the states that the layers hold; outputs and trajectories.
+        given: the inputs of all steps.
+        segment: steps of a segment.
+        modules: every module of the model.
+
+    Raises:
+        TypeError: ``segment`` is not an integer, or an output is not a tensor.
+        ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
+    """
+    if isinstance(segment, bool) or not isinstance(segment, int):
+        raise TypeError(f"segment must be an integer, got {segment!r}.")
+    if segment < 1:
+        raise ValueError(f"segment must be at least 1, got {segment}.")
+    if any(isinstance(module, DistributedDataParallel) for module in modules):
+        raise ValueError(
+            "segment= calls the model again inside backward(), which DistributedDataParallel does "
+            "not allow. Wrap a module whose forward unrolls in segments, and call that."
+        )
+    if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+        raise ValueError(
+            "segment= does not work in torch.func transforms, which cannot run a segment again. "
+            "Leave it out there."
+        )
+    *pieces, last = given.pieces(segment)
+    again = _Again(modules)
+    results = [_rerun(run, piece, again) for piece in pieces]
+    results.append(run(last))
+    leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
+    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    whole: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
+    return whole
+
+
+def _rerun(run: Run, piece: Inputs, again: _Again) -> Any:
+    """``run(piece)``, of which the graph keeps what it started from."""
+    names = [(layer, name) for layer in again.layers for name in layer.kept_states]
+    inputs, spec = pytree.tree_flatten(piece.given)
+
+    def steps(*held: Tensor | None) -> tuple[Any, list[Tensor]]:
+        for (layer, name), state in zip(names, held[len(inputs) :], strict=True):
+            setattr(layer, name, state)
+        tensors = pytree.tree_unflatten(list(held[: len(inputs)]), spec)
+        result = run(Inputs(tensors, piece.steps, piece.at_rest))
+        return result, [getattr(layer, name) for layer, name in names]
+
+    result, ends = checkpoint(
+        steps,
+        *(*inputs, *(getattr(layer, name) for layer, name in names)),
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), again),
+    )
+    for (layer, name), end in zip(names, ends, strict=True):
+        setattr(layer, name, end)
+    return result
+
+
+class _Again:
+    """Around a run in the backward pass: the model as it was in the forward pass, then as before.
+
+    Args:
+        modules: every module of the model.
+
+    Raises:
+        RuntimeError: a parameter has been changed in place since the forward pass.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.layers = [m for m in modules if isinstance(m, Neuron)]
+        # functional_call puts others in their place, for the time of the forward pass
+        self.given = [_plain(m) for m in modules]
+        self.versions = [(p, p._version) for m in modules for p in m.parameters(recurse=False)]
+
+    def __enter__(self) -> None:
+        if any(p._version != version for p, version in self.versions):
+            raise RuntimeError(
+                "a parameter was changed in place between the forward and the backward pass of "
+                "unroll(..., segment=): a segment run again would not be what it was. Call "
+                "backward() before optimizer.step()."
+            )
+        self.before = HeldStates(self.layers)
+        self.held = [_plain(m) for m in self.modules]
+        for layer in self.layers:
+            layer.states_were_set()
+        for module, (parameters, buffers) in zip(self.modules, self.given, strict=True):
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                # running statistics count a segment once
+                buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+    def __exit__(self, *_: object) -> None:
+        self.before.put_back()
+        for module, (parameters, buffers) in zip(self.modules, self.held, strict=True):
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _plain(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Parameters and buffers but those that FSDP has sharded and puts together for each call."""
+    parameters = {
+        name: p for name, p in module._parameters.items() if p is not None and _is_plain(p)
+    }
+    buffers = {name: b for name, b in module._buffers.items() if b is not None and _is_plain(b)}
+    return parameters, buffers
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor or type(tensor) is nn.Parameter
+
+
+# as torch.compiler.disable, but without importing the compiler before it is used
+in_segments = torch._disable_dynamo(in_segments)  # type: ignore[attr-defined]
