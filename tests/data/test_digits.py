@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from tracetorch.demo.digits import IDX_FILES, load_digits, read_idx, stratified
+from tracetorch.data.digits import IDX_FILES, load_digits, read_idx, stratified
 
 Bytes = npt.NDArray[np.uint8]
 
