@@ -27,6 +27,9 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the arguments; those of the process where ``None``.
     """
     options = parse(words)
+    if options.again and not (options.out / "results.json").is_file():
+        print(f"there are no results in {options.out} to put the cases into")
+        return 2
     cases = chosen_cases(options)
     if not cases:
         print("no case has such a name; there are:", *(c.name for c in all_cases()), sep="\n  ")
@@ -99,6 +102,8 @@ def write(run: Run, options: argparse.Namespace) -> None:
     """Table, JSON and plot, to the folder of results."""
     out = options.out or (PARTIAL if options.quick or options.cases else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
+    if options.again:
+        run = Run.of_json(json.loads((out / "results.json").read_text())).with_rows_of(run)
     (out / "table.md").write_text(table(run))
     (out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
     drawn = draw(run, out / "lif.png")

@@ -45,7 +45,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="folder of the results (benchmarks/results; runs/benchmarks with --quick or --cases)",
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="put the cases into the results that are in --out, in place of what was found before",
+    )
     options = parser.parse_args(words)
+    if options.again and (options.out is None or not options.cases):
+        parser.error("--again needs --cases, and --out with the results they go into.")
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}.")
     return options

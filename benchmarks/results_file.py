@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from benchmarks.cases import Case
@@ -35,6 +35,31 @@ class Run:
         """How many times as much ``library`` takes as ``to``."""
         its, ours = self.value(case, library), self.value(case, to)
         return its / ours if its and ours else None
+
+    def with_rows_of(self, later: Run) -> Run:
+        """This run with the cases of a later one in their places, and a word that they are.
+
+        Raises:
+            ValueError: the two are not of one machine, one day, one number of rounds, or versions.
+        """
+        for what, mine, its in (
+            ("machine or day", self.machine, later.machine),
+            ("rounds", self.settings["rounds"], later.settings["rounds"]),
+            ("versions", self.versions, later.versions),
+        ):
+            if mine != its:
+                raise ValueError(f"two runs of different {what} have no table: {mine}, {its}.")
+        again = [case.name for case in self.cases if case in later.cases]
+        settings = {**self.settings, "again": again}
+        replaced = {name: later.results[name] for name in again}
+        return replace(self, settings=settings, results={**self.results, **replaced})
+
+    @classmethod
+    def of_json(cls, told: dict[str, Any]) -> Run:
+        """What :meth:`as_json` wrote."""
+        held = {name: told[name] for name in (f.name for f in fields(cls))}
+        cases = [Case(**{**case, "only": tuple(case["only"])}) for case in told["cases"]]
+        return cls(**{**held, "cases": cases})
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the ratios."""

@@ -30,6 +30,9 @@ def table(run: Run) -> str:
     for library in LIBRARIES:
         if library.name in run.versions:
             lines.append(f"| {library.name} | {run.versions[library.name]} | {library.differs} |")
+    if run.settings.get("again"):
+        named = "; ".join(run.settings["again"])
+        lines.append(f"\nMeasured again in a run of their own, after the others: {named}.")
     lines += [f"\n{name} is left out: {reason}." for name, reason in run.absent.items()]
     lines += [
         "",

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import tracetorch as tt
-from tracetorch.demo.digits import load_digits
+from tracetorch.data.digits import load_digits
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import count, rate, seed_number
 

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import tracetorch as tt
-from tracetorch.demo.digits import Digits, load_digits
+from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import count, rate, seed_number
 from tracetorch.extras import require

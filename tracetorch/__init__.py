@@ -15,16 +15,26 @@ from tracetorch.unrolling import unroll
 __version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = ("diagnosis", "encode", "export", "metrics", "nir", "plot", "probe")
+_LATE_ROOMS: tuple[str, ...] = (
+    "data",
+    "diagnosis",
+    "encode",
+    "export",
+    "metrics",
+    "nir",
+    "plot",
+    "probe",
+)
 _LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import diagnosis, encode, export, metrics, nir, plot, probe
+    from tracetorch import data, diagnosis, encode, export, metrics, nir, plot, probe
     from tracetorch.diagnosis import diagnose
 
 __all__ = [
     "__version__",
     "checkpoint",
+    "data",
     "decode",
     "detach_states",
     "diagnose",

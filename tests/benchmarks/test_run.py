@@ -32,6 +32,26 @@ def test_quick_run_writes_table_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "lif.png").stat().st_size > 1000
 
 
+def test_cases_measured_again_take_their_places(tmp_path, capsys):
+    quick_run = ["--quick", "--peers", "--out", str(tmp_path)]
+    assert main([*quick_run, "--cases", "LIF N=128", "one step"]) == 0
+    before = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert main([*quick_run, "--cases", "LIF N=128, forward", "--again"]) == 0
+    told = json.loads((tmp_path / "results.json").read_text())
+    changed = {name for name in before if told["results"][name] != before[name]}
+    assert changed == {"LIF N=128, forward"}
+    assert told["settings"]["again"] == ["LIF N=128, forward"]
+    page = (tmp_path / "table.md").read_text()
+    assert "Measured again in a run of their own, after the others: LIF N=128, forward." in page
+    assert "| one step B=1 N=128 |" in page
+    with pytest.raises(ValueError, match="two runs of different rounds have no table: 1, 2"):
+        main([*quick_run, "--cases", "LIF N=128", "--rounds", "2", "--again"])
+    assert main(["--cases", "LIF", "--out", str(tmp_path / "no"), "--again"]) == 2
+    assert "there are no results in" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse(["--again"])
+
+
 def test_names_of_cases_are_unique_and_quick_ones_small():
     cases = all_cases()
     assert len({case.name for case in cases}) == len(cases)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import TensorDataset
 
-from tracetorch.demo.digits import Digits
+from tracetorch.data.digits import Digits
 
 
 def bars(number: int) -> TensorDataset:

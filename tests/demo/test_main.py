@@ -13,7 +13,7 @@ import torch
 
 from tests.demo.cases import DIGITS
 from tracetorch import extras
-from tracetorch.demo.digits import Digits
+from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.training import Epoch, Score, Settings, evaluate, load
 

@@ -57,7 +57,7 @@ def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
 
 
 def test_one_neuron_alone_streams() -> None:
-    """Its parameter, one value spread over one neuron, has a stride of zero."""
+    """Its parameter, one value spread over one neuron, once had a stride of zero."""
     layer = snn.LIF(1)
     with torch.no_grad():
         assert layer(torch.tensor([[0.5], [1.5]])).tolist() == [[0.0], [1.0]]

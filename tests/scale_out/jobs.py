@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tracetorch as tt
 from tests.cases import sequence, vary
+from tests.unrolling.models import Whole
 from tracetorch import snn
 
 T, B, WORLD = 7, 4, 2
@@ -41,18 +42,6 @@ class Net(snn.TTModule):
         for cell in self.cells:
             h = h + cell(h)
         return self.out(self.last(self.recurrent(h)))
-
-
-class Whole(nn.Module):
-    """The model over a whole sequence, from rest."""
-
-    def __init__(self, model: nn.Module, **how: Any) -> None:
-        super().__init__()
-        self.model, self.how = model, how
-
-    def forward(self, x: Tensor) -> Tensor:
-        tt.zero_states(self.model)
-        return tt.unroll(self.model, x, **self.how)
 
 
 def net() -> Net:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import tracetorch as tt
 from tracetorch import snn
 from tracetorch.functional import atan_surrogate
 
@@ -132,6 +134,18 @@ def test_the_tensor_given_is_not_shared() -> None:
         snn.RLIF(3).raw_bias[0] += 1  # not an expanded view of one value
         made.raw_bias[0] += 1
     assert made.bias.tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5).expand(1)])
+def test_the_parameter_of_a_single_neuron_is_no_expanded_view(
+    beta: float | torch.Tensor, tmp_path: Path
+) -> None:
+    made = snn.Readout(1, beta=beta)
+    assert made.raw_beta.stride() == (1,)
+    tt.save(made, tmp_path / "one.safetensors")
+    other = snn.Readout(1)
+    tt.load(tmp_path / "one.safetensors", other)
+    assert torch.equal(other.raw_beta, made.raw_beta)
 
 
 def test_numpy_numbers_are_numbers() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
 
@@ -67,3 +68,15 @@ def dyadic(*shape: int, seed: int = 0) -> Tensor:
     """An input of small dyadic numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-8, 16, shape, generator=generator).double() / 4
+
+
+class Whole(nn.Module):
+    """A model over a whole sequence, from rest."""
+
+    def __init__(self, model: nn.Module, **how: Any) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        tt.zero_states(self.model)
+        return tt.unroll(self.model, x, **self.how)

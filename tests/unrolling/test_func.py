@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,20 +9,15 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, dyadic, made
+from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse
 
 
-class Whole(nn.Module):
-    """A model over a whole sequence, from rest, that leaves nothing behind."""
-
-    def __init__(self, model: nn.Module, **how: Any) -> None:
-        super().__init__()
-        self.model, self.how = model, how
+class Gone(Whole):
+    """The same, and nothing is left behind."""
 
     def forward(self, x: Tensor) -> Tensor:
-        tt.zero_states(self.model)
-        y = tt.unroll(self.model, x, **self.how)
+        y = super().forward(x)
         tt.zero_states(self.model)
         return y
 
@@ -36,7 +29,7 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_functional_call_and_grad(name: str, by: str) -> None:
-    whole, x = Whole(made(name), by=by), dyadic(5, *MODELS[name][1])
+    whole, x = Gone(made(name), by=by), dyadic(5, *MODELS[name][1])
     given = {n: 0.75 * p for n, p in detached(whole).items()}
     found = grad(lambda p: functional_call(whole, p, (x,)).square().sum())(given)
     with torch.no_grad():
@@ -50,7 +43,7 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_gradient_per_sample(name: str, by: str) -> None:
-    whole = Whole(made(name), by=by, batched=False)
+    whole = Gone(made(name), by=by, batched=False)
     x = dyadic(5, 3, *MODELS[name][1][1:])
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -66,17 +59,17 @@ def test_a_gradient_per_sample(name: str, by: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name: str) -> None:
-    whole = Whole(layer(name, 3).double(), batched=False)
+    whole = Gone(layer(name, 3).double(), batched=False)
     x = sequence(6, 4, 3)
     loss = lambda p, sample: functional_call(whole, p, (sample,)).square().sum()  # noqa: E731
     found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
-    Whole(whole.model)(x).square().sum().backward()
+    Gone(whole.model)(x).square().sum().backward()
     for n, p in whole.named_parameters():
         torch.testing.assert_close(found[n].sum(0), p.grad, msg=n)
 
 
 def test_an_ensemble_in_one_call() -> None:
-    members = [Whole(made("dense")) for _ in range(3)]
+    members = [Gone(made("dense")) for _ in range(3)]
     for i, member in enumerate(members):
         with torch.no_grad():
             member.model[0].weight.mul_(i + 1)
@@ -88,7 +81,7 @@ def test_an_ensemble_in_one_call() -> None:
 
 
 def test_a_jacobian() -> None:
-    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
+    whole, x = Gone(made("dense")), dyadic(4, 2, 3)
     found = jacrev(lambda x: whole(x).sum((0, 1)))(x)
     for i in range(2):
         given = x.clone().requires_grad_()
@@ -107,7 +100,7 @@ def test_afterwards_the_states_are_told_and_zeroed() -> None:
 
 
 def test_what_needs_a_kernel_by_name_says_why_not() -> None:
-    whole = Whole(made("dense"), batched=False)
+    whole = Gone(made("dense"), batched=False)
     with (
         fuse.backend("numba"),
         pytest.raises(RuntimeError, match=r"torch\.func transforms see through plain operations"),

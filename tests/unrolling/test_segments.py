@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, dyadic, made
+from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse, snn
 
 
@@ -32,18 +32,6 @@ class Saved:
     @property
     def total(self) -> int:
         return sum(self.held.values())
-
-
-class Whole(nn.Module):
-    """A model over a whole sequence, from rest."""
-
-    def __init__(self, model: nn.Module, **how: Any) -> None:
-        super().__init__()
-        self.model, self.how = model, how
-
-    def forward(self, x: Tensor) -> Tensor:
-        tt.zero_states(self.model)
-        return tt.unroll(self.model, x, **self.how)
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])

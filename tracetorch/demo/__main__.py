@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import tracetorch
-from tracetorch.demo.digits import Digits, load_digits
+from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.figure import draw
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse

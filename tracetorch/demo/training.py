@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
-from tracetorch.demo.digits import Digits
+from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, run, spikes_of
 from tracetorch.files import replacing
 

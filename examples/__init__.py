@@ -1,0 +1,1 @@
+"""Complete scripts on real data: ``python -m examples.row_digits --help``. See README.md."""

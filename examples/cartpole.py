@@ -1,0 +1,223 @@
+"""Balance a pole: a spiking actor and critic learns gymnasium's CartPole, state by state.
+
+Sixteen carts run side by side. The four numbers of a cart's state, scaled, are input currents;
+the network's own states carry on from step to step, and where a pole has fallen they alone begin
+again: ``zero_states(where=done)``. After 16 steps the actor and critic (A2C, with generalised
+advantages) is trained by backpropagation through all 16, and ``detach_states()`` cuts the graph.
+
+With ``--blind`` the two velocities are hidden, and the network must remember to know them;
+``--forget`` shows what can be done without memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from examples import common
+from tracetorch import snn
+from tracetorch.extras import require
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+    from matplotlib.figure import Figure
+
+CARTS, STEPS = 16, 16
+REWARD = 0.05  # for a step upright, so that values are of the size of what neurons give
+GAMMA, LAMBDA = 0.99, 0.95
+# typical sizes of position, velocity, angle and angular velocity; gymnasium's own limits of the
+# velocities are infinite
+SCALE = torch.tensor([1.0, 1.0, 0.1, 1.0])
+POSITIONS = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: ``python -m examples.cartpole --help``."""
+    options = common.Options(
+        "examples.cartpole", __doc__ or "", epochs=800, lr=5e-3, unit="updates"
+    )
+    options.add_argument("--blind", action="store_true", help="hide the velocities")
+    options.add_argument(
+        "--forget", action="store_true", help="empty all states before every step: no memory"
+    )
+    parsed = options.parse(arguments)
+    name = "LIF" + ", blind" * parsed.blind + ", forgetful" * parsed.forget
+    return common.run("cartpole", name, parsed, load, learn, draw)
+
+
+def load(options: argparse.Namespace) -> Tensor:
+    """What of the state is seen."""
+    require("gymnasium", extra="examples", by="examples.cartpole")
+    return SCALE.reciprocal() * (POSITIONS if options.blind else 1)
+
+
+class ActorCritic(snn.TTModule):
+    """One spiking body, and two leaky readouts: what to do, and what to expect.
+
+    Shape:
+        Input ``[B, 4]``, one step; output logits ``[B, 2]`` and values ``[B]``.
+    """
+
+    def __init__(self, forget: bool) -> None:
+        super().__init__()
+        self.forget = forget
+        beta = tt.functional.halflife_to_decay(torch.logspace(-1, 3, 64, base=2))
+        self.body = nn.Sequential(
+            nn.Linear(4, 64), snn.LIF(64, beta=beta), nn.Linear(64, 64), snn.LIF(64, beta=beta)
+        )
+        self.actor = nn.Sequential(nn.Linear(64, 2), snn.Readout(2, beta=0.5))
+        self.critic = nn.Sequential(nn.Linear(64, 1), snn.Readout(1, beta=0.5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step."""
+        if self.forget:
+            self.zero_states()
+        y = self.body(x)
+        return self.actor(y), self.critic(y).squeeze(-1)
+
+
+def carts(number: int) -> VectorEnv:
+    """Carts side by side; where a pole falls, the next state is already that of a new try."""
+    import gymnasium
+    from gymnasium.vector import AutoresetMode
+
+    return gymnasium.make_vec(
+        "CartPole-v1",
+        num_envs=number,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+    )
+
+
+def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Module, common.Scores]:
+    """Train an actor and critic, and measure it."""
+    from tqdm import tqdm
+
+    envs = carts(CARTS)
+    model = ActorCritic(options.forget)
+    optimizer = torch.optim.Adam(model.parameters(), options.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, options.epochs)
+
+    seen, _ = envs.reset(seed=seed)
+    fell = torch.zeros(CARTS, dtype=torch.bool)
+    for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
+        said, values, entropies, rewards, ends = [], [], [], [], []
+        for _ in range(STEPS):
+            if fell.any():
+                model.zero_states(where=fell)  # a new try, for these carts alone
+            logits, value = model(torch.as_tensor(seen) * data)
+            policy = torch.distributions.Categorical(logits=logits)
+            action = policy.sample()
+            seen, reward, terminated, truncated, _ = envs.step(action.numpy())
+            fell = torch.as_tensor(terminated | truncated)
+            said.append(policy.log_prob(action))
+            values.append(value)
+            entropies.append(policy.entropy())
+            rewards.append(REWARD * torch.as_tensor(reward, dtype=torch.float32))
+            ends.append(fell)
+        with torch.no_grad():  # what the next step will be worth, without taking it
+            states = tt.get_states(model)
+            _, following = model(torch.as_tensor(seen) * data)
+            tt.set_states(model, states)
+        value = torch.stack(values)
+        gain = advantages(torch.stack(rewards), value.detach(), torch.stack(ends), following)
+        scaled = (gain - gain.mean()) / (gain.std() + 1e-6)
+        loss = (
+            -(torch.stack(said) * scaled).mean()
+            + (value - (gain + value.detach())).square().mean()
+            - 0.003 * torch.stack(entropies).mean()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.detach_states()
+    envs.close()
+    lengths = play(model, data, 64, seed=1000 + seed)
+    return model, {"mean return of 64 tries (500 is the most)": float(lengths.mean())}
+
+
+def advantages(rewards: Tensor, values: Tensor, ends: Tensor, following: Tensor) -> Tensor:
+    """Generalised advantage estimates, ``[T, B]`` like the rest; ``following`` ``[B]``.
+
+    ::
+
+        delta[t] = rewards[t] + gamma * values[t + 1] - values[t],  without the second where it ends
+        A[t] = delta[t] + gamma * lambda * A[t + 1],                 likewise
+
+    Reference:
+        J. Schulman et al., High-dimensional continuous control using generalized advantage
+        estimation (2016).
+    """
+    goes_on = GAMMA * (~ends).float()
+    ahead = torch.cat([values[1:], following.unsqueeze(0)])
+    delta = rewards + goes_on * ahead - values
+    gain = torch.zeros_like(following)
+    found = []
+    for d, g in zip(reversed(delta.unbind()), reversed(goes_on.unbind()), strict=True):
+        gain = d + LAMBDA * g * gain
+        found.append(gain)
+    return torch.stack(found[::-1])
+
+
+@torch.no_grad()
+def play(model: nn.Module, data: Tensor, tries: int, seed: int) -> Tensor:
+    """How many steps the pole is kept up by the likeliest actions, for each of some tries."""
+    envs = carts(tries)
+    seen, _ = envs.reset(seed=seed)
+    tt.zero_states(model)
+    lengths = torch.zeros(tries)
+    up = torch.ones(tries, dtype=torch.bool)
+    while up.any():
+        logits, _ = model(torch.as_tensor(seen) * data)
+        seen, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
+        lengths += up
+        up &= ~torch.as_tensor(terminated | truncated)
+    tt.zero_states(model)
+    envs.close()
+    return lengths
+
+
+@torch.no_grad()
+def draw(options: argparse.Namespace, data: Tensor, model: nn.Module) -> Figure:
+    """One try: the state that comes in, the spikes, and the action that goes out."""
+    from matplotlib.figure import Figure
+
+    envs = carts(1)
+    seen, _ = envs.reset(seed=0)
+    tt.zero_states(model)
+    states = []
+    for _ in range(150):
+        x = torch.as_tensor(seen) * data
+        logits, _ = model(x)
+        states.append(x)
+        seen, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
+        if terminated | truncated:
+            break
+    envs.close()
+    tt.zero_states(model)
+    # once more, to see what it sends; step by step, for --forget
+    (logits, _), sent = tt.unroll(model, torch.stack(states), by="step", record=["body.3.output"])
+    tt.zero_states(model)
+    # a figure of its own, not pyplot's: it opens no window
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    top.plot(torch.cat(states).numpy(), label=["position", "velocity", "angle", "its velocity"])
+    top.set(title="one try: what comes in (scaled)")
+    top.legend(ncols=4, fontsize="small")
+    tt.plot.raster(sent, ax=middle)
+    middle.set(xlabel="")
+    bottom.plot(logits[:, 0].softmax(1)[:, 1].numpy())
+    bottom.set(ylabel="probability to push right", xlabel="step")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""What every script shares: its command line, seeds, what it saves, its row of the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+import tracetorch
+from tracetorch.demo.options import count, rate, seed_number
+from tracetorch.extras import require
+from tracetorch.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+VALIDATION = "measure on a part of the training data, to choose settings by"
+Scores = Mapping[str, float]
+Data = TypeVar("Data")
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: what was trained, what came out, what it cost."""
+
+    task: str
+    configuration: str
+    seed: int
+    scores: Scores  # the first is the one in the table
+    parameters: int
+    seconds: float
+    cpu_seconds: float
+    threads: int
+    date: str
+    command: str
+    torch: str
+    tracetorch: str
+
+
+class Options(argparse.ArgumentParser):
+    """The options that every script has; a script adds its own.
+
+    Args:
+        module: the script's ``__spec__.name`` as it is run, ``examples.vowels``.
+        description: what it does.
+        epochs: passes over the data, or what the script counts instead.
+        lr: highest learning rate.
+        unit: what ``--epochs`` counts.
+    """
+
+    def __init__(
+        self, module: str, description: str, epochs: int, lr: float, unit: str = "passes"
+    ) -> None:
+        super().__init__(f"python -m {module}", description=description)
+        task = module.rpartition(".")[2]
+        add = self.add_argument
+        add("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="one run each")
+        add("--epochs", type=count, default=epochs, metavar="N", help=f"{unit} (%(default)s)")
+        add("--lr", type=rate, default=lr, metavar="X", help="highest learning rate (%(default)s)")
+        add("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
+        add("--quick", action="store_true", help="a run of seconds that shows that it runs")
+        add(
+            "--record",
+            action="store_true",
+            help="add the runs to examples/results, for python -m examples.table",
+        )
+        add(
+            "--out",
+            type=Path,
+            default=Path("runs") / task,
+            metavar="DIR",
+            help="where models and figures go (%(default)s)",
+        )
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The options, and with them the command line that gave them."""
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        options = self.parse_args(given)
+        if len(set(options.seeds)) < len(options.seeds):
+            self.error(f"argument --seeds: must differ from each other, got {options.seeds}")
+        if options.quick and options.record:
+            self.error("argument --record: not with --quick, whose results mean nothing")
+        if options.quick:
+            options.epochs = 1
+        options.command = f"{self.prog} {shlex.join(g for g in given if g != '--record')}".strip()
+        return options
+
+
+def run(
+    task: str,
+    configuration: str,
+    options: argparse.Namespace,
+    load: Callable[[argparse.Namespace], Data],
+    learn: Callable[[argparse.Namespace, Data, int], tuple[Model, Scores]],
+    draw: Callable[[argparse.Namespace, Data, Model], Figure],
+) -> int:
+    """Train once for every seed; leave models, figures and rows; print the mean and the spread.
+
+    Args:
+        task: the script's name.
+        configuration: what distinguishes this run from the task's others.
+        options: from :class:`Options`.
+        load: ``options -> data``; the time for it is not counted.
+        learn: ``(options, data, seed) -> (model, scores)``, training and measuring.
+        draw: ``(options, data, model) -> figure``.
+
+    Returns:
+        The exit code: 0, 1 where something is missing, 130 after Ctrl-C.
+    """
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    try:
+        require("matplotlib", "tqdm", extra="examples", by=f"examples.{task}")
+        options.out.mkdir(parents=True, exist_ok=True)
+        data = load(options)
+        for seed in options.seeds:
+            torch.manual_seed(seed)
+            wall, cpu = time.perf_counter(), time.process_time()
+            model, scores = learn(options, data, seed)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            row = Row(
+                task,
+                configuration,
+                seed,
+                scores,
+                sum(p.numel() for p in model.parameters() if p.requires_grad),
+                round(wall, 2),
+                round(cpu, 2),
+                options.threads,
+                date.today().isoformat(),
+                options.command,
+                torch.__version__,
+                tracetorch.__version__,
+            )
+            name = re.sub(r"[^\w+.]+", "-", configuration)
+            path = options.out / f"{name}-seed{seed}.safetensors"
+            tracetorch.save(model, path)
+            draw(options, data, model).savefig(path.with_suffix(".png"))
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            print(
+                f"{configuration}, seed {seed}: {shown}; {row.parameters:,} parameters, "
+                f"{wall:.1f} s ({cpu:.1f} s of CPU); {path}",
+                flush=True,
+            )
+            rows.append(row)
+            if options.record:
+                record(row, RESULTS)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {len(rows)} of {len(options.seeds)} runs are in {options.out}.")
+        return 130
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if len(rows) > 1:
+        score = next(iter(rows[0].scores))
+        values = [row.scores[score] for row in rows]
+        print(f"{configuration}: {score} {spread(values)} over {len(rows)} seeds")
+    return 0
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of more than one, standard deviation, as printed: ``0.951 ± 0.004``."""
+    mean = f"{statistics.mean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Shares of one as :func:`spread` has it, in hundredths: ``95.1 ± 0.4 %``."""
+    mean = f"{100 * statistics.mean(shares):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(shares):.1f} %" if len(shares) > 1 else f"{mean} %"
+
+
+def record(row: Row, folder: Path) -> None:
+    """Put a row into ``folder/<task>.jsonl``, in the place of an older run of the same kind."""
+    path = folder / f"{row.task}.jsonl"
+    rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
+    rows.sort(key=_key)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
+
+
+def read(path: Path) -> list[Row]:
+    """The rows in a file of results; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row.task, row.configuration, row.seed

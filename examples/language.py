@@ -1,0 +1,175 @@
+"""A language model of bytes: Python's own reference manual, read as one stream.
+
+The text is cut into parallel streams that are read from beginning to end: states carry over from
+one piece to the next, and only the graph is cut (truncated backpropagation through time). The last
+tenth of the text is held out. Measured in bits per byte, beside what counting single bytes and
+pairs of bytes gives; afterwards the model writes a few lines of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import tracetorch as tt
+from examples import common
+from tracetorch import snn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 256
+STREAMS, STEPS = 32, 64
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: ``python -m examples.language --help``."""
+    options = common.Options("examples.language", __doc__ or "", epochs=8, lr=5e-3)
+    options.add_argument(
+        "--layer", choices=("LIF", "SLIF", "RLIF", "BLIF"), default="BLIF", help="hidden neurons"
+    )
+    options.add_argument(
+        "--temperature", type=common.rate, default=0.7, metavar="X", help="of what it writes"
+    )
+    parsed = options.parse(arguments)
+    return common.run("language", parsed.layer, parsed, load, learn, draw)
+
+
+class Model(snn.TTModule):
+    """Bytes in, logits of the next byte out; two layers of neurons remember what came before.
+
+    Shape:
+        Input ``[B]``, one step of bytes; output ``[B, 256]``.
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        neurons = getattr(snn, layer)
+        # every pace of forgetting, from one byte to 64
+        beta = tt.functional.halflife_to_decay(torch.logspace(0, 6, WIDTH, base=2))
+        self.embed = nn.Embedding(256, WIDTH)
+        self.first = neurons(WIDTH, beta=beta)
+        self.between = nn.Linear(WIDTH, WIDTH)
+        self.second = neurons(WIDTH, beta=beta.flip(0))
+        self.out = nn.Linear(2 * WIDTH, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One time step."""
+        first = self.first(self.embed(x))
+        second = self.second(self.between(first))
+        y: Tensor = self.out(torch.cat([first, second], -1))
+        return y
+
+
+def learn(
+    options: argparse.Namespace, data: tuple[Tensor, Tensor], seed: int
+) -> tuple[Model, common.Scores]:
+    """Train a model, and measure it."""
+    from tqdm import tqdm
+
+    train, held_out = data
+    pieces = list(tt.data.streams(train, STREAMS, STEPS))
+    model = Model(options.layer)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=options.epochs * len(pieces)
+    )
+    for number in range(options.epochs):
+        model.zero_states()  # the streams begin again
+        for x, y in tqdm(pieces, f"seed {seed}, pass {number + 1}", leave=False, disable=None):
+            logits = tt.unroll(model, x.long())
+            loss = cross_entropy(logits.flatten(0, 1), y.long().flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            model.detach_states()  # what is remembered stays, how it came about is let go
+    print(f"--- seed {seed} writes ---\n{write(model, options.temperature, seed)}\n---")
+    return model, {"bits per byte": bits(model, held_out), **counted(train, held_out)}
+
+
+def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """The text to learn, and its last tenth."""
+    text = tt.data.text()
+    if options.quick:
+        text = text[: 4 * STREAMS * STEPS]
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
+@torch.no_grad()
+def bits(model: Model, text: Tensor) -> float:
+    """Bits per byte, reading the text once as a single stream."""
+    model.eval()
+    model.zero_states()
+    total = 0.0
+    for x, y in tt.data.streams(text, 1, 1000, keep_rest=True):
+        logits = tt.unroll(model, x.long())
+        total += cross_entropy(logits.flatten(0, 1), y.long().flatten(), reduction="sum").item()
+    model.zero_states()
+    return total / math.log(2) / (len(text) - 1)
+
+
+def counted(train: Tensor, text: Tensor) -> dict[str, float]:
+    """Bits per byte of models that count single bytes, and pairs of bytes, in the training text."""
+    ones = torch.bincount(train.long(), minlength=256).double() + 1
+    codes = train[:-1].long() * 256 + train[1:].long()
+    twos = torch.bincount(codes, minlength=256 * 256).reshape(256, 256).double()
+    unigram = ones / ones.sum()
+    # a pair that was never seen counts as its second byte does
+    bigram = (twos + unigram) / (twos.sum(1, keepdim=True) + 1)
+    first, second = text[:-1].long(), text[1:].long()
+    return {
+        "counting bytes": float(-unigram[second].log2().mean()),
+        "counting pairs": float(-bigram[first, second].log2().mean()),
+    }
+
+
+@torch.no_grad()
+def write(model: Model, temperature: float, seed: int, length: int = 400) -> str:
+    """Let the model go on after a heading, one byte at a time."""
+    model.eval()
+    model.zero_states()
+    generator = torch.Generator().manual_seed(seed)
+    written = list(b"The class statement\n")
+    logits = tt.unroll(model, torch.tensor(written).unsqueeze(1))[-1]
+    for _ in range(length):
+        drawn = torch.multinomial((logits[0] / temperature).softmax(0), 1, generator=generator)
+        written.append(int(drawn))
+        logits = model(drawn)
+    model.zero_states()
+    return bytes(written).decode(errors="replace")
+
+
+@torch.no_grad()
+def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: Model) -> Figure:
+    """A held-out passage: the bits each byte costs, and the spikes that read it."""
+    from matplotlib.figure import Figure
+
+    passage = data[1][:120]
+    model.zero_states()
+    logits, seen = tt.unroll(model, passage[:-1].long().unsqueeze(1), record=["second.output"])
+    model.zero_states()
+    cost = cross_entropy(logits[:, 0], passage[1:].long(), reduction="none") / math.log(2)
+    # a figure of its own, not pyplot's: it opens no window
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    top.bar(range(len(cost)), cost.numpy())
+    letters = [chr(byte) if 32 < byte < 127 else " " for byte in passage[1:].tolist()]
+    top.set(ylabel="bits", title="what each byte of a held-out passage costs")
+    top.set_xticks(range(len(cost)), letters, fontsize=7)
+    bottom.imshow(seen["second.output"][:, 0, :64].T.numpy(), aspect="auto", cmap="PuOr")
+    bottom.set(ylabel="64 neurons of the second layer")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Classifiers of sequences: a spiking one of any layer, and what it must be compared with."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from examples import common
+from tracetorch import snn
+
+SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
+READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
+BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which network: ``--layer`` and ``--readout``, or ``--baseline``."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--layer", choices=SPIKING + READOUTS, help="the hidden neurons (LIF)")
+    which.add_argument(
+        "--baseline",
+        choices=BASELINES,
+        help="no memory: a linear model or an MLP of the mean over time, the mean over time of an "
+        "MLP; with memory: a GRU",
+    )
+    parser.add_argument(
+        "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
+    )
+    parser.add_argument(
+        "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
+    )
+    parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
+
+
+def configuration(options: argparse.Namespace) -> str:
+    """What the run is called: ``LIF``, ``LIF+SReadout``, ``gru``."""
+    if options.baseline:
+        return str(options.baseline)
+    return (
+        (options.layer or "LIF")
+        + (" recurrent" if options.recurrent else "")
+        + ("" if options.readout == "Readout" else f"+{options.readout}")
+    )
+
+
+def build(
+    options: argparse.Namespace,
+    inputs: int,
+    classes: int,
+    width: int = 128,
+    longest: float = 32.0,
+) -> nn.Module:
+    """The network that the options ask for."""
+    if options.baseline:
+        return baseline(options.baseline, inputs, classes, width)
+    return Spiking(
+        inputs,
+        classes,
+        options.layer or "LIF",
+        options.readout,
+        width=width,
+        longest=longest,
+        recurrent=options.recurrent,
+    )
+
+
+class Spiking(snn.TTModule):
+    """Two hidden layers of any neuron, and a readout.
+
+    The neurons' half-lives are spread from one step to ``longest``, evenly on a logarithmic scale.
+    A layer that does not spike is followed by a ReLU, for without one the network would be linear.
+
+    Args:
+        inputs: features per step.
+        classes: logits per step.
+        layer: name of the hidden layers.
+        readout: name of the last layer.
+        recurrent: whether the hidden neurons of a layer hear each other's last output.
+        width: hidden neurons per layer.
+        longest: longest half-life, in steps.
+        dropout: share of the hidden neurons' output left out in training.
+
+    Shape:
+        Input ``[B, inputs]``, one step; output ``[B, classes]``.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        layer: str = "LIF",
+        readout: str = "Readout",
+        width: int = 128,
+        longest: float = 32.0,
+        dropout: float = 0.2,
+        recurrent: bool = False,
+    ) -> None:
+        super().__init__()
+
+        def hidden(inputs: int) -> list[nn.Module]:
+            halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
+            beta = tt.functional.halflife_to_decay(halflives)
+            neurons: snn.Neuron = getattr(snn, layer)(width, beta=beta)
+            if recurrent:
+                connection = nn.Linear(width, width, bias=False)
+                nn.init.orthogonal_(connection.weight, 0.2)
+                neurons = snn.Recurrent(neurons, connection)
+            relu = [] if layer in SPIKING else [nn.ReLU()]
+            return [nn.Linear(inputs, width), neurons, *relu, nn.Dropout(dropout)]
+
+        last: nn.Module = getattr(snn, readout)(classes, beta=0.95)
+        self.net = nn.Sequential(*hidden(inputs), *hidden(width), nn.Linear(width, classes), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One time step."""
+        y: Tensor = self.net(x)
+        return y
+
+
+class OfMean(nn.Module):
+    """A network of the mean over time: whoever shuffles the steps changes nothing.
+
+    Shape:
+        Input ``[T, B, inputs]`` and mask ``[T, B]``; output ``[B, classes]``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        y: Tensor = self.network(tt.decode.rate(x, mask=mask))
+        return y
+
+
+class MeanOf(nn.Module):
+    """The mean over time of a network of single steps: order-free too, but not linear in them.
+
+    Shape:
+        As :class:`OfMean`.
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        y: Tensor = self.head(tt.decode.rate(self.network(x), mask=mask))
+        return y
+
+
+class Gated(nn.Module):
+    """A GRU, read at the last real step: what a usual network with memory makes of it.
+
+    Shape:
+        As :class:`OfMean`.
+    """
+
+    def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.gru = nn.GRU(inputs, width)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One vector of logits per sequence."""
+        last = mask.sum(0) - 1
+        states, _ = self.gru(x)
+        y: Tensor = self.head(states[last, torch.arange(len(last))])
+        return y
+
+
+def baseline(
+    name: str, inputs: int, classes: int, width: int = 128, dropout: float = 0.2
+) -> nn.Module:
+    """A network of :data:`BASELINES`."""
+    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+    deeper = [nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)]
+    head = nn.Linear(width, classes)
+    if name == "linear-of-mean":
+        return OfMean(nn.Linear(inputs, classes))
+    if name == "mlp-of-mean":
+        return OfMean(nn.Sequential(*hidden, *deeper, head))
+    if name == "mean-of-mlp":
+        return MeanOf(nn.Sequential(*hidden, *deeper), head)
+    return Gated(inputs, classes, width, dropout)
+
+
+@torch.no_grad()
+def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
+    """Spikes of either sign per hidden neuron and real step; nothing where nothing spikes."""
+    layers = [name for name, m in model.named_modules() if type(m).__name__ in SPIKING]
+    if not layers:
+        return {}
+    model.eval()
+    tt.zero_states(model)
+    _, seen = tt.unroll(model, x, record=[f"{name}.output" for name in layers])
+    tt.zero_states(model)
+    rates = [tt.metrics.firing_rate(sent, mask=mask).item() for sent in seen.values()]
+    return {"firing rate": sum(rates) / len(rates)}

@@ -1,0 +1,177 @@
+"""The tables of README.md, from the rows in results/; with ``--run``, the runs that are missing.
+
+``python -m examples.table`` writes the tables anew; ``--check`` only says whether they are up to
+date; ``--run`` first makes every run whose rows are not there, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples import common, networks
+from tracetorch.files import replacing
+
+README = Path(__file__).parent / "README.md"
+THREE = "--seeds 0 1 2"
+FIVE = "--seeds 0 1 2 3 4"
+
+# every run of the tables, in their order
+RUNS: tuple[tuple[str, str], ...] = (
+    *(("row_digits", f"--layer {name} {THREE}") for name in networks.SPIKING + networks.READOUTS),
+    *(("row_digits", f"--readout {name} {THREE}") for name in networks.READOUTS[1:]),
+    ("row_digits", f"--recurrent {THREE}"),
+    *(("row_digits", f"--baseline {name} {THREE}") for name in networks.BASELINES[:-1]),
+    # the rate that is best for it, of four, on the validation digits; the others' is the scripts'
+    ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
+    *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
+    *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
+    ("vowels", f"--recurrent {FIVE}"),
+    *(("vowels", f"--baseline {name} {FIVE}") for name in networks.BASELINES),
+    ("rate_digits", THREE),
+    ("memorise", THREE),
+    ("language", THREE),
+    ("language", f"--layer LIF {THREE}"),
+    ("cartpole", THREE),
+    ("cartpole", f"--blind --epochs 2000 {THREE}"),
+    ("cartpole", f"--blind --forget --epochs 2000 {THREE}"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: ``python -m examples.table --help``."""
+    parser = argparse.ArgumentParser("python -m examples.table", description=__doc__)
+    parser.add_argument("--run", nargs="*", metavar="TASK", help="first run what is missing")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
+    options = parser.parse_args(arguments)
+    if options.run is not None:
+        code = run_missing(options.run)
+        if code:
+            return code
+    page = README.read_text()
+    made = written(page, measured(common.RESULTS))
+    if options.check:
+        if made != page:
+            print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
+        return int(made != page)
+    with replacing(README) as unfinished:
+        unfinished.write_text(made)
+    return 0
+
+
+def run_missing(tasks: Sequence[str]) -> int:
+    """Make the runs of :data:`RUNS` whose rows are not all there; of some tasks, or of all."""
+    for task, given in RUNS:
+        command = f"python -m examples.{task} {given}"
+        seeds = given.partition("--seeds ")[2].split()
+        rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
+        if (tasks and task not in tasks) or len(rows) == len(seeds):
+            continue
+        print(command, flush=True)
+        script = importlib.import_module(f"examples.{task}")
+        code: int = script.main([*shlex.split(given), "--record"])
+        if code:
+            return code
+    return 0
+
+
+Runs = list[common.Row]  # of one command, a seed each
+
+
+def measured(folder: Path) -> dict[tuple[str, str], Runs]:
+    """The rows by task and configuration, those of :data:`RUNS` first, in their order."""
+    found: dict[tuple[str, str], Runs] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for row in common.read(path):
+            found.setdefault((row.task, row.configuration), []).append(row)
+    order = [f"python -m examples.{task} {given}" for task, given in RUNS]
+
+    def place(key: tuple[str, str]) -> int:
+        command = found[key][0].command
+        return order.index(command) if command in order else len(order)
+
+    return {key: found[key] for key in sorted(found, key=place)}
+
+
+def written(page: str, found: dict[tuple[str, str], Runs]) -> str:
+    """The page with its tables between ``<!-- name -->`` and ``<!-- /name -->`` made anew."""
+    for name, table in (("neurons", neurons(found)), ("results", results(found))):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        page, times = re.subn(
+            pattern, lambda m, table=table: m[1] + table + m[2], page, flags=re.DOTALL
+        )
+        if times != 1:
+            raise ValueError(f"{README} needs one <!-- {name} --> ... <!-- /{name} -->.")
+    return page
+
+
+def neurons(found: dict[tuple[str, str], Runs]) -> str:
+    """A line for every network that was run on both tasks of :mod:`examples.networks`."""
+    lines = [
+        "| network | digits row by row | spikes | parameters | CPU seconds "
+        "| spoken vowels | spikes | parameters | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, name in found:
+        if task != "row_digits":
+            continue
+        cells = [
+            cell
+            for other in ("row_digits", "vowels")
+            for cell in (_cells(found[other, name]) if (other, name) in found else ["", "", "", ""])
+        ]
+        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def results(found: dict[tuple[str, str], Runs]) -> str:
+    """A line for every command."""
+    lines = [
+        "| task | network | result | runs | parameters | seconds | CPU seconds | date | command |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, name), rows in found.items():
+        seconds = statistics.mean(row.seconds for row in rows)
+        cpu = statistics.mean(row.cpu_seconds for row in rows)
+        dates = " to ".join(sorted({row.date for row in rows}))
+        lines.append(
+            f"| {task} | {_named(name)} | {_score(rows)} | {len(rows)} | {rows[0].parameters:,} "
+            f"| {_seconds(seconds)} | {_seconds(cpu)} | {dates} | `{rows[0].command}` |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(rows: Runs) -> list[str]:
+    rates = [row.scores["firing rate"] for row in rows if "firing rate" in row.scores]
+    return [
+        common.percent([row.scores["accuracy"] for row in rows]),
+        f"{statistics.mean(rates):.2f}" if rates else "",
+        f"{rows[0].parameters:,}",
+        _seconds(statistics.mean(row.cpu_seconds for row in rows)),
+    ]
+
+
+def _score(rows: Runs) -> str:
+    found = {name: [row.scores[name] for row in rows] for name in rows[0].scores}
+    if "accuracy" in found:
+        return common.percent(found["accuracy"])
+    return ", ".join(f"{name} {common.spread(values)}" for name, values in found.items())
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _named(configuration: str) -> str:
+    """A layer that does not spike is followed by a ReLU: say so."""
+    return f"{configuration} and ReLU" if configuration in networks.READOUTS else configuration
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tracetorch as tt
+from tests.data.files import write_gesture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "ibmGestureTrain"
+    write_gesture(place / "user02_lab" / "10.npy", [(0, 0, 0, 0.0)])
+    write_gesture(place / "user02_lab" / "2.npy", [(127, 64, 1, 12.0), (3, 4, 0, 900.0)])
+    write_gesture(place / "user01_led" / "7.npy", [])
+    (place / "user01_led" / "notes.npy").write_bytes(b"")
+    return tmp_path
+
+
+def test_recordings_are_read_in_microseconds(folder: Path) -> None:
+    data = tt.data.DVSGesture(folder)
+    assert data.labels.tolist() == [7, 2, 10]
+    assert len(data[0][0]) == 0
+    events, label = data[1]
+    columns = zip(*(events[name].tolist() for name in "xytp"), strict=True)
+    assert list(columns) == [(127, 64, 12_000, 1), (3, 4, 900_000, 0)]
+    assert label == 2
+
+
+def test_frames_of_them(folder: Path) -> None:
+    frames = tt.data.Frames(tt.data.DVSGesture(folder), bins=3, start=0, stop=1_000_000)
+    x, label = frames[1]
+    assert x.shape == (3, 2, 128, 128)
+    assert x.nonzero().tolist() == [[0, 1, 64, 127], [2, 0, 4, 3]]
+    assert label == 2
+
+
+def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no ibmGestureTest\. Unpack https://figshare"):
+        tt.data.DVSGesture(tmp_path, "test")
+    (tmp_path / "ibmGestureTest").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.npy files in folders named for users"):
+        tt.data.DVSGesture(tmp_path, "test")
+
+
+def test_an_unknown_part(folder: Path) -> None:
+    with pytest.raises(ValueError, match="DVSGesture has the parts 'train' or 'test', got 'valid'"):
+        tt.data.DVSGesture(folder, "valid")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"2\.npy is damaged: "),
+        (b"<html>", r"2\.npy is damaged: "),
+        (None, r"2\.npy does not hold a gesture: its shape is \[5, 3\], expected \[n, 4\]"),
+    ],
+)
+def test_a_damaged_file_is_refused(folder: Path, content: bytes | None, message: str) -> None:
+    path = folder / "ibmGestureTrain/user02_lab/2.npy"
+    if content is None:
+        np.save(path, np.zeros((5, 3)))
+    else:
+        path.write_bytes(content)
+    data = tt.data.DVSGesture(folder)
+    with pytest.raises(ValueError, match=message):
+        data[1]

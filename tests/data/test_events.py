@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+from tests.data.files import write_nmnist
+
+FIELDS = [("x", int), ("y", int), ("t", int), ("p", int)]
+EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
+
+
+class Recordings(list[Any]):
+    """A list that knows its sensor, as Tonic's sets do."""
+
+    sensor_size = (3, 2, 2)
+
+
+def test_the_sensor_is_that_of_the_recordings() -> None:
+    frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
+    x, label = frames[0]
+    assert len(frames) == 1
+    assert x.shape == (5, 2, 2, 3)
+    assert x.nonzero().tolist() == [[0, 0, 1, 0], [4, 1, 1, 2]]
+    assert x.sum() == 3
+    assert torch.equal(label, torch.tensor(4))
+
+
+def test_frames_lie_flat_in_the_order_of_their_dimensions() -> None:
+    cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
+    flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
+    assert torch.equal(flat, cube.reshape(2, 12))
+
+
+def test_one_polarity_counts_both() -> None:
+    x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
+    assert x.shape == (1, 1, 2, 3)
+    assert x.sum() == 3
+
+
+@pytest.mark.parametrize("size", [None, (3, 2)])
+def test_a_sensor_of_unknown_size(size: Any) -> None:
+    with pytest.raises(TypeError, match=r"sensor_size must be \(width, height, polarities\), got"):
+        tt.data.Frames([(EVENTS, 4)], size, bins=2)
+
+
+def test_tonics_transforms_take_the_events(tmp_path: Path) -> None:
+    transforms = pytest.importorskip("tonic.transforms")
+    recorded = [(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)]
+    write_nmnist(tmp_path, {"Train/3/1.bin": recorded})
+    data = tt.data.NMNIST(tmp_path)
+    to_frames = transforms.ToFrame(sensor_size=data.sensor_size, n_time_bins=3)
+    expected = torch.from_numpy(to_frames(data[0][0]).astype("float32"))
+    # Tonic leaves the last event out
+    assert torch.equal(tt.data.Frames(data, bins=3, stop=90_000)[0][0], expected)
+    assert expected.sum() == 2
+
+
+def test_events_off_the_sensor_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
+        tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]

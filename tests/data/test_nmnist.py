@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import tracetorch as tt
+from tests.data.files import Event, nmnist, write_nmnist
+from tracetorch.data.nmnist import read_nmnist
+
+EVENTS: dict[str, list[Event]] = {
+    "Train/3/00002.bin": [(0, 0, 0, 0), (33, 20, 70_000, 1), (1, 2, 299_999, 0)],
+    "Train/7/00001.bin": [(5, 6, 150_000, 1)],
+    "Test/0/00009.bin": [(5, 6, 150_000, 1)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_nmnist(tmp_path, EVENTS)
+    return tmp_path
+
+
+def test_recordings_are_read_by_digit(folder: Path) -> None:
+    data = tt.data.NMNIST(folder)
+    assert len(data) == 2
+    events, label = data[0]
+    columns = zip(*(events[name].tolist() for name in "xytp"), strict=True)
+    assert list(columns) == EVENTS["Train/3/00002.bin"]
+    assert label == 3
+    assert data[1][1] == 7
+    assert tt.data.NMNIST(folder, "test")[0][1] == 0
+
+
+event = st.tuples(
+    st.integers(0, 33), st.integers(0, 33), st.integers(0, (1 << 23) + 40_000), st.integers(0, 1)
+)
+
+
+@given(st.lists(event, max_size=30))
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event]
+) -> None:
+    events.sort(key=lambda e: e[2])
+    path = tmp_path_factory.mktemp("nmnist") / "one.bin"
+    path.write_bytes(nmnist(events))
+    read = read_nmnist(path)
+    assert read["t"].dtype == np.int64
+    assert list(zip(*(read[name].tolist() for name in "xytp"), strict=True)) == events
+
+
+def test_an_overflow_is_not_an_event(tmp_path: Path) -> None:
+    late = (1 << 23) + 20_000
+    path = tmp_path / "one.bin"
+    path.write_bytes(nmnist([(1, 2, 5, 1), (3, 4, late, 0)]))
+    assert path.stat().st_size == 5 * (2 + 3)
+    assert read_nmnist(path)["t"].tolist() == [5, late]
+
+
+def test_frames_of_them_become_ragged_batches(folder: Path) -> None:
+    frames = tt.data.Frames(tt.data.NMNIST(folder), window=100_000, start=0)
+    x, y, mask = next(iter(DataLoader(frames, 2, collate_fn=tt.data.collate)))
+    assert x.shape == (3, 2, 2, 34, 34)
+    assert y.tolist() == [3, 7]
+    assert mask.T.tolist() == [[True, True, True], [True, True, False]]
+    where = [[0, 0, 0, 0, 0], [0, 0, 1, 20, 33], [1, 1, 1, 6, 5], [2, 0, 0, 2, 1]]
+    assert x.nonzero().tolist() == where
+    assert torch.equal(x.sum(), torch.tensor(4.0))
+
+
+def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"NMNIST is not in .*: there is no Test\. Unpack https://data\.mendeley\.com/.*",
+    ):
+        tt.data.NMNIST(tmp_path, "test")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "Train" / "3").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no \.bin files in folders 0 to 9\. Unpack https"):
+        tt.data.NMNIST(tmp_path)
+
+
+def test_an_unknown_part(folder: Path) -> None:
+    with pytest.raises(ValueError, match="NMNIST has the parts 'train' or 'test', got 'Train'"):
+        tt.data.NMNIST(folder, "Train")
+
+
+def test_a_damaged_file_is_refused(folder: Path) -> None:
+    path = folder / "Train/3/00002.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    data = tt.data.NMNIST(folder)
+    with pytest.raises(ValueError, match=r"00002\.bin is damaged: it has 14 bytes, not a multiple"):
+        data[0]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracetorch.data import streams, text
+
+
+def test_the_manual_is_at_hand() -> None:
+    manual = text()
+    assert manual.dtype == torch.uint8
+    assert len(manual) > 300_000
+    content = bytes(manual.tolist())
+    assert b"The class statement" in content or b"Class definitions" in content
+    assert content.decode().encode() == content
+    assert torch.equal(manual, text())
+
+
+def test_any_file_will_do(tmp_path: Path) -> None:
+    (tmp_path / "words").write_bytes(b"a\xff\0z")
+    assert text(tmp_path / "words").tolist() == [97, 255, 0, 122]
+    with pytest.raises(FileNotFoundError, match="none"):
+        text(tmp_path / "none")
+    (tmp_path / "words").write_bytes(b"")
+    with pytest.raises(ValueError, match="words is empty: give a file with some text"):
+        text(tmp_path / "words")
+
+
+@given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 9), st.booleans())
+def test_streams_go_on_where_they_ended(
+    number: int, batch_size: int, steps: int, keep_rest: bool
+) -> None:
+    length = (number - 1) // batch_size
+    if length < (1 if keep_rest else steps):
+        with pytest.raises(ValueError, match="streams needs at least"):
+            streams(torch.arange(number), batch_size, steps, keep_rest=keep_rest)
+        return
+    pieces = list(streams(torch.arange(number), batch_size, steps, keep_rest=keep_rest))
+    x, y = (torch.cat(part) for part in zip(*pieces, strict=True))
+    assert torch.equal(y, x + 1)
+    assert torch.equal(x[1:], y[:-1])
+    assert x[0].tolist() == [b * length for b in range(batch_size)]
+    assert len(x) == (length if keep_rest else length // steps * steps)
+    assert all(len(piece) == steps for piece, _ in pieces[:-1])
+
+
+def test_streams_keep_other_dimensions() -> None:
+    x, y = next(streams(torch.rand(21, 3), 4, 5))
+    assert x.shape == y.shape == (5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((b"abc", 1, 1), TypeError, "takes a tensor .*, got bytes"),
+        ((torch.arange(9), 0, 1), ValueError, "batch_size must be at least 1, got 0"),
+        ((torch.arange(9), 1, 1.5), TypeError, r"steps must be an integer, got 1\.5"),
+        (
+            (torch.arange(9), 3, 3),
+            ValueError,
+            r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]",
+        ),
+        ((torch.tensor(1), 1, 1), ValueError, r"got shape \[\]"),
+    ],
+)
+def test_what_cannot_be_read_as_streams(
+    arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        streams(*arguments)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tracetorch import extras
+from tracetorch.data import Sequences, japanese_vowels
+
+
+def test_the_utterances_are_ragged_and_standardised() -> None:
+    train, held_out = japanese_vowels()
+    assert (len(train), len(held_out)) == (270, 370)
+    assert torch.bincount(train.labels).tolist() == [30] * 9
+    assert torch.bincount(held_out.labels).min() >= 24
+    lengths = {len(sequence) for sequence in train.sequences + held_out.sequences}
+    assert (min(lengths), max(lengths)) == (7, 29)
+    frames = torch.cat(train.sequences)
+    assert frames.dtype == torch.float32
+    assert torch.allclose(frames.mean(0), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(frames.std(0), torch.ones(12), atol=1e-5)
+    # the first frame of the first utterance, from the file: 1.860936 before it was standardised
+    utterance, speaker = train[0]
+    assert utterance.shape == (20, 12)
+    assert utterance[0, 0].item() == pytest.approx((1.860936 - 0.8691055) / 0.48760, abs=2e-3)
+    assert speaker == 0
+
+
+def test_sktime_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
+        japanese_vowels()
+
+
+def test_labels_must_fit() -> None:
+    with pytest.raises(ValueError, match="got 1 sequences, but 2 labels"):
+        Sequences([torch.ones(3)], torch.ones(2))

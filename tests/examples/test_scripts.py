@@ -1,0 +1,270 @@
+"""Every script, from its command line to what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from examples import cartpole, common, memorise, networks, shd, table
+from tests.cases import LAYERS, READOUTS, SPIKING
+from tests.data.files import write_heidelberg
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels")
+
+
+def run(script: str, out: Path, *arguments: str) -> int:
+    code: int = import_module(f"examples.{script}").main(["--quick", "--out", str(out), *arguments])
+    return code
+
+
+def left(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
+    """The one model and the size of the one figure."""
+    (model,) = out.glob("*.safetensors")
+    (figure,) = out.glob("*.png")
+    assert figure.stem == model.stem
+    return load_file(model), imread(figure).shape
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_quick_run_leaves_a_model_and_a_figure(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(script, tmp_path / "new", "--seeds", "3") == 0
+    model, (height, width, _) = left(tmp_path / "new")
+    assert all(torch.isfinite(value).all() for value in model.values())
+    assert min(height, width) > 200
+    printed = capsys.readouterr().out
+    parameters = sum(v.numel() for v in model.values())
+    assert f"seed 3: {'F1' if script == 'memorise' else ''}" in printed
+    assert f"{parameters:,} parameters" in printed
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    models = []
+    for number, seed in enumerate(("1", "1", "2")):
+        assert run("vowels", tmp_path / str(number), "--seeds", seed) == 0
+        models.append(left(tmp_path / str(number))[0])
+    first, again, other = ({k: v.tolist() for k, v in model.items()} for model in models)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        *(("--layer", name) for name in LAYERS),
+        *(("--readout", name) for name in READOUTS),
+        *(("--baseline", name) for name in networks.BASELINES),
+        ("--recurrent",),
+    ],
+)
+def test_every_layer_and_every_baseline_learns(which: tuple[str, ...]) -> None:
+    vowels: Any = import_module("examples.vowels")
+    parser = argparse.ArgumentParser()
+    networks.add_options(parser)
+    options = parser.parse_args(which)
+    torch.manual_seed(0)
+    model = networks.build(options, 12, 9, width=16)
+    x, y = torch.randn(6, 9, 12), torch.arange(9)
+    mask = torch.ones(6, 9, dtype=torch.bool)
+    mask[3:, ::2] = False
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    losses = []
+    for _ in range(60):
+        loss = cross_entropy(vowels.logits(model, x, mask), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(p.grad is not None for p in model.parameters())
+    assert networks.configuration(options).startswith(
+        which[-1].strip("-") if which[0] in ("--layer", "--baseline") else "LIF"
+    )
+
+
+def test_the_layers_are_those_of_the_library() -> None:
+    assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
+
+
+def test_every_layer_has_a_run_on_two_tasks() -> None:
+    commands = [f"{task} {given}" for task, given in table.RUNS]
+    for name in LAYERS:
+        for task in ("row_digits", "vowels"):
+            assert any(c.startswith(f"{task} --layer {name} --seeds") for c in commands)
+
+
+@pytest.mark.parametrize("name", networks.BASELINES[:-1])
+def test_the_baselines_without_memory_have_none(name: str) -> None:
+    torch.manual_seed(0)
+    model = networks.baseline(name, 4, 3).eval()
+    x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
+    shuffled = x[torch.randperm(6)]
+    assert torch.allclose(model(x, mask), model(shuffled, mask), atol=1e-6)
+    torch.manual_seed(0)
+    gru = networks.baseline("gru", 4, 3).eval()
+    assert not torch.allclose(gru(x, mask), gru(shuffled, mask), atol=1e-3)
+
+
+def test_padding_changes_no_answer() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
+    mask[4:, 1] = False
+    for name in networks.BASELINES:
+        model = networks.baseline(name, 4, 3).eval()
+        alone = model(x[:4, 1:], mask[:4, 1:])
+        assert torch.allclose(model(x, mask)[1:], alone, atol=1e-6)
+
+
+def test_the_heidelberg_digits_run_where_the_files_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shd", tmp_path / "out", "--data", str(tmp_path)) == 1
+    assert "SHD is not in" in capsys.readouterr().err
+    samples = [[(0.01 * k, 7 * k), (0.02 * k, 690)] for k in range(8)]
+    for part in ("train", "test"):
+        write_heidelberg(tmp_path / f"shd_{part}.h5", samples)
+    for more in ((), ("--feedforward", "--width", "16")):
+        out = tmp_path / f"out{len(more)}"
+        assert run("shd", out, "--data", str(tmp_path), *more) == 0
+        assert left(out)
+
+
+def test_a_voice_is_moved_and_nothing_comes_in_from_the_other_side() -> None:
+    x = torch.zeros(200, 1, 20)
+    x[:, 0, [0, 10, 19]] = torch.tensor([1.0, 2.0, 3.0])
+    moved = shd.moved(x, torch.Generator().manual_seed(0))
+    places = (moved == 2).nonzero()[:, 2]
+    assert set(places.tolist()) == set(range(6, 15))
+    for row, place in zip(moved[:, 0], places.tolist(), strict=True):
+        assert row[:place].max() <= 1
+        assert row[place + 1 :].max() in (0, 3)
+        assert (row == 1).nonzero().flatten().tolist() in ([], [place - 10])
+
+
+def test_advantages_stop_where_a_try_ends() -> None:
+    rewards, values = torch.ones(3, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    ends = torch.tensor([[False, False], [True, False], [False, False]])
+    following = torch.tensor([7.0, 8.0])
+    gain = cartpole.advantages(rewards, values, ends, following)
+    g, h = cartpole.GAMMA, cartpole.GAMMA * cartpole.LAMBDA
+    last = 1 + g * 7 - 5
+    assert gain[2, 0].item() == pytest.approx(last)
+    assert gain[1, 0].item() == pytest.approx(1 - 3)
+    assert gain[0, 0].item() == pytest.approx(1 + g * 3 - 1 + h * (1 - 3))
+    last = 1 + g * 8 - 6
+    middle = 1 + g * 6 - 4 + h * last
+    assert gain[:, 1].tolist() == pytest.approx([1 + g * 4 - 2 + h * middle, middle, last])
+
+
+def test_f1_counts_spikes_at_their_exact_step() -> None:
+    target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert memorise.f1(target, target) == 1
+    assert memorise.f1(target.flip(0), target) == 0
+    assert memorise.f1(torch.ones(2, 2), target) == pytest.approx(2 / 3)
+
+
+def test_rows_are_recorded_once_for_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    vowels: Any = import_module("examples.vowels")
+    given = ["--epochs", "1", "--out", str(tmp_path), "--record"]
+    assert vowels.main([*given, "--seeds", "0", "1"]) == 0
+    assert "over 2 seeds" in capsys.readouterr().out
+    assert vowels.main([*given, "--seeds", "1"]) == 0
+    path = tmp_path / "results" / "vowels.jsonl"
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
+    first, second = common.read(path)
+    assert first.command.endswith("--seeds 0 1")
+    assert second.command.endswith("--seeds 1")
+    assert "--record" not in first.command
+    assert 0 <= first.scores["accuracy"] <= 1
+    assert first.cpu_seconds > 0
+    assert [p.name for p in path.parent.iterdir()] == ["vowels.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--record"], "--record: not with --quick"),
+        (["--seeds", "1", "1"], r"must differ from each other, got \[1, 1\]"),
+        (["--layer", "LIFF"], "invalid choice: 'LIFF'"),
+        (["--layer", "LIF", "--baseline", "gru"], "not allowed with"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vowels: Any = import_module("examples.vowels")
+    with pytest.raises(SystemExit) as stop:
+        vowels.main(arguments)
+    assert stop.value.code == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_control_c_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vowels: Any = import_module("examples.vowels")
+    learn = vowels.learn
+
+    def interrupted(options: Any, data: Any, seed: int) -> Any:
+        if seed == 1:
+            raise KeyboardInterrupt
+        return learn(options, data, seed)
+
+    monkeypatch.setattr(vowels, "learn", interrupted)
+    assert run("vowels", tmp_path, "--seeds", "0", "1") == 130
+    assert f"Interrupted. 1 of 2 runs are in {tmp_path}." in capsys.readouterr().out
+    assert left(tmp_path)
+
+
+def test_a_missing_package_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tracetorch import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "sktime" else True)
+    assert run("vowels", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "sktime" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "shd", "table"])
+def test_help_is_there(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"examples.{script}").main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: python -m examples.{script}")
+    assert len(printed) > 500
+
+
+@pytest.mark.parametrize("script", ["vowels", "table"])
+def test_runs_as_a_module(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"examples.{script}", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m examples.{script}")

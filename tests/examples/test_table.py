@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from examples import common, table
+
+ROW = common.Row(
+    task="row_digits",
+    configuration="LIF",
+    seed=0,
+    scores={"accuracy": 0.90, "firing rate": 0.25},
+    parameters=12_345,
+    seconds=10.0,
+    cpu_seconds=4.0,
+    threads=1,
+    date="2026-11-24",
+    command="python -m examples.row_digits --layer LIF --seeds 0 1 2",
+    torch="2.13.0",
+    tracetorch="0.10.0",
+)
+PAGE = (
+    "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- results -->\n<!-- /results -->\nafter\n"
+)
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page and rows of two tasks."""
+    monkeypatch.setattr(table, "README", tmp_path / "README.md")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    (tmp_path / "README.md").write_text(PAGE)
+    for seed, accuracy in ((0, 0.90), (1, 0.94)):
+        scores = {"accuracy": accuracy, "firing rate": 0.25}
+        common.record(replace(ROW, seed=seed, scores=scores), common.RESULTS)
+    common.record(
+        replace(ROW, configuration="SReadout", command="other", scores={"accuracy": 0.5}),
+        common.RESULTS,
+    )
+    vowels = replace(ROW, task="vowels", parameters=678, scores={"accuracy": 0.75})
+    common.record(vowels, common.RESULTS)
+    common.record(
+        replace(ROW, task="memorise", configuration="LIF", scores={"F1": 0.875, "more": 2.0}),
+        common.RESULTS,
+    )
+    return tmp_path / "README.md"
+
+
+def test_the_tables_are_made_of_the_rows(page: Path) -> None:
+    assert table.main(["--check"]) == 1
+    assert page.read_text() == PAGE
+    assert table.main([]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- neurons -->\n| network |")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    assert (
+        "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4.0 | 75.0 % |  | 678 | 4.0 |\n"
+        "| SReadout and ReLU | 50.0 % |  | 12,345 | 4.0 |  |  |  |  |\n"
+    ) in text
+    assert (
+        "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4.0 | 2026-11-24 "
+        "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
+    ) in text
+    assert "| memorise | LIF | F1 0.875, more 2 | 1 |" in text
+    assert table.main(["--check"]) == 0
+    assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
+
+
+def test_a_page_without_its_marks_is_refused(page: Path) -> None:
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match=r"needs one <!-- neurons --> \.\.\. <!-- /neurons -->"):
+        table.main([])
+    assert page.read_text() == "nothing"
+
+
+def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    class Script:
+        @staticmethod
+        def main(arguments: list[str]) -> int:
+            ran.append(arguments)
+            return 1 if "4" in arguments else 0
+
+    monkeypatch.setattr(table.importlib, "import_module", lambda name: Script)
+    monkeypatch.setattr(
+        table,
+        "RUNS",
+        (
+            ("row_digits", "--layer LIF --seeds 0 1"),
+            ("row_digits", "--layer LIF --seeds 0 1 2"),
+            ("vowels", "--seeds 4"),
+            ("vowels", "--seeds 5"),
+        ),
+    )
+    for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
+        command = "python -m examples.row_digits --layer LIF --seeds 0 1"
+        common.record(replace(row, command=command), common.RESULTS)
+    assert table.main(["--run", "row_digits"]) == 0
+    assert ran == [["--layer", "LIF", "--seeds", "0", "1", "2", "--record"]]
+    assert table.main(["--run", "vowels"]) == 1
+    assert ran[1:] == [["--seeds", "4", "--record"]]
+
+
+def test_links_on_the_page_hold() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", table.README.read_text())
+    assert len(links) >= len({task for task, _ in table.RUNS})
+    for target in links:
+        assert target.startswith("http") or (table.README.parent / target).exists(), target
+
+
+def test_every_run_of_the_tables_is_recorded_and_the_page_is_up_to_date() -> None:
+    assert table.main(["--check"]) == 0
+    for task, given in table.RUNS:
+        command = f"python -m examples.{task} {given}"
+        rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
+        seeds = [int(seed) for seed in given.partition("--seeds ")[2].split()]
+        assert [row.seed for row in rows] == seeds, command
+        assert len(seeds) >= 3
+        assert {row.threads for row in rows} == {1}

@@ -1,0 +1,176 @@
+"""The Heidelberg spiking data sets: spoken digits and commands, through a model of the cochlea."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tracetorch.data.events import Events, structured
+from tracetorch.data.fetch import Archive, find
+from tracetorch.extras import require
+
+HOME = "https://zenkelab.org/datasets"
+
+
+class Heidelberg(Dataset[tuple[Events, Tensor]]):
+    """What SHD and SSC share: an HDF5 file of spike times and units, read one sample at a time.
+
+    Example:
+        >>> SHD.sensor_size, SSC.classes
+        ((700, 1, 1), 35)
+    """
+
+    sensor_size: ClassVar[tuple[int, int, int]] = (700, 1, 1)
+    classes: ClassVar[int]
+    archives: ClassVar[dict[str, Archive]]
+
+    path: Path
+    labels: Tensor
+
+    def __init__(self, folder: str | Path, part: str, download: bool) -> None:
+        name = type(self).__name__
+        if part not in self.archives:
+            allowed = " or ".join(repr(known) for known in self.archives)
+            raise ValueError(f"{name} has the parts {allowed}, got {part!r}.")
+        require("h5py", extra="data", by=f"tt.data.{name}")
+        self.path = find(self.archives[part], Path(folder), name=name, download=download)
+        self._open: tuple[int, Any] | None = None
+        try:
+            file = self._file()
+            times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f"{self.path} is not a file of {name}: {error}. Expected HDF5 with spikes/times, "
+                "spikes/units and labels. Remove it or replace it."
+            ) from error
+        self.labels = torch.from_numpy(labels[:].astype(np.int64))
+        if not len(times) == len(units) == len(self.labels):
+            raise ValueError(
+                f"{self.path} is damaged: it has {len(times)} samples of times, {len(units)} of "
+                f"units and {len(self.labels)} labels. Remove it or replace it."
+            )
+
+    def _file(self) -> Any:
+        import h5py
+
+        # HDF5 handles do not survive a fork: every process of a DataLoader opens its own
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = os.getpid(), h5py.File(self.path, "r")
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Events, Tensor]:
+        file = self._file()
+        index = range(len(self))[index]  # an IndexError where there is none ends a for loop
+        seconds = file["spikes/times"][index].astype(np.float64)
+        units = file["spikes/units"][index].astype(np.int16)
+        events = structured((seconds * 1e6).round(), x=units, p=np.ones_like(units))
+        return events, self.labels[index]
+
+
+class SHD(Heidelberg):
+    """Spiking Heidelberg Digits: 0 to 9 in English and German, as spikes of 700 cochlear channels.
+
+    A sample is its events (fields ``t`` in microseconds, ``x`` the channel, ``p`` 1) and a label
+    from 0 to 19; about a second each, 8,156 to train on and 2,264 held out, two of whose speakers
+    are new. :class:`~tracetorch.data.Frames` makes sequences of them.
+
+    Args:
+        folder: where ``shd_train.h5`` and ``shd_test.h5`` lie.
+        part: ``"train"`` or ``"test"``.
+        download: fetch the file if it is missing.
+
+    Raises:
+        FileNotFoundError: the file is not there; the message says where to get it.
+        ValueError: the part is unknown, or the file damaged.
+        ModuleNotFoundError: h5py is missing.
+
+    Example:
+        >>> SHD("data")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: SHD is not in data: there is no shd_train.h5. Unpack https://...
+
+    Reference:
+        B. Cramer et al., The Heidelberg spiking data sets for the systematic evaluation of spiking
+        neural networks, IEEE TNNLS 33 (2022).
+    """
+
+    classes: ClassVar[int] = 20
+    archives: ClassVar[dict[str, Archive]] = {
+        "train": Archive(
+            f"{HOME}/shd_train.h5.zip", "f3252aeb598ac776c1b526422d90eecb", "shd_train.h5"
+        ),
+        "test": Archive(
+            f"{HOME}/shd_test.h5.zip", "1503a5064faa34311c398fb0a1ed0a6f", "shd_test.h5"
+        ),
+    }
+
+    def __init__(
+        self,
+        folder: str | Path,
+        part: Literal["train", "test"] = "train",
+        *,
+        download: bool = False,
+    ) -> None:
+        super().__init__(folder, part, download)
+
+
+class SSC(Heidelberg):
+    """Spiking Speech Commands: 35 spoken words, as spikes of 700 cochlear channels.
+
+    A sample is its events and a label from 0 to 34, as in :class:`SHD`; 75,466 to train on, 9,981
+    to validate with and 20,382 held out.
+
+    Args:
+        folder: where ``ssc_train.h5``, ``ssc_valid.h5`` and ``ssc_test.h5`` lie.
+        part: ``"train"``, ``"valid"`` or ``"test"``.
+        download: fetch the file if it is missing.
+
+    Raises:
+        FileNotFoundError: the file is not there; the message says where to get it.
+        ValueError: the part is unknown, or the file damaged.
+        ModuleNotFoundError: h5py is missing.
+
+    Example:
+        >>> SSC("data", "valid")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: SSC is not in data: there is no ssc_valid.h5. Unpack https://...
+
+    Reference:
+        As :class:`SHD`.
+    """
+
+    classes: ClassVar[int] = 35
+    archives: ClassVar[dict[str, Archive]] = {
+        "train": Archive(
+            f"{HOME}/ssc_train.h5.zip", "d102be95e7144fcc0553d1f45ba94170", "ssc_train.h5"
+        ),
+        "valid": Archive(
+            f"{HOME}/ssc_valid.h5.zip", "b4eee3516a4a90dd0c71a6ac23a8ae43", "ssc_valid.h5"
+        ),
+        "test": Archive(
+            f"{HOME}/ssc_test.h5.zip", "a35ff1e9cffdd02a20eb850c17c37748", "ssc_test.h5"
+        ),
+    }
+
+    def __init__(
+        self,
+        folder: str | Path,
+        part: Literal["train", "valid", "test"] = "train",
+        *,
+        download: bool = False,
+    ) -> None:
+        super().__init__(folder, part, download)

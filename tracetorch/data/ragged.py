@@ -1,0 +1,104 @@
+"""Sequences of different lengths as one batch: padded, and a mask that says where they are real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Batch(NamedTuple):
+    """What :func:`collate` makes of samples: ``for x, y, mask in loader``.
+
+    Args:
+        x: ``[T, B, ...]``, zero where a sequence has ended.
+        y: ``[B]`` labels, or ``[B, ...]`` targets.
+        mask: bool ``[T, B]``, True where ``x`` is real.
+
+    Example:
+        >>> Batch(torch.zeros(5, 2, 3), torch.tensor([0, 1]), torch.ones(5, 2).bool()).y
+        tensor([0, 1])
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
+    """One tensor, time first, of sequences ``[T_i, ...]`` of different lengths.
+
+    ::
+
+        mask[t, b] = t < T_b
+
+    Args:
+        sequences: the sequences of a batch; all but the first dimension, and the dtype, agree.
+        value: what stands where a sequence has ended.
+
+    Shape:
+        ``[T, B, ...]`` with ``T`` the longest length, and the mask ``[T, B]``.
+
+    Raises:
+        TypeError: a sequence is not a tensor, or its dtype differs from the others'.
+        ValueError: there is none, one has no time dimension or no step, or the shapes differ after
+            it.
+
+    Example:
+        >>> x, mask = pad([torch.ones(2), torch.ones(3)])
+        >>> x.T.tolist(), mask.T.tolist()
+        ([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], [[True, True, False], [True, True, True]])
+    """
+    if not sequences:
+        raise ValueError("pad needs at least one sequence [T, ...], got none.")
+    for number, sequence in enumerate(sequences):
+        if not isinstance(sequence, Tensor):
+            raise TypeError(
+                f"pad takes tensors [T, ...], got {type(sequence).__name__} as sequence {number}. "
+                "Make it a tensor: torch.as_tensor."
+            )
+        if sequence.ndim == 0 or len(sequence) == 0:
+            raise ValueError(
+                f"pad takes sequences [T, ...] of at least one step, got shape "
+                f"{list(sequence.shape)} as sequence {number}. Leave it out."
+            )
+        if sequence.shape[1:] != sequences[0].shape[1:]:
+            raise ValueError(
+                "pad takes sequences [T, ...] that differ in T alone, got shapes "
+                f"{list(sequences[0].shape)} and, as sequence {number}, {list(sequence.shape)}."
+            )
+        if sequence.dtype != sequences[0].dtype:
+            raise TypeError(
+                f"pad takes sequences of one dtype, got {sequences[0].dtype} and, as sequence "
+                f"{number}, {sequence.dtype}."
+            )
+    lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
+    steps = torch.arange(int(lengths.max()), device=lengths.device)
+    x = pad_sequence(list(sequences), padding_value=value)
+    return x, steps.unsqueeze(1) < lengths
+
+
+def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
+    """A batch, time first, of samples ``(sequence [T_i, ...], label)``, for a ``DataLoader``.
+
+    Args:
+        samples: sequences, and their labels as numbers or as tensors of one shape.
+
+    Shape:
+        ``x [T, B, ...]``, ``y [B, ...]``, ``mask [T, B]``.
+
+    Raises:
+        TypeError, ValueError: as :func:`pad`.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> samples = [(torch.rand(n, 4), n % 2) for n in (5, 3, 6)]
+        >>> x, y, mask = next(iter(DataLoader(samples, batch_size=3, collate_fn=collate)))
+        >>> x.shape, y, mask.sum(0)
+        (torch.Size([6, 3, 4]), tensor([1, 1, 0]), tensor([5, 3, 6]))
+    """
+    x, mask = pad([sequence for sequence, _ in samples])
+    return Batch(x, torch.stack([torch.as_tensor(label) for _, label in samples]), mask)

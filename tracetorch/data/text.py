@@ -1,0 +1,102 @@
+"""Text as bytes, and as parallel streams of them for a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tracetorch.snn.parameters import check_count
+
+
+def text(path: str | Path | None = None) -> Tensor:
+    """The bytes of a text file; without one, of the Python reference manual.
+
+    Python brings the manual along as ``pydoc_data.topics``, what ``help("class")`` shows; its
+    topics are joined in alphabetical order, about 460 kB.
+
+    Args:
+        path: any file.
+
+    Shape:
+        uint8 ``[n]``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty.
+        ModuleNotFoundError: this Python came without ``pydoc_data``.
+
+    Example:
+        >>> bytes(text()[:22].tolist())
+        b'The "assert" statement'
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        content = "\n\n\n".join(topics[name] for name in sorted(topics)).encode()
+    else:
+        content = Path(path).read_bytes()
+        if not content:
+            raise ValueError(f"{path} is empty: give a file with some text.")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def streams(
+    data: Tensor, batch_size: int, steps: int, *, keep_rest: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read a long sequence as parallel streams, piece by piece, and what comes next at each step.
+
+    ::
+
+        stream b is data[b * L : (b + 1) * L],  L = (n - 1) // batch_size
+        x[t, b] = stream b at t,   y[t, b] = stream b at t + 1
+
+    Each piece goes on where the one before it ended, so that a model may keep its states:
+    ``detach_states()`` after each piece, ``zero_states()`` before the first.
+
+    Args:
+        data: the sequence ``[n, ...]``.
+        batch_size: streams B.
+        steps: steps T of a piece.
+        keep_rest: the last piece may be shorter; otherwise what does not fill one is left out.
+
+    Shape:
+        Pairs of ``[T, B, ...]``.
+
+    Raises:
+        TypeError: ``data`` is not a tensor, or a count not an integer.
+        ValueError: a count is less than 1, or there are too few data for one piece.
+
+    Example:
+        >>> for x, y in streams(torch.arange(9), batch_size=2, steps=2):
+        ...     print(x.T.tolist(), y.T.tolist())
+        [[0, 1], [4, 5]] [[1, 2], [5, 6]]
+        [[2, 3], [6, 7]] [[3, 4], [7, 8]]
+    """
+    if not isinstance(data, Tensor):
+        raise TypeError(f"streams takes a tensor [n, ...], got {type(data).__name__}.")
+    batch_size = check_count("batch_size", batch_size)
+    steps = check_count("steps", steps)
+    length = (len(data) - 1) // batch_size if data.ndim else 0
+    if length < (1 if keep_rest else steps):
+        raise ValueError(
+            f"streams needs at least batch_size * steps + 1 = {batch_size * steps + 1} values for "
+            f"one piece, got shape {list(data.shape)}. Lower batch_size or steps."
+        )
+    return _pieces(data, batch_size, steps, length, keep_rest)
+
+
+def _pieces(
+    data: Tensor, batch_size: int, steps: int, length: int, keep_rest: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    x, y = (
+        data[shift : shift + batch_size * length]
+        .reshape(batch_size, length, *data.shape[1:])
+        .transpose(0, 1)
+        for shift in (0, 1)
+    )
+    end = length if keep_rest else length - length % steps
+    for start in range(0, end, steps):
+        yield x[start : min(start + steps, end)], y[start : min(start + steps, end)]

@@ -1,0 +1,78 @@
+"""Spoken vowels: a small real set of ragged sequences, from sktime."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tracetorch.extras import require
+
+
+class Sequences(Dataset[tuple[Tensor, Tensor]]):
+    """Sequences ``[T_i, ...]`` and their labels, for :func:`collate`.
+
+    Args:
+        sequences: the sequences.
+        labels: ``[N]`` or ``[N, ...]``.
+
+    Raises:
+        ValueError: there are not as many labels as sequences.
+
+    Example:
+        >>> data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
+        >>> len(data), data[1][0].shape
+        (2, torch.Size([7, 4]))
+    """
+
+    sequences: list[Tensor]
+    labels: Tensor
+
+    def __init__(self, sequences: list[Tensor], labels: Tensor) -> None:
+        if len(sequences) != len(labels):
+            raise ValueError(f"got {len(sequences)} sequences, but {len(labels)} labels.")
+        self.sequences = sequences
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.sequences[index], self.labels[index]
+
+
+def japanese_vowels() -> tuple[Sequences, Sequences]:
+    """Who speaks? The vowels "ae" of nine speakers, 270 to train on and 370 held out.
+
+    Each utterance is 7 to 29 frames of 12 cepstral coefficients, here standardised by the mean
+    and the standard deviation of the training frames. The files lie inside the package sktime;
+    nothing is downloaded.
+
+    Shape:
+        Sequences ``[T_i, 12]`` with labels from 0 to 8.
+
+    Raises:
+        ModuleNotFoundError: sktime is missing.
+
+    Example:
+        >>> train, held_out = japanese_vowels()
+        >>> len(train), len(held_out), train[0][0].shape
+        (270, 370, torch.Size([20, 12]))
+
+    Reference:
+        M. Kudo, J. Toyama and M. Shimbo, Multidimensional curve classification using
+        passing-through regions, Pattern Recognition Letters 20 (1999).
+    """
+    require("sktime", extra="data", by="tt.data.japanese_vowels")
+    from sktime.datasets import load_japanese_vowels
+
+    parts = []
+    for part in ("TRAIN", "TEST"):
+        frames, speakers = load_japanese_vowels(split=part, return_type="df-list")
+        sequences = [torch.tensor(frame.to_numpy(), dtype=torch.float32) for frame in frames]
+        parts.append(Sequences(sequences, torch.tensor([int(s) - 1 for s in speakers])))
+    train, held_out = parts
+    deviation, mean = torch.std_mean(torch.cat(train.sequences), 0)
+    for one in parts:
+        one.sequences = [(sequence - mean) / deviation for sequence in one.sequences]
+    return train, held_out
