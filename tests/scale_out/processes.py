@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,16 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> list[str]:
-    """``python ARGUMENTS...`` for each; what they print. Fails with the output of one that did."""
+    """``python ARGUMENTS...`` for each; what they print. Fails with it where one fails or hangs."""
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
         children = [
             subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONFAULTHANDLER": "1"},
             )
             for arguments, output in zip(commands, outputs, strict=True)
         ]
@@ -28,7 +34,11 @@ def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> lis
             while any(child.poll() is None for child in children):
                 if any(child.poll() for child in children):
                     break
-                assert time.monotonic() < deadline, f"not finished after {seconds} seconds"
+                if time.monotonic() > deadline:
+                    for child in children:
+                        child.send_signal(signal.SIGABRT)  # says where it stands
+                        child.wait(10)
+                    break
                 time.sleep(0.05)
         finally:
             for child in children:
