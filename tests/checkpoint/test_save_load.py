@@ -381,3 +381,13 @@ def test_two_configurations_load_into_each_other_only_if_they_are_one(
     else:
         with pytest.raises(ValueError, match="the layer: the file has LeakyIntegrator"):
             tt.load(path, model)
+
+
+def test_a_parameter_of_one_value_with_any_stride(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(2.0).expand(1))
+    tt.save(model, tmp_path / "model.safetensors")
+    twin = nn.Module()
+    twin.scale = nn.Parameter(torch.zeros(1))
+    tt.load(tmp_path / "model.safetensors", twin)
+    assert twin.scale.item() == 2.0

@@ -86,7 +86,7 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         told = f"{name}\0{tensor.dtype}\0{list(tensor.shape)}"
         total = zlib.crc32(told.encode(), total)
         if tensor.numel():
