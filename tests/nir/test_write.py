@@ -193,6 +193,28 @@ def test_several_inputs_and_outputs() -> None:
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_inputs_keep_their_order_in_a_file(tmp_path: Path) -> None:
+    class Minus(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, b: Tensor, a: Tensor) -> Tensor:
+            return self.left(b) + self.right(a)
+
+    net, path = double(Minus()), tmp_path / "net.nir"
+    b, a = sequence(2, 3, seed=1), sequence(2, 3, seed=2)
+    tt.nir.save(net, path, (b, a))
+    again = tt.nir.from_nir(path, dt=DT)
+    assert torch.equal(again(b, a), net(b, a))
+    tt.nir.save(again, path, (b, a))
+    assert torch.equal(tt.nir.from_nir(path, dt=DT)(b, a), net(b, a))
+    made = tt.nir.to_nir(net, (b, a))
+    for told in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
+        made.metadata["inputs"] = told
+        assert torch.equal(tt.nir.from_nir(made, dt=DT)(a, b), net(b, a))
+
+
 def test_what_was_read_can_be_written_again() -> None:
     """With all of NIR's parameters, and the values they have now."""
     for given, shape in ((branches(), (2, 5, 5)), (recurrent(), (3,)), (nested(), (4,))):
