@@ -404,6 +404,8 @@ def test_hooks_and_a_forward_of_its_own_are_refused() -> None:
     net[0].forward = torch.relu  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"layer '0', .* has a forward put in the place of"):
         tt.nir.to_nir(net, (3,))
+    with pytest.raises(ValueError, match=r"OptimizedModule, has .* was given, model\._orig_mod"):
+        tt.nir.to_nir(torch.compile(nn.Sequential(nn.Linear(3, 3)), backend="eager"), (3,))
 
 
 def test_pruned_and_normalised_weights_are_those_that_the_model_uses() -> None:

@@ -109,10 +109,12 @@ def _check_own(model: nn.Module) -> None:
                 "no hooks. Remove it with its handle's remove()."
             )
         if "forward" in vars(module):
-            raise ValueError(
-                f"{told} has a forward put in the place of its class's. Write it as a module of "
-                "its own."
+            way = (
+                "Give what torch.compile was given, model._orig_mod."
+                if "_orig_mod" in module._modules
+                else "Write it as a module of its own."
             )
+            raise ValueError(f"{told} has a forward put in the place of its class's. {way}")
 
 
 class _Value(fx.Proxy):
