@@ -359,6 +359,23 @@ def test_a_save_that_is_stopped_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_model_without_memory_takes_no_values(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
+    model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"'0\.weight' is on the device meta .* model\.to_empty"):
+        tt.load(path, model)
+    tt.load(path, model.to_empty(device="cpu"))
+
+
+@pytest.mark.parametrize("option", ["strict", "states"])
+def test_options_are_bools(option: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    tt.save(snn.LIF(3), path)
+    with pytest.raises(TypeError, match=f"{option} must be True or False, got 'no'"):
+        tt.load(path, snn.LIF(3), **{option: "no"})
+
+
 def test_only_modules_are_loaded(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got dict"):
         tt.load(tmp_path / "net.safetensors", {})  # type: ignore[arg-type]

@@ -350,6 +350,13 @@ def test_inputs_of_two_batches(skip: Path) -> None:
         tt.export.OnnxStream(skip)(torch.rand(2, 4), torch.rand(1, 4))
 
 
+def test_a_dtype_without_kernels_is_told_the_way_out(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3)).bfloat16()
+    tt.export.onnx(net, tmp_path / "net.onnx", torch.rand(1, 4).bfloat16())
+    with pytest.raises(ValueError, match=r"cannot run '.*net\.onnx' with .* model\.float\(\)"):
+        tt.export.OnnxStream(tmp_path / "net.onnx")
+
+
 def test_files_that_are_not_ours(lif: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.onnx'"):
         tt.export.OnnxStream(tmp_path / "absent.onnx")

@@ -608,6 +608,10 @@ def test_an_exact_graph_holds_for_its_own_step() -> None:
     with pytest.raises(ValueError, match=r"was written for discretization='euler'"):
         tt.nir.from_nir(made, dt=1e-3, discretization="exponential")
     loose = tt.nir.to_nir(snn.LIF(2, reset="zero"), (2,), dt=1e-3, mode="compact")
+    with pytest.raises(
+        ValueError, match=r"for discretization='euler', and its time constants hold"
+    ):
+        tt.nir.from_nir(loose, dt=1e-3, discretization="exponential")
     assert tt.nir.from_nir(loose, dt=5e-4).nodes["0"].beta[0].item() == pytest.approx(0.95)  # type: ignore[index]
 
 

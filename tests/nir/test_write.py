@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tracetorch as tt
 from tests.cases import layer, sequence
@@ -192,6 +193,28 @@ def test_several_inputs_and_outputs() -> None:
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_inputs_keep_their_order_in_a_file(tmp_path: Path) -> None:
+    class Minus(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, b: Tensor, a: Tensor) -> Tensor:
+            return self.left(b) + self.right(a)
+
+    net, path = double(Minus()), tmp_path / "net.nir"
+    b, a = sequence(2, 3, seed=1), sequence(2, 3, seed=2)
+    tt.nir.save(net, path, (b, a))
+    again = tt.nir.from_nir(path, dt=DT)
+    assert torch.equal(again(b, a), net(b, a))
+    tt.nir.save(again, path, (b, a))
+    assert torch.equal(tt.nir.from_nir(path, dt=DT)(b, a), net(b, a))
+    made = tt.nir.to_nir(net, (b, a))
+    for told in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
+        made.metadata["inputs"] = told
+        assert torch.equal(tt.nir.from_nir(made, dt=DT)(a, b), net(b, a))
+
+
 def test_what_was_read_can_be_written_again() -> None:
     """With all of NIR's parameters, and the values they have now."""
     for given, shape in ((branches(), (2, 5, 5)), (recurrent(), (3,)), (nested(), (4,))):
@@ -265,10 +288,22 @@ class Calls(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()
         self.linear, self.lif, self.function = nn.Linear(3, 3), snn.LIF(3), function
+        self.drop = nn.Dropout()
         self.weight = nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, self.linear(x))
+
+
+def alias(y: Tensor, again: Tensor, x: Tensor) -> Tensor:
+    """A sum in place, seen under the other name too."""
+    again += x
+    return y + again
+
+
+def rested(model: nn.Module, y: Tensor) -> Tensor:
+    tt.zero_states(model)
+    return y
 
 
 class Fatigue(snn.Neuron):
@@ -310,6 +345,14 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Calls(lambda m, y: y.view(-1, 3)), (3,), r"view\(\) in the model's forward"),
     (Calls(lambda m, y: y + y[:, :1]), (3,), r"getitem\(\) in the model's forward"),
     (Calls(lambda m, y: m.lif(m.lif(y))), (3,), "layer 'lif'.*is called twice in one step"),
+    (Calls(lambda m, y: y + m.lif.mem), (3,), "uses 'lif.mem' by itself; .* states belong"),
+    (Calls(lambda m, y: (y.add_(m.lif(y)), y)[1]), (3,), "add_ in .* writes into 'linear', which"),
+    (Calls(lambda m, y: alias(y, y, m.lif(y))), (3,), r"\+= in .* writes into 'linear', which"),
+    (Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))), (3,), r"\+= in .* writes into 'linear'"),
+    (Calls(lambda m, y: rested(m, m.lif(y))), (3,), "forward of Calls sets 'lif.mem'.*zero_states"),
+    (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), (3,), "forward of Calls sets 'last'"),
+    (snn.LIF(3, dim=0), (3,), "LIF.3, dim=0.* gets samples of .* at dim=0, which must not be"),
+    (nn.Sequential(nn.Linear(3, 3)), (4,), r"cannot run on a sample of \[1, 4\] torch.float32"),
     (Calls(lambda m, y: 3), (3,), "must return a tensor, or a tuple or dict"),
 )
 
@@ -318,6 +361,65 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
 def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         tt.nir.to_nir(net, shape)
+
+
+def test_a_refused_forward_leaves_the_model_and_the_sample_as_they_were() -> None:
+    net = Calls(lambda m, y: (setattr(m, "last", y), tt.zero_states(m), y)[2])
+    state = net.lif.mem = torch.ones(1, 3)
+    with pytest.raises(ValueError, match=r"sets 'lif\.mem', 'last'"):
+        tt.nir.to_nir(net, (3,))
+    assert net.lif.mem is state
+    assert not hasattr(net, "last")
+
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(x)
+
+    sample = torch.ones(1, 3)
+    tt.nir.to_nir(Writes(), sample)
+    assert torch.equal(sample, torch.ones(1, 3))
+
+
+def test_a_sum_in_place_that_no_one_sees_again() -> None:
+    def forward(m: nn.Module, y: Tensor) -> Tensor:
+        z = m.lif(y)
+        y += z
+        return y
+
+    agrees(double(Calls(forward)), (3,))
+
+
+def test_hooks_and_a_forward_of_its_own_are_refused() -> None:
+    for place, kind in (("0", "Linear"), ("1", "LIF")):
+        net = nn.Sequential(nn.Linear(3, 3), snn.LIF(3))
+        handle = net.get_submodule(place).register_forward_hook(lambda m, i, y: y * 2)
+        with pytest.raises(ValueError, match=f"layer '{place}', {kind}.* has the hook .* Remove"):
+            tt.nir.to_nir(net, (3,))
+        handle.remove()
+        tt.nir.to_nir(net, (3,))
+    net.register_forward_pre_hook(lambda m, x: (x[0] * 2,))
+    with pytest.raises(ValueError, match="the model, Sequential, has the hook"):
+        tt.nir.to_nir(net, (3,))
+    net = nn.Sequential(nn.Linear(3, 3))
+    net[0].forward = torch.relu  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"layer '0', .* has a forward put in the place of"):
+        tt.nir.to_nir(net, (3,))
+    with pytest.raises(ValueError, match=r"OptimizedModule, has .* was given, model\._orig_mod"):
+        tt.nir.to_nir(torch.compile(nn.Sequential(nn.Linear(3, 3)), backend="eager"), (3,))
+
+
+def test_pruned_and_normalised_weights_are_those_that_the_model_uses() -> None:
+    net = double(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), snn.LIF(3)))
+    prune.random_unstructured(net[0], "weight", 0.5)
+    nn.utils.spectral_norm(net[1]).eval()
+    with torch.no_grad():  # as an optimizer step would; the module's own weight is stale now
+        net[0].weight_orig.mul_(3)
+        net[1].weight_orig.mul_(3)
+    made = tt.nir.to_nir(net, (3,))
+    net(sequence(1, 3))
+    tt.zero_states(net)
+    for name, linear in (("0", net[0]), ("1", net[1])):
+        assert np.array_equal(made.nodes[name].weight, linear.weight.detach().numpy())
 
 
 def test_a_forward_that_cannot_be_followed() -> None:

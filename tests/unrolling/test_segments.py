@@ -217,13 +217,30 @@ def test_second_derivatives() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_a_parameter_changed_before_backward_is_told() -> None:
-    model = nn.Sequential(layer("LIF", 3), nn.Identity())
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_parameter_changed_before_backward_is_told(learn: bool) -> None:
+    model = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
     y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
     with torch.no_grad():
         model[0].raw_beta.add_(1.0)
     with pytest.raises(RuntimeError, match=r"changed in place between .* Call backward\(\) before"):
         y[0].sum().backward()
+
+
+def test_a_model_put_to_eval_before_backward_is_run_again_as_it_was() -> None:
+    x = sequence(9, 2, 3, dtype=torch.float32)
+    found = []
+    for segment in (9, 3):
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), layer("LIF", 8))
+        model.load_state_dict({n: torch.full_like(v, 0.3) for n, v in model.state_dict().items()})
+        torch.manual_seed(0)
+        y = tt.unroll(model, x, by="step", segment=segment)
+        model.eval()
+        y.sum().backward()
+        assert not any(module.training for module in model.modules())
+        found.append([p.grad for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_without_a_graph_nothing_is_kept() -> None:

@@ -65,9 +65,10 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: ``model`` is not a module, or keeps something other than tensors.
+        TypeError: ``model`` is not a module, or keeps something other than tensors; ``strict`` or
+            ``states`` is not a bool.
         ValueError: the file is damaged; its layers, names, shapes or dtypes are not the model's; it
-            holds no states.
+            holds no states; the model is on the device ``meta``, which keeps no values.
 
     Example:
         >>> import tempfile
@@ -80,6 +81,9 @@ def load(
         [0.5, 0.5, 0.5]
     """
     check_module(model)
+    for option, given in (("strict", strict), ("states", states)):
+        if not isinstance(given, bool):
+            raise TypeError(f"{option} must be True or False, got {given!r}.")
     told = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     values, kept_states, header = read(path)
     if header is not None:
@@ -139,7 +143,12 @@ def _unfit(here: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str
     """Tensors of another shape or dtype, and two values for what is one tensor in the model."""
     found: list[str] = []
     for name, value in values.items():
-        if value.shape != here[name].shape:
+        if here[name].is_meta:
+            found.append(
+                f"{name!r} is on the device meta in the model, where it keeps no values; call "
+                'model.to_empty(device="cpu") first'
+            )
+        elif value.shape != here[name].shape:
             found.append(
                 f"{name!r} has shape {list(value.shape)} in the file, {list(here[name].shape)} in "
                 "the model"

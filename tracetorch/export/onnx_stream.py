@@ -202,6 +202,11 @@ def _session(path: Path, providers: list[str], threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's own have no common base
+        if "NOT_IMPLEMENTED" in str(error):
+            raise ValueError(
+                f"onnxruntime cannot run {str(path)!r} with {providers}: {error}. If that is for a "
+                "dtype, export the model in float32: model.float()."
+            ) from error
         raise ValueError(
             f"onnxruntime cannot read {str(path)!r} as an ONNX file: {error}"
         ) from error

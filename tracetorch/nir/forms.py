@@ -48,6 +48,7 @@ def exact(layer: LeakyIntegrator, shape: Shape, clock: Clock, told: str) -> Node
         ValueError: the layer resets both ways to zero, or its spike function is not a step.
     """
     check_spikes(layer, told)
+    check_dim(layer, shape, told)
     has = {name: getattr(layer, f"raw_{name}", None) is not None for name in _PARAMETERS}
     hard = layer.reset == "zero" and (has["pos_threshold"] or has["neg_threshold"])
     if hard and has["pos_threshold"] and has["neg_threshold"]:
@@ -152,6 +153,7 @@ def compact(
         ValueError: the layer has a part, or a reset, that the compact nodes lack.
     """
     check_spikes(layer, told)
+    check_dim(layer, shape, told)
     for part, why in (
         ("gamma", "recurrence"),
         ("neg_threshold", "spikes of two signs"),
@@ -239,6 +241,16 @@ def placed(layer: LeakyIntegrator, value: Array, shape: Shape) -> Array:
 def neuron_dim(layer: LeakyIntegrator, shape: Shape) -> int:
     """The neuron dimension counted from the end, where a batch does not move it."""
     return layer.dim if layer.dim < 0 else layer.dim - len(shape) - 1
+
+
+def check_dim(layer: LeakyIntegrator, shape: Shape, told: str) -> None:
+    """Raise where the neurons do not lie along a dimension of one sample."""
+    dim = neuron_dim(layer, shape)
+    if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
+        raise ValueError(
+            f"{told} gets samples of the shape {list(shape)} behind the batch, and needs "
+            f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's."
+        )
 
 
 def claimed(layer: LeakyIntegrator, shape: Shape) -> dict[str, Any]:

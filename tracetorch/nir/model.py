@@ -28,8 +28,9 @@ class NIRModel(TTModule):
         clock: seconds and steps.
 
     Shape:
-        Inputs ``[B, ...]``, one positional argument per Input, in the order of their names; or by
-        name. One output ``[B, ...]``, or a dict of them by the names of the Outputs.
+        Inputs ``[B, ...]``, one positional argument per Input, in the order of the ``forward`` that
+        was exported, or of their names where the graph does not tell; or by name. One output
+        ``[B, ...]``, or a dict of them by the names of the Outputs.
 
     """
 

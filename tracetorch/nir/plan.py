@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from tracetorch.nir.claims import original
@@ -52,7 +53,7 @@ def plan(graph: Graph, clock: Clock) -> tuple[dict[str, Node | Known], Wiring]:
             Input or no Output.
     """
     nodes, edges = flat(graph, clock)
-    inputs, outputs = graph.named("Input"), graph.named("Output")
+    inputs, outputs = _in_order(graph), graph.named("Output")
     for kind, found in (("Input", inputs), ("Output", outputs)):
         if not found:
             raise ValueError(f"the graph has no {kind} node: where does it {_DOES[kind]}?")
@@ -90,6 +91,22 @@ def plan(graph: Graph, clock: Clock) -> tuple[dict[str, Node | Known], Wiring]:
             shapes[name] = _shape_of(name, nodes[name], [])
     wiring = Wiring(list(now), now, behind, shapes, inputs, outputs)
     return {name: nodes[name] for name in now}, wiring
+
+
+INPUTS = "inputs"  # the key in a graph's metadata under which our writer says their order
+
+
+def _in_order(graph: Graph) -> list[str]:
+    """The Inputs as ``forward`` took them, where the graph says so; by name otherwise."""
+    inputs = graph.named("Input")
+    told = graph.metadata.get(INPUTS)
+    try:
+        order = json.loads(told) if isinstance(told, str) else None
+    except (ValueError, RecursionError):
+        return inputs
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        return inputs
+    return order if sorted(order) == inputs else inputs
 
 
 _DOES = {"Input": "begin", "Output": "end"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from tracetorch.nir.plan import Known, plan
 from tracetorch.snn import TTModule
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-MADE_FOR = ("dt", "discretization")
+_MADE_FOR: Mapping[str, Mapping[str, str]] = {
+    "exact": {"dt": "feedback edges", "discretization": "feedback edges"},
+    "compact": {"discretization": "time constants"},
+}
 
 
 def from_nir(
@@ -111,15 +115,18 @@ def build(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
 
 
 def _check_time(graph: Graph, clock: Clock) -> None:
-    """Feedback that stands for a soft reset holds for one ``dt``, and the graph says for which."""
-    if graph.metadata.get("mode") != "exact":
-        return
-    for name in MADE_FOR:
+    """A graph of ours says how it was written; another reading is another network.
+
+    The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
+    continuous time, and may be read at another.
+    """
+    mode = graph.metadata.get("mode")
+    for name, why in _MADE_FOR.get(mode if isinstance(mode, str) else "", {}).items():
         made, asked = graph.metadata.get(name), getattr(clock, name)
         if isinstance(made, (str, float)) and made != asked:
             raise ValueError(
-                f"the graph was written for {name}={made!r}, and its feedback edges hold for that "
-                f"alone, got {name}={asked!r}."
+                f"the graph was written for {name}={made!r}, and its {why} hold for that alone, "
+                f"got {name}={asked!r}."
             )
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tracetorch.nir.convert import converted
 from tracetorch.nir.graph import Graph, Node, Shape, membrane
@@ -14,9 +17,14 @@ from tracetorch.nir.model import NIRModel
 from tracetorch.nir.plain import LINEAR, PASSING, flatten, folded, normalising
 from tracetorch.nir.writing import Writing
 from tracetorch.snn import Neuron, TTModule
+from tracetorch.snn.as_it_was import AsItWas
+from tracetorch.snn.states import named_neurons
 
 _ADDING = (operator.add, operator.iadd, torch.add)
+_IN_PLACE = (operator.iadd, "add_")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# hooks that compute a module's own weight anew, and nothing else
+_WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 def traced(model: nn.Module, inputs: tuple[Tensor, ...], how: Writing) -> Graph:
@@ -31,25 +39,96 @@ def traced(model: nn.Module, inputs: tuple[Tensor, ...], how: Writing) -> Graph:
         TypeError: ``forward`` cannot be followed.
         ValueError: a module or an operation has no counterpart; its path is named.
     """
+    _check_own(model)
     if isinstance(model, NIRModel):
         graph = converted(model, (), "the model", how)
         return graph if isinstance(graph, Graph) else Graph({}, [])
     root = model
     if _Tracer().is_leaf_module(model, ""):
         root = nn.Sequential(model)
-    try:
-        program = fx.GraphModule(root, _Tracer().trace(root))
-    except Exception as wrong:  # whatever the user's own forward makes of fx's stand-ins
-        raise TypeError(
-            f"the forward of {type(model).__name__} cannot be followed by torch.fx: {wrong}. NIR "
-            "has no branches that depend on data; call modules, and add what they give."
-        ) from wrong
+    program = _followed(model, root)
+    _check_parameters(program)
     _check_called_once(program)
-    _Shapes(program).run(*inputs)
+    _check_in_place(program)
+    try:
+        # copies, for forward may write into what it is given
+        _Shapes(program).run(*(x.clone() for x in inputs))
+    except (IndexError, RuntimeError, TypeError, ValueError) as wrong:
+        told = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
+        raise ValueError(
+            f"{type(model).__name__} cannot run on a sample of {told}, the batch first: "
+            f"{str(wrong).partition(chr(10))[0]}. Give one that the model takes."
+        ) from wrong
     return _Writer(program, how).graph()
 
 
+def _followed(model: nn.Module, root: nn.Module) -> fx.GraphModule:
+    """What ``forward`` does; following it runs it, and what it changed is put back."""
+    before = AsItWas(model)
+    neurons = list(named_neurons(model))
+    live = torch.zeros(())  # for a forward that asks whether there is a state
+    try:
+        for _, layer in neurons:
+            for name in layer.kept_states:
+                setattr(layer, name, live)
+        try:
+            program = fx.GraphModule(root, _Tracer().trace(root))
+        except Exception as wrong:  # whatever the user's own forward makes of fx's stand-ins
+            raise TypeError(
+                f"the forward of {type(model).__name__} cannot be followed by torch.fx: {wrong}. "
+                "NIR has no branches that depend on data; call modules, and add what they give."
+            ) from wrong
+        changed = [
+            f"{path}.{name}" if path else name
+            for path, layer in neurons
+            for name in layer.kept_states
+            if getattr(layer, name) is not live
+        ]
+        # fx's own, for tensors made in forward
+        changed += [n for n in before.changes() if not n.startswith("_tensor_constant")]
+    finally:
+        before.restore()
+    if changed:
+        raise ValueError(
+            f"the forward of {type(model).__name__} sets {', '.join(map(repr, changed))}, and a "
+            "graph only what its neurons do. Call zero_states() and keep account outside of "
+            "forward."
+        )
+    return program
+
+
+def _check_own(model: nn.Module) -> None:
+    """Raise where a module computes more than its class says."""
+    for path, module in model.named_modules():
+        told = _told(path, module) if path else f"the model, {type(module).__name__},"
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        other = [hook for hook in hooks if not isinstance(hook, _WEIGHT_HOOKS)]
+        if other:
+            raise ValueError(
+                f"{told} has the hook {other[0]!r}, which may change what it computes; a graph has "
+                "no hooks. Remove it with its handle's remove()."
+            )
+        if "forward" in vars(module):
+            way = (
+                "Give what torch.compile was given, model._orig_mod."
+                if "_orig_mod" in module._modules
+                else "Write it as a module of its own."
+            )
+            raise ValueError(f"{told} has a forward put in the place of its class's. {way}")
+
+
+class _Value(fx.Proxy):
+    """A stand-in that tells ``y += x``, which changes every name of ``y``, from ``y = y + x``."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The stand-in for a value."""
+        return _Value(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Neurons, graphs and what comes with PyTorch are nodes; all else is looked into."""
         ours = type(m).__module__.startswith("tracetorch.nir.")
@@ -77,6 +156,15 @@ class _Shapes(fx.Interpreter):
         return super().call_module(target, args, kwargs)
 
 
+def _check_parameters(program: fx.GraphModule) -> None:
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            raise ValueError(
+                f"the model's forward uses {node.target!r} by itself; in NIR parameters and states "
+                "belong to a layer. Use nn.Linear, say."
+            )
+
+
 def _check_called_once(program: fx.GraphModule) -> None:
     seen: set[int] = set()
     for node in program.graph.nodes:
@@ -90,6 +178,31 @@ def _check_called_once(program: fx.GraphModule) -> None:
                     "it would have two memories."
                 )
             seen.add(id(module))
+
+
+def _check_in_place(program: fx.GraphModule) -> None:
+    """Raise where a sum is written into a value that something else reads afterwards."""
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    for node in program.graph.nodes:
+        if node.target not in _IN_PLACE:
+            continue
+        written = node.args[0]
+        while isinstance(written, fx.Node):
+            if any(order[user] > order[node] for user in written.users):
+                name = node.target if isinstance(node.target, str) else "+="
+                raise ValueError(
+                    f"{name} in the model's forward writes into {written.name!r}, which is used "
+                    "again afterwards; edges carry what a node gave. Write y = y + x."
+                )
+            written = written.args[0] if _passes_memory(program, written) else None
+
+
+def _passes_memory(program: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value may be the very memory that went in."""
+    if node.op == "call_module":
+        module = program.get_submodule(str(node.target))
+        return isinstance(module, (*PASSING, nn.Flatten))
+    return node.target in (*_IN_PLACE, torch.flatten, "flatten") and bool(node.args)
 
 
 class _Writer:
@@ -178,12 +291,6 @@ class _Writer:
                 f"{told} has no counterpart in NIR: between modules, values can be added and "
                 "flattened. Write it as a module that has one, or leave it out."
             )
-
-    def _get_attr(self, node: fx.Node) -> None:
-        raise ValueError(
-            f"the model's forward uses {node.target!r} by itself; in NIR parameters belong to a "
-            "layer. Use nn.Linear, say."
-        )
 
     def _output(self, node: fx.Node) -> None:
         outputs = self._outputs()

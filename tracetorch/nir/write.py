@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +17,9 @@ from tracetorch.files import replacing
 from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.fold import uniform_thresholds
 from tracetorch.nir.graph import SETTINGS, Graph, Node, Shape
+from tracetorch.nir.model import NIRModel
 from tracetorch.nir.parse import parse
-from tracetorch.nir.plan import plan
+from tracetorch.nir.plan import INPUTS, plan
 from tracetorch.nir.trace import traced
 from tracetorch.nir.writing import Mode, Writing
 from tracetorch.snn.module import check_module
@@ -103,6 +105,8 @@ def to_nir(
         "dt": float(dt),
         "discretization": discretization,
         "dtype": "float64" if double else "float32",
+        # a file keeps nodes by name, and so forgets the order of arguments
+        INPUTS: json.dumps(_order(model, graph)),
     }
     return _written(replace(graph, metadata=metadata), clock)
 
@@ -169,6 +173,12 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
+
+
+def _order(model: nn.Module, graph: Graph) -> list[str]:
+    if isinstance(model, NIRModel):
+        return model.wiring.inputs
+    return [name for name, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
 
 
 def _written(graph: Graph, clock: Clock) -> nir.NIRGraph:

@@ -91,7 +91,8 @@ class _Again:
         modules: every module of the model.
 
     Raises:
-        RuntimeError: a parameter has been changed in place since the forward pass.
+        RuntimeError: a parameter, or a frozen one of a neuron layer, has been changed in
+            place since the forward pass.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -99,7 +100,10 @@ class _Again:
         self.layers = [m for m in modules if isinstance(m, Neuron)]
         # functional_call puts others in their place, for the time of the forward pass
         self.given = [_plain(m) for m in modules]
-        self.versions = [(p, p._version) for m in modules for p in m.parameters(recurse=False)]
+        self.training = [m.training for m in modules]
+        watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
+        watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # what is not learnt
+        self.versions = [(p, p._version) for p in watched]
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
@@ -110,8 +114,10 @@ class _Again:
             )
         self.before = HeldStates(self.layers)
         self.held = [_plain(m) for m in self.modules]
+        self.modes = [m.training for m in self.modules]
         for layer in self.layers:
             layer.states_were_set()
+        _set_modes(self.modules, self.training)
         for module, (parameters, buffers) in zip(self.modules, self.given, strict=True):
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 # running statistics count a segment once
@@ -121,9 +127,15 @@ class _Again:
 
     def __exit__(self, *_: object) -> None:
         self.before.put_back()
+        _set_modes(self.modules, self.modes)
         for module, (parameters, buffers) in zip(self.modules, self.held, strict=True):
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+
+
+def _set_modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> None:
+    for module, mode in zip(modules, training, strict=True):
+        module.training = mode
 
 
 def _plain(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
