@@ -320,3 +320,25 @@ def test_set_states_inside_a_traced_call_makes_the_states_explicit() -> None:
     with torch.no_grad():
         program = torch.export.export(model, (x, mem), strict=False)
         assert_equal(program.module()(x, mem), model(x, mem))
+
+
+class Asking(snn.TTModule):
+    """Treats the first step in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = snn.LIF(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x if self.layer.mem is not None else 3 * x)
+
+
+def test_a_first_step_of_its_own_is_refused() -> None:
+    model = Asking()
+    for live in (False, True):
+        if live:
+            model(torch.rand(2, 3))
+        before = model.layer.mem
+        with pytest.raises(ValueError, match="Asking gives another first step where its states"):
+            tt.export.step(model, torch.rand(2, 3))
+        assert model.layer.mem is before

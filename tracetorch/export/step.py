@@ -14,7 +14,7 @@ from tracetorch.export.port import Port
 from tracetorch.export.probe import BATCHES, Probed, probe, resized
 from tracetorch.snn.as_it_was import as_it_was
 from tracetorch.snn.module import check_module
-from tracetorch.snn.states import get_states, named_neurons
+from tracetorch.snn.states import get_states, named_neurons, set_states
 from tracetorch.snn.walk import hidden_modules
 from tracetorch.unrolling.inputs import call, inputs
 
@@ -44,7 +44,8 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
     Raises:
         TypeError: ``model`` is not a module, or ``sample`` holds anything but tensors.
         ValueError: the model keeps something from step to step that is not a state of a neuron
-            layer, changes its input in place, or fixes the size of its batch; or as the model.
+            layer, asks whether a state is ``None``, changes its input in place, or fixes the size
+            of its batch; or as the model.
 
     Example:
         >>> from tracetorch.export.initial import initial_states
@@ -72,11 +73,35 @@ def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
         resized(given, BATCHES[0]),
         {name: port.zeros(BATCHES[0], _device(given)) for name, port in probed.states.items()},
     )
+    _check_rest(model, given, probed)
     with as_it_was(model), torch.no_grad(), explained(model, RuntimeError):
         program = torch.export.export(
             ExplicitStep(model, probed), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
     return program, probed
+
+
+def _check_rest(model: nn.Module, given: Any, probed: Probed) -> None:
+    """Raise where a step from rest is another than from zeros, which is all that a program has."""
+    leaves: list[Tensor] = pytree.tree_leaves(given)
+    if any(leaf.is_meta or not len(leaf) for leaf in leaves):
+        return
+    results = []
+    with as_it_was(model), torch.no_grad():
+        zeros = {name: p.zeros(len(leaves[0]), _device(given)) for name, p in probed.states.items()}
+        for states in ({}, zeros):
+            set_states(model, states)
+            y = call(model, pytree.tree_map(torch.clone, given))
+            results.append(pytree.tree_leaves((y, get_states(model))))
+    for rest, other in zip(*results, strict=True):
+        if not isinstance(rest, Tensor):
+            continue
+        if not torch.allclose(rest, other, 1e-5, 1e-6, equal_nan=rest.is_floating_point()):
+            raise ValueError(
+                f"{type(model).__name__} gives another first step where its states are None than "
+                "from states of zeros: its forward seems to ask for them. An exported program "
+                "always starts from zeros; let forward not depend on a state being None."
+            )
 
 
 class ExplicitStep(nn.Module):
