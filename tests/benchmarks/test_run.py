@@ -32,6 +32,7 @@ def test_quick_run_writes_table_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "lif.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_cases_measured_again_take_their_places(tmp_path, capsys):
     quick_run = ["--quick", "--peers", "--out", str(tmp_path)]
     assert main([*quick_run, "--cases", "LIF N=128", "one step"]) == 0

@@ -28,7 +28,8 @@ def parameters(path: Path) -> dict[str, Tensor]:
 
 
 @needs_digits
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_two_processes_train_the_network_of_one(engine: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "new" / "two.safetensors"
     how = ("--quick", "--steps", "3", "--lr", "1e-3")

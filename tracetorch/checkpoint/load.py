@@ -52,7 +52,9 @@ def load(
     ``torch.save`` wrote, one of traceTorch 0.9.2 too; pickled code never runs. A file of
     ``tt.save`` tells what its layers are: where the model has another reset, a part more or less,
     another rank, nothing is loaded. Surrogates, ``detach_reset`` and what is learnable may differ.
-    The states of the model stay as they are, unless ``states`` asks for those of the file.
+    The states of the model stay as they are, unless ``states`` asks for those of the file; then a
+    layer that the file knows no state of starts from rest. Files of others tell names and shapes
+    alone: whether a layer there averaged or reset as this one does, only you can know.
 
     Whatever is raised, the model is as before. Values that are NaN are loaded, with a warning.
 

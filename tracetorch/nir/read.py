@@ -48,7 +48,8 @@ def from_nir(
 
     Args:
         graph: a ``nir.NIRGraph``, or the path of a file.
-        dt: seconds per time step.
+        dt: seconds per time step. Decays follow from it: a file written at another ``dt`` describes
+            the same continuous network, in other steps and with other spikes.
         reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` puts it to
             ``v_reset``, ``"subtract"`` takes ``v_threshold - v_reset`` off.
         discretization: ``"euler"``, ``decay = 1 - dt / tau``; or ``"exponential"``,
