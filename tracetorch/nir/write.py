@@ -41,8 +41,8 @@ def to_nir(
 
     ``mode="exact"`` writes every neuron layer as LI, Threshold and Scale with edges that lead back
     one step later: subtractive reset, spikes of both signs and the recurrent trace too. A layer
-    with ``reset="zero"`` is a LIF (with both thresholds it is refused, for NIR has no node like it),
-    a readout an LI. :func:`from_nir` gives the layers back.
+    with ``reset="zero"`` is a LIF (with both thresholds it is refused: NIR has no such node), a
+    readout an LI. :func:`from_nir` gives the layers back.
 
     ``mode="compact"`` writes nothing but LIF, CubaLIF, LI and CubaLI, in the form that
     SpikingJelly, snnTorch and Norse read. They all reset to zero. Thresholds that differ from
