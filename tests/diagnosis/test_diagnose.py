@@ -523,6 +523,60 @@ def test_padding_is_left_out_with_a_mask() -> None:
         tt.diagnose(model, (data, target()), mean, mask=mask[:3])
 
 
+def test_how_far_dead_neurons_are_from_firing_is_told_without_padding() -> None:
+    """They charge on in the padding: what they reach there says nothing of the real steps."""
+    model = dense(beta=0.99)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(0.015)
+    mask = torch.arange(60)[:, None].expand(60, B) < 20
+    padded = tt.diagnose(model, (x(60), target()), mean, mask=mask)
+    cut = tt.diagnose(model, (x(20), target()), mean)
+    one, other = (found(d, "dead-neurons", "1", "error") for d in (padded, cut))
+    assert one.figure.split("At its")[1] == other.figure.split("At its")[1]
+    assert one.advice == other.advice
+
+
+def test_the_distance_of_membranes_out_of_reach_is_told_without_padding() -> None:
+    model, mask = dense(), torch.arange(40)[:, None].expand(40, B) < 10
+    with torch.no_grad():
+        model[0].weight.abs_().mul_(1000)
+    data = x(40) + 1
+    data[10:] = 0
+    padded = tt.diagnose(model, (data, target()), mean, mask=mask)
+    cut = tt.diagnose(model, (data[:10], target()), mean)
+    one, other = (d.named("out-of-reach")[0] for d in (padded, cut))
+    assert one.figure == other.figure
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_memory_too_short_for_ragged_sequences_read_at_their_ends(first: bool) -> None:
+    """Wherever the padding stands, and as if the sequences were of one length."""
+    T, lengths = 200, torch.linspace(100, 200, B).int()
+    mask = torch.arange(T)[:, None] < lengths
+    mask = mask.flip(0) if first else mask
+
+    def ends(y: Tensor, t: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(tt.decode.last(y, mask=mask), t)
+
+    batch = (x(T) * mask[..., None], target())
+    one = tt.diagnose(dense(), batch, ends, mask=mask).named("short-memory")[0]
+    whole = tt.diagnose(dense(), (x(T), target()), last).named("short-memory")[0]
+    assert one.severity == whole.severity == "warning"
+    back, straight = (int(f.figure.split(" steps back")[0].split()[-1]) for f in (one, whole))
+    assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
+
+
+def test_ragged_sequences_of_which_every_step_is_read_are_worth_a_note() -> None:
+    mask = torch.arange(200)[:, None] < torch.linspace(100, 200, B).int()
+
+    def every(y: Tensor, t: Tensor) -> Tensor:
+        return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
+
+    d = tt.diagnose(dense(), (x(200), target()), every, mask=mask)
+    assert d.named("short-memory")[0].severity == "note"
+
+
 def test_under_inference_mode_and_without_gradients_too() -> None:
     model, batch = dense(), (x(), target())
     plain = tt.diagnose(model, batch, mean)

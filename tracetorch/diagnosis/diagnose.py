@@ -48,8 +48,8 @@ def diagnose(
         loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is what the model gives over time,
             ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
         optimizer: to check that it moves what it should.
-        mask: ``[T, B]``, true where a step is real, to leave padding out of rates and reach; the
-            loss takes its own, from ``batch``.
+        mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
+            membranes, and to know where each sequence ends; the loss takes its own, from ``batch``.
         stream: states are meant to be carried from batch to batch.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
