@@ -382,6 +382,51 @@ def test_states_that_are_carried_over() -> None:
     assert tt.diagnose(model, (data, target()), mean).ok
 
 
+class Forgetful(snn.TTModule):
+    """Zeroes states in its forward, where it should not."""
+
+    def __init__(self, net: nn.Module, what: Any = None) -> None:
+        super().__init__()
+        self.net = net
+        self.what = what
+
+    def forward(self, data: Tensor) -> Tensor:
+        tt.zero_states(self.net if self.what is None else self.net[self.what])
+        return self.net(data)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_states_that_are_emptied_between_steps(by: Any) -> None:
+    model, batch = Forgetful(dense()), (x(), target())
+    one = found(tt.diagnose(model, batch, mean, by=by), "states-emptied", "net.1", "warning")
+    assert one.value == 2
+    assert one.figure.startswith("The states of 2 of 2 neuron layers are gone")
+    assert "outside forward()" in one.advice
+    assert model.net[1].mem is None
+    assert model.training
+    apart = tt.diagnose(Forgetful(dense(), 3), batch, mean, by=by)
+    assert found(apart, "states-emptied", "net.3", "warning").value == 1
+    # one step is all that there is to know
+    assert not tt.diagnose(model, (x(1), target()), mean, by=by).named("states-emptied")
+
+
+@pytest.mark.parametrize("make", [dense, recurrent, conv])
+def test_states_that_are_kept_or_detached_are_not_emptied(make: Any) -> None:
+    class Cut(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make()
+
+        def forward(self, data: Tensor) -> Tensor:
+            self.detach_states()
+            return self.net(data)
+
+    data = images() if make is conv else x()
+    for model in (make(), Cut()):
+        for by in ("layer", "step"):
+            assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
+
+
 def test_states_at_rest_are_not_carried() -> None:
     model = dense()
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, unfit
-from tracetorch.diagnosis.finding import Finding
+from tracetorch.diagnosis.finding import Finding, some
 from tracetorch.diagnosis.gradients import norm_by_step
 from tracetorch.ragged import aligned, filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -74,6 +74,23 @@ def carried(evidence: Evidence, stream: bool) -> Iterator[Finding]:
         "Call zero_states() before each new batch, and diagnose after it. For a stream that is "
         "meant to go on, say diagnose(..., stream=True).",
     )
+
+
+def emptied(evidence: Evidence) -> Iterator[Finding]:
+    """States that do not last from one step to the next."""
+    if evidence.emptied:
+        yield Finding(
+            "warning",
+            "states-emptied",
+            evidence.emptied[0],
+            float(len(evidence.emptied)),
+            f"The states of {len(evidence.emptied)} of {len(evidence.layers)} neuron layers are "
+            f"gone when the second step begins: {some(evidence.emptied)}.",
+            "Called step by step, the network begins every step from rest: it remembers nothing, "
+            "and no gradient goes back in time. (tt.unroll by layer calls forward() once for all "
+            "steps, and gives other outputs.)",
+            "Call zero_states() once before each sequence, outside forward().",
+        )
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
