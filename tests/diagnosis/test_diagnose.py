@@ -261,6 +261,20 @@ def test_dead_neurons_whose_drive_is_negative() -> None:
     assert "Its drive is negative" in one.advice
 
 
+def test_neurons_that_fire_downwards_are_told_how_far_they_are_from_that() -> None:
+    """A negative drive is none too little for them, and to scale it up revives them."""
+    model = scaled(dense("BLIF"), 0.0, bias=-0.05)
+    one = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
+    reached = 0.05 * (1 - 0.9**25) / (1 - 0.9)
+    assert f"reach {100 * reached:.3g} % of the threshold" in one.figure
+    assert "negative" not in one.advice
+    factor = float(one.advice.split("by about ")[1].split(" ")[0].rstrip("."))
+    with torch.no_grad():
+        model[0].bias.mul_(factor)
+    again = tt.diagnose(model, (x(), target()), mean)
+    assert again.layers[0].dead == 0
+
+
 def test_some_dead_neurons_are_worth_a_note() -> None:
     model = dense()
     with torch.no_grad():

@@ -90,28 +90,32 @@ def _how_far(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[st
     if median <= 0:
         return (
             " The membranes of most of them never rise above zero.",
-            "Its drive is negative: give the layer before it a bias, or inputs of both signs.",
+            "Its drive is negative or zero: give the layer before it a bias, or inputs of both signs.",
         )
     told = f" At its highest, half of their membranes reach {100 * median:.3g} % of the threshold."
     return told, f"Scale up the weights before it, or its input, by about {1.5 / median:.2g}."
 
 
 def _peaks(seen: LayerEvidence, mask: Tensor | None) -> Tensor | None:
-    """The highest membrane of each neuron in real steps, in units of its threshold.
+    """How near each neuron came in real steps to a threshold of its, 1 being there.
 
-    Of built-in layers alone.
+    Upwards or, where it fires downwards too, in that direction. Of built-in layers alone.
     """
     layer, near = seen.layer, seen.approach
-    if near is None or not isinstance(layer, LeakyIntegrator) or "pos_spike" not in near.above:
+    if near is None or not isinstance(layer, LeakyIntegrator):
         return None
-    above = filled(near.above["pos_spike"], mask, -torch.inf)
     at = layer.dim if layer.dim < 0 else layer.dim + 1
-    peak = above.movedim(at, -1).reshape(-1, layer.num_neurons).amax(0)
-    threshold = layer.pos_threshold
-    if threshold is None:
-        return None
-    threshold = threshold.detach().to(peak)
-    return (peak + threshold) / threshold
+    peaks: list[Tensor] = []
+    for name, threshold in (
+        ("pos_spike", layer.pos_threshold),
+        ("neg_spike", layer.neg_threshold),
+    ):
+        if threshold is None or name not in near.above:
+            continue
+        above = filled(near.above[name], mask, -torch.inf)
+        highest = above.movedim(at, -1).reshape(-1, layer.num_neurons).amax(0)
+        peaks.append(1 + highest / threshold.detach().to(highest).abs())
+    return torch.stack(peaks).amax(0) if peaks else None
 
 
 def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
