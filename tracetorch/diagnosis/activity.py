@@ -90,7 +90,8 @@ def _how_far(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[st
     if median <= 0:
         return (
             " The membranes of most of them never rise above zero.",
-            "Its drive is negative or zero: give the layer before it a bias, or inputs of both signs.",
+            "Its drive is negative or zero: give the layer before it a bias, or inputs of both "
+            "signs.",
         )
     told = f" At its highest, half of their membranes reach {100 * median:.3g} % of the threshold."
     return told, f"Scale up the weights before it, or its input, by about {1.5 / median:.2g}."
