@@ -261,6 +261,20 @@ def test_dead_neurons_whose_drive_is_negative() -> None:
     assert "Its drive is negative" in one.advice
 
 
+def test_neurons_that_fire_downwards_are_told_how_far_they_are_from_that() -> None:
+    """A negative drive is none too little for them, and to scale it up revives them."""
+    model = scaled(dense("BLIF"), 0.0, bias=-0.05)
+    one = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
+    reached = 0.05 * (1 - 0.9**25) / (1 - 0.9)
+    assert f"reach {100 * reached:.3g} % of the threshold" in one.figure
+    assert "negative" not in one.advice
+    factor = float(one.advice.split("by about ")[1].split(" ")[0].rstrip("."))
+    with torch.no_grad():
+        model[0].bias.mul_(factor)
+    again = tt.diagnose(model, (x(), target()), mean)
+    assert again.layers[0].dead == 0
+
+
 def test_some_dead_neurons_are_worth_a_note() -> None:
     model = dense()
     with torch.no_grad():
@@ -380,6 +394,51 @@ def test_states_that_are_carried_over() -> None:
     assert tt.diagnose(model, (data, target()), mean, stream=True).ok
     tt.zero_states(model)
     assert tt.diagnose(model, (data, target()), mean).ok
+
+
+class Forgetful(snn.TTModule):
+    """Zeroes states in its forward, where it should not."""
+
+    def __init__(self, net: nn.Module, what: Any = None) -> None:
+        super().__init__()
+        self.net = net
+        self.what = what
+
+    def forward(self, data: Tensor) -> Tensor:
+        tt.zero_states(self.net if self.what is None else self.net[self.what])
+        return self.net(data)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_states_that_are_emptied_between_steps(by: Any) -> None:
+    model, batch = Forgetful(dense()), (x(), target())
+    one = found(tt.diagnose(model, batch, mean, by=by), "states-emptied", "net.1", "warning")
+    assert one.value == 2
+    assert one.figure.startswith("The states of 2 of 2 neuron layers are gone")
+    assert "outside forward()" in one.advice
+    assert model.net[1].mem is None
+    assert model.training
+    apart = tt.diagnose(Forgetful(dense(), 3), batch, mean, by=by)
+    assert found(apart, "states-emptied", "net.3", "warning").value == 1
+    # one step is all that there is to know
+    assert not tt.diagnose(model, (x(1), target()), mean, by=by).named("states-emptied")
+
+
+@pytest.mark.parametrize("make", [dense, recurrent, conv])
+def test_states_that_are_kept_or_detached_are_not_emptied(make: Any) -> None:
+    class Cut(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make()
+
+        def forward(self, data: Tensor) -> Tensor:
+            self.detach_states()
+            return self.net(data)
+
+    data = images() if make is conv else x()
+    for model in (make(), Cut()):
+        for by in ("layer", "step"):
+            assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
 
 
 def test_states_at_rest_are_not_carried() -> None:
@@ -521,6 +580,60 @@ def test_padding_is_left_out_with_a_mask() -> None:
     assert padded.reach != whole.reach
     with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of the input"):
         tt.diagnose(model, (data, target()), mean, mask=mask[:3])
+
+
+def test_how_far_dead_neurons_are_from_firing_is_told_without_padding() -> None:
+    """They charge on in the padding: what they reach there says nothing of the real steps."""
+    model = dense(beta=0.99)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(0.015)
+    mask = torch.arange(60)[:, None].expand(60, B) < 20
+    padded = tt.diagnose(model, (x(60), target()), mean, mask=mask)
+    cut = tt.diagnose(model, (x(20), target()), mean)
+    one, other = (found(d, "dead-neurons", "1", "error") for d in (padded, cut))
+    assert one.figure.split("At its")[1] == other.figure.split("At its")[1]
+    assert one.advice == other.advice
+
+
+def test_the_distance_of_membranes_out_of_reach_is_told_without_padding() -> None:
+    model, mask = dense(), torch.arange(40)[:, None].expand(40, B) < 10
+    with torch.no_grad():
+        model[0].weight.abs_().mul_(1000)
+    data = x(40) + 1
+    data[10:] = 0
+    padded = tt.diagnose(model, (data, target()), mean, mask=mask)
+    cut = tt.diagnose(model, (data[:10], target()), mean)
+    one, other = (d.named("out-of-reach")[0] for d in (padded, cut))
+    assert one.figure == other.figure
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_memory_too_short_for_ragged_sequences_read_at_their_ends(first: bool) -> None:
+    """Wherever the padding stands, and as if the sequences were of one length."""
+    T, lengths = 200, torch.linspace(100, 200, B).int()
+    mask = torch.arange(T)[:, None] < lengths
+    mask = mask.flip(0) if first else mask
+
+    def ends(y: Tensor, t: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(tt.decode.last(y, mask=mask), t)
+
+    batch = (x(T) * mask[..., None], target())
+    one = tt.diagnose(dense(), batch, ends, mask=mask).named("short-memory")[0]
+    whole = tt.diagnose(dense(), (x(T), target()), last).named("short-memory")[0]
+    assert one.severity == whole.severity == "warning"
+    back, straight = (int(f.figure.split(" steps back")[0].split()[-1]) for f in (one, whole))
+    assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
+
+
+def test_ragged_sequences_of_which_every_step_is_read_are_worth_a_note() -> None:
+    mask = torch.arange(200)[:, None] < torch.linspace(100, 200, B).int()
+
+    def every(y: Tensor, t: Tensor) -> Tensor:
+        return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
+
+    d = tt.diagnose(dense(), (x(200), target()), every, mask=mask)
+    assert d.named("short-memory")[0].severity == "note"
 
 
 def test_under_inference_mode_and_without_gradients_too() -> None:

@@ -54,6 +54,32 @@ def test_a_layer_against_brute_force(module: nn.Module, shape: tuple[int, ...]) 
     assert found.effective < found.dense
 
 
+class Patches(snn.TTModule):
+    """The patches of a sample are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.Linear(3, 3)
+        self.neurons = snn.LIF(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = self.each(x.flatten(0, 1))
+        return self.neurons(folded.unflatten(0, x.shape[:2]).sum(1))
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("patches", [2, 4])
+def test_steps_are_told_apart_where_the_batch_holds_more(patches: int, by: Any) -> None:
+    """Patches as many as steps, too; a patch of spikes beside an analog one is of no step alone."""
+    x = torch.ones(4, 2, patches, 3)
+    x[0, :, 0] = 0.5
+    found = metrics.synaptic_operations(Patches(), x, by=by)
+    step = patches * 3 * 3
+    assert found == metrics.SynapticOperations(step, 3 * step, 4 * step)
+    row = metrics.profile(Patches(), x, by=by).rows[0]
+    assert (row.macs, row.acs, row.shape) == (step, 3 * step, (3,))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_both_ways_count_alike(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])

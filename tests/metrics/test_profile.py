@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,20 @@ def test_the_figures_are_those_of_the_single_functions() -> None:
     assert rows["6"].rate is None
     assert rows["2"].dense is None
     assert rows["2"].energy_pj is None
+
+
+@pytest.mark.parametrize(
+    "made_of", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_what_a_weight_is_made_of_belongs_to_its_layer(made_of: Any) -> None:
+    model = nn.Sequential(made_of(nn.Linear(4, 6)), snn.LIF(6), nn.Linear(6, 3), snn.Readout(3))
+    table = metrics.profile(model, torch.ones(5, 2, 4), repeats=1)
+    assert [row.path for row in table.rows] == ["0", "1", "2", "3"]
+    assert sum(row.parameters for row in table.rows) == metrics.parameter_count(model)
+    outputs, states = 5 * 2 * 6 * 4, 2 * 6 * 4
+    assert table.rows[0].held_bytes == metrics.footprint(model[0])
+    assert table.rows[1].held_bytes == metrics.footprint(model[1]) + states
+    assert table.rows[0].output_bytes == table.rows[1].output_bytes == outputs
 
 
 def test_memory_and_time() -> None:

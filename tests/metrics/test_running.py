@@ -114,3 +114,18 @@ def test_without_torchmetrics_the_extra_is_named_and_functions_work(
     ):
         _ = tt.metrics.Accuracy
     assert metrics.firing_rate(torch.ones(2, 1, 3)) == 1
+
+
+def test_neurons_along_another_dimension_are_others_in_a_collection() -> None:
+    """Even where the first batch tells no difference: all of it is silent."""
+    along = {"last": metrics.DeadNeurons(4), "channel": metrics.DeadNeurons(4, dim=-3)}
+    torchmetrics = pytest.importorskip("torchmetrics")
+    both = torchmetrics.MetricCollection(along)
+    both.update(torch.zeros(3, 2, 4, 4, 4))
+    spikes = torch.zeros(3, 2, 4, 4, 4)
+    spikes[..., 0, :, :] = 1
+    both.update(spikes)
+    assert {name: float(value) for name, value in both.compute().items()} == {
+        "last": 0.0,
+        "channel": 0.75,
+    }

@@ -10,6 +10,7 @@ from torch import Tensor
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import Finding
 from tracetorch.metrics.activity import firings
+from tracetorch.ragged import filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 
 SATURATED = 0.9  # of the steps
@@ -61,7 +62,7 @@ def _dead(evidence: Evidence, seen: LayerEvidence, rates: Tensor) -> Iterator[Fi
     if share < _MOST:
         return
     steps, batch = evidence.given.steps, evidence.given.batch
-    told, advice = _how_far(seen, dead)
+    told, advice = _how_far(seen, dead, evidence.mask)
     all_of_them = share == 1
     yield Finding(
         "error" if all_of_them else "warning" if share >= _NEARLY_ALL else "note",
@@ -79,9 +80,9 @@ def _dead(evidence: Evidence, seen: LayerEvidence, rates: Tensor) -> Iterator[Fi
     )
 
 
-def _how_far(seen: LayerEvidence, dead: Tensor) -> tuple[str, str]:
+def _how_far(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
     """How near the dead neurons came, and by how much their drive should grow."""
-    peak = _peaks(seen)
+    peak = _peaks(seen, mask)
     usual = "Scale up the weights before it, or its input."
     if peak is None:
         return "", usual
@@ -89,25 +90,33 @@ def _how_far(seen: LayerEvidence, dead: Tensor) -> tuple[str, str]:
     if median <= 0:
         return (
             " The membranes of most of them never rise above zero.",
-            "Its drive is negative: give the layer before it a bias, or inputs of both signs.",
+            "Its drive is negative or zero: give the layer before it a bias, or inputs of both "
+            "signs.",
         )
     told = f" At its highest, half of their membranes reach {100 * median:.3g} % of the threshold."
     return told, f"Scale up the weights before it, or its input, by about {1.5 / median:.2g}."
 
 
-def _peaks(seen: LayerEvidence) -> Tensor | None:
-    """The highest membrane of each neuron, in units of its threshold; of built-in layers alone."""
+def _peaks(seen: LayerEvidence, mask: Tensor | None) -> Tensor | None:
+    """How near each neuron came in real steps to a threshold of its, 1 being there.
+
+    Upwards or, where it fires downwards too, in that direction. Of built-in layers alone.
+    """
     layer, near = seen.layer, seen.approach
-    if near is None or not isinstance(layer, LeakyIntegrator) or "pos_spike" not in near.above:
+    if near is None or not isinstance(layer, LeakyIntegrator):
         return None
-    above = near.above["pos_spike"]
     at = layer.dim if layer.dim < 0 else layer.dim + 1
-    peak = above.movedim(at, -1).reshape(-1, layer.num_neurons).amax(0)
-    threshold = layer.pos_threshold
-    if threshold is None:
-        return None
-    threshold = threshold.detach().to(peak)
-    return (peak + threshold) / threshold
+    peaks: list[Tensor] = []
+    for name, threshold in (
+        ("pos_spike", layer.pos_threshold),
+        ("neg_spike", layer.neg_threshold),
+    ):
+        if threshold is None or name not in near.above:
+            continue
+        above = filled(near.above[name], mask, -torch.inf)
+        highest = above.movedim(at, -1).reshape(-1, layer.num_neurons).amax(0)
+        peaks.append(1 + highest / threshold.detach().to(highest).abs())
+    return torch.stack(peaks).amax(0) if peaks else None
 
 
 def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
@@ -132,7 +141,8 @@ def _out_of_reach(seen: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]
     near, share = seen.approach, reach(seen, mask)
     if near is None or share is None or share >= _RARE:
         return
-    distance = min(float(u.abs().median()) for u in near.above.values())
+    heard = (u if mask is None else u[mask] for u in near.above.values())
+    distance = min(float(u.abs().median()) for u in heard)
     surrogates = sorted({repr(getattr(seen.layer, name)) for name in near.above})
     yield Finding(
         "error" if share == 0 else "warning",

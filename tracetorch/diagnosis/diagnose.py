@@ -35,8 +35,8 @@ def diagnose(
     for all samples; neurons that are dead or saturated, and how far the dead ones are from firing;
     membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
     over layers or over time; half-lives too short for the sequence, or averages too slow for it;
-    states carried over from an earlier batch; parameters that the loss does not reach, that are
-    frozen, or that the optimizer does not have.
+    states carried over from an earlier batch, or emptied between steps; parameters that the loss
+    does not reach, that are frozen, or that the optimizer does not have.
 
     The model is run from rest, and as it stands: in training mode, if that is its mode. Nothing is
     changed: parameters, gradients, states, buffers, modes and the random state are as before.
@@ -48,8 +48,8 @@ def diagnose(
         loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is what the model gives over time,
             ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
         optimizer: to check that it moves what it should.
-        mask: ``[T, B]``, true where a step is real, to leave padding out of rates and reach; the
-            loss takes its own, from ``batch``.
+        mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
+            membranes, and to know where each sequence ends; the loss takes its own, from ``batch``.
         stream: states are meant to be carried from batch to batch.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
@@ -91,6 +91,7 @@ def diagnose(
     found = [
         *data.inputs(evidence),
         *memory.carried(evidence, stream),
+        *memory.emptied(evidence),
         *data.outputs(evidence),
         *parameters.findings(evidence, optimizer),
         *activity.findings(evidence),

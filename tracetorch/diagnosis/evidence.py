@@ -20,7 +20,7 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.snn.walk import modules_of, named_modules
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import Inputs
+from tracetorch.unrolling.inputs import Inputs, call
 
 Loss = Callable[..., Tensor]
 
@@ -66,6 +66,7 @@ class Evidence:
         held: the states that the model held before.
         fresh: shape, dtype and device of the states that this batch gives.
         loss_carried: the loss from the states that were held, where they fit.
+        emptied: paths of neuron layers whose states of one step are gone when the next begins.
     """
 
     model: nn.Module
@@ -81,6 +82,7 @@ class Evidence:
     held: dict[str, Tensor]
     fresh: dict[str, Tensor] = field(default_factory=dict)
     loss_carried: float | None = None
+    emptied: list[str] = field(default_factory=list)
 
 
 def gather(
@@ -102,6 +104,7 @@ def gather(
         zero_states(model)
         called = called_in_order(model, given, by)
         order = [path for path in called if path in neurons]
+        emptied = _emptied(model, given, {path: neurons[path] for path in order})
         with torch.enable_grad():
             y, seen, sources = _run(model, x, order, neurons, steps, by)
             value = _loss(loss, y, rest)
@@ -128,6 +131,7 @@ def gather(
             gradients={n: found.get(id(p)) for n, p in parameters.items() if p.requires_grad},
             held=held,
             fresh=get_states(model),
+            emptied=emptied,
         )
         if held and not unfit(held, evidence.fresh):
             set_states(model, {name: state.detach() for name, state in held.items()})
@@ -155,6 +159,42 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters(recurse=False):
             found.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
     return dict(found.values())
+
+
+def _emptied(model: nn.Module, given: Inputs, neurons: dict[str, Neuron]) -> list[str]:
+    """Make two steps from rest, and look at what the second begins with; zero the states."""
+    if given.steps < 2:
+        return []
+    first, second = given.first(2).each_step()
+    modes = [(module, module.training) for _, module in named_modules(model)]
+    model.eval()  # as for the order of the calls
+    found: dict[str, bool] = {}
+    hooks = []
+    try:
+        with torch.no_grad():
+            call(model, first)
+            for path, layer in neurons.items():
+                kept = {name: getattr(layer, name) for name in layer.kept_states}
+
+                def look(now: Any, args: Any, path: str = path, kept: Any = kept) -> None:
+                    gone = any(_gone(state, getattr(now, name)) for name, state in kept.items())
+                    found.setdefault(path, gone)
+
+                hooks.append(layer.register_forward_pre_hook(look))
+            call(model, second)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+        zero_states(model)
+    return [path for path in neurons if found.get(path)]
+
+
+def _gone(before: Tensor | None, now: Tensor | None) -> bool:
+    if before is None:
+        return False
+    return now is None or (bool(before.any()) and not bool(now.any()))
 
 
 def _run(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, unfit
-from tracetorch.diagnosis.finding import Finding
+from tracetorch.diagnosis.finding import Finding, some
 from tracetorch.diagnosis.gradients import norm_by_step
+from tracetorch.ragged import aligned, filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Decay
@@ -75,6 +76,23 @@ def carried(evidence: Evidence, stream: bool) -> Iterator[Finding]:
     )
 
 
+def emptied(evidence: Evidence) -> Iterator[Finding]:
+    """States that do not last from one step to the next."""
+    if evidence.emptied:
+        yield Finding(
+            "warning",
+            "states-emptied",
+            evidence.emptied[0],
+            float(len(evidence.emptied)),
+            f"The states of {len(evidence.emptied)} of {len(evidence.layers)} neuron layers are "
+            f"gone when the second step begins: {some(evidence.emptied)}.",
+            "Called step by step, the network begins every step from rest: it remembers nothing, "
+            "and no gradient goes back in time. (tt.unroll by layer calls forward() once for all "
+            "steps, and gives other outputs.)",
+            "Call zero_states() once before each sequence, outside forward().",
+        )
+
+
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Half-lives against the length of the sequence."""
     T = evidence.given.steps
@@ -114,26 +132,45 @@ def _short(evidence: Evidence, path: str, longest: float) -> Iterator[Finding]:
 
 
 def _reads_the_end(evidence: Evidence) -> bool:
-    """Whether the loss looks at the last tenth of the steps alone."""
-    squares = [
-        g.double().flatten(1).square().sum(1) for g in evidence.output_gradients if g is not None
-    ]
-    if not squares:
-        return False
-    total = torch.stack([s.cpu() for s in squares]).sum(0)
-    tail = total[-max(1, round(_END * len(total))) :].sum()
-    return bool(total.sum() > 0) and bool(tail >= _MOSTLY * total.sum())
+    """Whether the loss looks at the last tenth of each sequence's steps alone."""
+    whole = tail = 0.0
+    for gradient in evidence.output_gradients:
+        if gradient is None:
+            continue
+        squares = gradient.double().square()
+        end = _last_tenth(gradient, evidence.mask)
+        whole += float(squares.sum())
+        tail += float(squares[end].sum())
+    return whole > 0 and tail >= _MOSTLY * whole
+
+
+def _last_tenth(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Which steps ``[T]``, or ``[T, B]`` of ragged sequences, are the last tenth of all of them."""
+    if mask is None or x.shape[:2] != mask.shape:
+        return torch.arange(len(x), 0, -1, device=x.device) <= max(1, round(_END * len(x)))
+    left = mask.flip(0).cumsum(0).flip(0)  # real steps from here to the end
+    most = (_END * mask.sum(0)).round().clamp(min=1)
+    return (left <= most) & mask
 
 
 def _reaches_back(evidence: Evidence) -> int | None:
-    """Over how many of the last steps the gradient is at least a thousandth of its highest."""
+    """Over how many of its last steps the gradient is at least a thousandth of its highest."""
     reach: list[int] = []
     for seen in evidence.layers:
-        steps = norm_by_step(seen.gradient)
+        gradient, mask = seen.gradient, evidence.mask
+        if gradient is not None and mask is not None:
+            gradient = _ending_together(gradient, mask)
+        steps = norm_by_step(gradient)
         if steps is not None and bool(steps.any()) and bool(torch.isfinite(steps).all()):
             there = (steps >= _THOUSANDTH * steps.max()).nonzero()
             reach.append(len(steps) - int(there[0]))
     return max(reach, default=None)
+
+
+def _ending_together(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` with the real steps of every sequence last, in their order, and zero before them."""
+    order = aligned(mask.byte().argsort(stable=True, dim=0), x)
+    return filled(x, mask).gather(0, order.expand_as(x))
 
 
 def _slow(path: str, layer: Neuron, T: int) -> Iterator[Finding]:

@@ -76,7 +76,8 @@ def observe(
             for seen in found
             if (name := membrane_of(seen.module)) is not None and seen.path in called
         }
-        with _listening(found, given):
+        steps_in_call = given.steps if by == "layer" else 1
+        with _listening(found, steps_in_call, given.batch):
             _, states = unroll(model, x, steps=steps, by=by, record=list(membranes))
         for name, trajectory in states.items():
             moved = torch.count_nonzero(trajectory[1:] != trajectory[:-1])
@@ -103,12 +104,13 @@ def membrane_of(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def _listening(found: list[Seen], given: Inputs) -> Iterator[None]:
+def _listening(found: list[Seen], steps: int, batch: int) -> Iterator[None]:
     hooks = []
     for seen in found:
 
         def take(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: Seen = seen) -> None:
-            _take(seen, args[0] if args else next(iter(kwargs.values()), None), output, given)
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            _take(seen, x, output, steps, batch)
 
         hooks.append(seen.module.register_forward_hook(take, with_kwargs=True))
     try:
@@ -118,16 +120,16 @@ def _listening(found: list[Seen], given: Inputs) -> Iterator[None]:
             hook.remove()
 
 
-def _take(seen: Seen, x: Any, output: Any, given: Inputs) -> None:
+def _take(seen: Seen, x: Any, output: Any, steps: int, batch: int) -> None:
     if isinstance(seen.module, WEIGHTED) and isinstance(x, Tensor):
-        seen.tally.add(seen.module, _by_step(x, given))
+        seen.tally.add(seen.module, _by_step(x, steps, batch))
     if not isinstance(output, Tensor) or output.ndim == 0:
         return
     if not (isinstance(x, Tensor) and x.data_ptr() == output.data_ptr()):  # no view of the input
         seen.output_bytes += output.numel() * output.element_size()
     seen.values += output.numel()
     seen.nonzero += int(torch.count_nonzero(output))
-    output = _by_step(output, given)
+    output = _by_step(output, steps, batch)
     seen.shape = tuple(output.shape[2:])
     if seen.spikes and isinstance(seen.module, Neuron):
         fired, chances = firings(output, dim=seen.module.dim, mask=None)
@@ -135,9 +137,11 @@ def _take(seen: Seen, x: Any, output: Any, given: Inputs) -> None:
         seen.chances = chances if seen.chances is None else seen.chances + chances
 
 
-def _by_step(x: Tensor, given: Inputs) -> Tensor:
-    """``[S, B, ...]``: the steps that one call holds, all of them by layer, else one."""
-    folded = given.steps * given.batch
-    if given.steps > 1 and x.ndim and x.shape[0] == folded:
-        return torch.unflatten(x, 0, (given.steps, given.batch))
+def _by_step(x: Tensor, steps: int, batch: int) -> Tensor:
+    """``[S, B, ...]``: the steps that one call holds, all of them by layer, else one.
+
+    A model may have folded more into its batch, the patches of an image say: ``[T * B * k, ...]``.
+    """
+    if steps > 1 and x.ndim and len(x) and len(x) % (steps * batch) == 0:
+        return torch.unflatten(x, 0, (steps, -1))
     return x.unsqueeze(0)

@@ -6,10 +6,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.metrics.energy import EnergyAssumptions
 from tracetorch.metrics.observe import Seen, at_rest, observe
@@ -78,7 +78,7 @@ def profile(
     counted: set[int] = set()
     found = []
     for row in rows:
-        own = {id(p): p for p in row.module.parameters(recurse=False) if id(p) not in counted}
+        own = {id(p): p for p in _own(row.module)[0] if id(p) not in counted}
         counted |= set(own)
         if row.shape is None and not own:
             continue
@@ -95,12 +95,27 @@ def profile(
 
 def _stands_alone(one: Seen, every: list[Seen]) -> bool:
     """Whether it is a part by itself: it holds no other module, or parameters of its own."""
-    if any(True for _ in one.module.parameters(recurse=False)):
-        return not isinstance(one.module, nn.utils.parametrize.ParametrizationList)
+    if any(
+        isinstance(other.module, nn.utils.parametrize.ParametrizationList)
+        and f"{one.path}.".startswith(f"{other.path}.")
+        for other in every
+    ):
+        return False  # a part of the layer whose weight it makes
+    if _own(one.module)[0]:
+        return True
     before = f"{one.path}." if one.path else ""
     return not any(
         other is not one and other.path.startswith(before) for other in every
     ) and not isinstance(one.module, Recurrent)
+
+
+def _own(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """Parameters and buffers of a module, and of what its weights are made of."""
+    parts = [module]
+    if nn.utils.parametrize.is_parametrized(module):
+        parts += list(cast("nn.Module", module.parametrizations).modules())
+    parameters = [p for part in parts for p in part.parameters(recurse=False)]
+    return parameters, [b for part in parts for b in part.buffers(recurse=False)]
 
 
 def _row(
@@ -116,7 +131,7 @@ def _row(
     updates = seen.updates / batch if isinstance(seen.module, Neuron) else None
     costs = multiplies or updates is not None
     energy = macs * cost.mac_pj + acs * cost.ac_pj + (updates or 0.0) * cost.update_pj
-    tensors = (*seen.module.parameters(False), *seen.module.buffers(False))
+    tensors = [tensor for both in _own(seen.module) for tensor in both]
     return LayerProfile(
         path=seen.path,
         kind=type(seen.module).__name__,

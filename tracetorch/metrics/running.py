@@ -130,15 +130,27 @@ class Sparsity(FiringRate):
 class _PerNeuron(_Sums):
     """Spikes and chances of every neuron of one layer."""
 
-    fired: Tensor
-    chances: Tensor
-
     def __init__(self, num_neurons: int, dim: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_neurons = check_count("num_neurons", num_neurons)
         self.dim = check_integer("dim", dim)
-        self._sum("fired", num_neurons)
-        self._sum("chances", num_neurons)
+        # A MetricCollection lets metrics share whose states are called alike and start alike.
+        along = f"along_{self.dim}".replace("-", "minus_")
+        self._fired, self._chances = f"fired_{along}", f"chances_{along}"
+        self._sum(self._fired, num_neurons)
+        self._sum(self._chances, num_neurons)
+
+    @property
+    def fired(self) -> Tensor:
+        """Spikes of every neuron until now."""
+        fired: Tensor = getattr(self, self._fired)
+        return fired
+
+    @property
+    def chances(self) -> Tensor:
+        """Steps and places at which every neuron could have fired."""
+        chances: Tensor = getattr(self, self._chances)
+        return chances
 
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
         """Take a batch of outputs of the layer, ``[T, B, ...]``."""
@@ -148,8 +160,8 @@ class _PerNeuron(_Sums):
                 f"{type(self).__name__} was made for {self.num_neurons} neurons at dim {self.dim}, "
                 f"spikes have {len(fired)} there, shape {list(spikes.shape)}."
             )
-        self.fired += fired
-        self.chances += chances
+        setattr(self, self._fired, self.fired + fired)
+        setattr(self, self._chances, self.chances + chances)
 
     def _checked(self) -> None:
         if not bool(self.chances.any()):

@@ -152,8 +152,10 @@ def _frames(frames: object, sample: int | None) -> Array:
     tensors("animate_events", frames)
     wanted = "[T, C, H, W]" if sample is None else "[T, B, C, H, W]"
     if frames.ndim != len(wanted.split(",")) or frames.shape[-3] not in (1, 2):
+        way_out = " Of one recording without a batch say sample=None." * (frames.ndim == 4)
         raise ValueError(
             f"animate_events takes frames {wanted} with 1 or 2 channels, got {list(frames.shape)}."
+            f"{way_out if sample is not None else ''}"
         )
     if sample is not None:
         frames = frames[:, index("animate_events: sample", sample, frames.shape[1])]
