@@ -35,14 +35,20 @@ class Tally:
     acs: float = 0.0
     dense: float = 0.0
 
-    def add(self, layer: nn.Module, x: Tensor) -> None:
-        """Count one call on ``x`` ``[S, B, ...]``, each of the ``S`` steps by itself."""
+    def add(self, layer: nn.Module, x: Tensor, share: float = 1.0) -> None:
+        """Count one call on ``x`` ``[S, B, ...]``, each of the ``S`` steps by itself.
+
+        Args:
+            layer: a layer of weights.
+            x: its input, zero where it is padding.
+            share: how much of it is no padding.
+        """
         effective, dense = _products(layer, x)
         rest = tuple(range(1, x.ndim))
         spiking = ((x == 0) | (x == 1) | (x == -1)).all(rest) if rest else x == 0
         self.acs += float(effective[spiking].sum())
         self.macs += float(effective[~spiking].sum())
-        self.dense += dense
+        self.dense += share * dense
 
 
 def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:

@@ -14,6 +14,7 @@ from tracetorch.metrics.activity import firings
 from tracetorch.metrics.connections import Tally
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.probe.layers import called_in_order, spike_functions
+from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.module import check_module, zero_states
 from tracetorch.snn.neuron import Neuron
@@ -58,15 +59,53 @@ class Seen:
         return self.spikes or isinstance(self.module, _ACTIVATIONS)
 
 
+class Real:
+    """Which of the steps that a call holds are real.
+
+    Args:
+        mask: ``[T, B]``, or ``None`` where all are.
+        at_once: a call holds all steps, or else the one that is run.
+    """
+
+    def __init__(self, mask: Tensor | None, at_once: bool) -> None:
+        self.mask = mask
+        self.at_once = at_once
+        self.step = -1
+
+    def of(self, seen: Seen, x: Tensor) -> Tensor | None:
+        """The part of the mask for ``x`` ``[S, B, ...]``.
+
+        Raises:
+            ValueError: the module was not given samples one by one.
+        """
+        if self.mask is None:
+            return None
+        part = self.mask if self.at_once else self.mask[self.step : self.step + 1]
+        if x.shape[:2] != part.shape:
+            raise ValueError(
+                f"mask: {seen.path or 'the model'} ({type(seen.module).__name__}) works on "
+                f"{list(x.shape[:2])} where steps and batch are {list(part.shape)}: which of its "
+                "rows are padding cannot be told. Count each sequence by itself, without mask=."
+            )
+        return part
+
+
 def observe(
-    model: nn.Module, x: Any, *, steps: int | None, by: Literal["layer", "step"]
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None,
+    by: Literal["layer", "step"],
+    mask: Tensor | None = None,
 ) -> tuple[list[Seen], Inputs]:
-    """Every module with what it did, and the inputs.
+    """Every module with what it did at real steps, and the inputs.
 
     It runs from rest, in evaluation mode and without a graph; the model is as before after it.
     """
     check_module(model)
     given = inputs(x, steps, 0, True)
+    check_mask(mask, "x", _time_and_batch(given))
+    real = Real(mask, by == "layer")
     found = [Seen(path, module) for path, module in named_modules(model)]
     with unchanged(model), torch.no_grad():
         at_rest(model)
@@ -77,16 +116,37 @@ def observe(
             if (name := membrane_of(seen.module)) is not None and seen.path in called
         }
         steps_in_call = given.steps if by == "layer" else 1
-        with _listening(found, steps_in_call, given.batch):
+        with _listening(model, found, steps_in_call, given.batch, real):
             _, states = unroll(model, x, steps=steps, by=by, record=list(membranes))
         for name, trajectory in states.items():
-            moved = torch.count_nonzero(trajectory[1:] != trajectory[:-1])
-            membranes[name].updates = float(trajectory[0].numel() + moved)
+            membranes[name].updates = _updates(trajectory, mask)
         for seen in found:
             if isinstance(seen.module, Neuron):
                 held = (getattr(seen.module, name) for name in seen.module.kept_states)
                 seen.state_bytes = sum(s.numel() * s.element_size() for s in held if s is not None)
     return found, given
+
+
+def _time_and_batch(given: Inputs) -> Tensor:
+    """A tensor ``[T, B]`` where the inputs are, of which the mask is to have the shape."""
+    tensors = given.folded()
+    if not isinstance(tensors, Tensor):
+        held = tensors if isinstance(tensors, tuple) else tuple(tensors.values())
+        tensors = held[0]
+    whole: Tensor = tensors.detach().flatten(1)[:, :0].sum(1).unflatten(0, (given.steps, -1))
+    return whole
+
+
+def _updates(membrane: Tensor, mask: Tensor | None) -> float:
+    """Changes of a membrane ``[T, B, ...]`` from one real step to the next, the first counted."""
+    moved = membrane[1:] != membrane[:-1]
+    if mask is not None:
+        # real steps first, in their order: what lies between them is cut out
+        order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
+        membrane = membrane.gather(0, aligned(order, membrane).expand_as(membrane))
+        there = mask.gather(0, order)[1:]
+        moved = (membrane[1:] != membrane[:-1]) & aligned(there, membrane[1:])
+    return float(membrane[0].numel() + torch.count_nonzero(moved))
 
 
 def at_rest(model: nn.Module) -> None:
@@ -104,13 +164,18 @@ def membrane_of(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def _listening(found: list[Seen], steps: int, batch: int) -> Iterator[None]:
-    hooks = []
+def _listening(
+    model: nn.Module, found: list[Seen], steps: int, batch: int, real: Real
+) -> Iterator[None]:
+    def begin(module: nn.Module, args: Any) -> None:
+        real.step += 1
+
+    hooks = [model.register_forward_pre_hook(begin)]
     for seen in found:
 
         def take(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: Seen = seen) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
-            _take(seen, x, output, steps, batch)
+            _take(seen, x, output, steps, batch, real)
 
         hooks.append(seen.module.register_forward_hook(take, with_kwargs=True))
     try:
@@ -120,19 +185,28 @@ def _listening(found: list[Seen], steps: int, batch: int) -> Iterator[None]:
             hook.remove()
 
 
-def _take(seen: Seen, x: Any, output: Any, steps: int, batch: int) -> None:
+def _take(seen: Seen, x: Any, output: Any, steps: int, batch: int, real: Real) -> None:
     if isinstance(seen.module, WEIGHTED) and isinstance(x, Tensor):
-        seen.tally.add(seen.module, _by_step(x, steps, batch))
+        x_steps = _by_step(x, steps, batch)
+        mask = real.of(seen, x_steps)
+        share = 1.0 if mask is None else float(mask.double().mean())
+        seen.tally.add(seen.module, filled(x_steps, mask), share)
     if not isinstance(output, Tensor) or output.ndim == 0:
         return
     if not (isinstance(x, Tensor) and x.data_ptr() == output.data_ptr()):  # no view of the input
         seen.output_bytes += output.numel() * output.element_size()
-    seen.values += output.numel()
-    seen.nonzero += int(torch.count_nonzero(output))
     output = _by_step(output, steps, batch)
     seen.shape = tuple(output.shape[2:])
+    if not seen.activates:
+        return
+    mask = real.of(seen, output)
+    share = 1.0 if mask is None else float(mask.double().mean())
+    output = filled(output, mask)
+    seen.values += round(output.numel() * share)
+    seen.nonzero += int(torch.count_nonzero(output))
     if seen.spikes and isinstance(seen.module, Neuron):
         fired, chances = firings(output, dim=seen.module.dim, mask=None)
+        chances = (chances * share).round()
         seen.fired = fired if seen.fired is None else seen.fired + fired
         seen.chances = chances if seen.chances is None else seen.chances + chances
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.metrics.connections import uncounted
 from tracetorch.metrics.observe import Seen, observe
@@ -39,7 +39,12 @@ class SynapticOperations:
 
 
 def synaptic_operations(
-    model: nn.Module, x: Any, *, steps: int | None = None, by: Literal["layer", "step"] = "layer"
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    by: Literal["layer", "step"] = "layer",
+    mask: Tensor | None = None,
 ) -> SynapticOperations:
     """Effective and dense operations of the linear and convolutional layers, per sample.
 
@@ -50,6 +55,8 @@ def synaptic_operations(
         x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
         steps: as for ``tt.unroll``; NeuroBench counts each step, so it is done here.
         by: as for ``tt.unroll``.
+        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
+            belongs at the end.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or a layer multiplies in a way that is not counted
@@ -63,13 +70,18 @@ def synaptic_operations(
     Reference: Yik et al., "The NeuroBench framework for benchmarking neuromorphic computing
     algorithms and systems", Nature Communications 16 (2025).
     """
-    seen, given = observe(model, x, steps=steps, by=by)
+    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
     check_counted(seen)
     return operations_of(seen, given.batch)
 
 
 def activation_sparsity(
-    model: nn.Module, x: Any, *, steps: int | None = None, by: Literal["layer", "step"] = "layer"
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    by: Literal["layer", "step"] = "layer",
+    mask: Tensor | None = None,
 ) -> float:
     """The share of zeros in the outputs of all activations: neurons that spike, ReLU, sigmoid.
 
@@ -80,6 +92,8 @@ def activation_sparsity(
         x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
+        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
+            belongs at the end.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no activation.
@@ -91,7 +105,7 @@ def activation_sparsity(
 
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
-    found, _ = observe(model, x, steps=steps, by=by)
+    found, _ = observe(model, x, steps=steps, by=by, mask=mask)
     active = [seen for seen in found if seen.activates and seen.values]
     if not active:
         raise ValueError(
@@ -102,7 +116,12 @@ def activation_sparsity(
 
 
 def membrane_updates(
-    model: nn.Module, x: Any, *, steps: int | None = None, by: Literal["layer", "step"] = "layer"
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    by: Literal["layer", "step"] = "layer",
+    mask: Tensor | None = None,
 ) -> float:
     """Changes of membranes per sample: each at the first step, then those of another value.
 
@@ -113,6 +132,8 @@ def membrane_updates(
         x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
+        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
+            belongs at the end.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no neuron layer.
@@ -124,7 +145,7 @@ def membrane_updates(
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
     check_neurons(model)
-    seen, given = observe(model, x, steps=steps, by=by)
+    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
     return sum(each.updates for each in seen) / given.batch
 
 

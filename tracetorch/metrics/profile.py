@@ -30,6 +30,7 @@ def profile(
     *,
     steps: int | None = None,
     by: Literal["layer", "step"] = "layer",
+    mask: Tensor | None = None,
     repeats: int = 3,
     assumptions: EnergyAssumptions | None = None,
 ) -> Profile:
@@ -43,6 +44,8 @@ def profile(
         x: as for ``tt.unroll``.
         steps: as for ``tt.unroll``; every layer is then run at every step, to be timed.
         by: as for ``tt.unroll``.
+        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
+            belongs at the end.
         repeats: how often the time is taken; the median counts.
         assumptions: what an operation costs; those of Horowitz (2014) if left out.
 
@@ -62,7 +65,7 @@ def profile(
         (120.0, 120.0)
     """
     repeats = check_count("repeats", repeats)
-    seen, given = observe(model, x, steps=steps, by=by)
+    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
     cost = EnergyAssumptions() if assumptions is None else assumptions
     rows = [each for each in seen if _stands_alone(each, seen)]
     taken: list[dict[str, float]] = []

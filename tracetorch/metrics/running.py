@@ -264,10 +264,16 @@ class Operations(_Sums):
         for name in ("effective_macs", "effective_acs", "dense", "membrane_updates", "samples"):
             self._sum(name)
 
-    def update(self, model: nn.Module, x: Any) -> None:
-        """Run the model on a batch, from rest; it is as before after it."""
+    def update(self, model: nn.Module, x: Any, mask: Tensor | None = None) -> None:
+        """Run the model on a batch, from rest; it is as before after it.
+
+        Args:
+            model: the model.
+            x: its inputs ``[T, B, ...]``.
+            mask: ``[T, B]``, true where a step is real; others are run and not counted.
+        """
         check_neurons(model)
-        seen, given = observe(model, x, steps=self.steps, by=self.by)
+        seen, given = observe(model, x, steps=self.steps, by=self.by, mask=mask)
         check_counted(seen)
         total: SynapticOperations = operations_of(seen, 1)
         self.effective_macs += total.effective_macs

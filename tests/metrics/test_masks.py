@@ -1,0 +1,94 @@
+"""Ragged sequences in what is counted over a whole run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.cases import sequence, vary
+from tracetorch import metrics, snn
+
+LENGTHS = (7, 4, 1)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 6), snn.LIF(6), nn.Linear(6, 4), snn.BSLIF(4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    vary(net)
+    return net
+
+
+def ragged() -> tuple[Tensor, Tensor]:
+    x = sequence(7, 3, 5, dtype=torch.float32)
+    x[:, 1] = (x[:, 1] > 0).float()  # one sample of spikes among others
+    mask = torch.arange(7)[:, None] < torch.tensor(LENGTHS)
+    return x.masked_fill(~mask[..., None], 3.0), mask
+
+
+def alone(figure: Any, by: str) -> list[Any]:
+    x, _ = ragged()
+    return [figure(network(), x[:n, i : i + 1], by=by) for i, n in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_counts_are_those_of_each_sequence_at_its_own_length(by: str) -> None:
+    x, mask = ragged()
+    found = metrics.synaptic_operations(network(), x, by=by, mask=mask)
+    single = alone(metrics.synaptic_operations, by)
+    # whether a step of a batch adds or multiplies is one answer for all its samples
+    assert found.effective == pytest.approx(sum(each.effective for each in single) / 3)
+    assert found.dense == pytest.approx(sum(each.dense for each in single) / 3)
+    updates = metrics.membrane_updates(network(), x, by=by, mask=mask)
+    assert updates == pytest.approx(sum(alone(metrics.membrane_updates, by)) / 3)
+    sparse = metrics.activation_sparsity(network(), x, by=by, mask=mask)
+    weighted = [n * s for n, s in zip(LENGTHS, alone(metrics.activation_sparsity, by), strict=True)]
+    assert sparse == pytest.approx(sum(weighted) / sum(LENGTHS))
+    assert sparse != pytest.approx(metrics.activation_sparsity(network(), x, by=by))
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_a_profile_and_a_running_metric_count_real_steps(by: str) -> None:
+    x, mask = ragged()
+    table = metrics.profile(network(), x, by=by, mask=mask, repeats=1)
+    assert table.operations == metrics.synaptic_operations(network(), x, by=by, mask=mask)
+    rates = [metrics.profile(network(), x[:n, i : i + 1], by=by, repeats=1).rows[1].rate
+             for i, n in enumerate(LENGTHS)]  # fmt: skip
+    expected = sum(n * (r or 0) for n, r in zip(LENGTHS, rates, strict=True)) / sum(LENGTHS)
+    assert table.rows[1].rate == pytest.approx(expected)
+    running = pytest.importorskip("torchmetrics") and metrics.Operations(by=by)
+    running.update(network(), x, mask)
+    told = running.compute()
+    assert float(told["dense"]) == pytest.approx(table.operations.dense)
+    updates = sum(row.updates or 0 for row in table.rows)
+    assert float(told["membrane_updates"]) == pytest.approx(updates)
+
+
+def test_steps_between_real_ones_are_cut_out_of_membrane_updates() -> None:
+    layer, x = snn.Readout(1, beta=0.5), torch.ones(4, 1, 1)
+    mask = torch.tensor([True, False, True, True])[:, None]
+    assert metrics.membrane_updates(layer, x, mask=mask) == 3.0
+    assert metrics.membrane_updates(layer, torch.zeros(4, 1, 1), mask=mask) == 1.0
+
+
+def test_a_mask_of_another_shape_and_rows_that_are_no_samples_are_refused() -> None:
+    x, mask = ragged()
+    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of x"):
+        metrics.profile(network(), x, mask=mask.T)
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = nn.Linear(1, 2)
+            self.neurons = snn.LIF(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.each(x.reshape(-1, 1)).reshape(len(x), -1, 2).sum(1)
+            return self.neurons(h)
+
+    with pytest.raises(ValueError, match=r"mask: each \(Linear\) works on \[7, 15\] where steps"):
+        metrics.synaptic_operations(Patches(), x, mask=mask)
