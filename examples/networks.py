@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
 
 import tracetorch as tt
 from examples import common
@@ -13,6 +17,7 @@ from tracetorch import snn
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
+Logits: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model, x and a mask
 BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 
 
@@ -203,3 +208,53 @@ def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
     tt.zero_states(model)
     rates = [tt.metrics.firing_rate(sent, mask=mask).item() for sent in seen.values()]
     return {"firing rate": sum(rates) / len(rates)}
+
+
+def learn(
+    options: argparse.Namespace,
+    model: nn.Module,
+    logits: Logits,
+    data: Dataset[Any],
+    batch: int,
+    seed: int,
+) -> None:
+    """Train ``model`` to name the sequences of ``data``."""
+    from tqdm import tqdm
+
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=options.epochs * len(loader)
+    )
+    for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
+        for x, y, mask in loader:
+            loss = cross_entropy(logits(model, x, mask), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def scores(
+    model: nn.Module, logits: Logits, data: tuple[Dataset[Any], Dataset[Any]], batch: int
+) -> common.Scores:
+    """How a trained network does on what it has learnt and on what is measured."""
+    learnt, test = data
+    x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
+    return {
+        "accuracy": accuracy(model, logits, test, batch),
+        "training accuracy": accuracy(model, logits, learnt, batch),
+        **firing_rate(model, x, mask),
+    }
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, logits: Logits, data: Dataset[Any], batch: int) -> float:
+    """Share of the sequences that are named correctly."""
+    model.eval()
+    correct = total = 0
+    for x, y, mask in DataLoader(data, batch, collate_fn=tt.data.collate):
+        correct += int((logits(model, x, mask).argmax(1) == y).sum())
+        total += len(y)
+    return correct / total

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 import tracetorch as tt
 from examples import common, networks
@@ -58,40 +56,9 @@ def learn(
     options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], seed: int
 ) -> tuple[nn.Module, common.Scores]:
     """Train a network, and measure it."""
-    from tqdm import tqdm
-
-    learnt, test = data
-    order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(learnt, 30, shuffle=True, generator=order, collate_fn=tt.data.collate)
-
     model = networks.build(options, 12, 9, width=64, longest=16.0)
-    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=options.epochs * len(loader)
-    )
-    for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
-        for x, y, mask in loader:
-            loss = cross_entropy(logits(model, x, mask), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
-    return model, {
-        "accuracy": accuracy(model, test),
-        "training accuracy": accuracy(model, learnt),
-        **networks.firing_rate(model, x, mask),
-    }
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: tt.data.Sequences) -> float:
-    """Share of the utterances whose speaker is named."""
-    model.eval()
-    correct = 0
-    for x, y, mask in DataLoader(data, 370, collate_fn=tt.data.collate):
-        correct += int((logits(model, x, mask).argmax(1) == y).sum())
-    return correct / len(data)
+    networks.learn(options, model, logits, data[0], 30, seed)
+    return model, networks.scores(model, logits, data, 370)
 
 
 @torch.no_grad()
