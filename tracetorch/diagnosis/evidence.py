@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracetorch.diagnosis.reach import Approach, approach
-from tracetorch.probe.layers import called_in_order, neurons_of, spike_functions
+from tracetorch.probe.layers import called_in_order, neurons_of, spike_functions, tried
 from tracetorch.probe.watch import watch
 from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.module import zero_states
@@ -166,12 +166,10 @@ def _emptied(model: nn.Module, given: Inputs, neurons: dict[str, Neuron]) -> lis
     if given.steps < 2:
         return []
     first, second = given.first(2).each_step()
-    modes = [(module, module.training) for _, module in named_modules(model)]
-    model.eval()  # as for the order of the calls
     found: dict[str, bool] = {}
     hooks = []
     try:
-        with torch.no_grad():
+        with tried(model):
             call(model, first)
             for path, layer in neurons.items():
                 kept = {name: getattr(layer, name) for name in layer.kept_states}
@@ -185,9 +183,6 @@ def _emptied(model: nn.Module, given: Inputs, neurons: dict[str, Neuron]) -> lis
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
-        zero_states(model)
     return [path for path in neurons if found.get(path)]
 
 

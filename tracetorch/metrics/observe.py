@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tracetorch.metrics.activity import firings
 from tracetorch.metrics.connections import Tally
@@ -104,7 +105,9 @@ def observe(
     """
     check_module(model)
     given = inputs(x, steps, 0, True)
-    check_mask(mask, "x", _time_and_batch(given))
+    if mask is not None:
+        leaf: Tensor = pytree.tree_leaves(given.given)[0]
+        check_mask(mask, "x", leaf.new_empty(given.steps, given.batch))
     real = Real(mask, by == "layer")
     found = [Seen(path, module) for path, module in named_modules(model)]
     with unchanged(model), torch.no_grad():
@@ -125,16 +128,6 @@ def observe(
                 held = (getattr(seen.module, name) for name in seen.module.kept_states)
                 seen.state_bytes = sum(s.numel() * s.element_size() for s in held if s is not None)
     return found, given
-
-
-def _time_and_batch(given: Inputs) -> Tensor:
-    """A tensor ``[T, B]`` where the inputs are, of which the mask is to have the shape."""
-    tensors = given.folded()
-    if not isinstance(tensors, Tensor):
-        held = tensors if isinstance(tensors, tuple) else tuple(tensors.values())
-        tensors = held[0]
-    whole: Tensor = tensors.detach().flatten(1)[:, :0].sum(1).unflatten(0, (given.steps, -1))
-    return whole
 
 
 def _updates(membrane: Tensor, mask: Tensor | None) -> float:

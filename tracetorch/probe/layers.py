@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -82,22 +84,34 @@ def called_in_order(model: nn.Module, given: Inputs, by: Literal["layer", "step"
         raise ValueError(f'{reason}: it cannot run by layer. Use by="step".')
     order: list[str] = []
     hooks = []
-    modules = list(named_modules(model))
-    modes = [(module, module.training) for _, module in modules]
-    model.eval()  # one step may be too little for the statistics of a batch norm
-    for path, module in modules:
+    for path, module in named_modules(model):
 
         def note(_: nn.Module, args: Any, output: Any, path: str = path) -> None:
             order.append(path)
 
         hooks.append(module.register_forward_hook(note))
     try:
-        with torch.no_grad():
+        with tried(model):
             call(model, next(given.first(1).each_step()))
     finally:
         for hook in hooks:
             hook.remove()
+    return list(dict.fromkeys(order))
+
+
+@contextmanager
+def tried(model: nn.Module) -> Iterator[None]:
+    """Around some steps to look at, without a graph; then modes are put back and states zeroed.
+
+    Evaluation mode, for one step may be too little for the statistics of a batch norm.
+    """
+    modes = [(module, module.training) for _, module in named_modules(model)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
         for module, mode in modes:
             module.training = mode
         zero_states(model)
-    return list(dict.fromkeys(order))
