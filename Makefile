@@ -28,7 +28,7 @@ tests: $(VENV)/.test
 # Triton's kernels under its interpreter, on the CPU. It is kept out of the environment, where
 # PyTorch for the CPU would find it and take it for a GPU's.
 triton: $(VENV)/.test $(VENV)/.triton
-	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(PYTEST) -n auto -m "not slow and not gpu" tests/fuse/test_triton.py
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(PYTEST) -n auto -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 import tracetorch
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.optional import require
 from tracetorch.demo.options import count, rate, seed_number
-from tracetorch.extras import require
-from tracetorch.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,7 +190,7 @@ def record(row: Row, folder: Path) -> None:
     rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
     rows.sort(key=_key)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
 
 

@@ -116,14 +116,14 @@ def draw(
 
     images, labels = data[1][:1]
     generator = torch.Generator().manual_seed(0)
-    one_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
+    forward_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
     sent = spikes(model, images, options.steps, generator)[:, 0]
     # a figure of its own, not pyplot's: it opens no window
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(images[0, 0].numpy(), cmap="gray_r")
     left.set(title=f"a held-out {int(labels[0])}", xticks=[], yticks=[])
-    middle.imshow(one_step.numpy(), cmap="gray_r")
+    middle.imshow(forward_step.numpy(), cmap="gray_r")
     middle.set(title="one step of its spikes", xticks=[], yticks=[])
     tt.plot.raster(sent, ax=right)
     right.set(title="what the output neurons send", yticks=range(10), ylabel="digit")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples import common, networks
-from tracetorch.files import replacing
+from tracetorch.core.files import atomic_replace
 
 README = Path(__file__).parent / "README.md"
 THREE = "--seeds 0 1 2"
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if made != page:
             print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
         return int(made != page)
-    with replacing(README) as unfinished:
+    with atomic_replace(README) as unfinished:
         unfinished.write_text(made)
     return 0
 

@@ -11,7 +11,7 @@ import torch
 
 import tracetorch as tt
 from tracetorch.__main__ import info, main
-from tracetorch.fuse.cache import folder
+from tracetorch.fuse.runtime.kernel_cache import folder
 
 
 def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[str]) -> None:

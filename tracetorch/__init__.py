@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tracetorch import checkpoint, decode, functional, fuse, loss, snn
 from tracetorch.checkpoint import load, save
-from tracetorch.grouping import param_groups
+from tracetorch.core.version import __version__
 from tracetorch.snn.module import detach_states, zero_states
+from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
-
-__version__ = "0.10.0"
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_ROOMS: tuple[str, ...] = (

@@ -9,7 +9,7 @@ import torch
 
 import tracetorch
 from tracetorch import fuse
-from tracetorch.fuse.cache import folder
+from tracetorch.fuse.runtime.kernel_cache import folder
 
 
 def info() -> str:
@@ -21,7 +21,7 @@ def info() -> str:
     ]
     for name in fuse.NAMES:
         if name != "auto":
-            reason = fuse.missing(name)
+            reason = fuse.unavailable_reason(name)
             lines.append(f"{name:8}{'available' if reason is None else f'no: {reason}'}")
     return "\n".join(lines)
 

@@ -12,9 +12,9 @@ from tracetorch.probe.layers import spike_functions
 
 
 def near(module: snn.Neuron, x: Tensor) -> tuple[Tensor, object]:
-    names = [*module.kept_states, "output"]
+    names = [*module.active_states, "output"]
     y, seen = tt.unroll(module, x, record=names)
-    states = {name: seen[name].detach() for name in module.kept_states}
+    states = {name: seen[name].detach() for name in module.active_states}
     return y.detach(), approach(module, x, states)
 
 

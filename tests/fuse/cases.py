@@ -76,12 +76,12 @@ def ends(
     layer.zero_grad()
     starts = {}
     if live:
-        for name in layer.kept_states:
+        for name in layer.active_states:
             starts[name] = noise(x[0]).to(torch.promote_types(x.dtype, torch.float32))
             setattr(layer, name, starts[name].requires_grad_())
     x = x.detach().requires_grad_()
     y = run(layer, x)
-    held = {name: getattr(layer, name) for name in layer.kept_states}
+    held = {name: getattr(layer, name) for name in layer.active_states}
     loss = (y * noise(y)).sum() + sum((h * noise(h)).sum() for h in held.values())
     loss.backward()
     grads = {"x": x.grad, **{n: s.grad for n, s in starts.items()}}
@@ -92,7 +92,7 @@ def ends(
 def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:
     def run(layer: snn.Neuron, x: Tensor) -> Tensor:
         with fuse.backend(name):
-            return fuse.sequence(layer, x)[0]
+            return layer.forward_sequence(x)[0]
 
     return run
 

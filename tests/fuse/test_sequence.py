@@ -19,9 +19,9 @@ from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse import plan as plans
-from tracetorch.fuse import trace as tracing
-from tracetorch.fuse.choose import plan_key
+from tracetorch.fuse.dispatch import plans
+from tracetorch.fuse.dispatch.plans import plan_key
+from tracetorch.fuse.ir import trace as tracing
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
 
@@ -53,7 +53,7 @@ def test_narrow_inputs(dtype: torch.dtype) -> None:
     stepped = cases.stepped(layer, x)
     layer.zero_states()
     with fuse.backend("numba"):
-        y, states = fuse.sequence(layer, x, record=["mem"])
+        y, states = layer.forward_sequence(x, record=["mem"])
     assert y.dtype == dtype
     assert states["mem"].dtype == torch.float32
     assert torch.equal(y, stepped)
@@ -84,7 +84,7 @@ def test_channels_last_is_kept() -> None:
     layer = cases.layer("BLIF", 3, dim=-3)
     agree(layer, x, "numba", live=True)
     layer.zero_states()
-    assert fuse.sequence(layer, x)[0].stride() == x.stride()
+    assert layer.forward_sequence(x)[0].stride() == x.stride()
 
 
 @pytest.mark.parametrize("backend", ["numba", "eager"])
@@ -103,7 +103,7 @@ def test_recorded_trajectories(backend: str) -> None:
     (expected,) = torch.autograd.grad(loss(torch.stack(mems), torch.stack(syns)), x)
     layer.zero_states()
     with fuse.backend(backend):
-        _, told = fuse.sequence(layer, x, record=["syn", "mem"])
+        _, told = layer.forward_sequence(x, record=["syn", "mem"])
     assert list(told) == ["syn", "mem"]
     assert torch.equal(told["mem"], torch.stack(mems))
     (grad,) = torch.autograd.grad(loss(told["mem"], told["syn"]), x)
@@ -131,7 +131,7 @@ def test_golden() -> None:
         layer.load_state_dict(case["state_dict"])
         x = case["x"].requires_grad_()
         with fuse.backend("numba"):
-            y, _ = fuse.sequence(layer, x)
+            y, _ = layer.forward_sequence(x)
         (y * case["cotangent"]).sum().backward()
         torch.testing.assert_close(y, case["out"], rtol=0, atol=1e-10)
         torch.testing.assert_close(x.grad, case["grad_x"], rtol=0, atol=1e-10)
@@ -201,40 +201,40 @@ def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "tracetorch"):
         for _ in range(2):
             layer = Mixing(3)
-            assert torch.equal(fuse.sequence(layer, x)[0], cases.stepped(Mixing(3), x))
+            assert torch.equal(layer.forward_sequence(x)[0], cases.stepped(Mixing(3), x))
     assert len(caplog.records) == 1
     assert "Mixing(3)" in caplog.text
     assert "aten.sum.dim_IntList, which is not pointwise" in caplog.text
-    assert "sum" in str(fuse.refuses("numba", Mixing(3), x))
+    assert "sum" in str(fuse.unsupported_reason("numba", Mixing(3), x))
     with (
         fuse.backend("numba"),
         pytest.raises(RuntimeError, match="cannot run Mixing"),
     ):
-        fuse.sequence(Mixing(3), x)
+        Mixing(3).forward_sequence(x)
     with fuse.backend("numba"), pytest.raises(RuntimeError, match="branch on them in Python"):
-        fuse.sequence(Branching(3), x)
+        Branching(3).forward_sequence(x)
     with pytest.raises(ValueError, match=r"no backend is called 'numbba'\. Did you mean 'numba'"):
         fuse.backend("numbba")
     with pytest.raises(ValueError, match=r"has no state 'men'\. Did you mean 'mem'"):
-        fuse.sequence(snn.LIF(3), x, record=["men"])
-    assert fuse.chosen() == "auto"
+        snn.LIF(3).forward_sequence(x, record=["men"])
+    assert fuse.requested_backend() == "auto"
 
 
 def test_a_failed_call_leaves_the_states() -> None:
     layer = snn.LIF(3)
-    fuse.sequence(layer, torch.randn(4, 2, 3))
+    layer.forward_sequence(torch.randn(4, 2, 3))
     before = layer.mem
     with pytest.raises(ValueError, match=r"holds the state mem of shape \[2, 3\]"):
-        fuse.sequence(layer, torch.randn(4, 5, 3))
+        layer.forward_sequence(torch.randn(4, 5, 3))
     with pytest.raises(ValueError, match="has 3 neurons, one step of the input"):
-        fuse.sequence(layer, torch.randn(4, 5, 4))
+        layer.forward_sequence(torch.randn(4, 5, 4))
     assert layer.mem is before
 
 
 def test_backward_twice_is_explained() -> None:
     layer = snn.LIF(3)
     for attempt in range(2):
-        y, _ = fuse.sequence(layer, torch.randn(4, 2, 3))
+        y, _ = layer.forward_sequence(torch.randn(4, 2, 3))
         if attempt:
             with pytest.raises(RuntimeError, match="Call detach_states"):
                 (y.sum() + layer.mem.sum()).backward()
@@ -278,9 +278,9 @@ def test_every_value_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_empty_inputs() -> None:
     layer = snn.LIF(3)
-    assert fuse.sequence(layer, torch.randn(0, 2, 3))[0].shape == (0, 2, 3)
+    assert layer.forward_sequence(torch.randn(0, 2, 3))[0].shape == (0, 2, 3)
     assert layer.mem is None
-    y, _ = fuse.sequence(layer, torch.randn(4, 0, 3, requires_grad=True))
+    y, _ = layer.forward_sequence(torch.randn(4, 0, 3, requires_grad=True))
     y.sum().backward()
     assert y.shape == (4, 0, 3)
 
@@ -293,7 +293,7 @@ def test_two_threads_at_once() -> None:
     runs = [
         threading.Thread(
             target=lambda i=i, m=m: found.update(
-                {i: ends(m, x, lambda a, b: fuse.sequence(a, b)[0])}
+                {i: ends(m, x, lambda a, b: a.forward_sequence(b)[0])}
             )
         )
         for i, m in enumerate(layers)
@@ -309,12 +309,12 @@ def test_two_threads_at_once() -> None:
 
 def test_operators() -> None:
     layer, x = snn.RLIF(5), torch.randn(7, 3, 5, requires_grad=True)
-    arguments = layer.arguments(2, torch.float32)
+    arguments = layer.step_kwargs(2, torch.float32)
     tensors = {
         n: v.detach().requires_grad_() for n, v in arguments.items() if isinstance(v, Tensor)
     }
-    states = [torch.randn(3, 5, requires_grad=True) for _ in layer.kept_states]
-    key = plan_key(layer, x, states, tensors, arguments, ("mem",))
+    states = [torch.randn(3, 5, requires_grad=True) for _ in layer.active_states]
+    key = plan_key(layer, x, states, {**arguments, **tensors}, ("mem",))
     given = (key, x, states, list(tensors.values()))
     torch.library.opcheck(torch.ops.tracetorch.forward, given)
     *results, marks = (end.detach() for end in torch.ops.tracetorch.forward(*given))
@@ -337,7 +337,7 @@ def test_compiled_in_one_graph() -> None:
 
     def loss(x: Tensor) -> Tensor:
         net[1].zero_states()
-        return fuse.sequence(net[1], net[0](x))[0].square().sum()
+        return net[1].forward_sequence(net[0](x))[0].square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
 
@@ -356,7 +356,7 @@ def test_compiled_in_one_graph() -> None:
 
 def test_no_second_derivative() -> None:
     x = torch.randn(4, 2, 3, requires_grad=True)
-    y, _ = fuse.sequence(snn.LIF(3), x)
+    y, _ = snn.LIF(3).forward_sequence(x)
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
@@ -412,12 +412,12 @@ def test_a_step_that_draws_in_python_is_not_compiled(draw: Any) -> None:
         pytest.raises(RuntimeError, match="draws random numbers in Python"),
         fuse.backend("numba"),
     ):
-        fuse.sequence(layer, x)
+        layer.forward_sequence(x)
     assert (random.getstate(), np.random.get_state()[2]) == before
     with torch.no_grad():
         steps = [layer.step(x[0], torch.zeros(2, 3), draw=draw)[0] for _ in range(2)]
         assert not torch.equal(*steps)
-        y, _ = fuse.sequence(layer, x)
+        y, _ = layer.forward_sequence(x)
     assert len({float(step) for step in (y[1:] - 0.5 * y[:-1])[:, 0, 0]}) == 5
 
 
@@ -427,11 +427,11 @@ def test_a_step_that_reads_a_size_is_not_compiled() -> None:
         pytest.raises(RuntimeError, match="its step reads the size of its input"),
         fuse.backend("numba"),
     ):
-        fuse.sequence(Sized(7), x)
+        Sized(7).forward_sequence(x)
     layer = Sized(7)
     expected = cases.stepped(layer, x)
     layer.zero_states()
-    assert torch.equal(fuse.sequence(layer, x)[0], expected)
+    assert torch.equal(layer.forward_sequence(x)[0], expected)
     layer.zero_states()
     with torch.no_grad():
         assert torch.equal(cases.stepped(layer, x), expected)
@@ -447,12 +447,12 @@ def test_what_a_step_reads_from_outside_is_never_stale(
     def run() -> Tensor:
         layer.zero_states()
         with torch.set_grad_enabled(grad):
-            return fuse.sequence(layer, x)[0] if whole else cases.stepped(layer, x)
+            return layer.forward_sequence(x)[0] if whole else cases.stepped(layer, x)
 
     def reference() -> Tensor:
         layer.zero_states()
         with fuse.backend("eager"):
-            return fuse.sequence(layer, x)[0]
+            return layer.forward_sequence(x)[0]
 
     assert torch.equal(run(), reference())
     before = run()
@@ -469,7 +469,7 @@ def test_inside_compile_neither(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(x: Tensor) -> Tensor:
         layer.zero_states()
-        return fuse.sequence(layer, x)[0]
+        return layer.forward_sequence(x)[0]
 
     torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
@@ -497,7 +497,7 @@ class Hard(snn.Neuron):
 
 def test_what_has_no_gradient_by_step_has_none() -> None:
     layer, x = Hard(), cases.sequence(4, 2, 3, dtype=torch.float32)
-    y, _ = fuse.sequence(layer, x)
+    y, _ = layer.forward_sequence(x)
     assert not y.requires_grad
     layer.mem.sum().backward()
     assert layer.raw_beta.grad is not None
@@ -513,7 +513,7 @@ def test_a_number_of_python_as_a_state() -> None:
             return x + mem, torch.full_like(x, 3)
 
     x = torch.ones(2, 1, 2)
-    assert fuse.sequence(Filled(2), x)[0].tolist() == [[[1.0, 1.0]], [[4.0, 4.0]]]
+    assert Filled(2).forward_sequence(x)[0].tolist() == [[[1.0, 1.0]], [[4.0, 4.0]]]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
@@ -521,7 +521,7 @@ def test_forward_mode_keeps_its_tangent() -> None:
     layer = snn.Readout(2, beta=0.5, learn_beta=False)
     with fwAD.dual_level(), torch.no_grad():
         x = fwAD.make_dual(torch.ones(2, 1, 2), torch.ones(2, 1, 2))
-        y, _ = fuse.sequence(layer, x)
+        y, _ = layer.forward_sequence(x)
         assert fwAD.unpack_dual(y).tangent[:, 0, 0].tolist() == [0.5, 0.75]
         layer.zero_states()
         assert fwAD.unpack_dual(layer(x[0])).tangent.tolist() == [[0.5, 0.5]]
@@ -529,13 +529,13 @@ def test_forward_mode_keeps_its_tangent() -> None:
 
 def test_annealing_keeps_a_bounded_number_of_plans() -> None:
     layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
-    registered = len(plans._plans)
+    registered = len(plans._registered)
     for slope in range(3, 9):
         layer.zero_states()
         layer.pos_spike = functional.atan_surrogate(float(slope))
-        fuse.sequence(layer, x)[0].sum().backward()
-    assert len(plans._plans) == registered
-    assert plans.planned.cache_info().maxsize == 512
+        layer.forward_sequence(x)[0].sum().backward()
+    assert len(plans._registered) == registered
+    assert plans._planned.cache_info().maxsize == 512
 
 
 def test_a_dispatch_mode_sees_the_operators() -> None:
@@ -566,7 +566,7 @@ def test_saved_tensors_may_come_back_in_another_order_of_memory() -> None:
     x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)  # channels last
 
     def run(layer: snn.Neuron, x: Tensor) -> Tensor:
-        return fuse.sequence(layer, x)[0]
+        return layer.forward_sequence(x)[0]
 
     _, expected = ends(layer, x, run)
     with torch.autograd.graph.saved_tensors_hooks(
@@ -585,7 +585,7 @@ def test_a_tensor_that_is_negative_by_a_bit_alone(place: str) -> None:
         layer = snn.LIF(3)
         layer.mem = given[0] if place == "state" else None
         x = given if place == "x" else torch.linspace(-1, 3, 24).reshape(4, 2, 3)
-        y, _ = fuse.sequence(layer, x)
+        y, _ = layer.forward_sequence(x)
         y.backward(given if place == "grad" else torch.ones_like(y))
         results.append((y, layer.raw_beta.grad))
     assert all(map(torch.equal, *results))
@@ -609,18 +609,18 @@ def test_another_thread_may_draw_random_numbers_while_a_step_is_traced(
     monkeypatch.setattr(tracing, "_trace", interrupted)
     random.seed(0)
     with fuse.backend("numba"):
-        fuse.sequence(Plain(3), torch.ones(2, 1, 3))
+        Plain(3).forward_sequence(torch.ones(2, 1, 3))
     assert random.random() not in drawn
 
 
 def test_a_batch_of_gradients_is_told_the_way_out() -> None:
     layer, x = snn.Readout(3), torch.randn(4, 2, 3, requires_grad=True)
-    y, _ = fuse.sequence(layer, x)
+    y, _ = layer.forward_sequence(x)
     with pytest.raises(RuntimeError, match=r"one incoming gradient at a time.*backend\('eager'\)"):
         torch.autograd.grad(y, x, torch.randn(5, *y.shape), is_grads_batched=True)
     layer.zero_states()
     with fuse.backend("eager"):
-        y, _ = fuse.sequence(layer, x)
+        y, _ = layer.forward_sequence(x)
         (found,) = torch.autograd.grad(y, x, torch.ones(5, *y.shape), is_grads_batched=True)
     assert found.shape == (5, *x.shape)
 
@@ -645,7 +645,7 @@ def test_silu_and_its_gradient_fuse() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_gradients_that_are_not_finite_come_without_a_warning(rank: Any) -> None:
     layer, x = snn.LIF(4, beta_rank=rank), torch.randn(5, 3, 4, requires_grad=True)
-    y, _ = fuse.sequence(layer, x)
+    y, _ = layer.forward_sequence(x)
     grad = torch.full_like(y, 1e38)
     grad[0], grad[1] = torch.inf, -torch.inf
     y.backward(grad)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tracetorch as tt
 from tracetorch import metrics, snn
 
 
@@ -32,7 +33,7 @@ def test_of_a_convolution_a_neuron_is_a_channel() -> None:
     x = torch.zeros(10, 2, 3, 4, 4)
     x[:, :, 1, 2, 2] = 5.0
     x[:, :, 2] = 5.0
-    spikes = layer.unroll(x)
+    spikes = tt.unroll(layer, x)
     for dim in (-3, 1):
         assert metrics.dead(spikes, dim=dim).tolist() == [True, False, False]
         assert metrics.saturated(spikes, dim=dim).tolist() == [False, False, True]

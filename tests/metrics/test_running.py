@@ -108,7 +108,7 @@ def test_without_torchmetrics_the_extra_is_named_and_functions_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(sys.modules, "tracetorch.metrics.running", raising=False)
-    monkeypatch.setattr("tracetorch.extras.find_spec", lambda _: None)
+    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)
     with pytest.raises(
         ModuleNotFoundError, match=r"tt\.metrics\.Accuracy needs torchmetrics.*'\.\[metrics\]'"
     ):

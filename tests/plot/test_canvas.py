@@ -94,6 +94,6 @@ def test_refuses_what_is_no_axes() -> None:
 
 
 def test_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracetorch.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         canvas(None)

@@ -27,7 +27,7 @@ def test_values_are_those_of_the_plain_loop(name: str, by: Any) -> None:
     for step in x.unbind():
         model(step)
         for path, layer in neurons.items():
-            for state in layer.kept_states:
+            for state in layer.active_states:
                 expected.setdefault(f"{path}.{state}", []).append(getattr(layer, state))
             expected.setdefault(f"{path}.input", []).append(inputs[path])
     for hook in hooks:
@@ -42,12 +42,12 @@ def test_values_are_those_of_the_plain_loop(name: str, by: Any) -> None:
 
 
 def test_by_layer_the_loops_are_the_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    if fuse.missing("numba") is not None:
+    if fuse.unavailable_reason("numba") is not None:
         pytest.skip("without Numba the plain loop is the only one")
     monkeypatch.setattr(
-        "tracetorch.fuse.eager.run", lambda *_: pytest.fail("the plain loop was run")
+        "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
     )
-    monkeypatch.setattr(snn.Neuron, "one_step", lambda *_: pytest.fail("a single step was run"))
+    monkeypatch.setattr(snn.Neuron, "forward_step", lambda *_: pytest.fail("a single step was run"))
     with fuse.backend("numba"):  # who cannot run so raises
         y, seen = tt.probe.record(made("dense"), dyadic(5, 2, 3), "*", gradients=False)
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)

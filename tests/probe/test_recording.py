@@ -70,7 +70,7 @@ def test_a_labelled_data_set() -> None:
 
 def test_without_xarray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xarray", None)
-    monkeypatch.setattr("tracetorch.extras.find_spec", lambda _: None)
+    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"xarray.*pip install -e '\.\[xarray\]'"):
         Recording({}).xarray()
 

@@ -57,7 +57,7 @@ def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
     assert sorted(parameters) == sorted(case["learnable"])
     for name, grad in case["grads"].items():
         torch.testing.assert_close(parameters[name].grad, grad, **close)
-    assert set(case["states"]) == set(made.kept_states)
+    assert set(case["states"]) == set(made.active_states)
     for name, state in case["states"].items():
         torch.testing.assert_close(getattr(made, name), state, **close)
 
@@ -85,7 +85,7 @@ def test_agrees_with_the_simulator(
         )
         np.testing.assert_allclose(out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(made))
         np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(made))
-        for name in made.kept_states:
+        for name in made.active_states:
             state = getattr(made, name).numpy()
             np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
         if made.pos_threshold is not None or made.neg_threshold is not None:
@@ -233,7 +233,7 @@ def test_negative_only_and_trace_only_are_legal() -> None:
     negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
     assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
     traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
-    assert traced.kept_states == ("mem", "rec", "prev_output")
+    assert traced.active_states == ("mem", "rec", "prev_output")
     assert traced.syn is traced.alpha is traced.bias is None
 
 

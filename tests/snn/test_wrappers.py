@@ -148,8 +148,8 @@ def test_repr_of_a_tensor_tells_its_shape() -> None:
 def test_repr_of_setups_and_of_open_signatures() -> None:
     told = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(torch.rand(2)), beta_setup={"value": 0.5})
     assert repr(told) == (
-        "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=DEFAULT, learnable=DEFAULT, "
-        "use_averaging=DEFAULT), beta_setup={'value': 0.5})"
+        "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=UNSET, learnable=UNSET, "
+        "use_averaging=UNSET), beta_setup={'value': 0.5})"
     )
 
     class Open(snn.LIF):

@@ -77,7 +77,7 @@ def test_a_table_that_is_not_called_on_the_batch_is_passed_over() -> None:
         def forward(self, x: Tensor) -> Any:
             return self.cell(x * self.table(torch.ones(1, dtype=x.dtype)))
 
-    assert Scaled().unroll(torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
+    assert tt.unroll(Scaled(), torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
 
 
 def test_a_difference_that_spikes_hide_is_seen_in_the_states() -> None:
@@ -90,7 +90,7 @@ def test_a_difference_that_spikes_hide_is_seen_in_the_states() -> None:
             return self.cell(x - x.mean(0, keepdim=True))
 
     with pytest.raises(ValueError, match=r"the model \(Hidden\) leaves other states by layer"):
-        Hidden().unroll(torch.rand(5, 4, 3), check=True)
+        tt.unroll(Hidden(), torch.rand(5, 4, 3), check=True)
 
 
 def test_layers_given_no_tensor_are_passed_over() -> None:
@@ -115,7 +115,7 @@ def test_layers_given_no_tensor_are_passed_over() -> None:
             y: Tensor = self.inner(Held(x))
             return y
 
-    assert Outer().unroll(torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
+    assert tt.unroll(Outer(), torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
 
 
 def test_a_buffer_that_is_replaced_is_put_back() -> None:
@@ -145,6 +145,6 @@ def test_modules_in_a_plain_list_are_checked_in_evaluation_mode_too() -> None:
             return x
 
     model = Listed()
-    model.unroll(torch.randn(5, 4, 3), check=True)
+    tt.unroll(model, torch.randn(5, 4, 3), check=True)
     assert model.parts[0].num_batches_tracked == 1
     assert all(part.training for part in model.parts)

@@ -45,7 +45,7 @@ def test_a_bare_layer(name: str) -> None:
     model = layer(name, 4).double()
     expected = stepped(model, x)
     model.zero_states()
-    assert torch.equal(model.unroll(x), expected)
+    assert torch.equal(tt.unroll(model, x), expected)
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -308,13 +308,13 @@ def test_by_step_runs_what_by_layer_cannot() -> None:
     x = sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, x)
     model.zero_states()
-    assert torch.equal(model.unroll(x, by="step"), expected)
+    assert torch.equal(tt.unroll(model, x, by="step"), expected)
     with pytest.raises(TypeError, match="every output must be a tensor, the model gave str"):
         tt.unroll(Unlike("word"), x, by="step")
     assert tt.unroll(Unlike("sum"), x, by="step").shape == (4,)
     model.zero_states()
     with pytest.raises(ValueError, match=r"record: .cell\.output. was seen 8 times in 4 steps"):
-        model.unroll(x, by="step", record="cell.output")
+        tt.unroll(model, x, by="step", record="cell.output")
     assert model.cell.mem is None
 
 
@@ -384,10 +384,10 @@ def test_an_unroll_inside_an_unroll_by_layer_is_refused() -> None:
 
     model = Inner()
     with pytest.raises(ValueError, match="unrolled inside a model that is unrolled by layer itse"):
-        model.unroll(torch.ones(4, 2, 3))
+        tt.unroll(model, torch.ones(4, 2, 3))
     assert model.cell.layer_pass is None
     assert model.cell.mem is None
-    assert model.unroll(torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
+    assert tt.unroll(model, torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
 
 
 def test_a_time_dim_that_an_output_lacks() -> None:
@@ -423,5 +423,5 @@ def test_an_output_without_a_batch_cannot_give_one_back() -> None:
 
     model = Summed()
     with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
-        model.unroll(torch.rand(4, 3), by="step", batched=False)
+        tt.unroll(model, torch.rand(4, 3), by="step", batched=False)
     assert model.cell.mem is None

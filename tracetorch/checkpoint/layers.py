@@ -44,7 +44,7 @@ def _described(layer: Neuron) -> Told:
         ),
         "num_neurons": layer.num_neurons,
         "dim": layer.dim,
-        "states": list(layer.kept_states),
+        "states": list(layer.active_states),
         "parameters": {
             raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer.raw_names
         },

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tracetorch.checkpoint.layers import described, differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import kept_tensors, load_tensors, shared_names
-from tracetorch.snn.module import check_module
+from tracetorch.core.checks import check_module
 from tracetorch.snn.states import set_states
 
 _MANY = 8
@@ -87,7 +87,7 @@ def load(
         if not isinstance(given, bool):
             raise TypeError(f"{option} must be True or False, got {given!r}.")
     told = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
-    values, kept_states, header = read(path)
+    values, active_states, header = read(path)
     if header is not None:
         unlike = differences(header.layers, described(model), strict)
         if unlike:
@@ -112,7 +112,7 @@ def load(
     try:
         load_tensors(model, both)
         if states:
-            set_states(model, kept_states)
+            set_states(model, active_states)
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():

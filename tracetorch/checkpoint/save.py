@@ -9,8 +9,9 @@ from torch import nn
 from tracetorch.checkpoint.header import KEY, STATE, SUM, Header, checksum
 from tracetorch.checkpoint.layers import described
 from tracetorch.checkpoint.tensors import kept_tensors, shared_names
-from tracetorch.files import replacing
-from tracetorch.snn.module import check_module
+from tracetorch.core.checks import check_module
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.version import __version__
 from tracetorch.snn.states import get_states
 
 
@@ -42,8 +43,6 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     """
     from safetensors.torch import save_file
 
-    from tracetorch import __version__  # the package imports this room
-
     check_module(model)
     kept = kept_tensors(model)
     shared = shared_names(kept)
@@ -62,5 +61,5 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     header = Header(
         __version__, described(model), shared, None if live is None else list(live)
     ).dumps()
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         save_file(tensors, unfinished, {KEY: header, SUM: checksum(header, tensors)})

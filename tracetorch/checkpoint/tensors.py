@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tracetorch.snn.walk import hidden_modules
+from tracetorch.core.walk import hidden_modules
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tracetorch.core.optional import require
 from tracetorch.data.events import Events, structured
 from tracetorch.data.fetch import Archive, find
-from tracetorch.extras import require
 
 HOME = "https://zenkelab.org/datasets"
 

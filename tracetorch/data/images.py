@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 
 
 def torchvision_set(

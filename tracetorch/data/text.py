@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tracetorch.snn.parameters import check_count
+from tracetorch.core.checks import check_count
 
 
 def text(path: str | Path | None = None) -> Tensor:

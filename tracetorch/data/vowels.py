@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 
 
 class Sequences(Dataset[tuple[Tensor, Tensor]]):

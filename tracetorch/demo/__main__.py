@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import tracetorch
+from tracetorch.core.optional import require
 from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.figure import draw
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse
 from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
-from tracetorch.extras import require
 
 MANY = 10_000  # training digits, from which on two epochs are enough
 

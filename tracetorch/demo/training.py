@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
+from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, run, spikes_of
-from tracetorch.files import replacing
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def save(model: ConvSNN, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         save_file(model.state_dict(), unfinished)
 
 

@@ -135,7 +135,7 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _named(evidence: Evidence) -> dict[str, Tensor]:
-    given = evidence.given.given
+    given = evidence.given.tensors
     if isinstance(given, Tensor):
         return {"x": given}
     if isinstance(given, tuple):
@@ -145,5 +145,5 @@ def _named(evidence: Evidence) -> dict[str, Tensor]:
 
 def _differ(evidence: Evidence) -> bool:
     """Whether any sample differs from the first one in what is given."""
-    along = 0 if evidence.given.at_rest else 1
+    along = 0 if evidence.given.static else 1
     return any(bool((x != x.narrow(along, 0, 1)).any()) for x in _named(evidence).values())

@@ -14,7 +14,7 @@ from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
 from tracetorch.diagnosis.finding import SEVERITIES
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
 from tracetorch.ragged import check_mask
-from tracetorch.unrolling.inputs import inputs
+from tracetorch.unrolling.inputs import parse_inputs
 
 
 def diagnose(
@@ -84,7 +84,7 @@ def diagnose(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
     x, *rest = batch
-    given = inputs(x, steps, 0, True)
+    given = parse_inputs(x, steps, 0, True)
     if mask is not None:
         check_mask(mask, "the input", torch.empty(given.steps, given.batch, device=mask.device))
     evidence = gather(model, given, x, rest, loss, mask=mask, steps=steps, by=by)

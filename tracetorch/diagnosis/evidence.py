@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import modules_of, named_modules
 from tracetorch.diagnosis.reach import Approach, approach
 from tracetorch.probe.layers import called_in_order, neurons_of, spike_functions, tried
 from tracetorch.probe.watch import watch
-from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import get_states, set_states
-from tracetorch.snn.walk import modules_of, named_modules
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
 
@@ -100,7 +100,7 @@ def gather(
     neurons = neurons_of(model)
     parameters = named_parameters(model)
     held = get_states(model, detach=False)
-    with unchanged(model), torch.inference_mode(False):
+    with restored(model), torch.inference_mode(False):
         zero_states(model)
         called = called_in_order(model, given, by)
         order = [path for path in called if path in neurons]
@@ -172,7 +172,7 @@ def _emptied(model: nn.Module, given: Inputs, neurons: dict[str, Neuron]) -> lis
         with tried(model):
             call(model, first)
             for path, layer in neurons.items():
-                kept = {name: getattr(layer, name) for name in layer.kept_states}
+                kept = {name: getattr(layer, name) for name in layer.active_states}
 
                 def look(now: Any, args: Any, path: str = path, kept: Any = kept) -> None:
                     gone = any(_gone(state, getattr(now, name)) for name, state in kept.items())
@@ -204,7 +204,7 @@ def _run(
     names = [
         f"{path}.{name}" if path else name
         for path in order
-        for name in (*neurons[path].kept_states, "input", "output")
+        for name in (*neurons[path].active_states, "input", "output")
     ]
     if by == "step":
         with watch(model, names, gradients=True) as watched:
@@ -243,7 +243,7 @@ def _layer(
         gradient = filled[0] if filled[0].ndim == of("input").ndim else torch.stack(filled)
     near = None
     if not isinstance(layer, Recurrent):
-        near = approach(layer, of("input"), {name: of(name) for name in layer.kept_states})
+        near = approach(layer, of("input"), {name: of(name) for name in layer.active_states})
     fires = bool(spike_functions(layer))
     return LayerEvidence(path, layer, of("input"), of("output"), fires, near, gradient)
 

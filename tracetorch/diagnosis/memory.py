@@ -201,7 +201,7 @@ def halflives(layer: Neuron) -> tuple[float, float] | None:
     """Shortest and longest half-life of the decays of a layer, in steps; ``None`` without any."""
     decays = [
         _halflife(getattr(layer, name))
-        for name, constraint in layer._constraints.items()
+        for name, constraint in layer.constraints.items()
         if constraint is Decay.constraint
     ]
     if not decays:

@@ -41,7 +41,7 @@ def approach(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Approach
         states: the trajectories of all its states, from rest.
     """
     names = spike_functions(layer)
-    if not names or set(states) != set(layer.kept_states):
+    if not names or set(states) != set(layer.active_states):
         return None
     dtype = next(iter(states.values())).dtype
     before = {name: torch.cat([torch.zeros_like(s[:1]), s[:-1]]) for name, s in states.items()}
@@ -55,7 +55,7 @@ def approach(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Approach
         return heard
 
     with torch.no_grad():
-        arguments: dict[str, Any] = layer.arguments(x.ndim - 1, dtype)
+        arguments: dict[str, Any] = layer.step_kwargs(x.ndim - 1, dtype)
         for name in names:
             arguments[name] = listening(name, arguments[name])
         results = layer.step(x.to(dtype), *map(before.get, layer.states), **arguments)

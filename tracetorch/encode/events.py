@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracetorch.snn.parameters import check_count
+from tracetorch.core.checks import check_count
 
 Column = npt.NDArray[Any]
 

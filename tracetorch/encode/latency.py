@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.encode.values import check_values, within
-from tracetorch.snn.parameters import check_count
 
 
 def latency(

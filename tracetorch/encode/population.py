@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.encode.values import check_values
-from tracetorch.snn.parameters import check_count
 
 
 def population(

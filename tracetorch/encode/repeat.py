@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tracetorch.snn.parameters import check_count
+from tracetorch.core.checks import check_count
 
 
 def repeat(x: Tensor, steps: int) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.checks import check_count
+from tracetorch.core.torch_private import pytree
 from tracetorch.export.port import Port
-from tracetorch.snn.parameters import check_count
 
 
 def initial_states(

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.optional import require
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.version import __version__
 from tracetorch.export.interface import KEY, Interface, named
 from tracetorch.export.port import Port
 from tracetorch.export.step import exported
-from tracetorch.extras import require
-from tracetorch.files import replacing
-from tracetorch.unrolling.inputs import inputs
+from tracetorch.unrolling.inputs import parse_inputs
 
 _MOST = 2_000_000_000  # bytes; a protobuf message ends at 2 GiB
 
@@ -59,13 +60,13 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         ['y', '1.mem.next']
     """
     require("onnx", "onnxscript", extra="export", by="tt.export.onnx")
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         program, probed = exported(model, sample)
         interface = Interface(
             _input_ports(model, program, sample),
             probed.states,
             _output_names(program, len(probed.states)),
-            _version(),
+            __version__,
         )
         names = [*interface.names_in(), *interface.names_out()]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -94,14 +95,8 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         written.save(unfinished, external_data=False)
 
 
-def _version() -> str:
-    from tracetorch import __version__  # the package imports this room late
-
-    return __version__
-
-
 def _input_ports(model: nn.Module, program: ExportedProgram, sample: Any) -> dict[str, Port]:
-    given = inputs(sample, 1, 0, True).given
+    given = parse_inputs(sample, 1, 0, True).tensors
     if isinstance(given, dict):
         named_inputs = dict(given)
     else:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracetorch.core.optional import require
 from tracetorch.export.interface import KEY, Interface, filled, leaves, next_of
 from tracetorch.export.port import DTYPES, Port
-from tracetorch.extras import require
 
 Array: TypeAlias = Tensor | NDArray[Any]
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
+
+from tracetorch.core.snapshot import ModelSnapshot, restored
+from tracetorch.core.torch_private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    pytree,
 )
-from torch.utils import _pytree as pytree
-
+from tracetorch.core.walk import named_modules
 from tracetorch.export.explained import explained
 from tracetorch.export.port import Port, port_of
-from tracetorch.snn.as_it_was import AsItWas, as_it_was
+from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import get_states, named_neurons
-from tracetorch.snn.walk import named_modules
 from tracetorch.unrolling.inputs import call
 
 _WITHOUT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
@@ -65,15 +66,19 @@ def probe(model: nn.Module, sample: Any) -> Probed:
     for batch in BATCHES:
         # an error that a first batch does not make is about its size
         about_the_trace = _WITHOUT_VALUES if batch == BATCHES[0] else (RuntimeError,)
-        with as_it_was(model), torch.no_grad(), FakeTensorMode() as mode:
+        with (
+            restored(model, tensors=False, training=False),
+            torch.no_grad(),
+            FakeTensorMode() as mode,
+        ):
             for path, layer in layers:
-                for name in layer.kept_states:
+                for name in layer.active_states:
                     setattr(layer, name, None)
-                vars(layer)["arguments"] = asking(path, layer.arguments)
+                vars(layer)["step_kwargs"] = asking(path, layer.step_kwargs)
             given = resized(sample, batch)
             watched = {**_without_values(model, mode), **_named_inputs(given)}
             versions = {name: tensor._version for name, tensor in watched.items()}
-            before = AsItWas(model)
+            before = ModelSnapshot(model)
             with explained(model, *about_the_trace):
                 call(model, given)
                 seen.append(get_states(model, detach=False))
@@ -82,7 +87,7 @@ def probe(model: nn.Module, sample: Any) -> Probed:
                     watched[f"the state {name}"] = state
                     versions[f"the state {name}"] = state._version
                 call(model, given)
-            kept = before.changes()
+            kept = before.changes(_own_attributes)
             kept += [name for name, t in watched.items() if t._version != versions[name]]
         if kept:
             raise ValueError(
@@ -97,7 +102,7 @@ def probe(model: nn.Module, sample: Any) -> Probed:
     states = {name: port_of(f"the state {name!r}", few[name], many[name], BATCHES) for name in few}
     held = dict(layers)
     with torch.no_grad():
-        arguments = {key: held[key[0]].arguments(*key[1:]) for key in asked}
+        arguments = {key: held[key[0]].step_kwargs(*key[1:]) for key in asked}
     return Probed(states, arguments)
 
 
@@ -109,6 +114,12 @@ def resized(sample: Any, batch: int, *, steps: int | None = None) -> Any:
         return torch.zeros((*lead, *x.shape[1:]), dtype=x.dtype, device=x.device)
 
     return pytree.tree_map_only(Tensor, like, sample)
+
+
+def _own_attributes(module: nn.Module) -> frozenset[str]:
+    """Attributes that a neuron layer itself changes in a step, its states among them."""
+    own = frozenset({"training"})
+    return own | module.transient_attributes if isinstance(module, Neuron) else own
 
 
 def _without_values(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.torch_private import pytree, scan
 from tracetorch.export.explained import explained
 from tracetorch.export.probe import BATCHES, resized
 from tracetorch.export.step import exported, free_sizes
-from tracetorch.unrolling.inputs import inputs
+from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
 
@@ -49,7 +49,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         >>> y.shape, states["1.mem"].shape
         (torch.Size([20, 8, 3]), torch.Size([8, 3]))
     """
-    given = inputs(sample, None, 0, True).given
+    given = parse_inputs(sample, None, 0, True).tensors
     first = pytree.tree_map(lambda x: x[0], given)
     program, probed = exported(model, first)
     if not probed.states:
@@ -98,10 +98,10 @@ class _Scanned(nn.Module):
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Outputs over time, and the states after the last step."""
         held = [getattr(self, name) for name in self._held]
-        one_step, kept = self._step, len(states)
+        forward_step, kept = self._step, len(states)
 
         def body(carry: list[Tensor], now: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            results = one_step(*held, *now, *carry)
+            results = forward_step(*held, *now, *carry)
             # scan allows no result to be one of its inputs
             outputs, after = results[: len(results) - kept], results[len(results) - kept :]
             return [state.clone() for state in after], [output.clone() for output in outputs]
@@ -115,11 +115,9 @@ class _Scanned(nn.Module):
 
 def _scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
     try:
-        from torch._higher_order_ops.scan import scan
+        return scan()
     except ImportError as missing:
         raise RuntimeError(
             f"torch {torch.__version__} has no scan, which runs an exported step over time. "
             "Export one step, tt.export.step, and loop over it."
         ) from missing
-    found: Callable[..., tuple[list[Tensor], list[Tensor]]] = scan
-    return found

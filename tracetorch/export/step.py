@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.checks import check_module
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import hidden_modules
 from tracetorch.export.explained import explained
 from tracetorch.export.port import Port
 from tracetorch.export.probe import BATCHES, Probed, probe, resized
-from tracetorch.snn.as_it_was import as_it_was
-from tracetorch.snn.module import check_module
 from tracetorch.snn.states import get_states, named_neurons, set_states
-from tracetorch.snn.walk import hidden_modules
-from tracetorch.unrolling.inputs import call, inputs
+from tracetorch.unrolling.inputs import call, parse_inputs
 
 
 def step(model: nn.Module, sample: Any) -> ExportedProgram:
@@ -62,7 +62,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
     """What :func:`step` gives, and the shapes of the states."""
     check_module(model)
-    given = inputs(sample, 1, 0, True).given
+    given = parse_inputs(sample, 1, 0, True).tensors
     probed = probe(model, given)
     batch = Dim("batch")
     dynamic = (
@@ -74,7 +74,11 @@ def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
         {name: port.zeros(BATCHES[0], _device(given)) for name, port in probed.states.items()},
     )
     _check_rest(model, given, probed)
-    with as_it_was(model), torch.no_grad(), explained(model, RuntimeError):
+    with (
+        restored(model, tensors=False, training=False),
+        torch.no_grad(),
+        explained(model, RuntimeError),
+    ):
         program = torch.export.export(
             ExplicitStep(model, probed), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
@@ -87,7 +91,7 @@ def _check_rest(model: nn.Module, given: Any, probed: Probed) -> None:
     if any(leaf.is_meta or not len(leaf) for leaf in leaves):
         return
     results = []
-    with as_it_was(model), torch.no_grad():
+    with restored(model, tensors=False, training=False), torch.no_grad():
         zeros = {name: p.zeros(len(leaves[0]), _device(given)) for name, p in probed.states.items()}
         for states in ({}, zeros):
             set_states(model, states)
@@ -135,12 +139,12 @@ class ExplicitStep(nn.Module):
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Outputs and next states of one step."""
-        with as_it_was(self.model):
+        with restored(self.model, tensors=False, training=False):
             for path, layer in named_neurons(self.model):
-                for name in layer.kept_states:
+                for name in layer.active_states:
                     setattr(layer, name, states.get(f"{path}.{name}" if path else name))
-                layer.states_were_set()
-                vars(layer)["arguments"] = self._giving(path)
+                layer.mark_states_current()
+                vars(layer)["step_kwargs"] = self._giving(path)
             y = call(self.model, x)
             after = get_states(self.model, detach=False)
         given = [leaf for leaf in pytree.tree_leaves((x, states)) if isinstance(leaf, Tensor)]

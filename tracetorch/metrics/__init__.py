@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 from tracetorch.metrics.accuracy import accuracy
 from tracetorch.metrics.activity import dead, firing_rate, saturated, sparsity
 from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy

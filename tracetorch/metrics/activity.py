@@ -7,8 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_integer
 from tracetorch.ragged import aligned, check_mask, check_sequence
-from tracetorch.snn.parameters import check_integer
 
 
 def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None = None) -> Tensor:

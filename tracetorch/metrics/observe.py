@@ -9,20 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tracetorch.core.checks import check_module
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import named_modules
 from tracetorch.metrics.activity import firings
 from tracetorch.metrics.connections import Tally
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.probe.layers import called_in_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
-from tracetorch.snn.as_it_was import unchanged
-from tracetorch.snn.module import check_module, zero_states
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.walk import named_modules
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import Inputs, inputs
+from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 # Beside neurons that spike, what NeuroBench takes for an activation.
 _ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
@@ -104,13 +105,13 @@ def observe(
     It runs from rest, in evaluation mode and without a graph; the model is as before after it.
     """
     check_module(model)
-    given = inputs(x, steps, 0, True)
+    given = parse_inputs(x, steps, 0, True)
     if mask is not None:
-        leaf: Tensor = pytree.tree_leaves(given.given)[0]
+        leaf: Tensor = pytree.tree_leaves(given.tensors)[0]
         check_mask(mask, "x", leaf.new_empty(given.steps, given.batch))
     real = Real(mask, by == "layer")
     found = [Seen(path, module) for path, module in named_modules(model)]
-    with unchanged(model), torch.no_grad():
+    with restored(model), torch.no_grad():
         at_rest(model)
         called = called_in_order(model, given, by)
         membranes = {
@@ -125,7 +126,7 @@ def observe(
             membranes[name].updates = _updates(trajectory, mask)
         for seen in found:
             if isinstance(seen.module, Neuron):
-                held = (getattr(seen.module, name) for name in seen.module.kept_states)
+                held = (getattr(seen.module, name) for name in seen.module.active_states)
                 seen.state_bytes = sum(s.numel() * s.element_size() for s in held if s is not None)
     return found, given
 
@@ -151,9 +152,9 @@ def at_rest(model: nn.Module) -> None:
 
 def membrane_of(module: nn.Module) -> str | None:
     """The state that is the membrane: ``mem``, or the first of a neuron that calls it otherwise."""
-    if isinstance(module, Recurrent) or not isinstance(module, Neuron) or not module.kept_states:
+    if isinstance(module, Recurrent) or not isinstance(module, Neuron) or not module.active_states:
         return None
-    return "mem" if "mem" in module.kept_states else module.kept_states[0]
+    return "mem" if "mem" in module.active_states else module.active_states[0]
 
 
 @contextmanager

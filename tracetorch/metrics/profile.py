@@ -11,13 +11,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_count
+from tracetorch.core.snapshot import restored
 from tracetorch.metrics.energy import EnergyAssumptions
 from tracetorch.metrics.observe import Seen, at_rest, observe
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.metrics.table import LayerProfile, Profile
-from tracetorch.snn.as_it_was import unchanged
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import check_count
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling import unroll
 
@@ -70,7 +70,7 @@ def profile(
     rows = [each for each in seen if _stands_alone(each, seen)]
     taken: list[dict[str, float]] = []
     whole: list[float] = []
-    with unchanged(model), torch.no_grad():
+    with restored(model), torch.no_grad():
         for _ in range(repeats):
             at_rest(model)
             with _timed(rows) as seconds:

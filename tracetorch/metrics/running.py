@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from tracetorch.core.checks import check_count, check_integer
 from tracetorch.metrics.accuracy import By, check_by, right
 from tracetorch.metrics.activity import check_above, firings
 from tracetorch.metrics.observe import observe
@@ -21,7 +22,6 @@ from tracetorch.metrics.operations import (
     check_neurons,
     operations_of,
 )
-from tracetorch.snn.parameters import check_count, check_integer
 
 
 class _Sums(Metric):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tracetorch.snn.module import check_module
-from tracetorch.snn.walk import named_modules
+from tracetorch.core.checks import check_module
+from tracetorch.core.walk import named_modules
 
 # What NeuroBench counts connections of: a weight, or all that a recurrent layer of PyTorch holds.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

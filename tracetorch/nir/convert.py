@@ -49,7 +49,7 @@ def _runs_as(module: nn.Module, kind: type[Neuron]) -> bool:
     """Whether a subclass has left alone what it computes."""
     return all(
         getattr(type(module), name) is getattr(kind, name)
-        for name in ("forward", "one_step", "step")
+        for name in ("forward", "forward_step", "step")
     )
 
 
@@ -115,7 +115,7 @@ def _membrane(m: Membrane, shape: Shape, told: str, how: Writing) -> Node:
         )
     after = -m.dim - 1
     v: dict[str, NDArray[np.float64]] = {}
-    for name in m._constraints:
+    for name in m.constraints:
         raw = getattr(m, f"raw_{name}").detach().to("cpu", torch.float64)
         raw = torch.sigmoid(-raw) if name in ("alpha", "beta") else raw
         v[name] = over(shape, raw.reshape(-1, *[1] * after).numpy() if raw.ndim else raw.numpy())

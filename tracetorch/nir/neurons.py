@@ -80,9 +80,9 @@ class Membrane(Neuron):
         fill(self, {name: value.numpy() for name, value in values.items()}, decays=_DECAYS)
 
     @property
-    def kept_states(self) -> tuple[str, ...]:
+    def active_states(self) -> tuple[str, ...]:
         """``mem``, and with a synapse ``syn``."""
-        return ("mem", "syn") if "alpha" in self._constraints else ("mem",)
+        return ("mem", "syn") if "alpha" in self.constraints else ("mem",)
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 from tracetorch.nir.build import LONGEST_DELAY, Reset, module
 from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.graph import Graph, Node

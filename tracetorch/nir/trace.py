@@ -11,13 +11,13 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tracetorch.core.snapshot import ModelSnapshot
 from tracetorch.nir.convert import converted
 from tracetorch.nir.graph import Graph, Node, Shape, membrane
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.plain import LINEAR, PASSING, flatten, folded, normalising
 from tracetorch.nir.writing import Writing
 from tracetorch.snn import Neuron, TTModule
-from tracetorch.snn.as_it_was import AsItWas
 from tracetorch.snn.states import named_neurons
 
 _ADDING = (operator.add, operator.iadd, torch.add)
@@ -64,12 +64,12 @@ def traced(model: nn.Module, inputs: tuple[Tensor, ...], how: Writing) -> Graph:
 
 def _followed(model: nn.Module, root: nn.Module) -> fx.GraphModule:
     """What ``forward`` does; following it runs it, and what it changed is put back."""
-    before = AsItWas(model)
+    before = ModelSnapshot(model)
     neurons = list(named_neurons(model))
     live = torch.zeros(())  # for a forward that asks whether there is a state
     try:
         for _, layer in neurons:
-            for name in layer.kept_states:
+            for name in layer.active_states:
                 setattr(layer, name, live)
         try:
             program = fx.GraphModule(root, _Tracer().trace(root))
@@ -81,7 +81,7 @@ def _followed(model: nn.Module, root: nn.Module) -> fx.GraphModule:
         changed = [
             f"{path}.{name}" if path else name
             for path, layer in neurons
-            for name in layer.kept_states
+            for name in layer.active_states
             if getattr(layer, name) is not live
         ]
         # fx's own, for tensors made in forward

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.extras import require
-from tracetorch.files import replacing
+from tracetorch.core.checks import check_module
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.optional import require
 from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.fold import uniform_thresholds
 from tracetorch.nir.graph import SETTINGS, Graph, Node, Shape
@@ -22,7 +23,6 @@ from tracetorch.nir.parse import parse
 from tracetorch.nir.plan import INPUTS, plan
 from tracetorch.nir.trace import traced
 from tracetorch.nir.writing import Mode, Writing
-from tracetorch.snn.module import check_module
 
 if TYPE_CHECKING:
     import nir
@@ -157,7 +157,7 @@ def save(
     )
     import nir
 
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         nir.write(str(unfinished), graph)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from tracetorch.files import replacing
+from tracetorch.core.files import atomic_replace
 from tracetorch.plot.canvas import COLOURS, canvas, titled
 from tracetorch.plot.recorded import Array, array, index, tensors
 
@@ -134,7 +134,7 @@ def save_animation(
     film = animate_events(frames, sample=sample, fps=fps, title=title)
     from matplotlib.animation import HTMLWriter, PillowWriter
 
-    with replacing(place) as unfinished:
+    with atomic_replace(place) as unfinished:
         if kind == ".gif":
             film.save(unfinished, writer=PillowWriter(fps=fps), dpi=dpi)  # type: ignore[arg-type]
         else:

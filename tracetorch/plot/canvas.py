@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

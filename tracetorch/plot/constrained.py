@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tracetorch.core.walk import named_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus
-from tracetorch.snn.walk import named_modules
 
 
 def thresholds(layer: Neuron) -> dict[str, Tensor]:
@@ -44,6 +44,6 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
 def _of(layer: Neuron, constraints: tuple[Constraint, ...]) -> dict[str, Tensor]:
     return {
         name: getattr(layer, name).detach().clone()
-        for name, constraint in layer._constraints.items()
+        for name, constraint in layer.constraints.items()
         if constraint in constraints
     }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.plot.canvas import COLOURS, canvas, legend, titled
 from tracetorch.plot.recorded import Array, plain
-from tracetorch.snn.parameters import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

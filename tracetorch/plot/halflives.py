@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_count
 from tracetorch.functional import decay_to_halflife
 from tracetorch.plot.canvas import COLOURS, FAINT, MUTED, canvas, legend, titled
 from tracetorch.plot.constrained import decays
 from tracetorch.plot.recorded import Array, array
-from tracetorch.snn.parameters import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

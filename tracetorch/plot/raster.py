@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracetorch.core.checks import check_count
 from tracetorch.plot.bands import counted, edges, frame
 from tracetorch.plot.canvas import COLOURS, INK, canvas, titled
 from tracetorch.plot.recorded import Array, Recorded, one_sample, tensors
-from tracetorch.snn.parameters import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracetorch.snn.parameters import check_integer
+from tracetorch.core.checks import check_integer
 
 Recorded: TypeAlias = Tensor | Mapping[str, Tensor]
 Array: TypeAlias = NDArray[Any]

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tracetorch.files import replacing
+from tracetorch.core.checks import check_flag
+from tracetorch.core.files import atomic_replace
 from tracetorch.plot import blocks
 from tracetorch.plot.recorded import Recorded, batch_of, tensors
-from tracetorch.snn.parameters import check_flag
 
 PARTS = Path(__file__).parent / "viewer"
 LONGEST = 2**29 - 2**16  # characters in one JavaScript string, by Chromium
@@ -96,7 +96,7 @@ def save_html(
         "samples": next(iter(batches.values())),
         "layers": about,
     }
-    with replacing(path) as unfinished:
+    with atomic_replace(path) as unfinished:
         unfinished.write_text(_page(title, run, packed), encoding="utf-8")
 
 

@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tracetorch.snn.module import check_module, zero_states
+from tracetorch.core.checks import check_module
+from tracetorch.core.walk import modules_of, named_modules
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import named_neurons
-from tracetorch.snn.walk import modules_of, named_modules
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.recording import ENDS
-from tracetorch.unrolling.refusal import refusal
+from tracetorch.unrolling.trajectories import ENDS
+from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 def neurons_of(model: nn.Module) -> dict[str, Neuron]:
@@ -38,7 +39,7 @@ def names_of(layers: dict[str, Neuron]) -> dict[str, tuple[str, str]]:
     return {
         f"{path}.{name}" if path else name: (path, name)
         for path, layer in layers.items()
-        for name in (*layer.kept_states, *ENDS)
+        for name in (*layer.active_states, *ENDS)
     }
 
 
@@ -74,12 +75,12 @@ def called_in_order(model: nn.Module, given: Inputs, by: Literal["layer", "step"
     """Paths of the modules in the order in which they are first done with a step.
 
     It makes one step from the states the model holds, without a graph, and zeroes them: call it
-    inside :func:`unchanged`.
+    inside :func:`restored`.
 
     Raises:
         ValueError: the model is to run by layer, and cannot.
     """
-    reason = refusal(modules_of(model, closed=Recurrent)) if by == "layer" else None
+    reason = unsupported_reason(modules_of(model, closed=Recurrent)) if by == "layer" else None
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use by="step".')
     order: list[str] = []

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tracetorch.core.walk import named_modules
 from tracetorch.probe.layers import dims_of, names_of, neurons_of
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.walk import named_modules
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.recording import ENDS, chosen
+from tracetorch.unrolling.trajectories import ENDS, select_names
 
 
 def record(
@@ -90,7 +90,7 @@ def _check_gradients(what: Sequence[str] | str, layers: dict[str, Neuron]) -> No
         for _, module in named_modules(layer)
         if module is not layer
     }
-    for name in chosen(what, names, by="record"):
+    for name in select_names(what, names, by="record"):
         path, own = names[name]
         if own not in ENDS:
             reason = 'is a state in a fused loop: ask for "input" and "output"'

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracetorch.extras import require
+from tracetorch.core.optional import require
 from tracetorch.probe.layers import dims_of
-from tracetorch.unrolling.recording import chosen
+from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ class Recording(Mapping[str, Tensor]):
             TypeError: ``patterns`` is not a string or a sequence of them.
             ValueError: one of them matches nothing.
         """
-        names = chosen(patterns, self, by="select")
+        names = select_names(patterns, self, by="select")
         sources = self._sources
         return Recording(
             {name: self[name] for name in names},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.probe.layers import dims_of, names_of, neurons_of
 from tracetorch.probe.recording import Recording
-from tracetorch.unrolling.recording import chosen
+from tracetorch.unrolling.trajectories import select_names
 
 
 class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
@@ -43,7 +43,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         self._names = names_of(self._layers)
         self._gradients = gradients
         self._taken: dict[str, list[Tensor]] = {
-            name: [] for name in chosen(what, self._names, by="watch")
+            name: [] for name in select_names(what, self._names, by="watch")
         }
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -76,7 +76,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
     def _take(self, layer: Any, x: Tensor, output: Tensor, pairs: list[tuple[str, str]]) -> None:
         if layer.layer_pass is not None:
             raise ValueError(
-                f"{layer.named()} is watched, and runs all of its steps at once. Use "
+                f"{layer.label()} is watched, and runs all of its steps at once. Use "
                 'tt.probe.record(model, x, ...), or tt.unroll(..., by="step") inside watch.'
             )
         ends = {"input": x, "output": output}

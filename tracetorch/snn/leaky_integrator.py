@@ -7,15 +7,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
+from tracetorch.core.checks import check_flag
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    WEIGHT,
-    Decay,
-    Threshold,
-    Weight,
-    check_flag,
-    complete,
-)
+from tracetorch.snn.parameters import WEIGHT, Decay, Threshold, Weight, resolve_setup
 
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 DecaySetup: TypeAlias = Mapping[str, Any] | Decay | None
@@ -144,9 +138,9 @@ class LeakyIntegrator(Neuron):
             self.option(name, None)
             self.option(f"{name}_ema", False)
         else:
-            told = complete(name, setup, default)
-            self.decay(name, told)
-            self.option(f"{name}_ema", told.use_averaging)
+            resolved = resolve_setup(name, setup, default)
+            self.decay(name, resolved)
+            self.option(f"{name}_ema", resolved.use_averaging)
 
     def _threshold(
         self, name: str, setup: ThresholdSetup, spike: str, *, negative: bool = False
@@ -161,13 +155,13 @@ class LeakyIntegrator(Neuron):
         if setup is None:
             self.option(name, None)
         else:
-            self.weight(name, complete(name, setup, default))
+            self.weight(name, resolve_setup(name, setup, default))
 
     @property
-    def kept_states(self) -> tuple[str, ...]:
+    def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
-        synapse = ("syn",) if "alpha" in self._constraints else ()
-        recurrence = ("rec", "prev_output") if "gamma" in self._constraints else ()
+        synapse = ("syn",) if "alpha" in self.constraints else ()
+        recurrence = ("rec", "prev_output") if "gamma" in self.constraints else ()
         return ("mem", *synapse, *recurrence)
 
     @staticmethod
@@ -230,5 +224,5 @@ class LeakyIntegrator(Neuron):
 
 
 def _leak(decay: Tensor, trace: Tensor, inflow: Tensor, averaging: bool) -> Tensor:
-    """One step of a leaky integrator, the one thing a neuron is made of."""
+    """Advance a leaky trace by one step."""
     return decay * trace + ((1 - decay) * inflow if averaging else inflow)

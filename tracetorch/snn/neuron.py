@@ -1,20 +1,19 @@
-"""``Neuron``: a pure ``step``, the states it carries from call to call, the parameters it has."""
+"""``Neuron``: a layer with a pure ``step``, the parameters it declares, and one call per step."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from tracetorch.snn.guard import guard
-from tracetorch.snn.left_behind import is_left_behind
-from tracetorch.snn.module import TTModule, is_exporting
+from tracetorch.core.checks import suggestion
+from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.fuse.dispatch.sequence import run_sequence
+from tracetorch.fuse.dispatch.single_step import SingleStepCache
+from tracetorch.fuse.step_results import check_step_results, share_memory
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
@@ -26,36 +25,18 @@ from tracetorch.snn.parameters import (
     Threshold,
     Value,
     Weight,
-    check_count,
-    check_integer,
-    complete,
     negative_softplus,
+    resolve_setup,
 )
-from tracetorch.snn.walk import path_on_stack
+from tracetorch.snn.representation import constructor_call
+from tracetorch.snn.stateful_layer import StatefulLayer
 
-if TYPE_CHECKING:
-    from tracetorch.unrolling.recording import Recording
-
-_ARITHMETIC = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-
-_NO_BACKWARD = -1  # what PyTorch says outside of one
-
-_FROZEN = (
-    "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
-    "traced program would start every call from the same state. tt.export.step(model, sample) "
-    "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
-    "module that calls zero_states() first and loops over time inside."
-)
+StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 N = TypeVar("N", bound="Neuron")
 
 
-class Neuron(TTModule):
+class Neuron(StatefulLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
@@ -107,41 +88,28 @@ class Neuron(TTModule):
 
     """
 
-    states: ClassVar[tuple[str, ...]] = ()
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
-    num_neurons: int
-    dim: int
+    layer_pass: Callable[[Neuron, Tensor], Tensor] | None
+    """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
 
     def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
-        """Remember the call, for ``repr``."""
+        """Remember the constructor call, for ``repr``."""
         layer = super().__new__(cls)
         if args or kwargs:
-            object.__setattr__(layer, "_call", _spell(cls, args, kwargs))
+            object.__setattr__(layer, "_call", constructor_call(cls, args, kwargs))
         return layer
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
-        super().__init__()
-        self.num_neurons = check_count("num_neurons", num_neurons)
-        self.dim = check_integer("dim", dim)
+        super().__init__(num_neurons, dim)
         self._constraints: dict[str, Constraint] = {}
         self._options: tuple[str, ...] = ()
-        self._steppers: list[object] = []
-        self._zeroed_in_trace = False
-        self._zeroed_in_backward = _NO_BACKWARD
-        self.layer_pass: Callable[[Neuron, Tensor], Tensor] | None = None
-        if isinstance(type(self).states, str):
-            raise TypeError(
-                f"{type(self).__name__}.states must be a tuple of names, got "
-                f"{type(self).states!r}. A tuple of one is ({type(self).states!r},)."
-            )
-        for name in type(self).states:
-            self._check_name(name)
-            setattr(self, name, None)
+        self._single_steps = SingleStepCache()
+        self.layer_pass = None
 
     # Declaring
 
@@ -163,7 +131,7 @@ class Neuron(TTModule):
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, complete(name, value, default), Decay.constraint)
+        self._declare(name, resolve_setup(name, value, default), Decay.constraint)
 
     def threshold(
         self,
@@ -196,7 +164,7 @@ class Neuron(TTModule):
             learnable,
             THRESHOLD.surrogate if surrogate is None else surrogate,
         )
-        setup = complete(name, value, default)
+        setup = resolve_setup(name, value, default)
         self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
         self.option(spike, setup.surrogate)
 
@@ -219,7 +187,7 @@ class Neuron(TTModule):
 
         """
         default = Weight(WEIGHT.value, rank, learnable)
-        self._declare(name, complete(name, value, default), Weight.constraint)
+        self._declare(name, resolve_setup(name, value, default), Weight.constraint)
 
     def option(self, name: str, value: object) -> None:
         """Declare a constant that ``step`` receives: a flag, a word, a number, a spike function.
@@ -243,19 +211,7 @@ class Neuron(TTModule):
             self.register_buffer(f"raw_{name}", raw)
         self._constraints[name] = constraint
 
-    def _check_name(self, name: str) -> None:
-        if not name.isidentifier() or hasattr(self, name):
-            raise ValueError(
-                f"{type(self).__name__} cannot call a state, parameter or option {name!r}: it must "
-                "be an identifier that is not yet taken."
-            )
-
     # Reading
-
-    @property
-    def kept_states(self) -> tuple[str, ...]:
-        """The states this layer has; the others of ``states`` stay ``None``."""
-        return self.states
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -263,26 +219,57 @@ class Neuron(TTModule):
         return self._options
 
     @property
+    def constraints(self) -> Mapping[str, Constraint]:
+        """The constraint of every parameter by name: ``value = constraint(raw_<name>)``."""
+        return self._constraints
+
+    @property
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple(f"raw_{name}" for name in self._constraints)
 
-    def arguments(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """What ``step`` receives by name: constrained parameters, shaped to broadcast, and options.
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
 
         Args:
             ndim: number of dimensions of the tensor of one step.
             dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
 
         """
-        after = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
-        given: dict[str, Any] = {}
+        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
+        kwargs: dict[str, Any] = {}
         for name, constraint in self._constraints.items():
             value = constraint(getattr(self, f"raw_{name}").to(dtype))
-            given[name] = value.reshape(-1, *[1] * after) if value.ndim and after else value
+            kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
         for name in self._options:
-            given[name] = getattr(self, name)
-        return given
+            kwargs[name] = getattr(self, name)
+        return kwargs
+
+    @property
+    def transient_attributes(self) -> frozenset[str]:
+        """Attributes that a step changes: the states, and notes that hold for one call."""
+        notes = ("_single_steps", "_zeroed_in_backward", "_zeroed_in_trace", "layer_pass")
+        return frozenset((*self.active_states, *notes, "step_kwargs"))
+
+    @contextmanager
+    def override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
+        """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
+
+        An export makes the parameters constants of a program in this way.
+
+        Args:
+            replacement: called instead of :meth:`step_kwargs`.
+        """
+        attributes = vars(self)
+        previous = attributes.get("step_kwargs")  # overrides may nest
+        attributes["step_kwargs"] = replacement
+        try:
+            yield
+        finally:
+            if previous is None:
+                del attributes["step_kwargs"]
+            else:
+                attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
         constraints = self.__dict__.get("_constraints", {})
@@ -304,331 +291,82 @@ class Neuron(TTModule):
         inner = super().__repr__() if self._modules else ""
         return f"{call}{inner[inner.index('(') :]}" if inner else call
 
+    def __getstate__(self) -> dict[str, Any]:
+        # compiled steps belong to this process and this layer
+        return {**super().__getstate__(), "_single_steps": SingleStepCache()}
+
     # Calling
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step; inside ``tt.unroll`` by layer, all of them, folded into the batch."""
+        """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
         if self.layer_pass is not None:
             return self.layer_pass(self, x)
-        return self.one_step(x)
+        return self.forward_step(x)
 
-    def one_step(self, x: Tensor) -> Tensor:
-        """One time step; compiled where there is no graph to build."""
+    def forward_step(self, x: Tensor) -> Tensor:
+        """Run one time step; compiled where there is no graph to build."""
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            streamed = _streaming()(self, x)
-            if streamed is not None:
-                return streamed
+            output = self._single_steps.run(self, x)
+            if output is not None:
+                return output
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
         work = x.to(dtype)
-        results = self.step(work, *states, **self.arguments(x.ndim, dtype))
-        output, kept, values = self.check_result(work, results)
-        if any(_share(output, state) for state in states if state is not None):
+        results = self.step(work, *states, **self.step_kwargs(x.ndim, dtype))
+        output, ends = check_step_results(self, work, results)
+        # a later in-place operation on the output must not reach a state of before
+        if any(share_memory(output, state) for state in states if state is not None):
             output = output.clone()
-        output, *values = guard([output, *values])
-        for name, value in zip(kept, values, strict=True):
+        output, *values = explain_double_backward([output, *ends.values()])
+        # assigned last and all together, so that a failed call changes nothing
+        for name, value in zip(ends, values, strict=True):
             setattr(self, name, value)
         return output.to(x.dtype)
 
-    def sequence(
-        self, x: Tensor, record: Sequence[str], recording: Recording
+    def forward_sequence(
+        self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """All the steps of ``x`` ``[T, ...]`` at once; outputs and the trajectories of states."""
-        from tracetorch.fuse import sequence  # fuse is built on this class
+        """Run all the steps of ``x`` at once: what a loop over them computes, bit for bit.
 
-        return sequence(self, x, record=record)
-
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """The dtype of the arithmetic; raises where ``x``, one step or many, does not fit."""
-        if not self._zeroed_in_trace and _is_tracing():
-            if torch.compiler.is_dynamo_compiling():
-                torch._dynamo.graph_break(msg=_FROZEN)  # old versions swallow what is raised
-            raise RuntimeError(_FROZEN)
-        if not torch.compiler.is_compiling():
-            backward = torch._C._current_graph_task_id()
-            if backward not in (_NO_BACKWARD, self._zeroed_in_backward):
-                raise RuntimeError(
-                    f"{self.named()} is run again inside backward(), by activation checkpointing "
-                    "it seems, from the state it has now instead of the one it had. Checkpoint a "
-                    "function that calls zero_states() first and loops over time inside."
-                )
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{self.named()} takes a tensor, got {type(x).__name__}. "
-                "Wrap arrays in torch.as_tensor(...)."
-            )
-        if x.dtype not in _ARITHMETIC:
-            raise TypeError(
-                f"{self.named()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
-                "Convert the input with .float()."
-            )
-        shape = x.shape[1:] if sequence else x.shape
-        told = f"one step of the input {list(x.shape)}" if sequence else "the input"
-        if not -len(shape) <= self.dim < len(shape):
-            raise ValueError(
-                f"{self.named()} has its neurons at dim {self.dim}, {told} has only "
-                f"{len(shape)} dimensions, shape {list(shape)}."
-            )
-        if shape[self.dim] != self.num_neurons:
-            raise ValueError(
-                f"{self.named()} has {self.num_neurons} neurons, {told} has "
-                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
-                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
-            )
-        return _ARITHMETIC[x.dtype]
-
-    def states_for(
-        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
-    ) -> list[Tensor | None]:
-        """The states as ``step`` receives them: live ones checked, missing ones zero."""
-        shape = x.shape[1:] if sequence else x.shape
-        states: list[Tensor | None] = []
-        kept = self.kept_states
-        for name in self.states:
-            state = getattr(self, name)
-            if name not in kept:
-                states.append(None)
-            elif state is None:
-                states.append(torch.zeros(shape, dtype=dtype, device=x.device))
-            else:
-                if not isinstance(state, Tensor):
-                    raise TypeError(
-                        f"{self.named()} needs a tensor as {name}, got {type(state).__name__}."
-                    )
-                if is_left_behind(state, x):
-                    raise ValueError(_left_behind(self.named(), name))
-                if state.shape != shape or state.device != x.device or state.dtype != dtype:
-                    self._refuse(name, state, shape, x.device, dtype)
-                states.append(state)
-        if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-            # autograd may not save what inference_mode made
-            states = [s.clone() if s is not None and s.is_inference() else s for s in states]
-        return states
-
-    def _refuse(
-        self, name: str, state: Tensor, shape: torch.Size, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        raise ValueError(
-            f"{self.named()} holds the state {name} of shape {list(state.shape)}, {state.dtype}, "
-            f"on {state.device}; the input has shape {list(shape)} and needs {dtype} on "
-            f"{device}. Call zero_states() before a new sequence or another batch size, "
-            "zero_states(where=mask) to restart some samples; states follow model.to(...)."
-        )
-
-    def check_result(
-        self, x: Tensor, results: tuple[Tensor | None, ...]
-    ) -> tuple[Tensor, list[str], list[Tensor]]:
-        """The output, and names and values of the kept states."""
-        step = f"{type(self).__name__}.step"
-        if not isinstance(results, tuple) or len(results) != 1 + len(self.states):
-            raise ValueError(
-                f"{step} must return a tuple of the output and the states {self.states}, got "
-                f"{len(results) if isinstance(results, tuple) else type(results).__name__}."
-            )
-        kept: list[str] = []
-        values: list[Tensor] = []
-        for name, value in zip(("output", *self.states), results, strict=True):
-            if name != "output" and name not in self.kept_states:
-                continue
-            if not isinstance(value, Tensor) or value.shape != x.shape:
-                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{step} must return {name} in the input's shape {list(x.shape)}, got {got}."
-                )
-            if name != "output" and value.dtype != x.dtype:
-                raise ValueError(
-                    f"{step} must return {name} in the dtype it works in, {x.dtype}, "
-                    f"got {value.dtype}."
-                )
-            # a later in-place operation on the output or the input must not reach into a state
-            aliased = name != "output" and any(_share(value, other) for other in (x, *values))
-            kept.append(name)
-            values.append(value.clone() if aliased else value)
-        return values[0], kept[1:], values[1:]
-
-    def named(self) -> str:
-        """How messages call the layer: with its path in the model that is being called."""
-        path = path_on_stack(self)
-        return f"layer {path!r}, {self!r}," if path else f"{self!r}"
-
-    # Keeping
-
-    def zero_states(self, *, where: Tensor | None = None) -> None:
-        """Set the states to ``None``, or those of the samples in ``where`` to zero.
-
-        Args, Raises: as :meth:`TTModule.zero_states`.
-        """
-        super().zero_states(where=where)
-        if where is None:
-            self._zeroed_in_trace = _is_tracing()
-            if not torch.compiler.is_compiling():
-                self._zeroed_in_backward = torch._C._current_graph_task_id()
-        elif torch.compiler.is_dynamo_compiling():
-            self._check_fit(repr(self), where)
-        for name in self.kept_states:
-            state = getattr(self, name)
-            if where is None or state is None:
-                setattr(self, name, None)
-            else:
-                mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
-                setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
-
-    def states_were_set(self) -> None:
-        """The states are those of now: also in a trace, or where backward() runs this again."""
-        self._zeroed_in_trace = _is_tracing()
-        self._zeroed_in_backward = torch._C._current_graph_task_id()
-
-    def detach_states(self) -> None:
-        """Cut the states from the graph that computed them; the next step names dead ones."""
-        super().detach_states()
-        for name in self.kept_states:
-            state = getattr(self, name)
-            if state is not None and not is_left_behind(state):
-                setattr(self, name, state.detach())
-
-    def check_reset(self, path: str, where: Tensor) -> None:
-        """Raise where ``zero_states(where=...)`` would fail on this very layer."""
-        super().check_reset(path, where)
-        self._check_fit(f"layer {path!r}, {self!r}," if path else f"{self!r}", where)
-
-    def _check_fit(self, layer: str, where: Tensor) -> None:
-        for name in self.kept_states:
-            state = getattr(self, name)
-            if state is None:
-                continue
-            if is_left_behind(state):
-                raise ValueError(_left_behind(layer, name))
-            if self.dim in (0, -state.ndim):
-                raise ValueError(
-                    f"{layer} has its neurons at dimension 0, where the mask looks for the batch; "
-                    f"{name} has shape {list(state.shape)}. Give the input a batch dimension."
-                )
-            if len(state) != len(where):
-                raise ValueError(
-                    f"{layer} holds {name} for a batch of {len(state)}, shape {list(state.shape)}; "
-                    f"the mask has {len(where)} entries."
-                )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Neuron:
-        """Move the states along with the parameters; ``.half()`` leaves their dtype as it is."""
-        moved: dict[str, Tensor | None] = {}
-        for name in self.kept_states:
-            state = getattr(self, name)
-            if state is None or is_left_behind(state):
-                continue
-            with _EmptyLike() as emptied:
-                value = fn(state)
-            if emptied.seen:  # to_empty() keeps no values
-                moved[name] = None
-            elif _ARITHMETIC.get(value.dtype) is value.dtype:
-                moved[name] = value
-            else:
-                moved[name] = state.to(value.device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in moved:
-            setattr(self, name, moved[name])
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        held = {**self.__dict__, "_steppers": []}
-        for name in self.kept_states:
-            if held[name] is not None:
-                held[name] = self.value_of(name)
-        return held
-
-    def value_of(self, name: str, path: str = "") -> Tensor:
-        """A detached copy of a live state, for keeps.
+        It starts from the states the layer holds, zeros where it holds none, and leaves the last
+        ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
+        gradients. When it fails the layer is as before.
 
         Args:
-            name: which.
-            path: where the layer stands, for the message.
+            x: the inputs ``[T, ...]``.
+            record: names of states whose trajectories are wanted too.
+
+        Shape:
+            ``x`` and the outputs ``[T, ...]`` in one dtype; each trajectory ``[T, ...]`` in the
+            dtype of the states.
 
         Raises:
-            ValueError: a trace or a transform that is over has left the state behind.
+            TypeError, ValueError: as the layer itself; or it has no such state to record.
+            RuntimeError: a backend asked for by name cannot run the layer.
+
+        Example:
+            >>> layer = LIF(3, beta=0.5)
+            >>> outputs, states = layer.forward_sequence(torch.ones(4, 2, 3), record=["mem"])
+            >>> outputs[:, 0, 0].tolist()
+            [0.0, 1.0, 1.0, 1.0]
+            >>> states["mem"].shape
+            torch.Size([4, 2, 3])
+            >>> layer.mem.shape
+            torch.Size([2, 3])
+
         """
-        state: Tensor = getattr(self, name)
-        if is_left_behind(state):
-            raise ValueError(
-                _left_behind(f"layer {path!r}, {self!r}," if path else repr(self), name)
-            )
-        return state.detach().clone()
-
-    def _replicate_for_data_parallel(self) -> Neuron:
-        raise RuntimeError(
-            f"{self!r}: nn.DataParallel runs copies of the model and throws their states away at "
-            "every call. Use DistributedDataParallel, one process per device."
-        )
-
-
-def _share(one: Tensor, other: Tensor) -> bool:
-    """Whether an in-place operation on one tensor would reach the other."""
-    if one is other:
-        return True
-    return not torch.compiler.is_compiling() and bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
-
-
-def _left_behind(layer: str, name: str) -> str:
-    return (
-        f"{layer} holds a state {name} without values, left behind by a traced or transformed "
-        "call. Call zero_states()."
-    )
-
-
-def _is_tracing() -> bool:
-    """Whether a program is being recorded that will run without this module's Python."""
-    return is_exporting() or torch.jit.is_tracing()  # type: ignore
-
-
-@functools.cache
-def _streaming() -> Callable[[Neuron, Tensor], Tensor | None]:
-    from tracetorch.fuse.streaming import stream  # fuse is built on this module
-
-    return stream
-
-
-class _EmptyLike(TorchFunctionMode):
-    """Notices ``torch.empty_like``, by which ``Module.to_empty`` can be told from a move."""
-
-    seen = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.seen |= func is torch.empty_like
-        return func(*args, **(kwargs or {}))
-
-
-def _spell(cls: type[Neuron], args: tuple[object, ...], kwargs: dict[str, object]) -> str:
-    """The constructor call as one would write it, arguments at their default left out."""
-    signature = inspect.signature(cls.__init__)
-    try:
-        bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # __init__ is about to say so itself
-        return f"{cls.__name__}(...)"
-    spelled: list[str] = []
-    for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
-        parameter = signature.parameters[name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            spelled += map(_shown, value)
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            spelled += [f"{key}={_shown(each)}" for key, each in value.items()]
-        elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
-            spelled.append(_shown(value) if i == 0 else f"{name}={_shown(value)}")
-    return f"{cls.__name__}({', '.join(spelled)})"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"Tensor{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_shown(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, Weight):
-        told = [f"{field.name}={_shown(getattr(value, field.name))}" for field in fields(value)]
-        return f"{type(value).__name__}({', '.join(told)})"
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    return repr(value)
-
-
-def _equal(value: object, default: object) -> bool:
-    return not isinstance(value, Tensor) and bool(value == default)
+        dtype = self.check_input(x, sequence=True)
+        states = self.states_for(x, dtype, sequence=True)
+        for name in record:
+            if name not in self.active_states:
+                near = suggestion(name, self.active_states)
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{near} It has {', '.join(self.active_states)}."
+                )
+        if x.shape[0] == 0:
+            return x.clone(), {name: x.to(dtype, copy=True) for name in record}
+        kwargs = self.step_kwargs(x.ndim - 1, dtype)
+        output, ends, trajectories = run_sequence(self, x.to(dtype), states, kwargs, tuple(record))
+        for name, end in zip(self.active_states, ends, strict=True):
+            setattr(self, name, end)
+        return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

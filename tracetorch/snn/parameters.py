@@ -6,7 +6,6 @@ through its constraint, so that every step of an optimizer lands on a legal valu
 
 from __future__ import annotations
 
-import difflib
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
+from tracetorch.core.checks import check_flag, suggestion
 from tracetorch.functional import atan_surrogate, sigmoid_inverse, softplus_inverse
 
 Value: TypeAlias = float | Tensor
@@ -27,13 +27,16 @@ Constraint: TypeAlias = Callable[[Tensor], Tensor]
 NEAREST_TO_0_AND_1 = 1e-7
 
 
-class Open(Enum):
-    """A field of a setup that is left to the default of the parameter it is given to."""
+class Unset(Enum):
+    """Mark a field of a setup that takes the default of the parameter it is given to."""
 
-    DEFAULT = "default"
+    UNSET = "unset"
 
     def __repr__(self) -> str:
         return self.name
+
+
+UNSET = Unset.UNSET
 
 
 def unbounded(raw: Tensor) -> Tensor:
@@ -69,13 +72,13 @@ class Weight:
 
     Example:
         >>> Weight(0.5, rank=0)
-        Weight(value=0.5, rank=0, learnable=DEFAULT)
+        Weight(value=0.5, rank=0, learnable=UNSET)
 
     """
 
-    value: Value | Open = Open.DEFAULT
-    rank: Rank | Open = Open.DEFAULT
-    learnable: bool | Open = Open.DEFAULT
+    value: Value | Unset = UNSET
+    rank: Rank | Unset = UNSET
+    learnable: bool | Unset = UNSET
 
     constraint: ClassVar[Constraint] = staticmethod(unbounded)
     range: ClassVar[str] = "be finite"
@@ -153,11 +156,11 @@ class Decay(Weight):
 
     Example:
         >>> Decay(0.9, learnable=False)
-        Decay(value=0.9, rank=DEFAULT, learnable=False, use_averaging=DEFAULT)
+        Decay(value=0.9, rank=UNSET, learnable=False, use_averaging=UNSET)
 
     """
 
-    use_averaging: bool | Open = Open.DEFAULT
+    use_averaging: bool | Unset = UNSET
 
     constraint: ClassVar[Constraint] = staticmethod(sigmoid)
     range: ClassVar[str] = (
@@ -193,11 +196,11 @@ class Threshold(Weight):
 
     Example:
         >>> Threshold(0.5, rank=0)
-        Threshold(value=0.5, rank=0, learnable=DEFAULT, surrogate=DEFAULT)
+        Threshold(value=0.5, rank=0, learnable=UNSET, surrogate=UNSET)
 
     """
 
-    surrogate: SpikeFunction | Open = Open.DEFAULT
+    surrogate: SpikeFunction | Unset = UNSET
 
     constraint: ClassVar[Constraint] = staticmethod(softplus)
     range: ClassVar[str] = "be positive and finite"
@@ -229,7 +232,7 @@ DECAY = Decay(0.9, 1, True, False)
 THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
 
 
-def complete(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
     """A setup as the user may write it, every field it leaves open taken from ``default``.
 
     Args:
@@ -260,34 +263,10 @@ def complete(name: str, given: Value | Mapping[str, Any] | S | None, default: S)
     allowed = [field.name for field in fields(kind)]
     for key in told:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"the setup of {name} has no key {key!r}.{hint} Its keys are {', '.join(allowed)}."
+                f"the setup of {name} has no key {key!r}.{suggestion(key, allowed)} Its keys are "
+                f"{', '.join(allowed)}."
             )
-    setup = replace(
-        default, **{key: value for key, value in told.items() if value is not Open.DEFAULT}
-    )
+    setup = replace(default, **{key: value for key, value in told.items() if value is not UNSET})
     setup.check(name)
     return setup
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-
-
-def check_count(name: str, value: object) -> int:
-    """``value`` as an int of at least 1; raises ``TypeError`` or ``ValueError``."""
-    count = check_integer(name, value)
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}.")
-    return count
-
-
-def check_integer(name: str, value: object) -> int:
-    """``value`` as an int; raises ``TypeError``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    return int(value)

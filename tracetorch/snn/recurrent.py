@@ -1,18 +1,14 @@
-"""All-to-all recurrence: a neuron layer whose output returns to its input through any module."""
+"""``Recurrent``: feed a neuron layer's output back to its input through any module."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.walk import modules_of
-
-if TYPE_CHECKING:
-    from tracetorch.unrolling.recording import Recording
 
 
 class Recurrent(Neuron):
@@ -61,30 +57,39 @@ class Recurrent(Neuron):
         self.neuron = neuron
         self.connection = connection
 
-    def one_step(self, x: Tensor) -> Tensor:
-        """One time step."""
+    def forward_step(self, x: Tensor) -> Tensor:
+        """Run one time step."""
         dtype = self.check_input(x)
         previous = cast(Tensor, self.states_for(x, dtype)[0])
-        fed = self.connection(previous.to(x.dtype))
-        if fed.shape != x.shape:
+        feedback = self.connection(previous.to(x.dtype))
+        if feedback.shape != x.shape:
             raise ValueError(
-                f"{self.named()} needs a connection that keeps the shape {list(x.shape)}, got "
-                f"{list(fed.shape)}."
+                f"{self.label()} needs a connection that keeps the shape {list(x.shape)}, got "
+                f"{list(feedback.shape)}."
             )
-        output: Tensor = self.neuron(x + fed)
+        output: Tensor = self.neuron(x + feedback)
         self.prev_output = output.to(dtype, copy=True)
         return output
 
-    def sequence(
-        self, x: Tensor, record: Sequence[str], recording: Recording
+    def forward_sequence(
+        self,
+        x: Tensor,
+        record: Sequence[str] = (),
+        *,
+        after_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """All of ``x`` ``[T, ...]``, step by step; what is inside is recorded on the way."""
+        """Run all of ``x`` ``[T, ...]``, step by step.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: ``"prev_output"``, where its trajectory is wanted too.
+            after_step: called after every step.
+        """
         outputs: list[Tensor] = []
-        inner = [m for _, m in modules_of(self) if isinstance(m, Neuron) and m is not self]
-        with recording.listening(inner):
-            for step in x.unbind(0):
-                outputs.append(self.one_step(step))
-                recording.after_step(inner)
+        for step in x.unbind(0):
+            outputs.append(self.forward_step(step))
+            if after_step is not None:
+                after_step()
         stacked = torch.stack(outputs)
         dtype = self.check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}

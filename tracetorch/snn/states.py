@@ -1,43 +1,42 @@
-"""The states of a whole model as one flat dict: to save a stream, to resume it, to compare two."""
+"""Get and set the states of a whole model as one flat dict, and snapshot them for a restore."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.snn.module import check_module
+from tracetorch.core.checks import check_module, suggestion
+from tracetorch.core.walk import named_modules
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.walk import named_modules
 
 
 def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
-    """Every neuron layer in ``module``, itself included, each once, with its dotted path."""
+    """Iterate over the neuron layers in ``module``, itself included, each once, with its path."""
     for path, found in named_modules(module):
         if isinstance(found, Neuron):
             yield path, found
 
 
-class HeldStates:
-    """The states that layers hold now, to be put back where a call fails or was only a try.
+class StateSnapshot:
+    """The states of some layers at one time, to be restored where a call fails.
 
     Args:
         layers: whose states.
     """
 
     def __init__(self, layers: Iterable[Neuron]) -> None:
-        self.held = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+        self.states = [(n, name, getattr(n, name)) for n in layers for name in n.states]
 
-    def put_back(self) -> None:
-        """The layers hold again what they held."""
-        for layer, name, state in self.held:
+    def restore(self) -> None:
+        """Give the layers these states back."""
+        for layer, name, state in self.states:
             setattr(layer, name, state)
 
 
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
-    """Every live state in ``module`` under its path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
+    """Get every live state in ``module`` by path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
 
     Args:
         module: any ``nn.Module``.
@@ -63,7 +62,7 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
         state = getattr(layer, name)
         if state is not None:
             path = full.rpartition(".")[0]
-            states[full] = layer.value_of(name, path) if detach else state
+            states[full] = layer.detached_state(name, path) if detach else state
     return states
 
 
@@ -100,21 +99,20 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     known = _names(module)
     for name in states:
         if name not in known:
-            near = difflib.get_close_matches(str(name), sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = suggestion(name, sorted(known))
             raise ValueError(f"no state is called {name!r}.{hint} There are {sorted(known)}.")
     for path, layer in layers:
         _check(
             layer,
-            {n: states[k] for n in layer.kept_states if (k := _join(path, n)) in states},
+            {n: states[k] for n in layer.active_states if (k := _join(path, n)) in states},
             path,
         )
     for path, layer in layers:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
-        for name in layer.kept_states:
+        for name in layer.active_states:
             state = states.get(_join(path, name))
             setattr(layer, name, None if state is None else state.clone().to(device))
-        layer.states_were_set()
+        layer.mark_states_current()
 
 
 def _names(module: nn.Module) -> dict[str, tuple[Neuron, str]]:
@@ -126,7 +124,7 @@ def _names(module: nn.Module) -> dict[str, tuple[Neuron, str]]:
                 f"{path!r} is a layer in a set, which has no order: its states cannot be named. "
                 "Hold the layers in a list or a dict."
             )
-        for name in layer.kept_states:
+        for name in layer.active_states:
             full = _join(path, name)
             if full in names:
                 raise ValueError(
@@ -141,7 +139,7 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
     if not states:
         return
     owner = f"layer {path!r}, {layer!r}," if path else repr(layer)
-    missing = [name for name in layer.kept_states if name not in states]
+    missing = [name for name in layer.active_states if name not in states]
     if missing:
         raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
     for name, state in states.items():

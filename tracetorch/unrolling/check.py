@@ -1,4 +1,4 @@
-"""``check=True``: run the first steps by layer, then each module by step on what it was given."""
+"""Check by layer against by step: run the first steps by layer, then every module by step."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from tracetorch.snn.as_it_was import unchanged
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.states import HeldStates
-from tracetorch.snn.walk import modules_of
+from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.layer_pass import passing
-from tracetorch.unrolling.recording import Recording
+from tracetorch.unrolling.layer_pass import layer_passes
+from tracetorch.unrolling.trajectories import TrajectoryCollector
 
 _STEPS = 3
 _TOLERANCE = 1e-4  # of a product of matrices in another order
@@ -33,14 +34,12 @@ def check_both_ways(model: nn.Module, given: Inputs) -> None:
     given = given.first(_STEPS)
     modules = modules_of(model, closed=Recurrent)
     neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
-    with unchanged(model), torch.no_grad():
-        for _, module in modules_of(model):
-            module.training = False
-        start = HeldStates(neurons)
+    with restored(model, training=False), torch.no_grad():
+        start = StateSnapshot(neurons)
         calls = _calls_by_layer(model, given, modules)
-        end = HeldStates(neurons)
+        end = StateSnapshot(neurons)
         for path, module, args, kwargs, folded in calls:
-            start.put_back()
+            start.restore()
             other = _other(module, args, kwargs, folded, given.steps, end)
             if other is not None:
                 raise ValueError(
@@ -58,26 +57,21 @@ def _calls_by_layer(
 ) -> list[Call]:
     """Every module's arguments and output of one pass by layer, inner modules first."""
     calls: list[Call] = []
-    hooks = []
-    for path, module in modules:
 
-        def note(m: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            calls.append((path, m, args, kwargs, output))
+    def hook_of(path: str) -> Any:
+        return lambda m, args, kwargs, output: calls.append((path, m, args, kwargs, output))
 
-        hooks.append(module.register_forward_hook(note, with_kwargs=True))
-    try:
-        with passing(
-            [m for _, m in modules if isinstance(m, Neuron)], given.steps, Recording(None, [])
-        ):
-            call(model, given.folded())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    neurons = [m for _, m in modules if isinstance(m, Neuron)]
+    with (
+        forward_hooks(after=[(module, hook_of(path)) for path, module in modules]),
+        layer_passes(neurons, given.steps, TrajectoryCollector(None, [])),
+    ):
+        call(model, given.folded())
     return calls
 
 
 def _other(
-    module: nn.Module, args: Any, kwargs: Any, folded: Any, T: int, end: HeldStates
+    module: nn.Module, args: Any, kwargs: Any, folded: Any, T: int, end: StateSnapshot
 ) -> str | None:
     """What the module does otherwise by step, run here, than it did by layer, or ``None``."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -105,14 +99,14 @@ def _other(
     return None if _ends_alike(module, end, T) else "leaves other states"
 
 
-def _ends_alike(module: nn.Module, end: HeldStates, T: int) -> bool:
+def _ends_alike(module: nn.Module, end: StateSnapshot, T: int) -> bool:
     """Whether the neurons in ``module`` were left by step as they were by layer.
 
     Spikes alone may hide what happens in front of them; one that differs moves its neuron's state
     from then on.
     """
     inside = {id(m) for _, m in modules_of(module) if isinstance(m, Neuron)}
-    for layer, name, by_layer in end.held:
+    for layer, name, by_layer in end.states:
         by_step = getattr(layer, name)
         if id(layer) not in inside or by_layer is None or by_step is None:
             continue

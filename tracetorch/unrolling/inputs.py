@@ -1,4 +1,4 @@
-"""What a model is given: a tensor, a tuple or a dict of them, over time or at rest."""
+"""Parse the inputs of ``unroll``: a tensor, a tuple or a dict of them, over time or static."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from tracetorch.core.torch_private import pytree
 
 
 @dataclass(frozen=True)
@@ -15,83 +16,83 @@ class Inputs:
     """The inputs of every step, time first and a batch behind it.
 
     Args:
-        given: a tensor, a tuple (positional arguments) or a dict (keyword arguments) of tensors.
+        tensors: a tensor, a tuple (positional arguments) or a dict (keyword arguments) of tensors.
         steps: number of time steps.
-        at_rest: the tensors have no time dimension; every step sees the same.
+        static: the tensors have no time dimension; every step sees the same.
     """
 
-    given: Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+    tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]
     steps: int
-    at_rest: bool
+    static: bool
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...] | dict[str, Any]:
-        """The same with every tensor changed."""
-        if isinstance(self.given, Tensor):
-            return change(self.given)
-        if isinstance(self.given, tuple):
-            return tuple(change(x) for x in self.given)
-        return {name: change(x) for name, x in self.given.items()}
+        """Apply ``change`` to every tensor."""
+        if isinstance(self.tensors, Tensor):
+            return change(self.tensors)
+        if isinstance(self.tensors, tuple):
+            return tuple(change(x) for x in self.tensors)
+        return {name: change(x) for name, x in self.tensors.items()}
 
     def folded(self) -> Any:
-        """``[T * B, ...]``: time in the batch, step after step."""
-        if self.at_rest:
+        """Fold time into the batch, ``[T * B, ...]``, step after step."""
+        if self.static:
             return self.map(lambda x: x.expand(self.steps, *x.shape).flatten(0, 1))
         return self.map(lambda x: x.flatten(0, 1))
 
     def each_step(self) -> Iterator[Any]:
-        """The inputs of one step after the other."""
-        if self.at_rest:
+        """Iterate over the inputs of one step after the other."""
+        if self.static:
             for _ in range(self.steps):
-                yield self.given
-        elif isinstance(self.given, Tensor):
-            yield from self.given.unbind(0)
-        elif isinstance(self.given, tuple):
-            yield from zip(*(x.unbind(0) for x in self.given), strict=True)
+                yield self.tensors
+        elif isinstance(self.tensors, Tensor):
+            yield from self.tensors.unbind(0)
+        elif isinstance(self.tensors, tuple):
+            yield from zip(*(x.unbind(0) for x in self.tensors), strict=True)
         else:
-            names = list(self.given)
-            for step in zip(*(x.unbind(0) for x in self.given.values()), strict=True):
+            names = list(self.tensors)
+            for step in zip(*(x.unbind(0) for x in self.tensors.values()), strict=True):
                 yield dict(zip(names, step, strict=True))
 
-    def pieces(self, steps: int) -> list[Inputs]:
-        """The same in pieces of so many steps, the last one what is left."""
+    def split(self, steps: int) -> list[Inputs]:
+        """Split into parts of so many steps, the last one shorter where they do not divide."""
         counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
-        if self.at_rest:
-            return [Inputs(self.given, count, True) for count in counts]
+        if self.static:
+            return [Inputs(self.tensors, count, True) for count in counts]
         # split, not slices: their gradients would each be as long as the whole
-        cut = {id(x): x.split(steps) for x in pytree.tree_leaves(self.given)}
+        parts = {id(x): x.split(steps) for x in pytree.tree_leaves(self.tensors)}
         return [
-            Inputs(self.map(lambda x, i=i: cut[id(x)][i]), count, False)  # type: ignore[misc]
+            Inputs(self.map(lambda x, i=i: parts[id(x)][i]), count, False)  # type: ignore[misc]
             for i, count in enumerate(counts)
         ]
 
     def first(self, steps: int) -> Inputs:
-        """The first ``steps`` of them, cut from the graph."""
+        """Return the first ``steps`` of them, detached."""
         steps = min(steps, self.steps)
-        cut = self.map(lambda x: x.detach() if self.at_rest else x[:steps].detach())
-        return Inputs(cut, steps, self.at_rest)
+        first = self.map(lambda x: x.detach() if self.static else x[:steps].detach())
+        return Inputs(first, steps, self.static)
 
     @property
     def batch(self) -> int:
         """Size of the batch."""
-        first = self.given
+        first = self.tensors
         if isinstance(first, dict):
             first = tuple(first.values())
         if isinstance(first, tuple):
             first = first[0]
-        return first.shape[0 if self.at_rest else 1]
+        return first.shape[0 if self.static else 1]
 
 
-def call(model: nn.Module, given: Any) -> Any:
-    """``model(x)``, ``model(*x)`` for a tuple, ``model(**x)`` for a dict."""
-    if isinstance(given, tuple):
-        return model(*given)
-    if isinstance(given, dict):
-        return model(**given)
-    return model(given)
+def call(model: nn.Module, x: Any) -> Any:
+    """Call ``model(x)``, ``model(*x)`` for a tuple, ``model(**x)`` for a dict."""
+    if isinstance(x, tuple):
+        return model(*x)
+    if isinstance(x, dict):
+        return model(**x)
+    return model(x)
 
 
-def inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> Inputs:
-    """``x`` as :class:`Inputs`, checked; a missing batch is added.
+def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> Inputs:
+    """Check ``x`` and return it as :class:`Inputs`; a missing batch is added.
 
     Raises:
         TypeError: ``x`` is not a tensor, a tuple or a dict of tensors, or ``steps`` or ``time_dim``

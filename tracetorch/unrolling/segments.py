@@ -1,4 +1,4 @@
-"""``unroll(..., segment=)``: a long sequence in segments, each run again in the backward pass."""
+"""Run a long sequence in segments that the backward pass computes again (``segment=``)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from tracetorch.core.torch_private import (
+    BatchNormBase,
+    exclude_from_compile,
+    functorch_active,
+    pytree,
+)
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.states import HeldStates
+from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs
 
 Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
 
 
 def in_segments(
-    run: Run, given: Inputs, segment: int, modules: Sequence[nn.Module]
+    run: Run, inputs: Inputs, segment: int, modules: Sequence[nn.Module]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What ``run(given)`` gives, from runs of at most ``segment`` steps.
+    """What ``run(inputs)`` gives, from runs of at most ``segment`` steps.
 
     Of every segment but the last, which backward needs first, the graph keeps only the inputs and
     the states at its start.
 
     Args:
         run: runs some steps from the states that the layers hold; outputs and trajectories.
-        given: the inputs of all steps.
+        inputs: the inputs of all steps.
         segment: steps of a segment.
         modules: every module of the model.
 
@@ -46,14 +51,14 @@ def in_segments(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
             "not allow. Wrap a module whose forward unrolls in segments, and call that."
         )
-    if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() and functorch_active():
         raise ValueError(
             "segment= does not work in torch.func transforms, which cannot run a segment again. "
             "Leave it out there."
         )
-    *pieces, last = given.pieces(segment)
-    again = _Again(modules)
-    results = [_rerun(run, piece, again) for piece in pieces]
+    *parts, last = inputs.split(segment)
+    replay = _SegmentReplay(modules)
+    results = [_rerun(run, part, replay) for part in parts]
     results.append(run(last))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
@@ -61,30 +66,30 @@ def in_segments(
     return whole
 
 
-def _rerun(run: Run, piece: Inputs, again: _Again) -> Any:
-    """``run(piece)``, of which the graph keeps what it started from."""
-    names = [(layer, name) for layer in again.layers for name in layer.kept_states]
-    inputs, spec = pytree.tree_flatten(piece.given)
+def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
+    """``run(part)``, of which the graph keeps what it started from."""
+    names = [(layer, name) for layer in replay.layers for name in layer.active_states]
+    leaves, spec = pytree.tree_flatten(part.tensors)
 
     def steps(*held: Tensor | None) -> tuple[Any, list[Tensor]]:
-        for (layer, name), state in zip(names, held[len(inputs) :], strict=True):
+        for (layer, name), state in zip(names, held[len(leaves) :], strict=True):
             setattr(layer, name, state)
-        tensors = pytree.tree_unflatten(list(held[: len(inputs)]), spec)
-        result = run(Inputs(tensors, piece.steps, piece.at_rest))
+        tensors = pytree.tree_unflatten(list(held[: len(leaves)]), spec)
+        result = run(Inputs(tensors, part.steps, part.static))
         return result, [getattr(layer, name) for layer, name in names]
 
     result, ends = checkpoint(
         steps,
-        *(*inputs, *(getattr(layer, name) for layer, name in names)),
+        *(*leaves, *(getattr(layer, name) for layer, name in names)),
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), again),
+        context_fn=lambda: (nullcontext(), replay),
     )
     for (layer, name), end in zip(names, ends, strict=True):
         setattr(layer, name, end)
     return result
 
 
-class _Again:
+class _SegmentReplay:
     """Around a run in the backward pass: the model as it was in the forward pass, then as before.
 
     Args:
@@ -112,21 +117,21 @@ class _Again:
                 "unroll(..., segment=): a segment run again would not be what it was. Call "
                 "backward() before optimizer.step()."
             )
-        self.before = HeldStates(self.layers)
+        self.before = StateSnapshot(self.layers)
         self.held = [_plain(m) for m in self.modules]
         self.modes = [m.training for m in self.modules]
         for layer in self.layers:
-            layer.states_were_set()
+            layer.mark_states_current()
         _set_modes(self.modules, self.training)
         for module, (parameters, buffers) in zip(self.modules, self.given, strict=True):
-            if isinstance(module, nn.modules.batchnorm._NormBase):
+            if isinstance(module, BatchNormBase):
                 # running statistics count a segment once
                 buffers = {name: buffer.clone() for name, buffer in buffers.items()}
             module._parameters.update(parameters)
             module._buffers.update(buffers)
 
     def __exit__(self, *_: object) -> None:
-        self.before.put_back()
+        self.before.restore()
         _set_modes(self.modules, self.modes)
         for module, (parameters, buffers) in zip(self.modules, self.held, strict=True):
             module._parameters.update(parameters)
@@ -151,5 +156,4 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor or type(tensor) is nn.Parameter
 
 
-# as torch.compiler.disable, but without importing the compiler before it is used
-in_segments = torch._disable_dynamo(in_segments)  # type: ignore[attr-defined]
+in_segments = exclude_from_compile(in_segments)

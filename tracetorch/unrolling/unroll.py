@@ -1,26 +1,26 @@
-"""``unroll``: an unchanged model over a whole sequence, by layer or by step."""
+"""``unroll``: run an unchanged model over a whole sequence, by layer or by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from tracetorch.snn.module import check_module
+from tracetorch.core.checks import check_module
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.states import HeldStates
-from tracetorch.snn.walk import modules_of
+from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.check import check_both_ways
-from tracetorch.unrolling.inputs import Inputs, call, inputs
-from tracetorch.unrolling.layer_pass import passing
-from tracetorch.unrolling.prefix import split_static
-from tracetorch.unrolling.recording import Recording
-from tracetorch.unrolling.refusal import refusal
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+from tracetorch.unrolling.layer_pass import layer_passes
 from tracetorch.unrolling.segments import in_segments
+from tracetorch.unrolling.static_prefix import split_static
+from tracetorch.unrolling.trajectories import TrajectoryCollector
+from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 def unroll(
@@ -85,50 +85,49 @@ def unroll(
     check_module(model)
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
-    given = inputs(x, steps, time_dim, batched)
+    inputs = parse_inputs(x, steps, time_dim, batched)
     modules = modules_of(model)
-    layers = [(path, m) for path, m in modules if isinstance(m, Neuron)]
-    recording = Recording(record, layers)
-    before = HeldStates([layer for _, layer in layers])
+    layers: list[tuple[str, Neuron]] = []
+    for path, module in modules:
+        if isinstance(module, Neuron):
+            layers.append((path, module))
+    neurons = [layer for _, layer in layers]
+    before = StateSnapshot(neurons)
+
+    def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
+        collector = TrajectoryCollector(record, layers)
+        if by == "layer":
+            y = _by_layer(model, modules, part, collector)
+        else:
+            y = _by_step(model, part, collector, neurons)
+        return y, collector.result(part.steps)
+
     try:
         if by == "layer":
             if check:
-                check_both_ways(model, given)
-            if any(isinstance(m, Recurrent) for _, m in modules):
+                check_both_ways(model, inputs)
+            if any(isinstance(layer, Recurrent) for layer in neurons):
+                # what is inside runs step by step, and may be called as often as it likes
                 modules = modules_of(model, closed=Recurrent)
-
-        def run(part: Inputs, recording: Recording) -> tuple[Any, dict[str, Tensor]]:
-            if by == "layer":
-                y = _by_layer(model, modules, part, recording)
-            else:
-                y = _by_step(model, part, recording, [layer for _, layer in layers])
-            return y, recording.result(part.steps)
-
         if segment is None:
-            y, seen = run(given, recording)
+            y, trajectories = run(inputs)
         else:
-            y, seen = in_segments(
-                lambda part: run(part, Recording(record, layers)),
-                given,
-                segment,
-                [module for _, module in modules_of(model)],
-            )
-        trajectories = {
-            path: _placed(trajectory, time_dim, batched) for path, trajectory in seen.items()
-        }
-        y = _mapped(lambda leaf: _placed(leaf, time_dim, batched), y)
+            every_module = [module for _, module in modules_of(model)]
+            y, trajectories = in_segments(run, inputs, segment, every_module)
+        if time_dim != 0 or not batched:
+            y = pytree.tree_map(lambda leaf: _place_time(leaf, time_dim, batched), y)
+            trajectories = {
+                path: _place_time(trajectory, time_dim, batched)
+                for path, trajectory in trajectories.items()
+            }
     except BaseException:
-        before.put_back()
+        before.restore()
         raise
     return y if record is None else (y, trajectories)
 
 
-def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """``tree`` with every leaf changed; most models return a single tensor."""
-    return change(tree) if type(tree) is Tensor else pytree.tree_map(change, tree)
-
-
-def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
+def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
+    """Take a batch of one away again, and move time to where the input has it."""
     if not batched:
         if leaf.ndim < 2 or leaf.shape[1] != 1:
             raise ValueError(
@@ -146,47 +145,55 @@ def _placed(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
 
 
 def _by_layer(
-    model: nn.Module, modules: list[tuple[str, nn.Module]], given: Inputs, recording: Recording
+    model: nn.Module,
+    modules: list[tuple[str, nn.Module]],
+    inputs: Inputs,
+    collector: TrajectoryCollector,
 ) -> Any:
-    reason = refusal(modules)
+    """Call the model once on all steps, folded into the batch."""
+    reason = unsupported_reason(modules)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
-    T = given.steps
-    once, rest = split_static(model) if given.at_rest else ([], [])
-    with passing([m for _, m in modules if isinstance(m, Neuron)], T, recording):
-        if once and isinstance(given.given, Tensor):
-            y: Any = given.given
-            for module in once:
+    T, B = inputs.steps, inputs.batch
+    prefix, rest = split_static(model) if inputs.static else ([], [])
+    neurons = [module for _, module in modules if isinstance(module, Neuron)]
+    with layer_passes(neurons, T, collector):
+        if prefix and isinstance(inputs.tensors, Tensor):
+            # every step sees the same input: what comes before the first neuron runs once
+            y: Any = inputs.tensors
+            for module in prefix:
                 y = module(y)
             y = y.expand(T, *y.shape).flatten(0, 1)
             for module in rest:
                 y = module(y)
         else:
-            y = call(model, given.folded())
-    size = T * given.batch
+            y = call(model, inputs.folded())
+    if type(y) is Tensor:  # most models return a single tensor
+        return _unfolded(y, T, B)
+    return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
 
-    def unfolded(leaf: object) -> Tensor:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != size:
-            got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(
-                f"by layer every output must be a tensor that begins with time and batch, {T} * "
-                f'{given.batch} = {size}; the model gave {got}. Use unroll(..., by="step").'
-            )
-        return torch.unflatten(leaf, 0, (T, given.batch))
 
-    return _mapped(unfolded, y)
+def _unfolded(leaf: object, T: int, B: int) -> Tensor:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != T * B:
+        got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise ValueError(
+            f"by layer every output must be a tensor that begins with time and batch, {T} * "
+            f'{B} = {T * B}; the model gave {got}. Use unroll(..., by="step").'
+        )
+    return torch.unflatten(leaf, 0, (T, B))
 
 
 def _by_step(
-    model: nn.Module, given: Inputs, recording: Recording, layers: Sequence[Neuron]
+    model: nn.Module, inputs: Inputs, collector: TrajectoryCollector, layers: Sequence[Neuron]
 ) -> Any:
+    """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
-    with recording.listening(layers):
-        for step in given.each_step():
+    with collector.listening(layers):
+        for step in inputs.each_step():
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
-            recording.after_step(layers)
+            collector.after_step(layers)
     for leaf in outputs[0]:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"every output must be a tensor, the model gave {type(leaf).__name__}.")

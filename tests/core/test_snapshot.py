@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tracetorch import snn
+from tracetorch.core.snapshot import restored
+
+
+class Remembers(snn.TTModule):
+    """A model that a run changes in every way there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.hidden = [layer("SLIF", 4)]
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.net[0].weight.clamp_(-0.1, 0.1)
+        self.last = self.hidden[0](self.net(x))
+        return self.last
+
+
+def change(model: Remembers) -> None:
+    tt.zero_states(model)
+    model.train()
+    model(torch.rand(5, 3)).sum().backward()
+    model.net[0].requires_grad_(False)
+    model.net[0].bias = None
+    model(torch.rand(5, 7))
+
+
+def test_everything_is_put_back() -> None:
+    model = Remembers()
+    model(torch.rand(2, 3)).sum().backward()
+    nn.init.uniform_(model.net[0].weight, -1, 1)
+    model.net[1].eval()
+    with torch.no_grad():
+        model.net[0].bias[0] = torch.nan
+    state = model.hidden[0].mem
+    last, grad = model.last, model.net[0].bias.grad
+    before = copy.deepcopy(model.state_dict())
+    version = model.net[0].bias._version
+    chance = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), restored(model):
+        change(model)
+    assert model.hidden[0].mem is state
+    assert model.last is last
+    assert model.net[0].bias.grad is grad
+    assert model.net[0].weight.requires_grad
+    assert not model.net[1].training
+    assert model.net[2].training
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    assert model.net[0].bias._version == version
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_waiting_graph_is_not_disturbed() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), nn.Linear(4, 2))
+    y = model(torch.rand(2, 3)).sum()
+    with restored(model):
+        tt.zero_states(model)
+        model(torch.rand(2, 3))
+    y.backward()
+    assert model[0].weight.grad is not None

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+import sys
+from collections import OrderedDict, UserDict, UserList, deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock, Mock
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import tracetorch as tt
+from tracetorch import snn
+from tracetorch.core.walk import named_modules
+
+
+@dataclass
+class Bag:
+    cell: Any
+
+
+@dataclass(frozen=True)
+class Slotted:
+    __slots__ = ("cell",)
+    cell: Any
+
+
+class Plain:
+    def __init__(self, cell: Any) -> None:
+        self.inner = {"deep": [cell]}
+
+    def zero_states(self) -> None:
+        raise AssertionError("foreign objects are walked, never called")
+
+    @property
+    def trap(self) -> None:
+        raise AssertionError("no property is read")
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"no attribute is looked up: {name}")
+
+
+class Pair(NamedTuple):
+    cell: Any
+    number: int
+
+
+class Net(snn.TTModule):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+
+HIDING_PLACES = {
+    "list": (lambda cell: [1, [cell]], "held.1.0"),
+    "tuple": (lambda cell: (cell, 2), "held.0"),
+    "set": (lambda cell: {cell}, "held.0"),
+    "frozenset": (lambda cell: frozenset([cell]), "held.0"),
+    "dict": (lambda cell: {"a": {"b": cell}}, "held.a.b"),
+    "ordered dict": (lambda cell: OrderedDict(a=cell), "held.a"),
+    "deque": (lambda cell: deque([cell]), "held.0"),
+    "named tuple": (lambda cell: Pair(cell, 1), "held.0"),
+    "dataclass": (Bag, "held.cell"),
+    "slots": (Slotted, "held.cell"),
+    "user dict": (lambda cell: UserDict(a=cell), "held.data.a"),
+    "user list": (lambda cell: UserList([cell]), "held.data.0"),
+    "long list": (lambda cell: [*range(5000), cell], "held.5000"),
+    "namespace": (lambda cell: SimpleNamespace(cell=cell), "held.cell"),
+    "object": (Plain, "held.inner.deep.0"),
+    "module": (lambda cell: nn.Sequential(nn.Identity(), cell), "held.1"),
+    "module list": (lambda cell: nn.ModuleList([cell]), "held.0"),
+    "module attribute": (lambda cell: _with_attribute(cell), "held.stash.0"),
+}
+
+
+def _with_attribute(cell: Any) -> nn.Module:
+    module = nn.Identity()
+    module.stash = [cell]
+    return module
+
+
+@pytest.mark.parametrize("place", HIDING_PLACES)
+def test_a_layer_is_found_wherever_it_hides(place: str) -> None:
+    hide, path = HIDING_PLACES[place]
+    cell = snn.LIF(3)
+    net = Net(hide(cell))
+    assert dict(named_modules(net))[path] is cell
+    cell(torch.ones(2, 3))
+    assert list(tt.get_states(net)) == [f"{path}.mem"]
+    net.detach_states()
+    assert not cell.mem.requires_grad
+    net.zero_states()
+    assert cell.mem is None
+    assert net.get_param_count() == 6
+
+
+def test_each_module_is_found_once_and_cycles_end() -> None:
+    cell = snn.LIF(3)
+    net = Net([cell, cell, nn.Sequential(cell)])
+    net.held.append(net.held)
+    net.held.append(net)
+    found = [module for _, module in named_modules(net)]
+    assert found.count(cell) == 1
+    assert net.get_param_count() == 6
+
+
+def test_what_is_no_part_of_the_model_does_not_confuse_the_walk() -> None:
+    cell = snn.LIF(3)
+    held = {
+        "module": math,
+        "class": snn.LIF,
+        "mock": Mock(),
+        "magic": MagicMock(spec=snn.LIF),
+        "logger": logging.getLogger("tests"),
+        "function": lambda: cell,
+        "tensor": torch.ones(3),
+        "cell": cell,
+    }
+    net = Net(held)
+    assert [path for path, _ in named_modules(net)] == ["", "held.cell"]
+    cell(torch.ones(1, 3))
+    net.zero_states()
+    assert cell.mem is None
+    held["mock"].zero_states.assert_not_called()
+
+
+class Rows(Dataset[Any]):
+    def __init__(self) -> None:
+        self.rows = [[object()] for _ in range(1000)]
+        self.cell = snn.LIF(2)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+@pytest.mark.parametrize(
+    "held", [Rows(), DataLoader(Rows()), TensorDataset(torch.ones(4)), list(range(1000))]
+)
+def test_data_is_not_walked(held: Any) -> None:
+    net = Net(held)
+    assert list(named_modules(net)) == [("", net)]
+
+
+class Odd:
+    @property
+    def __dict__(self) -> Any:
+        raise RuntimeError("a property is not read")
+
+
+class Spelled:
+    def __str__(self) -> str:
+        raise RuntimeError("no code of a key runs")
+
+
+class Lazy(ModuleType):
+    pass
+
+
+class Talking(logging.Logger):
+    pass
+
+
+def foreign(package: str) -> Any:
+    """An object, of a class of that package, that holds a layer."""
+    thing = type("Thing", (), {"__module__": package})()
+    thing.cell = snn.LIF(2)
+    return thing
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        Odd(),
+        Lazy("lazy"),
+        Talking("talking"),
+        foreign("lightning.pytorch.trainer"),
+        foreign("pytorch_lightning.trainer"),
+        foreign("numpy.lib"),
+        foreign("pandas.core"),
+        foreign("torch.optim"),
+        foreign("logging"),
+        deque([(torch.ones(1), {"reward": 1.0})] * 5000),
+    ],
+)
+def test_what_is_foreign_is_passed_over(held: Any) -> None:
+    if isinstance(held, (ModuleType, logging.Logger)):
+        held.cell = snn.LIF(2)
+    net = Net(held)
+    assert list(named_modules(net)) == [("", net)]
+
+
+def test_keys_are_not_asked_for_their_name() -> None:
+    net = Net({Spelled(): snn.LIF(2)})
+    assert [path for path, _ in named_modules(net)] == ["", "held.<Spelled>"]
+
+
+def test_a_module_of_ones_own_that_is_called_like_one_of_the_library(tmp_path: Path) -> None:
+    (tmp_path / "trace.py").write_text("class Bag:\n    pass\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import trace, tracetorch as tt\n"
+        "from tracetorch import snn\n"
+        "net = snn.TTModule(); net.bag = trace.Bag(); net.bag.cell = snn.LIF(2)\n"
+        "print(net.get_param_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "4"

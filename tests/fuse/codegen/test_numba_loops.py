@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import cases
+from tests.fuse.cases import CONFIGURATIONS, agree, make, name_of
+from tracetorch.fuse.runtime import cpu
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The printed source runs as plain Python."""
+
+    def plain(source: str, name: str, signature: Any) -> Any:
+        namespace: dict[str, Any] = {}
+        exec(source, namespace)
+        return namespace[name]
+
+    monkeypatch.setattr(cpu, "compiled", plain)
+    cpu._kernel.cache_clear()
+    with np.errstate(all="ignore"):
+        yield
+    cpu._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
+def test_the_source_is_python(case: Any, interpreted: None) -> None:
+    shape = tuple(min(size, 3) for size in case[2])
+    small = (case[0], case[1], shape)
+    agree(make(small), cases.sequence(3, *shape, dtype=torch.float32), "numba", live=True)

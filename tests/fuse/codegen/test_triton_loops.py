@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import cases
+from tests.fuse import interpreted_libdevice
+from tests.fuse.cases import CONFIGURATIONS, make, name_of
+from tracetorch import functional, fuse, snn
+from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.dispatch import plans
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir import plan as ir_plan
+from tracetorch.fuse.ir.graph import Graph, Line
+from tracetorch.fuse.ir.plan import Plan
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+REASON = fuse.unavailable_reason("triton")
+if INTERPRETED and REASON is None:
+    import triton.language.extra
+
+    # Triton's interpreter lacks libdevice, which the printed kernels import
+    triton.language.extra.libdevice = interpreted_libdevice
+    sys.modules["triton.language.extra.libdevice"] = interpreted_libdevice
+# Run on a GPU where there is one, and otherwise by the two tests at the end of this file.
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+
+class Everything(snn.Neuron):
+    """All operations that kernels know, kept where they are smooth and far from a threshold."""
+
+    states = ("mem", "top")
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.9)
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, top: Tensor, *, beta: Tensor, base: Tensor, spike: Any) -> Any:
+        near = x.clamp(-1.0, 1.0)
+        positive = near * near + 0.5
+        waves = torch.sin(x) + torch.cos(mem) + torch.tan(0.3 * near) + torch.atan2(near, positive)
+        bends = torch.tanh(mem) + torch.atan(x) + torch.erf(mem) + torch.sigmoid(x)
+        grows = torch.exp(-x.abs()) + torch.expm1(near) + torch.sinh(near) + torch.cosh(near)
+        roots = torch.sqrt(positive) + torch.log(positive) + torch.log1p(positive)
+        powers = torch.log2(positive) + positive**1.3 + torch.nn.functional.softplus(x)
+        steps = torch.floor(x) + torch.ceil(x) + torch.trunc(x) + torch.round(x)
+        mem = beta * mem + x + 0.01 * (waves + bends + grows + roots + powers)
+        odd = ((x > 0.5) & ~(x >= 1.0)) | torch.logical_xor(x < -1.0, x <= -0.5)
+        output = spike(mem - base) + torch.where(odd & (x != 0.25), base, -0.3) + 0.0 * steps
+        return output, mem, torch.maximum(torch.minimum(top, mem), -base)
+
+
+def everything(dim: int = -1) -> snn.Neuron:
+    layer = Everything(3, dim=dim)
+    cases.vary(layer)
+    return layer
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are kept every two or three steps."""
+    plans._planned.cache_clear()
+    monkeypatch.setattr(plans, "_registered", {})
+    monkeypatch.setattr(ir_plan, "SCRATCH", 3 * ir_plan.GPU_TILE)
+    from tracetorch.fuse.runtime import gpu
+
+    gpu._kernel.cache_clear()
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory is full of NaN."""
+    empty, new_empty = torch.empty, Tensor.new_empty
+
+    def fill(made: Tensor) -> Tensor:
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: fill(new_empty(*a, **k)))
+
+
+def ends(
+    layer: snn.Neuron, x: Tensor, backend: str, record: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values, and gradients by name, of a loss on outputs, trajectories and last states."""
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return drawn.to(device=like.device, dtype=like.dtype)
+
+    layer.zero_states()
+    layer.zero_grad()
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    given = leaf if leaf.stride() == x.stride() else x.detach().requires_grad_()
+    starts = {name: noise(x[0]).requires_grad_() for name in layer.active_states}
+    for name, start in starts.items():
+        setattr(layer, name, start)
+    with fuse.backend(backend):
+        y, told = layer.forward_sequence(given, record=record)
+    held = {name: getattr(layer, name) for name in layer.active_states}
+    values = {"output": y, **held, **{f"record {n}": t for n, t in told.items()}}
+    torch.stack([(value * noise(value)).sum() for value in values.values()]).sum().backward()
+    grads = {"x": given.grad, **{f"start {n}": s.grad for n, s in starts.items()}}
+    grads |= {name: p.grad for name, p in layer.named_parameters()}
+    given.grad = None
+    return values, {name: grad for name, grad in grads.items() if grad is not None}
+
+
+def agree(
+    layer: snn.Neuron, x: Tensor, record: tuple[str, ...] = (), *, exact: bool = True
+) -> None:
+    layer, x = layer.to(x.dtype).to(DEVICE), x.to(DEVICE)
+    values, grads = ends(layer, x, "eager", record)
+    found, found_grads = ends(layer, x, "triton", record)
+    eps = torch.finfo(x.dtype).eps
+    for name, value in values.items():
+        if exact:
+            assert torch.equal(found[name], value), name
+        else:
+            torch.testing.assert_close(found[name], value, rtol=32 * eps, atol=32 * eps)
+    assert found_grads.keys() == grads.keys()
+    tolerance = 1e-6 if x.dtype == torch.float32 else 1e-12
+    for name, grad in grads.items():
+        error = float((found_grads[name] - grad).abs().max())
+        assert error <= tolerance * (1.0 + float(grad.abs().max())), f"{name}: {error}"
+
+
+# Against the eager loop
+
+
+@pytest.mark.usefixtures("short_segments", "poisoned")
+class TestParity:
+    pytestmark = on_gpu
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "case",
+        [
+            ("LIF", {}, (1, 1)),
+            ("BLIF", {"reset": "zero"}, (3, 7)),
+            ("SLIF", {"beta_rank": 0, "pos_threshold_rank": 0, "alpha_rank": 0}, (2, 7)),
+            ("RLIF", {"detach_reset": True}, (9, 7)),
+            ("BSRLIF", {}, (3, 63)),
+            ("BSRLIF", {"reset": "none", "dim": -3}, (2, 3, 2, 1)),
+            ("SRLIF", {"reset": "zero", "detach_reset": True, "learn_beta": False}, (2, 5)),
+            ("BRLIF", {"pos_scale_rank": 0, "bias_rank": 0, "dim": 1}, (2, 3, 5)),
+            ("Readout", {}, (7,)),
+            ("SRReadout", {"dim": -3}, (2, 3, 2, 2)),
+        ],
+        ids=name_of,
+    )
+    def test_configurations(self, case: Any, dtype: torch.dtype) -> None:
+        for steps in (1, 5, 9):
+            layer = make(case, dtype)
+            record = layer.active_states[-1:] if steps == 9 else ()
+            agree(layer, cases.sequence(steps, *case[2], dtype=dtype), record)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("dim", "shape"), cases.PLACES)
+    def test_every_operation(self, dim: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        x = cases.sequence(5, *shape, dtype=dtype)
+        agree(everything(dim), x, ("mem", "top"), exact=False)
+
+    def test_inputs_that_are_not_contiguous(self) -> None:
+        wide = cases.sequence(9, 4, 7, dtype=torch.float32)
+        agree(cases.layer("SLIF", 7), wide[:, ::2])
+        agree(cases.layer("SLIF", 4), wide.transpose(1, 2))
+        agree(cases.layer("SLIF", 9), wide.permute(1, 2, 0))
+        agree(cases.layer("SLIF", 1), wide[::2, :, 3:4])
+        images = cases.sequence(5, 2, 3, 4, 2, dtype=torch.float32).permute(0, 1, 4, 2, 3)
+        agree(cases.layer("LIF", 2, dim=-3), images)
+
+    def test_without_a_graph(self) -> None:
+        layer, x = cases.layer("BSRLIF", 7).to(DEVICE), cases.sequence(9, 3, 7).float().to(DEVICE)
+        with torch.no_grad(), fuse.backend("triton"):
+            y, _ = layer.forward_sequence(x)
+        layer.zero_states()
+        with torch.no_grad(), fuse.backend("eager"):
+            assert torch.equal(layer.forward_sequence(x)[0], y)
+
+    def test_numbers_that_are_not_numbers(self) -> None:
+        layer = everything().to(DEVICE)
+        x = torch.tensor([[1.0, torch.nan, torch.inf], [-torch.inf, 0.0, 0.5]], device=DEVICE)
+        found = []
+        for backend in ("triton", "eager"):
+            layer.zero_states()
+            with torch.no_grad(), fuse.backend(backend):
+                found.append(layer.forward_sequence(x, record=["mem", "top"]))
+        torch.testing.assert_close(*found, equal_nan=True)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
+    def test_more_configurations(self, case: Any) -> None:
+        for dtype in (torch.float32, torch.float64):
+            layer = make(case, dtype)
+            agree(layer, cases.sequence(9, *case[2], dtype=dtype), layer.active_states)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("synapse", [False, True])
+    @pytest.mark.parametrize("recurrence", [False, True])
+    def test_leaky_integrators(self, synapse: bool, recurrence: bool) -> None:
+        for setups in list(cases.configurations(synapse, recurrence))[::9]:
+            layer = snn.LeakyIntegrator(3, **setups)
+            cases.vary(layer)
+            agree(layer, cases.sequence(5, 2, 3, dtype=torch.float32))
+
+    @pytest.mark.slow
+    def test_sums_over_many_steps(self) -> None:
+        x = cases.sequence(300, 2, 3, dtype=torch.float64)
+        agree(cases.layer("SReadout", 3), x, ("mem",))
+
+
+# Without Triton
+
+
+def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
+    program = program_of(layer.to(dtype), 2, dtype)
+    sources = []
+    for x, record in ((True, program.states), (False, ())):
+        for trained in (program.params, ()):
+            plan = Plan(program, "triton", -1, record, True, x, trained)
+            sources += [forward_source(plan), backward_source(plan)]
+    return sources
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_printed_is_python(dtype: torch.dtype) -> None:
+    layers = [cases.layer(name, 3) for name in cases.LAYERS]
+    layers += [cases.layer("LIF", 3, surrogate_derivative=s) for s in cases.SURROGATES]
+    for layer in [*layers, everything()]:
+        for source in printed(layer, dtype):
+            compile(source, type(layer).__name__, "exec")
+
+
+def test_another_slope_is_the_same_kernel() -> None:
+    def sources(slope: float) -> list[str]:
+        surrogate = functional.atan_surrogate(slope)
+        layer = cases.layer("LIF", 3, surrogate_derivative=surrogate)
+        return printed(layer, torch.float32)
+
+    assert sources(3.0) == sources(5.0)
+
+
+def test_an_operation_without_a_counterpart_has_a_name() -> None:
+    assert unknown(everything_graph()) is None
+    assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
+
+
+def everything_graph() -> Graph:
+    return program_of(everything(), 2, torch.float32).graph
+
+
+# Under Triton's interpreter, which a process has on or off
+
+
+def interpret(marked: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [*command, "-m", marked, __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " passed" in ran.stdout
+    assert "skipped" not in ran.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_parity_under_the_interpreter() -> None:
+    interpret("gpu and not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_more_under_the_interpreter() -> None:
+    interpret("gpu and slow")

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import tracetorch as tt
+from tests.cases import LAYERS, PLACES, layer, sequence, stepped
+from tracetorch import fuse, snn
+
+needs_numba = pytest.mark.skipif(
+    fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
+)
+pytestmark = needs_numba
+
+
+def reference(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    tt.zero_states(model)
+    with fuse.backend("eager"), torch.no_grad():
+        return stepped(model, x), tt.get_states(model)
+
+
+def streamed(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    tt.zero_states(model)
+    with torch.no_grad():
+        return stepped(model, x), tt.get_states(model)
+
+
+def is_compiled(made: snn.Neuron) -> bool:
+    return bool(made._single_steps.steps) and made._single_steps.steps[0].kernel is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_streamed_step_is_the_eager_step(name: str, dtype: torch.dtype) -> None:
+    made = layer(name, 7).to(dtype)
+    x = sequence(9, 3, 7, dtype=dtype)
+    out, states = streamed(made, x)
+    assert is_compiled(made)
+    expected, ends = reference(made, x)
+    assert torch.equal(out, expected)
+    assert all(torch.equal(states[k], ends[k]) for k in ends)
+
+
+@pytest.mark.parametrize(("dim", "shape"), [*PLACES, (0, (3,)), (-1, (3,)), (-1, (1, 1, 3))])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
+    made = layer("BLIF", 3, dim=dim, beta_rank=rank, pos_scale_rank=rank, reset="zero")
+    x = sequence(6, *shape, dtype=torch.float32)
+    out, _ = streamed(made, x)
+    assert is_compiled(made)
+    assert torch.equal(out, reference(made, x)[0])
+
+
+def test_one_neuron_alone_streams() -> None:
+    """Its parameter, one value spread over one neuron, once had a stride of zero."""
+    layer = snn.LIF(1)
+    with torch.no_grad():
+        assert layer(torch.tensor([[0.5], [1.5]])).tolist() == [[0.0], [1.0]]
+
+
+def test_it_goes_on_from_and_leaves_states_like_the_eager_step() -> None:
+    made, twin = layer("SRLIF", 4), layer("SRLIF", 4)
+    x = sequence(12, 2, 4, dtype=torch.float32)
+    expected = stepped(twin, x)
+    first = stepped(made, x[:4])  # with a graph
+    with torch.no_grad():
+        second = stepped(made, x[4:8])
+    with torch.inference_mode():
+        third = stepped(made, x[8:10])
+    last = stepped(made, x[10:])
+    assert torch.equal(torch.cat([first, second, third, last]), expected)
+    last.sum().backward()
+
+
+def by_data(made: snn.LIF) -> None:
+    made.raw_beta.data = made.raw_beta.data - 1
+
+
+def in_place(made: snn.LIF) -> None:
+    made.raw_beta.data.view(-1)[-1] -= 1
+
+
+def by_optimizer(made: snn.LIF) -> None:
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.5, fused=True)
+    for p in made.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def by_loading(made: snn.LIF) -> None:
+    rank = made.raw_beta.ndim
+    made.load_state_dict(layer("LIF", 4, beta=0.3, beta_rank=rank).state_dict())
+
+
+def by_numpy(made: snn.LIF) -> None:
+    made.raw_pos_threshold.detach().numpy()[2] = 3.0
+
+
+def by_moving(made: snn.LIF) -> None:
+    made.bfloat16()
+
+
+@pytest.mark.parametrize(
+    "change", [by_data, in_place, by_optimizer, by_loading, by_numpy, by_moving]
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_changed_parameter_is_seen_at_the_next_step(change: Any, rank: int) -> None:
+    made = layer("LIF", 4, beta_rank=rank)
+    x = sequence(10, 2, 4, dtype=torch.float32)
+    before, _ = streamed(made, x)
+    with torch.no_grad():
+        change(made)
+    out, _ = streamed(made, x)
+    assert is_compiled(made)
+    assert torch.equal(out, reference(made, x)[0])
+    assert not torch.equal(out, before) or change is by_moving
+
+
+def test_functional_call_is_seen() -> None:
+    made = layer("Readout", 3)
+    x = torch.ones(1, 3)
+    with torch.no_grad():
+        made(x)
+        made.zero_states()
+        out = functional_call(made, {"raw_beta": torch.zeros(3)}, (x,))
+        made.zero_states()
+        assert out.tolist() == [[0.5, 0.5, 0.5]]
+        assert made(x).tolist() != out.tolist()
+
+
+def test_a_changed_option_is_seen() -> None:
+    made = snn.LIF(2, beta=0.5)
+    with torch.no_grad():
+        made(torch.full((1, 2), 3.0))
+        assert made.mem.tolist() == [[2.0, 2.0]]
+        made.zero_states()
+        made.reset = "zero"
+        made(torch.full((1, 2), 3.0))
+        assert made.mem.tolist() == [[0.0, 0.0]]
+
+
+def test_another_shape_is_an_error_as_ever() -> None:
+    made = snn.LIF(2)
+    with torch.no_grad():
+        made(torch.ones(1, 2))
+        held = made.mem
+        with pytest.raises(ValueError, match=r"mem of shape \[1, 2\].*shape \[3, 2\]"):
+            made(torch.ones(3, 2))
+        with pytest.raises(ValueError, match="has 2 neurons, the input has 3"):
+            made(torch.ones(1, 3))
+        with pytest.raises(TypeError, match=r"got torch\.int64"):
+            made(torch.ones(1, 2).long())
+        assert made.mem is held
+        made.mem = torch.ones(1, 2).double()
+        with pytest.raises(ValueError, match=r"torch\.float64, on cpu"):
+            made(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda made: pickle.loads(pickle.dumps(made))]
+)
+def test_a_copy_streams_by_itself(copied: Any) -> None:
+    made = layer("LIF", 3)
+    x = sequence(8, 2, 3, dtype=torch.float32)
+    with torch.no_grad():
+        stepped(made, x[:4])
+        twin = copied(made)
+        assert twin._single_steps.steps == []
+        assert torch.equal(stepped(twin, x[4:]), stepped(made, x[4:]))
+        made.zero_states()
+        assert twin.mem is not None
+
+
+class Scaled(snn.Neuron):
+    """A step with a constant that lives outside of what can be watched."""
+
+    states = ("mem",)
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__(2)
+        self.option("scale", scale)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, scale: Any) -> tuple[Tensor, Tensor]:
+        mem = mem + scale(x)
+        return mem.cumsum(-1), mem
+
+
+@pytest.mark.parametrize(
+    ("made", "x"),
+    [
+        (snn.LIF(2, surrogate_derivative=lambda u: (u > 0).to(u.dtype)), torch.ones(1, 2)),
+        (Scaled(torch.sin), torch.ones(1, 2)),
+        (snn.LIF(2), torch.ones(1, 2).bfloat16()),
+        (snn.LIF(2), torch.ones(0, 2)),
+        (snn.LIF(2), torch.ones(2, 3).T[:2, :2].T[:, :2].T),
+        (snn.LIF(2), torch.ones(20_000, 2)),
+    ],
+    ids=["callable", "not pointwise", "half", "empty", "not contiguous", "large"],
+)
+def test_what_is_left_to_the_eager_step(made: snn.Neuron, x: Tensor) -> None:
+    with torch.no_grad():
+        assert made._single_steps.run(made, x) is None
+        assert made(x).shape == x.shape
+
+
+def test_it_is_chosen_like_any_backend() -> None:
+    made = snn.LIF(2)
+    with torch.no_grad(), fuse.backend("eager"):
+        made(torch.ones(1, 2))
+        assert made._single_steps.run(made, torch.ones(1, 2)) is None
+    with torch.no_grad(), fuse.backend("numba"):
+        assert made._single_steps.run(made, torch.ones(1, 2)) is not None
+    with torch.no_grad():
+        assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
+
+
+def test_shapes_that_alternate_find_their_settled_step_again() -> None:
+    made = layer("BSLIF", 5)
+    inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in (1, 2, 3, 4, 5, 6)]
+    settled: dict[int, Any] = {}
+    for x in (*inputs[:4], *inputs[:4]):
+        expected, _ = reference(made, x[None])
+        out, _ = streamed(made, x[None])
+        assert torch.equal(out, expected)
+        assert (
+            settled.setdefault(len(x), made._single_steps.steps[0]) is made._single_steps.steps[0]
+        )
+    for x in inputs[4:]:
+        streamed(made, x[None])
+    assert len(made._single_steps.steps) == 4
+
+
+def test_arguments_that_are_overridden_may_read_what_nobody_watches() -> None:
+    class Scaled(snn.LIF):
+        gain = 1.0
+
+        def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+            given = super().step_kwargs(ndim, dtype)
+            return {**given, "beta": given["beta"] * self.gain}
+
+    layer, x = Scaled(3), torch.full((1, 3), 0.25)
+    with torch.no_grad():
+        layer(x)
+        layer.gain = 0.0
+        layer(x)
+    assert torch.equal(layer.mem, x)
+
+
+def _helper(u: Tensor) -> Tensor:
+    return u * 2
+
+
+def test_a_helper_that_is_defined_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Helped(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return _helper(x) + mem, mem
+
+    layer, x = Helped(3), torch.ones(1, 3)
+    with torch.no_grad():
+        assert layer._single_steps.run(layer, x) is not None
+        assert torch.equal(layer(x), 2 * x)
+        monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
+        assert torch.equal(layer(x), 3 * x)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tracetorch.fuse.runtime import memory
+from tracetorch.fuse.runtime.memory import large_empty, scratch
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
+LARGE = (3, 1 << 18)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    fresh = memory._Pool()
+    monkeypatch.setattr(memory, "_pool", fresh)
+    return fresh
+
+
+def test_pages_are_used_again_only_when_the_tensor_is_gone(pool: Any) -> None:
+    first = large_empty(LARGE, torch.float32)
+    address = first.data_ptr()
+    second = large_empty(LARGE, torch.float32)
+    assert second.data_ptr() != address
+    view = first[1:]
+    del first
+    gc.collect()
+    assert large_empty(LARGE, torch.float32).data_ptr() not in (address, second.data_ptr())
+    view.fill_(1.0)
+    assert view.sum() == view.numel()
+    del view
+    gc.collect()
+    assert large_empty(LARGE, torch.float32).data_ptr() == address
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_an_ordinary_tensor(dtype: torch.dtype) -> None:
+    tensor = large_empty(LARGE, dtype)
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (LARGE, dtype, True)
+    tensor.fill_(2.0).requires_grad_()
+    (tensor * tensor).sum().backward()
+    assert tensor.grad.sum() == 4 * tensor.numel()
+    assert torch.equal(tensor.detach().clone(), tensor)
+
+
+def test_small_ones_are_left_to_pytorch(pool: Any) -> None:
+    small = large_empty((4, 4), torch.float32)
+    del small
+    gc.collect()
+    assert pool.kept == 0
+
+
+def test_the_pool_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_MOST_KEPT", 8 << 20)
+    for rows in range(1, 12):
+        del_me = large_empty((rows, 1 << 18), torch.float32)
+        del del_me
+        gc.collect()
+        assert 0 <= pool.kept <= 8 << 20
+        assert pool.kept == sum(size * len(free) for size, free in pool.free.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_writes_into_pages_of_its_own() -> None:
+    tensor = large_empty(LARGE, torch.float32).fill_(1.0)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # as a DataLoader's worker does: PyTorch's own pool is gone
+        tensor.fill_(2.0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert tensor.sum() == tensor.numel()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_while_the_pool_is_held_can_take_from_it() -> None:
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with memory._pool.lock:
+            held.set()
+            forked.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        large_empty(LARGE, torch.float32)
+        os._exit(0)
+    forked.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("fails", ["madvise", "take"])
+def test_where_the_system_refuses_pages_pytorch_gives_its_own(
+    fails: str, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: Any) -> None:
+            raise OSError(22, "Invalid argument")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.mmap, "mmap", Refusing if fails == "madvise" else refuse)
+    tensor = large_empty(LARGE, torch.float32).fill_(1.0)
+    assert tensor.sum() == tensor.numel()
+
+
+def test_scratch_is_each_threads_own_and_grows() -> None:
+    first = scratch(7, 10, np.float32)
+    assert scratch(7, 5, np.float32) is first
+    assert scratch(7, 100, np.float32).size >= 100

@@ -1,0 +1,58 @@
+"""Check arguments: raise ``TypeError`` or ``ValueError`` with what came and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_integer(name: str, value: object) -> int:
+    """Return ``value`` as an int; raise ``TypeError`` for anything but an integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    return int(value)
+
+
+def check_count(name: str, value: object) -> int:
+    """Return ``value`` as an int of at least 1; raise ``TypeError`` or ``ValueError``."""
+    count = check_integer(name, value)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}.")
+    return count
+
+
+def check_nonnegative(name: str, value: object) -> float:
+    """Return ``value`` as a finite float that is not negative; raise otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {value}.")
+    return float(value)
+
+
+def check_module(module: object) -> None:
+    """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(module).__name__}.")
+
+
+def suggestion(name: object, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, or ``""`` where none is near.
+
+    Example:
+        >>> suggestion("tirton", ["numba", "triton"])
+        " Did you mean 'triton'?"
+        >>> suggestion("cuda", ["numba", "triton"])
+        ''
+    """
+    near = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,69 @@
+"""Explain a second ``backward`` through time steps whose graph an earlier one has freed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import forward_ad_active, functorch_active
+
+_TOKEN = torch.empty(0, device="cpu")  # saved by every node below; only its presence matters
+
+
+@contextmanager
+def explain_freed_graph() -> Iterator[None]:
+    """Around the reading of ``ctx.saved_tensors``: say what to do where they have been freed."""
+    try:
+        yield
+    except RuntimeError as freed:
+        if "a second time" not in str(freed):  # unpacking a saved tensor may run any code
+            raise
+        raise RuntimeError(
+            "backward() reached time steps that an earlier backward() has already freed: the "
+            "states still carry their graph. Call detach_states() after each backward() to go "
+            "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
+            "backward(retain_graph=True) keeps the graph at the price of its memory. Two losses on "
+            "one step are added up first."
+        ) from freed
+
+
+class _IdentityNode(torch.autograd.Function):
+    """Identity whose backward pass notices that the graph behind it has been freed."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(_TOKEN)
+        # detach, unlike view_as, lets a user change the result in place
+        return tuple(value.detach() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with explain_freed_graph():
+            ctx.saved_tensors  # noqa: B018 (reading them raises where they are freed)
+        return grads
+
+
+def explain_double_backward(values: list[Tensor]) -> list[Tensor]:
+    """Return ``values`` behind a node that explains a second ``backward`` through them.
+
+    Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
+    ``torch.func`` its own message remains.
+    """
+    if (
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or functorch_active()
+        or forward_ad_active()
+    ):
+        return values
+    # a state without a graph, one that a step detached say, must not be given one
+    with_graph = [value for value in values if value.requires_grad]
+    if not with_graph:
+        return values
+    wrapped = iter(_IdentityNode.apply(*with_graph))  # type: ignore[no-untyped-call]
+    return [next(wrapped) if value.requires_grad else value for value in values]

@@ -1,0 +1,42 @@
+"""Register forward hooks on modules for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from torch import nn
+
+PreHook: TypeAlias = Callable[[Any, Any], None]
+Hook: TypeAlias = Callable[[Any, Any, Any, Any], None]
+
+
+@contextmanager
+def forward_hooks(
+    *,
+    before: Iterable[tuple[nn.Module, PreHook]] = (),
+    after: Iterable[tuple[nn.Module, Hook]] = (),
+) -> Iterator[None]:
+    """Call hooks around the forward pass of modules, and remove all of them at the end.
+
+    Args:
+        before: modules and ``hook(module, args)``, called before ``forward``.
+        after: modules and ``hook(module, args, kwargs, output)``, called after it.
+
+    Example:
+        >>> shapes = []
+        >>> layer = nn.Linear(2, 3)
+        >>> with forward_hooks(after=[(layer, lambda m, args, kwargs, y: shapes.append(y.shape))]):
+        ...     _ = layer(torch.ones(5, 2))
+        >>> _ = layer(torch.ones(5, 2))
+        >>> shapes
+        [torch.Size([5, 3])]
+    """
+    handles = [module.register_forward_pre_hook(hook) for module, hook in before]
+    handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in after]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,156 @@
+"""Collect every private name of PyTorch that the package uses, each with the reason for it.
+
+PyTorch may rename them in any release: this is the one file that a new release can break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import (
+    FuncTorchInterpreter,
+    VmapInterpreter,
+    retrieve_all_functorch_interpreters,
+)
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "NO_BACKWARD",
+    "BatchNormBase",
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "FuncTorchInterpreter",
+    "TorchDispatchMode",
+    "VmapInterpreter",
+    "constant_in_compile",
+    "current_backward",
+    "dispatch_modes",
+    "exclude_from_compile",
+    "fold_leading_dims",
+    "forward_ad_active",
+    "functorch",
+    "functorch_active",
+    "graph_break",
+    "has_values",
+    "is_alias",
+    "is_exporting",
+    "is_jit_tracing",
+    "is_tracing",
+    "make_wrapper_tensor",
+    "pytree",
+    "retrieve_all_functorch_interpreters",
+    "saved_tensor_hooks_enabled",
+    "scan",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Functions of PyTorch itself under a public name: called at every step, so none is wrapped.
+
+functorch: Any = torch._C._functorch
+"""Predicates on tensors that a ``torch.func`` transform has wrapped."""
+
+functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a ``torch.func`` transform is running."""
+
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""Number of active ``TorchDispatchMode``s, which must see every operation."""
+
+current_backward: Callable[[], int] = torch._C._current_graph_task_id
+"""Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
+
+NO_BACKWARD = -1
+
+is_alias: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
+"""Whether two tensors share memory; ``Tensor.data_ptr`` cannot say so for views."""
+
+saved_tensor_hooks_enabled: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
+"""Whether hooks on saved tensors may be pushed here."""
+
+make_wrapper_tensor: Callable[..., Any] = Tensor._make_wrapper_subclass
+"""Make a tensor subclass without memory, known by shape, dtype and device alone."""
+
+BatchNormBase = nn.modules.batchnorm._NormBase
+"""Base class of batch and instance norms, lazy and synchronised ones too."""
+
+
+def forward_ad_active() -> bool:
+    """Whether forward-mode differentiation is running."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing.
+
+    The flag, not ``torch.compiler.is_exporting()``, which torch 2.7 takes for true inside
+    ``torch.compile`` as well.
+    """
+    return bool(torch.compiler._is_exporting_flag)
+
+
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` is recording; cheaper than ``torch.jit.is_tracing()``."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_tracing() -> bool:
+    """Whether a program is being recorded that will run without this module's Python."""
+    return is_exporting() or torch.jit.is_tracing()  # type: ignore
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
+    return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+
+
+def fold_leading_dims(x: Tensor) -> Tensor:
+    """Merge dimensions 0 and 1 of a contiguous tensor without recording a view.
+
+    FSDP loses gradients where the output of a module is a view that is changed in place.
+    """
+    folded: Tensor = torch.ops.aten._unsafe_view(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
+    return folded
+
+
+def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
+    """Return PyTorch's ``scan`` operator, which it calls a prototype.
+
+    Raises:
+        ImportError: the installed release has none.
+    """
+    from torch._higher_order_ops.scan import scan as higher_order_scan
+
+    return higher_order_scan
+
+
+# Marks for torch.compile, set without importing the compiler before it is used
+
+
+def graph_break(message: str) -> None:
+    """End the graph that ``torch.compile`` is tracing; the message says why."""
+    torch._dynamo.graph_break(msg=message)
+
+
+def exclude_from_compile(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function outside the compiled graph, as ``torch.compiler.disable`` does."""
+    excluded: Callable[P, R] = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+    return excluded
+
+
+def constant_in_compile(function: Callable[P, R]) -> Callable[P, R]:
+    """Call a function once per compilation, as ``torch.compiler.assume_constant_result`` does."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,227 @@
+"""Walk over a model: find every module in it, however deeply it is hidden.
+
+PyTorch's own ``named_modules`` sees what is registered. A stateful layer in a plain list, a dict, a
+dataclass or an object held as an attribute is invisible to it; here it is found. Objects are looked
+at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import sysconfig
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Iterable
+from functools import lru_cache
+from types import (
+    FrameType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    SimpleNamespace,
+)
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tracetorch.core.torch_private import exclude_from_compile
+
+
+class Opaque:
+    """Base of objects that the walk does not enter: they hold no module."""
+
+    __slots__ = ()
+
+
+# Attributes that every module has and that can hold no module of the model, hooks above all.
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# Objects of these packages and of the standard library are not walked: they can hold half of the
+# process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
+_FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_TRANSPARENT = (nn.Module, *_CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
+_OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
+# A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
+_LONG = 1000
+
+
+@lru_cache(maxsize=4096)
+def _is_opaque(kind: Any) -> bool:
+    """Whether objects of a type are not entered."""
+    if issubclass(kind, _TRANSPARENT):
+        return False
+    if issubclass(kind, _OPAQUE):
+        return True
+    name = kind.__module__ if isinstance(kind.__module__, str) else ""
+    package = name.partition(".")[0]
+    if package in _FOREIGN_PACKAGES:
+        return True
+    if package not in sys.stdlib_module_names:
+        return False
+    # a user's own trace.py or queue.py shares its name with a module of the standard library
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is None or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
+
+
+def _parts(owner: Any) -> list[tuple[str, object]]:
+    """Named parts of ``owner`` that are to be entered, read without running any of its code."""
+    kind: Any = type(owner)
+    for container in _CONTAINERS:
+        if issubclass(kind, container):
+            return _items(owner, container)
+    found: list[tuple[str, Any]] = []
+    is_module = issubclass(kind, nn.Module)
+    descriptor = _dict_descriptor(kind)
+    attributes: dict[str, Any] = {} if descriptor is None else descriptor.__get__(owner)
+    if is_module:  # submodules first, and under their own names
+        found += attributes.get("_modules", {}).items()
+    for name, value in list(attributes.items()):
+        if is_module and name in _MODULE_ATTRIBUTES:
+            continue
+        if not _is_opaque(type(value)):  # type: ignore[arg-type]
+            found.append((name, value))
+    for name, slot in _slots(kind):
+        try:
+            found.append((name, slot.__get__(owner)))
+        except AttributeError:  # a slot that was never filled
+            continue
+    return found
+
+
+def _items(owner: Any, container: Any) -> list[tuple[str, object]]:
+    """Items of a container under their keys or positions."""
+    values = list(dict.values(owner) if container is dict else container.__iter__(owner))
+    if all(map(_is_opaque, set(map(type, values)))):
+        return []
+    keys: Iterable[object] = range(len(values))
+    if container is dict:
+        keys = list(dict.keys(owner))
+    elif container in (set, frozenset) and len(values) > 1:
+        keys = [f"{{{i}}}" for i in keys]  # a set has no order: the braces say so
+    modules_only = len(values) > _LONG
+    return [
+        (
+            key
+            if type(key) is str
+            else str(key)
+            if type(key) is int
+            else f"<{type(key).__name__}>",
+            v,
+        )
+        for key, v in zip(keys, values, strict=True)
+        if not modules_only or issubclass(type(v), nn.Module)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
+    """The descriptor of ``__dict__``, unless a class has made a property of that name."""
+    for base in kind.__mro__:
+        if "__dict__" in vars(base):
+            found = vars(base)["__dict__"]
+            own = isinstance(found, (GetSetDescriptorType, MemberDescriptorType))
+            return found if own else None
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
+    return tuple(
+        (name, slot)
+        for base in kind.__mro__
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType) and name != "__dict__"
+    )
+
+
+def named_modules(
+    root: object, *, closed: type[nn.Module] | None = None
+) -> list[tuple[str, nn.Module]]:
+    """List every module reachable from ``root``, itself first, each once, with its dotted path.
+
+    Args:
+        root: a module, or anything that holds some.
+        closed: modules of this type, the root apart, are found but not entered.
+
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    stack: list[tuple[str, object]] = [("", root)]
+    while stack:
+        path, owner = stack.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        if issubclass(type(owner), nn.Module):  # not isinstance: a mock may claim to be one
+            found.append((path, cast(nn.Module, owner)))
+            if closed is not None and owner is not root and isinstance(owner, closed):
+                continue
+        # reversed, because the stack gives back the last one first
+        for name, part in reversed(_parts(owner)):
+            if not _is_opaque(type(part)):  # type: ignore[arg-type]
+                stack.append((f"{path}.{name}" if path else name, part))
+    return found
+
+
+def modules_of(
+    root: nn.Module, *, closed: type[nn.Module] | None = None
+) -> list[tuple[str, nn.Module]]:
+    """List all modules as :func:`named_modules`, inside ``torch.compile`` the registered ones.
+
+    Args:
+        root: a module.
+        closed: modules of this type, the root too, are found but not entered.
+    """
+    if closed is not None and isinstance(root, closed):
+        return [("", root)]
+    if not torch.compiler.is_dynamo_compiling():
+        return named_modules(root, closed=closed)
+    found: list[tuple[str, nn.Module]] = []
+    closed_paths: list[str] = []
+    for path, module in root.named_modules():
+        if not any(path.startswith(f"{outer}.") for outer in closed_paths):
+            found.append((path, module))
+            if closed is not None and isinstance(module, closed):
+                closed_paths.append(path)
+    return found
+
+
+def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the outermost modules in ``root`` that are not registered in it, with their paths."""
+    known = {id(module) for module in root.modules()}
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in named_modules(root):
+        if id(module) not in known:
+            found.append((path, module))
+            known.update(id(inner) for inner in module.modules())
+    return found
+
+
+def path_on_stack(layer: nn.Module) -> str | None:
+    """Find the path of ``layer`` in the outermost module that is being called, for messages.
+
+    A layer does not know its own path. When it must complain, the modules whose ``forward`` led to
+    it are still on the call stack, and the outermost of them names it best.
+    """
+    return _path_uncompiled(layer) if torch.compiler.is_dynamo_compiling() else _path(layer)
+
+
+def _path(layer: nn.Module) -> str | None:
+    callers: list[nn.Module] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if issubclass(type(caller), nn.Module) and caller is not layer:
+            callers.append(cast(nn.Module, caller))
+        frame = frame.f_back
+    for caller in reversed(callers):
+        for path, module in named_modules(caller):
+            if module is layer:
+                return path
+    return None
+
+
+_path_uncompiled = exclude_from_compile(_path)

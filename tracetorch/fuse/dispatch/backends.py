@@ -1,0 +1,167 @@
+"""Select a backend: which there are, which one is requested, and why one is unavailable."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+from tracetorch.core.checks import suggestion
+from tracetorch.core.torch_private import forward_ad_active, functorch_active, is_tracing
+
+NAMES = ("auto", "numba", "triton", "eager")
+
+_log = logging.getLogger("tracetorch")
+_requested = "auto"
+
+
+class backend:  # noqa: N801 (used as a function, like torch.no_grad)
+    """Request a backend for whole sequences: from now on, or inside a ``with`` block.
+
+    Args:
+        name: ``"auto"``, the kernels of the device and ``"eager"`` where they cannot run, logged
+            once; ``"numba"``, kernels for the CPU; ``"triton"``, kernels for the GPU; ``"eager"``,
+            plain PyTorch. One requested by name runs or raises.
+
+    Raises:
+        ValueError: there is no such backend.
+
+    Example:
+        >>> with backend("eager"):
+        ...     requested_backend()
+        'eager'
+        >>> requested_backend()
+        'auto'
+
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        if name not in NAMES:
+            raise ValueError(
+                f"no backend is called {name!r}.{suggestion(name, NAMES)} There are "
+                f"{', '.join(NAMES)}."
+            )
+        self.previous, _requested = _requested, name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _requested
+        _requested = self.previous
+
+
+def requested_backend() -> str:
+    """Return the name of the backend that is requested.
+
+    Example:
+        >>> requested_backend()
+        'auto'
+
+    """
+    return _requested
+
+
+def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
+    """Return why a backend cannot run on this machine, or ``None``.
+
+    Args:
+        name: ``"numba"``, ``"triton"`` or ``"eager"``.
+        device: of the input; with it, also why it cannot run there and in this place, inside a
+            transform or an export say.
+
+    Example:
+        >>> unavailable_reason("eager") is None
+        True
+
+    """
+    if name == "eager":
+        return None
+    if device is not None:
+        wanted = "cpu" if name == "numba" or is_interpreted() else "cuda"
+        if device.type != wanted:
+            return f"its kernels are for {wanted}, the input is on {device.type}"
+        if is_tracing():
+            return "an exported program must not need this process's kernels"
+        if functorch_active():
+            return "torch.func transforms see through plain operations alone"
+        if forward_ad_active():
+            return "forward-mode differentiation sees through plain operations alone"
+    return _uninstalled_reason(name)
+
+
+@functools.cache
+def _uninstalled_reason(name: str) -> str | None:
+    if name == "numba":
+        if importlib.util.find_spec("numba") is None:
+            return "Numba is not installed; pip install numba"
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            return "NUMBA_DISABLE_JIT is set"
+        try:
+            import numba  # noqa: F401
+        except Exception as failure:  # a NumPy it does not know, a broken library
+            return f"Numba cannot be imported: {failure}"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
+        if not is_interpreted():
+            if not torch.cuda.is_available():
+                return "there is no GPU"
+            if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+                return "the GPU is older than Triton supports"
+        try:
+            import triton  # noqa: F401
+        except Exception as failure:
+            return f"Triton cannot be imported: {failure}"
+    return None
+
+
+def is_interpreted() -> bool:
+    """Whether Triton interprets its kernels, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def select_backend(
+    layer: str, reason_against: Callable[[str], str | None], device: torch.device
+) -> str:
+    """Return the first backend that can run a layer.
+
+    Args:
+        layer: its name in messages.
+        reason_against: why a backend cannot run it, or ``None``.
+        device: of the input.
+
+    Raises:
+        RuntimeError: the one requested by name cannot.
+
+    """
+    if _requested != "auto":
+        against = reason_against(_requested)
+        if against is not None:
+            raise RuntimeError(
+                f"the {_requested} backend cannot run {layer}: {against}. "
+                "tt.fuse.backend('auto') runs it eagerly."
+            )
+        return _requested
+    name = "numba" if device.type == "cpu" else "triton"
+    against = reason_against(name)
+    if against is None:
+        return name
+    _log_once(layer, against)
+    return "eager"
+
+
+@functools.cache
+def _log_once(layer: str, reason: str) -> None:
+    _log.warning("%s runs step by step in plain PyTorch: %s.", layer, reason)

@@ -1,0 +1,231 @@
+"""Register the fused loops as PyTorch operators: ``torch.ops.tracetorch.forward``, ``.backward``.
+
+The operators take any plan by its key: opaque, with known shapes and a known gradient; so
+``torch.compile`` and dispatch modes treat a fused layer as they treat a convolution. Plain tensors
+need none of that, and dispatching lists of tensors costs more than a small layer does: :func:`run`
+avoids it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.double_backward import explain_freed_graph
+from tracetorch.core.torch_private import dispatch_modes, has_values
+from tracetorch.fuse.dispatch.plans import plan_of, register
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime.layout import layout_of
+
+_PLAIN = (Tensor, nn.Parameter)
+
+_library = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
+for _schema in (
+    "forward(str key, Tensor x, Tensor[] states, Tensor[] params) -> Tensor[]",
+    "backward(str key, Tensor x, Tensor[] states, Tensor[] params, Tensor checkpoints,"
+    " Tensor[] grads) -> Tensor[]",
+):
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+
+
+def _runtime(plan: Plan) -> Any:
+    """The module that runs a plan's kernels."""
+    if plan.backend == "triton":
+        from tracetorch.fuse.runtime import gpu
+
+        return gpu
+    from tracetorch.fuse.runtime import cpu
+
+    return cpu
+
+
+# Forward
+
+
+def _forward(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    plan = plan_of(key)
+    results: list[Tensor] = _runtime(plan).forward(plan, layout_of(x, plan.dim), x, states, params)
+    return results
+
+
+def _forward_fake(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    plan = plan_of(key)
+    layout, dtype = layout_of(x, plan.dim), plan.program.dtype
+    stored = plan.checkpoints(x.shape[0]) * len(plan.recomputed) * layout.lanes
+    return [
+        layout.empty_sequence(x, dtype),
+        *(layout.empty_step(x, dtype) for _ in plan.program.states),
+        *(layout.empty_sequence(x, dtype) for _ in plan.record),
+        x.new_empty(stored, dtype=dtype),
+    ]
+
+
+# Backward
+
+
+def _backward(
+    key: str,
+    x: Tensor,
+    states: list[Tensor],
+    params: list[Tensor],
+    checkpoints: Tensor,
+    grads: list[Tensor],
+) -> list[Tensor]:
+    plan = plan_of(key)
+    layout = layout_of(x, plan.dim)
+    results: list[Tensor] = _runtime(plan).backward(
+        plan, layout, x, states, params, checkpoints, grads
+    )
+    return results
+
+
+def _backward_fake(
+    key: str,
+    x: Tensor,
+    states: list[Tensor],
+    params: list[Tensor],
+    checkpoints: Tensor,
+    grads: list[Tensor],
+) -> list[Tensor]:
+    plan = plan_of(key)
+    layout, dtype = layout_of(x, plan.dim), plan.program.dtype
+    nothing = (0,)
+    return [
+        layout.empty_sequence(x, dtype) if plan.x else x.new_empty(nothing),
+        *(layout.empty_step(x, dtype) for _ in states),
+        *(
+            torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
+            for n, p in zip(plan.program.params, params, strict=True)
+        ),
+    ]
+
+
+# Gradient
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    ctx.key, x, states, params = inputs
+    ctx.order = layout_of(x, plan_of(ctx.key).dim).order
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, *states, *params, output[-1])
+
+
+def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    plan = plan_of(ctx.key)
+    x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, grads[:-1])
+    found = torch.ops.tracetorch.backward(ctx.key, x, states, params, checkpoints, grads_out)
+    d_x, *rest = _input_gradients(plan, found)
+    return None, d_x, rest[: len(states)], rest[len(states) :]
+
+
+def _backward_inputs(
+    ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """Inputs, states, parameters, checkpoints, and gradients; zeros where none came back."""
+    with explain_freed_graph():
+        x, *saved, checkpoints = ctx.saved_tensors
+    if layout_of(x, plan.dim).order != ctx.order:
+        # a hook on saved tensors gave x back in another order of memory than the checkpoints have
+        x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
+    count = len(plan.program.states)
+    grads_out: list[Tensor] = []
+    for index, grad in enumerate(grads):
+        if grad is None:
+            grad = torch.zeros_like(x[0])
+            if index == 0 or index > count:  # outputs and trajectories have time
+                grad = grad.expand(x.shape)
+        elif not has_values(grad):  # of is_grads_batched, or jacobian(vectorize=True)
+            raise RuntimeError(
+                "a fused time loop takes one incoming gradient at a time. Run what needs a batch "
+                "of them under tt.fuse.backend('eager')."
+            )
+        grads_out.append(grad)
+    return x, saved[:count], saved[count:], checkpoints, grads_out
+
+
+def _input_gradients(plan: Plan, found: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of ``x``, states and parameters; ``None`` for one that was not computed."""
+    gradients: list[Tensor | None] = list(found)
+    if not plan.x:
+        gradients[0] = None
+    for index, name in enumerate(plan.program.params, start=1 + len(plan.program.states)):
+        if name not in plan.trained:
+            gradients[index] = None
+    return gradients
+
+
+def _no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "a fused time loop has no second derivative. Run what needs one under "
+        "tt.fuse.backend('eager')."
+    )
+
+
+_library.impl("forward", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("backward", _backward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("tracetorch::forward", _forward_fake, lib=_library)
+torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library)
+torch.library.register_autograd(
+    "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
+)
+torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib=_library)
+
+
+# On plain tensors
+
+
+def run(
+    plan: Plan, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return outputs, final states and trajectories, part of the graph where the plan has one."""
+    # wrappers, dispatch modes and lazily negated tensors must see an operator
+    plain = not dispatch_modes()
+    for tensor in (x, *states, *params):
+        plain = plain and type(tensor) in _PLAIN and not tensor.is_neg()
+    if not plain:
+        results = torch.ops.tracetorch.forward(register(plan), x, states, params)[:-1]
+        return [
+            end if smooth else end.detach()
+            for end, smooth in zip(results, plan.smooth_results, strict=True)
+        ]
+    if plan.graph:
+        return _FusedLoop.apply(plan, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
+    layout = layout_of(x, plan.dim)
+    return _runtime(plan).forward(plan, layout, x, states, params)[:-1]  # type: ignore[no-any-return]
+
+
+class _FusedLoop(torch.autograd.Function):
+    """The operators without the dispatcher: one node of the graph for all of time."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        layout = layout_of(x, plan.dim)
+        *results, checkpoints = _runtime(plan).forward(
+            plan, layout, x, tensors[:count], tensors[count:]
+        )
+        ctx.plan, ctx.order = plan, layout.order
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *tensors, checkpoints)
+        # a result without a gradient by step must not seem to have one here
+        if not all(plan.smooth_results):
+            pairs = zip(results, plan.smooth_results, strict=True)
+            ctx.mark_non_differentiable(*(end for end, smooth in pairs if not smooth))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan = ctx.plan
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
+        if torch.is_grad_enabled():  # the operator says that there is no second derivative
+            found = torch.ops.tracetorch.backward(
+                register(plan), x, states, params, checkpoints, grads_out
+            )
+        else:
+            layout = layout_of(x, plan.dim)
+            found = _runtime(plan).backward(plan, layout, x, states, params, checkpoints, grads_out)
+        return None, *_input_gradients(plan, found)

@@ -1,0 +1,269 @@
+"""Plan a call: trace the layer's step once, select a backend, and remember both by key.
+
+Three of the caches around a kernel are here, each for what the next inner one cannot know: programs
+by what a step does, plans by what a call needs of a program, and plans by the key under which the
+operators find them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import constant_in_compile
+from tracetorch.functional.surrogates import Surrogate
+from tracetorch.fuse.dispatch.backends import (
+    requested_backend,
+    select_backend,
+    unavailable_reason,
+)
+from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
+from tracetorch.fuse.ir.graph import Unfusable
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.trace import Program, trace
+from tracetorch.fuse.protocol import StepLayer
+
+_programs: dict[Hashable, Program | str] = {}
+_MOST_PROGRAMS = 1024
+
+
+def program_of(
+    layer: StepLayer, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any] | None = None
+) -> Program:
+    """Return the program of a layer, traced once for all layers whose step does the same.
+
+    Args:
+        layer: whose ``step``.
+        ndim: number of dimensions of the tensor of one step.
+        dtype: of the arithmetic.
+        kwargs: the step kwargs, where they are at hand.
+
+    Raises:
+        Unfusable: it cannot become a kernel.
+
+    """
+    if kwargs is None:
+        with torch.no_grad():
+            kwargs = layer.step_kwargs(ndim, dtype)
+    if inspect.ismethod(layer.step):
+        raise Unfusable("its step is not a static method: what it reads of self stays unseen")
+    parts: list[Hashable] = [type(layer).__name__, ndim, dtype, layer.active_states]
+    parts.append(fingerprint("step", layer.step))
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            _check_parameter(layer, name, value, ndim, dtype)
+            parts.append(name)
+        elif value is None or type(value) is str:  # most are
+            parts.append((name, value))
+        else:
+            parts.append((name, fingerprint(name, value)))
+    key = tuple(parts)
+    found = _programs.get(key)
+    if found is None:
+        if len(_programs) >= _MOST_PROGRAMS:
+            _programs.clear()
+        try:
+            found = trace(layer, ndim, dtype, kwargs)
+        except Unfusable as reason:
+            found = str(reason)
+        _programs[key] = found
+    if isinstance(found, str):
+        raise Unfusable(found)
+    return found
+
+
+def _check_parameter(
+    layer: StepLayer, name: str, value: Tensor, ndim: int, dtype: torch.dtype
+) -> None:
+    """Raise unless a tensor has one value for the layer, or one per neuron at ``dim``."""
+    place = layer.dim if layer.dim < 0 else layer.dim - ndim
+    fits = value.ndim <= ndim and value.dtype == dtype
+    for dim, size in zip(range(-value.ndim, 0), value.shape, strict=True):
+        fits = fits and (size == 1 or (dim == place and size == layer.num_neurons))
+    if not fits:
+        raise Unfusable(
+            f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels take "
+            f"one value for the layer or one per neuron, in {dtype}"
+        )
+
+
+def unsupported_operation(name: str, program: Program) -> str | None:
+    """Return which operation of a program a backend's printer lacks, as a reason, or ``None``."""
+    if name != "triton":
+        return None
+    from tracetorch.fuse.codegen.triton_loops import unknown
+
+    found = unknown(program.graph)
+    return None if found is None else f"its step uses {found}, which Triton kernels lack"
+
+
+def plan_for(
+    layer: StepLayer,
+    x: Tensor,
+    states: Sequence[Tensor],
+    kwargs: dict[str, Any],
+    record: tuple[str, ...],
+) -> Plan | None:
+    """Return the plan that runs ``layer`` over ``x``; ``None``: it runs eagerly.
+
+    Args:
+        layer: whose ``step``.
+        x: the inputs ``[T, ...]`` in the dtype of the arithmetic.
+        states: the active ones.
+        kwargs: the step kwargs.
+        record: states whose trajectories are wanted.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot.
+
+    """
+    if requested_backend() == "eager":
+        return None
+    needs = _gradient_needs(x, states, kwargs)
+    return _plan(layer, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
+
+
+def plan_key(
+    layer: StepLayer,
+    x: Tensor,
+    states: Sequence[Tensor],
+    kwargs: dict[str, Any],
+    record: tuple[str, ...],
+) -> str | None:
+    """Return the key of :func:`plan_for` inside ``torch.compile``, where it is a constant."""
+    if requested_backend() == "eager":
+        return None
+    numbers = _compiled_in(layer, kwargs)
+    if numbers is None:
+        return None
+    needs = _gradient_needs(x, states, kwargs)
+    return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
+
+
+def _gradient_needs(
+    x: Tensor, states: Sequence[Tensor], kwargs: dict[str, Any]
+) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether there will be a backward pass, through ``x`` too, and through which parameters."""
+    if not torch.is_grad_enabled():
+        return False, False, ()
+    trained: list[str] = []
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            trained.append(name)
+    graph = bool(trained) or x.requires_grad
+    for state in states:
+        graph = graph or state.requires_grad
+    return graph, x.requires_grad, tuple(trained)
+
+
+def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
+    """The numbers for which a region is compiled anew; ``None``: they cannot be seen."""
+    surrogates = (type(value) for value in kwargs.values() if isinstance(value, Surrogate))
+    if not all(map(reads_nothing, (layer.step, *surrogates))):
+        return None
+    numbers: list[object] = []
+    for value in kwargs.values():
+        if isinstance(value, Surrogate):
+            held = [getattr(value, name) for name in type(value).__dataclass_fields__]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            held = [value]
+        else:
+            held = []
+        # in hexadecimal, because a float itself is no constant to the compiler
+        numbers += [part.hex() if isinstance(part, float) else part for part in held]
+        if not held and not isinstance(value, (Surrogate, Tensor)):
+            return None
+    return tuple(numbers)
+
+
+def _plan(
+    layer: StepLayer,
+    ndim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> Plan | None:
+    programs: list[Program] = []
+
+    def reason_against(name: str) -> str | None:
+        reason = unavailable_reason(name, device)
+        if reason is None and name != "eager":
+            try:
+                programs.append(program_of(layer, ndim, dtype, kwargs))
+                reason = unsupported_operation(name, programs[-1])
+            except Unfusable as found:
+                reason = str(found)
+        return reason
+
+    backend = select_backend(repr(layer), reason_against, device)
+    if backend == "eager":
+        return None
+    dim = layer.dim if layer.dim < 0 else layer.dim - ndim
+    program = programs[-1]
+    # a parameter that no output depends on has no gradient to compute
+    trained = tuple([name for name in trained if f"p_{name}" in program.reached])
+    return _planned(program, backend, dim, record, graph, x and "x" in program.reached, trained)
+
+
+@lru_cache(maxsize=512)
+def _planned(
+    program: Program,
+    backend: str,
+    dim: int,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+) -> Plan:
+    """The :class:`Plan` of these, the same object each time; a backward pass holds its own."""
+    return Plan(program, backend, dim, record, graph, x, trained)
+
+
+@constant_in_compile
+def _constant_key(
+    layer: StepLayer,
+    ndim: int,
+    dtype: torch.dtype,
+    device: str,
+    record: tuple[str, ...],
+    graph: bool,
+    x: bool,
+    trained: tuple[str, ...],
+    numbers: tuple[object, ...],
+) -> str | None:
+    """The key of the plan, asked once for each compilation and each ``numbers``."""
+    plan = _plan(layer, ndim, dtype, torch.device(device), record, graph, x, trained)
+    return None if plan is None else register(plan)
+
+
+_registered: dict[str, Plan] = {}
+
+
+def register(plan: Plan) -> str:
+    """Return the key of ``plan``, by which the operators find it in this process from now on."""
+    _registered.setdefault(plan.key, plan)
+    return plan.key
+
+
+def plan_of(key: str) -> Plan:
+    """Return the plan behind a key.
+
+    Raises:
+        KeyError: nobody registered it in this process.
+
+    """
+    if key not in _registered:
+        raise KeyError(
+            f"no plan {key!r} in this process: a fused program was carried over from another. "
+            "Export under tt.fuse.backend('eager')."
+        )
+    return _registered[key]

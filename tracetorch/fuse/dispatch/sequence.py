@@ -1,0 +1,84 @@
+"""Run a layer's ``step`` over a whole sequence, by a compiled loop or step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.dispatch import operators
+from tracetorch.fuse.dispatch.backends import unavailable_reason
+from tracetorch.fuse.dispatch.plans import (
+    plan_for,
+    plan_key,
+    program_of,
+    unsupported_operation,
+)
+from tracetorch.fuse.ir.graph import Unfusable
+from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.runtime import eager
+
+
+def run_sequence(
+    layer: StepLayer,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    kwargs: dict[str, Any],
+    record: tuple[str, ...],
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Return outputs, final states and recorded trajectories; nothing is kept on the layer.
+
+    Args:
+        layer: whose ``step``.
+        x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
+        states: the states before the first step, as ``step`` takes them.
+        kwargs: the step kwargs.
+        record: names of states whose trajectories are wanted.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot run the layer.
+    """
+    active = [state for state in states if state is not None]
+    results: Sequence[Tensor] | None = None
+    if torch.compiler.is_compiling():
+        key = plan_key(layer, x, active, kwargs, record)
+        if key is not None:
+            parameters = [value for value in kwargs.values() if isinstance(value, Tensor)]
+            results = torch.ops.tracetorch.forward(key, x, active, parameters)[:-1]
+    else:
+        plan = plan_for(layer, x, active, kwargs, record)
+        if plan is not None:
+            parameters = [kwargs[name] for name in plan.program.params]
+            results = operators.run(plan, x, active, parameters)
+    if results is None:
+        return eager.run(layer, x, states, kwargs, record)
+    last = 1 + len(active)
+    return results[0], results[1:last], results[last:]
+
+
+def unsupported_reason(name: str, layer: StepLayer, x: Tensor) -> str | None:
+    """Return why a backend would not run ``layer`` over ``x``, or ``None``.
+
+    Args:
+        name: ``"numba"``, ``"triton"`` or ``"eager"``.
+        layer: a neuron layer.
+        x: the inputs ``[T, ...]``.
+
+    Raises:
+        TypeError, ValueError: as the layer itself.
+
+    Example:
+        >>> unsupported_reason("eager", LIF(3), torch.ones(4, 2, 3)) is None
+        True
+
+    """
+    dtype = layer.check_input(x, sequence=True)
+    reason = unavailable_reason(name, x.device)
+    if reason is not None or name == "eager":
+        return reason
+    try:
+        return unsupported_operation(name, program_of(layer, x.ndim - 1, dtype))
+    except Unfusable as unfusable:
+        return str(unfusable)

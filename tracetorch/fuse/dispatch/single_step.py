@@ -1,0 +1,188 @@
+"""Run one step without a graph: the compiled step that ``layer(x)`` runs under ``no_grad``.
+
+What a step costs here is not arithmetic but the calls around it. So everything that can be computed
+once is, for one shape of input; each call then checks that nothing has changed, allocates what it
+returns, and makes one call by address.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import (
+    dispatch_modes,
+    forward_ad_active,
+    functorch_active,
+    is_jit_tracing,
+)
+from tracetorch.core.walk import Opaque
+from tracetorch.functional.surrogates import Surrogate
+from tracetorch.fuse.codegen.numba_loops import real_name
+from tracetorch.fuse.codegen.numba_step import step_source
+from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.fingerprint import helpers, reads_nothing
+from tracetorch.fuse.ir.graph import Unfusable
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.runtime.cpu import write_parameters
+from tracetorch.fuse.runtime.kernel_cache import compiled_at
+
+_MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
+_MOST_SHAPES = 4  # for which a layer keeps its compiled steps
+# options that cannot change unseen
+_IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
+
+
+class SingleStepCache(Opaque):
+    """The compiled steps of one layer, a few shapes of input each with its own."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps: list[CompiledStep] = []
+
+    def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
+        """Run one step by the compiled kernel; ``None`` where the eager step must do it.
+
+        The new states are left on the layer.
+        """
+        if (
+            type(x) is not Tensor
+            or dispatch_modes()
+            or functorch_active()
+            or is_jit_tracing()
+            or forward_ad_active()
+            or x.is_neg()
+        ):
+            return None
+        steps = self.steps
+        if not steps or not steps[0].fits(layer, x):
+            # the last one used comes first: a batch that comes and goes finds its own again
+            found = next((s for s in steps if s.fits(layer, x)), None) or CompiledStep(layer, x)
+            rest = [s for s in steps if s is not found][: _MOST_SHAPES - 1]
+            self.steps = steps = [found, *rest]
+        return steps[0].run(layer, x)
+
+
+class CompiledStep:
+    """A layer's step, compiled for one shape and dtype of input.
+
+    Args:
+        layer: whose step.
+        x: an input.
+
+    """
+
+    def __init__(self, layer: StepLayer, x: Tensor) -> None:
+        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+        self.states = layer.active_states
+        self.step = layer.step
+        self.option_names = layer.options
+        self.options = tuple(getattr(layer, name) for name in self.option_names)
+        self.raw_names = layer.raw_names
+        self.params: tuple[str, ...] = ()
+        # address, bytes and a view of every raw parameter when it was last constrained
+        self.raw_values: tuple[tuple[int, Any, bytes], ...] = ()
+        self.last_states: list[Tensor] = []
+        plan = self._plan(layer, x)
+        self.kernel: Callable[..., None] | None = None
+        self.helpers = helpers(layer.step) if plan is not None else []
+        if plan is not None:
+            self.params = plan.program.params
+            self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
+            columns = layer.num_neurons * self.inner
+            real = np.dtype(real_name(self.dtype)).type
+            self.literals = np.array(plan.literals or (0.0,), real)
+            self.packed = np.zeros(max(1, len(self.params)) * columns, real)
+            self.fixed_arguments = (
+                x.numel() // columns,
+                columns,
+                self.packed.ctypes.data,
+                self.literals.ctypes.data,
+            )
+            self.kernel = compiled_at(*step_source(plan))
+
+    def _plan(self, layer: StepLayer, x: Tensor) -> Plan | None:
+        functions = (layer.step, layer.step_kwargs, *map(type, self.options))
+        if (
+            not 0 < x.numel() <= _MOST_LANES
+            or x.dtype not in (torch.float32, torch.float64)
+            or not all(isinstance(option, _IMMUTABLE) for option in self.options)
+            or not all(map(reads_nothing, functions))
+            or unavailable_reason("numba", x.device) is not None
+        ):
+            return None
+        try:
+            program = program_of(layer, x.ndim, layer.check_input(x))
+        except Unfusable:
+            return None
+        dim = layer.dim if layer.dim < 0 else layer.dim - x.ndim
+        return Plan(program, "numba", dim, (), False, False, ())
+
+    def fits(self, layer: StepLayer, x: Tensor) -> bool:
+        """Whether it was compiled for such an input, and for the options that hold now."""
+        if x.shape != self.shape or x.dtype is not self.dtype or x.device != self.device:
+            return False
+        return (
+            layer.step is self.step
+            and all(map(operator.is_, map(layer.__dict__.get, self.option_names), self.options))
+            and all(place.get(name) is held for place, name, held in self.helpers)
+        )
+
+    def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
+        """Return the output, new states on the layer; ``None`` where it cannot run here."""
+        if (
+            self.kernel is None
+            or not x.is_contiguous()
+            or requested_backend() not in ("auto", "numba")
+        ):
+            return None
+        attributes = layer.__dict__
+        states = [attributes[name] for name in self.states]
+        # the very tensors that the last call left need no check
+        if not self.last_states or not all(map(operator.is_, states, self.last_states)):
+            checked = layer.states_for(x, layer.check_input(x))
+            states = [state.contiguous() for state in checked if state is not None]
+        self._refresh_parameters(layer)
+        output = torch.empty_like(x)  # twice as fast as empty
+        ends = [torch.empty_like(x) for _ in states]
+        addresses = map(Tensor.data_ptr, (x, output, *states, *ends))
+        self.kernel(*self.fixed_arguments, *addresses)
+        attributes.update(zip(self.states, ends, strict=False))
+        self.last_states = ends
+        return output
+
+    def _refresh_parameters(self, layer: StepLayer) -> None:
+        """Constrain the parameters anew if any raw value is another than it was.
+
+        Values are compared: a fused optimizer, or ``.data``, leaves no other trace.
+        """
+        if self.raw_values or not self.raw_names:
+            parameters: dict[str, Any] = layer.__dict__["_parameters"]
+            buffers: dict[str, Any] = layer.__dict__["_buffers"]
+            for name, (address, view, content) in zip(self.raw_names, self.raw_values, strict=True):
+                raw = parameters.get(name, buffers.get(name))
+                if raw is None or raw.data_ptr() != address or view.tobytes() != content:
+                    break
+            else:
+                return
+        kwargs = layer.step_kwargs(len(self.shape), self.dtype)
+        places = self.packed.reshape(-1, layer.num_neurons, self.inner)
+        write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
+        raw_values = []
+        for name in self.raw_names:
+            raw = getattr(layer, name).detach().reshape(-1)
+            raw = raw.as_strided(raw.shape, (1,))  # one value alone may come with any stride
+            # DLPack keeps the memory, so that the address stays its own; .numpy() would keep it
+            # from being freed by FSDP
+            view = np.from_dlpack(raw.view(torch.uint8))
+            raw_values.append((raw.data_ptr(), view, view.tobytes()))
+        self.raw_values = tuple(raw_values)

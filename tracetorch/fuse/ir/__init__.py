@@ -1,0 +1,1 @@
+"""Intermediate representation: trace a step and its gradient into straight-line arithmetic."""

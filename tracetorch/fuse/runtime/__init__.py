@@ -1,0 +1,1 @@
+"""Runtime: compile the printed kernels, cache them, and run them on the CPU or a GPU."""

@@ -1,0 +1,153 @@
+"""Run the printed time loops on a GPU: layout, memory and launches around the Triton kernels.
+
+Under ``TRITON_INTERPRET=1`` they run on tensors of the CPU, slowly, to be tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime.kernel_cache import module_of
+from tracetorch.fuse.runtime.layout import Layout, strided
+
+BLOCK = 128  # lanes of a program: one for each of its threads
+_WARPS = 4
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel(plan: Plan, name: str) -> Any:
+    source = backward_source(plan) if name == "backward" else forward_source(plan)
+    return getattr(module_of(source, f"triton_{name}"), name)
+
+
+@functools.lru_cache(maxsize=256)
+def _literals(plan: Plan, device: torch.device) -> Tensor:
+    """The numbers of a program where the kernels read them; float64 arguments would be cut."""
+    return torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
+
+
+def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
+    """Run a kernel; contraction is off, recomputed spikes are to be those of the forward pass."""
+    kernel = _kernel(plan, name)
+    grid = (-(-layout.lanes // BLOCK),)
+    options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
+    if device.type == "cpu":
+        with np.errstate(all="ignore"):
+            kernel[grid](**arguments, **options)
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](**arguments, **options)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1)
+
+
+def _inputs(
+    plan: Plan, layout: Layout, x: Tensor, params: Sequence[Tensor], every: int
+) -> dict[str, Any]:
+    """The arguments that both kernels take."""
+    flat, step, row = strided(x.detach(), layout)
+    given = {
+        "steps": x.shape[0],
+        "every": every,
+        "lanes": layout.lanes,
+        "width": layout.neurons * layout.inner,
+        "inner": layout.inner,
+        "x": flat,
+        "x_step": step,
+        "x_row": row,
+        "literals": _literals(plan, x.device),
+    }
+    for name, param in zip(plan.program.params, params, strict=True):
+        given[f"param_{name}"] = param.detach().reshape(-1)
+        given[f"stride_{name}"] = int(param.numel() > 1)
+    return given
+
+
+def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    return {
+        f"{prefix}_{name}": _flat(layout.arrange(state).contiguous())
+        for name, state in states.items()
+    }
+
+
+def forward(
+    plan: Plan, layout: Layout, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
+    program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    output = layout.empty_sequence(x, dtype)
+    ends = {name: layout.empty_step(x, dtype) for name in program.states}
+    records = {name: layout.empty_sequence(x, dtype) for name in plan.record}
+    stored = plan.checkpoints(steps)
+    checkpoints = x.new_empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
+    if layout.lanes:
+        starts = dict(zip(program.states, states, strict=True))
+        arguments = {
+            **_inputs(plan, layout, x, params, plan.checkpoint_interval if stored else steps),
+            **_states("start", starts, layout),
+            "output": _flat(layout.arrange(output)),
+            **_states("end", ends, layout),
+            **_states("record", records, layout),
+            "checkpoints": checkpoints,
+        }
+        _launch(plan, "forward", layout, x.device, arguments)
+    return [output, *ends.values(), *records.values(), checkpoints]
+
+
+def backward(
+    plan: Plan,
+    layout: Layout,
+    x: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    checkpoints: Tensor,
+    grads: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the gradients of ``x``, states and parameters; an empty tensor for one not needed."""
+    program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    g_output, *rest = grads
+    g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
+    g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
+    nothing = x.new_empty(0, dtype=dtype)
+    d_x = layout.empty_sequence(x, dtype) if plan.x else nothing
+    d_states = {name: layout.empty_step(x, dtype) for name in program.states}
+    sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
+    if layout.lanes:
+        starts = dict(zip(program.states, states, strict=True))
+        past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
+        flat, step, row = strided(g_output.detach(), layout)
+        arguments = {
+            **_inputs(plan, layout, x, params, plan.checkpoint_interval),
+            **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
+            "checkpoints": checkpoints,
+            "past": x.new_empty(past, dtype=dtype),
+            "g_output": flat,
+            "g_step": step,
+            "g_row": row,
+            **_states("g_end", g_ends, layout),
+            **({"d_x": _flat(layout.arrange(d_x))} if plan.x else {}),
+            **_states("d_start", d_states, layout),
+            "sums": sums,
+        }
+        for name, grad in g_records.items():
+            flat, step, row = strided(grad.detach(), layout)
+            arguments |= {f"h_{name}": flat, f"h_step_{name}": step, f"h_row_{name}": row}
+        _launch(plan, "backward", layout, x.device, arguments)
+    d_params = dict.fromkeys(program.params, nothing)
+    shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
+    for name, total in zip(plan.trained, sums.view(shape).sum((1, 3)), strict=True):
+        like = params[program.params.index(name)]
+        value = total.sum() if like.numel() == 1 else total
+        d_params[name] = value.to(dtype).reshape(like.shape)
+    return [d_x, *d_states.values(), *d_params.values()]

@@ -1,0 +1,117 @@
+"""``Layout``: describe where the neurons of a sequence lie in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.runtime.memory import large_empty
+
+
+class Layout(NamedTuple):
+    """A sequence ``[T, ...]`` seen as ``[T, outer, neurons, inner]`` in the order of its memory.
+
+    Every operation is pointwise, so a channels-last input is walked in its own order instead of
+    being copied into another; outputs and gradients get the same order.
+
+    Args:
+        order: the dimensions of the sequence in the order of its memory, 0 first.
+        outer, neurons, inner: sizes; one step is ``outer * neurons * inner`` lanes.
+        lanes: values of one step.
+        in_order: the dimensions are in the order of memory already.
+
+    """
+
+    order: tuple[int, ...]
+    outer: int
+    neurons: int
+    inner: int
+    lanes: int
+    in_order: bool
+
+    def empty_sequence(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Allocate a tensor shaped like the sequence ``x``, in this layout."""
+        sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
+        made = _empty(x, sizes, dtype)
+        return made if self.in_order else self.restore(made)
+
+    def empty_step(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Allocate a tensor shaped like one step of the sequence ``x``, in this layout."""
+        sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
+        made = _empty(x, sizes[1:], dtype)
+        return made if self.in_order else self.restore(made)
+
+    def restore(self, ordered: Tensor) -> Tensor:
+        """Permute ``ordered``, a sequence or one step, back to the order of dimensions of ``x``."""
+        if self.in_order:
+            return ordered
+        if ordered.ndim == len(self.order):
+            return ordered.permute([self.order.index(dim) for dim in range(ordered.ndim)])
+        step = [dim - 1 for dim in self.order[1:]]
+        return ordered.permute([step.index(dim) for dim in range(ordered.ndim)])
+
+    def arrange(self, tensor: Tensor) -> Tensor:
+        """Permute ``tensor``, a sequence or one step, to the order of memory."""
+        if self.in_order:
+            return tensor
+        if tensor.ndim == len(self.order):
+            return tensor.permute(self.order)
+        return tensor.permute([dim - 1 for dim in self.order[1:]])
+
+
+def _empty(x: Tensor, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling():
+        return large_empty(sizes, dtype)
+    return torch.empty(sizes, dtype=dtype, device=x.device)
+
+
+def layout_of(x: Tensor, dim: int) -> Layout:
+    """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end."""
+    order = tuple(range(x.ndim))
+    in_order = True
+    if x.ndim > 2 and not x.is_contiguous():
+        strides = x.stride()
+        by_stride = sorted(range(1, x.ndim), key=lambda d: (-strides[d], d))
+        if _is_dense([(x.shape[d], strides[d]) for d in by_stride]):
+            in_order = order == (0, *by_stride)
+            order = (0, *by_stride)
+    sizes = x.shape if in_order else [x.shape[d] for d in order]
+    place = order.index(x.ndim + dim)
+    outer, neurons = math.prod(sizes[1:place]), sizes[place]
+    inner = math.prod(sizes[place + 1 :])
+    return Layout(order, outer, neurons, inner, outer * neurons * inner, in_order)
+
+
+def _is_dense(dims: Sequence[tuple[int, int]]) -> bool:
+    """Whether dimensions, the slowest first, fill memory; the first may leave gaps."""
+    expected = 1
+    for index, (size, stride) in enumerate(reversed(dims)):
+        if size != 1 and stride != expected and (index + 1 < len(dims) or stride < expected):
+            return False
+        expected *= size
+    return True
+
+
+def strided(sequence: Tensor, layout: Layout) -> tuple[Tensor, int, int]:
+    """Return a sequence as the kernels read it: flat memory, and the strides of time and of rows.
+
+    A row is ``neurons * inner`` values that lie together; only what cannot be seen so is copied.
+    """
+    width = layout.neurons * layout.inner
+    arranged = sequence if layout.in_order else layout.arrange(sequence)
+    if arranged.is_contiguous():
+        return arranged.view(-1), layout.lanes, width
+    steps = sequence.shape[0]
+    try:
+        rows = arranged.view(steps, layout.outer, width)
+    except RuntimeError:
+        rows = arranged.contiguous().view(steps, layout.outer, width)
+    if rows.stride(2) != 1 and width > 1:
+        rows = rows.contiguous()
+    per_step, per_row = rows.stride(0), rows.stride(1)
+    extent = (steps - 1) * per_step + (layout.outer - 1) * per_row + width
+    return rows.as_strided((extent,), (1,)), per_step, per_row

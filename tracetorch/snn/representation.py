@@ -1,0 +1,53 @@
+"""Write the ``repr`` of a layer as the constructor call that made it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+
+from torch import Tensor, nn
+
+from tracetorch.snn.parameters import Weight
+
+
+def constructor_call(cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
+    """Write the constructor call, arguments at their default left out.
+
+    Example:
+        >>> constructor_call(LIF, (32, 0.95, -3), {})
+        'LIF(32, beta=0.95, dim=-3)'
+    """
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    try:
+        bound = signature.bind(None, *args, **kwargs)
+    except TypeError:  # __init__ is about to say so itself
+        return f"{cls.__name__}(...)"
+    written: list[str] = []
+    for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            written += map(_written, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            written += [f"{key}={_written(each)}" for key, each in value.items()]
+        elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
+            written.append(_written(value) if i == 0 else f"{name}={_written(value)}")
+    return f"{cls.__name__}({', '.join(written)})"
+
+
+def _written(value: object) -> str:
+    """An argument as one would write it; tensors by their shape, modules by their class."""
+    if isinstance(value, Tensor):
+        return f"Tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, Weight):
+        parts = [f"{field.name}={_written(getattr(value, field.name))}" for field in fields(value)]
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return repr(value)
+
+
+def _equal(value: object, default: object) -> bool:
+    return not isinstance(value, Tensor) and bool(value == default)

@@ -1,0 +1,302 @@
+"""``StatefulLayer``: keep states from call to call, check them, move and copy them.
+
+States are plain attributes, never buffers: DistributedDataParallel broadcasts buffers, and would
+overwrite the membranes of every process but one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
+from tracetorch.core.walk import path_on_stack
+from tracetorch.snn.module import TTModule
+
+# The dtype of the arithmetic, and so of the states, for each dtype of the input.
+ARITHMETIC_DTYPE = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+
+_FROZEN_STATE = (
+    "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
+    "traced program would start every call from the same state. tt.export.step(model, sample) "
+    "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
+    "module that calls zero_states() first and loops over time inside."
+)
+
+
+class StatefulLayer(TTModule):
+    """A layer with a neuron dimension, and states that it keeps from one call to the next.
+
+    Args:
+        num_neurons: size of the neuron dimension; at least 1.
+        dim: the neuron dimension of the tensor of one step.
+
+    Raises:
+        TypeError: an argument is not an integer, or ``states`` is not a tuple of names.
+        ValueError: ``num_neurons`` is below 1, or a state has a name that is taken.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ()
+
+    num_neurons: int
+    dim: int
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__()
+        self.num_neurons = check_count("num_neurons", num_neurons)
+        self.dim = check_integer("dim", dim)
+        # where the states were zeroed or set: in this trace, in this backward pass
+        self._zeroed_in_trace = False
+        self._zeroed_in_backward = NO_BACKWARD
+        if isinstance(type(self).states, str):
+            raise TypeError(
+                f"{type(self).__name__}.states must be a tuple of names, got "
+                f"{type(self).states!r}. A tuple of one is ({type(self).states!r},)."
+            )
+        for name in type(self).states:
+            self._check_name(name)
+            setattr(self, name, None)
+
+    def _check_name(self, name: str) -> None:
+        if not name.isidentifier() or hasattr(self, name):
+            raise ValueError(
+                f"{type(self).__name__} cannot call a state, parameter or option {name!r}: it must "
+                "be an identifier that is not yet taken."
+            )
+
+    @property
+    def active_states(self) -> tuple[str, ...]:
+        """The states this layer has; the others of ``states`` stay ``None``."""
+        return self.states
+
+    def label(self) -> str:
+        """Name the layer for messages, with its path in the model that is being called."""
+        return _label(self, path_on_stack(self))
+
+    # Checks of one call
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front, ``[T, ...]``.
+        """
+        if not self._zeroed_in_trace and is_tracing():
+            if torch.compiler.is_dynamo_compiling():
+                graph_break(_FROZEN_STATE)  # old versions swallow what is raised
+            raise RuntimeError(_FROZEN_STATE)
+        current = (NO_BACKWARD, self._zeroed_in_backward)
+        if not torch.compiler.is_compiling() and current_backward() not in current:
+            raise RuntimeError(
+                f"{self.label()} is run again inside backward(), by activation checkpointing it "
+                "seems, from the state it has now instead of the one it had. Checkpoint a "
+                "function that calls zero_states() first and loops over time inside."
+            )
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{self.label()} takes a tensor, got {type(x).__name__}. "
+                "Wrap arrays in torch.as_tensor(...)."
+            )
+        if x.dtype not in ARITHMETIC_DTYPE:
+            raise TypeError(
+                f"{self.label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
+                "Convert the input with .float()."
+            )
+        shape = x.shape[1:] if sequence else x.shape
+        what = f"one step of the input {list(x.shape)}" if sequence else "the input"
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(
+                f"{self.label()} has its neurons at dim {self.dim}, {what} has only "
+                f"{len(shape)} dimensions, shape {list(shape)}."
+            )
+        if shape[self.dim] != self.num_neurons:
+            raise ValueError(
+                f"{self.label()} has {self.num_neurons} neurons, {what} has "
+                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
+                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
+            )
+        return ARITHMETIC_DTYPE[x.dtype]
+
+    def states_for(
+        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
+    ) -> list[Tensor | None]:
+        """Return the states as ``step`` receives them: live ones checked, missing ones zero.
+
+        Args:
+            x: the input, checked.
+            dtype: of the arithmetic.
+            sequence: ``x`` has time in front, ``[T, ...]``.
+        """
+        shape = x.shape[1:] if sequence else x.shape
+        states: list[Tensor | None] = []
+        active = self.active_states
+        # autograd may not save what inference_mode made
+        clone_inference = (
+            not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+        )
+        for name in self.states:
+            state = getattr(self, name)
+            if name not in active:
+                states.append(None)
+            elif state is None:
+                states.append(torch.zeros(shape, dtype=dtype, device=x.device))
+            else:
+                if not isinstance(state, Tensor):
+                    raise TypeError(
+                        f"{self.label()} needs a tensor as {name}, got {type(state).__name__}."
+                    )
+                if is_leaked_tracer(state, x):
+                    raise ValueError(_leaked(self.label(), name))
+                if state.shape != shape or state.device != x.device or state.dtype != dtype:
+                    raise ValueError(
+                        f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
+                        f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
+                        f"needs {dtype} on {x.device}. Call zero_states() before a new sequence or "
+                        "another batch size, zero_states(where=mask) to restart some samples; "
+                        "states follow model.to(...)."
+                    )
+                states.append(state.clone() if clone_inference and state.is_inference() else state)
+        return states
+
+    # Clearing, detaching, copying
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        """Set the states to ``None``, or those of the samples in ``where`` to zero.
+
+        Args, Raises: as :meth:`TTModule.zero_states`.
+        """
+        super().zero_states(where=where)
+        if where is None:
+            self.mark_states_current()
+        elif torch.compiler.is_dynamo_compiling():
+            self._check_mask_fits(repr(self), where)
+        for name in self.active_states:
+            state = getattr(self, name)
+            if where is None or state is None:
+                setattr(self, name, None)
+            else:
+                mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
+                setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
+
+    def mark_states_current(self) -> None:
+        """Note that the states belong to this trace, or to the backward pass that runs this again.
+
+        Whoever sets states from outside calls it; a step that was not reached by it raises there.
+        """
+        self._zeroed_in_trace = is_tracing()
+        if not torch.compiler.is_compiling():
+            self._zeroed_in_backward = current_backward()
+
+    def detach_states(self) -> None:
+        """Cut the states from the graph that computed them; the next step names dead ones."""
+        super().detach_states()
+        for name in self.active_states:
+            state = getattr(self, name)
+            if state is not None and not is_leaked_tracer(state):
+                setattr(self, name, state.detach())
+
+    def check_reset(self, path: str, where: Tensor) -> None:
+        """Raise where ``zero_states(where=...)`` would fail on this very layer."""
+        super().check_reset(path, where)
+        self._check_mask_fits(_label(self, path), where)
+
+    def _check_mask_fits(self, label: str, where: Tensor) -> None:
+        for name in self.active_states:
+            state = getattr(self, name)
+            if state is None:
+                continue
+            if is_leaked_tracer(state):
+                raise ValueError(_leaked(label, name))
+            if self.dim in (0, -state.ndim):
+                raise ValueError(
+                    f"{label} has its neurons at dimension 0, where the mask looks for the batch; "
+                    f"{name} has shape {list(state.shape)}. Give the input a batch dimension."
+                )
+            if len(state) != len(where):
+                raise ValueError(
+                    f"{label} holds {name} for a batch of {len(state)}, shape {list(state.shape)}; "
+                    f"the mask has {len(where)} entries."
+                )
+
+    def detached_state(self, name: str, path: str = "") -> Tensor:
+        """Copy a live state, detached.
+
+        Args:
+            name: of the state.
+            path: path of the layer, for the message.
+
+        Raises:
+            ValueError: the state is a leaked tracer of a trace or a transform that is over.
+        """
+        state: Tensor = getattr(self, name)
+        if is_leaked_tracer(state):
+            raise ValueError(_leaked(_label(self, path), name))
+        return state.detach().clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = self.__dict__.copy()
+        for name in self.active_states:
+            if attributes[name] is not None:
+                attributes[name] = self.detached_state(name)
+        return attributes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulLayer:
+        """Move the states along with the parameters; ``.half()`` leaves their dtype as it is."""
+        moved: dict[str, Tensor | None] = {}
+        for name in self.active_states:
+            state = getattr(self, name)
+            if state is None or is_leaked_tracer(state):
+                continue
+            with _EmptyLikeDetector() as detector:
+                value = fn(state)
+            if detector.seen:  # to_empty() keeps no values
+                moved[name] = None
+            elif ARITHMETIC_DTYPE.get(value.dtype) is value.dtype:
+                moved[name] = value
+            else:
+                moved[name] = state.to(value.device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in moved:
+            setattr(self, name, moved[name])
+        return self
+
+    def _replicate_for_data_parallel(self) -> StatefulLayer:
+        raise RuntimeError(
+            f"{self!r}: nn.DataParallel runs copies of the model and throws their states away at "
+            "every call. Use DistributedDataParallel, one process per device."
+        )
+
+
+class _EmptyLikeDetector(TorchFunctionMode):
+    """Notice ``torch.empty_like``, by which ``Module.to_empty`` differs from a move."""
+
+    seen = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen |= func is torch.empty_like
+        return func(*args, **(kwargs or {}))
+
+
+def _label(layer: StatefulLayer, path: str | None) -> str:
+    return f"layer {path!r}, {layer!r}," if path else f"{layer!r}"
+
+
+def _leaked(label: str, name: str) -> str:
+    return (
+        f"{label} holds a state {name} without values, left behind by a traced or transformed "
+        "call. Call zero_states()."
+    )
