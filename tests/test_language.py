@@ -1,0 +1,112 @@
+"""The language of the code: plain technical English in names, docstrings and comments."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("tracetorch", "tests", "examples", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+    if path != Path(__file__)
+)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+
+# Words of a private dialect: a parameter is set, not "told"; a generator has a state, no "chance".
+DIALECT = frozenset(
+    ("asked", "chance", "chances", "heard", "lest", "said", "settle", "settled", "settles", "told")
+    + ("unsuited", "yours")
+)
+PHRASES = re.compile(r"\b(as it was|as they were|put back|puts back|is told|are told)\b")
+# A first line says what a thing does or is; it is no riddle that the rest answers.
+RIDDLES = frozenset(("from", "how", "one", "what", "when", "where", "which", "who", "whose", "why"))
+
+
+def words(identifier: str) -> set[str]:
+    """``HeldStates`` and ``held_states``: held, states."""
+    return set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", identifier).lower().split("_"))
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.lineno, node.asname
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(
+            node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        ) and (text := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), text
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def dialect_of(text: str) -> list[str]:
+    """Words and phrases of the dialect in prose."""
+    prose = text.lower()
+    return sorted(DIALECT & set(re.findall(r"[a-z]+", prose))) + PHRASES.findall(prose)
+
+
+def faults(source: str) -> list[tuple[int, str]]:
+    """Line and word of every use of the dialect in a source, and of riddles as first lines."""
+    tree = ast.parse(source)
+    found = [(n, name) for n, name in identifiers(tree) if DIALECT & words(name)]
+    prose = [*docstrings(tree), *comments(source)]
+    found += [(n, word) for n, text in prose for word in dialect_of(text)]
+    for node in ast.walk(tree):
+        text = ast.get_docstring(node) if isinstance(node, (ast.Module, ast.ClassDef)) else None
+        if text and text.split()[0].lower() in RIDDLES:
+            found.append((getattr(node, "lineno", 1), text.splitlines()[0]))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_sources_are_plain_english(path: Path) -> None:
+    assert faults(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_are_plain_english(path: Path) -> None:
+    assert dialect_of(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "def told_shapes(): ...",
+        "def f(asked): ...",
+        "class AsToldBefore: ...",
+        "x = 1  # lest it be lost",
+        '"""What a model is given."""',
+        'class A:\n    """How it is."""',
+        'def f():\n    """Leave the model as it was."""',
+    ],
+)
+def test_planted_dialect_is_found(planted: str) -> None:
+    assert faults(planted)
+
+
+def test_plain_code_passes() -> None:
+    assert faults('"""Snapshot a model."""\n\nrequested = 1  # restored at the end\n') == []
