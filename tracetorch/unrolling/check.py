@@ -16,7 +16,6 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import layer_passes
-from tracetorch.unrolling.trajectories import TrajectoryCollector
 
 _STEPS = 3
 _TOLERANCE = 1e-4  # of a product of matrices in another order
@@ -64,7 +63,7 @@ def _calls_by_layer(
     neurons = [m for _, m in modules if isinstance(m, Neuron)]
     with (
         forward_hooks(after=[(module, hook_of(path)) for path, module in modules]),
-        layer_passes(neurons, given.steps, TrajectoryCollector(None, [])),
+        layer_passes(neurons, given.steps, None),
     ):
         call(model, given.folded())
     return calls

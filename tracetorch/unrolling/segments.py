@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -75,7 +76,7 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
         for (layer, name), state in zip(names, held[len(leaves) :], strict=True):
             setattr(layer, name, state)
         tensors = pytree.tree_unflatten(list(held[: len(leaves)]), spec)
-        result = run(Inputs(tensors, part.steps, part.static))
+        result = run(replace(part, tensors=tensors))
         return result, [getattr(layer, name) for layer, name in names]
 
     result, ends = checkpoint(
