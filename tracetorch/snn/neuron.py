@@ -355,7 +355,7 @@ class Neuron(StatefulLayer):
 
         Raises:
             TypeError, ValueError: as the layer itself; or it has no such state to record.
-            RuntimeError: a backend asked for by name cannot run the layer.
+            RuntimeError: a backend requested by name cannot run the layer.
 
         Example:
             >>> layer = LIF(3, beta=0.5)

@@ -90,7 +90,7 @@ class TrajectoryCollector:
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
 
     def wanted_of(self, layer: Neuron) -> tuple[str, ...]:
-        """What is wanted of this layer: state names, ``"input"`` and ``"output"``."""
+        """Return what is wanted of this layer: state names, ``"input"`` and ``"output"``."""
         return self._wanted.get(id(layer), ())
 
     def wants(self, layer: Neuron) -> bool:

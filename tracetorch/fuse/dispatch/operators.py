@@ -32,7 +32,7 @@ for _schema in (
 
 
 def _runtime(plan: Plan) -> Any:
-    """The module that runs a plan's kernels."""
+    """Return the module that runs a plan's kernels; imported late, for Triton may be missing."""
     if plan.backend == "triton":
         from tracetorch.fuse.runtime import gpu
 
@@ -122,7 +122,7 @@ def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
 def _backward_inputs(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """Inputs, states, parameters, checkpoints, and gradients; zeros where none came back."""
+    """Return what a backward kernel reads; zeros where no gradient came back."""
     with explain_freed_graph():
         x, *saved, checkpoints = ctx.saved_tensors
     if layout_of(x, plan.dim).order != ctx.order:

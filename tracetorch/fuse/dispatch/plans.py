@@ -158,7 +158,7 @@ def _gradient_needs(
 
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """The numbers for which a region is compiled anew; ``None``: they cannot be seen."""
+    """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
     surrogates = (type(value) for value in kwargs.values() if isinstance(value, Surrogate))
     if not all(map(reads_nothing, (layer.step, *surrogates))):
         return None
@@ -216,7 +216,7 @@ def _planned(
     x: bool,
     trained: tuple[str, ...],
 ) -> Plan:
-    """The :class:`Plan` of these, the same object each time; a backward pass holds its own."""
+    """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
     return Plan(program, backend, dim, record, graph, x, trained)
 
 
@@ -232,7 +232,7 @@ def _constant_key(
     trained: tuple[str, ...],
     numbers: tuple[object, ...],
 ) -> str | None:
-    """The key of the plan, asked once for each compilation and each ``numbers``."""
+    """Return the key of the plan, once for each compilation and each ``numbers``."""
     plan = _plan(layer, ndim, dtype, torch.device(device), record, graph, x, trained)
     return None if plan is None else register(plan)
 

@@ -29,7 +29,7 @@ _TASKS = 64  # enough to share evenly among threads, few enough for their partia
 
 
 class _Grid(NamedTuple):
-    """How the lanes are cut into tasks: a task is a tile of columns, and a group of rows.
+    """The division of the lanes into tasks: a task is a tile of columns, and a group of rows.
 
     Args:
         columns: lanes of a row.
@@ -49,7 +49,7 @@ class _Grid(NamedTuple):
 
 
 def _grid(layout: Layout) -> _Grid:
-    """The cut for a layout; narrow rows share a tile."""
+    """Divide the lanes of a layout into tasks; narrow rows share a tile."""
     width = layout.neurons * layout.inner
     repeats = max(1, min(TILE // max(1, width), layout.outer))
     columns = width * repeats
@@ -103,13 +103,13 @@ def signature(arguments: Sequence[str], plan: Plan) -> Any:
 
 
 def _flat(tensor: Tensor, layout: Layout) -> Any:
-    """A sequence or one step as flat memory."""
+    """Return a sequence or one step as flat memory."""
     arranged = tensor if layout.in_order else layout.arrange(tensor)
     return arranged.contiguous().detach().numpy().reshape(-1)
 
 
 def _results(tensors: Sequence[Tensor], layout: Layout) -> list[Any]:
-    """New tensors of this layout as flat memory that the kernel fills."""
+    """Return new tensors of this layout as flat memory that the kernel fills."""
     if not layout.in_order:
         tensors = [layout.arrange(tensor) for tensor in tensors]
     return [tensor.detach().numpy().reshape(-1) for tensor in tensors]
@@ -123,14 +123,14 @@ def write_parameters(params: Sequence[Tensor], places: Any) -> None:
 
 
 def _packed_parameters(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> Any:
-    """The parameters of the lanes of a row, one after the other."""
+    """Return the parameters of the lanes of a row, one after the other."""
     packed = np.empty((len(params), grid.repeats, layout.neurons, layout.inner), real)
     write_parameters(params, packed)
     return packed.reshape(-1)
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Any]:
-    """Strides of time and of the grid's rows, and flat memory, of a sequence."""
+    """Return the strides of time and of the grid's rows, and the flat memory, of a sequence."""
     if layout.in_order and tensor.is_contiguous():
         return layout.lanes, grid.columns, tensor.detach().numpy().reshape(-1)
     flat, step, row = strided(tensor, layout)

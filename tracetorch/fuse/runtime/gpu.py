@@ -31,7 +31,7 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _literals(plan: Plan, device: torch.device) -> Tensor:
-    """The numbers of a program where the kernels read them; float64 arguments would be cut."""
+    """Copy the numbers of a program to the device; as arguments, float64 would be truncated."""
     return torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
 
 
@@ -55,7 +55,7 @@ def _flat(tensor: Tensor) -> Tensor:
 def _inputs(
     plan: Plan, layout: Layout, x: Tensor, params: Sequence[Tensor], every: int
 ) -> dict[str, Any]:
-    """The arguments that both kernels take."""
+    """Return the arguments that both kernels take."""
     flat, step, row = strided(x.detach(), layout)
     given = {
         "steps": x.shape[0],
