@@ -27,7 +27,7 @@ DIALECT = frozenset(
         *("told", "unsuited", "yours"),
     )
 )
-PHRASES = re.compile(r"\b(as it was|as they were|put back|puts back|is told|are told)\b")
+PHRASES = re.compile(r"\b(as\s+it\s+was|as\s+they\s+were|puts?\s+back|(?:is|are)\s+told)\b")
 # A first line says what a thing does or is; it is no riddle that the rest answers.
 RIDDLES = frozenset(("from", "how", "one", "what", "when", "where", "which", "who", "whose", "why"))
 
