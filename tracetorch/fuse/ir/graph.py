@@ -82,6 +82,11 @@ class Graph:
         read |= {ref for ref in self.outputs.values() if isinstance(ref, str)}
         return read - {line.name for line in self.lines}
 
+    def literals(self) -> dict[str, float]:
+        """Return the numbers that the lines and outputs hold, by hexadecimal form."""
+        refs = [ref for line in self.lines for ref in line.args] + list(self.outputs.values())
+        return {ref.hex(): ref for ref in refs if isinstance(ref, float)}
+
     def __str__(self) -> str:
         ends = (f"{name}: {ref}" for name, ref in self.outputs.items())
         return "\n".join([*map(str, self.lines), *ends])

@@ -47,15 +47,18 @@ class Plan:
         return self.program.recomputed(self.backward)
 
     @cached_property
+    def advance(self) -> Graph:
+        """The states of :attr:`recomputed` after one step."""
+        return self.program.graph.select([f"next_{name}" for name in self.recomputed])
+
+    @cached_property
     def literals(self) -> tuple[float, ...]:
         """The numbers in the program: arguments of the kernel, so that it serves every slope.
 
         Zero and one stay in the source.
         """
-        graph = self.program.graph
-        refs = [ref for line in graph.lines for ref in line.args] + list(graph.outputs.values())
-        numbers = (ref for ref in refs if isinstance(ref, float) and ref not in (0.0, 1.0))
-        return tuple({number.hex(): number for number in numbers}.values())
+        numbers = self.program.graph.literals().values()
+        return tuple(number for number in numbers if number not in (0.0, 1.0))
 
     @cached_property
     def checkpoint_interval(self) -> int:
