@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tracetorch.fuse.ir.graph import Graph, Ref
+from tracetorch.fuse.ir.graph import Graph, Value
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,20 @@ class Emitter:
             value = self.target.expressions[line.op].format(*operands)
             env[line.name] = f"{line.name}{suffix}"
             self.line(f"{env[line.name]} = {value}")
-        return {name: self.spell(ref, env) for name, ref in graph.outputs.items()}
+        return {name: self.spell(output, env) for name, output in graph.outputs.items()}
 
-    def spell(self, ref: Ref, env: Mapping[str, str]) -> str:
+    def spell(self, value: Value, env: Mapping[str, str]) -> str:
         """Return the spelling of a value, a number or a truth value in the target language."""
-        if isinstance(ref, str):
-            return env.get(ref, ref)
-        if isinstance(ref, bool):
-            return self.target.true if ref else self.target.false
-        if ref == 1.0:
+        if isinstance(value, str):
+            return env.get(value, value)
+        if isinstance(value, bool):
+            return self.target.true if value else self.target.false
+        if value == 1.0:
             return self.target.one
-        if ref == 0.0:
-            positive = math.copysign(1.0, ref) > 0
+        if value == 0.0:
+            positive = math.copysign(1.0, value) > 0
             return self.target.zero if positive else self.target.negative_zero
-        return self._literal_names[ref.hex()]
+        return self._literal_names[value.hex()]
 
     def source(self) -> str:
         """Return the text of all lines."""

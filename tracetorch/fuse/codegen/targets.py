@@ -5,11 +5,28 @@ from __future__ import annotations
 import torch
 
 from tracetorch.fuse.codegen.emitter import Target
-from tracetorch.fuse.ir.graph import INFIX
+
+# Operations that all targets spell alike.
+_INFIX = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "xor": "{} ^ {}",
+}
 
 # Comparisons with itself let NaN pass, as in PyTorch.
 _NUMBA = {
-    **INFIX,
+    **_INFIX,
     "abs": "abs({})",
     "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
     "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
@@ -30,7 +47,7 @@ _NUMBA = {
 }
 
 _TRITON = {
-    **INFIX,
+    **_INFIX,
     "abs": "libdevice.abs({})",
     "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
     "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
