@@ -95,6 +95,7 @@ class Emitter:
         opened = len(self._lines)
         self._depth += 1
         yield
+        # In Python a block needs a statement, and a plan may leave none.
         if len(self._lines) == opened:
             self.line(self.target.empty)
         self._depth -= 1
@@ -124,6 +125,7 @@ class Emitter:
         for line in graph.lines:
             operands = [self.spell(arg, env) for arg in line.args]
             value = self.target.expressions[line.op].format(*operands)
+            # Later lines and the outputs find this one under its new name.
             env[line.name] = f"{line.name}{suffix}"
             self.line(f"{env[line.name]} = {value}")
         return {name: self.spell(output, env) for name, output in graph.outputs.items()}
@@ -132,10 +134,12 @@ class Emitter:
         """Return the spelling of a value, a number or a truth value in the target language."""
         if isinstance(value, str):
             return env.get(value, value)
+        # Before the numbers: True == 1.0.
         if isinstance(value, bool):
             return self.target.true if value else self.target.false
         if value == 1.0:
             return self.target.one
+        # Division and atan2 see the sign of zero.
         if value == 0.0:
             positive = math.copysign(1.0, value) > 0
             return self.target.zero if positive else self.target.negative_zero

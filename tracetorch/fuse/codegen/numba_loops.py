@@ -14,6 +14,10 @@ rows one after the other. The kernels name its memory::
 A segment is ``every`` steps, from ``begin`` to ``end``; the forward kernel visits segments and
 steps ``t`` in order, the backward kernel both in reverse.
 
+The kernel runs the tasks from ``first`` to ``last``; ``rows`` of ``columns`` lanes are cut into
+tiles and into groups of ``per_group`` rows. Of the ``lanes`` of one step, lane ``i`` of a tile is
+``base + i``; inputs and cotangents have strides of time and of rows instead.
+
 ``S`` and ``past`` are one array each, with slots at multiples of the width of a tile: separate
 arrays would keep the vectoriser busy proving that they do not overlap.
 """
