@@ -6,7 +6,7 @@ EXTRAS := demo,test
 PYTEST := $(BIN)/python -m pytest
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types tests triton format matrix oldest newest clean bench bench-peers
+.PHONY: demo test test-all lint types tests triton format matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -70,6 +70,19 @@ oldest:
 newest:
 	@case '$(PYTHON_NEWEST)' in *3.13) ;; '') echo 'Neither python3.13 nor python3.12 runs. Try: make $@ PYTHON_NEWEST=...'; exit 1 ;; *) echo 'note: no python3.13 here; the newest Python is $(PYTHON_NEWEST)' ;; esac
 	$(MAKE) tests triton VENV=.venv-newest PYTHON=$(PYTHON_NEWEST) PINS='--upgrade torch'
+
+# dist: build the sdist and the wheel, and use them as a user would: the metadata is valid, the sdist
+# holds the tests, and the wheel works in a fresh environment, away from this folder.
+dist:
+	rm -rf dist .venv-build .venv-dist
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python $(PIP) build twine
+	.venv-build/bin/python -m build
+	.venv-build/bin/python -m twine check --strict dist/*
+	tar -tzf dist/*.tar.gz | grep -q '/tests/test_package\.py$$'
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python $(PIP) dist/*.whl
+	cd dist && ../.venv-dist/bin/python -I ../.ci/smoke.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
