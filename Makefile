@@ -6,7 +6,7 @@ EXTRAS := demo,test
 PYTEST := $(BIN)/python -m pytest
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types tests triton format matrix oldest newest dist clean bench bench-peers
+.PHONY: demo test test-all lint types tests triton format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -34,6 +34,11 @@ triton: $(VENV)/.test $(VENV)/.triton
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# hooks: lint, types and docstrings before every commit and push, by this environment's tools.
+hooks: $(VENV)/.test
+	$(BIN)/python $(PIP) 'pre-commit>=4'
+	$(BIN)/pre-commit install
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	$(BIN)/python $(PIP) -e '.[demo]'
