@@ -81,7 +81,7 @@ def test_another_error_while_saved_tensors_are_unpacked_is_left_alone() -> None:
         out.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
 def test_forward_mode_passes_a_readout() -> None:
     made = snn.Readout(2, beta=0.5)
     with fwAD.dual_level():

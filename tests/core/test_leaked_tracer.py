@@ -98,7 +98,7 @@ def test_a_map_of_the_same_size_goes_on() -> None:
     assert torch.equal(y[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
 def test_forward_mode() -> None:
     made = snn.Readout(2)
     jvp(made, (X[0],), (X[0],))

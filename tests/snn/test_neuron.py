@@ -492,6 +492,7 @@ def test_a_state_that_a_trace_left_behind_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")  # torch 2.15
 def test_jit_trace_raises_too() -> None:
     with pytest.raises(RuntimeError, match="would freeze the state"):
         torch.jit.trace(Net(), (torch.ones(2, 3),))
