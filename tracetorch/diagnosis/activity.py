@@ -32,43 +32,44 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
             "It takes no part in what the model computes, and is not trained.",
             "Call it in forward, or take it out of the model.",
         )
-    for seen in evidence.layers:
+    for layer in evidence.layers:
         # Where the input is not finite, that is the finding; the activity follows from it.
-        if not seen.fires or not torch.isfinite(seen.input).all():
+        if not layer.fires or not torch.isfinite(layer.input).all():
             continue
-        rates = neuron_rates(seen, evidence.mask)
-        yield from _dead(evidence, seen, rates)
+        rates = neuron_rates(layer, evidence.mask)
+        yield from _dead(evidence, layer, rates)
         if evidence.inputs.steps >= _FEW_STEPS:
-            yield from _saturated(seen, rates)
-        yield from _out_of_reach(seen, evidence.mask)
+            yield from _saturated(layer, rates)
+        yield from _out_of_reach(layer, evidence.mask)
 
 
-def neuron_rates(seen: LayerEvidence, mask: Tensor | None) -> Tensor:
+def neuron_rates(layer: LayerEvidence, mask: Tensor | None) -> Tensor:
     """Return the firing rate of every neuron, ``[N]``, over the real steps."""
-    fired, total = count_spikes(seen.output, dim=seen.layer.dim, mask=mask)
+    fired, total = count_spikes(layer.output, dim=layer.module.dim, mask=mask)
     return fired / total
 
 
-def reach(seen: LayerEvidence, mask: Tensor | None) -> float | None:
+def reach(layer: LayerEvidence, mask: Tensor | None) -> float | None:
     """Return the share of membranes within the surrogate's reach, over the real steps."""
-    if seen.spike_inputs is None:
+    if layer.spike_inputs is None:
         return None
-    in_reach = seen.spike_inputs.in_reach
+    in_reach = layer.spike_inputs.in_reach
     return float((in_reach if mask is None else in_reach[mask]).double().mean())
 
 
-def _dead(evidence: Evidence, seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
+def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     dead = rates == 0
     share = float(dead.double().mean())
     if share < _MOST:
         return
     steps, batch = evidence.inputs.steps, evidence.inputs.batch
-    distance, advice = _distance_of_dead(seen, dead, evidence.mask)
+    distance, advice = _distance_of_dead(layer, dead, evidence.mask)
+    # A few dead neurons are common; a layer of them blocks everything behind it.
     all_of_them = share == 1
     yield Finding(
         "error" if all_of_them else "warning" if share >= _NEARLY_ALL else "note",
         "dead-neurons",
-        seen.path,
+        layer.path,
         share,
         f"{int(dead.sum())} of {len(rates)} neurons never fire, in {steps} steps of {batch} "
         f"samples.{distance}",
@@ -80,9 +81,9 @@ def _dead(evidence: Evidence, seen: LayerEvidence, rates: Tensor) -> Iterator[Fi
     )
 
 
-def _distance_of_dead(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
+def _distance_of_dead(layer: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
     """Describe how near dead neurons come to firing, and by how much to scale their input."""
-    peak = _peaks(seen, mask)
+    peak = _peaks(layer, mask)
     usual = "Scale up the weights before it, or its input."
     if peak is None:
         return "", usual
@@ -100,30 +101,31 @@ def _distance_of_dead(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) ->
     )
 
 
-def _peaks(seen: LayerEvidence, mask: Tensor | None) -> Tensor | None:
+def _peaks(layer: LayerEvidence, mask: Tensor | None) -> Tensor | None:
     """Return the highest membrane of each neuron in real steps, relative to its threshold.
 
     In the direction, upwards or downwards, in which it comes nearer to firing. ``None`` for layers
     that are not built in, whose thresholds are unknown.
     """
-    layer, distances = seen.layer, seen.spike_inputs
-    if distances is None or not isinstance(layer, LeakyIntegrator):
+    module, distances = layer.module, layer.spike_inputs
+    if distances is None or not isinstance(module, LeakyIntegrator):
         return None
-    neuron_dim = layer.dim if layer.dim < 0 else layer.dim + 1
+    neuron_dim = module.dim if module.dim < 0 else module.dim + 1
     peaks: list[Tensor] = []
     for name, threshold in (
-        ("pos_spike", layer.pos_threshold),
-        ("neg_spike", layer.neg_threshold),
+        ("pos_spike", module.pos_threshold),
+        ("neg_spike", module.neg_threshold),
     ):
         if threshold is None or name not in distances.above:
             continue
+        # Padding must not hold the maximum.
         above = filled(distances.above[name], mask, -torch.inf)
-        highest = above.movedim(neuron_dim, -1).reshape(-1, layer.num_neurons).amax(0)
+        highest = above.movedim(neuron_dim, -1).reshape(-1, module.num_neurons).amax(0)
         peaks.append(1 + highest / threshold.detach().to(highest).abs())
     return torch.stack(peaks).amax(0) if peaks else None
 
 
-def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
+def _saturated(layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     saturated = rates >= SATURATED
     share = float(saturated.double().mean())
     if share < _MOST:
@@ -131,7 +133,7 @@ def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     yield Finding(
         "error" if share == 1 else "warning",
         "saturated-neurons",
-        seen.path,
+        layer.path,
         share,
         f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
         f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
@@ -141,17 +143,17 @@ def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     )
 
 
-def _out_of_reach(seen: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]:
-    spike_inputs, share = seen.spike_inputs, reach(seen, mask)
+def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]:
+    spike_inputs, share = layer.spike_inputs, reach(layer, mask)
     if spike_inputs is None or share is None or share >= _RARE:
         return
     real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
     distance = min(float(u.abs().median()) for u in real)
-    surrogates = sorted({repr(getattr(seen.layer, name)) for name in spike_inputs.above})
+    surrogates = sorted({repr(getattr(layer.module, name)) for name in spike_inputs.above})
     yield Finding(
         "error" if share == 0 else "warning",
         "out-of-reach",
-        seen.path,
+        layer.path,
         share,
         f"{100 * share:.3g} % of the membranes are where the derivative of "
         f"{' and '.join(surrogates)} is at least a tenth of its peak; their median distance to the "

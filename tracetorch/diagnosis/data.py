@@ -45,6 +45,7 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _scale(name: str, x: Tensor) -> Iterator[Finding]:
+    # In double precision: squares of half precision overflow.
     strength = float(x.double().square().mean().sqrt())
     largest = float(x.abs().max())
     if strength > _LARGE:
@@ -87,15 +88,15 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
                 "Go back to a saved model. Lower the learning rate, clip gradients with "
                 "torch.nn.utils.clip_grad_norm_, and stop at the first loss that is not finite.",
             )
-    for seen in evidence.layers:
-        finite_input = bool(torch.isfinite(seen.input).all())
-        if not (finite_input and torch.isfinite(seen.output).all()):
+    for layer in evidence.layers:
+        finite_input = bool(torch.isfinite(layer.input).all())
+        if not (finite_input and torch.isfinite(layer.output).all()):
             place = "what it computes" if finite_input else "what it is given"
             yield Finding(
                 "error",
                 "activity-not-finite",
-                seen.path,
-                float((~torch.isfinite(seen.output)).double().mean()),
+                layer.path,
+                float((~torch.isfinite(layer.output)).double().mean()),
                 f"The first values that are NaN or infinite are in {place}.",
                 "Everything after this layer, and every later step of it, is lost.",
                 "Look at the layer just before: a division, a logarithm, a norm of zero, weights "
@@ -119,6 +120,7 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
     """Find outputs that are equal for all samples, though the inputs differ."""
     if evidence.inputs.batch < 2 or not evidence.outputs or not _samples_differ(evidence):
         return
+    # Exactly equal: outputs that differ by rounding still carry the input.
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
     if floating and all(bool((y == y[:, :1]).all()) for y in floating):
         yield Finding(

@@ -102,23 +102,23 @@ def diagnose(
     ]
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),
-        layers=tuple(_figures(evidence, seen) for seen in evidence.layers),
+        layers=tuple(_figures(evidence, layer) for layer in evidence.layers),
         loss=float(evidence.loss),
         steps=inputs.steps,
         batch=inputs.batch,
     )
 
 
-def _figures(evidence: Evidence, seen: LayerEvidence) -> LayerFigures:
-    rates = activity.neuron_rates(seen, evidence.mask) if seen.fires else None
+def _figures(evidence: Evidence, layer: LayerEvidence) -> LayerFigures:
+    rates = activity.neuron_rates(layer, evidence.mask) if layer.fires else None
     return LayerFigures(
-        path=seen.path,
-        kind=type(seen.layer).__name__,
+        path=layer.path,
+        kind=type(layer.module).__name__,
         rate=None if rates is None else float(rates.mean()),
         dead=None if rates is None else float((rates == 0).double().mean()),
         saturated=None if rates is None else float((rates >= activity.SATURATED).double().mean()),
-        reach=activity.reach(seen, evidence.mask),
-        gradient=gradients.norm(seen.gradient),
-        gradient_by_step=gradients.norm_by_step(seen.gradient),
-        halflives=memory.halflives(seen.layer),
+        reach=activity.reach(layer, evidence.mask),
+        gradient=gradients.norm(layer.gradient),
+        gradient_by_step=gradients.norm_by_step(layer.gradient),
+        halflives=memory.halflives(layer.module),
     )

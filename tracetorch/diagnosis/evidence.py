@@ -32,7 +32,7 @@ class LayerEvidence:
 
     Args:
         path: path of the layer in the model.
-        layer: the layer.
+        module: the layer.
         input: its input, ``[T, B, ...]``.
         output: its output, ``[T, B, ...]``.
         fires: whether it has a spike function.
@@ -41,7 +41,7 @@ class LayerEvidence:
     """
 
     path: str
-    layer: Neuron
+    module: Neuron
     input: Tensor
     output: Tensor
     fires: bool

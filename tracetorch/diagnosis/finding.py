@@ -53,6 +53,6 @@ class Finding:
         return "\n".join(lines)
 
 
-def some(names: Sequence[str]) -> str:
+def join_first(names: Sequence[str]) -> str:
     """Join the first few of many names for a message."""
     return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, some
+from tracetorch.diagnosis.finding import Finding, join_first
 
 _DEPTH = 1e-4  # from one layer to another
 _TIME = 1e3  # from the last steps to the first
@@ -33,7 +33,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
                 bad[-1],
                 float(len(bad)),
                 f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
-                f"{some(bad)}, though the loss is finite.",
+                f"{join_first(bad)}, though the loss is finite.",
                 "One step of the optimizer makes them NaN.",
                 "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
                 "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
@@ -42,8 +42,8 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         return
     yield from _over_layers(evidence)
     yield from _exploding(evidence, found)
-    for seen in evidence.layers:
-        yield from _exploding_over_time(evidence, seen)
+    for layer in evidence.layers:
+        yield from _exploding_over_time(evidence, layer)
 
 
 def norm(gradient: Tensor | None) -> float | None:
@@ -60,6 +60,7 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
     norms = [(s, n) for s in evidence.layers if (n := norm(s.gradient)) is not None]
     if len(norms) < 2:
         return
+    # First against last: a factor between neighbours is normal, their product over depth is not.
     (first, low), (last, high) = norms[0], norms[-1]
     if high == 0:
         return
@@ -99,8 +100,8 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
 def _steepest(norms: list[tuple[LayerEvidence, float]]) -> str:
     """Name the layer whose gradient is smallest relative to that of the layer after it."""
     falls = [
-        (before / after if after else 0.0, seen)
-        for (seen, before), (_, after) in itertools.pairwise(norms)
+        (before / after if after else 0.0, layer)
+        for (layer, before), (_, after) in itertools.pairwise(norms)
     ]
     return _path(min(falls, key=lambda fall: fall[0])[1])
 
@@ -130,8 +131,8 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
         )
 
 
-def _exploding_over_time(evidence: Evidence, seen: LayerEvidence) -> Iterator[Finding]:
-    steps = norm_by_step(seen.gradient)
+def _exploding_over_time(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
+    steps = norm_by_step(layer.gradient)
     if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
         return
     # The last steps with a gradient: the loss may look at none of the very last ones.
@@ -142,7 +143,7 @@ def _exploding_over_time(evidence: Evidence, seen: LayerEvidence) -> Iterator[Fi
         yield Finding(
             "warning",
             "exploding-through-time",
-            seen.path,
+            layer.path,
             highest / late,
             f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
             f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
@@ -153,5 +154,5 @@ def _exploding_over_time(evidence: Evidence, seen: LayerEvidence) -> Iterator[Fi
         )
 
 
-def _path(seen: LayerEvidence) -> str:
-    return seen.path or "the layer"
+def _path(layer: LayerEvidence) -> str:
+    return layer.path or "the layer"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, unfit_states
-from tracetorch.diagnosis.finding import Finding, some
+from tracetorch.diagnosis.finding import Finding, join_first
 from tracetorch.diagnosis.gradients import norm_by_step
 from tracetorch.ragged import aligned, filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -43,6 +43,7 @@ def carried_states(evidence: Evidence, stream: bool) -> Iterator[Finding]:
             "Call zero_states() before each new batch.",
         )
         return
+    # In a stream, states are carried on purpose: only their graph must be cut.
     if stream:
         in_graph = [name for name, state in held.items() if state.requires_grad]
         if in_graph:
@@ -85,7 +86,7 @@ def zeroed_states(evidence: Evidence) -> Iterator[Finding]:
             evidence.zeroed[0],
             float(len(evidence.zeroed)),
             f"The states of {len(evidence.zeroed)} of {len(evidence.layers)} neuron layers are "
-            f"gone when the second step begins: {some(evidence.zeroed)}.",
+            f"gone when the second step begins: {join_first(evidence.zeroed)}.",
             "Called step by step, the network begins every step from rest: it remembers nothing, "
             "and no gradient goes back in time. (tt.unroll by layer calls forward() once for all "
             "steps, and gives other outputs.)",
@@ -97,14 +98,17 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
     """Find half-lives that are too short or too long for the sequence."""
     T = evidence.inputs.steps
     lives = [
-        (seen.path, span) for seen in evidence.layers if (span := halflives(seen.layer)) is not None
+        (layer.path, span)
+        for layer in evidence.layers
+        if (span := halflives(layer.module)) is not None
     ]
     if T >= _FEW_STEPS and lives:
+        # The slowest trace of all layers bounds how far the network remembers.
         path, (_, longest) = max(lives, key=lambda pair: pair[1][1])
         if longest * _HALVINGS < T:
             yield from _short_memory(evidence, path, longest)
-    for seen in evidence.layers:
-        yield from _slow_average(seen.path, seen.layer, T)
+    for layer in evidence.layers:
+        yield from _slow_average(layer.path, layer.module, T)
 
 
 def _short_memory(evidence: Evidence, path: str, longest: float) -> Iterator[Finding]:
@@ -138,6 +142,7 @@ def _reads_the_end(evidence: Evidence) -> bool:
     for gradient in evidence.output_gradients:
         if gradient is None:
             continue
+        # A loss depends on the outputs at which its gradient is not zero.
         squares = gradient.double().square()
         end = _last_tenth(gradient, evidence.mask)
         whole += float(squares.sum())
@@ -157,9 +162,10 @@ def _last_tenth(x: Tensor, mask: Tensor | None) -> Tensor:
 def _gradient_span(evidence: Evidence) -> int | None:
     """Count the last steps whose gradient is at least a thousandth of the highest."""
     spans: list[int] = []
-    for seen in evidence.layers:
-        gradient, mask = seen.gradient, evidence.mask
+    for layer in evidence.layers:
+        gradient, mask = layer.gradient, evidence.mask
         if gradient is not None and mask is not None:
+            # Ragged sequences end at different steps: aligned, their last steps coincide.
             gradient = _align_ends(gradient, mask)
         steps = norm_by_step(gradient)
         if steps is not None and bool(steps.any()) and bool(torch.isfinite(steps).all()):

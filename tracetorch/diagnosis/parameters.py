@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch.optim import Optimizer
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, some
+from tracetorch.diagnosis.finding import Finding, join_first
 
 
 def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
@@ -50,7 +50,7 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
             unreached[0],
             float(len(unreached)),
             f"The loss does not depend on {len(unreached)} of {len(trainable)} parameters: "
-            f"{some(unreached)}.",
+            f"{join_first(unreached)}.",
             "They have no gradient, and do not change.",
             "The layer is not called, its output is not used, or the graph is cut behind it by "
             ".detach() or torch.no_grad(). If intended, freeze them: requires_grad_(False).",
@@ -66,7 +66,7 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
             "zero-gradient",
             zero[0],
             float(len(zero)),
-            f"The gradient of {len(zero)} weights is exactly zero: {some(zero)}.",
+            f"The gradient of {len(zero)} weights is exactly zero: {join_first(zero)}.",
             "They are part of the graph, but no gradient arrives at their output, or their input "
             "is zero.",
             "The layer before is silent, or the one behind passes no gradient: see their findings. "
@@ -83,7 +83,7 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
             frozen[0],
             float(len(frozen)),
             f"{len(frozen)} of {len(evidence.parameters)} parameters do not require a gradient: "
-            f"{some(frozen)}.",
+            f"{join_first(frozen)}.",
             "They do not change.",
             "Call requires_grad_(True) on them, if that is not intended.",
         )
@@ -102,7 +102,7 @@ def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
             missing[0],
             float(len(missing)),
             f"The optimizer has {'none' if none else f'not {len(missing)}'} of the "
-            f"{len(trainable)} parameters that require a gradient: {some(missing)}.",
+            f"{len(trainable)} parameters that require a gradient: {join_first(missing)}.",
             "They get gradients, and are never updated.",
             "Make the optimizer from model.parameters() after the model is complete and on its "
             "device. Layers in a plain list are not among model.parameters(): use nn.ModuleList."
@@ -131,7 +131,7 @@ def _settings(
             stopped[0],
             0.0,
             f"The learning rate of {len(stopped)} of {len(trainable)} parameters is 0: "
-            f"{some(stopped)}.",
+            f"{join_first(stopped)}.",
             "They do not change.",
             "Look at the scheduler: a decay that has run out, a warm-up that was never stepped.",
         )
@@ -148,7 +148,7 @@ def _settings(
             decayed[0],
             strongest,
             f"The optimizer decays {len(decayed)} parameters of neurons, by up to {strongest:g}: "
-            f"{some(decayed)}.",
+            f"{join_first(decayed)}.",
             "Weight decay pulls raw parameters such as raw_beta to 0, and so every decay to 0.5 "
             "and every threshold to 0.69, whatever the data.",
             "tt.param_groups(model, weight_decay) excludes them.",

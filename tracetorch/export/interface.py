@@ -69,6 +69,7 @@ class Interface:
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind ({error!r}).") from None
+        # OnnxStream looks up values by name, and reads the batch size from an input.
         if len(set(names)) < len(names) or not interface.inputs:
             raise ValueError("its names are not distinct, or it takes no input.")
         return interface

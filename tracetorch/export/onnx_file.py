@@ -72,6 +72,7 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
                 f"inputs, outputs and states of the file would share the names {duplicates}. "
                 "Rename the arguments of forward, or the modules."
             )
+        # Checked before the export, which fails late and with an error of protobuf.
         size = sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor))
         if size > _MAX_BYTES:
             raise ValueError(
@@ -98,6 +99,7 @@ def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
     if isinstance(tensors, dict):
         named_inputs = dict(tensors)
     else:
+        # Positional inputs get the names of forward's arguments.
         args = tensors if isinstance(tensors, tuple) else (tensors,)
         bound = inspect.signature(model.forward).bind(*args)
         named_inputs = {}

@@ -72,6 +72,7 @@ class OnnxStream:
             raise FileNotFoundError(f"there is no file {str(self.path)!r}.")
         self._session = _open_session(self.path, list(providers), threads)
         self.interface = _read_interface(self._session, self.path)
+        # None before the first step: only the first input gives the batch size.
         self._states: dict[str, NDArray[Any]] | None = None
         self._batch = 0
 
@@ -141,6 +142,7 @@ class OnnxStream:
         if not states:
             self.zero_states()
             return
+        # Some states alone would mix two sequences.
         missing = [name for name in known if name not in states]
         if missing:
             raise ValueError(
@@ -204,12 +206,14 @@ def _open_session(path: Path, providers: list[str], threads: int) -> Any:
     unknown = [name for name in providers if name not in available]
     if unknown or not providers:
         raise ValueError(f"onnxruntime has the providers {available}, got {providers}.")
+    # Operations of one step depend on each other: running several at once gains nothing.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common base
+        # A kernel is missing for a dtype, where the file itself is right.
         if "NOT_IMPLEMENTED" in str(error):
             raise ValueError(
                 f"onnxruntime cannot run {str(path)!r} with {providers}: {error}. If that is for a "

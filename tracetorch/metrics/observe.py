@@ -146,6 +146,7 @@ def observe(
             membranes[name].updates = _count_updates(trajectory, mask)
         for stats in modules:
             if isinstance(stats.module, Neuron):
+                # The last states are still in the layer, until the model is restored.
                 states = (getattr(stats.module, name) for name in stats.module.active_states)
                 stats.state_bytes = sum(
                     s.numel() * s.element_size() for s in states if s is not None

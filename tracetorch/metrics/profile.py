@@ -72,6 +72,7 @@ def profile(
     layer_times: list[dict[str, float]] = []
     run_times: list[float] = []
     with restored(model), torch.no_grad():
+        # The median of several runs: other processes disturb single ones.
         for _ in range(repeats):
             prepare_run(model)
             with _timed(layers) as seconds:
@@ -118,6 +119,7 @@ def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
     """Return parameters and buffers of a module and of its parametrizations."""
     parts = [module]
     if nn.utils.parametrize.is_parametrized(module):
+        # Their tensors take the place of the layer's own weight.
         parts += list(cast("nn.Module", module.parametrizations).modules())
     parameters = [p for part in parts for p in part.parameters(recurse=False)]
     return parameters, [b for part in parts for b in part.buffers(recurse=False)]
@@ -136,6 +138,7 @@ def _row(
     counts = stats.operations
     macs, acs, dense = (n / batch for n in (counts.macs, counts.acs, counts.dense))
     updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
+    # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
     counted = multiplies or updates is not None
     energy = macs * cost.mac_pj + acs * cost.ac_pj + (updates or 0.0) * cost.update_pj
     tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]

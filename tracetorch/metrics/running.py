@@ -32,6 +32,7 @@ class _SumMetric(Metric):
     is_differentiable = False
 
     def _add_sum(self, name: str, *shape: int) -> None:
+        # In float64: counts over a data set exceed the integers that float32 holds exactly.
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
 
@@ -155,6 +156,7 @@ class _PerNeuronMetric(_SumMetric):
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch of outputs of the layer, ``[T, B, ...]``."""
         fired, total = count_spikes(spikes, dim=self.dim, mask=mask)
+        # Otherwise the sum would broadcast, or fail without naming the layer.
         if len(fired) != self.num_neurons:
             raise ValueError(
                 f"{type(self).__name__} was made for {self.num_neurons} neurons at dim {self.dim}, "

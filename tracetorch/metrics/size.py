@@ -72,7 +72,7 @@ def connection_sparsity(model: nn.Module) -> float:
     weights: list[Tensor] = []
     for _, module in named_modules(model):
         if isinstance(module, WEIGHTED):
-            weights.append(module.weight)
+            weights.append(module.weight)  # NeuroBench leaves biases out
         elif isinstance(module, _RECURRENT):
             weights.extend(module.parameters())
     if not weights:

@@ -115,6 +115,7 @@ class Recording(Mapping[str, Tensor]):
                 "the run was recorded without gradients. Use "
                 "tt.probe.record(..., gradients=True) or tt.probe.watch(..., gradients=True)."
             )
+        # A single missing gradient is zero; without any, backward() has not run.
         if all(t.grad is None for tensors in self._sources.values() for t in tensors):
             raise ValueError(
                 "no gradient has arrived. Call backward() on a loss of this run first, under "
