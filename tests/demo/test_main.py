@@ -63,7 +63,7 @@ def test_several_seeds_print_their_mean_and_spread(
 
 
 def training_with_losses(*losses: float) -> object:
-    """Fake a training loop with these validation losses, then Ctrl-C; each epoch marks the model."""
+    """Fake a training loop with these validation losses, then Ctrl-C; epochs mark the model."""
 
     def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
         for number, loss in enumerate(losses, 1):
