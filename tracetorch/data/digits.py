@@ -119,6 +119,7 @@ def stratified_split(
         ([8, 16], [2, 4])
 
     """
+    # shuffled within a class to draw a random part, and once more to mix the classes
     rest, part = [], []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -144,6 +145,7 @@ def find_mnist(folder: Path) -> Path | None:
         ]
         if not missing:
             return raw
+        # some of the files: using other data silently would be a surprise
         if len(missing) < len(names):
             raise FileNotFoundError(
                 f"MNIST in {raw} is incomplete, {' and '.join(missing)} missing. "

@@ -103,5 +103,6 @@ def read_gesture(path: Path) -> Events:
             f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected "
             "[n, 4] for x, y, polarity and milliseconds. Remove it or replace it."
         )
+    # milliseconds to microseconds, the unit of the other data sets
     x, y, p = content[:, :3].astype(np.int16).T
     return structured_events((content[:, 3] * 1000).round(), x=x, y=y, p=p)

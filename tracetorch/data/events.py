@@ -103,6 +103,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
 
 def structured_events(t: Events, **columns: Events) -> Events:
     """Build a structured array of columns: ``t`` in whole microseconds, others in their dtype."""
+    # int64: recordings of an hour overflow 32 bits of microseconds
     columns = {"t": np.asarray(t, dtype=np.int64), **columns}
     events = np.empty(len(t), dtype=[(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():

@@ -76,6 +76,7 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
         index = range(len(self))[index]  # raises IndexError, which ends a for loop
         seconds = file["spikes/times"][index].astype(np.float64)
         units = file["spikes/units"][index].astype(np.int16)
+        # times are float16 or float32 seconds in the file; other data sets have microseconds
         events = structured_events((seconds * 1e6).round(), x=units, p=np.ones_like(units))
         return events, self.labels[index]
 

@@ -75,6 +75,7 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
                 f"pad takes sequences of one dtype, got {sequences[0].dtype} and, as sequence "
                 f"{number}, {sequence.dtype}."
             )
+    # the mask is made from lengths, as the padding may be a value that also occurs in the data
     lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
     steps = torch.arange(int(lengths.max()), device=lengths.device)
     x = pad_sequence(list(sequences), padding_value=value)

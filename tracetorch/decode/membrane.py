@@ -65,4 +65,5 @@ def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}. Convert with .float().")
     check_mask(mask, "x", x)
+    # amax shares the gradient among equal maxima; max would give it to one of them
     return filled(x, mask, -torch.inf).amax(0)

@@ -37,6 +37,7 @@ def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)
+    # converted before the sum: half precision is exact to 2048 only
     return filled(as_floating(spikes), mask).sum(0)
 
 

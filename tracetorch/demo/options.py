@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder for model and picture, named for their seed (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    # results are named for their seed: the second of two equal ones would overwrite the first
     if len(set(options.seeds)) < len(options.seeds):
         parser.error(f"argument --seeds: must differ from each other, got {options.seeds}")
     return options

@@ -64,6 +64,7 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
     """
     from tqdm import tqdm
 
+    # a generator of its own, so that the order does not depend on how the model was initialised
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(digits.train, settings.batch_size, shuffle=True, generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr)

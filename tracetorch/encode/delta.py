@@ -77,6 +77,7 @@ def delta(
     for value in signal.unbind(0):
         change = value - reference
         on, off = change >= threshold, -change >= threshold
+        # to the value itself, not by the threshold: one spike per step, whatever the change
         reference = torch.where(on | off, value, reference)
         steps.append(torch.stack((on, off)))
     return torch.stack(steps).to(x.dtype).movedim(1, dim)

@@ -79,6 +79,7 @@ def latency(
             raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
         value = check_range("x", value, 0.0, math.inf)
         time = -tau * torch.log1p(-level / value.double())
+    # no step has the index infinity, so values at or below the threshold have no spike
     time = torch.where(value > level, time, math.inf).round()
     index = torch.arange(T, dtype=torch.float64, device=x.device).reshape(-1, *[1] * x.ndim)
     return (time == index).to(x.dtype)

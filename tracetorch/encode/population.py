@@ -57,6 +57,7 @@ def population(
         raise ValueError(f"low must be below high, both finite, got {low} and {high}.")
     if not 0 < overlap < float("inf"):
         raise ValueError(f"overlap must be positive and finite, got {overlap}.")
+    # n - 2 spacings fit between low and high, since the outermost centres lie outside
     spacing = (high - low) / (n - 2)
     centre = low + (torch.arange(n, dtype=x.dtype, device=x.device) - 0.5) * spacing
     distance = (x.unsqueeze(-1) - centre) * (overlap / spacing)

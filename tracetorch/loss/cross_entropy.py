@@ -21,6 +21,7 @@ def sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
             f"at one step has shape {list(logits.shape)}."
         )
     logits = as_floating(logits)
+    # checked here: PyTorch ignores the index -100, and its other errors on a GPU are fatal
     if holds_class_indices(target, logits.shape):
         check_classes(target, logits.shape[1])
         target = target.long()

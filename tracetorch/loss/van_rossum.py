@@ -65,9 +65,11 @@ def van_rossum(
             f"spikes and target must have one shape, got {list(spikes.shape)} and "
             f"{list(target.shape)}."
         )
+    # the filter is linear: filter the difference once instead of both trains
     signal = as_floating(spikes)
     difference = signal - target.to(signal.dtype)
     if mask is not None:
+        # time counts real steps only, so padding within a sequence must not separate its spikes
         difference = _real_steps_first(filled(difference, mask), mask)
     decay = math.exp(-1 / tau)
     # within a step the trace decays, and its square integrates to tau / 2 * (1 - decay²)

@@ -70,6 +70,7 @@ def animate_events(
         3
 
     """
+    # all frames at once: the colour scale is that of the whole recording
     images = _to_rgb(_select_frames(frames, sample))
     if not fps > 0:
         raise ValueError(f"animate_events: fps must be positive, got {fps}.")

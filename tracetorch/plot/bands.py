@@ -22,6 +22,7 @@ def row_edges(layer: int, rows: int, layers: int) -> Array:
     """
     if layers == 1:
         return np.arange(rows + 1) - 0.5
+    # 2 % of a band above and below its rows separate it from the next
     return layer + 0.02 + 0.96 * np.arange(rows + 1) / max(rows, 1)
 
 

@@ -57,6 +57,7 @@ def gradient_flow(
             "those of seen, the recording that tt.unroll(..., record=...) returns."
         )
     tensors = check_recording("gradient_flow", gradients)
+    # in float64: squares of small half-precision gradients would underflow
     norms = np.stack(
         [
             np.linalg.norm(to_numpy(value).reshape(len(value), -1).astype(np.float64), axis=1)
@@ -71,6 +72,7 @@ def gradient_flow(
 
     if low == high:  # a logarithmic scale needs a range
         low, high = low / 10**0.5, high * 10**0.5
+    # edges of the cells: a step is centred on its number
     columns, rows = np.arange(norms.shape[1] + 1) - 0.5, np.arange(len(norms) + 1)
     # masked cells show the background
     ax.set_facecolor(FAINT)

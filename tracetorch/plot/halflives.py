@@ -70,6 +70,7 @@ def halflives(
     # one range for all rows, with a margin
     everything = np.concatenate([steps for state in states for steps in state.values()])
     low, high = everything.min() / 1.15, everything.max() * 1.15
+    # bars of equal width on the logarithmic axis
     border = np.geomspace(low, high, bins + 1)
     ax = get_axes(ax, (6.4, 1.4 + 0.6 * len(first)))
     ax.set_xscale("log")
@@ -83,6 +84,7 @@ def halflives(
             colour = COLOURS[0] if last else MUTED
             # labelled once, in the first row
             label = "_" if row or len(states) == 1 else ("before", "after")[number]
+            # a histogram of a single value says less than its position
             if len(state[path]) == 1:
                 ax.plot(state[path], [floor + 0.12], "o", color=colour, markersize=6, label=label)
             else:

@@ -44,6 +44,7 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
 def _constrained_values(layer: Neuron, constraints: tuple[Constraint, ...]) -> dict[str, Tensor]:
     """Copy the parameters of a layer that have one of the constraints."""
     return {
+        # cloned: training changes parameters in place
         name: getattr(layer, name).detach().clone()
         for name, constraint in layer.constraints.items()
         if constraint in constraints

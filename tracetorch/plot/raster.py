@@ -56,6 +56,7 @@ def raster(
     layers = check_recording("raster", spikes)
     if limit is not None:
         limit = check_count("raster: limit", limit)
+    # everything is checked before anything is drawn on the axes of the caller
     drawn: list[tuple[str, Array, int]] = []
     for path, value in layers.items():
         layer_spikes = select_sample("raster", path, value, sample)
@@ -72,6 +73,7 @@ def raster(
             # an empty collection of positive spikes keeps a silent layer on the axes
             if sign < 0 and len(step) == 0:
                 continue
+            # ticks of neighbouring neurons do not touch
             gap = 0.1 * (border[1] - border[0]) if shown.shape[1] else 0.0
             ax.vlines(
                 step,

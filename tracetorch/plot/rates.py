@@ -58,6 +58,7 @@ def rate_histogram(
     highest = max(float(rate.max()) for rate in rates.values()) or 1.0
 
     ax = get_axes(ax)
+    # in percent of a layer, so that layers of different size compare
     for number, (path, rate) in enumerate(rates.items()):
         count, border = np.histogram(rate, bins=bins, range=(0.0, highest))
         silent = 100 * float((rate == 0).mean())
@@ -122,6 +123,7 @@ def rate_map(
     highest = max(float(rate.max()) for rate in maps.values()) or 1.0
 
     ax = get_axes(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
+    # edges of the windows; a step is centred on its number, and the last window may be shorter
     columns = np.append(np.arange(0, steps, window), steps) - 0.5
     mesh = None
     for number, rate in enumerate(maps.values()):

@@ -65,7 +65,7 @@ def spike_train(
 
     ax = get_axes(ax, (6.4, 2.4))
     if use_imshow:
-        size = np.abs(values)
+        size = np.abs(values)  # spikes of both signs are dark
         ax.imshow(
             size,
             cmap="gray_r",

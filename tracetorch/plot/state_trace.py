@@ -70,6 +70,7 @@ def state_trace(
     """
     layers = check_recording("state_trace", states)
     traces = {path: select_sample("state_trace", path, v, sample) for path, v in layers.items()}
+    # one set of neurons, spikes and thresholds: all states must be of one layer
     sizes = {path: trace.shape[1] for path, trace in traces.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
@@ -94,6 +95,7 @@ def state_trace(
     levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
 
     ax = get_axes(ax, (6.4, 2.6))
+    # the colours go by lines, over all states and neurons
     colours: list[tuple[int, str]] = []
     for path, trace in traces.items():
         for neuron in selected:
@@ -149,6 +151,7 @@ def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
                 "state_trace: thresholds must be a layer, numbers or tensors, got "
                 f"{type(number).__name__}."
             )
+        # a tensor of one element is one threshold for all neurons, as a number is
         level = torch.as_tensor(number)
         if level.numel() not in (1, size):
             raise ValueError(
@@ -165,6 +168,7 @@ def _draw_thresholds(
     """Draw dashed lines: one where all neurons agree, otherwise one per neuron in its colour."""
     label = "threshold"
     for level in levels:
+        # layers with one threshold for all neurons are common; one line is enough for them
         shared = len({float(level[neuron]) for neuron in selected}) == 1
         for neuron in selected[:1] if shared else selected:
             ax.axhline(
@@ -183,6 +187,7 @@ def _draw_spikes(
 ) -> None:
     """Draw ticks in rows above and below the traces, a row for each neuron."""
     low, high = ax.get_ylim()
+    # rows are a share of the height, so that ticks look the same whatever the unit of the state
     row = 0.07 * (high - low)
     for sign, start in ((1, high), (-1, low)):
         if not (sign * layer_spikes[:, selected] > 0).any():

@@ -79,6 +79,7 @@ def surrogate_curves(
     if not 0 < reach < float("inf"):
         raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
     u = torch.linspace(-float(reach), float(reach), NUM_POINTS, dtype=torch.float64)
+    # computed before the axes exist, so that a surrogate that fails leaves nothing drawn
     curves = [(label, to_numpy(_derivative(label, spike, u))) for label, spike in labelled]
 
     ax = get_axes(ax)

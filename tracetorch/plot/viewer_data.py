@@ -24,6 +24,7 @@ def is_events(values: Array) -> bool:
     if not np.isfinite(values).all() or not (values == 0).any((0, 1)).all():
         return False
     for signed in (values, -values):
+        # per neuron: a layer may scale the spikes of each of its neurons
         highest = signed.max((0, 1))
         if not ((signed <= 0) | (signed == highest)).all():
             return False
@@ -38,6 +39,7 @@ def pack_events(values: Array) -> str:
     Little-endian.
     """
     step, neuron = np.nonzero(values)
+    # steps are sorted, so the offset of a step is where it would be inserted
     offsets = np.searchsorted(step, np.arange(len(values) + 1)).astype("<u4")
     dtype = "<u4" if values.shape[1] > 65536 else "<u2"
     parts = [offsets.tobytes(), neuron.astype(dtype).tobytes()]
