@@ -14,7 +14,7 @@ from benchmarks.torch_task import TorchTask, assemble
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of SpikingJelly."""
 
     def __init__(self, decay: float, mode: str) -> None:
         self.node = neuron.ParametricLIFNode(
@@ -26,16 +26,16 @@ class Cell:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The whole sequence, or one step."""
+        """Run the whole sequence, or one step."""
         y: Tensor = self.node(x)
         return y
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         self.node.reset()
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return list(self.node.parameters())
 
 
@@ -43,7 +43,7 @@ def version() -> str:
     return f"{installed('spikingjelly')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 

@@ -64,7 +64,7 @@ def _inputs(case: Case) -> jax.Array:
 
 
 class JaxTask:
-    """A case in JAX; a run ends when its results are there."""
+    """Run a case in JAX; a run waits until its results are computed."""
 
     def __init__(self, case: Case) -> None:
         self.x = x = _inputs(case)
@@ -118,11 +118,11 @@ class JaxTask:
         jax.block_until_ready(self.call())
 
     def warm(self) -> None:
-        """Compile, which is done anew for every length."""
+        """Compile, which JAX does for every length."""
         self.run()
 
     def density(self) -> float:
-        """The share of neurons that spike."""
+        """Return the share of neurons that spike."""
         x = jnp.repeat(self.x, 100, 0) if len(self.x) == 1 else self.x
         return float(self.spiking(self.parameters, x).mean())
 
@@ -131,7 +131,7 @@ def version() -> str:
     return f"{installed('spyx')}, jax {jax.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
