@@ -39,8 +39,8 @@ def table(run: Run) -> str:
         "The conv network of the peers ends with its linear layer, ours with a readout layer too. "
         "One step is given in microseconds. Peak memory is of forward and backward, above the "
         "input and the incoming gradient, in a fresh process; the least is the output and the "
-        "gradient of the input. The floor is a copy of the input into memory that is there, twice for "
-        "*train*; where a linear layer stands before the neurons, that layer by itself.",
+        "gradient of the input. The floor is a copy of the input into memory that is there, twice "
+        "for *train*; where a linear layer stands before the neurons, that layer by itself.",
         "",
     ]
     return "\n".join(lines)

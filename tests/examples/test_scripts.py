@@ -145,7 +145,7 @@ def test_the_heidelberg_digits_run_where_the_files_are(
 def test_a_voice_is_moved_and_nothing_comes_in_from_the_other_side() -> None:
     x = torch.zeros(200, 1, 20)
     x[:, 0, [0, 10, 19]] = torch.tensor([1.0, 2.0, 3.0])
-    moved = shd.moved(x, torch.Generator().manual_seed(0))
+    moved = shd.shift_channels(x, torch.Generator().manual_seed(0))
     places = (moved == 2).nonzero()[:, 2]
     assert set(places.tolist()) == set(range(6, 15))
     for row, place in zip(moved[:, 0], places.tolist(), strict=True):
