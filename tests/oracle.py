@@ -1,6 +1,6 @@
-"""An independent simulator: the equations of a LeakyIntegrator, one neuron at a time, in NumPy.
+"""Independent NumPy simulator of a LeakyIntegrator, one neuron at a time.
 
-Written from the equations in the documentation, not from the package, and slow on purpose.
+Written from the equations of the documentation, not from the code, and slow on purpose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Array = np.ndarray
 def simulate(
     x: Array, dim: int, parameters: dict[str, Array], averaging: dict[str, bool], reset: str
 ) -> tuple[Array, dict[str, Array]]:
-    """Outputs ``[T, ...]`` and last states for inputs ``[T, ...]``.
+    """Compute outputs ``[T, ...]`` and last states for inputs ``[T, ...]``.
 
     ``parameters`` holds the constrained values of the parts there are, scalar or one per neuron;
     ``neg_threshold`` is negative.
