@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,7 +94,9 @@ def group() -> Iterator[tuple[int, int, torch.device]]:
 def train(model: nn.Module, data: TensorDataset, options: argparse.Namespace, rank: int, world: int,
           device: torch.device, report: Callable[[str], None]) -> None:  # fmt: skip
     """Train; each process draws its share of a batch, and the engine averages the gradients."""
-    sampler = DistributedSampler(data, world, rank, seed=options.seed, drop_last=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        data, world, rank, seed=options.seed, drop_last=True
+    )
     loader = DataLoader(data, options.batch_size // world, sampler=sampler, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

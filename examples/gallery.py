@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ def main() -> None:
     model = network()
     before = tt.plot.decays(model)
     losses = train(model, options.rounds, generator)
+    first, second, _ = (layer for layer in model if isinstance(layer, snn.Neuron))
 
     x, label = waves(16, generator)
     tt.zero_states(model)
@@ -94,17 +96,17 @@ def main() -> None:
     for value in losses:
         measured.append(value)
 
-    drawn = {
+    axes: dict[str, Any] = {
         "raster": tt.plot.raster(spikes, title="spikes of one sample"),
         "raster_busiest": tt.plot.raster(seen["3.output"], limit=12),
         "state_trace": tt.plot.state_trace(
-            seen["1.mem"], neurons=[8, 12], spikes=seen["1.output"], thresholds=model[1]
+            seen["1.mem"], neurons=[8, 12], spikes=seen["1.output"], thresholds=first
         ),
         "states_of_a_neuron": tt.plot.state_trace(
             {"3.mem": seen["3.mem"], "3.syn": seen["3.syn"]},
             neurons=2,
             spikes=seen["3.output"],
-            thresholds=model[3],
+            thresholds=second,
         ),
         "rate_histogram": tt.plot.rate_histogram(spikes),
         "rate_map": tt.plot.rate_map(spikes, window=2),
@@ -115,18 +117,24 @@ def main() -> None:
         "line_graph": tt.plot.line_graph(losses, "training", "loss", xlabel="round"),
         "measurement_manager": measured.plot(),
         "distributions": tt.plot.distributions(
-            {"1.weight": model[2].weight, "3.weight": model[4].weight}, "weights"
+            {
+                "1.weight": model.get_parameter("2.weight"),
+                "3.weight": model.get_parameter("4.weight"),
+            },
+            "weights",
         ),
-        "render_image": tt.plot.render_image(model[0].weight, title="first weights"),
+        "render_image": tt.plot.render_image(
+            model.get_parameter("0.weight"), title="first weights"
+        ),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, ax in drawn.items():
+    for name, ax in axes.items():
         ax.figure.savefig(options.out / f"{name}.png", dpi=110, metadata={"Software": None})
     tt.plot.save_animation(moving_bar(), options.out / "events.gif", title="a bar passes")
     tt.plot.save_animation(moving_bar(), options.out / "events.html", title="a bar passes")
     tt.plot.save_html(seen, options.out / "run.html", title="Two tones")
     right = (logits[-1].argmax(1) == label).float().mean().item()
-    print(f"{right:.0%} of 16 right; {len(drawn) + 3} pictures and pages in {options.out}")
+    print(f"{right:.0%} of 16 right; {len(axes) + 3} pictures and pages in {options.out}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--layer", choices=("LIF", "SLIF", "RLIF", "BLIF"), default="BLIF", help="hidden neurons"
     )
     options.add_argument(
-        "--temperature", type=common.rate, default=0.7, metavar="X", help="of the sample of text"
+        "--temperature", type=rate, default=0.7, metavar="X", help="of the sample of text"
     )
     parsed = options.parse(arguments)
     return common.run("language", parsed.layer, parsed, load, learn, draw)

@@ -87,7 +87,7 @@ class Loaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the share of this process; Lightning sets the pass of the sampler."""
         assert self.trainer is not None
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Any] = DistributedSampler(
             self.learnt, self.trainer.world_size, self.trainer.global_rank, seed=self.seed
         )
         return DataLoader(self.learnt, self.batch_size, sampler=sampler)

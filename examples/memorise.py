@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "examples.memorise", __doc__ or "", epochs=2000, lr=5e-3, unit="optimizer steps"
     )
     options.add_argument(
-        "--patterns", type=common.count, default=50, metavar="N", help="how many (%(default)s)"
+        "--patterns", type=count, default=50, metavar="N", help="how many (%(default)s)"
     )
     parsed = options.parse(arguments)
     name = f"LIF, {parsed.patterns} patterns"

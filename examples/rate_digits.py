@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.rate_digits --help``."""
     options = common.Options("examples.rate_digits", __doc__ or "", epochs=20, lr=5e-3)
     options.add_argument(
-        "--steps", type=common.count, default=20, metavar="T", help="time steps (%(default)s)"
+        "--steps", type=count, default=20, metavar="T", help="time steps (%(default)s)"
     )
     options.add_argument("--validation", action="store_true", help=common.VALIDATION)
     parsed = options.parse(arguments)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.add_argument("--download", action="store_true", help="fetch the files if missing")
     options.add_argument(
-        "--width", type=common.count, default=128, metavar="N", help="neurons a layer (%(default)s)"
+        "--width", type=count, default=128, metavar="N", help="neurons a layer (%(default)s)"
     )
     options.add_argument(
         "--feedforward", action="store_true", help="without connections inside a layer"

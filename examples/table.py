@@ -103,9 +103,8 @@ def update_tables(page: str, found: dict[tuple[str, str], Runs]) -> str:
     """Return the page with new tables between ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, table in (("neurons", neurons(found)), ("results", results(found))):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        page, times = re.subn(
-            pattern, lambda m, table=table: m[1] + table + m[2], page, flags=re.DOTALL
-        )
+        literal = table.replace("\\", r"\\")  # a replacement reads backslashes as escapes
+        page, times = re.subn(pattern, rf"\g<1>{literal}\g<2>", page, flags=re.DOTALL)
         if times != 1:
             raise ValueError(f"{README} needs one <!-- {name} --> ... <!-- /{name} -->.")
     return page
