@@ -25,7 +25,8 @@ def simulate(
         p = {k: float(v if v.ndim == 0 else v[neuron]) for k, v in parameters.items()}
         mem = syn = rec = prev = 0.0
         for t in range(len(x)):
-            current = float(x[(t, *place)])
+            index = (t, *place)
+            current = float(x[index])
             if "gamma" in p:
                 rec = p["gamma"] * rec + (1 - p["gamma"] if averaging["gamma"] else 1) * prev
             if "alpha" in p:
@@ -51,7 +52,7 @@ def simulate(
             if "pos_threshold" not in p and "neg_threshold" not in p:
                 output = mem
             prev = output
-            out[(t, *place)] = output
+            out[index] = output
         for name, value in (("mem", mem), ("syn", syn), ("rec", rec), ("prev_output", prev)):
             states[name][place] = value
     return out, states

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ class ChangedByARun(snn.TTModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.net: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
         self.hidden = [layer("SLIF", 4)]
         self.last: Tensor | None = None
 
@@ -64,7 +65,7 @@ def test_everything_is_restored() -> None:
 
 
 def test_a_graph_without_its_backward_stays_usable() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), nn.Linear(4, 2))
     y = model(torch.rand(2, 3)).sum()
     with restored(model):
         tt.zero_states(model)

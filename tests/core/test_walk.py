@@ -81,7 +81,7 @@ CONTAINERS = {
 
 
 def _with_attribute(cell: Any) -> nn.Module:
-    module = nn.Identity()
+    module: Any = nn.Identity()
     module.stash = [cell]
     return module
 
@@ -113,10 +113,11 @@ def test_each_module_is_found_once_and_cycles_terminate() -> None:
 
 def test_walk_skips_objects_that_are_no_part_of_the_model() -> None:
     cell = snn.LIF(3)
+    mock = Mock()
     held = {
         "module": math,
         "class": snn.LIF,
-        "mock": Mock(),
+        "mock": mock,
         "magic": MagicMock(spec=snn.LIF),
         "logger": logging.getLogger("tests"),
         "function": lambda: cell,
@@ -128,7 +129,7 @@ def test_walk_skips_objects_that_are_no_part_of_the_model() -> None:
     cell(torch.ones(1, 3))
     net.zero_states()
     assert cell.mem is None
-    held["mock"].zero_states.assert_not_called()
+    mock.zero_states.assert_not_called()
 
 
 class Rows(Dataset[Any]):
@@ -150,7 +151,7 @@ def test_data_is_not_walked(held: Any) -> None:
 
 class RaisingDict:
     @property
-    def __dict__(self) -> Any:
+    def __dict__(self) -> Any:  # type: ignore[override]  # the attribute is no dict
         raise RuntimeError("a property is not read")
 
 
@@ -190,8 +191,9 @@ def foreign_object(package: str) -> Any:
     ],
 )
 def test_objects_of_foreign_packages_are_skipped(held: Any) -> None:
+    holder: Any = held
     if isinstance(held, (ModuleType, logging.Logger)):
-        held.cell = snn.LIF(2)
+        holder.cell = snn.LIF(2)
     net = Net(held)
     assert list(named_modules(net)) == [("", net)]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
             ran.append(arguments)
             return 1 if "4" in arguments else 0
 
-    monkeypatch.setattr(table.importlib, "import_module", lambda name: Script)
+    monkeypatch.setattr(importlib, "import_module", lambda name: Script)
     monkeypatch.setattr(
         table,
         "RUNS",

@@ -43,7 +43,7 @@ def test_parity_of_the_eager_backend(case: Any) -> None:
 
 @pytest.mark.parametrize("name", ["LIF", "SRReadout"])
 def test_parity_in_float64(name: str) -> None:
-    case = (name, {}, (3, 7))
+    case: Any = (name, {}, (3, 7))
     agree(make(case, torch.float64), input_for(case, dtype=torch.float64), "numba", live=True)
 
 
@@ -333,7 +333,7 @@ def test_custom_operators_pass_opcheck() -> None:
 
 def test_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
-    net = nn.Sequential(nn.Linear(5, 5), snn.LIF(5))
+    net: Any = nn.Sequential(nn.Linear(5, 5), snn.LIF(5))
 
     def loss(x: Tensor) -> Tensor:
         net[1].zero_states()
@@ -404,16 +404,23 @@ class RandomDrawing(snn.Neuron):
         return mem, mem
 
 
+def position_of_numpy() -> int:
+    """Return the position of NumPy's global generator in its stream."""
+    state: Any = np.random.get_state(legacy=True)
+    position: int = state[2]
+    return position
+
+
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()])
 def test_step_that_draws_random_numbers_in_python_is_not_compiled(draw: Any) -> None:
     layer, x = RandomDrawing(draw), torch.ones(6, 2, 3)
-    before = random.getstate(), np.random.get_state()[2]
+    before = random.getstate(), position_of_numpy()
     with (
         pytest.raises(RuntimeError, match="draws random numbers in Python"),
         fuse.backend("numba"),
     ):
         layer.forward_sequence(x)
-    assert (random.getstate(), np.random.get_state()[2]) == before
+    assert (random.getstate(), position_of_numpy()) == before
     with torch.no_grad():
         steps = [layer.step(x[0], torch.zeros(2, 3), draw=draw)[0] for _ in range(2)]
         assert not torch.equal(*steps)
@@ -596,7 +603,8 @@ def test_tensor_with_the_negative_bit(place: str) -> None:
 def test_tracing_does_not_rewind_random_numbers_of_other_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn, original = [], tracing._trace
+    drawn: list[float] = []
+    original = tracing._trace
 
     def interrupted(*arguments: Any) -> Any:
         if not drawn:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,7 +76,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-ENGINES: dict[str, Callable[[nn.Module], nn.Module]] = {
+ENGINES: dict[str, Callable[[nn.Module], Any]] = {
     "DDP": DistributedDataParallel,
     "FSDP": fully_shard,
     "FSDP of every layer": shard,
@@ -130,7 +131,7 @@ def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) ->
             model(x[:, mine])
     if engine != "DDP":
         for module in model.modules():
-            if hasattr(module, "reshard"):
+            if isinstance(module, FSDPModule):
                 module.reshard()
     found = {n.removeprefix("module.").removeprefix("model."): p for n, p in
              model.named_parameters()}  # fmt: skip
@@ -169,18 +170,14 @@ def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
         "carried in": lambda: states_before_wrapping(x, mine),
     }
     for engine in ENGINES:
-        made[f"parameters_after_training/{engine}"] = lambda e=engine: parameters_after_training(
-            e, x, y, mine
-        )
+        made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
         for way in WAYS:
             arguments = (engine, way, x, y, mine)
-            made[f"whole/{engine}/{way}"] = lambda a=arguments: gradients_of_wrapped_sequence(*a)
+            made[f"whole/{engine}/{way}"] = partial(gradients_of_wrapped_sequence, *arguments)
             if engine != "DDP" or "segment" not in WAYS[way]:
-                made[f"model/{engine}/{way}"] = lambda a=arguments: gradients_of_wrapped_step(*a)
+                made[f"model/{engine}/{way}"] = partial(gradients_of_wrapped_step, *arguments)
         for way in ("by layer", "by step"):
-            made[f"stream/{engine}/{way}"] = lambda e=engine, w=way: states_of_stream(
-                e, w, x, mine, rank
-            )
+            made[f"stream/{engine}/{way}"] = partial(states_of_stream, engine, way, x, mine, rank)
     return made
 
 
@@ -190,7 +187,7 @@ def main(folder: Path, rank: int, world: int, backend: str) -> None:
     warnings.filterwarnings("error", message=".*returned a view tensor")
     warnings.filterwarnings("ignore", message=r".*\(FSDPWhole\) returned a view tensor")
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
+    store = dist.FileStore(str(folder / "store"), world)  # type: ignore[attr-defined]
     dist.init_process_group(backend, rank=rank, world_size=world, store=store)
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     if backend == "nccl":

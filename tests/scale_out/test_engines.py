@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.scale_out.jobs import ENGINES, WAYS, WORLD, Whole, data, gradients, net
+from tests.scale_out.jobs import ENGINES, WAYS, WORLD, data, gradients, net
 from tests.scale_out.processes import run_together
+from tests.unrolling.models import By, Whole
 
 Results = list[dict[str, dict[str, Tensor]]]
 
@@ -140,7 +141,8 @@ def test_outputs_by_layer_are_no_views() -> None:
 
 def test_parameter_memory_can_be_freed_after_a_pass() -> None:
     """FSDP frees parameters between two passes."""
-    for by, grad in (("layer", True), ("layer", False), ("step", False)):
+    passes: list[tuple[By, bool]] = [("layer", True), ("layer", False), ("step", False)]
+    for by, grad in passes:
         model = net()
         with torch.set_grad_enabled(grad):
             y = tt.unroll(model, data()[0], by=by)

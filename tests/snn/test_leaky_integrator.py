@@ -50,7 +50,7 @@ def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
     out = stepped(neurons, x)
     (out * case["cotangent"]).sum().backward()
 
-    close = {"rtol": 0, "atol": 1e-10}
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
     torch.testing.assert_close(out, case["out"], **close)
     torch.testing.assert_close(x.grad, case["grad_x"], **close)
     parameters = dict(neurons.named_parameters())
@@ -126,7 +126,8 @@ def test_gradient_through_the_negative_reset_mirrors_the_positive_one(
 ) -> None:
     grads = []
     for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
-        neurons = snn.LeakyIntegrator(1, **{part: {}}, reset=reset, detach_reset=detach_reset)
+        setups: dict[str, Any] = {part: {}}
+        neurons = snn.LeakyIntegrator(1, **setups, reset=reset, detach_reset=detach_reset)
         x = torch.tensor([1.3, 0.2], requires_grad=True)
         for step in (sign * x).unbind():
             neurons(step.reshape(1, 1))
@@ -164,7 +165,7 @@ def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
     else:
         smooth = {"surrogate_derivative": Smooth()}
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         nn.Linear(2, 3), layer(name, 3, **smooth), nn.Linear(3, 2), layer(name, 2, **smooth)
     ).double()
     names, values = zip(*net.named_parameters(), strict=True)
@@ -264,4 +265,4 @@ def test_error_names_a_setup_without_effect(arguments: dict[str, Any], message: 
 
 def test_detach_reset_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
-        snn.LIF(2, detach_reset=1)
+        snn.LIF(2, detach_reset=1)  # type: ignore[arg-type]  # the mistake of the test

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -46,12 +47,12 @@ class Plain(snn.TTModule):
         super().__init__()
         self.cell = snn.LIF(3)
 
-    def zero_states(self) -> None:  # an override without where=
+    def zero_states(self) -> None:  # type: ignore[override]  # it lacks where=
         super().zero_states()
 
 
 def test_override_without_the_where_argument() -> None:
-    net = nn.Sequential(Plain(), snn.LIF(3))
+    net: Any = nn.Sequential(Plain(), snn.LIF(3))
     net[0].cell(torch.ones(2, 3))
     net[1](torch.ones(2, 3))
     before = tt.get_states(net)
@@ -119,7 +120,7 @@ def test_gradient_is_finite_where_a_reset_sample_held_nan() -> None:
 
 
 def test_none_stays_none_under_a_mask() -> None:
-    net = nn.Sequential(snn.LIF(3), snn.LIF(3))
+    net: Any = nn.Sequential(snn.LIF(3), snn.LIF(3))
     net[0](torch.ones(2, 3))
     tt.zero_states(net, where=torch.tensor([True, True]))
     assert net[1].mem is None
@@ -228,7 +229,7 @@ def test_other_calls_inside_an_override_run_independently(depth: int) -> None:
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
 @pytest.mark.parametrize("mask", [[True], [True, False, True], [[True, False]], [1, 0]])
 def test_mask_is_checked_under_compile(mask: list[bool]) -> None:
-    net = nn.Sequential(snn.LIF(2))
+    net: Any = nn.Sequential(snn.LIF(2))
     net(torch.ones(2, 2))
     before = net[0].mem.clone()
     torch.compiler.reset()

@@ -158,7 +158,7 @@ def test_states_share_no_memory_through_views(alias: Any) -> None:
 
 
 def test_output_may_be_changed_in_place() -> None:
-    neurons = nn.Sequential(snn.Readout(2), nn.ReLU(inplace=True))
+    neurons: Any = nn.Sequential(snn.Readout(2), nn.ReLU(inplace=True))
     x = torch.tensor([[1.0, -1.0]], requires_grad=True)
     neurons(x).sum().backward()
     assert x.grad.tolist() == [[pytest.approx(0.1), 0.0]]
@@ -167,7 +167,7 @@ def test_output_may_be_changed_in_place() -> None:
 
 def test_states_must_be_a_tuple() -> None:
     class MissingComma(snn.Neuron):
-        states = "mem"
+        states = "mem"  # type: ignore[assignment]  # the mistake of the test
 
     with pytest.raises(TypeError, match=r"states must be a tuple of names, got 'mem'.*\('mem',\)"):
         MissingComma(2)
@@ -190,7 +190,7 @@ def test_tensor_option_moves_with_the_module() -> None:
 
 def test_state_must_be_a_tensor() -> None:
     neurons = snn.LIF(2)
-    neurons.mem = 0.0
+    neurons.mem = 0.0  # type: ignore[assignment]  # the mistake of the test
     with pytest.raises(TypeError, match=r"LIF\(2\) needs a tensor as mem, got float"):
         neurons(torch.ones(1, 2))
 
@@ -591,12 +591,11 @@ def test_states_may_be_assigned() -> None:
 
 def test_annealed_surrogate_takes_effect() -> None:
     neurons = snn.LIF(1, surrogate_derivative=atan_surrogate(2.0))
-    x = torch.zeros(1, 1, requires_grad=True)
     grads = []
     for alpha in (2.0, 8.0):
+        x = torch.zeros(1, 1, requires_grad=True)
         neurons.pos_spike = atan_surrogate(alpha)
         neurons.zero_states()
-        x.grad = None
         neurons(x).sum().backward()
         grads.append(x.grad.item())
     assert grads[0] == pytest.approx(1 / (1 + torch.pi**2))

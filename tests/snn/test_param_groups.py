@@ -77,7 +77,7 @@ def test_parameters_of_a_layer_are_in_the_neuron_group(name: str) -> None:
 
 
 def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
-    def after(groups: Any, model: nn.Module) -> Tensor:
+    def after(groups: Any, model: Any) -> Tensor:
         optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
         for _ in range(50):
             for p in model.parameters():
@@ -86,7 +86,7 @@ def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
         return model[1].beta
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3, beta=0.95))
+    model: Any = nn.Sequential(nn.Linear(2, 3), snn.LIF(3, beta=0.95))
     before = model[0].weight.detach().clone()
     assert torch.equal(after(param_groups(model, 0.5), model), torch.full((3,), 0.95))
     torch.testing.assert_close(model[0].weight, before * 0.95**50)  # (1 - lr * decay) a step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
+
+By = Literal["layer", "step"]
 
 
 class Skip(snn.TTModule):
@@ -52,7 +54,7 @@ def recurrent() -> nn.Module:
 MODELS = {"dense": (dense, (2, 3)), "conv": (conv, (2, 1, 6, 6)), "recurrent": (recurrent, (2, 3))}
 
 
-def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def made(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """Build a model whose weights are small dyadic numbers, so that sums of products are exact."""
     torch.manual_seed(0)
     model = MODELS[name][0]() if name in MODELS else Skip()

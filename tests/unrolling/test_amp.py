@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, dyadic, made
+from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -17,7 +17,7 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
-def test_autocast(name: str, by: str, dtype: torch.dtype) -> None:
+def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
     """Half precision where PyTorch casts, float32 inside the neurons; exact on small numbers."""
     model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
     with torch.autocast("cpu", dtype=dtype):

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.unrolling.models import dyadic, made
+from tests.unrolling.models import By, dyadic, made
 from tracetorch import snn
 
 # by step, every step is compiled: the same code path, slower
@@ -29,12 +29,12 @@ def fresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile without Inductor, which is slow and independent of this library."""
     return torch.compile(function, **{"fullgraph": True, "backend": "aot_eager", **options})
 
 
-def training(model: nn.Module, by: str) -> Callable[[Tensor, Tensor], Tensor]:
+def training(model: nn.Module, by: By) -> Callable[[Tensor, Tensor], Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def training(model: nn.Module, by: str) -> Callable[[Tensor, Tensor], Tensor]:
         pytest.param("dense", "step", marks=pytest.mark.slow),
     ],
 )
-def test_whole_training_step(name: str, by: str) -> None:
+def test_whole_training_step(name: str, by: By) -> None:
     plain, other = made(name), made(name)
     shape = (1, 6, 6) if name == "conv" else (3,)
     counted = CompileCounterWithBackend("aot_eager")
@@ -75,7 +75,7 @@ def test_whole_training_step(name: str, by: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_whole_training_step_with_inductor(by: str) -> None:
+def test_whole_training_step_with_inductor(by: By) -> None:
     plain, other = made("dense"), made("dense")
     run, expected = torch.compile(training(other, by)), training(plain, by)
     for seed in range(3):
@@ -95,7 +95,7 @@ def test_whole_training_step_with_inductor(by: str) -> None:
     ],
     ids=str,
 )
-def test_unroll_in_one_graph(options: dict[str, Any], by: str) -> None:
+def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     x = dyadic(4, 2, 3)
     if "steps" in options:
         x = x[0]
@@ -136,7 +136,7 @@ def test_outputs_are_recorded_in_the_graph_by_layer() -> None:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_stream_continues_without_recompiling(by: str) -> None:
+def test_stream_continues_without_recompiling(by: By) -> None:
     model, x = made("dense"), dyadic(12, 2, 3)
     expected = tt.unroll(model, x)
     tt.zero_states(model)
@@ -165,7 +165,7 @@ def test_truncated_backpropagation() -> None:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_unroll_of_a_compiled_model(by: str) -> None:
+def test_unroll_of_a_compiled_model(by: By) -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
     expected = tt.unroll(model, x)
     tt.zero_states(model)

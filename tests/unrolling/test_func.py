@@ -72,8 +72,8 @@ def test_ensemble_in_one_call() -> None:
     members = [WholeThenZero(made("dense")) for _ in range(3)]
     for i, member in enumerate(members):
         with torch.no_grad():
-            member.model[0].weight.mul_(i + 1)
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+            member.model.get_parameter("0.weight").mul_(i + 1)
+    parameters, buffers = stack_module_state(members)
     x = dyadic(5, 2, 3)
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
     together = vmap(call)(parameters, buffers)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, Whole, dyadic, made
+from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
 
@@ -38,7 +38,7 @@ class SavedBytes:
 @pytest.mark.parametrize("segment", [1, 4, 5, 11, 99])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_states_and_gradients_equal_those_without_segments(
-    name: str, segment: int, by: str
+    name: str, segment: int, by: By
 ) -> None:
     start, x = dyadic(2, *MODELS[name][1], seed=1), dyadic(11, *MODELS[name][1])
     runs = []
@@ -94,7 +94,7 @@ def test_first_run_of_a_new_neuron_class() -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: str) -> None:
+def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
     T, segment, B = 64, 8, 4
     net = nn.Sequential(nn.Linear(8, 32), snn.SRLIF(32), nn.Linear(32, 16), snn.Readout(16))
     x = torch.rand(T, B, 8)
@@ -133,11 +133,11 @@ def test_several_inputs_and_outputs() -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: str) -> None:
+def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
     """Compare with separate calls for the segments; backward keeps the running statistics."""
     x = torch.randn(10, 2, 1, 6, 6)
 
-    def net() -> nn.Module:
+    def net() -> Any:
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(1, 3, 3),
@@ -219,7 +219,7 @@ def test_second_derivatives() -> None:
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
-    model = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
+    model: Any = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
     y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
     with torch.no_grad():
         model[0].raw_beta.add_(1.0)

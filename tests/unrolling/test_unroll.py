@@ -357,7 +357,7 @@ def test_error_names_a_bad_argument(
 
 def test_only_modules_are_unrolled() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.unroll(lambda x: x, torch.ones(1, 1, 1))
+        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[arg-type]  # no module
 
 
 def test_second_backward_error_names_detach_states() -> None:
@@ -412,7 +412,11 @@ def test_forward_hook_before_the_first_neuron_sees_every_step() -> None:
 
 def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
     first, seen = nn.Linear(3, 3), []
-    first.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0].shape))
+
+    def note_shape(_: nn.Module, __: Any, grads: Any) -> None:
+        seen.append(grads[0].shape)
+
+    first.register_full_backward_hook(note_shape)
     model = nn.Sequential(first, snn.Readout(3))
     tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
     assert seen == [(10, 3)]  # all steps, not their sum

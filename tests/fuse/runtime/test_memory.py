@@ -116,7 +116,7 @@ def test_pytorch_allocates_where_the_system_refuses_pages(
     def refuse(*_: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(memory.mmap, "mmap", Refusing if fails == "madvise" else refuse)
+    monkeypatch.setattr(mmap, "mmap", Refusing if fails == "madvise" else refuse)
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
 
