@@ -49,6 +49,7 @@ def all_cases() -> list[Case]:
     for N in (512, 2048):
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
     found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
+    # no peer has a neuron of this kind
     found += _both(
         "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2", "floor")
     )

@@ -21,6 +21,7 @@ def machine() -> dict[str, str]:
 
 
 def _cores() -> int:
+    # cores that this process may use: a container may have fewer than the machine
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

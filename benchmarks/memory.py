@@ -31,7 +31,7 @@ def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
     if warm is not None:
         warm()
     gc.collect()
-    _trim()
+    _trim()  # free memory that the run would use again without growth
     before = _current()
     task.run()
     growth = _peak() - before
@@ -45,7 +45,7 @@ def _trim() -> None:
         if trim is not None:
             trim(0)
         try:
-            _CLEAR.write_text("5")
+            _CLEAR.write_text("5")  # resets VmHWM, the peak
         except OSError:
             return
 
@@ -64,5 +64,6 @@ def _current() -> int:
 def _peak() -> int:
     if _STATUS.exists():
         return _status("VmHWM")
+    # macOS counts bytes, other systems kibibytes
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

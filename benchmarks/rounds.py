@@ -25,6 +25,7 @@ def run_case(
             continue
         answer = process.prepare(case)
         if "unsupported" not in answer:
+            # its preparation has measured a very slow case, once is enough
             slow = answer.get("seconds", 0.0) > VERY_SLOW
             found[name] = {**answer, "rounds": [answer["seconds"]] if slow else []}
     # by turns: a change of the machine's speed meets all libraries alike

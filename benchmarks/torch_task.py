@@ -133,6 +133,7 @@ class TorchTask:
             with torch.no_grad():
                 self.model(self.x)
             return
+        # as zero_grad in a training step, so that no gradient is accumulated
         self.x.grad = None
         for parameter in self.learnable:
             parameter.grad = None
@@ -152,6 +153,7 @@ class TorchTask:
             self.reset()
             if self.spiking is not None:
                 return self.spiking().abs().mean().item()
+            # one step has few spikes: take the density of a hundred
             if not self.fresh:
                 steps = [self.model(self.x).clone() for _ in range(100)]
                 return torch.stack(steps).abs().mean().item()
@@ -163,6 +165,7 @@ def assemble(case: Case, cell: MakeCell, *, folded: bool, batch_first: bool = Fa
     layers = parts(case, cell)
     cells = [layer for layer in layers if not isinstance(layer, nn.Module)]
     x = inputs(case)
+    # every library gets the input in its own layout, without a copy in the measured run
     if batch_first:
         x = x.transpose(0, 1)
     model: Model = Folded(layers) if folded else Stepped(layers)

@@ -51,6 +51,7 @@ class Worker:
         _limit_threads(built.threads)
         if built.kind == "memory":
             return peak_of(self.adapter, built)
+        # the first run compiles, the second shows whether a run is slow
         before = time.perf_counter()
         self.task = self.adapter.prepare(built)
         self.task.run()
@@ -69,6 +70,7 @@ class Worker:
         """Time the prepared case."""
         if self.task is None:
             raise RuntimeError("nothing is prepared")
+        # an unmeasured run: another library has used the caches since the last one
         if not self.slow:
             self.task.run()
         return {"seconds": measure(self.task, seconds)}

@@ -127,6 +127,7 @@ def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Modu
             tt.set_states(model, states)
         value = torch.stack(values)
         gain = advantages(torch.stack(rewards), value.detach(), torch.stack(ends), following)
+        # normalised, so that the step size does not depend on the size of the rewards
         scaled = (gain - gain.mean()) / (gain.std() + 1e-6)
         # policy gradient, squared error of the critic, and a bonus for exploration
         loss = (
@@ -162,6 +163,7 @@ def advantages(rewards: Tensor, values: Tensor, ends: Tensor, following: Tensor)
     delta = rewards + continues * ahead - values
     gain = torch.zeros_like(following)
     found = []
+    # backwards in time: each estimate contains the next
     for d, g in zip(reversed(delta.unbind()), reversed(continues.unbind()), strict=True):
         gain = d + LAMBDA * g * gain
         found.append(gain)
@@ -179,7 +181,7 @@ def play(model: nn.Module, data: Tensor, episodes: int, seed: int) -> Tensor:
     while up.any():
         logits, _ = model(torch.as_tensor(observations) * data)
         observations, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
-        lengths += up
+        lengths += up  # carts that have fallen go on with a new episode, which does not count
         up &= ~torch.as_tensor(terminated | truncated)
     tt.zero_states(model)
     envs.close()

@@ -128,6 +128,7 @@ def run(
         options.out.mkdir(parents=True, exist_ok=True)
         data = load(options)
         for seed in options.seeds:
+            # seeded per run, so that a seed gives the same model alone or among others
             torch.manual_seed(seed)
             wall, cpu = time.perf_counter(), time.process_time()
             model, scores = learn(options, data, seed)
@@ -146,6 +147,7 @@ def run(
                 torch.__version__,
                 tracetorch.__version__,
             )
+            # a file name: a configuration may hold spaces and commas
             name = re.sub(r"[^\w+.]+", "-", configuration)
             path = options.out / f"{name}-seed{seed}.safetensors"
             tracetorch.save(model, path)
@@ -190,6 +192,7 @@ def record(row: Row, folder: Path) -> None:
     rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
     rows.sort(key=_key)
     folder.mkdir(parents=True, exist_ok=True)
+    # an interrupted write must not lose the rows of other runs
     with atomic_replace(path) as unfinished:
         unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
 

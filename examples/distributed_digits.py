@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if rank == 0:
                 print(text, flush=True)
 
+        # engines average over processes: shares of unequal size would weigh samples unequally
         if options.batch_size % world:
             report(
                 f"error: --batch-size {options.batch_size} cannot be shared by {world} processes."

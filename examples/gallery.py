@@ -80,6 +80,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
 
     model = network()
+    # kept to compare half-lives before and after training
     before = tt.plot.decays(model)
     losses = train(model, options.rounds, generator)
     first, second, _ = (layer for layer in model if isinstance(layer, snn.Neuron))
@@ -90,6 +91,7 @@ def main() -> None:
     spikes = {path: seen[path] for path in ("1.output", "3.output")}
     outputs = {path: value for path, value in seen.items() if path.endswith("output")}
     loss = nn.functional.cross_entropy(logits[-1], label)
+    # gradients of the loss with respect to the spikes of every layer
     slopes = torch.autograd.grad(loss, list(outputs.values()))
 
     measured = tt.plot.MeasurementManager("loss")

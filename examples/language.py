@@ -78,6 +78,7 @@ def learn(
     train, held_out = data
     pieces = list(tt.data.streams(train, STREAMS, STEPS))
     model = Model(options.layer)
+    # param_groups exempts the parameters of neurons from weight decay
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(pieces)
@@ -141,6 +142,7 @@ def write(model: Model, temperature: float, seed: int, length: int = 400) -> str
     model.zero_states()
     generator = torch.Generator().manual_seed(seed)
     written = list(b"The class statement\n")
+    # the heading sets the states, from which sampling continues
     logits = tt.unroll(model, torch.tensor(written).unsqueeze(1))[-1]
     for _ in range(length):
         drawn = torch.multinomial((logits[0] / temperature).softmax(0), 1, generator=generator)

@@ -87,6 +87,7 @@ class Loaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the share of this process; Lightning sets the pass of the sampler."""
         assert self.trainer is not None
+        # the order must depend on the pass only, for a resumed run to see the same batches
         sampler: DistributedSampler[Any] = DistributedSampler(
             self.learnt, self.trainer.world_size, self.trainer.global_rank, seed=self.seed
         )

@@ -111,6 +111,7 @@ class Spiking(snn.TTModule):
             neurons: snn.Neuron = getattr(snn, layer)(width, beta=beta)
             if recurrent:
                 connection = nn.Linear(width, width, bias=False)
+                # of equal gain in all directions, and weak beside the input
                 nn.init.orthogonal_(connection.weight, 0.2)
                 neurons = snn.Recurrent(neurons, connection)
             relu = [] if layer in SPIKING else [nn.ReLU()]
@@ -174,6 +175,7 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return a vector of logits per sequence."""
+        # padding follows the real steps, so the last of them is not the last of the batch
         last = mask.sum(0) - 1
         states, _ = self.gru(x)
         y: Tensor = self.head(states[last, torch.arange(len(last))])
@@ -202,7 +204,7 @@ def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
     layers = [name for name, m in model.named_modules() if type(m).__name__ in SPIKING]
     if not layers:
         return {}
-    model.eval()
+    model.eval()  # dropout would lower the rates
     tt.zero_states(model)
     _, seen = tt.unroll(model, x, record=[f"{name}.output" for name in layers])
     tt.zero_states(model)
@@ -223,6 +225,7 @@ def learn(
 
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
+    # param_groups exempts the parameters of neurons from weight decay
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)

@@ -100,6 +100,7 @@ def learn(
 def accuracy(model: nn.Module, data: TensorDataset, steps: int) -> float:
     """Return the share of digits whose neuron has the highest rate; the same spikes every time."""
     model.eval()
+    # a fixed seed: the accuracy depends on the model alone
     generator = torch.Generator().manual_seed(0)
     correct = 0
     for images, labels in DataLoader(data, 250):

@@ -74,6 +74,7 @@ def draw(
     left, right = figure.subplots(1, 2)
     left.imshow(images[0].numpy(), cmap="gray_r")
     left.set(title=f"a held-out {int(labels[0])}", ylabel="time step: one row each", xticks=[])
+    # unrolled once per prefix: the network returns the output of the last step only
     outputs = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
     for digit, line in enumerate(outputs.softmax(1).T):
         right.plot(line.numpy(), label=str(digit))

@@ -81,6 +81,7 @@ class Network(snn.TTModule):
             neurons: snn.Neuron = snn.SLIF(width, alpha=0.7, beta=beta)
             if not feedforward:
                 connection = nn.Linear(width, width, bias=False)
+                # of equal gain in all directions, and weak beside the input
                 nn.init.orthogonal_(connection.weight, 0.2)
                 neurons = snn.Recurrent(neurons, connection)
             return [nn.Linear(inputs, width), neurons, nn.Dropout(0.3)]
@@ -133,6 +134,7 @@ def learn(
 def shift_channels(x: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
     """Shift each recording ``[T, N]`` of a batch by up to ``most`` channels, like another pitch."""
     shift = torch.randint(-most, most + 1, (len(x), 1, 1), generator=generator)
+    # channels shifted in from outside are empty, not wrapped around
     source = torch.arange(x.shape[2]) - shift
     inside = (source >= 0) & (source < x.shape[2])
     return x.gather(2, source.clamp(0, x.shape[2] - 1).expand_as(x)) * inside

@@ -92,6 +92,7 @@ def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
             found.setdefault((row.task, row.configuration), []).append(row)
     order = [f"python -m examples.{task} {arguments}" for task, arguments in RUNS]
 
+    # rows of commands that are not in RUNS come last
     def place(key: tuple[str, str]) -> int:
         command = found[key][0].command
         return order.index(command) if command in order else len(order)

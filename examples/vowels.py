@@ -76,6 +76,7 @@ def draw(
     left.imshow(utterance.T.numpy(), aspect="auto", cmap="coolwarm")
     left.set(title=f"an utterance of speaker {int(speaker) + 1}", xlabel="frame")
     left.set(ylabel="cepstral coefficient")
+    # unrolled once per prefix: the network returns a mean over all steps
     outputs = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
     for number, line in enumerate(outputs.softmax(1).T, 1):
         right.plot(line.numpy(), label=str(number))

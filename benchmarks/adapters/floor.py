@@ -10,7 +10,7 @@ from benchmarks.torch_task import TorchTask, inputs, linear
 
 
 class Copy:
-    """``copy_`` into memory that is already there, twice for a forward and a backward pass."""
+    """Copy into memory that is already there, twice for a forward and a backward pass."""
 
     def __init__(self, case: Case) -> None:
         self.x = inputs(case)
@@ -28,7 +28,7 @@ class Copy:
 
 
 class Product(TorchTask):
-    """The linear layer alone, on time and batch at once."""
+    """Linear layer alone, on time and batch at once."""
 
     def __init__(self, case: Case) -> None:
         layer = linear(case.N)

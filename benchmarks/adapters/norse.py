@@ -70,7 +70,7 @@ def prepare(case: Case) -> TorchTask:
     gain = 1 / (1 - (CONV_DECAY if case.kind == "conv" else DECAY))
     with torch.no_grad():
         if isinstance(task.model, Stepped) and case.kind in ("linear", "conv"):
-            # the weights before each neuron take the factor up, so a run has nothing more to do
+            # folded into the weights before each neuron, so that a run has no extra product
             for before, after in itertools.pairwise(task.model.layers):
                 if isinstance(before, nn.Module) and isinstance(after, Cell):
                     for parameter in before.parameters():

@@ -20,6 +20,7 @@ class Cell:
 
     def __init__(self, num: int, decay: float, dim: int) -> None:
         shape = (num, *[1] * (-dim - 1))
+        # its decay is exp(-1 / tau)
         self.layer = LIF(
             tau_mem=torch.full(shape, -1 / math.log(decay)),
             spike_threshold=torch.full(shape, THRESHOLD),

@@ -17,6 +17,7 @@ class Cell:
     """Spiking layer of SpikingJelly."""
 
     def __init__(self, decay: float, mode: str) -> None:
+        # its decay is 1 - 1 / tau
         self.node = neuron.ParametricLIFNode(
             init_tau=1 / (1 - decay) if decay != 0.5 else 2.0,
             decay_input=False,

@@ -56,6 +56,7 @@ def _model(case: Case) -> nnx.Module:
 
 def _inputs(case: Case) -> jax.Array:
     draw = np.random.default_rng(0)
+    # channels last, as convolutions of flax take them
     if case.kind == "conv":
         image = draw.random((1, case.B, 28, 28, 1), dtype=np.float32)
         return jnp.broadcast_to(image, (case.T, *image.shape[1:]))

@@ -1,4 +1,4 @@
-"""Every script, from its command line to what it leaves behind."""
+"""Run every example script from its command line, and check the files it saves."""
 
 from __future__ import annotations
 

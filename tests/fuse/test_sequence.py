@@ -470,7 +470,7 @@ def test_changed_globals_of_a_step_take_effect(
     assert not torch.equal(run(), before)
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 def test_changed_globals_of_a_step_take_effect_inside_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

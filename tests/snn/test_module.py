@@ -226,7 +226,7 @@ def test_other_calls_inside_an_override_run_independently(depth: int) -> None:
         tt.zero_states(root, where=torch.ones(3, dtype=torch.bool))
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 @pytest.mark.parametrize("mask", [[True], [True, False, True], [[True, False]], [1, 0]])
 def test_mask_is_checked_under_compile(mask: list[bool]) -> None:
     net: Any = nn.Sequential(snn.LIF(2))

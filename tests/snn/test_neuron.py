@@ -381,7 +381,7 @@ def test_func_transforms() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 def test_compile_of_steps_and_of_a_whole_sequence() -> None:
     torch.compiler.reset()
     net = Net().double()

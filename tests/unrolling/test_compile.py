@@ -291,5 +291,5 @@ def test_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
     compiled(root.zero_states, fullgraph=fullgraph)()
     assert counts() == [(3, 2)] * 4
     assert cell.mem is None
-    root.zero_states()  # the compiled call leaves no mark for the next one
+    root.zero_states()  # the compiled call does not affect the next one
     assert counts() == [(4, 2)] * 4

@@ -75,7 +75,7 @@ def test_every_layer(name: str) -> None:
 
 
 def test_first_run_of_a_new_neuron_class() -> None:
-    """Tensors that tracing saves must not count as those of the segment."""
+    """Check that tensors saved by tracing do not count as those of the segment."""
 
     class Fresh(snn.Neuron):
         states = ("mem",)
@@ -106,7 +106,7 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
             y = tt.unroll(net, x, by=by, segment=cut)
         totals[cut] = saved.total
         y.sum().backward()
-    states = 4 * B * (4 * 32 + 16)  # bytes of the states of one cut
+    states = 4 * B * (4 * 32 + 16)  # bytes of the states of one checkpoint
     cuts = (T // segment - 1) * states
     assert cuts < totals[segment] < 1.2 * (cuts + totals[None] * segment / T) + 8192
     assert totals[segment] < totals[None] / 2.5
