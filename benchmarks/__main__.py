@@ -20,13 +20,16 @@ from benchmarks.rounds import run_case
 from benchmarks.table import amount, table
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print and write.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks, print each result, and write table, JSON and plot.
 
     Args:
-        words: the arguments; those of the process where ``None``.
+        arguments: of the command line; those of the process where ``None``.
+
+    Returns:
+        The exit code: 0, 1 where traceTorch failed on a case, 2 for arguments that fit nothing.
     """
-    options = parse(words)
+    options = parse(arguments)
     if options.again and not (options.out / "results.json").is_file():
         print(f"there are no results in {options.out} to put the cases into")
         return 2
@@ -40,23 +43,24 @@ def main(words: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         processes = start(chosen_libraries(options), run, stack)
         for case in cases:
+            # a quick run needs one measurement per case, not a steady number
             found = run_case(case, processes, rounds, 0.0 if options.quick else 0.12)
             run.results[case.name] = found
             print(case.name, flush=True)
-            for name, told in found.items():
+            for name, answer in found.items():
                 value = run.value(case.name, name)
-                said = told["failed"] if value is None else amount(case, value)
-                density = told.get("density")
+                text = answer["failed"] if value is None else amount(case, value)
+                density = answer.get("density")
                 spikes = "" if density is None else f"   (spikes {density:.3f})"
-                print(f"    {name:22} {said}{spikes}", flush=True)
+                print(f"    {name:22} {text}{spikes}", flush=True)
     run.settings["took"] = round(time.perf_counter() - started)
     write(run, options)
     ours = [run.results[case.name].get("tracetorch", {"failed": "absent"}) for case in cases]
-    return 1 if any("failed" in told for told in ours) else 0
+    return 1 if any("failed" in answer for answer in ours) else 0
 
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
-    """What the options leave, made small with ``--quick``."""
+    """Select the cases that the options name, on small shapes with ``--quick``."""
     cases = all_cases()
     if options.cases:
         cases = [case for case in cases if any(word in case.name for word in options.cases)]
@@ -64,7 +68,7 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def chosen_libraries(options: argparse.Namespace) -> list[Library]:
-    """Ours, and those that the options ask for."""
+    """Select traceTorch and the peers that the options name."""
     found = []
     for library in LIBRARIES:
         if options.peers is not None:
@@ -79,7 +83,7 @@ def chosen_libraries(options: argparse.Namespace) -> list[Library]:
 def start(
     libraries: Sequence[Library], run: Run, stack: contextlib.ExitStack
 ) -> dict[str, Process]:
-    """The workers that can run; the reasons of the others go to ``run``."""
+    """Start a worker per library; the reasons of those that cannot run go to ``run.absent``."""
     processes: dict[str, Process] = {}
     for library in libraries:
         reason = ""
@@ -87,23 +91,23 @@ def start(
             reason = "it is not installed; make bench-peers"
         else:
             process = stack.enter_context(Process(library))
-            told = process.version()
-            reason = told.get("failed", "")
+            answer = process.version()
+            reason = answer.get("failed", "")
         if reason:
             run.absent[library.name] = reason
             print(f"{library.name} is left out: {reason}")
         else:
             processes[library.name] = process
-            run.versions[library.name] = told["version"]
+            run.versions[library.name] = answer["version"]
     return processes
 
 
 def write(run: Run, options: argparse.Namespace) -> None:
-    """Table, JSON and plot, to the folder of results."""
+    """Write table, JSON and plot into the folder of results."""
     out = options.out or (PARTIAL if options.quick or options.cases else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     if options.again:
-        run = Run.of_json(json.loads((out / "results.json").read_text())).with_rows_of(run)
+        run = Run.from_json(json.loads((out / "results.json").read_text())).with_rows_of(run)
     (out / "table.md").write_text(table(run))
     (out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
     drawn = draw(run, out / "lif.png")

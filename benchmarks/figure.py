@@ -1,4 +1,4 @@
-"""The plot: the bare layer against its size, every library a line."""
+"""Plot the time of the bare layer against its size, one line per library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ COLOURS = ("C0", "C1", "C2", "C4", "C5", "C6", "C9", "C3", "C8")
 TITLES = {"forward": "forward, without gradients", "train": "forward and backward"}
 
 
-def draw(run: Run, place: Path) -> bool:
-    """Save the plot; ``False`` where there is nothing to draw, or no matplotlib to draw it."""
+def draw(run: Run, path: Path) -> bool:
+    """Save the plot of a run; return ``False`` without cases to draw or without matplotlib."""
     bare = [case for case in run.cases if case.kind == "lif"]
     if not bare:
         return False
@@ -20,6 +20,7 @@ def draw(run: Run, place: Path) -> bool:
         import matplotlib
     except ImportError:
         return False
+    # write a file without opening a window, on machines without a display too
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -55,6 +56,6 @@ def draw(run: Run, place: Path) -> bool:
     m = run.machine
     shape = f"T={bare[0].T}, B={bare[0].B}"
     figure.suptitle(f"One LIF layer, {shape}: {m['processor']}, {m['cores']} cores, {m['date']}")
-    figure.savefig(place, dpi=130)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
     return True

@@ -1,4 +1,4 @@
-"""The libraries: where each is installed, and what it cannot do."""
+"""Measured libraries: adapter, virtual environment, and differences from our layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Library:
-    """A column of the table.
+    """A library that is measured: a column of the table.
 
-    ``venv`` is the folder whose Python runs it, ours where empty; ``differs`` says where it is
-    not like for like.
+    ``venv`` is the virtual environment it is installed in, ours where empty; ``differs`` says what
+    is not like for like; a library with ``opt_in`` runs only on request.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Library:
 
     @property
     def python(self) -> Path:
-        """The interpreter that has it."""
+        """Path of the Python interpreter of its virtual environment."""
         return ROOT / self.venv / "bin" / "python" if self.venv else Path(sys.executable)
 
 

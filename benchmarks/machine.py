@@ -1,4 +1,4 @@
-"""Where and when a run took place."""
+"""Describe the machine of a run and its date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, memory, system, Python and date."""
+    """Return processor, cores, memory, system, Python and date."""
     return {
         "processor": _processor(),
         "cores": str(_cores()),
@@ -21,15 +21,16 @@ def machine() -> dict[str, str]:
 
 
 def _cores() -> int:
+    # cores that this process may use: a container may have fewer than the machine
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    if told.exists():
-        for line in told.read_text().splitlines():
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"

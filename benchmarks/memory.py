@@ -1,4 +1,4 @@
-"""Peak memory of one run, above what the process held before it."""
+"""Measure the peak memory of one run above what the process held before it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
-    """Growth in bytes, and in units of one input.
+    """Measure the growth of peak memory in bytes, and in units of one input.
 
     The process must be fresh: a library that keeps the memory of a run for the next one is charged
-    for it. A run on three steps has libraries loaded and kernels compiled; what compiles for every
-    length is compiled for this one too. Input and incoming gradient exist before, the gradient of
-    the input does not.
+    for it. A first run on three steps loads libraries and compiles kernels; a library that compiles
+    for each length is warmed up on the full length too. Input and incoming gradient exist before
+    the run, the gradient of the input does not.
     """
     adapter.prepare(replace(case, T=3)).run()
     task: Any = adapter.prepare(case)
@@ -31,21 +31,21 @@ def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
     if warm is not None:
         warm()
     gc.collect()
-    _give_back()
-    before = _held()
+    _trim()  # free memory that the run would use again without growth
+    before = _current()
     task.run()
     growth = _peak() - before
     return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
 
 
-def _give_back() -> None:
-    """Freed memory back to the system, and the peak forgotten, where that can be."""
+def _trim() -> None:
+    """Return freed memory to the system and reset its peak counter, on Linux."""
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
         try:
-            _CLEAR.write_text("5")
+            _CLEAR.write_text("5")  # resets VmHWM, the peak
         except OSError:
             return
 
@@ -57,12 +57,13 @@ def _status(field: str) -> int:
     raise RuntimeError(f"{_STATUS} has no {field}")
 
 
-def _held() -> int:
+def _current() -> int:
     return _status("VmRSS") if _STATUS.exists() else _peak()
 
 
 def _peak() -> int:
     if _STATUS.exists():
         return _status("VmHWM")
+    # macOS counts bytes, other systems kibibytes
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

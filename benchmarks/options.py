@@ -1,4 +1,4 @@
-"""The command line."""
+"""Command line of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PARTIAL = ROOT / "runs" / "benchmarks"
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the options.
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line.
 
     Args:
-        words: the arguments; those of the process where ``None``.
+        arguments: of the command line; those of the process where ``None``.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -48,9 +48,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="put the cases into the results that are in --out, in place of what was found before",
+        help="measure the cases again and replace their rows of the results in --out",
     )
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     if options.again and (options.out is None or not options.cases):
         parser.error("--again needs --cases, and --out with the results they go into.")
     if options.rounds is not None and options.rounds < 1:

@@ -1,4 +1,4 @@
-"""``Process``: a worker, seen from the parent."""
+"""``Process``: the parent's side of a worker process."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from benchmarks.libraries import ROOT, Library
 
 
 class Process:
-    """The worker of one library; closes at the end of a ``with`` block.
+    """Worker process of one library; ends with its ``with`` block.
 
     Args:
-        library: whose Python and adapter to start.
-        threads: what the thread pools of numerical libraries are told at their start.
+        library: whose interpreter and adapter to start.
+        threads: size of the thread pools of numerical libraries.
     """
 
     def __init__(self, library: Library, threads: int = 2) -> None:
         self.library = library
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self.worker = subprocess.Popen(
             [str(library.python), "-W", "ignore", "-m", "benchmarks.worker", library.adapter],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.log,
             text=True,
         )
 
@@ -51,37 +51,38 @@ class Process:
         if self.worker.poll() is None:
             self.worker.kill()
         self.worker.communicate()
-        self.said.close()
+        self.log.close()
 
-    def _ask(self, do: str, **told: Any) -> dict[str, Any]:
+    def _request(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
         try:
-            self.worker.stdin.write(json.dumps({"do": do, **told}) + "\n")
+            self.worker.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.worker.stdin.flush()
             line = self.worker.stdout.readline()
         except BrokenPipeError:
             line = ""
+        # no reply: the process has ended, and its last line of stderr is the reason
         if not line:
             self.worker.wait()
-            self.said.seek(0)
-            last = self.said.read().strip().splitlines()[-1:]
+            self.log.seek(0)
+            last = self.log.read().strip().splitlines()[-1:]
             return {"failed": f"the process ended: {' '.join(last)}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def version(self) -> dict[str, Any]:
-        """Its ``version``."""
-        return self._ask("version")
+        """Request the installed ``version``."""
+        return self._request("version")
 
     def prepare(self, case: Case) -> dict[str, Any]:
-        """Build and warm a case; or ``refused`` or ``failed`` with the reason."""
-        return self._ask("prepare", case=asdict(case))
+        """Build and warm up a case; ``unsupported`` or ``failed`` holds the reason otherwise."""
+        return self._request("prepare", case=asdict(case))
 
     def measure(self, seconds: float) -> dict[str, Any]:
-        """Time it: ``seconds`` of one run."""
-        return self._ask("measure", seconds=seconds)
+        """Time the prepared case for some seconds; ``seconds`` is the time of one run."""
+        return self._request("measure", seconds=seconds)
 
     def drop(self) -> dict[str, Any]:
-        """Let go of it."""
-        return self._ask("drop")
+        """Release the prepared case."""
+        return self._request("drop")

@@ -1,4 +1,4 @@
-"""What a run found, as it is written to JSON."""
+"""Results of a benchmark run, and their JSON form."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from benchmarks.cases import Case
 
 @dataclass
 class Run:
-    """One run of the benchmarks.
+    """Machine, settings and results of a run of the benchmarks.
 
-    ``results`` is, for each case by name, what each library said: ``seconds`` or ``bytes``, and
-    ``density``; or ``failed``.
+    ``results`` maps each case to the answer of each library: ``seconds`` or ``bytes``, and
+    ``density``; or ``failed`` with the reason.
     """
 
     machine: dict[str, str]
@@ -24,48 +24,48 @@ class Run:
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def value(self, case: str, library: str) -> float | None:
-        """Seconds, or bytes, or ``None`` where there are none."""
-        told = self.results.get(case, {}).get(library, {})
-        if "failed" in told:
+        """Return the seconds or bytes of a case; ``None`` where it was not measured."""
+        answer = self.results.get(case, {}).get(library, {})
+        if "failed" in answer:
             return None
-        found: float | None = told.get("seconds", told.get("bytes"))
+        found: float | None = answer.get("seconds", answer.get("bytes"))
         return found
 
     def ratio(self, case: str, library: str, to: str = "tracetorch") -> float | None:
-        """How many times as much ``library`` takes as ``to``."""
+        """Return how many times as much ``library`` takes as ``to``."""
         its, ours = self.value(case, library), self.value(case, to)
         return its / ours if its and ours else None
 
     def with_rows_of(self, later: Run) -> Run:
-        """This run with the cases of a later one in their places, and a word that they are.
+        """Replace cases by those of a later run; ``settings["again"]`` lists them.
 
         Raises:
-            ValueError: the two are not of one machine, one day, one number of rounds, or versions.
+            ValueError: machine, day, number of rounds or versions of the two runs differ.
         """
-        for what, mine, its in (
+        for name, mine, its in (
             ("machine or day", self.machine, later.machine),
             ("rounds", self.settings["rounds"], later.settings["rounds"]),
             ("versions", self.versions, later.versions),
         ):
             if mine != its:
-                raise ValueError(f"two runs of different {what} have no table: {mine}, {its}.")
+                raise ValueError(f"two runs of different {name} have no table: {mine}, {its}.")
         again = [case.name for case in self.cases if case in later.cases]
         settings = {**self.settings, "again": again}
         replaced = {name: later.results[name] for name in again}
         return replace(self, settings=settings, results={**self.results, **replaced})
 
     @classmethod
-    def of_json(cls, told: dict[str, Any]) -> Run:
-        """What :meth:`as_json` wrote."""
-        held = {name: told[name] for name in (f.name for f in fields(cls))}
-        cases = [Case(**{**case, "only": tuple(case["only"])}) for case in told["cases"]]
+    def from_json(cls, data: dict[str, Any]) -> Run:
+        """Read the dict that :meth:`as_json` returned."""
+        held = {name: data[name] for name in (f.name for f in fields(cls))}
+        cases = [Case(**{**case, "only": tuple(case["only"])}) for case in data["cases"]]
         return cls(**{**held, "cases": cases})
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the ratios."""
-        told = asdict(self)
-        told["ratios"] = {
+        """Return the run as a dict for JSON, with the ratios to traceTorch."""
+        data = asdict(self)
+        data["ratios"] = {
             case: {name: self.ratio(case, name) for name in found if name != "tracetorch"}
             for case, found in self.results.items()
         }
-        return told
+        return data

@@ -1,4 +1,4 @@
-"""A case measured in all libraries by turns."""
+"""Measure a case in all libraries by turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERY_SLOW = 5.0  # from which the second run of the preparation is enough
 def run_case(
     case: Case, processes: Mapping[str, Process], rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """What each library says: seconds of a run (the median of the rounds), and spike density."""
+    """Measure a case: seconds of a run (the median of the rounds) and spike density per library."""
     if case.kind == "memory":
         return _each_fresh(case, processes)
     found: dict[str, dict[str, Any]] = {}
@@ -24,9 +24,11 @@ def run_case(
         if case.only and name not in case.only:
             continue
         answer = process.prepare(case)
-        if "refused" not in answer:
+        if "unsupported" not in answer:
+            # its preparation has measured a very slow case, once is enough
             slow = answer.get("seconds", 0.0) > VERY_SLOW
             found[name] = {**answer, "rounds": [answer["seconds"]] if slow else []}
+    # by turns: a change of the machine's speed meets all libraries alike
     for number in range(rounds):
         for name, result in found.items():
             if "failed" in result or number >= _rounds(result["seconds"], rounds):
@@ -44,17 +46,18 @@ def run_case(
 
 
 def _rounds(seconds: float, wanted: int) -> int:
-    """How many rounds a run that takes ``seconds`` gets."""
+    """Return the number of rounds for a run that takes ``seconds``."""
     if seconds > VERY_SLOW:
         return 0
     return min(wanted, 2) if seconds > SLOW else wanted
 
 
 def _each_fresh(case: Case, processes: Mapping[str, Process]) -> dict[str, dict[str, Any]]:
+    """Measure each library in a new process, whose peak memory no earlier case has raised."""
     found = {}
     for name, process in processes.items():
         with Process(process.library) as fresh:
             answer = fresh.prepare(case)
-        if "refused" not in answer:
+        if "unsupported" not in answer:
             found[name] = answer
     return found

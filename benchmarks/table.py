@@ -1,4 +1,4 @@
-"""The Markdown table."""
+"""Write the results of a run as a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.results_file import Run
 
 
 def table(run: Run) -> str:
-    """The run as a page of Markdown."""
+    """Return the run as a page of Markdown."""
     names = [library.name for library in LIBRARIES if library.name in run.versions]
     m = run.machine
     lines = [
@@ -37,10 +37,10 @@ def table(run: Run) -> str:
     lines += [
         "",
         "The conv network of the peers ends with its linear layer, ours with a readout layer too. "
-        "One step is told in microseconds. Peak memory is of forward and backward, above the input "
-        "and the incoming gradient, in a fresh process; the least is the output and the gradient "
-        "of the input. The floor is a copy of the input into memory that is there, twice for "
-        "*train*; where a linear layer stands before the neurons, that layer by itself.",
+        "One step is given in microseconds. Peak memory is of forward and backward, above the "
+        "input and the incoming gradient, in a fresh process; the least is the output and the "
+        "gradient of the input. The floor is a copy of the input into memory that is there, twice "
+        "for *train*; where a linear layer stands before the neurons, that layer by itself.",
         "",
     ]
     return "\n".join(lines)
@@ -48,7 +48,7 @@ def table(run: Run) -> str:
 
 def _row(run: Run, case: Case, names: list[str]) -> str:
     found = run.results.get(case.name, {})
-    densities = [told["density"] for told in found.values() if told.get("density") is not None]
+    densities = [row["density"] for row in found.values() if row.get("density") is not None]
     spikes = ""
     if densities:
         low, high = f"{min(densities):.2f}", f"{max(densities):.2f}"
@@ -61,36 +61,37 @@ def _row(run: Run, case: Case, names: list[str]) -> str:
         elif name == "tracetorch" or ratio is None:
             cells.append(f"**{amount(case, value)}**")
         else:
-            cells.append(f"{amount(case, value)} ({three(ratio)}x)")
+            cells.append(f"{amount(case, value)} ({three_digits(ratio)}x)")
     return f"| {case.name} | {spikes} | " + " | ".join(cells) + " |"
 
 
 def _growth(run: Run) -> list[str]:
-    """Time per step of the longer sequences against the shortest."""
+    """Compare the time per step of longer sequences with the shortest."""
     lines: list[str] = []
     for way in ("forward", "train"):
         cases = [case for case in run.cases if case.kind == "growth" and case.way == way]
         for case in cases[1:]:
-            told = []
+            factors = []
             for name in run.versions:
                 first, last = run.value(cases[0].name, name), run.value(case.name, name)
                 if first and last:
-                    told.append(f"{name} {three(last / case.T / (first / cases[0].T))}x")
-            lines.append(
-                f"Time per step at T={case.T:,} against T={cases[0].T}, {way}: {', '.join(told)}."
-            )
+                    factors.append(f"{name} {three_digits(last / case.T / (first / cases[0].T))}x")
+            shown = ", ".join(factors)
+            lines.append(f"Time per step at T={case.T:,} against T={cases[0].T}, {way}: {shown}.")
             lines.append("")
     return lines
 
 
 def amount(case: Case, value: float) -> str:
-    """A time or a size with its unit."""
+    """Format a time or a size with its unit."""
     if case.kind == "memory":
         return f"{value / 2**20:.0f} MiB, {value / (4 * case.elements):.1f} inputs"
-    return f"{three(value * 1e6)} µs" if case.kind == "stream" else f"{three(value * 1e3)} ms"
+    if case.kind == "stream":
+        return f"{three_digits(value * 1e6)} µs"
+    return f"{three_digits(value * 1e3)} ms"
 
 
-def three(value: float) -> str:
-    """Three digits, or all before the point."""
+def three_digits(value: float) -> str:
+    """Format three significant digits, or all digits before the point."""
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:.{min(digits, 3)}f}"

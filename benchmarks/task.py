@@ -1,4 +1,4 @@
-"""``Task``: one case, ready to be run again and again by one library."""
+"""Interfaces of an adapter module and of the task it prepares for a case."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from benchmarks.cases import Case
 
 
 class Task(Protocol):
-    """What every adapter's ``prepare(case)`` gives."""
+    """A case in one library, ready to run any number of times."""
 
     def run(self) -> None:
         """Do the pass once, from fresh states."""
 
     def density(self) -> float:
-        """The share of neurons that spike; of the first spiking layer in a network."""
+        """Return the share of neurons that spike; of the first spiking layer in a network."""
 
 
 class Adapter(Protocol):
-    """What every module in ``benchmarks.adapters`` is."""
+    """Interface of the modules in ``benchmarks.adapters``."""
 
-    def refuses(self, case: Case) -> str | None:
-        """Why it has no such case, or ``None``."""
+    def unsupported_reason(self, case: Case) -> str | None:
+        """Return why the library cannot run a case, or ``None``."""
 
     def prepare(self, case: Case) -> Task:
-        """Build model and input."""
+        """Build the model and the input of a case."""
 
     def version(self) -> str:
-        """What is installed."""
+        """Return the installed version."""

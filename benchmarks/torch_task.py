@@ -1,4 +1,4 @@
-"""``TorchTask``: a case for any library on PyTorch."""
+"""``TorchTask``: run a case in any library based on PyTorch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from benchmarks.cases import CONV_DECAY, DECAY, Case
 
 
 class Cell(Protocol):
-    """A layer of spiking neurons that keeps its state; its calls return spikes alone."""
+    """A spiking layer that keeps its state; a call returns spikes alone."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
 
 
 MakeCell = Callable[[int, float, int], Cell]  # neurons, decay, neuron dimension
@@ -29,7 +29,7 @@ Part = nn.Module | Cell
 
 
 def inputs(case: Case) -> Tensor:
-    """The input, the same for every library: ``[T, B, N]``, or images ``[T, B, 1, 28, 28]``."""
+    """Return the input of a case: ``[T, B, N]``, or images ``[T, B, 1, 28, 28]``."""
     generator = torch.Generator().manual_seed(0)
     if case.kind == "conv":
         image = torch.rand(1, case.B, 1, 28, 28, generator=generator)
@@ -39,7 +39,7 @@ def inputs(case: Case) -> Tensor:
 
 
 def linear(N: int) -> nn.Linear:
-    """A matrix product whose outputs make the neurons spike about as in the bare case."""
+    """Return a linear layer whose outputs make neurons spike about as in the bare case."""
     torch.manual_seed(0)
     layer = nn.Linear(N, N)
     nn.init.constant_(layer.bias, 0.3)
@@ -47,7 +47,7 @@ def linear(N: int) -> nn.Linear:
 
 
 def parts(case: Case, cell: MakeCell) -> list[Part]:
-    """The layers of a case; the conv network ends with its linear layer, without a readout."""
+    """Return the layers of a case; the conv network ends with its linear layer, no readout."""
     if case.kind == "linear":
         return [linear(case.N), cell(case.N, DECAY, -1)]
     if case.kind == "conv":
@@ -63,13 +63,13 @@ def parts(case: Case, cell: MakeCell) -> list[Part]:
 
 
 class Stepped:
-    """The model called once per step, as stepping libraries are used."""
+    """Model that is called once per time step."""
 
     def __init__(self, layers: Sequence[Part]) -> None:
         self.layers = layers
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Outputs ``[T, B, ...]``."""
+        """Return outputs ``[T, B, ...]``."""
         outputs = []
         for y in x.unbind(0):
             for layer in self.layers:
@@ -79,13 +79,13 @@ class Stepped:
 
 
 class Folded:
-    """Matrix products and convolutions on time and batch at once; neurons on the sequence."""
+    """Model that folds time into the batch for stateless layers; neurons take the sequence."""
 
     def __init__(self, layers: Sequence[Part]) -> None:
         self.layers = layers
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Outputs with the two leading dimensions of ``x``."""
+        """Return outputs with the two leading dimensions of ``x``."""
         first, second = x.shape[:2]
         for layer in self.layers:
             if isinstance(layer, nn.Module):
@@ -96,15 +96,15 @@ class Folded:
 
 
 class TorchTask:
-    """Runs ``model`` over the input of ``case``.
+    """Run a model over the input of a case.
 
     Args:
         case: what to run.
         x: its input as the model wants it.
-        model: gives the outputs.
-        reset: makes all states fresh.
-        learnable: what gets gradients, besides the input where neurons stand alone.
-        spiking: gives the spikes whose density is told; the outputs where ``None``.
+        model: maps the input to the outputs.
+        reset: resets all states.
+        learnable: parameters that get gradients; in a case of a bare layer the input does too.
+        spiking: returns the spikes whose density is reported; the outputs where ``None``.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class TorchTask:
         learnable: Sequence[Tensor],
         spiking: Callable[[], Tensor] | None = None,
     ) -> None:
+        # a bare layer also computes the gradient of its input, as inside a network
         alone = case.kind in ("lif", "bsrlif", "growth", "memory")
         self.train = case.way == "train"
         self.x = x.requires_grad_() if self.train and alone else x
@@ -125,13 +126,14 @@ class TorchTask:
         self.fresh = case.kind != "stream"
 
     def run(self) -> None:
-        """Do the pass once, from fresh states; a streaming step goes on from the last."""
+        """Do the pass once, from fresh states; a streaming step continues from the last."""
         if self.fresh:
             self.reset()
         if not self.train:
             with torch.no_grad():
                 self.model(self.x)
             return
+        # as zero_grad in a training step, so that no gradient is accumulated
         self.x.grad = None
         for parameter in self.learnable:
             parameter.grad = None
@@ -141,16 +143,17 @@ class TorchTask:
         torch.autograd.backward(y, self.grad)
 
     def warm(self) -> None:
-        """Make what a run needs besides the input: the incoming gradient of a bare layer."""
+        """Draw the incoming gradient of a bare layer, which no run should be charged for."""
         if self.train:
             self.grad = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(1))
 
     def density(self) -> float:
-        """The share of neurons that spike; of the first spiking layer in the conv network."""
+        """Return the share of neurons that spike; in the conv network, of its first layer."""
         with torch.no_grad():
             self.reset()
             if self.spiking is not None:
                 return self.spiking().abs().mean().item()
+            # one step has few spikes: take the density of a hundred
             if not self.fresh:
                 steps = [self.model(self.x).clone() for _ in range(100)]
                 return torch.stack(steps).abs().mean().item()
@@ -158,10 +161,11 @@ class TorchTask:
 
 
 def assemble(case: Case, cell: MakeCell, *, folded: bool, batch_first: bool = False) -> TorchTask:
-    """The task of a library that is told by its ``cell``."""
+    """Build the task of a library from a factory of its spiking layers."""
     layers = parts(case, cell)
     cells = [layer for layer in layers if not isinstance(layer, nn.Module)]
     x = inputs(case)
+    # every library gets the input in its own layout, without a copy in the measured run
     if batch_first:
         x = x.transpose(0, 1)
     model: Model = Folded(layers) if folded else Stepped(layers)

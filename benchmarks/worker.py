@@ -1,4 +1,4 @@
-"""The process that has one library: does what its parent asks, a line of JSON each way."""
+"""Worker process of one library: answers requests of its parent, a line of JSON each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else
 
 
 def measure(task: Task, seconds: float) -> float:
-    """Median seconds of as many runs as fit in ``seconds``, one at least."""
+    """Return the median seconds of the runs that fit in ``seconds``, of one at least."""
     times: list[float] = []
     started = time.perf_counter()
     while not times or (time.perf_counter() - started < seconds and len(times) < MOST):
@@ -35,7 +35,7 @@ def measure(task: Task, seconds: float) -> float:
 
 
 class Worker:
-    """Holds one case at a time."""
+    """Prepare and measure one case at a time."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -44,63 +44,71 @@ class Worker:
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
         """Build a case and run it until it is warm."""
-        told = Case(**{**case, "only": tuple(case["only"])})
-        reason = self.adapter.refuses(told)
+        built = Case(**{**case, "only": tuple(case["only"])})
+        reason = self.adapter.unsupported_reason(built)
         if reason is not None:
-            return {"refused": reason}
-        _threads(told.threads)
-        if told.kind == "memory":
-            return peak_of(self.adapter, told)
+            return {"unsupported": reason}
+        _limit_threads(built.threads)
+        if built.kind == "memory":
+            return peak_of(self.adapter, built)
+        # the first run compiles, the second shows whether a run is slow
         before = time.perf_counter()
-        self.task = self.adapter.prepare(told)
+        self.task = self.adapter.prepare(built)
         self.task.run()
         first = time.perf_counter() - before
         again = measure(self.task, 0.0)
         self.slow = again > 1
         if not self.slow:
             measure(self.task, ENOUGH)
-        return {"first_call": first, "seconds": again, "density": _told(self.task.density())}
+        return {
+            "first_call": first,
+            "seconds": again,
+            "density": _number_or_none(self.task.density()),
+        }
 
     def measure(self, seconds: float = ENOUGH) -> dict[str, Any]:
-        """Time the case that is prepared."""
+        """Time the prepared case."""
         if self.task is None:
             raise RuntimeError("nothing is prepared")
+        # an unmeasured run: another library has used the caches since the last one
         if not self.slow:
             self.task.run()
         return {"seconds": measure(self.task, seconds)}
 
     def drop(self) -> dict[str, Any]:
-        """Let go of the case."""
+        """Release the prepared case."""
         self.task = None
         gc.collect()
         return {}
 
     def version(self) -> dict[str, Any]:
-        """Say what is installed."""
+        """Return the installed version."""
         return {"version": self.adapter.version()}
 
 
-def _told(density: float) -> float | None:
+def _number_or_none(density: float) -> float | None:
+    """Replace NaN, which JSON does not have."""
     return None if math.isnan(density) else density
 
 
-def _threads(count: int) -> None:
+def _limit_threads(count: int) -> None:
+    """Limit the threads of PyTorch, or the cores of a process without it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
-    elif CORES:  # JAX asks for no number; its pool stays on the cores it began with
+    elif CORES:  # JAX takes no number of threads; its pool stays on the cores it began with
         os.sched_setaffinity(0, CORES[:count])
 
 
 def serve(name: str, requests: TextIO, replies: TextIO) -> None:
-    """Answer until the requests end."""
-    if name == "previous":  # it has our import name, and the benchmarks are found already
+    """Answer requests until they end."""
+    if name == "previous":  # it has our import name: ours must not be found first
         sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]
     worker = Worker(importlib.import_module(f"benchmarks.adapters.{name}"))
     for line in requests:
-        asked = json.loads(line)
+        request = json.loads(line)
         try:
-            answer = getattr(worker, asked.pop("do"))(**asked)
-        except Exception as failure:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as failure:  # any failure of a peer is a result, not our end
             answer = {"failed": f"{type(failure).__name__}: {failure}"}
         print(json.dumps(answer), file=replies, flush=True)
 

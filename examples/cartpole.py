@@ -1,12 +1,12 @@
-"""Balance a pole: a spiking actor and critic learns gymnasium's CartPole, state by state.
+"""Train a spiking actor and critic on gymnasium's CartPole.
 
-Sixteen carts run side by side. The four numbers of a cart's state, scaled, are input currents;
-the network's own states carry on from step to step, and where a pole has fallen they alone begin
-again: ``zero_states(where=done)``. After 16 steps the actor and critic (A2C, with generalised
-advantages) is trained by backpropagation through all 16, and ``detach_states()`` cuts the graph.
+Sixteen carts run side by side. The four numbers of a cart's state, scaled, are input currents.
+The network's states continue from step to step; those of a cart whose pole has fallen are reset by
+``zero_states(where=done)``. Every 16 steps the actor and critic (A2C, with generalised advantages)
+is trained by backpropagation through all 16, and ``detach_states()`` cuts the graph.
 
-With ``--blind`` the two velocities are hidden, and the network must remember to know them;
-``--forget`` shows what can be done without memory.
+``--blind`` hides the two velocities, so that the network has to infer them from earlier positions;
+``--forget`` resets all states before each step, as a baseline without memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CARTS, STEPS = 16, 16
-REWARD = 0.05  # for a step upright, so that values are of the size of what neurons give
+REWARD = 0.05  # for an upright step: keeps values in the range of the readout
 GAMMA, LAMBDA = 0.99, 0.95
 # typical sizes of position, velocity, angle and angular velocity; gymnasium's own limits of the
 # velocities are infinite
@@ -38,7 +38,7 @@ POSITIONS = torch.tensor([1.0, 0.0, 1.0, 0.0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.cartpole --help``."""
+    """Run the command line: ``python -m examples.cartpole --help``."""
     options = common.Options(
         "examples.cartpole", __doc__ or "", epochs=800, lr=5e-3, unit="updates"
     )
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(options: argparse.Namespace) -> Tensor:
-    """What of the state is seen."""
+    """Return the factors of the inputs: scales, and zeros for hidden velocities."""
     require("gymnasium", extra="examples", by="examples.cartpole")
     return SCALE.reciprocal() * (POSITIONS if options.blind else 1)
 
 
 class ActorCritic(snn.TTModule):
-    """One spiking body, and two leaky readouts: what to do, and what to expect.
+    """Spiking body with two leaky readouts: an actor and a critic.
 
     Shape:
         Input ``[B, 4]``, one step; output logits ``[B, 2]`` and values ``[B]``.
@@ -75,7 +75,7 @@ class ActorCritic(snn.TTModule):
         self.critic = nn.Sequential(nn.Linear(64, 1), snn.Readout(1, beta=0.5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step."""
+        """Run one time step."""
         if self.forget:
             self.zero_states()
         y = self.body(x)
@@ -83,7 +83,7 @@ class ActorCritic(snn.TTModule):
 
 
 def carts(number: int) -> VectorEnv:
-    """Carts side by side; where a pole falls, the next state is already that of a new try."""
+    """Make carts side by side; after a fall the next state is the first of a new episode."""
     import gymnasium
     from gymnasium.vector import AutoresetMode
 
@@ -96,7 +96,7 @@ def carts(number: int) -> VectorEnv:
 
 
 def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Module, common.Scores]:
-    """Train an actor and critic, and measure it."""
+    """Train an actor and critic; return it with its score."""
     from tqdm import tqdm
 
     envs = carts(CARTS)
@@ -104,32 +104,34 @@ def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Modu
     optimizer = torch.optim.Adam(model.parameters(), options.lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, options.epochs)
 
-    seen, _ = envs.reset(seed=seed)
+    observations, _ = envs.reset(seed=seed)
     fell = torch.zeros(CARTS, dtype=torch.bool)
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
-        said, values, entropies, rewards, ends = [], [], [], [], []
+        log_probs, values, entropies, rewards, ends = [], [], [], [], []
         for _ in range(STEPS):
             if fell.any():
-                model.zero_states(where=fell)  # a new try, for these carts alone
-            logits, value = model(torch.as_tensor(seen) * data)
+                model.zero_states(where=fell)  # a new episode, for these carts alone
+            logits, value = model(torch.as_tensor(observations) * data)
             policy = torch.distributions.Categorical(logits=logits)
             action = policy.sample()
-            seen, reward, terminated, truncated, _ = envs.step(action.numpy())
+            observations, reward, terminated, truncated, _ = envs.step(action.numpy())
             fell = torch.as_tensor(terminated | truncated)
-            said.append(policy.log_prob(action))
+            log_probs.append(policy.log_prob(action))
             values.append(value)
             entropies.append(policy.entropy())
             rewards.append(REWARD * torch.as_tensor(reward, dtype=torch.float32))
             ends.append(fell)
-        with torch.no_grad():  # what the next step will be worth, without taking it
+        with torch.no_grad():  # value of the next step; the states are restored after it
             states = tt.get_states(model)
-            _, following = model(torch.as_tensor(seen) * data)
+            _, following = model(torch.as_tensor(observations) * data)
             tt.set_states(model, states)
         value = torch.stack(values)
         gain = advantages(torch.stack(rewards), value.detach(), torch.stack(ends), following)
+        # normalised, so that the step size does not depend on the size of the rewards
         scaled = (gain - gain.mean()) / (gain.std() + 1e-6)
+        # policy gradient, squared error of the critic, and a bonus for exploration
         loss = (
-            -(torch.stack(said) * scaled).mean()
+            -(torch.stack(log_probs) * scaled).mean()
             + (value - (gain + value.detach())).square().mean()
             - 0.003 * torch.stack(entropies).mean()
         )
@@ -145,40 +147,41 @@ def learn(options: argparse.Namespace, data: Tensor, seed: int) -> tuple[nn.Modu
 
 
 def advantages(rewards: Tensor, values: Tensor, ends: Tensor, following: Tensor) -> Tensor:
-    """Generalised advantage estimates, ``[T, B]`` like the rest; ``following`` ``[B]``.
+    """Compute generalised advantage estimates ``[T, B]``; ``following`` are values ``[B]``.
 
     ::
 
-        delta[t] = rewards[t] + gamma * values[t + 1] - values[t],  without the second where it ends
-        A[t] = delta[t] + gamma * lambda * A[t + 1],                 likewise
+        delta[t] = rewards[t] + gamma * values[t + 1] - values[t],  without values[t + 1] at an end
+        A[t] = delta[t] + gamma * lambda * A[t + 1],                 without A[t + 1] at an end
 
     Reference:
         J. Schulman et al., High-dimensional continuous control using generalized advantage
         estimation (2016).
     """
-    goes_on = GAMMA * (~ends).float()
+    continues = GAMMA * (~ends).float()
     ahead = torch.cat([values[1:], following.unsqueeze(0)])
-    delta = rewards + goes_on * ahead - values
+    delta = rewards + continues * ahead - values
     gain = torch.zeros_like(following)
     found = []
-    for d, g in zip(reversed(delta.unbind()), reversed(goes_on.unbind()), strict=True):
+    # backwards in time: each estimate contains the next
+    for d, g in zip(reversed(delta.unbind()), reversed(continues.unbind()), strict=True):
         gain = d + LAMBDA * g * gain
         found.append(gain)
     return torch.stack(found[::-1])
 
 
 @torch.no_grad()
-def play(model: nn.Module, data: Tensor, tries: int, seed: int) -> Tensor:
-    """How many steps the pole is kept up by the likeliest actions, for each of some tries."""
-    envs = carts(tries)
-    seen, _ = envs.reset(seed=seed)
+def play(model: nn.Module, data: Tensor, episodes: int, seed: int) -> Tensor:
+    """Play episodes with the likeliest actions; return the length of each."""
+    envs = carts(episodes)
+    observations, _ = envs.reset(seed=seed)
     tt.zero_states(model)
-    lengths = torch.zeros(tries)
-    up = torch.ones(tries, dtype=torch.bool)
+    lengths = torch.zeros(episodes)
+    up = torch.ones(episodes, dtype=torch.bool)
     while up.any():
-        logits, _ = model(torch.as_tensor(seen) * data)
-        seen, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
-        lengths += up
+        logits, _ = model(torch.as_tensor(observations) * data)
+        observations, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
+        lengths += up  # carts that have fallen go on with a new episode, which does not count
         up &= ~torch.as_tensor(terminated | truncated)
     tt.zero_states(model)
     envs.close()
@@ -187,32 +190,32 @@ def play(model: nn.Module, data: Tensor, tries: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw(options: argparse.Namespace, data: Tensor, model: nn.Module) -> Figure:
-    """One try: the state that comes in, the spikes, and the action that goes out."""
+    """Plot an episode: the inputs, the spikes, and the probability of an action."""
     from matplotlib.figure import Figure
 
     envs = carts(1)
-    seen, _ = envs.reset(seed=0)
+    observations, _ = envs.reset(seed=0)
     tt.zero_states(model)
     states = []
     for _ in range(150):
-        x = torch.as_tensor(seen) * data
+        x = torch.as_tensor(observations) * data
         logits, _ = model(x)
         states.append(x)
-        seen, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
+        observations, _, terminated, truncated, _ = envs.step(logits.argmax(1).numpy())
         if terminated | truncated:
             break
     envs.close()
     tt.zero_states(model)
-    # once more, to see what it sends; step by step, for --forget
-    (logits, _), sent = tt.unroll(model, torch.stack(states), by="step", record=["body.3.output"])
+    # run the episode again to record spikes; by step, because --forget resets states at each one
+    (logits, _), spikes = tt.unroll(model, torch.stack(states), by="step", record=["body.3.output"])
     tt.zero_states(model)
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(9, 7), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    top.plot(torch.cat(states).numpy(), label=["position", "velocity", "angle", "its velocity"])
-    top.set(title="one try: what comes in (scaled)")
+    top.plot(torch.cat(states).numpy(), label=["position", "velocity", "angle", "angular velocity"])
+    top.set(title="inputs of one episode (scaled)")
     top.legend(ncols=4, fontsize="small")
-    tt.plot.raster(sent, ax=middle)
+    tt.plot.raster(spikes, ax=middle)
     middle.set(xlabel="")
     bottom.plot(logits[:, 0].softmax(1)[:, 1].numpy())
     bottom.set(ylabel="probability to push right", xlabel="step")

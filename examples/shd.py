@@ -1,9 +1,9 @@
-"""Spiking Heidelberg Digits: spoken digits as spikes of a cochlea. Needs its files on disk.
+"""Classify the Spiking Heidelberg Digits: spoken digits as spikes of a cochlea model.
 
-Two layers of neurons with a synapse, that hear each other's last spikes, and a readout whose mean
-over time answers: 700 channels summed to 140, frames of 10 milliseconds, 100 of them. Twenty
-classes; two of the speakers in the test set are new. Put ``shd_train.h5`` and ``shd_test.h5`` into
-``--data``, or pass ``--download``.
+Two recurrent layers of neurons with a synapse, and a readout whose mean over time is the logits.
+The 700 channels are summed to 140, in 100 frames of 10 milliseconds. There are twenty classes; two
+of the speakers in the test set are not in the training set. Put ``shd_train.h5`` and
+``shd_test.h5`` into ``--data``, or pass ``--download``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +30,14 @@ CHANNELS, WINDOW, DURATION = 140, 10_000, 1_000_000  # channels; microseconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.shd --help``."""
+    """Run the command line: ``python -m examples.shd --help``."""
     options = common.Options("examples.shd", __doc__ or "", epochs=30, lr=5e-3)
     options.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="of the files (%(default)s)"
     )
     options.add_argument("--download", action="store_true", help="fetch the files if missing")
     options.add_argument(
-        "--width", type=common.count, default=128, metavar="N", help="neurons a layer (%(default)s)"
+        "--width", type=count, default=128, metavar="N", help="neurons a layer (%(default)s)"
     )
     options.add_argument(
         "--feedforward", action="store_true", help="without connections inside a layer"
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
-    """What is learnt and what is held out: ``[T=100, 140]`` counts of spikes, and their digits."""
+    """Load training and test data: spike counts ``[T=100, 140]``, and their digits."""
     from tqdm import tqdm
 
     parts = []
@@ -65,7 +66,7 @@ def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
 
 
 class Network(snn.TTModule):
-    """Two layers of SLIF neurons, with connections inside each, and a readout.
+    """Network of two layers of SLIF neurons, with connections inside each, and a readout.
 
     Shape:
         Input ``[B, 140]``, one step; output ``[B, 20]``.
@@ -73,13 +74,14 @@ class Network(snn.TTModule):
 
     def __init__(self, width: int, feedforward: bool) -> None:
         super().__init__()
-        # every pace of forgetting, from one frame to 32
+        # half-lives from one frame to 32
         beta = tt.functional.halflife_to_decay(torch.logspace(0, 5, width, base=2))
 
         def hidden(inputs: int) -> list[nn.Module]:
             neurons: snn.Neuron = snn.SLIF(width, alpha=0.7, beta=beta)
             if not feedforward:
                 connection = nn.Linear(width, width, bias=False)
+                # of equal gain in all directions, and weak beside the input
                 nn.init.orthogonal_(connection.weight, 0.2)
                 neurons = snn.Recurrent(neurons, connection)
             return [nn.Linear(inputs, width), neurons, nn.Dropout(0.3)]
@@ -89,13 +91,13 @@ class Network(snn.TTModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
+        """Run one time step."""
         y: Tensor = self.net(x)
         return y
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """``[B, T, 140]`` counts to ``[B, 20]``: the mean of the readout over time."""
+    """Map counts ``[B, T, 140]`` to the mean of the readout over time, ``[B, 20]``."""
     tt.zero_states(model)
     return tt.decode.rate(tt.unroll(model, x.float().transpose(0, 1)))
 
@@ -103,7 +105,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def learn(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
 ) -> tuple[nn.Module, common.Scores]:
-    """Train a network, and measure it."""
+    """Train a network; return it with its scores."""
     from tqdm import tqdm
 
     learnt, held_out = data
@@ -117,7 +119,7 @@ def learn(
     smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
     for number in range(options.epochs):
         for x, y in tqdm(loader, f"seed {seed}, pass {number + 1}", leave=False, disable=None):
-            loss = smoothed(logits(model, moved(x, order)), y)
+            loss = smoothed(logits(model, shift_channels(x, order)), y)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,9 +131,10 @@ def learn(
     }
 
 
-def moved(x: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
-    """Each recording ``[T, N]`` of a batch moved by up to ``most`` channels: another voice."""
+def shift_channels(x: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
+    """Shift each recording ``[T, N]`` of a batch by up to ``most`` channels, like another pitch."""
     shift = torch.randint(-most, most + 1, (len(x), 1, 1), generator=generator)
+    # channels shifted in from outside are empty, not wrapped around
     source = torch.arange(x.shape[2]) - shift
     inside = (source >= 0) & (source < x.shape[2])
     return x.gather(2, source.clamp(0, x.shape[2] - 1).expand_as(x)) * inside
@@ -139,7 +142,7 @@ def moved(x: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Share of the recordings whose digit is named."""
+    """Return the share of recordings that are classified correctly."""
     model.eval()
     correct = 0
     for x, y in DataLoader(data, 256):
@@ -152,22 +155,22 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 def draw(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], model: nn.Module
 ) -> Figure:
-    """A held-out recording as it comes in, and what the network says of it."""
+    """Plot a held-out recording, and the readout over time."""
     from matplotlib.figure import Figure
 
     x, label = data[1][0]
     model.eval()
     tt.zero_states(model)
-    said = tt.unroll(model, x.float().unsqueeze(1))[:, 0]
+    readout = tt.unroll(model, x.float().unsqueeze(1))[:, 0]
     tt.zero_states(model)
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(x.T.numpy(), aspect="auto", cmap="gray_r", origin="lower")
     left.set(title=f"a held-out recording of class {int(label)}", xlabel="frame of 10 ms")
     left.set(ylabel="channel")
-    right.plot(said.numpy(), color="0.8")
-    right.plot(said[:, int(label)].numpy(), color="C3", label=f"class {int(label)}")
+    right.plot(readout.numpy(), color="0.8")
+    right.plot(readout[:, int(label)].numpy(), color="C3", label=f"class {int(label)}")
     right.set(title="the readout", xlabel="frame of 10 ms")
     right.legend()
     return figure

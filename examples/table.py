@@ -1,7 +1,7 @@
-"""The tables of README.md, from the rows in results/; with ``--run``, the runs that are missing.
+"""Write the tables of README.md from the rows in results/; ``--run`` makes missing runs first.
 
-``python -m examples.table`` writes the tables anew; ``--check`` only says whether they are up to
-date; ``--run`` first makes every run whose rows are not there, one after the other.
+``python -m examples.table`` updates the tables; ``--check`` only reports whether they are up to
+date; ``--run`` first makes every run whose rows are missing, one after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     *(("row_digits", f"--readout {name} {THREE}") for name in networks.READOUTS[1:]),
     ("row_digits", f"--recurrent {THREE}"),
     *(("row_digits", f"--baseline {name} {THREE}") for name in networks.BASELINES[:-1]),
-    # the rate that is best for it, of four, on the validation digits; the others' is the scripts'
+    # its best learning rate of four on the validation digits; the others use the script's default
     ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
@@ -45,9 +45,9 @@ RUNS: tuple[tuple[str, str], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.table --help``."""
+    """Run the command line: ``python -m examples.table --help``."""
     parser = argparse.ArgumentParser("python -m examples.table", description=__doc__)
-    parser.add_argument("--run", nargs="*", metavar="TASK", help="first run what is missing")
+    parser.add_argument("--run", nargs="*", metavar="TASK", help="first make the missing runs")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     options = parser.parse_args(arguments)
     if options.run is not None:
@@ -55,27 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code:
             return code
     page = README.read_text()
-    made = written(page, measured(common.RESULTS))
+    updated = update_tables(page, read_rows(common.RESULTS))
     if options.check:
-        if made != page:
+        if updated != page:
             print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
-        return int(made != page)
+        return int(updated != page)
     with atomic_replace(README) as unfinished:
-        unfinished.write_text(made)
+        unfinished.write_text(updated)
     return 0
 
 
 def run_missing(tasks: Sequence[str]) -> int:
-    """Make the runs of :data:`RUNS` whose rows are not all there; of some tasks, or of all."""
-    for task, given in RUNS:
-        command = f"python -m examples.{task} {given}"
-        seeds = given.partition("--seeds ")[2].split()
+    """Make the runs of :data:`RUNS` whose rows are incomplete; of some tasks, or of all."""
+    for task, arguments in RUNS:
+        command = f"python -m examples.{task} {arguments}"
+        seeds = arguments.partition("--seeds ")[2].split()
         rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
         if (tasks and task not in tasks) or len(rows) == len(seeds):
             continue
         print(command, flush=True)
         script = importlib.import_module(f"examples.{task}")
-        code: int = script.main([*shlex.split(given), "--record"])
+        code: int = script.main([*shlex.split(arguments), "--record"])
         if code:
             return code
     return 0
@@ -84,14 +84,15 @@ def run_missing(tasks: Sequence[str]) -> int:
 Runs = list[common.Row]  # of one command, a seed each
 
 
-def measured(folder: Path) -> dict[tuple[str, str], Runs]:
-    """The rows by task and configuration, those of :data:`RUNS` first, in their order."""
+def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
+    """Group the rows by task and configuration, those of :data:`RUNS` first, in their order."""
     found: dict[tuple[str, str], Runs] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for row in common.read(path):
             found.setdefault((row.task, row.configuration), []).append(row)
-    order = [f"python -m examples.{task} {given}" for task, given in RUNS]
+    order = [f"python -m examples.{task} {arguments}" for task, arguments in RUNS]
 
+    # rows of commands that are not in RUNS come last
     def place(key: tuple[str, str]) -> int:
         command = found[key][0].command
         return order.index(command) if command in order else len(order)
@@ -99,20 +100,19 @@ def measured(folder: Path) -> dict[tuple[str, str], Runs]:
     return {key: found[key] for key in sorted(found, key=place)}
 
 
-def written(page: str, found: dict[tuple[str, str], Runs]) -> str:
-    """The page with its tables between ``<!-- name -->`` and ``<!-- /name -->`` made anew."""
+def update_tables(page: str, found: dict[tuple[str, str], Runs]) -> str:
+    """Return the page with new tables between ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, table in (("neurons", neurons(found)), ("results", results(found))):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        page, times = re.subn(
-            pattern, lambda m, table=table: m[1] + table + m[2], page, flags=re.DOTALL
-        )
+        literal = table.replace("\\", r"\\")  # a replacement reads backslashes as escapes
+        page, times = re.subn(pattern, rf"\g<1>{literal}\g<2>", page, flags=re.DOTALL)
         if times != 1:
             raise ValueError(f"{README} needs one <!-- {name} --> ... <!-- /{name} -->.")
     return page
 
 
 def neurons(found: dict[tuple[str, str], Runs]) -> str:
-    """A line for every network that was run on both tasks of :mod:`examples.networks`."""
+    """Return a line per network of :mod:`examples.networks`, with both of its tasks."""
     lines = [
         "| network | digits row by row | spikes | parameters | CPU seconds "
         "| spoken vowels | spikes | parameters | CPU seconds |",
@@ -131,7 +131,7 @@ def neurons(found: dict[tuple[str, str], Runs]) -> str:
 
 
 def results(found: dict[tuple[str, str], Runs]) -> str:
-    """A line for every command."""
+    """Return a line per command."""
     lines = [
         "| task | network | result | runs | parameters | seconds | CPU seconds | date | command |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -169,7 +169,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _named(configuration: str) -> str:
-    """A layer that does not spike is followed by a ReLU: say so."""
+    """Add the ReLU that follows a layer without spikes to its name."""
     return f"{configuration} and ReLU" if configuration in networks.READOUTS else configuration
 
 

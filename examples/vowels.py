@@ -1,7 +1,7 @@
-"""Spoken vowels: which of nine speakers says "ae"? Utterances of 7 to 29 frames in one batch.
+"""Identify one of nine speakers from a spoken vowel, in sequences of 7 to 29 frames.
 
-Sequences of different lengths are padded, and a mask says where they are real: the logits are the
-mean of the readout over the real steps. 270 utterances are learnt, 370 are held out.
+Sequences of different lengths are padded, and a mask marks the real steps: the logits are the mean
+of the readout over them. 270 utterances are for training, 370 are held out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: ``python -m examples.vowels --help``."""
+    """Run the command line: ``python -m examples.vowels --help``."""
     options = common.Options("examples.vowels", __doc__ or "", epochs=60, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """``[T, B, 12]`` to ``[B, 9]``: the mean of what the network says while it hears something."""
+    """Map sequences ``[T, B, 12]`` to the mean output over their real steps, ``[B, 9]``."""
     if isinstance(model, networks.Spiking):
         model.zero_states()
         return tt.decode.rate(tt.unroll(model, x), mask=mask)
@@ -39,7 +39,7 @@ def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def load(options: argparse.Namespace) -> tuple[tt.data.Sequences, tt.data.Sequences]:
-    """What is learnt, and what is measured: the held-out utterances, or every third learnt one."""
+    """Load training and test data: held-out utterances, or a third of the training set."""
     learnt, held_out = tt.data.japanese_vowels()
     if not options.validation:
         return learnt, held_out
@@ -55,7 +55,7 @@ def load(options: argparse.Namespace) -> tuple[tt.data.Sequences, tt.data.Sequen
 def learn(
     options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], seed: int
 ) -> tuple[nn.Module, common.Scores]:
-    """Train a network, and measure it."""
+    """Train a network; return it with its scores."""
     model = networks.build(options, 12, 9, width=64, longest=16.0)
     networks.learn(options, model, logits, data[0], 30, seed)
     return model, networks.scores(model, logits, data, 370)
@@ -65,21 +65,22 @@ def learn(
 def draw(
     options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], model: nn.Module
 ) -> Figure:
-    """A held-out utterance as it comes in, and the network making up its mind."""
+    """Plot a held-out utterance, and the class probabilities after each frame."""
     from matplotlib.figure import Figure
 
     utterance, speaker = data[1][0]
     x, mask = tt.data.pad([utterance])
-    # a figure of its own, not pyplot's: it opens no window
+    # not pyplot's figure, which would open a window
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(utterance.T.numpy(), aspect="auto", cmap="coolwarm")
     left.set(title=f"an utterance of speaker {int(speaker) + 1}", xlabel="frame")
     left.set(ylabel="cepstral coefficient")
-    said = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
-    for number, line in enumerate(said.softmax(1).T, 1):
+    # unrolled once per prefix: the network returns a mean over all steps
+    outputs = torch.stack([logits(model, x[: t + 1], mask[: t + 1])[0] for t in range(len(x))])
+    for number, line in enumerate(outputs.softmax(1).T, 1):
         right.plot(line.numpy(), label=str(number))
-    right.set(title="whom the network has heard so far", xlabel="frame", ylabel="probability")
+    right.set(title="speaker by the frames so far", xlabel="frame", ylabel="probability")
     right.legend(ncols=2, fontsize="small")
     return figure
 

@@ -1,4 +1,4 @@
-"""What every test walks: the layers, the configurations of a LeakyIntegrator, how to step one."""
+"""Shared cases: layers, configurations of a LeakyIntegrator, inputs, and the step reference."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PLACES = ((-1, (2, 3)), (1, (2, 3, 2)), (-3, (2, 3, 2, 1)))
 
 
 def layer(name: str, num_neurons: int = 4, **arguments: Any) -> snn.LeakyIntegrator:
-    """A layer by name, its parameters drawn so that neurons differ and recurrence acts."""
+    """Build a layer by name, with random parameters so that neurons differ and recurrence acts."""
     made: snn.LeakyIntegrator = getattr(snn, name)(num_neurons, **arguments)
     vary(made)
     return made
 
 
 def vary(module: nn.Module, seed: int = 0) -> None:
-    """Move every raw parameter a little, seeded."""
+    """Add seeded noise to every raw parameter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, raw in itertools.chain(module.named_parameters(), module.named_buffers()):
@@ -46,18 +46,18 @@ def vary(module: nn.Module, seed: int = 0) -> None:
 
 
 def sequence(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """An input ``[T, ...]`` that makes neurons of threshold 1 fire upwards and downwards."""
+    """Draw an input ``[T, ...]`` that makes neurons of threshold 1 spike with both signs."""
     generator = torch.Generator().manual_seed(seed)
     return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64) + 0.2).to(dtype)
 
 
 def stepped(module: nn.Module, x: Tensor) -> Tensor:
-    """The reference over time: call the module once per step."""
+    """Call the module once per step: the reference over time."""
     return torch.stack([module(step) for step in x.unbind()])
 
 
 def configurations(synapse: bool, recurrence: bool) -> Iterator[dict[str, Any]]:
-    """Every combination of the other parts of a LeakyIntegrator that makes a difference."""
+    """Yield every distinct combination of the other parts of a LeakyIntegrator."""
     emas = ("alpha",) * synapse + ("beta",) + ("gamma",) * recurrence
     for positive, negative, bias, scales, rank in itertools.product((False, True), repeat=5):
         if scales and not (positive or negative):

@@ -1,6 +1,6 @@
-"""An independent simulator: the equations of a LeakyIntegrator, one neuron at a time, in NumPy.
+"""Independent NumPy simulator of a LeakyIntegrator, one neuron at a time.
 
-Written from the equations in the documentation, not from the package, and slow on purpose.
+Written from the equations of the documentation, not from the code, and slow on purpose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Array = np.ndarray
 def simulate(
     x: Array, dim: int, parameters: dict[str, Array], averaging: dict[str, bool], reset: str
 ) -> tuple[Array, dict[str, Array]]:
-    """Outputs ``[T, ...]`` and last states for inputs ``[T, ...]``.
+    """Compute outputs ``[T, ...]`` and last states for inputs ``[T, ...]``.
 
     ``parameters`` holds the constrained values of the parts there are, scalar or one per neuron;
     ``neg_threshold`` is negative.
@@ -25,7 +25,8 @@ def simulate(
         p = {k: float(v if v.ndim == 0 else v[neuron]) for k, v in parameters.items()}
         mem = syn = rec = prev = 0.0
         for t in range(len(x)):
-            current = float(x[(t, *place)])
+            index = (t, *place)
+            current = float(x[index])
             if "gamma" in p:
                 rec = p["gamma"] * rec + (1 - p["gamma"] if averaging["gamma"] else 1) * prev
             if "alpha" in p:
@@ -51,7 +52,7 @@ def simulate(
             if "pos_threshold" not in p and "neg_threshold" not in p:
                 output = mem
             prev = output
-            out[(t, *place)] = output
+            out[index] = output
         for name, value in (("mem", mem), ("syn", syn), ("rec", rec), ("prev_output", prev)):
             states[name][place] = value
     return out, states

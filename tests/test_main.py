@@ -1,4 +1,4 @@
-"""``python -m tracetorch info``."""
+"""Test ``python -m tracetorch info``."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[s
     assert lines[-1].split() == ["eager", "available"]
 
 
-def test_info_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_names_the_reason_of_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        tt.fuse, "missing", lambda name: "there is no GPU" if name == "triton" else None
+        tt.fuse, "unavailable_reason", lambda name: "there is no GPU" if name == "triton" else None
     )
     assert "triton  no: there is no GPU" in info()
 
 
-def test_anything_else_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_arguments_print_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert capsys.readouterr().err == "usage: python -m tracetorch info\n"
 
 
-def test_as_a_command() -> None:
+def test_info_as_a_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tracetorch", "info"],
         capture_output=True,

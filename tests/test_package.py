@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, what it promises, whether its pages are true."""
+"""Test the package as a whole: import cost, public names, docstrings and pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def python(*arguments: str) -> str:
     return done.stdout
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_module() -> None:
     heavy = (
         "h5py",
         "matplotlib",
@@ -62,7 +62,7 @@ def test_import_is_light() -> None:
     assert python("-c", code).strip() == "[]"
 
 
-def test_typed_and_versioned() -> None:
+def test_package_is_typed_and_has_a_version() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert re.fullmatch(r"\d+\.\d+\.\d+", tt.__version__)
     assert f"## {tt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
@@ -79,7 +79,7 @@ def test_public_names_are_listed_and_documented(room: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_run(name: str) -> None:
+def test_docstring_examples_run(name: str) -> None:
     module = importlib.import_module(name)
     names = {"torch": torch, "nn": nn, "__name__": "__main__"}
     names |= {n: getattr(snn, n) for n in snn.__all__ if not hasattr(module, n)}
@@ -90,7 +90,7 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
     assert runner.failures == 0
 
 
-def test_nothing_depends_on_assert() -> None:
+def test_checks_work_without_assert() -> None:
     code = (
         "import torch\n"
         "from tracetorch import snn\n"
@@ -113,7 +113,7 @@ def test_nothing_depends_on_assert() -> None:
     assert python("-O", "-c", code).split("\n")[:6] == ["raised"] * 5 + ["[0.0, 0.0, 0.0]"]
 
 
-def test_no_assert_on_what_users_give() -> None:
+def test_package_has_no_assert() -> None:
     for source in PACKAGE.rglob("*.py"):
         asserts = [n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.Assert)]
         assert not asserts, f"{source}:{[n.lineno for n in asserts]}"
@@ -123,7 +123,7 @@ def code_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -195,8 +195,8 @@ for x, y in dataloader:
 """
 
 
-def test_the_first_code_of_the_project_runs_as_it_stands() -> None:
-    """The two blocks every later version must run, also unbatched convolution as they promise."""
+def test_code_of_the_first_version_runs() -> None:
+    """Run the two code blocks of the first version, and the unbatched convolution they promise."""
     torch.manual_seed(0)
     digits = TensorDataset(torch.rand(8, 1, 28, 28), torch.randint(0, 10, (8,)))
     names: dict[str, Any] = {"dataloader": DataLoader(digits, batch_size=4), "num_timesteps": 3}
@@ -208,7 +208,7 @@ def test_the_first_code_of_the_project_runs_as_it_stands() -> None:
 
 
 def tree(text: str) -> set[str]:
-    """Paths in the first fenced tree of a page: two spaces a level, folders end in a slash."""
+    """Parse the first fenced tree of a page: two spaces a level, folders end in a slash."""
     block = re.search(r"```\n(tracetorch/\n.*?)```", text, flags=re.DOTALL)
     assert block is not None
     paths: set[str] = set()
@@ -227,30 +227,30 @@ def tree(text: str) -> set[str]:
     return paths
 
 
-def test_the_architecture_page_shows_the_house_as_it_stands() -> None:
+def test_architecture_page_lists_all_files() -> None:
     shown = tree((ROOT / "ARCHITECTURE.md").read_text())
-    standing = {
+    files = {
         str(Path("tracetorch") / source.relative_to(PACKAGE))
         for source in PACKAGE.rglob("*")
         if source.is_file() and "__pycache__" not in source.parts
     }
-    assert shown == standing
+    assert shown == files
 
 
 @pytest.mark.parametrize(
     "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 )
-def test_links_between_pages_hold(page: str) -> None:
+def test_links_between_pages_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
 
 
-def test_no_page_fetches_the_name_from_the_index() -> None:
+def test_no_page_installs_from_an_index() -> None:
     for page in ROOT.glob("*.md"):
         assert not re.search(r"pip install ['\"]?tracetorch", page.read_text()), page
 
 
 def test_warnings_are_errors() -> None:
-    with pytest.raises(UserWarning, match="told"):
-        warnings.warn("told", UserWarning, stacklevel=1)
+    with pytest.raises(UserWarning, match="a warning"):
+        warnings.warn("a warning", UserWarning, stacklevel=1)

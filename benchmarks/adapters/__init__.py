@@ -1,1 +1,1 @@
-"""One module per library, each an ``Adapter``; imported by the worker that has the library."""
+"""Adapters of the measured libraries; a worker imports the one of its own library."""

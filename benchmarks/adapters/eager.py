@@ -1,4 +1,4 @@
-"""This library step by step in plain PyTorch: what its kernels are measured against."""
+"""traceTorch step by step in plain PyTorch: the reference of its kernels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks.adapters.ours import model_of, version
 from benchmarks.cases import Case
 from benchmarks.torch_task import TorchTask, inputs
 
-__all__ = ["prepare", "refuses", "version"]
+__all__ = ["prepare", "unsupported_reason", "version"]
 
 
-def refuses(case: Case) -> str | None:
-    return None if case.kind == "bsrlif" else "only where asked for"
+def unsupported_reason(case: Case) -> str | None:
+    return None if case.kind == "bsrlif" else "it is measured on BSRLIF only"
 
 
 def prepare(case: Case) -> TorchTask:

@@ -1,4 +1,4 @@
-"""The floor: what the memory, or the matrix product before the neurons, costs by itself."""
+"""Lower bound: the cost of memory traffic, or of the matrix product before the neurons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.torch_task import TorchTask, inputs, linear
 
 
 class Copy:
-    """``copy_`` into memory that is already there, twice for a forward and a backward pass."""
+    """Copy into memory that is already there, twice for a forward and a backward pass."""
 
     def __init__(self, case: Case) -> None:
         self.x = inputs(case)
@@ -18,17 +18,17 @@ class Copy:
         self.times = 2 if case.way == "train" else 1
 
     def run(self) -> None:
-        """Copy."""
+        """Copy the input."""
         for _ in range(self.times):
             self.out.copy_(self.x)
 
     def density(self) -> float:
-        """Nothing spikes."""
+        """Return NaN: nothing spikes."""
         return float("nan")
 
 
 class Product(TorchTask):
-    """The linear layer alone, on time and batch at once."""
+    """Linear layer alone, on time and batch at once."""
 
     def __init__(self, case: Case) -> None:
         layer = linear(case.N)
@@ -40,7 +40,7 @@ class Product(TorchTask):
         super().__init__(case, inputs(case), run, lambda: None, list(layer.parameters()))
 
     def density(self) -> float:
-        """Nothing spikes."""
+        """Return NaN: nothing spikes."""
         return float("nan")
 
 
@@ -48,10 +48,10 @@ def version() -> str:
     return f"torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     if case.kind in ("lif", "growth", "bsrlif", "linear"):
         return None
-    return "says nothing about it"
+    return "it is no bound for this case"
 
 
 def prepare(case: Case) -> Copy | Product:

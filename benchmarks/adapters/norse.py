@@ -22,7 +22,7 @@ DT = 0.001
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of Norse."""
 
     def __init__(self, num: int, decay: float, dim: int) -> None:
         shape = (num, *[1] * (-dim - 1))
@@ -41,7 +41,7 @@ class Cell:
         self.state: LIFBoxFeedForwardState | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One step."""
+        """Run one step."""
         if self.state is None:
             self.state = LIFBoxFeedForwardState(torch.zeros_like(x))
         spikes: Tensor
@@ -49,11 +49,11 @@ class Cell:
         return spikes
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         self.state = None
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return self.learnable
 
 
@@ -61,7 +61,7 @@ def version() -> str:
     return f"{installed('norse')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
@@ -70,7 +70,7 @@ def prepare(case: Case) -> TorchTask:
     gain = 1 / (1 - (CONV_DECAY if case.kind == "conv" else DECAY))
     with torch.no_grad():
         if isinstance(task.model, Stepped) and case.kind in ("linear", "conv"):
-            # the weights before each neuron take the factor up, so a run has nothing more to do
+            # folded into the weights before each neuron, so that a run has no extra product
             for before, after in itertools.pairwise(task.model.layers):
                 if isinstance(before, nn.Module) and isinstance(after, Cell):
                     for parameter in before.parameters():

@@ -1,4 +1,4 @@
-"""This library: ``tt.unroll``, by layer."""
+"""traceTorch: ``tt.unroll`` by layer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def version() -> str:
     return f"{tt.__version__}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return None
 
 
 def model_of(case: Case) -> nn.Module:
-    """The model of a case."""
+    """Build the model of a case."""
     if case.kind == "conv":
         torch.manual_seed(0)
         return ConvSNN()

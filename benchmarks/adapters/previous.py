@@ -1,4 +1,4 @@
-"""traceTorch 0.9.2, stepped: it had no other way."""
+"""traceTorch 0.9.2, called step by step, the only way it has."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tracetorch import snn
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of traceTorch 0.9.2."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One step."""
+        """Run one step."""
         y: Tensor = self.layer(x)
         return y
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         self.layer.zero_states()  # type: ignore[operator]
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return list(self.layer.parameters())
 
 
@@ -37,7 +37,7 @@ def version() -> str:
     return f"{installed('tracetorch')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return None
 
 

@@ -16,10 +16,11 @@ from benchmarks.torch_task import TorchTask, assemble
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of Sinabs."""
 
     def __init__(self, num: int, decay: float, dim: int) -> None:
         shape = (num, *[1] * (-dim - 1))
+        # its decay is exp(-1 / tau)
         self.layer = LIF(
             tau_mem=torch.full(shape, -1 / math.log(decay)),
             spike_threshold=torch.full(shape, THRESHOLD),
@@ -29,17 +30,17 @@ class Cell:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The whole sequence."""
+        """Run the whole sequence."""
         y: Tensor = self.layer(x)
         return y
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         if self.layer.is_state_initialised():
             self.layer.reset_states()
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return list(self.layer.parameters())
 
 
@@ -47,7 +48,7 @@ def version() -> str:
     return f"{installed('sinabs')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 

@@ -14,7 +14,7 @@ from benchmarks.torch_task import TorchTask, assemble
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of snnTorch."""
 
     def __init__(self, num: int, decay: float, dim: int) -> None:
         shape = (num, *[1] * (-dim - 1))
@@ -27,7 +27,7 @@ class Cell:
         self.mem: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One step."""
+        """Run one step."""
         if self.mem is None:
             self.mem = torch.zeros_like(x)
         spikes: Tensor
@@ -35,11 +35,11 @@ class Cell:
         return spikes
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         self.mem = None
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return list(self.layer.parameters())
 
 
@@ -47,7 +47,7 @@ def version() -> str:
     return f"{installed('snntorch')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 

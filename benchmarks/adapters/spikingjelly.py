@@ -14,9 +14,10 @@ from benchmarks.torch_task import TorchTask, assemble
 
 
 class Cell:
-    """A layer of it."""
+    """Spiking layer of SpikingJelly."""
 
     def __init__(self, decay: float, mode: str) -> None:
+        # its decay is 1 - 1 / tau
         self.node = neuron.ParametricLIFNode(
             init_tau=1 / (1 - decay) if decay != 0.5 else 2.0,
             decay_input=False,
@@ -26,16 +27,16 @@ class Cell:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The whole sequence, or one step."""
+        """Run the whole sequence, or one step."""
         y: Tensor = self.node(x)
         return y
 
     def reset(self) -> None:
-        """Forget the state."""
+        """Reset the state."""
         self.node.reset()
 
     def parameters(self) -> Sequence[Tensor]:
-        """What learns."""
+        """Return the learnable parameters."""
         return list(self.node.parameters())
 
 
@@ -43,7 +44,7 @@ def version() -> str:
     return f"{installed('spikingjelly')}, torch {torch.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 

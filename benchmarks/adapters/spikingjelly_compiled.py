@@ -9,10 +9,10 @@ from benchmarks.adapters.spikingjelly import version
 from benchmarks.cases import Case
 from benchmarks.torch_task import TorchTask
 
-__all__ = ["prepare", "refuses", "version"]
+__all__ = ["prepare", "unsupported_reason", "version"]
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return None if case.kind == "lif" else "compiles for minutes; the bare layer alone"
 
 

@@ -56,6 +56,7 @@ def _model(case: Case) -> nnx.Module:
 
 def _inputs(case: Case) -> jax.Array:
     draw = np.random.default_rng(0)
+    # channels last, as convolutions of flax take them
     if case.kind == "conv":
         image = draw.random((1, case.B, 28, 28, 1), dtype=np.float32)
         return jnp.broadcast_to(image, (case.T, *image.shape[1:]))
@@ -64,7 +65,7 @@ def _inputs(case: Case) -> jax.Array:
 
 
 class JaxTask:
-    """A case in JAX; a run ends when its results are there."""
+    """Run a case in JAX; a run waits until its results are computed."""
 
     def __init__(self, case: Case) -> None:
         self.x = x = _inputs(case)
@@ -118,11 +119,11 @@ class JaxTask:
         jax.block_until_ready(self.call())
 
     def warm(self) -> None:
-        """Compile, which is done anew for every length."""
+        """Compile, which JAX does for every length."""
         self.run()
 
     def density(self) -> float:
-        """The share of neurons that spike."""
+        """Return the share of neurons that spike."""
         x = jnp.repeat(self.x, 100, 0) if len(self.x) == 1 else self.x
         return float(self.spiking(self.parameters, x).mean())
 
@@ -131,7 +132,7 @@ def version() -> str:
     return f"{installed('spyx')}, jax {jax.__version__}"
 
 
-def refuses(case: Case) -> str | None:
+def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, on our own library alone."""
+"""Run the benchmarks on traceTorch alone."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ pytest.importorskip("matplotlib")
 from benchmarks.__main__ import main
 from benchmarks.cases import all_cases, quick
 from benchmarks.options import parse
-from benchmarks.table import three
+from benchmarks.table import three_digits
 
 
 def test_quick_run_writes_table_json_and_plot(tmp_path, capsys):
-    words = ["LIF N=128", "conv", "BSRLIF", "one step", "memory"]
+    cases = ["LIF N=128", "conv", "BSRLIF", "one step", "memory"]
     code = main(
-        ["--quick", "--peers", "tracetorch-eager", "--cases", *words, "--out", str(tmp_path)]
+        ["--quick", "--peers", "tracetorch-eager", "--cases", *cases, "--out", str(tmp_path)]
     )
     assert code == 0, capsys.readouterr().out
-    told = json.loads((tmp_path / "results.json").read_text())
-    assert set(told["versions"]) == {"tracetorch", "tracetorch-eager"}
-    for name, found in told["results"].items():
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["versions"]) == {"tracetorch", "tracetorch-eager"}
+    for name, found in results["results"].items():
         ours = found["tracetorch"]
         assert ours.get("seconds", ours.get("bytes")) >= 0, name
         assert 0 < ours["density"] < 1, name
-    assert told["ratios"]["BSRLIF N=512, train"]["tracetorch-eager"] > 0
+    assert results["ratios"]["BSRLIF N=512, train"]["tracetorch-eager"] > 0
     page = (tmp_path / "table.md").read_text()
     assert "| LIF N=128, forward |" in page
     assert (tmp_path / "lif.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_cases_measured_again_take_their_places(tmp_path, capsys):
+def test_cases_measured_again_replace_their_rows(tmp_path, capsys):
     quick_run = ["--quick", "--peers", "--out", str(tmp_path)]
     assert main([*quick_run, "--cases", "LIF N=128", "one step"]) == 0
     before = json.loads((tmp_path / "results.json").read_text())["results"]
     assert main([*quick_run, "--cases", "LIF N=128, forward", "--again"]) == 0
-    told = json.loads((tmp_path / "results.json").read_text())
-    changed = {name for name in before if told["results"][name] != before[name]}
+    results = json.loads((tmp_path / "results.json").read_text())
+    changed = {name for name in before if results["results"][name] != before[name]}
     assert changed == {"LIF N=128, forward"}
-    assert told["settings"]["again"] == ["LIF N=128, forward"]
+    assert results["settings"]["again"] == ["LIF N=128, forward"]
     page = (tmp_path / "table.md").read_text()
     assert "Measured again in a run of their own, after the others: LIF N=128, forward." in page
     assert "| one step B=1 N=128 |" in page
@@ -53,13 +53,13 @@ def test_cases_measured_again_take_their_places(tmp_path, capsys):
         parse(["--again"])
 
 
-def test_names_of_cases_are_unique_and_quick_ones_small():
+def test_case_names_are_unique_and_quick_shapes_small():
     cases = all_cases()
     assert len({case.name for case in cases}) == len(cases)
     assert max(quick(case).elements for case in cases) <= 2 * 2 * 784
 
 
-def test_unknown_case_lists_those_there_are(capsys):
+def test_unknown_case_name_prints_all_names(capsys):
     assert main(["--cases", "no such"]) == 2
     assert "LIF N=128, forward" in capsys.readouterr().out
 
@@ -71,7 +71,8 @@ def test_rounds_must_be_positive(capsys):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0.01234, "0.012"), (1.2345, "1.23"), (12.345, "12.3"), (1234.5, "1234")]
+    ("value", "expected"),
+    [(0.01234, "0.012"), (1.2345, "1.23"), (12.345, "12.3"), (1234.5, "1234")],
 )
-def test_three_digits(value, told):
-    assert three(value) == told
+def test_three_digits(value, expected):
+    assert three_digits(value) == expected

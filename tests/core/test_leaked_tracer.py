@@ -13,67 +13,73 @@ from torch.func import grad, jvp, vjp, vmap
 import tracetorch as tt
 from tracetorch import snn
 
-DEAD = r"holds a state mem without values, left behind by .* Call zero_states\(\)"
+LEAKED = r"holds a state mem without values, left behind by .* Call zero_states\(\)"
 X = torch.ones(3, 1, 2)
 
 TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
-    "vmap": lambda made: vmap(made)(X),
-    "grad": lambda made: grad(lambda x: made(x).sum())(X[0]),
-    "vjp": lambda made: vjp(made, X[0]),
-    "vmap of grad": lambda made: vmap(grad(lambda x: made(x).sum()))(X),
-    "grad of vmap": lambda made: grad(lambda x: vmap(made)(x).sum())(X),
+    "vmap": lambda neurons: vmap(neurons)(X),
+    "grad": lambda neurons: grad(lambda x: neurons(x).sum())(X[0]),
+    "vjp": lambda neurons: vjp(neurons, X[0]),
+    "vmap of grad": lambda neurons: vmap(grad(lambda x: neurons(x).sum()))(X),
+    "grad of vmap": lambda neurons: grad(lambda x: vmap(neurons)(x).sum())(X),
 }
 
+
+def step_after_detaching(neurons: snn.LIF) -> None:
+    neurons.detach_states()
+    neurons(X[0])
+
+
 USES: dict[str, Callable[[snn.LIF], Any]] = {
-    "a step": lambda made: made(X[0]),
-    "a step of another batch": lambda made: made(torch.ones(4, 2)),
-    "a step without a graph": lambda made: torch.no_grad()(made)(X[0]),
-    "a sequence": lambda made: tt.unroll(made, X),
-    "another transform": lambda made: grad(lambda x: made(x).sum())(X[0]),
-    "another size": lambda made: vmap(made)(torch.ones(4, 1, 2)),
-    "a mask": lambda made: made.zero_states(where=torch.tensor([True])),
+    "a step": lambda neurons: neurons(X[0]),
+    "a step of another batch": lambda neurons: neurons(torch.ones(4, 2)),
+    "a step without a graph": lambda neurons: torch.no_grad()(neurons)(X[0]),
+    "a sequence": lambda neurons: tt.unroll(neurons, X),
+    "another transform": lambda neurons: grad(lambda x: neurons(x).sum())(X[0]),
+    "another size": lambda neurons: vmap(neurons)(torch.ones(4, 1, 2)),
+    "a mask": lambda neurons: neurons.zero_states(where=torch.tensor([True])),
     "a copy of the states": tt.get_states,
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,
-    "a step after detach_states": lambda made: (made.detach_states(), made(X[0])),
-    "a step after a move": lambda made: made.double()(X[0].double()),
+    "a step after detach_states": step_after_detaching,
+    "a step after a move": lambda neurons: neurons.double()(X[0].double()),
 }
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_what_a_transform_left_behind_is_told_and_zeroed(transform: str, use: str) -> None:
-    made = snn.LIF(2)
-    TRANSFORMS[transform](made)
-    held = made.mem
-    with pytest.raises(ValueError, match=DEAD):
-        USES[use](made)
-    assert made.mem is held
-    made.zero_states()
-    assert made(X[0].to(made.raw_beta.dtype)).shape == (1, 2)
-    assert list(tt.get_states(made)) == ["mem"]
+def test_error_explains_a_leaked_state_and_zeroing_recovers(transform: str, use: str) -> None:
+    neurons = snn.LIF(2)
+    TRANSFORMS[transform](neurons)
+    held = neurons.mem
+    with pytest.raises(ValueError, match=LEAKED):
+        USES[use](neurons)
+    assert neurons.mem is held
+    neurons.zero_states()
+    assert neurons(X[0].to(neurons.raw_beta.dtype)).shape == (1, 2)
+    assert list(tt.get_states(neurons)) == ["mem"]
 
 
-def test_the_message_names_the_layer() -> None:
+def test_error_names_the_layer() -> None:
     net = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
     vmap(net)(X)
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {DEAD}"):
+    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
         net(X[0])
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {DEAD}"):
+    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
         tt.get_states(net)
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {DEAD}"):
+    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
         tt.zero_states(net, where=torch.tensor([True]))
 
 
-def test_a_running_transform_has_its_states() -> None:
-    """Within one transform, and in those inside it, steps go on from each other's states."""
+def test_states_continue_inside_a_transform() -> None:
+    """Steps in a transform, and in one nested in it, continue from each other's states."""
     net = nn.Sequential(nn.Linear(2, 2), snn.SLIF(2)).double()
     x = torch.rand(4, 3, 2, dtype=torch.float64)
 
     def loss(x: Tensor) -> Tensor:
         tt.zero_states(net)
         first = net(x[0]).sum()
-        inner = grad(lambda x: net(x).sum())(x[1])  # leaves its own states behind
+        inner = grad(lambda x: net(x).sum())(x[1])  # leaks its own states
         tt.zero_states(net)
         return first + net(x[2]).sum() + net(x[3]).sum() + inner.sum()
 
@@ -83,26 +89,26 @@ def test_a_running_transform_has_its_states() -> None:
     torch.testing.assert_close(together[0], found)
 
 
-def test_states_from_before_a_transform_are_constants_in_it() -> None:
-    made = snn.Readout(2, beta=0.5)
-    made(X[0])
-    found = grad(lambda x: made(x).square().sum())(X[0])
+def test_states_of_before_a_transform_are_constants_in_it() -> None:
+    neurons = snn.Readout(2, beta=0.5)
+    neurons(X[0])
+    found = grad(lambda x: neurons(x).square().sum())(X[0])
     assert found.tolist() == [[0.75, 0.75]]  # 2 * (0.5 * 0.5 + 0.5 * 1) * 0.5
 
 
-def test_a_map_of_the_same_size_goes_on() -> None:
-    made, alone = snn.Readout(2), snn.Readout(2)
+def test_vmap_of_the_same_size_continues_from_its_states() -> None:
+    neurons, alone = snn.Readout(2), snn.Readout(2)
     for _ in range(2):
-        y = vmap(made)(X)
+        y = vmap(neurons)(X)
         expected = alone(X[0])
     assert torch.equal(y[0], expected)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
-def test_forward_mode() -> None:
-    made = snn.Readout(2)
-    jvp(made, (X[0],), (X[0],))
-    with pytest.raises(ValueError, match=DEAD):
-        made(X[0])
-    made.zero_states()
-    made(X[0])
+def test_state_leaked_by_forward_mode() -> None:
+    neurons = snn.Readout(2)
+    jvp(neurons, (X[0],), (X[0],))
+    with pytest.raises(ValueError, match=LEAKED):
+        neurons(X[0])
+    neurons.zero_states()
+    neurons(X[0])

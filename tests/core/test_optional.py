@@ -5,7 +5,7 @@ import pytest
 from tracetorch.core.optional import require
 
 
-def test_names_what_is_missing_and_the_extra() -> None:
+def test_error_names_missing_packages_and_their_extra() -> None:
     with pytest.raises(
         ModuleNotFoundError,
         match=r"tt\.plot needs absent_a and absent_b.*pip install -e '\.\[plot\]'",
@@ -13,5 +13,5 @@ def test_names_what_is_missing_and_the_extra() -> None:
         require("torch", "absent_a", "absent_b", extra="plot", by="tt.plot")
 
 
-def test_is_content_with_what_is_there() -> None:
+def test_installed_packages_raise_nothing() -> None:
     require("torch", "numpy", extra="plot", by="tt.plot")

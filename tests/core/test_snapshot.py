@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from tracetorch import snn
 from tracetorch.core.snapshot import restored
 
 
-class Remembers(snn.TTModule):
-    """A model that a run changes in every way there is."""
+class ChangedByARun(snn.TTModule):
+    """Model whose run changes weights, buffers, states, attributes and gradients."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.net: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
         self.hidden = [layer("SLIF", 4)]
         self.last: Tensor | None = None
 
@@ -28,7 +29,7 @@ class Remembers(snn.TTModule):
         return self.last
 
 
-def change(model: Remembers) -> None:
+def change(model: ChangedByARun) -> None:
     tt.zero_states(model)
     model.train()
     model(torch.rand(5, 3)).sum().backward()
@@ -37,8 +38,8 @@ def change(model: Remembers) -> None:
     model(torch.rand(5, 7))
 
 
-def test_everything_is_put_back() -> None:
-    model = Remembers()
+def test_everything_is_restored() -> None:
+    model = ChangedByARun()
     model(torch.rand(2, 3)).sum().backward()
     nn.init.uniform_(model.net[0].weight, -1, 1)
     model.net[1].eval()
@@ -48,7 +49,7 @@ def test_everything_is_put_back() -> None:
     last, grad = model.last, model.net[0].bias.grad
     before = copy.deepcopy(model.state_dict())
     version = model.net[0].bias._version
-    chance = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="cannot be multiplied"), restored(model):
         change(model)
     assert model.hidden[0].mem is state
@@ -60,11 +61,11 @@ def test_everything_is_put_back() -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
     assert model.net[0].bias._version == version
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_a_waiting_graph_is_not_disturbed() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), nn.Linear(4, 2))
+def test_a_graph_without_its_backward_stays_usable() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), nn.Linear(4, 2))
     y = model(torch.rand(2, 3)).sum()
     with restored(model):
         tt.zero_states(model)

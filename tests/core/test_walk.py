@@ -37,7 +37,7 @@ class Plain:
         self.inner = {"deep": [cell]}
 
     def zero_states(self) -> None:
-        raise AssertionError("foreign objects are walked, never called")
+        raise AssertionError("foreign_object objects are walked, never called")
 
     @property
     def trap(self) -> None:
@@ -58,7 +58,7 @@ class Net(snn.TTModule):
         self.held = held
 
 
-HIDING_PLACES = {
+CONTAINERS = {
     "list": (lambda cell: [1, [cell]], "held.1.0"),
     "tuple": (lambda cell: (cell, 2), "held.0"),
     "set": (lambda cell: {cell}, "held.0"),
@@ -81,16 +81,16 @@ HIDING_PLACES = {
 
 
 def _with_attribute(cell: Any) -> nn.Module:
-    module = nn.Identity()
+    module: Any = nn.Identity()
     module.stash = [cell]
     return module
 
 
-@pytest.mark.parametrize("place", HIDING_PLACES)
-def test_a_layer_is_found_wherever_it_hides(place: str) -> None:
-    hide, path = HIDING_PLACES[place]
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_layer_is_found_in_any_container(container: str) -> None:
+    wrap, path = CONTAINERS[container]
     cell = snn.LIF(3)
-    net = Net(hide(cell))
+    net = Net(wrap(cell))
     assert dict(named_modules(net))[path] is cell
     cell(torch.ones(2, 3))
     assert list(tt.get_states(net)) == [f"{path}.mem"]
@@ -101,7 +101,7 @@ def test_a_layer_is_found_wherever_it_hides(place: str) -> None:
     assert net.get_param_count() == 6
 
 
-def test_each_module_is_found_once_and_cycles_end() -> None:
+def test_each_module_is_found_once_and_cycles_terminate() -> None:
     cell = snn.LIF(3)
     net = Net([cell, cell, nn.Sequential(cell)])
     net.held.append(net.held)
@@ -111,12 +111,13 @@ def test_each_module_is_found_once_and_cycles_end() -> None:
     assert net.get_param_count() == 6
 
 
-def test_what_is_no_part_of_the_model_does_not_confuse_the_walk() -> None:
+def test_walk_skips_objects_that_are_no_part_of_the_model() -> None:
     cell = snn.LIF(3)
+    mock = Mock()
     held = {
         "module": math,
         "class": snn.LIF,
-        "mock": Mock(),
+        "mock": mock,
         "magic": MagicMock(spec=snn.LIF),
         "logger": logging.getLogger("tests"),
         "function": lambda: cell,
@@ -128,7 +129,7 @@ def test_what_is_no_part_of_the_model_does_not_confuse_the_walk() -> None:
     cell(torch.ones(1, 3))
     net.zero_states()
     assert cell.mem is None
-    held["mock"].zero_states.assert_not_called()
+    mock.zero_states.assert_not_called()
 
 
 class Rows(Dataset[Any]):
@@ -148,27 +149,27 @@ def test_data_is_not_walked(held: Any) -> None:
     assert list(named_modules(net)) == [("", net)]
 
 
-class Odd:
+class RaisingDict:
     @property
-    def __dict__(self) -> Any:
+    def __dict__(self) -> Any:  # type: ignore[override]  # the attribute is no dict
         raise RuntimeError("a property is not read")
 
 
-class Spelled:
+class RaisingKey:
     def __str__(self) -> str:
         raise RuntimeError("no code of a key runs")
 
 
-class Lazy(ModuleType):
+class LazyModule(ModuleType):
     pass
 
 
-class Talking(logging.Logger):
+class CustomLogger(logging.Logger):
     pass
 
 
-def foreign(package: str) -> Any:
-    """An object, of a class of that package, that holds a layer."""
+def foreign_object(package: str) -> Any:
+    """Return an object that holds a layer, of a class of the given package."""
     thing = type("Thing", (), {"__module__": package})()
     thing.cell = snn.LIF(2)
     return thing
@@ -177,31 +178,32 @@ def foreign(package: str) -> Any:
 @pytest.mark.parametrize(
     "held",
     [
-        Odd(),
-        Lazy("lazy"),
-        Talking("talking"),
-        foreign("lightning.pytorch.trainer"),
-        foreign("pytorch_lightning.trainer"),
-        foreign("numpy.lib"),
-        foreign("pandas.core"),
-        foreign("torch.optim"),
-        foreign("logging"),
+        RaisingDict(),
+        LazyModule("lazy"),
+        CustomLogger("talking"),
+        foreign_object("lightning.pytorch.trainer"),
+        foreign_object("pytorch_lightning.trainer"),
+        foreign_object("numpy.lib"),
+        foreign_object("pandas.core"),
+        foreign_object("torch.optim"),
+        foreign_object("logging"),
         deque([(torch.ones(1), {"reward": 1.0})] * 5000),
     ],
 )
-def test_what_is_foreign_is_passed_over(held: Any) -> None:
+def test_objects_of_foreign_packages_are_skipped(held: Any) -> None:
+    holder: Any = held
     if isinstance(held, (ModuleType, logging.Logger)):
-        held.cell = snn.LIF(2)
+        holder.cell = snn.LIF(2)
     net = Net(held)
     assert list(named_modules(net)) == [("", net)]
 
 
-def test_keys_are_not_asked_for_their_name() -> None:
-    net = Net({Spelled(): snn.LIF(2)})
-    assert [path for path, _ in named_modules(net)] == ["", "held.<Spelled>"]
+def test_walk_does_not_call_str_of_keys() -> None:
+    net = Net({RaisingKey(): snn.LIF(2)})
+    assert [path for path, _ in named_modules(net)] == ["", "held.<RaisingKey>"]
 
 
-def test_a_module_of_ones_own_that_is_called_like_one_of_the_library(tmp_path: Path) -> None:
+def test_user_module_that_shares_a_name_with_the_standard_library_is_walked(tmp_path: Path) -> None:
     (tmp_path / "trace.py").write_text("class Bag:\n    pass\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"

@@ -1,4 +1,4 @@
-"""Every script, from its command line to what it leaves behind."""
+"""Run every example script from its command line, and check the files it saves."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run(script: str, out: Path, *arguments: str) -> int:
     return code
 
 
-def left(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
-    """The one model and the size of the one figure."""
+def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
+    """Return the only model of a folder and the size of its only figure."""
     (model,) = out.glob("*.safetensors")
     (figure,) = out.glob("*.png")
     assert figure.stem == model.stem
@@ -38,11 +38,11 @@ def left(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_quick_run_leaves_a_model_and_a_figure(
+def test_quick_run_saves_a_model_and_a_figure(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(script, tmp_path / "new", "--seeds", "3") == 0
-    model, (height, width, _) = left(tmp_path / "new")
+    model, (height, width, _) = saved_files(tmp_path / "new")
     assert all(torch.isfinite(value).all() for value in model.values())
     assert min(height, width) > 200
     printed = capsys.readouterr().out
@@ -51,18 +51,18 @@ def test_a_quick_run_leaves_a_model_and_a_figure(
     assert f"{parameters:,} parameters" in printed
 
 
-def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     models = []
     for number, seed in enumerate(("1", "1", "2")):
         assert run("vowels", tmp_path / str(number), "--seeds", seed) == 0
-        models.append(left(tmp_path / str(number))[0])
+        models.append(saved_files(tmp_path / str(number))[0])
     first, again, other = ({k: v.tolist() for k, v in model.items()} for model in models)
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize(
-    "which",
+    "choice",
     [
         *(("--layer", name) for name in LAYERS),
         *(("--readout", name) for name in READOUTS),
@@ -70,11 +70,11 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
         ("--recurrent",),
     ],
 )
-def test_every_layer_and_every_baseline_learns(which: tuple[str, ...]) -> None:
+def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     vowels: Any = import_module("examples.vowels")
     parser = argparse.ArgumentParser()
     networks.add_options(parser)
-    options = parser.parse_args(which)
+    options = parser.parse_args(choice)
     torch.manual_seed(0)
     model = networks.build(options, 12, 9, width=16)
     x, y = torch.randn(6, 9, 12), torch.arange(9)
@@ -91,23 +91,23 @@ def test_every_layer_and_every_baseline_learns(which: tuple[str, ...]) -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
     assert networks.configuration(options).startswith(
-        which[-1].strip("-") if which[0] in ("--layer", "--baseline") else "LIF"
+        choice[-1].strip("-") if choice[0] in ("--layer", "--baseline") else "LIF"
     )
 
 
-def test_the_layers_are_those_of_the_library() -> None:
+def test_layers_match_those_of_the_library() -> None:
     assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
 
 
-def test_every_layer_has_a_run_on_two_tasks() -> None:
-    commands = [f"{task} {given}" for task, given in table.RUNS]
+def test_every_layer_has_runs_on_two_tasks() -> None:
+    commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
     for name in LAYERS:
         for task in ("row_digits", "vowels"):
             assert any(c.startswith(f"{task} --layer {name} --seeds") for c in commands)
 
 
 @pytest.mark.parametrize("name", networks.BASELINES[:-1])
-def test_the_baselines_without_memory_have_none(name: str) -> None:
+def test_baselines_without_memory_ignore_order(name: str) -> None:
     torch.manual_seed(0)
     model = networks.baseline(name, 4, 3).eval()
     x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
@@ -118,7 +118,7 @@ def test_the_baselines_without_memory_have_none(name: str) -> None:
     assert not torch.allclose(gru(x, mask), gru(shuffled, mask), atol=1e-3)
 
 
-def test_padding_changes_no_answer() -> None:
+def test_padding_changes_no_output() -> None:
     torch.manual_seed(0)
     x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
     mask[4:, 1] = False
@@ -128,7 +128,7 @@ def test_padding_changes_no_answer() -> None:
         assert torch.allclose(model(x, mask)[1:], alone, atol=1e-6)
 
 
-def test_the_heidelberg_digits_run_where_the_files_are(
+def test_heidelberg_digits_run_with_files_on_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("shd", tmp_path / "out", "--data", str(tmp_path)) == 1
@@ -139,13 +139,13 @@ def test_the_heidelberg_digits_run_where_the_files_are(
     for more in ((), ("--feedforward", "--width", "16")):
         out = tmp_path / f"out{len(more)}"
         assert run("shd", out, "--data", str(tmp_path), *more) == 0
-        assert left(out)
+        assert saved_files(out)
 
 
-def test_a_voice_is_moved_and_nothing_comes_in_from_the_other_side() -> None:
+def test_channel_shift_does_not_wrap_around() -> None:
     x = torch.zeros(200, 1, 20)
     x[:, 0, [0, 10, 19]] = torch.tensor([1.0, 2.0, 3.0])
-    moved = shd.moved(x, torch.Generator().manual_seed(0))
+    moved = shd.shift_channels(x, torch.Generator().manual_seed(0))
     places = (moved == 2).nonzero()[:, 2]
     assert set(places.tolist()) == set(range(6, 15))
     for row, place in zip(moved[:, 0], places.tolist(), strict=True):
@@ -154,7 +154,7 @@ def test_a_voice_is_moved_and_nothing_comes_in_from_the_other_side() -> None:
         assert (row == 1).nonzero().flatten().tolist() in ([], [place - 10])
 
 
-def test_advantages_stop_where_a_try_ends() -> None:
+def test_advantages_stop_at_the_end_of_an_episode() -> None:
     rewards, values = torch.ones(3, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     ends = torch.tensor([[False, False], [True, False], [False, False]])
     following = torch.tensor([7.0, 8.0])
@@ -176,15 +176,15 @@ def test_f1_counts_spikes_at_their_exact_step() -> None:
     assert memorise.f1(torch.ones(2, 2), target) == pytest.approx(2 / 3)
 
 
-def test_rows_are_recorded_once_for_each_seed(
+def test_each_seed_has_one_recorded_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     vowels: Any = import_module("examples.vowels")
-    given = ["--epochs", "1", "--out", str(tmp_path), "--record"]
-    assert vowels.main([*given, "--seeds", "0", "1"]) == 0
+    arguments = ["--epochs", "1", "--out", str(tmp_path), "--record"]
+    assert vowels.main([*arguments, "--seeds", "0", "1"]) == 0
     assert "over 2 seeds" in capsys.readouterr().out
-    assert vowels.main([*given, "--seeds", "1"]) == 0
+    assert vowels.main([*arguments, "--seeds", "1"]) == 0
     path = tmp_path / "results" / "vowels.jsonl"
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
     first, second = common.read(path)
@@ -205,7 +205,7 @@ def test_rows_are_recorded_once_for_each_seed(
         (["--layer", "LIF", "--baseline", "gru"], "not allowed with"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_error_names_a_bad_argument(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vowels: Any = import_module("examples.vowels")
@@ -217,7 +217,7 @@ def test_a_bad_argument_is_named(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_control_c_keeps_what_is_finished(
+def test_interrupt_keeps_finished_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vowels: Any = import_module("examples.vowels")
@@ -231,15 +231,15 @@ def test_control_c_keeps_what_is_finished(
     monkeypatch.setattr(vowels, "learn", interrupted)
     assert run("vowels", tmp_path, "--seeds", "0", "1") == 130
     assert f"Interrupted. 1 of 2 runs are in {tmp_path}." in capsys.readouterr().out
-    assert left(tmp_path)
+    assert saved_files(tmp_path)
 
 
-def test_a_missing_package_is_an_error_of_one_line(
+def test_missing_package_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tracetorch import extras
+    from tracetorch.core import optional
 
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "sktime" else True)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sktime" else True)
     assert run("vowels", tmp_path) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -248,7 +248,7 @@ def test_a_missing_package_is_an_error_of_one_line(
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "shd", "table"])
-def test_help_is_there(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         import_module(f"examples.{script}").main(["--help"])
     assert stop.value.code == 0
@@ -258,7 +258,7 @@ def test_help_is_there(script: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("script", ["vowels", "table"])
-def test_runs_as_a_module(script: str) -> None:
+def test_script_runs_as_a_module(script: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"examples.{script}", "--help"],
         capture_output=True,

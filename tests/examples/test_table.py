@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ PAGE = (
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A page and rows of two tasks."""
+    """Write a page, and rows of its tasks, into a temporary folder."""
     monkeypatch.setattr(table, "README", tmp_path / "README.md")
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     (tmp_path / "README.md").write_text(PAGE)
@@ -49,7 +50,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "README.md"
 
 
-def test_the_tables_are_made_of_the_rows(page: Path) -> None:
+def test_tables_are_made_of_the_recorded_rows(page: Path) -> None:
     assert table.main(["--check"]) == 1
     assert page.read_text() == PAGE
     assert table.main([]) == 0
@@ -70,14 +71,14 @@ def test_the_tables_are_made_of_the_rows(page: Path) -> None:
     assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
 
 
-def test_a_page_without_its_marks_is_refused(page: Path) -> None:
+def test_page_without_markers_is_refused(page: Path) -> None:
     page.write_text("nothing")
     with pytest.raises(ValueError, match=r"needs one <!-- neurons --> \.\.\. <!-- /neurons -->"):
         table.main([])
     assert page.read_text() == "nothing"
 
 
-def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
     class Script:
@@ -86,7 +87,7 @@ def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch
             ran.append(arguments)
             return 1 if "4" in arguments else 0
 
-    monkeypatch.setattr(table.importlib, "import_module", lambda name: Script)
+    monkeypatch.setattr(importlib, "import_module", lambda name: Script)
     monkeypatch.setattr(
         table,
         "RUNS",
@@ -106,19 +107,19 @@ def test_only_what_is_missing_is_run(page: Path, monkeypatch: pytest.MonkeyPatch
     assert ran[1:] == [["--seeds", "4", "--record"]]
 
 
-def test_links_on_the_page_hold() -> None:
+def test_links_of_the_page_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", table.README.read_text())
     assert len(links) >= len({task for task, _ in table.RUNS})
     for target in links:
         assert target.startswith("http") or (table.README.parent / target).exists(), target
 
 
-def test_every_run_of_the_tables_is_recorded_and_the_page_is_up_to_date() -> None:
+def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
     assert table.main(["--check"]) == 0
-    for task, given in table.RUNS:
-        command = f"python -m examples.{task} {given}"
+    for task, arguments in table.RUNS:
+        command = f"python -m examples.{task} {arguments}"
         rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
-        seeds = [int(seed) for seed in given.partition("--seeds ")[2].split()]
+        seeds = [int(seed) for seed in arguments.partition("--seeds ")[2].split()]
         assert [row.seed for row in rows] == seeds, command
         assert len(seeds) >= 3
         assert {row.threads for row in rows} == {1}

@@ -37,13 +37,13 @@ def test_parity(case: Any, live: bool) -> None:
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS[:12], ids=name_of)
-def test_parity_of_the_plain_loop(case: Any) -> None:
+def test_parity_of_the_eager_backend(case: Any) -> None:
     agree(make(case), input_for(case), "eager", live=True)
 
 
 @pytest.mark.parametrize("name", ["LIF", "SRReadout"])
 def test_parity_in_float64(name: str) -> None:
-    case = (name, {}, (3, 7))
+    case: Any = (name, {}, (3, 7))
     agree(make(case, torch.float64), input_for(case, dtype=torch.float64), "numba", live=True)
 
 
@@ -59,7 +59,7 @@ def test_narrow_inputs(dtype: torch.dtype) -> None:
     assert torch.equal(y, stepped)
 
 
-def test_long_sequences_restart_from_kept_states() -> None:
+def test_long_sequences_restart_from_checkpoints() -> None:
     agree(cases.layer("BSRLIF", 5), cases.sequence(150, 2, 5, dtype=torch.float32), "numba")
     agree(cases.layer("LIF", 5), 0.3 * cases.sequence(600, 2, 5, dtype=torch.float32), "numba")
 
@@ -74,11 +74,11 @@ def test_long_sequences_restart_from_kept_states() -> None:
         lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
     ],
 )
-def test_inputs_that_are_not_contiguous(view: Any) -> None:
+def test_noncontiguous_inputs(view: Any) -> None:
     agree(cases.layer("SLIF", 7), view(cases.sequence(6, 4, 7, dtype=torch.float32)), "numba")
 
 
-def test_channels_last_is_kept() -> None:
+def test_channels_last_is_preserved() -> None:
     x = cases.sequence(4, 2, 3, 4, 5, dtype=torch.float32)
     x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     layer = cases.layer("BLIF", 3, dim=-3)
@@ -103,14 +103,14 @@ def test_recorded_trajectories(backend: str) -> None:
     (expected,) = torch.autograd.grad(loss(torch.stack(mems), torch.stack(syns)), x)
     layer.zero_states()
     with fuse.backend(backend):
-        _, told = layer.forward_sequence(x, record=["syn", "mem"])
-    assert list(told) == ["syn", "mem"]
-    assert torch.equal(told["mem"], torch.stack(mems))
-    (grad,) = torch.autograd.grad(loss(told["mem"], told["syn"]), x)
+        _, recorded = layer.forward_sequence(x, record=["syn", "mem"])
+    assert list(recorded) == ["syn", "mem"]
+    assert torch.equal(recorded["mem"], torch.stack(mems))
+    (grad,) = torch.autograd.grad(loss(recorded["mem"], recorded["syn"]), x)
     torch.testing.assert_close(grad, expected)
 
 
-def test_a_cut_changes_nothing() -> None:
+def test_splitting_a_sequence_changes_nothing() -> None:
     layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
 
     def cut(layer: snn.Neuron, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def test_a_cut_changes_nothing() -> None:
         torch.testing.assert_close(part_grads[name], grad)
 
 
-def test_golden() -> None:
+def test_agrees_with_version_0_9_2() -> None:
     for case in torch.load(GOLDEN, weights_only=True):
         kwargs = {k.replace("pos_learn", "learn_pos"): v for k, v in case["kwargs"].items()}
         layer = getattr(snn, case["layer"])(**kwargs).double()
@@ -147,7 +147,7 @@ class cauchy(Surrogate):  # noqa: N801
         return 1 / (1 + (u / self.width) ** 2)
 
 
-class Custom(snn.Neuron):
+class CustomNeuron(snn.Neuron):
     states = ("mem", "trace")
 
     def __init__(self, num_neurons: int) -> None:
@@ -167,7 +167,7 @@ class Custom(snn.Neuron):
 
 
 def test_custom_neuron() -> None:
-    layer, x = Custom(7), cases.sequence(20, 3, 7, dtype=torch.float64)
+    layer, x = CustomNeuron(7), cases.sequence(20, 3, 7, dtype=torch.float64)
     layer.double()
     values, grads = ends(layer, x, cases.stepped)
     fast, fast_grads = ends(layer, x, fused("numba"))
@@ -179,7 +179,7 @@ def test_custom_neuron() -> None:
         torch.testing.assert_close(fast_grads[name], grad)
 
 
-class Mixing(snn.Neuron):
+class MixingNeuron(snn.Neuron):
     states = ("mem",)
 
     @staticmethod
@@ -188,7 +188,7 @@ class Mixing(snn.Neuron):
         return mem, mem
 
 
-class Branching(snn.Neuron):
+class BranchingNeuron(snn.Neuron):
     states = ("mem",)
 
     @staticmethod
@@ -196,23 +196,23 @@ class Branching(snn.Neuron):
         return (x if bool((mem > 0).all()) else -x), mem + x
 
 
-def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_steps_and_bad_arguments(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randn(4, 2, 3)
     with caplog.at_level(logging.WARNING, "tracetorch"):
         for _ in range(2):
-            layer = Mixing(3)
-            assert torch.equal(layer.forward_sequence(x)[0], cases.stepped(Mixing(3), x))
+            layer = MixingNeuron(3)
+            assert torch.equal(layer.forward_sequence(x)[0], cases.stepped(MixingNeuron(3), x))
     assert len(caplog.records) == 1
-    assert "Mixing(3)" in caplog.text
+    assert "MixingNeuron(3)" in caplog.text
     assert "aten.sum.dim_IntList, which is not pointwise" in caplog.text
-    assert "sum" in str(fuse.unsupported_reason("numba", Mixing(3), x))
+    assert "sum" in str(fuse.unsupported_reason("numba", MixingNeuron(3), x))
     with (
         fuse.backend("numba"),
-        pytest.raises(RuntimeError, match="cannot run Mixing"),
+        pytest.raises(RuntimeError, match="cannot run MixingNeuron"),
     ):
-        Mixing(3).forward_sequence(x)
+        MixingNeuron(3).forward_sequence(x)
     with fuse.backend("numba"), pytest.raises(RuntimeError, match="branch on them in Python"):
-        Branching(3).forward_sequence(x)
+        BranchingNeuron(3).forward_sequence(x)
     with pytest.raises(ValueError, match=r"no backend is called 'numbba'\. Did you mean 'numba'"):
         fuse.backend("numbba")
     with pytest.raises(ValueError, match=r"has no state 'men'\. Did you mean 'mem'"):
@@ -220,7 +220,7 @@ def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
     assert fuse.requested_backend() == "auto"
 
 
-def test_a_failed_call_leaves_the_states() -> None:
+def test_failed_call_keeps_the_states() -> None:
     layer = snn.LIF(3)
     layer.forward_sequence(torch.randn(4, 2, 3))
     before = layer.mem
@@ -231,7 +231,7 @@ def test_a_failed_call_leaves_the_states() -> None:
     assert layer.mem is before
 
 
-def test_backward_twice_is_explained() -> None:
+def test_second_backward_is_explained() -> None:
     layer = snn.LIF(3)
     for attempt in range(2):
         y, _ = layer.forward_sequence(torch.randn(4, 2, 3))
@@ -242,7 +242,7 @@ def test_backward_twice_is_explained() -> None:
             (y.sum() + layer.mem.sum()).backward()
 
 
-def test_nothing_stale() -> None:
+def test_changed_surrogates_and_parameters_take_effect() -> None:
     x = cases.sequence(6, 2, 3, dtype=torch.float32)
     layer = cases.layer("LIF", 3)
     for slope in (1.0, 5.0, 1.0):
@@ -260,7 +260,7 @@ def test_nothing_stale() -> None:
     agree(layer, x, "numba")
 
 
-def test_every_value_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> Tensor:
@@ -285,7 +285,7 @@ def test_empty_inputs() -> None:
     assert y.shape == (4, 0, 3)
 
 
-def test_two_threads_at_once() -> None:
+def test_two_threads_run_kernels_concurrently() -> None:
     x = cases.sequence(40, 16, 600, dtype=torch.float32)
     layers = [cases.layer("LIF", 600), cases.layer("SLIF", 600)]
     alone = [ends(layer, x, fused("auto")) for layer in layers]
@@ -310,7 +310,7 @@ def test_two_threads_at_once() -> None:
 # opcheck clones its inputs and PyTorch reads .grad of the clones. It hides the warning by replacing
 # warnings.showwarning, which a filter that makes errors of warnings comes before (torch 2.15)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_operators() -> None:
+def test_custom_operators_pass_opcheck() -> None:
     layer, x = snn.RLIF(5), torch.randn(7, 3, 5, requires_grad=True)
     arguments = layer.step_kwargs(2, torch.float32)
     tensors = {
@@ -318,9 +318,9 @@ def test_operators() -> None:
     }
     states = [torch.randn(3, 5, requires_grad=True) for _ in layer.active_states]
     key = plan_key(layer, x, states, {**arguments, **tensors}, ("mem",))
-    given = (key, x, states, list(tensors.values()))
-    torch.library.opcheck(torch.ops.tracetorch.forward, given)
-    *results, marks = (end.detach() for end in torch.ops.tracetorch.forward(*given))
+    operands = (key, x, states, list(tensors.values()))
+    torch.library.opcheck(torch.ops.tracetorch.forward, operands)
+    *results, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
     torch.library.opcheck(
         torch.ops.tracetorch.backward,
         (
@@ -328,15 +328,15 @@ def test_operators() -> None:
             x.detach(),
             [s.detach() for s in states],
             [p.detach() for p in tensors.values()],
-            marks,
+            checkpoints,
             [torch.randn_like(end) for end in results],
         ),
     )
 
 
-def test_compiled_in_one_graph() -> None:
+def test_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
-    net = nn.Sequential(nn.Linear(5, 5), snn.LIF(5))
+    net: Any = nn.Sequential(nn.Linear(5, 5), snn.LIF(5))
 
     def loss(x: Tensor) -> Tensor:
         net[1].zero_states()
@@ -357,7 +357,7 @@ def test_compiled_in_one_graph() -> None:
     torch.testing.assert_close(gradient(compiled, x), gradient(loss, x))
 
 
-def test_no_second_derivative() -> None:
+def test_second_derivative_is_refused() -> None:
     x = torch.randn(4, 2, 3, requires_grad=True)
     y, _ = snn.LIF(3).forward_sequence(x)
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -365,7 +365,7 @@ def test_no_second_derivative() -> None:
         grad.sum().backward()
 
 
-class Sized(snn.Neuron):
+class SizeReading(snn.Neuron):
     states = ("mem",)
 
     @staticmethod
@@ -381,8 +381,8 @@ class Constants:
 GAIN = 2.0
 
 
-class Reading(snn.Neuron):
-    """Reads what can change: a global, and a constant in a class."""
+class GlobalReading(snn.Neuron):
+    """Neuron whose step reads values that can change: a global, and an attribute of a class."""
 
     states = ("mem",)
 
@@ -392,8 +392,8 @@ class Reading(snn.Neuron):
         return mem, mem
 
 
-class Drawing(snn.Neuron):
-    """Draws in Python: a kernel would keep the first number for good."""
+class RandomDrawing(snn.Neuron):
+    """Neuron whose step draws in Python: a kernel would contain the first number only."""
 
     states = ("mem",)
 
@@ -407,16 +407,23 @@ class Drawing(snn.Neuron):
         return mem, mem
 
 
+def position_of_numpy() -> int:
+    """Return the position of NumPy's global generator in its stream."""
+    state: Any = np.random.get_state(legacy=True)
+    position: int = state[2]
+    return position
+
+
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()])
-def test_a_step_that_draws_in_python_is_not_compiled(draw: Any) -> None:
-    layer, x = Drawing(draw), torch.ones(6, 2, 3)
-    before = random.getstate(), np.random.get_state()[2]
+def test_step_that_draws_random_numbers_in_python_is_not_compiled(draw: Any) -> None:
+    layer, x = RandomDrawing(draw), torch.ones(6, 2, 3)
+    before = random.getstate(), position_of_numpy()
     with (
         pytest.raises(RuntimeError, match="draws random numbers in Python"),
         fuse.backend("numba"),
     ):
         layer.forward_sequence(x)
-    assert (random.getstate(), np.random.get_state()[2]) == before
+    assert (random.getstate(), position_of_numpy()) == before
     with torch.no_grad():
         steps = [layer.step(x[0], torch.zeros(2, 3), draw=draw)[0] for _ in range(2)]
         assert not torch.equal(*steps)
@@ -424,14 +431,14 @@ def test_a_step_that_draws_in_python_is_not_compiled(draw: Any) -> None:
     assert len({float(step) for step in (y[1:] - 0.5 * y[:-1])[:, 0, 0]}) == 5
 
 
-def test_a_step_that_reads_a_size_is_not_compiled() -> None:
+def test_step_that_reads_a_size_is_not_compiled() -> None:
     x = cases.sequence(4, 2, 7, dtype=torch.float32)
     with (
         pytest.raises(RuntimeError, match="its step reads the size of its input"),
         fuse.backend("numba"),
     ):
-        Sized(7).forward_sequence(x)
-    layer = Sized(7)
+        SizeReading(7).forward_sequence(x)
+    layer = SizeReading(7)
     expected = cases.stepped(layer, x)
     layer.zero_states()
     assert torch.equal(layer.forward_sequence(x)[0], expected)
@@ -442,10 +449,10 @@ def test_a_step_that_reads_a_size_is_not_compiled() -> None:
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_a_step_reads_from_outside_is_never_stale(
+def test_changed_globals_of_a_step_take_effect(
     grad: bool, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, x = Reading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
+    layer, x = GlobalReading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
 
     def run() -> Tensor:
         layer.zero_states()
@@ -466,9 +473,11 @@ def test_what_a_step_reads_from_outside_is_never_stale(
     assert not torch.equal(run(), before)
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
-def test_inside_compile_neither(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = Reading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
+def test_changed_globals_of_a_step_take_effect_inside_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = GlobalReading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
 
     def run(x: Tensor) -> Tensor:
         layer.zero_states()
@@ -482,8 +491,8 @@ def test_inside_compile_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
 
 
-class Hard(snn.Neuron):
-    """A spike without a gradient, and a parameter that nothing reads."""
+class HardThreshold(snn.Neuron):
+    """Neuron with a spike without gradient, and an unused parameter."""
 
     states = ("mem",)
 
@@ -498,8 +507,8 @@ class Hard(snn.Neuron):
         return (mem > 1).to(x.dtype) * 1.0, mem
 
 
-def test_what_has_no_gradient_by_step_has_none() -> None:
-    layer, x = Hard(), cases.sequence(4, 2, 3, dtype=torch.float32)
+def test_step_without_a_gradient_path_has_no_gradient() -> None:
+    layer, x = HardThreshold(), cases.sequence(4, 2, 3, dtype=torch.float32)
     y, _ = layer.forward_sequence(x)
     assert not y.requires_grad
     layer.mem.sum().backward()
@@ -507,7 +516,7 @@ def test_what_has_no_gradient_by_step_has_none() -> None:
     assert layer.raw_idle.grad is None
 
 
-def test_a_number_of_python_as_a_state() -> None:
+def test_constant_as_a_state() -> None:
     class Filled(snn.Neuron):
         states = ("mem",)
 
@@ -520,7 +529,7 @@ def test_a_number_of_python_as_a_state() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
-def test_forward_mode_keeps_its_tangent() -> None:
+def test_forward_mode_keeps_the_tangent() -> None:
     layer = snn.Readout(2, beta=0.5, learn_beta=False)
     with fwAD.dual_level(), torch.no_grad():
         x = fwAD.make_dual(torch.ones(2, 1, 2), torch.ones(2, 1, 2))
@@ -541,7 +550,7 @@ def test_annealing_keeps_a_bounded_number_of_plans() -> None:
     assert plans._planned.cache_info().maxsize == 512
 
 
-def test_a_dispatch_mode_sees_the_operators() -> None:
+def test_dispatch_mode_sees_the_operators() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     seen: list[str] = []
@@ -562,7 +571,7 @@ def test_a_dispatch_mode_sees_the_operators() -> None:
     assert all(torch.equal(watched[name], grads[name]) for name in grads)
 
 
-def test_saved_tensors_may_come_back_in_another_order_of_memory() -> None:
+def test_saved_tensors_may_change_memory_format() -> None:
     case = ("SLIF", {"dim": -3}, (2, 3, 4, 5))
     layer = make(case)
     x = input_for(case, steps=600)
@@ -581,28 +590,29 @@ def test_saved_tensors_may_come_back_in_another_order_of_memory() -> None:
 
 
 @pytest.mark.parametrize("place", ["x", "state", "grad"])
-def test_a_tensor_that_is_negative_by_a_bit_alone(place: str) -> None:
+def test_tensor_with_the_negative_bit(place: str) -> None:
     negative = torch._neg_view(torch.linspace(-2, 2, 24).reshape(4, 2, 3))
     results = []
-    for given in (negative, negative.resolve_neg().clone()):
+    for tensor in (negative, negative.resolve_neg().clone()):
         layer = snn.LIF(3)
-        layer.mem = given[0] if place == "state" else None
-        x = given if place == "x" else torch.linspace(-1, 3, 24).reshape(4, 2, 3)
+        layer.mem = tensor[0] if place == "state" else None
+        x = tensor if place == "x" else torch.linspace(-1, 3, 24).reshape(4, 2, 3)
         y, _ = layer.forward_sequence(x)
-        y.backward(given if place == "grad" else torch.ones_like(y))
+        y.backward(tensor if place == "grad" else torch.ones_like(y))
         results.append((y, layer.raw_beta.grad))
     assert all(map(torch.equal, *results))
 
 
-def test_another_thread_may_draw_random_numbers_while_a_step_is_traced(
+def test_tracing_does_not_rewind_random_numbers_of_other_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn, original = [], tracing._trace
+    drawn: list[float] = []
+    original = tracing._trace
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         if not drawn:
             drawn.append(random.random())
-        return original(*given)
+        return original(*arguments)
 
     class Plain(snn.Neuron):
         @staticmethod
@@ -616,7 +626,7 @@ def test_another_thread_may_draw_random_numbers_while_a_step_is_traced(
     assert random.random() not in drawn
 
 
-def test_a_batch_of_gradients_is_told_the_way_out() -> None:
+def test_error_for_batched_gradients_names_the_eager_backend() -> None:
     layer, x = snn.Readout(3), torch.randn(4, 2, 3, requires_grad=True)
     y, _ = layer.forward_sequence(x)
     with pytest.raises(RuntimeError, match=r"one incoming gradient at a time.*backend\('eager'\)"):
@@ -628,7 +638,7 @@ def test_a_batch_of_gradients_is_told_the_way_out() -> None:
     assert found.shape == (5, *x.shape)
 
 
-class Swishing(snn.Neuron):
+class SiluNeuron(snn.Neuron):
     states = ("mem",)
 
     @staticmethod
@@ -639,14 +649,14 @@ class Swishing(snn.Neuron):
 
 def test_silu_and_its_gradient_fuse() -> None:
     x = cases.sequence(6, 2, 3)
-    values, grads = ends(Swishing(3), x, cases.stepped)
-    fast, fast_grads = ends(Swishing(3), x, fused("numba"))
+    values, grads = ends(SiluNeuron(3), x, cases.stepped)
+    fast, fast_grads = ends(SiluNeuron(3), x, fused("numba"))
     torch.testing.assert_close(fast, values, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast_grads, grads, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_gradients_that_are_not_finite_come_without_a_warning(rank: Any) -> None:
+def test_infinite_gradients_raise_no_warning(rank: Any) -> None:
     layer, x = snn.LIF(4, beta_rank=rank), torch.randn(5, 3, 4, requires_grad=True)
     y, _ = layer.forward_sequence(x)
     grad = torch.full_like(y, 1e38)

@@ -1,6 +1,6 @@
-"""What each of several processes does with its share of the batch: a list of named jobs.
+"""Jobs of a process on its share of the batch.
 
-``python -m tests.scale_out.jobs FOLDER RANK WORLD BACKEND`` runs them all and saves what they give.
+``python -m tests.scale_out.jobs FOLDER RANK WORLD BACKEND`` runs all of them and saves the results.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +28,7 @@ T, B, WORLD = 7, 4, 2
 
 
 class Net(snn.TTModule):
-    """Every kind of parameter: constrained and plain, learnt and fixed."""
+    """Network with every kind of parameter: constrained and plain, learnable and fixed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def data(batch: int = B) -> tuple[Tensor, Tensor]:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """``fully_shard`` of every layer that has parameters, and of the rest."""
+    """Apply ``fully_shard`` to every layer that has parameters, then to the model."""
     for module in list(model.modules()):
         if module is not model and list(module.parameters(recurse=False)):
             fully_shard(module)
@@ -65,7 +66,7 @@ def shard(model: nn.Module) -> nn.Module:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Full gradients, by the names that they have in ``net()``."""
+    """Return full gradients by the names of the parameters in ``net()``."""
     found = {}
     for name, p in model.named_parameters():
         name = name.removeprefix("module.").removeprefix("model.")
@@ -75,7 +76,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-ENGINES: dict[str, Callable[[nn.Module], nn.Module]] = {
+ENGINES: dict[str, Callable[[nn.Module], Any]] = {
     "DDP": DistributedDataParallel,
     "FSDP": fully_shard,
     "FSDP of every layer": shard,
@@ -88,31 +89,38 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def of_the_model(engine: str, way: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """The engine has wrapped one time step; ``unroll`` is around it."""
+def gradients_of_wrapped_step(
+    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
+) -> dict[str, Tensor]:
+    """Return gradients where the engine wraps one time step, inside ``unroll``."""
     model = ENGINES[engine](net().to(x.device))
     out = tt.unroll(model, x[:, mine], **WAYS[way])
     cross_entropy(out.mean(0), y[mine]).backward()
     return gradients(model)
 
 
-def of_the_whole(engine: str, way: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """The engine has wrapped a module whose forward unrolls."""
+def gradients_of_wrapped_sequence(
+    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
+) -> dict[str, Tensor]:
+    """Return gradients where the engine wraps a module whose forward unrolls."""
     model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
     cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
     return gradients(model)
 
 
-def of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Engines average over processes: a sum, times processes, by all samples, is the mean."""
+def gradients_of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Return gradients of the mean loss over shares of unequal size.
+
+    Engines average over processes, so the sum is scaled by processes / samples.
+    """
     model = DistributedDataParallel(net().to(x.device))
     out = tt.unroll(model, x[:, mine]).mean(0)
     (cross_entropy(out, y[mine], reduction="sum") * WORLD / len(y)).backward()
     return gradients(model)
 
 
-def trained(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Parameters after three steps; between them an evaluation without a graph."""
+def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Return parameters after three steps, with an evaluation without a graph after each."""
     model = ENGINES[engine](Whole(net().to(x.device)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     for _ in range(3):
@@ -123,7 +131,7 @@ def trained(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]
             model(x[:, mine])
     if engine != "DDP":
         for module in model.modules():
-            if hasattr(module, "reshard"):
+            if isinstance(module, FSDPModule):
                 module.reshard()
     found = {n.removeprefix("module.").removeprefix("model."): p for n, p in
              model.named_parameters()}  # fmt: skip
@@ -131,8 +139,8 @@ def trained(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]
             found.items()}  # fmt: skip
 
 
-def streamed(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
-    """States of a stream that goes on, one sample of the first process started anew midway."""
+def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
+    """Return states and output of a stream in which one sample is reset midway."""
     model = ENGINES[engine](net().to(x.device))
     with torch.no_grad():
         tt.unroll(model, x[:3, mine], **WAYS[way])
@@ -142,8 +150,8 @@ def streamed(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[s
     return {**states, "the output": out.cpu()}
 
 
-def carried_in(x: Tensor, mine: slice) -> dict[str, Tensor]:
-    """States that the model held before it was wrapped."""
+def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Return the states of a wrapped model that were set before wrapping."""
     model = net().to(x.device)
     tt.unroll(model, x[:, mine])
     tt.detach_states(model)
@@ -152,34 +160,34 @@ def carried_in(x: Tensor, mine: slice) -> dict[str, Tensor]:
 
 
 def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """All of them by name."""
+    """Return all jobs by name."""
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
     uneven_x, uneven_y = (each.to(device) for each in data(5))
     share = slice(0, 3) if rank == 0 else slice(3, 5)
     made: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "unequal": lambda: of_unequal_shares(uneven_x, uneven_y, share),
-        "carried in": lambda: carried_in(x, mine),
+        "unequal": lambda: gradients_of_unequal_shares(uneven_x, uneven_y, share),
+        "carried in": lambda: states_before_wrapping(x, mine),
     }
     for engine in ENGINES:
-        made[f"trained/{engine}"] = lambda e=engine: trained(e, x, y, mine)
+        made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
         for way in WAYS:
-            given = (engine, way, x, y, mine)
-            made[f"whole/{engine}/{way}"] = lambda g=given: of_the_whole(*g)
+            arguments = (engine, way, x, y, mine)
+            made[f"whole/{engine}/{way}"] = partial(gradients_of_wrapped_sequence, *arguments)
             if engine != "DDP" or "segment" not in WAYS[way]:
-                made[f"model/{engine}/{way}"] = lambda g=given: of_the_model(*g)
+                made[f"model/{engine}/{way}"] = partial(gradients_of_wrapped_step, *arguments)
         for way in ("by layer", "by step"):
-            made[f"stream/{engine}/{way}"] = lambda e=engine, w=way: streamed(e, w, x, mine, rank)
+            made[f"stream/{engine}/{way}"] = partial(states_of_stream, engine, way, x, mine, rank)
     return made
 
 
 def main(folder: Path, rank: int, world: int, backend: str) -> None:
-    # FSDP loses gradients where a module's output is a view and is changed in place: by layer no
-    # layer's is one. What unroll itself gives is, and is not changed here.
+    # FSDP loses gradients where a module returns a view that is changed in place later. No layer
+    # does so by layer; unroll returns one, which these jobs leave unchanged.
     warnings.filterwarnings("error", message=".*returned a view tensor")
     warnings.filterwarnings("ignore", message=r".*\(FSDPWhole\) returned a view tensor")
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
+    store = dist.FileStore(str(folder / "store"), world)  # type: ignore[attr-defined]
     dist.init_process_group(backend, rank=rank, world_size=world, store=store)
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     if backend == "nccl":

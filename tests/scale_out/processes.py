@@ -1,4 +1,4 @@
-"""Runs processes side by side, and ends them all when one fails or time is up."""
+"""Run processes side by side, and end all of them when one fails or time is up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> list[str]:
-    """``python ARGUMENTS...`` for each; what they print. Fails with it where one fails or hangs."""
+    """Run ``python ARGUMENTS...`` for each; return the outputs, or fail with them."""
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
         children = [
@@ -36,7 +36,7 @@ def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> lis
                     break
                 if time.monotonic() > deadline:
                     for child in children:
-                        child.send_signal(signal.SIGABRT)  # says where it stands
+                        child.send_signal(signal.SIGABRT)  # faulthandler prints its stack
                         child.wait(10)
                     break
                 time.sleep(0.05)
@@ -44,6 +44,6 @@ def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> lis
             for child in children:
                 child.kill()
                 child.wait()
-        said = [(output.seek(0), output.read())[1] for output in outputs]
-        assert not any(child.returncode for child in children), "\n".join(said)
-        return said
+        printed = [(output.seek(0), output.read())[1] for output in outputs]
+        assert not any(child.returncode for child in children), "\n".join(printed)
+        return printed

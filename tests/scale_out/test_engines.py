@@ -1,4 +1,4 @@
-"""Two processes give what one gives: gradients, parameters, states."""
+"""Compare gradients, parameters and states of two processes with those of one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.scale_out.jobs import ENGINES, WAYS, WORLD, Whole, data, gradients, net
+from tests.scale_out.jobs import ENGINES, WAYS, WORLD, data, gradients, net
 from tests.scale_out.processes import run_together
+from tests.unrolling.models import By, Whole
 
 Results = list[dict[str, dict[str, Tensor]]]
 
@@ -29,7 +30,7 @@ BACKENDS = [
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What every job gave in either process; all run in one start of them."""
+    """Run all jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
     run_together(
         [
@@ -50,7 +51,9 @@ def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("wrapped", ["whole", "model"])
-def test_gradients(results: Results, wrapped: str, engine: str, way: str) -> None:
+def test_gradients_equal_those_of_one_process(
+    results: Results, wrapped: str, engine: str, way: str
+) -> None:
     name = f"{wrapped}/{engine}/{way}"
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
@@ -63,7 +66,7 @@ def test_gradients(results: Results, wrapped: str, engine: str, way: str) -> Non
             torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
 
 
-def test_unequal_shares(results: Results) -> None:
+def test_unequal_shares_of_the_batch(results: Results) -> None:
     expected = reference(5)
     for rank in range(WORLD):
         for n, grad in expected.items():
@@ -88,7 +91,7 @@ def test_parameters_after_training(results: Results, engine: str) -> None:
 
 @pytest.mark.parametrize("way", ["by layer", "by step"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_process_has_the_states_of_its_own_samples(
+def test_each_process_has_the_states_of_its_own_samples(
     results: Results, engine: str, way: str
 ) -> None:
     x, _ = data()
@@ -124,8 +127,8 @@ def test_states_are_neither_parameters_nor_buffers() -> None:
     assert not set(states) & set(model.state_dict())
 
 
-def test_by_layer_no_output_is_a_view() -> None:
-    """FSDP hangs its hook on a layer's output, and loses it where a view is changed in place."""
+def test_outputs_by_layer_are_no_views() -> None:
+    """FSDP registers its hook on a layer's output, and loses it if a view is changed in place."""
     seen: list[Tensor] = []
     model = net()
     for module in model.modules():
@@ -136,9 +139,10 @@ def test_by_layer_no_output_is_a_view() -> None:
     assert not any(out._is_view() for out in seen)
 
 
-def test_memory_that_kernels_have_read_can_be_freed() -> None:
-    """As FSDP frees parameters between two passes."""
-    for by, grad in (("layer", True), ("layer", False), ("step", False)):
+def test_parameter_memory_can_be_freed_after_a_pass() -> None:
+    """FSDP frees parameters between two passes."""
+    passes: list[tuple[By, bool]] = [("layer", True), ("layer", False), ("step", False)]
+    for by, grad in passes:
         model = net()
         with torch.set_grad_enabled(grad):
             y = tt.unroll(model, data()[0], by=by)
@@ -148,12 +152,12 @@ def test_memory_that_kernels_have_read_can_be_freed() -> None:
             p.untyped_storage().resize_(0)
 
 
-def test_scalars_are_refused_by_fsdp_itself() -> None:
-    """Documented: FSDP2 shards no parameter of rank 0; ranks of 1 are the default."""
+def test_default_ranks_give_no_scalar_parameters() -> None:
+    """FSDP2 refuses parameters of rank 0, as docs/scale_out.md says; the default rank is 1."""
     assert all(p.ndim for p in net().parameters())
     assert any(p.ndim == 0 for p in tt.snn.LIF(3, beta_rank=0).parameters())
 
 
-def test_dataparallel_of_old_is_refused() -> None:
+def test_data_parallel_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Use DistributedDataParallel, one process per device"):
         net().out._replicate_for_data_parallel()

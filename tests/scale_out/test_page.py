@@ -1,4 +1,4 @@
-"""``docs/scale_out.md`` runs as it stands."""
+"""Run the code blocks of ``docs/scale_out.md``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.scale_out.processes import ROOT, run_together
 PAGE = ROOT / "docs" / "scale_out.md"
 
 
-def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: it compiles, joins a group of one, and imports Lightning."""
+def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a new process: the page compiles, joins a process group, and imports Lightning."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(blocks) == 9
     if find_spec("lightning") is None:
@@ -24,17 +24,22 @@ def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for name, value in where.items():
+    environment = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     script = tmp_path / "page.py"
     script.write_text("\n\n".join(blocks) + "\nprint('to the end')\n")
-    (said,) = run_together([[str(script)]])
-    assert "to the end" in said
+    (printed,) = run_together([[str(script)]])
+    assert "to the end" in printed
 
 
-def test_the_links_of_the_page_hold() -> None:
+def test_links_of_the_page_exist() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
     assert len(targets) == 2
     for target in targets:

@@ -1,4 +1,4 @@
-"""The example scripts, as they are run: in processes of their own."""
+"""Run the example scripts in processes of their own."""
 
 from __future__ import annotations
 
@@ -30,55 +30,57 @@ def parameters(path: Path) -> dict[str, Tensor]:
 @needs_digits
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_processes_train_the_network_of_one(engine: str, tmp_path: Path) -> None:
+def test_two_processes_train_the_same_network_as_one(engine: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "new" / "two.safetensors"
-    how = ("--quick", "--steps", "3", "--lr", "1e-3")
-    (said,) = run_together([[*DISTRIBUTED, *how, "--out", str(one)]])
-    assert "1 process(es), no engine, on cpu" in said
-    (said,) = run_together([[*TORCHRUN, *DISTRIBUTED, *how, "--engine", engine, "--out", str(two)]])
-    assert f"2 process(es), {engine}, on cpu" in said
-    assert said.count("held out:") == 1, "one process speaks"
+    options = ("--quick", "--steps", "3", "--lr", "1e-3")
+    (printed,) = run_together([[*DISTRIBUTED, *options, "--out", str(one)]])
+    assert "1 process(es), no engine, on cpu" in printed
+    (printed,) = run_together(
+        [[*TORCHRUN, *DISTRIBUTED, *options, "--engine", engine, "--out", str(two)]]
+    )
+    assert f"2 process(es), {engine}, on cpu" in printed
+    assert printed.count("held out:") == 1, "one process prints"
     torch.manual_seed(0)
     start, expected, found = ConvSNN().state_dict(), parameters(one), parameters(two)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5, msg=name)
     moved = [(expected[name] - start[name]).abs().max() for name in expected]
-    assert min(moved) > 5e-4, "it has learnt more than what the two may differ by"
+    assert min(moved) > 5e-4, "training moves parameters by more than the tolerance"
 
 
 @pytest.mark.parametrize(
     "script", [DISTRIBUTED, pytest.param(LIGHTNING, marks=[needs_lightning, pytest.mark.slow])]
 )
 def test_help(script: tuple[str, ...]) -> None:
-    (said,) = run_together([[*script, "--help"]])
-    assert said.startswith(f"usage: python {' '.join(script)}")
-    assert "--epochs N" in said
+    (printed,) = run_together([[*script, "--help"]])
+    assert printed.startswith(f"usage: python {' '.join(script)}")
+    assert "--epochs N" in printed
 
 
 @needs_digits
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared() -> None:
+def test_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(AssertionError, match="--batch-size 25 cannot be shared by 2 processes"):
         run_together([[*TORCHRUN, *DISTRIBUTED, "--quick", "--batch-size", "25"]])
 
 
 @needs_digits
 @needs_lightning
-def test_lightning_resumed_is_lightning_uninterrupted(tmp_path: Path) -> None:
+def test_resumed_lightning_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
-    how = [*LIGHTNING, "--quick", "--epochs", "2", "--steps", "3"]
-    _, said = run_together(
+    options = [*LIGHTNING, "--quick", "--epochs", "2", "--steps", "3"]
+    _, printed = run_together(
         [
-            [*how, "--out", str(whole)],
-            [*how, "--out", str(part), "--stop-after", "1"],
+            [*options, "--out", str(whole)],
+            [*options, "--out", str(part), "--stop-after", "1"],
         ]
     )
     checkpoint = part / "last.ckpt"
-    assert f"stopped after 1 of 2 passes; go on with --resume {checkpoint}" in said
+    assert f"stopped after 1 of 2 passes; go on with --resume {checkpoint}" in printed
     assert not (part / "model.safetensors").exists()
     held = torch.load(checkpoint, weights_only=False)["state_dict"]
     assert set(held) == {f"network.{name}" for name in ConvSNN().state_dict()}, "no states in it"
-    run_together([[*how, "--out", str(part), "--resume", str(checkpoint)]])
+    run_together([[*options, "--out", str(part), "--resume", str(checkpoint)]])
     expected, found = (
         parameters(whole / "model.safetensors"),
         parameters(part / "model.safetensors"),

@@ -44,22 +44,22 @@ PARAMETERS = (
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["layer"] for case in GOLDEN])
 def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
-    made = getattr(snn, case["layer"])(**case["kwargs"]).double()
-    made.load_state_dict(case["state_dict"])
+    neurons = getattr(snn, case["layer"])(**case["kwargs"]).double()
+    neurons.load_state_dict(case["state_dict"])
     x = case["x"].clone().requires_grad_()
-    out = stepped(made, x)
+    out = stepped(neurons, x)
     (out * case["cotangent"]).sum().backward()
 
-    close = {"rtol": 0, "atol": 1e-10}
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
     torch.testing.assert_close(out, case["out"], **close)
     torch.testing.assert_close(x.grad, case["grad_x"], **close)
-    parameters = dict(made.named_parameters())
+    parameters = dict(neurons.named_parameters())
     assert sorted(parameters) == sorted(case["learnable"])
     for name, grad in case["grads"].items():
         torch.testing.assert_close(parameters[name].grad, grad, **close)
-    assert set(case["states"]) == set(made.active_states)
+    assert set(case["states"]) == set(neurons.active_states)
     for name, state in case["states"].items():
-        torch.testing.assert_close(getattr(made, name), state, **close)
+        torch.testing.assert_close(getattr(neurons, name), state, **close)
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
@@ -71,31 +71,33 @@ def test_agrees_with_the_simulator(
     x = sequence(5, *shape)
     fired = 0.0
     for arguments in configurations(synapse, recurrence):
-        made = snn.LeakyIntegrator(3, dim, **arguments).double()
-        vary(made)
+        neurons = snn.LeakyIntegrator(3, dim, **arguments).double()
+        vary(neurons)
         with torch.no_grad(), fuse.backend("eager"):  # the step itself, not a kernel of it
-            out = stepped(made, x)
-        values = {n: getattr(made, n) for n in PARAMETERS if getattr(made, n) is not None}
+            out = stepped(neurons, x)
+        values = {n: getattr(neurons, n) for n in PARAMETERS if getattr(neurons, n) is not None}
         expected, states = simulate(
             x.numpy(),
             dim,
             {name: value.detach().numpy() for name, value in values.items()},
-            {name: getattr(made, f"{name}_ema") for name in ("alpha", "beta", "gamma")},
+            {name: getattr(neurons, f"{name}_ema") for name in ("alpha", "beta", "gamma")},
             arguments["reset"],
         )
-        np.testing.assert_allclose(out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(made))
-        np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(made))
-        for name in made.active_states:
-            state = getattr(made, name).numpy()
+        np.testing.assert_allclose(
+            out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(neurons)
+        )
+        np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(neurons))
+        for name in neurons.active_states:
+            state = getattr(neurons, name).numpy()
             np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
-        if made.pos_threshold is not None or made.neg_threshold is not None:
+        if neurons.pos_threshold is not None or neurons.neg_threshold is not None:
             fired += float((out != 0).double().mean())
     assert fired > 0
 
 
-def test_the_simulator_is_shown_every_configuration() -> None:
-    made = [c for s in (False, True) for r in (False, True) for c in configurations(s, r)]
-    assert len(made) == len({str(c) for c in made}) == 1368
+def test_number_of_simulated_configurations() -> None:
+    neurons = [c for s in (False, True) for r in (False, True) for c in configurations(s, r)]
+    assert len(neurons) == len({str(c) for c in neurons}) == 1368
 
 
 @pytest.mark.parametrize(
@@ -109,45 +111,46 @@ def test_the_simulator_is_shown_every_configuration() -> None:
     ],
 )
 def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[float]) -> None:
-    made = snn.LIF(1, beta=0.9, surrogate_derivative=atan_surrogate(2.0), **arguments)
+    neurons = snn.LIF(1, beta=0.9, surrogate_derivative=atan_surrogate(2.0), **arguments)
     x = torch.tensor([1.3, 0.2], requires_grad=True)
     for step in x.unbind():
-        made(step.reshape(1, 1))
-    made.mem.sum().backward()
+        neurons(step.reshape(1, 1))
+    neurons.mem.sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor(expected), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_gradient_through_the_negative_reset_mirrors_the_positive(
+def test_gradient_through_the_negative_reset_mirrors_the_positive_one(
     reset: Any, detach_reset: bool
 ) -> None:
     grads = []
     for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
-        made = snn.LeakyIntegrator(1, **{part: {}}, reset=reset, detach_reset=detach_reset)
+        setups: dict[str, Any] = {part: {}}
+        neurons = snn.LeakyIntegrator(1, **setups, reset=reset, detach_reset=detach_reset)
         x = torch.tensor([1.3, 0.2], requires_grad=True)
         for step in (sign * x).unbind():
-            made(step.reshape(1, 1))
-        (sign * made.mem).sum().backward()
+            neurons(step.reshape(1, 1))
+        (sign * neurons.mem).sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize("name", SPIKING)
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
-def test_a_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: str) -> None:
-    made = layer(name, reset=reset, detach_reset=True).double()
-    stepped(made, sequence(6, 2, 4))
-    made.mem.sum().backward()
-    grad = made.raw_pos_threshold.grad
+def test_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: str) -> None:
+    neurons = layer(name, reset=reset, detach_reset=True).double()
+    stepped(neurons, sequence(6, 2, 4))
+    neurons.mem.sum().backward()
+    grad = neurons.raw_pos_threshold.grad
     if reset == "subtract":
         assert bool((grad != 0).any())
-    elif made.gamma is None:  # nothing but the detached spike knows the threshold
+    elif neurons.gamma is None:  # only the detached spike depends on the threshold
         assert grad is None or not bool(grad.any())
 
 
 class Smooth:
-    """A spike function that finite differences can follow."""
+    """Smooth spike function, for finite differences."""
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(3 * u)
@@ -162,7 +165,7 @@ def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
     else:
         smooth = {"surrogate_derivative": Smooth()}
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         nn.Linear(2, 3), layer(name, 3, **smooth), nn.Linear(3, 2), layer(name, 2, **smooth)
     ).double()
     names, values = zip(*net.named_parameters(), strict=True)
@@ -170,8 +173,8 @@ def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
     def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         for each in (net[1], net[3]):
             each.zero_states()
-        given = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(net, given, (step,)) for step in x.unbind()])
+        by_name = dict(zip(names, parameters, strict=True))
+        return torch.stack([functional_call(net, by_name, (step,)) for step in x.unbind()])
 
     x = sequence(3, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(run, (x, *values))
@@ -185,13 +188,13 @@ def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> 
         if name.startswith("B")
         else {"surrogate_derivative": Smooth()}
     )
-    made = layer(name, 2, **smooth, **arguments).double()
-    names, values = zip(*made.named_parameters(), strict=True)
+    neurons = layer(name, 2, **smooth, **arguments).double()
+    names, values = zip(*neurons.named_parameters(), strict=True)
 
     def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        made.zero_states()
-        given = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(made, given, (step,)) for step in x.unbind()])
+        neurons.zero_states()
+        by_name = dict(zip(names, parameters, strict=True))
+        return torch.stack([functional_call(neurons, by_name, (step,)) for step in x.unbind()])
 
     assert torch.autograd.gradcheck(run, (sequence(3, 2, 2).requires_grad_(), *values))
 
@@ -201,10 +204,10 @@ def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> 
 def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
     x = sequence(5, 4, 3, seed=seed)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    made = layer(name, 3).double()
-    out = stepped(made, x)
-    made.zero_states()
-    assert torch.equal(stepped(made, x[:, order]), out[:, order])
+    neurons = layer(name, 3).double()
+    out = stepped(neurons, x)
+    neurons.zero_states()
+    assert torch.equal(stepped(neurons, x[:, order]), out[:, order])
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), dim=st.integers(-4, 3))
@@ -219,7 +222,7 @@ def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), cut=st.integers(0, 6))
 @settings(max_examples=40, deadline=None)
-def test_cutting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
+def test_splitting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
     x = sequence(6, 2, 3, seed=seed)
     whole, parts = layer(name, 3).double(), layer(name, 3).double()
     expected = stepped(whole, x)
@@ -229,7 +232,7 @@ def test_cutting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> N
     assert torch.equal(torch.stack(first + second), expected)
 
 
-def test_negative_only_and_trace_only_are_legal() -> None:
+def test_negative_threshold_alone_and_trace_alone_are_valid() -> None:
     negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
     assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
     traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
@@ -237,11 +240,11 @@ def test_negative_only_and_trace_only_are_legal() -> None:
     assert traced.syn is traced.alpha is traced.bias is None
 
 
-def test_beta_is_always_there_and_partial_setups_are_completed() -> None:
-    made = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
-    assert made.beta.tolist() == pytest.approx([0.9, 0.9])
-    assert made.alpha.tolist() == pytest.approx([0.3, 0.3])
-    assert (made.alpha_ema, made.beta_ema) == (True, False)
+def test_partial_setups_take_defaults_and_beta_always_exists() -> None:
+    neurons = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
+    assert neurons.beta.tolist() == pytest.approx([0.9, 0.9])
+    assert neurons.alpha.tolist() == pytest.approx([0.3, 0.3])
+    assert (neurons.alpha_ema, neurons.beta_ema) == (True, False)
     same = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3))
     assert same.alpha_ema is True
 
@@ -255,11 +258,11 @@ def test_beta_is_always_there_and_partial_setups_are_completed() -> None:
         ({"reset": "hard"}, "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
     ],
 )
-def test_parts_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+def test_error_names_a_setup_without_effect(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         snn.LeakyIntegrator(2, **arguments)
 
 
-def test_detach_reset_is_a_flag() -> None:
+def test_detach_reset_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
-        snn.LIF(2, detach_reset=1)
+        snn.LIF(2, detach_reset=1)  # type: ignore[arg-type]  # the mistake of the test

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tracetorch import snn
 
 
 class Counting(snn.TTModule):
-    """Counts how often each of its overrides runs."""
+    """Module that counts how often each of its overrides runs."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
@@ -46,12 +47,12 @@ class Plain(snn.TTModule):
         super().__init__()
         self.cell = snn.LIF(3)
 
-    def zero_states(self) -> None:  # an override that knows nothing of masks
+    def zero_states(self) -> None:  # type: ignore[override]  # it lacks where=
         super().zero_states()
 
 
-def test_an_override_need_not_know_where() -> None:
-    net = nn.Sequential(Plain(), snn.LIF(3))
+def test_override_without_the_where_argument() -> None:
+    net: Any = nn.Sequential(Plain(), snn.LIF(3))
     net[0].cell(torch.ones(2, 3))
     net[1](torch.ones(2, 3))
     before = tt.get_states(net)
@@ -63,7 +64,7 @@ def test_an_override_need_not_know_where() -> None:
     assert tt.get_states(net) == {}
 
 
-def test_an_override_that_fails_leaves_the_next_call_whole() -> None:
+def test_failing_override_does_not_affect_the_next_call() -> None:
     class Failing(snn.TTModule):
         def zero_states(self, *, where: torch.Tensor | None = None) -> None:
             raise RuntimeError("no")
@@ -77,49 +78,49 @@ def test_an_override_that_fails_leaves_the_next_call_whole() -> None:
 
 
 @pytest.mark.parametrize("act", [tt.zero_states, tt.detach_states, tt.get_states])
-def test_only_modules_have_states(act: object) -> None:
+def test_error_for_anything_but_a_module(act: object) -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
         act([snn.LIF(2)])  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "SRReadout"])
-def test_resetting_a_masked_sample_equals_a_fresh_one(name: str) -> None:
+def test_reset_sample_equals_a_fresh_one(name: str) -> None:
     x = sequence(8, 4, 3)
     mask = torch.tensor([True, False, False, True])
-    made, fresh, untouched = (layer(name, 3).double() for _ in range(3))
+    neurons, fresh, untouched = (layer(name, 3).double() for _ in range(3))
     expected_fresh, expected_rest = stepped(fresh, x[4:]), stepped(untouched, x)[4:]
-    stepped(made, x[:4])
-    made.zero_states(where=mask)
-    out = stepped(made, x[4:])
+    stepped(neurons, x[:4])
+    neurons.zero_states(where=mask)
+    out = stepped(neurons, x[4:])
     assert torch.equal(out[:, mask], expected_fresh[:, mask])
     assert torch.equal(out[:, ~mask], expected_rest[:, ~mask])
 
 
-def test_a_mask_keeps_the_graph_of_the_others_and_cuts_that_of_the_reset() -> None:
-    made = snn.SLIF(3)
+def test_mask_cuts_the_graph_of_reset_samples_only() -> None:
+    neurons = snn.SLIF(3)
     x = torch.rand(2, 3, requires_grad=True)
-    made(x)
-    made.zero_states(where=torch.tensor([True, False]))
-    assert made.mem[0].tolist() == [0.0, 0.0, 0.0]
-    (made.mem + made.syn).sum().backward()
+    neurons(x)
+    neurons.zero_states(where=torch.tensor([True, False]))
+    assert neurons.mem[0].tolist() == [0.0, 0.0, 0.0]
+    (neurons.mem + neurons.syn).sum().backward()
     assert not bool(x.grad[0].any())
     assert bool((x.grad[1] != 0).all())
 
 
-def test_the_gradient_is_safe_where_a_reset_sample_held_nan() -> None:
-    made = snn.Readout(2)
-    made.mem = torch.tensor([[math.nan, math.inf], [1.0, 1.0]], requires_grad=True)
-    held = made.mem
-    made.zero_states(where=torch.tensor([True, False]))
-    out = made(torch.ones(2, 2))
+def test_gradient_is_finite_where_a_reset_sample_held_nan() -> None:
+    neurons = snn.Readout(2)
+    neurons.mem = torch.tensor([[math.nan, math.inf], [1.0, 1.0]], requires_grad=True)
+    held = neurons.mem
+    neurons.zero_states(where=torch.tensor([True, False]))
+    out = neurons(torch.ones(2, 2))
     out.sum().backward()
     assert bool(torch.isfinite(out).all())
     assert held.grad.tolist() == [[0.0, 0.0], [pytest.approx(0.9)] * 2]
-    assert bool(torch.isfinite(made.raw_beta.grad).all())
+    assert bool(torch.isfinite(neurons.raw_beta.grad).all())
 
 
 def test_none_stays_none_under_a_mask() -> None:
-    net = nn.Sequential(snn.LIF(3), snn.LIF(3))
+    net: Any = nn.Sequential(snn.LIF(3), snn.LIF(3))
     net[0](torch.ones(2, 3))
     tt.zero_states(net, where=torch.tensor([True, True]))
     assert net[1].mem is None
@@ -136,7 +137,7 @@ def test_none_stays_none_under_a_mask() -> None:
         (torch.tensor([True] * 3), ValueError, r"layer 'b', LIF\(2\), holds mem for a batch of 2"),
     ],
 )
-def test_a_mask_that_does_not_fit_changes_nothing(
+def test_mask_that_does_not_fit_changes_nothing(
     mask: object, error: type[Exception], message: str
 ) -> None:
     net = nn.ModuleDict({"a": snn.LIF(2), "b": snn.LIF(2)})
@@ -149,14 +150,14 @@ def test_a_mask_that_does_not_fit_changes_nothing(
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(-1, (3,)), (0, (3, 2)), (-2, (3, 2))])
-def test_a_mask_needs_a_batch_before_the_neurons(dim: int, shape: tuple[int, ...]) -> None:
-    made = snn.LIF(3, dim=dim)
-    made(torch.ones(shape))
+def test_mask_needs_a_batch_dimension_before_the_neurons(dim: int, shape: tuple[int, ...]) -> None:
+    neurons = snn.LIF(3, dim=dim)
+    neurons(torch.ones(shape))
     with pytest.raises(ValueError, match="has its neurons at dimension 0, where the mask looks"):
-        made.zero_states(where=torch.tensor([True, False, False]))
+        neurons.zero_states(where=torch.tensor([True, False, False]))
 
 
-def test_wrapped_models_are_reached() -> None:
+def test_states_of_wrapped_models_are_reached() -> None:
     net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
 
     class Wrapper(nn.Module):  # as DistributedDataParallel wraps
@@ -184,8 +185,8 @@ def test_param_count_counts_shared_parameters_once() -> None:
     assert Net().get_param_count() == 8 + 18 + 2
 
 
-class Busy(snn.TTModule):
-    """Overrides that call more than their ``super()``."""
+class CallingOverrides(snn.TTModule):
+    """Module whose overrides call more than their ``super()``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,8 +209,8 @@ class Busy(snn.TTModule):
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_what_else_an_override_calls_is_a_call_of_its_own(depth: int) -> None:
-    busy = Busy()
+def test_other_calls_inside_an_override_run_independently(depth: int) -> None:
+    busy = CallingOverrides()
     root: nn.Module = busy
     for _ in range(depth):
         root = Counting(root)
@@ -225,10 +226,10 @@ def test_what_else_an_override_calls_is_a_call_of_its_own(depth: int) -> None:
         tt.zero_states(root, where=torch.ones(3, dtype=torch.bool))
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 @pytest.mark.parametrize("mask", [[True], [True, False, True], [[True, False]], [1, 0]])
-def test_a_mask_is_checked_under_compile_too(mask: list[bool]) -> None:
-    net = nn.Sequential(snn.LIF(2))
+def test_mask_is_checked_under_compile(mask: list[bool]) -> None:
+    net: Any = nn.Sequential(snn.LIF(2))
     net(torch.ones(2, 2))
     before = net[0].mem.clone()
     torch.compiler.reset()
@@ -243,7 +244,7 @@ def test_a_mask_is_checked_under_compile_too(mask: list[bool]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_input_error_survives_compile() -> None:
+def test_input_error_is_raised_under_compile() -> None:
     net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
     torch.compiler.reset()
     compiled = torch.compile(net, backend="eager")

@@ -30,7 +30,7 @@ class Net(snn.TTModule):
         return self.out(self.net(x))
 
 
-# A neuron of one's own
+# Custom neurons
 
 
 class AdaptiveLIF(snn.Neuron):
@@ -50,19 +50,19 @@ class AdaptiveLIF(snn.Neuron):
         return fired, mem - fired * base, 0.95 * fatigue + 0.1 * fired
 
 
-def test_a_neuron_in_ten_lines() -> None:
-    made = AdaptiveLIF(2)
-    assert set(made.state_dict()) == {"raw_beta", "raw_base"}
-    out = stepped(made, torch.full((6, 1, 2), 1.1))
+def test_custom_neuron_in_ten_lines() -> None:
+    neurons = AdaptiveLIF(2)
+    assert set(neurons.state_dict()) == {"raw_beta", "raw_base"}
+    out = stepped(neurons, torch.full((6, 1, 2), 1.1))
     assert out[0].tolist() == [[1.0, 1.0]]
-    assert 0.1 < made.fatigue[0, 0].item() < 0.6
+    assert 0.1 < neurons.fatigue[0, 0].item() < 0.6
     out.sum().backward()
-    assert bool((made.raw_base.grad != 0).all())
-    made.zero_states()
-    assert made.mem is made.fatigue is None
+    assert bool((neurons.raw_base.grad != 0).all())
+    neurons.zero_states()
+    assert neurons.mem is neurons.fatigue is None
 
 
-def test_a_neuron_may_take_weights_options_and_modules() -> None:
+def test_custom_neuron_with_weights_options_and_modules() -> None:
     class Slope(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -87,17 +87,17 @@ def test_a_neuron_may_take_weights_options_and_modules() -> None:
             mem = mem + gain * x**power
             return spike(mem - theta), mem
 
-    made = Gained()
-    assert {name for name, _ in made.named_parameters()} == {"raw_theta", "spike.k"}
-    assert made(torch.ones(1, 2)).tolist() == [[pytest.approx(torch.tensor(3.0).sigmoid())] * 2]
-    made.power = 3
-    made(torch.full((1, 2), 2.0)).sum().backward()
-    assert made.spike.k.grad is not None
-    assert made.mem.tolist() == [[18.0, 18.0]]
+    neurons = Gained()
+    assert {name for name, _ in neurons.named_parameters()} == {"raw_theta", "spike.k"}
+    assert neurons(torch.ones(1, 2)).tolist() == [[pytest.approx(torch.tensor(3.0).sigmoid())] * 2]
+    neurons.power = 3
+    neurons(torch.full((1, 2), 2.0)).sum().backward()
+    assert neurons.spike.k.grad is not None
+    assert neurons.mem.tolist() == [[18.0, 18.0]]
 
 
-class Returning(snn.Neuron):
-    """Gives back whatever it was told to."""
+class ReturningResults(snn.Neuron):
+    """Neuron whose step returns the results of an option."""
 
     states = ("mem", "slow")
 
@@ -121,20 +121,20 @@ class Returning(snn.Neuron):
         (lambda x, mem, slow: (x, mem, slow.double()), "must return slow in the dtype it works in"),
     ],
 )
-def test_a_step_that_returns_something_else(results: Any, message: str) -> None:
-    made = Returning(results)
+def test_error_names_a_bad_result_of_step(results: Any, message: str) -> None:
+    neurons = ReturningResults(results)
     with pytest.raises(ValueError, match=message):
-        made(torch.ones(1, 2))
-    assert made.mem is made.slow is None
+        neurons(torch.ones(1, 2))
+    assert neurons.mem is neurons.slow is None
 
 
 def test_states_share_no_memory_with_output_or_input() -> None:
-    made = Returning(lambda x, mem, slow: (mem + x, x, x))
+    neurons = ReturningResults(lambda x, mem, slow: (mem + x, x, x))
     x = torch.ones(1, 2)
-    made(x)
+    neurons(x)
     x += 1
-    made.mem += 5
-    assert made.slow.tolist() == [[1.0, 1.0]]
+    neurons.mem += 5
+    assert neurons.slow.tolist() == [[1.0, 1.0]]
     readout = snn.RReadout(2)
     with torch.no_grad():
         out = readout(torch.ones(1, 2))
@@ -145,35 +145,35 @@ def test_states_share_no_memory_with_output_or_input() -> None:
 
 
 @pytest.mark.parametrize("alias", [lambda x: x[:], lambda x: x.detach(), lambda x: x.view_as(x)])
-def test_views_are_no_way_around_it(alias: Any) -> None:
-    made = Returning(lambda x, mem, slow: (alias(mem), mem, alias(x)))
+def test_states_share_no_memory_through_views(alias: Any) -> None:
+    neurons = ReturningResults(lambda x, mem, slow: (alias(mem), mem, alias(x)))
     x = torch.ones(1, 2)
-    out = made(x)
+    out = neurons(x)
     x += 5
-    held = made.mem
-    out = made(x)
+    held = neurons.mem
+    out = neurons(x)
     out += 7
-    assert made.slow.tolist() == [[6.0, 6.0]]
-    assert made.mem.tolist() == held.tolist() == [[0.0, 0.0]]
+    assert neurons.slow.tolist() == [[6.0, 6.0]]
+    assert neurons.mem.tolist() == held.tolist() == [[0.0, 0.0]]
 
 
-def test_an_output_may_be_changed_in_place() -> None:
-    made = nn.Sequential(snn.Readout(2), nn.ReLU(inplace=True))
+def test_output_may_be_changed_in_place() -> None:
+    neurons: Any = nn.Sequential(snn.Readout(2), nn.ReLU(inplace=True))
     x = torch.tensor([[1.0, -1.0]], requires_grad=True)
-    made(x).sum().backward()
+    neurons(x).sum().backward()
     assert x.grad.tolist() == [[pytest.approx(0.1), 0.0]]
-    assert made[0].mem.tolist() == [[pytest.approx(0.1), pytest.approx(-0.1)]]
+    assert neurons[0].mem.tolist() == [[pytest.approx(0.1), pytest.approx(-0.1)]]
 
 
-def test_states_are_a_tuple() -> None:
-    class Comma(snn.Neuron):
-        states = "mem"
+def test_states_must_be_a_tuple() -> None:
+    class MissingComma(snn.Neuron):
+        states = "mem"  # type: ignore[assignment]  # the mistake of the test
 
     with pytest.raises(TypeError, match=r"states must be a tuple of names, got 'mem'.*\('mem',\)"):
-        Comma(2)
+        MissingComma(2)
 
 
-def test_a_tensor_option_moves_along() -> None:
+def test_tensor_option_moves_with_the_module() -> None:
     class Offset(snn.Neuron):
         def __init__(self) -> None:
             super().__init__(2)
@@ -183,35 +183,35 @@ def test_a_tensor_option_moves_along() -> None:
         def step(x: Tensor, *, offset: Tensor) -> tuple[Tensor]:
             return (x + offset,)
 
-    made = Offset().double()
-    assert made(torch.zeros(1, 2).double()).tolist() == [[1.0, 1.0]]
-    assert made.offset.dtype == torch.float64
+    neurons = Offset().double()
+    assert neurons(torch.zeros(1, 2).double()).tolist() == [[1.0, 1.0]]
+    assert neurons.offset.dtype == torch.float64
 
 
-def test_a_state_set_to_something_else() -> None:
-    made = snn.LIF(2)
-    made.mem = 0.0
+def test_state_must_be_a_tensor() -> None:
+    neurons = snn.LIF(2)
+    neurons.mem = 0.0  # type: ignore[assignment]  # the mistake of the test
     with pytest.raises(TypeError, match=r"LIF\(2\) needs a tensor as mem, got float"):
-        made(torch.ones(1, 2))
+        neurons(torch.ones(1, 2))
 
 
-def test_a_state_that_a_transform_left_behind_is_refused() -> None:
-    made = snn.LIF(2)
-    vmap(made)(torch.ones(3, 1, 2))
+def test_state_leaked_by_a_transform_is_refused() -> None:
+    neurons = snn.LIF(2)
+    vmap(neurons)(torch.ones(3, 1, 2))
     with pytest.raises(ValueError, match="left behind by a traced or transformed call"):
-        made(torch.ones(1, 2))
-    made.zero_states()
-    made(torch.ones(1, 2))
+        neurons(torch.ones(1, 2))
+    neurons.zero_states()
+    neurons(torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", ["forward", "mem", "beta", "two words", "raw_beta"])
-def test_a_name_that_is_taken(name: str) -> None:
-    made = AdaptiveLIF(2)
+def test_error_names_a_name_that_is_taken(name: str) -> None:
+    neurons = AdaptiveLIF(2)
     with pytest.raises(ValueError, match=f"AdaptiveLIF cannot call a state, .* '{name}'"):
-        made.decay(name)
+        neurons.decay(name)
 
 
-# What a call may be given
+# Inputs
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -227,16 +227,14 @@ def test_a_name_that_is_taken(name: str) -> None:
         (torch.tensor(1.0), ValueError, "at dim -1, the input has only 0 dimensions"),
     ],
 )
-def test_a_bad_input_changes_nothing(
-    name: str, x: Any, error: type[Exception], message: str
-) -> None:
+def test_bad_input_changes_nothing(name: str, x: Any, error: type[Exception], message: str) -> None:
     for rank in (0, 1):
-        made = layer(name, 4, beta_rank=rank)
-        made(torch.ones(2, 4))
-        before = tt.get_states(made)
+        neurons = layer(name, 4, beta_rank=rank)
+        neurons(torch.ones(2, 4))
+        before = tt.get_states(neurons)
         with pytest.raises(error, match=message):
-            made(x)
-        assert all(torch.equal(before[k], v) for k, v in tt.get_states(made).items())
+            neurons(x)
+        assert all(torch.equal(before[k], v) for k, v in tt.get_states(neurons).items())
 
 
 def test_dim_out_of_range_of_the_input() -> None:
@@ -246,7 +244,7 @@ def test_dim_out_of_range_of_the_input() -> None:
 
 
 @pytest.mark.parametrize("after", [(1, 4), (3, 4), (2, 1, 4), (4,)])
-def test_another_batch_is_an_error_and_nothing_broadcasts(after: tuple[int, ...]) -> None:
+def test_state_of_another_shape_is_an_error_and_never_broadcasts(after: tuple[int, ...]) -> None:
     net = nn.Sequential(nn.Sequential(nn.Identity(), snn.BSRLIF(4)))
     net(torch.ones(2, 4))
     before = tt.get_states(net)
@@ -261,23 +259,23 @@ def test_another_batch_is_an_error_and_nothing_broadcasts(after: tuple[int, ...]
     assert net(torch.ones(after)).shape == after
 
 
-def test_a_batch_of_1_is_not_stretched() -> None:
-    made = snn.LIF(4)
-    made(torch.ones(1, 4))
+def test_state_of_batch_1_is_not_broadcast() -> None:
+    neurons = snn.LIF(4)
+    neurons(torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"shape \[1, 4\].*shape \[3, 4\]"):
-        made(torch.ones(3, 4))
+        neurons(torch.ones(3, 4))
 
 
 def test_another_dtype_or_device_is_an_error() -> None:
-    made = snn.LIF(4)
-    made(torch.ones(2, 4))
+    neurons = snn.LIF(4)
+    neurons(torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"\[2, 4\], torch.float32.*needs torch.float64"):
-        made(torch.ones(2, 4, dtype=torch.float64))
+        neurons(torch.ones(2, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"on cpu; .* on meta"):
-        made(torch.ones(2, 4, device="meta"))
+        neurons(torch.ones(2, 4, device="meta"))
 
 
-def test_the_message_names_the_layer_where_it_can() -> None:
+def test_error_names_the_layer_by_its_path() -> None:
     class Hidden(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -300,13 +298,13 @@ def test_the_message_names_the_layer_where_it_can() -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_output_has_the_dtype_of_the_input(name: str, dtype: torch.dtype) -> None:
     x = sequence(5, 2, 4, dtype=dtype)
-    made = layer(name, 4)
-    out = stepped(made, x)
+    neurons = layer(name, 4)
+    out = stepped(neurons, x)
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     assert out.dtype == dtype
-    assert {state.dtype for state in tt.get_states(made).values()} == {arithmetic}
-    made.zero_states()
-    assert torch.equal(out, stepped(made, x.to(arithmetic)).to(dtype))
+    assert {state.dtype for state in tt.get_states(neurons).values()} == {arithmetic}
+    neurons.zero_states()
+    assert torch.equal(out, stepped(neurons, x.to(arithmetic)).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -322,16 +320,16 @@ def test_half_parameters_are_widened_before_the_constraint(dtype: torch.dtype) -
 
 
 def test_half_precision_in_the_middle_of_a_sequence() -> None:
-    made = snn.SLIF(4)
+    neurons = snn.SLIF(4)
     x = sequence(6, 2, 4, dtype=torch.float32)
-    stepped(made, x[:3])
-    before = tt.get_states(made)
-    made.bfloat16()
-    assert all(torch.equal(before[k], v) for k, v in tt.get_states(made).items())
-    made(x[3].bfloat16())  # the arithmetic is float32 as before
-    made.double()
-    assert made.mem.dtype == torch.float64
-    made(x[4].double())
+    stepped(neurons, x[:3])
+    before = tt.get_states(neurons)
+    neurons.bfloat16()
+    assert all(torch.equal(before[k], v) for k, v in tt.get_states(neurons).items())
+    neurons(x[3].bfloat16())  # the arithmetic is float32 as before
+    neurons.double()
+    assert neurons.mem.dtype == torch.float64
+    neurons(x[4].double())
 
 
 def test_autocast() -> None:
@@ -348,7 +346,7 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_a_switch_of_mode_in_the_middle_is_safe(off: Any) -> None:
+def test_gradient_mode_may_change_between_steps(off: Any) -> None:
     x = sequence(6, 2, 3, dtype=torch.float32)
     plain, switched = Net(), Net()
     switched.load_state_dict(plain.state_dict())
@@ -365,16 +363,16 @@ def test_a_switch_of_mode_in_the_middle_is_safe(off: Any) -> None:
 
 
 def test_func_transforms() -> None:
-    made = layer("SLIF", 3).double()
+    neurons = layer("SLIF", 3).double()
     x = sequence(4, 5, 3)
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        made.zero_states()
-        steps = [functional_call(made, parameters, (step,)) for step in sample.unbind()]
-        made.zero_states()
+        neurons.zero_states()
+        steps = [functional_call(neurons, parameters, (step,)) for step in sample.unbind()]
+        neurons.zero_states()
         return torch.stack(steps).sum() + steps[0].sum()
 
-    parameters = {name: p.detach() for name, p in made.named_parameters()}
+    parameters = {name: p.detach() for name, p in neurons.named_parameters()}
     per_sample = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
     for i in range(x.shape[1]):
         alone = grad(loss)(parameters, x[:, i])
@@ -383,7 +381,7 @@ def test_func_transforms() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 def test_compile_of_steps_and_of_a_whole_sequence() -> None:
     torch.compiler.reset()
     net = Net().double()
@@ -398,10 +396,10 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
     grads = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_states()
     compiled = torch.compile(net, fullgraph=True)
-    for road in (lambda: torch.stack([compiled(step) for step in x.unbind()]),
+    for forward in (lambda: torch.stack([compiled(step) for step in x.unbind()]),
                  lambda: torch.compile(run, fullgraph=True)(x)):  # fmt: skip
         net.zero_grad()
-        out = road()
+        out = forward()
         torch.testing.assert_close(out, expected)
         out.sum().backward()
         for name, p in net.named_parameters():
@@ -410,7 +408,7 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compile_says_what_it_cannot_reach() -> None:
+def test_compile_error_names_modules_in_plain_containers() -> None:
     class Hidden(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -423,7 +421,7 @@ def test_compile_says_what_it_cannot_reach() -> None:
     torch.compiler.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="held in a plain list, dict or"):
         torch.compile(Hidden(), fullgraph=True, backend="eager")(torch.ones(1, 2))
-    broken = torch.compile(Hidden(), backend="eager")  # a graph break finds it as ever
+    broken = torch.compile(Hidden(), backend="eager")  # works after a graph break
     for _ in range(2):
         assert broken(torch.full((1, 2), 0.75)).tolist() == [[0.0, 0.0]]
     torch.compiler.reset()
@@ -451,9 +449,7 @@ class Looped(snn.TTModule):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("zero_after", [False, True])
-def test_export_raises_where_it_would_freeze_a_state(
-    strict: bool, live: bool, zero_after: bool
-) -> None:
+def test_export_refuses_to_freeze_a_state(strict: bool, live: bool, zero_after: bool) -> None:
     model = Looped(False, zero_after)
     x = torch.ones(2, 2, 3)
     if live:
@@ -481,27 +477,27 @@ def test_export_of_a_whole_sequence_is_exact(strict: bool, zero_after: bool) -> 
         torch.export.export(model, (x,), strict=strict)
 
 
-def test_a_state_that_a_trace_left_behind_is_refused() -> None:
-    made = snn.LIF(2)
+def test_state_leaked_by_a_trace_is_refused() -> None:
+    neurons = snn.LIF(2)
     with FakeTensorMode():
-        made.mem = torch.zeros(1, 2)
+        neurons.mem = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"a state mem without values, left behind by a tra"):
-        made(torch.ones(1, 2))
-    made.zero_states()
-    made(torch.ones(1, 2))
+        neurons(torch.ones(1, 2))
+    neurons.zero_states()
+    neurons(torch.ones(1, 2))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")  # torch 2.15
-def test_jit_trace_raises_too() -> None:
+def test_jit_trace_refuses_to_freeze_a_state() -> None:
     with pytest.raises(RuntimeError, match="would freeze the state"):
         torch.jit.trace(Net(), (torch.ones(2, 3),))
 
 
-# Moving and keeping
+# Moving, copying and saving
 
 
-def test_states_follow_to() -> None:
+def test_states_move_with_the_module() -> None:
     net = Net()
     net(torch.ones(2, 3))
     net.double()
@@ -511,7 +507,7 @@ def test_states_follow_to() -> None:
     assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
 
 
-def test_to_empty_keeps_no_values() -> None:
+def test_to_empty_resets_the_states() -> None:
     net = Net()
     net(torch.ones(2, 3))
     net.to_empty(device="cpu")
@@ -531,7 +527,7 @@ def through_save(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_pickle, through_save])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_copies_go_on_where_the_original_stood(copied: Any, steps: int) -> None:
+def test_copies_continue_from_the_states_of_the_original(copied: Any, steps: int) -> None:
     x = sequence(6, 2, 3, dtype=torch.float32)
     net = Net()
     for step in x[:steps].unbind():
@@ -546,16 +542,16 @@ def test_copies_go_on_where_the_original_stood(copied: Any, steps: int) -> None:
     assert repr(twin) == repr(net)
 
 
-def test_a_copy_in_another_process() -> None:
+def test_copy_in_another_process() -> None:
     code = (
         "import pickle, sys, torch\n"
         "layer = pickle.load(sys.stdin.buffer)\n"
         "print(layer, layer.mem.tolist(), [round(v, 4) for v in layer.beta.tolist()])"
     )
-    made = snn.LIF(1)
-    made(torch.ones(1, 1) / 2)
+    neurons = snn.LIF(1)
+    neurons(torch.ones(1, 1) / 2)
     done = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(made), capture_output=True, check=True
+        [sys.executable, "-c", code], input=pickle.dumps(neurons), capture_output=True, check=True
     )
     assert done.stdout.decode().strip() == "LIF(1) [[0.5]] [0.9]"
 
@@ -587,27 +583,26 @@ def test_data_parallel_is_refused() -> None:
         snn.LIF(2)._replicate_for_data_parallel()
 
 
-def test_states_may_be_set_by_hand() -> None:
-    made = snn.SLIF(2, beta=0.5)
-    made.mem = torch.ones(1, 2)  # syn stays None: it starts at zero
-    assert made(torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
-    assert made.mem.tolist() == [[0.5, 0.5]]
+def test_states_may_be_assigned() -> None:
+    neurons = snn.SLIF(2, beta=0.5)
+    neurons.mem = torch.ones(1, 2)  # syn stays None: it starts at zero
+    assert neurons(torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+    assert neurons.mem.tolist() == [[0.5, 0.5]]
 
 
-def test_a_surrogate_may_be_annealed() -> None:
-    made = snn.LIF(1, surrogate_derivative=atan_surrogate(2.0))
-    x = torch.zeros(1, 1, requires_grad=True)
+def test_annealed_surrogate_takes_effect() -> None:
+    neurons = snn.LIF(1, surrogate_derivative=atan_surrogate(2.0))
     grads = []
     for alpha in (2.0, 8.0):
-        made.pos_spike = atan_surrogate(alpha)
-        made.zero_states()
-        x.grad = None
-        made(x).sum().backward()
+        x = torch.zeros(1, 1, requires_grad=True)
+        neurons.pos_spike = atan_surrogate(alpha)
+        neurons.zero_states()
+        neurons(x).sum().backward()
         grads.append(x.grad.item())
     assert grads[0] == pytest.approx(1 / (1 + torch.pi**2))
     assert grads[1] == pytest.approx(4 / (1 + (4 * torch.pi) ** 2))
 
 
 def test_any_callable_is_a_spike_function() -> None:
-    made = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
-    assert made(torch.tensor([[1.2, 1.6]])).tolist() == [[0.0, 1.0]]
+    neurons = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
+    assert neurons(torch.tensor([[1.2, 1.6]])).tolist() == [[0.0, 1.0]]

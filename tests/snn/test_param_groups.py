@@ -13,8 +13,8 @@ from tracetorch import param_groups, snn
 from tracetorch.core.walk import named_modules
 
 
-class Everything(snn.TTModule):
-    """Norms, tied weights, a hidden layer, a frozen one, a recurrent one, a rank-3 norm."""
+class MixedModel(snn.TTModule):
+    """Model with norms, tied weights, and layers in a list, frozen and recurrent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ def by_name(groups: list[dict[str, Any]]) -> dict[str, set[int]]:
     return {group["name"]: {id(p) for p in group["params"]} for group in groups}
 
 
-@pytest.mark.parametrize("make", [Everything, Skip, conv, recurrent])
+@pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent])
 @pytest.mark.parametrize("decay_biases", [True, False])
-def test_every_parameter_exactly_once(make: Any, decay_biases: bool) -> None:
+def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
     model = make()
     groups = param_groups(model, 0.1, decay_biases=decay_biases)
     put = [id(p) for group in groups for p in group["params"]]
@@ -44,8 +44,8 @@ def test_every_parameter_exactly_once(make: Any, decay_biases: bool) -> None:
     torch.optim.AdamW(groups)  # raises where a parameter is in two groups
 
 
-def test_what_is_decayed() -> None:
-    model = Everything()
+def test_groups_and_their_weight_decay() -> None:
+    model = MixedModel()
     raw = {
         id(p)
         for layer in (model.hidden[0], model.frozen, model.recurrent.neuron)
@@ -70,14 +70,14 @@ def test_what_is_decayed() -> None:
 
 
 @pytest.mark.parametrize("name", cases.LAYERS)
-def test_every_parameter_of_a_layer_is_a_neuron_s(name: str) -> None:
+def test_parameters_of_a_layer_are_in_the_neuron_group(name: str) -> None:
     (group,) = param_groups(cases.layer(name), 0.1)
     assert group["name"] == "neurons"
     assert len(group["params"]) == len(list(cases.layer(name).parameters()))
 
 
-def test_adamw_leaves_neurons_where_they_are_and_would_not_by_itself() -> None:
-    def after(groups: Any, model: nn.Module) -> Tensor:
+def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
+    def after(groups: Any, model: Any) -> Tensor:
         optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
         for _ in range(50):
             for p in model.parameters():
@@ -86,14 +86,14 @@ def test_adamw_leaves_neurons_where_they_are_and_would_not_by_itself() -> None:
         return model[1].beta
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3, beta=0.95))
+    model: Any = nn.Sequential(nn.Linear(2, 3), snn.LIF(3, beta=0.95))
     before = model[0].weight.detach().clone()
     assert torch.equal(after(param_groups(model, 0.5), model), torch.full((3,), 0.95))
     torch.testing.assert_close(model[0].weight, before * 0.95**50)  # (1 - lr * decay) a step
     assert bool((after(model.parameters(), model) < 0.6).all())
 
 
-def test_a_learnable_surrogate_and_a_parametrized_parameter_are_the_neuron_s() -> None:
+def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group() -> None:
     class Slope(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,7 +107,7 @@ def test_a_learnable_surrogate_and_a_parametrized_parameter_are_the_neuron_s() -
             return 2 * x
 
     class Weighted(snn.Neuron):
-        """A matrix of its own is a weight like any other."""
+        """Neuron with a matrix, which counts as a weight."""
 
         def __init__(self) -> None:
             super().__init__(3)
@@ -145,7 +145,7 @@ def test_learning_rates() -> None:
         ((nn.Flatten(), 0.1), {}, ValueError, "Flatten has no parameters to put in groups"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_error_names_a_bad_argument(
     arguments: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

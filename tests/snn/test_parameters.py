@@ -49,7 +49,7 @@ from tracetorch.functional import atan_surrogate
         ({"dim": True}, TypeError, "dim must be an integer, got True"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_error_names_a_bad_argument(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -66,7 +66,9 @@ def test_a_bad_argument_is_named(
         ("2", TypeError, "num_neurons must be an integer, got '2'"),
     ],
 )
-def test_num_neurons(num_neurons: Any, error: type[Exception], message: str) -> None:
+def test_num_neurons_must_be_a_positive_integer(
+    num_neurons: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         snn.LIF(num_neurons)
 
@@ -92,7 +94,7 @@ def test_neg_scale_and_bias_must_be_finite() -> None:
         ([0.5], TypeError, "alpha must be a number or a tensor, got list"),
     ],
 )
-def test_a_bad_setup_is_named(setup: Any, error: type[Exception], message: str) -> None:
+def test_error_names_a_bad_setup(setup: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         snn.LeakyIntegrator(2, alpha_setup=setup)
 
@@ -100,55 +102,55 @@ def test_a_bad_setup_is_named(setup: Any, error: type[Exception], message: str) 
 @pytest.mark.parametrize("decay", [1e-7, 1 - 1e-7])
 @pytest.mark.parametrize("threshold", [1e-6, 1e6])
 def test_extreme_values_work(decay: float, threshold: float) -> None:
-    made = snn.LIF(2, beta=decay, pos_threshold=threshold)
-    torch.testing.assert_close(made.beta.double(), torch.full((2,), decay, dtype=torch.float64))
-    torch.testing.assert_close(made.pos_threshold, torch.full((2,), threshold))
+    neurons = snn.LIF(2, beta=decay, pos_threshold=threshold)
+    torch.testing.assert_close(neurons.beta.double(), torch.full((2,), decay, dtype=torch.float64))
+    torch.testing.assert_close(neurons.pos_threshold, torch.full((2,), threshold))
     x = torch.tensor([[0.0, 2e6]], requires_grad=True)
-    out = made(x) + made(x)
+    out = neurons(x) + neurons(x)
     out.sum().backward()
     assert out.tolist() == [[0.0, 2.0]]
-    for value in (x.grad, made.raw_beta.grad, made.raw_pos_threshold.grad):
+    for value in (x.grad, neurons.raw_beta.grad, neurons.raw_pos_threshold.grad):
         assert bool(torch.isfinite(value).all())
 
 
-def test_a_tensor_may_touch_0_and_1() -> None:
-    made = snn.Readout(3, beta=torch.tensor([0.0, 0.5, 1.0]))
+def test_tensor_may_hold_0_and_1() -> None:
+    neurons = snn.Readout(3, beta=torch.tensor([0.0, 0.5, 1.0]))
     expected = torch.tensor([1e-7, 0.5, 1 - 1e-7], dtype=torch.float64)
-    torch.testing.assert_close(made.beta.double(), expected, rtol=1e-6, atol=1e-9)
-    assert bool(torch.isfinite(made.raw_beta).all())
+    torch.testing.assert_close(neurons.beta.double(), expected, rtol=1e-6, atol=1e-9)
+    assert bool(torch.isfinite(neurons.raw_beta).all())
 
 
-def test_a_tensor_sets_its_own_rank() -> None:
+def test_tensor_sets_the_rank() -> None:
     assert snn.LIF(3, beta=torch.tensor(0.9)).raw_beta.ndim == 0
     assert snn.LIF(3, beta=torch.rand(3), beta_rank=0).raw_beta.shape == (3,)
     assert snn.LIF(3, beta_rank=0).raw_beta.ndim == 0
     assert snn.LIF(3).raw_beta.shape == (3,)
 
 
-def test_the_tensor_given_is_not_shared() -> None:
+def test_initial_tensor_is_copied() -> None:
     bias = torch.zeros(3)
-    made = snn.RLIF(3, bias=bias)
+    neurons = snn.RLIF(3, bias=bias)
     bias += 1
-    assert made.bias.tolist() == [0.0, 0.0, 0.0]
+    assert neurons.bias.tolist() == [0.0, 0.0, 0.0]
     with torch.no_grad():
         snn.RLIF(3).raw_bias[0] += 1  # not an expanded view of one value
-        made.raw_bias[0] += 1
-    assert made.bias.tolist() == [1.0, 0.0, 0.0]
+        neurons.raw_bias[0] += 1
+    assert neurons.bias.tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5).expand(1)])
-def test_the_parameter_of_a_single_neuron_is_no_expanded_view(
+def test_parameter_of_a_single_neuron_is_no_expanded_view(
     beta: float | torch.Tensor, tmp_path: Path
 ) -> None:
-    made = snn.Readout(1, beta=beta)
-    assert made.raw_beta.stride() == (1,)
-    tt.save(made, tmp_path / "one.safetensors")
+    neurons = snn.Readout(1, beta=beta)
+    assert neurons.raw_beta.stride() == (1,)
+    tt.save(neurons, tmp_path / "one.safetensors")
     other = snn.Readout(1)
     tt.load(tmp_path / "one.safetensors", other)
-    assert torch.equal(other.raw_beta, made.raw_beta)
+    assert torch.equal(other.raw_beta, neurons.raw_beta)
 
 
-def test_numpy_numbers_are_numbers() -> None:
+def test_numpy_scalars_are_accepted() -> None:
     assert snn.LIF(np.int64(2), beta=np.float32(0.5), dim=np.int32(-1)).beta.tolist() == [0.5, 0.5]
 
 
@@ -163,21 +165,21 @@ def test_parameters_take_the_default_dtype_and_device() -> None:
 
 
 @pytest.mark.parametrize("name", ["beta", "pos_threshold"])
-def test_a_constrained_value_cannot_be_assigned(name: str) -> None:
-    made = snn.LIF(2)
+def test_constrained_value_cannot_be_assigned(name: str) -> None:
+    neurons = snn.LIF(2)
     with pytest.raises(AttributeError, match=f"{name} follows from raw_{name}: it is s"):
-        setattr(made, name, 0.5)
+        setattr(neurons, name, 0.5)
 
 
-def test_raw_parameters_stay_legal_whatever_the_optimizer_does() -> None:
-    made = snn.BSRLIF(2)
-    optimizer = torch.optim.SGD(made.parameters(), lr=1e3)
+def test_constraints_hold_after_any_optimizer_step() -> None:
+    neurons = snn.BSRLIF(2)
+    optimizer = torch.optim.SGD(neurons.parameters(), lr=1e3)
     for _ in range(3):
         optimizer.zero_grad()
-        made.zero_states()
-        (made(torch.randn(4, 2)) + made(torch.randn(4, 2))).sum().backward()
+        neurons.zero_states()
+        (neurons(torch.randn(4, 2)) + neurons(torch.randn(4, 2))).sum().backward()
         optimizer.step()
-    for decay in (made.alpha, made.beta, made.gamma):
+    for decay in (neurons.alpha, neurons.beta, neurons.gamma):
         assert bool(((decay >= 0) & (decay <= 1)).all())
-    assert bool((made.pos_threshold >= 0).all())
-    assert bool((made.neg_threshold <= 0).all())
+    assert bool((neurons.pos_threshold >= 0).all())
+    assert bool((neurons.neg_threshold <= 0).all())

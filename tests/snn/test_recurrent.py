@@ -12,7 +12,7 @@ from tracetorch import snn
 
 
 @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "Readout"])
-def test_the_previous_output_comes_back_through_the_connection(name: str) -> None:
+def test_previous_output_returns_through_the_connection(name: str) -> None:
     x = sequence(6, 2, 3)
     connection = nn.Linear(3, 3).double()
     model = snn.Recurrent(layer(name, 3).double(), connection)
@@ -28,20 +28,20 @@ def test_the_previous_output_comes_back_through_the_connection(name: str) -> Non
     assert torch.equal(tt.unroll(model, x), torch.stack(expected))
 
 
-def test_a_bias_acts_at_the_first_step() -> None:
+def test_bias_of_the_connection_acts_at_the_first_step() -> None:
     connection = nn.Linear(1, 1)
     nn.init.constant_(connection.bias, 2.0)
     assert snn.Recurrent(snn.LIF(1), connection)(torch.zeros(1, 1)).item() == 1.0
 
 
-def test_a_convolution_connects_channels() -> None:
+def test_connection_may_be_a_convolution() -> None:
     model = snn.Recurrent(snn.LIF(2, dim=-3), nn.Conv2d(2, 2, 3, padding=1))
     assert tt.unroll(model, torch.rand(4, 3, 2, 5, 5)).shape == (4, 3, 2, 5, 5)
     model(torch.rand(3, 2, 5, 5)).sum().backward()
     assert model.connection.weight.grad is not None
 
 
-def test_its_states_keep_the_contract() -> None:
+def test_states_of_a_recurrent_layer() -> None:
     model = snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))
     model(torch.ones(2, 3))
     assert list(tt.get_states(model)) == ["prev_output", "neuron.mem"]
@@ -55,7 +55,7 @@ def test_its_states_keep_the_contract() -> None:
     model(torch.ones(4, 3, dtype=torch.float32).bfloat16().float())
 
 
-def test_it_can_run_its_first_step_in_half_precision() -> None:
+def test_first_step_in_half_precision() -> None:
     model = snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).bfloat16()
     y, seen = tt.unroll(model, torch.ones(3, 2, 3).bfloat16(), record="prev_output")
     assert y.dtype == torch.bfloat16
@@ -69,12 +69,12 @@ def test_it_can_run_its_first_step_in_half_precision() -> None:
         (snn.LIF(2), lambda x: x, r"connection must be an nn\.Module, got function"),
     ],
 )
-def test_a_bad_argument_is_named(neuron: Any, connection: Any, message: str) -> None:
+def test_error_names_a_bad_argument(neuron: Any, connection: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         snn.Recurrent(neuron, connection)
 
 
-def test_a_connection_that_changes_the_shape() -> None:
+def test_connection_must_keep_the_shape() -> None:
     model = snn.Recurrent(snn.LIF(2), nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):
         model(torch.ones(1, 2))

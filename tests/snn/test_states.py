@@ -39,7 +39,7 @@ NAMES = [
 ]
 
 
-def test_names() -> None:
+def test_names_of_states() -> None:
     net = Cells()
     assert tt.get_states(net) == {}
     net.cells[0](torch.ones(2, 3))
@@ -50,7 +50,7 @@ def test_names() -> None:
     assert list(tt.get_states(net.cells[0])) == ["mem"]
 
 
-def test_copies_are_independent_and_live_ones_are_not() -> None:
+def test_get_states_copies_unless_detach_is_false() -> None:
     net = Cells()
     net(torch.ones(2, 3))
     copies, live = tt.get_states(net), tt.get_states(net, detach=False)
@@ -62,28 +62,28 @@ def test_copies_are_independent_and_live_ones_are_not() -> None:
     assert live["cells.1.syn"].requires_grad
 
 
-def through_torch(states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def through_torch_save(states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     file = io.BytesIO()
     torch.save(states, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("stored", [dict, through_torch, lambda states: load(save(states))])
+@pytest.mark.parametrize("stored", [dict, through_torch_save, lambda states: load(save(states))])
 @given(cut=st.integers(0, 5), seed=st.integers(0, 100))
 @settings(max_examples=10, deadline=None)
-def test_a_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:
+def test_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:
     x = sequence(5, 2, 3, seed=seed, dtype=torch.float32)
     net, resumed = Cells(), Cells()
     for step in x[:cut].unbind():
         net(step)
-    resumed(torch.ones(7, 3))  # a stream of another shape that must leave no trace
+    resumed(torch.ones(7, 3))  # a stream of another shape, whose states must be replaced
     tt.set_states(resumed, stored(tt.get_states(net)))
     if cut < len(x):
         assert torch.equal(stepped(resumed, x[cut:]), stepped(net, x[cut:]))
 
 
-def test_layers_that_are_not_named_go_to_none() -> None:
+def test_layers_without_given_states_are_reset() -> None:
     net = Cells()
     net(torch.ones(2, 3))
     states = tt.get_states(net)
@@ -93,7 +93,7 @@ def test_layers_that_are_not_named_go_to_none() -> None:
     assert tt.get_states(net) == {}
 
 
-def test_what_is_set_is_copied_and_keeps_its_graph() -> None:
+def test_set_states_copies_and_keeps_the_graph() -> None:
     made = snn.LIF(2)
     mem = torch.zeros(1, 2, requires_grad=True)
     tt.set_states(made, {"mem": mem})
@@ -105,7 +105,10 @@ def test_what_is_set_is_copied_and_keeps_its_graph() -> None:
 
 
 def changed(**states: Any) -> Any:
-    return lambda given: {**given, **{k.replace("__", "."): v for k, v in states.items()}}
+    return lambda states_before: {
+        **states_before,
+        **{k.replace("__", "."): v for k, v in states.items()},
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def changed(**states: Any) -> Any:
         ),
         (changed(cells__0__syn=torch.ones(2, 3)), ValueError, "no state is called 'cells.0.syn'"),
         (
-            lambda given: {k: v for k, v in given.items() if k != "cells.1.rec"},
+            lambda states: {k: v for k, v in states.items() if k != "cells.1.rec"},
             ValueError,
             r"layer 'cells.1', SRLIF\(3\), needs all of its states or none; \['rec'\] are not",
         ),
@@ -136,7 +139,7 @@ def changed(**states: Any) -> Any:
             "got a tensor of torch.flo",
         ),
         (changed(cells__1__rec=[1.0]), TypeError, "keeps rec in float32 or float64, got list"),
-        (lambda given: list(given), TypeError, "states must be a mapping of names to tensors"),
+        (lambda states: list(states), TypeError, "states must be a mapping of names to tensors"),
     ],
 )
 def test_states_that_do_not_fit_change_nothing(
@@ -152,7 +155,7 @@ def test_states_that_do_not_fit_change_nothing(
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
 
 
-def test_states_move_to_the_layer() -> None:
+def test_set_states_moves_to_the_device_of_the_layer() -> None:
     net = Cells()
     net(torch.ones(2, 3))
     states = tt.get_states(net)
@@ -169,7 +172,7 @@ def test_states_move_to_the_layer() -> None:
         (lambda a, b: {a, b}, r"'held.{.}' is a layer in a set, which has no order"),
     ],
 )
-def test_a_name_that_would_not_say_which(held: Any, message: str) -> None:
+def test_ambiguous_names_are_refused(held: Any, message: str) -> None:
     class Net(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()

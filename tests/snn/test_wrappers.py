@@ -1,4 +1,4 @@
-"""The twelve layers: one grammar of signatures, and nothing but an ``__init__`` in each."""
+"""Hold the signatures of the twelve layers to one grammar, and their classes to an ``__init__``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DECAYS = ("alpha", "beta", "gamma")
 
 
 def grammar(name: str) -> list[tuple[str, Any, bool]]:
-    """Name, default and whether keyword-only, of every argument that a layer must have."""
+    """Return name, default and whether keyword-only, of every argument of a layer."""
     letters = name.removesuffix("LIF").removesuffix("Readout")
     has = {"beta"}
     has |= {"alpha"} if "S" in letters else set()
@@ -61,10 +61,10 @@ def test_signature(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_argument_reaches_the_neuron(name: str) -> None:
-    """Give every argument a value of its own, by position, and read it back."""
+def test_every_argument_sets_its_parameter(name: str) -> None:
+    """Pass a different value for every argument, by position, and read it from the layer."""
     other: dict[str, Any] = {"num_neurons": 3, "dim": -2}
-    told: list[Any] = []
+    values: list[Any] = []
     expected: dict[str, Any] = {}
     for i, (argument, default, keyword_only) in enumerate(grammar(name)):
         if keyword_only:
@@ -79,9 +79,9 @@ def test_every_argument_reaches_the_neuron(name: str) -> None:
             value = (not default) if i % 2 else default
         else:
             value = boxcar_surrogate(1.0 + i)
-        told.append(value)
+        values.append(value)
         expected[argument] = value
-    made = getattr(snn, name)(*told)
+    made = getattr(snn, name)(*values)
 
     for argument, value in expected.items():
         if argument in other:
@@ -107,7 +107,7 @@ def test_every_argument_reaches_the_neuron(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPIKING)
-def test_reset_reaches_the_neuron(name: str) -> None:
+def test_reset_arguments_are_keyword_only_and_set(name: str) -> None:
     made = getattr(snn, name)(2, reset="zero", detach_reset=True)
     assert (made.reset, made.detach_reset) == ("zero", True)
     with pytest.raises(TypeError, match="positional"):
@@ -115,7 +115,7 @@ def test_reset_reaches_the_neuron(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["spiking", "readout"])
-def test_wrappers_define_an_init_and_nothing_else(module: str) -> None:
+def test_wrappers_define_only_init(module: str) -> None:
     source = Path(inspect.getfile(snn)).parent / f"{module}.py"
     classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
     assert classes
@@ -125,20 +125,20 @@ def test_wrappers_define_an_init_and_nothing_else(module: str) -> None:
         assert [getattr(m, "name", type(m)) for m in methods] == ["__init__"], wrapper.name
 
 
-def test_the_twelve_are_public() -> None:
+def test_the_twelve_layers_are_public() -> None:
     assert set(LAYERS) <= set(snn.__all__)
     assert all(issubclass(getattr(snn, name), snn.LeakyIntegrator) for name in LAYERS)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_repr_reads_like_the_call(name: str) -> None:
+def test_repr_is_the_call(name: str) -> None:
     made = getattr(snn, name)(32, beta=0.95, dim=-3)
     assert repr(made) == f"{name}(32, beta=0.95, dim=-3)"
     again = eval(repr(made), vars(snn))
     assert torch.equal(again.raw_beta, made.raw_beta)
 
 
-def test_repr_of_a_tensor_tells_its_shape() -> None:
+def test_repr_of_a_tensor_shows_its_shape() -> None:
     assert repr(snn.Readout(4, beta=torch.rand(4))) == "Readout(4, beta=Tensor[4])"
     assert repr(snn.LIF(2, surrogate_derivative=boxcar_surrogate(2.0))) == (
         "LIF(2, surrogate_derivative=boxcar_surrogate(width=2.0))"
@@ -146,8 +146,10 @@ def test_repr_of_a_tensor_tells_its_shape() -> None:
 
 
 def test_repr_of_setups_and_of_open_signatures() -> None:
-    told = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(torch.rand(2)), beta_setup={"value": 0.5})
-    assert repr(told) == (
+    integrator = snn.LeakyIntegrator(
+        2, alpha_setup=snn.Decay(torch.rand(2)), beta_setup={"value": 0.5}
+    )
+    assert repr(integrator) == (
         "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=UNSET, learnable=UNSET, "
         "use_averaging=UNSET), beta_setup={'value': 0.5})"
     )
@@ -159,6 +161,6 @@ def test_repr_of_setups_and_of_open_signatures() -> None:
     assert repr(Open(3, beta=0.5)) == "Open(3, beta=0.5)"
 
 
-def test_hints_resolve_at_run_time() -> None:
+def test_type_hints_resolve_at_run_time() -> None:
     for name in (*LAYERS, "LeakyIntegrator"):
         assert get_type_hints(getattr(snn, name).__init__)["num_neurons"] is int

@@ -1,8 +1,8 @@
-"""Models that a sequence is run through, one of each kind."""
+"""Models to unroll: dense, convolutional, recurrent, and with several inputs and outputs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
 
+By = Literal["layer", "step"]
+
 
 class Skip(snn.TTModule):
-    """Cells in a ``ModuleList``, a skip connection, two inputs, a dict of outputs."""
+    """Model with cells in a ``ModuleList``, a skip connection, two inputs and a dict of outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +54,8 @@ def recurrent() -> nn.Module:
 MODELS = {"dense": (dense, (2, 3)), "conv": (conv, (2, 1, 6, 6)), "recurrent": (recurrent, (2, 3))}
 
 
-def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A model whose weights are small dyadic numbers, so that sums of products are exact."""
+def made(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    """Build a model whose weights are small dyadic numbers, so that sums of products are exact."""
     torch.manual_seed(0)
     model = MODELS[name][0]() if name in MODELS else Skip()
     for module in model.modules():
@@ -65,18 +67,18 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def dyadic(*shape: int, seed: int = 0) -> Tensor:
-    """An input of small dyadic numbers."""
+    """Draw an input of small dyadic numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-8, 16, shape, generator=generator).double() / 4
 
 
 class Whole(nn.Module):
-    """A model over a whole sequence, from rest."""
+    """Unroll a model over a whole sequence, from rest."""
 
-    def __init__(self, model: nn.Module, **how: Any) -> None:
+    def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__()
-        self.model, self.how = model, how
+        self.model, self.options = model, options
 
     def forward(self, x: Tensor) -> Tensor:
         tt.zero_states(self.model)
-        return tt.unroll(self.model, x, **self.how)
+        return tt.unroll(self.model, x, **self.options)

@@ -1,4 +1,4 @@
-"""Mixed precision: autocast and ``GradScaler`` around whole sequences."""
+"""Test mixed precision: autocast and ``GradScaler`` around whole sequences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, dyadic, made
+from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -17,8 +17,8 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
-def test_autocast(name: str, by: str, dtype: torch.dtype) -> None:
-    """Half precision where PyTorch casts, float32 inside the neurons; exact on small numbers."""
+def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
+    """Check that neurons compute in float32 between layers in half precision."""
     model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
     with torch.autocast("cpu", dtype=dtype):
         y = tt.unroll(model, x, by=by)
@@ -32,13 +32,13 @@ def test_autocast(name: str, by: str, dtype: torch.dtype) -> None:
     tt.zero_states(model)
     with torch.no_grad():
         expected = tt.unroll(model, x, by=by)
-    # as far as the outputs of the linear layers are rounded
+    # equal up to the rounding of the linear layers
     assert ((y.float() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_both_ways_agree_under_autocast(name: str, dtype: torch.dtype) -> None:
+def test_by_layer_equals_by_step_under_autocast(name: str, dtype: torch.dtype) -> None:
     made = layer(name, 4)
     linear = nn.Linear(4, 4)
     x = sequence(6, 2, 4, dtype=torch.float32)
@@ -74,7 +74,7 @@ def scaled_step(
     scaler.update()
 
 
-def test_scaled_gradients_train_as_plain_ones() -> None:
+def test_scaled_gradients_train_like_unscaled_ones() -> None:
     x, y = dyadic(6, 2, 3).float(), torch.tensor([0, 1])
     found = []
     for scale in (1.0, 1024.0):  # a power of two changes no digit
@@ -91,7 +91,7 @@ def test_scaled_gradients_train_as_plain_ones() -> None:
     assert not torch.equal(found[0][0], start[0].weight)
 
 
-def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
+def test_overflow_skips_the_step_and_halves_the_scale() -> None:
     model = nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

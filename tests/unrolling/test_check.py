@@ -12,7 +12,7 @@ from tracetorch import snn
 
 
 class Centred(nn.Module):
-    """Mixes the batch in code of its own, where no list of modules can see it."""
+    """Mixes the batch in its own code, which no list of known modules contains."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0)
@@ -28,7 +28,7 @@ class Reversed(nn.Module):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_sound_model_passes_and_is_left_as_it_was(name: str) -> None:
+def test_valid_model_passes_and_is_restored(name: str) -> None:
     model = nn.Sequential(*made(name), nn.Dropout(0.5), nn.Identity()).double()
     x = dyadic(6, *MODELS[name][1])
     tt.unroll(model, x[:2])
@@ -41,7 +41,7 @@ def test_a_sound_model_passes_and_is_left_as_it_was(name: str) -> None:
     assert (model.training, model[-1].training) == (True, False)
 
 
-def test_norms_are_checked_on_running_statistics_which_stay() -> None:
+def test_check_runs_norms_in_eval_mode_and_keeps_their_statistics() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), snn.LIF(3))
     x = torch.randn(5, 4, 3)
     tt.unroll(model, x, check=True)
@@ -57,7 +57,7 @@ def test_norms_are_checked_on_running_statistics_which_stay() -> None:
         (nn.Sequential(snn.Readout(3), Reversed()), r"1 \(Reversed\) gives other outputs by lay"),
     ],
 )
-def test_the_first_module_that_differs_is_named(model: nn.Module, message: str) -> None:
+def test_error_names_the_first_module_that_differs(model: Any, message: str) -> None:
     x = 2 * torch.rand(5, 4, 3)
     model[0](torch.ones(4, 3))
     before = tt.get_states(model)
@@ -67,7 +67,7 @@ def test_the_first_module_that_differs_is_named(model: nn.Module, message: str) 
     assert model.training
 
 
-def test_a_table_that_is_not_called_on_the_batch_is_passed_over() -> None:
+def test_module_called_on_a_constant_is_skipped() -> None:
     class Scaled(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -80,7 +80,7 @@ def test_a_table_that_is_not_called_on_the_batch_is_passed_over() -> None:
     assert tt.unroll(Scaled(), torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
 
 
-def test_a_difference_that_spikes_hide_is_seen_in_the_states() -> None:
+def test_difference_hidden_by_spikes_is_found_in_the_states() -> None:
     class Hidden(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -93,7 +93,7 @@ def test_a_difference_that_spikes_hide_is_seen_in_the_states() -> None:
         tt.unroll(Hidden(), torch.rand(5, 4, 3), check=True)
 
 
-def test_layers_given_no_tensor_are_passed_over() -> None:
+def test_modules_without_tensor_inputs_are_skipped() -> None:
     class Held:
         def __init__(self, x: Tensor) -> None:
             self.x = x
@@ -118,8 +118,10 @@ def test_layers_given_no_tensor_are_passed_over() -> None:
     assert tt.unroll(Outer(), torch.rand(5, 4, 3), check=True).shape == (5, 4, 3)
 
 
-def test_a_buffer_that_is_replaced_is_put_back() -> None:
+def test_replaced_buffer_is_restored() -> None:
     class Counting(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))
@@ -133,7 +135,7 @@ def test_a_buffer_that_is_replaced_is_put_back() -> None:
     assert model[0].calls == 1
 
 
-def test_modules_in_a_plain_list_are_checked_in_evaluation_mode_too() -> None:
+def test_modules_in_a_plain_list_are_checked_in_eval_mode() -> None:
     class Listed(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""``torch.compile`` around and inside ``unroll``: whole training steps, functions, single steps."""
+"""Test ``torch.compile`` around and inside ``unroll``: training steps, functions, single steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.unrolling.models import dyadic, made
+from tests.unrolling.models import By, dyadic, made
 from tracetorch import snn
 
-# by step, every step is compiled: the same road, longer
+# by step, every step is compiled: the same code path, slower
 BY = ("layer", pytest.param("step", marks=pytest.mark.slow))
 
-# of PyTorch's compiler about itself
+# warnings of PyTorch's compiler about itself
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -29,12 +29,12 @@ def fresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-    """Without Inductor, which adds nothing that we could break, and takes long."""
-    return torch.compile(function, **{"fullgraph": True, "backend": "aot_eager", **how})
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile without Inductor, which is slow and independent of this library."""
+    return torch.compile(function, **{"fullgraph": True, "backend": "aot_eager", **options})
 
 
-def training(model: nn.Module, by: str) -> Callable[[Tensor, Tensor], Tensor]:
+def training(model: nn.Module, by: By) -> Callable[[Tensor, Tensor], Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def training(model: nn.Module, by: str) -> Callable[[Tensor, Tensor], Tensor]:
         pytest.param("dense", "step", marks=pytest.mark.slow),
     ],
 )
-def test_a_whole_training_step(name: str, by: str) -> None:
+def test_whole_training_step(name: str, by: By) -> None:
     plain, other = made(name), made(name)
     shape = (1, 6, 6) if name == "conv" else (3,)
     counted = CompileCounterWithBackend("aot_eager")
@@ -70,12 +70,12 @@ def test_a_whole_training_step(name: str, by: str) -> None:
     for (n, p), found in zip(plain.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(found, p, msg=n)
     assert graphs[0] > 0
-    assert graphs[1] == graphs[3], "the third batch compiles nothing anew"
+    assert graphs[1] == graphs[3], "no recompilation from the third batch on"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_a_whole_training_step_by_inductor(by: str) -> None:
+def test_whole_training_step_with_inductor(by: By) -> None:
     plain, other = made("dense"), made("dense")
     run, expected = torch.compile(training(other, by)), training(plain, by)
     for seed in range(3):
@@ -87,7 +87,7 @@ def test_a_whole_training_step_by_inductor(by: str) -> None:
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {"record": "mem", "time_dim": 1},
         {"steps": 4},
@@ -95,21 +95,21 @@ def test_a_whole_training_step_by_inductor(by: str) -> None:
     ],
     ids=str,
 )
-def test_unroll_in_one_graph(how: dict[str, Any], by: str) -> None:
+def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     x = dyadic(4, 2, 3)
-    if "steps" in how:
+    if "steps" in options:
         x = x[0]
-    if not how.get("batched", True):
+    if not options.get("batched", True):
         x = x[:, 0]
     model = made("dense")
 
     def run(x: Tensor) -> Any:
         tt.zero_states(model)
-        out = tt.unroll(model, x, by=by, **how)
+        out = tt.unroll(model, x, by=by, **options)
         return out if isinstance(out, Tensor) else torch.cat([out[0], *out[1].values()], -1)
 
     results = []
-    # compiled first: no plan and no kernel of this process may be needed
+    # compiled first: it may not depend on plans or kernels made by an eager call
     for function in (compiled(run), run):
         model.zero_grad()
         y = function(x)
@@ -121,7 +121,7 @@ def test_unroll_in_one_graph(how: dict[str, Any], by: str) -> None:
     torch.testing.assert_close(states, expected_states)
 
 
-def test_by_layer_outputs_are_recorded_in_the_graph() -> None:
+def test_outputs_are_recorded_in_the_graph_by_layer() -> None:
     model, x = made("conv"), dyadic(3, 2, 1, 6, 6)
 
     def run(x: Tensor) -> Any:
@@ -136,7 +136,7 @@ def test_by_layer_outputs_are_recorded_in_the_graph() -> None:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_a_stream_goes_on_without_compiling_anew(by: str) -> None:
+def test_stream_continues_without_recompiling(by: By) -> None:
     model, x = made("dense"), dyadic(12, 2, 3)
     expected = tt.unroll(model, x)
     tt.zero_states(model)
@@ -165,7 +165,7 @@ def test_truncated_backpropagation() -> None:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_a_compiled_model_is_unrolled(by: str) -> None:
+def test_unroll_of_a_compiled_model(by: By) -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
     expected = tt.unroll(model, x)
     tt.zero_states(model)
@@ -187,7 +187,7 @@ def test_single_steps(off: Any) -> None:
 
 
 @pytest.mark.slow
-def test_lengths_and_batches_that_change() -> None:
+def test_changing_lengths_and_batches() -> None:
     model = made("dense")
 
     def run(x: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def test_autocast_in_the_graph() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_of_a_function_in_the_graph() -> None:
+def test_functional_gradients_in_the_graph() -> None:
     from torch.func import functional_call, grad
 
     class Whole(nn.Module):
@@ -239,7 +239,7 @@ def test_gradients_of_a_function_in_the_graph() -> None:
     torch.testing.assert_close(compiled(step)(parameters), step(parameters))
 
 
-def test_segments_run_outside_of_the_graph() -> None:
+def test_segments_break_the_graph() -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
 
     def run(x: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def test_segments_run_outside_of_the_graph() -> None:
 
 
 class Counting(snn.TTModule):
-    """Counts how often its overrides run."""
+    """Module that counts how often its overrides run."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Counting(snn.TTModule):
 
 
 @pytest.mark.parametrize("fullgraph", [True, False])
-def test_an_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
+def test_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
     cell = snn.LIF(2)
     shared = Counting(cell)
     left, right = Counting(shared), Counting(shared, nn.Sequential(shared))
@@ -291,5 +291,5 @@ def test_an_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
     compiled(root.zero_states, fullgraph=fullgraph)()
     assert counts() == [(3, 2)] * 4
     assert cell.mem is None
-    root.zero_states()  # nothing of it is left for the next call outside
+    root.zero_states()  # the compiled call does not affect the next one
     assert counts() == [(4, 2)] * 4

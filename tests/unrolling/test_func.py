@@ -1,4 +1,4 @@
-"""``torch.func`` over sequences: functional parameters, gradients, one gradient per sample."""
+"""Test ``torch.func`` over sequences: functional parameters, gradients, per-sample gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse
 
 
-class Gone(Whole):
-    """The same, and nothing is left behind."""
+class WholeThenZero(Whole):
+    """Unroll a model over a whole sequence, and leak no states."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -29,12 +29,12 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_functional_call_and_grad(name: str, by: str) -> None:
-    whole, x = Gone(made(name), by=by), dyadic(5, *MODELS[name][1])
-    given = {n: 0.75 * p for n, p in detached(whole).items()}
-    found = grad(lambda p: functional_call(whole, p, (x,)).square().sum())(given)
+    whole, x = WholeThenZero(made(name), by=by), dyadic(5, *MODELS[name][1])
+    parameters = {n: 0.75 * p for n, p in detached(whole).items()}
+    found = grad(lambda p: functional_call(whole, p, (x,)).square().sum())(parameters)
     with torch.no_grad():
         for n, p in whole.named_parameters():
-            p.copy_(given[n])
+            p.copy_(parameters[n])
     whole(x).square().sum().backward()
     for n, p in whole.named_parameters():
         torch.testing.assert_close(found[n], p.grad, msg=n)
@@ -42,8 +42,8 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_gradient_per_sample(name: str, by: str) -> None:
-    whole = Gone(made(name), by=by, batched=False)
+def test_per_sample_gradients(name: str, by: str) -> None:
+    whole = WholeThenZero(made(name), by=by, batched=False)
     x = dyadic(5, 3, *MODELS[name][1][1:])
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -59,37 +59,37 @@ def test_a_gradient_per_sample(name: str, by: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name: str) -> None:
-    whole = Gone(layer(name, 3).double(), batched=False)
+    whole = WholeThenZero(layer(name, 3).double(), batched=False)
     x = sequence(6, 4, 3)
     loss = lambda p, sample: functional_call(whole, p, (sample,)).square().sum()  # noqa: E731
     found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
-    Gone(whole.model)(x).square().sum().backward()
+    WholeThenZero(whole.model)(x).square().sum().backward()
     for n, p in whole.named_parameters():
         torch.testing.assert_close(found[n].sum(0), p.grad, msg=n)
 
 
-def test_an_ensemble_in_one_call() -> None:
-    members = [Gone(made("dense")) for _ in range(3)]
+def test_ensemble_in_one_call() -> None:
+    members = [WholeThenZero(made("dense")) for _ in range(3)]
     for i, member in enumerate(members):
         with torch.no_grad():
-            member.model[0].weight.mul_(i + 1)
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+            member.model.get_parameter("0.weight").mul_(i + 1)
+    parameters, buffers = stack_module_state(members)
     x = dyadic(5, 2, 3)
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
     together = vmap(call)(parameters, buffers)
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
 
 
-def test_a_jacobian() -> None:
-    whole, x = Gone(made("dense")), dyadic(4, 2, 3)
+def test_jacobian() -> None:
+    whole, x = WholeThenZero(made("dense")), dyadic(4, 2, 3)
     found = jacrev(lambda x: whole(x).sum((0, 1)))(x)
     for i in range(2):
-        given = x.clone().requires_grad_()
-        whole(given)[..., i].sum().backward()
-        torch.testing.assert_close(found[i], given.grad)
+        inputs = x.clone().requires_grad_()
+        whole(inputs)[..., i].sum().backward()
+        torch.testing.assert_close(found[i], inputs.grad)
 
 
-def test_afterwards_the_states_are_told_and_zeroed() -> None:
+def test_error_explains_leaked_states_and_zeroing_recovers() -> None:
     model = made("dense")
     x = dyadic(4, 2, 3)
     vmap(lambda sample: tt.unroll(model, sample, batched=False), in_dims=1)(x)
@@ -99,8 +99,8 @@ def test_afterwards_the_states_are_told_and_zeroed() -> None:
     assert tt.unroll(model, x).shape == (4, 2, 2)
 
 
-def test_what_needs_a_kernel_by_name_says_why_not() -> None:
-    whole = Gone(made("dense"), batched=False)
+def test_backend_chosen_by_name_raises_its_reason() -> None:
+    whole = WholeThenZero(made("dense"), batched=False)
     with (
         fuse.backend("numba"),
         pytest.raises(RuntimeError, match=r"torch\.func transforms see through plain operations"),

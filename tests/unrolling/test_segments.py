@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence
-from tests.unrolling.models import MODELS, Whole, dyadic, made
+from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
 
-class Saved:
-    """Bytes of what autograd saves, what the model and the input hold anyway left out."""
+class SavedBytes:
+    """Count the bytes that autograd saves, without those of the model and the input."""
 
     def __init__(self, *known: Tensor) -> None:
         self.known = {t.untyped_storage().data_ptr() for t in known}
@@ -37,8 +37,8 @@ class Saved:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("segment", [1, 4, 5, 11, 99])
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_states_and_gradients_are_those_of_the_plain_run(
-    name: str, segment: int, by: str
+def test_outputs_states_and_gradients_equal_those_without_segments(
+    name: str, segment: int, by: By
 ) -> None:
     start, x = dyadic(2, *MODELS[name][1], seed=1), dyadic(11, *MODELS[name][1])
     runs = []
@@ -74,8 +74,8 @@ def test_every_layer(name: str) -> None:
         torch.testing.assert_close(grads[1][n], value, msg=n)
 
 
-def test_the_first_run_of_a_new_kind_of_neuron() -> None:
-    """What tracing its step saves for itself must not count as the segment's."""
+def test_first_run_of_a_new_neuron_class() -> None:
+    """Check that tensors saved by tracing do not count as those of the segment."""
 
     class Fresh(snn.Neuron):
         states = ("mem",)
@@ -94,25 +94,25 @@ def test_the_first_run_of_a_new_kind_of_neuron() -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_memory_is_that_of_the_cuts_and_of_one_segment(by: str) -> None:
+def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
     T, segment, B = 64, 8, 4
     net = nn.Sequential(nn.Linear(8, 32), snn.SRLIF(32), nn.Linear(32, 16), snn.Readout(16))
     x = torch.rand(T, B, 8)
     totals = {}
     for cut in (None, segment):
         tt.zero_states(net)
-        saved = Saved(x, *net.parameters())
+        saved = SavedBytes(x, *net.parameters())
         with saved.hooks:
             y = tt.unroll(net, x, by=by, segment=cut)
         totals[cut] = saved.total
         y.sum().backward()
-    states = 4 * B * (4 * 32 + 16)  # bytes of the states of one cut
+    states = 4 * B * (4 * 32 + 16)  # bytes of the states of one checkpoint
     cuts = (T // segment - 1) * states
     assert cuts < totals[segment] < 1.2 * (cuts + totals[None] * segment / T) + 8192
     assert totals[segment] < totals[None] / 2.5
 
 
-def test_the_same_input_at_every_step_and_time_last() -> None:
+def test_static_input_and_time_in_the_last_dimension() -> None:
     x = dyadic(2, 3)
     results = []
     for segment in (None, 3):
@@ -133,11 +133,11 @@ def test_several_inputs_and_outputs() -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_dropout_is_the_same_again_and_a_batch_norm_counts_once(by: str) -> None:
-    """As the segments one after another; the running statistics are not moved by backward."""
+def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
+    """Compare with separate calls for the segments; backward keeps the running statistics."""
     x = torch.randn(10, 2, 1, 6, 6)
 
-    def net() -> nn.Module:
+    def net() -> Any:
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(1, 3, 3),
@@ -164,20 +164,20 @@ def test_dropout_is_the_same_again_and_a_batch_norm_counts_once(by: str) -> None
     assert other[1].num_batches_tracked == (4 if by == "layer" else 10)
 
 
-def test_functional_parameters_are_there_again_in_backward() -> None:
+def test_functional_parameters_are_used_in_backward() -> None:
     x = dyadic(8, 2, 3)
     grads = []
     for segment in (None, 3):
         whole = Whole(made("dense"), segment=segment)
-        given = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
-        y = functional_call(whole, given, (x,))
-        grads.append(torch.autograd.grad(y.square().sum(), list(given.values())))
+        parameters = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
+        y = functional_call(whole, parameters, (x,))
+        grads.append(torch.autograd.grad(y.square().sum(), list(parameters.values())))
         assert all(type(p) is nn.Parameter for p in whole.parameters())
     for expected, found in zip(*grads, strict=True):
         torch.testing.assert_close(found, expected)
 
 
-def test_states_of_now_are_left_alone_by_backward() -> None:
+def test_backward_keeps_the_current_states() -> None:
     model, x = made("dense"), dyadic(8, 2, 3)
     y = tt.unroll(model, x, segment=3)
     tt.detach_states(model)
@@ -218,8 +218,8 @@ def test_second_derivatives() -> None:
 
 
 @pytest.mark.parametrize("learn", [True, False])
-def test_a_parameter_changed_before_backward_is_told(learn: bool) -> None:
-    model = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
+def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
+    model: Any = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
     y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
     with torch.no_grad():
         model[0].raw_beta.add_(1.0)
@@ -227,7 +227,7 @@ def test_a_parameter_changed_before_backward_is_told(learn: bool) -> None:
         y[0].sum().backward()
 
 
-def test_a_model_put_to_eval_before_backward_is_run_again_as_it_was() -> None:
+def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:
     x = sequence(9, 2, 3, dtype=torch.float32)
     found = []
     for segment in (9, 3):
@@ -243,7 +243,7 @@ def test_a_model_put_to_eval_before_backward_is_run_again_as_it_was() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_without_a_graph_nothing_is_kept() -> None:
+def test_nothing_is_saved_without_a_graph() -> None:
     model, x = made("dense"), dyadic(8, 2, 3)
     with torch.no_grad():
         cut = tt.unroll(model, x, segment=3)
@@ -252,7 +252,7 @@ def test_without_a_graph_nothing_is_kept() -> None:
     assert torch.equal(cut, tt.unroll(model, x))
 
 
-def test_a_failure_in_a_later_segment_puts_the_states_back() -> None:
+def test_failure_in_a_later_segment_restores_the_states() -> None:
     class Fails(nn.Module):
         calls = 0
 
@@ -278,21 +278,21 @@ def test_a_failure_in_a_later_segment_puts_the_states_back() -> None:
         (True, TypeError, "segment must be an integer, got True"),
     ],
 )
-def test_a_segment_is_a_positive_integer(
+def test_segment_must_be_a_positive_integer(
     segment: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         tt.unroll(made("dense"), dyadic(4, 2, 3), segment=segment)
 
 
-def test_inside_a_transform_it_is_refused() -> None:
+def test_segments_in_a_transform_are_refused() -> None:
     whole = Whole(made("dense"), segment=2)
-    given = {n: p.detach() for n, p in whole.named_parameters()}
+    parameters = {n: p.detach() for n, p in whole.named_parameters()}
     with pytest.raises(ValueError, match=r"does not work in torch\.func transforms"):
-        grad(lambda p: functional_call(whole, p, (dyadic(4, 2, 3),)).sum())(given)
+        grad(lambda p: functional_call(whole, p, (dyadic(4, 2, 3),)).sum())(parameters)
 
 
-def test_a_data_parallel_model_is_wrapped_outside() -> None:
+def test_data_parallel_model_inside_is_refused() -> None:
     class Wrapped(DistributedDataParallel):
         def __init__(self, module: nn.Module) -> None:  # without a group of processes
             nn.Module.__init__(self)
@@ -302,8 +302,8 @@ def test_a_data_parallel_model_is_wrapped_outside() -> None:
         tt.unroll(nn.Sequential(Wrapped(made("dense"))), dyadic(4, 2, 3), segment=2)
 
 
-def test_checkpointing_without_us_finds_new_kinds_too() -> None:
-    """PyTorch's own checkpoint around a whole sequence, where a kernel is first made."""
+def test_torch_checkpoint_around_a_new_neuron_class() -> None:
+    """Run PyTorch's own checkpoint around a sequence whose kernel does not exist yet."""
 
     class Fresh(snn.Neuron):
         states = ("mem",)
@@ -322,7 +322,7 @@ def test_checkpointing_without_us_finds_new_kinds_too() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_where_hooks_are_disabled_a_new_kind_is_fused_too() -> None:
+def test_new_neuron_class_is_fused_with_saved_tensor_hooks_disabled() -> None:
     class Fresh(snn.Neuron):
         states = ("mem",)
 

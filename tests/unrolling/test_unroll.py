@@ -21,7 +21,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_both_ways_agree_with_the_plain_loop(name: str) -> None:
+def test_by_layer_and_by_step_equal_the_python_loop(name: str) -> None:
     x = dyadic(7, *MODELS[name][1])
     model = made(name)
     expected = stepped(model, x)
@@ -40,7 +40,7 @@ def test_both_ways_agree_with_the_plain_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_bare_layer(name: str) -> None:
+def test_bare_layer(name: str) -> None:
     x = sequence(9, 3, 4)
     model = layer(name, 4).double()
     expected = stepped(model, x)
@@ -49,7 +49,7 @@ def test_a_bare_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_several_inputs_and_a_tree_of_outputs(by: Any) -> None:
+def test_several_inputs_and_nested_outputs(by: Any) -> None:
     model = made("skip")
     x, gate = dyadic(5, 2, 4), dyadic(5, 2, 4, seed=1)
     steps = [model(a, b) for a, b in zip(x.unbind(), gate.unbind(), strict=True)]
@@ -82,7 +82,7 @@ def test_time_dim_and_batched(name: str, by: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_static_input_is_repeated(name: str) -> None:
+def test_static_input_is_repeated(name: str) -> None:
     x = dyadic(*MODELS[name][1])
     model = made(name)
     expected = tt.unroll(model, x.expand(6, *x.shape), by="step")
@@ -91,7 +91,7 @@ def test_a_static_input_is_repeated(name: str) -> None:
         assert torch.equal(tt.unroll(model, x, steps=6, by=by), expected)
 
 
-def test_what_stands_before_the_first_neuron_is_computed_once() -> None:
+def test_stateless_layers_before_the_first_neuron_run_once_on_a_static_input() -> None:
     rows: list[int] = []
 
     class Counted(nn.Linear):
@@ -104,7 +104,10 @@ def test_what_stands_before_the_first_neuron_is_computed_once() -> None:
         rows.clear()
         tail = nn.Sequential(snn.LIF(4), Counted(4, 4))
         tt.unroll(nn.Sequential(nn.Sequential(first), tail), x, steps=6)
-        assert rows == [*expected, 12]  # a subclass is not on the list of what may run once
+        assert rows == [
+            *expected,
+            12,
+        ]  # a subclass may have a forward of its own, so it runs on every step
     hook: list[int] = []
     first = nn.Linear(3, 4)
     first.register_forward_hook(lambda *_: hook.append(1))
@@ -114,7 +117,7 @@ def test_what_stands_before_the_first_neuron_is_computed_once() -> None:
 
 @given(cut=st.integers(0, 8), detach=st.booleans(), name=st.sampled_from(LAYERS))
 @settings(max_examples=40, deadline=None)
-def test_a_sequence_cut_anywhere(cut: int, detach: bool, name: str) -> None:
+def test_sequence_may_be_split_anywhere(cut: int, detach: bool, name: str) -> None:
     x = sequence(8, 2, 3)
     whole, parts = layer(name, 3).double(), layer(name, 3).double()
 
@@ -169,7 +172,7 @@ def test_recording_is_differentiable_and_named_by_path(by: Any) -> None:
         torch.testing.assert_close(grads[k], grad)
 
 
-def test_what_is_inside_a_recurrent_layer_can_be_recorded() -> None:
+def test_parts_of_a_recurrent_layer_can_be_recorded() -> None:
     x = dyadic(5, 2, 3)
     model = made("recurrent")
     seen = {}
@@ -196,7 +199,7 @@ def test_inputs_can_be_recorded(by: Any) -> None:
                        seen["3.input"])  # fmt: skip
 
 
-def test_inputs_given_by_name_can_be_recorded() -> None:
+def test_keyword_inputs_can_be_recorded() -> None:
     class Named(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -254,8 +257,8 @@ class Twice(snn.TTModule):
         return self.cell(self.cell(x))
 
 
-class Unlike(nn.Module):
-    """Gives back something that is not led by the batch."""
+class UnusualOutput(nn.Module):
+    """Return an output whose first dimension is not the batch."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -277,13 +280,16 @@ class Unlike(nn.Module):
         (nn.Sequential(nn.Softmax(0)), r"0 \(Softmax\) mixes the samples of the batch"),
         (nn.Sequential(nn.Unflatten(0, (1, 2))), r"0 \(Unflatten\) splits the batch"),
         (nn.MultiheadAttention(3, 1), r"the model \(MultiheadAttention\) takes dimension 0 for"),
-        (Unlike("sum"), r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]"),
-        (Unlike("cut"), r"the model gave shape \[1, 3\]"),
-        (Unlike("word"), r"the model gave str"),
+        (
+            UnusualOutput("sum"),
+            r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]",
+        ),
+        (UnusualOutput("cut"), r"the model gave shape \[1, 3\]"),
+        (UnusualOutput("word"), r"the model gave str"),
         (nn.Sequential(snn.LIF(3), snn.LIF(2)), r"has 2 neurons, one step of the input"),
     ],
 )
-def test_what_cannot_run_by_layer_is_named_and_changes_nothing(
+def test_error_names_what_cannot_run_by_layer_and_changes_nothing(
     model: nn.Module, message: str
 ) -> None:
     tt.zero_states(model)
@@ -293,7 +299,7 @@ def test_what_cannot_run_by_layer_is_named_and_changes_nothing(
     assert all(m.layer_pass is None for m in model.modules() if isinstance(m, snn.Neuron))
 
 
-def test_a_failed_call_leaves_live_states_as_they_were() -> None:
+def test_failed_call_keeps_live_states() -> None:
     model = nn.Sequential(snn.LIF(3), snn.LIF(2))
     model[0](torch.ones(2, 3))
     before = model[0].mem
@@ -303,15 +309,15 @@ def test_a_failed_call_leaves_live_states_as_they_were() -> None:
         assert model[0].mem is before
 
 
-def test_by_step_runs_what_by_layer_cannot() -> None:
+def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
     model = Twice()
     x = sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, x)
     model.zero_states()
     assert torch.equal(tt.unroll(model, x, by="step"), expected)
     with pytest.raises(TypeError, match="every output must be a tensor, the model gave str"):
-        tt.unroll(Unlike("word"), x, by="step")
-    assert tt.unroll(Unlike("sum"), x, by="step").shape == (4,)
+        tt.unroll(UnusualOutput("word"), x, by="step")
+    assert tt.unroll(UnusualOutput("sum"), x, by="step").shape == (4,)
     model.zero_states()
     with pytest.raises(ValueError, match=r"record: .cell\.output. was seen 8 times in 4 steps"):
         tt.unroll(model, x, by="step", record="cell.output")
@@ -342,7 +348,7 @@ def test_by_step_runs_what_by_layer_cannot() -> None:
         (torch.ones(2, 2, 3), {"record": [1]}, TypeError, "record takes names, got 1"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_error_names_a_bad_argument(
     x: Any, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -351,10 +357,10 @@ def test_a_bad_argument_is_named(
 
 def test_only_modules_are_unrolled() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.unroll(lambda x: x, torch.ones(1, 1, 1))
+        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[arg-type]  # no module
 
 
-def test_backward_twice_says_detach_states() -> None:
+def test_second_backward_error_names_detach_states() -> None:
     model = nn.Sequential(nn.Linear(3, 3), layer("SLIF", 3))
     x = sequence(4, 2, 3, dtype=torch.float32)
     tt.unroll(model, x).sum().backward()
@@ -365,7 +371,7 @@ def test_backward_twice_says_detach_states() -> None:
     tt.unroll(model, x).sum().backward()
 
 
-def test_the_models_of_these_tests_fire() -> None:
+def test_models_of_these_tests_spike() -> None:
     for name in MODELS:
         seen = tt.unroll(made(name), dyadic(7, *MODELS[name][1]), record="output")[1]
         rates = {path: float((y != 0).double().mean()) for path, y in seen.items()}
@@ -373,7 +379,7 @@ def test_the_models_of_these_tests_fire() -> None:
     assert isinstance(made("skip"), Skip)
 
 
-def test_an_unroll_inside_an_unroll_by_layer_is_refused() -> None:
+def test_nested_unroll_by_layer_is_refused() -> None:
     class Inner(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -390,29 +396,33 @@ def test_an_unroll_inside_an_unroll_by_layer_is_refused() -> None:
     assert tt.unroll(model, torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
 
 
-def test_a_time_dim_that_an_output_lacks() -> None:
+def test_error_for_a_time_dim_that_an_output_lacks() -> None:
     model = nn.Sequential(nn.Flatten(), snn.LIF(8))
     with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
         tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
     assert model[1].mem is None
 
 
-def test_a_hook_before_the_first_neuron_sees_every_step() -> None:
+def test_forward_hook_before_the_first_neuron_sees_every_step() -> None:
     first = nn.Linear(3, 4)
     first.register_forward_hook(lambda _, __, out: out + torch.randn_like(out))
     y = tt.unroll(nn.Sequential(first, snn.Readout(4, beta=1e-7)), torch.ones(2, 3), steps=3)
     assert not torch.allclose(y[0], y[1])
 
 
-def test_a_backward_hook_before_the_first_neuron_sees_every_step() -> None:
+def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
     first, seen = nn.Linear(3, 3), []
-    first.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0].shape))
+
+    def note_shape(_: nn.Module, __: Any, grads: Any) -> None:
+        seen.append(grads[0].shape)
+
+    first.register_full_backward_hook(note_shape)
     model = nn.Sequential(first, snn.Readout(3))
     tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
     assert seen == [(10, 3)]  # all steps, not their sum
 
 
-def test_an_output_without_a_batch_cannot_give_one_back() -> None:
+def test_error_for_an_unbatched_output_without_its_batch() -> None:
     class Summed(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()

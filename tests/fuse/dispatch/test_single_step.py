@@ -37,7 +37,7 @@ def is_compiled(made: snn.Neuron) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_streamed_step_is_the_eager_step(name: str, dtype: torch.dtype) -> None:
+def test_streamed_step_equals_the_eager_step(name: str, dtype: torch.dtype) -> None:
     made = layer(name, 7).to(dtype)
     x = sequence(9, 3, 7, dtype=dtype)
     out, states = streamed(made, x)
@@ -49,7 +49,7 @@ def test_a_streamed_step_is_the_eager_step(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize(("dim", "shape"), [*PLACES, (0, (3,)), (-1, (3,)), (-1, (1, 1, 3))])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
+def test_neuron_dimensions_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
     made = layer("BLIF", 3, dim=dim, beta_rank=rank, pos_scale_rank=rank, reset="zero")
     x = sequence(6, *shape, dtype=torch.float32)
     out, _ = streamed(made, x)
@@ -57,14 +57,14 @@ def test_places_and_ranks(dim: int, shape: tuple[int, ...], rank: int) -> None:
     assert torch.equal(out, reference(made, x)[0])
 
 
-def test_one_neuron_alone_streams() -> None:
-    """Its parameter, one value spread over one neuron, once had a stride of zero."""
+def test_layer_of_one_neuron_streams() -> None:
+    """The parameter, an expanded value of one neuron, used to have a stride of zero."""
     layer = snn.LIF(1)
     with torch.no_grad():
         assert layer(torch.tensor([[0.5], [1.5]])).tolist() == [[0.0], [1.0]]
 
 
-def test_it_goes_on_from_and_leaves_states_like_the_eager_step() -> None:
+def test_eager_and_compiled_steps_continue_from_each_other() -> None:
     made, twin = layer("SRLIF", 4), layer("SRLIF", 4)
     x = sequence(12, 2, 4, dtype=torch.float32)
     expected = stepped(twin, x)
@@ -110,7 +110,7 @@ def by_moving(made: snn.LIF) -> None:
     "change", [by_data, in_place, by_optimizer, by_loading, by_numpy, by_moving]
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_changed_parameter_is_seen_at_the_next_step(change: Any, rank: int) -> None:
+def test_changed_parameter_takes_effect_at_the_next_step(change: Any, rank: int) -> None:
     made = layer("LIF", 4, beta_rank=rank)
     x = sequence(10, 2, 4, dtype=torch.float32)
     before, _ = streamed(made, x)
@@ -122,7 +122,7 @@ def test_a_changed_parameter_is_seen_at_the_next_step(change: Any, rank: int) ->
     assert not torch.equal(out, before) or change is by_moving
 
 
-def test_functional_call_is_seen() -> None:
+def test_functional_call_takes_effect() -> None:
     made = layer("Readout", 3)
     x = torch.ones(1, 3)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_functional_call_is_seen() -> None:
         assert made(x).tolist() != out.tolist()
 
 
-def test_a_changed_option_is_seen() -> None:
+def test_changed_option_takes_effect() -> None:
     made = snn.LIF(2, beta=0.5)
     with torch.no_grad():
         made(torch.full((1, 2), 3.0))
@@ -145,7 +145,7 @@ def test_a_changed_option_is_seen() -> None:
         assert made.mem.tolist() == [[0.0, 0.0]]
 
 
-def test_another_shape_is_an_error_as_ever() -> None:
+def test_input_errors_are_those_of_the_eager_step() -> None:
     made = snn.LIF(2)
     with torch.no_grad():
         made(torch.ones(1, 2))
@@ -165,7 +165,7 @@ def test_another_shape_is_an_error_as_ever() -> None:
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, copy.copy, lambda made: pickle.loads(pickle.dumps(made))]
 )
-def test_a_copy_streams_by_itself(copied: Any) -> None:
+def test_copy_streams_independently(copied: Any) -> None:
     made = layer("LIF", 3)
     x = sequence(8, 2, 3, dtype=torch.float32)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_a_copy_streams_by_itself(copied: Any) -> None:
 
 
 class Scaled(snn.Neuron):
-    """A step with a constant that lives outside of what can be watched."""
+    """A neuron whose step calls a function from outside and is not pointwise."""
 
     states = ("mem",)
 
@@ -204,13 +204,13 @@ class Scaled(snn.Neuron):
     ],
     ids=["callable", "not pointwise", "half", "empty", "not contiguous", "large"],
 )
-def test_what_is_left_to_the_eager_step(made: snn.Neuron, x: Tensor) -> None:
+def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():
         assert made._single_steps.run(made, x) is None
         assert made(x).shape == x.shape
 
 
-def test_it_is_chosen_like_any_backend() -> None:
+def test_backend_choice_applies_to_single_steps() -> None:
     made = snn.LIF(2)
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
@@ -221,29 +221,30 @@ def test_it_is_chosen_like_any_backend() -> None:
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 
 
-def test_shapes_that_alternate_find_their_settled_step_again() -> None:
+def test_alternating_shapes_reuse_their_compiled_step() -> None:
     made = layer("BSLIF", 5)
     inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in (1, 2, 3, 4, 5, 6)]
-    settled: dict[int, Any] = {}
+    steps_by_batch: dict[int, Any] = {}
     for x in (*inputs[:4], *inputs[:4]):
         expected, _ = reference(made, x[None])
         out, _ = streamed(made, x[None])
         assert torch.equal(out, expected)
         assert (
-            settled.setdefault(len(x), made._single_steps.steps[0]) is made._single_steps.steps[0]
+            steps_by_batch.setdefault(len(x), made._single_steps.steps[0])
+            is made._single_steps.steps[0]
         )
     for x in inputs[4:]:
         streamed(made, x[None])
     assert len(made._single_steps.steps) == 4
 
 
-def test_arguments_that_are_overridden_may_read_what_nobody_watches() -> None:
+def test_overridden_step_kwargs_may_read_unwatched_attributes() -> None:
     class Scaled(snn.LIF):
         gain = 1.0
 
         def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-            given = super().step_kwargs(ndim, dtype)
-            return {**given, "beta": given["beta"] * self.gain}
+            kwargs = super().step_kwargs(ndim, dtype)
+            return {**kwargs, "beta": kwargs["beta"] * self.gain}
 
     layer, x = Scaled(3), torch.full((1, 3), 0.25)
     with torch.no_grad():
@@ -257,7 +258,7 @@ def _helper(u: Tensor) -> Tensor:
     return u * 2
 
 
-def test_a_helper_that_is_defined_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redefined_helper_function_takes_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     class Helped(snn.Neuron):
         states = ("mem",)
 

@@ -45,21 +45,19 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     return finish(start(tmp_path_factory.mktemp("kernels")))
 
 
-def test_processes_that_compile_at_once_and_a_folder_that_was_cut_off(
-    tmp_path: Path, expected: str
-) -> None:
+def test_concurrent_compiles_and_truncated_cache_files(tmp_path: Path, expected: str) -> None:
     both = [start(tmp_path), start(tmp_path)]
     assert [finish(process) for process in both] == [expected, expected]
     assert not list(tmp_path.rglob("*.tmp"))
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".nbi" for path in kept)
-    for path in kept:  # a compile that was killed while it wrote
+    for path in kept:  # like a process killed while it wrote
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert finish(start(tmp_path)) == expected
     assert finish(start(tmp_path)) == expected
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> None:
+def test_cache_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert finish(start(tmp_path / "file" / "kernels")) == expected
     assert finish(start("/proc/nowhere")) == expected

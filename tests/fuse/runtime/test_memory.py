@@ -26,7 +26,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fresh
 
 
-def test_pages_are_used_again_only_when_the_tensor_is_gone(pool: Any) -> None:
+def test_pages_are_reused_only_after_the_tensor_is_freed(pool: Any) -> None:
     first = large_empty(LARGE, torch.float32)
     address = first.data_ptr()
     second = large_empty(LARGE, torch.float32)
@@ -43,7 +43,7 @@ def test_pages_are_used_again_only_when_the_tensor_is_gone(pool: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_an_ordinary_tensor(dtype: torch.dtype) -> None:
+def test_large_empty_returns_an_ordinary_tensor(dtype: torch.dtype) -> None:
     tensor = large_empty(LARGE, dtype)
     assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (LARGE, dtype, True)
     tensor.fill_(2.0).requires_grad_()
@@ -52,14 +52,14 @@ def test_it_is_an_ordinary_tensor(dtype: torch.dtype) -> None:
     assert torch.equal(tensor.detach().clone(), tensor)
 
 
-def test_small_ones_are_left_to_pytorch(pool: Any) -> None:
+def test_small_tensors_are_allocated_by_pytorch(pool: Any) -> None:
     small = large_empty((4, 4), torch.float32)
     del small
     gc.collect()
     assert pool.kept == 0
 
 
-def test_the_pool_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_POOL_LIMIT", 8 << 20)
     for rows in range(1, 12):
         del_me = large_empty((rows, 1 << 18), torch.float32)
@@ -71,7 +71,7 @@ def test_the_pool_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_writes_into_pages_of_its_own() -> None:
+def test_forked_child_writes_into_its_own_pages() -> None:
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     child = os.fork()
     if child == 0:
@@ -84,7 +84,7 @@ def test_a_forked_child_writes_into_pages_of_its_own() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_forked_while_the_pool_is_held_can_take_from_it() -> None:
+def test_child_forked_while_the_pool_is_locked_can_allocate() -> None:
     held, forked = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -106,7 +106,7 @@ def test_a_child_forked_while_the_pool_is_held_can_take_from_it() -> None:
 
 
 @pytest.mark.parametrize("fails", ["madvise", "take"])
-def test_where_the_system_refuses_pages_pytorch_gives_its_own(
+def test_pytorch_allocates_where_the_system_refuses_pages(
     fails: str, pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing(mmap.mmap):
@@ -116,12 +116,12 @@ def test_where_the_system_refuses_pages_pytorch_gives_its_own(
     def refuse(*_: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(memory.mmap, "mmap", Refusing if fails == "madvise" else refuse)
+    monkeypatch.setattr(mmap, "mmap", Refusing if fails == "madvise" else refuse)
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
 
 
-def test_scratch_is_each_threads_own_and_grows() -> None:
+def test_scratch_buffer_is_reused_and_grows() -> None:
     first = scratch(7, 10, np.float32)
     assert scratch(7, 5, np.float32) is first
     assert scratch(7, 100, np.float32).size >= 100

@@ -14,7 +14,7 @@ from tracetorch.fuse.runtime.threads import parallel_for
 
 @pytest.mark.parametrize("tasks", [1, 2, 7, 100])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_task_is_done_once(tasks: int, threads: int) -> None:
+def test_every_task_runs_once(tasks: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -25,7 +25,7 @@ def test_every_task_is_done_once(tasks: int, threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_calls_may_nest_and_come_from_several_threads() -> None:
+def test_calls_may_nest_and_run_in_several_threads() -> None:
     done: list[int] = []
 
     def inner(first: int, last: int) -> None:
@@ -41,7 +41,7 @@ def test_calls_may_nest_and_come_from_several_threads() -> None:
     assert len(done) == 2 * 8 * 3
 
 
-def test_an_error_in_a_task_comes_out() -> None:
+def test_error_in_a_task_is_raised() -> None:
     def fail(first: int, last: int) -> None:
         raise ZeroDivisionError
 
@@ -51,7 +51,7 @@ def test_an_error_in_a_task_comes_out() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_runs_kernels_too() -> None:
+def test_forked_child_runs_kernels() -> None:
     layer = cases.layer("LIF", 500)
     x = cases.sequence(300, 8, 500, dtype=torch.float32)  # large enough for the pool
     expected = layer.forward_sequence(x)[0].sum().item()
@@ -67,7 +67,7 @@ def test_a_forked_child_runs_kernels_too() -> None:
     os.waitpid(child, 0)
 
 
-def test_a_thread_may_go_on_after_the_main_one_has_ended() -> None:
+def test_thread_may_outlive_the_main_thread() -> None:
     program = """
 import threading, torch
 from tracetorch.fuse.runtime.threads import parallel_for
