@@ -1,23 +1,24 @@
-"""The neurons of NIR that no layer of traceTorch is: with a leak, a reset potential, a gain."""
+"""Define the neurons of NIR that no layer of traceTorch is, and the delay of one step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.nir.raw import fill
+from tracetorch.nir.graph import Node, Shape, elementwise
+from tracetorch.nir.layer_parameters import read_values, spread, write_values
+from tracetorch.nir.options import Reset, WriteOptions
 from tracetorch.snn import Neuron
 
 SURROGATE = atan_surrogate(2.0)
-_DECAYS = ("alpha", "beta")
-_WEIGHTS = ("w_in", "r", "v_leak", "v_threshold", "v_reset")
+_PARAMETERS = ("alpha", "beta", "w_in", "r", "v_leak", "v_threshold", "v_reset")
 
 
 class Membrane(Neuron):
-    """I, IF, LI, LIF, CubaLI and CubaLIF with all their parameters.
+    """Integrate as NIR's I, IF, LI, LIF, CubaLI and CubaLIF do, with all their parameters.
 
     Parts in [brackets] exist only where their parameter is given::
 
@@ -53,35 +54,28 @@ class Membrane(Neuron):
     mem: Tensor | None
     syn: Tensor | None
     dt: float
-    reset: Literal["zero", "subtract"]
+    reset: Reset
 
     def __init__(
-        self,
-        num_neurons: int,
-        dim: int,
-        values: Mapping[str, Tensor],
-        *,
-        dt: float,
-        reset: Literal["zero", "subtract"],
+        self, num_neurons: int, dim: int, values: Mapping[str, Tensor], *, dt: float, reset: Reset
     ) -> None:
         super().__init__(num_neurons, dim)
-        for name in (*_DECAYS, *_WEIGHTS):
-            value = values.get(name)
-            if value is None:
+        for name in _PARAMETERS:
+            if name not in values:
                 self.option(name, None)
-            elif name in _DECAYS:
-                self.decay(name, 1 - value)
+            elif name in ("alpha", "beta"):
+                self.decay(name, 1 - values[name])
             else:
-                self.weight(name, value)
-        # a threshold of NIR may lie anywhere, below zero too, so it is a weight
+                # a threshold of NIR may lie anywhere, below zero too, so it is a weight
+                self.weight(name, values[name])
         self.option("spike", SURROGATE if "v_threshold" in values else None)
         self.option("dt", float(dt))
         self.option("reset", reset)
-        fill(self, {name: value.numpy() for name, value in values.items()}, decays=_DECAYS)
+        write_values(self, {name: value.numpy() for name, value in values.items()})
 
     @property
     def kept_states(self) -> tuple[str, ...]:
-        """``mem``, and with a synapse ``syn``."""
+        """Name ``mem``, and with a synapse ``syn``."""
         return ("mem", "syn") if "alpha" in self._constraints else ("mem",)
 
     @staticmethod
@@ -99,7 +93,7 @@ class Membrane(Neuron):
         v_reset: Any,
         spike: Any,
         dt: float,
-        reset: str,
+        reset: Reset,
     ) -> tuple[Tensor, Tensor, Any]:
         if alpha is not None:
             x = syn = alpha * syn + (1 - alpha) * (w_in * x)
@@ -118,9 +112,27 @@ class Membrane(Neuron):
             mem = mem - fired * (v_threshold - v_reset)
         return fired, mem, syn
 
+    def node(self, shape: Shape, options: WriteOptions) -> Node:
+        """Return the node that the layer was read from, with the parameters it has now."""
+        values = {name: spread(self, value, shape) for name, value in read_values(self).items()}
+        if self.spike is not None and self.reset == "subtract" and not options.allow_hard_reset:
+            raise ValueError(
+                "was read with reset='subtract', which its node cannot say. Give "
+                "allow_hard_reset=True, and reset='subtract' when you read it."
+            )
+        if self.dt != options.clock.dt and "beta" not in values:
+            raise ValueError(f"was read with dt={self.dt}, and cannot be written for another.")
+        kind = "LI" if "beta" in values else "I"
+        if "alpha" in values:
+            kind, values["tau_syn"] = f"Cuba{kind}", options.clock.tau(values.pop("alpha"))
+        if "beta" in values:
+            name = "tau_mem" if "tau_syn" in values else "tau"
+            values[name] = options.clock.tau(values.pop("beta"))
+        return elementwise(kind if self.spike is None else f"{kind}F", shape, **values)
+
 
 class OneStep(Neuron):
-    """What came in a step ago, zero at first: the delay of an edge, or a link of a longer one.
+    """Delay by one step: give what came in a step ago, zero at first.
 
     ::
 
@@ -148,14 +160,14 @@ class OneStep(Neuron):
         return held, x
 
     def recall(self, like: Tensor) -> Tensor | None:
-        """What is held, for an input like this one: half of a call; ``None`` at the first step."""
+        """Return what is held, the first half of a call; ``None`` at the first step."""
         if self.held is None:
             return None
         (held,) = self.states_for(like, self.check_input(like))
         return None if held is None else held.to(like.dtype)
 
     def keep(self, x: Tensor) -> None:
-        """Hold ``x`` for the next step: the other half."""
+        """Hold ``x`` for the next step, the second half of a call."""
         dtype = self.check_input(x)
         self.states_for(x, dtype)
         self.held = x.to(dtype, copy=True)

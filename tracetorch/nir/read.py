@@ -1,4 +1,4 @@
-"""``from_nir``: a graph or a file becomes a model."""
+"""Read a NIR graph or file as a model: ``from_nir``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from tracetorch.extras import require
-from tracetorch.nir.build import LONGEST_DELAY, Reset, module
-from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.graph import Graph, Node
+from tracetorch.nir.hdf5_reader import load
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import DelayLine
+from tracetorch.nir.node_to_module import MAX_DELAY, module_of
+from tracetorch.nir.options import Clock, Discretization, Reset
 from tracetorch.nir.parse import parse
-from tracetorch.nir.plan import Known, plan
+from tracetorch.nir.wiring import wire
 from tracetorch.snn import TTModule
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -79,13 +80,11 @@ def from_nir(
     clock = Clock(dt, discretization)
     if reset not in ("zero", "subtract"):
         raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
-    return build(parse(_told(graph)), clock, reset)
+    return _model(parse(_dictionary(graph)), clock, reset)
 
 
-def _told(graph: Any) -> Any:
+def _dictionary(graph: Any) -> Any:
     import nir
-
-    from tracetorch.nir.file import load
 
     if isinstance(graph, nir.NIRGraph):
         return graph.to_dict()
@@ -94,47 +93,41 @@ def _told(graph: Any) -> Any:
     raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
-def build(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
-    """A checked graph as a model."""
-    _check_time(graph, clock)
-    nodes, wiring = plan(graph, clock)
+def _model(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
+    _check_clock(graph, clock)
+    nodes, wiring = wire(graph, clock)
     modules: dict[str, nn.Module] = {}
     for name, node in nodes.items():
-        if isinstance(node, Known):
-            modules[name] = node.layer
-        else:
-            came = wiring.now[name]
-            shape = wiring.shapes[came[0]] if came else wiring.shapes[name]
-            modules[name] = module(name, node, shape, clock, reset)
+        modules[name] = module_of(name, node, wiring.input_shape(name), clock, reset)
     links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
-    if links > LONGEST_DELAY:
+    if links > MAX_DELAY:
         raise ValueError(
             f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
-            f"{LONGEST_DELAY}."
+            f"{MAX_DELAY}."
         )
     return NIRModel(wiring, modules, clock).to(_dtype(graph))
 
 
-def _check_time(graph: Graph, clock: Clock) -> None:
-    """A graph of ours says how it was written; another reading is another network.
+def _check_clock(graph: Graph, clock: Clock) -> None:
+    """Raise where one of our graphs was written for another clock: it would be another network.
 
     The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
     continuous time, and may be read at another.
     """
     mode = graph.metadata.get("mode")
     for name, why in _MADE_FOR.get(mode if isinstance(mode, str) else "", {}).items():
-        made, asked = graph.metadata.get(name), getattr(clock, name)
-        if isinstance(made, (str, float)) and made != asked:
+        written, requested = graph.metadata.get(name), getattr(clock, name)
+        if isinstance(written, (str, float)) and written != requested:
             raise ValueError(
-                f"the graph was written for {name}={made!r}, and its {why} hold for that alone, "
-                f"got {name}={asked!r}."
+                f"the graph was written for {name}={written!r}, and its {why} hold for that alone, "
+                f"got {name}={requested!r}."
             )
 
 
 def _dtype(graph: Graph) -> torch.dtype:
-    told = graph.metadata.get("dtype")
-    if isinstance(told, str) and told in DTYPES:
-        return DTYPES[told]
+    declared = graph.metadata.get("dtype")
+    if isinstance(declared, str) and declared in DTYPES:
+        return DTYPES[declared]
     kinds = {array.dtype for node in _all(graph) for array in node.arrays.values()}
     return torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32
 

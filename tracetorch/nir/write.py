@@ -1,11 +1,10 @@
-"""``to_nir`` and ``save``: a model becomes a graph, or a file."""
+"""Write a model as a NIR graph or file: ``to_nir`` and ``save``."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 
 from tracetorch.extras import require
 from tracetorch.files import replacing
-from tracetorch.nir.clock import Clock, Discretization
-from tracetorch.nir.fold import uniform_thresholds
-from tracetorch.nir.graph import SETTINGS, Graph, Node, Shape
+from tracetorch.nir.graph import KINDS, Graph, Node
 from tracetorch.nir.model import NIRModel
+from tracetorch.nir.model_to_graph import graph_of
+from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
 from tracetorch.nir.parse import parse
-from tracetorch.nir.plan import INPUTS, plan
-from tracetorch.nir.trace import traced
-from tracetorch.nir.writing import Mode, Writing
+from tracetorch.nir.weight_folding import fold_thresholds
+from tracetorch.nir.wiring import INPUT_ORDER, Wiring, wire
 from tracetorch.snn.module import check_module
 
 if TYPE_CHECKING:
@@ -93,23 +91,24 @@ def to_nir(
     clock = Clock(dt, discretization)
     inputs = _inputs(model, sample)
     with torch.no_grad():
-        graph = traced(model, inputs, Writing(clock, mode, allow_hard_reset))
+        graph = graph_of(model, inputs, WriteOptions(clock, mode, allow_hard_reset))
     if mode == "compact":
-        graph = uniform_thresholds(graph)
-    double = all(
-        value.dtype == torch.float64
-        for value in (*model.parameters(), *model.buffers())
-        if value.is_floating_point()
+        graph = fold_thresholds(graph)
+    is_input = [name for name, node in graph.nodes.items() if getattr(node, "kind", "") == "Input"]
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    graph.metadata.update(
+        mode=mode,
+        dt=float(dt),
+        discretization=discretization,
+        dtype="float64" if all(t.dtype == torch.float64 for t in tensors) else "float32",
     )
-    metadata = {
-        "mode": mode,
-        "dt": float(dt),
-        "discretization": discretization,
-        "dtype": "float64" if double else "float32",
-        # a file keeps nodes by name, and so forgets the order of arguments
-        INPUTS: json.dumps(_order(model, graph)),
-    }
-    return _written(replace(graph, metadata=metadata), clock)
+    # a file keeps nodes by name, and so forgets the order of arguments
+    order = model.wiring.inputs if isinstance(model, NIRModel) else is_input
+    graph.metadata[INPUT_ORDER] = json.dumps(order)
+    made = _nir_graph(graph)
+    _, wiring = wire(parse(made.to_dict()), clock)  # the very checks that a reader makes
+    _declare_shapes(made, wiring)
+    return made
 
 
 def save(
@@ -176,73 +175,41 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
 
-def _order(model: nn.Module, graph: Graph) -> list[str]:
-    if isinstance(model, NIRModel):
-        return model.wiring.inputs
-    return [name for name, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
-
-
-def _written(graph: Graph, clock: Clock) -> nir.NIRGraph:
-    """The graph in NIR's own classes, after the very checks that a reader makes."""
-    made = _foreign(graph)
-    _, wiring = plan(parse(made.to_dict()), clock)
-    _declare(made, graph, "", {name: tuple(shape) for name, shape in wiring.shapes.items()})
-    return made
-
-
-def _foreign(graph: Graph) -> nir.NIRGraph:
+def _nir_graph(graph: Graph) -> nir.NIRGraph:
     import nir
 
     nodes = {
-        name: _foreign(node) if isinstance(node, Graph) else _node(node)
+        name: _nir_graph(node) if isinstance(node, Graph) else _nir_node(node)
         for name, node in graph.nodes.items()
     }
     return nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
 
 
-def _node(node: Node) -> nir.NIRNode:
+def _nir_node(node: Node) -> nir.NIRNode:
     import nir
 
     fields: dict[str, Any] = {**node.arrays}
-    for name in SETTINGS.get(node.kind, ()):
-        fields[name] = _setting(node.kind, name, node.settings[name])
+    for name in KINDS[node.kind][1]:
+        value = node.settings[name]
+        if isinstance(value, tuple) and node.kind != "Conv2d":
+            value = int(value[0]) if node.kind == "Conv1d" else np.array(value)
+        fields[name] = value
     if node.kind in ("Input", "Output"):
         fields = {f"{node.kind.lower()}_type": fields["shape"]}
-    elif node.kind == "Flatten":
-        fields["input_type"] = {"input": fields["input_type"]}
     return getattr(nir, node.kind)(**fields, metadata=dict(node.metadata))
 
 
-def _setting(kind: str, name: str, value: Any) -> Any:
-    if isinstance(value, tuple):
-        if kind == "Conv1d":
-            return int(value[0])
-        if kind == "Conv2d":
-            return tuple(value)
-        return np.array(value)
-    return value
+def _declare_shapes(graph: nir.NIRGraph, wiring: Wiring) -> None:
+    """Declare all shapes: NIR infers some of them, and those of non-square kernels wrongly."""
+    for name, node in _flat(graph):
+        if name in wiring.shapes:  # otherwise inside one of our own layers, where NIR knows
+            node.input_type = {"input": np.array(wiring.input_shape(name))}
+            node.output_type = {"output": np.array(wiring.shapes[name])}
 
 
-def _declare(made: nir.NIRGraph, graph: Graph, prefix: str, shapes: dict[str, Shape]) -> None:
-    """Tell NIR the shapes: it infers some of them, and those of non-square kernels wrongly."""
-    before = {end: start for start, end in reversed(graph.edges)}
+def _flat(graph: nir.NIRGraph, prefix: str = "") -> Iterator[tuple[str, nir.NIRNode]]:
     for name, node in graph.nodes.items():
-        full = f"{prefix}{name}"
-        if isinstance(node, Graph):
-            _declare(made.nodes[name], node, f"{full}.", shapes)
-            continue
-        leaving = shapes.get(full)
-        if leaving is None:  # inside one of our own layers, where NIR knows
-            continue
-        source = before.get(name)
-        entering = leaving if source is None else _leaving(graph, source, prefix, shapes)
-        made.nodes[name].input_type = {"input": np.array(entering)}
-        made.nodes[name].output_type = {"output": np.array(leaving)}
-
-
-def _leaving(graph: Graph, name: str, prefix: str, shapes: dict[str, Shape]) -> Shape:
-    """The shape of what a node gives, or of what the one Output of a graph within gives."""
-    full, node = f"{prefix}{name}", graph.nodes[name]
-    if full not in shapes and isinstance(node, Graph):
-        return _leaving(node, node.named("Output")[0], f"{full}.", shapes)
-    return shapes[full]
+        if hasattr(node, "nodes"):
+            yield from _flat(node, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", node

@@ -62,11 +62,11 @@ CHANGES: tuple[tuple[Callable[[h5py.File], None], str], ...] = (
     (lambda f: f.__delitem__("node"), "the file has no 'node'"),
     (lambda f: f.__delitem__("node/nodes"), "the graph has no nodes"),
     (lambda f: f.__delitem__("node/edges"), "must have a list of edges"),
-    (lambda f: f.__delitem__(WEIGHT), "node 'n0' .Linear. lacks its field 'weight'"),
+    (lambda f: f.__delitem__(WEIGHT), "node 'n0' .Linear.: the field 'weight' is missing"),
     (put("node/type", data="LIF"), "the graph must be a NIRGraph, got 'LIF'"),
     (put("node/nodes/n0/type", data="Quantum"), "'Quantum', which traceTorch does not know"),
     (put("node/nodes/n0/type", data=7), "is of the type 7"),
-    (put("node/nodes/n0/extra", data=7), "node 'n0' .Linear. has an unknown field 'extra'"),
+    (put("node/nodes/n0/extra", data=7), "node 'n0' .Linear.: there is an unknown field 'extra'"),
     (put("node/nodes/n0", data=7), "node 'n0' must be a group of fields, got 7"),
     (put(WEIGHT, data="heavy"), "weight must hold real numbers"),
     (put(WEIGHT, data=np.full((2, 2), np.nan)), "node 'n0' .Linear.: weight holds nan"),
@@ -261,7 +261,7 @@ FUZZ = textwrap.dedent(
     import faulthandler, resource, sys
     from pathlib import Path
     import torch
-    from tests.nir.test_file import outcomes
+    from tests.nir.test_hdf5_reader import outcomes
     torch.set_num_threads(1)
     path, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     outcomes(path, range(first, first + 3))
