@@ -15,7 +15,7 @@ import tracetorch as tt
 from tests.cases import layer, sequence
 from tests.nir.cases import DT, double, run, simulated, unsigned
 from tracetorch import snn
-from tracetorch.nir.layer_metadata import _digest
+from tracetorch.nir.layer_metadata import digest
 from tracetorch.nir.options import Clock
 from tracetorch.nir.parse import parse
 
@@ -29,7 +29,7 @@ def forge(graph: nir.NIRGraph) -> None:
     """Make the digest right again for what was changed."""
     description = graph.nodes["0"].metadata["tracetorch"]
     with contextlib.suppress(OverflowError, TypeError, ValueError):  # no digest can be right
-        description["digest"] = _digest(parse(graph.to_dict()).nodes["0"], description, Clock(DT))
+        description["digest"] = digest(parse(graph.to_dict()).nodes["0"], description, Clock(DT))
 
 
 def test_an_unchanged_node_is_its_layer() -> None:

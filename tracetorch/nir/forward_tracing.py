@@ -28,13 +28,9 @@ def trace_forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModul
 
     The model's states are neither read nor changed.
 
-    Args:
-        model: any module whose ``forward`` calls modules and adds up what they give.
-        inputs: one time step, with a batch.
-
     Raises:
         TypeError: ``forward`` cannot be followed.
-        ValueError: ``forward`` does what a graph has no words for, or does not take ``inputs``.
+        ValueError: ``forward`` does what a graph cannot express, or does not take ``inputs``.
     """
     program = _traced(model)
     _check_program(program)
@@ -67,12 +63,12 @@ def check_modules(model: nn.Module) -> None:
                     "has no hooks. Remove it with its handle's remove()."
                 )
         if "forward" in vars(module):
-            way = (
-                "Give what torch.compile was given, model._orig_mod."
-                if "_orig_mod" in module._modules
-                else "Write it as a module of its own."
+            compiled = "_orig_mod" in module._modules
+            way = "Give what torch.compile was given, model._orig_mod." if compiled else ""
+            raise ValueError(
+                f"{title} has a forward put in the place of its class's. "
+                f"{way or 'Write it as a module of its own.'}"
             )
-            raise ValueError(f"{title} has a forward put in the place of its class's. {way}")
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
@@ -152,33 +148,31 @@ class _ShapeRecorder(fx.Interpreter):
 def _check_program(program: fx.GraphModule) -> None:
     """Raise for parameters used outside of layers, second calls of a memory, and aliased sums."""
     order = {node: place for place, node in enumerate(program.graph.nodes)}
-    remembering: set[int] = set()
+    remembering: set[nn.Module] = set()
     for node in order:
         if node.op == "get_attr":
             raise ValueError(
                 f"the model's forward uses {node.target!r} by itself; in NIR parameters and states "
                 "belong to a layer. Use nn.Linear, say."
             )
-        if node.op == "call_module":
-            module = program.get_submodule(str(node.target))
-            if id(module) in remembering:
+        module = program.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module in remembering:
+            raise ValueError(
+                f"{title_of(str(node.target), module)} is called twice in one step; as two nodes "
+                "it would have two memories."
+            )
+        if isinstance(module, TTModule):  # the leaves among them all remember
+            remembering.add(module)
+        # A sum is written into a value, and into all that share its memory.
+        written = node.args[0] if node.target in _IN_PLACE else None
+        while isinstance(written, fx.Node):
+            if any(order[user] > order[node] for user in written.users):
+                name = node.target if isinstance(node.target, str) else "+="
                 raise ValueError(
-                    f"{title_of(str(node.target), module)} is called twice in one step; as two "
-                    "nodes it would have two memories."
+                    f"{name} in the model's forward writes into {written.name!r}, which is used "
+                    "again afterwards; edges carry what a node gave. Write y = y + x."
                 )
-            if isinstance(module, TTModule):  # the leaves among them all remember
-                remembering.add(id(module))
-        if node.target in _IN_PLACE:
-            # The sum is written into a value, and into all that share its memory.
-            written = node.args[0]
-            while isinstance(written, fx.Node):
-                if any(order[user] > order[node] for user in written.users):
-                    name = node.target if isinstance(node.target, str) else "+="
-                    raise ValueError(
-                        f"{name} in the model's forward writes into {written.name!r}, which is "
-                        "used again afterwards; edges carry what a node gave. Write y = y + x."
-                    )
-                written = written.args[0] if _shares_memory(program, written) else None
+            written = written.args[0] if _shares_memory(program, written) else None
 
 
 def _shares_memory(program: fx.GraphModule, node: fx.Node) -> bool:

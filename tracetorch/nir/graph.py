@@ -47,7 +47,7 @@ LAYER = "traceTorch layer"  # a node that was recognised as one of our own; no f
 
 @dataclass(frozen=True)
 class Node:
-    """Hold one node: its kind, its parameters and settings by NIR's names, its metadata."""
+    """Hold a node: its kind, its parameters and settings by NIR's names, its metadata."""
 
     kind: str
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -86,13 +86,9 @@ def boundary(kind: str, shape: Shape) -> Node:
 
 
 def elementwise(kind: str, shape: Shape, **values: Any) -> Node:
-    """Return a node whose parameters all have the shape of its input."""
-    return Node(kind, {name: broadcast(value, shape) for name, value in values.items()})
-
-
-def broadcast(value: Any, shape: Shape) -> NDArray[np.float64]:
-    """Return ``value`` as an array of ``shape``, with memory of its own."""
-    return np.array(np.broadcast_to(np.asarray(value, np.float64), shape))
+    """Return a node whose parameters all have the shape of its input, in float64."""
+    full = {name: np.broadcast_to(value, shape) for name, value in values.items()}
+    return Node(kind, {name: np.array(value, np.float64) for name, value in full.items()})
 
 
 @contextmanager

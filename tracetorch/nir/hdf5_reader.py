@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import h5py
 import numpy as np
 
 _MAX_DEPTH = 80  # groups in groups: 32 graphs, each with its "nodes"
@@ -30,8 +31,6 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no HDF5 file, is damaged, or holds what a NIR file does not.
     """
-    import h5py
-
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder, not a NIR file.")
@@ -49,12 +48,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Reader:
-    """Read one file, and count what was read.
-
-    Args:
-        size: the length of the file.
-        raw: the file, opened for reading bytes.
-    """
+    """Read a file of ``size`` bytes, and count what was read."""
 
     def __init__(self, size: int, raw: BinaryIO) -> None:
         self.size = size
@@ -67,8 +61,6 @@ class _Reader:
 
     def group(self, group: Any, title: str, depth: int) -> dict[str, Any]:
         """Return a group as a dictionary."""
-        import h5py
-
         if not isinstance(group, h5py.Group):
             raise ValueError(f"{title} must be a group.")
         address = h5py.h5o.get_info(group.id).addr
@@ -83,32 +75,28 @@ class _Reader:
             part, inner = _member(group, name, title), f"{title}/{name}"
             if isinstance(part, h5py.Group):
                 content[name] = self.group(part, inner, depth + 1)
-            elif isinstance(part, h5py.Dataset):
-                content[name] = self.dataset(part, inner)
             else:
-                raise ValueError(f"{inner} is neither a group nor a data set.")
+                content[name] = self.dataset(part, inner)
         self.open.discard(address)
         return content
 
     def dataset(self, dataset: Any, title: str) -> Any:
         """Return a data set as an array, a number or a text."""
-        import h5py
-
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"{title} is neither a group nor a data set.")
         self.check_size(dataset, title)
-        dtype = dataset.dtype
-        text = h5py.check_string_dtype(dtype)
-        if text is not None and text.length is None:
-            offset = dataset.id.get_offset()
-            if offset is None or dataset.chunks is not None:
-                raise ValueError(f"{title} keeps its texts in pieces, which no writer of NIR does.")
-            texts = self.texts(offset, math.prod(dataset.shape))
-            return np.array(texts, object).reshape(dataset.shape).tolist()
-        if text is None and dtype.kind not in "fiub":
-            raise ValueError(f"{title} holds {dtype}, neither numbers nor text.")
-        value = dataset[()]
-        if text is not None:
-            return np.char.decode(value, "utf8").tolist()
-        return value if isinstance(value, np.ndarray) and value.ndim else value.item()
+        text = h5py.check_string_dtype(dataset.dtype)
+        if text is None and dataset.dtype.kind not in "fiub":
+            raise ValueError(f"{title} holds {dataset.dtype}, neither numbers nor text.")
+        if text is None:
+            return dataset[()] if dataset.shape else dataset[()].item()
+        if text.length is not None:
+            return np.char.decode(dataset[()], "utf8").tolist()
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.chunks is not None:
+            raise ValueError(f"{title} keeps its texts in pieces, which no writer of NIR does.")
+        texts = self.texts(offset, math.prod(dataset.shape))
+        return np.array(texts, object).reshape(dataset.shape).tolist()
 
     def check_size(self, dataset: Any, title: str) -> None:
         """Raise unless what the data set takes in memory is justified by what the file holds."""
@@ -118,24 +106,17 @@ class _Reader:
         properties = dataset.id.get_create_plist()
         if dataset.is_virtual or properties.get_external_count():
             raise ValueError(f"{title} keeps its values outside of the file.")
-        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-        for number in filters:
-            if number not in _FILTERS:
-                raise ValueError(
-                    f"{title} is packed by filter {number}; {', '.join(_FILTERS.values())} can be "
-                    "read."
-                )
+        filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+        for number in filters - _FILTERS.keys():
+            readable = ", ".join(_FILTERS.values())
+            raise ValueError(f"{title} is packed by filter {number}; {readable} can be read.")
         needed = math.prod(shape) * itemsize
         chunk = math.prod(dataset.chunks or ()) * itemsize
         stored = dataset.id.get_storage_size()
         most = max(stored * _MAX_RATIO, _SMALL) if filters else stored
         self.numbers += needed
-        if (
-            stored > self.size
-            or needed > most
-            or chunk > max(most, _SMALL)
-            or self.numbers > self.size * _MAX_RATIO + _SMALL
-        ):
+        claimed_too_much = needed > most or self.numbers > self.size * _MAX_RATIO + _SMALL
+        if claimed_too_much or stored > self.size or chunk > max(most, _SMALL):
             raise ValueError(
                 f"{title} claims shape {list(shape)} of {dataset.dtype}, {needed} bytes, of which "
                 f"the file of {self.size} bytes holds {stored}."
@@ -189,8 +170,6 @@ class _Reader:
 
 def _member(group: Any, name: str, title: str) -> Any:
     """Return a part of a group that lies in the same file: a link could lead to any other."""
-    import h5py
-
     if name not in group:
         raise ValueError(f"{title} has no {name!r}.")
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):

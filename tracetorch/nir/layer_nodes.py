@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tracetorch.nir.graph import Graph, Node, Shape, boundary, elementwise
-from tracetorch.nir.layer_metadata import described
-from tracetorch.nir.layer_parameters import neuron_dim, read_values, spread
+from tracetorch.nir.layer_metadata import describe
+from tracetorch.nir.layer_parameters import neuron_dim, read_values
 from tracetorch.nir.options import Array, Clock, WriteOptions
 from tracetorch.snn import LeakyIntegrator
 
@@ -27,17 +27,15 @@ def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> N
             f"gets samples of the shape {list(shape)} behind the batch, and needs "
             f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's."
         )
-    values = {name: spread(layer, value, shape) for name, value in read_values(layer).items()}
+    values = read_values(layer, shape)
     if options.mode == "compact":
         return _compact(layer, values, shape, options)
     node = _exact(layer, values, shape, options.clock)
-    described(node, layer, shape, options.clock)
+    describe(node, layer, shape, options.clock)
     return node
 
 
-def _exact(
-    layer: LeakyIntegrator, values: dict[str, Array], shape: Shape, clock: Clock
-) -> Node | Graph:
+def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clock) -> Node | Graph:
     """Write the parts of a layer as nodes of their own.
 
     ::
@@ -52,63 +50,61 @@ def _exact(
     The feedback is what a soft reset is: what the membrane has lost, it has lost beta times at the
     next step. With ``reset="zero"`` the membrane is a LIF itself; a membrane alone is one node.
     """
-    thresholds = [side for side in ("pos", "neg") if f"{side}_threshold" in values]
-    hard = layer.reset == "zero" and bool(thresholds)
-    if hard and len(thresholds) == 2:
+    sides = [side for side in ("pos", "neg") if f"{side}_threshold" in v]
+    hard = layer.reset == "zero" and bool(sides)
+    if hard and len(sides) == 2:
         raise ValueError(
             "resets to zero from above and from below, for which NIR has no node. Use "
             "reset='subtract' or reset='none'."
         )
     graph = Graph({"input": boundary("Input", shape)})
 
-    def scale(name: str, value: Array | float, *sources: str) -> str:
-        return graph.add(name, elementwise("Scale", shape, scale=value), *sources)
+    def leaky(name: str, decay: str, *sources: str) -> str:
+        r = 1.0 if getattr(layer, f"{decay}_ema") else 1 / v[decay]
+        node = elementwise("LI", shape, tau=clock.tau(v[decay]), r=r, v_leak=0.0)
+        return graph.add(name, node, *sources)
 
-    drive = ["input"]
-    if "alpha" in values:
-        synapse = _leaky(shape, clock, values["alpha"], layer.alpha_ema)
-        drive = [graph.add("syn", synapse, "input")]
-    if "bias" in values:
-        drive.append(graph.add_constant(values["bias"], shape, "input"))
-    if hard and thresholds == ["neg"]:  # the same neuron upside down
+    def scale(name: str, factor: Array | float, *sources: str) -> str:
+        return graph.add(name, elementwise("Scale", shape, scale=factor), *sources)
+
+    drive = [leaky("syn", "alpha", "input") if "alpha" in v else "input"]
+    if "bias" in v:
+        drive.append(graph.add_constant(v["bias"], shape, "input"))
+    if hard and sides == ["neg"]:  # the same neuron upside down
         drive = [scale("mirror", -1.0, *drive)]
     entrance = "mirror" if drive == ["mirror"] else "mem"
-    membrane = _leaky(shape, clock, values["beta"], layer.beta_ema)
-    if hard:
-        theta = values[f"{thresholds[0]}_threshold"]
-        spiking = elementwise("LIF", shape, v_threshold=theta, v_reset=0.0)
-        membrane = Node("LIF", membrane.arrays | spiking.arrays)
-    graph.add("mem", membrane, *drive)
+    leaky("mem", "beta", *drive)
+    membrane = graph.nodes["mem"]
+    if hard and isinstance(membrane, Node):
+        spiking = elementwise("LIF", shape, v_threshold=v[f"{sides[0]}_threshold"], v_reset=0.0)
+        membrane = graph.nodes["mem"] = Node("LIF", membrane.arrays | spiking.arrays)
 
-    gain = values["beta"] if layer.beta_ema else np.ones(shape)
     outputs = []
-    for side in thresholds:
-        sign, theta = (1.0 if side == "pos" else -1.0), values[f"{side}_threshold"]
+    for side in sides:
+        sign, theta = (1.0 if side == "pos" else -1.0), v[f"{side}_threshold"]
         last = "mem"
         if not hard:
-            if side == "neg":
-                last = scale("mirror", -1.0, last)
+            last = scale("mirror", -1.0, last) if side == "neg" else last
             spike = elementwise("Threshold", shape, threshold=theta)
             last = graph.add(f"{side}_spike", spike, last)
             if layer.reset == "subtract":
-                reset = scale(f"{side}_reset", -sign * (1 - values["beta"]) * theta / gain, last)
-                graph.edges.append((reset, "mem"))
-        if side == "neg" or f"{side}_scale" in values:
-            size = values.get(f"{side}_scale", np.ones(shape))
-            last = scale(f"{side}_scale", sign * size, last)
+                gain = v["beta"] if layer.beta_ema else 1.0
+                lost = -sign * (1 - v["beta"]) * theta / gain
+                graph.edges.append((scale(f"{side}_reset", lost, last), "mem"))
+        if side == "neg" or f"{side}_scale" in v:
+            last = scale(f"{side}_scale", sign * v.get(f"{side}_scale", np.ones(shape)), last)
         outputs.append(last)
     outputs = outputs or ["mem"]
-    if "gamma" in values:
-        trace = _leaky(shape, clock, values["gamma"], layer.gamma_ema)
-        back = graph.add("rec", trace, *outputs)
-        back = scale("rec_weight", values.get("rec_weight", np.zeros(shape)), back)
+    if "gamma" in v:
+        weight = v.get("rec_weight", np.zeros(shape))
+        back = scale("rec_weight", weight, leaky("rec", "gamma", *outputs))
         graph.edges.append((back, entrance))
     graph.add("output", boundary("Output", shape), *outputs)
     return membrane if len(graph.nodes) == 3 else graph
 
 
 def _compact(
-    layer: LeakyIntegrator, values: dict[str, Array], shape: Shape, options: WriteOptions
+    layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, options: WriteOptions
 ) -> Node:
     """Write a layer as one node, in the form that every peer reads.
 
@@ -126,50 +122,42 @@ def _compact(
         ("pos_scale", "a scale on its spikes"),
         ("bias", "a constant drive"),
     ):
-        if part in values:
+        if part in v:
             raise ValueError(
                 f"has {what} ({part}), which no single node of NIR has. Use mode='exact'."
             )
-    beta, theta = values["beta"], values.get("pos_threshold")
-    spiking = theta is not None
-    if spiking and layer.reset == "none":
+    theta = v.get("pos_threshold")
+    if theta is not None and layer.reset == "none":
         raise ValueError("does not reset, the nodes of NIR do. Use mode='exact'.")
-    if spiking and layer.reset == "subtract" and not options.allow_hard_reset:
+    if theta is not None and layer.reset == "subtract" and not options.allow_hard_reset:
         raise ValueError(
             "subtracts its threshold when it fires; whoever reads a compact file resets to zero. "
             "Use mode='exact', or train with reset='zero', or accept other spikes with "
             "allow_hard_reset=True."
         )
-    # A gain of one, or one that undoes 1 - decay; the threshold makes up for the one peers expect.
+    cuba, tau = "alpha" in v, options.clock.tau
     gains: dict[str, Array] = {}
-    for name in ("alpha", "beta"):
-        if name in values:
-            averages = bool(getattr(layer, f"{name}_ema"))
-            unit = (name == "beta" and "alpha" not in values) if spiking else averages
-            gains[name] = np.ones(shape) if unit else 1 / values[name]
-            if theta is not None and unit != averages:
-                theta = theta * values[name] if unit else theta / values[name]
+    for name in ("alpha", "beta") if cuba else ("beta",):
+        averages = bool(getattr(layer, f"{name}_ema"))
+        # The gain that peers expect where there are spikes; the threshold makes up for it.
+        one = averages if theta is None else not cuba
+        gains[name] = np.ones(shape) if one else 1 / v[name]
+        if theta is not None and one != averages:
+            theta = theta * v[name] if one else theta / v[name]
     fields = {"r": gains["beta"], "v_leak": 0.0}
+    kind = "LI"
     if theta is not None:
-        fields |= {"v_threshold": theta, "v_reset": 0.0}
-    kind = "LIF" if spiking else "LI"
-    if "alpha" not in values:
-        return elementwise(kind, shape, tau=options.clock.tau(beta), **fields)
-    fields |= {"tau_syn": options.clock.tau(values["alpha"]), "w_in": gains["alpha"]}
-    return elementwise(f"Cuba{kind}", shape, tau_mem=options.clock.tau(beta), **fields)
-
-
-def _leaky(shape: Shape, clock: Clock, complement: Array, averages: bool) -> Node:
-    r = np.ones(shape) if averages else 1 / complement
-    return elementwise("LI", shape, tau=clock.tau(complement), r=r, v_leak=0.0)
+        kind, fields = "LIF", fields | {"v_threshold": theta, "v_reset": 0.0}
+    if not cuba:
+        return elementwise(kind, shape, tau=tau(v["beta"]), **fields)
+    fields |= {"tau_syn": tau(v["alpha"]), "w_in": gains["alpha"]}
+    return elementwise(f"Cuba{kind}", shape, tau_mem=tau(v["beta"]), **fields)
 
 
 def _check_spikes(layer: LeakyIntegrator) -> None:
     """Raise where a spike function is not ``u > 0``: NIR knows no other."""
     probe = torch.tensor(_PROBE, dtype=torch.float64, device=layer.raw_beta.device)
-    for spike in (layer.pos_spike, layer.neg_spike):
-        if spike is None:
-            continue
+    for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
         with torch.no_grad():
             fired = spike(probe)
         if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):

@@ -22,9 +22,10 @@ DECAYS = ("alpha", "beta", "gamma")
 _MIN_LOGIT = -60.0
 
 
-def read_values(layer: Neuron) -> dict[str, Array]:
-    """Return what a layer computes with, in float64: of decays the complement ``1 - decay``, of
-    thresholds the magnitude.
+def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
+    """Return the parameters in float64, over the shape of the layer's input.
+
+    Of decays it is the complement ``1 - decay``, of thresholds the magnitude.
     """
     values = {}
     for name, constraint in layer._constraints.items():
@@ -33,12 +34,14 @@ def read_values(layer: Neuron) -> dict[str, Array]:
             raw = torch.sigmoid(-raw)
         elif constraint is not Weight.constraint:
             raw = F.softplus(raw)
-        values[name] = raw.numpy()
+        if raw.ndim:
+            raw = raw.reshape(-1, *[1] * (-neuron_dim(layer, shape) - 1))
+        values[name] = raw.expand(shape).numpy()
     return values
 
 
 def write_values(layer: Neuron, values: Mapping[str, Array]) -> None:
-    """Set parameters to the last digit: the inverse of :func:`read_values`, in float64.
+    """Set parameters, given as :func:`read_values` has them, to the last digit in float64.
 
     A constructor keeps them in the default dtype, and moves a decay that touches 0 or 1.
     """
@@ -61,22 +64,13 @@ def make_layer(
     averaging: Collection[str],
     reset: str,
 ) -> LeakyIntegrator:
-    """Construct a layer.
-
-    Args:
-        kind: ``LeakyIntegrator`` or a subclass whose constructor names its parts.
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension.
-        values: the parameters it has; decays as such.
-        averaging: names of the decays that average.
-        reset: what a spike does to the membrane.
-    """
-    options: dict[str, Any] = {f"{name}_setup": {"value": value} for name, value in values.items()}
-    options |= values
-    for name in set(DECAYS) & set(values):
-        options[f"{name}_ema"] = name in averaging
-        options[f"{name}_setup"]["use_averaging"] = name in averaging
-    options |= {"dim": dim, "reset": reset}
+    """Construct a layer with these parameters, decays as such, some of them ``averaging``."""
+    options: dict[str, Any] = {"dim": dim, "reset": reset, **values}
+    options |= {f"{name}_ema": name in averaging for name in DECAYS if name in values}
+    for name, value in values.items():
+        options[f"{name}_setup"] = {"value": value}
+        if name in DECAYS:
+            options[f"{name}_setup"]["use_averaging"] = name in averaging
     accepted = inspect.signature(kind).parameters
     layer = kind(num_neurons, **{name: options[name] for name in options if name in accepted})
     # Not every constructor has all of these as arguments; they may be assigned on any layer.
@@ -86,20 +80,12 @@ def make_layer(
     return layer
 
 
-def to_array(value: Tensor) -> NDArray[Any]:
-    """Return a parameter as NIR keeps it: float64 and float32 as they are, others in float32."""
-    value = value.detach().cpu()
-    double = value.dtype == torch.float64
-    return np.array((value if double else value.float()).numpy())
-
-
-def spread(layer: Neuron, value: Array, shape: Shape) -> Array:
-    """Broadcast one value for the layer, or one per neuron, over the shape of the layer's input."""
-    after = -neuron_dim(layer, shape) - 1
-    per_neuron = value.reshape(-1, *[1] * after) if value.ndim else value
-    return np.array(np.broadcast_to(per_neuron, shape))
-
-
 def neuron_dim(layer: Neuron, shape: Shape) -> int:
     """Return the neuron dimension counted from the end, where a batch does not move it."""
     return layer.dim if layer.dim < 0 else layer.dim - len(shape) - 1
+
+
+def to_array(value: Tensor) -> NDArray[Any]:
+    """Return a tensor as NIR keeps it: float64 and float32 as they are, others in float32."""
+    double = value.dtype == torch.float64
+    return np.array(value.detach().to("cpu", torch.float64 if double else torch.float32).numpy())

@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from tracetorch.nir.neurons import OneStep
+from tracetorch.nir.modules import OneStep
 from tracetorch.nir.options import Clock
 from tracetorch.nir.wiring import Wiring
 from tracetorch.snn import TTModule

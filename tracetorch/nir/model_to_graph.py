@@ -34,12 +34,7 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
 
 
 class _Converter:
-    """Turn the steps of a traced program into nodes, and what they pass on into edges.
-
-    Args:
-        program: the program, the shape of every value in its ``meta``.
-        options: what is to be written.
-    """
+    """Turn the steps of a traced program into nodes, and what they pass on into edges."""
 
     def __init__(self, program: fx.GraphModule, options: WriteOptions) -> None:
         self.program = program
@@ -53,10 +48,10 @@ class _Converter:
             getattr(self, f"_{node.op}")(node)
 
     def _placeholder(self, value: fx.Node) -> None:
-        ops = [node.op for node in self.program.graph.nodes]
-        name = "input" if ops.count("placeholder") == 1 else str(value.target)
+        alone = len(self.program.graph.find_nodes(op="placeholder")) == 1
         if "shape" in value.meta:
-            self._add(value, name, boundary("Input", _shape(value)), [])
+            node = boundary("Input", _shape(value))
+            self._add(value, "input" if alone else str(value.target), node, [])
 
     def _call_module(self, value: fx.Node) -> None:
         path = str(value.target)
@@ -84,16 +79,13 @@ class _Converter:
         target = value.target
         title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
         tensors = [a for a in value.args if isinstance(a, fx.Node)]
+        dims: dict[str, Any] = (
+            dict(zip(("start_dim", "end_dim"), value.args[1:], strict=False)) | value.kwargs
+        )
         if target in _ADDING and len(value.args) == len(tensors) == 2 and not value.kwargs:
-            one, other = map(_shape, tensors)
-            if one != other:
-                raise ValueError(f"{title} broadcasts {other} over {one}; edges do not.")
             self.sources[value] = [s for tensor in tensors for s in self._sources_of(tensor, title)]
-        elif target in _FLATTENING and len(tensors) == 1:
-            dims = dict(zip(("start_dim", "end_dim"), value.args[1:], strict=False)) | value.kwargs
+        elif target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
             start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
-            if not isinstance(start, int) or not isinstance(end, int):
-                raise ValueError(f"{title} has dimensions that depend on data.")
             try:
                 node = flatten_node(start, end, _shape(tensors[0]))
             except ValueError as error:

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, broadcast, elementwise
+from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
 from tracetorch.nir.layer_parameters import to_array
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.modules import Across, DelayLine, Rescale, Spike
-from tracetorch.nir.neurons import Membrane
+from tracetorch.nir.modules import Across, DelayLine, Membrane, Scale, Threshold
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_affine
@@ -31,16 +30,12 @@ _HINTS: Mapping[type[nn.Module], str] = {
 
 
 def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | Graph:
-    """Return the node, or the graph, that computes what ``module`` does.
+    """Return the node, or the graph, that computes what ``module`` does for samples of ``shape``.
 
-    Args:
-        module: the module; types are compared exactly, for a subclass may compute anything.
-        shape: the shape of its input without the batch.
-        title: how error messages call the module.
-        options: what is to be written.
+    Types are compared exactly, for a subclass may compute anything.
 
     Raises:
-        ValueError: NIR has nothing for the module, or not for how it is set.
+        ValueError: NIR has nothing for the module, or not for how it is set; begins with ``title``.
     """
     if type(module) is NIRModel:
         return _model(module, options)
@@ -65,9 +60,6 @@ def _computes_as_declared(kind: type) -> bool:
     return all(getattr(kind, name) is getattr(LeakyIntegrator, name) for name in methods)
 
 
-# Modules that hold others
-
-
 def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> Graph:
     """Return a cycle through the connection; its bias, which acts at once, goes another way."""
     if options.mode == "compact":
@@ -82,16 +74,14 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
             "nn.Linear or a convolution."
         )
     if output_shape(back, shape) != shape:
-        raise ValueError(
-            f"{title} needs a connection that keeps the shape {list(shape)}, got "
-            f"{list(output_shape(back, shape))}."
-        )
+        got = list(output_shape(back, shape))
+        raise ValueError(f"{title} needs a connection that keeps {list(shape)}, got {got}.")
     graph = Graph({"input": boundary("Input", shape)})
     sources = ["input"]
     bias = back.arrays.get("bias")
     if bias is not None and bias.any():
-        spread = broadcast(bias.reshape(-1, *[1] * (len(shape) - 1)), shape)
-        sources.append(graph.add_constant(spread, shape, "input"))
+        per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
+        sources.append(graph.add_constant(per_channel, shape, "input"))
         back.arrays["bias"] = np.zeros_like(bias)
     graph.add("neuron", node_of(m.neuron, shape, f"the neuron of {title}", options), *sources)
     graph.edges.append((graph.add("back", back, "neuron"), "neuron"))
@@ -125,15 +115,7 @@ def _model(model: NIRModel, options: WriteOptions) -> Graph:
     return graph
 
 
-# PyTorch's modules
-
-
 def _linear(m: nn.Linear, shape: Shape, options: WriteOptions) -> Node:
-    if len(shape) != 1:
-        raise ValueError(
-            f"is applied to {list(shape)}; in NIR it takes one dimension. Put nn.Flatten() before "
-            "it."
-        )
     if m.bias is None:
         return Node("Linear", {"weight": to_array(m.weight)})
     return Node("Affine", {"weight": to_array(m.weight), "bias": to_array(m.bias)})
@@ -146,33 +128,28 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
     if options.mode == "compact" and groups > 1:  # peers read one group only
         weight, groups = _ungrouped(weight, groups), 1
     bias = np.zeros(len(weight), weight.dtype) if m.bias is None else to_array(m.bias)
-    settings = {
-        "input_shape": shape[1:],
-        "stride": m.stride,
-        "padding": m.padding,
-        "dilation": m.dilation,
-        "groups": groups,
-    }
+    settings = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": groups}
+    settings["input_shape"] = shape[1:]
     return Node(f"Conv{weight.ndim - 2}d", {"weight": weight, "bias": bias}, settings)
 
 
 def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
     """Return the same convolution with one group: zero between channels of different groups."""
-    out, inner = weight.shape[:2]
-    whole = np.zeros((out, inner * groups, *weight.shape[2:]), weight.dtype)
-    for g in range(groups):
-        rows = slice(g * out // groups, (g + 1) * out // groups)
-        whole[rows, g * inner : (g + 1) * inner] = weight[rows]
-    return whole
+    blocks = np.split(weight, groups)
+    inner, empty = weight.shape[1], (0, 0)
+    around = [(g * inner, (groups - 1 - g) * inner) for g in range(groups)]
+    spatial = [empty] * (weight.ndim - 2)
+    return np.concatenate(
+        [np.pad(w, [empty, a, *spatial]) for w, a in zip(blocks, around, strict=True)]
+    )
 
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
     """Return a batch norm by itself: a matrix with a diagonal, or a convolution of one pixel."""
-    scale, shift = norm_affine(m)
-    spatial = len(shape) - 1
-    if not spatial:
-        return Node("Affine", {"weight": np.diag(scale), "bias": shift})
+    (scale, shift), spatial = norm_affine(m), len(shape) - 1
     weight = np.diag(scale).reshape(len(scale), len(scale), *[1] * spatial)
+    if not spatial:
+        return Node("Affine", {"weight": weight, "bias": shift})
     one, zero = (1,) * spatial, (0,) * spatial
     settings = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
     settings["input_shape"] = shape[1:]
@@ -192,14 +169,13 @@ def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
 
 
 def _adaptive_pool(m: nn.AdaptiveAvgPool2d, shape: Shape, options: WriteOptions) -> Node:
-    goal = zip(shape[1:], _pair(m.output_size), strict=True)
-    sizes = [size if wanted is None else wanted for size, wanted in goal]
-    if any(n % size for n, size in zip(shape[1:], sizes, strict=True)):
+    pairs = [(n, size or n) for n, size in zip(shape[1:], _pair(m.output_size), strict=True)]
+    if any(n % size for n, size in pairs):
         raise ValueError(
-            f"makes {sizes} of {list(shape[1:])}, which windows of one size do not divide. Use "
-            "nn.AvgPool2d."
+            f"makes {[size for _, size in pairs]} of {list(shape[1:])}, which windows of one size "
+            "do not divide. Use nn.AvgPool2d."
         )
-    window = tuple(n // size for n, size in zip(shape[1:], sizes, strict=True))
+    window = tuple(n // size for n, size in pairs)
     return Node("AvgPool2d", settings={"kernel_size": window, "stride": window, "padding": (0, 0)})
 
 
@@ -215,8 +191,8 @@ def flatten_node(start: int, end: int, shape: Shape) -> Node:
         raise ValueError(
             f"flattens from {start} to {end}, which leaves no batch in front. Use start_dim=1."
         )
-    dims = {"start_dim": first - 1, "end_dim": last - 1}
-    return Node("Flatten", settings={"input_type": shape, **dims})
+    settings = {"input_type": shape, "start_dim": first - 1, "end_dim": last - 1}
+    return Node("Flatten", settings=settings)
 
 
 _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
@@ -231,6 +207,6 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
     # what the nodes of a graph were read into
     DelayLine: DelayLine.node,
     Membrane: Membrane.node,
-    Rescale: Rescale.node,
-    Spike: Spike.node,
+    Scale: Scale.node,
+    Threshold: Threshold.node,
 }

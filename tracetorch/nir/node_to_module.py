@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import snn
-from tracetorch.nir.graph import LAYER, LINEAR, MEMBRANES, Node, Shape, naming
+from tracetorch.nir.graph import LAYER, Node, Shape, naming
 from tracetorch.nir.layer_parameters import make_layer, write_values
-from tracetorch.nir.modules import Across, DelayLine, Rescale, Spike
-from tracetorch.nir.neurons import Membrane
+from tracetorch.nir.modules import Across, DelayLine, Membrane, Scale, Threshold
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims
 
 MAX_DELAY = 10_000  # steps in one graph; each is a module, and a copy of what it holds
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
-# By whether a layer has a synapse and a threshold, where its membrane averages.
+# The layers whose membrane averages, or spikes, by whether they have a synapse and a threshold.
 _LAYERS = {
     (False, False): snn.Readout,
     (True, False): snn.SReadout,
@@ -35,30 +35,26 @@ def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -
         ValueError: NIR can say it, traceTorch cannot do it; the node is named.
     """
     with naming(name, node.kind):
-        if node.kind == LAYER:
-            layer: nn.Module = node.settings["layer"]
-            return layer
-        if node.kind in MEMBRANES:
-            return _membrane(node, shape, clock, reset)
-        if node.kind in LINEAR:
-            return _linear(node)
-        s = node.settings
+        arrays, s = node.arrays, node.settings
         match node.kind:
+            case "Affine" | "Linear" | "Conv1d" | "Conv2d":
+                return _linear(node)
+            case "AvgPool2d" | "SumPool2d":
+                divisor = 1 if node.kind == "SumPool2d" else None  # a sum is a mean over one
+                windows = s["kernel_size"], s["stride"], s["padding"]
+                return nn.AvgPool2d(*windows, divisor_override=divisor)
             case "Delay":
-                return _delay(node, shape, clock)
-            case "Scale":
-                return Rescale(_one_or_all(node.arrays["scale"]))
-            case "Threshold":
-                return Spike(_one_or_all(node.arrays["threshold"]))
+                return _delay(arrays["delay"].astype(np.float64), shape, clock)
             case "Flatten":
                 start, end = flattened_dims(node, shape)
                 return nn.Flatten(start + 1, end + 1)  # behind the batch
-            case "AvgPool2d" | "SumPool2d":
-                divisor = 1 if node.kind == "SumPool2d" else None  # a sum is a mean over one
-                return nn.AvgPool2d(
-                    s["kernel_size"], s["stride"], s["padding"], divisor_override=divisor
-                )
-        return nn.Identity()  # an Input or an Output
+            case "Input" | "Output":
+                return nn.Identity()
+            case "Scale":
+                return Scale(_one_or_all(arrays["scale"]))
+            case "Threshold":
+                return Threshold(_one_or_all(arrays["threshold"]))
+        return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
 
 
 def _linear(node: Node) -> nn.Module:
@@ -78,8 +74,7 @@ def _linear(node: Node) -> nn.Module:
     return module
 
 
-def _delay(node: Node, shape: Shape, clock: Clock) -> nn.Module:
-    delay = node.arrays["delay"].astype(np.float64)
+def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     steps = np.rint(delay / clock.dt)
     if steps.max() > MAX_DELAY:
         raise ValueError(
@@ -88,9 +83,8 @@ def _delay(node: Node, shape: Shape, clock: Clock) -> nn.Module:
         )
     error = abs(steps * clock.dt - delay)
     if (error > 1e-6 * (delay + clock.dt)).any():
-        raise ValueError(
-            f"delays must be whole steps of dt={clock.dt} s, got {delay.flat[error.argmax()]} s."
-        )
+        worst = delay.flat[error.argmax()]
+        raise ValueError(f"delays must be whole steps of dt={clock.dt} s, got {worst} s.")
     return DelayLine(_one_or_all(steps.astype(np.int64)), shape)
 
 
@@ -102,7 +96,7 @@ def _one_or_all(value: Array) -> Tensor:
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
     rounding = _ROUNDING[any(value.dtype == np.float32 for value in node.arrays.values())]
     arrays = {name: value.astype(np.float64) for name, value in node.arrays.items()}
-    dim, values = _along_one_dim(arrays, shape)
+    axis, values = _along_one_dim(arrays, shape)
     if "v_threshold" in values:
         values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
     for tau, decay in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
@@ -110,12 +104,12 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
             values[decay] = _complement(tau, values.pop(tau), clock, rounding)
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
-    size = int(np.prod(shape, dtype=np.int64)) if dim is None else shape[dim]
-    layer: snn.Neuron | None = _own_layer(values, size, -1 if dim is None else dim, reset, rounding)
+    size, dim = (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+    layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
     if layer is None:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
-        layer = Membrane(size, -1 if dim is None else dim, tensors, dt=clock.dt, reset=reset)
-    return Across(layer, len(shape)) if dim is None else layer
+        layer = Membrane(size, dim, tensors, dt=clock.dt, reset=reset)
+    return Across(layer, len(shape)) if axis is None else layer
 
 
 def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
@@ -154,30 +148,25 @@ def _own_layer(
     values: dict[str, Array], size: int, dim: int, reset: Reset, rounding: float
 ) -> snn.LeakyIntegrator | None:
     """Return one of our layers that computes the same, or ``None`` where none does."""
-    rests = [values[name] for name in ("v_leak", "v_reset") if name in values]
-    if "beta" not in values or any(rest.any() for rest in rests):
+    if "beta" not in values or any(values[n].any() for n in ("v_leak", "v_reset") if n in values):
         return None
-    own: dict[str, Array] = {}
+    own: dict[str, Array] = {name: values[name] for name in ("alpha", "beta") if name in values}
     averaging = []
-    for decay, gain in (("alpha", "w_in"), ("beta", "r")):
-        if decay not in values:
-            continue
-        own[decay] = values[decay]
-        if np.allclose(values[gain], 1.0, rtol=0.0, atol=rounding):
+    for decay in own:
+        gain = values["w_in" if decay == "alpha" else "r"]
+        if np.allclose(gain, 1.0, rtol=0.0, atol=rounding):
             averaging.append(decay)
-        elif not np.allclose(values[gain] * values[decay], 1.0, rtol=0.0, atol=rounding):
+        elif not np.allclose(gain * values[decay], 1.0, rtol=0.0, atol=rounding):
             return None
-    if "v_threshold" in values:
+    tensors: dict[str, Tensor] = {n: torch.from_numpy(np.array(1 - v)) for n, v in own.items()}
+    spiking = "v_threshold" in values
+    if spiking:
         if not (values["v_threshold"] > 0).all():
             return None
         own["pos_threshold"] = values["v_threshold"]
-    spiking = "pos_threshold" in own
-    named = spiking or "beta" in averaging  # readouts average
+        tensors["pos_threshold"] = torch.from_numpy(np.array(own["pos_threshold"]))
+    named = spiking or "beta" in averaging
     kind = _LAYERS["alpha" in own, spiking] if named else snn.LeakyIntegrator
-    tensors = {
-        name: torch.from_numpy(np.array(value if name == "pos_threshold" else 1 - value))
-        for name, value in own.items()
-    }
     layer = make_layer(kind, size, dim, tensors, averaging, reset if spiking else "subtract")
     write_values(layer, own)
     return layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,20 +40,17 @@ class Clock:
 
     def tau(self, complement: Array) -> Array:
         """Return the time constant of a trace that loses ``complement = 1 - decay`` per step."""
-        if self.discretization == "euler":
-            return np.asarray(self.dt / complement)
+        euler = self.discretization == "euler"
         with np.errstate(divide="ignore"):
-            return np.asarray(-self.dt / np.log1p(-complement))
+            return np.asarray(self.dt / (complement if euler else -np.log1p(-complement)))
 
     def complement(self, tau: Array) -> Array:
         """Return ``1 - decay`` for a time constant; above 1 where one step is too long for it."""
-        if self.discretization == "euler":
-            return np.asarray(self.dt / tau)
-        return np.asarray(-np.expm1(-self.dt / tau))
+        steps = np.asarray(self.dt / tau)
+        return steps if self.discretization == "euler" else -np.expm1(-steps)
 
 
-@dataclass(frozen=True)
-class WriteOptions:
+class WriteOptions(NamedTuple):
     """Hold what :func:`tracetorch.nir.to_nir` was called with."""
 
     clock: Clock

@@ -25,12 +25,9 @@ _POSITIVE = ("tau", "tau_mem", "tau_syn")
 
 
 def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
-    """Return the graph in a dictionary of type ``"NIRGraph"``, every field of every node checked.
+    """Return the graph in what ``nir.NIRGraph.to_dict`` gives, every field of every node checked.
 
-    Args:
-        dictionary: what ``nir.NIRGraph.to_dict`` gives, or a file holds.
-        path: the graph's name inside another one.
-        depth: the number of graphs around it.
+    ``path`` is its name inside ``depth`` others.
 
     Raises:
         ValueError: a node, field, value or edge is missing, unknown or out of range.
@@ -39,8 +36,7 @@ def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
     if depth > _MAX_DEPTH:
         raise ValueError(f"{title} lies more than {_MAX_DEPTH} graphs deep.")
     if not isinstance(dictionary, Mapping) or dictionary.get("type") != "NIRGraph":
-        is_mapping = isinstance(dictionary, Mapping)
-        got = dictionary.get("type") if is_mapping else type(dictionary).__name__  # type: ignore[attr-defined]
+        got = dictionary.get("type") if isinstance(dictionary, Mapping) else type(dictionary)
         raise ValueError(f"{title} must be a NIRGraph, got {got!r}.")
     parts = dictionary.get("nodes")
     if not isinstance(parts, Mapping) or not parts:
@@ -91,12 +87,8 @@ def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _array(field: str, value: Any) -> NDArray[Any]:
     array = _as_array(field, value)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{field} must hold real numbers, got {array.dtype}.")
     dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     array = array.astype(dtype, order="C", copy=False)
-    if array.size == 0:
-        raise ValueError(f"{field} is empty, shape {list(array.shape)}.")
     if not np.isfinite(array).all():
         raise ValueError(f"{field} holds {array[~np.isfinite(array)].flat[0]}.")
     if field in _POSITIVE and not (array > 0).all():
@@ -114,13 +106,12 @@ def _setting(kind: str, field: str, value: Any) -> Any:
         return value
     least, most = _LIMITS.get(field, (1, _MAX_SIZE))
     array = _as_array(field, value)
-    if array.dtype.kind not in "fiu" or array.ndim > 1 or not 0 < array.size <= _MAX_RANK:
+    if array.ndim > 1 or array.size > _MAX_RANK:
         raise ValueError(f"{field} must be a whole number or a few of them, got {value!r}.")
-    numbers = array.reshape(-1).tolist()
-    for number in numbers:
+    for number in array.reshape(-1).tolist():
         if not math.isfinite(number) or int(number) != number or not least <= number <= most:
             raise ValueError(f"{field} must be whole and in [{least}, {most}], got {number}.")
-    sizes = tuple(int(number) for number in numbers)
+    sizes = tuple(map(int, array.reshape(-1)))
     if field in ("start_dim", "end_dim", "groups"):
         return sizes[0]
     if field in ("shape", "input_type"):
@@ -136,9 +127,14 @@ def _setting(kind: str, field: str, value: Any) -> Any:
 
 def _as_array(field: str, value: Any) -> NDArray[Any]:
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{field} is not an array of numbers: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{field} must hold real numbers, got {array.dtype}.")
+    if array.size == 0:
+        raise ValueError(f"{field} is empty, shape {list(array.shape)}.")
+    return array
 
 
 def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[str, str]]:

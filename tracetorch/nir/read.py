@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from tracetorch.extras import require
 from tracetorch.nir.graph import Graph, Node
-from tracetorch.nir.hdf5_reader import load
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import DelayLine
 from tracetorch.nir.node_to_module import MAX_DELAY, module_of
-from tracetorch.nir.options import Clock, Discretization, Reset
+from tracetorch.nir.options import Array, Clock, Discretization, Reset
 from tracetorch.nir.parse import parse
 from tracetorch.nir.wiring import wire
 from tracetorch.snn import TTModule
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_MADE_FOR: Mapping[str, Mapping[str, str]] = {
-    "exact": {"dt": "feedback edges", "discretization": "feedback edges"},
-    "compact": {"discretization": "time constants"},
-}
 
 
 def from_nir(
@@ -40,8 +32,8 @@ def from_nir(
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
     ``snn.SLIF`` and ``snn.SReadout``. Others keep all of NIR's parameters. What
-    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if the nodes still
-    say so. Every parameter can be trained on.
+    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if nothing was
+    edited. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
@@ -51,7 +43,7 @@ def from_nir(
         graph: a ``nir.NIRGraph``, or the path of a file.
         dt: seconds per time step. Decays follow from it: a file written at another ``dt`` describes
             the same continuous network, in other steps and with other spikes.
-        reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` puts it to
+        reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` sets it to
             ``v_reset``, ``"subtract"`` takes ``v_threshold - v_reset`` off.
         discretization: ``"euler"``, ``decay = 1 - dt / tau``; or ``"exponential"``,
             ``decay = exp(-dt / tau)``.
@@ -86,6 +78,8 @@ def from_nir(
 def _dictionary(graph: Any) -> Any:
     import nir
 
+    from tracetorch.nir.hdf5_reader import load  # which needs h5py
+
     if isinstance(graph, nir.NIRGraph):
         return graph.to_dict()
     if isinstance(graph, (str, os.PathLike)):
@@ -114,26 +108,28 @@ def _check_clock(graph: Graph, clock: Clock) -> None:
     The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
     continuous time, and may be read at another.
     """
-    mode = graph.metadata.get("mode")
-    for name, why in _MADE_FOR.get(mode if isinstance(mode, str) else "", {}).items():
+    mode = str(graph.metadata.get("mode"))
+    fixed = {"exact": ("dt", "discretization"), "compact": ("discretization",)}.get(mode, ())
+    for name in fixed:
         written, requested = graph.metadata.get(name), getattr(clock, name)
         if isinstance(written, (str, float)) and written != requested:
             raise ValueError(
-                f"the graph was written for {name}={written!r}, and its {why} hold for that alone, "
-                f"got {name}={requested!r}."
+                f"the graph was written for {name}={written!r}, and holds for that alone, got "
+                f"{name}={requested!r}."
             )
 
 
 def _dtype(graph: Graph) -> torch.dtype:
-    declared = graph.metadata.get("dtype")
-    if isinstance(declared, str) and declared in DTYPES:
-        return DTYPES[declared]
-    kinds = {array.dtype for node in _all(graph) for array in node.arrays.values()}
-    return torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32
+    dtype = str(graph.metadata.get("dtype"))
+    if dtype not in ("float32", "float64"):
+        found = {array.dtype.name for array in _arrays(graph)}
+        dtype = "float64" if found == {"float64"} else "float32"
+    return torch.float64 if dtype == "float64" else torch.float32
 
 
-def _all(graph: Graph) -> list[Node]:
-    found: list[Node] = []
-    for node in graph.nodes.values():
-        found += _all(node) if isinstance(node, Graph) else [node]
-    return found
+def _arrays(node: Node | Graph) -> Iterator[Array]:
+    if isinstance(node, Node):
+        yield from node.arrays.values()
+    else:
+        for part in node.nodes.values():
+            yield from _arrays(part)

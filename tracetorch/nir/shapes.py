@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from tracetorch.nir.graph import LAYER, Node, Shape
 
 
 def output_shape(node: Node, shape: Shape) -> Shape:
-    """Return the shape of the node's output for an input of ``shape``.
-
-    Raises:
-        ValueError: the input does not fit the node, or its parameters do not fit each other.
-    """
+    """Return the shape of the output; raise where the input or a parameter does not fit."""
     return _RULES.get(node.kind, _elementwise)(node, shape)
 
 
@@ -30,44 +23,44 @@ def _elementwise(node: Node, shape: Shape) -> Shape:
     return shape
 
 
-def _linear(node: Node, shape: Shape) -> Shape:
-    weight = _check_weight(node, ndim=2).shape
-    if shape != weight[1:]:
-        raise ValueError(
-            f"a weight of shape {list(weight)} takes {list(weight[1:])}, the input has "
-            f"{list(shape)}. Flatten comes first."
-        )
-    return weight[:1]
-
-
-def _conv(node: Node, shape: Shape) -> Shape:
-    spatial = 1 if node.kind == "Conv1d" else 2
-    weight = _check_weight(node, ndim=2 + spatial).shape
-    settings = node.settings
-    groups, stride, padding = settings["groups"], settings["stride"], settings["padding"]
-    if weight[0] % groups:
-        raise ValueError(f"{groups} groups do not divide {weight[0]} channels.")
-    if len(shape) != 1 + spatial or shape[0] != weight[1] * groups:
-        raise ValueError(
-            f"a weight of shape {list(weight)} takes {weight[1] * groups} channels and {spatial} "
-            f"more dimensions, the input has shape {list(shape)}."
-        )
-    _check_declared(settings["input_shape"], shape[1:])
-    if padding == "same":
-        if any(s != 1 for s in stride):
-            raise ValueError(f"padding 'same' goes with stride 1, got {list(stride)}.")
-        return (weight[0], *shape[1:])
-    padding = (0,) * spatial if padding == "valid" else padding
-    return (weight[0], *_windows(shape[1:], weight[2:], stride, padding, settings["dilation"]))
-
-
-def _check_weight(node: Node, ndim: int) -> NDArray[Any]:
+def _weight_shape(node: Node, ndim: int) -> Shape:
     weight, bias = node.arrays["weight"], node.arrays.get("bias")
     if weight.ndim != ndim:
         raise ValueError(f"weight must have {ndim} dimensions, got shape {list(weight.shape)}.")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {[len(weight)]}, got {list(bias.shape)}.")
-    return weight
+    return weight.shape
+
+
+def _linear(node: Node, shape: Shape) -> Shape:
+    outputs, inputs = _weight_shape(node, ndim=2)
+    if shape != (inputs,):
+        raise ValueError(
+            f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has {list(shape)}. "
+            "Put a Flatten before it."
+        )
+    return (outputs,)
+
+
+def _conv(node: Node, shape: Shape) -> Shape:
+    spatial = 1 if node.kind == "Conv1d" else 2
+    outputs, inputs, *kernel = _weight_shape(node, ndim=2 + spatial)
+    s = node.settings
+    if outputs % s["groups"]:
+        raise ValueError(f"{s['groups']} groups do not divide {outputs} channels.")
+    channels = inputs * s["groups"]
+    if len(shape) != 1 + spatial or shape[0] != channels:
+        raise ValueError(
+            f"its weight takes {channels} channels and {spatial} more dimensions, the input has "
+            f"shape {list(shape)}."
+        )
+    _check_declared(s["input_shape"], shape[1:])
+    padding = (0,) * spatial if s["padding"] == "valid" else s["padding"]
+    if padding == "same":
+        if any(step != 1 for step in s["stride"]):
+            raise ValueError(f"padding 'same' goes with stride 1, got {list(s['stride'])}.")
+        return (outputs, *shape[1:])
+    return (outputs, *_windows(shape[1:], tuple(kernel), s["stride"], padding, s["dilation"]))
 
 
 def _pool(node: Node, shape: Shape) -> Shape:

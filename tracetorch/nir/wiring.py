@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
@@ -15,6 +14,7 @@ from tracetorch.nir.options import Clock
 from tracetorch.nir.shapes import output_shape
 
 Edge: TypeAlias = tuple[str, str]
+Sources: TypeAlias = defaultdict[str, list[str]]
 
 INPUT_ORDER = "inputs"  # the key in a graph's metadata under which our writer keeps it
 # A cycle must pass through one of these; without, it would be an equation, not a network.
@@ -27,19 +27,19 @@ class Wiring:
 
     Args:
         order: names of the nodes, in the order in which they compute.
+        inputs: names of the Inputs, in order.
+        outputs: names of the Outputs, in order.
         now: for each node, the nodes whose output of this step it adds up.
         late: likewise, of the step before.
         shapes: of each node's output.
-        inputs: names of the Inputs, in order.
-        outputs: names of the Outputs, in order.
     """
 
     order: list[str]
-    now: dict[str, list[str]]
-    late: dict[str, list[str]]
-    shapes: dict[str, Shape]
     inputs: list[str]
     outputs: list[str]
+    now: Sources = field(default_factory=lambda: defaultdict(list))
+    late: Sources = field(default_factory=lambda: defaultdict(list))
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
     def input_shape(self, name: str) -> Shape:
         """Return the shape of what enters a node; an Input is its own source."""
@@ -61,33 +61,30 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
         if not names:
             raise ValueError(f"the graph has no {kind} node: where does it {does}?")
-    given = set(inputs)
-    for _, end in edges:
-        if end in given:
-            raise ValueError(f"node {end!r} is an Input, and an edge leads into it.")
-    passive = {name for name, node in nodes.items() if node.kind not in _BREAKS_CYCLES}
-    _sorted(
-        passive, [e for e in edges if passive.issuperset(e)], "a cycle has no neuron in it: nodes"
-    )
-    late = _closing_edges(inputs, edges)
-    on_time = [edge for edge in edges if edge not in late]
-    order = _sorted(nodes, on_time, "no Input leads into a cycle: nodes")
-
+    order, late = _walk(inputs, edges)
     # Inputs that lead nowhere are arguments of the model still.
-    needed = _reachable(outputs, [(end, start) for start, end in edges]) | given
-    wiring = Wiring([name for name in order if name in needed], {}, {}, {}, inputs, outputs)
+    needed = _leading_to(outputs, edges) | set(inputs)
+    wiring = Wiring([name for name in order if name in needed], inputs, outputs)
+    for start, end in edges:
+        if end in needed:
+            (wiring.late if (start, end) in late else wiring.now)[end].append(start)
+    for name in {end for _, end in edges}.intersection(inputs):
+        raise ValueError(f"node {name!r} is an Input, and an edge leads into it.")
+    _check_cycles(nodes, edges)
+    for name in sorted(needed.difference(order)):
+        raise ValueError(f"node {name!r} gets nothing from any Input.")
     for name in wiring.order:
-        wiring.now[name], wiring.late[name] = [], []
-    for edge in edges:
-        if edge[1] in needed:
-            (wiring.late if edge in late else wiring.now)[edge[1]].append(edge[0])
-    for name in wiring.order:
-        if not wiring.now[name] and name not in given:
-            raise ValueError(f"node {name!r} gets nothing from any Input.")
-        wiring.shapes[name] = _shape_of(name, nodes[name], wiring)
+        shapes = {wiring.shapes[source] for source in wiring.now[name]}
+        if len(shapes) > 1:
+            raise ValueError(f"node {name!r} adds up inputs of different shapes: {sorted(shapes)}.")
+        node = nodes[name]
+        with naming(name, node.kind):
+            shape = shapes.pop() if shapes else node.settings["shape"]
+            wiring.shapes[name] = output_shape(node, shape)
     for name, sources in wiring.late.items():
+        shape = wiring.input_shape(name)
         for source in sources:
-            shape, back = wiring.input_shape(name), wiring.shapes[source]
+            back = wiring.shapes[source]
             if shape != back:
                 raise ValueError(
                     f"node {name!r} gets shape {list(shape)}, and {list(back)} back from "
@@ -116,78 +113,73 @@ def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node]
     for name, node in graph.nodes.items():
         full = f"{prefix}{name}"
         enter[name] = leave[name] = full
-        found = restored(node, clock) or node
-        inner = {full: found} if isinstance(found, Node) else {}
-        if isinstance(found, Graph):
-            inputs, outputs = found.names("Input"), found.names("Output")
+        node = restored(node, clock) or node
+        if isinstance(node, Graph):
+            inputs, outputs = node.names("Input"), node.names("Output")
             if len(inputs) != 1 or len(outputs) != 1:
                 raise ValueError(
                     f"graph {full!r} has {len(inputs)} Inputs and {len(outputs)} Outputs; inside "
                     "another graph it needs one of each, for an edge cannot say which it means."
                 )
-            inner, inner_edges = _flat(found, clock, f"{full}.")
-            edges += inner_edges
             enter[name], leave[name] = f"{full}.{inputs[0]}", f"{full}.{outputs[0]}"
+            inner, inner_edges = _flat(node, clock, f"{full}.")
+            edges += inner_edges
+        else:
+            inner = {full: node}
         for clash in nodes.keys() & inner.keys():
             raise ValueError(f"two nodes would be called {clash!r}. Rename one.")
         nodes |= inner
     return nodes, edges + [(leave[start], enter[end]) for start, end in graph.edges]
 
 
-def _sorted(names: Collection[str], edges: list[Edge], complaint: str) -> list[str]:
-    sorter = TopologicalSorter[str](dict.fromkeys(names, ()))
-    for start, end in edges:
-        sorter.add(end, start)
-    try:
-        return list(sorter.static_order())
-    except CycleError as error:
-        raise ValueError(f"{complaint} {sorted(set(error.args[1]))[:5]}.") from error
-
-
-def _following(edges: list[Edge]) -> defaultdict[str, list[str]]:
+def _walk(inputs: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
+    """Return what the Inputs lead to, sources first, and the edges that close cycles."""
     following: defaultdict[str, list[str]] = defaultdict(list)
-    for start, end in edges:
+    first: dict[str, int] = {}
+    for i, (start, end) in enumerate(edges):
         following[start].append(end)
-    return following
-
-
-def _closing_edges(inputs: list[str], edges: list[Edge]) -> set[Edge]:
-    following = _following(edges)
-    first = {start: i for i, (start, _) in reversed(list(enumerate(edges)))}
+        first.setdefault(start, i)
     closing: set[Edge] = set()
     inside: set[str] = set()
-    done: set[str] = set()
+    done: dict[str, None] = {}  # in the order in which the walk leaves the nodes
     # a stack instead of recursion: a file may chain any number of nodes
     for root in sorted(inputs, key=lambda name: first.get(name, len(edges))):
         inside.add(root)
         stack = [(root, iter(following[root]))]
         while stack:
             name, rest = stack[-1]
-            end = next(rest, None)
-            if end is None:
+            end = next(rest, "")
+            if not end:
                 stack.pop()
                 inside.discard(name)
-                done.add(name)
+                done[name] = None
             elif end in inside:
                 closing.add((name, end))
             elif end not in done:
                 inside.add(end)
                 stack.append((end, iter(following[end])))
-    return closing
+    return list(reversed(done)), closing
 
 
-def _reachable(starts: list[str], edges: list[Edge]) -> set[str]:
-    following, found, stack = _following(edges), set(starts), list(starts)
+def _leading_to(outputs: list[str], edges: list[Edge]) -> set[str]:
+    sources: Sources = defaultdict(list)
+    for start, end in edges:
+        sources[end].append(start)
+    found, stack = set(outputs), list(outputs)
     while stack:
-        fresh = set(following[stack.pop()]) - found
+        fresh = set(sources[stack.pop()]) - found
         found |= fresh
         stack += fresh
     return found
 
 
-def _shape_of(name: str, node: Node, wiring: Wiring) -> Shape:
-    shapes = [wiring.shapes[source] for source in wiring.now[name]]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"node {name!r} adds up inputs of different shapes: {shapes}.")
-    with naming(name, node.kind):
-        return output_shape(node, shapes[0] if shapes else node.settings["shape"])
+def _check_cycles(nodes: dict[str, Node], edges: list[Edge]) -> None:
+    sorter = TopologicalSorter[str]()
+    for start, end in edges:
+        if nodes[start].kind not in _BREAKS_CYCLES and nodes[end].kind not in _BREAKS_CYCLES:
+            sorter.add(end, start)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        cycle = sorted(set(error.args[1]))
+        raise ValueError(f"a cycle has no neuron in it: nodes {cycle[:5]}.") from error
