@@ -59,16 +59,14 @@ def check_modules(model: nn.Module) -> None:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not isinstance(hook, _WEIGHT_HOOKS):
                 raise ValueError(
-                    f"{title} has the hook {hook!r}, which may change what it computes; a graph "
-                    "has no hooks. Remove it with its handle's remove()."
+                    f"{title} has the hook {hook!r}, which a graph cannot have. Remove it with its "
+                    "handle's remove()."
                 )
         if "forward" in vars(module):
-            compiled = "_orig_mod" in module._modules
-            way = "Give what torch.compile was given, model._orig_mod." if compiled else ""
-            raise ValueError(
-                f"{title} has a forward put in the place of its class's. "
-                f"{way or 'Write it as a module of its own.'}"
-            )
+            way = "Write it as a module of its own."
+            if "_orig_mod" in module._modules:
+                way = "Give what torch.compile was given, model._orig_mod."
+            raise ValueError(f"{title} has a forward put in the place of its class's. {way}")
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
@@ -76,34 +74,26 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = AsItWas(model)
-    neurons = list(named_neurons(model))
+    states = [(p, layer, n) for p, layer in named_neurons(model) for n in layer.kept_states]
     live = torch.zeros(())  # for a forward that looks whether there is a state
     try:
-        for _, layer in neurons:
-            for name in layer.kept_states:
-                setattr(layer, name, live)
-        try:
-            program = fx.GraphModule(root, tracer.trace(root))
-        except Exception as error:  # whatever the user's own forward makes of fx's stand-ins
-            raise TypeError(
-                f"the forward of {type(model).__name__} cannot be followed by torch.fx: {error}. "
-                "NIR has no branches that depend on data; call modules, and add what they give."
-            ) from error
-        changed = [
-            f"{path}.{name}" if path else name
-            for path, layer in neurons
-            for name in layer.kept_states
-            if getattr(layer, name) is not live
-        ]
+        for _, layer, name in states:
+            setattr(layer, name, live)
+        program = fx.GraphModule(root, tracer.trace(root))
+        changed = [f"{p}.{n}".lstrip(".") for p, m, n in states if getattr(m, n) is not live]
         # fx's own, for tensors made in forward
         changed += [n for n in before.changes() if not n.startswith("_tensor_constant")]
+    except Exception as error:  # whatever the user's own forward makes of fx's stand-ins
+        raise TypeError(
+            f"the forward of {type(model).__name__} cannot be followed by torch.fx: {error}. NIR "
+            "has no branches that depend on data; call modules, and add what they give."
+        ) from error
     finally:
         before.restore()
     if changed:
         raise ValueError(
-            f"the forward of {type(model).__name__} sets {', '.join(map(repr, changed))}, and a "
-            "graph only what its neurons do. Call zero_states() and keep account outside of "
-            "forward."
+            f"the forward of {type(model).__name__} sets {', '.join(map(repr, changed))}, which a "
+            "graph cannot. Call zero_states(), and keep account, outside of forward."
         )
     return program
 
@@ -137,12 +127,11 @@ class _ShapeRecorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        if isinstance(module, (Neuron, *PASSING, *NORMS)):
-            return args[0]
         if isinstance(module, NIRModel):
             shape = module.wiring.shapes[module.wiring.outputs[0]]
             return args[0].new_zeros(len(args[0]), *shape)
-        return super().call_module(target, args, kwargs)
+        keeps_shape = isinstance(module, (Neuron, *PASSING, *NORMS))
+        return args[0] if keeps_shape else super().call_module(target, args, kwargs)
 
 
 def _check_program(program: fx.GraphModule) -> None:

@@ -40,11 +40,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             if file.userblock_size or file.id.get_create_plist().get_sizes() != (8, 8):
                 raise ValueError("its addresses are not those that NIR's writers use.")
             return _Reader(size, raw).group(_member(file, "node", "the file"), "node", 0)
-    # h5py reports damage in all of these
-    except (OSError, RuntimeError, KeyError, TypeError, UnicodeError, OverflowError) as error:
-        raise ValueError(f"{str(path)!r} is not a NIR file, or is damaged: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    # h5py reports damage in all of these; only our own errors are plain ValueErrors
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        ours = type(error) is ValueError
+        problem = "cannot be read" if ours else "is not a NIR file, or is damaged"
+        raise ValueError(f"{str(path)!r} {problem}: {error}") from error
 
 
 class _Reader:
@@ -53,16 +53,15 @@ class _Reader:
     def __init__(self, size: int, raw: BinaryIO) -> None:
         self.size = size
         self.raw = raw
-        self.parts = 0
-        self.numbers = 0  # bytes of numbers, unpacked
-        self.text = 0  # bytes of text and of the heaps it lies in
+        self.parts = 0  # groups and data sets
+        self.numbers = self.text = 0  # bytes of numbers, unpacked; of text and its heaps
         self.open: set[int] = set()  # addresses of the groups around the present one
         self.heaps: dict[int, dict[int, bytes]] = {}
 
     def group(self, group: Any, title: str, depth: int) -> dict[str, Any]:
-        """Return a group as a dictionary."""
+        """Return a group as a dictionary; names of parts begin with ``title`` in messages."""
         if not isinstance(group, h5py.Group):
-            raise ValueError(f"{title} must be a group.")
+            raise ValueError(f"{title} is neither a group nor a data set.")
         address = h5py.h5o.get_info(group.id).addr
         if address in self.open or depth > _MAX_DEPTH:
             raise ValueError(f"{title} holds itself, or lies more than {_MAX_DEPTH} groups deep.")
@@ -73,17 +72,15 @@ class _Reader:
             if self.parts > self.size // _MIN_ENTRY:
                 raise ValueError(f"it claims more than {self.parts} groups and values.")
             part, inner = _member(group, name, title), f"{title}/{name}"
-            if isinstance(part, h5py.Group):
-                content[name] = self.group(part, inner, depth + 1)
-            else:
-                content[name] = self.dataset(part, inner)
+            is_data = isinstance(part, h5py.Dataset)
+            content[name] = (
+                self.data(part, inner) if is_data else self.group(part, inner, depth + 1)
+            )
         self.open.discard(address)
         return content
 
-    def dataset(self, dataset: Any, title: str) -> Any:
+    def data(self, dataset: Any, title: str) -> Any:
         """Return a data set as an array, a number or a text."""
-        if not isinstance(dataset, h5py.Dataset):
-            raise ValueError(f"{title} is neither a group nor a data set.")
         self.check_size(dataset, title)
         text = h5py.check_string_dtype(dataset.dtype)
         if text is None and dataset.dtype.kind not in "fiub":
@@ -110,13 +107,11 @@ class _Reader:
         for number in filters - _FILTERS.keys():
             readable = ", ".join(_FILTERS.values())
             raise ValueError(f"{title} is packed by filter {number}; {readable} can be read.")
-        needed = math.prod(shape) * itemsize
-        chunk = math.prod(dataset.chunks or ()) * itemsize
+        needed, chunk = (math.prod(n) * itemsize for n in (shape, dataset.chunks or ()))
         stored = dataset.id.get_storage_size()
-        most = max(stored * _MAX_RATIO, _SMALL) if filters else stored
+        most = max(min(stored, self.size) * (_MAX_RATIO if filters else 1), _SMALL)
         self.numbers += needed
-        claimed_too_much = needed > most or self.numbers > self.size * _MAX_RATIO + _SMALL
-        if claimed_too_much or stored > self.size or chunk > max(most, _SMALL):
+        if max(needed, chunk) > most or self.numbers > self.size * _MAX_RATIO + _SMALL:
             raise ValueError(
                 f"{title} claims shape {list(shape)} of {dataset.dtype}, {needed} bytes, of which "
                 f"the file of {self.size} bytes holds {stored}."
@@ -155,7 +150,7 @@ class _Reader:
         return self.heaps[address]
 
     def count_text(self, length: int) -> None:
-        """Raise where texts, and heaps that lie one in another, are more than there is file."""
+        """Raise where texts, or heaps one in another, are more than there is file."""
         self.text += length
         if self.text > 2 * self.size:
             raise ValueError("its texts are longer than the file.")

@@ -48,7 +48,8 @@ def restored(node: Node | Graph, clock: Clock) -> Node | None:
         if description["digest"] != digest(node, description, clock):
             return None
         shape = membrane.arrays["tau"].shape
-        return Node(LAYER, settings={"shape": shape, "layer": _layer(description, shape)})
+        settings = {"shape": shape, "layer": _layer(description, shape)}
+        return Node(LAYER, membrane.arrays, settings)
     # Not a description that we write: LookupError and ArithmeticError are KeyError and kin.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return None

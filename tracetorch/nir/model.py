@@ -28,14 +28,9 @@ class NIRModel(TTModule):
         clock: what a time step is.
 
     Shape:
-        Inputs ``[B, ...]``, one positional argument per Input, in the order of the ``forward`` that
-        was exported, or of their names where the graph does not tell; or by name. One output
-        ``[B, ...]``, or a dict of them by the names of the Outputs.
-
+        Inputs ``[B, ...]``, by name or in the order of the ``forward`` that was exported, where the
+        graph tells it, else of their names. One output ``[B, ...]``, or a dict of them by name.
     """
-
-    wiring: Wiring
-    clock: Clock
 
     def __init__(self, wiring: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
         super().__init__()
@@ -81,17 +76,17 @@ class NIRModel(TTModule):
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _inputs(self, given: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = self.wiring.inputs
-        if len(given) > len(names):
-            raise TypeError(f"the graph has the inputs {names}, got {len(given)} tensors.")
-        inputs = dict(zip(names, given, strict=False))
-        for name, value in by_name.items():
-            if name in inputs or name not in names:
-                raise TypeError(f"the graph has the inputs {names}, each once; got {name!r}.")
-            inputs[name] = value
-        for name in names:
+        title = f"the graph has the inputs {self.wiring.inputs}"
+        if len(given) > len(self.wiring.inputs):
+            raise TypeError(f"{title}, got {len(given)} tensors.")
+        inputs = dict(zip(self.wiring.inputs, given, strict=False))
+        for name in by_name:
+            if name in inputs or name not in self.wiring.inputs:
+                raise TypeError(f"{title}, each once; got {name!r}.")
+        inputs |= by_name
+        for name in self.wiring.inputs:
             if name not in inputs:
-                raise TypeError(f"the graph has the inputs {names}; {name!r} is missing.")
+                raise TypeError(f"{title}; {name!r} is missing.")
             value, shape = inputs[name], self.wiring.shapes[name]
             if not isinstance(value, Tensor):
                 raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
@@ -113,10 +108,9 @@ def _module_names(names: Iterable[str]) -> dict[str, str]:
         key = "".join(c if c.isalnum() else "_" for c in name)
         if keyword.iskeyword(key) or hasattr(reserved, key):
             key += "_"
-        unique = key
-        while unique in taken:
+        keys[name] = key
+        while keys[name] in taken:
             tried[key] += 1
-            unique = f"{key}_{tried[key]}"
-        taken.add(unique)
-        keys[name] = unique
+            keys[name] = f"{key}_{tried[key]}"
+        taken.add(keys[name])
     return keys

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from tracetorch.nir.forward_tracing import NORMS, check_modules, title_of, trace_forward
 from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.module_to_node import PASSING, flatten_node, node_of
+from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.weight_folding import fold_norm, norm_affine
 
@@ -28,8 +28,7 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
     """
     check_modules(model)
     if isinstance(model, NIRModel):
-        graph = node_of(model, (), "the model", options)
-        return graph if isinstance(graph, Graph) else Graph()
+        return model_graph(model, options)
     return _Converter(trace_forward(model, inputs), options).graph
 
 
@@ -102,22 +101,21 @@ class _Converter:
     def _output(self, value: fx.Node) -> None:
         self.reserved = set()
         for name, output in self.outputs.items():
-            node = boundary("Output", _shape(output))
-            self._link(self._free(name), node, self._sources_of(output, "the output"))
+            sources = self._sources_of(output, "the output")
+            self._link(name, boundary("Output", _shape(output)), sources)
 
     def _add(self, value: fx.Node, path: str, node: Node | Graph, sources: list[str]) -> None:
-        name = self._free(_node_name(path))
-        self._link(name, node, sources)
-        self.sources[value] = [name]
+        self.sources[value] = [self._link(_node_name(path), node, sources)]
 
-    def _link(self, name: str, node: Node | Graph, sources: list[str]) -> None:
-        self.graph.add(name, node)
+    def _link(self, name: str, node: Node | Graph, sources: list[str]) -> str:
+        name = self.graph.add(self._free(name), node)
         for source in sources:
             if (source, name) in self.graph.edges:  # x + x: an edge is there or not
                 value = next(v for v, made in self.sources.items() if made == [source])
                 copy = elementwise("Scale", _shape(value), scale=1.0)
                 source = self.graph.add(self._free(f"{name}_again"), copy, source)
             self.graph.edges.append((source, name))
+        return name
 
     def _free(self, name: str) -> str:
         free, i = name, 1

@@ -38,7 +38,7 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
         ValueError: NIR has nothing for the module, or not for how it is set; begins with ``title``.
     """
     if type(module) is NIRModel:
-        return _model(module, options)
+        return model_graph(module, options)
     if type(module) is Recurrent:
         return _recurrent(module, shape, title, options)
     if type(module) is Across:
@@ -98,7 +98,7 @@ def _reshaped(node: Node | Graph, shape: Shape) -> Node | Graph:
     return Node(node.kind, arrays, dict.fromkeys(node.settings, shape))
 
 
-def _model(model: NIRModel, options: WriteOptions) -> Graph:
+def model_graph(model: NIRModel, options: WriteOptions) -> Graph:
     """Return the graph that a model was read from, with the parameters it has now."""
     graph, wiring = Graph(), model.wiring
     for name in wiring.order:

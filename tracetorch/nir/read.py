@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from tracetorch.extras import require
 from tracetorch.nir.graph import Graph, Node
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import DelayLine
 from tracetorch.nir.node_to_module import MAX_DELAY, module_of
-from tracetorch.nir.options import Array, Clock, Discretization, Reset
+from tracetorch.nir.options import Clock, Discretization, Reset
 from tracetorch.nir.parse import parse
 from tracetorch.nir.wiring import wire
 from tracetorch.snn import TTModule
@@ -72,7 +71,20 @@ def from_nir(
     clock = Clock(dt, discretization)
     if reset not in ("zero", "subtract"):
         raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
-    return _model(parse(_dictionary(graph)), clock, reset)
+    checked = parse(_dictionary(graph))
+    _check_clock(checked, clock)
+    nodes, wiring = wire(checked, clock)
+    modules = {
+        name: module_of(name, node, wiring.input_shape(name), clock, reset)
+        for name, node in nodes.items()
+    }
+    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
+    if links > MAX_DELAY:
+        raise ValueError(
+            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
+            f"{MAX_DELAY}."
+        )
+    return NIRModel(wiring, modules, clock).to(_dtype(checked, nodes.values()))
 
 
 def _dictionary(graph: Any) -> Any:
@@ -87,49 +99,27 @@ def _dictionary(graph: Any) -> Any:
     raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
-def _model(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
-    _check_clock(graph, clock)
-    nodes, wiring = wire(graph, clock)
-    modules: dict[str, nn.Module] = {}
-    for name, node in nodes.items():
-        modules[name] = module_of(name, node, wiring.input_shape(name), clock, reset)
-    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
-    if links > MAX_DELAY:
-        raise ValueError(
-            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
-            f"{MAX_DELAY}."
-        )
-    return NIRModel(wiring, modules, clock).to(_dtype(graph))
-
-
 def _check_clock(graph: Graph, clock: Clock) -> None:
     """Raise where one of our graphs was written for another clock: it would be another network.
 
     The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
     continuous time, and may be read at another.
     """
-    mode = str(graph.metadata.get("mode"))
-    fixed = {"exact": ("dt", "discretization"), "compact": ("discretization",)}.get(mode, ())
-    for name in fixed:
+    mode = graph.metadata.get("mode")
+    for name in ("dt", "discretization") if mode in ("exact", "compact") else ():
         written, requested = graph.metadata.get(name), getattr(clock, name)
-        if isinstance(written, (str, float)) and written != requested:
+        if (mode == "compact" and name == "dt") or not isinstance(written, (str, float)):
+            continue
+        if written != requested:
             raise ValueError(
                 f"the graph was written for {name}={written!r}, and holds for that alone, got "
                 f"{name}={requested!r}."
             )
 
 
-def _dtype(graph: Graph) -> torch.dtype:
-    dtype = str(graph.metadata.get("dtype"))
-    if dtype not in ("float32", "float64"):
-        found = {array.dtype.name for array in _arrays(graph)}
-        dtype = "float64" if found == {"float64"} else "float32"
-    return torch.float64 if dtype == "float64" else torch.float32
-
-
-def _arrays(node: Node | Graph) -> Iterator[Array]:
-    if isinstance(node, Node):
-        yield from node.arrays.values()
-    else:
-        for part in node.nodes.values():
-            yield from _arrays(part)
+def _dtype(graph: Graph, nodes: Iterable[Node]) -> torch.dtype:
+    name = graph.metadata.get("dtype")
+    if not isinstance(name, str) or name not in ("float32", "float64"):
+        names = {array.dtype.name for node in nodes for array in node.arrays.values()}
+        name = "float64" if names == {"float64"} else "float32"
+    return torch.float64 if name == "float64" else torch.float32

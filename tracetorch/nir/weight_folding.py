@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,7 @@ def fold_norm(node: Node, scale: NDArray[Any], shift: NDArray[Any]) -> Node:
     if "bias" in node.arrays:
         bias = bias + node.arrays["bias"] * scale.astype(np.float64)
     kind = "Affine" if node.kind == "Linear" else node.kind
-    arrays = {"weight": weight, "bias": bias.astype(weight.dtype)}
-    return Node(kind, arrays, node.settings, node.metadata)
+    return replace(node, kind=kind, arrays={"weight": weight, "bias": bias.astype(weight.dtype)})
 
 
 def fold_thresholds(graph: Graph) -> Graph:
@@ -57,35 +57,31 @@ def fold_thresholds(graph: Graph) -> Graph:
     outgoing = Counter(start for start, _ in graph.edges)
     incoming = Counter(end for _, end in graph.edges)
     for start, end in graph.edges:
-        node, linear = nodes[end], nodes[start]
-        if not (isinstance(node, Node) and isinstance(linear, Node)):
+        linear, node = nodes[start], nodes[end]
+        if not (isinstance(node, Node) and isinstance(linear, Node)) or linear.kind not in LINEAR:
             continue
-        if node.kind not in ("LIF", "CubaLIF") or linear.kind not in LINEAR:
-            continue
-        if outgoing[start] != 1 or incoming[end] != 1:
+        if node.kind not in ("LIF", "CubaLIF") or outgoing[start] != 1 or incoming[end] != 1:
             continue
         gain = _gain(node)
         relative = node.arrays["v_threshold"] / gain
         rows = relative.reshape(len(relative), -1)
-        if np.allclose(relative, rows[0, 0], rtol=1e-12, atol=0.0):
+        uniform, uniform_rows = (
+            np.allclose(rows, value, rtol=1e-12, atol=0.0) for value in (rows[0, 0], rows[:, :1])
+        )
+        if uniform or not uniform_rows or len(rows) != len(linear.arrays["weight"]):
             continue
-        uniform_rows = np.allclose(rows, rows[:, :1], rtol=1e-12, atol=0.0)
-        if not uniform_rows or len(rows) != len(linear.arrays["weight"]):
-            continue
-        goal = float(np.exp(np.log(rows[:, 0]).mean()))
+        goal = np.exp(np.log(rows[:, 0]).mean())
         scaled = {name: _scaled(v, goal / rows[:, 0]) for name, v in linear.arrays.items()}
-        nodes[start] = Node(linear.kind, scaled, linear.settings, linear.metadata)
-        arrays = {**node.arrays, "v_threshold": goal * gain}
-        nodes[end] = Node(node.kind, arrays, node.settings, node.metadata)
-    return Graph(nodes, graph.edges, graph.metadata)
+        nodes[start] = replace(linear, arrays=scaled)
+        nodes[end] = replace(node, arrays={**node.arrays, "v_threshold": goal * gain})
+    return replace(graph, nodes=nodes)
 
 
 def _gain(node: Node) -> NDArray[Any]:
     """Return how much of its input a neuron takes in, but for the time step."""
     a = node.arrays
-    if node.kind == "LIF":
-        return np.asarray(a["r"] / a["tau"])
-    return np.asarray(a["r"] / a["tau_mem"] * (a["w_in"] / a["tau_syn"]))
+    synapse = 1.0 if node.kind == "LIF" else a["w_in"] / a["tau_syn"]
+    return np.asarray(a["r"] / a["tau" if node.kind == "LIF" else "tau_mem"] * synapse)
 
 
 def _scaled(value: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:

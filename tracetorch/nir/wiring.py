@@ -23,23 +23,15 @@ _BREAKS_CYCLES = (*MEMBRANES, LAYER, "Delay", "Threshold")
 
 @dataclass(frozen=True)
 class Wiring:
-    """Hold what flows where in a flat graph.
+    """Hold what flows where in a flat graph, by the names of the nodes."""
 
-    Args:
-        order: names of the nodes, in the order in which they compute.
-        inputs: names of the Inputs, in order.
-        outputs: names of the Outputs, in order.
-        now: for each node, the nodes whose output of this step it adds up.
-        late: likewise, of the step before.
-        shapes: of each node's output.
-    """
-
-    order: list[str]
-    inputs: list[str]
+    order: list[str]  # in which the nodes compute
+    inputs: list[str]  # in the order of the model's arguments
     outputs: list[str]
+    # for each node, those whose output of this step it adds up, and of the step before
     now: Sources = field(default_factory=lambda: defaultdict(list))
     late: Sources = field(default_factory=lambda: defaultdict(list))
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of each node's output
 
     def input_shape(self, name: str) -> Shape:
         """Return the shape of what enters a node; an Input is its own source."""
@@ -81,15 +73,10 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
         with naming(name, node.kind):
             shape = shapes.pop() if shapes else node.settings["shape"]
             wiring.shapes[name] = output_shape(node, shape)
-    for name, sources in wiring.late.items():
-        shape = wiring.input_shape(name)
-        for source in sources:
-            back = wiring.shapes[source]
-            if shape != back:
-                raise ValueError(
-                    f"node {name!r} gets shape {list(shape)}, and {list(back)} back from "
-                    f"{source!r}."
-                )
+    for source, name in late:
+        if name in needed and wiring.shapes[source] != wiring.input_shape(name):
+            back, shape = list(wiring.shapes[source]), list(wiring.input_shape(name))
+            raise ValueError(f"node {name!r} gets shape {shape}, and {back} back from {source!r}.")
     return {name: nodes[name] for name in wiring.order}, wiring
 
 
