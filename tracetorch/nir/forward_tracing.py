@@ -6,56 +6,25 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import PASSING
-from tracetorch.snn import Neuron, TTModule
+from tracetorch.snn import Neuron
 from tracetorch.snn.as_it_was import AsItWas
 from tracetorch.snn.states import named_neurons
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_IN_PLACE = (operator.iadd, "add_")
+IN_PLACE = (operator.iadd, "add_")
 # hooks that compute a module's own weight anew, and nothing else
 _WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
-
-
-def trace_forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
-    """Return the program of ``forward``, the shape of every value in its ``meta``.
-
-    The model's states are neither read nor changed.
-
-    Raises:
-        TypeError: ``forward`` cannot be followed.
-        ValueError: ``forward`` does what a graph cannot express, or does not take ``inputs``.
-    """
-    program = _traced(model)
-    _check_program(program)
-    try:
-        # copies, for forward may write into what it is given
-        _ShapeRecorder(program).run(*(x.clone() for x in inputs))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
-        raise ValueError(
-            f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first: "
-            f"{str(error).partition(chr(10))[0]}. Give one that the model takes."
-        ) from error
-    return program
-
-
-def title_of(path: str, module: nn.Module) -> str:
-    """Return how messages call a module: a short one as it prints, a large one by its type."""
-    text = repr(module)
-    return f"layer {path!r}, {type(module).__name__ if chr(10) in text else text},"
 
 
 def check_modules(model: nn.Module) -> None:
     """Raise where a module computes more than its class says."""
     for path, module in model.named_modules():
-        title = title_of(path, module) if path else f"the model, {type(module).__name__},"
+        title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not isinstance(hook, _WEIGHT_HOOKS):
                 raise ValueError(
@@ -69,8 +38,13 @@ def check_modules(model: nn.Module) -> None:
             raise ValueError(f"{title} has a forward put in the place of its class's. {way}")
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
-    """Trace ``forward``; that runs it, and what it changed is restored and refused."""
+def trace_forward(model: nn.Module) -> fx.GraphModule:
+    """Return the program of ``forward``; tracing runs it, and what it changed is restored.
+
+    Raises:
+        TypeError: ``forward`` cannot be followed.
+        ValueError: ``forward`` changed the model.
+    """
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = AsItWas(model)
@@ -116,52 +90,16 @@ class _Tracer(fx.Tracer):
         return ours or bool(super().is_leaf_module(m, module_qualified_name))
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Run a program once and note the shape of every value, without touching any state."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            n.meta["shape"] = tuple(value.shape)
-        return value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, NIRModel):
-            shape = module.wiring.shapes[module.wiring.outputs[0]]
-            return args[0].new_zeros(len(args[0]), *shape)
-        keeps_shape = isinstance(module, (Neuron, *PASSING, *NORMS))
-        return args[0] if keeps_shape else super().call_module(target, args, kwargs)
-
-
-def _check_program(program: fx.GraphModule) -> None:
-    """Raise for parameters used outside of layers, second calls of a memory, and aliased sums."""
-    order = {node: place for place, node in enumerate(program.graph.nodes)}
-    remembering: set[nn.Module] = set()
-    for node in order:
-        if node.op == "get_attr":
-            raise ValueError(
-                f"the model's forward uses {node.target!r} by itself; in NIR parameters and states "
-                "belong to a layer. Use nn.Linear, say."
-            )
-        module = program.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module in remembering:
-            raise ValueError(
-                f"{title_of(str(node.target), module)} is called twice in one step; as two nodes "
-                "it would have two memories."
-            )
-        if isinstance(module, TTModule):  # the leaves among them all remember
-            remembering.add(module)
-        # A sum is written into a value, and into all that share its memory.
-        written = node.args[0] if node.target in _IN_PLACE else None
-        while isinstance(written, fx.Node):
-            if any(order[user] > order[node] for user in written.users):
-                name = node.target if isinstance(node.target, str) else "+="
-                raise ValueError(
-                    f"{name} in the model's forward writes into {written.name!r}, which is used "
-                    "again afterwards; edges carry what a node gave. Write y = y + x."
-                )
-            written = written.args[0] if _shares_memory(program, written) else None
+def overwritten(program: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name of a value that a sum in place changes before its last use, or ``""``."""
+    following = set(list(program.graph.nodes)[list(program.graph.nodes).index(node) + 1 :])
+    written = node.args[0] if node.target in IN_PLACE else None
+    # The sum is written into a value, and into all that share its memory.
+    while isinstance(written, fx.Node):
+        if following.intersection(written.users):
+            return written.name
+        written = written.args[0] if _shares_memory(program, written) else None
+    return ""
 
 
 def _shares_memory(program: fx.GraphModule, node: fx.Node) -> bool:
@@ -169,4 +107,4 @@ def _shares_memory(program: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = program.get_submodule(str(node.target))
         return isinstance(module, (*PASSING, nn.Flatten))
-    return node.target in (*_IN_PLACE, torch.flatten, "flatten") and bool(node.args)
+    return node.target in (*IN_PLACE, torch.flatten, "flatten") and bool(node.args)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tracetorch.nir.forward_tracing import NORMS, check_modules, title_of, trace_forward
+from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, overwritten, trace_forward
 from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.weight_folding import fold_norm, norm_affine
+from tracetorch.snn import Neuron, TTModule
 
-_ADDING = (operator.add, operator.iadd, torch.add, "add", "add_")
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_ADDING = (operator.add, torch.add, "add", *IN_PLACE)
 _FLATTENING = (torch.flatten, "flatten")
 
 
@@ -29,127 +32,161 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
     check_modules(model)
     if isinstance(model, NIRModel):
         return model_graph(model, options)
-    return _Converter(trace_forward(model, inputs), options).graph
+    converter = _Converter(trace_forward(model), options)
+    shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
+    converter.title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    if len(inputs) != converter.arguments:
+        raise ValueError(f"{converter.title}: it takes {converter.arguments} tensors.")
+    # copies, for forward may write into what it is given
+    converter.run(*(x.clone() for x in inputs))
+    return converter.written
 
 
-class _Converter:
-    """Turn the steps of a traced program into nodes, and what they pass on into edges."""
+@dataclass(frozen=True)
+class _Value:
+    """Stand for a tensor in the forward pass, and for the nodes whose sum it is."""
+
+    tensor: Tensor
+    sources: list[str]
+
+    @property
+    def shape(self) -> Shape:
+        if self.tensor.ndim < 2:
+            raise ValueError(
+                f"a value has shape {list(self.tensor.shape)}; a sample needs a dimension behind "
+                "the batch."
+            )
+        return tuple(self.tensor.shape[1:])
+
+
+class _Converter(fx.Interpreter):
+    """Run a traced program once, and make a node of every step; states are left alone."""
+
+    title: str
 
     def __init__(self, program: fx.GraphModule, options: WriteOptions) -> None:
+        super().__init__(program)
         self.program = program
+        self.extra_traceback = False  # which would go into our messages
         self.options = options
-        self.graph = Graph()
-        self.outputs = _outputs(program)
-        self.reserved = set(self.outputs)  # names that the Outputs will need
-        # the nodes whose sum a value of the program is
-        self.sources: dict[fx.Node, list[str]] = {}
-        for node in program.graph.nodes:
-            getattr(self, f"_{node.op}")(node)
+        self.written = Graph()
+        self.reserved = set(_named(program.graph.output_node().args[0]))
+        self.arguments = len(program.graph.find_nodes(op="placeholder"))
+        self.called: set[nn.Module] = set()
 
-    def _placeholder(self, value: fx.Node) -> None:
-        alone = len(self.program.graph.find_nodes(op="placeholder")) == 1
-        if "shape" in value.meta:
-            node = boundary("Input", _shape(value))
-            self._add(value, "input" if alone else str(value.target), node, [])
+    def run_node(self, n: fx.Node) -> Any:
+        self.step = n
+        return super().run_node(n)
 
-    def _call_module(self, value: fx.Node) -> None:
-        path = str(value.target)
-        module = self.program.get_submodule(path)
-        title = title_of(path, module)
-        if len(value.args) != 1 or value.kwargs or not isinstance(value.args[0], fx.Node):
-            raise ValueError(f"{title} is called with more than one tensor; a node has one input.")
-        before = value.args[0]
-        sources = self._sources_of(before, title)
-        if isinstance(module, PASSING):
-            self.sources[value] = sources
-            return
-        node = node_of(module, _shape(before), title, self.options)
-        linear = self.graph.nodes[sources[0]]
-        # A batch norm goes into the linear node that `before` has made, if nothing else reads it.
-        own = before.op == "call_module" and sources == [_node_name(str(before.target))]
-        alone = own and len(before.users) == 1 and isinstance(module, NORMS)
-        if alone and isinstance(linear, Node) and linear.kind in LINEAR:
-            self.graph.nodes[sources[0]] = fold_norm(linear, *norm_affine(module))
-            self.sources[value] = sources
-        else:
-            self._add(value, path, node, sources)
-
-    def _call_function(self, value: fx.Node) -> None:
-        target = value.target
-        title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
-        tensors = [a for a in value.args if isinstance(a, fx.Node)]
-        dims: dict[str, Any] = (
-            dict(zip(("start_dim", "end_dim"), value.args[1:], strict=False)) | value.kwargs
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        tensor = super().placeholder(target, args, kwargs)
+        shape = _Value(tensor, []).shape
+        return self.add(
+            "input" if self.arguments == 1 else target, boundary("Input", shape), tensor
         )
-        if target in _ADDING and len(value.args) == len(tensors) == 2 and not value.kwargs:
-            self.sources[value] = [s for tensor in tensors for s in self._sources_of(tensor, title)]
-        elif target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
-            start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
-            try:
-                node = flatten_node(start, end, _shape(tensors[0]))
-            except ValueError as error:
-                raise ValueError(f"{title} {error}") from error
-            self._add(value, value.name, node, self._sources_of(tensors[0], title))
-        else:
-            raise ValueError(
-                f"{title} has no counterpart in NIR: between modules, values can be added and "
-                "flattened. Write it as a module that has one, or leave it out."
-            )
 
-    _call_method = _call_function
-
-    def _output(self, value: fx.Node) -> None:
-        self.reserved = set()
-        for name, output in self.outputs.items():
-            sources = self._sources_of(output, "the output")
-            self._link(name, boundary("Output", _shape(output)), sources)
-
-    def _add(self, value: fx.Node, path: str, node: Node | Graph, sources: list[str]) -> None:
-        self.sources[value] = [self._link(_node_name(path), node, sources)]
-
-    def _link(self, name: str, node: Node | Graph, sources: list[str]) -> str:
-        name = self.graph.add(self._free(name), node)
-        for source in sources:
-            if (source, name) in self.graph.edges:  # x + x: an edge is there or not
-                value = next(v for v, made in self.sources.items() if made == [source])
-                copy = elementwise("Scale", _shape(value), scale=1.0)
-                source = self.graph.add(self._free(f"{name}_again"), copy, source)
-            self.graph.edges.append((source, name))
-        return name
-
-    def _free(self, name: str) -> str:
-        free, i = name, 1
-        while free in self.graph.nodes or free in self.reserved:
-            free, i = f"{name}_{i}", i + 1
-        return free
-
-    def _sources_of(self, value: fx.Node, title: str) -> list[str]:
-        if value not in self.sources:
-            raise ValueError(f"{title} gets {value.name!r}, which is no output of a module.")
-        return self.sources[value]
-
-
-def _outputs(program: fx.GraphModule) -> dict[str, fx.Node]:
-    """Return what the model returns, by name."""
-    outputs: Any = program.graph.output_node().args[0]
-    if isinstance(outputs, fx.Node):
-        outputs = {"output": outputs}
-    elif isinstance(outputs, (tuple, list)):
-        outputs = {f"output_{i}": each for i, each in enumerate(outputs)}
-    if not isinstance(outputs, dict) or not all(isinstance(v, fx.Node) for v in outputs.values()):
-        raise ValueError("the model must return a tensor, or a tuple or dict of tensors.")
-    return {str(name): value for name, value in outputs.items()}
-
-
-def _shape(value: fx.Node) -> Shape:
-    shape: Shape = value.meta["shape"]
-    if len(shape) < 2:
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         raise ValueError(
-            f"{value.name!r} has shape {list(shape)}; a sample needs a dimension behind the batch."
+            f"the model's forward uses {target!r} by itself; in NIR parameters and states belong "
+            "to a layer. Use nn.Linear, say."
         )
-    return shape[1:]
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module, text = self.fetch_attr(target), repr(self.fetch_attr(target))
+        # a short module as it prints, a large one by its type
+        title = f"layer {target!r}, {type(module).__name__ if chr(10) in text else text},"
+        if len(args) != 1 or kwargs or not isinstance(args[0], _Value):
+            raise ValueError(f"{title} is called with more than one tensor; a node has one input.")
+        if module in self.called and isinstance(module, TTModule):  # the leaves among them remember
+            raise ValueError(
+                f"{title} is called twice in one step; as two nodes it would have two memories."
+            )
+        self.called.add(module)
+        x = args[0]
+        if isinstance(module, PASSING):
+            return x
+        tensor = self.output_of(module, x.tensor)
+        node = node_of(module, x.shape, title, self.options)
+        # A batch norm goes into the linear node that made its input, if nothing else reads that.
+        before, linear = self.step.all_input_nodes[0], self.written.nodes[x.sources[0]]
+        own = before.op == "call_module" and x.sources == [_node_name(before.target)]
+        alone = own and len(before.users) == 1 and isinstance(module, _NORMS)
+        if alone and isinstance(linear, Node) and linear.kind in LINEAR:
+            self.written.nodes[x.sources[0]] = fold_norm(linear, *norm_affine(module))
+            return x
+        return self.add(target, node, tensor, x)
+
+    def output_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of the output."""
+        if isinstance(module, (Neuron, *_NORMS)):
+            return x
+        if isinstance(module, NIRModel):
+            return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])
+        try:
+            y: Tensor = module(x)
+            return y
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            problem = str(error).partition("\n")[0]
+            raise ValueError(f"{self.title}: {problem}. Give one that the model takes.") from error
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
+        values = [value for value in args if isinstance(value, _Value)]
+        dims = dict(zip(("start_dim", "end_dim"), args[1:], strict=False)) | kwargs
+        name = overwritten(self.program, self.step)
+        if name:
+            raise ValueError(
+                f"{'+=' if target is operator.iadd else target} in the model's forward writes into "
+                f"{name!r}, which is used again; edges carry what a node gave. Write y = y + x."
+            )
+        if target in _ADDING and len(args) == len(values) == 2 and not kwargs:
+            one, other = values
+            return _Value(one.tensor + other.tensor, one.sources + other.sources)
+        if target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
+            start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
+            node = flatten_node(start, end, values[0].shape, title)
+            return self.add(self.step.name, node, values[0].tensor.flatten(start, end), values[0])
+        raise ValueError(
+            f"{title} has no counterpart in NIR: between modules, values can be added and "
+            "flattened. Write it as a module that has one, or leave it out."
+        )
+
+    call_method = call_function
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self.reserved = set()
+        for name, value in _named(args[0]).items():
+            if not isinstance(value, _Value):
+                raise ValueError("the model must return a tensor, or a tuple or dict of tensors.")
+            self.add(name, boundary("Output", value.shape), value.tensor, value)
+
+    def add(self, path: str, node: Node | Graph, tensor: Tensor, *inputs: _Value) -> _Value:
+        """Add a node with its input; return its output, a value of the shape of ``tensor``."""
+        name = self.written.add(self.unused(_node_name(path)), node)
+        for x, source in [(x, source) for x in inputs for source in x.sources]:
+            if (source, name) in self.written.edges:  # x + x: an edge is there or not
+                copy = elementwise("Scale", x.shape, scale=1.0)
+                source = self.written.add(self.unused(f"{name}_again"), copy, source)
+            self.written.edges.append((source, name))
+        return _Value(tensor, [name])
+
+    def unused(self, name: str) -> str:
+        """Return a name that no node has, nor an Output will need."""
+        unused, i = name, 1
+        while unused in self.written.nodes or unused in self.reserved:
+            unused, i = f"{name}_{i}", i + 1
+        return unused
 
 
-def _node_name(path: str) -> str:
+def _named(outputs: Any) -> dict[str, Any]:
+    """Return what the model returns, by name."""
+    if isinstance(outputs, dict):
+        return {str(name): value for name, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return {f"output_{i}": value for i, value in enumerate(outputs)}
+    return {"output": outputs}
+
+
+def _node_name(path: Any) -> str:
     """Return a node's name: peers take ``.`` for a part of a name, or refuse it."""
-    return path.replace(".", "_")
+    return str(path).replace(".", "_")

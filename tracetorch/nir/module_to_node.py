@@ -183,13 +183,14 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
-def flatten_node(start: int, end: int, shape: Shape) -> Node:
+def flatten_node(start: int, end: int, shape: Shape, title: str = "it") -> Node:
     """Return a Flatten; PyTorch counts dimensions with the batch, NIR without."""
     ndim = len(shape) + 1
     first, last = (dim + ndim if dim < 0 else dim for dim in (start, end))
     if not 1 <= first <= last < ndim:
         raise ValueError(
-            f"flattens from {start} to {end}, which leaves no batch in front. Use start_dim=1."
+            f"{title} flattens from {start} to {end}, which leaves no batch in front. Use "
+            "start_dim=1."
         )
     settings = {"input_type": shape, "start_dim": first - 1, "end_dim": last - 1}
     return Node("Flatten", settings=settings)
