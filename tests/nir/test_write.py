@@ -363,6 +363,36 @@ def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: st
         tt.nir.to_nir(net, shape)
 
 
+def test_an_argument_may_be_left_at_its_default() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, scale: float = 2.0, start: int = 1) -> Tensor:
+            return self.function(self.linear(x), scale, start)
+
+    net = Optional()
+    net.function = lambda y, scale, start: y
+    assert sorted(tt.nir.to_nir(net, (3,)).nodes) == ["linear", "output", "x"]
+    net.function = lambda y, scale, start: y + scale
+    with pytest.raises(ValueError, match=r"add\(\) in the model's forward has no counterpart"):
+        tt.nir.to_nir(net, (3,))
+    net.function = lambda y, scale, start: y.flatten(start_dim=start)
+    assert tt.nir.to_nir(net, (3,)).nodes["flatten"].start_dim == 0
+
+
+def test_too_few_inputs() -> None:
+    class Two(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    with pytest.raises(ValueError, match=r"Two cannot run on a sample of .1, 3. torch.float32"):
+        tt.nir.to_nir(Two(), (3,))
+    with pytest.raises(ValueError, match=r"Two cannot run on a sample of .*must match the size"):
+        tt.nir.to_nir(Two(), (torch.ones(1, 3), torch.ones(1, 2)))
+
+
 def test_a_sum_that_broadcasts() -> None:
     class Broadcasts(nn.Module):
         def __init__(self) -> None:

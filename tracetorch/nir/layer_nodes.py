@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from tracetorch.nir.graph import Graph, Node, Shape, boundary, elementwise
-from tracetorch.nir.layer_metadata import describe
-from tracetorch.nir.layer_parameters import neuron_dim, read_values
+from tracetorch.nir.layers import describe, neuron_dim, read_values
 from tracetorch.nir.options import Array, Clock, WriteOptions
 from tracetorch.snn import LeakyIntegrator
 
 _PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
+_USE_EXACT = "Use mode='exact'."
 
 
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
@@ -116,24 +116,18 @@ def _compact(
         LI       R = 1, or 1 / (1 - beta) where beta does not average
         CubaLI   likewise
     """
-    for part, what in (
-        ("gamma", "recurrence"),
-        ("neg_threshold", "spikes of two signs"),
-        ("pos_scale", "a scale on its spikes"),
-        ("bias", "a constant drive"),
-    ):
-        if part in v:
-            raise ValueError(
-                f"has {what} ({part}), which no single node of NIR has. Use mode='exact'."
-            )
     theta = v.get("pos_threshold")
+    parts = {"gamma": "recurrence", "neg_threshold": "spikes of two signs"}
+    parts |= {"pos_scale": "a scale on its spikes", "bias": "a constant drive"}
+    for part, what in parts.items():
+        if part in v:
+            raise ValueError(f"has {what} ({part}), which no single node has. {_USE_EXACT}")
     if theta is not None and layer.reset == "none":
-        raise ValueError("does not reset, the nodes of NIR do. Use mode='exact'.")
+        raise ValueError(f"does not reset, the nodes of NIR do. {_USE_EXACT}")
     if theta is not None and layer.reset == "subtract" and not options.allow_hard_reset:
         raise ValueError(
             "subtracts its threshold when it fires; whoever reads a compact file resets to zero. "
-            "Use mode='exact', or train with reset='zero', or accept other spikes with "
-            "allow_hard_reset=True."
+            f"{_USE_EXACT} Or train with reset='zero', or give allow_hard_reset=True."
         )
     cuba, tau = "alpha" in v, options.clock.tau
     gains: dict[str, Array] = {}

@@ -44,10 +44,6 @@ class NIRModel(TTModule):
             {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
 
-    def node(self, name: str) -> nn.Module:
-        """Return the module that computes a node."""
-        return self.nodes[self.keys[name]]
-
     def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
         """Run one time step."""
         values = self._inputs(positional, by_name)
@@ -69,7 +65,7 @@ class NIRModel(TTModule):
                 before = held[source].recall(total)
                 if before is not None:
                     total = total + before
-            values[name] = self.node(name)(total)
+            values[name] = self.nodes[self.keys[name]](total)
         for name, edge in held.items():
             edge.keep(values[name])
         outputs = {name: values[name] for name in self.wiring.outputs}

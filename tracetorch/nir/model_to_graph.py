@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,6 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
     converter = _Converter(trace_forward(model), options)
     shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
     converter.title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
-    if len(inputs) != converter.arguments:
-        raise ValueError(f"{converter.title}: it takes {converter.arguments} tensors.")
     # copies, for forward may write into what it is given
     converter.run(*(x.clone() for x in inputs))
     return converter.written
@@ -52,10 +51,8 @@ class _Value:
     @property
     def shape(self) -> Shape:
         if self.tensor.ndim < 2:
-            raise ValueError(
-                f"a value has shape {list(self.tensor.shape)}; a sample needs a dimension behind "
-                "the batch."
-            )
+            shape = list(self.tensor.shape)
+            raise ValueError(f"a value has shape {shape}; a sample needs a dimension behind B.")
         return tuple(self.tensor.shape[1:])
 
 
@@ -78,12 +75,20 @@ class _Converter(fx.Interpreter):
         self.step = n
         return super().run_node(n)
 
+    def attempt(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a part of the model; an error means that the sample does not fit it."""
+        try:
+            return function(*args)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            problem = str(error).partition("\n")[0]
+            raise ValueError(f"{self.title}: {problem}. Give one that the model takes.") from error
+
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        tensor = super().placeholder(target, args, kwargs)
-        shape = _Value(tensor, []).shape
-        return self.add(
-            "input" if self.arguments == 1 else target, boundary("Input", shape), tensor
-        )
+        tensor = self.attempt(super().placeholder, target, args, kwargs)
+        if not isinstance(tensor, Tensor):  # an argument left at its default
+            return tensor
+        name = "input" if self.arguments == 1 else target
+        return self.add(name, boundary("Input", _Value(tensor, []).shape), tensor)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         raise ValueError(
@@ -122,12 +127,8 @@ class _Converter(fx.Interpreter):
             return x
         if isinstance(module, NIRModel):
             return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])
-        try:
-            y: Tensor = module(x)
-            return y
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            problem = str(error).partition("\n")[0]
-            raise ValueError(f"{self.title}: {problem}. Give one that the model takes.") from error
+        y: Tensor = self.attempt(module, x)
+        return y
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
@@ -141,11 +142,13 @@ class _Converter(fx.Interpreter):
             )
         if target in _ADDING and len(args) == len(values) == 2 and not kwargs:
             one, other = values
-            return _Value(one.tensor + other.tensor, one.sources + other.sources)
+            tensor = self.attempt(torch.add, one.tensor, other.tensor)
+            return _Value(tensor, one.sources + other.sources)
         if target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
             start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
             node = flatten_node(start, end, values[0].shape, title)
-            return self.add(self.step.name, node, values[0].tensor.flatten(start, end), values[0])
+            tensor = torch.flatten(values[0].tensor, start, end)
+            return self.add(self.step.name, node, tensor, values[0])
         raise ValueError(
             f"{title} has no counterpart in NIR: between modules, values can be added and "
             "flattened. Write it as a module that has one, or leave it out."
@@ -163,9 +166,9 @@ class _Converter(fx.Interpreter):
     def add(self, path: str, node: Node | Graph, tensor: Tensor, *inputs: _Value) -> _Value:
         """Add a node with its input; return its output, a value of the shape of ``tensor``."""
         name = self.written.add(self.unused(_node_name(path)), node)
-        for x, source in [(x, source) for x in inputs for source in x.sources]:
+        for source in [source for value in inputs for source in value.sources]:
             if (source, name) in self.written.edges:  # x + x: an edge is there or not
-                copy = elementwise("Scale", x.shape, scale=1.0)
+                copy = elementwise("Scale", inputs[0].shape, scale=1.0)
                 source = self.written.add(self.unused(f"{name}_again"), copy, source)
             self.written.edges.append((source, name))
         return _Value(tensor, [name])

@@ -12,9 +12,9 @@ from torch import nn
 
 from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
-from tracetorch.nir.layer_parameters import to_array
+from tracetorch.nir.layers import to_array
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.modules import Across, DelayLine, Membrane, Scale, Threshold
+from tracetorch.nir.modules import DelayLine, Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_affine
@@ -41,8 +41,8 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
         return model_graph(module, options)
     if type(module) is Recurrent:
         return _recurrent(module, shape, title, options)
-    if type(module) is Across:
-        return _reshaped(node_of(module.neuron, (math.prod(shape),), title, options), shape)
+    if type(module) is nn.Sequential:  # a neuron layer between a Flatten and an Unflatten
+        return _reshaped(node_of(module[1], (math.prod(shape),), title, options), shape)
     try:
         if isinstance(module, LeakyIntegrator) and _computes_as_declared(type(module)):
             return layer_node(module, shape, options)
@@ -102,7 +102,7 @@ def model_graph(model: NIRModel, options: WriteOptions) -> Graph:
     """Return the graph that a model was read from, with the parameters it has now."""
     graph, wiring = Graph(), model.wiring
     for name in wiring.order:
-        shape, module = wiring.input_shape(name), model.node(name)
+        shape, module = wiring.input_shape(name), model.nodes[model.keys[name]]
         if name in wiring.inputs or name in wiring.outputs:
             node: Node | Graph = boundary("Input" if name in wiring.inputs else "Output", shape)
         elif type(module) is nn.Identity:  # the ends of a graph inside another one
@@ -208,6 +208,5 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
     # what the nodes of a graph were read into
     DelayLine: DelayLine.node,
     Membrane: Membrane.node,
-    Scale: Scale.node,
-    Threshold: Threshold.node,
+    PerElement: PerElement.node,
 }

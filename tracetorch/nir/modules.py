@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.functional import atan_surrogate
 from tracetorch.nir.graph import Node, Shape, elementwise
-from tracetorch.nir.layer_parameters import read_values, to_array, write_values
+from tracetorch.nir.layers import read_values, to_array, write_values
 from tracetorch.nir.options import Reset, WriteOptions
 from tracetorch.snn import Neuron, TTModule
 
@@ -33,13 +33,8 @@ class Membrane(Neuron):
     The state ``mem`` is the membrane's distance from where it rests: from ``v_leak``, from
     ``v_reset`` for an IF, from zero for an I. It starts there.
 
-    Args:
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension.
-        values: ``alpha`` and ``beta``, as one minus the decay, and the rest by their names; of
-            rank 0 for one value, 1 for one per neuron.
-        dt: seconds per step.
-        reset: ``"zero"``: to ``v_reset``; ``"subtract"``: by what ``v_reset`` lies below.
+    ``values`` hold ``alpha`` and ``beta`` as one minus the decay, and the rest by their names; of
+    rank 0 for one value, 1 for one per neuron.
 
     Example:
         >>> r = torch.tensor([1e3], dtype=torch.float64)
@@ -50,8 +45,6 @@ class Membrane(Neuron):
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn")
 
-    mem: Tensor | None
-    syn: Tensor | None
     dt: float
     reset: Reset
 
@@ -129,13 +122,7 @@ class Membrane(Neuron):
 
 
 class OneStep(Neuron):
-    """Delay by one step: ``output = held;  held = x``, zero at first.
-
-    Example:
-        >>> layer = OneStep(1)
-        >>> [layer(torch.tensor([[float(x)]])).item() for x in (3, 4, 5)]
-        [0.0, 3.0, 4.0]
-    """
+    """Delay by one step: ``output = held;  held = x``, zero at first."""
 
     states: ClassVar[tuple[str, ...]] = ("held",)
 
@@ -182,56 +169,29 @@ class DelayLine(TTModule):
         return elementwise("Delay", shape, delay=self.steps.cpu().numpy() * options.clock.dt)
 
 
-class Across(TTModule):
-    """Flatten samples of ``ndim`` dimensions for a ``neuron`` whose parameters differ along all."""
+class PerElement(nn.Module):
+    """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, on every element.
 
-    def __init__(self, neuron: Neuron, ndim: int) -> None:
+    Args:
+        field: the name of the parameter, ``"scale"`` or ``"threshold"``.
+        value: of the shape of a sample, or one number for all.
+    """
+
+    def __init__(self, field: str, value: Tensor) -> None:
         super().__init__()
-        self.neuron: Neuron = neuron
-        self.ndim = ndim
+        self.field = field
+        self.register_parameter(field, nn.Parameter(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
-        y = self.neuron(x.flatten(-self.ndim))
-        return torch.unflatten(y, -1, x.shape[-self.ndim :])
-
-
-class _PerElement(nn.Module):
-    """Hold the one parameter of a node, of the shape of a sample, or one number for all."""
-
-    field: ClassVar[str]
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_parameter(self.field, nn.Parameter(value))
+        """Run one time step, or many in the batch."""
+        value: Tensor = getattr(self, self.field)
+        return (x * value if self.field == "scale" else _SURROGATE(x - value)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Return the shape of the parameter."""
-        return str(list(getattr(self, self.field).shape))
+        """Return the name and the shape of the parameter."""
+        return f"{self.field}={list(getattr(self, self.field).shape)}"
 
     def node(self, shape: Shape, options: WriteOptions) -> Node:
         """Return the node for samples of ``shape``, with the parameter of now."""
         value = to_array(getattr(self, self.field))
         return Node(self.field.title(), {self.field: np.array(np.broadcast_to(value, shape))})
-
-
-class Scale(_PerElement):
-    """Multiply every element by a factor of its own: ``x * scale``."""
-
-    field = "scale"
-    scale: nn.Parameter
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale one time step, or many in the batch."""
-        return (x * self.scale).to(x.dtype)
-
-
-class Threshold(_PerElement):
-    """Compare every element with a threshold: ``H(x - threshold)``, backward by a surrogate."""
-
-    field = "threshold"
-    threshold: nn.Parameter
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Spike for one time step, or for many in the batch."""
-        return _SURROGATE(x - self.threshold).to(x.dtype)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tracetorch import snn
 from tracetorch.nir.graph import LAYER, Node, Shape, naming
-from tracetorch.nir.layer_parameters import make_layer, write_values
-from tracetorch.nir.modules import Across, DelayLine, Membrane, Scale, Threshold
+from tracetorch.nir.layers import make_layer, write_values
+from tracetorch.nir.modules import DelayLine, Membrane, PerElement
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims
 
@@ -50,10 +50,9 @@ def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -
                 return nn.Flatten(start + 1, end + 1)  # behind the batch
             case "Input" | "Output":
                 return nn.Identity()
-            case "Scale":
-                return Scale(_one_or_all(arrays["scale"]))
-            case "Threshold":
-                return Threshold(_one_or_all(arrays["threshold"]))
+            case "Scale" | "Threshold":
+                field = node.kind.lower()
+                return PerElement(field, _one_or_all(arrays[field]))
         return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
 
 
@@ -109,7 +108,9 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if layer is None:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
         layer = Membrane(size, dim, tensors, dt=clock.dt, reset=reset)
-    return Across(layer, len(shape)) if axis is None else layer
+    if axis is not None:
+        return layer
+    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
 
 
 def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:

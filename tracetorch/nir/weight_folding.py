@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tracetorch.nir.graph import LINEAR, Graph, Node
-from tracetorch.nir.layer_parameters import to_array
+from tracetorch.nir.layers import to_array
 
 
 def norm_affine(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
 from tracetorch.nir.graph import LAYER, MEMBRANES, Graph, Node, Shape, naming
-from tracetorch.nir.layer_metadata import restored
+from tracetorch.nir.layers import restored
 from tracetorch.nir.options import Clock
 from tracetorch.nir.shapes import output_shape
 

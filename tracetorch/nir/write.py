@@ -51,9 +51,8 @@ def to_nir(
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``, ``nn.AvgPool2d`` (a sum with
     ``divisor_override=1``) and ``nn.AdaptiveAvgPool2d`` have nodes; a batch norm in eval mode is
     folded into the layer before it; dropout is left out; ``x + y`` is two edges; ``snn.Recurrent``
-    is a cycle through its connection. What only matters in training is not in a graph: whether a
-    parameter learns, surrogates, ``detach_reset``. A model that :func:`from_nir` gave becomes a
-    graph again, with the parameters it has now.
+    is a cycle. What matters only in training is not in a graph: whether a parameter learns,
+    surrogates, ``detach_reset``. A model that :func:`from_nir` gave becomes a graph again.
 
     Args:
         model: a model whose call is one time step. Its states are neither read nor changed.
@@ -94,16 +93,12 @@ def to_nir(
     if mode == "compact":
         graph = fold_thresholds(graph)
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    inputs = [n for n, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
-    graph.metadata.update(
-        mode=mode,
-        dt=float(dt),
-        discretization=discretization,
-        dtype="float64" if all(t.dtype == torch.float64 for t in tensors) else "float32",
-    )
+    double = all(t.dtype == torch.float64 for t in tensors)
     # a file keeps nodes by name, and so forgets the order of arguments
-    order = model.wiring.inputs if isinstance(model, NIRModel) else inputs
-    graph.metadata[INPUT_ORDER] = json.dumps(order)
+    names = [n for n, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
+    order = json.dumps(model.wiring.inputs if isinstance(model, NIRModel) else names)
+    graph.metadata.update(mode=mode, dt=float(dt), discretization=discretization)
+    graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
     _, wiring = wire(parse(_dictionary(graph)), clock)  # the very checks that a reader makes
     written = nir.dict2NIRNode(_dictionary(graph))
     _declare_shapes(written, wiring)
@@ -145,10 +140,7 @@ def save(
         >>> torch.equal(again(x), net(x))
         True
     """
-    options: dict[str, Any] = {
-        "discretization": discretization,
-        "allow_hard_reset": allow_hard_reset,
-    }
+    options: Any = {"discretization": discretization, "allow_hard_reset": allow_hard_reset}
     graph = to_nir(model, sample, dt=dt, mode=mode, **options)
     import nir
 
