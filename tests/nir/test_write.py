@@ -210,8 +210,8 @@ def test_inputs_keep_their_order_in_a_file(tmp_path: Path) -> None:
     tt.nir.save(again, path, (b, a))
     assert torch.equal(tt.nir.from_nir(path, dt=DT)(b, a), net(b, a))
     made = tt.nir.to_nir(net, (b, a))
-    for told in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
-        made.metadata["inputs"] = told
+    for order in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
+        made.metadata["inputs"] = order
         assert torch.equal(tt.nir.from_nir(made, dt=DT)(a, b), net(b, a))
 
 

@@ -2,7 +2,7 @@
 
 Nothing is taken from the file before it is known how large it is. What is not a plain group or
 data set inside the file, a link elsewhere, a virtual or external data set, a filter that would load
-a plug-in, is refused. A data set may be no larger than what its bytes in the file can stand for.
+a plug-in, is refused. A data set may be no larger than what its bytes in the file can hold.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Reader:
         for name in group:
             self.parts += 1
             if self.parts > self.size // _MIN_ENTRY:
-                raise ValueError(f"it claims more than {self.parts} groups and values.")
+                raise ValueError(f"it declares more than {self.parts} groups and values.")
             part, inner = _member(group, name, title), f"{title}/{name}"
             is_data = isinstance(part, h5py.Dataset)
             content[name] = (
@@ -113,7 +113,7 @@ class _Reader:
         self.numbers += needed
         if max(needed, chunk) > most or self.numbers > self.size * _MAX_RATIO + _SMALL:
             raise ValueError(
-                f"{title} claims shape {list(shape)} of {dataset.dtype}, {needed} bytes, of which "
+                f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes, of which "
                 f"the file of {self.size} bytes holds {stored}."
             )
 

@@ -71,11 +71,13 @@ class NIRModel(TTModule):
         outputs = {name: values[name] for name in self.wiring.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def _inputs(self, given: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _inputs(
+        self, positional: tuple[Tensor, ...], by_name: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         title = f"the graph has the inputs {self.wiring.inputs}"
-        if len(given) > len(self.wiring.inputs):
-            raise TypeError(f"{title}, got {len(given)} tensors.")
-        inputs = dict(zip(self.wiring.inputs, given, strict=False))
+        if len(positional) > len(self.wiring.inputs):
+            raise TypeError(f"{title}, got {len(positional)} tensors.")
+        inputs = dict(zip(self.wiring.inputs, positional, strict=False))
         for name in by_name:
             if name in inputs or name not in self.wiring.inputs:
                 raise TypeError(f"{title}, each once; got {name!r}.")

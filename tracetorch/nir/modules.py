@@ -71,7 +71,7 @@ class Membrane(Neuron):
         return ("mem", "syn") if "alpha" in self._constraints else ("mem",)
 
     @staticmethod
-    def step(  # noqa: D102 (the equations stand in the class)
+    def step(  # noqa: D102 (the class has the equations)
         x: Tensor,
         mem: Tensor,
         syn: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,24 +16,15 @@ from tracetorch.nir.modules import DelayLine, Membrane, PerElement
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims
 
+Values: TypeAlias = dict[str, Array]
+
 MAX_DELAY = 10_000  # steps in one graph; each is a module, and a copy of what it holds
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
-# The layers whose membrane averages, or spikes, by whether they have a synapse and a threshold.
-_LAYERS = {
-    (False, False): snn.Readout,
-    (True, False): snn.SReadout,
-    (False, True): snn.LIF,
-    (True, True): snn.SLIF,
-}
 
 
 def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
-    """Return the module that computes ``node`` for inputs of ``shape``; all parameters can learn.
-
-    Raises:
-        ValueError: NIR can say it, traceTorch cannot do it; the node is named.
-    """
+    """Return the module that computes ``node`` for inputs of ``shape``; raise where none can."""
     with naming(name, node.kind):
         arrays, s = node.arrays, node.settings
         match node.kind:
@@ -126,13 +117,9 @@ def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
     return complement
 
 
-def _along_one_dim(
-    arrays: Mapping[str, Array], shape: Shape
-) -> tuple[int | None, dict[str, Array]]:
-    """Return the dimension along which neurons differ, and their values there.
-
-    One value for all comes back as a number. Where neurons differ along several dimensions, there
-    is no such dimension, and the values come back flat.
+def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
+    """Return the dimension along which neurons differ, and their values there, one for all as a
+    number; ``None`` and flat values where they differ along several.
     """
     values = {name: value.reshape(()) for name, value in arrays.items() if value.size == 1}
     full = {name: value for name, value in arrays.items() if value.size > 1}
@@ -146,12 +133,12 @@ def _along_one_dim(
 
 
 def _own_layer(
-    values: dict[str, Array], size: int, dim: int, reset: Reset, rounding: float
+    values: Values, size: int, dim: int, reset: Reset, rounding: float
 ) -> snn.LeakyIntegrator | None:
     """Return one of our layers that computes the same, or ``None`` where none does."""
     if "beta" not in values or any(values[n].any() for n in ("v_leak", "v_reset") if n in values):
         return None
-    own: dict[str, Array] = {name: values[name] for name in ("alpha", "beta") if name in values}
+    own: Values = {name: values[name] for name in ("alpha", "beta") if name in values}
     averaging = []
     for decay in own:
         gain = values["w_in" if decay == "alpha" else "r"]
@@ -166,8 +153,11 @@ def _own_layer(
             return None
         own["pos_threshold"] = values["v_threshold"]
         tensors["pos_threshold"] = torch.from_numpy(np.array(own["pos_threshold"]))
-    named = spiking or "beta" in averaging
-    kind = _LAYERS["alpha" in own, spiking] if named else snn.LeakyIntegrator
+    kind: type[snn.LeakyIntegrator] = snn.LeakyIntegrator
+    if spiking:
+        kind = snn.SLIF if "alpha" in own else snn.LIF
+    elif "beta" in averaging:
+        kind = snn.SReadout if "alpha" in own else snn.Readout
     layer = make_layer(kind, size, dim, tensors, averaging, reset if spiking else "subtract")
     write_values(layer, own)
     return layer

@@ -102,7 +102,7 @@ def _dictionary(graph: Any) -> Any:
 def _check_clock(graph: Graph, clock: Clock) -> None:
     """Raise where one of our graphs was written for another clock: it would be another network.
 
-    The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
+    The feedback that makes a soft reset holds for one ``dt``; a compact graph is a network in
     continuous time, and may be read at another.
     """
     mode = graph.metadata.get("mode")

@@ -113,14 +113,9 @@ def _check_declared(declared: Shape | None, shape: Shape) -> None:
 
 
 _RULES: Mapping[str, Callable[[Node, Shape], Shape]] = {
-    "Affine": _linear,
-    "AvgPool2d": _pool,
-    "Conv1d": _conv,
-    "Conv2d": _conv,
+    **dict.fromkeys(("Affine", "Linear"), _linear),
+    **dict.fromkeys(("AvgPool2d", "SumPool2d"), _pool),
+    **dict.fromkeys(("Conv1d", "Conv2d"), _conv),
+    **dict.fromkeys(("Input", "Output", LAYER), _declared),
     "Flatten": _flatten,
-    "Input": _declared,
-    LAYER: _declared,
-    "Linear": _linear,
-    "Output": _declared,
-    "SumPool2d": _pool,
 }
