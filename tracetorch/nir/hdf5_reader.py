@@ -113,8 +113,8 @@ class _Reader:
         self.numbers += needed
         if max(needed, chunk) > most or self.numbers > self.size * _MAX_RATIO + _SMALL:
             raise ValueError(
-                f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes, of which "
-                f"the file of {self.size} bytes holds {stored}."
+                f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes, of "
+                f"which the file of {self.size} bytes holds {stored}."
             )
 
     def texts(self, offset: int, count: int) -> list[str]:

@@ -71,13 +71,11 @@ class NIRModel(TTModule):
         outputs = {name: values[name] for name in self.wiring.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def _inputs(
-        self, positional: tuple[Tensor, ...], by_name: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
         title = f"the graph has the inputs {self.wiring.inputs}"
-        if len(positional) > len(self.wiring.inputs):
-            raise TypeError(f"{title}, got {len(positional)} tensors.")
-        inputs = dict(zip(self.wiring.inputs, positional, strict=False))
+        if len(args) > len(self.wiring.inputs):
+            raise TypeError(f"{title}, got {len(args)} tensors.")
+        inputs = dict(zip(self.wiring.inputs, args, strict=False))
         for name in by_name:
             if name in inputs or name not in self.wiring.inputs:
                 raise TypeError(f"{title}, each once; got {name!r}.")

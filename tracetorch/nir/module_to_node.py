@@ -82,7 +82,10 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
     if bias is not None and bias.any():
         per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
         sources.append(graph.add_constant(per_channel, shape, "input"))
-        back.arrays["bias"] = np.zeros_like(bias)
+        if back.kind == "Affine":
+            back = Node("Linear", {"weight": back.arrays["weight"]})
+        else:
+            back.arrays["bias"] = np.zeros_like(bias)
     graph.add("neuron", node_of(m.neuron, shape, f"the neuron of {title}", options), *sources)
     graph.edges.append((graph.add("back", back, "neuron"), "neuron"))
     graph.add("output", boundary("Output", shape), "neuron")
@@ -135,13 +138,12 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
 
 def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
     """Return the same convolution with one group: zero between channels of different groups."""
-    blocks = np.split(weight, groups)
-    inner, empty = weight.shape[1], (0, 0)
-    around = [(g * inner, (groups - 1 - g) * inner) for g in range(groups)]
-    spatial = [empty] * (weight.ndim - 2)
-    return np.concatenate(
-        [np.pad(w, [empty, a, *spatial]) for w, a in zip(blocks, around, strict=True)]
-    )
+    out, inner = weight.shape[:2]
+    whole = np.zeros((out, inner * groups, *weight.shape[2:]), weight.dtype)
+    for g in range(groups):
+        rows = slice(g * out // groups, (g + 1) * out // groups)
+        whole[rows, g * inner : (g + 1) * inner] = weight[rows]
+    return whole
 
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,7 +140,7 @@ def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[st
     pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
     if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
         raise ValueError(f"{title} must have a list of edges, got {pairs!r}.")
-    edges: list[tuple[str, str]] = []
+    edges: dict[tuple[str, str], None] = {}
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(f"{title}: an edge is a pair of names, got {pair!r}.")
@@ -149,8 +148,7 @@ def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[st
         for end in ends:
             if not isinstance(end, str) or end not in nodes:
                 raise ValueError(f"{title}: edge {pair!r} names {end!r}, there is no such node.")
-        edges.append((ends[0], ends[1]))
-    duplicates = [edge for edge, count in Counter(edges).items() if count > 1]
-    if duplicates:
-        raise ValueError(f"{title} has the edge {duplicates[0]!r} twice.")
-    return edges
+        if (ends[0], ends[1]) in edges:
+            raise ValueError(f"{title} has the edge {pair!r} twice.")
+        edges[ends[0], ends[1]] = None
+    return list(edges)
