@@ -39,11 +39,9 @@ def check_modules(model: nn.Module) -> None:
 
 
 def trace_forward(model: nn.Module) -> fx.GraphModule:
-    """Return the program of ``forward``; tracing runs it, and what it changed is restored.
+    """Return the program of ``forward``; raise where it cannot be followed or changes the model.
 
-    Raises:
-        TypeError: ``forward`` cannot be followed.
-        ValueError: ``forward`` changed the model.
+    Tracing runs ``forward``; what that changed is restored.
     """
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model

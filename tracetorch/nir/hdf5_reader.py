@@ -25,12 +25,7 @@ _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the dictionary that a file keeps of its graph.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no HDF5 file, is damaged, or holds what a NIR file does not.
-    """
+    """Return the dictionary in a file; raise ``ValueError`` where it is damaged or no NIR file."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder, not a NIR file.")

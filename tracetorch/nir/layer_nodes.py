@@ -15,11 +15,7 @@ _USE_EXACT = "Use mode='exact'."
 
 
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
-    """Return what computes the spikes of ``layer`` for samples of ``shape``.
-
-    Raises:
-        ValueError: NIR has no nodes for the layer, or not in this mode.
-    """
+    """Return what computes ``layer`` for samples of ``shape``; raise where NIR has no nodes."""
     _check_spikes(layer)
     dim = neuron_dim(layer, shape)
     if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:

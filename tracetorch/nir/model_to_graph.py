@@ -24,12 +24,7 @@ _FLATTENING = (torch.flatten, "flatten")
 
 
 def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> Graph:
-    """Return the graph of ``model`` for one time step like ``inputs``; its states stay as they are.
-
-    Raises:
-        TypeError: ``forward`` cannot be followed.
-        ValueError: a module or an operation has no counterpart; its path is named.
-    """
+    """Return the graph of ``model`` for one time step like ``inputs``, without touching states."""
     check_modules(model)
     if isinstance(model, NIRModel):
         return model_graph(model, options)

@@ -32,10 +32,8 @@ _HINTS: Mapping[type[nn.Module], str] = {
 def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | Graph:
     """Return the node, or the graph, that computes what ``module`` does for samples of ``shape``.
 
-    Types are compared exactly, for a subclass may compute anything.
-
-    Raises:
-        ValueError: NIR has nothing for the module, or not for how it is set; begins with ``title``.
+    Types are compared exactly, for a subclass may compute anything. Where NIR has nothing for the
+    module, or not for how it is set, the error begins with ``title``.
     """
     if type(module) is NIRModel:
         return model_graph(module, options)

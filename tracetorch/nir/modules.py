@@ -172,9 +172,8 @@ class DelayLine(TTModule):
 class PerElement(nn.Module):
     """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, on every element.
 
-    Args:
-        field: the name of the parameter, ``"scale"`` or ``"threshold"``.
-        value: of the shape of a sample, or one number for all.
+    The parameter is called by its ``field``, ``"scale"`` or ``"threshold"``; it has the shape of a
+    sample, or is one number for all.
     """
 
     def __init__(self, field: str, value: Tensor) -> None:

@@ -27,9 +27,6 @@ def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
     """Return the graph in what ``nir.NIRGraph.to_dict`` gives, every field of every node checked.
 
     ``path`` is its name inside ``depth`` others.
-
-    Raises:
-        ValueError: a node, field, value or edge is missing, unknown or out of range.
     """
     title = f"graph {path!r}" if path else "the graph"
     if depth > _MAX_DEPTH:

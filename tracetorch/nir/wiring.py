@@ -43,10 +43,6 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
 
     An edge is late if it closes a cycle: walked depth first from the Inputs, in the order of the
     edges, it leads back to a node that the walk is still inside of.
-
-    Raises:
-        ValueError: a node has no input, a cycle has no neuron, shapes do not fit, there is no
-            Input or no Output.
     """
     nodes, edges = _flat(graph, clock)
     inputs, outputs = _ordered_inputs(graph), graph.names("Output")
