@@ -20,7 +20,7 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import transient_attributes_of
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.unrolling.inputs import call
 
@@ -91,7 +91,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
                     watched[f"the state {name}"] = state
                     versions[f"the state {name}"] = state._version
                 call(model, inputs)
-            changed = before.changes(_transient_attributes)
+            changed = before.changes(transient_attributes_of)
             changed += [name for name, t in watched.items() if t._version != versions[name]]
         if changed:
             raise ValueError(
@@ -120,12 +120,6 @@ def resized(sample: Any, batch: int, *, steps: int | None = None) -> Any:
         return torch.zeros((*lead, *x.shape[1:]), dtype=x.dtype, device=x.device)
 
     return pytree.tree_map_only(Tensor, zeros, sample)
-
-
-def _transient_attributes(module: nn.Module) -> frozenset[str]:
-    """Name the attributes that a step may change: the mode, and a neuron layer's states."""
-    mode = frozenset({"training"})
-    return mode | module.transient_attributes if isinstance(module, Neuron) else mode
 
 
 def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
