@@ -1,4 +1,4 @@
-"""What is written in two files about the package agrees."""
+"""The two files with metadata of the package agree."""
 
 from __future__ import annotations
 

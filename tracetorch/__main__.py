@@ -1,4 +1,4 @@
-"""``python -m tracetorch info``: what runs here, and why the rest does not."""
+"""``python -m tracetorch info``: show the backends, and why one is unavailable."""
 
 from __future__ import annotations
 

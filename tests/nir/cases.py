@@ -1,4 +1,4 @@
-"""What the tests of NIR share: sequences, how to run and compare, graphs without metadata."""
+"""Shared helpers of the NIR tests: sequences, how to run and compare, graphs without metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packages that an extra brings, and what to say when one is missing."""
+"""Require the optional packages of an extra, and say how to install a missing one."""
 
 from __future__ import annotations
 

@@ -15,37 +15,35 @@ class StepLayer(Protocol):
     ::
 
         step(x, <states>, *, <step kwargs>) -> (output, <states>)
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension of the tensor of one step.
-        states: names of the states in the order in which ``step`` takes and returns them.
-        active_states: those of them that this layer has; the others are ``None``.
-        options: names of the constants among the step kwargs.
-        raw_names: names of the tensors from which the parameters among the step kwargs follow.
-        step: the function, a static method.
     """
 
     @property
-    def num_neurons(self) -> int: ...  # noqa: D102
+    def num_neurons(self) -> int:
+        """Size of the neuron dimension."""
 
     @property
-    def dim(self) -> int: ...  # noqa: D102
+    def dim(self) -> int:
+        """The neuron dimension of the tensor of one step."""
 
     @property
-    def states(self) -> tuple[str, ...]: ...  # noqa: D102
+    def states(self) -> tuple[str, ...]:
+        """Names of the states in the order in which ``step`` takes and returns them."""
 
     @property
-    def active_states(self) -> tuple[str, ...]: ...  # noqa: D102
+    def active_states(self) -> tuple[str, ...]:
+        """Those of ``states`` that this layer has; the others are ``None``."""
 
     @property
-    def options(self) -> tuple[str, ...]: ...  # noqa: D102
+    def options(self) -> tuple[str, ...]:
+        """Names of the constants among the step kwargs."""
 
     @property
-    def raw_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def raw_names(self) -> tuple[str, ...]:
+        """Names of the tensors from which the parameters among the step kwargs follow."""
 
     @property
-    def step(self) -> Callable[..., tuple[Any, ...]]: ...  # noqa: D102
+    def step(self) -> Callable[..., tuple[Any, ...]]:
+        """The function, a static method."""
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.

@@ -1,4 +1,4 @@
-"""``LeakyIntegrator``: the equations of every layer, once."""
+"""``LeakyIntegrator``: the one neuron of all layers, and the only place of its equations."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class LeakyIntegrator(Neuron):
     Example:
         >>> layer = LeakyIntegrator(3, beta_setup={"value": 0.5}, pos_threshold_setup={"rank": 0})
         >>> layer(torch.tensor([[0.5, 1.5, 2.5]]))
-        tensor([[0., 1., 1.]], grad_fn=<_GuardBackward>)
+        tensor([[0., 1., 1.]], grad_fn=<_IdentityNodeBackward>)
         >>> layer.mem
-        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_GuardBackward>)
+        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_IdentityNodeBackward>)
         >>> layer.syn is None
         True
 

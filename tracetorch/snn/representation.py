@@ -15,7 +15,7 @@ def constructor_call(cls: type, args: tuple[object, ...], kwargs: Mapping[str, o
     """Write the constructor call, arguments at their default left out.
 
     Example:
-        >>> constructor_call(LIF, (32, 0.95, -3), {})
+        >>> constructor_call(LIF, (32, 0.95), {"dim": -3})
         'LIF(32, beta=0.95, dim=-3)'
     """
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
