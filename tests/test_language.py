@@ -22,10 +22,12 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("example
 
 # Words of a private dialect: a parameter is set, not "told"; a generator has a state, no "chance".
 DIALECT = frozenset(
-    ("asked", "chance", "chances", "heard", "lest", "said", "settle", "settled", "settles", "told")
-    + ("unsuited", "yours")
+    (
+        *("asked", "chance", "chances", "heard", "lest", "said", "settle", "settled", "settles"),
+        *("told", "unsuited", "yours"),
+    )
 )
-PHRASES = re.compile(r"\b(as it was|as they were|put back|puts back|is told|are told)\b")
+PHRASES = re.compile(r"\b(as\s+it\s+was|as\s+they\s+were|puts?\s+back|(?:is|are)\s+told)\b")
 # A first line says what a thing does or is; it is no riddle that the rest answers.
 RIDDLES = frozenset(("from", "how", "one", "what", "when", "where", "which", "who", "whose", "why"))
 
@@ -51,9 +53,9 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
-        if isinstance(
-            node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        ) and (text := ast.get_docstring(node)):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and (
+            text := ast.get_docstring(node)
+        ):
             yield getattr(node, "lineno", 1), text
 
 

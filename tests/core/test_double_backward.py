@@ -81,7 +81,7 @@ def test_other_errors_of_unpacking_saved_tensors_pass_unchanged() -> None:
         out.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
 def test_forward_mode_through_a_readout() -> None:
     neurons = snn.Readout(2, beta=0.5)
     with fwAD.dual_level():

@@ -104,7 +104,7 @@ def test_vmap_of_the_same_size_continues_from_its_states() -> None:
     assert torch.equal(y[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
 def test_state_leaked_by_forward_mode() -> None:
     neurons = snn.Readout(2)
     jvp(neurons, (X[0],), (X[0],))

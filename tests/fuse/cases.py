@@ -1,4 +1,4 @@
-"""The configurations that every backend is held to, and one run of a layer with all its ends."""
+"""Configurations that every backend must pass, and comparison of a backend with eager steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tests import cases
 from tracetorch import fuse, snn
 
-# layer, its arguments, the shape of one step with the neurons at dim
+# Name of the layer, its arguments, and the shape of one step, with the neurons at dim.
 CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     *((name, {}, (3, 7)) for name in cases.LAYERS),
     *(("LIF", {"surrogate_derivative": s}, (2, 7)) for s in cases.SURROGATES[1:]),
@@ -48,8 +48,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
 
 
 def name_of(case: tuple[str, dict[str, Any], tuple[int, ...]]) -> str:
-    told = "-".join(f"{k}={v}" for k, v in case[1].items())
-    return f"{case[0]}-{told}-{case[2]}"
+    arguments = "-".join(f"{k}={v}" for k, v in case[1].items())
+    return f"{case[0]}-{arguments}-{case[2]}"
 
 
 def make(
@@ -66,7 +66,14 @@ def ends(
     *,
     live: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What comes out, and every gradient by name, of a loss on outputs and last states."""
+    """Return results by name, and gradients by name of a loss on outputs and final states.
+
+    Args:
+        layer: the layer.
+        x: input sequence.
+        run: runs the layer over the sequence.
+        live: start from states that require gradients.
+    """
     generator = torch.Generator().manual_seed(3)
 
     def noise(like: Tensor) -> Tensor:
@@ -81,12 +88,13 @@ def ends(
             setattr(layer, name, starts[name].requires_grad_())
     x = x.detach().requires_grad_()
     y = run(layer, x)
-    held = {name: getattr(layer, name) for name in layer.active_states}
-    loss = (y * noise(y)).sum() + sum((h * noise(h)).sum() for h in held.values())
+    final = {name: getattr(layer, name) for name in layer.active_states}
+    # Random weights: every output and state gets a cotangent of its own.
+    loss = (y * noise(y)).sum() + sum((state * noise(state)).sum() for state in final.values())
     loss.backward()
     grads = {"x": x.grad, **{n: s.grad for n, s in starts.items()}}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
-    return {"output": y, **held}, {n: g for n, g in grads.items() if g is not None}
+    return {"output": y, **final}, {n: g for n, g in grads.items() if g is not None}
 
 
 def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:
@@ -98,7 +106,7 @@ def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:
 
 
 def agree(layer: snn.Neuron, x: Tensor, name: str, *, live: bool = False) -> None:
-    """The backend gives what stepping gives: values bit for bit, gradients to rounding."""
+    """Assert that a backend agrees with eager steps: values exactly, gradients to rounding."""
     values, grads = ends(layer, x, cases.stepped, live=live)
     fast, fast_grads = ends(layer, x, fused(name), live=live)
     for key, value in values.items():

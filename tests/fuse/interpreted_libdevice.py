@@ -1,4 +1,4 @@
-"""The functions of Triton's ``libdevice``, which its interpreter lacks, by NumPy."""
+"""Implement Triton's ``libdevice`` with NumPy, because Triton's interpreter lacks it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 
 
 def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function of arrays as one of the interpreter's tensors."""
+
     def call(*args: Any) -> Any:
         import triton.language as tl
         from triton.runtime.interpreter import TensorHandle
 
+        # The interpreter's tensors hold NumPy arrays. Some functions compute in float64.
         made = compute(*(arg.handle.data for arg in args))
         kind = args[0].type
         return tl.tensor(TensorHandle(made.astype(args[0].handle.data.dtype), kind.scalar), kind)

@@ -27,8 +27,8 @@ def same(one: snn.LeakyIntegrator, other: snn.LeakyIntegrator) -> None:
     """One layer is the other: kind, options, parameters to 1e-12."""
     assert type(one) is type(other)
     assert one.num_neurons == other.num_neurons
-    assert set(one._constraints) == set(other._constraints)
-    for name in one._constraints:
+    assert set(one.constraints) == set(other.constraints)
+    for name in one.constraints:
         a, b = getattr(one, name), getattr(other, name)
         assert a.shape == b.shape
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -488,6 +488,7 @@ def test_state_leaked_by_a_trace_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")  # torch 2.15
 def test_jit_trace_refuses_to_freeze_a_state() -> None:
     with pytest.raises(RuntimeError, match="would freeze the state"):
         torch.jit.trace(Net(), (torch.ones(2, 3),))

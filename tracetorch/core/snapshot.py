@@ -76,7 +76,7 @@ class ModelSnapshot:
 
 
 def _items(value: Any) -> dict[Any, Any] | None:
-    """The items of a container by key or position; ``None`` for anything else."""
+    """Return the items of a container by key or position; ``None`` for anything else."""
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, (list, deque)):

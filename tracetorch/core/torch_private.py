@@ -38,7 +38,6 @@ __all__ = [
     "current_backward",
     "dispatch_modes",
     "exclude_from_compile",
-    "fold_leading_dims",
     "forward_ad_active",
     "functorch",
     "functorch_active",
@@ -53,6 +52,7 @@ __all__ = [
     "retrieve_all_functorch_interpreters",
     "saved_tensor_hooks_enabled",
     "scan",
+    "unsafe_view",
 ]
 
 P = ParamSpec("P")
@@ -82,6 +82,10 @@ saved_tensor_hooks_enabled: Callable[[], bool] = torch._C._autograd._saved_tenso
 
 make_wrapper_tensor: Callable[..., Any] = Tensor._make_wrapper_subclass
 """Make a tensor subclass without memory, known by shape, dtype and device alone."""
+
+unsafe_view: Callable[[Tensor, tuple[int, ...]], Tensor] = torch.ops.aten._unsafe_view
+"""Reshape a contiguous tensor without recording a view: FSDP loses gradients where the output of a
+module is a view that is changed in place."""
 
 BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
@@ -114,15 +118,6 @@ def is_tracing() -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
     return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
-
-
-def fold_leading_dims(x: Tensor) -> Tensor:
-    """Merge dimensions 0 and 1 of a contiguous tensor without recording a view.
-
-    FSDP loses gradients where the output of a module is a view that is changed in place.
-    """
-    folded: Tensor = torch.ops.aten._unsafe_view(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
-    return folded
 
 
 def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:

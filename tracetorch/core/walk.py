@@ -118,7 +118,7 @@ def _items(owner: Any, container: Any) -> list[tuple[str, object]]:
 
 @lru_cache(maxsize=1024)
 def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
-    """The descriptor of ``__dict__``, unless a class has made a property of that name."""
+    """Return the descriptor of ``__dict__``, unless a class has made a property of that name."""
     for base in kind.__mro__:
         if "__dict__" in vars(base):
             found = vars(base)["__dict__"]

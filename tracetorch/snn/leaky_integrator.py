@@ -160,8 +160,9 @@ class LeakyIntegrator(Neuron):
     @property
     def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
-        synapse = ("syn",) if "alpha" in self.constraints else ()
-        recurrence = ("rec", "prev_output") if "gamma" in self.constraints else ()
+        constraints = self._declared.constraints
+        synapse = ("syn",) if "alpha" in constraints else ()
+        recurrence = ("rec", "prev_output") if "gamma" in constraints else ()
         return ("mem", *synapse, *recurrence)
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import suggestion
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import SingleStepCache
 from tracetorch.fuse.step_results import check_step_results, share_memory
@@ -34,6 +35,14 @@ from tracetorch.snn.stateful_layer import StatefulLayer
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 N = TypeVar("N", bound="Neuron")
+
+
+class Declarations(Opaque):
+    """The declarations of a layer: the constraint of every parameter, the names of its options."""
+
+    def __init__(self) -> None:
+        self.constraints: dict[str, Constraint] = {}
+        self.options: tuple[str, ...] = ()
 
 
 class Neuron(StatefulLayer):
@@ -106,8 +115,7 @@ class Neuron(StatefulLayer):
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self._constraints: dict[str, Constraint] = {}
-        self._options: tuple[str, ...] = ()
+        self._declared = Declarations()
         self._single_steps = SingleStepCache()
         self.layer_pass = None
 
@@ -200,7 +208,7 @@ class Neuron(StatefulLayer):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
-        self._options += (name,)
+        self._declared.options += (name,)
 
     def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
         self._check_name(name)
@@ -209,24 +217,24 @@ class Neuron(StatefulLayer):
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
-        self._constraints[name] = constraint
+        self._declared.constraints[name] = constraint
 
     # Reading
 
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the constants that ``step`` receives."""
-        return self._options
+        return self._declared.options
 
     @property
     def constraints(self) -> Mapping[str, Constraint]:
         """The constraint of every parameter by name: ``value = constraint(raw_<name>)``."""
-        return self._constraints
+        return self._declared.constraints
 
     @property
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
-        return tuple(f"raw_{name}" for name in self._constraints)
+        return tuple([f"raw_{name}" for name in self._declared.constraints])
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
@@ -238,10 +246,14 @@ class Neuron(StatefulLayer):
         """
         trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
         kwargs: dict[str, Any] = {}
-        for name, constraint in self._constraints.items():
-            value = constraint(getattr(self, f"raw_{name}").to(dtype))
+        parameters = self._parameters
+        for name, constraint in self._declared.constraints.items():
+            raw = parameters.get(f"raw_{name}")
+            if raw is None:  # a buffer, or a parametrization
+                raw = getattr(self, f"raw_{name}")
+            value = constraint(raw.to(dtype))
             kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
-        for name in self._options:
+        for name in self._declared.options:
             kwargs[name] = getattr(self, name)
         return kwargs
 
@@ -272,14 +284,15 @@ class Neuron(StatefulLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        constraints = self.__dict__.get("_constraints", {})
-        if name in constraints:
-            return constraints[name](getattr(self, f"raw_{name}"))
+        declared = self.__dict__.get("_declared")
+        if declared is not None and name in declared.constraints:
+            return declared.constraints[name](getattr(self, f"raw_{name}"))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_constraints", ()):
-            constraint = self._constraints[name].__name__
+        declared = self.__dict__.get("_declared")
+        if declared is not None and name in declared.constraints:
+            constraint = declared.constraints[name].__name__
             raise AttributeError(
                 f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Write "
                 f"raw_{name}, or give {name} to the constructor."
@@ -342,7 +355,7 @@ class Neuron(StatefulLayer):
 
         Raises:
             TypeError, ValueError: as the layer itself; or it has no such state to record.
-            RuntimeError: a backend asked for by name cannot run the layer.
+            RuntimeError: a backend requested by name cannot run the layer.
 
         Example:
             >>> layer = LIF(3, beta=0.5)
@@ -357,16 +370,17 @@ class Neuron(StatefulLayer):
         """
         dtype = self.check_input(x, sequence=True)
         states = self.states_for(x, dtype, sequence=True)
+        active = self.active_states
         for name in record:
-            if name not in self.active_states:
-                near = suggestion(name, self.active_states)
+            if name not in active:
                 raise ValueError(
-                    f"{self!r} has no state {name!r}.{near} It has {', '.join(self.active_states)}."
+                    f"{self!r} has no state {name!r}.{suggestion(name, active)} It has "
+                    f"{', '.join(active)}."
                 )
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         kwargs = self.step_kwargs(x.ndim - 1, dtype)
         output, ends, trajectories = run_sequence(self, x.to(dtype), states, kwargs, tuple(record))
-        for name, end in zip(self.active_states, ends, strict=True):
+        for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

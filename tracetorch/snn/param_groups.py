@@ -25,7 +25,7 @@ def param_groups(
     lr: float | None = None,
     neuron_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer, with no weight decay on what neurons learn.
+    """Group parameters for an optimizer, with no weight decay on those of neurons.
 
     Decays are kept as ``beta = sigmoid(raw_beta)`` and thresholds as a softplus: weight decay on
     ``raw_beta`` pulls every beta towards 0.5, a half-life of one step, and every threshold towards
@@ -70,7 +70,7 @@ def param_groups(
         raise TypeError(f"decay_biases must be True or False, got {decay_biases!r}.")
     modules = [module for _, module in modules_of(model)]
     of_neurons = {
-        id(p) for module in modules if isinstance(module, Neuron) for p in _learnt_by(module)
+        id(p) for module in modules if isinstance(module, Neuron) for p in _parameters_of(module)
     }
     of_norms = {
         id(p) for m in modules if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
@@ -99,8 +99,8 @@ def param_groups(
     return found
 
 
-def _learnt_by(neuron: Neuron) -> list[nn.Parameter]:
-    """What a neuron declared, and what its options hold, a learnable surrogate say."""
+def _parameters_of(neuron: Neuron) -> list[nn.Parameter]:
+    """List the parameters a neuron has declared, and those of its options, a surrogate say."""
     raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
     options = [getattr(neuron, name) for name in neuron.options]
     return raw + [p for o in options if isinstance(o, nn.Module) for p in o.parameters()]

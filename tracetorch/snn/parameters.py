@@ -1,7 +1,7 @@
-"""What a neuron's parameter can be: a decay, a threshold, a weight.
+"""Set up parameters of neurons: decays, thresholds and weights, each with its constraint.
 
-A parameter is *told* by its value, *kept* unbounded under the name ``raw_<name>``, and *used*
-through its constraint, so that every step of an optimizer lands on a legal value.
+A parameter is given by its value, stored unbounded under the name ``raw_<name>``, and used through
+its constraint, so that every step of an optimizer lands on a legal value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEAREST_TO_0_AND_1 = 1e-7
 
 
 class Unset(Enum):
-    """Mark a field of a setup that takes the default of the parameter it is given to."""
+    """Marks a field of a setup that takes the default of its parameter."""
 
     UNSET = "unset"
 
@@ -63,7 +63,7 @@ def negative_softplus(raw: Tensor) -> Tensor:
 class Weight:
     """A parameter without bounds: a scale, a recurrent weight, a bias.
 
-    A field left open takes the default of the parameter it is given to.
+    An unset field takes the default of the parameter.
 
     Args:
         value: a number, or a tensor of rank 0 or 1, which sets its own rank.
@@ -93,15 +93,15 @@ class Weight:
         check_flag(f"{name}: learnable", self.learnable)
 
     def legal(self, value: Tensor) -> Tensor:
-        """Where ``value`` is in range."""
+        """Return where ``value`` is in range."""
         return torch.isfinite(value)
 
     def inverse(self, value: Tensor) -> Tensor:
-        """The raw tensor whose constrained value is ``value``."""
+        """Invert the constraint: return the raw tensor whose constrained value is ``value``."""
         return value
 
     def raw(self, name: str, num_neurons: int) -> Tensor:
-        """The tensor to keep, unbounded, in the default dtype and of rank 0 or 1.
+        """Return the raw tensor to store, in the default dtype and of rank 0 or 1.
 
         Raises:
             TypeError: the value is neither a number nor a floating-point tensor.
@@ -122,23 +122,24 @@ class Weight:
                     f"{name} has {len(value)} values, the layer has {num_neurons} neurons. "
                     "Give one value per neuron, or one number for all."
                 )
-            told = value.detach().to("cpu", torch.float64)
+            constrained = value.detach().to("cpu", torch.float64)
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-            told = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+            constrained = torch.tensor(float(value), dtype=torch.float64, device="cpu")
         else:
             raise TypeError(
                 f"{name} must be a number or a tensor, got {type(value).__name__}. "
                 "Wrap a list or an array in torch.tensor(...)."
             )
-        legal = self.legal(told)
+        legal = self.legal(constrained)
         if not bool(legal.all()):
-            raise ValueError(f"{name} must {self.range}, got {told[~legal].flatten()[0].item()}.")
-        raw = self.inverse(told).to(torch.get_default_dtype())
+            raise ValueError(f"{name} must {self.range}, got {constrained[~legal][0].item()}.")
+        raw = self.inverse(constrained).to(torch.get_default_dtype())
         if not bool(torch.isfinite(raw).all()):
             raise ValueError(f"{name} is beyond the range of {raw.dtype}, got {value}.")
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
         here = torch.empty(0).device  # where `with torch.device(...)` says
+        # a copy, so that the user's tensor is not shared;
         # .contiguous() would leave an expanded [1] its stride of 0, which no one can view as bytes
         return raw.to(here, copy=True, memory_format=torch.contiguous_format)
 
@@ -173,7 +174,7 @@ class Decay(Weight):
         check_flag(f"{name}: use_averaging", self.use_averaging)
 
     def legal(self, value: Tensor) -> Tensor:
-        """Where ``value`` is in range: a tensor may touch 0 and 1, as ``torch.rand`` does."""
+        """Return where ``value`` is in range; a tensor may touch 0 and 1, as ``torch.rand`` may."""
         if isinstance(self.value, Tensor):
             return (value >= 0) & (value <= 1)
         return (value > 0) & (value < 1)
@@ -215,7 +216,7 @@ class Threshold(Weight):
             )
 
     def legal(self, value: Tensor) -> Tensor:
-        """Where ``value`` is in range."""
+        """Return where ``value`` is in range."""
         return (value > 0) & torch.isfinite(value)
 
     def inverse(self, value: Tensor) -> Tensor:
@@ -233,12 +234,12 @@ THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
 
 
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
-    """A setup as the user may write it, every field it leaves open taken from ``default``.
+    """Complete a setup as the user may write it: unset fields take those of ``default``.
 
     Args:
-        name: how messages call it, ``"alpha"`` say.
+        name: of the parameter, for messages.
         given: a value, a dict, a dataclass of the kind of ``default``, or ``None``.
-        default: a setup with no field open.
+        default: a setup without an unset field.
 
     Raises:
         TypeError: ``given`` is of another kind, or a field of the wrong type.
@@ -246,27 +247,27 @@ def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, defaul
 
     """
     kind = type(default)
-    told: dict[str, Any]
+    values: dict[str, Any]
     if given is None:
-        told = {}
+        values = {}
     elif isinstance(given, Mapping):
-        told = dict(given)
+        values = dict(given)
     elif type(given) is kind:
-        told = {field.name: getattr(given, field.name) for field in fields(given)}
+        values = {field.name: getattr(given, field.name) for field in fields(given)}
     elif isinstance(given, Weight):
         raise TypeError(
             f"the setup of {name} must be a dict, a {kind.__name__} or None, got a "
             f"{type(given).__name__}."
         )
     else:
-        told = {"value": given}
+        values = {"value": given}
     allowed = [field.name for field in fields(kind)]
-    for key in told:
+    for key in values:
         if key not in allowed:
             raise ValueError(
                 f"the setup of {name} has no key {key!r}.{suggestion(key, allowed)} Its keys are "
                 f"{', '.join(allowed)}."
             )
-    setup = replace(default, **{key: value for key, value in told.items() if value is not UNSET})
+    setup = replace(default, **{key: value for key, value in values.items() if value is not UNSET})
     setup.check(name)
     return setup

@@ -1,4 +1,4 @@
-"""The four layers that do not spike: what each has of a LeakyIntegrator, and how it is told."""
+"""The four readout layers, which do not spike: an ``__init__`` each over ``LeakyIntegrator``."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SReadout(LeakyIntegrator):
 
 
 class RReadout(LeakyIntegrator):
-    """Readout that hears its own output again.
+    """Readout with recurrence: its output returns to its input.
 
     A readout with a second, slower or faster, memory of itself.
 
@@ -167,7 +167,7 @@ class RReadout(LeakyIntegrator):
 
 
 class SRReadout(LeakyIntegrator):
-    """Readout with a synaptic trace that hears its own output again.
+    """Readout with a synaptic trace and recurrence.
 
     SReadout and RReadout in one.
 

@@ -36,7 +36,7 @@ def constructor_call(cls: type, args: tuple[object, ...], kwargs: Mapping[str, o
 
 
 def _written(value: object) -> str:
-    """An argument as one would write it; tensors by their shape, modules by their class."""
+    """Write an argument; tensors by their shape, modules by their class."""
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The eight layers that spike: what each has of a LeakyIntegrator, and how it is told."""
+"""The eight spiking layers: an ``__init__`` each over ``LeakyIntegrator``."""
 
 from __future__ import annotations
 
@@ -235,9 +235,9 @@ class SLIF(LeakyIntegrator):
 
 
 class RLIF(LeakyIntegrator):
-    """LIF that hears its own output again.
+    """LIF with recurrence: its output returns to its input.
 
-    For sequences: each neuron remembers what it said, over a trace of its own.
+    For sequences: each neuron keeps a trace of its own output.
 
     ::
 
@@ -411,7 +411,7 @@ class BSLIF(LeakyIntegrator):
 
 
 class BRLIF(LeakyIntegrator):
-    """Bipolar LIF that hears its own output again. BLIF and RLIF in one.
+    """Bipolar LIF with recurrence: its output returns to its input. BLIF and RLIF in one.
 
     ::
 
@@ -516,7 +516,7 @@ class BRLIF(LeakyIntegrator):
 
 
 class SRLIF(LeakyIntegrator):
-    """LIF with a synaptic trace that hears its own output again. SLIF and RLIF in one.
+    """LIF with a synaptic trace and recurrence. SLIF and RLIF in one.
 
     ::
 
@@ -604,7 +604,7 @@ class SRLIF(LeakyIntegrator):
 
 
 class BSRLIF(LeakyIntegrator):
-    """Bipolar LIF with a synaptic trace that hears its own output again.
+    """Bipolar LIF with a synaptic trace and recurrence.
 
     Everything at once: the most memory, the most parameters.
 

@@ -155,8 +155,8 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
             )
     first = next(iter(states.values()))
     if any((s.shape, s.dtype) != (first.shape, first.dtype) for s in states.values()):
-        told = {name: (list(state.shape), state.dtype) for name, state in states.items()}
-        raise ValueError(f"{owner} needs its states in one shape and dtype, got {told}.")
+        shapes = {name: (list(state.shape), state.dtype) for name, state in states.items()}
+        raise ValueError(f"{owner} needs its states in one shape and dtype, got {shapes}.")
 
 
 def _join(path: str, name: str) -> str:

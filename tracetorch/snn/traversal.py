@@ -63,13 +63,13 @@ class _Traversal:
         self.reached = {id(root)}
 
     def nearest(self, root: nn.Module) -> list[nn.Module]:
-        """The outermost stateful modules below ``root``."""
+        """List the outermost stateful modules below ``root``."""
         found = named_modules(root, closed=TraversedModule)
         return [m for _, m in found if isinstance(m, TraversedModule) and m is not root]
 
 
 class _ThreadTraversal(_Traversal, threading.local):
-    """One for each thread: models may be zeroed in several at once."""
+    """A traversal for each thread: models may be zeroed in several at once."""
 
 
 class _CompiledTraversal(_Traversal):
@@ -162,7 +162,7 @@ _traverse_uncompiled = exclude_from_compile(traverse)
 
 @constant_in_compile
 def _has_hidden_states(root: nn.Module) -> bool:
-    """Whether a stateful module is held outside ``root.modules()``; asked once per compilation."""
+    """Whether a stateful module is held outside ``root.modules()``; called once per compilation."""
     registered = {id(module) for module in root.modules()}
     return any(
         isinstance(module, TraversedModule) and id(module) not in registered

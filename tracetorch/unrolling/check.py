@@ -16,34 +16,33 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import layer_passes
-from tracetorch.unrolling.trajectories import TrajectoryCollector
 
 _STEPS = 3
 _TOLERANCE = 1e-4  # of a product of matrices in another order
 _SHARE = 0.01  # of values that may differ because a spike did
 
 
-def check_both_ways(model: nn.Module, given: Inputs) -> None:
+def check_both_ways(model: nn.Module, inputs: Inputs) -> None:
     """Raise at the first module whose outputs by layer and by step differ.
 
-    States, buffers, training flags and the random state are put back.
+    States, buffers, training flags and the random state are restored.
 
     Raises:
         ValueError: a module differs; it is named.
     """
-    given = given.first(_STEPS)
+    inputs = inputs.first(_STEPS)
     modules = modules_of(model, closed=Recurrent)
     neurons = [m for _, m in modules_of(model) if isinstance(m, Neuron)]
     with restored(model, training=False), torch.no_grad():
         start = StateSnapshot(neurons)
-        calls = _calls_by_layer(model, given, modules)
+        calls = _calls_by_layer(model, inputs, modules)
         end = StateSnapshot(neurons)
         for path, module, args, kwargs, folded in calls:
             start.restore()
-            other = _other(module, args, kwargs, folded, given.steps, end)
-            if other is not None:
+            difference = _difference(module, args, kwargs, folded, inputs.steps, end)
+            if difference is not None:
                 raise ValueError(
-                    f"{path or 'the model'} ({type(module).__name__}) {other} by layer "
+                    f"{path or 'the model'} ({type(module).__name__}) {difference} by layer "
                     "than by step: it does not treat the samples of a batch independently, or does "
                     'not keep the batch first. Use unroll(..., by="step").'
                 )
@@ -53,9 +52,9 @@ Call = tuple[str, nn.Module, Any, Any, Any]
 
 
 def _calls_by_layer(
-    model: nn.Module, given: Inputs, modules: list[tuple[str, nn.Module]]
+    model: nn.Module, inputs: Inputs, modules: list[tuple[str, nn.Module]]
 ) -> list[Call]:
-    """Every module's arguments and output of one pass by layer, inner modules first."""
+    """Record every module's arguments and output of a pass by layer, inner modules first."""
     calls: list[Call] = []
 
     def hook_of(path: str) -> Any:
@@ -64,16 +63,16 @@ def _calls_by_layer(
     neurons = [m for _, m in modules if isinstance(m, Neuron)]
     with (
         forward_hooks(after=[(module, hook_of(path)) for path, module in modules]),
-        layer_passes(neurons, given.steps, TrajectoryCollector(None, [])),
+        layer_passes(neurons, inputs.steps, None),
     ):
-        call(model, given.folded())
+        call(model, inputs.folded())
     return calls
 
 
-def _other(
+def _difference(
     module: nn.Module, args: Any, kwargs: Any, folded: Any, T: int, end: StateSnapshot
 ) -> str | None:
-    """What the module does otherwise by step, run here, than it did by layer, or ``None``."""
+    """Run a module by step and return its difference from by layer, or ``None``."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or any(t.ndim == 0 or t.shape[0] % T for t in tensors):
         return None  # not called on the batch: a table of weights, say
@@ -94,13 +93,13 @@ def _other(
         if whole.ndim == 0 or whole.shape[0] % T:
             return "gives other outputs"
         unfolded = torch.unflatten(whole, 0, (T, -1))
-        if unfolded.shape != stepped.shape or not _close(unfolded, stepped, _SHARE):
+        if unfolded.shape != stepped.shape or not _is_close(unfolded, stepped, _SHARE):
             return "gives other outputs"
-    return None if _ends_alike(module, end, T) else "leaves other states"
+    return None if _same_states(module, end, T) else "leaves other states"
 
 
-def _ends_alike(module: nn.Module, end: StateSnapshot, T: int) -> bool:
-    """Whether the neurons in ``module`` were left by step as they were by layer.
+def _same_states(module: nn.Module, end: StateSnapshot, T: int) -> bool:
+    """Whether the neurons in ``module`` have the same states after both ways.
 
     Spikes alone may hide what happens in front of them; one that differs moves its neuron's state
     from then on.
@@ -110,11 +109,11 @@ def _ends_alike(module: nn.Module, end: StateSnapshot, T: int) -> bool:
         by_step = getattr(layer, name)
         if id(layer) not in inside or by_layer is None or by_step is None:
             continue
-        if by_layer.shape != by_step.shape or not _close(by_layer, by_step, T * _SHARE):
+        if by_layer.shape != by_step.shape or not _is_close(by_layer, by_step, T * _SHARE):
             return False
     return True
 
 
-def _close(one: Tensor, other: Tensor, share: float) -> bool:
+def _is_close(one: Tensor, other: Tensor, share: float) -> bool:
     far = ~torch.isclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
     return far.numel() == 0 or bool(far.double().mean() <= share)

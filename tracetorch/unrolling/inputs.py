@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ class Inputs:
         tensors: a tensor, a tuple (positional arguments) or a dict (keyword arguments) of tensors.
         steps: number of time steps.
         static: the tensors have no time dimension; every step sees the same.
+        batch: size of the batch.
     """
 
     tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]
     steps: int
     static: bool
+    batch: int
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...] | dict[str, Any]:
         """Apply ``change`` to every tensor."""
@@ -37,6 +39,8 @@ class Inputs:
         """Fold time into the batch, ``[T * B, ...]``, step after step."""
         if self.static:
             return self.map(lambda x: x.expand(self.steps, *x.shape).flatten(0, 1))
+        if isinstance(self.tensors, Tensor):  # most often
+            return self.tensors.flatten(0, 1)
         return self.map(lambda x: x.flatten(0, 1))
 
     def each_step(self) -> Iterator[Any]:
@@ -57,11 +61,11 @@ class Inputs:
         """Split into parts of so many steps, the last one shorter where they do not divide."""
         counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
         if self.static:
-            return [Inputs(self.tensors, count, True) for count in counts]
+            return [replace(self, steps=count) for count in counts]
         # split, not slices: their gradients would each be as long as the whole
         parts = {id(x): x.split(steps) for x in pytree.tree_leaves(self.tensors)}
         return [
-            Inputs(self.map(lambda x, i=i: parts[id(x)][i]), count, False)  # type: ignore[misc]
+            replace(self, tensors=self.map(lambda x, i=i: parts[id(x)][i]), steps=count)  # type: ignore[misc]
             for i, count in enumerate(counts)
         ]
 
@@ -69,17 +73,7 @@ class Inputs:
         """Return the first ``steps`` of them, detached."""
         steps = min(steps, self.steps)
         first = self.map(lambda x: x.detach() if self.static else x[:steps].detach())
-        return Inputs(first, steps, self.static)
-
-    @property
-    def batch(self) -> int:
-        """Size of the batch."""
-        first = self.tensors
-        if isinstance(first, dict):
-            first = tuple(first.values())
-        if isinstance(first, tuple):
-            first = first[0]
-        return first.shape[0 if self.static else 1]
+        return replace(self, tensors=first, steps=steps)
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -129,11 +123,13 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
     T = steps if steps is not None else arranged[0].shape[0]
     if T == 0:
         raise ValueError(f"x has no time step: shape {list(arranged[0].shape)}, time first.")
-    if isinstance(x, Tensor):
-        return Inputs(arranged[0], T, steps is not None)
+    B = arranged[0].shape[lead - 1]
+    tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor] = arranged[0]
     if isinstance(x, tuple):
-        return Inputs(tuple(arranged), T, steps is not None)
-    return Inputs(dict(zip(x, arranged, strict=True)), T, steps is not None)
+        tensors = tuple(arranged)
+    elif isinstance(x, dict):
+        tensors = dict(zip(x, arranged, strict=True))
+    return Inputs(tensors, T, steps is not None, B)
 
 
 def _arranged(name: str, x: object, steps: int | None, time_dim: int, batched: bool) -> Tensor:

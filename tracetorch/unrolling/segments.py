@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +28,7 @@ Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
 def in_segments(
     run: Run, inputs: Inputs, segment: int, modules: Sequence[nn.Module]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What ``run(inputs)`` gives, from runs of at most ``segment`` steps.
+    """Return ``run(inputs)`` from runs of at most ``segment`` steps.
 
     Of every segment but the last, which backward needs first, the graph keeps only the inputs and
     the states at its start.
@@ -67,15 +68,15 @@ def in_segments(
 
 
 def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
-    """``run(part)``, of which the graph keeps what it started from."""
+    """Run a part so that the graph keeps only what it started from."""
     names = [(layer, name) for layer in replay.layers for name in layer.active_states]
     leaves, spec = pytree.tree_flatten(part.tensors)
 
-    def steps(*held: Tensor | None) -> tuple[Any, list[Tensor]]:
-        for (layer, name), state in zip(names, held[len(leaves) :], strict=True):
+    def steps(*saved: Tensor | None) -> tuple[Any, list[Tensor]]:
+        for (layer, name), state in zip(names, saved[len(leaves) :], strict=True):
             setattr(layer, name, state)
-        tensors = pytree.tree_unflatten(list(held[: len(leaves)]), spec)
-        result = run(Inputs(tensors, part.steps, part.static))
+        tensors = pytree.tree_unflatten(list(saved[: len(leaves)]), spec)
+        result = run(replace(part, tensors=tensors))
         return result, [getattr(layer, name) for layer, name in names]
 
     result, ends = checkpoint(
@@ -90,7 +91,7 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
 
 
 class _SegmentReplay:
-    """Around a run in the backward pass: the model as it was in the forward pass, then as before.
+    """Restore the model of the forward pass while a segment runs again, then that of now.
 
     Args:
         modules: every module of the model.
@@ -104,26 +105,26 @@ class _SegmentReplay:
         self.modules = modules
         self.layers = [m for m in modules if isinstance(m, Neuron)]
         # functional_call puts others in their place, for the time of the forward pass
-        self.given = [_plain(m) for m in modules]
+        self.then = [_plain_tensors(m) for m in modules]
         self.training = [m.training for m in modules]
         watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
-        watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # what is not learnt
+        watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
         self.versions = [(p, p._version) for p in watched]
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=): a segment run again would not be what it was. Call "
+                "unroll(..., segment=): a segment that runs again would give other values. Call "
                 "backward() before optimizer.step()."
             )
         self.before = StateSnapshot(self.layers)
-        self.held = [_plain(m) for m in self.modules]
+        self.now = [_plain_tensors(m) for m in self.modules]
         self.modes = [m.training for m in self.modules]
         for layer in self.layers:
             layer.mark_states_current()
         _set_modes(self.modules, self.training)
-        for module, (parameters, buffers) in zip(self.modules, self.given, strict=True):
+        for module, (parameters, buffers) in zip(self.modules, self.then, strict=True):
             if isinstance(module, BatchNormBase):
                 # running statistics count a segment once
                 buffers = {name: buffer.clone() for name, buffer in buffers.items()}
@@ -133,7 +134,7 @@ class _SegmentReplay:
     def __exit__(self, *_: object) -> None:
         self.before.restore()
         _set_modes(self.modules, self.modes)
-        for module, (parameters, buffers) in zip(self.modules, self.held, strict=True):
+        for module, (parameters, buffers) in zip(self.modules, self.now, strict=True):
             module._parameters.update(parameters)
             module._buffers.update(buffers)
 
@@ -143,7 +144,7 @@ def _set_modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> None:
         module.training = mode
 
 
-def _plain(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+def _plain_tensors(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
     """Parameters and buffers but those that FSDP has sharded and puts together for each call."""
     parameters = {
         name: p for name, p in module._parameters.items() if p is not None and _is_plain(p)

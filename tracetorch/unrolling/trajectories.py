@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import constant_in_compile
+from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
 
 # What can be recorded of a layer beside the states that it has.
@@ -63,7 +64,7 @@ class TrajectoryCollector:
 
     Args:
         wanted: state names, ``"input"``, ``"output"``, paths such as ``"cells.0.mem"`` or patterns
-            of paths such as ``"cells.*.mem"``; ``None`` for nothing.
+            of paths such as ``"cells.*.mem"``.
         layers: the neuron layers of the model with their paths.
 
     Raises:
@@ -71,16 +72,12 @@ class TrajectoryCollector:
         ValueError: an entry matches nothing.
     """
 
-    def __init__(
-        self, wanted: Sequence[str] | str | None, layers: Sequence[tuple[str, Neuron]]
-    ) -> None:
+    def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, Neuron]]) -> None:
         self.paths: list[str] = []
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
-        if wanted is None:
-            return
         names: dict[str, tuple[Neuron, str]] = {
             f"{path}.{name}" if path else name: (layer, name)
             for path, layer in layers
@@ -93,8 +90,12 @@ class TrajectoryCollector:
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
 
     def wanted_of(self, layer: Neuron) -> tuple[str, ...]:
-        """What is wanted of this layer: state names, ``"input"`` and ``"output"``."""
+        """Return what is wanted of this layer: state names, ``"input"`` and ``"output"``."""
         return self._wanted.get(id(layer), ())
+
+    def wants(self, layer: Neuron) -> bool:
+        """Whether anything is wanted of this layer, or of the layers inside it."""
+        return any(id(module) in self._wanted for _, module in modules_of(layer))
 
     def add_whole(self, layer: Neuron, name: str, trajectory: Tensor) -> None:
         """Add a trajectory ``[T, ...]``."""

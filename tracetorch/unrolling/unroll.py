@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -88,19 +89,20 @@ def unroll(
     inputs = parse_inputs(x, steps, time_dim, batched)
     modules = modules_of(model)
     layers: list[tuple[str, Neuron]] = []
+    neurons: list[Neuron] = []
     for path, module in modules:
         if isinstance(module, Neuron):
             layers.append((path, module))
-    neurons = [layer for _, layer in layers]
+            neurons.append(module)
     before = StateSnapshot(neurons)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
-        collector = TrajectoryCollector(record, layers)
+        collector = None if record is None else TrajectoryCollector(record, layers)
         if by == "layer":
             y = _by_layer(model, modules, part, collector)
         else:
             y = _by_step(model, part, collector, neurons)
-        return y, collector.result(part.steps)
+        return y, {} if collector is None else collector.result(part.steps)
 
     try:
         if by == "layer":
@@ -148,7 +150,7 @@ def _by_layer(
     model: nn.Module,
     modules: list[tuple[str, nn.Module]],
     inputs: Inputs,
-    collector: TrajectoryCollector,
+    collector: TrajectoryCollector | None,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
     reason = unsupported_reason(modules)
@@ -184,16 +186,20 @@ def _unfolded(leaf: object, T: int, B: int) -> Tensor:
 
 
 def _by_step(
-    model: nn.Module, inputs: Inputs, collector: TrajectoryCollector, layers: Sequence[Neuron]
+    model: nn.Module,
+    inputs: Inputs,
+    collector: TrajectoryCollector | None,
+    layers: Sequence[Neuron],
 ) -> Any:
     """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
-    with collector.listening(layers):
+    with nullcontext() if collector is None else collector.listening(layers):
         for step in inputs.each_step():
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
-            collector.after_step(layers)
+            if collector is not None:
+                collector.after_step(layers)
     for leaf in outputs[0]:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"every output must be a tensor, the model gave {type(leaf).__name__}.")

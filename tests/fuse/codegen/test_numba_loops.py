@@ -14,14 +14,14 @@ from tracetorch.fuse.runtime import cpu
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The printed source runs as plain Python."""
+    """Run the printed source as plain Python, without Numba."""
 
-    def plain(source: str, name: str, signature: Any) -> Any:
+    def uncompiled(source: str, name: str, signature: Any) -> Any:
         namespace: dict[str, Any] = {}
         exec(source, namespace)
         return namespace[name]
 
-    monkeypatch.setattr(cpu, "compiled", plain)
+    monkeypatch.setattr(cpu, "compiled", uncompiled)
     cpu._kernel.cache_clear()
     with np.errstate(all="ignore"):
         yield
@@ -29,7 +29,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
-def test_the_source_is_python(case: Any, interpreted: None) -> None:
+def test_source_runs_as_python(case: Any, interpreted: None) -> None:
     shape = tuple(min(size, 3) for size in case[2])
     small = (case[0], case[1], shape)
     agree(make(small), cases.sequence(3, *shape, dtype=torch.float32), "numba", live=True)

@@ -30,12 +30,12 @@ if INTERPRETED and REASON is None:
     # Triton's interpreter lacks libdevice, which the printed kernels import
     triton.language.extra.libdevice = interpreted_libdevice
     sys.modules["triton.language.extra.libdevice"] = interpreted_libdevice
-# Run on a GPU where there is one, and otherwise by the two tests at the end of this file.
+# These run on a GPU where there is one, and otherwise by the two tests at the end of this file.
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
 class Everything(snn.Neuron):
-    """All operations that kernels know, kept where they are smooth and far from a threshold."""
+    """Step with all operations that kernels know, where they are smooth and far from thresholds."""
 
     states = ("mem", "top")
 
@@ -68,7 +68,7 @@ def everything(dim: int = -1) -> snn.Neuron:
 
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States are kept every two or three steps."""
+    """Make checkpoint intervals two or three steps long."""
     plans._planned.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
     monkeypatch.setattr(ir_plan, "SCRATCH", 3 * ir_plan.GPU_TILE)
@@ -79,7 +79,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory is full of NaN."""
+    """Fill new memory with NaN, so that an unwritten result shows."""
     empty, new_empty = torch.empty, Tensor.new_empty
 
     def fill(made: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 def ends(
     layer: snn.Neuron, x: Tensor, backend: str, record: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values, and gradients by name, of a loss on outputs, trajectories and last states."""
+    """Return results, and gradients by name of a loss on outputs, trajectories, final states."""
     generator = torch.Generator().manual_seed(3)
 
     def noise(like: Tensor) -> Tensor:
@@ -102,18 +102,19 @@ def ends(
     layer.zero_states()
     layer.zero_grad()
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    given = leaf if leaf.stride() == x.stride() else x.detach().requires_grad_()
+    # A copy of a tensor with gaps has none: then the tensor itself becomes the leaf.
+    inputs = leaf if leaf.stride() == x.stride() else x.detach().requires_grad_()
     starts = {name: noise(x[0]).requires_grad_() for name in layer.active_states}
     for name, start in starts.items():
         setattr(layer, name, start)
     with fuse.backend(backend):
-        y, told = layer.forward_sequence(given, record=record)
-    held = {name: getattr(layer, name) for name in layer.active_states}
-    values = {"output": y, **held, **{f"record {n}": t for n, t in told.items()}}
+        y, records = layer.forward_sequence(inputs, record=record)
+    final = {name: getattr(layer, name) for name in layer.active_states}
+    values = {"output": y, **final, **{f"record {n}": t for n, t in records.items()}}
     torch.stack([(value * noise(value)).sum() for value in values.values()]).sum().backward()
-    grads = {"x": given.grad, **{f"start {n}": s.grad for n, s in starts.items()}}
+    grads = {"x": inputs.grad, **{f"start {n}": s.grad for n, s in starts.items()}}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
-    given.grad = None
+    inputs.grad = None
     return values, {name: grad for name, grad in grads.items() if grad is not None}
 
 
@@ -172,7 +173,7 @@ class TestParity:
         x = cases.sequence(5, *shape, dtype=dtype)
         agree(everything(dim), x, ("mem", "top"), exact=False)
 
-    def test_inputs_that_are_not_contiguous(self) -> None:
+    def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)
         agree(cases.layer("SLIF", 7), wide[:, ::2])
         agree(cases.layer("SLIF", 4), wide.transpose(1, 2))
@@ -181,7 +182,7 @@ class TestParity:
         images = cases.sequence(5, 2, 3, 4, 2, dtype=torch.float32).permute(0, 1, 4, 2, 3)
         agree(cases.layer("LIF", 2, dim=-3), images)
 
-    def test_without_a_graph(self) -> None:
+    def test_no_grad(self) -> None:
         layer, x = cases.layer("BSRLIF", 7).to(DEVICE), cases.sequence(9, 3, 7).float().to(DEVICE)
         with torch.no_grad(), fuse.backend("triton"):
             y, _ = layer.forward_sequence(x)
@@ -189,7 +190,7 @@ class TestParity:
         with torch.no_grad(), fuse.backend("eager"):
             assert torch.equal(layer.forward_sequence(x)[0], y)
 
-    def test_numbers_that_are_not_numbers(self) -> None:
+    def test_nan_and_infinity(self) -> None:
         layer = everything().to(DEVICE)
         x = torch.tensor([[1.0, torch.nan, torch.inf], [-torch.inf, 0.0, 0.5]], device=DEVICE)
         found = []
@@ -235,7 +236,7 @@ def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_printed_is_python(dtype: torch.dtype) -> None:
+def test_printed_sources_compile(dtype: torch.dtype) -> None:
     layers = [cases.layer(name, 3) for name in cases.LAYERS]
     layers += [cases.layer("LIF", 3, surrogate_derivative=s) for s in cases.SURROGATES]
     for layer in [*layers, everything()]:
@@ -243,7 +244,7 @@ def test_what_is_printed_is_python(dtype: torch.dtype) -> None:
             compile(source, type(layer).__name__, "exec")
 
 
-def test_another_slope_is_the_same_kernel() -> None:
+def test_slopes_share_one_source() -> None:
     def sources(slope: float) -> list[str]:
         surrogate = functional.atan_surrogate(slope)
         layer = cases.layer("LIF", 3, surrogate_derivative=surrogate)
@@ -252,7 +253,7 @@ def test_another_slope_is_the_same_kernel() -> None:
     assert sources(3.0) == sources(5.0)
 
 
-def test_an_operation_without_a_counterpart_has_a_name() -> None:
+def test_unknown_operation_is_named() -> None:
     assert unknown(everything_graph()) is None
     assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
 
@@ -261,10 +262,11 @@ def everything_graph() -> Graph:
     return program_of(everything(), 2, torch.float32).graph
 
 
-# Under Triton's interpreter, which a process has on or off
+# Under Triton's interpreter, which is on or off for a whole process
 
 
 def interpret(marked: str) -> None:
+    """Run the tests of this file that ``marked`` selects in a process with the interpreter on."""
     pytest.importorskip("triton", reason="Triton is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     ran = subprocess.run(
@@ -279,12 +281,12 @@ def interpret(marked: str) -> None:
     assert "skipped" not in ran.stdout
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="runs inside the interpreter already")
 def test_parity_under_the_interpreter() -> None:
     interpret("gpu and not slow")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="runs inside the interpreter already")
 def test_more_under_the_interpreter() -> None:
     interpret("gpu and slow")

@@ -60,7 +60,7 @@ def test_small_tensors_are_allocated_by_pytorch(pool: Any) -> None:
 
 
 def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_MOST_KEPT", 8 << 20)
+    monkeypatch.setattr(memory, "_POOL_LIMIT", 8 << 20)
     for rows in range(1, 12):
         del_me = large_empty((rows, 1 << 18), torch.float32)
         del del_me

@@ -1,432 +1,428 @@
-"""Prints a plan as two time loops for Numba: serial, on a range of tasks, without the GIL.
+"""Print a plan as two time loops for Numba: serial, over a range of tasks, without the GIL.
 
-A task is a tile of lanes that walks through all of time, for some rows one after the other. What a
-tile holds lies in one array, ``S``, at multiples of the tile's width: separate arrays would keep
-the vectoriser busy proving that they do not overlap.
+A task is a tile: ``TILE`` neighbouring lanes of a row, walked through all of time, for a group of
+rows one after the other. The kernels name its memory::
+
+    registers     every value of a step, while one lane is computed
+    S             scratch of the tile, one slot of TILE values for each name: parameters, sums of
+                  their gradients (backward), states (forward) or their cotangents (backward)
+    checkpoints   states at the beginning of every segment but the first; forward stores them
+    past          scratch of the tile: states before every step of one segment; backward
+                  recomputes them there from the segment's checkpoint
+    P, T          the part of past or S that a loop works on
+
+A segment is ``every`` steps, from ``begin`` to ``end``; the forward kernel visits segments and
+steps ``t`` in order, the backward kernel both in reverse.
+
+The kernel runs the tasks from ``first`` to ``last``; ``rows`` of ``columns`` lanes are cut into
+tiles and into groups of ``per_group`` rows. Of the ``lanes`` of one step, lane ``i`` of a tile is
+``base + i``; inputs and cotangents have strides of time and of rows instead.
+
+``S`` and ``past`` are one array each, with slots at multiples of the width of a tile: separate
+arrays would keep the vectoriser busy proving that they do not overlap.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-import torch
-
-from tracetorch.fuse.ir.graph import INFIX, Graph, Ref
+from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.targets import numba_target, real_name
+from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import TILE, Plan
 
-EXPRESSIONS = {
-    **INFIX,
-    "abs": "abs({})",
-    "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
-    "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
-    "where": "({1} if {0} else {2})",
-    "float": "(one if {} else zero)",
-    "not": "not {}",
-    "sigmoid": "one / (one + np.exp(-{}))",
-    "erf": "real(math.erf({}))",
-    "pow": "np.power({}, {})",
-    "round": "np.rint({})",
-    "atan": "np.arctan({})",
-    "atan2": "np.arctan2({}, {})",
-}
+__all__ = [
+    "backward_arguments",
+    "backward_source",
+    "forward_arguments",
+    "forward_source",
+    "real_name",
+]
 
-_HEADER = '''"""{what} of {layer}, printed by tracetorch.fuse."""
+_MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
 
 import math
 
 import numpy as np
 
-real = np.{real}
+real = {real}
 zero = real(0.0)
 one = real(1.0)
 
 
-def {name}({arguments}):
-{literals}    tiles = (columns + {tile} - 1) // {tile}
-    for task in range(first, last):
-        low = task % tiles * {tile}
-        full = min({tile}, columns - low)
 '''
 
 
-def named_literals(plan: Plan) -> dict[str, str]:
-    """How the source calls each literal, by its hexadecimal form."""
-    return {number.hex(): f"c{i}" for i, number in enumerate(plan.literals)}
-
-
 class Slots:
-    """Names for places in a tile's array ``S``."""
+    """Places of a tile's values in its scratch ``S``, by name.
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
+    Args:
+        names: their names, in order.
+    """
 
-    def at(self, name: str, index: str = "i") -> str:
-        """``S[...]``, where ``name`` of lane ``index`` lies."""
-        if name not in self.names:
-            self.names.append(name)
-        return f"S[{self.names.index(name) * TILE} + {index}]"
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
 
-
-def real_name(dtype: torch.dtype) -> str:
-    """NumPy's name of the dtype of the arithmetic."""
-    return str(dtype).removeprefix("torch.")
+    def at(self, name: str) -> str:
+        """Return the expression ``S[...]`` of the value of lane ``i``."""
+        return f"S[{self.names.index(name) * TILE} + i]"
 
 
-def expression(op: str, args: Sequence[Ref], env: Mapping[str, str]) -> str:
-    """One line's right hand side."""
-    spelled = [spell(arg, env) for arg in args]
-    return EXPRESSIONS.get(op, f"np.{op}({{}})").format(*spelled)
+def unroll_factors(graph: Graph) -> list[int]:
+    """Return for how many steps at a time the loops over time are printed.
+
+    A short step is printed twice in a row, so that its values stay in registers instead of going
+    through ``S``; a second loop runs what is left. A long one has no registers to spare.
+    """
+    return [2, 1] if len(graph.lines) <= 16 else [1]
 
 
-def spell(ref: Ref, env: Mapping[str, str]) -> str:
-    """A value in the source; the names of literals are in ``env`` too."""
-    if isinstance(ref, str):
-        return env.get(ref, ref)
-    if isinstance(ref, bool) or ref not in (0.0, 1.0):
-        return str(ref) if isinstance(ref, bool) else env[ref.hex()]
-    return "one" if ref == 1.0 else "zero" if math.copysign(1.0, ref) > 0 else "-zero"
+def _prefixed(prefix: str, names: Iterable[str]) -> list[str]:
+    return [f"{prefix}_{name}" for name in names]
 
 
-def print_lines(
-    graph: Graph, env: dict[str, str], suffix: str, indent: int
-) -> tuple[list[str], dict[str, str]]:
-    """The lines of ``graph`` with ``env`` for its inputs, and how its outputs are spelled."""
-    env = dict(env)
-    printed = []
-    for line in graph.lines:
-        made = f"{line.name}{suffix}"
-        printed.append(" " * indent + f"{made} = {expression(line.op, line.args, env)}")
-        env[line.name] = made
-    return printed, {name: spell(ref, env) for name, ref in graph.outputs.items()}
+def _read(emitter: Emitter, slots: Slots, names: Iterable[str]) -> None:
+    """Load values of lane ``i`` from ``S`` into registers."""
+    for name in names:
+        emitter.line(f"{name} = {slots.at(name)}")
 
 
-def residency(graph: Graph) -> int:
-    """Time steps for which values stay in registers before they go back to the tile."""
-    return 2 if len(graph.lines) <= 16 else 1
+def _slice(emitter: Emitter, name: str, array: str, start: str) -> None:
+    """Make ``name`` the values of the tile's lanes in ``array``, the first at ``start``."""
+    emitter.line(f"begin_{name} = {start}")
+    emitter.line(f"{name} = {array}[begin_{name} : begin_{name} + width]")
 
 
-def _read(names: Iterable[str], slots: Slots, indent: int) -> list[str]:
-    return [" " * indent + f"{name} = {slots.at(name)}" for name in names]
+@contextmanager
+def _tiles(
+    emitter: Emitter, plan: Plan, name: str, arguments: Sequence[str], graphs: Sequence[Graph]
+) -> Iterator[None]:
+    """Open the function and its loop over tasks; load the parameters of the tile into ``S``."""
+    title = f"{name.capitalize()} pass"
+    real = emitter.target.real
+    module = _MODULE.format(title=title, layer=plan.program.layer, real=real)
+    emitter.lines(*module.splitlines())
+    with emitter.indent(f"def {name}({', '.join(arguments)}):"):
+        emitter.read_literals(graphs)
+        emitter.line(f"tiles = (columns + {TILE} - 1) // {TILE}")
+        with emitter.indent("for task in range(first, last):"):
+            # The last tile of a row may be narrower than the others.
+            emitter.line(f"low = task % tiles * {TILE}")
+            emitter.line(f"full = min({TILE}, columns - low)")
+            emitter.line("")
+            # Parameters have the first slots of S. They are the same in all rows, and stay.
+            with emitter.indent(f"for k in range({len(plan.program.params)}):"):
+                emitter.line("param = params[k * columns + low : k * columns + low + full]")
+                emitter.line(f"T = S[k * {TILE} : k * {TILE} + full]")
+                with emitter.indent("for i in range(full):"):
+                    emitter.line("T[i] = param[i]")
+            yield
 
 
-def _ordered(names: Iterable[str], used: set[str]) -> list[str]:
-    return [name for name in names if name in used]
+@contextmanager
+def _rows(emitter: Emitter) -> Iterator[None]:
+    """Open the loop over the rows of the task's group."""
+    emitter.line("group = task // tiles")
+    last = "min((group + 1) * per_group, rows)"
+    with emitter.indent(f"for row in range(group * per_group, {last}):"):
+        # The last row may end early: the runtime lays several narrow rows into one.
+        emitter.line("base = row * columns + low")
+        emitter.line("width = min(full, lanes - base)")
+        with emitter.indent("if width <= 0:"):
+            emitter.line("continue")
+        yield
 
 
 # Forward
 
 
 def forward_arguments(plan: Plan) -> list[str]:
-    """The arguments of the forward kernel in order; capital S and integers as in the header."""
+    """Return the names of the forward kernel's arguments, in order."""
     states = plan.program.states
     return [
         *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
         *("x_step", "x_row", "x", "params", "literals", "output"),
-        *(f"start_{name}" for name in states),
-        *(f"end_{name}" for name in states),
-        *(f"record_{name}" for name in plan.record),
+        *_prefixed("start", states),
+        *_prefixed("end", states),
+        *_prefixed("record", plan.record),
         *("checkpoints", "S"),
     ]
 
 
 def forward_source(plan: Plan) -> tuple[str, int]:
-    """The forward kernel, and how many tile widths of scratch it needs."""
-    program, slots = plan.program, Slots()
-    graph = program.forward
-    states = [f"s_{name}" for name in program.states]
-    params = _ordered((f"p_{name}" for name in program.params), graph.reads())
-    source = [
-        _HEADER.format(
-            what="Forward pass",
-            layer=program.layer,
-            real=real_name(program.dtype),
-            name="forward",
-            arguments=", ".join(forward_arguments(plan)),
-            literals=_read_literals(plan, [graph]),
-            tile=TILE,
-        ),
-        *_load_params(plan, slots),
-        *_rows(),
-        "            for i in range(width):",
-    ]
-    for state in states:
-        source.append(f"                {slots.at(state)} = start_{state[2:]}[base + i]")
-    if not states:
-        source.append("                pass")
-    source += [
-        "            for begin in range(0, steps, every):",
-        "                end = min(begin + every, steps)",
-    ]
-    if plan.recomputed:
-        source += [
-            "                if begin > 0:",
-            f"                    m = (begin // every - 1) * {len(plan.recomputed)} * lanes + base",
-        ]
+    """Print the forward kernel.
+
+    Returns:
+        Its source, and how many slots it needs in ``S``.
+
+    """
+    program = plan.program
+    emitter = Emitter(numba_target(program.dtype), plan.literals)
+    slots = Slots([*_prefixed("p", program.params), *_prefixed("s", program.states)])
+    arguments = forward_arguments(plan)
+    with _tiles(emitter, plan, "forward", arguments, [program.forward]), _rows(emitter):
+        # Initial states into S, where they stay between two passes of a loop over time.
+        with emitter.indent("for i in range(width):"):
+            for name in program.states:
+                emitter.line(f"{slots.at(f's_{name}')} = start_{name}[base + i]")
+        # One segment after the other; within it, time runs outside of the lanes.
+        with emitter.indent("for begin in range(0, steps, every):"):
+            emitter.line("end = min(begin + every, steps)")
+            _store_checkpoint(emitter, plan, slots)
+            emitter.line("t = begin")
+            for count in unroll_factors(program.forward):
+                _walk_forward(emitter, plan, slots, count)
+        # Final states out of S.
+        with emitter.indent("for i in range(width):"):
+            for name in program.states:
+                emitter.line(f"end_{name}[base + i] = {slots.at(f's_{name}')}")
+    return emitter.source(), len(slots.names)
+
+
+def _store_checkpoint(emitter: Emitter, plan: Plan, slots: Slots) -> None:
+    """Print the copy of the states at the beginning of a segment from ``S`` to ``checkpoints``."""
+    if not plan.recomputed:
+        return
+    # The first segment begins with the initial states, which the backward kernel gets anyway.
+    with emitter.indent("if begin > 0:"):
+        emitter.line(f"m = (begin // every - 1) * {len(plan.recomputed)} * lanes + base")
         for index, name in enumerate(plan.recomputed):
-            source += [
-                f"                    k = m + {index} * lanes",
-                "                    checkpoint = checkpoints[k : k + width]",
-                "                    for i in range(width):",
-                f"                        checkpoint[i] = {slots.at(f's_{name}')}",
-            ]
-    source.append("                t = begin")
-    counts = dict.fromkeys((residency(graph), 1))
-    for count in counts:
-        source.append(f"                while t + {count} <= end:")
+            emitter.line(f"k = m + {index} * lanes")
+            emitter.line("checkpoint = checkpoints[k : k + width]")
+            with emitter.indent("for i in range(width):"):
+                emitter.line(f"checkpoint[i] = {slots.at(f's_{name}')}")
+
+
+def _walk_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
+    """Print the loop over time that computes ``count`` steps of all lanes in one pass."""
+    program, graph = plan.program, plan.program.forward
+    states = _prefixed("s", program.states)
+    params = [name for name in _prefixed("p", program.params) if name in graph.reads()]
+    with emitter.indent(f"while t + {count} <= end:"):
+        # Inputs and results of the steps t ... t + count - 1, as slices that begin at the tile:
+        # with a plain index the loop over lanes is vectorised.
         for j in range(count):
-            source.append(_slice(f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low"))
-            for kept in ("output", *(f"record_{name}" for name in plan.record)):
-                source.append(_slice(f"{kept}{j}", kept, f"(t + {j}) * lanes + base"))
-        source.append("                    for i in range(width):")
-        source += _read([*states, *params], slots, 24)
-        env = named_literals(plan) | {state: state for state in states}
-        for j in range(count):
-            source.append(f"                        x_{j} = x{j}[i]")
-            lines, ends = print_lines(graph, {**env, "x": f"x_{j}"}, f"_{j}", 24)
-            source += lines
-            source.append(f"                        output{j}[i] = {ends['output']}")
-            for name in plan.record:
-                source.append(
-                    f"                        record_{name}{j}[i] = {ends[f'next_{name}']}"
-                )
-            env |= {state: ends[f"next_{state[2:]}"] for state in states}
-        for state in states:
-            source.append(f"                        {slots.at(state)} = {env[state]}")
-        source.append(f"                    t += {count}")
-    source.append("            for i in range(width):")
-    for state in states:
-        source.append(f"                end_{state[2:]}[base + i] = {slots.at(state)}")
-    if not states:
-        source.append("                pass")
-    return "\n".join(source) + "\n", len(slots.names)
-
-
-def _load_params(plan: Plan, slots: Slots) -> list[str]:
-    """The parameters first in the tile's array."""
-    for name in plan.program.params:
-        slots.at(f"p_{name}")
-    return [
-        f"        for k in range({len(plan.program.params)}):",
-        "            param = params[k * columns + low : k * columns + low + full]",
-        f"            T = S[k * {TILE} : k * {TILE} + full]",
-        "            for i in range(full):",
-        "                T[i] = param[i]",
-    ]
-
-
-def _read_literals(plan: Plan, graphs: Sequence[Graph]) -> str:
-    refs = [ref for graph in graphs for line in graph.lines for ref in line.args]
-    refs += [ref for graph in graphs for ref in graph.outputs.values()]
-    used = {ref.hex() for ref in refs if isinstance(ref, float)}
-    named = named_literals(plan)
-    return "".join(
-        f"    {name} = literals[{i}]\n"
-        for i, (number, name) in enumerate(named.items())
-        if number in used
-    )
-
-
-def _rows() -> list[str]:
-    return [
-        "        group = task // tiles",
-        "        for row in range(group * per_group, min((group + 1) * per_group, rows)):",
-        "            base = row * columns + low",
-        "            width = min(full, lanes - base)",
-        "            if width <= 0:",
-        "                continue",
-    ]
-
-
-def _slice(name: str, array: str, start: str, indent: int = 20) -> str:
-    return (
-        " " * indent
-        + f"begin_{name} = {start}\n"
-        + " " * indent
-        + (f"{name} = {array}[begin_{name} : begin_{name} + width]")
-    )
+            _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
+            for result in ("output", *_prefixed("record", plan.record)):
+                _slice(emitter, f"{result}{j}", result, f"(t + {j}) * lanes + base")
+        with emitter.indent("for i in range(width):"):
+            # From here to the stores all values are in registers; states come from S once ...
+            _read(emitter, slots, [*states, *params])
+            env = {state: state for state in states}
+            for j in range(count):
+                emitter.line(f"x_{j} = x{j}[i]")
+                results = emitter.graph(graph, {**env, "x": f"x_{j}"}, f"_{j}")
+                emitter.line(f"output{j}[i] = {results['output']}")
+                for name in plan.record:
+                    emitter.line(f"record_{name}{j}[i] = {results[f'next_{name}']}")
+                # ... pass from step to step by name ...
+                env = {f"s_{name}": results[f"next_{name}"] for name in program.states}
+            # ... and go back after the last step.
+            for state in states:
+                emitter.line(f"{slots.at(state)} = {env[state]}")
+        emitter.line(f"t += {count}")
 
 
 # Backward
 
 
 def backward_arguments(plan: Plan) -> list[str]:
-    """The arguments of the backward kernel in order."""
+    """Return the names of the backward kernel's arguments, in order."""
     states = plan.program.states
     return [
         *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
         *("x_step", "x_row", "x", "params", "literals", "checkpoints"),
-        *(f"start_{name}" for name in plan.recomputed),
+        *_prefixed("start", plan.recomputed),
         *("g_step", "g_row", "g_output"),
-        *(f"g_end_{name}" for name in states),
-        *(
-            argument
-            for name in plan.record
-            for argument in (f"h_step_{name}", f"h_row_{name}", f"h_{name}")
-        ),
+        *_prefixed("g_end", states),
+        *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
         *(["d_x"] if plan.x else []),
-        *(f"d_start_{name}" for name in states),
+        *_prefixed("d_start", states),
         *("sums", "S", "past"),
     ]
 
 
 def backward_source(plan: Plan) -> tuple[str, int]:
-    """The backward kernel, and how many tile widths of scratch it needs."""
-    program, slots, graph = plan.program, Slots(), plan.backward
-    kept = plan.recomputed
-    advance = program.graph.select([f"next_{name}" for name in kept])
-    read = graph.reads() | advance.reads()
-    params = _ordered((f"p_{name}" for name in program.params), read)
-    carried = [f"g_{name}" for name in program.states]
-    source = [
-        _HEADER.format(
-            what="Backward pass",
-            layer=program.layer,
-            real=real_name(program.dtype),
-            name="backward",
-            arguments=", ".join(backward_arguments(plan)),
-            literals=_read_literals(plan, [graph, advance]),
-            tile=TILE,
-        ),
-        *_load_params(plan, slots),
-    ]
-    sums = len(slots.names)
-    if plan.trained:
-        for name in plan.trained:
-            slots.at(f"d_p_{name}")
-        source += [
-            f"        T = S[{sums * TILE} : {len(slots.names) * TILE}]",
-            f"        for i in range({len(plan.trained) * TILE}):",
-            "            T[i] = zero",
-        ]
-    source += [*_rows(), "            for i in range(width):"]
-    for state in carried:
-        source.append(f"                {slots.at(state)} = g_end_{state[2:]}[base + i]")
-    if not carried:
-        source.append("                pass")
-    source += [
-        "            for segment in range((steps - 1) // every, -1, -1):",
-        "                begin = segment * every",
-        "                end = min(begin + every, steps)",
-        *_recompute(plan, advance, slots),
-        "                t = end - 1",
-    ]
-    for count in dict.fromkeys((residency(graph), 1)):
-        source += _walk_back(plan, graph, params, carried, slots, count)
-    if plan.trained:
-        source += [
-            f"                for k in range({len(plan.trained)}):",
-            f"                    a = (group * {len(plan.trained)} + k) * columns + low",
-            "                    total = sums[a : a + width]",
-            f"                    T = S[({sums} + k) * {TILE} : ({sums} + k) * {TILE} + width]",
-            "                    for i in range(width):",
-            "                        total[i] += T[i]",
-            "                        T[i] = zero",
-        ]
-    source.append("            for i in range(width):")
-    for state in carried:
-        source.append(f"                d_start_{state[2:]}[base + i] = {slots.at(state)}")
-    if not carried:
-        source.append("                pass")
-    return "\n".join(source) + "\n", len(slots.names)
+    """Print the backward kernel.
+
+    Returns:
+        Its source, and how many slots it needs in ``S``.
+
+    """
+    program = plan.program
+    emitter = Emitter(numba_target(program.dtype), plan.literals)
+    params, sums = _prefixed("p", program.params), _prefixed("d_p", plan.trained)
+    slots = Slots([*params, *sums, *_prefixed("g", program.states)])
+    arguments, graphs = backward_arguments(plan), [plan.backward, plan.advance]
+    with _tiles(emitter, plan, "backward", arguments, graphs):
+        if sums:
+            emitter.line(f"T = S[{len(params) * TILE} : {(len(params) + len(sums)) * TILE}]")
+            with emitter.indent(f"for i in range({len(sums) * TILE}):"):
+                emitter.line("T[i] = zero")
+        with _rows(emitter):
+            # Cotangents of the final states into S.
+            with emitter.indent("for i in range(width):"):
+                for name in program.states:
+                    emitter.line(f"{slots.at(f'g_{name}')} = g_end_{name}[base + i]")
+            # The last segment first. Its states are computed again in order, then its steps are
+            # visited in reverse.
+            with emitter.indent("for segment in range((steps - 1) // every, -1, -1):"):
+                emitter.line("begin = segment * every")
+                emitter.line("end = min(begin + every, steps)")
+                _recompute(emitter, plan, slots)
+                emitter.line("t = end - 1")
+                for count in unroll_factors(plan.backward):
+                    _walk_back(emitter, plan, slots, count)
+                _add_sums(emitter, plan)
+            # What is left in S are the gradients of the initial states.
+            with emitter.indent("for i in range(width):"):
+                for name in program.states:
+                    emitter.line(f"d_start_{name}[base + i] = {slots.at(f'g_{name}')}")
+    return emitter.source(), len(slots.names)
 
 
-def _recompute(plan: Plan, advance: Graph, slots: Slots) -> list[str]:
-    """The states before every step of the segment, into ``past``."""
+def _recompute(emitter: Emitter, plan: Plan, slots: Slots) -> None:
+    """Print how ``past`` is filled with the states before every step of the segment.
+
+    ``past`` holds for each step, counted from ``begin``, one slot per recomputed state.
+    """
     kept, size = plan.recomputed, len(plan.recomputed)
     if not kept:
-        return []
-    source = ["                if begin == 0:", "                    for i in range(width):"]
-    for index, name in enumerate(kept):
-        source.append(f"                        past[{index * TILE} + i] = start_{name}[base + i]")
-    source += [
-        "                else:",
-        f"                    for k in range({size}):",
-        f"                        m = ((segment - 1) * {size} + k) * lanes + base",
-        "                        checkpoint = checkpoints[m : m + width]",
-        f"                        P = past[k * {TILE} : k * {TILE} + width]",
-        "                        for i in range(width):",
-        "                            P[i] = checkpoint[i]",
-    ]
-    source.append("                t = begin")
-    for count in dict.fromkeys((residency(advance), 1)):
-        source.append(f"                while t + {count} < end:")
-        source.append(f"                    p = (t - begin) * {size * TILE}")
-        source.append(f"                    P = past[p : p + {(count + 1) * size * TILE}]")
-        if "x" in advance.reads():
-            for j in range(count):
-                source.append(_slice(f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low"))
-        source.append("                    for i in range(width):")
-        used = advance.reads()
-        env = named_literals(plan)
+        return
+    # Step 0 of past: the initial states in the first segment, its checkpoint in any other.
+    with emitter.indent("if begin == 0:"), emitter.indent("for i in range(width):"):
         for index, name in enumerate(kept):
-            source.append(f"                        s_{name} = P[{index * TILE} + i]")
-        source += _read(_ordered((f"p_{n}" for n in plan.program.params), used), slots, 24)
-        for j in range(count):
-            if "x" in used:
-                source.append(f"                        x_{j} = x{j}[i]")
-            lines, ends = print_lines(advance, {**env, "x": f"x_{j}"}, f"_{j}", 24)
-            source += lines
-            env |= {f"s_{name}": ends[f"next_{name}"] for name in kept}
-            for index, name in enumerate(kept):
-                place = ((j + 1) * size + index) * TILE
-                source.append(f"                        P[{place} + i] = {env[f's_{name}']}")
-        source.append(f"                    t += {count}")
-    return source
+            emitter.line(f"past[{index * TILE} + i] = start_{name}[base + i]")
+    with emitter.indent("else:"), emitter.indent(f"for k in range({size}):"):
+        emitter.line(f"m = ((segment - 1) * {size} + k) * lanes + base")
+        emitter.line("checkpoint = checkpoints[m : m + width]")
+        emitter.line(f"P = past[k * {TILE} : k * {TILE} + width]")
+        with emitter.indent("for i in range(width):"):
+            emitter.line("P[i] = checkpoint[i]")
+    emitter.line("t = begin")
+    for count in unroll_factors(plan.advance):
+        _walk_past(emitter, plan, slots, count)
 
 
-def _walk_back(
-    plan: Plan, graph: Graph, params: list[str], carried: list[str], slots: Slots, count: int
-) -> list[str]:
+def _walk_past(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
+    """Print the loop over time that advances ``past`` by ``count`` steps in one pass."""
     kept, size = plan.recomputed, len(plan.recomputed)
-    used = graph.reads()
-    source = [f"                while t - {count - 1} >= begin:"]
-    if kept:
-        source.append(f"                    p = (t - {count - 1} - begin) * {size * TILE}")
-        source.append(f"                    P = past[p : p + {count * size * TILE}]")
-    for j in range(count):
+    used = plan.advance.reads()
+    # Nothing reads the states after the last step: < end, where the forward kernel has <= end.
+    with emitter.indent(f"while t + {count} < end:"):
+        # P begins at the states before step t and ends with those before step t + count.
+        emitter.line(f"p = (t - begin) * {size * TILE}")
+        emitter.line(f"P = past[p : p + {(count + 1) * size * TILE}]")
         if "x" in used:
-            source.append(_slice(f"x{j}", "x", f"(t - {j}) * x_step + row * x_row + low"))
-        if "g_output" in used:
-            source.append(_slice(f"g{j}", "g_output", f"(t - {j}) * g_step + row * g_row + low"))
-        for name in plan.record:
-            place = f"(t - {j}) * h_step_{name} + row * h_row_{name} + low"
-            source.append(_slice(f"h_{name}{j}", f"h_{name}", place))
-        if plan.x:
-            source.append(_slice(f"d{j}", "d_x", f"(t - {j}) * lanes + base"))
-    source.append("                    for i in range(width):")
-    sums = [f"d_p_{name}" for name in plan.trained]
-    source += _read([*_ordered(params, used), *carried, *sums], slots, 24)
-    env = named_literals(plan) | {state: state for state in carried}
-    for j in range(count):
-        for index, name in enumerate(kept):
-            offset = ((count - 1 - j) * size + index) * TILE
-            source.append(f"                        s_{name}_{j} = P[{offset} + i]")
-            env[f"s_{name}"] = f"s_{name}_{j}"
-        if "x" in used:
-            source.append(f"                        x_{j} = x{j}[i]")
-        if "g_output" in used:
-            source.append(f"                        g_{j} = g{j}[i]")
-        for name in plan.record:
-            source.append(
-                f"                        h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]"
-            )
-            env[f"g_{name}"] = f"h_{name}_{j}"
-        env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
-        lines, ends = print_lines(graph, env, f"_{j}", 24)
-        source += lines
-        if plan.x:
-            source.append(f"                        d{j}[i] = {ends['d_x']}")
-        for name in plan.trained:
-            source.append(
-                f"                        d_p_{name} = d_p_{name} + {ends[f'd_p_{name}']}"
-            )
-        env |= {state: ends[f"d_s_{state[2:]}"] for state in carried}
-    for state in carried:
-        source.append(f"                        {slots.at(state)} = {env[state]}")
-    for name in sums:
-        source.append(f"                        {slots.at(name)} = {name}")
-    if not (carried or sums or plan.x):
-        source.append("                        pass")
-    source.append(f"                    t -= {count}")
-    return source
+            for j in range(count):
+                _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
+        with emitter.indent("for i in range(width):"):
+            for index, name in enumerate(kept):
+                emitter.line(f"s_{name} = P[{index * TILE} + i]")
+            params = _prefixed("p", plan.program.params)
+            _read(emitter, slots, [name for name in params if name in used])
+            env: dict[str, str] = {}
+            for j in range(count):
+                if "x" in used:
+                    emitter.line(f"x_{j} = x{j}[i]")
+                results = emitter.graph(plan.advance, {**env, "x": f"x_{j}"}, f"_{j}")
+                # States pass to the next step in registers; past gets a copy.
+                env = {f"s_{name}": results[f"next_{name}"] for name in kept}
+                for index, name in enumerate(kept):
+                    place = ((j + 1) * size + index) * TILE
+                    emitter.line(f"P[{place} + i] = {env[f's_{name}']}")
+        emitter.line(f"t += {count}")
+
+
+def _walk_back(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
+    """Print the loop over time, in reverse, that pulls cotangents through ``count`` steps.
+
+    One pass visits the steps ``t``, ``t - 1``, ... ``t - count + 1``, here numbered ``j`` = 0, 1,
+    ...; ``g_<state>`` is the cotangent of the state after the step, ``d_s_<state>`` that of the
+    state before it, which is ``g_<state>`` of the step visited next.
+    """
+    read = plan.backward.reads()
+    carried, sums = _prefixed("g", plan.program.states), _prefixed("d_p", plan.trained)
+    params = [name for name in _prefixed("p", plan.program.params) if name in read]
+    with emitter.indent(f"while t - {count - 1} >= begin:"):
+        # P begins at the states before the earliest of these steps.
+        if plan.recomputed:
+            size = len(plan.recomputed) * TILE
+            emitter.line(f"p = (t - {count - 1} - begin) * {size}")
+            emitter.line(f"P = past[p : p + {count * size}]")
+        for j in range(count):
+            _slice_back(emitter, plan, j)
+        with emitter.indent("for i in range(width):"):
+            # Cotangents and sums stay in registers for all steps of the pass, then go back to S.
+            _read(emitter, slots, [*params, *carried, *sums])
+            env = {name: name for name in carried}
+            for j in range(count):
+                env = _step_back(emitter, plan, env, j, count)
+            for name in carried:
+                emitter.line(f"{slots.at(name)} = {env[name]}")
+            for name in sums:
+                emitter.line(f"{slots.at(name)} = {name}")
+        emitter.line(f"t -= {count}")
+
+
+def _slice_back(emitter: Emitter, plan: Plan, j: int) -> None:
+    """Print the slices of inputs, cotangents and results of step ``t - j``."""
+    read = plan.backward.reads()
+    if "x" in read:
+        _slice(emitter, f"x{j}", "x", f"(t - {j}) * x_step + row * x_row + low")
+    if "g_output" in read:
+        _slice(emitter, f"g{j}", "g_output", f"(t - {j}) * g_step + row * g_row + low")
+    # Cotangents of recorded trajectories have strides of their own.
+    for name in plan.record:
+        start = f"(t - {j}) * h_step_{name} + row * h_row_{name} + low"
+        _slice(emitter, f"h_{name}{j}", f"h_{name}", start)
+    if plan.x:
+        _slice(emitter, f"d{j}", "d_x", f"(t - {j}) * lanes + base")
+
+
+def _step_back(
+    emitter: Emitter, plan: Plan, env: dict[str, str], j: int, count: int
+) -> dict[str, str]:
+    """Print the vector-Jacobian product of step ``t - j`` in one lane.
+
+    Returns:
+        The spelling of the cotangents before the step, by the names they have after the next.
+
+    """
+    read, env = plan.backward.reads(), dict(env)
+    # States before the step, from past: P counts steps forwards, j backwards.
+    for index, name in enumerate(plan.recomputed):
+        place = ((count - 1 - j) * len(plan.recomputed) + index) * TILE
+        emitter.line(f"s_{name}_{j} = P[{place} + i]")
+        env[f"s_{name}"] = f"s_{name}_{j}"
+    if "x" in read:
+        emitter.line(f"x_{j} = x{j}[i]")
+    if "g_output" in read:
+        emitter.line(f"g_{j} = g{j}[i]")
+    # A recorded state has two uses, the next step and the trajectory: its cotangents add up.
+    for name in plan.record:
+        emitter.line(f"h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]")
+        env[f"g_{name}"] = f"h_{name}_{j}"
+    env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
+    results = emitter.graph(plan.backward, env, f"_{j}")
+    if plan.x:
+        emitter.line(f"d{j}[i] = {results['d_x']}")
+    for name in plan.trained:
+        emitter.line(f"d_p_{name} = d_p_{name} + {results[f'd_p_{name}']}")
+    return {f"g_{name}": results[f"d_s_{name}"] for name in plan.program.states}
+
+
+def _add_sums(emitter: Emitter, plan: Plan) -> None:
+    """Print how the sums of a segment, in the dtype of the arithmetic, go into those in float64."""
+    if not plan.trained:
+        return
+    size, start = len(plan.trained), len(plan.program.params)
+    # Short sums in float32 are exact enough and fast; the long one over time and rows is not.
+    with emitter.indent(f"for k in range({size}):"):
+        emitter.line(f"a = (group * {size} + k) * columns + low")
+        emitter.line("total = sums[a : a + width]")
+        emitter.line(f"T = S[({start} + k) * {TILE} : ({start} + k) * {TILE} + width]")
+        with emitter.indent("for i in range(width):"):
+            emitter.line("total[i] += T[i]")
+            emitter.line("T[i] = zero")

@@ -1,174 +1,127 @@
-"""Prints a plan as two time loops for Triton: a program is a block of lanes, all of time.
+"""Print a plan as two time loops for Triton: a program is a block of lanes, walked through time.
 
-States and the gradients that walk back stay in registers over time. A kernel is told strides and
-sizes, so that one source serves every shape.
+The kernels name their memory::
+
+    registers     parameters, states (forward) or their cotangents and the sums of parameter
+                  gradients (backward), for all of time
+    checkpoints   states at the beginning of every segment but the first; forward stores them
+    past          states before every step of one segment; backward recomputes them there from
+                  the segment's checkpoint
+
+A segment is ``every`` steps, from ``begin`` to ``end``; the forward kernel visits segments and
+steps ``t`` in order, the backward kernel both in reverse. Sizes and strides are arguments, so that
+one source serves every shape. All memory is flat: lane ``l`` of step ``t`` of a result is at
+``t * lanes + l``, while inputs and their cotangents have strides of time and of rows.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from tracetorch.fuse.ir.graph import INFIX, Graph, Ref
+from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.targets import triton_target
+from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import Plan
 
-EXPRESSIONS = {
-    **INFIX,
-    "abs": "libdevice.abs({})",
-    "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
-    "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
-    "where": "tl.where({}, {}, {})",
-    "float": "tl.where({}, one, zero)",
-    "not": "{} ^ true",
-    "sigmoid": "one / (one + libdevice.exp(-{}))",
-    "round": "libdevice.rint({})",
-    "sqrt": "tl.sqrt({})",
-    **{
-        op: f"libdevice.{op}({{}})"
-        for op in ("atan", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor", "log", "log1p")
-    },
-    **{op: f"libdevice.{op}({{}})" for op in ("log2", "sin", "sinh", "tan", "tanh", "trunc")},
-    "pow": "libdevice.pow({}, {})",
-    "atan2": "libdevice.atan2({}, {})",
-}
-
-# Triton's own division and root of float32 are approximations.
-_ROUNDED = {
-    "div": "tl.div_rn({}, {})",
-    "sigmoid": "tl.div_rn(one, one + libdevice.exp(-{}))",
-    "sqrt": "tl.sqrt_rn({})",
-}
-
-_HEADER = '''"""{what} of {layer}, printed by tracetorch.fuse."""
+_MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
 
-@triton.jit(do_not_specialize=["steps", "every"])
-def {name}(
-    {arguments},
-    BLOCK: tl.constexpr,
-):
-    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < lanes
-    row = lane // width
-    column = lane % width
-    neuron = column // inner
-    zero = tl.full((BLOCK,), 0.0, {real})
-    one = tl.full((BLOCK,), 1.0, {real})
-    true = one > zero
-    first = tl.full((), 0, tl.int64)
-    segments = (steps + every - 1) // every
 '''
 
 
 def unknown(graph: Graph) -> str | None:
-    """The first operation that this printer lacks."""
-    return next((line.op for line in graph.lines if line.op not in EXPRESSIONS), None)
+    """Return the first operation of ``graph`` that Triton kernels lack, or ``None``."""
+    return triton_target(torch.float32).unknown_operation(graph)
 
 
-def real_name(dtype: torch.dtype) -> str:
-    """Triton's name of the dtype of the arithmetic."""
-    return f"tl.{str(dtype).removeprefix('torch.')}"
+def _load(emitter: Emitter, name: str, place: str, mask: str = "inside") -> None:
+    """Load the block's values at ``place`` into registers; 0 where ``mask`` is false."""
+    emitter.line(f"{name} = tl.load({place}, mask={mask}, other=0.0)")
 
 
-def expression(op: str, args: Sequence[Ref], env: Mapping[str, str], dtype: torch.dtype) -> str:
-    """One line's right hand side."""
-    spelled = [spell(arg, env) for arg in args]
-    known = EXPRESSIONS | _ROUNDED if dtype == torch.float32 else EXPRESSIONS
-    return known[op].format(*spelled)
+def _store(emitter: Emitter, place: str, value: str, mask: str = "inside") -> None:
+    emitter.line(f"tl.store({place}, {value}, mask={mask})")
 
 
-def spell(ref: Ref, env: Mapping[str, str]) -> str:
-    """A value in the source; the names of literals are in ``env`` too."""
-    if isinstance(ref, str):
-        return env.get(ref, ref)
-    if isinstance(ref, bool):
-        return "true" if ref else "(true ^ true)"
-    if ref not in (0.0, 1.0):
-        return env[ref.hex()]
-    return "one" if ref == 1.0 else "zero" if math.copysign(1.0, ref) > 0 else "(-zero)"
-
-
-def print_lines(
-    plan: Plan, graph: Graph, env: Mapping[str, str], indent: int
-) -> tuple[list[str], dict[str, str]]:
-    """The lines of ``graph`` with ``env`` for its inputs, and how its outputs are spelled."""
-    printed = []
-    for line in graph.lines:
-        value = expression(line.op, line.args, env, plan.program.dtype)
-        printed.append(" " * indent + f"{line.name} = {value}")
-    return printed, {name: spell(ref, env) for name, ref in graph.outputs.items()}
-
-
-def _header(
-    plan: Plan, name: str, what: str, arguments: Sequence[str], graphs: Sequence[Graph]
-) -> list[str]:
-    """Up to the first step: the lanes, the numbers, the parameters."""
-    program, real = plan.program, real_name(plan.program.dtype)
-    head = _HEADER.format(
-        what=what,
-        layer=program.layer,
-        name=name,
-        real=real,
-        arguments=",\n    ".join(arguments),
-    )
-    source = [head.rstrip("\n")]
-    refs = [ref for graph in graphs for line in graph.lines for ref in line.args]
-    refs += [ref for graph in graphs for ref in graph.outputs.values()]
-    used = {ref.hex() for ref in refs if isinstance(ref, float)}
-    for i, number in enumerate(plan.literals):
-        if number.hex() in used:
-            source.append(f"    c{i} = tl.full((BLOCK,), tl.load(literals + {i}), {real})")
-    read = {name for graph in graphs for name in graph.reads()}
-    for param in program.params:
-        if f"p_{param}" in read:
-            place = f"param_{param} + neuron * stride_{param}"
-            source.append(_load(f"p_{param}", place, 4))
-    return source
-
-
-def _literals(plan: Plan) -> dict[str, str]:
-    return {number.hex(): f"c{i}" for i, number in enumerate(plan.literals)}
-
-
-def _load(name: str, place: str, indent: int, mask: str = "inside") -> str:
-    return " " * indent + f"{name} = tl.load({place}, mask={mask}, other=0.0)"
-
-
-def _store(place: str, value: str, indent: int, mask: str = "inside") -> str:
-    return " " * indent + f"tl.store({place}, {value}, mask={mask})"
-
-
-def _move(names: Iterable[str], values: Mapping[str, str], indent: int) -> list[str]:
-    """``names`` become ``values`` all at once: a value may be another's name."""
-    pairs = [(name, values[name]) for name in names if values[name] != name]
-    source = [f"moved_{name} = {value}" for name, value in pairs]
-    source += [f"{name} = moved_{name}" for name, _ in pairs]
-    return [" " * indent + line for line in source]
-
-
-def _inputs(plan: Plan) -> list[str]:
-    given = ["steps", "every", "lanes", "width", "inner", "x_step", "x_row", "x", "literals"]
-    for name in plan.program.params:
-        given += [f"param_{name}", f"stride_{name}"]
-    return given
+def _assign(emitter: Emitter, values: Mapping[str, str]) -> None:
+    """Assign to variables, by name, all at once: a value may be the name of another of them."""
+    changed = {name: value for name, value in values.items() if value != name}
+    for name, value in changed.items():
+        emitter.line(f"moved_{name} = {value}")
+    for name in changed:
+        emitter.line(f"{name} = moved_{name}")
 
 
 def _checkpoint(plan: Plan, k: int) -> str:
-    """Where the ``k``-th state at the beginning of a segment lies."""
+    """Return the place of the ``k``-th state at the beginning of a segment."""
     return f"checkpoints + ((segment - 1) * {len(plan.recomputed)} + {k}) * lanes + lane"
+
+
+def _past(plan: Plan, k: int) -> str:
+    """Return the place of the ``k``-th state before step ``t`` of the segment."""
+    return f"past + ((t - begin) * {len(plan.recomputed)} + {k}) * lanes + lane"
+
+
+def _inputs(plan: Plan) -> list[str]:
+    """Return the names of the arguments that both kernels begin with."""
+    names = ["steps", "every", "lanes", "width", "inner", "x_step", "x_row", "x", "literals"]
+    for name in plan.program.params:
+        names += [f"param_{name}", f"stride_{name}"]
+    return names
+
+
+@contextmanager
+def _kernel(
+    emitter: Emitter, plan: Plan, name: str, arguments: Sequence[str], graphs: Sequence[Graph]
+) -> Iterator[None]:
+    """Open the function; print the indices of the block's lanes, literals and parameters."""
+    program, real = plan.program, emitter.target.real
+    module = _MODULE.format(title=f"{name.capitalize()} pass", layer=program.layer)
+    emitter.lines(*module.splitlines())
+    # Not compiled again for lengths that are 1 or a multiple of 16.
+    emitter.line('@triton.jit(do_not_specialize=["steps", "every"])')
+    with emitter.indent(f"def {name}("):
+        emitter.lines(*(f"{argument}," for argument in arguments), "BLOCK: tl.constexpr,")
+    with emitter.indent("):"):
+        # int64, as offsets into a sequence may need it. A lane is row * width + column.
+        emitter.lines(
+            "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
+            "inside = lane < lanes",
+            "row = lane // width",
+            "column = lane % width",
+            "neuron = column // inner",
+        )
+        # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
+        emitter.lines(
+            f"zero = tl.full((BLOCK,), 0.0, {real})",
+            f"one = tl.full((BLOCK,), 1.0, {real})",
+            "true = one > zero",
+        )
+        # Loop variables take the dtype of the first bound; an int64 one keeps offsets from
+        # overflowing.
+        emitter.lines("first = tl.full((), 0, tl.int64)", "segments = (steps + every - 1) // every")
+        emitter.read_literals(graphs)
+        # One value per neuron (stride 1) or for the layer (stride 0), in registers from now on.
+        read = {name for graph in graphs for name in graph.reads()}
+        for param in program.params:
+            if f"p_{param}" in read:
+                _load(emitter, f"p_{param}", f"param_{param} + neuron * stride_{param}")
+        emitter.line("x_lane = row * x_row + column")
+        yield
 
 
 # Forward
 
 
 def forward_arguments(plan: Plan) -> list[str]:
-    """The arguments of the forward kernel."""
+    """Return the names of the forward kernel's arguments, in order."""
     states = plan.program.states
     return [
         *_inputs(plan),
@@ -181,39 +134,45 @@ def forward_arguments(plan: Plan) -> list[str]:
 
 
 def forward_source(plan: Plan) -> str:
-    """The forward kernel."""
-    graph, states, kept = plan.program.forward, plan.program.states, plan.recomputed
-    source = _header(plan, "forward", "Forward pass", forward_arguments(plan), [graph])
-    source.append("    x_lane = row * x_row + column")
-    source += [_load(f"s_{name}", f"start_{name} + lane", 4) for name in states]
-    source += [
-        "    for segment in range(first, segments):",
-        "        begin = segment * every",
-        "        end = tl.minimum(begin + every, steps)",
-    ]
-    if kept:
-        source.append("        stored = lane < tl.where(begin > 0, lanes, 0)")
-    for k, name in enumerate(kept):
-        source.append(_store(_checkpoint(plan, k), f"s_{name}", 8, "stored"))
-    source.append("        for t in range(begin, end):")
+    """Print the forward kernel and return its source."""
+    program, graph = plan.program, plan.program.forward
+    emitter = Emitter(triton_target(program.dtype), plan.literals)
+    with _kernel(emitter, plan, "forward", forward_arguments(plan), [graph]):
+        for name in program.states:
+            _load(emitter, f"s_{name}", f"start_{name} + lane")
+        with emitter.indent("for segment in range(first, segments):"):
+            emitter.line("begin = segment * every")
+            emitter.line("end = tl.minimum(begin + every, steps)")
+            # The first segment begins with the initial states, which the backward kernel gets
+            # anyway: instead of a branch, a mask that holds no lane.
+            if plan.recomputed:
+                emitter.line("stored = lane < tl.where(begin > 0, lanes, 0)")
+            for k, name in enumerate(plan.recomputed):
+                _store(emitter, _checkpoint(plan, k), f"s_{name}", "stored")
+            with emitter.indent("for t in range(begin, end):"):
+                _step_forward(emitter, plan)
+        for name in program.states:
+            _store(emitter, f"end_{name} + lane", f"s_{name}")
+    return emitter.source()
+
+
+def _step_forward(emitter: Emitter, plan: Plan) -> None:
+    """Print step ``t``: only inputs and results touch memory."""
+    program, graph = plan.program, plan.program.forward
     if "x" in graph.reads():
-        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
-    lines, ends = print_lines(plan, graph, {**_literals(plan), "x": "x_now"}, 12)
-    source += lines
-    source.append(_store("output + t * lanes + lane", ends["output"], 12))
+        _load(emitter, "x_now", "x + t * x_step + x_lane")
+    results = emitter.graph(graph, {"x": "x_now"})
+    _store(emitter, "output + t * lanes + lane", results["output"])
     for name in plan.record:
-        source.append(_store(f"record_{name} + t * lanes + lane", ends[f"next_{name}"], 12))
-    moved = {f"s_{name}": ends[f"next_{name}"] for name in states}
-    source += _move(moved, moved, 12)
-    source += [_store(f"end_{name} + lane", f"s_{name}", 4) for name in states]
-    return "\n".join(source) + "\n"
+        _store(emitter, f"record_{name} + t * lanes + lane", results[f"next_{name}"])
+    _assign(emitter, {f"s_{name}": results[f"next_{name}"] for name in program.states})
 
 
 # Backward
 
 
 def backward_arguments(plan: Plan) -> list[str]:
-    """The arguments of the backward kernel."""
+    """Return the names of the backward kernel's arguments, in order."""
     states = plan.program.states
     return [
         *_inputs(plan),
@@ -228,87 +187,94 @@ def backward_arguments(plan: Plan) -> list[str]:
 
 
 def backward_source(plan: Plan) -> str:
-    """The backward kernel."""
-    program, graph, kept = plan.program, plan.backward, plan.recomputed
-    advance = program.graph.select([f"next_{name}" for name in kept])
-    arguments = backward_arguments(plan)
-    source = _header(plan, "backward", "Backward pass", arguments, [graph, advance])
-    source += ["    x_lane = row * x_row + column", "    g_lane = row * g_row + column"]
-    for name in plan.record:
-        source.append(f"    h_lane_{name} = row * h_row_{name} + column")
-    source += [_load(f"g_{name}", f"g_end_{name} + lane", 4) for name in program.states]
-    for name in plan.trained:
-        source.append(f"    total_{name} = tl.full((BLOCK,), 0.0, tl.float64)")
-    source += [
-        "    for back in range(first, segments):",
-        "        segment = segments - 1 - back",
-        "        begin = segment * every",
-        "        end = tl.minimum(begin + every, steps)",
-        *_recompute(plan, advance),
-        *(f"        sum_{name} = zero" for name in plan.trained),
-        *_walk_back(plan, graph),
-    ]
-    for name in plan.trained:
-        source.append(f"        total_{name} += sum_{name}.to(tl.float64)")
-    for name in program.states:
-        source.append(_store(f"d_start_{name} + lane", f"g_{name}", 4))
-    for k, name in enumerate(plan.trained):
-        source.append(_store(f"sums + {k} * lanes + lane", f"total_{name}", 4))
-    return "\n".join(source) + "\n"
+    """Print the backward kernel and return its source."""
+    program = plan.program
+    emitter = Emitter(triton_target(program.dtype), plan.literals)
+    arguments, graphs = backward_arguments(plan), [plan.backward, plan.advance]
+    with _kernel(emitter, plan, "backward", arguments, graphs):
+        # Cotangents have strides of their own: g_ that of the output, h_ those of trajectories.
+        emitter.line("g_lane = row * g_row + column")
+        for name in plan.record:
+            emitter.line(f"h_lane_{name} = row * h_row_{name} + column")
+        # Cotangents of the states start with those of the final states, and stay in registers.
+        for name in program.states:
+            _load(emitter, f"g_{name}", f"g_end_{name} + lane")
+        for name in plan.trained:
+            emitter.line(f"total_{name} = tl.full((BLOCK,), 0.0, tl.float64)")
+        # The last segment first. Its states are computed again in order, then its steps are
+        # visited in reverse.
+        with emitter.indent("for back in range(first, segments):"):
+            emitter.line("segment = segments - 1 - back")
+            emitter.line("begin = segment * every")
+            emitter.line("end = tl.minimum(begin + every, steps)")
+            _recompute(emitter, plan)
+            # Short sums in float32 are exact enough and fast; the long one over time is not.
+            for name in plan.trained:
+                emitter.line(f"sum_{name} = zero")
+            with emitter.indent("for after in range(first, end - begin):"):
+                _step_back(emitter, plan)
+            for name in plan.trained:
+                emitter.line(f"total_{name} += sum_{name}.to(tl.float64)")
+        # What is left are the gradients of the initial states.
+        for name in program.states:
+            _store(emitter, f"d_start_{name} + lane", f"g_{name}")
+        # One sum per lane; the runtime adds them up over rows.
+        for k, name in enumerate(plan.trained):
+            _store(emitter, f"sums + {k} * lanes + lane", f"total_{name}")
+    return emitter.source()
 
 
-def _past(plan: Plan, k: int) -> str:
-    """Where the ``k``-th state before step ``t`` of the segment lies."""
-    return f"past + ((t - begin) * {len(plan.recomputed)} + {k}) * lanes + lane"
-
-
-def _recompute(plan: Plan, advance: Graph) -> list[str]:
-    """The states before every step of the segment, into ``past``.
-
-    The barriers are there because what one thread writes another may read.
-    """
+def _recompute(emitter: Emitter, plan: Plan) -> None:
+    """Print how ``past`` is filled with the states before every step of the segment."""
     kept = plan.recomputed
     if not kept:
-        return []
-    source = [
-        "        fresh = lane < tl.where(begin == 0, lanes, 0)",
-        "        stored = lane < tl.where(begin > 0, lanes, 0)",
-    ]
+        return
+    # s_<state> begins as the initial state in the first segment, as its checkpoint in any other:
+    # both are loaded, one of them with a mask that holds no lane.
+    emitter.line("fresh = lane < tl.where(begin == 0, lanes, 0)")
+    emitter.line("stored = lane < tl.where(begin > 0, lanes, 0)")
     for k, name in enumerate(kept):
-        source += [
-            _load(f"start_s_{name}", f"start_{name} + lane", 8, "fresh"),
-            _load(f"checkpoint_s_{name}", _checkpoint(plan, k), 8, "stored"),
-            f"        s_{name} = tl.where(fresh, start_s_{name}, checkpoint_s_{name})",
-        ]
-    source += ["        tl.debug_barrier()", "        for t in range(begin, end):"]
-    source += [_store(_past(plan, k), f"s_{name}", 12) for k, name in enumerate(kept)]
-    if "x" in advance.reads():
-        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
-    lines, ends = print_lines(plan, advance, {**_literals(plan), "x": "x_now"}, 12)
-    moved = {f"s_{name}": ends[f"next_{name}"] for name in kept}
-    return [*source, *lines, *_move(moved, moved, 12), "        tl.debug_barrier()"]
+        _load(emitter, f"start_s_{name}", f"start_{name} + lane", "fresh")
+        _load(emitter, f"checkpoint_s_{name}", _checkpoint(plan, k), "stored")
+        emitter.line(f"s_{name} = tl.where(fresh, start_s_{name}, checkpoint_s_{name})")
+    # A value in past may be read by another thread than the one that wrote it: one barrier before
+    # those of the segment visited before are overwritten, one before the new ones are read.
+    emitter.line("tl.debug_barrier()")
+    with emitter.indent("for t in range(begin, end):"):
+        # Stored before the step: past holds what the step reads.
+        for k, name in enumerate(kept):
+            _store(emitter, _past(plan, k), f"s_{name}")
+        if "x" in plan.advance.reads():
+            _load(emitter, "x_now", "x + t * x_step + x_lane")
+        results = emitter.graph(plan.advance, {"x": "x_now"})
+        _assign(emitter, {f"s_{name}": results[f"next_{name}"] for name in kept})
+    emitter.line("tl.debug_barrier()")
 
 
-def _walk_back(plan: Plan, graph: Graph) -> list[str]:
-    source = ["        for after in range(first, end - begin):", "            t = end - 1 - after"]
-    read = graph.reads()
-    env = {**_literals(plan), "x": "x_now", "g_output": "g_now"}
+def _step_back(emitter: Emitter, plan: Plan) -> None:
+    """Print the vector-Jacobian product of step ``t``, the ``after``-th from the segment's end.
+
+    ``g_<state>`` is the cotangent of the state after the step at first, and before it at the end.
+    """
+    read = plan.backward.reads()
+    emitter.line("t = end - 1 - after")
+    env = {"x": "x_now", "g_output": "g_now"}
+    # States before the step. A name of its own: s_<state>, assigned here, would be a variable that
+    # the loop carries from step to step.
     for k, name in enumerate(plan.recomputed):
-        source.append(_load(f"past_{name}", _past(plan, k), 12))
+        _load(emitter, f"past_{name}", _past(plan, k))
         env[f"s_{name}"] = f"past_{name}"
     if "x" in read:
-        source.append(_load("x_now", "x + t * x_step + x_lane", 12))
+        _load(emitter, "x_now", "x + t * x_step + x_lane")
     if "g_output" in read:
-        source.append(_load("g_now", "g_output + t * g_step + g_lane", 12))
+        _load(emitter, "g_now", "g_output + t * g_step + g_lane")
+    # A recorded state has two uses, the next step and the trajectory: its cotangents add up.
     for name in plan.record:
-        place = f"h_{name} + t * h_step_{name} + h_lane_{name}"
-        source.append(_load(f"h_now_{name}", place, 12))
-        source.append(f"            g_{name} += h_now_{name}")
-    lines, ends = print_lines(plan, graph, env, 12)
-    source += lines
+        _load(emitter, f"h_now_{name}", f"h_{name} + t * h_step_{name} + h_lane_{name}")
+        emitter.line(f"g_{name} += h_now_{name}")
+    results = emitter.graph(plan.backward, env)
     if plan.x:
-        source.append(_store("d_x + t * lanes + lane", ends["d_x"], 12))
+        _store(emitter, "d_x + t * lanes + lane", results["d_x"])
     for name in plan.trained:
-        source.append(f"            sum_{name} += {ends[f'd_p_{name}']}")
-    moved = {f"g_{name}": ends[f"d_s_{name}"] for name in plan.program.states}
-    return [*source, *_move(moved, moved, 12)]
+        emitter.line(f"sum_{name} += {results[f'd_p_{name}']}")
+    _assign(emitter, {f"g_{name}": results[f"d_s_{name}"] for name in plan.program.states})

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -132,34 +131,27 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def select_backend(
-    layer: str, reason_against: Callable[[str], str | None], device: torch.device
-) -> str:
-    """Return the first backend that can run a layer.
+def select_backend(device: torch.device) -> tuple[str, str | None]:
+    """Return the backend for an input on ``device``, and why it is unavailable, or ``None``."""
+    name = _requested
+    if name == "auto":
+        name = "numba" if device.type == "cpu" else "triton"
+    return name, unavailable_reason(name, device)
 
-    Args:
-        layer: its name in messages.
-        reason_against: why a backend cannot run it, or ``None``.
-        device: of the input.
+
+def report_fallback(layer: object, name: str, reason: str) -> None:
+    """Log once that a layer runs eagerly, and why.
 
     Raises:
-        RuntimeError: the one requested by name cannot.
+        RuntimeError: the backend was requested by name.
 
     """
     if _requested != "auto":
-        against = reason_against(_requested)
-        if against is not None:
-            raise RuntimeError(
-                f"the {_requested} backend cannot run {layer}: {against}. "
-                "tt.fuse.backend('auto') runs it eagerly."
-            )
-        return _requested
-    name = "numba" if device.type == "cpu" else "triton"
-    against = reason_against(name)
-    if against is None:
-        return name
-    _log_once(layer, against)
-    return "eager"
+        raise RuntimeError(
+            f"the {name} backend cannot run {layer!r}: {reason}. "
+            "tt.fuse.backend('auto') runs it eagerly."
+        )
+    _log_once(repr(layer), reason)
 
 
 @functools.cache

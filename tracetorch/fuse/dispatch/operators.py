@@ -32,7 +32,7 @@ for _schema in (
 
 
 def _runtime(plan: Plan) -> Any:
-    """The module that runs a plan's kernels."""
+    """Return the module that runs a plan's kernels; imported late, for Triton may be missing."""
     if plan.backend == "triton":
         from tracetorch.fuse.runtime import gpu
 
@@ -55,12 +55,9 @@ def _forward_fake(key: str, x: Tensor, states: list[Tensor], params: list[Tensor
     plan = plan_of(key)
     layout, dtype = layout_of(x, plan.dim), plan.program.dtype
     stored = plan.checkpoints(x.shape[0]) * len(plan.recomputed) * layout.lanes
-    return [
-        layout.empty_sequence(x, dtype),
-        *(layout.empty_step(x, dtype) for _ in plan.program.states),
-        *(layout.empty_sequence(x, dtype) for _ in plan.record),
-        x.new_empty(stored, dtype=dtype),
-    ]
+    output, *records = layout.allocate(x, dtype, sequences=1 + len(plan.record))
+    ends = layout.allocate(x, dtype, steps=len(plan.program.states))
+    return [output, *ends, *records, x.new_empty(stored, dtype=dtype)]
 
 
 # Backward
@@ -93,9 +90,10 @@ def _backward_fake(
     plan = plan_of(key)
     layout, dtype = layout_of(x, plan.dim), plan.program.dtype
     nothing = (0,)
+    d_x = layout.allocate(x, dtype, sequences=1) if plan.x else [x.new_empty(nothing)]
     return [
-        layout.empty_sequence(x, dtype) if plan.x else x.new_empty(nothing),
-        *(layout.empty_step(x, dtype) for _ in states),
+        *d_x,
+        *layout.allocate(x, dtype, steps=len(states)),
         *(
             torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
             for n, p in zip(plan.program.params, params, strict=True)
@@ -124,7 +122,7 @@ def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
 def _backward_inputs(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """Inputs, states, parameters, checkpoints, and gradients; zeros where none came back."""
+    """Return what a backward kernel reads; zeros where no gradient came back."""
     with explain_freed_graph():
         x, *saved, checkpoints = ctx.saved_tensors
     if layout_of(x, plan.dim).order != ctx.order:
@@ -203,10 +201,8 @@ class _FusedLoop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         count = len(plan.program.states)
-        layout = layout_of(x, plan.dim)
-        *results, checkpoints = _runtime(plan).forward(
-            plan, layout, x, tensors[:count], tensors[count:]
-        )
+        runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+        *results, checkpoints = runtime.forward(plan, layout, x, tensors[:count], tensors[count:])
         ctx.plan, ctx.order = plan, layout.order
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *tensors, checkpoints)
@@ -226,6 +222,6 @@ class _FusedLoop(torch.autograd.Function):
                 register(plan), x, states, params, checkpoints, grads_out
             )
         else:
-            layout = layout_of(x, plan.dim)
-            found = _runtime(plan).backward(plan, layout, x, states, params, checkpoints, grads_out)
+            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+            found = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
         return None, *_input_gradients(plan, found)

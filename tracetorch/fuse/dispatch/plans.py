@@ -18,9 +18,9 @@ from torch import Tensor
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
+    report_fallback,
     requested_backend,
     select_backend,
-    unavailable_reason,
 )
 from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.ir.graph import Unfusable
@@ -58,8 +58,8 @@ def program_of(
         if isinstance(value, Tensor):
             _check_parameter(layer, name, value, ndim, dtype)
             parts.append(name)
-        elif value is None or type(value) is str:  # most are
-            parts.append((name, value))
+        elif value is None or type(value) in (bool, int, str):  # most are
+            parts.append((name, type(value), value))
         else:
             parts.append((name, fingerprint(name, value)))
     key = tuple(parts)
@@ -92,10 +92,8 @@ def _check_parameter(
         )
 
 
-def unsupported_operation(name: str, program: Program) -> str | None:
-    """Return which operation of a program a backend's printer lacks, as a reason, or ``None``."""
-    if name != "triton":
-        return None
+def unsupported_operation(program: Program) -> str | None:
+    """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
     from tracetorch.fuse.codegen.triton_loops import unknown
 
     found = unknown(program.graph)
@@ -122,8 +120,6 @@ def plan_for(
         RuntimeError: the backend requested by name cannot.
 
     """
-    if requested_backend() == "eager":
-        return None
     needs = _gradient_needs(x, states, kwargs)
     return _plan(layer, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
 
@@ -162,7 +158,7 @@ def _gradient_needs(
 
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """The numbers for which a region is compiled anew; ``None``: they cannot be seen."""
+    """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
     surrogates = (type(value) for value in kwargs.values() if isinstance(value, Surrogate))
     if not all(map(reads_nothing, (layer.step, *surrogates))):
         return None
@@ -192,23 +188,19 @@ def _plan(
     trained: tuple[str, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> Plan | None:
-    programs: list[Program] = []
-
-    def reason_against(name: str) -> str | None:
-        reason = unavailable_reason(name, device)
-        if reason is None and name != "eager":
-            try:
-                programs.append(program_of(layer, ndim, dtype, kwargs))
-                reason = unsupported_operation(name, programs[-1])
-            except Unfusable as found:
-                reason = str(found)
-        return reason
-
-    backend = select_backend(repr(layer), reason_against, device)
+    backend, reason = select_backend(device)
     if backend == "eager":
         return None
+    if reason is None:
+        try:
+            program = program_of(layer, ndim, dtype, kwargs)
+            reason = unsupported_operation(program) if backend == "triton" else None
+        except Unfusable as unfusable:
+            reason = str(unfusable)
+    if reason is not None:
+        report_fallback(layer, backend, reason)
+        return None
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
-    program = programs[-1]
     # a parameter that no output depends on has no gradient to compute
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
     return _planned(program, backend, dim, record, graph, x and "x" in program.reached, trained)
@@ -224,7 +216,7 @@ def _planned(
     x: bool,
     trained: tuple[str, ...],
 ) -> Plan:
-    """The :class:`Plan` of these, the same object each time; a backward pass holds its own."""
+    """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
     return Plan(program, backend, dim, record, graph, x, trained)
 
 
@@ -240,7 +232,7 @@ def _constant_key(
     trained: tuple[str, ...],
     numbers: tuple[object, ...],
 ) -> str | None:
-    """The key of the plan, asked once for each compilation and each ``numbers``."""
+    """Return the key of the plan, once for each compilation and each ``numbers``."""
     plan = _plan(layer, ndim, dtype, torch.device(device), record, graph, x, trained)
     return None if plan is None else register(plan)
 

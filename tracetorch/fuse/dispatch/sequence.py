@@ -50,7 +50,7 @@ def run_sequence(
     else:
         plan = plan_for(layer, x, active, kwargs, record)
         if plan is not None:
-            parameters = [kwargs[name] for name in plan.program.params]
+            parameters = list(map(kwargs.__getitem__, plan.program.params))
             results = operators.run(plan, x, active, parameters)
     if results is None:
         return eager.run(layer, x, states, kwargs, record)
@@ -79,6 +79,7 @@ def unsupported_reason(name: str, layer: StepLayer, x: Tensor) -> str | None:
     if reason is not None or name == "eager":
         return reason
     try:
-        return unsupported_operation(name, program_of(layer, x.ndim - 1, dtype))
+        program = program_of(layer, x.ndim - 1, dtype)
     except Unfusable as unfusable:
         return str(unfusable)
+    return unsupported_operation(program) if name == "triton" else None

@@ -1,8 +1,8 @@
-"""``fingerprint``: everything a step's behaviour can depend on, as one hashable value.
+"""Fingerprint a callable: everything that its behaviour can depend on, as one hashable value.
 
 Numbers that a callable holds, closes over or reads from its module are compiled into a kernel, so
-they are part of what the kernel is known by: an annealed slope makes a new kernel, or finds the old
-one again when it returns.
+they are part of the kernel's key: an annealed slope gets a new program, or finds the old one when
+it returns.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 import functools
 import types
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,32 @@ from torch import Tensor, nn
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.ir.graph import Unfusable
 
-_NUMBERS = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
-_HOLDERS = (tuple, list, set, frozenset, dict, type)
-_STABLE = ("builtins", "enum", "functools", "math", "numpy", "torch", "tracetorch", "typing")
-
-_Seen: TypeAlias = (
-    "dict[int, tuple[int, object]]"  # the objects too: an id is theirs while they live
+# Compared by value. Floats are not among them: as text, NaN equals itself and -0.0 is not 0.0.
+_IMMUTABLE = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
+# Class attributes of these types are settings that methods may read.
+_SETTINGS = (float, *_IMMUTABLE, tuple, list, set, frozenset, dict, type)
+# Code of these packages does not change while the process runs.
+_STABLE_PACKAGES = (
+    "builtins",
+    "enum",
+    "functools",
+    "math",
+    "numpy",
+    "torch",
+    "tracetorch",
+    "typing",
 )
 
 
 def fingerprint(name: str, value: object) -> Hashable:
-    """What ``value`` does, as far as it can be told from outside.
+    """Return a hashable value that changes whenever the behaviour of ``value`` may change.
 
     Args:
-        name: how the reason for a refusal calls it.
+        name: name of ``value`` in the error message.
         value: a constant, a surrogate, any callable.
 
     Raises:
-        Unfusable: it holds something whose changes cannot be seen.
+        Unfusable: it holds something whose changes cannot be detected, such as a tensor.
 
     Example:
         >>> scaled = lambda slope: lambda u: slope * u
@@ -47,126 +55,145 @@ def fingerprint(name: str, value: object) -> Hashable:
 
     """
     if isinstance(value, Surrogate) and _is_stable_class(type(value)):  # type: ignore[arg-type]
-        # the common case in one line: this package's own, whose fields say all of it
+        # The common case, made fast: a surrogate of this package is described by its fields.
         fields = [v.hex() if isinstance(v, float) else (type(v), v) for v in vars(value).values()]
         return type(value), tuple(fields)
-    if type(value) is types.FunctionType and _is_whole(value):
+    if type(value) is types.FunctionType and _is_self_contained(value):
         return value
-    return _of(value, name, {})
+    return _Fingerprinter(name).fingerprint(value)
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_stable_class(kind: type) -> bool:
-    """Whether a class and its bases are this package's or PyTorch's own."""
-    return all(_is_stable(base) for base in kind.__mro__)
+class _Fingerprinter:
+    """Walk over everything that a value can reach, for one :func:`fingerprint`.
 
+    Args:
+        name: name of the value in the error message.
+    """
 
-def _is_whole(function: types.FunctionType) -> bool:
-    """Whether a function is this package's or PyTorch's own and holds nothing."""
-    holds = function.__closure__ or function.__defaults__ or function.__kwdefaults__
-    return not holds and _is_stable(function)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Number of each object on the way, by id; with the object, whose id is its own while it
+        # lives. A second visit gives the number: objects may refer to each other in a circle.
+        self.visited: dict[int, tuple[int, object]] = {}
 
+    def fingerprint(self, value: Any) -> Hashable:
+        """Return the fingerprint of a number, container, callable or object."""
+        if isinstance(value, float):
+            return value.hex()
+        if isinstance(value, _IMMUTABLE):
+            return type(value), value
+        if id(value) in self.visited:
+            return "visited", self.visited[id(value)][0]
+        if isinstance(value, types.ModuleType):
+            return value.__name__
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
+            return value
+        # From here on there may be a circle.
+        self.visited[id(value)] = len(self.visited), value
+        if isinstance(value, (tuple, list, set, frozenset)):
+            return type(value), self._all(value)
+        if isinstance(value, Mapping):
+            return tuple(self._all(item) for item in value.items())
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return self._all((value.__func__, value.__self__))
+        if isinstance(value, functools.partial):
+            return self._all((value.func, value.args, value.keywords))
+        return self._class(value) if isinstance(value, type) else self._object(value)
 
-def _of(value: Any, name: str, seen: _Seen) -> Hashable:
-    if isinstance(value, float):
-        return value.hex()
-    if isinstance(value, _NUMBERS):
-        return type(value), value
-    if id(value) in seen:
-        return "seen", seen[id(value)][0]
-    if isinstance(value, types.ModuleType):
-        return value.__name__
-    if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
-        return value
-    seen[id(value)] = len(seen), value
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return type(value), tuple(_of(item, name, seen) for item in value)
-    if isinstance(value, Mapping):
-        return tuple((_of(k, name, seen), _of(v, name, seen)) for k, v in value.items())
-    if isinstance(value, types.FunctionType):
-        return _of_function(value, name, seen)
-    if isinstance(value, types.MethodType):
-        return _of(value.__func__, name, seen), _of(value.__self__, name, seen)
-    if isinstance(value, functools.partial):
-        return tuple(_of(v, name, seen) for v in (value.func, value.args, value.keywords))
-    if isinstance(value, type):
-        return _of_class(value, name, seen)
-    if isinstance(value, (Tensor, nn.Module)) or not hasattr(value, "__dict__"):
-        kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
-        raise Unfusable(
-            f"its {name!r} holds a {kind}, whose changes a compiled kernel would not see"
-        )
-    slots = {
-        slot: getattr(value, slot, None)
-        for kind in type(value).__mro__
-        for slot in getattr(kind, "__slots__", ())
-        if slot not in ("__dict__", "__weakref__")
-    }
-    held = {**vars(value), **slots}
-    return _of(type(value), name, seen), tuple((k, _of(v, name, seen)) for k, v in held.items())
+    def _all(self, values: Iterable[Any]) -> tuple[Hashable, ...]:
+        return tuple(self.fingerprint(value) for value in values)
 
+    def _function(self, function: types.FunctionType) -> Hashable:
+        """Return the fingerprint of a function: code, closure, defaults and globals it names."""
+        if _is_self_contained(function):
+            return function
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        # A recursive inner function closes over itself.
+        closure = self._all(held for held in cells if held is not function)
+        defaults = self.fingerprint((function.__defaults__, function.__kwdefaults__ or {}))
+        # Its code and its globals stay; what it closes over is its own.
+        if _is_stable(function):
+            return function, closure, defaults
+        read: list[Hashable] = []
+        names = _referenced_names(function.__code__)
+        for name in names:
+            if name not in function.__globals__:
+                continue
+            held = function.__globals__[name]
+            if not isinstance(held, types.ModuleType):
+                read.append(self.fingerprint(held))
+            elif not _is_stable_module(held):
+                read += self._module(held, names)
+        # The code, not the function: a lambda that is made again is the same to a kernel.
+        return function.__code__, closure, defaults, tuple(read)
 
-def _is_stable(owner: Any) -> bool:
-    return str(getattr(owner, "__module__", "")).partition(".")[0] in _STABLE
+    def _module(self, module: types.ModuleType, names: tuple[str, ...]) -> list[Hashable]:
+        """Return the fingerprints of what code with ``names`` can read of a module.
 
+        In ``settings.SLOPE`` both are names of the code; so is ``settings.rates.SLOPE``.
+        """
+        read: list[Hashable] = []
+        for name in names:
+            held = vars(module).get(name)
+            if not isinstance(held, types.ModuleType):
+                read.append(self.fingerprint(held))
+            elif held is not module and not _is_stable_module(held):
+                read += self._module(held, names)
+        return read
 
-def _of_function(function: types.FunctionType, name: str, seen: _Seen) -> Hashable:
-    if _is_whole(function):
-        return function
-    cells = [
-        _of(cell.cell_contents, name, seen)
-        for cell in function.__closure__ or ()
-        if cell.cell_contents is not function
-    ]
-    defaults = _of((function.__defaults__, function.__kwdefaults__ or {}), name, seen)
-    if _is_stable(function):
-        return function, tuple(cells), defaults
-    read = []
-    names = _names(function.__code__)
-    for global_name in names:
-        if global_name not in function.__globals__:
-            continue
-        held = function.__globals__[global_name]
-        if isinstance(held, types.ModuleType):
-            if held.__name__.split(".")[0] not in _STABLE:  # settings.SLOPE
-                read += _of_settings(held, names, name, seen)
-        else:
-            read.append(_of(held, name, seen))
-    return function.__code__, tuple(cells), defaults, tuple(read)
+    def _class(self, kind: type) -> Hashable:
+        """Return the fingerprint of a class: its methods and settings, inherited ones too."""
+        parts: list[Hashable] = [kind]
+        for base in kind.__mro__:
+            if _is_stable(base):
+                continue
+            for key, held in vars(base).items():
+                # Unwrap methods to the functions that are written in the class.
+                if isinstance(held, (staticmethod, classmethod)):
+                    held = held.__func__
+                elif isinstance(held, property):
+                    held = held.fget
+                if isinstance(held, types.FunctionType) and not _is_generated(held):
+                    parts.append((key, self._function(held)))
+                elif isinstance(held, _SETTINGS) and not key.startswith("__"):
+                    parts.append((key, self.fingerprint(held)))
+        return tuple(parts)
 
-
-def _of_settings(
-    module: types.ModuleType, names: tuple[str, ...], name: str, seen: _Seen
-) -> list[Hashable]:
-    """What a function that names ``module`` may read of it, and of modules inside it."""
-    told: list[Hashable] = []
-    for inner in names:
-        held = vars(module).get(inner)
-        if not isinstance(held, types.ModuleType):
-            told.append(_of(held, name, seen))
-        elif held is not module and held.__name__.split(".")[0] not in _STABLE:
-            told += _of_settings(held, names, name, seen)
-    return told
+    def _object(self, value: Any) -> Hashable:
+        """Return the fingerprint of an object: its class and all of its attributes."""
+        if isinstance(value, (Tensor, nn.Module)) or not hasattr(value, "__dict__"):
+            kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise Unfusable(
+                f"its {self.name!r} holds a {kind}, whose changes a compiled kernel would not see"
+            )
+        # Attributes in slots are not in vars().
+        slots = {
+            slot: getattr(value, slot, None)
+            for kind in type(value).__mro__
+            for slot in getattr(kind, "__slots__", ())
+            if slot not in ("__dict__", "__weakref__")
+        }
+        held = {**vars(value), **slots}
+        attributes = tuple((key, self.fingerprint(part)) for key, part in held.items())
+        return self.fingerprint(type(value)), attributes
 
 
 def reads_nothing(function: Any) -> bool:
-    """Whether what a function or a class computes depends on its arguments alone, for good.
+    """Whether a function or class computes from its arguments alone, and always will.
 
-    So it is with this package's own and PyTorch's, and with a plain function that has no closure,
-    no defaults, and reads no globals but such functions and modules.
+    True for stable packages, and for a plain function without closure and defaults that names no
+    globals but such functions and stable modules.
     """
     if _is_stable(function):
         return True
-    if (
-        not isinstance(function, types.FunctionType)
-        or function.__closure__
-        or function.__defaults__
-        or function.__kwdefaults__
-    ):
+    if not isinstance(function, types.FunctionType) or _holds_values(function):
         return False
-    read = [function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__]
+    names = _referenced_names(function.__code__)
+    read = [function.__globals__[name] for name in names if name in function.__globals__]
     return all(
-        held.__name__.split(".")[0] in _STABLE
+        _is_stable_module(held)
         if isinstance(held, types.ModuleType)
         else callable(held) and held is not function and reads_nothing(held)
         for held in read
@@ -174,43 +201,61 @@ def reads_nothing(function: Any) -> bool:
 
 
 def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
-    """What a function that :func:`reads_nothing` calls by a global name: where, name, callable.
+    """Return the global callables that a function with :func:`reads_nothing` calls.
 
-    Names can be bound anew, as a notebook does when a cell runs again.
+    A global name can be rebound, as a notebook does when a cell runs again; who keeps a compiled
+    function compares these at each call.
+
+    Returns:
+        For each, the globals that hold it, its name there, and the callable.
+
     """
     if _is_stable(function):
         return []
     found: list[tuple[dict[str, Any], str, object]] = []
-    for name in _names(function.__code__):
+    for name in _referenced_names(function.__code__):
         held = function.__globals__.get(name)
         if held is not None and not isinstance(held, types.ModuleType):
             found += [(function.__globals__, name, held), *helpers(held)]
     return found
 
 
+def _is_stable(owner: Any) -> bool:
+    """Whether a function or class is of a stable package."""
+    return _package(getattr(owner, "__module__", "")) in _STABLE_PACKAGES
+
+
+def _is_stable_module(module: types.ModuleType) -> bool:
+    return _package(module.__name__) in _STABLE_PACKAGES
+
+
+def _package(module_name: object) -> str:
+    return str(module_name).partition(".")[0]
+
+
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[str, ...]:
+def _is_stable_class(kind: type) -> bool:
+    """Whether a class and its bases are of stable packages."""
+    return all(_is_stable(base) for base in kind.__mro__)
+
+
+def _holds_values(function: types.FunctionType) -> bool:
+    """Whether a function has a closure or defaults."""
+    return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__)
+
+
+def _is_self_contained(function: types.FunctionType) -> bool:
+    """Whether a function is of a stable package, without closure or defaults."""
+    return not _holds_values(function) and _is_stable(function)
+
+
+@functools.lru_cache(maxsize=1024)
+def _referenced_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names of globals and attributes in code, its inner functions included."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names(c))]))
-
-
-def _of_class(kind: type, name: str, seen: _Seen) -> Hashable:
-    told: list[Hashable] = [kind]
-    for base in kind.__mro__:
-        if _is_stable(base):
-            continue
-        for key, held in vars(base).items():
-            if isinstance(held, (staticmethod, classmethod)):
-                held = held.__func__
-            elif isinstance(held, property):
-                held = held.fget
-            if isinstance(held, types.FunctionType) and not _is_generated(held):
-                told.append((key, _of_function(held, name, seen)))
-            elif isinstance(held, (float, *_NUMBERS, *_HOLDERS)) and not key.startswith("__"):
-                told.append((key, _of(held, name, seen)))
-    return tuple(told)
+    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _referenced_names(c))]))
 
 
 def _is_generated(function: types.FunctionType) -> bool:
-    """Whether ``dataclass`` wrote it: it reads nothing but the fields."""
+    """Whether ``dataclass`` generated a function, which then reads nothing but the fields."""
     return function.__code__.co_filename == "<string>" or function.__name__ == "__reduce__"

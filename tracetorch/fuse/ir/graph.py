@@ -1,4 +1,4 @@
-"""``Graph``: straight-line arithmetic on one lane, what a step becomes before it is printed."""
+"""Represent a step as a ``Graph``: straight-line arithmetic on one lane, before it is printed."""
 
 from __future__ import annotations
 
@@ -6,41 +6,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-Ref: TypeAlias = "str | float | bool"  # the name of a value, or a literal
+Value: TypeAlias = "str | float | bool"  # the name of an input or of a line, or a literal
 
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "xor", "not"})
 
-# What every printer spells the same.
-INFIX = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "xor": "{} ^ {}",
-}
 
-
-class Unfusable(Exception):  # noqa: N818 (a verdict, not a fault)
+class Unfusable(Exception):  # noqa: N818 (a reason, shown to the user, not an error)
     """A step cannot become a kernel; the message is the reason, as the user reads it."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """``name = op(*args)``."""
+    """Assignment of one operation: ``name = op(*args)``."""
 
     name: str
     op: str
-    args: tuple[Ref, ...]
+    args: tuple[Value, ...]
 
     def __str__(self) -> str:
         return f"{self.name} = {self.op}({', '.join(map(str, self.args))})"
@@ -48,9 +30,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Graph:
-    """Lines in order, and the values that are asked for, by name.
+    """Lines in order of computation, and the outputs by name.
 
-    Names that no line defines are inputs. Floats are called ``v<i>``, truth values ``b<i>``.
+    Names that no line defines are inputs. Floats are called ``v<i>``, booleans ``b<i>``.
 
     Example:
         >>> builder = Builder()
@@ -63,12 +45,12 @@ class Graph:
     """
 
     lines: tuple[Line, ...]
-    outputs: Mapping[str, Ref]
+    outputs: Mapping[str, Value]
 
     def select(self, names: Iterable[str]) -> Graph:
-        """The graph of these outputs alone, without the lines they do not need."""
+        """Return the graph of these outputs alone, without the lines they do not need."""
         outputs = {name: self.outputs[name] for name in names}
-        wanted = {ref for ref in outputs.values() if isinstance(ref, str)}
+        wanted = {value for value in outputs.values() if isinstance(value, str)}
         kept: list[Line] = []
         for line in reversed(self.lines):
             if line.name in wanted:
@@ -77,38 +59,54 @@ class Graph:
         return Graph(tuple(reversed(kept)), outputs)
 
     def reads(self) -> set[str]:
-        """The inputs that the lines and outputs read."""
+        """Return the inputs that the lines and outputs read."""
         read = {arg for line in self.lines for arg in line.args if isinstance(arg, str)}
-        read |= {ref for ref in self.outputs.values() if isinstance(ref, str)}
+        read |= {value for value in self.outputs.values() if isinstance(value, str)}
         return read - {line.name for line in self.lines}
 
+    def literals(self) -> dict[str, float]:
+        """Return the numbers that the lines and outputs hold, by hexadecimal form."""
+        values = [value for line in self.lines for value in line.args] + list(self.outputs.values())
+        return {value.hex(): value for value in values if isinstance(value, float)}
+
     def __str__(self) -> str:
-        ends = (f"{name}: {ref}" for name, ref in self.outputs.items())
+        ends = (f"{name}: {value}" for name, value in self.outputs.items())
         return "\n".join([*map(str, self.lines), *ends])
 
 
 @dataclass
 class Builder:
-    """Writes lines; the same operation on the same values is written once."""
+    """Append lines to a graph; the same operation on the same values gives one line.
+
+    Args:
+        lines: those appended so far, in order.
+        names: the name of each line, by operation and arguments.
+
+    """
 
     lines: list[Line] = field(default_factory=list)
-    written: dict[tuple[object, ...], str] = field(default_factory=dict)
+    names: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def emit(self, op: str, *args: Ref) -> Ref:
-        """The value of ``op(*args)``."""
+    def emit(self, op: str, *args: Value) -> Value:
+        """Return the value of ``op(*args)``, from an earlier line where there is one."""
+        # Exact for every operand. Adding 0.0 is not: it turns -0.0 into 0.0.
         if op == "mul" and args[1] == 1.0:
             return args[0]
         if op == "mul" and args[0] == 1.0:
             return args[1]
+        # By type and repr: True == 1.0 and 0.0 == -0.0, but they are different operands.
         key = (op, *((type(arg), repr(arg)) for arg in args))
-        if key not in self.written:
+        if key not in self.names:
             kind = "b" if op in COMPARISONS or op in LOGIC else "v"
             name = f"{kind}{len(self.lines)}"
             self.lines.append(Line(name, op, args))
-            self.written[key] = name
-        return self.written[key]
+            self.names[key] = name
+        return self.names[key]
 
 
-def is_truth(ref: Ref) -> bool:
-    """Whether a value is a truth value rather than a float."""
-    return isinstance(ref, bool) or (isinstance(ref, str) and ref[0] == "b" and ref[1:].isdigit())
+def is_boolean(value: Value) -> bool:
+    """Whether a value is a boolean rather than a float."""
+    if isinstance(value, str):
+        # Builder.emit names boolean lines b<i>; no input is called so.
+        return value[0] == "b" and value[1:].isdigit()
+    return isinstance(value, bool)

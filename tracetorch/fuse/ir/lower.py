@@ -1,17 +1,19 @@
-"""What each PyTorch operation is in a :class:`Graph`; an operation not listed cannot be fused."""
+"""Lower PyTorch operations to lines of a :class:`Graph`; one without a rule cannot be fused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from tracetorch.fuse.ir.graph import Builder, Ref, Unfusable, is_truth
+from tracetorch.fuse.ir.graph import Builder, Unfusable, Value, is_boolean
 
-Rule: TypeAlias = Callable[..., Ref]
+# Called as PyTorch calls the operation, behind the builder ``b`` that gets the lines.
+Rule: TypeAlias = Callable[..., Value]
 
-SAME = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
-RESHAPES = ("_unsafe_view", "expand", "reshape", "squeeze", "unsqueeze", "view")
-UNARY = [
+# One lane has no memory of its own and no shape: these return their argument.
+_COPIES = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
+_RESHAPES = ("_unsafe_view", "expand", "reshape", "squeeze", "unsqueeze", "view")
+_UNARY = [
     "abs",
     "atan",
     "ceil",
@@ -36,49 +38,57 @@ UNARY = [
 ]
 
 
-def _float(b: Builder, ref: Ref) -> Ref:
-    if isinstance(ref, bool) or not is_truth(ref):
-        return ref if isinstance(ref, str) else float(ref)
-    return b.emit("float", ref)
+def _as_float(b: Builder, value: Value) -> Value:
+    if isinstance(value, str):
+        return b.emit("float", value) if is_boolean(value) else value
+    return float(value)
 
 
-def _truth(b: Builder, ref: Ref) -> Ref:
-    return ref if is_truth(ref) else b.emit("ne", _float(b, ref), 0.0)
+def _as_boolean(b: Builder, value: Value) -> Value:
+    return value if is_boolean(value) else b.emit("ne", _as_float(b, value), 0.0)
 
 
 def _arithmetic(op: str) -> Rule:
-    def rule(b: Builder, *args: Ref, alpha: float = 1, rounding_mode: str | None = None) -> Ref:
+    """Return the rule of an operation on floats; ``alpha`` scales its last operand."""
+
+    def rule(b: Builder, *args: Value, alpha: float = 1, rounding_mode: str | None = None) -> Value:
         if rounding_mode is not None:
             raise Unfusable(f"{op} with rounding_mode")
-        *first, last = (_float(b, arg) for arg in args)
+        *first, last = (_as_float(b, arg) for arg in args)
         return b.emit(op, *first, last if alpha == 1 else b.emit("mul", float(alpha), last))
 
     return rule
 
 
 def _logic(op: str) -> Rule:
-    return lambda b, *args: b.emit(op, *(_truth(b, arg) for arg in args))
+    """Return the rule of a logical operation, which takes any number that is not 0 for true."""
+    return lambda b, *args: b.emit(op, *(_as_boolean(b, arg) for arg in args))
 
 
 def _bitwise(op: str) -> Rule:
-    def rule(b: Builder, *args: Ref) -> Ref:
-        if not all(is_truth(arg) for arg in args):
+    """Return the rule of a bitwise operation: on booleans it is the logical one."""
+
+    def rule(b: Builder, *args: Value) -> Value:
+        if not all(is_boolean(arg) for arg in args):
             raise Unfusable(f"bitwise_{op} of numbers")
         return b.emit(op, *args)
 
     return rule
 
 
-def _rsub(b: Builder, x: Ref, y: Ref, alpha: float = 1) -> Ref:
-    return _arithmetic("sub")(b, y, x if alpha == 1 else b.emit("mul", float(alpha), _float(b, x)))
+def _rsub(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
+    return _arithmetic("sub")(
+        b, y, x if alpha == 1 else b.emit("mul", float(alpha), _as_float(b, x))
+    )
 
 
-def _pow(b: Builder, x: Ref, y: Ref) -> Ref:
-    x, y = _float(b, x), _float(b, y)
+def _pow(b: Builder, x: Value, y: Value) -> Value:
+    x, y = _as_float(b, x), _as_float(b, y)
     if isinstance(y, str):
         return b.emit("pow", x, y)
     square = b.emit("mul", x, x)
-    special: dict[float, Callable[[], Ref]] = {  # as PyTorch computes them
+    # PyTorch computes these exponents by other operations, which round differently than pow.
+    special: dict[float, Callable[[], Value]] = {
         0.0: lambda: 1.0,
         1.0: lambda: x,
         2.0: lambda: square,
@@ -91,58 +101,64 @@ def _pow(b: Builder, x: Ref, y: Ref) -> Ref:
     return special[y]() if y in special else b.emit("pow", x, y)
 
 
-def _clamp(b: Builder, x: Ref, low: Ref | None = None, high: Ref | None = None) -> Ref:
-    x = _float(b, x)
+def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
+    x = _as_float(b, x)
+    # The upper bound last: it wins where the bounds cross, as in PyTorch.
     if low is not None:
-        x = b.emit("max", x, _float(b, low))
+        x = b.emit("max", x, _as_float(b, low))
     if high is not None:
-        x = b.emit("min", x, _float(b, high))
+        x = b.emit("min", x, _as_float(b, high))
     return x
 
 
-def _where(b: Builder, condition: Ref, x: Ref, y: Ref) -> Ref:
-    return b.emit("where", _truth(b, condition), _float(b, x), _float(b, y))
+def _where(b: Builder, condition: Value, x: Value, y: Value) -> Value:
+    return b.emit("where", _as_boolean(b, condition), _as_float(b, x), _as_float(b, y))
 
 
-def _sign(b: Builder, x: Ref) -> Ref:
-    x = _float(b, x)
+def _sign(b: Builder, x: Value) -> Value:
+    x = _as_float(b, x)
+    # 0 at NaN too, as in PyTorch.
     below = b.emit("where", b.emit("lt", x, 0.0), -1.0, 0.0)
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
-def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
+def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = b.emit("mul", x, float(beta))
+    # Above the threshold, where exp may overflow, softplus is x to rounding.
     smooth = b.emit("div", b.emit("log1p", b.emit("exp", scaled)), float(beta))
     return b.emit("where", b.emit("gt", scaled, float(threshold)), x, smooth)
 
 
-def _softplus_backward(b: Builder, g: Ref, x: Ref, beta: float, threshold: float) -> Ref:
+def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = b.emit("mul", x, float(beta))
     smooth = b.emit("mul", g, b.emit("sigmoid", scaled))
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
 
 
-def _silu_backward(b: Builder, g: Ref, x: Ref) -> Ref:
+def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
     s = b.emit("sigmoid", x)
     slope = b.emit("add", 1.0, b.emit("mul", x, b.emit("sub", 1.0, s)))
-    return b.emit("mul", _float(b, g), b.emit("mul", s, slope))
+    return b.emit("mul", _as_float(b, g), b.emit("mul", s, slope))
 
 
-def _same(b: Builder, x: Ref, *_: object, **__: object) -> Ref:
+def _identity(b: Builder, x: Value, *_: object, **__: object) -> Value:
     return x
 
 
 def _constant(position: int) -> Rule:
-    def rule(b: Builder, *args: Any, **_: object) -> Ref:
-        value: Ref = args[position]
+    """Return the rule of an operation whose result is its argument at ``position``."""
+
+    def rule(b: Builder, *args: Any, **_: object) -> Value:
+        value: Value = args[position]
         return float(value) if type(value) is int else value
 
     return rule
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys((*SAME, *RESHAPES), _same),
-    **{op: _arithmetic(op) for op in UNARY},
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys((*_COPIES, *_RESHAPES), _identity),
+    # Arithmetic, comparisons and functions of numbers.
+    **{op: _arithmetic(op) for op in _UNARY},
     **{op: _arithmetic(op) for op in ("add", "sub", "mul", "div", "gt", "ge", "lt", "le")},
     **{op: _arithmetic(op) for op in ("eq", "ne", "atan2")},
     "true_divide": _arithmetic("div"),
@@ -151,15 +167,16 @@ RULES: dict[str, Rule] = {
     "rsub": _rsub,
     "pow": _pow,
     "square": lambda b, x: _pow(b, x, 2.0),
-    "reciprocal": lambda b, x: b.emit("div", 1.0, _float(b, x)),
-    "rsqrt": lambda b, x: b.emit("div", 1.0, b.emit("sqrt", _float(b, x))),
-    "relu": lambda b, x: b.emit("max", _float(b, x), 0.0),
+    "reciprocal": lambda b, x: b.emit("div", 1.0, _as_float(b, x)),
+    "rsqrt": lambda b, x: b.emit("div", 1.0, b.emit("sqrt", _as_float(b, x))),
+    "relu": lambda b, x: b.emit("max", _as_float(b, x), 0.0),
     "clamp": _clamp,
     "clamp_min": lambda b, x, low: _clamp(b, x, low),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
     "where": _where,
     "sign": _sign,
     "sgn": _sign,
+    # Logic.
     "logical_and": _logic("and"),
     "logical_or": _logic("or"),
     "logical_xor": _logic("xor"),
@@ -168,7 +185,8 @@ RULES: dict[str, Rule] = {
     "bitwise_or": _bitwise("or"),
     "bitwise_xor": _bitwise("xor"),
     "bitwise_not": _bitwise("not"),
-    "isnan": lambda b, x: b.emit("ne", _float(b, x), _float(b, x)),
+    "isnan": lambda b, x: b.emit("ne", _as_float(b, x), _as_float(b, x)),
+    # Constants.
     "ones_like": lambda b, *_, **__: 1.0,
     "zeros_like": lambda b, *_, **__: 0.0,
     "ones": lambda b, *_, **__: 1.0,
@@ -180,18 +198,21 @@ RULES: dict[str, Rule] = {
     "full": _constant(1),
     "new_full": _constant(2),
     "scalar_tensor": _constant(0),
+    # Gradients in the order of operations of PyTorch's own formulas, to round alike.
     "sigmoid_backward": lambda b, g, s: b.emit(
-        "mul", b.emit("mul", _float(b, g), b.emit("sub", 1.0, s)), s
+        "mul", b.emit("mul", _as_float(b, g), b.emit("sub", 1.0, s)), s
     ),
     "tanh_backward": lambda b, g, y: b.emit(
-        "mul", _float(b, g), b.emit("sub", 1.0, b.emit("mul", y, y))
+        "mul", _as_float(b, g), b.emit("sub", 1.0, b.emit("mul", y, y))
     ),
     "threshold_backward": lambda b, g, x, threshold: b.emit(
-        "where", b.emit("gt", _float(b, x), float(threshold)), _float(b, g), 0.0
+        "where", b.emit("gt", _as_float(b, x), float(threshold)), _as_float(b, g), 0.0
     ),
+    # In-place operations, without their underscore.
     "copy": lambda b, _, y, *__: y,
     "zero": lambda b, _: 0.0,
     "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
+    # Activations.
     "softplus": _softplus,
     "softplus_backward": _softplus_backward,
     "silu": lambda b, x: b.emit("mul", x, b.emit("sigmoid", x)),
@@ -209,28 +230,30 @@ RULES: dict[str, Rule] = {
 }
 
 
-def lower(b: Builder, operation: str, truth: bool, args: tuple[Any, ...], kwargs: Any) -> Ref:
-    """The value of one PyTorch operation.
+def lower(b: Builder, operation: str, boolean: bool, args: tuple[Any, ...], kwargs: Any) -> Value:
+    """Lower one PyTorch operation and return its value.
 
     Args:
-        b: where its lines go.
-        operation: its name without namespace and overload, ``"add"``.
-        truth: whether its result is boolean.
-        args: its arguments, tensors replaced by their values here.
-        kwargs: those by name.
+        b: builder that gets its lines.
+        operation: its name without namespace and overload, such as ``"add"``.
+        boolean: whether its result is.
+        args: its positional arguments, tensors replaced by their values in the graph.
+        kwargs: its keyword arguments, likewise.
 
     Raises:
-        Unfusable: the operation is unknown, or used in a way that is.
+        Unfusable: there is no rule for the operation or for these arguments.
 
     """
     if operation == "_to_copy":
-        return _truth(b, args[0]) if truth else _float(b, args[0])
-    if operation not in RULES:
+        return _as_boolean(b, args[0]) if boolean else _as_float(b, args[0])
+    if operation not in _RULES:
         raise Unfusable(operation)
+    # A rule's signature holds the arguments that it can lower.
     try:
-        result = RULES[operation](b, *args, **kwargs)
+        result = _RULES[operation](b, *args, **kwargs)
     except TypeError as unexpected:
         raise Unfusable(f"{operation} with arguments {args[1:]} {kwargs}") from unexpected
-    if is_truth(result) != truth:
-        result = _truth(b, result) if truth else _float(b, result)
+    # A copy, a fill or a scalar may come out as the other kind than PyTorch's result.
+    if is_boolean(result) != boolean:
+        result = _as_boolean(b, result) if boolean else _as_float(b, result)
     return result

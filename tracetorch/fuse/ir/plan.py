@@ -1,4 +1,4 @@
-"""``Plan``: a program and what one call needs of it, ready to be printed as kernels."""
+"""Plan the kernels of one call: a program, and the gradients and trajectories that are needed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from functools import cached_property
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.trace import Program
 
-SCRATCH = 128 * 1024  # values of past states that a backward pass keeps at hand: half of an L2
-TILE = 512  # lanes that a kernel walks through time together
-GPU_TILE = 8 * TILE  # a GPU walks all lanes at once, and has less room for the past of each
+# Most values of recomputed states that a backward kernel holds at a time, for one tile of lanes:
+# half of a core's L2 cache, in float32.
+SCRATCH = 128 * 1024
+TILE = 512  # lanes that a CPU kernel walks through time together
+GPU_TILE = 8 * TILE  # a GPU walks all lanes at once, and has less memory for the past of each
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One way to run a program.
+    """Specification of the kernels that run a program forward and backward.
 
     Args:
-        program: the step and its gradient.
-        backend: who runs it.
+        program: the step and its vector-Jacobian product.
+        backend: name of the backend that runs it.
         dim: the neuron dimension, counted from the end.
-        record: the states whose trajectories are wanted.
+        record: the states whose trajectories are returned.
         graph: whether there will be a backward pass.
-        x: whether it needs the gradient of the input.
-        trained: the parameters of which it needs the gradient.
+        x: whether the backward pass computes the gradient of the input.
+        trained: the parameters whose gradients it computes.
 
     """
 
@@ -38,35 +40,39 @@ class Plan:
 
     @cached_property
     def backward(self) -> Graph:
-        """The gradients that are needed."""
+        """Graph of the gradients that are needed."""
         return self.program.backward(self.x, self.trained)
 
     @cached_property
     def recomputed(self) -> tuple[str, ...]:
-        """The states that the backward pass computes again."""
+        """Names of the states whose past values the backward pass recomputes."""
         return self.program.recomputed(self.backward)
 
     @cached_property
-    def literals(self) -> tuple[float, ...]:
-        """The numbers in the program: arguments of the kernel, so that it serves every slope.
+    def advance(self) -> Graph:
+        """Graph of the next values of the states of :attr:`recomputed`."""
+        return self.program.graph.select([f"next_{name}" for name in self.recomputed])
 
-        Zero and one stay in the source.
+    @cached_property
+    def literals(self) -> tuple[float, ...]:
+        """Numbers in the program, except 0.0 and 1.0.
+
+        They are arguments of the kernel, so that one kernel serves every slope of a surrogate.
         """
-        graph = self.program.graph
-        refs = [ref for line in graph.lines for ref in line.args] + list(graph.outputs.values())
-        numbers = (ref for ref in refs if isinstance(ref, float) and ref not in (0.0, 1.0))
-        return tuple({number.hex(): number for number in numbers}.values())
+        numbers = self.program.graph.literals().values()
+        return tuple(number for number in numbers if number not in (0.0, 1.0))
 
     @cached_property
     def checkpoint_interval(self) -> int:
-        """Steps from one checkpoint to the next; in between, states are computed again."""
+        """Number of steps from one checkpoint to the next; states in between are recomputed."""
         tile = GPU_TILE if self.backend == "triton" else TILE
         return max(1, SCRATCH // (tile * max(1, len(self.recomputed))))
 
     def checkpoints(self, steps: int) -> int:
-        """How many times the forward pass stores the states in ``steps`` steps."""
+        """Return the number of checkpoints that a forward pass over ``steps`` steps stores."""
         if not (self.graph and self.recomputed):
             return 0
+        # The first segment needs none: it begins with the initial states.
         return (steps - 1) // self.checkpoint_interval
 
     @cached_property
@@ -77,6 +83,6 @@ class Plan:
 
     @cached_property
     def key(self) -> str:
-        """Equal for plans that do the same."""
+        """Key, equal for plans that do the same."""
         names = (",".join(self.record), f"{self.graph:d}{self.x:d}", ",".join(self.trained))
         return "/".join((self.program.key, self.backend, str(self.dim), *names))

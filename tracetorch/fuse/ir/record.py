@@ -1,4 +1,10 @@
-"""``Recorder``: runs PyTorch code on tensors without values and writes down the arithmetic."""
+"""Record the arithmetic of PyTorch code as a :class:`Graph`, by a dispatch mode.
+
+A tensor of the recorded code is a :class:`_Lane`: it holds no data, but the name of its value in
+the graph, and a small sample tensor. Each operation runs on the samples, which gives shape and
+dtype of its result by PyTorch's own rules, and is lowered to lines of the graph. An operation that
+cannot be lowered is recorded as unsupported; it matters only where an output depends on it.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +16,45 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import TorchDispatchMode, make_wrapper_tensor, pytree
-from tracetorch.fuse.ir.graph import Builder, Graph, Ref, Unfusable
+from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 
-_VALUES = (
-    "it asks a tensor for its values, to branch on them in Python say; a kernel has no answer. "
-    "Write torch.where"
+_READS_VALUES = (
+    "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
+    "cannot do. Use torch.where"
 )
-_SHAPED = "is not pointwise"
+_UNDECLARED = "its step reads a tensor that no decay, threshold, weight or option declares"
+_NOT_POINTWISE = "is not pointwise"
 _VIEWS = ("alias", "detach", "expand", "view")
-_LITERAL = ("lift_fresh", "lift_fresh_copy")
-_NUMBERS = (*_LITERAL, "scalar_tensor", "full", "ones", "zeros")
+_LITERALS = ("lift_fresh", "lift_fresh_copy")
+_CONSTANTS = (*_LITERALS, "scalar_tensor", "full", "ones", "zeros")
 
 
 class _Lane(Tensor):
-    """A tensor of which only shape, dtype, device and the name of its value are known."""
+    """Tensor without data: its shape, dtype, device, and the name of its value.
 
-    like: Tensor
-    cell: list[Ref]  # shared by views of one memory: what is written in place is seen by all
+    Args:
+        sample: a small tensor on the CPU that PyTorch computes on instead.
+        cell: a list that holds the value's name; views of one memory share it, so that an in-place
+            change of one is seen by all.
+        device: the device that it pretends to be on.
+    """
+
+    sample: Tensor
+    cell: list[Value]
 
     @staticmethod
-    def __new__(cls, like: Tensor, cell: list[Ref], device: torch.device) -> _Lane:
-        lane: _Lane = make_wrapper_tensor(cls, like.shape, dtype=like.dtype, device=device)
-        lane.like, lane.cell = like, cell
+    def __new__(cls, sample: Tensor, cell: list[Value], device: torch.device) -> _Lane:
+        lane: _Lane = make_wrapper_tensor(cls, sample.shape, dtype=sample.dtype, device=device)
+        lane.sample, lane.cell = sample, cell
         return lane
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<{self.cell[0]}>"
 
     def tolist(self) -> Any:
-        """No values."""
-        raise Unfusable(f"its step cannot be traced: {_VALUES}")
+        """Raise, because there are no values."""
+        raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
 
     numpy = __array__ = tolist  # type: ignore[assignment]
 
@@ -48,17 +62,18 @@ class _Lane(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # Only reached after tracing: until then the recorder's mode handles all operations.
         raise RuntimeError("step kept a tensor of an earlier call")
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what is computed, forward and by autograd, while it is active.
+    """Record what is computed, forward and by autograd, while the mode is active.
 
     Args:
-        ndim: dimensions of the tensor of one step.
-        dtype: of the arithmetic.
-        device: what the tensors say they are on; nothing runs there.
-        side: of the small tensor that stands for the lanes.
+        ndim: number of dimensions of the tensor of one step.
+        dtype: dtype of the arithmetic.
+        device: device that the tensors pretend to be on; nothing runs there.
+        side: size of every dimension of the sample tensors.
 
     """
 
@@ -68,26 +83,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dtype = dtype
         self.device = device
         self.inputs: set[str] = set()
-        self.like = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
+        # Any value will do: what is computed on samples is thrown away.
+        self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
 
     def input(self, name: str) -> Tensor:
-        """A tensor that stands for the input ``name``, one value in each lane."""
+        """Return a tensor that represents the input ``name``, one value in each lane."""
         self.inputs.add(name)
-        return _Lane(self.like, [name], self.device)
+        return _Lane(self.sample, [name], self.device)
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
-        """What leads to ``results``; ``None`` is zero.
+        """Return the graph that computes ``results``; ``None`` is zero.
 
         Raises:
-            Unfusable: something that a kernel cannot do leads there.
+            Unfusable: a result depends on an operation that a kernel cannot do.
 
         """
-        outputs: dict[str, Ref] = {}
+        outputs: dict[str, Value] = {}
         for name, result in results.items():
             if isinstance(result, Tensor) and not isinstance(result, _Lane):
-                raise Unfusable(_outside())
+                raise Unfusable(_UNDECLARED)
             outputs[name] = result.cell[0] if isinstance(result, _Lane) else 0.0
         graph = Graph(tuple(self.builder.lines), outputs).select(results)
+        # Unsupported operations that no result depends on are gone by now.
         for line in graph.lines:
             if line.op.startswith("?"):
                 raise Unfusable(line.op[1:])
@@ -99,79 +116,79 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         operation = func._schema.name.removeprefix("aten::")
         if operation in ("_local_scalar_dense", "is_nonzero", "equal"):
-            raise Unfusable(f"its step cannot be traced: {_VALUES}")
+            raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
+        # Run the operation on samples, which are on the CPU whatever the device of the lanes.
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func._schema.is_mutable:
             return self._in_place(func, operation, args, kwargs)
-        made = func(*pytree.tree_map(_like, args), **pytree.tree_map(_like, kwargs))
+        made = func(*pytree.tree_map(_sample_of, args), **pytree.tree_map(_sample_of, kwargs))
         if not isinstance(made, Tensor):
-            return pytree.tree_map(lambda part: self._unknown(part, func, _SHAPED), made)
-        if operation in _LITERAL and not isinstance(args[0], _Lane):
-            return _Lane(made, [_number(args[0])], self.device)
-        if made.ndim and made.shape != self.like.shape:
-            return self._unknown(made, func, _SHAPED)
-        number = made.ndim == 0 and operation in _NUMBERS
+            return pytree.tree_map(lambda part: self._unsupported(part, func, _NOT_POINTWISE), made)
+        # torch.tensor(2.0) in the step: the number is compiled in.
+        if operation in _LITERALS and not isinstance(args[0], _Lane):
+            return _Lane(made, [_literal(args[0])], self.device)
+        # Pointwise operations keep the shape, up to broadcast scalars, and the dtype.
+        if made.ndim and made.shape != self.sample.shape:
+            return self._unsupported(made, func, _NOT_POINTWISE)
+        number = made.ndim == 0 and operation in _CONSTANTS
         if made.dtype not in (self.dtype, torch.bool) and not number:
-            return self._unknown(made, func, f"makes {made.dtype} of {self.dtype}")
+            return self._unsupported(made, func, f"makes {made.dtype} of {self.dtype}")
+        # A view shares the cell of its base.
         if operation in _VIEWS and isinstance(args[0], _Lane):
             return _Lane(made, args[0].cell, self.device)
         return self._lowered(func, operation, made, args, kwargs)
 
     def _lowered(self, func: Any, operation: str, made: Tensor, args: Any, kwargs: Any) -> Any:
-        refs = pytree.tree_map(self._ref, args), pytree.tree_map(self._ref, kwargs)
+        values = pytree.tree_map(self._value_of, args), pytree.tree_map(self._value_of, kwargs)
         try:
-            ref = lower(self.builder, operation, made.dtype == torch.bool, *refs)
+            value = lower(self.builder, operation, made.dtype == torch.bool, *values)
         except Unfusable as reason:
-            told = str(reason)
-            return self._unknown(made, func, "kernels lack" if told == operation else told)
-        return _Lane(made, [ref], self.device)
+            # The bare name of the operation means that it has no rule.
+            why = "kernels lack" if str(reason) == operation else str(reason)
+            return self._unsupported(made, func, why)
+        return _Lane(made, [value], self.device)
 
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         changed = args[0] if args else None
-        given = isinstance(changed, _Lane) and str(changed.cell[0]) in self.inputs
+        # A change of an input would be seen outside; one of a temporary is a new value.
         if (
             not isinstance(changed, _Lane)
-            or given
+            or str(changed.cell[0]) in self.inputs
             or not operation.endswith("_")
             or "out" in kwargs
         ):
-            raise Unfusable(f"its step changes what it is given in place, by {func}")
-        result = self._lowered(func, operation[:-1], changed.like, args, kwargs)
+            raise Unfusable(f"its step changes an argument in place, by {func}")
+        result = self._lowered(func, operation[:-1], changed.sample, args, kwargs)
         changed.cell[0] = result.cell[0]
         return changed
 
-    def _unknown(self, made: Any, func: Any, why: str) -> Any:
-        """A result that no kernel has; a reason to refuse only where an output depends on it."""
+    def _unsupported(self, made: Any, func: Any, why: str) -> Any:
+        """Return a result that no kernel can compute, its operation named ``?<reason>``."""
         if not isinstance(made, Tensor):
             return made
-        ref = self.builder.emit(f"?its step uses {func}, which {why}")
-        return _Lane(made, [ref], self.device)
+        value = self.builder.emit(f"?its step uses {func}, which {why}")
+        return _Lane(made, [value], self.device)
 
-    def _ref(self, value: Any) -> Any:
+    def _value_of(self, value: Any) -> Any:
         if isinstance(value, _Lane):
             return value.cell[0]
         if isinstance(value, Tensor):
-            return self.builder.emit(f"?{_outside()}")
+            return self.builder.emit(f"?{_UNDECLARED}")
         return value
 
 
-# the class wraps it to hide it from Dynamo, which imports the compiler at the first operation
+# TorchDispatchMode wraps this method to hide it from Dynamo. The wrapper imports Dynamo at the
+# first operation, which takes longer than to trace.
 Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
 
 
-def _like(value: Any) -> Any:
-    if isinstance(value, _Lane):
-        return value.like
-    return value
+def _sample_of(value: Any) -> Any:
+    return value.sample if isinstance(value, _Lane) else value
 
 
-def _number(value: Tensor) -> Ref:
+def _literal(value: Tensor) -> Value:
     if value.numel() != 1:
-        raise Unfusable(_outside())
+        raise Unfusable(_UNDECLARED)
     number = value.item()
     return number if isinstance(number, bool) else float(number)
-
-
-def _outside() -> str:
-    return "its step reads a tensor that no decay, threshold, weight or option declares"

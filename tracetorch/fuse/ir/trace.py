@@ -1,4 +1,4 @@
-"""``trace``: a layer's ``step`` and its vector-Jacobian product as one :class:`Graph`."""
+"""Trace a layer's ``step`` and its vector-Jacobian product into one :class:`Program`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,31 @@ from tracetorch.fuse.ir.record import Recorder
 from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.step_results import check_step_results
 
-_TRIES = 3  # another thread may draw a random number while a step is traced; a step always does
+# Another thread may draw a random number while a step is traced; a step that draws does each time.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A step and its gradient, ready to be printed.
+    """Graph of a step and its vector-Jacobian product, ready to be printed.
+
+    Inputs and outputs of the graph are named for what they are::
+
+        s_<state>    state before the step          next_<state>  state after the step
+        g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
+        p_<param>    parameter                      d_p_<param>   its gradient
+        x            input                          d_x           its gradient
+        g_output     cotangent of output            output        output
 
     Args:
-        layer: the kind of layer it was traced from.
-        states: the states it keeps; ``s_<name>`` going in, ``next_<name>`` coming out,
-            ``g_<name>`` the cotangent of what comes out, ``d_s_<name>`` the gradient.
-        params: its tensor arguments; ``p_<name>``, gradient ``d_p_<name>``.
-        dtype: of the arithmetic.
-        graph: everything; ``x`` goes in, ``output`` comes out, with cotangent ``g_output``.
-        smooth: the ends that have a gradient, ``"output"`` and ``"next_<name>"``.
-        reached: what they have one with respect to, ``"x"``, ``"s_<name>"``, ``"p_<name>"``.
+        layer: name of the class of the traced layer.
+        states: names of its active states.
+        params: names of the tensors among its step kwargs.
+        dtype: dtype of the arithmetic.
+        graph: the graph.
+        smooth: those of ``"output"`` and ``"next_<state>"`` that have a gradient.
+        reached: those of ``"x"``, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by
+            autograd.
 
     """
 
@@ -49,25 +58,31 @@ class Program:
 
     @cached_property
     def key(self) -> str:
-        """Equal for programs that compute the same."""
+        """Hash, equal for programs that compute the same."""
         ends = f"{sorted(self.smooth)}{sorted(self.reached)}"
         text = f"{self.states}{self.params}{self.dtype}{self.graph}{ends}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def forward(self) -> Graph:
-        """Output and next states."""
+        """Graph of the output and the next states."""
         return self.graph.select(["output", *(f"next_{name}" for name in self.states)])
 
     def backward(self, x: bool, params: Sequence[str]) -> Graph:
-        """The gradients of the states, and those asked for of ``x`` and the parameters."""
-        asked = ["d_x"] if x else []
-        asked += [f"d_s_{name}" for name in self.states]
-        return self.graph.select(asked + [f"d_p_{name}" for name in params])
+        """Return the graph of the gradients of the states, and of ``x`` and ``params``.
+
+        Args:
+            x: whether the gradient of the input is needed.
+            params: the parameters whose gradients are needed.
+        """
+        names = ["d_x"] if x else []
+        names += [f"d_s_{name}" for name in self.states]
+        return self.graph.select(names + [f"d_p_{name}" for name in params])
 
     def recomputed(self, backward: Graph) -> tuple[str, ...]:
-        """The states whose past values the backward pass reads, itself or to recompute others."""
+        """Return the states whose past values ``backward`` reads, or needs to recompute others."""
         needed = {name for name in self.states if f"s_{name}" in backward.reads()}
+        # To recompute a state, the states that its next value depends on are needed too.
         while True:
             reads = self.graph.select(f"next_{name}" for name in needed).reads()
             more = {name for name in self.states if f"s_{name}" in reads} - needed
@@ -76,11 +91,11 @@ class Program:
             needed |= more
 
 
-class _Seed(torch.autograd.Function):
-    """A number whose gradient is the cotangents.
+class _CotangentSeed(torch.autograd.Function):
+    """Scalar whose backward pass sends the cotangents into the step's results.
 
-    Given to ``autograd.grad`` as they are, they would make it import PyTorch's symbolic shapes,
-    which takes longer than everything else here.
+    Passed to ``autograd.grad`` as ``grad_outputs``, they would make it import PyTorch's symbolic
+    shapes, which takes longer than all of the tracing.
     """
 
     @staticmethod
@@ -94,86 +109,98 @@ class _Seed(torch.autograd.Function):
 
 
 def trace(layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
-    """Run ``step`` once on tensors that record what is done to them, ``autograd.grad`` included.
+    """Trace ``step`` by running it, and ``autograd.grad`` of it, on tensors that record operations.
 
     Args:
-        layer: whose ``step``.
+        layer: layer whose ``step`` is traced.
         ndim: number of dimensions of the tensor of one step.
-        dtype: of the arithmetic.
-        arguments: what ``layer.step_kwargs`` gave; tensors become inputs, all else is compiled in.
+        dtype: dtype of the arithmetic.
+        arguments: result of ``layer.step_kwargs``; tensors become inputs, all else is compiled in.
 
     Raises:
-        Unfusable: ``step`` does something that is not pointwise, asks tensors for values, draws
-            random numbers in Python, or reads the size of its input, which a kernel would have as
-            it was while tracing.
+        Unfusable: ``step`` does something that is not pointwise, reads the values of tensors, draws
+            random numbers in Python, or reads the size of its input; a kernel would repeat the
+            number or the size of the trace forever.
 
     """
     first = before = random.getstate(), np.random.get_state()
-    for _ in range(_TRIES):
+    # PyTorch's generators would be recorded as an operation; Python's and NumPy's only show in
+    # their states.
+    for _ in range(_ATTEMPTS):
         program = _trace(layer, ndim, dtype, arguments, 2)
-        if random.getstate() == before[0] and _equal(np.random.get_state(), before[1]):
+        if random.getstate() == before[0] and _same(np.random.get_state(), before[1]):
             break
         before = random.getstate(), np.random.get_state()
     else:
+        # Numbers that tracing drew must not be missing from the user's sequence.
         random.setstate(first[0])
         np.random.set_state(first[1])
         raise Unfusable("its step draws random numbers in Python, which a kernel would draw once")
+    # On samples of another size a step that reads the size computes something else.
     if _trace(layer, ndim, dtype, arguments, 5).key != program.key:
         raise Unfusable("its step reads the size of its input")
     return program
 
 
-def _hooks_of_our_own() -> AbstractContextManager[object]:
-    """Lest activation checkpointing take what is saved here for the layer's own."""
+def _shield_saved_tensors() -> AbstractContextManager[object]:
+    """Keep tensors that autograd saves while tracing from the saved-tensor hooks around the call.
+
+    Activation checkpointing counts through such hooks what a module saves, and would count these
+    with it. The innermost hooks win, so hooks that do nothing are enough.
+    """
     if not saved_tensor_hooks_enabled():
         return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _same(state: Any, other: Any) -> bool:
     """Whether two states of NumPy's generator are the same."""
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(state, other, strict=True))
 
 
 def _trace(
     layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, Any], side: int
 ) -> Program:
-    kept = layer.active_states
+    """Trace once, on samples whose dimensions all have size ``side``."""
+    active = layer.active_states
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
     device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
     recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
-    names = ["x", *(f"s_{n}" for n in kept), *(f"p_{n}" for n in params)]
+    names = ["x", *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
-        with recorder, torch.inference_mode(False), torch.enable_grad(), _hooks_of_our_own():
-            given = {name: recorder.input(name).requires_grad_() for name in names}
+        with recorder, torch.inference_mode(False), torch.enable_grad(), _shield_saved_tensors():
+            # Forward: inactive states are None, as in an eager step.
+            inputs = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(
-                given["x"],
-                *(given.get(f"s_{name}") for name in layer.states),
-                **{name: given[f"p_{name}"] for name in params},
+                inputs["x"],
+                *(inputs.get(f"s_{name}") for name in layer.states),
+                **{name: inputs[f"p_{name}"] for name in params},
                 **constants,
             )
-            output, active = check_step_results(layer, given["x"], stepped)
-            ends = {"output": output, **{f"next_{n}": v for n, v in active.items()}}
+            output, next_states = check_step_results(layer, inputs["x"], stepped)
+            ends = {"output": output, **{f"next_{n}": v for n, v in next_states.items()}}
+            # Backward: a cotangent for each result that has a gradient. One that has none, and an
+            # input that nothing depends on, get the literal 0.0.
             smooth = {name: end for name, end in ends.items() if end.requires_grad}
             found: Sequence[Tensor | None] = [None] * len(names)
             if smooth:
                 cotangents = [recorder.input(f"g_{n.removeprefix('next_')}") for n in smooth]
-                seed = _Seed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
-                found = torch.autograd.grad(seed, list(given.values()), allow_unused=True)
+                seed = _CotangentSeed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
+                found = torch.autograd.grad(seed, list(inputs.values()), allow_unused=True)
             gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
             results = {**ends, **gradients}
     except Unfusable:
         raise
     except Exception as failure:
-        said = str(failure).strip().split("\n")[0]
-        raise Unfusable(f"its step cannot be traced: {said}") from failure
+        first_line = str(failure).strip().split("\n")[0]
+        raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    return Program(type(layer).__name__, kept, params, dtype, graph, frozenset(smooth), reached)
+    return Program(type(layer).__name__, active, params, dtype, graph, frozenset(smooth), reached)

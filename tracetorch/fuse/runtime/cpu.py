@@ -29,7 +29,7 @@ _TASKS = 64  # enough to share evenly among threads, few enough for their partia
 
 
 class _Grid(NamedTuple):
-    """How the lanes are cut into tasks: a task is a tile of columns, and a group of rows.
+    """The division of the lanes into tasks: a task is a tile of columns, and a group of rows.
 
     Args:
         columns: lanes of a row.
@@ -49,7 +49,7 @@ class _Grid(NamedTuple):
 
 
 def _grid(layout: Layout) -> _Grid:
-    """The cut for a layout; narrow rows share a tile."""
+    """Divide the lanes of a layout into tasks; narrow rows share a tile."""
     width = layout.neurons * layout.inner
     repeats = max(1, min(TILE // max(1, width), layout.outer))
     columns = width * repeats
@@ -103,13 +103,16 @@ def signature(arguments: Sequence[str], plan: Plan) -> Any:
 
 
 def _flat(tensor: Tensor, layout: Layout) -> Any:
-    """A sequence or one step as flat memory."""
-    return layout.arrange(tensor).contiguous().detach().numpy().reshape(-1)
+    """Return a sequence or one step as flat memory."""
+    arranged = tensor if layout.in_order else layout.arrange(tensor)
+    return arranged.contiguous().detach().numpy().reshape(-1)
 
 
 def _results(tensors: Sequence[Tensor], layout: Layout) -> list[Any]:
-    """New tensors of this layout as flat memory that the kernel fills."""
-    return [layout.arrange(tensor).detach().numpy().reshape(-1) for tensor in tensors]
+    """Return new tensors of this layout as flat memory that the kernel fills."""
+    if not layout.in_order:
+        tensors = [layout.arrange(tensor) for tensor in tensors]
+    return [tensor.detach().numpy().reshape(-1) for tensor in tensors]
 
 
 def write_parameters(params: Sequence[Tensor], places: Any) -> None:
@@ -120,14 +123,16 @@ def write_parameters(params: Sequence[Tensor], places: Any) -> None:
 
 
 def _packed_parameters(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> Any:
-    """The parameters of the lanes of a row, one after the other."""
+    """Return the parameters of the lanes of a row, one after the other."""
     packed = np.empty((len(params), grid.repeats, layout.neurons, layout.inner), real)
     write_parameters(params, packed)
     return packed.reshape(-1)
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Any]:
-    """Strides of time and of the grid's rows, and flat memory, of a sequence."""
+    """Return the strides of time and of the grid's rows, and the flat memory, of a sequence."""
+    if layout.in_order and tensor.is_contiguous():
+        return layout.lanes, grid.columns, tensor.detach().numpy().reshape(-1)
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
         flat, step, row = strided(layout.restore(layout.arrange(tensor).contiguous()), layout)
@@ -142,10 +147,10 @@ def forward(
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
     dtype, steps = plan.program.dtype, x.shape[0]
-    output = layout.empty_sequence(x, dtype)
-    ends = [layout.empty_step(x, dtype) for _ in states]
-    records = [layout.empty_sequence(x, dtype) for _ in plan.record]
     stored = plan.checkpoints(steps)
+    count = 1 + len(plan.record)
+    new = layout.allocate(x, dtype, sequences=count, steps=len(states))
+    (output, *records), ends = new[:count], new[count:]
     checkpoints = torch.empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
     results = [output, *ends, *records, checkpoints]
     if layout.lanes == 0:
@@ -188,8 +193,8 @@ def backward(
     g_ends, g_records = rest[: len(states)], rest[len(states) :]
     grid = _grid(layout)
     nothing = torch.empty(0, dtype=dtype)
-    d_x = layout.empty_sequence(x, dtype) if plan.x else nothing
-    d_states = [layout.empty_step(x, dtype) for _ in states]
+    new = layout.allocate(x, dtype, sequences=int(plan.x), steps=len(states))
+    d_x, d_states = (new[0], new[1:]) if plan.x else (nothing, new)
     # in float64: a parameter's gradient sums over time, batch and space
     sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
     if layout.lanes:
@@ -208,7 +213,7 @@ def backward(
             *_sequence(g_output, layout, grid),
             *[_flat(grad, layout) for grad in g_ends],
             *record_gradients,
-            *_results(([d_x] if plan.x else []) + d_states, layout),
+            *_results(new, layout),
             sums.reshape(-1),
         )
         past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps) * TILE

@@ -31,7 +31,7 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _literals(plan: Plan, device: torch.device) -> Tensor:
-    """The numbers of a program where the kernels read them; float64 arguments would be cut."""
+    """Copy the numbers of a program to the device; as arguments, float64 would be truncated."""
     return torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
 
 
@@ -55,7 +55,7 @@ def _flat(tensor: Tensor) -> Tensor:
 def _inputs(
     plan: Plan, layout: Layout, x: Tensor, params: Sequence[Tensor], every: int
 ) -> dict[str, Any]:
-    """The arguments that both kernels take."""
+    """Return the arguments that both kernels take."""
     flat, step, row = strided(x.detach(), layout)
     given = {
         "steps": x.shape[0],
@@ -86,9 +86,10 @@ def forward(
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
     program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
-    output = layout.empty_sequence(x, dtype)
-    ends = {name: layout.empty_step(x, dtype) for name in program.states}
-    records = {name: layout.empty_sequence(x, dtype) for name in plan.record}
+    output, *trajectories = layout.allocate(x, dtype, sequences=1 + len(plan.record))
+    records = dict(zip(plan.record, trajectories, strict=True))
+    last = layout.allocate(x, dtype, steps=len(program.states))
+    ends = dict(zip(program.states, last, strict=True))
     stored = plan.checkpoints(steps)
     checkpoints = x.new_empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
     if layout.lanes:
@@ -120,8 +121,9 @@ def backward(
     g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
     g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
     nothing = x.new_empty(0, dtype=dtype)
-    d_x = layout.empty_sequence(x, dtype) if plan.x else nothing
-    d_states = {name: layout.empty_step(x, dtype) for name in program.states}
+    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.x else nothing
+    new = layout.allocate(x, dtype, steps=len(program.states))
+    d_states = dict(zip(program.states, new, strict=True))
     sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
     if layout.lanes:
         starts = dict(zip(program.states, states, strict=True))

@@ -1,4 +1,4 @@
-"""``compiled``: source into a Numba kernel, kept on disk for the next process."""
+"""Compile printed sources into Numba kernels, and cache them on disk for the next process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from typing import Any, TypeAlias, cast
 _Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
 
 _lock = threading.RLock()
-_held: list[object] = []
+_alive: list[object] = []  # compiled functions whose code is called by address
 _kernels: dict[str, Callable[..., None]] = {}
 
 
 def folder() -> Path:
-    """Where sources and compiled kernels are kept: ``TRACETORCH_CACHE``, or the user's cache."""
-    told = os.environ.get("TRACETORCH_CACHE")
-    if told:
-        return Path(told)
+    """Return the folder of sources and compiled kernels: ``TRACETORCH_CACHE``, or a default."""
+    configured = os.environ.get("TRACETORCH_CACHE")
+    if configured:
+        return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tracetorch"
 
 
 def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
-    """The function ``name`` of ``source``, compiled for one signature.
+    """Compile the function ``name`` of ``source`` for one signature.
 
     The source goes to a file named for its content, whole or not at all, with Numba's cache beside
     it: processes that compile at once write the same bytes, and one that dies leaves nothing
@@ -45,37 +45,37 @@ def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
         signature: Numba's.
 
     """
-    return _once(source, name, signature, _jit)
+    return _compile_once(source, name, signature, _jit)
 
 
 def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
-    """The same for a function that takes addresses, called by address: fewer microseconds."""
-    return _once(source, name, signature, _by_address)
+    """Compile a function that takes addresses, to be called by address in fewer microseconds."""
+    return _compile_once(source, name, signature, _by_address)
 
 
-def _once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
+def _compile_once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
         if tag not in _kernels:
-            _kernels[tag] = _from_disk(source, name, tag, signature, make)
+            _kernels[tag] = _compile(source, name, tag, signature, make)
         return _kernels[tag]
 
 
 def module_of(source: str, name: str) -> ModuleType:
-    """The module that ``source`` is, from a file: Triton reads the text of its kernels again."""
+    """Import ``source`` from a file, for Triton reads the text of its kernels again."""
     tag = hashlib.sha256(source.encode()).hexdigest()[:20]
     try:
-        return _module(_kept(source, folder() / f"{name}_{tag}.py"), name, tag)
+        return _import_file(_write_source(source, folder() / f"{name}_{tag}.py"), name, tag)
     except OSError:
-        return _module(_kept(source, Path(tempfile.mkdtemp()) / f"{name}_{tag}.py"), name, tag)
+        return _import_file(
+            _write_source(source, Path(tempfile.mkdtemp()) / f"{name}_{tag}.py"), name, tag
+        )
 
 
-def _from_disk(
-    source: str, name: str, tag: str, signature: Any, make: _Make
-) -> Callable[..., None]:
+def _compile(source: str, name: str, tag: str, signature: Any, make: _Make) -> Callable[..., None]:
     try:
-        path = _kept(source, folder() / f"{name}_{tag}.py")
-        return make(getattr(_module(path, name, tag), name), signature, True)
+        path = _write_source(source, folder() / f"{name}_{tag}.py")
+        return make(getattr(_import_file(path, name, tag), name), signature, True)
     except Exception:
         # read-only, full, or damaged in whichever way: none of it is a reason not to run, and what
         # is wrong with the source itself is raised below
@@ -86,7 +86,7 @@ def _from_disk(
         return make(namespace[name], signature, False)
 
 
-def _kept(source: str, path: Path) -> Path:
+def _write_source(source: str, path: Path) -> Path:
     with contextlib.suppress(OSError):
         if path.read_text() == source:
             return path
@@ -103,7 +103,7 @@ def _kept(source: str, path: Path) -> Path:
     return path
 
 
-def _module(path: Path, name: str, tag: str) -> ModuleType:
+def _import_file(path: Path, name: str, tag: str) -> ModuleType:
     module_name = f"tracetorch_kernels.{name}_{tag}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -132,12 +132,12 @@ def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable
         ctypes.c_void_p if isinstance(kind, types.CPointer) else ctypes.c_int64
         for kind in signature.args
     ]
-    _held.append(kernel)  # its code lives as long as it does
+    _alive.append(kernel)
     return ctypes.CFUNCTYPE(None, *kinds)(cast(int, kernel.address))
 
 
 def _renew_lock() -> None:
-    """After ``fork`` nobody is left in the child who would release it."""
+    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
     global _lock
     _lock = threading.RLock()
 

@@ -33,17 +33,21 @@ class Layout(NamedTuple):
     lanes: int
     in_order: bool
 
-    def empty_sequence(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Allocate a tensor shaped like the sequence ``x``, in this layout."""
+    def allocate(
+        self, x: Tensor, dtype: torch.dtype, *, sequences: int = 0, steps: int = 0
+    ) -> list[Tensor]:
+        """Allocate tensors shaped like the sequence ``x``, then some like one step of it."""
         sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
-        made = _empty(x, sizes, dtype)
-        return made if self.in_order else self.restore(made)
-
-    def empty_step(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Allocate a tensor shaped like one step of the sequence ``x``, in this layout."""
-        sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
-        made = _empty(x, sizes[1:], dtype)
-        return made if self.in_order else self.restore(made)
+        pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+        made: list[Tensor] = []
+        for shape, count in ((sizes, sequences), (sizes[1:], steps)):
+            for _ in range(count):
+                if pooled:
+                    new = large_empty(shape, dtype)
+                else:
+                    new = torch.empty(shape, dtype=dtype, device=x.device)
+                made.append(new if self.in_order else self.restore(new))
+        return made
 
     def restore(self, ordered: Tensor) -> Tensor:
         """Permute ``ordered``, a sequence or one step, back to the order of dimensions of ``x``."""
@@ -61,12 +65,6 @@ class Layout(NamedTuple):
         if tensor.ndim == len(self.order):
             return tensor.permute(self.order)
         return tensor.permute([dim - 1 for dim in self.order[1:]])
-
-
-def _empty(x: Tensor, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling():
-        return large_empty(sizes, dtype)
-    return torch.empty(sizes, dtype=dtype, device=x.device)
 
 
 def layout_of(x: Tensor, dim: int) -> Layout:

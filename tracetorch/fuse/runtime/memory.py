@@ -1,4 +1,4 @@
-"""Memory for the kernels: large results from pages that are used again, scratch likewise.
+"""Allocate memory for the kernels: large results and scratch from pages that are used again.
 
 A large new tensor costs more in page faults than the arithmetic that fills it: the allocator gives
 its pages back to the system when it is freed, and every page of the next one is cleared anew. So
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 _PAGE = 2 << 20  # a huge one
-_WORTH_IT = 1 << 20  # bytes
-_MOST_KEPT = 256 << 20  # bytes that wait in the pool
+_LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
+_POOL_LIMIT = 256 << 20  # bytes that wait in the pool
 
 
 class _Pool:
@@ -48,10 +48,10 @@ class _Pool:
 
     def give_back(self, size: int, mapping: mmap.mmap) -> None:
         with self.lock:
-            if self.kept + size > _MOST_KEPT:  # what other shapes left behind goes first
+            if self.kept + size > _POOL_LIMIT:  # what other shapes left behind goes first
                 self.free.clear()
                 self.kept = 0
-            if size <= _MOST_KEPT:
+            if size <= _POOL_LIMIT:
                 self.free.setdefault(size, []).append(mapping)
                 self.kept += size
 
@@ -60,7 +60,7 @@ _pool = _Pool()
 
 
 def _renew_lock() -> None:
-    """After ``fork`` nobody is left in the child who would release it."""
+    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
     _pool.lock = threading.RLock()
 
 
@@ -69,9 +69,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU; where it is large, from pages that were used before."""
+    """Allocate as ``torch.empty`` on the CPU; where it is large, from pages used before."""
     size = math.prod(sizes) * dtype.itemsize
-    if size < _WORTH_IT or not sys.platform.startswith("linux"):
+    if size < _LARGE or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
     try:
@@ -94,7 +94,7 @@ _scratch = _Scratch()
 
 
 def scratch(slot: int, size: int, dtype: type) -> Any:
-    """An array of at least ``size`` values, not cleared, the calling thread's until its next."""
+    """Return an uncleared array of at least ``size`` values, the thread's until its next call."""
     held = _scratch.held.get((slot, dtype))
     if held is None or held.size < size:
         held = _scratch.held[slot, dtype] = np.empty(size, dtype)

@@ -72,7 +72,7 @@ def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
 
 
 def _forget() -> None:
-    """After ``fork`` the child has the pool but none of its threads."""
+    """Drop the pool after ``fork``: the child has none of its threads."""
     global _pool, _size, _lock
     _lock, _pool, _size = threading.Lock(), None, 0
 

@@ -1,0 +1,195 @@
+"""The order of rooms: every import goes one way, and private names of PyTorch are in one file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tracetorch"
+
+# A room imports only what stands before it.
+ROOMS = (
+    "core",
+    "functional",
+    "ragged",
+    "fuse",
+    "snn",
+    "unrolling",
+    "encode",
+    "decode",
+    "loss",
+    "plot",
+    "probe",
+    "data",
+    "nir",
+    "export",
+    "checkpoint",
+    "metrics",
+    "diagnosis",
+    "__init__",
+    "__main__",
+    "demo",
+)
+FUSE = ("protocol", "step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
+# The version is on the ground floor, and only the package itself and its programs see all rooms.
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PROGRAMS = sorted(
+    path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(source: str) -> list[tuple[int, str]]:
+    """Dotted names of all imports: in functions and under ``TYPE_CHECKING`` too."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def place(parts: tuple[str, ...], order: tuple[str, ...]) -> int:
+    """Place in the order; a name of the package itself, ``tracetorch.unroll``, is its front."""
+    name = parts[0] if parts else "__init__"
+    return order.index(name if name in order else "__init__")
+
+
+def upward(module: str, source: str) -> list[str]:
+    """Imports of a module, ``"snn.neuron"``, that do not go down."""
+    here = tuple(module.split("."))
+    faults = []
+    for line, name in imports(source):
+        there = tuple(name.split("."))
+        if there[0] != "tracetorch":
+            continue
+        there = there[1:]
+        room, target = place(here, ROOMS), place(there, ROOMS)
+        if room == target and ROOMS[room] == "fuse" and here != ("fuse",):
+            inner = place(there[1:], FUSE) - place(here[1:], FUSE)
+            allowed = inner < 0 or (inner == 0 and here[1] not in FUSE[-1:])
+        else:
+            allowed = target <= room
+        if not allowed:
+            faults.append(f"{module}:{line} imports {name}")
+    return faults
+
+
+def name_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
+    return ".".join(parts) or "__init__"
+
+
+def test_every_room_has_a_place() -> None:
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES}
+    assert rooms == set(ROOMS)
+    inner = (path.relative_to(PACKAGE).parts for path in SOURCES)
+    assert {p[1].removesuffix(".py") for p in inner if p[0] == "fuse"} == set(FUSE)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    assert upward(name_of(path), path.read_text()) == []
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Files that reach themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        pending = list(graph[start])
+        while pending:
+            if (name := pending.pop()) not in seen:
+                seen.add(name)
+                pending += graph.get(name, ())
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    names = {name_of(path): path for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        targets = set()
+        for _, imported in imports(path.read_text()):
+            if imported.startswith("tracetorch."):
+                inner = imported.removeprefix("tracetorch.")
+                # a module, or a name in one
+                targets.add(inner if inner in names else inner.rpartition(".")[0])
+        graph[name] = targets - {name}
+    assert cycles(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("fuse.dispatch.plans", "from tracetorch.snn.neuron import Neuron"),
+        ("fuse.dispatch.plans", "def f():\n    from tracetorch.snn.neuron import Neuron"),
+        ("fuse.ir.trace", "if TYPE_CHECKING:\n    from tracetorch.snn import Neuron"),
+        ("fuse.ir.trace", "from tracetorch.fuse.runtime import cpu"),
+        ("fuse.codegen.numba_loops", "from tracetorch.fuse import backend"),
+        ("core.walk", "import tracetorch.functional"),
+        ("checkpoint.save", "from tracetorch import __version__"),
+        ("nir.write", "from tracetorch.export import step"),
+        ("snn.module", "from tracetorch.unrolling import unroll"),
+    ],
+)
+def test_a_planted_upward_import_is_found(module: str, planted: str) -> None:
+    assert upward(module, planted)
+
+
+def test_a_planted_cycle_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+# Private names of PyTorch
+
+
+def private_names(source: str) -> list[str]:
+    """Names of PyTorch with a part that begins with one underscore."""
+
+    def is_private(dotted: str) -> bool:
+        parts = dotted.split(".")
+        return parts[0] == "torch" and any(
+            part.startswith("_") and not part.startswith("__") for part in parts
+        )
+
+    found = [f"{line}: {name}" for line, name in imports(source) if is_private(name)]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            parts: list[str] = []
+            inner: ast.expr = node
+            while isinstance(inner, ast.Attribute):
+                parts.append(inner.attr)
+                inner = inner.value
+            if isinstance(inner, ast.Name):
+                aliases = {"nn": "torch.nn"}
+                dotted = ".".join([aliases.get(inner.id, inner.id), *reversed(parts)])
+                if is_private(dotted):
+                    found.append(f"{node.lineno}: {dotted}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_private_names_of_pytorch_are_in_one_file(path: Path) -> None:
+    if name_of(path) != "core.torch_private":
+        assert private_names(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from torch.utils import _pytree",
+        "from torch._C import _nn",
+        "def f():\n    return torch._C._current_graph_task_id()",
+        "x = nn.modules.batchnorm._NormBase",
+    ],
+)
+def test_a_planted_private_name_is_found(planted: str) -> None:
+    assert private_names(planted)

@@ -1,0 +1,105 @@
+"""Describe the languages that kernels are printed in: Python for Numba, and Triton."""
+
+from __future__ import annotations
+
+import torch
+
+from tracetorch.fuse.codegen.emitter import Target
+
+# Operations that all targets spell alike.
+_INFIX = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "xor": "{} ^ {}",
+}
+
+# Comparisons with itself let NaN pass, as in PyTorch.
+_NUMBA = {
+    **_INFIX,
+    "abs": "abs({})",
+    "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
+    "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
+    "where": "({1} if {0} else {2})",
+    "float": "(one if {} else zero)",
+    "not": "not {}",
+    "sigmoid": "one / (one + np.exp(-{}))",
+    "erf": "real(math.erf({}))",
+    "pow": "np.power({}, {})",
+    "round": "np.rint({})",
+    "atan": "np.arctan({})",
+    "atan2": "np.arctan2({}, {})",
+    **{
+        op: f"np.{op}({{}})"
+        for op in ("ceil", "cos", "cosh", "exp", "expm1", "floor", "log", "log1p", "log2")
+    },
+    **{op: f"np.{op}({{}})" for op in ("sin", "sinh", "sqrt", "tan", "tanh", "trunc")},
+}
+
+_TRITON = {
+    **_INFIX,
+    "abs": "libdevice.abs({})",
+    "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
+    "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+    "where": "tl.where({}, {}, {})",
+    "float": "tl.where({}, one, zero)",
+    "not": "{} ^ true",
+    "sigmoid": "one / (one + libdevice.exp(-{}))",
+    "round": "libdevice.rint({})",
+    "sqrt": "tl.sqrt({})",
+    **{
+        op: f"libdevice.{op}({{}})"
+        for op in ("atan", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor", "log", "log1p")
+    },
+    **{op: f"libdevice.{op}({{}})" for op in ("log2", "sin", "sinh", "tan", "tanh", "trunc")},
+    "pow": "libdevice.pow({}, {})",
+    "atan2": "libdevice.atan2({}, {})",
+}
+
+# Triton's own division and square root of float32 are approximations.
+_TRITON_FLOAT32 = {
+    **_TRITON,
+    "div": "tl.div_rn({}, {})",
+    "sigmoid": "tl.div_rn(one, one + libdevice.exp(-{}))",
+    "sqrt": "tl.sqrt_rn({})",
+}
+
+
+def real_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in NumPy, Numba and Triton, such as ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def numba_target(dtype: torch.dtype) -> Target:
+    """Return the description of Python for Numba, with arithmetic in ``dtype``."""
+    return Target(
+        real=f"np.{real_name(dtype)}",
+        expressions=_NUMBA,
+        literal="literals[{}]",
+        true="True",
+        false="False",
+    )
+
+
+def triton_target(dtype: torch.dtype) -> Target:
+    """Return the description of Triton, with arithmetic in ``dtype``."""
+    real = f"tl.{real_name(dtype)}"
+    return Target(
+        real=real,
+        expressions=_TRITON_FLOAT32 if dtype == torch.float32 else _TRITON,
+        literal=f"tl.full((BLOCK,), tl.load(literals + {{}}), {real})",
+        true="true",
+        # a Python bool would be another type than a block of truth values
+        false="(true ^ true)",
+        negative_zero="(-zero)",
+    )
