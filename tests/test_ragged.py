@@ -1,4 +1,4 @@
-"""The mask: who checks it, and what it is told."""
+"""The checks and the effect of a mask, as the decoders use them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ X = torch.zeros(3, 2, 4)
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_sequence_or_mask_that_does_not_fit_is_named_in_the_error(
     decoder: Any, x: Any, mask: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         decoder(x, mask=mask)
 
 
-def test_a_batch_dimension_can_be_asked_for() -> None:
+def test_batch_dimension_is_required_when_batched() -> None:
     ragged.check_sequence("x", torch.zeros(2))
     with pytest.raises(ValueError, match=r"x must have the shape \[T, B, ...\], .* got \[2\]"):
         ragged.check_sequence("x", torch.zeros(2), batched=True)
@@ -50,7 +50,7 @@ def test_a_batch_dimension_can_be_asked_for() -> None:
 
 @settings(deadline=None)
 @given(masks())
-def test_lengths_and_filling(mask: torch.Tensor) -> None:
+def test_filled_steps_and_lengths_count_real_steps(mask: torch.Tensor) -> None:
     x = torch.full((*mask.shape, 2), torch.nan)
     x[mask] = 1.0
     total = ragged.filled(x, mask).sum(0)
@@ -58,7 +58,7 @@ def test_lengths_and_filling(mask: torch.Tensor) -> None:
     assert torch.equal(ragged.lengths(x, mask)[:, 0], mask.sum(0))
 
 
-def test_a_masked_decoder_compiles_whole() -> None:
+def test_masked_decoder_compiles_without_graph_breaks() -> None:
     spikes, mask = torch.rand(4, 3, 2).round(), torch.arange(4)[:, None] < torch.tensor([1, 4, 2])
     compiled = torch.compile(decode.rate, fullgraph=True, backend="eager")
     assert torch.equal(compiled(spikes, mask=mask), decode.rate(spikes, mask=mask))

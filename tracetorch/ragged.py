@@ -1,27 +1,28 @@
-"""Sequences of unequal length in one tensor: which steps are real.
+"""Check and apply the mask of a padded batch: sequences of unequal length in one tensor.
 
-One convention for decoders, losses and metrics: a sequence is ``[T, B, ...]``, and ``mask``
-``[T, B]`` is true where a step is real. A result is what each sequence would give if the steps that
-are not real were cut out of it, whatever they hold, NaN included. Padding may stand anywhere.
+One convention for decoders, losses and metrics: a batch is ``[T, B, ...]``, and ``mask`` ``[T, B]``
+is true where a step is real and false where it is padding. Every result equals that of the sequence
+with its padding cut out, whatever the padding holds, NaN included. Padding may be at any step.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
 def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
-    """Check that ``x`` is a tensor over time.
+    """Check that ``x`` is a real tensor over time, ``[T, ...]``.
 
     Args:
-        name: how messages call it.
+        name: the argument's name, for messages.
         x: a tensor ``[T, ...]``.
-        batched: it must have a batch dimension too, ``[T, B, ...]``.
+        batched: also require a batch dimension, ``[T, B, ...]``.
 
     Raises:
-        TypeError: ``x`` is not a tensor, or a complex one.
-        ValueError: it lacks a dimension, or has no step.
+        TypeError: ``x`` is not a tensor, or is complex.
+        ValueError: ``x`` lacks a dimension, or has no step.
 
     """
     if not isinstance(x, Tensor):
@@ -31,23 +32,23 @@ def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
     if x.is_complex():
         raise TypeError(f"{name} must be a tensor of real numbers, got {x.dtype}.")
     if x.ndim < 1 + batched:
-        wanted = "[T, B, ...]" if batched else "[T, ...]"
-        raise ValueError(f"{name} must have the shape {wanted}, time first, got {list(x.shape)}.")
+        expected = "[T, B, ...]" if batched else "[T, ...]"
+        raise ValueError(f"{name} must have the shape {expected}, time first, got {list(x.shape)}.")
     if len(x) == 0:
         raise ValueError(f"{name} needs at least one time step, got shape {list(x.shape)}.")
 
 
 def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
-    """Check that ``mask`` tells for each step of ``x`` whether it is real.
+    """Check that ``mask`` is a boolean ``[T, B]`` that fits ``x``, with a real step per sequence.
 
     Args:
-        mask: ``[T, B]`` booleans, true where real; ``None``: all steps are.
-        name: how messages call ``x``.
+        mask: ``[T, B]`` booleans, true where a step is real; ``None``: all steps are real.
+        name: the name of ``x``, for messages.
         x: a tensor ``[T, B, ...]``.
 
     Raises:
         TypeError: ``mask`` is not a tensor of booleans.
-        ValueError: it has another shape or device than ``x``, or a sequence has no real step.
+        ValueError: its shape or device differs from that of ``x``, or a sequence has no real step.
 
     """
     if mask is None:
@@ -65,8 +66,8 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
         )
     if mask.device != x.device:
         raise ValueError(f"mask is on {mask.device}, {name} on {x.device}. Move one of them.")
-    # looking at values would break a compiled graph
-    if not torch.compiler.is_compiling():
+    # reading values would break a compiled graph
+    if not is_compiling():
         empty = (~mask.any(0)).nonzero()
         if len(empty):
             raise ValueError(
@@ -76,24 +77,26 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
 
 
 def aligned(mask: Tensor, x: Tensor) -> Tensor:
-    """``mask`` ``[T, B]`` with as many dimensions as ``x`` ``[T, B, ...]``."""
+    """Append dimensions of size 1 to ``mask`` ``[T, B]`` so that it broadcasts over ``x``."""
     return mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
 
 
 def filled(x: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
-    """``x`` ``[T, B, ...]`` with ``value`` where a step is not real; no gradient flows there."""
+    """Set ``x`` ``[T, B, ...]`` to ``value`` at padded steps; no gradient flows there."""
+    # masked_fill, not a product with the mask: NaN times 0 is NaN
     return x if mask is None else x.masked_fill(~aligned(mask, x), value)
 
 
 def lengths(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The number of real steps, in a shape to divide ``x[0]`` by: ``[B, 1, ...]`` or ``[]``."""
+    """Count the real steps, in a shape that divides ``x[0]``: ``[B, 1, ...]`` or ``[]``."""
     if mask is None:
         return torch.tensor(len(x), device=x.device)
     return aligned(mask, x).sum(0)
 
 
-def floating(x: Tensor) -> Tensor:
-    """``x`` in a dtype that can count: float32 for half precision, the default for integers."""
+def as_floating(x: Tensor) -> Tensor:
+    """Convert to a dtype for counting: float32 for half precision, the default for integers."""
     if not x.is_floating_point():
         return x.to(torch.get_default_dtype())
+    # float16 is exact to 2048, bfloat16 to 256: too few spikes to count
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

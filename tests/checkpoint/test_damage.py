@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer
-from tracetorch import snn
-from tracetorch.checkpoint.header import KEY, SUM, Header, checksum
+from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, Header, checksum
+from tracetorch.checkpoint.layers import describe_layers
 
 
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), layer("BSRLIF", 4), nn.Linear(4, 2), layer("Readout", 2))
 
 
-def good(folder: Path) -> bytes:
+def saved_model(folder: Path) -> bytes:
+    """Save a model with states, and return the bytes of its file."""
     made = model()
     made[2].weight.data[0, 0] = 0.5
     made(torch.rand(2, 3))
@@ -34,12 +35,13 @@ def good(folder: Path) -> bytes:
 
 
 def mutated(data: bytes, number: int, seed: int) -> Iterator[bytes]:
-    """Bytes changed, put in, taken out, repeated, cut off; most of it in the header."""
+    """Yield copies with bytes changed, inserted, removed, repeated or cut off."""
     generator = random.Random(seed)
     header = 8 + struct.unpack("<Q", data[:8])[0]
     for _ in range(number):
         changed = bytearray(data)
         for _ in range(generator.choice((1, 1, 1, 2, 5))):
+            # most changes in the header, where one byte matters most
             end = generator.choice((8, header, len(changed)))
             at = generator.randrange(min(end, len(changed)))
             match generator.randrange(6):
@@ -60,8 +62,8 @@ def mutated(data: bytes, number: int, seed: int) -> Iterator[bytes]:
         yield bytes(changed)
 
 
-def survives(data: bytes, path: Path) -> bool:
-    """Loads a file; either it is refused in words and nothing changes, or it is what was saved."""
+def loads(data: bytes, path: Path) -> bool:
+    """Whether a file loads, and then all of it; where not, nothing has changed."""
     path.write_bytes(data)
     into = model()
     into(torch.ones(2, 3))
@@ -70,11 +72,11 @@ def survives(data: bytes, path: Path) -> bool:
     try:
         tt.load(path, into, states=True)
     except ValueError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
-    if told:
-        assert str(path) in told
+        message = ""
+    if message:
+        assert str(path) in message
         after = {**into.state_dict(), **tt.get_states(into)}
         assert all(torch.equal(after[name], value) for name, value in before.items())
         return False
@@ -87,23 +89,25 @@ def survives(data: bytes, path: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [300, pytest.param(4000, marks=pytest.mark.slow)])
-def test_a_damaged_file_is_refused_or_is_not_damaged(number: int, tmp_path: Path) -> None:
-    data = good(tmp_path)
-    assert survives(data, tmp_path / "same.safetensors")
-    survivors = sum(
-        survives(each, tmp_path / "damaged.safetensors") for each in mutated(data, number, number)
+def test_damaged_files_are_refused_unless_the_damage_changes_nothing(
+    number: int, tmp_path: Path
+) -> None:
+    data = saved_model(tmp_path)
+    assert loads(data, tmp_path / "same.safetensors")
+    loaded = sum(
+        loads(each, tmp_path / "damaged.safetensors") for each in mutated(data, number, number)
     )
-    assert survivors < number / 20
+    assert loaded < number / 20
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    data = good(tmp_path)
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
+    data = saved_model(tmp_path)
     for length in [*range(40), *range(40, len(data), 97), len(data) - 1]:
-        assert not survives(data[:length], tmp_path / "short.safetensors")
+        assert not loads(data[:length], tmp_path / "short.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "neither a safetensors file nor one of torch.save"),
         (b"no checkpoint at all", "neither a safetensors file nor one of torch.save"),
@@ -114,61 +118,55 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         (b"\x80\x02.", "cannot read"),
     ],
 )
-def test_what_is_no_checkpoint(data: bytes, told: str, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         tt.load(tmp_path / "file", model())
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent'"):
         tt.load(tmp_path / "absent", model())
     with pytest.raises(FileNotFoundError, match="there is no file"):
         tt.load(tmp_path, model())
 
 
-def written(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """A file whose checksum holds, and whose header was changed."""
+def write_with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Write a file whose header was changed and whose checksum is right."""
     made = layer("LIF", 3)
     tensors = {name: value.detach() for name, value in made.state_dict().items()}
     header = json.loads(Header(tt.__version__, {}).dumps())
-    header["layers"] = {"": {**json.loads(json.dumps(_told(made)))}}
+    header["layers"] = {"": {**json.loads(json.dumps(describe_layers(made)[""]))}}
     text = json.dumps(change(header))
-    save_file(tensors, path, {KEY: text, SUM: checksum(text, tensors)})
-
-
-def _told(made: snn.LIF) -> dict[str, Any]:
-    from tracetorch.checkpoint.layers import described
-
-    return described(made)[""]
+    save_file(tensors, path, {HEADER_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda told: {**told, "format": 2}, "format 2, this version of traceTorch reads 1"),
-        (lambda told: [], "missing or of the wrong kind"),
-        (lambda told: {**told, "layers": {"": {}}}, "missing or of the wrong kind: KeyError"),
-        (lambda told: {**told, "layers": []}, "missing or of the wrong kind"),
+        (lambda header: {**header, "format": 2}, "format 2, this version of traceTorch reads 1"),
+        (lambda header: [], "missing or of the wrong kind"),
+        (lambda header: {**header, "layers": {"": {}}}, "missing or of the wrong kind: KeyError"),
+        (lambda header: {**header, "layers": []}, "missing or of the wrong kind"),
         (
-            lambda told: {**told, "layers": {"": {**told["layers"][""], "dim": "last"}}},
+            lambda header: {**header, "layers": {"": {**header["layers"][""], "dim": "last"}}},
             "dim of layer ''",
         ),
-        (lambda told: {**told, "version": 1}, "version"),
-        (lambda told: {**told, "states": ["mem"]}, "the state 'mem' is not there"),
-        (lambda told: {**told, "states": [1]}, "states"),
-        (lambda told: {**told, "shared": {"a": "b"}}, "'a' is not the tensor 'b'"),
-        (lambda told: {**told, "shared": {"a": 1}}, "shared"),
+        (lambda header: {**header, "version": 1}, "version"),
+        (lambda header: {**header, "states": ["mem"]}, "the state 'mem' is not there"),
+        (lambda header: {**header, "states": [1]}, "states"),
+        (lambda header: {**header, "shared": {"a": "b"}}, "'a' is not the tensor 'b'"),
+        (lambda header: {**header, "shared": {"a": 1}}, "shared"),
     ],
 )
-def test_a_file_that_describes_itself_wrongly(
-    change: Callable[[dict[str, Any]], Any], told: str, tmp_path: Path
+def test_wrong_headers_are_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "file.safetensors"
-    written(path, lambda header: header)
+    write_with_header(path, lambda header: header)
     tt.load(path, layer("LIF", 3))
-    written(path, change)
-    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{told}"):
+    write_with_header(path, change)
+    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
         tt.load(path, layer("LIF", 3))
 
 
@@ -189,7 +187,7 @@ def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("content", "message"),
     [
         ([torch.zeros(3)], "holds no state_dict, names and tensors, but a list"),
         ({"raw_beta": 0.5}, "holds no state_dict, names and tensors, but a dict"),
@@ -199,9 +197,11 @@ def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )
-def test_torch_files_that_hold_no_state_dict(held: Any, told: str, tmp_path: Path) -> None:
-    torch.save(held, tmp_path / "file.pt")
-    with pytest.raises(ValueError, match=told):
+def test_torch_files_without_a_state_dict_are_refused(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=message):
         tt.load(tmp_path / "file.pt", layer("LIF", 3))
 
 
@@ -219,7 +219,7 @@ def test_damaged_torch_files_are_refused(tmp_path: Path) -> None:
         tt.load(path, layer("LIF", 3))
 
 
-def test_the_checksum_sees_everything() -> None:
+def test_checksum_covers_header_names_dtypes_shapes_and_values() -> None:
     one = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(0, 3)}
     others: list[tuple[str, dict[str, Tensor]]] = [
         ("text!", one),

@@ -24,7 +24,7 @@ GOLDEN = torch.load(
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
-    """Every value, parameters of hidden layers and states too."""
+    """Copy every parameter, buffer and state of a model by name."""
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     return kept | {f"state {name}": state for name, state in tt.get_states(model).items()}
 
@@ -35,7 +35,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_layer_comes_back(name: str, tmp_path: Path) -> None:
+def test_every_layer_computes_the_same_after_save_and_load(name: str, tmp_path: Path) -> None:
     one, other = layer(name, 4), getattr(snn, name)(4)
     x = sequence(9, 2, 4, dtype=torch.float32)
     assert not torch.equal(stepped(one, x), stepped(other, x))
@@ -48,21 +48,21 @@ def test_every_layer_comes_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda case: case["layer"])
-@pytest.mark.parametrize("how", ["zip", "legacy", "safetensors"])
-def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], container: str, tmp_path: Path) -> None:
     path, state_dict = tmp_path / "old", golden["state_dict"]
-    if how == "safetensors":
+    if container == "safetensors":
         save_file(state_dict, path)
     else:
-        torch.save(state_dict, path, _use_new_zipfile_serialization=how == "zip")
+        torch.save(state_dict, path, _use_new_zipfile_serialization=container == "zip")
     model = getattr(snn, golden["layer"])(**golden["kwargs"]).double()
     assert tt.load(path, model) == tt.checkpoint.Loaded(None)
     torch.testing.assert_close(stepped(model, golden["x"]), golden["out"], rtol=1e-10, atol=1e-10)
-    if how != "safetensors":
+    if container != "safetensors":
         model.load_state_dict(torch.load(path, weights_only=True))
 
 
-def test_a_saved_model_is_left_as_it_was_and_its_file_is_plain_safetensors(tmp_path: Path) -> None:
+def test_save_leaves_the_model_unchanged_and_writes_plain_safetensors(tmp_path: Path) -> None:
     model = made("dense")
     model(dyadic(2, 3))
     before = values(model)
@@ -70,11 +70,11 @@ def test_a_saved_model_is_left_as_it_was_and_its_file_is_plain_safetensors(tmp_p
     assert_same(values(model), before)
     with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(model.state_dict())
-        told = json.loads(file.metadata()["tracetorch"])
-    assert told["version"] == tt.__version__
-    assert set(told["layers"]) == {"1", "3"}
-    assert told["layers"]["1"]["parameters"]["alpha"] == 1
-    assert told["layers"]["1"]["options"]["reset"] == "subtract"
+        header = json.loads(file.metadata()["tracetorch"])
+    assert header["version"] == tt.__version__
+    assert set(header["layers"]) == {"1", "3"}
+    assert header["layers"]["1"]["parameters"]["alpha"] == 1
+    assert header["layers"]["1"]["options"]["reset"] == "subtract"
 
 
 class Hidden(snn.TTModule):
@@ -87,7 +87,7 @@ class Hidden(snn.TTModule):
         return self.cells[1]["out"](self.cells[0](self.mix(x)))
 
 
-def test_layers_in_plain_lists_are_saved_too(tmp_path: Path) -> None:
+def test_unregistered_layers_are_saved_and_loaded(tmp_path: Path) -> None:
     one, other = Hidden(), Hidden()
     for module in (one.cells[0], one.cells[1]["out"], one.mix):
         for p in module.parameters():
@@ -102,7 +102,7 @@ def test_layers_in_plain_lists_are_saved_too(tmp_path: Path) -> None:
         tt.load(tmp_path / "net.pt", other)
 
 
-def test_a_stream_is_resumed(tmp_path: Path) -> None:
+def test_saved_states_resume_a_sequence(tmp_path: Path) -> None:
     one, other = made("recurrent"), made("recurrent")
     x = dyadic(9, 2, 3)
     stepped(one, x[:4])
@@ -117,7 +117,7 @@ def test_a_stream_is_resumed(tmp_path: Path) -> None:
     assert tt.get_states(other) == {}
 
 
-def test_a_file_without_states(tmp_path: Path) -> None:
+def test_loading_states_from_a_file_without_them_is_refused(tmp_path: Path) -> None:
     model = layer("LIF", 3)
     model(torch.rand(2, 3))
     before = values(model)
@@ -127,7 +127,7 @@ def test_a_file_without_states(tmp_path: Path) -> None:
     assert_same(values(model), before)
 
 
-def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
+def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
         model[2].weight = model[0].weight
@@ -154,7 +154,7 @@ def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (
             lambda: snn.LIF(3),
@@ -173,12 +173,14 @@ def test_tied_and_overlapping_tensors(tmp_path: Path) -> None:
         (lambda: Other(3), "equations: 'LeakyIntegrator' in the file, 'Other' in the model"),
     ],
 )
-def test_another_layer_is_refused_by_name(make: Any, told: str, tmp_path: Path) -> None:
+def test_layers_with_other_settings_are_refused_by_name(
+    make: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3, reset="zero")), path)
     model = nn.Sequential(nn.Linear(3, 3), make())
     before = values(model)
-    with pytest.raises(ValueError, match=rf"does not fit Sequential\. .*{told}"):
+    with pytest.raises(ValueError, match=rf"does not fit Sequential\. .*{message}"):
         tt.load(path, model)
     assert_same(values(model), before)
 
@@ -196,7 +198,7 @@ class Other(snn.Neuron):
         return pos_spike(x - pos_threshold), beta * mem
 
 
-def test_what_changes_no_output_may_differ(tmp_path: Path) -> None:
+def test_settings_that_change_no_output_may_differ(tmp_path: Path) -> None:
     tt.save(layer("LIF", 3), tmp_path / "net.safetensors")
     model = snn.LeakyIntegrator(
         3,
@@ -208,7 +210,7 @@ def test_what_changes_no_output_may_differ(tmp_path: Path) -> None:
     assert torch.equal(model.beta, layer("LIF", 3).beta)
 
 
-def test_not_strict_loads_what_both_have_and_tells_the_rest(tmp_path: Path) -> None:
+def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     one = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), layer("Readout", 2))
     tt.save(one, path)
@@ -229,7 +231,7 @@ def test_not_strict_loads_what_both_have_and_tells_the_rest(tmp_path: Path) -> N
         tt.load(path, other, strict=False)
 
 
-def test_names_and_dtypes_that_differ_are_told(tmp_path: Path) -> None:
+def test_errors_list_names_and_dtypes_that_differ(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file({"0.weight": torch.zeros(3, 3), "0.bais": torch.zeros(3)}, path)
     model = nn.Sequential(nn.Linear(3, 3))
@@ -253,7 +255,7 @@ def test_names_and_dtypes_that_differ_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_models_of_other_dtypes_are_saved_and_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
     one, other = (nn.Sequential(nn.Linear(3, 3), snn.LIF(3)).to(dtype) for _ in range(2))
     vary(one)
     one(torch.rand(2, 3, dtype=dtype))
@@ -262,7 +264,7 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     assert_same(values(one), values(other))
 
 
-def test_nan_is_loaded_and_said(tmp_path: Path) -> None:
+def test_nan_is_loaded_with_a_warning(tmp_path: Path) -> None:
     model = layer("LIF", 3)
     with torch.no_grad():
         model.raw_beta[1] = torch.nan
@@ -273,34 +275,34 @@ def test_nan_is_loaded_and_said(tmp_path: Path) -> None:
     assert torch.equal(other.raw_beta.isnan(), model.raw_beta.isnan())
 
 
-class Refuses(nn.Module):
-    """Fails after others have been loaded."""
+class FailsToLoad(nn.Module):
+    """Its second layer refuses to load, when the first one has been loaded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Linear(3, 3)
         self.two = layer("LIF", 3)
         self.two.register_load_state_dict_pre_hook(self.refuse)
-        self.patient = True
+        self.accepts = True
 
     def refuse(self, *_: object) -> None:
-        if not self.patient:
+        if not self.accepts:
             raise RuntimeError("no")
 
 
-def test_a_failure_in_the_middle_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    one, other = Refuses(), Refuses()
+def test_a_load_that_fails_in_the_middle_leaves_the_model_unchanged(tmp_path: Path) -> None:
+    one, other = FailsToLoad(), FailsToLoad()
     tt.save(one, tmp_path / "net.safetensors")
     other.two(torch.rand(2, 3))
-    other.patient = False
+    other.accepts = False
     before = values(other)
     with pytest.raises(RuntimeError, match="no"):
         tt.load(tmp_path / "net.safetensors", other)
     assert_same(values(other), before)
 
 
-def test_states_that_do_not_fit_leave_the_model_as_it_was(tmp_path: Path) -> None:
-    one, other = Refuses(), Refuses()
+def test_states_that_do_not_fit_leave_the_model_unchanged(tmp_path: Path) -> None:
+    one, other = FailsToLoad(), FailsToLoad()
     one.two(torch.rand(2, 3))
     one.two.mem = torch.zeros(2, 4)  # a state that no layer of three neurons can have
     vary(one)
@@ -322,16 +324,16 @@ class InASet(nn.Module):
         self.cells = {snn.LIF(3), snn.LIF(3)}
 
 
-def test_what_cannot_be_saved_is_refused_and_no_file_is_touched(tmp_path: Path) -> None:
+def test_models_that_cannot_be_saved_are_refused_and_the_file_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_text("before")
-    for model, error, told in (
+    for model, error, message in (
         (Extra(), TypeError, "'_extra_state' in the state_dict is a dict, not a tensor"),
         (nn.LazyLinear(3), ValueError, "'weight' has no values yet. Run the model once"),
         (InASet(), ValueError, r"'cells\.\{0\}' is a module in a set"),
         (lambda x: x, TypeError, r"expected an nn\.Module, got function"),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             tt.save(model, path)  # type: ignore[arg-type]
     assert path.read_text() == "before"
     with pytest.raises(FileNotFoundError, match="there is no folder"):
@@ -339,7 +341,7 @@ def test_what_cannot_be_saved_is_refused_and_no_file_is_touched(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_save_that_is_stopped_leaves_the_old_file(
+def test_an_interrupted_save_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import safetensors.torch
@@ -359,7 +361,7 @@ def test_a_save_that_is_stopped_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_model_without_memory_takes_no_values(tmp_path: Path) -> None:
+def test_a_model_on_the_meta_device_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
     model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
@@ -369,14 +371,14 @@ def test_a_model_without_memory_takes_no_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["strict", "states"])
-def test_options_are_bools(option: str, tmp_path: Path) -> None:
+def test_flags_must_be_bools(option: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     tt.save(snn.LIF(3), path)
     with pytest.raises(TypeError, match=f"{option} must be True or False, got 'no'"):
         tt.load(path, snn.LIF(3), **{option: "no"})
 
 
-def test_only_modules_are_loaded(tmp_path: Path) -> None:
+def test_load_accepts_only_modules(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got dict"):
         tt.load(tmp_path / "net.safetensors", {})  # type: ignore[arg-type]
 
@@ -386,7 +388,7 @@ CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]
 
 @given(st.sampled_from(CONFIGURATIONS), st.sampled_from(CONFIGURATIONS))
 @settings(max_examples=60, deadline=None)
-def test_two_configurations_load_into_each_other_only_if_they_are_one(
+def test_a_configuration_loads_only_into_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
@@ -400,7 +402,7 @@ def test_two_configurations_load_into_each_other_only_if_they_are_one(
             tt.load(path, model)
 
 
-def test_a_parameter_of_one_value_with_any_stride(tmp_path: Path) -> None:
+def test_a_parameter_of_one_value_with_stride_zero_is_saved(tmp_path: Path) -> None:
     model = nn.Module()
     model.scale = nn.Parameter(torch.tensor(2.0).expand(1))
     tt.save(model, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Files in the formats of the real data sets, made by the tests."""
+"""Write files in the formats of the data sets, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Event = tuple[int, int, int, int]  # x, y, t, p
 
 
 def write_heidelberg(path: Path, samples: Sequence[Sequence[tuple[float, int]]]) -> None:
-    """Samples of (seconds, unit), as zenkelab.org publishes them: ragged float16 and uint16."""
+    """Write samples of (seconds, unit) like zenkelab.org: ragged float16 and uint16."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         spikes = file.create_group("spikes")
@@ -24,8 +24,8 @@ def write_heidelberg(path: Path, samples: Sequence[Sequence[tuple[float, int]]])
         file["extra/speaker"] = np.zeros(len(samples), np.uint16)
 
 
-def nmnist(events: Sequence[Event]) -> bytes:
-    """Events as N-MNIST keeps them, with a mark at row 240 for every 2^13 microseconds passed."""
+def nmnist_bytes(events: Sequence[Event]) -> bytes:
+    """Pack events in the format of N-MNIST, with a row 240 for every overflow of 2^13 us."""
     content = bytearray()
     passed = 0
     for x, y, t, p in events:
@@ -38,13 +38,13 @@ def nmnist(events: Sequence[Event]) -> bytes:
 
 
 def write_nmnist(folder: Path, recordings: dict[str, Sequence[Event]]) -> None:
-    """Recordings by their path: ``{"Train/7/00001.bin": events}``."""
+    """Write recordings by their path: ``{"Train/7/00001.bin": events}``."""
     for path, events in recordings.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(nmnist(events))
+        (folder / path).write_bytes(nmnist_bytes(events))
 
 
 def write_gesture(path: Path, events: Sequence[tuple[int, int, int, float]]) -> None:
-    """Rows of x, y, polarity and milliseconds, as Tonic distributes the DVS gestures."""
+    """Write rows of x, y, polarity and milliseconds, as Tonic distributes DVS Gesture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, np.array(events, dtype=np.float64).reshape(-1, 4))

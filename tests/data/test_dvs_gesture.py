@@ -11,15 +11,15 @@ from tests.data.files import write_gesture
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "ibmGestureTrain"
-    write_gesture(place / "user02_lab" / "10.npy", [(0, 0, 0, 0.0)])
-    write_gesture(place / "user02_lab" / "2.npy", [(127, 64, 1, 12.0), (3, 4, 0, 900.0)])
-    write_gesture(place / "user01_led" / "7.npy", [])
-    (place / "user01_led" / "notes.npy").write_bytes(b"")
+    root = tmp_path / "ibmGestureTrain"
+    write_gesture(root / "user02_lab" / "10.npy", [(0, 0, 0, 0.0)])
+    write_gesture(root / "user02_lab" / "2.npy", [(127, 64, 1, 12.0), (3, 4, 0, 900.0)])
+    write_gesture(root / "user01_led" / "7.npy", [])
+    (root / "user01_led" / "notes.npy").write_bytes(b"")
     return tmp_path
 
 
-def test_recordings_are_read_in_microseconds(folder: Path) -> None:
+def test_events_are_read_in_microseconds(folder: Path) -> None:
     data = tt.data.DVSGesture(folder)
     assert data.labels.tolist() == [7, 2, 10]
     assert len(data[0][0]) == 0
@@ -29,7 +29,7 @@ def test_recordings_are_read_in_microseconds(folder: Path) -> None:
     assert label == 2
 
 
-def test_frames_of_them(folder: Path) -> None:
+def test_frames_count_the_events(folder: Path) -> None:
     frames = tt.data.Frames(tt.data.DVSGesture(folder), bins=3, start=0, stop=1_000_000)
     x, label = frames[1]
     assert x.shape == (3, 2, 128, 128)
@@ -37,7 +37,7 @@ def test_frames_of_them(folder: Path) -> None:
     assert label == 2
 
 
-def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
+def test_missing_files_are_named_with_their_address(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no ibmGestureTest\. Unpack https://figshare"):
         tt.data.DVSGesture(tmp_path, "test")
     (tmp_path / "ibmGestureTest").mkdir()
@@ -45,7 +45,7 @@ def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
         tt.data.DVSGesture(tmp_path, "test")
 
 
-def test_an_unknown_part(folder: Path) -> None:
+def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match="DVSGesture has the parts 'train' or 'test', got 'valid'"):
         tt.data.DVSGesture(folder, "valid")
 
@@ -58,7 +58,7 @@ def test_an_unknown_part(folder: Path) -> None:
         (None, r"2\.npy does not hold a gesture: its shape is \[5, 3\], expected \[n, 4\]"),
     ],
 )
-def test_a_damaged_file_is_refused(folder: Path, content: bytes | None, message: str) -> None:
+def test_damaged_file_is_rejected(folder: Path, content: bytes | None, message: str) -> None:
     path = folder / "ibmGestureTrain/user02_lab/2.npy"
     if content is None:
         np.save(path, np.zeros((5, 3)))

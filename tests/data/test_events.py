@@ -15,12 +15,12 @@ EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
 
 
 class Recordings(list[Any]):
-    """A list that knows its sensor, as Tonic's sets do."""
+    """A list with a sensor size, like the data sets of Tonic."""
 
     sensor_size = (3, 2, 2)
 
 
-def test_the_sensor_is_that_of_the_recordings() -> None:
+def test_sensor_size_is_that_of_the_recordings() -> None:
     frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
     x, label = frames[0]
     assert len(frames) == 1
@@ -30,25 +30,25 @@ def test_the_sensor_is_that_of_the_recordings() -> None:
     assert torch.equal(label, torch.tensor(4))
 
 
-def test_frames_lie_flat_in_the_order_of_their_dimensions() -> None:
+def test_flat_frames_keep_the_order_of_dimensions() -> None:
     cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
     flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
     assert torch.equal(flat, cube.reshape(2, 12))
 
 
-def test_one_polarity_counts_both() -> None:
+def test_one_polarity_counts_on_and_off_events() -> None:
     x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
     assert x.shape == (1, 1, 2, 3)
     assert x.sum() == 3
 
 
 @pytest.mark.parametrize("size", [None, (3, 2)])
-def test_a_sensor_of_unknown_size(size: Any) -> None:
+def test_missing_or_invalid_sensor_size_is_rejected(size: Any) -> None:
     with pytest.raises(TypeError, match=r"sensor_size must be \(width, height, polarities\), got"):
         tt.data.Frames([(EVENTS, 4)], size, bins=2)
 
 
-def test_tonics_transforms_take_the_events(tmp_path: Path) -> None:
+def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
     transforms = pytest.importorskip("tonic.transforms")
     recorded = [(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)]
     write_nmnist(tmp_path, {"Train/3/1.bin": recorded})
@@ -60,6 +60,6 @@ def test_tonics_transforms_take_the_events(tmp_path: Path) -> None:
     assert expected.sum() == 2
 
 
-def test_events_off_the_sensor_are_refused() -> None:
+def test_events_off_the_sensor_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
         tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import tracetorch as tt
 from tests.data.files import write_heidelberg
-from tracetorch import extras
+from tracetorch.core import optional
 
 # a float16 holds these exactly
 SAMPLES = [[(0.25, 3), (0.5, 699)], [(0.125, 0)], [], [(0.75, 42)] * 5]
@@ -39,12 +39,12 @@ def test_events_are_read_in_microseconds(folder: Path) -> None:
     assert data[-1][1] == 3
 
 
-def test_parts_are_files(folder: Path) -> None:
+def test_parts_are_separate_files(folder: Path) -> None:
     assert len(tt.data.SHD(folder, "test")) == 1
     assert len(tt.data.SSC(folder, "valid")) == 2
 
 
-def test_frames_of_them_become_batches(folder: Path) -> None:
+def test_frames_are_collated_to_batches(folder: Path) -> None:
     frames = tt.data.Frames(tt.data.SHD(folder), window=250_000, start=0, stop=1_000_000, flat=True)
     x, y, mask = next(iter(DataLoader(frames, 4, collate_fn=tt.data.collate)))
     assert x.shape == (4, 4, 700)
@@ -56,7 +56,7 @@ def test_frames_of_them_become_batches(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on forks with threads
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_every_process_of_a_loader_reads_for_itself(folder: Path, method: str) -> None:
+def test_every_worker_of_a_loader_opens_the_file(folder: Path, method: str) -> None:
     frames = tt.data.Frames(tt.data.SHD(folder), bins=4, start=0, stop=1_000_000, flat=True)
     expected = [frames[i][0] for i in range(len(frames))]  # the file is open here
     loader = DataLoader(frames, 1, num_workers=2, multiprocessing_context=method)
@@ -64,7 +64,7 @@ def test_every_process_of_a_loader_reads_for_itself(folder: Path, method: str) -
         assert torch.equal(x[0], frame)
 
 
-def test_it_can_be_pickled_while_open(folder: Path) -> None:
+def test_dataset_pickles_while_its_file_is_open(folder: Path) -> None:
     data = tt.data.SHD(folder)
     copy = pickle.loads(pickle.dumps(data))
     assert np.array_equal(copy[3][0], data[3][0])
@@ -81,7 +81,7 @@ def test_it_can_be_pickled_while_open(folder: Path) -> None:
         (tt.data.SSC, "test", r"no ssc_test\.h5.*https://zenkelab\.org/datasets/ssc_test\.h5\.zip"),
     ],
 )
-def test_a_missing_file_says_how_to_get_it(
+def test_missing_file_is_named_with_its_address(
     tmp_path: Path, kind: type[tt.data.SHD], part: str, url: str
 ) -> None:
     with pytest.raises(FileNotFoundError, match=f"{url} there, or pass download=True"):
@@ -89,25 +89,25 @@ def test_a_missing_file_says_how_to_get_it(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_part(folder: Path) -> None:
+def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"SHD has the parts 'train' or 'test', got 'valid'"):
         tt.data.SHD(folder, "valid")
 
 
-def test_what_is_not_hdf5_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_hdf5_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "shd_train.h5").write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"shd_train\.h5 is not a file of SHD: .*Expected HDF5"):
         tt.data.SHD(tmp_path)
 
 
-def test_hdf5_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_hdf5_file_of_another_format_is_rejected(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "shd_train.h5", "w") as file:
         file["labels"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"is not a file of SHD: .*spikes/times"):
         tt.data.SHD(tmp_path)
 
 
-def test_labels_that_do_not_fit_are_refused(folder: Path) -> None:
+def test_wrong_number_of_labels_is_rejected(folder: Path) -> None:
     with h5py.File(folder / "shd_train.h5", "a") as file:
         del file["labels"]
         file["labels"] = np.zeros(3)
@@ -115,7 +115,7 @@ def test_labels_that_do_not_fit_are_refused(folder: Path) -> None:
         tt.data.SHD(folder)
 
 
-def test_h5py_is_asked_for_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+def test_missing_h5py_is_named_in_the_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.data\.SHD needs h5py, .*\[data\]"):
         tt.data.SHD(folder)

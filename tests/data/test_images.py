@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.data.test_digits import mnist, write_mnist
-from tracetorch import extras
+from tests.data.test_digits import random_mnist, write_mnist
+from tracetorch.core import optional
 from tracetorch.data import torchvision_set
 
 
 @pytest.mark.parametrize(("part", "number"), [("train", 100), ("test", 20)])
-def test_a_set_is_read_from_disk(tmp_path: Path, part: Any, number: int) -> None:
+def test_dataset_is_read_from_disk(tmp_path: Path, part: Any, number: int) -> None:
     write_mnist(tmp_path / "FashionMNIST" / "raw")
     data = torchvision_set("FashionMNIST", tmp_path, part)
-    images, labels = mnist(number)
+    images, labels = random_mnist(number)
     assert len(data) == number
     x, y = next(iter(DataLoader(data, number)))
     assert x.shape == (number, 1, 28, 28)
@@ -26,14 +26,14 @@ def test_a_set_is_read_from_disk(tmp_path: Path, part: Any, number: int) -> None
     assert y.tolist() == labels.tolist()
 
 
-def test_other_arguments_are_torchvisions(tmp_path: Path) -> None:
+def test_other_arguments_are_passed_to_torchvision(tmp_path: Path) -> None:
     write_mnist(tmp_path / "KMNIST" / "raw")
     data = torchvision_set("KMNIST", tmp_path, target_transform=lambda label: -label)
     assert data[7][1] == -7
 
 
 @pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "SVHN"])
-def test_a_missing_set_is_not_downloaded(tmp_path: Path, name: str) -> None:
+def test_missing_dataset_is_not_downloaded(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"{name} is not in .*download=True"):
         torchvision_set(name, tmp_path)
     assert not list(tmp_path.rglob("*"))
@@ -47,13 +47,17 @@ def test_a_missing_set_is_not_downloaded(tmp_path: Path, name: str) -> None:
         (("SEMEION",), r"SEMEION is not cut into train and test"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:
+def test_invalid_name_or_part_is_rejected(
+    tmp_path: Path, arguments: tuple[Any, ...], message: str
+) -> None:
     name, *part = arguments
     with pytest.raises(ValueError, match=message):
         torchvision_set(name, tmp_path, *part)
 
 
-def test_torchvision_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+def test_missing_torchvision_is_named_in_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"torchvision_set needs torchvision.*\[data\]"):
         torchvision_set("MNIST", tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import tracetorch as tt
-from tests.data.files import Event, nmnist, write_nmnist
+from tests.data.files import Event, nmnist_bytes, write_nmnist
 from tracetorch.data.nmnist import read_nmnist
 
 EVENTS: dict[str, list[Event]] = {
@@ -43,26 +43,26 @@ event = st.tuples(
 
 
 @given(st.lists(event, max_size=30))
-def test_what_is_written_is_read(
+def test_written_events_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, events: list[Event]
 ) -> None:
     events.sort(key=lambda e: e[2])
     path = tmp_path_factory.mktemp("nmnist") / "one.bin"
-    path.write_bytes(nmnist(events))
+    path.write_bytes(nmnist_bytes(events))
     read = read_nmnist(path)
     assert read["t"].dtype == np.int64
     assert list(zip(*(read[name].tolist() for name in "xytp"), strict=True)) == events
 
 
-def test_an_overflow_is_not_an_event(tmp_path: Path) -> None:
+def test_overflow_rows_are_not_events(tmp_path: Path) -> None:
     late = (1 << 23) + 20_000
     path = tmp_path / "one.bin"
-    path.write_bytes(nmnist([(1, 2, 5, 1), (3, 4, late, 0)]))
+    path.write_bytes(nmnist_bytes([(1, 2, 5, 1), (3, 4, late, 0)]))
     assert path.stat().st_size == 5 * (2 + 3)
     assert read_nmnist(path)["t"].tolist() == [5, late]
 
 
-def test_frames_of_them_become_ragged_batches(folder: Path) -> None:
+def test_frames_are_collated_to_ragged_batches(folder: Path) -> None:
     frames = tt.data.Frames(tt.data.NMNIST(folder), window=100_000, start=0)
     x, y, mask = next(iter(DataLoader(frames, 2, collate_fn=tt.data.collate)))
     assert x.shape == (3, 2, 2, 34, 34)
@@ -73,7 +73,7 @@ def test_frames_of_them_become_ragged_batches(folder: Path) -> None:
     assert torch.equal(x.sum(), torch.tensor(4.0))
 
 
-def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
+def test_missing_files_are_named_with_their_address(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError,
         match=r"NMNIST is not in .*: there is no Test\. Unpack https://data\.mendeley\.com/.*",
@@ -81,18 +81,18 @@ def test_missing_files_say_how_to_get_them(tmp_path: Path) -> None:
         tt.data.NMNIST(tmp_path, "test")
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "Train" / "3").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"no \.bin files in folders 0 to 9\. Unpack https"):
         tt.data.NMNIST(tmp_path)
 
 
-def test_an_unknown_part(folder: Path) -> None:
+def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match="NMNIST has the parts 'train' or 'test', got 'Train'"):
         tt.data.NMNIST(folder, "Train")
 
 
-def test_a_damaged_file_is_refused(folder: Path) -> None:
+def test_damaged_file_is_rejected(folder: Path) -> None:
     path = folder / "Train/3/00002.bin"
     path.write_bytes(path.read_bytes()[:-1])
     data = tt.data.NMNIST(folder)

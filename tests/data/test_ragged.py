@@ -13,9 +13,7 @@ from tracetorch.data import collate, pad
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from([(), (3,), (2, 3)]))
-def test_every_sequence_is_there_and_the_rest_is_masked(
-    lengths: list[int], shape: tuple[int, ...]
-) -> None:
+def test_sequences_are_padded_and_masked(lengths: list[int], shape: tuple[int, ...]) -> None:
     sequences = [torch.rand(length, *shape) + 1 for length in lengths]
     x, mask = pad(sequences, value=-1.0)
     assert x.shape == (max(lengths), len(lengths), *shape)
@@ -28,7 +26,7 @@ def test_every_sequence_is_there_and_the_rest_is_masked(
     assert int(mask.sum()) == sum(lengths)
 
 
-def test_padding_carries_gradients() -> None:
+def test_gradients_pass_through_padding() -> None:
     sequences = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
     x, mask = pad(sequences)
     (x * mask * torch.arange(1.0, 4.0).unsqueeze(1)).sum().backward()
@@ -36,7 +34,7 @@ def test_padding_carries_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
-def test_the_dtype_stays(dtype: torch.dtype) -> None:
+def test_dtype_is_kept(dtype: torch.dtype) -> None:
     assert pad([torch.ones(2, dtype=dtype), torch.ones(1, dtype=dtype)])[0].dtype == dtype
 
 
@@ -59,26 +57,28 @@ def test_the_dtype_stays(dtype: torch.dtype) -> None:
         ),
     ],
 )
-def test_what_cannot_be_padded(sequences: list[Any], error: type[Exception], message: str) -> None:
+def test_sequences_that_cannot_be_padded_are_rejected(
+    sequences: list[Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         pad(sequences)
 
 
 @pytest.mark.parametrize("label", [3, 0.5, torch.tensor(3), torch.ones(2)])
-def test_labels_become_one_tensor(label: Any) -> None:
+def test_labels_are_stacked(label: Any) -> None:
     x, y, mask = collate([(torch.ones(2, 4), label), (torch.ones(5, 4), label)])
     assert x.shape == (5, 2, 4)
     assert torch.equal(y, torch.stack([torch.as_tensor(label)] * 2))
     assert mask.sum(0).tolist() == [2, 5]
 
 
-def test_a_network_gives_each_sequence_of_a_batch_what_it_gives_it_alone() -> None:
+def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), tt.snn.LIF(8), tt.snn.Readout(8))
     samples = [(torch.rand(n, 4), n) for n in (3, 7, 5)]
     x, _, mask = next(iter(DataLoader(samples, 3, collate_fn=collate)))
-    together = tt.decode.last(tt.unroll(net, x), mask=mask)
-    for row, (sequence, _) in zip(together, samples, strict=True):
+    batched = tt.decode.last(tt.unroll(net, x), mask=mask)
+    for row, (sequence, _) in zip(batched, samples, strict=True):
         tt.zero_states(net)
-        alone = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
-        assert torch.allclose(row, alone, atol=1e-6)
+        single = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
+        assert torch.allclose(row, single, atol=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tracetorch.data import streams, text
 
 
-def test_the_manual_is_at_hand() -> None:
+def test_default_is_the_python_manual() -> None:
     manual = text()
     assert manual.dtype == torch.uint8
     assert len(manual) > 300_000
@@ -21,7 +21,7 @@ def test_the_manual_is_at_hand() -> None:
     assert torch.equal(manual, text())
 
 
-def test_any_file_will_do(tmp_path: Path) -> None:
+def test_files_are_read_as_bytes(tmp_path: Path) -> None:
     (tmp_path / "words").write_bytes(b"a\xff\0z")
     assert text(tmp_path / "words").tolist() == [97, 255, 0, 122]
     with pytest.raises(FileNotFoundError, match="none"):
@@ -32,7 +32,7 @@ def test_any_file_will_do(tmp_path: Path) -> None:
 
 
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 9), st.booleans())
-def test_streams_go_on_where_they_ended(
+def test_pieces_continue_each_other(
     number: int, batch_size: int, steps: int, keep_rest: bool
 ) -> None:
     length = (number - 1) // batch_size
@@ -68,7 +68,7 @@ def test_streams_keep_other_dimensions() -> None:
         ((torch.tensor(1), 1, 1), ValueError, r"got shape \[\]"),
     ],
 )
-def test_what_cannot_be_read_as_streams(
+def test_invalid_arguments_of_streams_are_rejected(
     arguments: tuple[Any, ...], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

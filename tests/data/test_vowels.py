@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tracetorch import extras
+from tracetorch.core import optional
 from tracetorch.data import Sequences, japanese_vowels
 
 
-def test_the_utterances_are_ragged_and_standardised() -> None:
+def test_utterances_are_ragged_and_standardised() -> None:
     train, held_out = japanese_vowels()
     assert (len(train), len(held_out)) == (270, 370)
     assert torch.bincount(train.labels).tolist() == [30] * 9
@@ -25,12 +25,12 @@ def test_the_utterances_are_ragged_and_standardised() -> None:
     assert speaker == 0
 
 
-def test_sktime_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+def test_missing_sktime_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
         japanese_vowels()
 
 
-def test_labels_must_fit() -> None:
+def test_wrong_number_of_labels_is_rejected() -> None:
     with pytest.raises(ValueError, match="got 1 sequences, but 2 labels"):
         Sequences([torch.ones(3)], torch.ones(2))

@@ -7,23 +7,23 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.ragged import alone, masks, poisoned
+from tests.ragged import masks, padded_with_nan, single_sequences
 from tracetorch import decode
 
 DECODERS = [getattr(decode, name) for name in decode.__all__]
 
 
-def signal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def spikes_like(*shape: int, seed: int = 0) -> Tensor:
+def random_spikes(*shape: int, seed: int = 0) -> Tensor:
     """Spikes of both signs, mostly silent."""
-    x = signal(*shape, seed=seed)
+    x = normal(*shape, seed=seed)
     return (x > 0.8).double() - (x < -1.2).double()
 
 
-def test_exactly_on_a_small_case() -> None:
+def test_small_case_exactly() -> None:
     x = torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[0.0, -1.0]], [[0.0, 1.0]]])  # [4, 1, 2]
     assert decode.count(x).tolist() == [[0.0, 1.0]]
     assert decode.rate(x).tolist() == [[0.0, 0.25]]
@@ -32,7 +32,7 @@ def test_exactly_on_a_small_case() -> None:
     assert decode.maximum(-x - 2).tolist() == [[-2.0, -1.0]]
 
 
-def test_a_downward_spike_and_a_scaled_one_are_spikes() -> None:
+def test_negative_and_scaled_spikes_count_as_spikes() -> None:
     x = torch.tensor([[0.0, 0.0, 0.3], [-1.0, 0.0, 0.0], [1.0, -0.2, 0.0]])
     assert decode.first_spike(x).tolist() == [1.0, 2.0, 0.0]
 
@@ -40,13 +40,13 @@ def test_a_downward_spike_and_a_scaled_one_are_spikes() -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 @settings(deadline=None)
 @given(mask=masks())
-def test_a_mask_gives_what_each_sequence_gives_alone(decoder: Any, mask: Tensor) -> None:
-    x = spikes_like(*mask.shape, 3) + (0 if decoder is decode.first_spike else signal(3))
-    whole = poisoned(x, mask).requires_grad_()
+def test_masked_sequences_decode_like_unpadded_ones(decoder: Any, mask: Tensor) -> None:
+    x = random_spikes(*mask.shape, 3) + (0 if decoder is decode.first_spike else normal(3))
+    whole = padded_with_nan(x, mask).requires_grad_()
     together = decoder(whole, mask=mask)
-    weights = signal(*together.shape, seed=1)
+    weights = normal(*together.shape, seed=1)
     (grad,) = torch.autograd.grad((together * weights).sum(), whole)
-    for b, own in enumerate(alone(x, mask)):
+    for b, own in enumerate(single_sequences(x, mask)):
         own.requires_grad_()
         expected = decoder(own)[0]
         torch.testing.assert_close(together[b], expected)
@@ -57,8 +57,8 @@ def test_a_mask_gives_what_each_sequence_gives_alone(decoder: Any, mask: Tensor)
 
 @settings(deadline=None)
 @given(mask=masks())
-def test_the_first_spike_s_gradient_is_what_one_spike_more_would_change(mask: Tensor) -> None:
-    x = spikes_like(*mask.shape, 2, seed=int(mask.sum())).abs().requires_grad_()
+def test_first_spike_gradient_is_the_change_by_an_additional_spike(mask: Tensor) -> None:
+    x = random_spikes(*mask.shape, 2, seed=int(mask.sum())).abs().requires_grad_()
     time = decode.first_spike(x, mask=mask)
     (grad,) = torch.autograd.grad(time.sum(), x)
     for index in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
@@ -68,28 +68,28 @@ def test_the_first_spike_s_gradient_is_what_one_spike_more_would_change(mask: Te
         assert grad[tuple(index)] == change.sum()
 
 
-def test_a_downward_spike_has_the_gradient_of_an_upward_one_with_its_sign() -> None:
+def test_negative_spikes_have_gradients_of_the_opposite_sign() -> None:
     x = torch.tensor([0.0, -1.0, 0.0, 1.0], requires_grad=True)
     decode.first_spike(x).backward()
     assert x.grad.tolist() == [-1.0, 2.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("decoder", [decode.count, decode.rate, decode.last, decode.maximum])
-def test_gradients_against_differences(decoder: Any) -> None:
+def test_gradients_match_finite_differences(decoder: Any) -> None:
     mask = torch.tensor([[True, True], [False, True], [True, False]])
     assert torch.autograd.gradcheck(
-        lambda x: decoder(x, mask=mask), signal(3, 2, 2).requires_grad_()
+        lambda x: decoder(x, mask=mask), normal(3, 2, 2).requires_grad_()
     )
 
 
-def test_ties_share_the_gradient() -> None:
+def test_equal_maxima_share_the_gradient() -> None:
     x = torch.ones(2, 1, requires_grad=True)
     decode.maximum(x).sum().backward()
     assert x.grad.tolist() == [[0.5], [0.5]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.bfloat16])
-def test_counting_does_not_end_at_the_integers_of_half_precision(dtype: torch.dtype) -> None:
+def test_counts_are_not_limited_by_half_precision(dtype: torch.dtype) -> None:
     spikes = torch.ones(2049, 1, dtype=dtype)
     for value, expected in (
         (decode.count(spikes), 2049.0),
@@ -101,12 +101,12 @@ def test_counting_does_not_end_at_the_integers_of_half_precision(dtype: torch.dt
     assert decode.last(spikes).dtype == dtype
 
 
-def test_unbatched_and_many_dimensions() -> None:
+def test_unbatched_and_multidimensional_inputs() -> None:
     for decoder in DECODERS:
         assert decoder(torch.rand(5)).shape == ()
         assert decoder(torch.rand(5, 2, 3, 4)).shape == (2, 3, 4)
 
 
-def test_the_highest_of_integers_is_refused() -> None:
+def test_maximum_rejects_integers() -> None:
     with pytest.raises(TypeError, match=r"tensor, got torch.int64. Convert with .float"):
         decode.maximum(torch.ones(2, 1, dtype=torch.int64))

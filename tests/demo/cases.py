@@ -1,4 +1,4 @@
-"""Digits small enough for tests."""
+"""Small data sets in place of the digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracetorch.data.digits import Digits
 
 
 def bars(number: int) -> TensorDataset:
-    """Images with one bright bar, whose place tells the class: easy to learn, without a file."""
+    """Make images with one bright bar whose position is the class, which is easy to learn."""
     labels = torch.arange(number) % 10
     images = torch.zeros(number, 1, 28, 28)
     for image, label in zip(images, labels.tolist(), strict=True):

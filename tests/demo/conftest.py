@@ -7,8 +7,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny batches gain nothing from threads, and tests that run side by side lose by them."""
+def _single_thread() -> Iterator[None]:
+    """Run on one thread: batches this small gain nothing from more, parallel tests lose by them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -13,9 +13,7 @@ from tracetorch.demo.network import ConvSNN
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("gain", [0.0, 1.0])
-def test_the_picture_is_drawn_also_of_a_silent_network(
-    tmp_path: Path, steps: int, gain: float
-) -> None:
+def test_figure_is_drawn_also_for_a_silent_network(tmp_path: Path, steps: int, gain: float) -> None:
     torch.manual_seed(0)
     image, label = bars(1)[0]
     draw(ConvSNN(), gain * image, int(label), steps, tmp_path / "picture.png")

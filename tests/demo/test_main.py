@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.demo.cases import DIGITS
-from tracetorch import extras
+from tracetorch.core import optional
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.training import Epoch, Score, Settings, evaluate, load
@@ -22,7 +22,7 @@ command = import_module("tracetorch.demo.__main__")
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for results, yet to be made; bars take the place of digits."""
+    """Return a folder for results that does not exist yet, and replace the digits by bars."""
     monkeypatch.setattr(command, "load_digits", lambda folder: DIGITS)
     return tmp_path / "new" / "out"
 
@@ -32,9 +32,7 @@ def run(out: Path, *arguments: str) -> int:
     return command.main([*short, "--out", str(out), *arguments])
 
 
-def test_trains_and_leaves_a_model_and_a_picture(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_saves_a_model_and_a_figure(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(out) == 0
     text = capsys.readouterr().out
     assert re.search("1 CPU threads", text)
@@ -53,19 +51,19 @@ def test_trains_and_leaves_a_model_and_a_picture(
     assert printed[1] == f"{evaluate(model, DIGITS.held_out, 2).accuracy:.1%}"
 
 
-def test_several_seeds_end_in_their_mean_and_spread(
+def test_several_seeds_print_their_mean_and_spread(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = iter([0.97, 0.98, 0.99])
-    monkeypatch.setattr(command, "learn", lambda *_: next(held_out))
+    monkeypatch.setattr(command, "train_seed", lambda *_: next(held_out))
     assert run(out, "--seeds", "3", "4", "5") == 0
     text = capsys.readouterr().out
     assert "seeds     3, 4, 5" in text
     assert "98.00% on average, standard deviation 1.00%, from 97.00% to 99.00%" in text
 
 
-def scripted(*losses: float) -> object:
-    """Epochs with these validation losses, then Ctrl-C; each leaves its mark on the model."""
+def training_with_losses(*losses: float) -> object:
+    """Fake a training loop with these validation losses, then Ctrl-C; epochs mark the model."""
 
     def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
         for number, loss in enumerate(losses, 1):
@@ -80,14 +78,14 @@ def scripted(*losses: float) -> object:
 @pytest.mark.parametrize(
     ("losses", "best"), [((0.5, 0.9, 0.2, 0.7), 3), ((0.5,), 1), ((math.nan, math.nan), 1)]
 )
-def test_control_c_leaves_the_best_model_so_far(
+def test_interrupt_keeps_the_best_model_so_far(
     out: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     losses: tuple[float, ...],
     best: int,
 ) -> None:
-    monkeypatch.setattr(command, "train", scripted(*losses))
+    monkeypatch.setattr(command, "train", training_with_losses(*losses))
     assert run(out) == 130
     path = out / "seed0.safetensors"
     assert capsys.readouterr().out.endswith(
@@ -96,16 +94,16 @@ def test_control_c_leaves_the_best_model_so_far(
     assert (load(path)["linear.1.bias"] == best).all()
 
 
-def test_control_c_before_the_first_epoch_saves_nothing(
+def test_interrupt_before_the_first_epoch_saves_nothing(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "train", scripted())
+    monkeypatch.setattr(command, "train", training_with_losses())
     assert run(out) == 130
     assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
     assert not list(out.iterdir())
 
 
-def test_control_c_while_loading(
+def test_interrupt_while_loading(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(folder: Path | None) -> Digits:
@@ -116,10 +114,10 @@ def test_control_c_while_loading(
     assert capsys.readouterr().out == "\nInterrupted.\n"
 
 
-def test_a_missing_package_is_named_before_anything_runs(
+def test_missing_package_is_named_before_anything_runs(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "tqdm" else True)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "tqdm" else True)
     assert run(out) == 1
     assert re.fullmatch(
         r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n", capsys.readouterr().err
@@ -127,7 +125,7 @@ def test_a_missing_package_is_named_before_anything_runs(
     assert not out.exists()
 
 
-def test_damaged_data_is_an_error_of_one_line(
+def test_missing_data_prints_one_line(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -136,14 +134,14 @@ def test_damaged_data_is_an_error_of_one_line(
     assert re.fullmatch("error: There are no MNIST files in .*\n", capsys.readouterr().err)
 
 
-def test_results_need_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_must_be_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out.parent.mkdir(parents=True)
     out.write_text("in the way")
     assert run(out) == 1
     assert re.search("error: .*File exists", capsys.readouterr().err)
 
 
-def test_runs_as_a_module_and_loads_its_extra_late() -> None:
+def test_help_does_not_import_optional_packages() -> None:
     # torch itself loads tqdm
     code = (
         "import runpy, sys\n"

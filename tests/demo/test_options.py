@@ -9,7 +9,7 @@ from tracetorch.demo.options import parse
 from tracetorch.demo.training import Settings
 
 
-def test_without_options_the_settings_are_the_default_ones() -> None:
+def test_defaults_are_those_of_the_settings() -> None:
     options = parse([])
     assert options.epochs is None  # by the number of digits
     given = Settings(Settings.epochs, options.batch_size, options.steps, options.lr)
@@ -18,7 +18,7 @@ def test_without_options_the_settings_are_the_default_ones() -> None:
     assert options.threads >= 1
 
 
-def test_every_option_is_heard() -> None:
+def test_every_option_is_parsed() -> None:
     numbers = "--epochs 2 --batch-size 3 --steps 4 --lr 5e-1 --seeds 6 7 --threads 8"
     options = parse(f"{numbers} --data a --out b/c".split())
     assert vars(options) == {
@@ -52,7 +52,7 @@ def test_every_option_is_heard() -> None:
         (["--gpu"], "unrecognized arguments: --gpu"),
     ],
 )
-def test_a_bad_option_is_explained(
+def test_invalid_option_is_named_in_the_error(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -61,7 +61,7 @@ def test_a_bad_option_is_explained(
     assert re.search(f"python -m tracetorch.demo: error: {message}", complaint)
 
 
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         parse(["--help"])
     text = capsys.readouterr().out

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from tests.demo.cases import DIGITS, bars
-from tracetorch import files
-from tracetorch.demo.network import ConvSNN, run, spikes_of
+from tracetorch.core import files
+from tracetorch.demo.network import ConvSNN, record_spikes, run
 from tracetorch.demo.training import (
     Epoch,
     Score,
     Settings,
+    augment,
     evaluate,
     firing_rates,
     load,
-    move,
     save,
     train,
 )
@@ -31,7 +31,7 @@ def trained(seed: int) -> tuple[ConvSNN, list[Epoch]]:
     return model, list(train(model, DIGITS, SETTINGS, seed))
 
 
-def test_training_learns_and_repeats_for_a_seed() -> None:
+def test_training_learns_and_is_reproducible() -> None:
     model, epochs = trained(0)
     assert [epoch.number for epoch in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1].train_accuracy > epochs[0].train_accuracy
@@ -47,7 +47,7 @@ def test_training_learns_and_repeats_for_a_seed() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [60, 1000])
-def test_one_step_is_a_training(batch_size: int) -> None:
+def test_training_with_a_single_step(batch_size: int) -> None:
     settings = Settings(epochs=1, batch_size=batch_size, steps=1)
     model = ConvSNN()
     before = model.conv1[0].weight.clone()
@@ -55,61 +55,63 @@ def test_one_step_is_a_training(batch_size: int) -> None:
     assert not torch.equal(before, model.conv1[0].weight)
 
 
-class Knows(ConvSNN):
-    """Sees the class in the place of the bar, except for class 3."""
+class PerfectButOne(ConvSNN):
+    """A perfect classifier of the bars, except for class 3."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = x[:, 0, 4:24:2, 10]
         return logits * (torch.arange(10) != 3)
 
 
-def test_scores_are_means_over_all_digits() -> None:
-    score = evaluate(Knows(), bars(300), steps=2)
+def test_evaluate_averages_over_all_digits() -> None:
+    score = evaluate(PerfectButOne(), bars(300), steps=2)
     # softmax of one 1 among nine 0, and for class 3 of ten 0
     loss = 0.9 * (math.log(math.e + 9) - 1) + 0.1 * math.log(10)
     assert score == pytest.approx(Score(0.9, loss))
 
 
-def test_firing_rates_are_means_over_all_digits() -> None:
+def test_firing_rates_average_over_all_digits() -> None:
     torch.manual_seed(0)
     model, dataset = ConvSNN(), bars(270)
     rates = firing_rates(model, dataset, 2)
-    spikes, _ = spikes_of(model, dataset.tensors[0], 2)
+    spikes, _ = record_spikes(model, dataset.tensors[0], 2)
     assert set(rates) == {"lif1", "lif2"}
     assert rates["lif1"] > 0
-    assert rates == pytest.approx({name: sent.mean().item() for name, sent in spikes.items()})
+    assert rates == pytest.approx(
+        {name: layer_spikes.mean().item() for name, layer_spikes in spikes.items()}
+    )
 
 
-def test_moving_is_small_random_and_repeats() -> None:
+def test_augmentation_shifts_a_little_and_is_reproducible() -> None:
     images = torch.zeros(50, 1, 28, 28)
     images[:, :, 13:15, 13:15] = 1.0
-    moved = move(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    assert torch.equal(moved, move(images, torch.Generator().manual_seed(0)))
-    assert not torch.equal(moved, move(images, torch.Generator().manual_seed(1)))
+    augmented = augment(images, torch.Generator().manual_seed(0))
+    assert augmented.shape == images.shape
+    assert torch.equal(augmented, augment(images, torch.Generator().manual_seed(0)))
+    assert not torch.equal(augmented, augment(images, torch.Generator().manual_seed(1)))
 
     places = torch.arange(28.0)
-    mass = moved.sum((1, 2, 3))
+    mass = augmented.sum((1, 2, 3))
     for dim in (2, 3):
-        centre = (moved.sum((1, 5 - dim)) * places).sum(1) / mass
+        centre = (augmented.sum((1, 5 - dim)) * places).sum(1) / mass
         assert (centre - 13.5).abs().max() < 2.5
         assert (centre - 13.5).abs().max() > 1.0
         assert centre.std() > 0.5
 
 
-def test_moving_turns_and_scales() -> None:
+def test_augmentation_rotates_and_scales() -> None:
     images = torch.zeros(50, 1, 28, 28)
     images[:, :, 13:15, 4:24] = 1.0
-    moved = move(images, torch.Generator().manual_seed(0))[:, 0]
-    length = (moved.amax(1) > 0.5).sum(1)
+    augmented = augment(images, torch.Generator().manual_seed(0))[:, 0]
+    length = (augmented.amax(1) > 0.5).sum(1)
     assert length.float().std() > 0.5
     assert ((length - 20).abs() <= 4).all()
-    left, right = moved[:, :, 8].argmax(1), moved[:, :, 19].argmax(1)
+    left, right = augmented[:, :, 8].argmax(1), augmented[:, :, 19].argmax(1)
     assert (left > right).any()
     assert (left < right).any()
 
 
-def test_a_saved_model_loads_back(tmp_path: Path) -> None:
+def test_saved_model_loads_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = ConvSNN(), torch.rand(2, 1, 28, 28)
     save(model, tmp_path / "model.safetensors")
@@ -118,7 +120,7 @@ def test_a_saved_model_loads_back(tmp_path: Path) -> None:
     assert torch.equal(run(model, images, 3), run(copy, images, 3))
 
 
-def test_an_interrupted_save_leaves_the_old_model(
+def test_interrupted_save_keeps_the_previous_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Networks that learn, and networks broken on purpose, each in one way."""
+"""Networks that learn, and networks with one fault each."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ HEALTHY: dict[str, Healthy] = {
 
 
 def scaled(model: nn.Sequential, factor: float, bias: float | None = None) -> nn.Sequential:
-    """The weights before the first neurons scaled, their biases set."""
+    """Scale the weights before the first neurons, and set their biases."""
     with torch.no_grad():
         model[0].weight.mul_(factor)
         if bias is not None:
@@ -120,7 +120,7 @@ def scaled(model: nn.Sequential, factor: float, bias: float | None = None) -> nn
 
 
 def chain(weight: float, threshold: float, surrogate: Any) -> nn.Sequential:
-    """Five layers whose membranes stay near the threshold whatever the weights are scaled by."""
+    """Build five layers whose membranes stay near the threshold for any scale of the weights."""
     model = deep(5, pos_threshold=threshold, surrogate_derivative=surrogate, detach_reset=True)
     with torch.no_grad():
         for module in model[2:-2]:
@@ -131,7 +131,7 @@ def chain(weight: float, threshold: float, surrogate: Any) -> nn.Sequential:
 
 
 class Divides(nn.Module):
-    """A norm that is zero for one sample."""
+    """Divide by a norm that is zero at the first sample."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
@@ -140,12 +140,14 @@ class Divides(nn.Module):
 
 
 class Cuts(nn.Module):
+    """Cut the graph."""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
 
 
 class TwoHeads(snn.TTModule):
-    """The second head is called, and not used; the third one is not even called."""
+    """Model with an output that is not used and layers that are not called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class TwoHeads(snn.TTModule):
 
 
 class HiddenList(snn.TTModule):
-    """Its layers are in a plain list: ``parameters()`` does not see them."""
+    """Model with its layers in a plain list, which ``parameters()`` does not see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,6 +175,7 @@ class HiddenList(snn.TTModule):
 
 
 def poisoned(model: nn.Sequential) -> nn.Sequential:
+    """Set a weight to NaN."""
     with torch.no_grad():
         model[2].weight[0, 0] = torch.nan
     return model

@@ -35,7 +35,7 @@ from tracetorch.diagnosis import Diagnosis, Finding
 
 
 def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
-    """The one finding of that name and layer; told in full where it is missing."""
+    """Return the finding of a name and layer, which must be the only one of them."""
     matching = [f for f in d.named(name) if f.layer == layer]
     assert len(matching) == 1, str(d)
     assert matching[0].severity == severity, str(d)
@@ -44,7 +44,7 @@ def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_no_alarm_for_a_network_that_learns(name: str) -> None:
+def test_a_network_that_learns_has_no_warnings(name: str) -> None:
     make, batch, loss = HEALTHY[name]
     model = make()
     d = tt.diagnose(model, (batch(), target()), loss)
@@ -53,7 +53,7 @@ def test_no_alarm_for_a_network_that_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "recurrent", "BSRLIF", "narrow surrogate"])
-def test_no_alarm_while_and_after_it_learns_either(name: str) -> None:
+def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
     make, batch, loss = HEALTHY[name]
     model, data, classes = make(), batch(), target()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -68,7 +68,7 @@ def test_no_alarm_while_and_after_it_learns_either(name: str) -> None:
         value.backward()
         optimizer.step()
         first = value.item() if step == 0 else first
-    assert value.item() < 0.9 * first  # it does learn
+    assert value.item() < 0.9 * first  # it learns
     tt.zero_states(model)
     d = tt.diagnose(model, (data, classes), loss, optimizer=optimizer)
     assert d.ok, str(d)
@@ -90,16 +90,18 @@ def test_inputs_that_are_not_finite() -> None:
     assert d[0] == found(d, "input-not-finite", "", "error")
     assert d[0].value == 2
     assert found(d, "activity-not-finite", "1", "error").figure.endswith("what it is given.")
-    assert not d.named("gradient-not-finite")  # no news
+    assert not d.named("gradient-not-finite")  # a consequence, not reported again
 
 
-@pytest.mark.parametrize(("scale", "told"), [(255.0, "root mean square of 147"), (1e-4, "0.0001.")])
-def test_inputs_of_a_wild_scale(scale: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("scale", "message"), [(255.0, "root mean square of 147"), (1e-4, "0.0001.")]
+)
+def test_inputs_of_a_wrong_scale(scale: float, message: str) -> None:
     d = tt.diagnose(dense(), (x(scale=scale), target()), mean)
-    assert told in found(d, "input-scale", "", "warning").figure
+    assert message in found(d, "input-scale", "", "warning").figure
 
 
-def test_several_inputs_are_told_apart() -> None:
+def test_findings_name_the_input_among_several() -> None:
     class Gated(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -150,7 +152,7 @@ def test_outputs_that_do_not_depend_on_the_input() -> None:
     assert found(d, "output-ignores-input", "", "error")
     same = x()[:, :1].expand(-1, B, -1)
     d = tt.diagnose(dense(), (same, target()), mean)
-    assert not d.named("output-ignores-input")  # nothing to tell apart
+    assert not d.named("output-ignores-input")  # the inputs are equal too
 
 
 # Parameters
@@ -172,25 +174,27 @@ def test_a_loss_without_gradient(loss: Any) -> None:
 
 def test_a_graph_that_is_cut_inside_the_model() -> None:
     model = nn.Sequential(*dense()[:2], Cuts(), *dense()[2:])
-    one = found(
+    finding = found(
         tt.diagnose(model, (x(), target()), mean), "unreached-parameters", "0.weight", "warning"
     )
-    assert one.value == 4
-    assert "0.weight, 0.bias, 1.raw_beta, 1.raw_pos_threshold" in one.figure
+    assert finding.value == 4
+    assert "0.weight, 0.bias, 1.raw_beta, 1.raw_pos_threshold" in finding.figure
 
 
-def test_layers_that_are_not_used_or_not_called() -> None:
+def test_layers_that_are_unused_or_not_called() -> None:
     d = tt.diagnose(TwoHeads(), (x(), target()), mean)
     assert found(d, "layer-not-called", "idle.1", "warning")
-    one = found(d, "unreached-parameters", "unused.weight", "warning")
-    assert one.value == 6
+    finding = found(d, "unreached-parameters", "unused.weight", "warning")
+    assert finding.value == 6
 
 
 def test_frozen_parameters() -> None:
     model = dense()
     model[0].requires_grad_(False)
-    one = found(tt.diagnose(model, (x(), target()), mean), "frozen-parameters", "0.weight", "note")
-    assert one.value == 2
+    finding = found(
+        tt.diagnose(model, (x(), target()), mean), "frozen-parameters", "0.weight", "note"
+    )
+    assert finding.value == 2
     model.requires_grad_(False)
     assert found(tt.diagnose(model, (x(), target()), mean), "nothing-to-learn", "", "error")
 
@@ -199,8 +203,8 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
     model = HiddenList()
     optimizer = torch.optim.Adam(model.parameters())
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
-    one = found(d, "not-in-optimizer", "parts.0.weight", "warning")
-    assert one.value == 7
+    finding = found(d, "not-in-optimizer", "parts.0.weight", "warning")
+    assert finding.value == 7
     other = torch.optim.Adam(dense().parameters())
     d = tt.diagnose(dense(), (x(), target()), mean, optimizer=other)
     assert found(d, "not-in-optimizer", "0.weight", "error").value == 7
@@ -214,8 +218,8 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
     assert found(d, "learning-rate-zero", "0.weight", "error")
-    one = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
-    assert one.value == 0.01
+    finding = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
+    assert finding.value == 0.01
     groups = [
         {"params": model[0].parameters(), "lr": 0.0},
         {"params": [p for part in model[1:] for p in part.parameters()]},
@@ -233,19 +237,21 @@ def test_weights_whose_gradient_is_exactly_zero() -> None:
     narrow = functional.boxcar_surrogate(0.5)
     model = scaled(dense(surrogate_derivative=narrow), 0.01, bias=0.01)
     d = tt.diagnose(model, (x(), target()), mean)
-    one = found(d, "zero-gradient", "0.weight", "warning")
-    assert "0.weight, 2.weight" in one.figure
+    finding = found(d, "zero-gradient", "0.weight", "warning")
+    assert "0.weight, 2.weight" in finding.figure
 
 
 # Activity
 
 
-def test_dead_neurons_and_that_the_advice_revives_them() -> None:
+def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
     model = scaled(dense(), 0.05, bias=0.02)
-    one = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
-    assert one.value == 1
-    assert one.figure.startswith("48 of 48 neurons never fire, in 25 steps of 16 samples. At its")
-    factor = float(one.advice.split("by about ")[1].split(" ")[0].rstrip("."))
+    finding = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
+    assert finding.value == 1
+    assert finding.figure.startswith(
+        "48 of 48 neurons never fire, in 25 steps of 16 samples. At its"
+    )
+    factor = float(finding.advice.split("by about ")[1].split(" ")[0].rstrip("."))
     with torch.no_grad():
         model[0].weight.mul_(factor)
         model[0].bias.mul_(factor)
@@ -254,28 +260,28 @@ def test_dead_neurons_and_that_the_advice_revives_them() -> None:
     assert again.layers[0].dead < 0.6
 
 
-def test_dead_neurons_whose_drive_is_negative() -> None:
+def test_dead_neurons_with_negative_input() -> None:
     d = tt.diagnose(scaled(dense(), 0.1, bias=-2.0), (x(), target()), mean)
-    one = found(d, "dead-neurons", "1", "error")
-    assert "never rise above zero" in one.figure
-    assert "Its drive is negative" in one.advice
+    finding = found(d, "dead-neurons", "1", "error")
+    assert "never rise above zero" in finding.figure
+    assert "Its drive is negative" in finding.advice
 
 
-def test_neurons_that_fire_downwards_are_told_how_far_they_are_from_that() -> None:
-    """A negative drive is none too little for them, and to scale it up revives them."""
+def test_dead_neurons_with_a_negative_threshold_show_their_distance_from_it() -> None:
+    """A negative input makes them fire as well, once it is scaled up."""
     model = scaled(dense("BLIF"), 0.0, bias=-0.05)
-    one = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
+    finding = found(tt.diagnose(model, (x(), target()), mean), "dead-neurons", "1", "error")
     reached = 0.05 * (1 - 0.9**25) / (1 - 0.9)
-    assert f"reach {100 * reached:.3g} % of the threshold" in one.figure
-    assert "negative" not in one.advice
-    factor = float(one.advice.split("by about ")[1].split(" ")[0].rstrip("."))
+    assert f"reach {100 * reached:.3g} % of the threshold" in finding.figure
+    assert "negative" not in finding.advice
+    factor = float(finding.advice.split("by about ")[1].split(" ")[0].rstrip("."))
     with torch.no_grad():
         model[0].bias.mul_(factor)
     again = tt.diagnose(model, (x(), target()), mean)
     assert again.layers[0].dead == 0
 
 
-def test_some_dead_neurons_are_worth_a_note() -> None:
+def test_severity_grows_with_the_share_of_dead_neurons() -> None:
     model = dense()
     with torch.no_grad():
         model[0].bias[:30] = -50
@@ -290,15 +296,15 @@ def test_some_dead_neurons_are_worth_a_note() -> None:
 def test_dead_channels_of_a_convolution() -> None:
     model = conv()
     nn.init.constant_(model[1].bias, -5)
-    one = found(tt.diagnose(model, (images(), target()), mean), "dead-neurons", "2", "error")
-    assert one.figure.startswith("8 of 8 neurons")
+    finding = found(tt.diagnose(model, (images(), target()), mean), "dead-neurons", "2", "error")
+    assert finding.figure.startswith("8 of 8 neurons")
 
 
 def test_saturated_neurons() -> None:
     d = tt.diagnose(scaled(dense(), 0.1, bias=30.0), (x(), target()), mean)
-    one = found(d, "saturated-neurons", "1", "error")
-    assert one.value == 1
-    assert "48 of 48 neurons fire at 90 %" in one.figure
+    finding = found(d, "saturated-neurons", "1", "error")
+    assert finding.value == 1
+    assert "48 of 48 neurons fire at 90 %" in finding.figure
     model = dense()
     with torch.no_grad():
         model[0].bias[:30] = 30.0
@@ -306,12 +312,12 @@ def test_saturated_neurons() -> None:
     assert 0.6 < found(d, "saturated-neurons", "1", "warning").value < 1
 
 
-def test_membranes_beyond_the_surrogates_reach() -> None:
+def test_membranes_out_of_reach_of_the_surrogate() -> None:
     narrow = functional.boxcar_surrogate(1e-3)
     d = tt.diagnose(dense(surrogate_derivative=narrow), (x(), target()), mean)
-    one = found(d, "out-of-reach", "1", "warning")
-    assert 0 < one.value < 0.01
-    assert "boxcar_surrogate(width=0.001)" in one.figure
+    finding = found(d, "out-of-reach", "1", "warning")
+    assert 0 < finding.value < 0.01
+    assert "boxcar_surrogate(width=0.001)" in finding.figure
     far = scaled(dense(surrogate_derivative=functional.triangular_surrogate(0.5)), 0.01, bias=0.0)
     assert found(tt.diagnose(far, (x(), target()), mean), "out-of-reach", "1", "error").value == 0
 
@@ -335,8 +341,8 @@ def test_a_gradient_that_vanishes_over_layers() -> None:
             model[i].weight.mul_(0.2)
             model[i + 1].raw_pos_threshold.fill_(float(functional.softplus_inverse(4e-3)))
     d = tt.diagnose(model, (x(scale=3.0), target()), mean)
-    one = found(d, "vanishing-gradient", "1", "warning")
-    assert one.value < 1e-4
+    finding = found(d, "vanishing-gradient", "1", "warning")
+    assert finding.value < 1e-4
     assert not d.named("dead-neurons") or all(f.severity == "note" for f in d.named("dead-neurons"))
 
 
@@ -349,83 +355,83 @@ def test_a_gradient_that_explodes_over_layers() -> None:
 def test_a_gradient_that_explodes_through_time() -> None:
     model = recurrent(6.0, surrogate_derivative=functional.straight_through_surrogate())
     d = tt.diagnose(model, (x(60), target()), last)
-    one = found(d, "exploding-through-time", "1", "warning")
-    assert one.value > 1e3
+    finding = found(d, "exploding-through-time", "1", "warning")
+    assert finding.value > 1e3
     assert found(d, "exploding-gradient", "", "warning")
 
 
 # Memory
 
 
-def test_memory_that_is_too_short_for_a_loss_read_at_the_end() -> None:
+def test_memory_too_short_for_a_loss_on_the_last_steps() -> None:
     d = tt.diagnose(dense(), (x(200), target()), last)
-    one = found(d, "short-memory", d.named("short-memory")[0].layer, "warning")
-    assert one.value == pytest.approx(functional.decay_to_halflife(0.9), rel=1e-5)
-    assert "6.58 steps, the sequence has 200" in one.figure
+    finding = found(d, "short-memory", d.named("short-memory")[0].layer, "warning")
+    assert finding.value == pytest.approx(functional.decay_to_halflife(0.9), rel=1e-5)
+    assert "6.58 steps, the sequence has 200" in finding.figure
     advised = functional.halflife_to_decay(200 / 4)
     model = dense(beta=advised)
     assert not tt.diagnose(model, (x(200), target()), last).named("short-memory")
 
 
-def test_it_is_only_a_note_where_the_loss_looks_at_every_step() -> None:
+def test_short_memory_is_a_note_for_a_loss_on_every_step() -> None:
     d = tt.diagnose(dense(), (x(200), target()), mean)
     assert found(d, "short-memory", d.named("short-memory")[0].layer, "note")
     assert d.ok, str(d)
 
 
-def test_an_average_that_is_too_slow_for_the_sequence() -> None:
+def test_an_average_too_slow_for_the_sequence() -> None:
     model = nn.Sequential(*dense()[:3], snn.Readout(CLASSES, beta=0.9999))
-    one = found(tt.diagnose(model, (x(20), target()), last), "slow-average", "3", "warning")
-    assert "0.2 % of its input" in one.figure
-    integrator = dense(beta=0.99999)  # not an average: it adds up, and is meant to
+    finding = found(tt.diagnose(model, (x(20), target()), last), "slow-average", "3", "warning")
+    assert "0.2 % of its input" in finding.figure
+    integrator = dense(beta=0.99999)  # it sums instead of averaging
     assert not tt.diagnose(integrator, (x(20), target()), last).named("slow-average")
 
 
-def test_states_that_are_carried_over() -> None:
+def test_states_carried_over_from_another_batch() -> None:
     model, data = dense(), x()
     with torch.no_grad():
         tt.unroll(model, 5 * data)
     d = tt.diagnose(model, (data, target()), mean)
-    one = found(d, "states-carried", "1", "warning")
+    finding = found(d, "states-carried", "1", "warning")
     with torch.no_grad():
         carried = mean(tt.unroll(model, data), target())
-    assert one.value == pytest.approx(float(carried))
-    assert one.value != pytest.approx(d.loss)
+    assert finding.value == pytest.approx(float(carried))
+    assert finding.value != pytest.approx(d.loss)
     assert tt.diagnose(model, (data, target()), mean, stream=True).ok
     tt.zero_states(model)
     assert tt.diagnose(model, (data, target()), mean).ok
 
 
-class Forgetful(snn.TTModule):
-    """Zeroes states in its forward, where it should not."""
+class ZeroesStates(snn.TTModule):
+    """Zeroes states in its forward, of all layers or of one."""
 
-    def __init__(self, net: nn.Module, what: Any = None) -> None:
+    def __init__(self, net: nn.Module, part: Any = None) -> None:
         super().__init__()
         self.net = net
-        self.what = what
+        self.part = part
 
     def forward(self, data: Tensor) -> Tensor:
-        tt.zero_states(self.net if self.what is None else self.net[self.what])
+        tt.zero_states(self.net if self.part is None else self.net[self.part])
         return self.net(data)
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_states_that_are_emptied_between_steps(by: Any) -> None:
-    model, batch = Forgetful(dense()), (x(), target())
-    one = found(tt.diagnose(model, batch, mean, by=by), "states-emptied", "net.1", "warning")
-    assert one.value == 2
-    assert one.figure.startswith("The states of 2 of 2 neuron layers are gone")
-    assert "outside forward()" in one.advice
+def test_states_zeroed_between_steps(by: Any) -> None:
+    model, batch = ZeroesStates(dense()), (x(), target())
+    finding = found(tt.diagnose(model, batch, mean, by=by), "states-emptied", "net.1", "warning")
+    assert finding.value == 2
+    assert finding.figure.startswith("The states of 2 of 2 neuron layers are gone")
+    assert "outside forward()" in finding.advice
     assert model.net[1].mem is None
     assert model.training
-    apart = tt.diagnose(Forgetful(dense(), 3), batch, mean, by=by)
+    apart = tt.diagnose(ZeroesStates(dense(), 3), batch, mean, by=by)
     assert found(apart, "states-emptied", "net.3", "warning").value == 1
-    # one step is all that there is to know
+    # with a single step there is nothing to compare
     assert not tt.diagnose(model, (x(1), target()), mean, by=by).named("states-emptied")
 
 
 @pytest.mark.parametrize("make", [dense, recurrent, conv])
-def test_states_that_are_kept_or_detached_are_not_emptied(make: Any) -> None:
+def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> None:
     class Cut(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -441,7 +447,7 @@ def test_states_that_are_kept_or_detached_are_not_emptied(make: Any) -> None:
             assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
 
 
-def test_states_at_rest_are_not_carried() -> None:
+def test_zero_states_are_not_reported_as_carried() -> None:
     model = dense()
     with torch.no_grad():
         tt.unroll(model, x())
@@ -449,7 +455,7 @@ def test_states_at_rest_are_not_carried() -> None:
     assert tt.diagnose(model, (x(), target()), mean).ok
 
 
-def test_a_neuron_that_is_not_pointwise_is_looked_at_too() -> None:
+def test_dead_neurons_of_a_layer_that_is_not_pointwise() -> None:
     class Competing(snn.Neuron):
         states = ("mem",)
 
@@ -469,12 +475,12 @@ def test_a_neuron_that_is_not_pointwise_is_looked_at_too() -> None:
     assert found(d, "dead-neurons", "1", "error").value == 1
 
 
-def test_a_batch_of_one_before_a_batch_norm() -> None:
+def test_a_batch_of_one_with_a_batch_norm() -> None:
     d = tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean)
     assert d.batch == 1
 
 
-def test_a_loss_that_is_nearly_zero_is_no_alarm() -> None:
+def test_a_loss_near_zero_has_no_warnings() -> None:
     model = dense()
     y = tt.unroll(model, x()).detach()
     tt.zero_states(model)
@@ -483,7 +489,7 @@ def test_a_loss_that_is_nearly_zero_is_no_alarm() -> None:
     assert d.ok, str(d)
 
 
-def test_states_of_another_batch_size() -> None:
+def test_states_of_another_batch_size_do_not_fit() -> None:
     model, data = dense(), x()
     tt.unroll(model, data[:, :7])
     d = tt.diagnose(model, (data, target()), mean)
@@ -500,12 +506,12 @@ def test_a_stream_whose_states_hold_a_graph() -> None:
     assert tt.diagnose(model, (data, target()), mean, stream=True).ok
 
 
-# The whole
+# Diagnosis as a whole
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("make", [dense, conv, recurrent])
-def test_the_model_is_as_it_was(make: Any, by: Any) -> None:
+def test_diagnose_restores_the_model(make: Any, by: Any) -> None:
     model = make()
     data = images() if make is conv else x()
     torch.manual_seed(3)
@@ -513,7 +519,7 @@ def test_the_model_is_as_it_was(make: Any, by: Any) -> None:
     model[0].eval()
     states, before = tt.get_states(model, detach=False), copy.deepcopy(model.state_dict())
     grads = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
-    chance = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     tt.diagnose(model, (data, target()), mean, by=by)
     with pytest.raises(ValueError, match="loss must return one number"):
         tt.diagnose(model, (data, target()), lambda y, t: y, by=by)
@@ -523,13 +529,13 @@ def test_the_model_is_as_it_was(make: Any, by: Any) -> None:
     for name, p in model.named_parameters():
         assert p.grad is grads[name][0]
         assert torch.equal(p.grad, grads[name][1])
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert [m.training for m in model.modules()] == [m is not model[0] for m in model.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("make", [dense, recurrent, lambda: deep(2)])
-def test_both_ways_say_the_same(make: Any) -> None:
+def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
     model = make().double()
     one, other = (
         tt.diagnose(model, (x().double(), target()), mean, by=by) for by in ("layer", "step")
@@ -545,7 +551,7 @@ def test_both_ways_say_the_same(make: Any) -> None:
             torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, rtol=1e-3, atol=1e-9)
 
 
-def test_the_gradient_is_the_derivative_by_the_layers_input() -> None:
+def test_gradient_is_the_derivative_by_the_layers_input() -> None:
     model, data = dense().double(), x().double()
     shift = torch.zeros(25, B, 48, dtype=torch.float64, requires_grad=True)
     drive = model[0](data) + shift
@@ -556,7 +562,7 @@ def test_the_gradient_is_the_derivative_by_the_layers_input() -> None:
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
 
 
-def test_an_input_at_rest_and_a_bare_layer() -> None:
+def test_a_constant_input_and_a_single_layer() -> None:
     model = dense()
     d = tt.diagnose(model, (x()[0], target()), mean, steps=25)
     assert d.steps == 25
@@ -566,7 +572,7 @@ def test_an_input_at_rest_and_a_bare_layer() -> None:
     assert "(model)" in str(d)
 
 
-def test_padding_is_left_out_with_a_mask() -> None:
+def test_a_mask_excludes_padding() -> None:
     data = x()
     data[10:] = 0
     mask = torch.arange(25)[:, None].expand(25, B) < 10
@@ -582,8 +588,8 @@ def test_padding_is_left_out_with_a_mask() -> None:
         tt.diagnose(model, (data, target()), mean, mask=mask[:3])
 
 
-def test_how_far_dead_neurons_are_from_firing_is_told_without_padding() -> None:
-    """They charge on in the padding: what they reach there says nothing of the real steps."""
+def test_the_distance_of_dead_neurons_excludes_padding() -> None:
+    """Their membranes rise further in the padding, which must not count."""
     model = dense(beta=0.99)
     with torch.no_grad():
         model[0].weight.zero_()
@@ -596,7 +602,7 @@ def test_how_far_dead_neurons_are_from_firing_is_told_without_padding() -> None:
     assert one.advice == other.advice
 
 
-def test_the_distance_of_membranes_out_of_reach_is_told_without_padding() -> None:
+def test_the_distance_of_membranes_out_of_reach_excludes_padding() -> None:
     model, mask = dense(), torch.arange(40)[:, None].expand(40, B) < 10
     with torch.no_grad():
         model[0].weight.abs_().mul_(1000)
@@ -609,8 +615,8 @@ def test_the_distance_of_membranes_out_of_reach_is_told_without_padding() -> Non
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_memory_too_short_for_ragged_sequences_read_at_their_ends(first: bool) -> None:
-    """Wherever the padding stands, and as if the sequences were of one length."""
+def test_memory_too_short_for_a_loss_on_the_ends_of_ragged_sequences(first: bool) -> None:
+    """With padding at the end or at the start, as for sequences of one length."""
     T, lengths = 200, torch.linspace(100, 200, B).int()
     mask = torch.arange(T)[:, None] < lengths
     mask = mask.flip(0) if first else mask
@@ -626,7 +632,7 @@ def test_memory_too_short_for_ragged_sequences_read_at_their_ends(first: bool) -
     assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
 
 
-def test_ragged_sequences_of_which_every_step_is_read_are_worth_a_note() -> None:
+def test_short_memory_is_a_note_for_a_loss_on_every_step_of_ragged_sequences() -> None:
     mask = torch.arange(200)[:, None] < torch.linspace(100, 200, B).int()
 
     def every(y: Tensor, t: Tensor) -> Tensor:
@@ -636,7 +642,7 @@ def test_ragged_sequences_of_which_every_step_is_read_are_worth_a_note() -> None
     assert d.named("short-memory")[0].severity == "note"
 
 
-def test_under_inference_mode_and_without_gradients_too() -> None:
+def test_diagnose_works_in_inference_mode_and_without_gradients() -> None:
     model, batch = dense(), (x(), target())
     plain = tt.diagnose(model, batch, mean)
     for mode in (torch.no_grad(), torch.inference_mode()):
@@ -647,8 +653,8 @@ def test_under_inference_mode_and_without_gradients_too() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_to_follow_the_advice_is_to_learn(seed: int) -> None:
-    """What came first is asked at the end: learned with the memory that is advised, not without."""
+def test_a_network_learns_with_the_advised_memory_and_not_without(seed: int) -> None:
+    """The class is shown in the first steps and read in the last ones."""
     T, generator = 160, torch.Generator().manual_seed(seed)
     classes = torch.randint(2, (64,), generator=generator)
     data = torch.zeros(T, 64, 2)
@@ -673,10 +679,10 @@ def test_to_follow_the_advice_is_to_learn(seed: int) -> None:
 
     with tt.fuse.backend("auto"):
         assert learned(functional.halflife_to_decay(T / 4)) < 0.45
-        assert learned(0.9) > 0.65  # of two classes, by chance: 0.69
+        assert learned(0.9) > 0.65  # guessing one of two classes: 0.69
 
 
-def test_it_prints_and_is_a_sequence() -> None:
+def test_diagnosis_prints_and_is_a_sequence() -> None:
     d = tt.diagnose(scaled(dense(), 0.01, bias=0.0), (x(scale=1e-4), target()), mean)
     text = str(d).splitlines()
     assert text[0].startswith("diagnosis: ")
@@ -695,7 +701,7 @@ def test_it_prints_and_is_a_sequence() -> None:
         assert one.advice.endswith(".")
 
 
-def test_errors() -> None:
+def test_diagnose_errors() -> None:
     data = (x(), target())
     with pytest.raises(TypeError, match=r"batch must be a tuple of the input.*got a tensor"):
         tt.diagnose(dense(), x(), mean)  # type: ignore[arg-type]

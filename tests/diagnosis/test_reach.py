@@ -7,52 +7,59 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import LAYERS, PLACES, SPIKING, SURROGATES, layer, sequence
 from tracetorch import functional, snn
-from tracetorch.diagnosis.reach import approach, derivative
+from tracetorch.diagnosis.reach import SpikeInputs, derivative, spike_inputs
 from tracetorch.probe.layers import spike_functions
 
 
-def near(module: snn.Neuron, x: Tensor) -> tuple[Tensor, object]:
+def run(module: snn.Neuron, x: Tensor) -> tuple[Tensor, SpikeInputs | None]:
+    """Run a layer; return its outputs and the inputs of its spike functions."""
     names = [*module.active_states, "output"]
     y, seen = tt.unroll(module, x, record=names)
     states = {name: seen[name].detach() for name in module.active_states}
-    return y.detach(), approach(module, x, states)
+    return y.detach(), spike_inputs(module, x, states)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_it_hears_what_the_threshold_was_asked(name: str, place: tuple[int, tuple[int]]) -> None:
+def test_spike_inputs_reproduce_the_spikes_of_a_run(
+    name: str, place: tuple[int, tuple[int]]
+) -> None:
     dim, shape = place
     module = layer(name, 3, dim=dim).double()
-    y, heard = near(module, sequence(12, *shape))
+    y, inputs = run(module, sequence(12, *shape))
     if name not in SPIKING:
-        assert heard is None
+        assert inputs is None
         return
-    assert set(heard.above) == ({"pos_spike", "neg_spike"} if "B" in name else {"pos_spike"})
+    assert inputs is not None
+    assert set(inputs.above) == ({"pos_spike", "neg_spike"} if "B" in name else {"pos_spike"})
     fired = torch.zeros_like(y, dtype=torch.bool)
-    for u in heard.above.values():
+    for u in inputs.above.values():
         fired |= u > 0
     assert torch.equal(fired, y != 0)
     assert 0 < fired.double().mean() < 1
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
-def test_the_derivative_is_the_surrogates_own(surrogate: functional.surrogates.Surrogate) -> None:
+def test_derivative_equals_the_closed_form_of_the_surrogate(
+    surrogate: functional.surrogates.Surrogate,
+) -> None:
     u = torch.linspace(-2, 2, 101, dtype=torch.float64)
     torch.testing.assert_close(derivative(surrogate, u), surrogate.derivative(u))
     peak = surrogate.derivative(torch.zeros((), dtype=torch.float64))
     module = snn.LIF(5, beta=0.5, surrogate_derivative=surrogate).double()
     x = sequence(20, 4, 5)
-    _, heard = near(module, x)
+    _, inputs = run(module, x)
     mem = torch.zeros(4, 5, dtype=torch.float64)
     wanted = []
     for step in x:
         above = 0.5 * mem + step - 1
         wanted.append(surrogate.derivative(above) >= 0.1 * peak)
         mem = above + 1 - (above > 0).double()
-    torch.testing.assert_close(heard.reached, torch.stack(wanted))
+    assert inputs is not None
+    torch.testing.assert_close(inputs.in_reach, torch.stack(wanted))
 
 
-def test_a_callable_of_ones_own_and_a_module() -> None:
+def test_derivative_of_a_user_defined_module_with_parameters() -> None:
     class Learnable(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -68,14 +75,14 @@ def test_a_callable_of_ones_own_and_a_module() -> None:
     torch.testing.assert_close(derivative(spike, u), 4 * s * (1 - s))
     module = snn.LIF(3, surrogate_derivative=spike).double()
     assert spike_functions(module) == ["pos_spike"]
-    _, heard = near(module, sequence(5, 2, 3))
-    assert heard is not None
+    _, inputs = run(module, sequence(5, 2, 3))
+    assert inputs is not None
     assert spike_functions(snn.Readout(3)) == spike_functions(nn.Linear(3, 3)) == []
     module.option("shape", torch.tanh)
     assert spike_functions(module) == ["pos_spike"]
 
 
-def test_a_step_that_is_not_pointwise_is_let_be() -> None:
+def test_a_step_that_is_not_pointwise_has_no_spike_inputs() -> None:
     class Competing(snn.Neuron):
         states = ("mem",)
 
@@ -92,4 +99,4 @@ def test_a_step_that_is_not_pointwise_is_let_be() -> None:
 
     module = Competing().double()
     _, seen = tt.unroll(module, sequence(6, 2, 4), by="step", record=["mem"])
-    assert approach(module, sequence(6, 2, 4), {"mem": seen["mem"].detach()}) is None
+    assert spike_inputs(module, sequence(6, 2, 4), {"mem": seen["mem"].detach()}) is None

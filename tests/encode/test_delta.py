@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tracetorch import encode
 
 
-def test_exactly() -> None:
+def test_small_signal_exactly() -> None:
     x = torch.tensor([0.0, 1.0, 1.5, 2.0, 0.9, 1.8, -9.0])
     spikes = encode.delta(x, 1.0, dim=1)
     assert spikes[:, 0].tolist() == [0, 1, 0, 1, 0, 0, 0]
@@ -24,19 +24,19 @@ def test_exactly() -> None:
     st.integers(1, 8),
     st.none() | st.integers(-5, 5),
 )
-def test_the_reference_is_never_further_than_the_threshold(
+def test_reference_stays_within_the_threshold_of_the_signal(
     values: list[int], threshold: int, start: int | None
 ) -> None:
     on, off = encode.delta(torch.tensor(values).double(), threshold, start=start, dim=1).unbind(1)
     reference = values[0] if start is None else start
-    for now, up, down in zip(values, on.tolist(), off.tolist(), strict=True):
-        assert up == (now - reference >= threshold)
-        assert down == (reference - now >= threshold)
-        reference = now if up or down else reference
-        assert abs(now - reference) < threshold
+    for value, up, down in zip(values, on.tolist(), off.tolist(), strict=True):
+        assert up == (value - reference >= threshold)
+        assert down == (reference - value >= threshold)
+        reference = value if up or down else reference
+        assert abs(value - reference) < threshold
 
 
-def test_channels_stand_where_asked() -> None:
+def test_channels_are_in_dimension_dim() -> None:
     x = torch.randn(9, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     spikes = encode.delta(x, 0.5)
     assert spikes.shape == (9, 2, 2, 3, 4)
@@ -61,7 +61,7 @@ def test_channels_stand_where_asked() -> None:
         (torch.zeros(3, 2), {"start": torch.zeros(3)}, ValueError, r"one step, \[2\], got \[3\]"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_invalid_argument_is_named_in_the_error(
     x: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

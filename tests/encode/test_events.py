@@ -23,8 +23,8 @@ def recording(n: int, seed: int = 0, dtype: np.dtype[Any] = TONIC, last: int = 1
     return events
 
 
-def counted(events: Any, frame_of: Any, T: int) -> torch.Tensor:
-    """One event at a time, in Python's integers."""
+def count_one_by_one(events: Any, frame_of: Any, T: int) -> torch.Tensor:
+    """Count events one at a time in Python integers, as the reference."""
     frames = torch.zeros(T, 2, H, W)
     for event in events:
         frame = frame_of(int(event["t"]))
@@ -35,39 +35,41 @@ def counted(events: Any, frame_of: Any, T: int) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 99), st.integers(1, 12), st.integers(1, 1200))
-def test_every_event_once_where_it_belongs(n: int, seed: int, bins: int, window: int) -> None:
+def test_every_event_is_counted_once_in_its_cell(n: int, seed: int, bins: int, window: int) -> None:
     events = recording(n, seed)
     first, last = int(events["t"][0]), int(events["t"][-1])
     by_bins = encode.events_to_frames(events, (H, W), bins=bins)
     span = max(last - first, 1)
-    expected = counted(events, lambda t: min((t - first) * bins // span, bins - 1), bins)
+    expected = count_one_by_one(events, lambda t: min((t - first) * bins // span, bins - 1), bins)
     assert torch.equal(by_bins, expected)
     by_window = encode.events_to_frames(events, (H, W), window=window)
     T = (last - first) // window + 1
-    assert torch.equal(by_window, counted(events, lambda t: (t - first) // window, T))
+    assert torch.equal(by_window, count_one_by_one(events, lambda t: (t - first) // window, T))
     assert by_bins.sum() == by_window.sum() == n
 
 
-@pytest.mark.parametrize("how", [{"bins": 7}, {"window": 100}])
-def test_a_given_time_leaves_out_what_is_outside(how: Any) -> None:
+@pytest.mark.parametrize("division", [{"bins": 7}, {"window": 100}])
+def test_start_and_stop_leave_out_events_outside(division: Any) -> None:
     events = recording(300)
-    frames = encode.events_to_frames(events, (H, W), start=100, stop=800, **how)
-    assert torch.equal(frames, counted(events, lambda t: (t - 100) // 100 if t < 800 else 7, 7))
+    frames = encode.events_to_frames(events, (H, W), start=100, stop=800, **division)
+    assert torch.equal(
+        frames, count_one_by_one(events, lambda t: (t - 100) // 100 if t < 800 else 7, 7)
+    )
     assert frames.sum() == ((events["t"] >= 100) & (events["t"] < 800)).sum() < 300
     early = events[events["t"] < 400]
-    assert encode.events_to_frames(early, (H, W), start=100, stop=800, **how).shape[0] == 7
+    assert encode.events_to_frames(early, (H, W), start=100, stop=800, **division).shape[0] == 7
 
 
-def test_a_last_window_that_is_cut_short_has_a_frame() -> None:
+def test_last_partial_window_has_a_frame() -> None:
     assert (
         encode.events_to_frames(recording(9), (H, W), window=300, start=0, stop=1000).shape[0] == 4
     )
 
 
-@pytest.mark.parametrize("how", [{"bins": 6}, {"window": 0.15}])
-def test_order_kind_of_columns_and_unit_of_time_do_not_matter(how: Any) -> None:
+@pytest.mark.parametrize("division", [{"bins": 6}, {"window": 0.15}])
+def test_order_column_type_and_time_unit_do_not_matter(division: Any) -> None:
     events = recording(200, last=1024)
-    scaled = {key: value * 1024 if key == "window" else value for key, value in how.items()}
+    scaled = {key: value * 1024 if key == "window" else value for key, value in division.items()}
     expected = encode.events_to_frames(events, (H, W), start=0, stop=1024, **scaled)
     order = np.random.default_rng(1).permutation(200)
     columns: Any = {
@@ -76,7 +78,7 @@ def test_order_kind_of_columns_and_unit_of_time_do_not_matter(how: Any) -> None:
         "t": (events["t"][order] / 1024).tolist(),
         "p": np.where(events["p"][order], 1, -1),
     }
-    got = encode.events_to_frames(columns, (H, W), start=0.0, stop=1.0, **how)
+    got = encode.events_to_frames(columns, (H, W), start=0.0, stop=1.0, **division)
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
 
@@ -89,7 +91,7 @@ def test_unsigned_times_do_not_wrap_round() -> None:
         assert frames.sum() == ((wide["t"] >= 500) & (wide["t"] < 900)).sum()
 
 
-def test_a_cochlea_s_events_have_no_row_and_one_polarity() -> None:
+def test_cochlea_events_without_rows_and_with_one_polarity() -> None:
     events = np.zeros(4, [("t", "<i8"), ("x", "<i8"), ("p", "<i8")])
     events["t"], events["x"], events["p"] = [0, 10, 20, 30], [699, 0, 0, 0], 1
     frames = encode.events_to_frames(events, (1, 700), bins=2, polarities=1)
@@ -98,7 +100,7 @@ def test_a_cochlea_s_events_have_no_row_and_one_polarity() -> None:
     assert frames[:, 0, 0, 699].tolist() == [1.0, 0.0]
 
 
-def test_one_moment_and_no_event() -> None:
+def test_simultaneous_events_and_empty_recordings() -> None:
     events = recording(3)
     events["t"] = 42
     assert encode.events_to_frames(events, (H, W), bins=3).sum((1, 2, 3)).tolist() == [3, 0, 0]
@@ -109,7 +111,7 @@ def test_one_moment_and_no_event() -> None:
     assert torch.equal(empty, torch.zeros(3, 2, H, W))
 
 
-def test_as_tonic_counts() -> None:
+def test_frames_equal_those_of_tonic() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tonic = pytest.importorskip("tonic.transforms", reason="needs tonic, the peer")
@@ -156,7 +158,7 @@ GOOD: Any = {"x": [0], "y": [0], "t": [0], "p": [0]}
         (recording(0), {"bins": 1, "start": 0}, ValueError, "no events: give start= and stop="),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_invalid_argument_is_named_in_the_error(
     events: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tracetorch import decode, encode
 
 
-def test_linear_exactly() -> None:
+def test_linear_latency_exactly() -> None:
     x = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
     spikes = encode.latency(x, 5)
     assert spikes.shape == (5, 2, 2)
@@ -21,7 +21,7 @@ def test_linear_exactly() -> None:
     assert decode.first_spike(encode.latency(x, 5, threshold=0.5)).tolist() == [5, 4, 2, 0]
 
 
-def test_exponential_is_when_a_membrane_charged_by_x_is_there() -> None:
+def test_exponential_latency_is_the_threshold_crossing_of_a_charged_membrane() -> None:
     x, tau, threshold = torch.tensor([0.21, 0.3, 0.5, 1.0, 3.0]).double(), 20.0, 0.2
     times = decode.first_spike(encode.latency(x, 100, kind="exponential"))
     fine = 1000  # integrate dv/dt = (x - v) / tau in thousandths of a step
@@ -38,7 +38,7 @@ def test_exponential_is_when_a_membrane_charged_by_x_is_there() -> None:
     st.integers(1, 300),
     st.sampled_from(["linear", "exponential"]),
 )
-def test_the_stronger_is_never_later_and_fires_once(
+def test_stronger_values_fire_once_and_never_later(
     values: list[float], steps: int, kind: Any
 ) -> None:
     x = torch.tensor(sorted(values))
@@ -50,7 +50,7 @@ def test_the_stronger_is_never_later_and_fires_once(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_tells_steps_apart(dtype: torch.dtype) -> None:
+def test_half_precision_distinguishes_thousands_of_steps(dtype: torch.dtype) -> None:
     x = torch.tensor([0.5, 0.25], dtype=dtype)
     spikes = encode.latency(x, 5001)
     assert spikes.dtype == dtype
@@ -74,7 +74,7 @@ def test_half_precision_tells_steps_apart(dtype: torch.dtype) -> None:
         (torch.ones(1), {"tau": 0.0, "kind": "exponential"}, ValueError, "tau must .* got 0.0"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_invalid_argument_is_named_in_the_error(
     x: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

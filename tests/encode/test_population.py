@@ -9,7 +9,7 @@ import torch
 from tracetorch import encode
 
 
-def test_the_paper_s_fields() -> None:
+def test_receptive_fields_equal_those_of_the_paper() -> None:
     n, low, high, beta = 7, -2.0, 3.0, 1.2
     x = torch.linspace(-3, 4, 29, dtype=torch.float64)
     got = encode.population(x, n, low=low, high=high, overlap=beta)
@@ -22,7 +22,7 @@ def test_the_paper_s_fields() -> None:
             assert got[k, i - 1].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_gradient_dtype_and_time() -> None:
+def test_gradient_dtype_and_shape() -> None:
     x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: encode.population(v, 5), x)
     assert encode.population(torch.rand(4, 2, 3).bfloat16(), 6).dtype == torch.bfloat16
@@ -59,6 +59,8 @@ def test_repeat_is_a_view_with_a_gradient() -> None:
         (lambda: encode.repeat(torch.ones(1), 0), ValueError, "steps must be at least 1, got 0"),
     ],
 )
-def test_a_bad_argument_is_named(call: Any, error: type[Exception], message: str) -> None:
+def test_invalid_argument_is_named_in_the_error(
+    call: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         call()

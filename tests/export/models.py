@@ -1,4 +1,4 @@
-"""Models to export, and how a program is run over a sequence."""
+"""Models to export, and loops that run a program over a sequence."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import tracetorch as tt
 from tests.cases import LAYERS, PLACES, SPIKING, layer
 from tests.unrolling.models import dyadic, made
 from tracetorch import snn
+from tracetorch.core.torch_private import pytree
 
 RESETS: tuple[dict[str, Any], ...] = (
     {},
@@ -23,7 +23,7 @@ NAMES = ("dense", "conv", "recurrent", "skip")
 
 
 def sample_of(name: str, *lead: int, seed: int = 0) -> Any:
-    """An input of ``made(name)`` with that many leading sizes: the batch, or time and batch."""
+    """Return an input of ``made(name)`` with the leading sizes: the batch, or time and batch."""
     if name == "skip":
         return dyadic(*lead, 4, seed=seed), dyadic(*lead, 4, seed=seed + 1)
     return dyadic(*lead, *{"conv": (1, 6, 6)}.get(name, (3,)), seed=seed)
@@ -34,7 +34,7 @@ def at(x: Any, step: int) -> Any:
 
 
 def reference(model: nn.Module, x: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Outputs over time and last states, by PyTorch, from rest, in eval mode, without a graph."""
+    """Return outputs and last states of PyTorch, from rest, in eval mode, without a graph."""
     training = model.training
     before = tt.get_states(model)
     tt.zero_states(model)
@@ -48,7 +48,7 @@ def reference(model: nn.Module, x: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def stepped_program(program: Any, x: Any, states: dict[str, Tensor]) -> Any:
-    """Outputs over time and last states of an exported step."""
+    """Run an exported step over time; return its outputs and last states."""
     run = program.module()
     outputs = []
     for step in range(len(pytree.tree_leaves(x)[0])):
@@ -78,7 +78,7 @@ class Hidden(snn.TTModule):
 
 
 class Adaptive(snn.Neuron):
-    """A neuron of one's own, with a state that only moves in one branch of the arithmetic."""
+    """User-defined neuron with a state that never changes and a tensor as option."""
 
     states = ("mem", "fatigue", "fixed")
 
@@ -96,7 +96,7 @@ class Adaptive(snn.Neuron):
 
 
 class Twelve(snn.TTModule):
-    """Every layer there is, with the neurons at every place in turn."""
+    """Every layer, with the neurons at every dimension in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Twelve(snn.TTModule):
 
 
 class Folded(snn.TTModule):
-    """Four neurons groups folded into the batch: a state of ``4 * B`` rows."""
+    """Four groups of neurons folded into the batch: a state of ``4 * B`` rows."""
 
     def __init__(self) -> None:
         super().__init__()

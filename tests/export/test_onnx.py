@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import tracetorch as tt
 from tests.cases import PLACES, configurations, layer, sequence, vary
@@ -27,9 +26,10 @@ from tests.export.models import (
     sample_of,
 )
 from tracetorch import snn
+from tracetorch.core.torch_private import pytree
 from tracetorch.demo.network import ConvSNN
-from tracetorch.export.interface import Interface, filled, leaves, named
-from tracetorch.export.port import Port, port_of
+from tracetorch.export.interface import Interface, fill_structure, leaf_names, name_leaves
+from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -37,6 +37,7 @@ pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
 
 
 def streamed(stream: tt.export.OnnxStream, x: Any) -> Any:
+    """Run a stream over a sequence; return its outputs over time."""
     outputs = []
     for step in range(len(pytree.tree_leaves(x)[0])):
         now = at(x, step)
@@ -58,7 +59,7 @@ def skip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_layer_is_bitwise_what_it_is_in_pytorch(tmp_path: Path) -> None:
+def test_every_layer_equals_pytorch_bit_for_bit(tmp_path: Path) -> None:
     model = Twelve()
     tt.export.onnx(model, tmp_path / "twelve.onnx", torch.rand(1, 3, 3, 3))
     onnx.checker.check_model(tmp_path / "twelve.onnx", full_check=True)
@@ -78,9 +79,7 @@ def test_every_layer_is_bitwise_what_it_is_in_pytorch(tmp_path: Path) -> None:
         pytest.param("recurrent", marks=pytest.mark.slow),
     ],
 )
-def test_models_of_dyadic_weights_are_bitwise_what_they_are_in_pytorch(
-    name: str, tmp_path: Path
-) -> None:
+def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_path: Path) -> None:
     # onnxruntime convolves in single precision alone
     dtype = torch.float32 if name == "conv" else torch.float64
 
@@ -98,7 +97,7 @@ def test_models_of_dyadic_weights_are_bitwise_what_they_are_in_pytorch(
 
 
 @pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
-def test_hidden_layers_and_neurons_of_ones_own(make: Any, tmp_path: Path) -> None:
+def test_unregistered_layers_and_user_defined_neurons(make: Any, tmp_path: Path) -> None:
     model = make()
     tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3))
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
@@ -119,7 +118,7 @@ def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("synapse", [False, True])
 @pytest.mark.parametrize("recurrence", [False, True])
-def test_configurations_are_bitwise_what_they_are_in_pytorch(
+def test_configurations_equal_pytorch_bit_for_bit(
     synapse: bool, recurrence: bool, tmp_path: Path
 ) -> None:
     every = list(configurations(synapse, recurrence))
@@ -145,13 +144,13 @@ class Parallel(nn.Module):
 def assert_agree(
     y: Tensor | None, expected: Tensor | None, states: dict[str, Tensor], last: dict[str, Tensor]
 ) -> None:
-    """Across a product of matrices: to rtol 1e-5."""
+    """Compare values across a matrix product, to rtol 1e-5."""
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(states, last, rtol=1e-5, atol=1e-6)
 
 
-class Watched(nn.Module):
-    """A layer's input beside its output, so that a spike that differs can be judged."""
+class AllOutputs(nn.Module):
+    """Return the outputs of every layer, so that each spike that differs can be examined."""
 
     def __init__(self, model: ConvSNN) -> None:
         super().__init__()
@@ -164,10 +163,10 @@ class Watched(nn.Module):
         return {"lif1": one, "lif2": two, "readout": model.readout(model.linear(two))}
 
 
-def assert_the_demo_streams(folder: Path, steps: int) -> None:
-    """Values to 1e-5; spikes equal but where the membrane was within 1e-5 of its threshold."""
+def assert_demo_streams(folder: Path, steps: int) -> None:
+    """Compare values to 1e-5; spikes may differ within 1e-5 of the threshold only."""
     torch.manual_seed(0)
-    model = Watched(ConvSNN())
+    model = AllOutputs(ConvSNN())
     tt.export.onnx(model, folder / "demo.onnx", torch.rand(1, 1, 28, 28))
     stream = tt.export.OnnxStream(folder / "demo.onnx")
     generator = torch.Generator().manual_seed(0)
@@ -187,10 +186,11 @@ def assert_the_demo_streams(folder: Path, steps: int) -> None:
                 threshold = cell.pos_threshold.detach().reshape(-1, 1, 1)
                 reached = cell.mem + y[name] * threshold
                 other = got[name] != y[name]
-                if not differ:  # what a spike that went its own way causes is not judged
+                # Behind a spike that differs everything may differ: only the first is compared.
+                if not differ:
                     assert bool(((reached - threshold).abs()[other] < 1e-5).all())
                 differ |= bool(other.any())
-            if differ:  # the comparison goes on from one state
+            if differ:  # continue both from the same states
                 stream.set_states(tt.get_states(model))
             else:
                 assert_agree(
@@ -199,16 +199,16 @@ def assert_the_demo_streams(folder: Path, steps: int) -> None:
         assert spikes > 100 * batch * steps
 
 
-def test_the_demos_network_streams(tmp_path: Path) -> None:
-    assert_the_demo_streams(tmp_path, 40)
+def test_the_network_of_the_demo_streams(tmp_path: Path) -> None:
+    assert_demo_streams(tmp_path, 40)
 
 
 @pytest.mark.slow
-def test_the_demos_network_streams_for_long(tmp_path: Path) -> None:
-    assert_the_demo_streams(tmp_path, 500)
+def test_the_network_of_the_demo_streams_500_steps(tmp_path: Path) -> None:
+    assert_demo_streams(tmp_path, 500)
 
 
-def test_bsrlif_streams_for_long_bit_for_bit(tmp_path: Path) -> None:
+def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
     model = layer("BSRLIF", 16)
     tt.export.onnx(model, tmp_path / "bsrlif.onnx", torch.rand(1, 16))
     stream = tt.export.OnnxStream(tmp_path / "bsrlif.onnx")
@@ -221,7 +221,7 @@ def test_bsrlif_streams_for_long_bit_for_bit(tmp_path: Path) -> None:
         stream.zero_states()
 
 
-def test_names_are_those_of_arguments_and_states(skip: Path) -> None:
+def test_inputs_and_outputs_have_the_names_of_arguments_and_states(skip: Path) -> None:
     stream = tt.export.OnnxStream(skip)
     states = [
         "cells.0.mem",
@@ -243,10 +243,10 @@ def test_names_are_those_of_arguments_and_states(skip: Path) -> None:
     ]
     assert not any("raw_" in each.name for each in file.graph.initializer)
     x, gate = torch.rand(2, 4), torch.rand(2, 4)
-    by_place = stream(x, gate)
+    positional = stream(x, gate)
     stream.zero_states()
     by_name = stream(gate=gate.numpy(), x=x)
-    assert_equal(by_place, by_name)
+    assert_equal(positional, by_name)
     assert isinstance(by_name["aux"], tuple)
     stream.zero_states()
     arrays = stream(x.numpy(), gate=gate.numpy())
@@ -274,7 +274,7 @@ def test_states_are_read_and_set_by_name(lif: Path) -> None:
     assert_equal(streamed(stream, x), whole)
 
 
-def test_a_stream_goes_on_from_the_models_states(lif: Path) -> None:
+def test_a_stream_continues_from_the_states_of_the_model(lif: Path) -> None:
     model = layer("SLIF", 3)
     x = sequence(9, 4, 3, dtype=torch.float32)
     y, last = reference(model, x)
@@ -286,7 +286,7 @@ def test_a_stream_goes_on_from_the_models_states(lif: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "told"),
+    ("arguments", "error", "message"),
     [
         ((torch.rand(2, 4),), ValueError, r"'x' must have the shape \[batch, 3\].*got \[2, 4\]"),
         ((torch.rand(3),), ValueError, r"got \[3\]"),
@@ -298,13 +298,13 @@ def test_a_stream_goes_on_from_the_models_states(lif: Path) -> None:
         ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, r"takes \['x'\], got 2 inputs"),
     ],
 )
-def test_an_input_that_does_not_fit_changes_nothing(
-    lif: Path, arguments: tuple[Any, ...], error: type[Exception], told: str
+def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
+    lif: Path, arguments: tuple[Any, ...], error: type[Exception], message: str
 ) -> None:
     stream = tt.export.OnnxStream(lif)
     stream(torch.rand(2, 3))
     before = stream.get_states()
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         stream(*arguments)
     assert_equal(stream.get_states(), before)
     with pytest.raises(TypeError, match="the input 'y' is unknown or given twice"):
@@ -312,7 +312,7 @@ def test_an_input_that_does_not_fit_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("states", "error", "told"),
+    ("states", "error", "message"),
     [
         (None, TypeError, "states must be a mapping"),
         ({"men": torch.zeros(2, 3)}, ValueError, "no state is called 'men'. Did you mean 'mem'"),
@@ -334,30 +334,30 @@ def test_an_input_that_does_not_fit_changes_nothing(
         ),
     ],
 )
-def test_states_that_do_not_fit_change_nothing(
-    lif: Path, states: Any, error: type[Exception], told: str
+def test_states_that_do_not_fit_are_refused_and_change_nothing(
+    lif: Path, states: Any, error: type[Exception], message: str
 ) -> None:
     stream = tt.export.OnnxStream(lif)
     stream(torch.rand(2, 3))
     before = stream.get_states()
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         stream.set_states(states)
     assert_equal(stream.get_states(), before)
 
 
-def test_inputs_of_two_batches(skip: Path) -> None:
+def test_inputs_of_different_batches_are_refused(skip: Path) -> None:
     with pytest.raises(ValueError, match=r"the inputs differ in batch: \{'x': 2, 'gate': 1\}"):
         tt.export.OnnxStream(skip)(torch.rand(2, 4), torch.rand(1, 4))
 
 
-def test_a_dtype_without_kernels_is_told_the_way_out(tmp_path: Path) -> None:
+def test_error_for_a_dtype_that_onnxruntime_lacks_names_the_remedy(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3)).bfloat16()
     tt.export.onnx(net, tmp_path / "net.onnx", torch.rand(1, 4).bfloat16())
     with pytest.raises(ValueError, match=r"cannot run '.*net\.onnx' with .* model\.float\(\)"):
         tt.export.OnnxStream(tmp_path / "net.onnx")
 
 
-def test_files_that_are_not_ours(lif: Path, tmp_path: Path) -> None:
+def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.onnx'"):
         tt.export.OnnxStream(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("no model")
@@ -376,64 +376,64 @@ def test_files_that_are_not_ours(lif: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda told: {**told, "format": 2}, "it has format 2, this version reads 1"),
-        (lambda told: [], "missing or of the wrong kind"),
-        (lambda told: {k: v for k, v in told.items() if k != "states"}, "missing"),
-        (lambda told: {**told, "inputs": {}}, "takes no input"),
-        (lambda told: {**told, "states": {"mem": told["states"]["mem"]}}, "and speaks of"),
-        (lambda told: {**told, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
-        (lambda told: {**told, "outputs": "mem.next"}, "its names are not distinct"),
+        (lambda fields: {**fields, "format": 2}, "it has format 2, this version reads 1"),
+        (lambda fields: [], "missing or of the wrong kind"),
+        (lambda fields: {k: v for k, v in fields.items() if k != "states"}, "missing"),
+        (lambda fields: {**fields, "inputs": {}}, "takes no input"),
+        (lambda fields: {**fields, "states": {"mem": fields["states"]["mem"]}}, "and speaks of"),
+        (lambda fields: {**fields, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
+        (lambda fields: {**fields, "outputs": "mem.next"}, "its names are not distinct"),
         (
-            lambda told: {**told, "inputs": {"x": {"shape": ["many"], "dtype": "float32"}}},
+            lambda fields: {**fields, "inputs": {"x": {"shape": ["many"], "dtype": "float32"}}},
             "'many' is not a size",
         ),
         (
-            lambda told: {**told, "inputs": {"x": {"shape": [-1], "dtype": "float32"}}},
+            lambda fields: {**fields, "inputs": {"x": {"shape": [-1], "dtype": "float32"}}},
             "-1 is not a size",
         ),
         (
-            lambda told: {**told, "inputs": {"x": {"shape": [1], "dtype": "load"}}},
+            lambda fields: {**fields, "inputs": {"x": {"shape": [1], "dtype": "load"}}},
             "'load' is not a dtype",
         ),
     ],
 )
-def test_a_file_that_describes_itself_wrongly(
-    change: Any, told: str, lif: Path, tmp_path: Path
-) -> None:
+def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_path: Path) -> None:
     file = onnx.load(lif)
     (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
     entry.value = json.dumps(change(json.loads(entry.value)))
     onnx.save(file, tmp_path / "wrong.onnx")
-    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{told}"):
+    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
-class Gives(nn.Module):
-    def __init__(self, what: str) -> None:
+class Returns(nn.Module):
+    """Return outputs of some type, which an ONNX file may not support."""
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.cell = layer("LIF", 3)
-        self.what = what
+        self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
         y = self.cell(x)
-        return {"list": [y], "number": (y, 3), "set": torch.max(y, 1)}[self.what]
+        return {"list": [y], "number": (y, 3), "set": torch.max(y, 1)}[self.kind]
 
 
-def test_what_forward_gives_is_given_again_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "gives.onnx"
-    tt.export.onnx(Gives("list"), path, torch.rand(1, 3))
+def test_return_types_of_forward_are_kept_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "returns.onnx"
+    tt.export.onnx(Returns("list"), path, torch.rand(1, 3))
     before = path.read_bytes()
     assert isinstance(tt.export.OnnxStream(path)(torch.rand(1, 3)), list)
     with pytest.raises(TypeError, match="output 1 of forward is no tensor"):
-        tt.export.onnx(Gives("number"), path, torch.rand(1, 3))
+        tt.export.onnx(Returns("number"), path, torch.rand(1, 3))
     with pytest.raises(TypeError, match="in tuples, lists and dicts; y is a max"):
-        tt.export.onnx(Gives("set"), path, torch.rand(1, 3))
+        tt.export.onnx(Returns("set"), path, torch.rand(1, 3))
     assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == ["gives.onnx"]
+    assert [each.name for each in tmp_path.iterdir()] == ["returns.onnx"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        tt.export.onnx(Gives("list"), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
+        tt.export.onnx(Returns("list"), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
 
 
 class Collides(nn.Module):
@@ -446,21 +446,23 @@ class Collides(nn.Module):
         return out
 
 
-def test_names_that_collide(tmp_path: Path) -> None:
+def test_names_that_collide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"would share the names \['y'\]"):
         tt.export.onnx(Collides(), tmp_path / "net.onnx", torch.rand(1, 3))
 
 
-def test_weights_beyond_a_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_beyond_the_size_of_a_protobuf_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tracetorch.export import onnx_file
 
-    monkeypatch.setattr(onnx_file, "_MOST", 10)
+    monkeypatch.setattr(onnx_file, "_MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"the weights take .* GB, an ONNX file holds 2 GB"):
         tt.export.onnx(layer("LIF", 3), tmp_path / "net.onnx", torch.rand(1, 3))
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tt.export.onnx(layer("LIF", 3), tmp_path / "net.onnx", torch.rand(1, 3))
     tt.export.OnnxStream(tmp_path / "net.onnx")(torch.rand(1, 3))
     assert capfd.readouterr() == ("", "")
@@ -479,32 +481,32 @@ NESTED = st.recursive(
 
 @given(NESTED, st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
-def test_an_interface_survives_its_text(value: Any, factor: int) -> None:
-    structure = named("y", value)
-    told = Interface(
-        {"x": Port(("batch", 3), "float32")},
-        {"mem": Port((f"{factor}*batch" if factor > 1 else "batch", 3), "float64")},
+def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
+    structure = name_leaves("y", value)
+    interface = Interface(
+        {"x": TensorSpec(("batch", 3), "float32")},
+        {"mem": TensorSpec((f"{factor}*batch" if factor > 1 else "batch", 3), "float64")},
         structure,
         "0.10.0",
     )
-    assert Interface.loads(told.dumps()) == told
-    assert filled(structure, dict.fromkeys(leaves(structure), 0)) == value
+    assert Interface.loads(interface.dumps()) == interface
+    assert fill_structure(structure, dict.fromkeys(leaf_names(structure), 0)) == value
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))
 @settings(max_examples=50, deadline=None)
-def test_a_port_is_found_from_two_batches(factors: list[int], batch: int) -> None:
+def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> None:
     shapes = [[*(f * b for f in factors), 7] for b in (2, 3)]
-    port = port_of("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))
-    sizes = port.sizes(batch)
+    spec = infer_spec("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))
+    sizes = spec.sizes(batch)
     assert sizes == (*(f * batch for f in factors), 7)
-    assert port.batch_of(sizes) == batch
-    assert port.batch_of((*sizes[:-1], 8)) is None
-    assert port.batch_of(sizes[1:]) is None
+    assert spec.batch_of(sizes) == batch
+    assert spec.batch_of((*sizes[:-1], 8)) is None
+    assert spec.batch_of(sizes[1:]) is None
 
 
-def test_sizes_that_do_not_follow_the_batch() -> None:
+def test_sizes_that_do_not_follow_the_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="x has size 4 at dim 0 for a batch of 2 and 9 for 3"):
-        port_of("x", torch.zeros(4), torch.zeros(9), (2, 3))
+        infer_spec("x", torch.zeros(4), torch.zeros(9), (2, 3))
     with pytest.raises(ValueError, match="x changes its number of dimensions"):
-        port_of("x", torch.zeros(2), torch.zeros(3, 1), (2, 3))
+        infer_spec("x", torch.zeros(2), torch.zeros(3, 1), (2, 3))

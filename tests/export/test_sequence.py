@@ -27,7 +27,7 @@ from tests.export.models import (
         pytest.param("conv", marks=pytest.mark.slow),
     ],
 )
-def test_a_sequence_is_what_unroll_computes_by_step(name: str) -> None:
+def test_sequence_equals_unroll_by_step(name: str) -> None:
     model = made(name)
     program = tt.export.sequence(model, sample_of(name, 5, 1))
     run = program.module()
@@ -38,7 +38,7 @@ def test_a_sequence_is_what_unroll_computes_by_step(name: str) -> None:
     assert not tt.get_states(model)
 
 
-def test_a_stream_may_be_cut_anywhere_and_a_program_kept(tmp_path: Path) -> None:
+def test_a_saved_program_continues_a_sequence_cut_in_two(tmp_path: Path) -> None:
     model = Hidden()
     program = tt.export.sequence(model, torch.rand(1, 1, 3))
     torch.export.save(program, tmp_path / "sequence.pt2")
@@ -52,17 +52,19 @@ def test_a_stream_may_be_cut_anywhere_and_a_program_kept(tmp_path: Path) -> None
     assert_equal(after, last)
 
 
-def test_a_model_without_states_needs_no_time() -> None:
+def test_a_model_without_states_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Linear has no states.*use torch\.export\.export"):
         tt.export.sequence(nn.Linear(3, 3), torch.rand(5, 2, 3))
 
 
-def test_a_sample_without_time() -> None:
+def test_a_sample_without_time_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x needs time and a batch, got shape \[3\]"):
         tt.export.sequence(layer("LIF", 3), torch.rand(3))
 
 
-def test_a_pytorch_without_scan_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_pytorch_without_scan_names_the_alternative(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "torch._higher_order_ops.scan", None)
     with pytest.raises(RuntimeError, match=r"has no scan.*tt\.export\.step"):
         tt.export.sequence(layer("LIF", 3), torch.rand(5, 2, 3))

@@ -28,7 +28,7 @@ from tracetorch.demo.network import ConvSNN
 T = 7
 
 
-def test_every_layer_computes_what_it_computes_in_pytorch() -> None:
+def test_every_layer_equals_pytorch() -> None:
     model = Twelve()
     program = tt.export.step(model, torch.rand(1, 3, 3, 3))
     x = sequence(T, 5, 3, 3, 3, dtype=torch.float32)
@@ -38,7 +38,7 @@ def test_every_layer_computes_what_it_computes_in_pytorch() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_computes_what_it_computes_in_pytorch(name: str) -> None:
+def test_models_equal_pytorch(name: str) -> None:
     model = made(name)
     program = tt.export.step(model, sample_of(name, 1))
     for batch in (1, 4):
@@ -52,7 +52,7 @@ def test_a_model_computes_what_it_computes_in_pytorch(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_demos_network_is_exported() -> None:
+def test_the_network_of_the_demo_equals_pytorch() -> None:
     model = ConvSNN()
     program = tt.export.step(model, torch.rand(1, 1, 28, 28))
     x = 3 * torch.rand(T, 4, 1, 28, 28)
@@ -61,7 +61,7 @@ def test_the_demos_network_is_exported() -> None:
 
 
 @pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
-def test_hidden_layers_and_neurons_of_ones_own(make: Any) -> None:
+def test_unregistered_layers_and_user_defined_neurons(make: Any) -> None:
     model = make()
     program = tt.export.step(model, torch.rand(2, 3))
     x = sequence(T, 4, 3, dtype=torch.float32)
@@ -81,7 +81,7 @@ def test_a_state_may_be_a_multiple_of_the_batch() -> None:
     assert_equal(stepped_program(program, x, states), reference(model, x))
 
 
-def test_inputs_by_name() -> None:
+def test_inputs_as_a_dict() -> None:
     model = made("skip")
     x, gate = sample_of("skip", T, 4)
     program = tt.export.step(model, {"x": x[0], "gate": gate[0]})
@@ -111,7 +111,7 @@ def test_a_program_is_saved_and_loaded(tmp_path: Path) -> None:
     assert_equal(stepped_program(loaded, x, states), reference(model, x))
 
 
-def test_it_is_the_program_of_the_model_in_eval_mode() -> None:
+def test_export_is_in_eval_mode_and_restores_the_mode() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.9), layer("LIF", 3))
     model(torch.rand(8, 3))  # running statistics that are not the initial ones
     program = tt.export.step(model, torch.rand(2, 3))
@@ -122,7 +122,8 @@ def test_it_is_the_program_of_the_model_in_eval_mode() -> None:
     assert all(module.training for module in model.modules())
 
 
-def everything(model: nn.Module) -> dict[str, Any]:
+def attributes_of(model: nn.Module) -> dict[str, Any]:
+    """Copy every attribute of every module, to compare later."""
     return {
         f"{path}/{name}": copy.copy(value) if isinstance(value, dict) else value
         for path, module in model.named_modules()
@@ -130,14 +131,14 @@ def everything(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_export_leaves_the_model_unchanged() -> None:
     model = made("skip")
     model.cells.eval()
     model(*sample_of("skip", 4))
-    before, states = everything(model), tt.get_states(model, detach=False)
+    before, states = attributes_of(model), tt.get_states(model, detach=False)
     values = {name: value.clone() for name, value in model.state_dict().items()}
     tt.export.step(model, sample_of("skip", 2))
-    assert everything(model) == before
+    assert attributes_of(model) == before
     after = tt.get_states(model, detach=False)
     assert all(after[name] is state for name, state in states.items())
     assert_equal(dict(model.state_dict()), values)
@@ -146,13 +147,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 class Broken(snn.TTModule):
-    """Fails in its second call of a layer, or only while it is traced."""
+    """Cannot be exported, for the reason named by ``fault``."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, fault: str) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
         self.cell = layer("LIF", 3)
-        self.how = how
+        self.fault = fault
         self.register_buffer("count", torch.zeros(()))
         self.seen: list[Tensor] = []
         self.last: Tensor | None = None
@@ -160,29 +161,29 @@ class Broken(snn.TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.cell(self.norm(x))
-        if self.how == "narrow":
+        if self.fault == "narrow":
             return self.cell(y[:, :2])
-        if self.how == "values" and float(y.sum()) > 0:
+        if self.fault == "values" and float(y.sum()) > 0:
             return -y
-        if self.how == "fixed":
+        if self.fault == "fixed":
             return y.view(2, -1)
-        if self.how == "attribute":
+        if self.fault == "attribute":
             self.last = y
-        if self.how == "number":
+        if self.fault == "number":
             self.calls += 1
-        if self.how == "buffer":
+        if self.fault == "buffer":
             self.count = self.count + 1
-        if self.how == "list":
+        if self.fault == "list":
             self.seen.append(y)
-        if self.how == "in place":
+        if self.fault == "in place":
             self.count += 1
-        if self.how == "input":
+        if self.fault == "input":
             x.add_(1)
         return y
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("fault", "message"),
     [
         ("narrow", "layer 'cell', .* has 3 neurons, the input has 2"),
         ("values", "Broken cannot be exported with a free batch"),
@@ -195,20 +196,20 @@ class Broken(snn.TTModule):
         ("input", "one step changes 'the input' in Broken.* in a copy"),
     ],
 )
-def test_what_cannot_be_exact_is_refused_and_changes_nothing(how: str, told: str) -> None:
-    model = Broken(how)
+def test_models_that_cannot_be_exact_are_refused_and_unchanged(fault: str, message: str) -> None:
+    model = Broken(fault)
     model.cell(torch.rand(4, 3))
-    before, states = everything(model), tt.get_states(model, detach=False)
-    with pytest.raises(ValueError, match=f"(?s){told}"):
+    before, states = attributes_of(model), tt.get_states(model, detach=False)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         tt.export.step(model, torch.rand(2, 3))
-    assert everything(model) == before
+    assert attributes_of(model) == before
     assert all(tt.get_states(model, detach=False)[name] is state for name, state in states.items())
     assert model.count == 0
     assert model.seen == []
 
 
-class Writes(snn.Neuron):
-    """Writes into the state it is given, which is the caller's in an exported program."""
+class InPlace(snn.Neuron):
+    """Writes into its state, which belongs to the caller in an exported program."""
 
     states = ("mem",)
 
@@ -218,13 +219,13 @@ class Writes(snn.Neuron):
         return mem + 0.0, mem
 
 
-def test_a_step_that_writes_into_its_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="one step changes 'the state mem' in Writes"):
-        tt.export.step(Writes(3), torch.rand(2, 3))
+def test_a_step_that_changes_its_state_in_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="one step changes 'the state mem' in InPlace"):
+        tt.export.step(InPlace(3), torch.rand(2, 3))
 
 
 @pytest.mark.parametrize(
-    ("sample", "error", "told"),
+    ("sample", "error", "message"),
     [
         ([1.0], TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
         ((torch.rand(2, 3), 1.0), TypeError, r"x\[1\] must be a tensor, got float"),
@@ -234,8 +235,10 @@ def test_a_step_that_writes_into_its_state_is_refused() -> None:
         (torch.rand(2, 4), ValueError, "has 3 neurons, the input has 4"),
     ],
 )
-def test_a_sample_that_does_not_fit(sample: Any, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_samples_that_do_not_fit_are_refused(
+    sample: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         tt.export.step(layer("LIF", 3), sample)
 
 
@@ -244,12 +247,12 @@ def test_only_modules_are_exported() -> None:
         tt.export.step(lambda x: x, torch.rand(2, 3))  # type: ignore[arg-type]
 
 
-def test_the_neurons_may_not_stand_where_the_batch_is() -> None:
+def test_neurons_along_the_batch_dimension_are_refused() -> None:
     with pytest.raises(ValueError, match="has 3 neurons, the input has 2"):
         tt.export.step(layer("LIF", 3, dim=0), torch.rand(3, 5))
 
 
-def test_states_go_on_from_the_models() -> None:
+def test_a_program_continues_from_the_states_of_the_model() -> None:
     model = made("recurrent")
     x = sample_of("recurrent", 2 * T, 4)
     program = tt.export.step(model, x[0])
@@ -260,13 +263,13 @@ def test_states_go_on_from_the_models() -> None:
     assert_equal(after, last)
 
 
-def test_states_of_another_batch_are_refused_by_the_program() -> None:
+def test_the_program_refuses_states_of_another_batch() -> None:
     program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
     with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|Expected input"):
         program.module()(torch.rand(4, 3), tt.export.initial_states(program, 1))
 
 
-def test_states_of_a_program_that_follow_no_batch() -> None:
+def test_initial_states_refuse_a_size_that_is_no_multiple_of_the_batch() -> None:
     class Grows(nn.Module):
         def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
             return x.sum(0) + states["mem"][1:].sum(0)
@@ -281,7 +284,7 @@ def test_states_of_a_program_that_follow_no_batch() -> None:
         tt.export.initial_states(program, 2)
 
 
-def test_initial_states_ask_for_a_program_of_ours() -> None:
+def test_initial_states_refuse_other_programs_and_batches() -> None:
     with pytest.raises(TypeError, match=r"an ExportedProgram, got LIF. Make one with tt\.export"):
         tt.export.initial_states(snn.LIF(3), 2)  # type: ignore[arg-type]
     plain = torch.export.export(nn.Linear(3, 3), (torch.rand(2, 3),))
@@ -294,7 +297,7 @@ def test_initial_states_ask_for_a_program_of_ours() -> None:
         tt.export.initial_states(program, 2.0)  # type: ignore[arg-type]
 
 
-def test_a_model_without_states() -> None:
+def test_a_model_without_states_has_no_initial_states() -> None:
     program = tt.export.step(nn.Linear(3, 2), torch.rand(1, 3))
     assert tt.export.initial_states(program, 4) == {}
     y, states = program.module()(torch.rand(4, 3), {})
@@ -322,8 +325,8 @@ def test_set_states_inside_a_traced_call_makes_the_states_explicit() -> None:
         assert_equal(program.module()(x, mem), model(x, mem))
 
 
-class Asking(snn.TTModule):
-    """Treats the first step in a way of its own."""
+class DependsOnRest(snn.TTModule):
+    """Computes something else while its state is ``None``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,12 +336,14 @@ class Asking(snn.TTModule):
         return self.layer(x if self.layer.mem is not None else 3 * x)
 
 
-def test_a_first_step_of_its_own_is_refused() -> None:
-    model = Asking()
+def test_a_forward_that_depends_on_a_state_being_none_is_refused() -> None:
+    model = DependsOnRest()
     for live in (False, True):
         if live:
             model(torch.rand(2, 3))
         before = model.layer.mem
-        with pytest.raises(ValueError, match="Asking gives another first step where its states"):
+        with pytest.raises(
+            ValueError, match="DependsOnRest gives another first step where its states"
+        ):
             tt.export.step(model, torch.rand(2, 3))
         assert model.layer.mem is before

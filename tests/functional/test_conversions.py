@@ -17,13 +17,13 @@ from tracetorch.functional import (
 
 
 @given(st.floats(1e-7, 1 - 1e-7))
-def test_sigmoid_inverse(y: float) -> None:
+def test_sigmoid_inverse_undoes_sigmoid(y: float) -> None:
     x = sigmoid_inverse(y)
     assert 1 / (1 + math.exp(-x)) == pytest.approx(y, rel=1e-9)
 
 
 @given(st.floats(1e-6, 1e6))
-def test_softplus_inverse(y: float) -> None:
+def test_softplus_inverse_undoes_softplus(y: float) -> None:
     x = softplus_inverse(y)
     assert max(x, 0) + math.log1p(math.exp(-abs(x))) == pytest.approx(y, rel=1e-9)
 
@@ -34,13 +34,13 @@ def test_softplus_inverse_does_not_overflow() -> None:
 
 
 @given(st.floats(0.01, 1e6))
-def test_half_of_a_trace_is_left_after_its_half_life(steps: float) -> None:
+def test_trace_is_halved_after_its_halflife(steps: float) -> None:
     decay = halflife_to_decay(steps)
     assert decay**steps == pytest.approx(0.5, rel=1e-6)
     assert decay_to_halflife(decay) == pytest.approx(steps, rel=1e-6)
 
 
-def test_limits() -> None:
+def test_infinite_and_zero_limits() -> None:
     assert sigmoid_inverse(0.0) == -math.inf
     assert sigmoid_inverse(1.0) == math.inf
     assert softplus_inverse(0.0) == -math.inf
@@ -56,7 +56,7 @@ def test_limits() -> None:
         (decay_to_halflife, 0.3),
     ],
 )
-def test_tensors_keep_dtype_and_graph(convert: Any, value: float) -> None:
+def test_tensors_keep_dtype_and_gradient(convert: Any, value: float) -> None:
     number = convert(value)
     assert type(number) is float
     for dtype in (torch.float32, torch.float64):
@@ -84,7 +84,7 @@ def test_tensors_keep_dtype_and_graph(convert: Any, value: float) -> None:
         (halflife_to_decay, True, TypeError, "takes a number or a tensor, got bool"),
     ],
 )
-def test_a_bad_value_is_named(
+def test_invalid_value_is_named_in_the_error(
     convert: Any, value: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -40,13 +40,13 @@ FORMULAS: dict[str, tuple[float | None, Callable[[float, float], float]]] = {
 }
 
 
-def test_every_surrogate_has_a_formula_here_and_a_place_in_the_cases() -> None:
+def test_formulas_and_shared_cases_cover_every_surrogate() -> None:
     public = {name for name in functional.__all__ if name.endswith("_surrogate")}
     assert set(FORMULAS) == set(IDS) == public
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_derivative(name: str) -> None:
+def test_derivative_matches_its_formula(name: str) -> None:
     argument, formula = FORMULAS[name]
     surrogate = getattr(functional, name)(*[] if argument is None else [argument])
     u = torch.tensor([-4.0, -0.74, -0.3, 0.0, 0.1, 0.76, 1.9, 30.0], dtype=torch.float64)
@@ -57,13 +57,13 @@ def test_derivative(name: str) -> None:
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
-def test_defaults(surrogate: Surrogate) -> None:
+def test_shared_cases_have_the_default_arguments(surrogate: Surrogate) -> None:
     assert type(surrogate)() == surrogate
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_spikes_and_gradients_are_finite_and_of_the_input_dtype(
+def test_spikes_and_gradients_are_finite_in_the_input_dtype(
     surrogate: Surrogate, dtype: torch.dtype
 ) -> None:
     u = torch.tensor([-1e4, -3.0, -1e-7, -0.0, 0.0, 1e-7, 3.0, 1e4], dtype=dtype).requires_grad_()
@@ -77,22 +77,22 @@ def test_spikes_and_gradients_are_finite_and_of_the_input_dtype(
     assert u.grad[4] > 0
 
 
-def test_infinite_and_nan_membranes() -> None:
+def test_infinite_and_nan_inputs() -> None:
     u = torch.tensor([math.inf, -math.inf, math.nan])
     assert functional.atan_surrogate()(u).tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
-def test_func_transforms(surrogate: Surrogate) -> None:
+def test_torch_func_grad_and_vmap(surrogate: Surrogate) -> None:
     u = torch.linspace(-1, 1, 6, dtype=torch.float64)
-    alone = torch.stack([grad(surrogate)(value) for value in u])
-    together = vmap(grad(surrogate))(u)
-    torch.testing.assert_close(together, alone)
-    torch.testing.assert_close(alone, surrogate.derivative(u))
+    one_by_one = torch.stack([grad(surrogate)(value) for value in u])
+    batched = vmap(grad(surrogate))(u)
+    torch.testing.assert_close(batched, one_by_one)
+    torch.testing.assert_close(one_by_one, surrogate.derivative(u))
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
-def test_compile(surrogate: Surrogate) -> None:
+def test_compiles_without_graph_breaks(surrogate: Surrogate) -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda u: surrogate(2 * u), fullgraph=True, backend="aot_eager")
     u = torch.linspace(-1, 1, 6, requires_grad=True)
@@ -104,10 +104,10 @@ def test_compile(surrogate: Surrogate) -> None:
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
-def test_surrogates_are_values(surrogate: Surrogate) -> None:
-    again = pickle.loads(pickle.dumps(surrogate))
-    assert again == surrogate
-    assert hash(again) == hash(surrogate)
+def test_surrogates_pickle_hash_and_print_as_values(surrogate: Surrogate) -> None:
+    copy = pickle.loads(pickle.dumps(surrogate))
+    assert copy == surrogate
+    assert hash(copy) == hash(surrogate)
     assert eval(repr(surrogate), vars(functional)) == surrogate
 
 
@@ -124,7 +124,7 @@ def test_surrogates_are_values(surrogate: Surrogate) -> None:
         (True, TypeError, "must be a number, got bool"),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_invalid_argument_is_named_in_the_error(
     surrogate: Surrogate, argument: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=rf"{type(surrogate).__name__}: \w+ {message}"):
@@ -132,26 +132,26 @@ def test_a_bad_argument_is_named(
 
 
 @pytest.mark.parametrize("u", [1.0, torch.tensor([1]), torch.tensor([True]), None])
-def test_only_floating_point_tensors(u: Any) -> None:
+def test_inputs_must_be_floating_point_tensors(u: Any) -> None:
     with pytest.raises(TypeError, match=r"atan_surrogate\(alpha=2.0\) takes a floating-point ten"):
         functional.atan_surrogate()(u)
 
 
 @dataclass(frozen=True)
-class Bare(Surrogate):
+class WithoutDerivative(Surrogate):
     pass
 
 
-def test_a_surrogate_needs_a_derivative() -> None:
-    with pytest.raises(NotImplementedError, match=r"Bare must define derivative\(u\)"):
-        Bare()(torch.ones(1, requires_grad=True)).sum().backward()
+def test_subclass_without_derivative_is_rejected() -> None:
+    with pytest.raises(NotImplementedError, match=r"WithoutDerivative must define derivative\(u\)"):
+        WithoutDerivative()(torch.ones(1, requires_grad=True)).sum().backward()
 
 
-def test_second_derivatives() -> None:
-    def double(u: Tensor) -> Tensor:
+def test_second_derivative_matches_finite_differences() -> None:
+    def first_derivative(u: Tensor) -> Tensor:
         return grad(lambda v: functional.atan_surrogate()(v))(u)
 
     u = torch.tensor(0.3, dtype=torch.float64)
     step = 1e-6
-    numeric = (double(u + step) - double(u - step)) / (2 * step)
-    torch.testing.assert_close(grad(double)(u), numeric, rtol=1e-6, atol=1e-8)
+    numeric = (first_derivative(u + step) - first_derivative(u - step)) / (2 * step)
+    torch.testing.assert_close(grad(first_derivative)(u), numeric, rtol=1e-6, atol=1e-8)

@@ -1,4 +1,4 @@
-"""Losses and regularisers on sequences: formulas, gradients, ragged batches, what is refused."""
+"""Losses and regularisers on sequences: formulas, gradients, masks, invalid arguments."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.ragged import alone, masks, poisoned
+from tests.ragged import masks, padded_with_nan, single_sequences, skip_value_checks
 from tracetorch import loss, snn
 
 T, B, C = 5, 4, 3
 Loss = Callable[..., Tensor]
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def spiking(*shape: int, seed: int = 0) -> Tensor:
-    x = drawn(*shape, seed=seed)
+def random_spikes(*shape: int, seed: int = 0) -> Tensor:
+    x = normal(*shape, seed=seed)
     return (x > 0.4).double() - (x < -1.3).double()
 
 
-def classes(batch: int, seed: int = 0) -> Tensor:
+def random_classes(batch: int, seed: int = 0) -> Tensor:
     return torch.randint(0, C, (batch,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -38,8 +38,8 @@ def without_target(function: Loss) -> Loss:
     return lambda x, target, **options: function(x, **options)
 
 
-# Each with an output [T, B, C] and a class for each sample.
-OF_CLASSES: dict[str, Loss] = {
+# Losses of an output [T, B, C] and a class for each sample.
+CLASSIFICATION: dict[str, Loss] = {
     "rate_cross_entropy": loss.rate_cross_entropy,
     "count_cross_entropy": loss.count_cross_entropy,
     "membrane_cross_entropy": loss.membrane_cross_entropy,
@@ -57,21 +57,21 @@ REGULARISERS: dict[str, Loss] = {
     "spike_l2": loss.spike_l2,
 }
 ALL: dict[str, Loss] = {
-    **OF_CLASSES,
+    **CLASSIFICATION,
     **{name: without_target(function) for name, function in REGULARISERS.items()},
     "van_rossum": lambda x, target, **k: loss.van_rossum(
-        x, spiking(*x.shape, seed=9).roll(int(target.sum()), -1), 3.0, **k
+        x, random_spikes(*x.shape, seed=9).roll(int(target.sum()), -1), 3.0, **k
     ),
 }
 
 
-def test_none_is_forgotten() -> None:
+def test_every_public_loss_is_tested() -> None:
     assert {*ALL, "soft_cross_entropy"} == set(loss.__all__)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_reductions(name: str) -> None:
-    x, target = spiking(T, B, C), classes(B)
+def test_mean_and_sum_reduce_the_losses_of_the_samples(name: str) -> None:
+    x, target = random_spikes(T, B, C), random_classes(B)
     each = ALL[name](x, target, reduction="none")
     assert each.shape == (B,)
     assert bool((each >= 0).all())
@@ -85,13 +85,15 @@ def test_reductions(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in ALL if n != "van_rossum"])
 @settings(deadline=None, max_examples=40)
 @given(mask=masks(), smooth=st.booleans())
-def test_a_mask_gives_what_each_sequence_gives_alone(name: str, mask: Tensor, smooth: bool) -> None:
-    x = drawn(*mask.shape, C) if smooth else spiking(*mask.shape, C)
-    target = classes(mask.shape[1])
-    whole = poisoned(x, mask).requires_grad_()
+def test_masked_sequences_have_the_loss_of_unpadded_ones(
+    name: str, mask: Tensor, smooth: bool
+) -> None:
+    x = normal(*mask.shape, C) if smooth else random_spikes(*mask.shape, C)
+    target = random_classes(mask.shape[1])
+    whole = padded_with_nan(x, mask).requires_grad_()
     together = ALL[name](whole, target, mask=mask, reduction="none")
     (grad,) = torch.autograd.grad(together.sum(), whole)
-    for b, own in enumerate(alone(x, mask)):
+    for b, own in enumerate(single_sequences(x, mask)):
         own.requires_grad_()
         expected = ALL[name](own, target[b : b + 1])
         torch.testing.assert_close(together[b], expected)
@@ -106,36 +108,38 @@ def test_a_mask_gives_what_each_sequence_gives_alone(name: str, mask: Tensor, sm
 )
 @settings(deadline=None, max_examples=40)
 @given(mask=masks())
-def test_a_mask_covers_targets_over_time_too(function: Any, options: Any, mask: Tensor) -> None:
-    x = spiking(*mask.shape, C)
-    target = spiking(*mask.shape, C, seed=1)
+def test_mask_covers_targets_over_time(function: Any, options: Any, mask: Tensor) -> None:
+    x = random_spikes(*mask.shape, C)
+    target = random_spikes(*mask.shape, C, seed=1)
     if function is loss.temporal_cross_entropy:
         target = target.abs().softmax(-1)
-    padded = poisoned(target, mask).requires_grad_()
-    together = function(poisoned(x, mask), padded, mask=mask, reduction="none", **options)
+    padded = padded_with_nan(target, mask).requires_grad_()
+    together = function(padded_with_nan(x, mask), padded, mask=mask, reduction="none", **options)
     (grad,) = torch.autograd.grad(together.sum(), padded)
     assert bool((grad[~mask] == 0).all())
-    for b, (own, its) in enumerate(zip(alone(x, mask), alone(target, mask), strict=True)):
-        torch.testing.assert_close(together[b], function(own, its, **options))
+    for b, (own, own_target) in enumerate(
+        zip(single_sequences(x, mask), single_sequences(target, mask), strict=True)
+    ):
+        torch.testing.assert_close(together[b], function(own, own_target, **options))
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if "first_spike" not in n])
-def test_gradients_against_differences(name: str) -> None:
-    x, target = drawn(T, 2, C).requires_grad_(), classes(2)
+def test_gradients_match_finite_differences(name: str) -> None:
+    x, target = normal(T, 2, C).requires_grad_(), random_classes(2)
     mask = torch.tensor([[True, True], [False, True], [True, False], [True, True], [True, False]])
     assert torch.autograd.gradcheck(lambda v: ALL[name](v, target, mask=mask), x)
 
 
 @pytest.mark.parametrize("name", ["first_spike_cross_entropy", "first_spike_mse"])
-def test_the_gradient_of_a_time_moves_spikes_the_right_way(name: str) -> None:
-    """A plain gradient descent on spike probabilities makes the class fire first."""
-    pressure = torch.zeros(6, 1, C, requires_grad=True)
+def test_descent_on_first_spike_losses_makes_the_class_fire_first(name: str) -> None:
+    """Gradient descent on spike probabilities makes the neuron of the class fire first."""
+    drive = torch.zeros(6, 1, C, requires_grad=True)
     for _ in range(60):
-        spikes = tt.functional.sigmoid_surrogate(1.0)(pressure - 0.5)
-        value = OF_CLASSES[name](spikes, torch.tensor([1]))
-        (grad,) = torch.autograd.grad(value, pressure)
-        pressure = (pressure - 0.5 * grad).detach().requires_grad_()
-    times = tt.decode.first_spike(tt.functional.sigmoid_surrogate(1.0)(pressure - 0.5))
+        spikes = tt.functional.sigmoid_surrogate(1.0)(drive - 0.5)
+        value = CLASSIFICATION[name](spikes, torch.tensor([1]))
+        (grad,) = torch.autograd.grad(value, drive)
+        drive = (drive - 0.5 * grad).detach().requires_grad_()
+    times = tt.decode.first_spike(tt.functional.sigmoid_surrogate(1.0)(drive - 0.5))
     assert times.argmin(1).item() == 1
     assert times[0, 1] < 6
 
@@ -143,47 +147,49 @@ def test_the_gradient_of_a_time_moves_spikes_the_right_way(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
-    x, target = spiking(T, B, C).to(dtype), classes(B)
+    x, target = random_spikes(T, B, C).to(dtype), random_classes(B)
     value = ALL[name](x, target)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, ALL[name](x.float(), target), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_compiles_whole(name: str) -> None:
+def test_compiles_without_graph_breaks(name: str) -> None:
     torch._dynamo.reset()
     mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
     function = loss.van_rossum if name == "van_rossum" else ALL[name]
-    rest: Any = (spiking(T, B, C, seed=1), 3.0) if name == "van_rossum" else (classes(B),)
+    rest: Any = (
+        (random_spikes(T, B, C, seed=1), 3.0) if name == "van_rossum" else (random_classes(B),)
+    )
     compiled = torch.compile(
         lambda v: function(v, *rest, mask=mask), fullgraph=True, backend="eager"
     )
-    x = spiking(T, B, C)
+    x = random_spikes(T, B, C)
     torch.testing.assert_close(compiled(x), function(x, *rest, mask=mask))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_leaves_the_device(
+def test_losses_stay_on_the_device(
     name: str, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the device without values, which does not mix with the CPU any more than a GPU does."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look at values
+    """The meta device, like a GPU, does not mix with the CPU."""
+    skip_value_checks(monkeypatch)
     x = torch.empty(T, B, C, device="meta")
     function = loss.van_rossum if name == "van_rossum" else ALL[name]
-    rest: Any = (x, 3.0) if name == "van_rossum" else (classes(B).to("meta"),)
+    rest: Any = (x, 3.0) if name == "van_rossum" else (random_classes(B).to("meta"),)
     mask = torch.empty(T, B, device="meta") > 0 if masked else None
     value = function(x, *rest, mask=mask, reduction="none")
     assert value.device.type == "meta"
     assert value.shape == (B,)
 
 
-# Against formulas
+# Formulas
 
 
-def test_cross_entropies_are_pytorch_s_of_what_is_read_off() -> None:
-    x, target = spiking(T, B, C), classes(B)
-    mem = drawn(T, B, C)
+def test_cross_entropies_equal_those_of_pytorch_on_decoded_outputs() -> None:
+    x, target = random_spikes(T, B, C), random_classes(B)
+    mem = normal(T, B, C)
     time = torch.tensor(
         [[next((t for t in range(T) if x[t, b, c] != 0), T) for c in range(C)] for b in range(B)]
     ).double()
@@ -196,12 +202,12 @@ def test_cross_entropies_are_pytorch_s_of_what_is_read_off() -> None:
         (loss.first_spike_cross_entropy(x, target, tau=2.0), -time / 2),
     ):
         torch.testing.assert_close(value, F.cross_entropy(logits, target))
-    soft = drawn(B, C, seed=3).softmax(1)
+    soft = normal(B, C, seed=3).softmax(1)
     torch.testing.assert_close(loss.count_cross_entropy(x, soft), F.cross_entropy(x.sum(0), soft))
 
 
-def test_temporal_cross_entropy_is_the_paper_s_sum() -> None:
-    output, target = drawn(T, B, C), classes(B)
+def test_temporal_cross_entropy_equals_the_formula_of_the_paper() -> None:
+    output, target = normal(T, B, C), random_classes(B)
     entropy = sum(F.cross_entropy(output[t], target) for t in range(T)) / T
     spread = ((output - 1.5) ** 2).mean()
     torch.testing.assert_close(loss.temporal_cross_entropy(output, target), entropy)
@@ -209,15 +215,15 @@ def test_temporal_cross_entropy_is_the_paper_s_sum() -> None:
         loss.temporal_cross_entropy(output, target, mse_weight=0.05, level=1.5),
         0.95 * entropy + 0.05 * spread,
     )
-    steps = classes(T * B, seed=2).reshape(T, B)
+    steps = random_classes(T * B, seed=2).reshape(T, B)
     torch.testing.assert_close(
         loss.temporal_cross_entropy(output, steps),
         F.cross_entropy(output.flatten(0, 1), steps.flatten()),
     )
 
 
-def test_temporal_cross_entropy_does_not_look_at_the_classes_of_padding() -> None:
-    output, steps = drawn(2, 1, C), torch.tensor([[1], [-100]])
+def test_temporal_cross_entropy_ignores_the_classes_of_padding() -> None:
+    output, steps = normal(2, 1, C), torch.tensor([[1], [-100]])
     mask = torch.tensor([[True], [False]])
     torch.testing.assert_close(
         loss.temporal_cross_entropy(output, steps, mask=mask),
@@ -227,9 +233,9 @@ def test_temporal_cross_entropy_does_not_look_at_the_classes_of_padding() -> Non
         loss.temporal_cross_entropy(output, steps)
 
 
-def test_classes_at_every_place_of_an_image() -> None:
-    x = drawn(T, 2, C, 4, 4)
-    target = classes(2 * 16).reshape(2, 4, 4)
+def test_classes_at_every_pixel() -> None:
+    x = normal(T, 2, C, 4, 4)
+    target = random_classes(2 * 16).reshape(2, 4, 4)
     torch.testing.assert_close(
         loss.rate_cross_entropy(x, target), F.cross_entropy(x.mean(0), target)
     )
@@ -242,7 +248,7 @@ def test_classes_at_every_place_of_an_image() -> None:
 
 
 def test_squared_errors_of_classes_and_of_values() -> None:
-    x, target = spiking(T, B, C).abs(), classes(B)
+    x, target = random_spikes(T, B, C).abs(), random_classes(B)
     hot = F.one_hot(target, C).double()
     time = tt.decode.first_spike(x)
     for value, expected in (
@@ -270,8 +276,8 @@ def test_squared_errors_of_classes_and_of_values() -> None:
         torch.testing.assert_close(value, expected)
 
 
-def pairwise(times: list[int], others: list[int], tau: float) -> float:
-    """Van Rossum's distance with its integral done by hand: a sum over pairs of spikes."""
+def van_rossum_by_pairs(times: list[int], others: list[int], tau: float) -> float:
+    """Compute the van Rossum distance by own_target closed form, a sum over pairs of spikes."""
 
     def overlap(a: list[int], b: list[int]) -> float:
         return sum(math.exp(-abs(s - u) / tau) for s in a for u in b)
@@ -285,21 +291,21 @@ def pairwise(times: list[int], others: list[int], tau: float) -> float:
     st.randoms(use_true_random=False),
     st.floats(0.1, 100),
 )
-def test_van_rossum_is_the_sum_over_pairs_of_spikes(
+def test_van_rossum_equals_the_sum_over_pairs_of_spikes(
     fired: list[bool], random: Any, tau: float
 ) -> None:
     other = [random.random() < 0.4 for _ in fired]
     got = loss.van_rossum(
         torch.tensor(fired)[:, None].double(), torch.tensor(other)[:, None].double(), tau
     )
-    expected = pairwise(
+    expected = van_rossum_by_pairs(
         [t for t, on in enumerate(fired) if on], [t for t, on in enumerate(other) if on], tau
     )
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_van_rossum_does_not_care_when_the_recording_ends() -> None:
-    x, y = spiking(T, B, C), spiking(T, B, C, seed=1)
+def test_van_rossum_does_not_depend_on_silence_at_the_end() -> None:
+    x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
     silence = torch.zeros(30, B, C).double()
     torch.testing.assert_close(
         loss.van_rossum(torch.cat((x, silence)), torch.cat((y, silence)), 4.0),
@@ -307,7 +313,7 @@ def test_van_rossum_does_not_care_when_the_recording_ends() -> None:
     )
 
 
-def test_regularisers_by_hand() -> None:
+def test_regularisers_equal_values_by_hand() -> None:
     x = torch.zeros(4, 2, 3)
     x[0, 0, 0] = x[1, 0, 0] = x[2, 0, 0] = 1  # rate 3/4; the other neurons are silent
     x[0, 1, 1] = -1  # rate 1/4
@@ -327,7 +333,7 @@ def test_regularisers_by_hand() -> None:
     assert pooled.item() == pytest.approx((0.4**2 + (1 / 15) ** 2) / 3)
 
 
-def test_a_silent_neuron_is_woken_and_no_silent_step_is_pushed_down() -> None:
+def test_gradients_at_silent_steps_have_the_right_sign() -> None:
     x = torch.zeros(3, 1, 1, requires_grad=True)
     for regulariser, sign in (
         (loss.silence, -1),
@@ -340,7 +346,7 @@ def test_a_silent_neuron_is_woken_and_no_silent_step_is_pushed_down() -> None:
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
-def test_a_recording_is_regularised_layer_by_layer(name: str) -> None:
+def test_recordings_are_summed_over_layers(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), snn.LIF(8), nn.Linear(8, 4), snn.BLIF(4))
     mask = torch.arange(6)[:, None] < torch.tensor([6, 2, 4])
@@ -355,13 +361,13 @@ def test_a_recording_is_regularised_layer_by_layer(name: str) -> None:
     assert model[0].weight.grad.abs().sum() > 0
 
 
-# What is refused
+# Invalid arguments
 
 X, Y = torch.zeros(T, B, C), torch.zeros(B, dtype=torch.long)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_output_and_a_mask_that_do_not_fit_are_named(name: str) -> None:
+def test_output_or_mask_that_does_not_fit_is_named_in_the_error(name: str) -> None:
     for x, error, message in (
         ([1.0], TypeError, "must be a tensor, got list"),
         (torch.zeros(3), ValueError, r"must have the shape \[T, B, ...\], .* got \[3\]"),
@@ -375,17 +381,17 @@ def test_an_output_and_a_mask_that_do_not_fit_are_named(name: str) -> None:
         ALL[name](X, Y, mask=torch.ones(T, C).bool())
 
 
-@pytest.mark.parametrize("name", OF_CLASSES)
-def test_a_target_that_does_not_fit_is_named(name: str) -> None:
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
     with pytest.raises(ValueError, match="name classes from 0 to 2, got 3"):
-        OF_CLASSES[name](X, torch.tensor([0, 1, 2, 3]))
+        CLASSIFICATION[name](X, torch.tensor([0, 1, 2, 3]))
     with pytest.raises(ValueError, match="name classes from 0 to 2, got -1"):
-        OF_CLASSES[name](X, Y - 1)
+        CLASSIFICATION[name](X, Y - 1)
     with pytest.raises(TypeError, match="target must be a tensor, got list"):
-        OF_CLASSES[name](X, [0] * B)
+        CLASSIFICATION[name](X, [0] * B)
     for target in (torch.zeros(B), torch.zeros(B - 1).long(), torch.zeros(B, C + 1)):
         with pytest.raises(ValueError, match=r"target (must be of|for each step must)|for each"):
-            OF_CLASSES[name](X, target)
+            CLASSIFICATION[name](X, target)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +431,7 @@ def test_a_target_that_does_not_fit_is_named(name: str) -> None:
         ),
     ],
 )
-def test_a_bad_argument_is_named(
+def test_invalid_argument_is_named_in_the_error(
     call: Callable[[], Tensor], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

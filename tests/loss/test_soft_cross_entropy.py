@@ -16,7 +16,7 @@ def probabilities(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_agrees_with_torch_on_class_probabilities(reduction: Any) -> None:
+def test_equals_pytorch_on_class_probabilities(reduction: Any) -> None:
     pred, target = probabilities(6, 5), probabilities(6, 5, seed=1)
     expected = F.cross_entropy(pred.log(), target, reduction=reduction)
     torch.testing.assert_close(
@@ -41,7 +41,7 @@ def test_non_contiguous_input() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_probability_of_zero_is_finite_and_has_a_gradient(dtype: torch.dtype) -> None:
+def test_probability_of_zero_has_a_finite_loss_and_gradient(dtype: torch.dtype) -> None:
     pred = torch.tensor([[0.0, 1.0]], dtype=dtype, requires_grad=True)
     loss = soft_cross_entropy(pred, torch.tensor([[1.0, 0.0]], dtype=dtype))
     assert loss.dtype == dtype
@@ -64,7 +64,9 @@ def test_a_probability_of_zero_is_finite_and_has_a_gradient(dtype: torch.dtype) 
         ((torch.ones(1, 2), torch.ones(1, 2), 1e-8, "avg"), ValueError, "'none', got 'avg'"),
     ],
 )
-def test_a_bad_argument_is_named(arguments: Any, error: type[Exception], message: str) -> None:
+def test_invalid_argument_is_named_in_the_error(
+    arguments: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         soft_cross_entropy(*arguments)
 

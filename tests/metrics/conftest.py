@@ -9,6 +9,6 @@ import tracetorch as tt
 
 @pytest.fixture(autouse=True)
 def _plain_loops() -> Iterator[None]:
-    """Without compiling a kernel for every neuron: kernels are tested to do as the plain loop."""
+    """Run plain loops: compiling a kernel for every neuron is slow, and kernels have own tests."""
     with tt.fuse.backend("eager"):
         yield

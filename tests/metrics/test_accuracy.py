@@ -20,7 +20,7 @@ def outputs(T: int = 9, B: int = 40, C: int = 5) -> tuple[Tensor, Tensor, Tensor
 
 
 @pytest.mark.parametrize("by", BY)
-def test_it_is_what_torchmetrics_says_of_the_decoded_scores(by: Any) -> None:
+def test_accuracy_equals_that_of_torchmetrics_on_decoded_scores(by: Any) -> None:
     functional = pytest.importorskip(
         "torchmetrics.functional.classification", reason="torchmetrics is not installed"
     )
@@ -29,17 +29,17 @@ def test_it_is_what_torchmetrics_says_of_the_decoded_scores(by: Any) -> None:
         x = (x > 0.7).float() * 1.0
     for real in (None, mask):
         scores = getattr(tt.decode, by)(x, mask=real)
-        named = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
+        predicted = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
         decided = (scores != scores[:, :1]).any(1)
         wanted = functional.multiclass_accuracy(
-            torch.where(decided, named, (target + 1) % 5), target, 5, average="micro"
+            torch.where(decided, predicted, (target + 1) % 5), target, 5, average="micro"
         )
         found = metrics.accuracy(x, target, by=by, mask=real)
         assert 0 < found < 1
         torch.testing.assert_close(found, wanted)
 
 
-def test_exact_cases() -> None:
+def test_accuracy_of_hand_made_spikes() -> None:
     early = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
     zero, one = torch.tensor([0]), torch.tensor([1])
     assert metrics.accuracy(early, zero, by="rate") == 1
@@ -50,11 +50,11 @@ def test_exact_cases() -> None:
 
 
 @pytest.mark.parametrize("by", BY)
-def test_who_says_nothing_is_not_right(by: Any) -> None:
+def test_samples_without_spikes_count_as_wrong(by: Any) -> None:
     assert metrics.accuracy(torch.zeros(4, 3, 2), torch.tensor([0, 1, 0]), by=by) == 0
 
 
-def test_errors() -> None:
+def test_accuracy_errors() -> None:
     x, target, _ = outputs()
     with pytest.raises(ValueError, match="by must be one of rate, count, first_spike, last, maxim"):
         metrics.accuracy(x, target, by="rates")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from tracetorch import metrics, snn
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**16))
-def test_rates_are_counts_of_what_is_not_zero(T: int, B: int, N: int, seed: int) -> None:
+def test_rates_count_nonzero_values_of_real_steps(T: int, B: int, N: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     spikes = torch.randint(-1, 2, (T, B, N), generator=generator) * 0.5
     mask = torch.randint(2, (T, B), generator=generator).bool()
@@ -28,7 +28,7 @@ def test_rates_are_counts_of_what_is_not_zero(T: int, B: int, N: int, seed: int)
         torch.testing.assert_close(often, (flat != 0).all(0))
 
 
-def test_of_a_convolution_a_neuron_is_a_channel() -> None:
+def test_in_a_convolution_a_neuron_is_a_channel() -> None:
     layer = snn.LIF(3, dim=-3)
     x = torch.zeros(10, 2, 3, 4, 4)
     x[:, :, 1, 2, 2] = 5.0
@@ -40,7 +40,7 @@ def test_of_a_convolution_a_neuron_is_a_channel() -> None:
     assert metrics.firing_rate(spikes, dim=-3)[1] == 1 / 16
 
 
-def test_padding_is_not_looked_at() -> None:
+def test_padding_may_hold_nan() -> None:
     spikes = torch.ones(4, 2, 3)
     spikes[2:, 1] = torch.nan
     mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
@@ -48,7 +48,7 @@ def test_padding_is_not_looked_at() -> None:
     assert metrics.saturated(spikes, mask=mask).all()
 
 
-def test_errors() -> None:
+def test_activity_errors() -> None:
     spikes = torch.ones(4, 2, 3)
     with pytest.raises(ValueError, match=r"dim is -3, but one step of spikes has the shape"):
         metrics.dead(spikes, dim=-3)

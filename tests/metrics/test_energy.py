@@ -8,7 +8,7 @@ from tracetorch import metrics
 from tracetorch.metrics import EnergyAssumptions, SynapticOperations
 
 
-def test_it_is_the_sum_of_costs() -> None:
+def test_energy_is_the_sum_of_operations_times_their_cost() -> None:
     found = metrics.energy(SynapticOperations(10.0, 100.0, 500.0), updates=3.0)
     assert found.synapses_pj == pytest.approx(10 * 4.6 + 100 * 0.9)
     assert found.neurons_pj == pytest.approx(3 * 4.6)
@@ -18,7 +18,7 @@ def test_it_is_the_sum_of_costs() -> None:
     assert "without memory" in str(found)
 
 
-def test_assumptions_are_ones_own() -> None:
+def test_custom_assumptions() -> None:
     cost = EnergyAssumptions(mac_pj=2, ac_pj=1, update_pj=0, source="ours")
     found = metrics.energy(SynapticOperations(1.0, 1.0, 4.0), updates=9.0, assumptions=cost)
     assert (found.total_pj, found.dense_pj, found.assumptions) == (3.0, 8.0, cost)
@@ -26,13 +26,13 @@ def test_assumptions_are_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("arguments", "error", "message"),
     [
         ({"ac_pj": -1.0}, ValueError, "ac_pj must be finite and not negative, got -1.0"),
         ({"mac_pj": float("nan")}, ValueError, "mac_pj must be finite and not negative, got nan"),
         ({"update_pj": "1"}, TypeError, "update_pj must be a number of picojoules, got '1'"),
     ],
 )
-def test_errors(given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_assumption_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        EnergyAssumptions(**given)
+        EnergyAssumptions(**arguments)

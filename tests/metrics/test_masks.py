@@ -1,4 +1,4 @@
-"""Ragged sequences in what is counted over a whole run."""
+"""Masks of ragged sequences in metrics of a whole run."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def ragged() -> tuple[Tensor, Tensor]:
 
 
 def alone(figure: Any, by: str) -> list[Any]:
+    """Measure each sequence by itself, without its padding."""
     x, _ = ragged()
     return [figure(network(), x[:n, i : i + 1], by=by) for i, n in enumerate(LENGTHS)]
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_counts_are_those_of_each_sequence_at_its_own_length(by: str) -> None:
+def test_masked_counts_equal_those_of_the_sequences_without_padding(by: str) -> None:
     x, mask = ragged()
     found = metrics.synaptic_operations(network(), x, by=by, mask=mask)
     single = alone(metrics.synaptic_operations, by)
-    # whether a step of a batch adds or multiplies is one answer for all its samples
+    # A step is MACs or ACs for all samples of a batch: only their sum is that of the sequences.
     assert found.effective == pytest.approx(sum(each.effective for each in single) / 3)
     assert found.dense == pytest.approx(sum(each.dense for each in single) / 3)
     updates = metrics.membrane_updates(network(), x, by=by, mask=mask)
@@ -62,20 +63,20 @@ def test_a_profile_and_a_running_metric_count_real_steps(by: str) -> None:
     assert table.rows[1].rate == pytest.approx(expected)
     running = pytest.importorskip("torchmetrics") and metrics.Operations(by=by)
     running.update(network(), x, mask)
-    told = running.compute()
-    assert float(told["dense"]) == pytest.approx(table.operations.dense)
+    totals = running.compute()
+    assert float(totals["dense"]) == pytest.approx(table.operations.dense)
     updates = sum(row.updates or 0 for row in table.rows)
-    assert float(told["membrane_updates"]) == pytest.approx(updates)
+    assert float(totals["membrane_updates"]) == pytest.approx(updates)
 
 
-def test_steps_between_real_ones_are_cut_out_of_membrane_updates() -> None:
+def test_membrane_updates_skip_masked_steps_between_real_ones() -> None:
     layer, x = snn.Readout(1, beta=0.5), torch.ones(4, 1, 1)
     mask = torch.tensor([True, False, True, True])[:, None]
     assert metrics.membrane_updates(layer, x, mask=mask) == 3.0
     assert metrics.membrane_updates(layer, torch.zeros(4, 1, 1), mask=mask) == 1.0
 
 
-def test_a_mask_of_another_shape_and_rows_that_are_no_samples_are_refused() -> None:
+def test_masks_that_do_not_fit_the_input_or_a_layer_are_refused() -> None:
     x, mask = ragged()
     with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of x"):
         metrics.profile(network(), x, mask=mask.T)

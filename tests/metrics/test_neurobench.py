@@ -1,4 +1,4 @@
-"""Our figures beside NeuroBench's own, on one model."""
+"""Compare metrics with NeuroBench's own on the same models."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def made(name: str, kind: str) -> tuple[nn.Module, Tensor]:
 
 
 def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> dict[str, Any]:
+    """Measure a model with NeuroBench."""
     from neurobench.benchmarks import Benchmark
     from neurobench.metrics.static import ConnectionSparsity, Footprint, ParameterCount
     from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
@@ -99,7 +100,7 @@ def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> di
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("kind", ["real", "spikes", "mixed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_figures_are_neurobenchs(name: str, kind: str, by: Any) -> None:
+def test_metrics_equal_those_of_neurobench(name: str, kind: str, by: Any) -> None:
     model, x = made(name, kind)
     theirs = benchmarked(model, x, (snn.LeakyIntegrator,))
     operations = metrics.synaptic_operations(model, x, by=by)
@@ -119,7 +120,7 @@ def test_figures_are_neurobenchs(name: str, kind: str, by: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["real", "spikes", "mixed"])
-def test_membrane_updates_are_neurobenchs_on_the_same_network_in_snntorch(kind: str) -> None:
+def test_membrane_updates_equal_those_of_neurobench_on_snntorch(kind: str) -> None:
     import snntorch
     from neurobench.benchmarks import Benchmark
     from neurobench.metrics.workload import ActivationSparsity, MembraneUpdates, SynapticOperations
@@ -132,17 +133,17 @@ def test_membrane_updates_are_neurobenchs_on_the_same_network_in_snntorch(kind: 
         for linear in (first, second):
             linear.weight.copy_((linear.weight * 8).round() / 8).mul_(4)
         x = (x * 16).round() / 16
-    how = {"beta": 0.5, "threshold": 1.0}
+    arguments = {"beta": 0.5, "threshold": 1.0}
     ours = nn.Sequential(
         first,
-        snn.LIF(20, beta=how["beta"], beta_rank=0, reset="zero"),
+        snn.LIF(20, beta=arguments["beta"], beta_rank=0, reset="zero"),
         second,
-        snn.LIF(5, beta=how["beta"], beta_rank=0, reset="zero"),
+        snn.LIF(5, beta=arguments["beta"], beta_rank=0, reset="zero"),
     )
 
     def leaky(last: bool) -> nn.Module:
         return snntorch.Leaky(
-            **how, reset_mechanism="zero", reset_delay=False, init_hidden=True, output=last
+            **arguments, reset_mechanism="zero", reset_delay=False, init_hidden=True, output=last
         )
 
     theirs = nn.Sequential(first, leaky(False), second, leaky(True))

@@ -13,7 +13,7 @@ from tracetorch import metrics, snn
 
 
 def products(module: nn.Module, x: Tensor) -> float:
-    """Nonzero terms of a linear map by brute force: one input at a time."""
+    """Count the nonzero terms of a linear map by brute force, one input at a time."""
     total = 0.0
     with torch.no_grad():
         for i in (x.flatten() != 0).nonzero():
@@ -36,7 +36,7 @@ def products(module: nn.Module, x: Tensor) -> float:
     ],
     ids=repr,
 )
-def test_a_layer_against_brute_force(module: nn.Module, shape: tuple[int, ...]) -> None:
+def test_operations_equal_a_brute_force_count(module: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         module.weight.uniform_(1, 2).mul_(torch.rand(module.weight.shape) < 0.7)
@@ -45,7 +45,7 @@ def test_a_layer_against_brute_force(module: nn.Module, shape: tuple[int, ...]) 
     found = metrics.synaptic_operations(module, x)
     B = shape[0]
     reflected = getattr(module, "padding_mode", "zeros") == "reflect"
-    if not reflected:  # there an input may reach one output twice
+    if not reflected:  # with reflection an input may reach one output twice
         assert found.effective_acs * B == products(module, x[1])
         assert found.effective_macs * B == products(module, x[0]) + products(module, x[2])
     nn.init.ones_(module.weight)
@@ -69,8 +69,8 @@ class Patches(snn.TTModule):
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("patches", [2, 4])
-def test_steps_are_told_apart_where_the_batch_holds_more(patches: int, by: Any) -> None:
-    """Patches as many as steps, too; a patch of spikes beside an analog one is of no step alone."""
+def test_steps_are_separated_where_patches_are_folded_into_the_batch(patches: int, by: Any) -> None:
+    """Also with as many patches as steps; one real-valued patch makes its whole step MACs."""
     x = torch.ones(4, 2, patches, 3)
     x[0, :, 0] = 0.5
     found = metrics.synaptic_operations(Patches(), x, by=by)
@@ -81,7 +81,7 @@ def test_steps_are_told_apart_where_the_batch_holds_more(patches: int, by: Any) 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_both_ways_count_alike(name: str) -> None:
+def test_counts_by_layer_and_by_step_are_equal(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])
     layer, step = (metrics.synaptic_operations(model, x, by=by) for by in ("layer", "step"))
     assert layer == step
@@ -92,7 +92,7 @@ def test_both_ways_count_alike(name: str) -> None:
     assert sparse[0] == sparse[1]
 
 
-def test_an_input_at_rest_is_counted_at_every_step() -> None:
+def test_a_constant_input_is_counted_at_every_step() -> None:
     net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
     x = torch.ones(2, 4)
     assert metrics.synaptic_operations(net, x, steps=7) == metrics.synaptic_operations(
@@ -100,19 +100,19 @@ def test_an_input_at_rest_is_counted_at_every_step() -> None:
     )
 
 
-def test_a_membrane_that_rests_is_not_updated() -> None:
+def test_a_membrane_that_does_not_change_is_not_updated() -> None:
     x = torch.zeros(6, 1, 2)
     x[2, 0, 0] = 0.5
     assert metrics.membrane_updates(snn.LIF(2), x) == 2 + 4
 
 
-def test_it_counts_from_rest_and_leaves_the_model_as_it_was() -> None:
+def test_metrics_run_from_rest_and_restore_the_model() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), layer("SLIF", 4), nn.BatchNorm1d(4))
     x = torch.rand(5, 2, 3)
     before = metrics.synaptic_operations(model, x)
     tt.unroll(model, x)
     mem, version = model[2].mem, model[0].weight._version
-    mean, chance = model[3].running_mean.clone(), torch.get_rng_state()
+    mean, rng_state = model[3].running_mean.clone(), torch.get_rng_state()
     for figure in (metrics.membrane_updates, metrics.activation_sparsity, metrics.profile):
         figure(model, x[:, :1])
     assert metrics.synaptic_operations(model, x) == before
@@ -120,7 +120,7 @@ def test_it_counts_from_rest_and_leaves_the_model_as_it_was() -> None:
     assert model[0].weight._version == version
     assert torch.equal(model[3].running_mean, mean)
     assert model[3].num_batches_tracked == 1
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert all(m.training for m in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -149,7 +149,9 @@ def test_a_layer_that_is_never_called_costs_nothing() -> None:
     ],
     ids=["transposed", "bilinear"],
 )
-def test_what_cannot_be_counted_is_refused(module: nn.Module, shape: tuple[int, ...]) -> None:
+def test_layers_that_cannot_be_counted_are_refused(
+    module: nn.Module, shape: tuple[int, ...]
+) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -164,7 +166,7 @@ def test_what_cannot_be_counted_is_refused(module: nn.Module, shape: tuple[int, 
         metrics.synaptic_operations(Twice(), torch.ones(shape))
 
 
-def test_errors() -> None:
+def test_operations_errors() -> None:
     with pytest.raises(ValueError, match="Linear has no neuron layer"):
         metrics.membrane_updates(nn.Linear(3, 3), torch.ones(2, 1, 3))
     with pytest.raises(ValueError, match="Linear has no activation: no neuron that spikes, ReLU"):

@@ -26,7 +26,7 @@ def network() -> nn.Module:
     )
 
 
-def test_the_figures_are_those_of_the_single_functions() -> None:
+def test_profile_equals_the_single_metrics() -> None:
     model, x = network(), 3 * torch.rand(9, 5, 1, 6, 6)
     table = metrics.profile(model, x, repeats=1)
     rows = {row.path: row for row in table.rows}
@@ -56,10 +56,13 @@ def test_the_figures_are_those_of_the_single_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    "made_of", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+    "parametrization",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
 )
-def test_what_a_weight_is_made_of_belongs_to_its_layer(made_of: Any) -> None:
-    model = nn.Sequential(made_of(nn.Linear(4, 6)), snn.LIF(6), nn.Linear(6, 3), snn.Readout(3))
+def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
+    model = nn.Sequential(
+        parametrization(nn.Linear(4, 6)), snn.LIF(6), nn.Linear(6, 3), snn.Readout(3)
+    )
     table = metrics.profile(model, torch.ones(5, 2, 4), repeats=1)
     assert [row.path for row in table.rows] == ["0", "1", "2", "3"]
     assert sum(row.parameters for row in table.rows) == metrics.parameter_count(model)
@@ -69,7 +72,7 @@ def test_what_a_weight_is_made_of_belongs_to_its_layer(made_of: Any) -> None:
     assert table.rows[0].output_bytes == table.rows[1].output_bytes == outputs
 
 
-def test_memory_and_time() -> None:
+def test_profile_measures_memory_and_time() -> None:
     table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     rows = {row.path: row for row in table.rows}
     assert rows["1"].output_bytes == 4 * 9 * 5 * 64
@@ -80,7 +83,7 @@ def test_memory_and_time() -> None:
     assert sum(row.seconds for row in table.rows) < table.seconds
 
 
-def test_the_time_of_a_layer_is_its_own() -> None:
+def test_profile_times_each_layer() -> None:
     class Slow(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             time.sleep(0.03)
@@ -93,7 +96,7 @@ def test_the_time_of_a_layer_is_its_own() -> None:
     assert metrics.profile(model, torch.rand(3, 1, 4), by="step").rows[1].seconds >= 0.09
 
 
-def test_it_prints() -> None:
+def test_profile_prints_as_text_and_markdown() -> None:
     model = network()
     table = metrics.profile(model, torch.rand(9, 5, 1, 6, 6), repeats=1)
     lines = str(table).splitlines()
@@ -109,7 +112,7 @@ def test_it_prints() -> None:
     assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
 
 
-def test_assumptions_and_a_single_layer() -> None:
+def test_profile_of_a_single_layer_with_custom_assumptions() -> None:
     cost = metrics.EnergyAssumptions(mac_pj=0, ac_pj=0, update_pj=1, source="none")
     table = metrics.profile(snn.LIF(3), torch.ones(4, 2, 3), assumptions=cost)
     assert table.rows[0].path == ""
@@ -117,7 +120,7 @@ def test_assumptions_and_a_single_layer() -> None:
     assert "(model)" in str(table)
 
 
-def test_what_cannot_be_counted_is_told_as_unknown() -> None:
+def test_layers_that_cannot_be_counted_have_no_operations() -> None:
     model = nn.Sequential(nn.ConvTranspose1d(2, 2, 3), snn.LIF(2, dim=-2))
     row = metrics.profile(model, torch.ones(4, 1, 2, 5)).rows[0]
     assert row.dense is None
@@ -125,7 +128,7 @@ def test_what_cannot_be_counted_is_told_as_unknown() -> None:
     assert row.parameters == 14
 
 
-def test_a_layer_that_gives_no_tensor_and_one_that_is_not_called() -> None:
+def test_rows_of_layers_that_return_no_tensor_or_are_not_called() -> None:
     class Model(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -139,6 +142,6 @@ def test_a_layer_that_gives_no_tensor_and_one_that_is_not_called() -> None:
     assert lines[3].split()[:5] == ["idle", "Linear", "not", "called", "6"]
 
 
-def test_errors() -> None:
+def test_profile_errors() -> None:
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         metrics.profile(made("dense"), torch.ones(3, 2, 3), repeats=0)

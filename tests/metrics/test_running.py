@@ -31,7 +31,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_over_batches_it_is_what_it_is_over_all(masked: bool) -> None:
+def test_metrics_over_batches_equal_those_over_all_samples(masked: bool) -> None:
     spikes, targets, masks = (torch.cat(part, -1 if i == 1 else 1) if i != 1 else torch.cat(part)
                               for i, part in enumerate(zip(*batches(), strict=True)))  # fmt: skip
     whole = masks if masked else None
@@ -48,8 +48,8 @@ def test_over_batches_it_is_what_it_is_over_all(masked: bool) -> None:
     }
     for metric, figure in wanted.items():
         for x, target, mask in batches():
-            given = (x, target) if isinstance(metric, metrics.Accuracy) else (x,)
-            metric.update(*given, *([mask] if masked else []))
+            arguments = (x, target) if isinstance(metric, metrics.Accuracy) else (x,)
+            metric.update(*arguments, *([mask] if masked else []))
         torch.testing.assert_close(metric.compute(), figure)
         assert 0 < figure < 1
         metric.reset()
@@ -57,7 +57,7 @@ def test_over_batches_it_is_what_it_is_over_all(masked: bool) -> None:
             metric.compute()
 
 
-def test_operations() -> None:
+def test_operations_over_batches() -> None:
     model, x = made("dense"), dyadic(5, 3, 3)
     metric = metrics.Operations()
     metric.update(model, x[:, :2])
@@ -75,7 +75,7 @@ def test_operations() -> None:
     )
 
 
-def test_they_are_torchmetrics() -> None:
+def test_metrics_work_in_a_collection_and_can_be_pickled() -> None:
     from torchmetrics import Metric, MetricCollection
 
     both = MetricCollection({"rate": metrics.Accuracy("rate"), "last": metrics.Accuracy("last")})
@@ -89,7 +89,7 @@ def test_they_are_torchmetrics() -> None:
     assert metric.half().fired.dtype == torch.float64
 
 
-def test_errors() -> None:
+def test_running_errors() -> None:
     with pytest.raises(ValueError, match="by must be one of rate, count, first_spike"):
         metrics.Accuracy("rates")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="DeadNeurons was made for 3 neurons at dim -1"):
@@ -104,7 +104,7 @@ def test_errors() -> None:
         _: Any = metrics.Accuracies  # type: ignore[attr-defined]
 
 
-def test_without_torchmetrics_the_extra_is_named_and_functions_work(
+def test_error_without_torchmetrics_names_the_extra_and_functions_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(sys.modules, "tracetorch.metrics.running", raising=False)
@@ -116,8 +116,8 @@ def test_without_torchmetrics_the_extra_is_named_and_functions_work(
     assert metrics.firing_rate(torch.ones(2, 1, 3)) == 1
 
 
-def test_neurons_along_another_dimension_are_others_in_a_collection() -> None:
-    """Even where the first batch tells no difference: all of it is silent."""
+def test_a_collection_keeps_metrics_along_different_dimensions_apart() -> None:
+    """Even where their states are equal after the first batch, which has no spikes."""
     along = {"last": metrics.DeadNeurons(4), "channel": metrics.DeadNeurons(4, dim=-3)}
     torchmetrics = pytest.importorskip("torchmetrics")
     both = torchmetrics.MetricCollection(along)

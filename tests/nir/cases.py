@@ -1,4 +1,4 @@
-"""What the tests of NIR share: sequences, how to run and compare, the graph without our claims."""
+"""What the tests of NIR share: sequences, how to run and compare, graphs without metadata."""
 
 from __future__ import annotations
 

@@ -210,8 +210,8 @@ def test_inputs_keep_their_order_in_a_file(tmp_path: Path) -> None:
     tt.nir.save(again, path, (b, a))
     assert torch.equal(tt.nir.from_nir(path, dt=DT)(b, a), net(b, a))
     made = tt.nir.to_nir(net, (b, a))
-    for told in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
-        made.metadata["inputs"] = told
+    for order in ("[", "[1, 2]", '["a"]', '["a", "a"]', "{}", 3):  # as by name
+        made.metadata["inputs"] = order
         assert torch.equal(tt.nir.from_nir(made, dt=DT)(a, b), net(b, a))
 
 
@@ -329,13 +329,13 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), "neuron of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
-    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "keeps the shape .3., got .2."),
+    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "a connection that keeps .3., got .2."),
     (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4), "pads by 'circular'"),
     (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
     (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "count_include_pad=False"),
     (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "divides by 3; NIR sums"),
     (nn.AdaptiveAvgPool2d(3), (1, 4, 4), "windows of one size do not divide"),
-    (nn.Linear(3, 3), (2, 3), "applied to .2, 3.; in NIR it takes one dimension"),
+    (nn.Linear(3, 3), (2, 3), "node '0' .Affine.*takes .3., the input has .2, 3.. Put a"),
     (nn.BatchNorm1d(3), (3,), r"takes its statistics from the batch. Call model.eval\(\)"),
     (nn.Flatten(0), (3,), "leaves no batch in front"),
     (Calls(lambda m, y: y * 2), (3,), r"mul\(\) in the model's forward has no counterpart"),
@@ -361,6 +361,49 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
 def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         tt.nir.to_nir(net, shape)
+
+
+def test_an_argument_may_be_left_at_its_default() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, scale: float = 2.0, start: int = 1) -> Tensor:
+            return self.function(self.linear(x), scale, start)
+
+    net = Optional()
+    net.function = lambda y, scale, start: y
+    assert sorted(tt.nir.to_nir(net, (3,)).nodes) == ["linear", "output", "x"]
+    net.function = lambda y, scale, start: y + scale
+    with pytest.raises(ValueError, match=r"add\(\) in the model's forward has no counterpart"):
+        tt.nir.to_nir(net, (3,))
+    net.function = lambda y, scale, start: y.flatten(start_dim=start)
+    assert tt.nir.to_nir(net, (3,)).nodes["flatten"].start_dim == 0
+
+
+def test_too_few_inputs() -> None:
+    class Two(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    with pytest.raises(ValueError, match=r"Two cannot run on a sample of .1, 3. torch.float32"):
+        tt.nir.to_nir(Two(), (3,))
+    with pytest.raises(ValueError, match=r"Two cannot run on a sample of .*must match the size"):
+        tt.nir.to_nir(Two(), (torch.ones(1, 3), torch.ones(1, 2)))
+
+
+def test_a_sum_that_broadcasts() -> None:
+    class Broadcasts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.wide(x) + self.narrow(x)
+
+    with pytest.raises(ValueError, match=r"node 'output' adds up inputs of different shapes"):
+        tt.nir.to_nir(Broadcasts(), (3,))
 
 
 def test_a_refused_forward_leaves_the_model_and_the_sample_as_they_were() -> None:

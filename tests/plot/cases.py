@@ -1,4 +1,4 @@
-"""A small recorded run, every plot of it, and the pictures of them that are kept."""
+"""A small recording, every plot of it, and the baselines that pictures are compared with."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ BASELINE = Path(__file__).parent / "baseline"
 STEPS, BATCH, NEURONS = 24, 3, 5
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def spikes(*shape: int, rate: float = 0.3, seed: int = 0) -> Tensor:
-    return (drawn(*shape, seed=seed) < rate).float()
+    return (uniform(*shape, seed=seed) < rate).float()
 
 
 def recording() -> dict[str, Tensor]:
-    """Two layers' states and outputs, the second of both signs, from arithmetic alone."""
+    """Make states and outputs of two layers, the second with spikes of both signs."""
     up, down = spikes(STEPS, BATCH, 4, seed=1), spikes(STEPS, BATCH, 4, rate=0.15, seed=2)
     return {
-        "0.mem": drawn(STEPS, BATCH, NEURONS) - 0.3,
+        "0.mem": uniform(STEPS, BATCH, NEURONS) - 0.3,
         "0.output": spikes(STEPS, BATCH, NEURONS),
-        "2.mem": 2 * drawn(STEPS, BATCH, 4, seed=3) - 1,
+        "2.mem": 2 * uniform(STEPS, BATCH, 4, seed=3) - 1,
         "2.output": up - down,
     }
 
@@ -53,14 +53,14 @@ def model(scale: float = 1.0) -> nn.Module:
 
 def gradients() -> dict[str, Tensor]:
     fall = torch.logspace(-6, 0, STEPS)[:, None]
-    slow = fall.sqrt() * (1 + drawn(STEPS, BATCH))
+    slow = fall.sqrt() * (1 + uniform(STEPS, BATCH))
     slow[:4] = 0
     return {"0.output": fall.expand(-1, BATCH), "2.output": slow}
 
 
 def measured() -> tt.plot.MeasurementManager:
     manager = tt.plot.MeasurementManager("loss")
-    for value in drawn(40).tolist():
+    for value in uniform(40).tolist():
         manager.append(value)
     return manager
 
@@ -72,9 +72,11 @@ PLOTS: dict[str, Plot] = {
         recording()["2.output"][:, 0].T, use_imshow=False, **k
     ),
     "line_graph": lambda **k: tt.plot.line_graph([3.0, 2.0, 1.5], "training", "loss", **k),
-    "distributions": lambda **k: tt.plot.distributions([drawn(90), torch.ones(3)], "weights", **k),
-    "render_image grey": lambda **k: tt.plot.render_image(drawn(1, 6, 5), title="grey", **k),
-    "render_image colour": lambda **k: tt.plot.render_image(drawn(3, 6, 5), title="colour", **k),
+    "distributions": lambda **k: tt.plot.distributions(
+        [uniform(90), torch.ones(3)], "weights", **k
+    ),
+    "render_image grey": lambda **k: tt.plot.render_image(uniform(1, 6, 5), title="grey", **k),
+    "render_image colour": lambda **k: tt.plot.render_image(uniform(3, 6, 5), title="colour", **k),
     "measurement_manager": lambda **k: measured().plot(**k),
     "raster": lambda **k: tt.plot.raster(recording()["2.output"], **k),
     "raster bands": lambda **k: tt.plot.raster(outputs(), title="a run", **k),
@@ -92,7 +94,7 @@ PLOTS: dict[str, Plot] = {
     "gradient_flow": lambda **k: tt.plot.gradient_flow(gradients(), **k),
 }
 
-# those whose pictures are kept and compared
+# plots that are compared with a baseline
 PICTURES = (
     "raster bands",
     "state_trace",
@@ -104,7 +106,7 @@ PICTURES = (
 
 
 def picture(draw: Plot, path: Path) -> None:
-    """A small PNG of a plot without any letters: fonts differ from machine to machine."""
+    """Save a small PNG of a plot without text: fonts differ between machines."""
     figure = Figure(figsize=(2.2, 1.3), dpi=60)
     draw(ax=figure.add_axes((0.06, 0.1, 0.9, 0.84)))
     for ax in figure.axes:
@@ -121,7 +123,7 @@ def baseline(name: str) -> Path:
 
 
 def redraw() -> Any:
-    """``python -m tests.plot.cases``: after a change that is meant, look at what it makes."""
+    """Draw the baselines again after an intended change; look at them before committing."""
     BASELINE.mkdir(exist_ok=True)
     for name in PICTURES:
         picture(PLOTS[name], baseline(name))

@@ -28,20 +28,20 @@ def test_curves_are_densities_of_the_values() -> None:
         assert np.abs(density - exact).max() < 0.03
 
 
-def test_a_bandwidth_is_the_kernels_standard_deviation() -> None:
+def test_bandwidth_is_the_standard_deviation_of_the_kernel() -> None:
     ax = tt.plot.distributions([torch.tensor([-10.0, 10.0])], "two", bandwidths=[0.5])
     _, density = curve(ax.lines[0])
     assert density.max() == pytest.approx(0.5 / (0.5 * math.sqrt(2 * math.pi)), rel=1e-3)
 
 
-def test_by_silvermans_rule_unless_told() -> None:
+def test_default_bandwidth_is_silvermans_rule() -> None:
     x = normal(200)
     width = x.std().item() * (4 / (3 * 200)) ** 0.2
     left, right = (tt.plot.distributions([x], "t", bandwidths=b) for b in (None, [width]))
     assert np.allclose(curve(left.lines[0]), curve(right.lines[0]))
 
 
-def test_of_many_values_some_are_enough() -> None:
+def test_subsampled_values_have_the_same_density() -> None:
     many = normal(50_000)
     few = tt.plot.distributions([many], "few", max_kde_samples=500, n_grid=101, bandwidths=[0.2])
     all_ = tt.plot.distributions([many], "all", n_grid=101, bandwidths=[0.2])
@@ -50,7 +50,7 @@ def test_of_many_values_some_are_enough() -> None:
     assert np.abs(np.interp(x, *curve(all_.lines[0])) - density).max() < 0.01
 
 
-def test_one_value_is_a_line_and_quartiles_are_dashed() -> None:
+def test_equal_values_and_quartiles_are_vertical_lines() -> None:
     ax = tt.plot.distributions(
         [torch.ones(5), torch.arange(101.0)], "t", show_percentile_lines=True
     )
@@ -70,6 +70,6 @@ def test_one_value_is_a_line_and_quartiles_are_dashed() -> None:
         ([torch.ones(2)], {"n_grid": 0}, "n_grid must be at least 1"),
     ],
 )
-def test_refuses(layers: Any, options: Any, match: str) -> None:
+def test_invalid_arguments_are_rejected(layers: Any, options: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         tt.plot.distributions(layers, "t", **options)

@@ -12,7 +12,7 @@ GALLERY = Path(__file__).parents[2] / "examples" / "gallery.py"
 
 
 @pytest.mark.slow
-def test_the_gallery_shows_everything(
+def test_gallery_draws_every_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--out", str(tmp_path), "--rounds", "2"])
@@ -24,7 +24,7 @@ def test_the_gallery_shows_everything(
     assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out
 
 
-def test_every_function_is_in_the_gallery() -> None:
+def test_gallery_calls_every_function() -> None:
     source = GALLERY.read_text()
     for name in set(tt.plot.__all__) - {"animate_events"}:  # save_animation calls it
         assert f"tt.plot.{name}(" in source, name

@@ -9,9 +9,9 @@ import torch
 import tracetorch as tt
 
 
-def test_a_cell_is_the_norm_of_a_layer_at_a_step() -> None:
-    slopes = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
-    ax = tt.plot.gradient_flow(slopes)
+def test_cells_are_the_norms_of_layers_at_steps() -> None:
+    gradients = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
+    ax = tt.plot.gradient_flow(gradients)
     (mesh,) = ax.collections
     norms = mesh.get_array()
     assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]  # type: ignore[union-attr]
@@ -19,15 +19,15 @@ def test_a_cell_is_the_norm_of_a_layer_at_a_step() -> None:
     assert ax.get_ylim() == (2, 0)
 
 
-def test_what_is_not_finite_stands_out() -> None:
-    slopes = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
-    flow, broken = (mesh.get_array() for mesh in tt.plot.gradient_flow(slopes).collections)
+def test_gradients_that_are_not_finite_are_marked() -> None:
+    gradients = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
+    flow, broken = (mesh.get_array() for mesh in tt.plot.gradient_flow(gradients).collections)
     assert flow.mask.tolist() == [[False, True, True, True]]  # type: ignore[union-attr]
     assert broken.mask.tolist() == [[True, False, False, True]]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, torch.nan])
-def test_a_scale_needs_no_range(value: float) -> None:
+def test_equal_or_missing_norms_have_a_colour_scale(value: float) -> None:
     ax = tt.plot.gradient_flow({"a": torch.full((3, 2), value)})
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     low, high = ax.collections[0].get_clim()
@@ -36,13 +36,13 @@ def test_a_scale_needs_no_range(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "match"),
+    ("argument", "error", "match"),
     [
         (torch.ones(3), TypeError, r"takes a dict.*torch\.autograd\.grad\(loss"),
         ({"a": None}, TypeError, "from names to tensors, got str 'a' to NoneType"),
         ({"a": torch.ones(2), "b": torch.ones(3)}, ValueError, "same number of steps"),
     ],
 )
-def test_refuses(given: Any, error: type[Exception], match: str) -> None:
+def test_invalid_arguments_are_rejected(argument: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        tt.plot.gradient_flow(given)
+        tt.plot.gradient_flow(argument)

@@ -12,22 +12,22 @@ from tests.plot.cases import model
 from tracetorch import snn
 
 
-def test_decays_are_those_of_every_layer_and_stay_what_they_were() -> None:
+def test_decays_are_copies_for_every_layer() -> None:
     net = snn.TTModule()
     net.cells = [snn.SRLIF(3, alpha=0.3, beta=0.8, gamma=0.6), nn.Linear(3, 3)]
     net.readout = snn.Readout(2, beta_rank=0)
-    taken = tt.plot.decays(net)
-    assert sorted(taken) == ["cells.0.alpha", "cells.0.beta", "cells.0.gamma", "readout.beta"]
-    before = {path: value.clone() for path, value in taken.items()}
+    copied = tt.plot.decays(net)
+    assert sorted(copied) == ["cells.0.alpha", "cells.0.beta", "cells.0.gamma", "readout.beta"]
+    before = {path: value.clone() for path, value in copied.items()}
     with torch.no_grad():
         for raw in net.cells[0].parameters():
             raw.add_(1.0)
-    assert all(torch.equal(taken[path], value) for path, value in before.items())
+    assert all(torch.equal(copied[path], value) for path, value in before.items())
     assert not torch.equal(tt.plot.decays(net)["cells.0.beta"], before["cells.0.beta"])
     assert list(tt.plot.decays(snn.LIF(2))) == ["beta"]
 
 
-def test_rows_hold_half_lives() -> None:
+def test_rows_are_histograms_of_halflives() -> None:
     net = nn.Sequential(snn.LIF(3, beta=tt.functional.halflife_to_decay(torch.tensor([2.0, 2, 8]))))
     ax = tt.plot.halflives(net, bins=10)
     (bars,) = ax.patches
@@ -41,7 +41,7 @@ def test_rows_hold_half_lives() -> None:
     assert ax.get_legend() is None
 
 
-def test_before_is_behind_after() -> None:
+def test_before_and_after_are_compared() -> None:
     before = tt.plot.decays(model())
     ax = tt.plot.halflives(before, model(2.0))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]  # type: ignore[union-attr]
@@ -72,11 +72,13 @@ def test_before_is_behind_after() -> None:
         ),
     ],
 )
-def test_refuses(before: Any, after: Any, error: type[Exception], match: str) -> None:
+def test_invalid_arguments_are_rejected(
+    before: Any, after: Any, error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         tt.plot.halflives(before, after)
 
 
-def test_refuses_what_is_no_model() -> None:
+def test_decays_reject_other_types() -> None:
     with pytest.raises(TypeError, match=r"decays takes an nn\.Module, got dict"):
         tt.plot.decays({})  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import torch
 import tracetorch as tt
 
 
-def test_draws_values_over_steps() -> None:
+def test_values_are_drawn_over_steps() -> None:
     loss = torch.tensor(0.25, requires_grad=True)
     ax = tt.plot.line_graph([1, 0.5, loss], "training", "loss")
     (line,) = ax.lines
@@ -16,17 +16,17 @@ def test_draws_values_over_steps() -> None:
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]  # type: ignore[union-attr]
 
 
-def test_a_second_line_on_the_same_axes_has_another_colour() -> None:
+def test_second_line_on_the_same_axes_has_another_colour() -> None:
     ax = tt.plot.line_graph([1.0], "t", "train")
     tt.plot.line_graph(torch.tensor([2.0]), "t", "test", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "test"]  # type: ignore[union-attr]
 
 
-def test_no_label_no_legend() -> None:
+def test_there_is_no_legend_without_a_label() -> None:
     assert tt.plot.line_graph([1.0, 2.0], "t").get_legend() is None
 
 
-def test_refuses_nothing() -> None:
+def test_empty_lists_are_rejected() -> None:
     with pytest.raises(ValueError, match="there are no values"):
         tt.plot.line_graph([], "t")

@@ -14,9 +14,7 @@ finite = st.floats(-100, 100)
 
 
 @given(values=st.lists(finite, min_size=1, max_size=12), decay=st.floats(0, 0.999))
-def test_an_average_weighs_each_value_decay_times_the_next(
-    values: list[float], decay: float
-) -> None:
+def test_averages_are_exponentially_weighted(values: list[float], decay: float) -> None:
     measured = MeasurementManager("m", [decay])
     for value in values:
         measured.append(value)
@@ -25,14 +23,14 @@ def test_an_average_weighs_each_value_decay_times_the_next(
     assert measured.measurement[-1].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_first_value_is_every_first_average() -> None:
+def test_first_average_is_the_first_value() -> None:
     measured = MeasurementManager("loss")
     measured.append(torch.tensor([2.5], requires_grad=True))
     assert measured.measurement[0].tolist() == pytest.approx([2.5] * 4)
     assert measured.decay.tolist() == [0.0, 0.9, 0.99, 0.999]
 
 
-def test_draws_a_line_for_each_decay() -> None:
+def test_plot_has_a_line_for_each_decay() -> None:
     measured = MeasurementManager("accuracy", (0.9, 0.0))
     for value in (0.0, 1.0):
         measured.append(value)
@@ -43,7 +41,7 @@ def test_draws_a_line_for_each_decay() -> None:
     assert (ax.get_title(), ax.get_ylabel()) == ("digits", "accuracy")
 
 
-def test_survives_pickle() -> None:
+def test_pickle_round_trip() -> None:
     measured = MeasurementManager("m", [0.5])
     measured.append(4.0)
     again = pickle.loads(pickle.dumps(measured))
@@ -53,13 +51,13 @@ def test_survives_pickle() -> None:
 
 
 @pytest.mark.parametrize("decay", [[], [1.0], [-0.1], [float("nan")]])
-def test_refuses_decays(decay: list[float]) -> None:
+def test_invalid_decays_are_rejected(decay: list[float]) -> None:
     with pytest.raises(ValueError, match="decay takes numbers of at least 0 and less than 1"):
         MeasurementManager("m", decay)
 
 
 @pytest.mark.parametrize("value", ["x", None, torch.ones(2)])
-def test_refuses_what_is_no_number_and_keeps_what_it_has(value: Any) -> None:
+def test_append_rejects_other_types_and_keeps_its_values(value: Any) -> None:
     measured = MeasurementManager("m")
     with pytest.raises(TypeError, match=r"append takes one number.*Try \.mean\(\)"):
         measured.append(value)

@@ -10,12 +10,12 @@ import tracetorch as tt
 from tests.plot.cases import outputs, spikes
 
 
-def test_a_histogram_counts_neurons_by_their_rate() -> None:
-    sent = torch.zeros(10, 2, 4)
-    sent[:5, :, 1] = 1  # rate 0.5
-    sent[:, :, 2] = -1  # rate 1, downwards
-    sent[0, 0, 3] = 0.25  # rate 0.05, scaled
-    ax = tt.plot.rate_histogram(sent, bins=10)
+def test_histogram_counts_neurons_by_rate() -> None:
+    output = torch.zeros(10, 2, 4)
+    output[:5, :, 1] = 1  # rate 0.5
+    output[:, :, 2] = -1  # rate 1, downwards
+    output[0, 0, 3] = 0.25  # rate 0.05, scaled
+    ax = tt.plot.rate_histogram(output, bins=10)
     (bars,) = ax.patches
     data = bars.get_data()  # type: ignore[attr-defined]
     assert data.values.tolist() == [50, 0, 0, 0, 0, 25, 0, 0, 0, 25]
@@ -23,14 +23,14 @@ def test_a_histogram_counts_neurons_by_their_rate() -> None:
     assert bars.get_label() == "all neurons\nmean 0.388, 25 % silent"
 
 
-def test_layers_share_their_bars() -> None:
+def test_layers_share_their_bins() -> None:
     ax = tt.plot.rate_histogram({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)}, bins=4)
     first, second = (bars.get_data().values.tolist() for bars in ax.patches)  # type: ignore[attr-defined]
     assert first == [100, 0, 0, 0]
     assert second == [0, 0, 0, 100]
 
 
-def test_a_silent_run_has_a_histogram_and_a_map() -> None:
+def test_silent_layers_are_drawn() -> None:
     quiet = torch.zeros(3, 2, 4)
     assert tt.plot.rate_histogram(quiet).patches[0].get_data().values[0] == 100  # type: ignore[attr-defined]
     mesh = tt.plot.rate_map(quiet).collections[0]
@@ -38,31 +38,31 @@ def test_a_silent_run_has_a_histogram_and_a_map() -> None:
     assert mesh.get_clim() == (0, 1)
 
 
-def test_a_map_shows_every_neuron_at_every_step() -> None:
-    sent = spikes(7, 5, 3)
-    ax = tt.plot.rate_map(sent)
-    assert np.allclose(ax.collections[0].get_array(), sent.mean(1).T)
+def test_map_shows_every_neuron_at_every_step() -> None:
+    output = spikes(7, 5, 3)
+    ax = tt.plot.rate_map(output)
+    assert np.allclose(ax.collections[0].get_array(), output.mean(1).T)
     assert ax.get_ylim() == (2.5, -0.5)
 
 
 @given(steps=st.integers(1, 12), window=st.integers(1, 15))
-def test_windows_average_the_steps_they_have(steps: int, window: int) -> None:
-    sent = spikes(steps, 2, 3)
-    mesh = tt.plot.rate_map(sent, window=window).collections[0]
-    expected = torch.stack([part.mean((0, 1)) for part in sent.split(window)], 1)
+def test_partial_windows_average_their_own_steps(steps: int, window: int) -> None:
+    output = spikes(steps, 2, 3)
+    mesh = tt.plot.rate_map(output, window=window).collections[0]
+    expected = torch.stack([part.mean((0, 1)) for part in output.split(window)], 1)
     assert np.allclose(mesh.get_array(), expected)
     columns = mesh.get_coordinates()[0, :, 0]  # type: ignore[attr-defined]
     assert columns[0] == -0.5
     assert columns[-1] == steps - 0.5
 
 
-def test_the_layers_of_a_map_are_on_one_scale() -> None:
+def test_layers_of_a_map_share_one_colour_scale() -> None:
     ax = tt.plot.rate_map({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)})
     assert {mesh.get_clim() for mesh in ax.collections} == {(0.0, 1.0)}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n2 neurons", "b\n8 neurons"]
 
 
-def test_refuses() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match="rate_histogram: bins must be at least 1, got 0"):
         tt.plot.rate_histogram(outputs(), bins=0)
     with pytest.raises(ValueError, match="rate_map: window must be at least 1, got 0"):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tests.plot.cases import drawn
+from tests.plot.cases import uniform
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5)])
-def test_grey_is_stretched_over_its_values(shape: tuple[int, ...]) -> None:
-    image = 10 * drawn(*shape) - 3
+def test_grey_images_are_scaled_to_their_range(shape: tuple[int, ...]) -> None:
+    image = 10 * uniform(*shape) - 3
     ax = tt.plot.render_image(image, title="grey")
     shown = ax.images[0]
     assert np.allclose(shown.get_array(), image.reshape(4, 5))
@@ -21,12 +21,12 @@ def test_grey_is_stretched_over_its_values(shape: tuple[int, ...]) -> None:
     assert ax.get_title() == "grey"
 
 
-def test_the_ends_can_be_told() -> None:
-    assert tt.plot.render_image(drawn(4, 5), vmin=-1, vmax=2).images[0].get_clim() == (-1, 2)
+def test_vmin_and_vmax_set_the_range() -> None:
+    assert tt.plot.render_image(uniform(4, 5), vmin=-1, vmax=2).images[0].get_clim() == (-1, 2)
 
 
-def test_colour_keeps_its_values() -> None:
-    image = drawn(3, 4, 5)
+def test_colours_keep_their_values() -> None:
+    image = uniform(3, 4, 5)
     image[0, 0, 0] = 1.5
     shown = tt.plot.render_image(image).images[0].get_array()
     assert np.allclose(shown, image.clamp(0, 1).movedim(0, 2))
@@ -34,24 +34,26 @@ def test_colour_keeps_its_values() -> None:
     assert np.allclose(halved, image.movedim(0, 2) / 2)
 
 
-def test_bytes_are_of_255() -> None:
+def test_bytes_are_divided_by_255() -> None:
     image = torch.full((3, 2, 2), 51, dtype=torch.uint8)
     assert np.allclose(tt.plot.render_image(image).images[0].get_array(), 0.2)
 
 
-def test_the_figure_has_the_size_asked_for() -> None:
-    assert tt.plot.render_image(drawn(4, 5), (3, 2)).figure.get_size_inches().tolist() == [3, 2]  # type: ignore[union-attr]
+def test_figsize_sets_the_size_of_the_figure() -> None:
+    assert tt.plot.render_image(uniform(4, 5), (3, 2)).figure.get_size_inches().tolist() == [3, 2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("image", "options", "error", "match"),
     [
         ([[1.0]], {}, TypeError, "takes a tensor, got list"),
-        (drawn(2, 4, 5), {}, ValueError, r"got \[2, 4, 5\]. Pick one image of a batch: x\[0\]"),
-        (drawn(0, 5), {}, ValueError, r"got \[0, 5\]"),
-        (drawn(4, 5), {"vmin": 2, "vmax": 1}, ValueError, "vmax must not be less than vmin"),
+        (uniform(2, 4, 5), {}, ValueError, r"got \[2, 4, 5\]. Pick one image of a batch: x\[0\]"),
+        (uniform(0, 5), {}, ValueError, r"got \[0, 5\]"),
+        (uniform(4, 5), {"vmin": 2, "vmax": 1}, ValueError, "vmax must not be less than vmin"),
     ],
 )
-def test_refuses(image: Any, options: Any, error: type[Exception], match: str) -> None:
+def test_invalid_arguments_are_rejected(
+    image: Any, options: Any, error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         tt.plot.render_image(image, **options)

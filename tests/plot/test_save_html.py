@@ -12,8 +12,8 @@ import torch
 
 import tracetorch as tt
 from tests.plot.cases import recording
-from tests.plot.test_blocks import unpack_events, unpack_trace
-from tracetorch.plot import blocks
+from tests.plot.test_viewer_data import unpack_events, unpack_trace
+from tracetorch.plot import viewer_data
 
 MODULE = importlib.import_module("tracetorch.plot.save_html")  # tt.plot.save_html is the function
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror=window.broken=1>&amp;"
@@ -31,7 +31,7 @@ def block_of(page: str, layer: int, sample: int) -> str:
     return found[1]
 
 
-def test_a_page_holds_the_run(tmp_path: Path) -> None:
+def test_page_has_the_recording(tmp_path: Path) -> None:
     seen = recording()
     tt.plot.save_html(seen, tmp_path / "run.html", title="A run")
     page = (tmp_path / "run.html").read_text()
@@ -50,19 +50,19 @@ def test_a_page_holds_the_run(tmp_path: Path) -> None:
                 assert (np.abs(found - exact) <= 0.51 * level + 1e-6).all()
 
 
-def test_convolutions_are_flattened_and_say_their_shape(tmp_path: Path) -> None:
+def test_convolutional_layers_are_flattened_and_keep_their_shape(tmp_path: Path) -> None:
     tt.plot.save_html(torch.ones(5, 2, 3, 4, 4), tmp_path / "run.html")
     (layer,) = run_of((tmp_path / "run.html").read_text())["layers"]
     assert (layer["path"], layer["shape"], layer["neurons"]) == ("recording", [3, 4, 4], 48)
 
 
-def test_without_a_batch(tmp_path: Path) -> None:
+def test_recordings_without_a_batch(tmp_path: Path) -> None:
     tt.plot.save_html({"a": torch.ones(5, 2)}, tmp_path / "run.html", batched=False)
     run = run_of((tmp_path / "run.html").read_text())
     assert (run["samples"], run["layers"][0]["neurons"]) == (1, 2)
 
 
-def test_names_and_titles_cannot_break_out(tmp_path: Path) -> None:
+def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     tt.plot.save_html({HOSTILE: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=HOSTILE)
     page = (tmp_path / "run.html").read_text()
     run = run_of(page)
@@ -73,43 +73,43 @@ def test_names_and_titles_cannot_break_out(tmp_path: Path) -> None:
     assert "<title>&lt;/script&gt;" in page
 
 
-@pytest.mark.parametrize("mark", ["{{data}}", "{{script}}", "{{style}}"])
-def test_a_title_that_looks_like_the_template_stays_a_title(tmp_path: Path, mark: str) -> None:
-    tt.plot.save_html({mark: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=mark)
+@pytest.mark.parametrize("placeholder", ["{{data}}", "{{script}}", "{{style}}"])
+def test_titles_that_look_like_placeholders_are_kept(tmp_path: Path, placeholder: str) -> None:
+    tt.plot.save_html({placeholder: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=placeholder)
     page = (tmp_path / "run.html").read_text()
-    assert f"<title>{mark}</title>" in page
+    assert f"<title>{placeholder}</title>" in page
     assert page.count("</html>") == 1
-    assert run_of(page)["layers"][0]["path"] == mark
+    assert run_of(page)["layers"][0]["path"] == placeholder
 
 
-def test_the_same_run_is_the_same_page_and_names_no_address(tmp_path: Path) -> None:
+def test_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
     for name in ("one", "two"):
         tt.plot.save_html(recording(), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert not re.search(r"https?://", (tmp_path / "one").read_text())
 
 
-def test_spikes_cost_what_they_are_not_what_they_could_be(tmp_path: Path) -> None:
-    sent = torch.zeros(2_000, 1, 500)
-    sent[::50, 0, ::10] = 1
-    tt.plot.save_html({"a": sent}, tmp_path / "run.html")
+def test_spikes_are_stored_sparsely(tmp_path: Path) -> None:
+    output = torch.zeros(2_000, 1, 500)
+    output[::50, 0, ::10] = 1
+    tt.plot.save_html({"a": output}, tmp_path / "run.html")
     assert (tmp_path / "run.html").stat().st_size < 60_000
 
 
-def test_a_page_that_fails_leaves_what_was_there(
+def test_failed_save_keeps_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = tmp_path / "run.html"
-    place.write_text("before")
-    monkeypatch.setattr(MODULE, "PARTS", tmp_path / "absent")
+    target = tmp_path / "run.html"
+    target.write_text("before")
+    monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
-        tt.plot.save_html(recording(), place)
-    assert place.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [place]
+        tt.plot.save_html(recording(), target)
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "error", "match"),
+    ("argument", "options", "error", "match"),
     [
         ({}, {}, ValueError, "save_html: the recording is empty"),
         (torch.ones(3), {}, ValueError, r"must be \[T, B, \.\.\.\], got shape \[3\]"),
@@ -123,16 +123,18 @@ def test_a_page_that_fails_leaves_what_was_there(
         (torch.ones(3, 1), {"batched": 1}, TypeError, "batched must be True or False, got 1"),
     ],
 )
-def test_refuses(
-    given: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
+def test_invalid_arguments_are_rejected(
+    argument: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=match):
-        tt.plot.save_html(given, tmp_path / "run.html", **options)
+        tt.plot.save_html(argument, tmp_path / "run.html", **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses_what_no_browser_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "LONGEST", 100)
+def test_blocks_too_large_for_a_browser_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "MAX_BLOCK_LENGTH", 100)
     with pytest.raises(ValueError, match=r"'0\.mem' is too large for a browser"):
         tt.plot.save_html(recording(), tmp_path / "run.html")
-    assert blocks.GAP == blocks.FINEST + 1
+    assert viewer_data.NOT_FINITE == viewer_data.MAX_LEVEL + 1

@@ -8,7 +8,7 @@ import tracetorch as tt
 from tests.plot.cases import spikes
 
 
-def test_rows_are_shaded_by_their_size() -> None:
+def test_rows_are_shaded_by_absolute_value() -> None:
     ax = tt.plot.spike_train([torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 0.25])])
     (image,) = ax.images
     assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]  # type: ignore[union-attr]
@@ -17,15 +17,15 @@ def test_rows_are_shaded_by_their_size() -> None:
     assert ax.get_title() == "Spike Train Raster"
 
 
-def test_what_is_beyond_one_is_the_darkest() -> None:
+def test_values_beyond_1_extend_the_scale() -> None:
     assert tt.plot.spike_train([torch.tensor([0.0, 4.0])]).images[0].get_clim() == (0, 4)
 
 
-def test_the_old_order_of_arguments_draws_ticks() -> None:
-    sent = spikes(3, 9)
-    ax = tt.plot.spike_train(list(sent), 2.0, 1.5, 0.7, "ticks", False)
+def test_positional_arguments_draw_ticks() -> None:
+    output = spikes(3, 9)
+    ax = tt.plot.spike_train(list(output), 2.0, 1.5, 0.7, "ticks", False)
     (lines,) = ax.collections
-    where = [(2.0 * row, step) for row, step in sent.nonzero().tolist()]
+    where = [(2.0 * row, step) for row, step in output.nonzero().tolist()]
     found = [(s[:, 1].mean(), s[0, 0]) for s in lines.get_segments()]  # type: ignore[attr-defined]
     assert found == where
     assert {float(np.ptp(s[:, 1])) for s in lines.get_segments()} == {1.5}  # type: ignore[attr-defined]
@@ -33,7 +33,7 @@ def test_the_old_order_of_arguments_draws_ticks() -> None:
     assert ax.get_title() == "ticks"
 
 
-def test_refuses() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"rows \[T\] of one length, got 2 of lengths \[1, 2\]"):
         tt.plot.spike_train([torch.ones(1), torch.ones(2)])
     with pytest.raises(ValueError, match="one length, got 0"):

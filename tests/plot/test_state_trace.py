@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.plot.cases import STEPS, recording, spikes
 from tracetorch import snn
-from tracetorch.plot.canvas import COLOURS
+from tracetorch.plot.axes import COLOURS
 
 
 def levels(ax: Axes) -> list[float]:
@@ -27,13 +27,13 @@ def traces(ax: Axes) -> dict[str, list[float]]:
     }
 
 
-def test_a_line_for_each_neuron_asked_for() -> None:
+def test_there_is_a_line_for_each_selected_neuron() -> None:
     mem = recording()["2.mem"]
     ax = tt.plot.state_trace(mem, neurons=[3, -4], sample=1)
     assert traces(ax) == {"neuron 3": mem[:, 1, 3].tolist(), "neuron 0": mem[:, 1, 0].tolist()}
 
 
-def test_a_line_for_each_state() -> None:
+def test_there_is_a_line_for_each_state() -> None:
     states = {"0.mem": recording()["2.mem"], "0.syn": spikes(STEPS, 3, 4)}
     ax = tt.plot.state_trace(states, neurons=2)
     assert traces(ax) == {path: value[:, 0, 2].tolist() for path, value in states.items()}
@@ -51,20 +51,20 @@ def test_a_line_for_each_state() -> None:
         (snn.Readout(3), (3, 1, 3), 1, []),
     ],
 )
-def test_thresholds_are_the_layers_for_that_neuron(
+def test_thresholds_are_read_from_the_layer(
     layer: snn.Neuron, shape: tuple[int, ...], neuron: int, expected: list[float]
 ) -> None:
     ax = tt.plot.state_trace(torch.zeros(shape), neurons=neuron, thresholds=layer)
     assert levels(ax) == [pytest.approx(level) for level in expected]
 
 
-@pytest.mark.parametrize("given", [0.5, torch.tensor(0.5), [0.5], (torch.full((4,), 0.5),)])
-def test_thresholds_can_be_told(given: Any) -> None:
-    ax = tt.plot.state_trace(recording()["2.mem"], neurons=[0, 1], thresholds=given)
+@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), [0.5], (torch.full((4,), 0.5),)])
+def test_thresholds_can_be_numbers_or_tensors(value: Any) -> None:
+    ax = tt.plot.state_trace(recording()["2.mem"], neurons=[0, 1], thresholds=value)
     assert levels(ax) == [0.5]
 
 
-def test_thresholds_that_differ_have_their_neurons_colours() -> None:
+def test_different_thresholds_have_the_colours_of_their_neurons() -> None:
     each = torch.tensor([0.1, 0.2, 0.3, 0.4])
     ax = tt.plot.state_trace(recording()["2.mem"], neurons=[1, 3], thresholds=each)
     dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
@@ -72,12 +72,12 @@ def test_thresholds_that_differ_have_their_neurons_colours() -> None:
     assert levels(ax) == [pytest.approx(0.2), pytest.approx(0.4)]
 
 
-def test_spikes_stand_above_everything_and_downward_ones_below() -> None:
-    mem, sent = recording()["2.mem"], recording()["2.output"]
-    ax = tt.plot.state_trace(mem, neurons=1, spikes=sent, thresholds=(0.9, -0.9))
+def test_spikes_are_above_and_negative_ones_below_the_traces() -> None:
+    mem, output = recording()["2.mem"], recording()["2.output"]
+    ax = tt.plot.state_trace(mem, neurons=1, spikes=output, thresholds=(0.9, -0.9))
     above, below = (lines.get_segments() for lines in ax.collections)  # type: ignore[attr-defined]
     for segments, sign in ((above, 1), (below, -1)):
-        where = (sent[:, 0, 1] == sign).nonzero().flatten().tolist()
+        where = (output[:, 0, 1] == sign).nonzero().flatten().tolist()
         assert len(where) > 0
         assert [segment[0][0] for segment in segments] == where
     assert min(y for segment in above for y in segment[:, 1]) > max(0.9, float(mem[:, 0, 1].max()))
@@ -87,7 +87,7 @@ def test_spikes_stand_above_everything_and_downward_ones_below() -> None:
     assert high > max(s[:, 1].max() for s in above)
 
 
-def test_of_what_unroll_records() -> None:
+def test_recordings_of_unroll_are_drawn() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
     _, seen = tt.unroll(net, 4 * torch.rand(9, 2, 3), record=["mem", "output"])
@@ -112,7 +112,7 @@ MEM = torch.zeros(5, 2, 4)
         ({"a": MEM, "b": torch.zeros(5, 2, 3)}, {}, ValueError, "one number of neurons"),
     ],
 )
-def test_refuses(
+def test_invalid_arguments_are_rejected(
     states: Tensor, options: dict[str, Any], error: type[Exception], match: str
 ) -> None:
     with pytest.raises(error, match=match):

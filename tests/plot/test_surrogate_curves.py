@@ -13,7 +13,7 @@ from tracetorch.functional import Surrogate
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
-def test_a_curve_is_the_derivative(surrogate: Surrogate) -> None:
+def test_curves_are_the_derivatives(surrogate: Surrogate) -> None:
     (line,) = [
         line
         for line in tt.plot.surrogate_curves(surrogate).lines
@@ -23,13 +23,13 @@ def test_a_curve_is_the_derivative(surrogate: Surrogate) -> None:
     assert np.allclose(line.get_ydata(), surrogate.derivative(u).expand_as(u))
 
 
-def test_all_of_them_unless_told() -> None:
+def test_default_is_every_surrogate() -> None:
     labels = [line.get_label() for line in tt.plot.surrogate_curves().lines]
     names = [n for n in tt.functional.__all__ if n.endswith("_surrogate")]
     assert sorted(str(label).partition("(")[0] for label in labels[:-1]) == sorted(names)
 
 
-def test_any_callable_by_any_name() -> None:
+def test_callables_are_labelled_by_name_or_key() -> None:
     def soft(u: Tensor) -> Tensor:
         return torch.sigmoid(u)
 
@@ -41,7 +41,7 @@ def test_any_callable_by_any_name() -> None:
     assert [ax.lines[0].get_label(), again.lines[0].get_label()] == ["mine", "soft"]
 
 
-def test_two_without_a_name_are_two() -> None:
+def test_callables_with_equal_names_are_all_drawn() -> None:
     ax = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
     assert [max(line.get_ydata()) for line in ax.lines[:2]] == [
         pytest.approx(h) for h in (0.25, 0.5)
@@ -49,7 +49,7 @@ def test_two_without_a_name_are_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "error", "match"),
+    ("argument", "options", "error", "match"),
     [
         ("atan", {}, TypeError, "takes callables, u -> spikes, got str"),
         (lambda u: (u > 0).double(), {}, ValueError, "has no gradient at all"),
@@ -58,6 +58,8 @@ def test_two_without_a_name_are_two() -> None:
         (None, {"reach": "1"}, TypeError, "reach must be a number, got '1'"),
     ],
 )
-def test_refuses(given: Any, options: Any, error: type[Exception], match: str) -> None:
+def test_invalid_arguments_are_rejected(
+    argument: Any, options: Any, error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
-        tt.plot.surrogate_curves(given, **options)
+        tt.plot.surrogate_curves(argument, **options)

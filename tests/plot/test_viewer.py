@@ -1,4 +1,4 @@
-"""The page of ``save_html`` in a browser without a window, driven as a user drives it."""
+"""Drive the page of ``save_html`` in a headless browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
-from tests.plot.cases import drawn, recording
+from tests.plot.cases import recording, uniform
 from tests.plot.test_save_html import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -30,7 +30,7 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 120_000  # milliseconds; the machine may be busy with other tests
+TIMEOUT = 120_000  # milliseconds; the machine may be busy with other tests
 LEFT, RIGHT, TOP, BOTTOM = 58, 20, 8, 20  # margins of a plot, as in viewer.js
 
 Page = Any
@@ -41,7 +41,7 @@ Open = Callable[..., Page]
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=list(OPTIONS), timeout=PATIENCE
+            executable_path=CHROMIUM, args=list(OPTIONS), timeout=TIMEOUT
         )
         yield chromium
         chromium.close()
@@ -49,9 +49,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens recordings; afterwards nothing has gone wrong in the page, or left the file."""
+    """Open recordings; at the end check that no page had errors or requested other addresses."""
     contexts: list[Any] = []
-    wrong: list[str] = []
+    problems: list[str] = []
 
     def open_(recording: Any, title: str = "A run", scheme: str = "light", **options: Any) -> Page:
         place = tmp_path / f"run{len(contexts)}.html"
@@ -60,10 +60,10 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("request", lambda r: wrong.append(r.url) if r.url != place.as_uri() else None)
+        page.set_default_timeout(TIMEOUT)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.on("request", lambda r: problems.append(r.url) if r.url != place.as_uri() else None)
         page.goto(place.as_uri())
         page.wait_for_selector("body[data-ready='0']")
         return page
@@ -71,7 +71,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     yield open_
     for context in contexts:
         context.close()
-    assert wrong == []
+    assert problems == []
 
 
 def panel(page: Page, path: str) -> Page:
@@ -79,7 +79,7 @@ def panel(page: Page, path: str) -> Page:
 
 
 def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1.0) -> list[float]:
-    """Where a step and a row are on the screen, while everything is shown."""
+    """Return the position of a step and a row on the screen, while all rows are shown."""
     shown = steps(page)
     frame = panel(page, path).locator("canvas").bounding_box()
     wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
@@ -88,7 +88,7 @@ def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1
 
 
 def steps(page: Page) -> tuple[int, int]:
-    """The first and the last step that are shown."""
+    """Return the first and the last visible step."""
     text = page.locator("#span").inner_text().replace(",", "")
     numbers = [int(n) for n in re.findall(r"\d+", text)]
     return (0, numbers[0] - 1) if len(numbers) == 1 else (numbers[0], numbers[1])
@@ -98,11 +98,11 @@ def read(page: Page, path: str) -> str:
     return str(panel(page, path).locator("output").inner_text())
 
 
-def settled(page: Page) -> None:
+def wait_for_frame(page: Page) -> None:
     page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
 
-def test_lists_the_layers_and_says_what_they_are(opened: Open) -> None:
+def test_layers_are_listed_with_their_kind_and_size(opened: Open) -> None:
     page = opened(recording())
     assert page.title() == "A run"
     assert page.locator("h1").inner_text() == "A run"
@@ -118,7 +118,7 @@ def test_lists_the_layers_and_says_what_they_are(opened: Open) -> None:
     assert page.locator(".panel b").all_inner_texts() == ["0.mem", "2.mem", "2.output"]
 
 
-def test_the_pointer_reads_every_spike(opened: Open) -> None:
+def test_pointer_reads_spikes(opened: Open) -> None:
     seen = recording()
     page = opened(seen)
     for path in ("0.output", "2.output"):
@@ -131,7 +131,7 @@ def test_the_pointer_reads_every_spike(opened: Open) -> None:
                 assert read(page, path) == f"step {step} · neuron {neuron}: {what}"
 
 
-def test_the_pointer_reads_states_at_the_same_step(opened: Open) -> None:
+def test_pointer_reads_states_at_the_same_step(opened: Open) -> None:
     seen = recording()
     seen["0.mem"][7, 0, 1] = torch.nan
     page = opened(seen)
@@ -163,9 +163,7 @@ INK = """([canvas, x, y, w, h]) => {
     ("scheme", "up", "down"),
     [("light", "47,102,144", "209,73,91"), ("dark", "111,177,224", "240,117,131")],
 )
-def test_ticks_are_drawn_where_spikes_are_and_nowhere_else(
-    opened: Open, scheme: str, up: str, down: str
-) -> None:
+def test_ticks_are_drawn_at_the_spikes_only(opened: Open, scheme: str, up: str, down: str) -> None:
     sent = torch.zeros(11, 1, 4)
     sent[3, 0, 1], sent[8, 0, 2] = 1, -1
     page = opened({"a.output": sent}, scheme=scheme)
@@ -180,7 +178,7 @@ def test_ticks_are_drawn_where_spikes_are_and_nowhere_else(
             assert (ink.get(down, 0) > 50) == (sent[step, 0, neuron] < 0)
 
 
-def test_no_spike_is_lost_among_many(opened: Open) -> None:
+def test_single_spikes_are_visible_among_many_steps(opened: Open) -> None:
     sent = torch.zeros(10_000, 1, 2_000)
     sent[4_321, 0, 1_234] = 1
     page = opened({"a.output": sent.bool()})
@@ -193,17 +191,17 @@ def test_no_spike_is_lost_among_many(opened: Open) -> None:
     page.mouse.move(frame["x"] + x, frame["y"] + y)
     for _ in range(9):
         page.mouse.wheel(0, -300)
-    settled(page)
+    wait_for_frame(page)
     first, last = steps(page)
     assert first <= 4_321 <= last
     assert last - first < 250
 
 
-def test_wheel_drag_and_keys_move_through_time(opened: Open) -> None:
-    page = opened({"a": drawn(200, 1, 3)})
+def test_wheel_drag_and_keys_zoom_and_pan_time(opened: Open) -> None:
+    page = opened({"a": uniform(200, 1, 3)})
     page.mouse.move(*centre(page, "a", 100))
     page.mouse.wheel(0, -600)
-    settled(page)
+    wait_for_frame(page)
     first, last = steps(page)
     assert 40 < first < 100 < last < 160
     assert abs((first + last) / 2 - 100) <= 1  # it stays under the pointer
@@ -211,42 +209,42 @@ def test_wheel_drag_and_keys_move_through_time(opened: Open) -> None:
     page.mouse.down()
     page.mouse.move(*[a + b for a, b in zip(centre(page, "a", 100), (-200, 0), strict=True)])
     page.mouse.up()
-    settled(page)
+    wait_for_frame(page)
     dragged = steps(page)
     assert dragged[0] > first + 10
     assert abs((dragged[1] - dragged[0]) - (last - first)) <= 1
 
     page.keyboard.press("ArrowLeft")
-    settled(page)
+    wait_for_frame(page)
     assert steps(page)[0] < dragged[0]
     page.keyboard.press("End")
-    settled(page)
+    wait_for_frame(page)
     assert steps(page)[1] == 199
     page.keyboard.press("0")
-    settled(page)
+    wait_for_frame(page)
     assert steps(page) == (0, 199)
     page.keyboard.press("+")
-    settled(page)
+    wait_for_frame(page)
     narrow = steps(page)
     page.get_by_role("button", name="zoom out").click()
-    settled(page)
+    wait_for_frame(page)
     assert steps(page) == (0, 199) != narrow
     page.keyboard.press("-")
-    settled(page)
+    wait_for_frame(page)
     assert steps(page) == (0, 199)  # there is no more
 
 
-def test_the_strip_below_scrolls(opened: Open) -> None:
-    page = opened({"a": drawn(200, 1, 3)})
+def test_overview_scrolls(opened: Open) -> None:
+    page = opened({"a": uniform(200, 1, 3)})
     for _ in range(4):
         page.keyboard.press("+")
     frame = page.locator("#overview").bounding_box()
     page.mouse.click(frame["x"] + 0.8 * frame["width"], frame["y"] + 9)
-    settled(page)
+    wait_for_frame(page)
     assert sum(steps(page)) / 2 == pytest.approx(160, abs=2)
 
 
-def test_neurons_are_zoomed_with_alt(opened: Open) -> None:
+def test_alt_and_wheel_zoom_neurons(opened: Open) -> None:
     sent = torch.ones(10, 1, 100)
     page = opened({"a": sent})
     spot = centre(page, "a", 5, 25.5, 100)
@@ -254,7 +252,7 @@ def test_neurons_are_zoomed_with_alt(opened: Open) -> None:
     page.keyboard.down("Alt")
     page.mouse.wheel(0, -1000)
     page.keyboard.up("Alt")
-    settled(page)
+    wait_for_frame(page)
     assert steps(page) == (0, 9)
     assert read(page, "a") == "step 5 · neuron 25: spike"
     page.mouse.move(spot[0], spot[1] + 20)
@@ -262,7 +260,7 @@ def test_neurons_are_zoomed_with_alt(opened: Open) -> None:
     assert 25 <= near < 32  # unzoomed it would be further down
 
 
-def test_another_sample_shows_its_own_run(opened: Open) -> None:
+def test_samples_can_be_switched(opened: Open) -> None:
     seen = recording()
     page = opened(seen)
     page.keyboard.press("]")
@@ -278,7 +276,7 @@ def test_another_sample_shows_its_own_run(opened: Open) -> None:
     page.wait_for_selector("body[data-ready='2']")  # it was the last
 
 
-def test_a_click_on_a_neuron_shows_its_states(opened: Open) -> None:
+def test_click_on_a_neuron_shows_its_states(opened: Open) -> None:
     seen = recording()
     page = opened(seen)
     page.mouse.click(*centre(page, "0.output", 3, 4.5, 5))
@@ -289,8 +287,8 @@ def test_a_click_on_a_neuron_shows_its_states(opened: Open) -> None:
     assert value == pytest.approx(seen["0.mem"][3, 0, 4].item(), abs=1e-4)
 
 
-def test_neurons_are_chosen_by_number(opened: Open) -> None:
-    values = drawn(30, 1, 12)
+def test_neurons_are_selected_by_number(opened: Open) -> None:
+    values = uniform(30, 1, 12)
     page = opened({"a.mem": values})
     field = page.get_by_label("neurons", exact=True)
     field.fill("10-99, 2, nonsense")
@@ -299,14 +297,14 @@ def test_neurons_are_chosen_by_number(opened: Open) -> None:
     page.get_by_role("button", name="previous neurons").click()
     assert field.input_value() == "0-2"
     page.get_by_role("button", name="map").click()
-    settled(page)
+    wait_for_frame(page)
     page.mouse.move(*centre(page, "a.mem", 4, 7.5, 12))
     path, _, value = read(page, "a.mem").rpartition(": ")
     assert path == "step 4 · neuron 7"
     assert float(value) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
 
 
-def test_a_line_goes_through_its_values(opened: Open) -> None:
+def test_lines_go_through_their_values(opened: Open) -> None:
     ramp = torch.linspace(0, 1, 21).reshape(21, 1, 1)
     page = opened({"a.mem": ramp})
     canvas = page.locator(".panel canvas")
@@ -321,8 +319,8 @@ def test_a_line_goes_through_its_values(opened: Open) -> None:
         assert "47,102,144" not in above
 
 
-def test_hostile_names_are_text(opened: Open) -> None:
-    page = opened({f"{HOSTILE}.mem": drawn(5, 2, 1), "{{data}}": drawn(5, 2, 1)}, title=HOSTILE)
+def test_names_with_markup_are_shown_as_text(opened: Open) -> None:
+    page = opened({f"{HOSTILE}.mem": uniform(5, 2, 1), "{{data}}": uniform(5, 2, 1)}, title=HOSTILE)
     assert page.evaluate("window.broken") is None
     assert page.title() == HOSTILE
     assert page.locator("h1").inner_text() == HOSTILE
@@ -330,7 +328,7 @@ def test_hostile_names_are_text(opened: Open) -> None:
     assert page.locator(".panel b").all_inner_texts() == [f"{HOSTILE}.mem", "{{data}}"]
 
 
-def test_dark_and_light(opened: Open) -> None:
+def test_dark_and_light_themes(opened: Open) -> None:
     page = opened(recording(), scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
@@ -342,7 +340,7 @@ def test_dark_and_light(opened: Open) -> None:
 
 
 def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
-    page = opened({"a": drawn(200, 1, 3)}, has_touch=True)
+    page = opened({"a": uniform(200, 1, 3)}, has_touch=True)
     hands = page.context.new_cdp_session(page)
     x, y = centre(page, "a", 100)
 
@@ -354,7 +352,7 @@ def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
     for apart in (70, 100, 150):
         touch("touchMove", x - apart, x + apart)
     touch("touchEnd")
-    settled(page)
+    wait_for_frame(page)
     first, last = steps(page)
     assert last - first == pytest.approx(200 / 3, abs=6)
     assert (first + last) / 2 == pytest.approx(100, abs=4)
@@ -363,13 +361,13 @@ def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
     for by in (20, 60, 120):
         touch("touchMove", x - by)
     touch("touchEnd")
-    settled(page)
+    wait_for_frame(page)
     panned = steps(page)
     assert panned[0] > first + 5
     assert panned[1] - panned[0] == pytest.approx(last - first, abs=1)
 
 
-def test_a_phone_shows_it_too(opened: Open) -> None:
+def test_page_fits_a_small_screen(opened: Open) -> None:
     page = opened(recording(), viewport={"width": 380, "height": 720})
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     assert panel(page, "0.output").locator("canvas").bounding_box()["width"] > 300
@@ -386,33 +384,35 @@ def test_a_phone_shows_it_too(opened: Open) -> None:
     ],
     ids=["one step", "nothing finite", "constant", "two steps", "far apart"],
 )
-def test_small_and_odd_runs_open(opened: Open, value: Tensor) -> None:
+def test_small_and_unusual_recordings_open(opened: Open, value: Tensor) -> None:
     page = opened({"a.mem": value})
     page.mouse.move(*centre(page, "a.mem", 0))
     assert read(page, "a.mem").startswith("step 0")
     page.keyboard.press("+")
     page.keyboard.press("ArrowUp")
-    settled(page)
+    wait_for_frame(page)
 
 
-def test_many_layers_open_when_they_are_asked_for(opened: Open) -> None:
-    page = opened({f"{n}.mem": drawn(9, 1, 2) for n in range(9)})
+def test_layers_open_on_demand(opened: Open) -> None:
+    page = opened({f"{n}.mem": uniform(9, 1, 2) for n in range(9)})
     assert page.locator(".panel").count() == 6
     page.get_by_label("8.mem").check()
     page.wait_for_selector("body[data-ready='0']")
     assert page.locator(".panel b").all_inner_texts()[-1] == "8.mem"
 
 
-def test_films_play_without_a_network(browser: Any, tmp_path: Path) -> None:
+def test_animations_play_without_a_network(browser: Any, tmp_path: Path) -> None:
     place = tmp_path / "film.html"
-    tt.plot.save_animation(drawn(3, 1, 1, 4, 4), place)
+    tt.plot.save_animation(uniform(3, 1, 1, 4, 4), place)
     page = browser.new_page()
-    page.set_default_timeout(PATIENCE)
-    asked: list[str] = []
-    page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
+    page.set_default_timeout(TIMEOUT)
+    requested_urls: list[str] = []
+    page.on(
+        "request", lambda r: requested_urls.append(r.url) if not r.url.startswith("data:") else None
+    )
     page.goto(place.as_uri())
     page.get_by_title("Next frame").click()
-    assert asked == [place.as_uri()]
+    assert requested_urls == [place.as_uri()]
     buttons = page.locator("button i").all()
     shown = [b.evaluate("e => getComputedStyle(e, '::before').content") for b in buttons]
     assert len(shown) == 9

@@ -9,29 +9,29 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import fuse, snn
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.probe import Recording
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
-def test_values_are_those_of_the_plain_loop(name: str, by: Any) -> None:
+def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> None:
     x = dyadic(5, *MODELS[name][1])
     model = made(name)
     neurons = {path: m for path, m in model.named_modules() if isinstance(m, snn.Neuron)}
     expected: dict[str, list[Tensor]] = {}
     inputs: dict[str, Tensor] = {}
     hooks = [
-        m.register_forward_pre_hook(lambda _, args, path=path: inputs.update({path: args[0]}))
+        (m, lambda _, args, path=path: inputs.update({path: args[0]}))
         for path, m in neurons.items()
     ]
-    for step in x.unbind():
-        model(step)
-        for path, layer in neurons.items():
-            for state in layer.active_states:
-                expected.setdefault(f"{path}.{state}", []).append(getattr(layer, state))
-            expected.setdefault(f"{path}.input", []).append(inputs[path])
-    for hook in hooks:
-        hook.remove()
+    with forward_hooks(before=hooks):
+        for step in x.unbind():
+            model(step)
+            for path, layer in neurons.items():
+                for state in layer.active_states:
+                    expected.setdefault(f"{path}.{state}", []).append(getattr(layer, state))
+                expected.setdefault(f"{path}.input", []).append(inputs[path])
     tt.zero_states(model)
     y, seen = tt.probe.record(model, x, ["*"], by=by)
     assert isinstance(seen, Recording)
@@ -41,27 +41,27 @@ def test_values_are_those_of_the_plain_loop(name: str, by: Any) -> None:
     assert torch.equal(seen[[n for n in seen if n.endswith("output")][-1]], y)
 
 
-def test_by_layer_the_loops_are_the_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     if fuse.unavailable_reason("numba") is not None:
         pytest.skip("without Numba the plain loop is the only one")
     monkeypatch.setattr(
         "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
     )
     monkeypatch.setattr(snn.Neuron, "forward_step", lambda *_: pytest.fail("a single step was run"))
-    with fuse.backend("numba"):  # who cannot run so raises
+    with fuse.backend("numba"):  # a layer without a kernel raises
         y, seen = tt.probe.record(made("dense"), dyadic(5, 2, 3), "*", gradients=False)
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)
     assert len(seen) == 9
     assert torch.equal(ends["3.output"], y)
 
 
-def loss_of(y: Tensor) -> Tensor:
+def weighted_sum(y: Tensor) -> Tensor:
     return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "recurrent"])
-def test_gradients_are_the_whole_derivative(name: str) -> None:
-    """Against a loop that adds a zero to every tensor and asks autograd for the zero's gradient."""
+def test_gradients_equal_those_of_an_added_zero(name: str) -> None:
+    """Compare with a loop that adds a zero to every input and takes the zero's gradient."""
     x = dyadic(4, *MODELS[name][1])
     model = made(name)
     zeros: list[Tensor] = []
@@ -71,20 +71,20 @@ def test_gradients_are_the_whole_derivative(name: str) -> None:
         return (args[0] + zeros[-1],)
 
     hook = model[1].register_forward_pre_hook(shifted)
-    loss_of(torch.stack([model(step) for step in x.unbind()])).backward()
+    weighted_sum(torch.stack([model(step) for step in x.unbind()])).backward()
     hook.remove()
     wanted = torch.stack([z.grad for z in zeros])
     assert wanted.abs().sum() > 0
     for by in ("layer", "step"):
         tt.zero_states(model)
         y, seen = tt.probe.record(model, x, ["1.input", "1.output"], gradients=True, by=by)
-        loss_of(y).backward()
+        weighted_sum(y).backward()
         torch.testing.assert_close(seen.gradients()["1.input"], wanted)
         assert seen.gradients()["1.output"].shape == seen["1.output"].shape
 
 
-def test_gradients_of_states_by_step() -> None:
-    """Of a leak in closed form: beta for every later step; the last state goes nowhere."""
+def test_gradients_of_states_by_step_have_the_closed_form_of_a_leak() -> None:
+    """A factor beta for every later step; the last state reaches no output."""
     model = snn.Readout(3, beta=0.5).double()
     y, seen = tt.probe.record(model, dyadic(4, 2, 3), "mem", gradients=True, by="step")
     y[-1].sum().backward()
@@ -92,7 +92,7 @@ def test_gradients_of_states_by_step() -> None:
     torch.testing.assert_close(seen.gradients()["mem"], wanted.view(4, 1, 1).expand(4, 2, 3))
 
 
-def test_a_tensor_that_the_loss_does_not_reach_has_gradient_zero() -> None:
+def test_a_tensor_that_the_loss_does_not_depend_on_has_a_zero_gradient() -> None:
     model = made("dense")
     _, seen = tt.probe.record(model, dyadic(4, 2, 3), "output", gradients=True)
     seen["1.output"].sum().backward()
@@ -100,7 +100,7 @@ def test_a_tensor_that_the_loss_does_not_reach_has_gradient_zero() -> None:
     assert (seen.gradients()["1.output"] == 1).all()
 
 
-def test_data_has_no_gradient_and_is_left_out() -> None:
+def test_inputs_without_gradient_are_left_out_of_gradients() -> None:
     model = snn.LIF(3).double()
     y, seen = tt.probe.record(model, dyadic(4, 2, 3), ["input", "output"], gradients=True)
     y.sum().backward()
@@ -114,14 +114,14 @@ def test_data_has_no_gradient_and_is_left_out() -> None:
         ("1.neuron.output", "is inside a snn.Recurrent: leave it out, or use .*by=.step.*not kept"),
     ],
 )
-def test_a_gradient_that_a_fused_loop_does_not_keep_is_refused(what: str, message: str) -> None:
+def test_gradients_that_a_fused_loop_does_not_keep_are_refused(what: str, message: str) -> None:
     model = made("recurrent")
     with pytest.raises(ValueError, match=f"record: '{what}' {message}"):
         tt.probe.record(model, dyadic(4, 2, 3), what, gradients=True)
     assert tt.get_states(model) == {}
 
 
-def test_errors() -> None:
+def test_record_errors() -> None:
     model = made("dense")
     x = dyadic(4, 2, 3)
     with pytest.raises(ValueError, match=r"record: nothing is called 'men'\. Did you mean 'mem'"):

@@ -13,7 +13,7 @@ from tracetorch import snn
 from tracetorch.probe import Recording
 
 
-def test_it_is_a_mapping() -> None:
+def test_recording_is_a_mapping() -> None:
     _, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), ["mem", "output"])
     assert list(seen) == ["1.mem", "1.output", "3.mem", "3.output"]
     assert len(seen) == 4
@@ -27,7 +27,7 @@ def test_it_is_a_mapping() -> None:
         seen.select("9.mem")
 
 
-def test_what_is_selected_keeps_its_gradients() -> None:
+def test_selected_trajectories_keep_their_gradients() -> None:
     y, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), ["input", "output"], gradients=True)
     y.sum().backward()
     part = seen.select("1.*").gradients()
@@ -35,13 +35,13 @@ def test_what_is_selected_keeps_its_gradients() -> None:
     assert torch.equal(part["1.input"], seen.gradients()["1.input"])
 
 
-def test_losses_take_it_as_they_take_what_unroll_records() -> None:
+def test_losses_accept_a_recording() -> None:
     _, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), "output")
     spikes = seen.select("1.*")
     assert torch.equal(tt.loss.spike_l1(spikes), tt.loss.spike_l1(seen["1.output"]))
 
 
-def test_arrays_and_detached_values() -> None:
+def test_numpy_arrays_and_detached_tensors() -> None:
     _, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), "mem")
     assert seen["1.mem"].requires_grad
     assert not seen.detach()["1.mem"].requires_grad
@@ -52,7 +52,7 @@ def test_arrays_and_detached_values() -> None:
     assert halves["output"].dtype == np.float32
 
 
-def test_a_labelled_data_set() -> None:
+def test_xarray_dataset_has_named_dimensions() -> None:
     pytest.importorskip("xarray", reason="xarray is not installed")
     net = nn.Sequential(nn.Conv2d(1, 3, 3), snn.LIF(3, dim=-3), nn.Flatten(), snn.Readout(12))
     _, seen = tt.probe.record(net, torch.rand(5, 2, 1, 4, 4), ["mem", "output"])
@@ -68,14 +68,14 @@ def test_a_labelled_data_set() -> None:
     assert bare["x.mem"].dims == ("time", "batch", "x.0")
 
 
-def test_without_xarray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_xarray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xarray", None)
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"xarray.*pip install -e '\.\[xarray\]'"):
         Recording({}).xarray()
 
 
-def test_errors() -> None:
+def test_recording_errors() -> None:
     with pytest.raises(TypeError, match="must be a mapping of names to tensors, got 3"):
         Recording(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"names to tensors, got list at 'mem'"):

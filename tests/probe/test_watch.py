@@ -10,7 +10,7 @@ from tests.unrolling.models import MODELS, Skip, dyadic, made
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_loop_of_ones_own_is_seen_as_a_run_is(name: str, grad: bool) -> None:
+def test_watch_in_a_plain_loop_equals_record(name: str, grad: bool) -> None:
     x = dyadic(5, *MODELS[name][1])
     model = made(name)
     with torch.set_grad_enabled(grad):
@@ -25,7 +25,7 @@ def test_a_loop_of_ones_own_is_seen_as_a_run_is(name: str, grad: bool) -> None:
         assert torch.equal(found[path], trajectory), path
 
 
-def test_nothing_is_seen_after_it_and_nothing_left_on_the_model() -> None:
+def test_watch_removes_its_hooks_after_the_block_and_after_an_error() -> None:
     model = made("dense")
     seen = tt.probe.watch(model, "mem")
     with seen:
@@ -38,7 +38,7 @@ def test_nothing_is_seen_after_it_and_nothing_left_on_the_model() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_a_layer_that_is_called_twice_is_seen_twice() -> None:
+def test_a_layer_called_twice_is_recorded_twice() -> None:
     class Twice(Skip):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return self.cells[0](self.cells[0](x))
@@ -50,7 +50,7 @@ def test_a_layer_that_is_called_twice_is_seen_twice() -> None:
     assert seen.recording()["cells.0.output"].shape == (10, 2, 4)
 
 
-def test_states_have_gradients() -> None:
+def test_watched_states_have_gradients() -> None:
     model = made("dense")
     with tt.probe.watch(model, ["mem", "syn"], gradients=True) as seen:
         outputs = [model(x) for x in dyadic(5, 2, 3).unbind()]
@@ -61,7 +61,7 @@ def test_states_have_gradients() -> None:
     assert not grads["1.mem"][2:].any()
 
 
-def test_errors() -> None:
+def test_watch_errors() -> None:
     model = made("dense")
     x = dyadic(5, 2, 3)
     with tt.probe.watch(model, "mem") as seen:

@@ -1,4 +1,4 @@
-"""A model's parameters, and what its layers are, in one safetensors file."""
+"""Save and load a model: parameters and a description of its layers in one safetensors file."""
 
 from tracetorch.checkpoint.load import Loaded, load
 from tracetorch.checkpoint.save import save

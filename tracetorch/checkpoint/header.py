@@ -1,4 +1,4 @@
-"""What stands in the file beside the tensors, and a sum over all of it."""
+"""Header metadata and checksum of a checkpoint file."""
 
 from __future__ import annotations
 
@@ -10,53 +10,56 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from tracetorch.checkpoint.layers import Told
+from tracetorch.checkpoint.layers import LayerDescription
 
-KEY, SUM = "tracetorch", "tracetorch.crc32"
+HEADER_KEY, CHECKSUM_KEY = "tracetorch", "tracetorch.crc32"
 FORMAT = 1
-STATE = "state of "  # no parameter is called so: Python names have no spaces
+STATE_PREFIX = "state of "  # no parameter has this name: Python names have no spaces
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file tells of itself.
+    """Description of a checkpoint: version, layers, shared tensors and states.
 
     Args:
-        version: of traceTorch, when it was written.
-        layers: by path, as :func:`tracetorch.checkpoint.layers.described` tells them.
-        shared: names of tensors that are the very tensor of another name, and that name.
-        states: names of the states it holds, ``None`` where it was saved without.
+        version: version of traceTorch that wrote the file.
+        layers: description of every neuron layer by path, made by
+            :func:`tracetorch.checkpoint.layers.describe_layers`.
+        shared: maps each further name of a shared tensor to its first name.
+        states: names of the states in the file, ``None`` where it was saved without.
     """
 
     version: str
-    layers: dict[str, Told]
+    layers: dict[str, LayerDescription]
     shared: dict[str, str] = field(default_factory=dict)
     states: list[str] | None = None
 
     def dumps(self) -> str:
-        """As JSON."""
+        """Serialise the header as JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def loads(cls, text: str) -> Header:
-        """From JSON that may be anybody's.
+        """Parse a header from untrusted JSON.
 
         Raises:
-            ValueError: it is not what :meth:`dumps` writes.
+            ValueError: the text is not what :meth:`dumps` writes.
         """
         try:
-            told = json.loads(text)
-            if told["format"] != FORMAT:
+            fields = json.loads(text)
+            if fields["format"] != FORMAT:
                 raise ValueError(
-                    f"it has format {told['format']!r}, this version of traceTorch reads {FORMAT}"
+                    f"it has format {fields['format']!r}, this version of traceTorch reads {FORMAT}"
                 )
-            header = cls(told["version"], told["layers"], told["shared"], told["states"])
-            header._check()
+            header = cls(fields["version"], fields["layers"], fields["shared"], fields["states"])
+            header._check_types()
+        # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind: {error!r}") from None
         return header
 
-    def _check(self) -> None:
+    def _check_types(self) -> None:
+        """Raise ``TypeError`` or ``KeyError`` unless every field has the type that is written."""
         kinds: dict[str, type] = {
             "call": str,
             "equations": str,
@@ -68,9 +71,9 @@ class Header:
         }
         if not isinstance(self.version, str):
             raise TypeError("version")
-        for path, told in self.layers.items():
+        for path, description in self.layers.items():
             for part, kind in kinds.items():
-                if not isinstance(told[part], kind):
+                if not isinstance(description[part], kind):
                     raise TypeError(f"{part} of layer {path!r}")
         for name, first in self.shared.items():
             if not isinstance(name, str) or not isinstance(first, str):
@@ -80,15 +83,17 @@ class Header:
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """A sum over the header and every tensor: its name, dtype, shape and bytes.
+    """Compute a CRC-32 over the header and the name, dtype, shape and bytes of every tensor.
 
-    Against damage, not against intent.
+    It detects damage; it is no protection against intent.
     """
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
+        # A contiguous tensor may still have strides that viewing it as bytes refuses: clone it.
         tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
-        told = f"{name}\0{tensor.dtype}\0{list(tensor.shape)}"
-        total = zlib.crc32(told.encode(), total)
+        # The null byte separates the parts, so that no two descriptions join to the same text.
+        description = f"{name}\0{tensor.dtype}\0{list(tensor.shape)}"
+        total = zlib.crc32(description.encode(), total)
         if tensor.numel():
             total = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), total)  # type: ignore[arg-type]
     return f"{total:08x}"

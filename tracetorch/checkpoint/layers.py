@@ -1,4 +1,4 @@
-"""What a neuron layer is, apart from its numbers: told in a file, compared with a model."""
+"""Describe neuron layers without their values, and compare a file's with a model's."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from torch import nn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import named_neurons
 
-Told: TypeAlias = dict[str, Any]
+LayerDescription: TypeAlias = dict[str, Any]
 
-# Options of the backward pass: a model that trains otherwise may still load the values.
-_TRAINING = frozenset({"detach_reset"})
+# Options of the backward pass: a model that trains differently may still load the values.
+_TRAINING_OPTIONS = frozenset({"detach_reset"})
+_MISSING = object()
 
 
-def described(model: nn.Module) -> dict[str, Told]:
-    """Every neuron layer in a model, by its path, in what JSON can say.
+def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
+    """Describe every neuron layer of a model by path, in types that JSON has.
 
     ``equations`` is the class that defines ``step``, so that a wrapper and the ``LeakyIntegrator``
-    that it stands for are the same. Surrogates and whether a parameter learns are left out, for
-    they change no output.
+    that it configures are the same. Surrogates, and whether a parameter is learnable, are left
+    out: they change no output.
 
     Example:
-        >>> described(LIF(3, reset="zero"))[""]["options"]["reset"]
+        >>> describe_layers(LIF(3, reset="zero"))[""]["options"]["reset"]
         'zero'
     """
-    return {path: _described(layer) for path, layer in named_neurons(model)}
+    return {path: _describe(layer) for path, layer in named_neurons(model)}
 
 
-def _described(layer: Neuron) -> Told:
+def _describe(layer: Neuron) -> LayerDescription:
+    # Options that are functions or tensors have no text to compare: surrogates are among them.
     options: dict[str, Any] = {}
     for name in layer.options:
         value = getattr(layer, name)
-        if name not in _TRAINING and isinstance(value, (bool, int, float, str, type(None))):
+        if name not in _TRAINING_OPTIONS and isinstance(value, (bool, int, float, str, type(None))):
             options[name] = value
     return {
         "call": repr(layer).partition("\n")[0],
@@ -52,23 +54,25 @@ def _described(layer: Neuron) -> Told:
     }
 
 
-def differences(file: Mapping[str, Told], model: Mapping[str, Told], strict: bool) -> list[str]:
-    """What must not differ between the layers of a file and those of a model, and does.
+def differences(
+    file: Mapping[str, LayerDescription], model: Mapping[str, LayerDescription], strict: bool
+) -> list[str]:
+    """List the differences between the layers of a file and of a model that change outputs.
 
     Args:
-        file: what the file tells.
-        model: what :func:`described` gives for the model.
-        strict: a layer that only one of them has is a difference too.
+        file: descriptions in the file.
+        model: descriptions of the model, from :func:`describe_layers`.
+        strict: whether a layer that only one of them has is a difference too.
     """
     found: list[str] = []
     for path in {**file, **model}:
         name = f"layer {path!r}" if path else "the layer"
         if path not in model or path not in file:
             if strict:
-                has, there = (file, "the file") if path in file else (model, "the model")
-                found.append(f"{name}: only {there} has it, {has[path]['call']}")
+                layers, owner = (file, "the file") if path in file else (model, "the model")
+                found.append(f"{name}: only {owner} has it, {layers[path]['call']}")
             continue
-        reasons = list(_unlike(file[path], model[path]))
+        reasons = list(_mismatches(file[path], model[path]))
         if reasons:
             found.append(
                 f"{name}: the file has {file[path]['call']}, the model {model[path]['call']}; "
@@ -77,19 +81,16 @@ def differences(file: Mapping[str, Told], model: Mapping[str, Told], strict: boo
     return found
 
 
-def _unlike(file: Told, model: Told) -> Iterator[str]:
+def _mismatches(file: LayerDescription, model: LayerDescription) -> Iterator[str]:
     for part in ("equations", "num_neurons", "dim", "states"):
         if file[part] != model[part]:
             yield f"{part}: {file[part]!r} in the file, {model[part]!r} in the model"
     for kind, absent in (("parameters", "absent"), ("options", "unset")):
-        one, other = file[kind], model[kind]
-        for name in {**one, **other}:
-            if one.get(name, _Absent) != other.get(name, _Absent):
-                mine = f"{one[name]!r}" if name in one else absent
-                yours = f"{other[name]!r}" if name in other else absent
+        in_file, in_model = file[kind], model[kind]
+        for name in {**in_file, **in_model}:
+            # An option may be None: a missing one needs a default that JSON cannot hold.
+            if in_file.get(name, _MISSING) != in_model.get(name, _MISSING):
+                saved = f"{in_file[name]!r}" if name in in_file else absent
+                built = f"{in_model[name]!r}" if name in in_model else absent
                 rank = "rank of " if kind == "parameters" else ""
-                yield f"{rank}{name}: {mine} in the file, {yours} in the model"
-
-
-class _Absent:
-    """Equal to nothing that a file can say."""
+                yield f"{rank}{name}: {saved} in the file, {built} in the model"

@@ -1,4 +1,4 @@
-"""Give a model the values of a file, if it would compute with them what was saved."""
+"""Load a checkpoint into a model whose layers match those that were saved."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tracetorch.checkpoint.layers import described, differences
+from tracetorch.checkpoint.layers import describe_layers, differences
 from tracetorch.checkpoint.read import read
-from tracetorch.checkpoint.tensors import kept_tensors, load_tensors, shared_names
-from tracetorch.core.checks import check_module
+from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
+from tracetorch.core.checks import check_flag, check_module
 from tracetorch.snn.states import set_states
 
-_MANY = 8
+_MOST_LISTED = 8  # differences in one error message
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`tt.load` did.
+    """Result of :func:`tt.load`: version of the file, missing and unexpected names.
 
     Args:
-        version: of traceTorch, that wrote the file; ``None`` where another wrote it.
-        missing: names that the model has and the file has not; they keep their values.
-        unexpected: names that the file has and the model has not.
+        version: version of traceTorch that wrote the file; ``None`` for any other writer.
+        missing: names that only the model has; their values are kept.
+        unexpected: names that only the file has.
 
     Example:
         >>> Loaded("0.10.0").missing
@@ -46,29 +46,29 @@ def load(
     strict: bool = True,
     states: bool = False,
 ) -> Loaded:
-    """Give ``model`` the parameters and buffers of a file.
+    """Load the parameters and buffers of a file into ``model``.
 
     It reads what :func:`tt.save` writes, any safetensors file, and a ``state_dict`` that
     ``torch.save`` wrote, one of traceTorch 0.9.2 too; pickled code never runs. A file of
-    ``tt.save`` tells what its layers are: where the model has another reset, a part more or less,
+    ``tt.save`` describes its layers: where the model has another reset, a part more or less,
     another rank, nothing is loaded. Surrogates, ``detach_reset`` and what is learnable may differ.
-    The states of the model stay as they are, unless ``states`` asks for those of the file; then a
-    layer that the file knows no state of starts from rest. Files of others tell names and shapes
-    alone: whether a layer there averaged or reset as this one does, only you can know.
+    The states of the model are kept, unless ``states=True`` loads those of the file; a layer
+    without states in the file then starts from rest. Other files hold names and shapes alone:
+    whether a layer there averaged or reset as this one does cannot be checked.
 
-    Whatever is raised, the model is as before. Values that are NaN are loaded, with a warning.
+    Where an error is raised, the model is unchanged. NaN values are loaded, with a warning.
 
     Args:
         path: the file.
         model: any module.
-        strict: names and layers must be the same in both; if false, what only one of them has is
-            passed over, and told. Layers and tensors that both have must agree in any case.
-        states: take the states of the file too.
+        strict: whether names and layers must be the same in both; if false, names that only one of
+            them has are skipped and returned. Layers and tensors that both have must always agree.
+        states: whether to load the states of the file too.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: ``model`` is not a module, or keeps something other than tensors; ``strict`` or
-            ``states`` is not a bool.
+        TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
+            ``strict`` or ``states`` is not a bool.
         ValueError: the file is damaged; its layers, names, shapes or dtypes are not the model's; it
             holds no states; the model is on the device ``meta``, which keeps no values.
 
@@ -83,56 +83,56 @@ def load(
         [0.5, 0.5, 0.5]
     """
     check_module(model)
-    for option, given in (("strict", strict), ("states", states)):
-        if not isinstance(given, bool):
-            raise TypeError(f"{option} must be True or False, got {given!r}.")
-    told = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
-    values, active_states, header = read(path)
+    check_flag("strict", strict)
+    check_flag("states", states)
+    mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
+    values, file_states, header = read(path)
+    # Every check comes before the first value is written.
     if header is not None:
-        unlike = differences(header.layers, described(model), strict)
+        unlike = differences(header.layers, describe_layers(model), strict)
         if unlike:
-            raise ValueError(f"{told}. {_listed(unlike)}. {_WAY_OUT}")
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_ADVICE}")
     if states and (header is None or header.states is None):
         raise ValueError(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
             "load without them."
         )
-    here = kept_tensors(model)
-    missing = tuple(name for name in here if name not in values)
-    unexpected = tuple(name for name in values if name not in here)
+    targets = named_tensors(model)
+    missing = tuple(name for name in targets if name not in values)
+    unexpected = tuple(name for name in values if name not in targets)
     if strict and (missing or unexpected):
-        raise ValueError(f"{told}. {_listed(_names(here, missing, unexpected))}. {_WAY_OUT}")
-    both = {name: value for name, value in values.items() if name in here}
-    unfit = _unfit(here, both)
-    if unfit:
-        raise ValueError(f"{told}. {_listed(unfit)}.")
-    nan = [name for name, value in both.items() if bool(torch.isnan(value).any())]
+        names = _name_mismatches(missing, unexpected)
+        raise ValueError(f"{mismatch}. {_join_first(names)}. {_ADVICE}")
+    matching = {name: value for name, value in values.items() if name in targets}
+    misfits = _misfits(targets, matching)
+    if misfits:
+        raise ValueError(f"{mismatch}. {_join_first(misfits)}.")
+    nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
-    before = {name: here[name].detach().clone() for name in both}
+    # Hooks of the user's modules and states that do not fit can still fail in the middle.
+    before = {name: targets[name].detach().clone() for name in matching}
     try:
-        load_tensors(model, both)
+        load_tensors(model, matching)
         if states:
-            set_states(model, active_states)
+            set_states(model, file_states)
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():
-                here[name].copy_(value)
+                targets[name].copy_(value)
         raise
     if nan:
         warnings.warn(
-            f"{os.fspath(path)!r} holds NaN in {_listed(nan)}: training had diverged when it was "
-            "saved, it seems.",
+            f"{os.fspath(path)!r} holds NaN in {_join_first(nan)}: training had diverged when it "
+            "was saved, it seems.",
             stacklevel=2,
         )
     return Loaded(None if header is None else header.version, missing, unexpected)
 
 
-_WAY_OUT = "Build the model as it was saved, or load what fits with strict=False."
+_ADVICE = "Build the model as it was saved, or load what fits with strict=False."
 
 
-def _names(
-    here: Mapping[str, Tensor], missing: tuple[str, ...], unexpected: tuple[str, ...]
-) -> list[str]:
+def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:
     found = [f"the file lacks {name!r}" for name in missing]
     for name in unexpected:
         near = difflib.get_close_matches(name, missing, n=1)
@@ -141,41 +141,44 @@ def _names(
     return found
 
 
-def _unfit(here: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str]:
-    """Tensors of another shape or dtype, and two values for what is one tensor in the model."""
+def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str]:
+    """List tensors of another shape or dtype, and shared tensors with two values in the file."""
     found: list[str] = []
     for name, value in values.items():
-        if here[name].is_meta:
+        if targets[name].is_meta:
             found.append(
                 f"{name!r} is on the device meta in the model, where it keeps no values; call "
                 'model.to_empty(device="cpu") first'
             )
-        elif value.shape != here[name].shape:
+        elif value.shape != targets[name].shape:
             found.append(
-                f"{name!r} has shape {list(value.shape)} in the file, {list(here[name].shape)} in "
-                "the model"
+                f"{name!r} has shape {list(value.shape)} in the file, "
+                f"{list(targets[name].shape)} in the model"
             )
-        elif value.dtype != here[name].dtype:
+        elif value.dtype != targets[name].dtype:
             found.append(
-                f"{name!r} is {value.dtype} in the file, {here[name].dtype} in the model; convert "
-                "the model with model.to(dtype), load, and convert it back"
+                f"{name!r} is {value.dtype} in the file, {targets[name].dtype} in the model; "
+                "convert the model with model.to(dtype), load, and convert it back"
             )
-    for name, first in shared_names(here).items():
+    # The file may come from a model in which the two were untied and trained apart.
+    for name, first in shared_names(targets).items():
         one, other = values.get(name), values.get(first)
-        if one is not None and other is not None and not _same(one, other):
+        if one is not None and other is not None and not _equal(one, other):
             found.append(
                 f"{first!r} and {name!r} are one tensor in the model, the file has two values"
             )
     return found
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have equal values, NaN counting as equal to NaN."""
     if one.shape != other.shape:
         return False
     nan = one.isnan() & other.isnan()
     return bool(((one == other) | nan).all())
 
 
-def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - _MANY} more" if len(found) > _MANY else ""
-    return "; ".join(found[:_MANY]) + more
+def _join_first(found: list[str]) -> str:
+    """Join the first few of many texts for an error message."""
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return "; ".join(found[:_MOST_LISTED]) + more

@@ -1,4 +1,4 @@
-"""Read a file that may be anybody's, or damaged: tensors by name, and what it tells of itself."""
+"""Read tensors, states and header of an untrusted or damaged checkpoint file."""
 
 from __future__ import annotations
 
@@ -9,82 +9,87 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tracetorch.checkpoint.header import KEY, STATE, SUM, Header, checksum
+from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
 
+# The first bytes of what torch.save writes, today and before PyTorch 1.6
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 def read(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Header | None]:
-    """The tensors of a file, the states in it, and its header where it is one of ours.
+    """Read the tensors and states of a file, and its header where :func:`tt.save` wrote it.
 
     Args:
-        path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. No pickled code is
-            run (``weights_only=True``).
+        path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. Pickled code never
+            runs (``weights_only=True``).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is neither, or damaged.
+        ValueError: the file is neither, or damaged.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {str(file)!r}.")
     with file.open("rb") as opened:
         start = opened.read(9)
+    # A safetensors file has a brace behind the eight bytes of its header's length, which may
+    # happen to begin like a pickle.
     if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:9] != b"{"):
-        return _pickled(file), {}, None
+        return _read_pickle(file), {}, None
     if start[8:9] != b"{":
         raise ValueError(
             f"{str(file)!r} is neither a safetensors file nor one of torch.save: it begins with "
             f"{start!r}."
         )
-    tensors, metadata = _safetensors(file)
-    if KEY not in metadata:
+    tensors, metadata = _read_safetensors(file)
+    if HEADER_KEY not in metadata:
         return tensors, {}, None
-    told = metadata[KEY]
-    if checksum(told, tensors) != metadata.get(SUM):
+    text = metadata[HEADER_KEY]
+    if checksum(text, tensors) != metadata.get(CHECKSUM_KEY):
         raise ValueError(
             f"{str(file)!r} is damaged: its checksum is not that of what it holds. Copy it again, "
             "or take an older one."
         )
     try:
-        header = Header.loads(told)
-        return _told_apart(tensors, header)
+        header = Header.loads(text)
+        parameters, states = _split_states(tensors, header)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} describes itself wrongly: {error}.") from None
+    return parameters, states, header
 
 
-def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
-    except Exception as error:  # safetensors' own, and PyTorch's of a dtype that it lacks
+    except Exception as error:  # safetensors' own, and PyTorch's for a dtype that it lacks
         raise ValueError(
             f"{str(file)!r} is damaged, or not a safetensors file: {error} Copy it again, or take "
             "an older one."
         ) from error
 
 
-def _pickled(file: Path) -> dict[str, Tensor]:
+def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and PyTorch each have their own
-        # PyTorch's advice to run whatever the file holds is not ours
-        told = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n")[:3]).strip()
+        # Left out is PyTorch's advice to load with weights_only=False, which runs the file's code.
+        lines = str(error).rpartition("WeightsUnpickler error:")[2].split("\n")[:3]
+        reason = " ".join(lines).strip()
         raise ValueError(
-            f"torch.load(..., weights_only=True) cannot read {str(file)!r}: {told} It is damaged, "
-            "or holds more than tensors; save model.state_dict() alone, or use tt.save."
+            f"torch.load(..., weights_only=True) cannot read {str(file)!r}: {reason} It is "
+            "damaged, or holds more than tensors; save model.state_dict() alone, or use tt.save."
         ) from error
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         nested = (
-            [key for key in found if isinstance(found[key], Mapping)]
-            if isinstance(found, Mapping)
+            [key for key in content if isinstance(content[key], Mapping)]
+            if isinstance(content, Mapping)
             else []
         )
         hint = (
@@ -94,22 +99,27 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         )
         raise ValueError(
             f"{str(file)!r} holds no state_dict, names and tensors, but a "
-            f"{type(found).__name__}.{hint}"
+            f"{type(content).__name__}.{hint}"
         )
-    return dict(found)
+    return dict(content)
 
 
-def _told_apart(
+def _split_states(
     tensors: dict[str, Tensor], header: Header
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Header]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Separate states from parameters and buffers, and restore the names of shared tensors.
+
+    Raises:
+        ValueError: the header names a state or a shared tensor that the file lacks.
+    """
     states = {}
     for name in header.states or ():
-        if STATE + name not in tensors:
+        if STATE_PREFIX + name not in tensors:
             raise ValueError(f"the state {name!r} is not there")
-        states[name] = tensors[STATE + name]
-    kept = {name: t for name, t in tensors.items() if not name.startswith(STATE)}
+        states[name] = tensors[STATE_PREFIX + name]
+    kept = {name: t for name, t in tensors.items() if not name.startswith(STATE_PREFIX)}
     for name, first in header.shared.items():
         if first not in kept or name in tensors:
             raise ValueError(f"{name!r} is not the tensor {first!r}")
     kept |= {name: kept[first] for name, first in header.shared.items()}
-    return kept, states, header
+    return kept, states

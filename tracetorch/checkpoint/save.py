@@ -1,4 +1,4 @@
-"""Write a model's parameters, and what its layers are."""
+"""Save a model's parameters and a description of its layers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 from torch import nn
 
-from tracetorch.checkpoint.header import KEY, STATE, SUM, Header, checksum
-from tracetorch.checkpoint.layers import described
-from tracetorch.checkpoint.tensors import kept_tensors, shared_names
+from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
+from tracetorch.checkpoint.layers import describe_layers
+from tracetorch.checkpoint.tensors import named_tensors, shared_names
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.version import __version__
@@ -16,22 +16,22 @@ from tracetorch.snn.states import get_states
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False) -> None:
-    """Write the parameters and buffers of ``model`` as safetensors, and what its layers are.
+    """Save the parameters and buffers of ``model``, and its layers' settings, as safetensors.
 
     The names are those of ``model.state_dict()``; modules in plain lists are saved too, by their
     path. The header's metadata holds the version of traceTorch and, for every neuron layer, its
-    equations, sizes, parts and options: :func:`tt.load` gives the values to no layer that would
-    compute something else with them. A sum over everything finds damage. A tensor that stands at
-    several names is written once. What is not finite is written as it is.
+    equations, sizes, parts and options: :func:`tt.load` refuses a model whose layers would compute
+    something else with the values. A checksum detects damage. A tensor with several names is
+    written once. NaN and infinite values are written like all others.
 
     Args:
         model: any module.
-        path: the file; replaced only when the new one is whole.
-        states: write the live states too, so that a stream can be resumed.
+        path: the file; replaced only when the new one is complete.
+        states: whether to write the current states too, so that a stream can be resumed.
 
     Raises:
-        TypeError: ``model`` is not a module, or keeps something other than tensors.
-        ValueError: a tensor has no name of its own, or no values.
+        TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors.
+        ValueError: a tensor has no unique name, or no values.
 
     Example:
         >>> import tempfile
@@ -44,22 +44,24 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     from safetensors.torch import save_file
 
     check_module(model)
-    kept = kept_tensors(model)
-    shared = shared_names(kept)
+    named = named_tensors(model)
+    shared = shared_names(named)
     tensors = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in kept.items()
+        for name, tensor in named.items()
         if name not in shared
     }
-    # what overlaps another in part is two tensors in the file
-    apart = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    if len(apart) < len(tensors):
+    # safetensors refuses tensors that overlap in part: each becomes a tensor of its own.
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    if len(storages) < len(tensors):
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    live = get_states(model) if states else None
-    for name, state in (live or {}).items():
-        tensors[STATE + name] = state.cpu().contiguous()
+    current = get_states(model) if states else None
+    for name, state in (current or {}).items():
+        tensors[STATE_PREFIX + name] = state.cpu().contiguous()
     header = Header(
-        __version__, described(model), shared, None if live is None else list(live)
+        __version__, describe_layers(model), shared, None if current is None else list(current)
     ).dumps()
     with atomic_replace(path) as unfinished:
-        save_file(tensors, unfinished, {KEY: header, SUM: checksum(header, tensors)})
+        save_file(
+            tensors, unfinished, {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
+        )

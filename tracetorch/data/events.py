@@ -1,4 +1,4 @@
-"""Event recordings as sequences of frames."""
+"""Turn event recordings into sequences of frames."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ Events = npt.NDArray[Any]
 
 
 class EventDataset(Protocol):
-    """What :class:`Frames` takes: ``len`` and ``(events, label)`` by number; Tonic's sets fit."""
+    """Protocol of the recordings that :class:`Frames` takes; the data sets of Tonic satisfy it."""
 
     def __len__(self) -> int:
-        """How many recordings."""
+        """Return the number of recordings."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]:
-        """One recording: events with the fields ``x y t p`` (``y`` may lack), and its label."""
+        """Return events with the fields ``x y t p`` (``y`` may be absent), and their label."""
 
 
 class Frames(Dataset[tuple[Tensor, Tensor]]):
-    """Recordings of events as sequences of frames, for :func:`~tracetorch.data.collate`.
+    """Event recordings as sequences of frames, for :func:`~tracetorch.data.collate`.
 
-    Each is counted by ``tt.encode.events_to_frames``. The traceTorch and the Tonic sets know the
-    size of their sensor; any other collection of ``(events, label)`` is told it.
+    ``tt.encode.events_to_frames`` counts the events of each recording. The data sets of traceTorch
+    and Tonic have a ``sensor_size``; other collections need it as an argument.
 
     Args:
-        recordings: the event sets of ``tt.data``, those of Tonic, or any list of
-            ``(events, label)``.
-        sensor_size: width, height and polarities, as Tonic has it; ``recordings.sensor_size`` if
-            left out.
+        recordings: event data sets of ``tt.data`` or Tonic, or any list of ``(events, label)``.
+        sensor_size: width, height and polarities, as in Tonic; ``recordings.sensor_size`` if left
+            out.
         bins: frames per recording, or
-        window: how long a frame lasts, in the unit of ``t`` (microseconds in all these sets).
-        start: where the first frame begins; at the first event if left out.
-        stop: where time ends; at the last event if left out. With ``window``, recordings without
-            one have as many frames as they last.
-        flat: frames as vectors.
+        window: duration of a frame, in the unit of ``t`` (microseconds in all these data sets).
+        start: time at which the first frame begins; that of the first event if left out.
+        stop: end of time; that of the last event if left out. With ``window`` and without
+            ``stop``, recordings have as many frames as they last.
+        flat: flatten frames to vectors.
 
     Shape:
         ``[T, polarities, height, width]``; if ``flat``, ``[T, polarities * height * width]``.
 
     Raises:
-        TypeError: ``recordings`` has no ``sensor_size``, and none was given.
+        TypeError: ``recordings`` has no ``sensor_size``, and the argument is left out.
         ValueError: as ``tt.encode.events_to_frames``.
 
     Example:
@@ -102,10 +101,11 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         return frames.flatten(1) if self.flat else frames, torch.as_tensor(label)
 
 
-def structured(t: Events, **columns: Events) -> Events:
-    """Columns as one structured array: ``t`` in whole microseconds, the others in their dtype."""
+def structured_events(t: Events, **columns: Events) -> Events:
+    """Build a structured array of columns: ``t`` in whole microseconds, others in their dtype."""
+    # int64: recordings of an hour overflow 32 bits of microseconds
     columns = {"t": np.asarray(t, dtype=np.int64), **columns}
-    made = np.empty(len(t), dtype=[(name, column.dtype) for name, column in columns.items()])
+    events = np.empty(len(t), dtype=[(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
-        made[name] = column
-    return made
+        events[name] = column
+    return events

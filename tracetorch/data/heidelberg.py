@@ -1,4 +1,4 @@
-"""The Heidelberg spiking data sets: spoken digits and commands, through a model of the cochlea."""
+"""The Heidelberg spiking data sets: spoken digits and commands encoded by a cochlea model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tracetorch.core.optional import require
-from tracetorch.data.events import Events, structured
-from tracetorch.data.fetch import Archive, find
+from tracetorch.data.archives import Archive, check_part, find
+from tracetorch.data.events import Events, structured_events
 
-HOME = "https://zenkelab.org/datasets"
+BASE_URL = "https://zenkelab.org/datasets"
 
 
 class Heidelberg(Dataset[tuple[Events, Tensor]]):
-    """What SHD and SSC share: an HDF5 file of spike times and units, read one sample at a time.
+    """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time.
 
     Example:
         >>> SHD.sensor_size, SSC.classes
@@ -35,11 +35,10 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
 
     def __init__(self, folder: str | Path, part: str, download: bool) -> None:
         name = type(self).__name__
-        if part not in self.archives:
-            allowed = " or ".join(repr(known) for known in self.archives)
-            raise ValueError(f"{name} has the parts {allowed}, got {part!r}.")
+        check_part(part, self.archives, name=name)
         require("h5py", extra="data", by=f"tt.data.{name}")
         self.path = find(self.archives[part], Path(folder), name=name, download=download)
+        # the process that opened the file, and the open file
         self._open: tuple[int, Any] | None = None
         try:
             file = self._file()
@@ -57,6 +56,7 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
             )
 
     def _file(self) -> Any:
+        """Return the open HDF5 file of this process."""
         import h5py
 
         # HDF5 handles do not survive a fork: every process of a DataLoader opens its own
@@ -65,6 +65,7 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
         return self._open[1]
 
     def __getstate__(self) -> dict[str, Any]:
+        # an open file cannot be pickled; the copy opens it again
         return {**self.__dict__, "_open": None}
 
     def __len__(self) -> int:
@@ -72,27 +73,29 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Events, Tensor]:
         file = self._file()
-        index = range(len(self))[index]  # an IndexError where there is none ends a for loop
+        index = range(len(self))[index]  # raises IndexError, which ends a for loop
         seconds = file["spikes/times"][index].astype(np.float64)
         units = file["spikes/units"][index].astype(np.int16)
-        events = structured((seconds * 1e6).round(), x=units, p=np.ones_like(units))
+        # times are float16 or float32 seconds in the file; other data sets have microseconds
+        events = structured_events((seconds * 1e6).round(), x=units, p=np.ones_like(units))
         return events, self.labels[index]
 
 
 class SHD(Heidelberg):
     """Spiking Heidelberg Digits: 0 to 9 in English and German, as spikes of 700 cochlear channels.
 
-    A sample is its events (fields ``t`` in microseconds, ``x`` the channel, ``p`` 1) and a label
-    from 0 to 19; about a second each, 8,156 to train on and 2,264 held out, two of whose speakers
-    are new. :class:`~tracetorch.data.Frames` makes sequences of them.
+    A sample is a pair of events (fields ``t`` in microseconds, ``x`` the channel, ``p`` 1) and a
+    label from 0 to 19, of about one second. There are 8,156 for training and 2,264 for testing, of
+    which two speakers are not in the training part. :class:`~tracetorch.data.Frames` turns the
+    events into sequences.
 
     Args:
-        folder: where ``shd_train.h5`` and ``shd_test.h5`` lie.
+        folder: folder with ``shd_train.h5`` and ``shd_test.h5``.
         part: ``"train"`` or ``"test"``.
-        download: fetch the file if it is missing.
+        download: download the file where it is missing.
 
     Raises:
-        FileNotFoundError: the file is not there; the message says where to get it.
+        FileNotFoundError: the file is not there; the message names its address.
         ValueError: the part is unknown, or the file damaged.
         ModuleNotFoundError: h5py is missing.
 
@@ -110,10 +113,10 @@ class SHD(Heidelberg):
     classes: ClassVar[int] = 20
     archives: ClassVar[dict[str, Archive]] = {
         "train": Archive(
-            f"{HOME}/shd_train.h5.zip", "f3252aeb598ac776c1b526422d90eecb", "shd_train.h5"
+            f"{BASE_URL}/shd_train.h5.zip", "f3252aeb598ac776c1b526422d90eecb", "shd_train.h5"
         ),
         "test": Archive(
-            f"{HOME}/shd_test.h5.zip", "1503a5064faa34311c398fb0a1ed0a6f", "shd_test.h5"
+            f"{BASE_URL}/shd_test.h5.zip", "1503a5064faa34311c398fb0a1ed0a6f", "shd_test.h5"
         ),
     }
 
@@ -130,16 +133,16 @@ class SHD(Heidelberg):
 class SSC(Heidelberg):
     """Spiking Speech Commands: 35 spoken words, as spikes of 700 cochlear channels.
 
-    A sample is its events and a label from 0 to 34, as in :class:`SHD`; 75,466 to train on, 9,981
-    to validate with and 20,382 held out.
+    A sample is a pair of events and a label from 0 to 34, as in :class:`SHD`. There are 75,466 for
+    training, 9,981 for validation and 20,382 for testing.
 
     Args:
-        folder: where ``ssc_train.h5``, ``ssc_valid.h5`` and ``ssc_test.h5`` lie.
+        folder: folder with ``ssc_train.h5``, ``ssc_valid.h5`` and ``ssc_test.h5``.
         part: ``"train"``, ``"valid"`` or ``"test"``.
-        download: fetch the file if it is missing.
+        download: download the file where it is missing.
 
     Raises:
-        FileNotFoundError: the file is not there; the message says where to get it.
+        FileNotFoundError: the file is not there; the message names its address.
         ValueError: the part is unknown, or the file damaged.
         ModuleNotFoundError: h5py is missing.
 
@@ -156,13 +159,13 @@ class SSC(Heidelberg):
     classes: ClassVar[int] = 35
     archives: ClassVar[dict[str, Archive]] = {
         "train": Archive(
-            f"{HOME}/ssc_train.h5.zip", "d102be95e7144fcc0553d1f45ba94170", "ssc_train.h5"
+            f"{BASE_URL}/ssc_train.h5.zip", "d102be95e7144fcc0553d1f45ba94170", "ssc_train.h5"
         ),
         "valid": Archive(
-            f"{HOME}/ssc_valid.h5.zip", "b4eee3516a4a90dd0c71a6ac23a8ae43", "ssc_valid.h5"
+            f"{BASE_URL}/ssc_valid.h5.zip", "b4eee3516a4a90dd0c71a6ac23a8ae43", "ssc_valid.h5"
         ),
         "test": Archive(
-            f"{HOME}/ssc_test.h5.zip", "a35ff1e9cffdd02a20eb850c17c37748", "ssc_test.h5"
+            f"{BASE_URL}/ssc_test.h5.zip", "a35ff1e9cffdd02a20eb850c17c37748", "ssc_test.h5"
         ),
     }
 

@@ -1,4 +1,4 @@
-"""The image sets of torchvision, from disk."""
+"""Load the image data sets of torchvision as tensors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def torchvision_set(
     download: bool = False,
     **arguments: Any,
 ) -> Dataset[tuple[Tensor, Any]]:
-    """An image set of torchvision, as tensors ``[C, H, W]`` with values from 0 to 1.
+    """Load an image data set of torchvision, as tensors ``[C, H, W]`` with values from 0 to 1.
 
-    Show an image for some steps with ``tt.unroll(model, images, steps=T)``, or as spikes with
-    ``tt.encode.rate(images, T)``.
+    Repeat images over time with ``tt.unroll(model, images, steps=T)``, or encode them as spikes
+    with ``tt.encode.rate(images, T)``.
 
     Args:
         name: a class of ``torchvision.datasets``: ``"MNIST"``, ``"CIFAR10"``, ``"SVHN"``.
-        folder: where torchvision keeps it.
-        part: what torchvision calls ``train=`` or ``split=``.
-        download: let torchvision fetch what is missing.
-        arguments: any others of that class; ``transform=`` replaces the tensors.
+        folder: the ``root`` of torchvision.
+        part: ``"train"`` or ``"test"``, passed as ``train=`` or ``split=``.
+        download: let torchvision download missing files.
+        arguments: other arguments of that class; ``transform=`` replaces the one to tensors.
 
     Raises:
         FileNotFoundError: the files are not there.
-        ValueError: torchvision has no such set, or it has no parts.
+        ValueError: torchvision has no such data set, or it has no parts.
         ModuleNotFoundError: torchvision is missing.
 
     Example:
@@ -47,26 +47,27 @@ def torchvision_set(
     from torchvision import datasets
     from torchvision.transforms.functional import to_tensor
 
-    kind = getattr(datasets, name, None) if name in datasets.__all__ else None
-    if kind is None:
+    dataset_class = getattr(datasets, name, None) if name in datasets.__all__ else None
+    if dataset_class is None:
         raise ValueError(f"torchvision.datasets has no {name!r}. It has MNIST, CIFAR10, SVHN, ...")
     if part not in ("train", "test"):
         raise ValueError(f"part must be 'train' or 'test', got {part!r}.")
-    known = inspect.signature(kind).parameters
-    if "train" in known:
+    # some classes take train=True or False, others split="train" or "test"
+    parameters = inspect.signature(dataset_class).parameters
+    if "train" in parameters:
         arguments["train"] = part == "train"
-    elif "split" in known:
+    elif "split" in parameters:
         arguments.setdefault("split", part)
     else:
         raise ValueError(
-            f"{name} is not cut into train and test. Call torchvision.datasets.{name} itself."
+            f"{name} is not cut into train and test parts. Call torchvision.datasets.{name} itself."
         )
-    if "download" in known:
+    if "download" in parameters:
         arguments["download"] = download
     try:
-        made: Dataset[tuple[Tensor, Any]] = kind(
+        dataset: Dataset[tuple[Tensor, Any]] = dataset_class(
             str(folder), **{"transform": to_tensor, **arguments}
         )
     except (RuntimeError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{name} is not in {folder}: {error}") from error
-    return made
+    return dataset

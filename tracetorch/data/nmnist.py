@@ -1,4 +1,4 @@
-"""N-MNIST: the handwritten digits, seen by an event camera that moves."""
+"""N-MNIST: handwritten digits recorded by a moving event camera."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from tracetorch.data.events import Events, structured
-from tracetorch.data.fetch import Archive, find
+from tracetorch.data.archives import Archive
+from tracetorch.data.event_files import EventFiles
+from tracetorch.data.events import Events, structured_events
 
 FILES = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files"
-OVERFLOW = 240  # a row that no sensor has: 2^13 microseconds have passed
+OVERFLOW_ROW = 240  # beyond the sensor: no event, but a carry into the timestamps
+OVERFLOW_TIME = 1 << 13  # microseconds
 
 
-class NMNIST(Dataset[tuple[Events, Tensor]]):
-    """MNIST before an event camera that makes three quick movements, 0.3 seconds in all.
+class NMNIST(EventFiles):
+    """N-MNIST: digits seen by an event camera in three quick movements, 0.3 seconds in all.
 
-    A sample is its events (fields ``t`` in microseconds, ``x`` and ``y`` from 0 to 33, ``p`` 0 or
-    1) and a digit; 60,000 to train on, 10,000 held out. :class:`~tracetorch.data.Frames` makes
-    sequences of them.
+    A sample is a pair of events (fields ``t`` in microseconds, ``x`` and ``y`` from 0 to 33,
+    ``p`` 0 or 1) and the digit; there are 60,000 for training and 10,000 for testing.
+    :class:`~tracetorch.data.Frames` turns the events into sequences.
 
     Args:
-        folder: where ``Train`` and ``Test`` lie, with a folder of ``.bin`` files for each digit.
+        folder: folder with ``Train`` and ``Test``, each with a folder of ``.bin`` files per digit.
         part: ``"train"`` or ``"test"``.
-        download: fetch the files if they are missing.
+        download: download the files where they are missing.
 
     Raises:
-        FileNotFoundError: the files are not there; the message says where to get them.
+        FileNotFoundError: the files are not there; the message names their address.
         ValueError: the part is unknown; reading a sample, its file is damaged.
 
     Example:
@@ -59,8 +58,7 @@ class NMNIST(Dataset[tuple[Events, Tensor]]):
         ),
     }
 
-    paths: list[Path]
-    labels: Tensor
+    layout: ClassVar[str] = ".bin files in folders 0 to 9"
 
     def __init__(
         self,
@@ -69,30 +67,29 @@ class NMNIST(Dataset[tuple[Events, Tensor]]):
         *,
         download: bool = False,
     ) -> None:
-        if part not in self.archives:
-            raise ValueError(f"NMNIST has the parts 'train' or 'test', got {part!r}.")
-        place = find(self.archives[part], Path(folder), name="NMNIST", download=download)
-        self.paths = sorted(place.glob("[0-9]/*.bin"))
-        if not self.paths:
-            raise FileNotFoundError(
-                f"NMNIST is not in {place}: there are no .bin files in folders 0 to 9. Unpack "
-                f"{self.archives[part].url} anew."
-            )
-        self.labels = torch.tensor([int(path.parent.name) for path in self.paths])
+        super().__init__(folder, part, download)
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @staticmethod
+    def _list_files(root: Path) -> list[Path]:
+        """List ``3/00002.bin`` and so on, by digit and number."""
+        return sorted(root.glob("[0-9]/*.bin"))
 
-    def __getitem__(self, index: int) -> tuple[Events, Tensor]:
-        return read_nmnist(self.paths[index]), self.labels[index]
+    @staticmethod
+    def _label_of(path: Path) -> int:
+        """Return the digit that names the folder."""
+        return int(path.parent.name)
+
+    @staticmethod
+    def _read(path: Path) -> Events:
+        return read_nmnist(path)
 
 
 def read_nmnist(path: Path) -> Events:
-    """The events of one file.
+    """Read the events of one ``.bin`` file, five bytes each.
 
-    The format: five bytes an event: x; y; the polarity as the highest bit, then the time in
-    microseconds as 23 bits, big-endian. Where y is 240 there is no event, but 2^13 microseconds to
-    be added to all times from there on.
+    The bytes are x; y; the polarity as the highest bit, then the time in microseconds as 23 bits,
+    big-endian. Where y is 240 there is no event: 2^13 microseconds are added to all times from
+    there on.
 
     Args:
         path: a ``.bin`` file.
@@ -107,8 +104,9 @@ def read_nmnist(path: Path) -> Events:
             "Remove it or replace it."
         )
     x, y, high, middle, low = content.reshape(-1, 5).astype(np.int64).T
-    passed = y == OVERFLOW
-    t = ((high & 127) << 16 | middle << 8 | low) + (1 << 13) * np.cumsum(passed)
-    real = ~passed
+    is_overflow = y == OVERFLOW_ROW
+    # the number of overflows so far extends the 23 bits of the time
+    t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW_TIME * np.cumsum(is_overflow)
     columns = {"x": x, "y": y, "p": high >> 7}
-    return structured(t[real], **{name: c[real].astype(np.int16) for name, c in columns.items()})
+    events = {name: c[~is_overflow].astype(np.int16) for name, c in columns.items()}
+    return structured_events(t[~is_overflow], **events)

@@ -1,4 +1,4 @@
-"""Sequences of different lengths as one batch: padded, and a mask that says where they are real."""
+"""Pad sequences of different lengths to one batch, with a mask of the real steps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class Batch(NamedTuple):
-    """What :func:`collate` makes of samples: ``for x, y, mask in loader``.
+    """A padded batch, as :func:`collate` returns it: ``for x, y, mask in loader``.
 
     Args:
-        x: ``[T, B, ...]``, zero where a sequence has ended.
+        x: ``[T, B, ...]``, zero after the end of a sequence.
         y: ``[B]`` labels, or ``[B, ...]`` targets.
-        mask: bool ``[T, B]``, True where ``x`` is real.
+        mask: bool ``[T, B]``, True where a step of ``x`` is real.
 
     Example:
         >>> Batch(torch.zeros(5, 2, 3), torch.tensor([0, 1]), torch.ones(5, 2).bool()).y
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
-    """One tensor, time first, of sequences ``[T_i, ...]`` of different lengths.
+    """Pad sequences ``[T_i, ...]`` of different lengths to one tensor, time first.
 
     ::
 
@@ -37,15 +37,15 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
 
     Args:
         sequences: the sequences of a batch; all but the first dimension, and the dtype, agree.
-        value: what stands where a sequence has ended.
+        value: the padding after the end of a sequence.
 
     Shape:
         ``[T, B, ...]`` with ``T`` the longest length, and the mask ``[T, B]``.
 
     Raises:
         TypeError: a sequence is not a tensor, or its dtype differs from the others'.
-        ValueError: there is none, one has no time dimension or no step, or the shapes differ after
-            it.
+        ValueError: there is no sequence, one has no time dimension or no step, or the shapes differ
+            in another dimension than time.
 
     Example:
         >>> x, mask = pad([torch.ones(2), torch.ones(3)])
@@ -75,6 +75,7 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
                 f"pad takes sequences of one dtype, got {sequences[0].dtype} and, as sequence "
                 f"{number}, {sequence.dtype}."
             )
+    # the mask is made from lengths, as the padding may be a value that also occurs in the data
     lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
     steps = torch.arange(int(lengths.max()), device=lengths.device)
     x = pad_sequence(list(sequences), padding_value=value)
@@ -82,7 +83,7 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
-    """A batch, time first, of samples ``(sequence [T_i, ...], label)``, for a ``DataLoader``.
+    """Collate samples ``(sequence [T_i, ...], label)`` of a ``DataLoader`` to a batch, time first.
 
     Args:
         samples: sequences, and their labels as numbers or as tensors of one shape.

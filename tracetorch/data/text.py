@@ -1,4 +1,4 @@
-"""Text as bytes, and as parallel streams of them for a language model."""
+"""Load text as bytes, and cut it into parallel streams for a language model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tracetorch.core.checks import check_count
 
 
 def text(path: str | Path | None = None) -> Tensor:
-    """The bytes of a text file; without one, of the Python reference manual.
+    """Load the bytes of a text file, by default of the Python reference manual.
 
-    Python brings the manual along as ``pydoc_data.topics``, what ``help("class")`` shows; its
-    topics are joined in alphabetical order, about 460 kB.
+    The manual is part of Python as ``pydoc_data.topics``, which ``help("class")`` shows; its topics
+    are joined in alphabetical order, about 460 kB.
 
     Args:
-        path: any file.
+        path: any file; ``None`` for the manual.
 
     Shape:
         uint8 ``[n]``.
@@ -26,7 +26,7 @@ def text(path: str | Path | None = None) -> Tensor:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty.
-        ModuleNotFoundError: this Python came without ``pydoc_data``.
+        ModuleNotFoundError: this Python has no ``pydoc_data``.
 
     Example:
         >>> bytes(text()[:22].tolist())
@@ -40,27 +40,28 @@ def text(path: str | Path | None = None) -> Tensor:
         content = Path(path).read_bytes()
         if not content:
             raise ValueError(f"{path} is empty: give a file with some text.")
+    # a bytearray: tensors cannot share the memory of immutable bytes
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def streams(
     data: Tensor, batch_size: int, steps: int, *, keep_rest: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read a long sequence as parallel streams, piece by piece, and what comes next at each step.
+    """Cut a long sequence into parallel streams, and read inputs and next-step targets in pieces.
 
     ::
 
         stream b is data[b * L : (b + 1) * L],  L = (n - 1) // batch_size
         x[t, b] = stream b at t,   y[t, b] = stream b at t + 1
 
-    Each piece goes on where the one before it ended, so that a model may keep its states:
+    Each piece continues the one before it, so that a model can keep its states:
     ``detach_states()`` after each piece, ``zero_states()`` before the first.
 
     Args:
         data: the sequence ``[n, ...]``.
-        batch_size: streams B.
-        steps: steps T of a piece.
-        keep_rest: the last piece may be shorter; otherwise what does not fill one is left out.
+        batch_size: number of streams B.
+        steps: number of steps T of a piece.
+        keep_rest: keep a last piece that is shorter; by default it is left out.
 
     Shape:
         Pairs of ``[T, B, ...]``.
@@ -77,6 +78,7 @@ def streams(
     """
     if not isinstance(data, Tensor):
         raise TypeError(f"streams takes a tensor [n, ...], got {type(data).__name__}.")
+    # checked here, at the call, and not when the generator is first advanced
     batch_size = check_count("batch_size", batch_size)
     steps = check_count("steps", steps)
     length = (len(data) - 1) // batch_size if data.ndim else 0
@@ -91,6 +93,7 @@ def streams(
 def _pieces(
     data: Tensor, batch_size: int, steps: int, length: int, keep_rest: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pieces of inputs and of targets, which are the inputs shifted by one."""
     x, y = (
         data[shift : shift + batch_size * length]
         .reshape(batch_size, length, *data.shape[1:])
@@ -99,4 +102,5 @@ def _pieces(
     )
     end = length if keep_rest else length - length % steps
     for start in range(0, end, steps):
-        yield x[start : min(start + steps, end)], y[start : min(start + steps, end)]
+        piece = slice(start, min(start + steps, end))
+        yield x[piece], y[piece]

@@ -1,4 +1,4 @@
-"""Spoken vowels: a small real set of ragged sequences, from sktime."""
+"""The Japanese Vowels data set: sequences of different lengths, from the package sktime."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tracetorch.core.optional import require
 
 
 class Sequences(Dataset[tuple[Tensor, Tensor]]):
-    """Sequences ``[T_i, ...]`` and their labels, for :func:`collate`.
+    """A data set of sequences ``[T_i, ...]`` and their labels, for :func:`collate`.
 
     Args:
-        sequences: the sequences.
+        sequences: N sequences.
         labels: ``[N]`` or ``[N, ...]``.
 
     Raises:
-        ValueError: there are not as many labels as sequences.
+        ValueError: the numbers of sequences and labels differ.
 
     Example:
         >>> data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
@@ -42,11 +42,11 @@ class Sequences(Dataset[tuple[Tensor, Tensor]]):
 
 
 def japanese_vowels() -> tuple[Sequences, Sequences]:
-    """Who speaks? The vowels "ae" of nine speakers, 270 to train on and 370 held out.
+    """Load Japanese Vowels: utterances of "ae" by nine speakers, 270 training and 370 held out.
 
-    Each utterance is 7 to 29 frames of 12 cepstral coefficients, here standardised by the mean
-    and the standard deviation of the training frames. The files lie inside the package sktime;
-    nothing is downloaded.
+    The task is to recognise the speaker. Each utterance has 7 to 29 frames of 12 cepstral
+    coefficients, standardised by the mean and the standard deviation of the training frames. The
+    files are part of the package sktime; nothing is downloaded.
 
     Shape:
         Sequences ``[T_i, 12]`` with labels from 0 to 8.
@@ -67,12 +67,13 @@ def japanese_vowels() -> tuple[Sequences, Sequences]:
     from sktime.datasets import load_japanese_vowels
 
     parts = []
-    for part in ("TRAIN", "TEST"):
-        frames, speakers = load_japanese_vowels(split=part, return_type="df-list")
+    for split in ("TRAIN", "TEST"):
+        frames, speakers = load_japanese_vowels(split=split, return_type="df-list")
         sequences = [torch.tensor(frame.to_numpy(), dtype=torch.float32) for frame in frames]
         parts.append(Sequences(sequences, torch.tensor([int(s) - 1 for s in speakers])))
     train, held_out = parts
     deviation, mean = torch.std_mean(torch.cat(train.sequences), 0)
-    for one in parts:
-        one.sequences = [(sequence - mean) / deviation for sequence in one.sequences]
+    # by the training frames alone: held-out data must not influence what the network sees
+    for part in (train, held_out):
+        part.sequences = [(sequence - mean) / deviation for sequence in part.sequences]
     return train, held_out

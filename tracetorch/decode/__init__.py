@@ -1,7 +1,7 @@
-"""What a network says, read off its output over time.
+"""Decode the output of a network over time: rates, counts, first spikes, membranes.
 
 Every decoder is a pure function from ``[T, B, ...]`` to ``[B, ...]``. With ``mask`` ``[T, B]``,
-true where a step is real, each sequence gives what it would give alone at its own length.
+true where a step is real, the result for each sequence equals that without its padding.
 """
 
 from tracetorch.decode.first_spike import first_spike

@@ -1,27 +1,27 @@
-"""When a neuron fired first."""
+"""Decode the time of the first spike."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from tracetorch.decode.magnitude import magnitude
-from tracetorch.ragged import aligned, check_mask, check_sequence, floating
+from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence
 
 
 def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The time of the first spike, in steps from 0; the sequence's length where there is none.
+    """Compute the time of the first spike, in steps from 0; the length where there is none.
 
-    The number of steps that pass before anything has fired::
+    The time is the number of steps before the first spike::
 
         time = sum_t prod_(u <= t) (1 - fired[u]),   fired = 1 where spikes != 0
 
     It is differentiable: ``fired`` passes the gradient on to the spikes. For spikes of 0 and 1 the
-    gradient at a step is *exactly* how much later the first spike would be for one spike more
-    there: ``k - time`` at a silent step ``k`` before the first, 0 after it, and at the first spike
-    minus the steps until the next one.
+    gradient at a step is *exactly* the change of the time that a spike at this step causes:
+    ``k - time`` at a silent step ``k`` before the first spike, 0 after it, and at the first spike
+    minus the number of steps until the next one.
 
     Args:
-        spikes: anything but 0 counts as a spike, downward ones too.
+        spikes: every value but 0 counts as a spike, negative ones too.
         mask: ``[T, B]`` booleans, true where a step is real; time counts real steps.
 
     Shape:
@@ -43,12 +43,13 @@ def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)
-    signal = floating(spikes)
-    upwards = magnitude(signal)
-    # the value of the test, the gradient of the spike
-    fired = (signal != 0).to(signal.dtype) + (upwards - upwards.detach())
+    signal = as_floating(spikes)
+    size = magnitude(signal)
+    # straight through: 0 or 1 forward, the gradient of the spike's size backward
+    fired = (signal != 0).to(signal.dtype) + (size - size.detach())
     if mask is None:
         return (1 - fired).cumprod(0).sum(0)
     real = aligned(mask, signal)
+    # padding keeps the product, and adds no step to the sum
     silent = (1 - fired).masked_fill(~real, 1.0).cumprod(0)
     return silent.masked_fill(~real, 0.0).sum(0)

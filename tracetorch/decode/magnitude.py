@@ -1,4 +1,4 @@
-"""Spikes of either sign, counted alike."""
+"""Take the magnitude of spikes of either sign."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def magnitude(spikes: Tensor) -> Tensor:
-    """``|spikes|``, with the slope 1 at 0: a silent step has a gradient, as for upward spikes."""
+    """Compute ``|spikes|`` with the slope 1 at 0, so that silent steps have a gradient."""
     return torch.where(spikes < 0, -spikes, spikes)

@@ -1,4 +1,4 @@
-"""What a membrane that does not spike says: its last value, or its highest."""
+"""Decode a membrane that does not spike: its last or its maximum value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracetorch.ragged import check_mask, check_sequence, filled
 
 
 def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The last real step.
+    """Return the value at the last real step.
 
     Args:
         x: a membrane, or any other signal.
@@ -32,12 +32,13 @@ def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     check_mask(mask, "x", x)
     if mask is None:
         return x[-1]
+    # argmax returns the first of several maxima: in reversed time the last real step
     steps = len(mask) - 1 - mask.flip(0).byte().argmax(0)
     return x[steps, torch.arange(x.shape[1], device=x.device)]
 
 
 def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The highest value over the real steps; where several are highest they share the gradient.
+    """Compute the maximum over the real steps; equal maxima share the gradient.
 
     Args:
         x: a membrane, or any other signal.
@@ -57,11 +58,12 @@ def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Reference:
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
-        spiking neural networks", IEEE TNNLS 33 (2022), read their classes off it.
+        spiking neural networks", IEEE TNNLS 33 (2022): classification by the maximum over time.
 
     """
     check_sequence("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}. Convert with .float().")
     check_mask(mask, "x", x)
+    # amax shares the gradient among equal maxima; max would give it to one of them
     return filled(x, mask, -torch.inf).amax(0)

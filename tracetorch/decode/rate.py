@@ -1,27 +1,27 @@
-"""How often a neuron fired."""
+"""Decode spike counts and firing rates."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tracetorch.ragged import check_mask, check_sequence, filled, floating, lengths
+from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, lengths
 
 
 def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The sum over time: the number of spikes.
+    """Count the spikes: the sum over time.
 
     ::
 
         count = sum_t spikes[t]
 
-    Spikes of either sign cancel: pass ``spikes.abs()`` to count them all.
+    Spikes of opposite sign cancel: pass ``spikes.abs()`` to count them all.
 
     Args:
         spikes: spikes, or any other signal; booleans and integers are allowed.
         mask: ``[T, B]`` booleans, true where a step is real.
 
     Shape:
-        ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision, whose integers end early.
+        ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision, which cannot count beyond 2048.
 
     Raises:
         TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
@@ -37,18 +37,19 @@ def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)
-    return filled(floating(spikes), mask).sum(0)
+    # converted before the sum: half precision is exact to 2048 only
+    return filled(as_floating(spikes), mask).sum(0)
 
 
 def rate(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The mean over time: spikes per step; of a membrane, its average.
+    """Compute the firing rate: the mean over time, in spikes per step.
 
     ::
 
-        rate = sum_t spikes[t] / T,   T the sequence's own length
+        rate = sum_t spikes[t] / T,   T the length of the sequence without padding
 
     Args:
-        spikes: spikes, or any other signal; booleans and integers are allowed.
+        spikes: spikes, or a membrane to average; booleans and integers are allowed.
         mask: ``[T, B]`` booleans, true where a step is real.
 
     Shape:

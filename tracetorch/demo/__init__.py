@@ -1,5 +1,5 @@
-"""The demo: a spiking network learns handwritten digits. Run it with ``python -m tracetorch.demo``.
+"""Train a spiking network on handwritten digits: ``python -m tracetorch.demo``.
 
-``digits`` loads and splits the data, ``network`` is the model and its loop over time, ``training``
-the loop over batches, ``figure`` the picture at the end, ``options`` the command line.
+``options`` parses the command line, ``network`` has the model and runs it over time, ``training``
+the loop over batches, ``figure`` draws the result. ``tt.data.load_digits`` loads the digits.
 """

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tracetorch.demo --help``."""
+"""Run the demo from the command line: ``python -m tracetorch.demo --help``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse
 from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
 
-MANY = 10_000  # training digits, from which on two epochs are enough
+LARGE_DATASET = 10_000  # training digits; two epochs of at least as many are enough
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo. Exit codes: 0, or 1 for trouble, 2 for a bad argument, 130 for Ctrl-C."""
+    """Run the demo; return 0, or 1 for an error, 2 for an invalid argument, 130 for Ctrl-C."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     try:
-        return demo(options)
+        return run_demo(options)
     except KeyboardInterrupt as stop:
         print(f"\nInterrupted. {stop}".rstrip())
         return 130
 
 
-def demo(options: argparse.Namespace) -> int:
-    """Load the digits, train every seed, and sum up."""
+def run_demo(options: argparse.Namespace) -> int:
+    """Load the digits, train a network for every seed, and print the mean accuracy."""
     try:
         require("matplotlib", "tqdm", extra="demo", by="The demo")
         options.out.mkdir(parents=True, exist_ok=True)
@@ -43,10 +43,10 @@ def demo(options: argparse.Namespace) -> int:
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    epochs = options.epochs or (Settings.epochs if len(digits.train) < MANY else 2)
+    epochs = options.epochs or (Settings.epochs if len(digits.train) < LARGE_DATASET else 2)
     settings = Settings(epochs, options.batch_size, options.steps, options.lr)
-    introduce(digits, settings, options.seeds)
-    accuracies = [learn(digits, settings, seed, options.out) for seed in options.seeds]
+    print_settings(digits, settings, options.seeds)
+    accuracies = [train_seed(digits, settings, seed, options.out) for seed in options.seeds]
     if len(accuracies) > 1:
         print(
             f"\n{len(accuracies)} seeds: held-out accuracy {statistics.mean(accuracies):.2%} on "
@@ -56,8 +56,8 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def introduce(digits: Digits, settings: Settings, seeds: Sequence[int]) -> None:
-    """Print all that decides the result."""
+def print_settings(digits: Digits, settings: Settings, seeds: Sequence[int]) -> None:
+    """Print versions, data and settings: everything that the result depends on."""
     print(
         f"traceTorch {tracetorch.__version__}, PyTorch {torch.__version__}, "
         f"{torch.get_num_threads()} CPU threads\n"
@@ -70,14 +70,14 @@ def introduce(digits: Digits, settings: Settings, seeds: Sequence[int]) -> None:
     )
 
 
-def learn(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
-    """Train one network, keep its best epoch, and leave the model and the figure in ``out``.
+def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
+    """Train one network, and save the model of its best epoch and a figure of it in ``out``.
 
     Returns:
-        The held-out accuracy of the kept epoch, the best on the validation digits.
+        The held-out accuracy of the epoch with the lowest validation loss.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, saying what has been kept.
+        KeyboardInterrupt: on Ctrl-C; the message names the model that is saved.
 
     """
     path = out / f"seed{seed}.safetensors"
@@ -88,7 +88,7 @@ def learn(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
     print(f"\nseed {seed:<4}  train  validation  held out  seconds")
     try:
         for epoch in train(model, digits, settings, seed):
-            # by the loss: the accuracy on a few hundred digits is too coarse to choose by
+            # selected by the loss: the accuracy on a few hundred digits is too coarse
             if epoch.number == 1 or epoch.validation.loss < best.validation.loss:
                 save(model, path)
                 best = epoch
@@ -109,7 +109,8 @@ def learn(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
 
 
 def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
-    """Read the saved model back, print how it does and how much it fires, and draw it at work."""
+    """Load the saved model, print its accuracy and firing rates, and draw its spikes."""
+    # from the file, so that the report describes what was saved
     model = ConvSNN()
     model.load_state_dict(load(path))
     rates = firing_rates(model, digits.held_out, settings.steps)

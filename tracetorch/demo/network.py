@@ -1,4 +1,4 @@
-"""The network: two spiking convolutions, and a readout that averages what they say over time."""
+"""The network of the demo: two spiking convolutions and a leaky readout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tracetorch import snn, unroll
 class ConvSNN(snn.TTModule):
     """Convolutional spiking network for 28x28 grey images.
 
-    Calling it runs one time step, like any traceTorch layer. The image is fed as a constant
-    current; the first neurons turn it into spikes.
+    Calling it runs one time step, like any traceTorch layer. The image is a constant input current,
+    which the first neurons encode as spikes.
 
     Shape:
         Input ``[B, 1, 28, 28]``; output ``[B, 10]``, one logit per class.
@@ -26,8 +26,8 @@ class ConvSNN(snn.TTModule):
 
     def __init__(self) -> None:
         super().__init__()
-        # pooled before it reaches the neurons, which are then a quarter as many;
-        # beta 0.5 forgets within a few steps, as there are only a few
+        # pooling before the neurons leaves a quarter as many of them; beta is short, 0.5,
+        # since a digit is shown for a few steps only
         self.conv1 = nn.Sequential(nn.Conv2d(1, 16, 5), nn.MaxPool2d(2))
         self.lif1 = snn.LIF(16, beta=0.5, dim=-3)
         self.conv2 = nn.Sequential(nn.Conv2d(16, 64, 5), nn.MaxPool2d(2))
@@ -36,7 +36,7 @@ class ConvSNN(snn.TTModule):
         self.readout = snn.Readout(10, beta=0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
+        """Run one time step."""
         x = self.lif1(self.conv1(x))  # [B, 16, 12, 12]
         x = self.lif2(self.conv2(x))  # [B, 64, 4, 4]
         x = self.readout(self.linear(x))  # [B, 10]
@@ -44,9 +44,7 @@ class ConvSNN(snn.TTModule):
 
 
 def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
-    """Show every image for ``steps`` time steps, starting from empty states.
-
-    All time steps of a layer are run at once: see ``tracetorch.unroll``.
+    """Run the network on constant images for ``steps`` time steps, from empty states.
 
     Args:
         model: the network.
@@ -54,7 +52,7 @@ def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
         steps: number of time steps T.
 
     Shape:
-        Output ``[T, B, 10]``: the readout at every step. Its mean over time classifies.
+        Output ``[T, B, 10]``: the readout at every step; its mean over time is the logits.
 
     """
     model.zero_states()
@@ -62,8 +60,8 @@ def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
     return readout
 
 
-def spikes_of(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Run the network and keep what its spiking layers send.
+def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Run the network as :func:`run` does, and record the spikes of its spiking layers.
 
     Args:
         model: the network.
@@ -75,5 +73,5 @@ def spikes_of(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Ten
 
     """
     model.zero_states()
-    readout, sent = unroll(model, images, steps=steps, record="lif*.output")
-    return {path.removesuffix(".output"): spikes for path, spikes in sent.items()}, readout
+    readout, recording = unroll(model, images, steps=steps, record="lif*.output")
+    return {path.removesuffix(".output"): spikes for path, spikes in recording.items()}, readout

@@ -1,4 +1,4 @@
-"""The options of the command line, and what they allow."""
+"""Parse and check the options of the command line."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tracetorch.demo.training import Settings
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a bad one exits with code 2 and says what is allowed."""
+    """Parse the options; an invalid one exits with code 2 and a message with what is allowed."""
     default = Settings()
     parser = argparse.ArgumentParser(
         "python -m tracetorch.demo",
         description="Train a small convolutional spiking network on handwritten digits, on the "
-        "CPU, and leave the model and a picture of it at work.",
+        "CPU, and save the model and a picture of its spikes.",
     )
-    for name, convert, value, meaning in (
+    for name, convert, value, description in (
         ("--epochs", count, None, "passes over the training digits"),
         ("--batch-size", count, default.batch_size, "digits per optimizer step"),
         ("--steps", count, default.steps, "time steps T for which each digit is shown"),
         ("--lr", rate, default.lr, "highest learning rate of the schedule"),
         ("--threads", count, torch.get_num_threads(), "CPU threads of PyTorch"),
     ):
-        shown = "12, of all of MNIST 2" if value is None else "%(default)s"
-        meaning += f" (default: {shown})"
-        parser.add_argument(name, type=convert, default=value, metavar="N", help=meaning)
+        default_text = "12, of all of MNIST 2" if value is None else "%(default)s"
+        description += f" (default: {default_text})"
+        parser.add_argument(name, type=convert, default=value, metavar="N", help=description)
     parser.add_argument(
         "--seeds",
         type=seed_number,
@@ -50,30 +50,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("runs/demo"),
         metavar="DIR",
-        help="where model and picture go, named for their seed (default: %(default)s)",
+        help="folder for model and picture, named for their seed (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    # results are named for their seed: the second of two equal ones would overwrite the first
     if len(set(options.seeds)) < len(options.seeds):
         parser.error(f"argument --seeds: must differ from each other, got {options.seeds}")
     return options
 
 
 def count(text: str) -> int:
-    """A whole number, at least 1."""
+    """Parse a whole number, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
     return int(text)
 
 
 def seed_number(text: str) -> int:
-    """A whole number that PyTorch takes as a seed."""
+    """Parse a whole number that PyTorch takes as a seed."""
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, got {text!r}")
     return int(text)
 
 
 def rate(text: str) -> float:
-    """A positive number."""
+    """Parse a positive number."""
     try:
         value = float(text)
     except ValueError:

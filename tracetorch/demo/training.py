@@ -1,4 +1,4 @@
-"""Training: a plain PyTorch loop, and what is measured along the way."""
+"""Train and evaluate the network: a plain PyTorch loop, scores and firing rates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
-from tracetorch.demo.network import ConvSNN, run, spikes_of
+from tracetorch.demo.network import ConvSNN, record_spikes, run
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is made of, next to the digits and the seed.
+    """Hyperparameters of a training run.
 
     Args:
         epochs: passes over the training digits.
@@ -37,14 +37,14 @@ class Settings:
 
 
 class Score(NamedTuple):
-    """What :func:`evaluate` finds: the share classified correctly, and the mean loss."""
+    """Accuracy and mean loss on a data set, as :func:`evaluate` returns them."""
 
     accuracy: float
     loss: float
 
 
 class Epoch(NamedTuple):
-    """One epoch, numbered from 1: the training accuracy while learning, the scores after it."""
+    """Results of an epoch, numbered from 1: accuracy during training, and scores after it."""
 
     number: int
     train_accuracy: float
@@ -53,17 +53,18 @@ class Epoch(NamedTuple):
 
 
 def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
-    """Train the model in place; yields after every epoch.
+    """Train the model in place, and yield the results of every epoch.
 
     Args:
         model: the network, initialised.
-        digits: what to learn, and what to measure on.
-        settings: how.
-        seed: of the order and the movements of the digits.
+        digits: the training, validation and held-out digits.
+        settings: hyperparameters.
+        seed: seed of the order and the augmentation of the digits.
 
     """
     from tqdm import tqdm
 
+    # a generator of its own, so that the order does not depend on how the model was initialised
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(digits.train, settings.batch_size, shuffle=True, generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr)
@@ -75,7 +76,7 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         correct = 0
         # disable=None: no bar where the output is not a terminal
         for images, labels in tqdm(loader, f"epoch {number}", leave=False, disable=None):
-            readout = run(model, move(images, generator), settings.steps)
+            readout = run(model, augment(images, generator), settings.steps)
             logits = readout.mean(0)  # over time: [T, B, 10] to [B, 10]
             loss = cross_entropy(logits, labels)
 
@@ -93,28 +94,28 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         )
 
 
-def move(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted, turned and scaled a little, at random: by 2 pixels, 12 degrees, 10 %.
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Augment images: shift, rotate and scale each at random, by 2 pixels, 12 degrees, 10 %.
 
-    Few digits go further when none is ever seen twice in the same place.
+    A small data set generalises better when no image is seen twice in the same place.
 
     Args:
         images: a batch ``[B, C, H, W]``.
-        generator: source of the randomness.
+        generator: random number generator.
 
     Shape:
         As ``images``.
 
     """
 
-    def between(limit: float, *shape: int) -> Tensor:
+    def uniform(limit: float, *shape: int) -> Tensor:
         return limit * (2 * torch.rand(len(images), *shape, generator=generator) - 1)
 
-    angle, scale = between(math.radians(12)), 1 + between(0.1)
-    shift = between(4 / images.shape[-1], 2, 1)  # the grid spans 2, so 4 / 28 is 2 of 28 pixels
+    angle, scale = uniform(math.radians(12)), 1 + uniform(0.1)
+    shift = uniform(4 / images.shape[-1], 2, 1)  # the grid spans 2, so 4 / 28 is 2 of 28 pixels
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    turn = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
-    grid = affine_grid(torch.cat([turn, shift], 2), list(images.shape), align_corners=False)
+    rotation = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
+    grid = affine_grid(torch.cat([rotation, shift], 2), list(images.shape), align_corners=False)
     return grid_sample(images, grid, align_corners=False)
 
 
@@ -133,19 +134,20 @@ def evaluate(model: ConvSNN, dataset: TensorDataset, steps: int) -> Score:
 
 @torch.no_grad()
 def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str, float]:
-    """Spikes per neuron and time step of each spiking layer, by its name."""
+    """Compute the spikes per neuron and time step of each spiking layer, by its name."""
     model.eval()
     total: dict[str, float] = {}
     for images, _ in DataLoader(dataset, batch_size=250):
-        spikes, _ = spikes_of(model, images, steps)
-        for name, sent in spikes.items():
-            total[name] = total.get(name, 0.0) + sent.mean().item() * len(images)
+        spikes, _ = record_spikes(model, images, steps)
+        # weighted by the batch size: the last batch may be smaller
+        for name, layer_spikes in spikes.items():
+            total[name] = total.get(name, 0.0) + layer_spikes.mean().item() * len(images)
     model.zero_states()
     return {name: rate / len(dataset) for name, rate in total.items()}
 
 
 def save(model: ConvSNN, path: Path) -> None:
-    """Write the ``state_dict`` as safetensors; interrupted, it leaves what was there before."""
+    """Write the ``state_dict`` as safetensors; an interrupted call keeps the previous file."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +156,7 @@ def save(model: ConvSNN, path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """What :func:`save` wrote, for ``model.load_state_dict``."""
+    """Load the ``state_dict`` that :func:`save` wrote."""
     from safetensors.torch import load_file
 
     return load_file(path)

@@ -1,4 +1,4 @@
-"""Why a network does not learn: what was found, with its figure, its meaning, and what to try."""
+"""Diagnose a network that does not learn: findings with a figure, its meaning and advice."""
 
 from tracetorch.diagnosis.diagnose import diagnose
 from tracetorch.diagnosis.finding import Finding

@@ -1,4 +1,4 @@
-"""Neurons that say nothing, say the same always, or cannot be told by how much they missed."""
+"""Find dead and saturated neurons, and membranes beyond the reach of the surrogate."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import Finding
-from tracetorch.metrics.activity import firings
+from tracetorch.metrics.activity import count_spikes
 from tracetorch.ragged import filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 
 SATURATED = 0.9  # of the steps
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
-_MOST = 0.5
+_MOST = 0.5  # of the neurons: a note
 _RARE = 0.01  # of the membranes
-_FEW_STEPS = 3  # with fewer a neuron fires always, or never, by chance
+_FEW_STEPS = 3  # with fewer, any neuron may fire at every step
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Dead and saturated neurons, and membranes out of the surrogate's reach."""
-    for path in evidence.idle:
+    """Find uncalled layers, dead and saturated neurons, and membranes out of reach."""
+    for path in evidence.uncalled:
         yield Finding(
             "warning",
             "layer-not-called",
@@ -32,57 +32,58 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
             "It takes no part in what the model computes, and is not trained.",
             "Call it in forward, or take it out of the model.",
         )
-    for seen in evidence.layers:
-        if not seen.fires or not torch.isfinite(seen.input).all():
+    for layer in evidence.layers:
+        # Where the input is not finite, that is the finding; the activity follows from it.
+        if not layer.fires or not torch.isfinite(layer.input).all():
             continue
-        rates = neuron_rates(seen, evidence.mask)
-        yield from _dead(evidence, seen, rates)
-        if evidence.given.steps >= _FEW_STEPS:
-            yield from _saturated(seen, rates)
-        yield from _out_of_reach(seen, evidence.mask)
+        rates = neuron_rates(layer, evidence.mask)
+        yield from _dead(evidence, layer, rates)
+        if evidence.inputs.steps >= _FEW_STEPS:
+            yield from _saturated(layer, rates)
+        yield from _out_of_reach(layer, evidence.mask)
 
 
-def neuron_rates(seen: LayerEvidence, mask: Tensor | None) -> Tensor:
-    """Firing rate of every neuron, ``[N]``, over the steps that are real."""
-    fired, chances = firings(seen.output, dim=seen.layer.dim, mask=mask)
-    return fired / chances
+def neuron_rates(layer: LayerEvidence, mask: Tensor | None) -> Tensor:
+    """Return the firing rate of every neuron, ``[N]``, over the real steps."""
+    fired, total = count_spikes(layer.output, dim=layer.module.dim, mask=mask)
+    return fired / total
 
 
-def reach(seen: LayerEvidence, mask: Tensor | None) -> float | None:
-    """Share of membranes within the surrogate's reach, over the steps that are real."""
-    if seen.approach is None:
+def reach(layer: LayerEvidence, mask: Tensor | None) -> float | None:
+    """Return the share of membranes within the surrogate's reach, over the real steps."""
+    if layer.spike_inputs is None:
         return None
-    reached = seen.approach.reached
-    return float((reached if mask is None else reached[mask]).double().mean())
+    in_reach = layer.spike_inputs.in_reach
+    return float((in_reach if mask is None else in_reach[mask]).double().mean())
 
 
-def _dead(evidence: Evidence, seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
+def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     dead = rates == 0
     share = float(dead.double().mean())
     if share < _MOST:
         return
-    steps, batch = evidence.given.steps, evidence.given.batch
-    told, advice = _how_far(seen, dead, evidence.mask)
+    steps, batch = evidence.inputs.steps, evidence.inputs.batch
+    distance, advice = _distance_of_dead(layer, dead, evidence.mask)
+    # A few dead neurons are common; a layer of them blocks everything behind it.
     all_of_them = share == 1
     yield Finding(
         "error" if all_of_them else "warning" if share >= _NEARLY_ALL else "note",
         "dead-neurons",
-        seen.path,
+        layer.path,
         share,
         f"{int(dead.sum())} of {len(rates)} neurons never fire, in {steps} steps of {batch} "
-        f"samples.{told}",
-        "Nothing passes this layer forward."
+        f"samples.{distance}",
+        "Nothing passes this layer in the forward pass."
         if all_of_them
-        else "They add nothing to the output, and the weights that lead away from them get no "
-        "gradient.",
+        else "They contribute nothing to the output, and the weights behind them get no gradient.",
         f"{advice} Or lower its threshold, or begin with a slower decay (beta nearer to 1), which "
-        "adds up more steps. A batch norm before the layer keeps the drive where it should be.",
+        "sums over more steps. A batch norm before the layer keeps its input in a useful range.",
     )
 
 
-def _how_far(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
-    """How near the dead neurons came, and by how much their drive should grow."""
-    peak = _peaks(seen, mask)
+def _distance_of_dead(layer: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
+    """Describe how near dead neurons come to firing, and by how much to scale their input."""
+    peak = _peaks(layer, mask)
     usual = "Scale up the weights before it, or its input."
     if peak is None:
         return "", usual
@@ -93,67 +94,72 @@ def _how_far(seen: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[st
             "Its drive is negative or zero: give the layer before it a bias, or inputs of both "
             "signs.",
         )
-    told = f" At its highest, half of their membranes reach {100 * median:.3g} % of the threshold."
-    return told, f"Scale up the weights before it, or its input, by about {1.5 / median:.2g}."
+    # Scaled to 1.5 times the threshold, most neurons fire and few at every step.
+    return (
+        f" At its highest, half of their membranes reach {100 * median:.3g} % of the threshold.",
+        f"Scale up the weights before it, or its input, by about {1.5 / median:.2g}.",
+    )
 
 
-def _peaks(seen: LayerEvidence, mask: Tensor | None) -> Tensor | None:
-    """How near each neuron came in real steps to a threshold of its, 1 being there.
+def _peaks(layer: LayerEvidence, mask: Tensor | None) -> Tensor | None:
+    """Return the highest membrane of each neuron in real steps, relative to its threshold.
 
-    Upwards or, where it fires downwards too, in that direction. Of built-in layers alone.
+    In the direction, upwards or downwards, in which it comes nearer to firing. ``None`` for layers
+    that are not built in, whose thresholds are unknown.
     """
-    layer, near = seen.layer, seen.approach
-    if near is None or not isinstance(layer, LeakyIntegrator):
+    module, distances = layer.module, layer.spike_inputs
+    if distances is None or not isinstance(module, LeakyIntegrator):
         return None
-    at = layer.dim if layer.dim < 0 else layer.dim + 1
+    neuron_dim = module.dim if module.dim < 0 else module.dim + 1
     peaks: list[Tensor] = []
     for name, threshold in (
-        ("pos_spike", layer.pos_threshold),
-        ("neg_spike", layer.neg_threshold),
+        ("pos_spike", module.pos_threshold),
+        ("neg_spike", module.neg_threshold),
     ):
-        if threshold is None or name not in near.above:
+        if threshold is None or name not in distances.above:
             continue
-        above = filled(near.above[name], mask, -torch.inf)
-        highest = above.movedim(at, -1).reshape(-1, layer.num_neurons).amax(0)
+        # Padding must not hold the maximum.
+        above = filled(distances.above[name], mask, -torch.inf)
+        highest = above.movedim(neuron_dim, -1).reshape(-1, module.num_neurons).amax(0)
         peaks.append(1 + highest / threshold.detach().to(highest).abs())
     return torch.stack(peaks).amax(0) if peaks else None
 
 
-def _saturated(seen: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
-    often = rates >= SATURATED
-    share = float(often.double().mean())
+def _saturated(layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
+    saturated = rates >= SATURATED
+    share = float(saturated.double().mean())
     if share < _MOST:
         return
     yield Finding(
         "error" if share == 1 else "warning",
         "saturated-neurons",
-        seen.path,
+        layer.path,
         share,
-        f"{int(often.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the steps "
-        f"or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
-        "A neuron that fires always tells no more than one that never does.",
+        f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
+        f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
+        "A neuron that always fires carries no more information than one that never does.",
         "Scale down the weights before it, or its input; raise its threshold; begin with a faster "
         "decay (beta nearer to 0). tt.loss.rate_bounds keeps rates in a range while it learns.",
     )
 
 
-def _out_of_reach(seen: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]:
-    near, share = seen.approach, reach(seen, mask)
-    if near is None or share is None or share >= _RARE:
+def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]:
+    spike_inputs, share = layer.spike_inputs, reach(layer, mask)
+    if spike_inputs is None or share is None or share >= _RARE:
         return
-    heard = (u if mask is None else u[mask] for u in near.above.values())
-    distance = min(float(u.abs().median()) for u in heard)
-    surrogates = sorted({repr(getattr(seen.layer, name)) for name in near.above})
+    real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
+    distance = min(float(u.abs().median()) for u in real)
+    surrogates = sorted({repr(getattr(layer.module, name)) for name in spike_inputs.above})
     yield Finding(
         "error" if share == 0 else "warning",
         "out-of-reach",
-        seen.path,
+        layer.path,
         share,
         f"{100 * share:.3g} % of the membranes are where the derivative of "
         f"{' and '.join(surrogates)} is at least a tenth of its peak; their median distance to the "
         f"threshold is {distance:.3g}.",
-        "Elsewhere the surrogate tells a neuron next to nothing of how it should change: hardly "
-        "any gradient comes through this layer.",
+        "Elsewhere the surrogate's derivative is nearly zero: hardly any gradient passes through "
+        "this layer.",
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
         "the drive so that membranes come near the threshold.",
     )

@@ -1,4 +1,4 @@
-"""What goes in and what comes out: inputs, outputs, the loss."""
+"""Find faults of inputs, parameters, outputs and loss: not finite, zero, badly scaled, equal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SMALL = 1e-3  # largest magnitude
 
 
 def inputs(evidence: Evidence) -> Iterator[Finding]:
-    """Inputs that no network learns from as they are."""
-    for name, x in _named(evidence).items():
+    """Find inputs that are not finite, zero, or badly scaled."""
+    for name, x in _named_inputs(evidence).items():
         bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
         if bad:
             yield Finding(
@@ -25,7 +25,7 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
                 "",
                 float(bad),
                 f"{bad} of {x.numel()} values of {name} are NaN or infinite.",
-                "They spread to all layers behind and all later steps, to the loss or its slope.",
+                "They spread to all later layers and steps, to the loss or its gradient.",
                 "Look for divisions by a spread of zero and for missing values in the data; a "
                 "ragged batch is padded with zeros and given a mask.",
             )
@@ -36,7 +36,7 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
                 "",
                 0.0,
                 f"All {x.numel()} values of {name} are zero.",
-                "Nothing reaches the first layer but its biases: every sample looks the same.",
+                "The first layer receives nothing but its biases: all samples are equal.",
                 "Print a batch as it leaves the loader. An encoder with too low a gain, or integer "
                 "division of pixels by 255, does this.",
             )
@@ -45,6 +45,7 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _scale(name: str, x: Tensor) -> Iterator[Finding]:
+    # In double precision: squares of half precision overflow.
     strength = float(x.double().square().mean().sqrt())
     largest = float(x.abs().max())
     if strength > _LARGE:
@@ -73,7 +74,7 @@ def _scale(name: str, x: Tensor) -> Iterator[Finding]:
 
 
 def outputs(evidence: Evidence) -> Iterator[Finding]:
-    """Where the first value that is not finite appears; a loss that cannot be learned from."""
+    """Find the first values that are not finite: parameters, activity of a layer, the loss."""
     for name, parameter in evidence.parameters.items():
         bad = int((~torch.isfinite(parameter)).sum())
         if bad:
@@ -87,21 +88,21 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
                 "Go back to a saved model. Lower the learning rate, clip gradients with "
                 "torch.nn.utils.clip_grad_norm_, and stop at the first loss that is not finite.",
             )
-    for seen in evidence.layers:
-        came, went = torch.isfinite(seen.input).all(), torch.isfinite(seen.output).all()
-        if not (came and went):
-            place = "what it is given" if not came else "what it computes"
+    for layer in evidence.layers:
+        finite_input = bool(torch.isfinite(layer.input).all())
+        if not (finite_input and torch.isfinite(layer.output).all()):
+            place = "what it computes" if finite_input else "what it is given"
             yield Finding(
                 "error",
                 "activity-not-finite",
-                seen.path,
-                float((~torch.isfinite(seen.output)).double().mean()),
+                layer.path,
+                float((~torch.isfinite(layer.output)).double().mean()),
                 f"The first values that are NaN or infinite are in {place}.",
-                "Everything behind this layer, and every later step of it, is lost.",
+                "Everything after this layer, and every later step of it, is lost.",
                 "Look at the layer just before: a division, a logarithm, a norm of zero, weights "
                 "that have grown without bound.",
             )
-            break
+            break  # in later layers the values have spread from here
     if not torch.isfinite(evidence.loss):
         yield Finding(
             "error",
@@ -115,10 +116,11 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def alike(evidence: Evidence) -> Iterator[Finding]:
-    """Outputs that are the same whatever the input."""
-    if evidence.given.batch < 2 or not evidence.outputs or not _differ(evidence):
+def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
+    """Find outputs that are equal for all samples, though the inputs differ."""
+    if evidence.inputs.batch < 2 or not evidence.outputs or not _samples_differ(evidence):
         return
+    # Exactly equal: outputs that differ by rounding still carry the input.
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
     if floating and all(bool((y == y[:, :1]).all()) for y in floating):
         yield Finding(
@@ -126,24 +128,26 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
             "output-ignores-input",
             "",
             0.0,
-            f"All {evidence.given.batch} samples have the same output at every step, though their "
+            f"All {evidence.inputs.batch} samples have the same output at every step, though their "
             "inputs differ.",
-            "What tells samples apart is lost on the way; the best that can be learned is an "
-            "average answer.",
+            "The differences between samples are lost on the way; the best that can be learned is "
+            "an average answer.",
             "Find the layer where it stops: the first whose neurons are all dead or saturated.",
         )
 
 
-def _named(evidence: Evidence) -> dict[str, Tensor]:
-    given = evidence.given.tensors
-    if isinstance(given, Tensor):
-        return {"x": given}
-    if isinstance(given, tuple):
-        return {f"x[{i}]": each for i, each in enumerate(given)}
-    return {f"x[{name!r}]": each for name, each in given.items()}
+def _named_inputs(evidence: Evidence) -> dict[str, Tensor]:
+    tensors = evidence.inputs.tensors
+    if isinstance(tensors, Tensor):
+        return {"x": tensors}
+    if isinstance(tensors, tuple):
+        return {f"x[{i}]": each for i, each in enumerate(tensors)}
+    return {f"x[{name!r}]": each for name, each in tensors.items()}
 
 
-def _differ(evidence: Evidence) -> bool:
-    """Whether any sample differs from the first one in what is given."""
-    along = 0 if evidence.given.static else 1
-    return any(bool((x != x.narrow(along, 0, 1)).any()) for x in _named(evidence).values())
+def _samples_differ(evidence: Evidence) -> bool:
+    """Whether the inputs of any sample differ from those of the first one."""
+    batch_dim = 0 if evidence.inputs.static else 1  # a static input has no time
+    return any(
+        bool((x != x.narrow(batch_dim, 0, 1)).any()) for x in _named_inputs(evidence).values()
+    )

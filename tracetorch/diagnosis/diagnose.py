@@ -1,4 +1,4 @@
-"""``diagnose``: looks for the reasons why a network does not learn."""
+"""Diagnose why a network does not learn: ``diagnose``."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ def diagnose(
     steps: int | None = None,
     by: Literal["layer", "step"] = "layer",
 ) -> Diagnosis:
-    """Why is it not learning? One pass forward and backward, and what is wrong with it.
+    """Diagnose why a model does not learn, from one forward and backward pass.
 
     It looks for inputs that are zero, not finite or of a wild scale; a loss that is not finite or
     has no gradient, and where the first value that is not finite appears; outputs that are the same
     for all samples; neurons that are dead or saturated, and how far the dead ones are from firing;
     membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
     over layers or over time; half-lives too short for the sequence, or averages too slow for it;
-    states carried over from an earlier batch, or emptied between steps; parameters that the loss
-    does not reach, that are frozen, or that the optimizer does not have.
+    states carried over from an earlier batch, or zeroed between steps; parameters that the loss
+    does not depend on, that are frozen, or that the optimizer does not have.
 
-    The model is run from rest, and as it stands: in training mode, if that is its mode. Nothing is
-    changed: parameters, gradients, states, buffers, modes and the random state are as before.
+    The model is run from rest, in its current mode, training mode included. Parameters, gradients,
+    states, buffers, modes and the random state are restored afterwards.
 
     Args:
         model: any ``nn.Module`` with neuron layers.
-        batch: a tuple of the input, as for ``tt.unroll``, and whatever else the loss takes, the
-            target say.
-        loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is what the model gives over time,
+        batch: a tuple of the input, as for ``tt.unroll``, and the other arguments of the loss, such
+            as the target.
+        loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output over time,
             ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
-        optimizer: to check that it moves what it should.
+        optimizer: an optimizer whose parameters and settings are to be checked.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
             membranes, and to know where each sequence ends; the loss takes its own, from ``batch``.
-        stream: states are meant to be carried from batch to batch.
+        stream: whether states are carried from batch to batch on purpose.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
 
     Returns:
-        A :class:`Diagnosis`: print it, ask whether it is ``ok``, or go through its findings.
+        A :class:`Diagnosis`: print it, read its ``ok``, or iterate over its findings.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -74,8 +74,8 @@ def diagnose(
     """
     if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
         raise TypeError(
-            "batch must be a tuple of the input and what else the loss takes, (x, target) say, got "
-            f"{'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
+            "batch must be a tuple of the input and the other arguments of the loss, (x, target), "
+            f"got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
         )
     if not callable(loss):
         raise TypeError(f"loss must be callable, loss(y, target), got {loss!r}.")
@@ -84,40 +84,41 @@ def diagnose(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
     x, *rest = batch
-    given = parse_inputs(x, steps, 0, True)
+    inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
-        check_mask(mask, "the input", torch.empty(given.steps, given.batch, device=mask.device))
-    evidence = gather(model, given, x, rest, loss, mask=mask, steps=steps, by=by)
+        check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
+    evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)
+    # In the order of cause and effect, which the sort by severity keeps among equals.
     found = [
         *data.inputs(evidence),
-        *memory.carried(evidence, stream),
-        *memory.emptied(evidence),
+        *memory.carried_states(evidence, stream),
+        *memory.zeroed_states(evidence),
         *data.outputs(evidence),
         *parameters.findings(evidence, optimizer),
         *activity.findings(evidence),
-        *data.alike(evidence),
+        *data.equal_outputs(evidence),
         *gradients.findings(evidence),
         *memory.findings(evidence),
     ]
     return Diagnosis(
-        findings=tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity))),
-        layers=tuple(_figures(evidence, seen) for seen in evidence.layers),
+        findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),
+        layers=tuple(_figures(evidence, layer) for layer in evidence.layers),
         loss=float(evidence.loss),
-        steps=given.steps,
-        batch=given.batch,
+        steps=inputs.steps,
+        batch=inputs.batch,
     )
 
 
-def _figures(evidence: Evidence, seen: LayerEvidence) -> LayerFigures:
-    rates = activity.neuron_rates(seen, evidence.mask) if seen.fires else None
+def _figures(evidence: Evidence, layer: LayerEvidence) -> LayerFigures:
+    rates = activity.neuron_rates(layer, evidence.mask) if layer.fires else None
     return LayerFigures(
-        path=seen.path,
-        kind=type(seen.layer).__name__,
+        path=layer.path,
+        kind=type(layer.module).__name__,
         rate=None if rates is None else float(rates.mean()),
         dead=None if rates is None else float((rates == 0).double().mean()),
         saturated=None if rates is None else float((rates >= activity.SATURATED).double().mean()),
-        reach=activity.reach(seen, evidence.mask),
-        gradient=gradients.norm(seen.gradient),
-        gradient_by_step=gradients.norm_by_step(seen.gradient),
-        halflives=memory.halflives(seen.layer),
+        reach=activity.reach(layer, evidence.mask),
+        gradient=gradients.norm(layer.gradient),
+        gradient_by_step=gradients.norm_by_step(layer.gradient),
+        halflives=memory.halflives(layer.module),
     )

@@ -1,4 +1,4 @@
-"""One pass forward and backward, and all that was seen in it."""
+"""Run a model forward and backward once and collect what the diagnosis needs: ``gather``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import modules_of, named_modules
-from tracetorch.diagnosis.reach import Approach, approach
-from tracetorch.probe.layers import called_in_order, neurons_of, spike_functions, tried
+from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
+from tracetorch.probe.layers import call_order, neuron_layers, spike_functions
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
@@ -27,67 +28,68 @@ Loss = Callable[..., Tensor]
 
 @dataclass
 class LayerEvidence:
-    """What was seen of one neuron layer.
+    """Inputs, outputs and gradient of one neuron layer.
 
     Args:
-        path: where it stands.
-        layer: the layer.
-        input: what it was given, ``[T, B, ...]``.
-        output: what it gave.
+        path: path of the layer in the model.
+        module: the layer.
+        input: its input, ``[T, B, ...]``.
+        output: its output, ``[T, B, ...]``.
         fires: whether it has a spike function.
-        approach: how near its membranes came to their thresholds, where that is known.
-        gradient: the gradient of the loss by its input, ``[T, B, ...]``; ``None``: there is none.
+        spike_inputs: distances of its membranes from their thresholds; ``None``: unknown.
+        gradient: gradient of the loss by its input, ``[T, B, ...]``; ``None``: there is none.
     """
 
     path: str
-    layer: Neuron
+    module: Neuron
     input: Tensor
     output: Tensor
     fires: bool
-    approach: Approach | None
+    spike_inputs: SpikeInputs | None
     gradient: Tensor | None
 
 
 @dataclass
 class Evidence:
-    """What was seen of a model on a batch.
+    """Measurements of a model on one batch.
 
     Args:
         model: the model.
-        given: its inputs.
-        mask: which steps are real, ``[T, B]``; ``None``: all are.
+        inputs: its inputs.
+        mask: mask of the real steps, ``[T, B]``; ``None``: all are.
         layers: its neuron layers, in the order in which they are called.
-        idle: paths of neuron layers that were not called.
-        loss: the value of the loss.
-        outputs: what the model gave.
-        output_gradients: the gradient of the loss by each of them, ``None`` where there is none.
+        uncalled: paths of neuron layers that were not called.
+        loss: value of the loss.
+        outputs: outputs of the model.
+        output_gradients: gradient of the loss by each output; ``None``: there is none.
         parameters: every parameter by path.
-        gradients: the gradient of each that requires one; ``None``: the loss does not depend on it.
-        held: the states that the model held before.
-        fresh: shape, dtype and device of the states that this batch gives.
-        loss_carried: the loss from the states that were held, where they fit.
-        emptied: paths of neuron layers whose states of one step are gone when the next begins.
+        gradients: gradient of each parameter that requires one; ``None``: the loss does not depend
+            on it.
+        old_states: states that the model held before.
+        new_states: states after this batch.
+        loss_from_old_states: the loss of a run that starts from the old states, where they fit.
+        zeroed: paths of neuron layers whose states are lost between two steps.
     """
 
     model: nn.Module
-    given: Inputs
+    inputs: Inputs
     mask: Tensor | None
     layers: list[LayerEvidence]
-    idle: list[str]
+    uncalled: list[str]
     loss: Tensor
     outputs: list[Tensor]
     output_gradients: list[Tensor | None]
     parameters: dict[str, nn.Parameter]
     gradients: dict[str, Tensor | None]
-    held: dict[str, Tensor]
-    fresh: dict[str, Tensor] = field(default_factory=dict)
-    loss_carried: float | None = None
-    emptied: list[str] = field(default_factory=list)
+    old_states: dict[str, Tensor]
+    new_states: dict[str, Tensor] = field(default_factory=dict)
+    loss_from_old_states: float | None = None
+    zeroed: list[str] = field(default_factory=list)
 
 
 def gather(
     model: nn.Module,
-    given: Inputs,
+    inputs: Inputs,
     x: Any,
     rest: Sequence[Any],
     loss: Loss,
@@ -96,64 +98,66 @@ def gather(
     steps: int | None,
     by: Literal["layer", "step"],
 ) -> Evidence:
-    """Run the model from rest, as it stands, and the loss, and their backward pass."""
-    neurons = neurons_of(model)
+    """Run model and loss from rest, in the model's own mode, and their backward pass."""
+    neurons = neuron_layers(model)
     parameters = named_parameters(model)
-    held = get_states(model, detach=False)
+    old_states = get_states(model, detach=False)
+    # A caller's inference mode would make tensors that autograd cannot use.
     with restored(model), torch.inference_mode(False):
         zero_states(model)
-        called = called_in_order(model, given, by)
+        called = call_order(model, inputs, by)
         order = [path for path in called if path in neurons]
-        emptied = _emptied(model, given, {path: neurons[path] for path in order})
+        zeroed = _layers_zeroed_between_steps(model, inputs, {p: neurons[p] for p in order})
         with torch.enable_grad():
-            y, seen, sources = _run(model, x, order, neurons, steps, by)
+            y, trajectories, sources = _run(model, x, order, neurons, steps, by)
             value = _loss(loss, y, rest)
             outputs = [leaf for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
-            wanted = [
+            # grad(), not backward(): the gradients of the parameters are the user's.
+            differentiated = [
                 *(p for p in parameters.values() if p.requires_grad),
                 *(leaf for leaf in outputs if leaf.requires_grad),
                 *(t for tensors in sources.values() for t in tensors if t.requires_grad),
             ]
-            found: dict[int, Tensor | None] = {}
-            if value.requires_grad and wanted:
-                grads = torch.autograd.grad(value, wanted, allow_unused=True)
-                found = {id(t): g for t, g in zip(wanted, grads, strict=True)}
+            gradients: dict[int, Tensor | None] = {}
+            if value.requires_grad and differentiated:
+                grads = torch.autograd.grad(value, differentiated, allow_unused=True)
+                gradients = {id(t): g for t, g in zip(differentiated, grads, strict=True)}
         evidence = Evidence(
             model=model,
-            given=given,
+            inputs=inputs,
             mask=mask,
-            layers=[_layer(path, neurons[path], seen, sources, found) for path in order],
-            idle=[path for path in neurons if path not in order],
+            layers=[_layer(p, neurons[p], trajectories, sources, gradients) for p in order],
+            uncalled=[path for path in neurons if path not in order],
             loss=value.detach(),
             outputs=[leaf.detach() for leaf in outputs],
-            output_gradients=[found.get(id(leaf)) for leaf in outputs],
+            output_gradients=[gradients.get(id(leaf)) for leaf in outputs],
             parameters=parameters,
-            gradients={n: found.get(id(p)) for n, p in parameters.items() if p.requires_grad},
-            held=held,
-            fresh=get_states(model),
-            emptied=emptied,
+            gradients={n: gradients.get(id(p)) for n, p in parameters.items() if p.requires_grad},
+            old_states=old_states,
+            new_states=get_states(model),
+            zeroed=zeroed,
         )
-        if held and not unfit(held, evidence.fresh):
-            set_states(model, {name: state.detach() for name, state in held.items()})
+        if old_states and not unfit_states(old_states, evidence.new_states):
+            set_states(model, {name: state.detach() for name, state in old_states.items()})
             with torch.no_grad():
                 again = unroll(model, x, steps=steps, by=by)
-                evidence.loss_carried = float(_loss(loss, again, rest))
+                evidence.loss_from_old_states = float(_loss(loss, again, rest))
     return evidence
 
 
-def unfit(held: dict[str, Tensor], fresh: dict[str, Tensor]) -> list[str]:
-    """Names of the states held that the batch cannot go on from."""
+def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
+    """List the states that the batch cannot continue from: of another shape, dtype or device."""
     return [
         name
-        for name, state in held.items()
-        if name in fresh
+        for name, state in old.items()
+        if name in new
         and (state.shape, state.dtype, state.device)
-        != (fresh[name].shape, fresh[name].dtype, fresh[name].device)
+        != (new[name].shape, new[name].dtype, new[name].device)
     ]
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter by path, each once, in hidden modules too."""
+    """Return every parameter by path, each once, those of unregistered modules too."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in named_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
@@ -161,32 +165,33 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(found.values())
 
 
-def _emptied(model: nn.Module, given: Inputs, neurons: dict[str, Neuron]) -> list[str]:
-    """Make two steps from rest, and look at what the second begins with; zero the states."""
-    if given.steps < 2:
+def _layers_zeroed_between_steps(
+    model: nn.Module, inputs: Inputs, neurons: dict[str, Neuron]
+) -> list[str]:
+    """List the layers whose states are lost after the first of two steps from rest."""
+    if inputs.steps < 2:
         return []
-    first, second = given.first(2).each_step()
-    found: dict[str, bool] = {}
-    hooks = []
-    try:
-        with tried(model):
-            call(model, first)
-            for path, layer in neurons.items():
-                kept = {name: getattr(layer, name) for name in layer.active_states}
+    first, second = inputs.first(2).each_step()
+    zeroed: dict[str, bool] = {}
 
-                def look(now: Any, args: Any, path: str = path, kept: Any = kept) -> None:
-                    gone = any(_gone(state, getattr(now, name)) for name, state in kept.items())
-                    found.setdefault(path, gone)
+    def compare(path: str, layer: Neuron) -> PreHook:
+        before = {name: getattr(layer, name) for name in layer.active_states}
 
-                hooks.append(layer.register_forward_pre_hook(look))
+        def hook(module: Any, args: Any) -> None:
+            lost = any(_is_lost(state, getattr(module, name)) for name, state in before.items())
+            zeroed.setdefault(path, lost)  # a layer may be called several times in a step
+
+        return hook
+
+    with restored(model, tensors=False, training=False), torch.no_grad():
+        call(model, first)
+        hooks = [(layer, compare(path, layer)) for path, layer in neurons.items()]
+        with forward_hooks(before=hooks):
             call(model, second)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [path for path in neurons if found.get(path)]
+    return [path for path in neurons if zeroed.get(path)]
 
 
-def _gone(before: Tensor | None, now: Tensor | None) -> bool:
+def _is_lost(before: Tensor | None, now: Tensor | None) -> bool:
     if before is None:
         return False
     return now is None or (bool(before.any()) and not bool(now.any()))
@@ -200,7 +205,7 @@ def _run(
     steps: int | None,
     by: Literal["layer", "step"],
 ) -> tuple[Any, dict[str, Tensor], dict[str, Sequence[Tensor]]]:
-    """Outputs, trajectories, and the tensors by which gradients are wanted."""
+    """Run the model; return outputs, trajectories, and each layer's inputs in the graph."""
     names = [
         f"{path}.{name}" if path else name
         for path in order
@@ -212,40 +217,45 @@ def _run(
         recording = watched.recording()
         inputs = {n: t for n, t in recording.sources.items() if n.rpartition(".")[2] == "input"}
         return y, dict(recording), inputs
-    y, seen = unroll(model, x, steps=steps, by="layer", record=names)
-    # inside a Recurrent the steps are run one by one, and what is recorded is a copy
-    whole = {path for path, _ in modules_of(model, closed=Recurrent)}
+    y, trajectories = unroll(model, x, steps=steps, by="layer", record=names)
+    # Inside a Recurrent, steps run one by one: the recorded input is a copy outside of the graph.
+    in_one_call = {path for path, _ in modules_of(model, closed=Recurrent)}
     sources: dict[str, Sequence[Tensor]] = {
-        name: [seen[name]]
+        name: [trajectories[name]]
         for path in order
-        if path in whole
+        if path in in_one_call
         for name in [f"{path}.input" if path else "input"]
     }
-    return y, seen, sources
+    return y, trajectories, sources
 
 
 def _layer(
     path: str,
     layer: Neuron,
-    seen: dict[str, Tensor],
+    trajectories: dict[str, Tensor],
     sources: dict[str, Sequence[Tensor]],
-    found: dict[int, Tensor | None],
+    gradients: dict[int, Tensor | None],
 ) -> LayerEvidence:
-    def of(name: str) -> Tensor:
-        return seen[f"{path}.{name}" if path else name].detach()
+    """Assemble the measurements of one layer."""
 
+    def trajectory(name: str) -> Tensor:
+        return trajectories[f"{path}.{name}" if path else name].detach()
+
+    x = trajectory("input")
     gradient: Tensor | None = None
     tensors = sources.get(f"{path}.input" if path else "input", ())
-    grads = [found.get(id(t)) for t in tensors]
+    grads = [gradients.get(id(t)) for t in tensors]
     if any(grad is not None for grad in grads):
         pairs = zip(tensors, grads, strict=True)
         filled = [torch.zeros_like(t) if g is None else g for t, g in pairs]
-        gradient = filled[0] if filled[0].ndim == of("input").ndim else torch.stack(filled)
-    near = None
+        # One source spans all steps, or there is one for each step.
+        gradient = filled[0] if filled[0].ndim == x.ndim else torch.stack(filled)
+    distances = None
     if not isinstance(layer, Recurrent):
-        near = approach(layer, of("input"), {name: of(name) for name in layer.active_states})
+        states = {name: trajectory(name) for name in layer.active_states}
+        distances = spike_inputs(layer, x, states)
     fires = bool(spike_functions(layer))
-    return LayerEvidence(path, layer, of("input"), of("output"), fires, near, gradient)
+    return LayerEvidence(path, layer, x, trajectory("output"), fires, distances, gradient)
 
 
 def _loss(loss: Loss, y: Any, rest: Sequence[Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""``Finding``: one reason why a network may not learn."""
+"""Represent a finding of the diagnosis: ``Finding``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _WIDTH = 96
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason why a network may not learn.
+    """Finding of a diagnosis: a reason why a network may not learn.
 
     Args:
-        severity: ``"error"``: it cannot learn so; ``"warning"``: it hardly can; ``"note"``: worth
-            knowing, and often meant.
-        name: what was found, ``"dead-neurons"`` say; one name for each kind of finding.
+        severity: ``"error"``: the network cannot learn; ``"warning"``: it hardly can; ``"note"``:
+            worth knowing, and often intended.
+        name: kind of the finding, such as ``"dead-neurons"``.
         layer: path of the layer or parameter, empty for the model as a whole.
-        value: the figure as a number.
-        figure: the figure in words.
-        meaning: what it means.
-        advice: what to try.
+        value: the measured figure as a number.
+        figure: the measured figure in words.
+        meaning: consequence for learning.
+        advice: remedies to try.
 
     Example:
         >>> print(Finding("note", "frozen", "0", 1.0, "1 of 4.", "It stays.", "Thaw it."))
@@ -53,6 +53,6 @@ class Finding:
         return "\n".join(lines)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+def join_first(names: Sequence[str]) -> str:
+    """Join the first few of many names for a message."""
     return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""Gradients that vanish or explode, over layers and over time."""
+"""Find gradients that vanish or explode over layers and over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, some
+from tracetorch.diagnosis.finding import Finding, join_first
 
 _DEPTH = 1e-4  # from one layer to another
 _TIME = 1e3  # from the last steps to the first
@@ -20,19 +20,20 @@ _FEW_STEPS = 10
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
-    """What the gradients of one backward pass tell."""
+    """Find gradients that are not finite, vanish, or explode."""
     found = {name: g for name, g in evidence.gradients.items() if g is not None}
     bad = [name for name, g in found.items() if not torch.isfinite(g).all()]
     if bad:
         values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
-        if all(bool(torch.isfinite(t).all()) for t in values):  # else there is nothing new in it
+        # Otherwise the gradient is a consequence of values that other findings report.
+        if all(bool(torch.isfinite(t).all()) for t in values):
             yield Finding(
                 "error",
                 "gradient-not-finite",
                 bad[-1],
                 float(len(bad)),
                 f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
-                f"{some(bad)}, though the loss is finite.",
+                f"{join_first(bad)}, though the loss is finite.",
                 "One step of the optimizer makes them NaN.",
                 "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
                 "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
@@ -41,17 +42,17 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         return
     yield from _over_layers(evidence)
     yield from _exploding(evidence, found)
-    for seen in evidence.layers:
-        yield from _exploding_over_time(evidence, seen)
+    for layer in evidence.layers:
+        yield from _exploding_over_time(evidence, layer)
 
 
 def norm(gradient: Tensor | None) -> float | None:
-    """The norm of a gradient, if there is one."""
+    """Return the norm of a gradient; ``None`` without one."""
     return None if gradient is None else float(gradient.double().norm())
 
 
 def norm_by_step(gradient: Tensor | None) -> Tensor | None:
-    """The norm at every time step, ``[T]``."""
+    """Return the norm of a gradient at every time step, ``[T]``; ``None`` without one."""
     return None if gradient is None else gradient.double().flatten(1).norm(dim=1)
 
 
@@ -59,6 +60,7 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
     norms = [(s, n) for s in evidence.layers if (n := norm(s.gradient)) is not None]
     if len(norms) < 2:
         return
+    # First against last: a factor between neighbours is normal, their product over depth is not.
     (first, low), (last, high) = norms[0], norms[-1]
     if high == 0:
         return
@@ -77,7 +79,7 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
             ratio,
             f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
             f"{ratio:.1g} of it; {cause}.",
-            "The first layers stay as they were made, and the last ones learn from noise.",
+            "The first layers stay near their initial values, and the last ones learn from noise.",
             f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold, use a wider "
             "surrogate, skip connections, or a normalisation between layers.",
         )
@@ -89,16 +91,17 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
             ratio,
             f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
             f"{ratio:.1g} times as much.",
-            "One step throws the first layers about while the last ones hardly move.",
+            "One step changes the first layers greatly and the last ones hardly at all.",
             "Scale down the weights between them, or use a surrogate with a lower peak; clip with "
             "torch.nn.utils.clip_grad_norm_.",
         )
 
 
 def _steepest(norms: list[tuple[LayerEvidence, float]]) -> str:
+    """Name the layer whose gradient is smallest relative to that of the layer after it."""
     falls = [
-        (before / after if after else 0.0, seen)
-        for (seen, before), (_, after) in itertools.pairwise(norms)
+        (before / after if after else 0.0, layer)
+        for (layer, before), (_, after) in itertools.pairwise(norms)
     ]
     return _path(min(falls, key=lambda fall: fall[0])[1])
 
@@ -108,6 +111,7 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
     pairs = [(evidence.parameters[name], g) for name, g in found.items()]
     if not pairs or loss == 0 or not math.isfinite(loss):
         return
+    # The elasticity of the loss: its relative change for a relative change of the weights
     gradient = math.sqrt(sum(float(g.double().square().sum()) for _, g in pairs))
     weights = math.sqrt(sum(float(p.detach().double().square().sum()) for p, _ in pairs))
     elasticity = gradient * weights / loss
@@ -119,35 +123,36 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
             gradient,
             f"The gradient of all parameters has the norm {gradient:.3g}: to change them by "
             f"1 % along it would change the loss by {elasticity:.2g} %.",
-            "The loss is no straight line over such a step: what the gradient says holds next to "
-            "the parameters alone, and a step of usual size lands anywhere.",
+            "The loss is far from linear over such a step: the gradient is valid only very near "
+            "the parameters, and a step of usual size may raise the loss.",
             "Clip with torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), scale down "
             "recurrent weights, use a surrogate with a lower peak, or cut long sequences with "
             "detach_states().",
         )
 
 
-def _exploding_over_time(evidence: Evidence, seen: LayerEvidence) -> Iterator[Finding]:
-    steps = norm_by_step(seen.gradient)
+def _exploding_over_time(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
+    steps = norm_by_step(layer.gradient)
     if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
         return
+    # The last steps with a gradient: the loss may look at none of the very last ones.
     tenth = max(1, len(steps) // 10)
     late = float(steps[steps > 0][-tenth:].max())
-    highest, at = (float(v) for v in steps.max(0))
-    if highest / late > _TIME and at < len(steps) / 2:
+    highest, step = (float(v) for v in steps.max(0))
+    if highest / late > _TIME and step < len(steps) / 2:
         yield Finding(
             "warning",
             "exploding-through-time",
-            seen.path,
+            layer.path,
             highest / late,
             f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
-            f"{int(at)}: it grows {highest / late:.1g} fold on its way back.",
-            "The first steps drown out all others, and the whole gradient is as large as they are.",
+            f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
+            "The first steps dominate the gradient and make it as large as they are.",
             "Scale down recurrent weights (rec_weight, or the connection of a snn.Recurrent), use "
             "detach_reset=True or a surrogate with a lower peak, or cut the sequence with "
             "detach_states().",
         )
 
 
-def _path(seen: LayerEvidence) -> str:
-    return seen.path or "the layer"
+def _path(layer: LayerEvidence) -> str:
+    return layer.path or "the layer"

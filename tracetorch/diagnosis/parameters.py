@@ -1,4 +1,4 @@
-"""Parameters that the loss does not reach, that are frozen, or that no optimizer moves."""
+"""Find parameters without gradient, frozen ones, and those that no optimizer updates."""
 
 from __future__ import annotations
 
@@ -7,57 +7,57 @@ from collections.abc import Iterator
 from torch.optim import Optimizer
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, some
+from tracetorch.diagnosis.finding import Finding, join_first
 
 
 def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
-    """What keeps parameters where they are."""
-    asked = list(evidence.gradients)
-    if evidence.parameters and not asked:
+    """Find the reasons why parameters do not change in training."""
+    trainable = list(evidence.gradients)
+    if evidence.parameters and not trainable:
         yield Finding(
             "error",
             "nothing-to-learn",
             "",
             0.0,
             f"None of the {len(evidence.parameters)} parameters requires a gradient.",
-            "There is nothing that training could change.",
-            "Undo model.requires_grad_(False), or thaw a part of it.",
+            "Training changes nothing.",
+            "Undo model.requires_grad_(False), at least for a part of the model.",
         )
-    elif asked and all(evidence.gradients[name] is None for name in asked):
+    elif trainable and all(evidence.gradients[name] is None for name in trainable):
         yield Finding(
             "error",
             "loss-without-gradient",
             "",
             0.0,
-            f"The loss depends on none of the {len(asked)} parameters.",
+            f"The loss depends on none of the {len(trainable)} parameters.",
             "backward() fails, or changes nothing: somewhere the graph is cut.",
             "Look for .detach(), .item(), .data, torch.no_grad(), argmax, a comparison or a "
             "conversion to integers between the model's layers and the loss.",
         )
     else:
-        yield from _cut_off(evidence, asked)
+        yield from _unreached(evidence, trainable)
         yield from _frozen(evidence)
     if optimizer is not None:
         yield from _optimizer(evidence, optimizer)
 
 
-def _cut_off(evidence: Evidence, asked: list[str]) -> Iterator[Finding]:
-    unreached = [name for name in asked if evidence.gradients[name] is None]
+def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
+    unreached = [name for name in trainable if evidence.gradients[name] is None]
     if unreached:
         yield Finding(
             "warning",
             "unreached-parameters",
             unreached[0],
             float(len(unreached)),
-            f"The loss does not depend on {len(unreached)} of {len(asked)} parameters: "
-            f"{some(unreached)}.",
-            "They have no gradient, and stay as they are.",
+            f"The loss does not depend on {len(unreached)} of {len(trainable)} parameters: "
+            f"{join_first(unreached)}.",
+            "They have no gradient, and do not change.",
             "The layer is not called, its output is not used, or the graph is cut behind it by "
-            ".detach() or torch.no_grad(). Where it is meant, freeze them: requires_grad_(False).",
+            ".detach() or torch.no_grad(). If intended, freeze them: requires_grad_(False).",
         )
     zero = [
         name
-        for name in asked
+        for name in trainable
         if (g := evidence.gradients[name]) is not None and g.ndim > 1 and not bool(g.any())
     ]
     if zero:
@@ -66,11 +66,11 @@ def _cut_off(evidence: Evidence, asked: list[str]) -> Iterator[Finding]:
             "zero-gradient",
             zero[0],
             float(len(zero)),
-            f"The gradient of {len(zero)} weights is exactly zero: {some(zero)}.",
-            "They are part of the graph, and nothing comes back to them, or nothing but zeros "
-            "goes in.",
+            f"The gradient of {len(zero)} weights is exactly zero: {join_first(zero)}.",
+            "They are part of the graph, but no gradient arrives at their output, or their input "
+            "is zero.",
             "The layer before is silent, or the one behind passes no gradient: see their findings. "
-            "A threshold that is a plain comparison, without a surrogate, does it too.",
+            "A threshold that is a plain comparison, without a surrogate, has this effect too.",
         )
 
 
@@ -83,69 +83,73 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
             frozen[0],
             float(len(frozen)),
             f"{len(frozen)} of {len(evidence.parameters)} parameters do not require a gradient: "
-            f"{some(frozen)}.",
-            "They stay as they are.",
-            "requires_grad_(True), if that is not meant.",
+            f"{join_first(frozen)}.",
+            "They do not change.",
+            "Call requires_grad_(True) on them, if that is not intended.",
         )
 
 
 def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
     groups = optimizer.param_groups
-    moved = {id(p): group for group in groups for p in group["params"]}
-    asked = list(evidence.gradients)
-    missing = [name for name in asked if id(evidence.parameters[name]) not in moved]
+    groups_by_id = {id(p): group for group in groups for p in group["params"]}
+    trainable = list(evidence.gradients)
+    missing = [name for name in trainable if id(evidence.parameters[name]) not in groups_by_id]
     if missing:
-        none = len(missing) == len(asked)
+        none = len(missing) == len(trainable)
         yield Finding(
             "error" if none else "warning",
             "not-in-optimizer",
             missing[0],
             float(len(missing)),
-            f"The optimizer has {'none' if none else f'not {len(missing)}'} of the {len(asked)} "
-            f"parameters that require a gradient: {some(missing)}.",
-            "They get gradients, and are never moved.",
+            f"The optimizer has {'none' if none else f'not {len(missing)}'} of the "
+            f"{len(trainable)} parameters that require a gradient: {join_first(missing)}.",
+            "They get gradients, and are never updated.",
             "Make the optimizer from model.parameters() after the model is complete and on its "
             "device. Layers in a plain list are not among model.parameters(): use nn.ModuleList."
             if not none
             else "The optimizer was made from another model, or before this one was built anew. "
             "Make it from this model's parameters().",
         )
-    yield from _rates(evidence, moved, asked)
+    yield from _settings(evidence, groups_by_id, trainable)
 
 
-def _rates(
-    evidence: Evidence, moved: dict[int, dict[str, object]], asked: list[str]
+def _settings(
+    evidence: Evidence, groups: dict[int, dict[str, object]], trainable: list[str]
 ) -> Iterator[Finding]:
+    """Find learning rates of zero, and weight decay on parameters of neurons."""
+
     def number(name: str, key: str) -> float:
-        value = moved.get(id(evidence.parameters[name]), {}).get(key, 1.0 if key == "lr" else 0.0)
+        # Not every optimizer has both settings.
+        value = groups.get(id(evidence.parameters[name]), {}).get(key, 1.0 if key == "lr" else 0.0)
         return float(value)  # type: ignore[arg-type]
 
-    still = [name for name in asked if number(name, "lr") == 0]
-    if still:
+    stopped = [name for name in trainable if number(name, "lr") == 0]
+    if stopped:
         yield Finding(
-            "error" if len(still) == len(asked) else "warning",
+            "error" if len(stopped) == len(trainable) else "warning",
             "learning-rate-zero",
-            still[0],
+            stopped[0],
             0.0,
-            f"The learning rate of {len(still)} of {len(asked)} parameters is 0: {some(still)}.",
-            "They are not moved.",
+            f"The learning rate of {len(stopped)} of {len(trainable)} parameters is 0: "
+            f"{join_first(stopped)}.",
+            "They do not change.",
             "Look at the scheduler: a decay that has run out, a warm-up that was never stepped.",
         )
-    pulled = [
+    decayed = [
         name
-        for name in asked
+        for name in trainable
         if name.rpartition(".")[2].startswith("raw_") and number(name, "weight_decay") > 0
     ]
-    if pulled:
-        strongest = max(number(name, "weight_decay") for name in pulled)
+    if decayed:
+        strongest = max(number(name, "weight_decay") for name in decayed)
         yield Finding(
             "note",
             "weight-decay-on-neurons",
-            pulled[0],
+            decayed[0],
             strongest,
-            f"The optimizer decays {len(pulled)} parameters of neurons, by up to {strongest:g}: "
-            f"{some(pulled)}.",
-            "Weight decay pulls what is kept as raw_beta to 0, and so every decay to 0.5 and every "
-            "threshold to 0.69, whatever the data say.",
-            "tt.param_groups(model, weight_decay) leaves them out of it.",
+            f"The optimizer decays {len(decayed)} parameters of neurons, by up to {strongest:g}: "
+            f"{join_first(decayed)}.",
+            "Weight decay pulls raw parameters such as raw_beta to 0, and so every decay to 0.5 "
+            "and every threshold to 0.69, whatever the data.",
+            "tt.param_groups(model, weight_decay) excludes them.",
         )

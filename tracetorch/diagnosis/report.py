@@ -1,4 +1,4 @@
-"""What ``diagnose`` gives: the findings, and the figures of every layer behind them."""
+"""Report of a diagnosis: findings, and the figures of every layer."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ _HEADINGS = (
     *("layer", "kind", "rate", "dead", "saturated", "in reach"),
     *("gradient", "first step", "last step", "half-life"),
 )
+_TEXT_COLUMNS = 2  # aligned to the left
 
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What was measured of one neuron layer. ``None`` where it does not apply.
+    """Measurements of one neuron layer. ``None`` where a figure does not apply.
 
     Args:
-        path: where it stands.
-        kind: its class.
+        path: path of the layer in the model.
+        kind: name of its class.
         rate: share of steps with a spike.
         dead: share of neurons that never fired.
         saturated: share of neurons that fired at 90 % of the steps or more.
         reach: share of membranes at which the surrogate's derivative is at least a tenth of its
             peak.
         gradient: norm of the gradient of the loss by the layer's input.
-        gradient_by_step: the same at every time step, ``[T]``.
+        gradient_by_step: norm of that gradient at every time step, ``[T]``.
         halflives: shortest and longest half-life of the layer's traces, in steps.
 
     Example:
@@ -54,14 +55,14 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class Diagnosis(Sequence[Finding]):
-    """The findings, the gravest first; of equals, the one nearer to the cause first.
+    """Findings of a diagnosis, ordered by severity, then from cause to effect.
 
     Args:
-        findings: what was found.
-        layers: the figures of every neuron layer.
-        loss: the value of the loss.
-        steps: time steps.
-        batch: samples.
+        findings: the findings.
+        layers: figures of every neuron layer.
+        loss: value of the loss.
+        steps: number of time steps.
+        batch: number of samples.
 
     Example:
         >>> from tracetorch.diagnosis import diagnose
@@ -94,14 +95,14 @@ class Diagnosis(Sequence[Finding]):
         return all(finding.severity == "note" for finding in self)
 
     def named(self, name: str) -> tuple[Finding, ...]:
-        """The findings of one name."""
+        """Return the findings of one kind."""
         return tuple(finding for finding in self if finding.name == name)
 
     def __str__(self) -> str:
         counts = {s: sum(f.severity == s for f in self) for s in SEVERITIES}
-        told = ", ".join(f"{n} {s}{'' if n == 1 else 's'}" for s, n in counts.items())
+        summary = ", ".join(f"{n} {s}{'' if n == 1 else 's'}" for s, n in counts.items())
         lines = [
-            f"diagnosis: {told}. Loss {self.loss:.4g} on {self.steps} steps of a batch of "
+            f"diagnosis: {summary}. Loss {self.loss:.4g} on {self.steps} steps of a batch of "
             f"{self.batch}.",
             "",
             *self._table(),
@@ -117,7 +118,7 @@ class Diagnosis(Sequence[Finding]):
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return [
             "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
+                cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in table

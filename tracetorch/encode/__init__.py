@@ -1,6 +1,6 @@
-"""From values, signals and events to what spikes are made of: ``[T, ...]``, time first.
+"""Encode values, signals and events as spikes or input currents over time, ``[T, ...]``.
 
-Encoders are pure functions on tensors; what is random is seeded by ``generator=``. The way back is
+Encoders are pure functions on tensors; random ones take ``generator=``. The inverse direction is
 ``tt.decode``.
 """
 

@@ -1,4 +1,4 @@
-"""Changes of a signal as spikes."""
+"""Delta modulation: encode the changes of a signal as on and off spikes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracetorch.ragged import check_sequence
 def delta(
     x: Tensor, threshold: float, *, start: float | Tensor | None = None, dim: int = 2
 ) -> Tensor:
-    """Delta modulation: a spike, on or off, when a signal has moved by the threshold.
+    """Encode a signal by delta modulation: an on or off spike when it has moved by the threshold.
 
     ::
 
@@ -20,14 +20,14 @@ def delta(
         off[t] = 1 where reference - x[t] >= threshold
         reference = x[t] where either fired
 
-    So the reference is never further than ``threshold`` from the signal. There is no gradient.
+    so the reference is always within ``threshold`` of the signal. There is no gradient.
 
     Args:
         x: a signal over time.
-        threshold: the change that makes a spike, positive.
+        threshold: the change that causes a spike, positive.
         start: the reference before the first step, a number or a tensor like one step; ``x[0]``
-            if left out, and the first step is silent then.
-        dim: where the two channels, on and off, stand in the result.
+            if left out, so that the first step has no spike.
+        dim: the dimension of the result that holds the two channels, on and off.
 
     Shape:
         ``[T, B, ...]`` to ``[T, B, 2, ...]``, in the dtype of ``x``.
@@ -72,10 +72,12 @@ def delta(
             f"start must have the shape of one step, {list(signal.shape[1:])}, got "
             f"{list(reference.shape)}."
         )
+    # sequential: each reference depends on the spikes before it
     steps: list[Tensor] = []
-    for now in signal.unbind(0):
-        change = now - reference
+    for value in signal.unbind(0):
+        change = value - reference
         on, off = change >= threshold, -change >= threshold
-        reference = torch.where(on | off, now, reference)
+        # to the value itself, not by the threshold: one spike per step, whatever the change
+        reference = torch.where(on | off, value, reference)
         steps.append(torch.stack((on, off)))
     return torch.stack(steps).to(x.dtype).movedim(1, dim)

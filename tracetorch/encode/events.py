@@ -1,4 +1,4 @@
-"""Events of a camera or a cochlea, counted in frames."""
+"""Count the events of a camera or a cochlea in frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def events_to_frames(
     start: float | None = None,
     stop: float | None = None,
 ) -> Tensor:
-    """Count events by time, polarity and place.
+    """Count events by frame, polarity and pixel.
 
     ::
 
@@ -37,16 +37,16 @@ def events_to_frames(
 
     Args:
         events: a structured array with the fields ``x y t p``, as Tonic gives them, or a mapping
-            of columns of these names, arrays or tensors, in any order of time. Without ``y``, as a
-            cochlea gives them, all are in row 0.
+            from these names to columns, arrays or tensors, in any order of time. Without ``y``, as
+            from a cochlea, all events are in row 0.
         size: height and width of the sensor; ``(1, 700)`` for the Heidelberg digits.
         bins: the number of frames, or
         window: the time that a frame lasts, in the unit of ``t``.
         polarities: 2: off events (0, ``False`` or -1) in channel 0, on events (1) in channel 1;
-            1: polarity is not looked at.
-        start: where the first frame begins; at the first event if left out.
-        stop: where time ends, itself excluded; right after the last event if left out. Give both
-            for recordings that shall be equally long.
+            1: polarity is ignored.
+        start: time at which the first frame begins; that of the first event if left out.
+        stop: end of time, itself excluded; right after the last event if left out. Give both
+            for recordings of equal length.
 
     Shape:
         Columns ``[n]`` to ``[T, polarities, H, W]``, counts in float32.
@@ -55,8 +55,8 @@ def events_to_frames(
         TypeError: ``events`` is neither a structured array nor a mapping, or a count not an
             integer.
         ValueError: a column is missing or of another length, an event lies off the sensor, a
-            polarity is unknown, not exactly one of ``bins`` and ``window`` is given, or there is no
-            event to tell when time starts and stops.
+            polarity is unknown, not exactly one of ``bins`` and ``window`` is given, or there are
+            no events and ``start`` or ``stop`` is left out.
 
     Example:
         >>> events = {"x": [0, 1, 1], "y": [0, 0, 0], "t": [10, 19, 30], "p": [1, 0, 1]}
@@ -79,33 +79,35 @@ def events_to_frames(
     if len(size) != 2:
         raise ValueError(f"size must be height and width of the sensor, got {size!r}.")
     height, width = (check_count(f"size[{i}]", side) for i, side in enumerate(size))
-    x, y, t, p = _columns(events, needs_polarity=polarities == 2)
+    x, y, t, p = _read_columns(events, needs_polarity=polarities == 2)
     for name, column, side in (("x", x, width), ("y", y, height)):
-        off = column[(column < 0) | (column >= side)]
-        if len(off):
+        outside = column[(column < 0) | (column >= side)]
+        if len(outside):
             raise ValueError(
-                f"an event has {name}={off[0]}, off the sensor of size {(height, width)} (height, "
-                "width)."
+                f"an event has {name}={outside[0]}, off the sensor of size {(height, width)} "
+                "(height, width)."
             )
-    channel = _channels(p) if polarities == 2 else np.zeros_like(x)
-    frame, T = _frames(t, bins, window, start, stop)
+    channel = _polarity_channels(p) if polarities == 2 else np.zeros_like(x)
+    frame, T = _assign_frames(t, bins, window, start, stop)
     inside = (frame >= 0) & (frame < T)
-    place = ((frame * polarities + channel) * height + y) * width + x
+    # flat indices, so that one bincount counts over all four dimensions
+    flat_index = ((frame * polarities + channel) * height + y) * width + x
     shape = (T, polarities, height, width)
-    counts = np.bincount(place[inside], minlength=int(np.prod(shape)))
+    counts = np.bincount(flat_index[inside], minlength=int(np.prod(shape)))
     return torch.from_numpy(counts.astype(np.float32)).reshape(shape)
 
 
-def _columns(
+def _read_columns(
     events: npt.NDArray[Any] | Mapping[str, Any], needs_polarity: bool
 ) -> tuple[Column, Column, Column, Column]:
+    """Return the columns ``x, y, t, p`` as integers (``t`` may be floating), ``[n]`` each."""
     if isinstance(events, Mapping):
         names: tuple[str, ...] = tuple(events)
     elif isinstance(events, np.ndarray) and events.dtype.names is not None:
         names = events.dtype.names
     else:
-        plain = isinstance(events, np.ndarray)
-        got = f"an array of {events.dtype}" if plain else type(events).__name__
+        is_array = isinstance(events, np.ndarray)
+        got = f"an array of {events.dtype}" if is_array else type(events).__name__
         raise TypeError(
             "events must be a structured array with the fields x, y, t, p, or a mapping of "
             f"columns of these names, got {got}."
@@ -114,57 +116,61 @@ def _columns(
     missing = [name for name in needed if name not in names]
     if missing:
         raise ValueError(f"events have no {' and no '.join(missing)}, only {', '.join(names)}.")
-    found = {name: np.asarray(events[name]) for name in ("x", "y", "t", "p") if name in names}
-    lengths = {name: list(column.shape) for name, column in found.items()}
-    if any(column.ndim != 1 or len(column) != len(found["x"]) for column in found.values()):
+    columns = {name: np.asarray(events[name]) for name in ("x", "y", "t", "p") if name in names}
+    lengths = {name: list(column.shape) for name, column in columns.items()}
+    if any(column.ndim != 1 or len(column) != len(columns["x"]) for column in columns.values()):
         raise ValueError(f"columns of events must have one length, got the shapes {lengths}.")
     for name in ("x", "y", "p"):
-        column = found.get(name, np.zeros(len(found["x"]), dtype=np.int64))
-        whole = column.astype(np.int64)
-        if not np.array_equal(whole, column):
+        # y and p may be absent: row 0, and polarity 0 where it is ignored
+        column = columns.get(name, np.zeros(len(columns["x"]), dtype=np.int64))
+        integers = column.astype(np.int64)
+        if not np.array_equal(integers, column):
             raise ValueError(f"{name} of an event must be an integer, got {column.dtype} values.")
-        found[name] = whole
+        columns[name] = integers
     # unsigned times would wrap round below the start
-    if found["t"].dtype.kind in "iub":
-        found["t"] = found["t"].astype(np.int64)
-    elif not np.isfinite(found["t"]).all():
+    if columns["t"].dtype.kind in "iub":
+        columns["t"] = columns["t"].astype(np.int64)
+    elif not np.isfinite(columns["t"]).all():
         raise ValueError("t of an event must be finite.")
-    return found["x"], found["y"], found["t"], found["p"]
+    return columns["x"], columns["y"], columns["t"], columns["p"]
 
 
-def _channels(p: Column) -> Column:
-    known = set(np.unique(p).tolist())
-    if not (known <= {0, 1} or known <= {-1, 1}):
+def _polarity_channels(p: Column) -> Column:
+    """Map polarities to channels: off (0 or -1) to 0, on (1) to 1."""
+    values = set(np.unique(p).tolist())
+    if not (values <= {0, 1} or values <= {-1, 1}):
         raise ValueError(
-            f"polarities must be 0 and 1, or -1 and 1, got {sorted(known)}. With polarities=1 they "
-            "are not looked at."
+            f"polarities must be 0 and 1, or -1 and 1, got {sorted(values)}. With polarities=1 "
+            "they are ignored."
         )
     return (p > 0).astype(np.int64)
 
 
-def _frames(
+def _assign_frames(
     t: Column, bins: int | None, window: float | None, start: float | None, stop: float | None
 ) -> tuple[Column, int]:
-    """The frame of each event, and how many there are; events outside get one that is not there."""
+    """Return the frame of each event, -1 or T where it is outside of time, and the number T."""
     if len(t) == 0 and (start is None or stop is None):
         raise ValueError("there are no events: give start= and stop=.")
     begin = t.min() if start is None else start
     end = t.max() if stop is None else stop
     if end < begin or (end == begin and stop is not None):
         raise ValueError(f"time must stop after it starts, got start={begin} and stop={end}.")
-    since = t - begin
+    elapsed = t - begin
     if window is None:
         T = check_count("bins", bins)
-        # all at one moment: the first frame
-        frame = since * T // (end - begin if end > begin else 1)
+        # multiplied before divided, so that integer times are exact; where all events are
+        # simultaneous they are in the first frame
+        frame = elapsed * T // (end - begin if end > begin else 1)
     else:
+        # without a stop the last event is inside, and the last window may be cut short
         T = (
             int((end - begin) // window) + 1
             if stop is None
             else int(np.ceil((end - begin) / window))
         )
-        frame = since // window
-    # what rounding has put behind the last frame, and the last event where nothing tells the end
+        frame = elapsed // window
+    # events that rounding puts behind the last frame, and the last event where stop is left out
     frame = np.minimum(frame, T - 1)
     if stop is not None:
         frame = np.where(t < end, frame, T)

@@ -1,4 +1,4 @@
-"""Values as the time of one spike: the stronger, the sooner."""
+"""Latency coding: encode a value as the time of one spike, early for strong values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
-from tracetorch.encode.values import check_values, within
+from tracetorch.encode.values import check_range, check_values
 
 
 def latency(
@@ -20,21 +20,21 @@ def latency(
     threshold: float | None = None,
     tau: float = 20.0,
 ) -> Tensor:
-    """One spike for each value above the threshold, the sooner the stronger the value.
+    """Encode each value above the threshold as one spike, earlier for stronger values.
 
     ::
 
         linear:       time = (1 - x) / (1 - threshold) * (T - 1)
         exponential:  time = tau * log(x / (x - threshold))
 
-    rounded to the nearest step. The second is when a leaky membrane, charged by the constant
-    current ``x``, reaches the threshold. Values at or below it stay silent, and so do those whose
-    time is over. Times move in whole steps, so there is no gradient.
+    rounded to the nearest step. The exponential time is when a leaky membrane, charged by the
+    constant current ``x``, reaches the threshold. There is no spike for values at or below it, or
+    for times after the last step. Times are whole steps, so there is no gradient.
 
     Args:
         x: values in [0, 1] for ``"linear"``, not negative for ``"exponential"``.
         steps: the number of time steps.
-        kind: how times spread.
+        kind: the equation for the time, ``"linear"`` or ``"exponential"``.
         threshold: in [0, 1), 0 if left out, for ``"linear"``; positive, 0.2 if left out, for
             ``"exponential"``.
         tau: the membrane's time constant in steps, positive; for ``"exponential"``.
@@ -64,20 +64,22 @@ def latency(
     if kind not in ("linear", "exponential"):
         raise ValueError(f"kind must be 'linear' or 'exponential', got {kind!r}.")
     value = x.detach()
+    # in float64: half precision cannot tell a few thousand steps apart
     if kind == "linear":
-        least = 0.0 if threshold is None else threshold
-        if not 0 <= least < 1:
-            raise ValueError(f"threshold must lie in [0, 1) for kind='linear', got {least}.")
-        value = within("x", value, 0.0, 1.0)
-        time = (1 - value.double()) / (1 - least) * (T - 1)
+        level = 0.0 if threshold is None else threshold
+        if not 0 <= level < 1:
+            raise ValueError(f"threshold must lie in [0, 1) for kind='linear', got {level}.")
+        value = check_range("x", value, 0.0, 1.0)
+        time = (1 - value.double()) / (1 - level) * (T - 1)
     else:
-        least = 0.2 if threshold is None else threshold
-        if not 0 < least < math.inf:
-            raise ValueError(f"threshold must be positive for kind='exponential', got {least}.")
+        level = 0.2 if threshold is None else threshold
+        if not 0 < level < math.inf:
+            raise ValueError(f"threshold must be positive for kind='exponential', got {level}.")
         if not 0 < tau < math.inf:
             raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
-        value = within("x", value, 0.0, math.inf)
-        time = -tau * torch.log1p(-least / value.double())
-    time = torch.where(value > least, time, math.inf).round()
+        value = check_range("x", value, 0.0, math.inf)
+        time = -tau * torch.log1p(-level / value.double())
+    # no step has the index infinity, so values at or below the threshold have no spike
+    time = torch.where(value > level, time, math.inf).round()
     index = torch.arange(T, dtype=torch.float64, device=x.device).reshape(-1, *[1] * x.ndim)
     return (time == index).to(x.dtype)

@@ -1,4 +1,4 @@
-"""A value as the activity of several neurons, each with a range of its own."""
+"""Population coding: encode a value as the activity of neurons with Gaussian receptive fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracetorch.encode.values import check_values
 def population(
     x: Tensor, num_neurons: int, *, low: float = 0.0, high: float = 1.0, overlap: float = 1.5
 ) -> Tensor:
-    """Gaussian receptive fields that tile a range: how strongly each is excited, in (0, 1].
+    """Compute the activity of Gaussian receptive fields that tile a range, in (0, 1].
 
     ::
 
@@ -20,15 +20,15 @@ def population(
         centre[i] = low + (i - 3/2) (high - low) / (n - 2)
         width = (high - low) / (overlap (n - 2))
 
-    The outermost centres lie half a spacing outside the range. The activity is no spike yet: give
-    it to :func:`rate` or :func:`latency`. It is differentiable.
+    The outermost centres lie half a spacing outside the range. Activities are not spikes: encode
+    them with :func:`rate` or :func:`latency`. They are differentiable.
 
     Args:
         x: values, of one sample or over time; best in [low, high].
         num_neurons: neurons for each value, at least 3.
         low: the lower end of the range.
         high: the upper end.
-        overlap: how narrow the fields are, beta in the paper; positive.
+        overlap: beta in the paper, positive: the fields are narrower the larger it is.
 
     Shape:
         ``[...]`` to ``[..., num_neurons]``, in the dtype of ``x``.
@@ -57,6 +57,7 @@ def population(
         raise ValueError(f"low must be below high, both finite, got {low} and {high}.")
     if not 0 < overlap < float("inf"):
         raise ValueError(f"overlap must be positive and finite, got {overlap}.")
+    # n - 2 spacings fit between low and high, since the outermost centres lie outside
     spacing = (high - low) / (n - 2)
     centre = low + (torch.arange(n, dtype=x.dtype, device=x.device) - 0.5) * spacing
     distance = (x.unsqueeze(-1) - centre) * (overlap / spacing)

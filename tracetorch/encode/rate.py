@@ -1,4 +1,4 @@
-"""Values as firing rates."""
+"""Rate coding: encode values as random spike trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
-from tracetorch.encode.values import check_values, within
+from tracetorch.encode.values import check_range, check_values
 
 
 def rate(
@@ -21,7 +21,7 @@ def rate(
     offset: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Random spikes, independent at every step, at the rate ``gain * x + offset``.
+    """Draw random spikes, independent at every step, at the rate ``gain * x + offset``.
 
     ::
 
@@ -60,12 +60,13 @@ def rate(
     if kind not in ("bernoulli", "poisson"):
         raise ValueError(f"kind must be 'bernoulli' or 'poisson', got {kind!r}.")
     highest = 1.0 if kind == "bernoulli" else math.inf
-    r = within("the rate gain * x + offset", gain * x + offset, 0.0, highest)
-    # half precision would draw too few different numbers
-    exact = r.detach().to(torch.promote_types(r.dtype, torch.float32)).expand(T, *r.shape)
+    r = check_range("the rate gain * x + offset", gain * x + offset, 0.0, highest)
+    # drawn in float32 or wider: half precision has too few distinct numbers between 0 and 1
+    wide = r.detach().to(torch.promote_types(r.dtype, torch.float32)).expand(T, *r.shape)
     if kind == "bernoulli":
-        drawn = torch.rand(exact.shape, dtype=exact.dtype, device=r.device, generator=generator)
-        spikes = (drawn < exact).to(r.dtype)
+        drawn = torch.rand(wide.shape, dtype=wide.dtype, device=r.device, generator=generator)
+        spikes = (drawn < wide).to(r.dtype)
     else:
-        spikes = torch.poisson(exact, generator=generator).to(r.dtype)
+        spikes = torch.poisson(wide, generator=generator).to(r.dtype)
+    # adds zero, and the gradient of the mean
     return spikes + (r - r.detach()) if r.requires_grad else spikes

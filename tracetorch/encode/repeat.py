@@ -1,4 +1,4 @@
-"""The same at every step: a constant current."""
+"""Direct coding: repeat a value at every step as a constant current."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tracetorch.core.checks import check_count
 
 
 def repeat(x: Tensor, steps: int) -> Tensor:
-    """``x`` at every step, as a view: nothing is copied.
+    """Repeat ``x`` at every step, as a view without a copy.
 
-    The first layers of the network turn it into spikes (direct coding). ``tt.unroll(model, x,
-    steps=T)`` gives the same and computes what stands before the first neuron once.
+    The first neurons of the network turn it into spikes (direct coding). ``tt.unroll(model, x,
+    steps=T)`` gives the same result and computes the layers before the first neuron only once.
 
     Args:
         x: any tensor.

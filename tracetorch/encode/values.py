@@ -1,4 +1,4 @@
-"""What encoders are given: values in a range."""
+"""Check the values that encoders take: floating point, and check_range a range."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
 def check_values(name: str, x: Tensor) -> None:
@@ -18,19 +19,20 @@ def check_values(name: str, x: Tensor) -> None:
         )
 
 
-def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
-    """``x`` if all of it is in [low, high], what rounding has put beyond cut off.
+def check_range(name: str, x: Tensor, low: float, high: float) -> Tensor:
+    """Check that ``x`` lies in [low, high] up to rounding, and return it clamped to the range.
 
     Raises:
-        ValueError: a value lies outside, or is NaN.
+        ValueError: a value lies outside by more than rounding, or is NaN.
 
     """
-    if torch.compiler.is_compiling():  # looking at values would break a compiled graph
+    if is_compiling():  # reading values would break a compiled graph
         return x.clamp(low, high)
     slack = 4 * torch.finfo(x.dtype).eps
-    fits = (x >= low - slack) & (x <= high + slack)
-    if not bool(fits.all()):
-        worst = x[~fits].flatten()[0].item()
+    # written so that NaN, which compares false, is invalid
+    valid = (x >= low - slack) & (x <= high + slack)
+    if not bool(valid.all()):
+        offender = x[~valid].flatten()[0].item()
         allowed = "not be negative" if high == math.inf else f"lie in [{low:g}, {high:g}]"
-        raise ValueError(f"{name} must {allowed}, got {worst}. Scale the input, or clamp it.")
+        raise ValueError(f"{name} must {allowed}, got {offender}. Scale the input, or clamp it.")
     return x.clamp(low, high)

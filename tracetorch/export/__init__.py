@@ -1,7 +1,7 @@
-"""A model as a program for elsewhere, its states explicit: ``(x, states) -> (y, states)``.
+"""Export a model as a program with explicit states: ``(x, states) -> (y, states)``.
 
-``torch.export`` records a pure function, in which a state that a layer holds could only be a
-constant. Here every state is an input and an output, under the name that ``tt.get_states`` gives.
+``torch.export`` records a pure function, in which a state held by a layer would be a constant.
+Here every state is an input and an output, under the name that ``tt.get_states`` gives.
 """
 
 from tracetorch.export.initial import initial_states

@@ -1,4 +1,4 @@
-"""The states of a program before its first step."""
+"""Make the initial states of an exported program."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_count
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.port import Port
+from tracetorch.export.tensor_spec import TensorSpec
 
 
 def initial_states(
     program: ExportedProgram, batch: int, *, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
-    """Zeros for every state of a program, as at the first step of a sequence.
+    """Return zeros for every state of a program, its states before the first step.
 
-    Their shapes stand in the program itself, also in one that ``torch.export.load`` has read.
+    Their shapes are read from the program itself, also from one that ``torch.export.load`` read.
 
     Args:
-        program: what ``tt.export.step`` or ``tt.export.sequence`` gave.
-        batch: size of the batch.
-        device: where; if left out, where the program is.
+        program: a program made by ``tt.export.step`` or ``tt.export.sequence``.
+        batch: size of the batch, at least 1.
+        device: device of the states; that of the program if left out.
 
     Raises:
         TypeError: ``program`` is no ``ExportedProgram``, or ``batch`` no integer.
-        ValueError: the program is none of ours, or ``batch`` is below 1.
+        ValueError: ``tt.export`` did not make the program, or ``batch`` is below 1.
 
     Example:
         >>> from tracetorch.export.step import step
@@ -38,27 +38,29 @@ def initial_states(
     """
     size = check_count("batch", batch)
     return {
-        name: port.zeros(size, place if device is None else device)
-        for name, (port, place) in _states(program).items()
+        name: spec.zeros(size, own_device if device is None else device)
+        for name, (spec, own_device) in _state_specs(program).items()
     }
 
 
-def _states(program: ExportedProgram) -> dict[str, tuple[Port, torch.device]]:
-    """Shape and dtype of every state of a program, and its device, by name."""
+def _state_specs(program: ExportedProgram) -> dict[str, tuple[TensorSpec, torch.device]]:
+    """Return shape, dtype and device of every state of a program by name."""
     if not isinstance(program, ExportedProgram):
         raise TypeError(
             f"program must be an ExportedProgram, got {type(program).__name__}. "
             "Make one with tt.export.step(model, sample)."
         )
-    seen = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    leaves = [seen.get(name) for name in program.graph_signature.user_inputs]
-    given, keywords = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-    if len(given) != 2 or keywords or not isinstance(given[1], dict):
+    # Every node of the graph holds a fake tensor, whose shape is symbolic in the batch.
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    leaves = [values.get(name) for name in program.graph_signature.user_inputs]
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    if len(args) != 2 or kwargs or not isinstance(args[1], dict):
         raise ValueError(
             "the program does not take (x, states): it is none that tt.export.step or "
             "tt.export.sequence made."
         )
-    states: dict[str, Tensor] = given[1]
+    states: dict[str, Tensor] = args[1]
+    # The batch is the one symbol in the sizes of all states.
     symbols: set[Any] = set()
     for state in states.values():
         for size in state.shape:
@@ -66,14 +68,20 @@ def _states(program: ExportedProgram) -> dict[str, tuple[Port, torch.device]]:
                 symbols |= size.node.expr.free_symbols
     if len(symbols) > 1:
         raise ValueError(f"the program's states follow several sizes, {symbols}, not one batch.")
-    ports: dict[str, tuple[Port, torch.device]] = {}
+    specs: dict[str, tuple[TensorSpec, torch.device]] = {}
     for name, state in states.items():
-        shape = tuple(_told(size, symbols) for size in state.shape)
-        ports[name] = Port(shape, str(state.dtype).removeprefix("torch.")), state.device
-    return ports
+        shape = tuple(_spec_size(size, symbols) for size in state.shape)
+        dtype = str(state.dtype).removeprefix("torch.")
+        specs[name] = TensorSpec(shape, dtype), state.device
+    return specs
 
 
-def _told(size: int | SymInt, symbols: set[Any]) -> int | str:
+def _spec_size(size: int | SymInt, symbols: set[Any]) -> int | str:
+    """Write a size of a symbolic shape as a :class:`TensorSpec` has it.
+
+    Raises:
+        ValueError: the size is no multiple of the batch.
+    """
     if not isinstance(size, SymInt):
         return size
     (batch,) = symbols

@@ -1,4 +1,4 @@
-"""What goes in and out of an exported file, by name; written into the file's own metadata."""
+"""Describe the named inputs, states and outputs of an ONNX file in its metadata."""
 
 from __future__ import annotations
 
@@ -7,110 +7,122 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from tracetorch.export.port import Port
+from tracetorch.export.tensor_spec import TensorSpec
 
-KEY = "tracetorch"
+METADATA_KEY = "tracetorch"
 FORMAT = 1
 
-# A name where a tensor stands, {"tuple": [...]}, {"list": [...]} or {"dict": {...}}
+# Nested outputs in JSON: the name of a tensor, {"tuple": [...]}, {"list": [...]}, {"dict": {...}}
 Structure: TypeAlias = str | dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Names, shapes and dtypes of what a file takes and gives.
+    """Names, shapes and dtypes of the inputs, states and outputs of an ONNX file.
 
     Args:
-        inputs: by the names of ``forward``'s arguments, in their order.
-        states: by their paths. They come out as ``<path>.next``.
-        outputs: the names, as they stand in what ``forward`` returns.
-        version: of traceTorch, when the file was written.
+        inputs: specs of the inputs by the names of ``forward``'s arguments, in their order.
+        states: specs of the states by path; the next state is the output ``<path>.next``.
+        outputs: names of the outputs, nested like the return value of ``forward``.
+        version: version of traceTorch that wrote the file.
     """
 
-    inputs: Mapping[str, Port]
-    states: Mapping[str, Port]
+    inputs: Mapping[str, TensorSpec]
+    states: Mapping[str, TensorSpec]
     outputs: Structure
     version: str
 
-    def names_in(self) -> list[str]:
-        """Of the inputs of the graph, in order."""
+    def input_names(self) -> list[str]:
+        """List the names of the graph's inputs, in order."""
         return [*self.inputs, *self.states]
 
-    def names_out(self) -> list[str]:
-        """Of the outputs of the graph, in order."""
-        return [*leaves(self.outputs), *(next_of(state) for state in self.states)]
+    def output_names(self) -> list[str]:
+        """List the names of the graph's outputs, in order."""
+        return [*leaf_names(self.outputs), *(next_state_name(state) for state in self.states)]
 
     def dumps(self) -> str:
-        """As JSON."""
+        """Serialise the interface as JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def loads(cls, text: str) -> Interface:
-        """From JSON that may be anybody's.
+        """Parse an interface from untrusted JSON.
 
         Raises:
-            ValueError: it is not what :meth:`dumps` writes.
+            ValueError: the text is not what :meth:`dumps` writes.
         """
         try:
-            told = json.loads(text)
-            if told["format"] != FORMAT:
-                raise ValueError(f"it has format {told['format']!r}, this version reads {FORMAT}.")
-            ports = {
-                kind: {
-                    str(name): Port(tuple(port["shape"]), port["dtype"])
-                    for name, port in told[kind].items()
+            fields = json.loads(text)
+            if fields["format"] != FORMAT:
+                raise ValueError(
+                    f"it has format {fields['format']!r}, this version reads {FORMAT}."
+                )
+            inputs, states = (
+                {
+                    str(name): TensorSpec(tuple(spec["shape"]), spec["dtype"])
+                    for name, spec in fields[kind].items()
                 }
                 for kind in ("inputs", "states")
-            }
-            found = cls(ports["inputs"], ports["states"], told["outputs"], str(told["version"]))
-            names = [*found.names_in(), *found.names_out()]
+            )
+            interface = cls(inputs, states, fields["outputs"], str(fields["version"]))
+            names = [*interface.input_names(), *interface.output_names()]
+        # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind ({error!r}).") from None
-        if len(set(names)) < len(names) or not found.inputs:
+        # OnnxStream looks up values by name, and reads the batch size from an input.
+        if len(set(names)) < len(names) or not interface.inputs:
             raise ValueError("its names are not distinct, or it takes no input.")
-        return found
+        return interface
 
 
-def next_of(state: str) -> str:
-    """The output under which a state comes out; one name cannot stand for two values."""
+def next_state_name(state: str) -> str:
+    """Name the output that holds the next value of a state.
+
+    In an ONNX graph one name cannot be both an input and an output.
+    """
     return f"{state}.next"
 
 
-def leaves(structure: Structure) -> list[str]:
-    """The names in a structure, in order."""
+def leaf_names(structure: Structure) -> list[str]:
+    """List the names in a structure, in order."""
     if isinstance(structure, str):
         return [structure]
     ((kind, inside),) = structure.items()
     if kind not in ("tuple", "list", "dict"):
         raise TypeError(kind)
     parts = inside.values() if kind == "dict" else inside
-    return [name for part in parts for name in leaves(part)]
+    return [name for part in parts for name in leaf_names(part)]
 
 
-def named(name: str, value: Any) -> Structure:
-    """The structure of what ``forward`` returned, every tensor under a name.
+def name_leaves(name: str, value: Any) -> Structure:
+    """Name every tensor in the return value of ``forward``, ``y.0.aux`` for ``y[0]["aux"]``.
+
+    Args:
+        name: name of the whole.
+        value: the return value, an integer in the place of each tensor.
 
     Raises:
         TypeError: it holds something other than tuples, lists and dicts.
     """
     kind = type(value)
     if kind in (tuple, list):
-        return {kind.__name__: [named(f"{name}.{i}", each) for i, each in enumerate(value)]}
+        return {kind.__name__: [name_leaves(f"{name}.{i}", each) for i, each in enumerate(value)]}
     if kind is dict:
-        return {"dict": {str(key): named(f"{name}.{key}", each) for key, each in value.items()}}
-    if kind is not int:  # the place of a tensor
+        parts = {str(key): name_leaves(f"{name}.{key}", each) for key, each in value.items()}
+        return {"dict": parts}
+    if kind is not int:
         raise TypeError(
             f"an ONNX file gives tensors, in tuples, lists and dicts; {name} is a {kind.__name__}."
         )
     return name
 
 
-def filled(structure: Structure, values: Mapping[str, Any]) -> Any:
-    """The structure with what stands under each name."""
+def fill_structure(structure: Structure, values: Mapping[str, Any]) -> Any:
+    """Replace every name in a structure by its value."""
     if isinstance(structure, str):
         return values[structure]
     ((kind, inside),) = structure.items()
     if kind == "dict":
-        return {key: filled(part, values) for key, part in inside.items()}
-    parts = [filled(part, values) for part in inside]
+        return {key: fill_structure(part, values) for key, part in inside.items()}
+    parts = [fill_structure(part, values) for part in inside]
     return tuple(parts) if kind == "tuple" else parts

@@ -1,4 +1,4 @@
-"""One time step as an ONNX file."""
+"""Write one time step of a model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.version import __version__
-from tracetorch.export.interface import KEY, Interface, named
-from tracetorch.export.port import Port
-from tracetorch.export.step import exported
+from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
+from tracetorch.export.step import export_step
+from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.unrolling.inputs import parse_inputs
 
-_MOST = 2_000_000_000  # bytes; a protobuf message ends at 2 GiB
+_MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
 
 
 def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
@@ -28,15 +28,15 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     An input is named as the argument of ``forward`` (``x``), a state as by ``tt.get_states``
     (``net.1.mem``); the outputs are ``y`` (``y.0``, ``y.aux`` where there are several) and the next
     states ``net.1.mem.next``, for an ONNX graph gives each value a name of its own. The batch is
-    free. Shapes and dtypes stand in the file's metadata under ``tracetorch``, so that zeros can be
+    free. The file's metadata holds shapes and dtypes under ``tracetorch``, so that zeros can be
     made for the first step; :class:`tt.export.OnnxStream` does.
 
-    The file is that of the model in eval mode. In onnxruntime on the CPU the neurons compute what
-    they compute in PyTorch, bit for bit; matrix products and convolutions round as a runtime likes.
+    The file is that of the model in eval mode. In onnxruntime on the CPU the neurons compute bit
+    for bit what they compute in PyTorch; matrix products and convolutions may round differently.
 
     Args:
-        model: any module whose call is one time step; it is left as it was.
-        path: the file; replaced only when the new one is whole.
+        model: any module whose call is one time step; it is unchanged afterwards.
+        path: the file; replaced only when the new one is complete.
         sample: an input of one step, batch first: a tensor, or a tuple or a dict of them.
 
     Shape:
@@ -61,47 +61,47 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     """
     require("onnx", "onnxscript", extra="export", by="tt.export.onnx")
     with atomic_replace(path) as unfinished:
-        program, probed = exported(model, sample)
+        program, signature = export_step(model, sample)
         interface = Interface(
-            _input_ports(model, program, sample),
-            probed.states,
-            _output_names(program, len(probed.states)),
-            __version__,
+            _input_specs(model, sample), signature.states, _output_structure(program), __version__
         )
-        names = [*interface.names_in(), *interface.names_out()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        names = [*interface.input_names(), *interface.output_names()]
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
             raise ValueError(
-                f"inputs, outputs and states of the file would share the names {twice}. Rename the "
-                "arguments of forward, or the modules."
+                f"inputs, outputs and states of the file would share the names {duplicates}. "
+                "Rename the arguments of forward, or the modules."
             )
+        # Checked before the export, which fails late and with an error of protobuf.
         size = sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor))
-        if size > _MOST:
+        if size > _MAX_BYTES:
             raise ValueError(
                 f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
                 "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
             )
-        written = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program,
             (),
             dynamo=True,
             verbose=False,
-            input_names=interface.names_in(),
-            output_names=interface.names_out(),
+            input_names=interface.input_names(),
+            output_names=interface.output_names(),
         )
-        if written is None:
+        if onnx_program is None:
             raise RuntimeError(f"torch.onnx of torch {torch.__version__} gave no program.")
-        written.model.metadata_props[KEY] = interface.dumps()
-        written.save(unfinished, external_data=False)
+        onnx_program.model.metadata_props[METADATA_KEY] = interface.dumps()
+        onnx_program.save(unfinished, external_data=False)
 
 
-def _input_ports(model: nn.Module, program: ExportedProgram, sample: Any) -> dict[str, Port]:
-    given = parse_inputs(sample, 1, 0, True).tensors
-    if isinstance(given, dict):
-        named_inputs = dict(given)
+def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
+    """Return the spec of every input by the name of its argument of ``forward``."""
+    tensors = parse_inputs(sample, 1, 0, True).tensors
+    if isinstance(tensors, dict):
+        named_inputs = dict(tensors)
     else:
-        several = given if isinstance(given, tuple) else (given,)
-        bound = inspect.signature(model.forward).bind(*several)
+        # Positional inputs get the names of forward's arguments.
+        args = tensors if isinstance(tensors, tuple) else (tensors,)
+        bound = inspect.signature(model.forward).bind(*args)
         named_inputs = {}
         for name, value in bound.arguments.items():
             if isinstance(value, tuple):  # *args
@@ -109,17 +109,22 @@ def _input_ports(model: nn.Module, program: ExportedProgram, sample: Any) -> dic
             else:
                 named_inputs[name] = value
     return {
-        name: Port(("batch", *x.shape[1:]), str(x.dtype).removeprefix("torch."))
+        name: TensorSpec(("batch", *x.shape[1:]), str(x.dtype).removeprefix("torch."))
         for name, x in named_inputs.items()
     }
 
 
-def _output_names(program: ExportedProgram, states: int) -> Any:
-    spec = program.call_spec.out_spec
-    places = list(range(len(program.graph_signature.user_outputs)))
-    seen = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    for place, output in enumerate(program.graph_signature.user_outputs):
-        if not isinstance(seen.get(str(output)), Tensor):
+def _output_structure(program: ExportedProgram) -> Structure:
+    """Name the outputs of a program, nested like the return value of ``forward``.
+
+    Raises:
+        TypeError: an output is no tensor.
+    """
+    outputs = program.graph_signature.user_outputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    for place, output in enumerate(outputs):
+        if not isinstance(values.get(str(output)), Tensor):
             raise TypeError(f"output {place} of forward is no tensor: {output!r}.")
-    y, _ = pytree.tree_unflatten(places, spec)
-    return named("y", y)
+    # Unflattening the positions gives the nesting without the tensors; the states come second.
+    y, _ = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
+    return name_leaves("y", y)

@@ -1,8 +1,7 @@
-"""A stream through an ONNX file: the runner keeps the states from step to step."""
+"""Run an exported ONNX file step by step, keeping its states: ``OnnxStream``."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracetorch.core.checks import suggestion
 from tracetorch.core.optional import require
-from tracetorch.export.interface import KEY, Interface, filled, leaves, next_of
-from tracetorch.export.port import DTYPES, Port
+from tracetorch.export.interface import (
+    METADATA_KEY,
+    Interface,
+    fill_structure,
+    leaf_names,
+    next_state_name,
+)
+from tracetorch.export.tensor_spec import DTYPES, TensorSpec
 
 Array: TypeAlias = Tensor | NDArray[Any]
 
@@ -23,14 +29,14 @@ Array: TypeAlias = Tensor | NDArray[Any]
 class OnnxStream:
     """Run a file that ``tt.export.onnx`` wrote, step by step, with ``onnxruntime``.
 
-    Calling it runs one time step, as calling the model does: the states start at zero, follow the
-    batch of the first input, and carry over until ``zero_states()``. A call that fails changes
+    A call runs one time step, like a call of the model: the states start at zero, take the batch
+    size of the first input, and are kept until ``zero_states()``. A call that fails changes
     nothing.
 
     Args:
         path: the file.
-        providers: where ``onnxruntime`` runs it, in order of preference.
-        threads: how many threads one operation may use; for the small products of a single step one
+        providers: execution providers of ``onnxruntime``, in order of preference.
+        threads: number of threads for one operation; for the small products of a single step one
             is usually fastest.
 
     Shape:
@@ -39,7 +45,7 @@ class OnnxStream:
     Raises:
         ModuleNotFoundError: the extra ``export`` is missing.
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an ONNX file, or not one of ours.
+        ValueError: the file is not an ONNX file, or ``tt.export.onnx`` did not write it.
 
     Example:
         >>> import tempfile
@@ -64,27 +70,28 @@ class OnnxStream:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {str(self.path)!r}.")
-        self._session = _session(self.path, list(providers), threads)
-        self.interface = _interface(self._session, self.path)
+        self._session = _open_session(self.path, list(providers), threads)
+        self.interface = _read_interface(self._session, self.path)
+        # None before the first step: only the first input gives the batch size.
         self._states: dict[str, NDArray[Any]] | None = None
         self._batch = 0
 
     def __call__(self, *args: Array, **kwargs: Array) -> Any:
-        """One time step; tensors come back where a tensor was given, else NumPy arrays.
+        """Run one time step; return tensors if any input is a tensor, else NumPy arrays.
 
         Args:
-            args: the inputs, as ``forward`` takes them.
-            kwargs: likewise, by name.
+            args: positional inputs, as for ``forward``.
+            kwargs: inputs by name.
 
         Raises:
             TypeError: an input is missing, unknown, or of another dtype.
             ValueError: an input is of another shape, or of another batch than the states.
         """
-        given = self._bound(args, kwargs)
+        inputs = self._bind_inputs(args, kwargs)
         arrays: dict[str, NDArray[Any]] = {}
         batches: dict[str, int] = {}
-        for name, port in self.interface.inputs.items():
-            arrays[name], batches[name] = _checked(f"the input {name!r}", given[name], port)
+        for name, spec in self.interface.inputs.items():
+            arrays[name], batches[name] = _check_array(f"the input {name!r}", inputs[name], spec)
         batch = next(iter(batches.values()))
         if len(set(batches.values())) > 1:
             raise ValueError(f"the inputs differ in batch: {batches}.")
@@ -94,27 +101,30 @@ class OnnxStream:
                 "zero_states() before a new sequence."
             )
         states = self._zeros(batch) if self._states is None else self._states
-        names = self.interface.names_out()
+        names = self.interface.output_names()
         values = dict(zip(names, self._session.run(names, {**arrays, **states}), strict=True))
-        self._states = {name: values[next_of(name)] for name in self.interface.states}
+        # Only after the run: a step that fails leaves the states unchanged.
+        self._states = {name: values[next_state_name(name)] for name in self.interface.states}
         self._batch = batch
-        if any(isinstance(each, Tensor) for each in given.values()):
-            values = {name: torch.from_numpy(values[name]) for name in self._outputs()}
-        return filled(self.interface.outputs, values)
+        outputs = self.interface.outputs
+        if any(isinstance(each, Tensor) for each in inputs.values()):
+            values = {name: torch.from_numpy(values[name]) for name in leaf_names(outputs)}
+        return fill_structure(outputs, values)
 
     def zero_states(self) -> None:
-        """Start a new sequence, of any batch."""
+        """Start a new sequence, with any batch size."""
         self._states = None
 
     def get_states(self) -> dict[str, Tensor]:
-        """Copies of the states, as ``tt.get_states`` gives them; none before the first input."""
+        """Return copies of the states, as ``tt.get_states`` does; none before the first input."""
         return {name: torch.tensor(state) for name, state in (self._states or {}).items()}
 
     def set_states(self, states: Mapping[str, Array]) -> None:
-        """Go on from ``states``, this stream's or those that ``tt.get_states`` read off the model.
+        """Continue from ``states``, from this stream or from ``tt.get_states(model)``.
 
         Args:
-            states: every state by its name, all of one batch; an empty dict is ``zero_states()``.
+            states: every state by its name, all of one batch size; an empty dict does the same as
+                ``zero_states()``.
 
         Raises:
             TypeError: ``states`` is not a mapping, or a state is of another dtype.
@@ -125,12 +135,14 @@ class OnnxStream:
         known = self.interface.states
         for name in states:
             if name not in known:
-                near = difflib.get_close_matches(str(name), list(known), n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"no state is called {name!r}.{hint} There are {list(known)}.")
+                raise ValueError(
+                    f"no state is called {name!r}.{suggestion(name, known)} "
+                    f"There are {list(known)}."
+                )
         if not states:
             self.zero_states()
             return
+        # Some states alone would mix two sequences.
         missing = [name for name in known if name not in states]
         if missing:
             raise ValueError(
@@ -139,69 +151,69 @@ class OnnxStream:
             )
         arrays: dict[str, NDArray[Any]] = {}
         batches: dict[str, int] = {}
-        for name, port in known.items():
-            array, batches[name] = _checked(f"the state {name!r}", states[name], port)
-            arrays[name] = array.copy()
+        for name, spec in known.items():
+            array, batches[name] = _check_array(f"the state {name!r}", states[name], spec)
+            arrays[name] = array.copy()  # the caller may change theirs
         if len(set(batches.values())) > 1:
             raise ValueError(f"the states differ in batch: {batches}.")
         self._states, self._batch = arrays, next(iter(batches.values()))
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}: {port}" for name, port in self.interface.inputs.items())
-        return f"OnnxStream({str(self.path)!r}, {told}, {len(self.interface.states)} states)"
-
-    def _outputs(self) -> list[str]:
-        return leaves(self.interface.outputs)
+        inputs = ", ".join(f"{name}: {spec}" for name, spec in self.interface.inputs.items())
+        return f"OnnxStream({str(self.path)!r}, {inputs}, {len(self.interface.states)} states)"
 
     def _zeros(self, batch: int) -> dict[str, NDArray[Any]]:
-        return {name: port.zeros(batch).numpy() for name, port in self.interface.states.items()}
+        return {name: spec.zeros(batch).numpy() for name, spec in self.interface.states.items()}
 
-    def _bound(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> dict[str, Array]:
+    def _bind_inputs(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> dict[str, Array]:
+        """Return the inputs by name, as Python binds arguments to the parameters of a function."""
         names = list(self.interface.inputs)
         if len(args) > len(names):
             raise TypeError(f"the model takes {names}, got {len(args)} inputs.")
-        given = dict(zip(names, args, strict=False))
+        inputs = dict(zip(names, args, strict=False))
         for name, value in kwargs.items():
-            if name not in names or name in given:
+            if name not in names or name in inputs:
                 raise TypeError(f"the input {name!r} is unknown or given twice; there are {names}.")
-            given[name] = value
-        missing = [name for name in names if name not in given]
+            inputs[name] = value
+        missing = [name for name in names if name not in inputs]
         if missing:
             raise TypeError(f"the inputs {missing} are not given; there are {names}.")
-        return given
+        return inputs
 
 
-def _checked(what: str, value: object, port: Port) -> tuple[NDArray[Any], int]:
-    """The value as an array of the port's shape and dtype, and its batch."""
+def _check_array(label: str, value: object, spec: TensorSpec) -> tuple[NDArray[Any], int]:
+    """Return ``value`` as an array, and its batch size; raise where it does not fit ``spec``."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
     elif not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{what} must be a tensor or an array, got {type(value).__name__}. "
+            f"{label} must be a tensor or an array, got {type(value).__name__}. "
             "Wrap numbers in torch.as_tensor(...)."
         )
     dtype = str(value.dtype).removeprefix("torch.")
-    if dtype != port.dtype:
-        raise TypeError(f"{what} must be {port.dtype}, got {dtype}. Convert it first.")
-    batch = port.batch_of(value.shape)
+    if dtype != spec.dtype:
+        raise TypeError(f"{label} must be {spec.dtype}, got {dtype}. Convert it first.")
+    batch = spec.batch_of(value.shape)
     if not batch:
-        raise ValueError(f"{what} must have the shape {port}, got {list(value.shape)}.")
+        raise ValueError(f"{label} must have the shape {spec}, got {list(value.shape)}.")
     return np.ascontiguousarray(value), batch
 
 
-def _session(path: Path, providers: list[str], threads: int) -> Any:
+def _open_session(path: Path, providers: list[str], threads: int) -> Any:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     unknown = [name for name in providers if name not in available]
     if unknown or not providers:
         raise ValueError(f"onnxruntime has the providers {available}, got {providers}.")
+    # Operations of one step depend on each other: running several at once gains nothing.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # onnxruntime's own have no common base
+    except Exception as error:  # onnxruntime's errors have no common base
+        # A kernel is missing for a dtype, where the file itself is right.
         if "NOT_IMPLEMENTED" in str(error):
             raise ValueError(
                 f"onnxruntime cannot run {str(path)!r} with {providers}: {error}. If that is for a "
@@ -212,26 +224,28 @@ def _session(path: Path, providers: list[str], threads: int) -> Any:
         ) from error
 
 
-def _interface(session: Any, path: Path) -> Interface:
-    told = session.get_modelmeta().custom_metadata_map.get(KEY)
-    if told is None:
+def _read_interface(session: Any, path: Path) -> Interface:
+    """Read the interface from a file's metadata, and check it against the graph."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
         raise ValueError(
             f"{str(path)!r} was not written by tt.export.onnx: it does not say which of its inputs "
             "are states."
         )
     try:
-        interface = Interface.loads(told)
+        interface = Interface.loads(text)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} describes itself wrongly: {error}") from None
-    names_in = {each.name for each in session.get_inputs()}
-    names_out = {each.name for each in session.get_outputs()}
-    if set(interface.names_in()) != names_in or not set(interface.names_out()) <= names_out:
+    inputs = {each.name for each in session.get_inputs()}
+    outputs = {each.name for each in session.get_outputs()}
+    # An edited file may have outputs besides; a missing one would fail at the first step.
+    if set(interface.input_names()) != inputs or not set(interface.output_names()) <= outputs:
         raise ValueError(
-            f"{str(path)!r} describes itself wrongly: it has inputs {sorted(names_in)} and outputs "
-            f"{sorted(names_out)}, and speaks of {interface.names_in()} and "
-            f"{interface.names_out()}."
+            f"{str(path)!r} describes itself wrongly: it has inputs {sorted(inputs)} and outputs "
+            f"{sorted(outputs)}, and speaks of {interface.input_names()} and "
+            f"{interface.output_names()}."
         )
-    for name, port in {**interface.inputs, **interface.states}.items():
-        if DTYPES[port.dtype] is torch.bfloat16:
+    for name, spec in {**interface.inputs, **interface.states}.items():
+        if DTYPES[spec.dtype] is torch.bfloat16:
             raise ValueError(f"{name!r} is bfloat16, which NumPy and onnxruntime on the CPU lack.")
     return interface

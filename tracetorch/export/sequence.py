@@ -1,4 +1,4 @@
-"""A whole sequence as a program: the exported step, scanned over time."""
+"""Export a model over a whole sequence: its exported step, scanned over time."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tracetorch.core.torch_private import pytree, scan
-from tracetorch.export.explained import explained
-from tracetorch.export.probe import BATCHES, resized
-from tracetorch.export.step import exported, free_sizes
+from tracetorch.export.signature import BATCHES, resized
+from tracetorch.export.step import dynamic_sizes, export_step
+from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
 
 
 def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
-    """Export ``model`` over a whole sequence, number of steps and batch free, states explicit.
+    """Export ``model`` over a whole sequence, with explicit states and a free number of steps.
 
     ::
 
         y, states = program.module()(x, states)    # x, y [T, B, ...]
 
-    It is :func:`tt.export.step`'s program, run over time by PyTorch's ``scan``: step by step, so
-    what ``tt.unroll(model, x, by="step")`` computes. A long stream may be cut anywhere. ``T`` is
-    at least 1. PyTorch calls its ``scan`` a prototype.
+    It is :func:`tt.export.step`'s program, run over time by PyTorch's ``scan``, step by step: it
+    computes what ``tt.unroll(model, x, by="step")`` computes. A long stream may be cut anywhere.
+    ``T`` is at least 1, the batch is free. PyTorch calls its ``scan`` a prototype.
 
     Args:
         model: any module whose call is one time step.
         sample: an input, time first: a tensor, a tuple or a dict of them, as in ``tt.unroll``. Only
-            its shape matters, number of steps and size of the batch do not.
+            its feature dimensions matter, not the number of steps and the batch size.
 
     Shape:
         ``sample`` ``[T, B, ...]``; ``x`` and ``y`` the same for any other ``T`` and ``B``.
 
     Raises:
         TypeError: as :func:`step`.
-        ValueError: as :func:`step`; the model has no states, so that nothing needs its time.
+        ValueError: as :func:`step`; the model has no states, so that time does not matter to it.
         RuntimeError: the installed PyTorch has no ``scan``.
 
     Example:
@@ -49,71 +49,75 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         >>> y.shape, states["1.mem"].shape
         (torch.Size([20, 8, 3]), torch.Size([8, 3]))
     """
-    given = parse_inputs(sample, None, 0, True).tensors
-    first = pytree.tree_map(lambda x: x[0], given)
-    program, probed = exported(model, first)
-    if not probed.states:
+    tensors = parse_inputs(sample, None, 0, True).tensors
+    first = pytree.tree_map(lambda x: x[0], tensors)
+    program, signature = export_step(model, first)
+    if not signature.states:
         raise ValueError(
             f"{type(model).__name__} has no states: every step stands alone. Fold time into the "
             "batch and use torch.export.export."
         )
-    free, batch = Dim("time"), Dim("batch")
-    device = pytree.tree_leaves(given)[0].device
+    time, batch = Dim("time"), Dim("batch")
+    device = pytree.tree_leaves(tensors)[0].device
     example = (
         resized(first, BATCHES[0], steps=_STEPS),
-        {name: port.zeros(BATCHES[0], device) for name, port in probed.states.items()},
+        {name: spec.zeros(BATCHES[0], device) for name, spec in signature.states.items()},
     )
     dynamic = (
-        pytree.tree_map(lambda _: {0: free, 1: batch}, given),
-        {name: free_sizes(port, batch) for name, port in probed.states.items()},
+        pytree.tree_map(lambda _: {0: time, 1: batch}, tensors),
+        {name: dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
     )
-    over_time = _Scanned(program)
-    with torch.no_grad(), explained(model, RuntimeError):
+    over_time = _ScannedStep(program)
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
         scanned: ExportedProgram = torch.export.export(
             over_time, example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
     return scanned
 
 
-class _Scanned(nn.Module):
-    """The graph of one step, over time.
+class _ScannedStep(nn.Module):
+    """Loop over time whose body is the graph of an exported step.
 
     Args:
-        program: the step.
+        program: program of one step.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
         self._step: Callable[..., tuple[Tensor, ...]] = program.graph_module.forward
-        self._held: list[str] = []
-        self._out = program.call_spec.out_spec
+        self._lifted: list[str] = []
+        self._out_spec = program.call_spec.out_spec
+        # The graph takes its weights and constants as leading inputs. As buffers of this module
+        # they are weights of the new program too; buffers may have no dot in their names.
         for spec in program.graph_signature.input_specs:
             if spec.target is not None:
-                held = program.state_dict.get(spec.target, program.constants.get(spec.target))
-                name = spec.target.replace(".", "/")
-                self.register_buffer(f"/{name}", held.detach())
-                self._held.append(f"/{name}")
-        self._scan = _scan()
+                tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
+                name = "/" + spec.target.replace(".", "/")
+                self.register_buffer(name, tensor.detach())
+                self._lifted.append(name)
+        self._scan = _require_scan()
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Outputs over time, and the states after the last step."""
-        held = [getattr(self, name) for name in self._held]
-        forward_step, kept = self._step, len(states)
+        """Return the outputs over time, and the states after the last step."""
+        lifted = [getattr(self, name) for name in self._lifted]
+        forward_step, num_states = self._step, len(states)
 
-        def body(carry: list[Tensor], now: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            results = forward_step(*held, *now, *carry)
-            # scan allows no result to be one of its inputs
-            outputs, after = results[: len(results) - kept], results[len(results) - kept :]
-            return [state.clone() for state in after], [output.clone() for output in outputs]
+        def body(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            results = forward_step(*lifted, *inputs, *carry)
+            num_outputs = len(results) - num_states
+            outputs, next_states = results[:num_outputs], results[num_outputs:]
+            # scan allows no result to be one of its inputs: both are cloned.
+            return [state.clone() for state in next_states], [y.clone() for y in outputs]
 
-        after, outputs = self._scan(body, list(states.values()), pytree.tree_leaves(x))
-        assembled: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(
-            [*outputs, *after], self._out
+        last_states, outputs = self._scan(body, list(states.values()), pytree.tree_leaves(x))
+        y_and_states: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(
+            [*outputs, *last_states], self._out_spec
         )
-        return assembled
+        return y_and_states
 
 
-def _scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
+def _require_scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
+    """Return PyTorch's ``scan``; raise ``RuntimeError`` where the installed release has none."""
     try:
         return scan()
     except ImportError as missing:

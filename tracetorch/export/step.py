@@ -1,7 +1,8 @@
-"""One time step as a program: states go in, and come out."""
+"""Export one time step of a model as a program with explicit states."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import hidden_modules
-from tracetorch.export.explained import explained
-from tracetorch.export.port import Port
-from tracetorch.export.probe import BATCHES, Probed, probe, resized
+from tracetorch.export.signature import BATCHES, StepSignature, resized, step_signature
+from tracetorch.export.tensor_spec import TensorSpec
+from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.states import get_states, named_neurons, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -26,17 +27,17 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 
         y, states = program.module()(x, states)
 
-    ``states`` is a flat dict, in and out, named as by ``tt.get_states``;
+    ``states`` is a flat dict, in and out, with the names of ``tt.get_states``;
     ``tt.export.initial_states`` makes the zeros of the first step. The batch is free. The program
     is that of the model in eval mode, without gradients: a spike is ``u > 0``, and the constrained
-    parameters of the neuron layers are constants in it, so that no other runtime's sigmoid can
-    move a threshold. The model is left as it was.
+    parameters of the neuron layers are constants in it, so that the rounding of another runtime's
+    sigmoid cannot move a threshold. The model is unchanged afterwards.
 
     Args:
         model: any module whose call is one time step.
         sample: an input of one step, batch first: a tensor, a tuple (``model(*sample)``) or a dict
-            (``model(**sample)``) of them, and so is the program's ``x``. Only its shape matters,
-            the size of the batch does not.
+            (``model(**sample)``) of them; the program's ``x`` has the same form. Only its feature
+            dimensions matter, not the batch size.
 
     Shape:
         ``sample`` ``[B, ...]``; ``x`` and ``y`` the same for any other ``B``.
@@ -44,8 +45,8 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
     Raises:
         TypeError: ``model`` is not a module, or ``sample`` holds anything but tensors.
         ValueError: the model keeps something from step to step that is not a state of a neuron
-            layer, asks whether a state is ``None``, changes its input in place, or fixes the size
-            of its batch; or as the model.
+            layer, depends on whether a state is ``None``, changes its input in place, or fixes its
+            batch size; or as the model.
 
     Example:
         >>> from tracetorch.export.initial import initial_states
@@ -56,127 +57,142 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
         >>> y.shape, {name: list(state.shape) for name, state in states.items()}
         (torch.Size([8, 3]), {'1.mem': [8, 3]})
     """
-    return exported(model, sample)[0]
+    return export_step(model, sample)[0]
 
 
-def exported(model: nn.Module, sample: Any) -> tuple[ExportedProgram, Probed]:
-    """What :func:`step` gives, and the shapes of the states."""
+def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSignature]:
+    """Export one step as :func:`step` does; return the program and its signature."""
     check_module(model)
-    given = parse_inputs(sample, 1, 0, True).tensors
-    probed = probe(model, given)
+    tensors = parse_inputs(sample, 1, 0, True).tensors
+    signature = step_signature(model, tensors)
     batch = Dim("batch")
     dynamic = (
-        pytree.tree_map(lambda _: {0: batch}, given),
-        {name: free_sizes(port, batch) for name, port in probed.states.items()},
+        pytree.tree_map(lambda _: {0: batch}, tensors),
+        {name: dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
     )
+    device = _device(tensors)
     example = (
-        resized(given, BATCHES[0]),
-        {name: port.zeros(BATCHES[0], _device(given)) for name, port in probed.states.items()},
+        resized(tensors, BATCHES[0]),
+        {name: spec.zeros(BATCHES[0], device) for name, spec in signature.states.items()},
     )
-    _check_rest(model, given, probed)
+    _check_step_from_rest(model, tensors, signature)
     with (
         restored(model, tensors=False, training=False),
         torch.no_grad(),
-        explained(model, RuntimeError),
+        explain_trace_errors(model, RuntimeError),
     ):
         program = torch.export.export(
-            ExplicitStep(model, probed), example, dynamic_shapes=dynamic, strict=False
+            ExplicitStep(model, signature), example, dynamic_shapes=dynamic, strict=False
         ).run_decompositions({})
-    return program, probed
+    return program, signature
 
 
-def _check_rest(model: nn.Module, given: Any, probed: Probed) -> None:
-    """Raise where a step from rest is another than from zeros, which is all that a program has."""
-    leaves: list[Tensor] = pytree.tree_leaves(given)
+def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:
+    """Raise ``ValueError`` unless the step from no states equals the step from zeros.
+
+    A layer at rest has the states ``None``, which a program cannot express.
+    """
+    leaves: list[Tensor] = pytree.tree_leaves(tensors)
+    # Without values in the sample there is nothing to compare.
     if any(leaf.is_meta or not len(leaf) for leaf in leaves):
         return
     results = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        zeros = {name: p.zeros(len(leaves[0]), _device(given)) for name, p in probed.states.items()}
+        size, device = len(leaves[0]), _device(tensors)
+        zeros = {name: spec.zeros(size, device) for name, spec in signature.states.items()}
         for states in ({}, zeros):
             set_states(model, states)
-            y = call(model, pytree.tree_map(torch.clone, given))
+            y = call(model, pytree.tree_map(torch.clone, tensors))
             results.append(pytree.tree_leaves((y, get_states(model))))
-    for rest, other in zip(*results, strict=True):
-        if not isinstance(rest, Tensor):
+    for from_rest, from_zeros in zip(*results, strict=True):
+        if not isinstance(from_rest, Tensor):
             continue
-        if not torch.allclose(rest, other, 1e-5, 1e-6, equal_nan=rest.is_floating_point()):
+        nan = from_rest.is_floating_point()
+        if not torch.allclose(from_rest, from_zeros, 1e-5, 1e-6, equal_nan=nan):
             raise ValueError(
                 f"{type(model).__name__} gives another first step where its states are None than "
-                "from states of zeros: its forward seems to ask for them. An exported program "
+                "from states of zeros: its forward seems to depend on them. An exported program "
                 "always starts from zeros; let forward not depend on a state being None."
             )
 
 
 class ExplicitStep(nn.Module):
-    """A model as the pure function that is traced.
+    """Pure function of inputs and states that runs one step of a model, to be traced.
 
     Args:
         model: the model.
-        probed: its states and its constants.
+        signature: its states and step kwargs.
     """
 
-    def __init__(self, model: nn.Module, probed: Probed) -> None:
+    def __init__(self, model: nn.Module, signature: StepSignature) -> None:
         super().__init__()
         self.model = model
-        # what is not registered would be taken for constants
+        # torch.export would take the weights of unregistered modules for constants.
         self.hidden = nn.ModuleList(module for _, module in hidden_modules(model))
-        self._names = tuple(probed.states)
+        self._state_names = tuple(signature.states)
+        # Step kwargs by layer and call: tensors are buffers of this module, here by their names.
         self._options: dict[tuple[str, int, torch.dtype], dict[str, Any]] = {}
         self._constants: dict[tuple[str, int, torch.dtype], dict[str, str]] = {}
-        for asked, arguments in probed.arguments.items():
-            path, *rest = asked
-            self._options[asked], self._constants[asked] = {}, {}
-            for name, value in arguments.items():
+        for layer_call, step_kwargs in signature.step_kwargs.items():
+            path, *rest = layer_call
+            self._options[layer_call], self._constants[layer_call] = {}, {}
+            for name, value in step_kwargs.items():
                 if isinstance(value, Tensor):
-                    # a slash, for buffers may have no dot in their names
-                    key = f"{path.replace('.', '/')}/{name}"
-                    key = "/".join(map(str, (key, *rest))) if key in self._buffers else key
-                    self.register_buffer(key, value.detach())
-                    self._constants[asked][name] = key
+                    # A slash: buffers may have no dot in their names.
+                    buffer = f"{path.replace('.', '/')}/{name}"
+                    # A layer that is called with two dtypes or ranks has constants for each.
+                    if buffer in self._buffers:
+                        buffer = "/".join(map(str, (buffer, *rest)))
+                    self.register_buffer(buffer, value.detach())
+                    self._constants[layer_call][name] = buffer
                 else:
-                    self._options[asked][name] = value
+                    self._options[layer_call][name] = value
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Outputs and next states of one step."""
-        with restored(self.model, tensors=False, training=False):
+        """Return outputs and next states of one step."""
+        with restored(self.model, tensors=False, training=False), ExitStack() as overrides:
             for path, layer in named_neurons(self.model):
                 for name in layer.active_states:
                     setattr(layer, name, states.get(f"{path}.{name}" if path else name))
                 layer.mark_states_current()
-                vars(layer)["step_kwargs"] = self._giving(path)
+                overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
             y = call(self.model, x)
-            after = get_states(self.model, detach=False)
-        given = [leaf for leaf in pytree.tree_leaves((x, states)) if isinstance(leaf, Tensor)]
-        # a state that stands still is a result too, not the input itself
+            next_states = get_states(self.model, detach=False)
+        # A state that a step does not change must be an output of its own, not an input.
+        inputs = [leaf for leaf in pytree.tree_leaves((x, states)) if isinstance(leaf, Tensor)]
         return y, {
-            name: after[name].clone() if _is_one_of(after[name], given) else after[name]
-            for name in self._names
+            name: state.clone() if _is_one_of(state, inputs) else state
+            for name in self._state_names
+            for state in [next_states[name]]
         }
 
-    def _giving(self, path: str) -> Any:
-        def arguments(ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-            asked = (path, ndim, dtype)
-            constants = {name: getattr(self, key) for name, key in self._constants[asked].items()}
-            return {**self._options[asked], **constants}
+    def _step_kwargs_of(self, path: str) -> Any:
+        """Return a replacement for a layer's ``step_kwargs`` that gives constants."""
 
-        return arguments
+        def step_kwargs(ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+            key = (path, ndim, dtype)
+            constants = {
+                name: getattr(self, buffer) for name, buffer in self._constants[key].items()
+            }
+            return {**self._options[key], **constants}
+
+        return step_kwargs
 
 
-def free_sizes(port: Port, batch: Any) -> dict[int, Any]:
-    """The sizes of a state that follow the batch, as ``torch.export`` wants them."""
-    free: dict[int, Any] = {}
-    for dim, size in enumerate(port.shape):
+def dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:
+    """Return the sizes of a state that follow the batch, in ``torch.export``'s notation."""
+    dynamic: dict[int, Any] = {}
+    for dim, size in enumerate(spec.shape):
         if isinstance(size, str):
-            factor = port.sizes(1)[dim]
-            free[dim] = batch if factor == 1 else factor * batch
-    return free
+            factor = spec.sizes(1)[dim]
+            dynamic[dim] = batch if factor == 1 else factor * batch
+    return dynamic
 
 
 def _is_one_of(value: Tensor, others: list[Tensor]) -> bool:
     return any(value is other for other in others)
 
 
-def _device(given: Any) -> torch.device:
-    leaves: list[Tensor] = pytree.tree_leaves(given)
+def _device(tensors: Any) -> torch.device:
+    leaves: list[Tensor] = pytree.tree_leaves(tensors)
     return leaves[0].device

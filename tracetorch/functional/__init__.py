@@ -1,4 +1,4 @@
-"""Pure functions on tensors and numbers: spike functions, half-lives, inverses of constraints."""
+"""Pure functions on tensors and numbers: surrogates, half-lives, inverses of constraints."""
 
 from tracetorch.functional.conversions import (
     decay_to_halflife,

@@ -1,4 +1,4 @@
-"""From the numbers people think in (half-lives, decays, thresholds) to those that are learnt."""
+"""Convert between decays and half-lives, and invert the sigmoid and softplus constraints."""
 
 from __future__ import annotations
 
@@ -13,32 +13,41 @@ from torch import Tensor
 Real = TypeVar("Real", float, Tensor)
 
 
-def _convert(
+def _apply_formula(
     name: str,
     value: Real,
-    must: str,
-    allowed: Callable[[Tensor], Tensor],
+    requirement: str,
+    is_allowed: Callable[[Tensor], Tensor],
     formula: Callable[[Tensor], Tensor],
 ) -> Real:
-    """``formula`` of a tensor in its dtype, or of a number in float64."""
+    """Apply ``formula`` to a tensor in its dtype, or to a number in float64.
+
+    Args:
+        name: the public function, for messages.
+        value: a number or a floating-point tensor.
+        requirement: what ``is_allowed`` demands, for messages: "be positive".
+        is_allowed: elementwise condition on the value.
+        formula: elementwise conversion.
+    """
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name} takes floating-point tensors, got one of {value.dtype}.")
-        work = value
+        x = value
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        work = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        # a default device of "meta" or "cuda" must not change what a plain number gives
+        x = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"{name} takes a number or a tensor, got {type(value).__name__}.")
-    fits = allowed(work)
-    if not bool(fits.all()):
-        worst = work[~fits].flatten()[0].item()
-        raise ValueError(f"{name}: the value must {must}, got {worst}.")
-    result = formula(work)
+    valid = is_allowed(x)
+    if not bool(valid.all()):
+        offender = x[~valid].flatten()[0].item()
+        raise ValueError(f"{name}: the value must {requirement}, got {offender}.")
+    result = formula(x)
     return result if isinstance(value, Tensor) else result.item()
 
 
 def sigmoid_inverse(y: Real) -> Real:
-    """The ``x`` with ``sigmoid(x) = y``: ``log(y) - log(1 - y)``.
+    """Invert the sigmoid: ``log(y) - log(1 - y)``.
 
     Args:
         y: a number or a floating-point tensor in [0, 1]; 0 and 1 give the infinities.
@@ -54,7 +63,7 @@ def sigmoid_inverse(y: Real) -> Real:
         tensor([0.1000, 0.5000])
 
     """
-    return _convert(
+    return _apply_formula(
         "sigmoid_inverse",
         y,
         "lie in [0, 1]",
@@ -64,7 +73,7 @@ def sigmoid_inverse(y: Real) -> Real:
 
 
 def softplus_inverse(y: Real) -> Real:
-    """The ``x`` with ``softplus(x) = y``: ``y + log(1 - exp(-y))``, in a form that cannot overflow.
+    """Invert softplus: ``y + log(1 - exp(-y))``, in a form that cannot overflow.
 
     Args:
         y: a number or a floating-point tensor, not negative; 0 gives minus infinity.
@@ -80,7 +89,7 @@ def softplus_inverse(y: Real) -> Real:
         200.0
 
     """
-    return _convert(
+    return _apply_formula(
         "softplus_inverse",
         y,
         "be finite and not negative",
@@ -90,7 +99,7 @@ def softplus_inverse(y: Real) -> Real:
 
 
 def halflife_to_decay(num_steps: Real) -> Real:
-    """The decay whose trace halves every ``num_steps`` steps: ``0.5 ** (1 / num_steps)``.
+    """Convert a half-life of ``num_steps`` steps to a decay: ``0.5 ** (1 / num_steps)``.
 
     Args:
         num_steps: time steps until half is left, a number or a floating-point tensor; positive.
@@ -104,7 +113,7 @@ def halflife_to_decay(num_steps: Real) -> Real:
         0.933
 
     """
-    return _convert(
+    return _apply_formula(
         "halflife_to_decay",
         num_steps,
         "be positive",
@@ -114,7 +123,7 @@ def halflife_to_decay(num_steps: Real) -> Real:
 
 
 def decay_to_halflife(decay: Real) -> Real:
-    """Time steps until half of a trace is left: ``log(0.5) / log(decay)``.
+    """Convert a decay to a half-life in time steps: ``log(0.5) / log(decay)``.
 
     Args:
         decay: a number or a floating-point tensor strictly between 0 and 1.
@@ -128,7 +137,7 @@ def decay_to_halflife(decay: Real) -> Real:
         6.5788
 
     """
-    return _convert(
+    return _apply_formula(
         "decay_to_halflife",
         decay,
         "lie strictly between 0 and 1",

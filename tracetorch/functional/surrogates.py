@@ -1,4 +1,4 @@
-"""Spike functions: the Heaviside step forward, a smooth derivative backward."""
+"""Surrogate gradients: the Heaviside step forward, a smooth derivative backward."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 
 class _Heaviside(torch.autograd.Function):
-    """``u > 0`` forward, ``surrogate.derivative(u)`` backward."""
+    """Compute ``u > 0`` forward and ``grad * surrogate.derivative(u)`` backward."""
 
+    # forward and backward are plain tensor operations, so torch.func can derive the rule
     generate_vmap_rule = True
 
     @staticmethod
@@ -33,14 +34,14 @@ class _Heaviside(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A spike function: ``1 where u > 0 else 0`` forward, :meth:`derivative` backward.
+    """Base of the surrogates: ``1 where u > 0 else 0`` forward, :meth:`derivative` backward.
 
-    Surrogates are values: they print, compare, hash and pickle. Subclass as a frozen dataclass and
-    write ``derivative`` from pointwise operations to make your own; any other callable
+    Surrogates print, compare, hash and pickle by their arguments. To write your own, subclass as a
+    frozen dataclass and define ``derivative`` in pointwise operations; any other callable
     ``u -> spikes`` is accepted by the layers too.
 
     Shape:
-        ``u`` of any shape and floating dtype; spikes and gradient have both.
+        ``u`` of any shape and floating dtype; spikes and gradient have the same shape and dtype.
 
     Raises:
         TypeError: ``u`` is not a floating-point tensor, or a number given to the constructor is
@@ -64,6 +65,7 @@ class Surrogate:
     """
 
     def __post_init__(self) -> None:
+        # every number of a surrogate is a width or a slope; zero and infinity have no derivative
         for field in fields(self):
             value = getattr(self, field.name)
             name = f"{type(self).__name__}: {field.name}"
@@ -73,11 +75,11 @@ class Surrogate:
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
 
     def derivative(self, u: Tensor) -> Tensor:
-        """The derivative that takes the place of the Heaviside's, at ``u``."""
+        """Return the surrogate derivative at ``u``, used in place of the Heaviside's."""
         raise NotImplementedError(f"{type(self).__name__} must define derivative(u).")
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Spikes where ``u > 0``."""
+        """Return 1 where ``u > 0``, else 0, in the dtype of ``u``."""
         if not isinstance(u, Tensor) or not u.is_floating_point():
             got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
             raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
@@ -87,7 +89,7 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class atan_surrogate(Surrogate):
-    """Arc tangent: ``alpha/2 / (1 + (pi/2 alpha u)^2)``. The default.
+    """Arc tangent surrogate: ``alpha/2 / (1 + (pi/2 alpha u)^2)``. The default.
 
     Args:
         alpha: sharpness; the derivative at 0 is ``alpha / 2``.
@@ -106,14 +108,14 @@ class atan_surrogate(Surrogate):
     alpha: float = 2.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``alpha/2 / (1 + (pi/2 alpha u)^2)``."""
+        """Return ``alpha/2 / (1 + (pi/2 alpha u)^2)``."""
         scaled = (math.pi / 2 * self.alpha) * u
         return (self.alpha / 2) / (1 + scaled * scaled)
 
 
 @dataclass(frozen=True)
 class sigmoid_surrogate(Surrogate):
-    """Logistic: ``k s (1 - s)`` with ``s = sigmoid(k u)``.
+    """Sigmoid (logistic) surrogate: ``k s (1 - s)`` with ``s = sigmoid(k u)``.
 
     Args:
         slope: ``k``; the derivative at 0 is ``k / 4``.
@@ -130,14 +132,14 @@ class sigmoid_surrogate(Surrogate):
     slope: float = 25.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``k s (1 - s)``."""
+        """Return ``k s (1 - s)``."""
         s = torch.sigmoid(self.slope * u)
         return self.slope * s * (1 - s)
 
 
 @dataclass(frozen=True)
 class fast_sigmoid_surrogate(Surrogate):
-    """Fast sigmoid: ``1 / (1 + k |u|)^2``; with slope 100 it is SuperSpike's.
+    """Fast sigmoid surrogate: ``1 / (1 + k |u|)^2``; with slope 100 it is that of SuperSpike.
 
     Args:
         slope: ``k``; the derivative at 0 is 1.
@@ -153,14 +155,14 @@ class fast_sigmoid_surrogate(Surrogate):
     slope: float = 25.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``1 / (1 + k |u|)^2``."""
+        """Return ``1 / (1 + k |u|)^2``."""
         root = 1 / (1 + self.slope * u.abs())
         return root * root
 
 
 @dataclass(frozen=True)
 class triangular_surrogate(Surrogate):
-    """Triangle: ``max(0, 1 - |u| / w) / w``.
+    """Triangular surrogate: ``max(0, 1 - |u| / w) / w``.
 
     Args:
         width: ``w``, where the derivative reaches 0; at 0 it is ``1 / w``.
@@ -177,13 +179,13 @@ class triangular_surrogate(Surrogate):
     width: float = 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``max(0, 1 - |u| / w) / w``."""
+        """Return ``max(0, 1 - |u| / w) / w``."""
         return torch.clamp(1 - u.abs() / self.width, min=0.0) / self.width
 
 
 @dataclass(frozen=True)
 class boxcar_surrogate(Surrogate):
-    """Rectangle: ``1 / w`` where ``|u| < w / 2``, else 0.
+    """Boxcar (rectangular) surrogate: ``1 / w`` where ``|u| < w / 2``, else 0.
 
     Args:
         width: ``w``, the whole width of the window.
@@ -200,13 +202,13 @@ class boxcar_surrogate(Surrogate):
     width: float = 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``1 / w`` where ``|u| < w / 2``, else 0."""
+        """Return ``1 / w`` where ``|u| < w / 2``, else 0."""
         return (u.abs() < self.width / 2).to(u.dtype) / self.width
 
 
 @dataclass(frozen=True)
 class gaussian_surrogate(Surrogate):
-    """Normal density: ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``.
+    """Gaussian surrogate: ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``.
 
     Args:
         sigma: standard deviation.
@@ -223,14 +225,14 @@ class gaussian_surrogate(Surrogate):
     sigma: float = 0.5
 
     def derivative(self, u: Tensor) -> Tensor:
-        """``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``."""
+        """Return ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``."""
         scaled = u / self.sigma
         return torch.exp(-0.5 * scaled * scaled) / (self.sigma * math.sqrt(2 * math.pi))
 
 
 @dataclass(frozen=True)
 class straight_through_surrogate(Surrogate):
-    """Straight through: 1 everywhere.
+    """Straight-through estimator: a derivative of 1 everywhere.
 
     Example:
         >>> straight_through_surrogate().derivative(torch.tensor([-3.0, 8.0]))
@@ -242,5 +244,5 @@ class straight_through_surrogate(Surrogate):
     """
 
     def derivative(self, u: Tensor) -> Tensor:
-        """1."""
+        """Return 1 in the shape of ``u``."""
         return torch.ones_like(u)

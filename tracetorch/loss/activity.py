@@ -1,8 +1,8 @@
-"""Regularisers of activity: how much neurons should fire, whatever they say.
+"""Regularise activity: bound the firing rates of neurons, and penalise spikes or silence.
 
-Each takes one tensor of spikes, or a mapping of them as ``tt.unroll(..., record=)`` gives it: then
-it is the sum over the layers, as if called for each. Name spiking layers there: the "output" of a
-readout is its membrane. Downward spikes count as spikes.
+Each regulariser takes one tensor of spikes, or a mapping of them as ``tt.unroll(..., record=)``
+returns it, and then sums over the layers. Record spiking layers only: the "output" of a readout is
+its membrane. Negative spikes count as spikes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from tracetorch import decode
 from tracetorch.decode.magnitude import magnitude
-from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
-from tracetorch.ragged import check_mask, check_sequence, floating, lengths
+from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.ragged import as_floating, check_mask, check_sequence, lengths
 
 Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
-def _over_layers(
+def _sum_over_layers(
     spikes: Spikes,
     mask: Tensor | None,
     reduction: Reduction,
     penalty: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The sum over layers of ``penalty``, from spikes ``[T, B, ...]`` to ``[B, ...]``."""
+    """Average ``penalty``, ``[T, B, ...]`` to ``[B, ...]``, over neurons and sum it over layers."""
     check_reduction(reduction)
     layers = dict(spikes) if isinstance(spikes, Mapping) else {"spikes": spikes}
     if not layers:
@@ -34,19 +34,21 @@ def _over_layers(
     for name, layer in layers.items():
         check_sequence(name, layer, batched=True)
         check_mask(mask, name, layer)
-    terms = [over_neurons(penalty(floating(layer))) for layer in layers.values()]
+    # means over neurons, so that wide layers do not outweigh narrow ones
+    terms = [mean_over_neurons(penalty(as_floating(layer))) for layer in layers.values()]
     if len({len(term) for term in terms}) > 1:
         shapes = {name: list(layer.shape) for name, layer in layers.items()}
         raise ValueError(f"the layers must have one batch, got the shapes {shapes}.")
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-    return reduced(total, reduction)
+    return reduce_batch(total, reduction)
 
 
-def _counted(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
-    number = decode.count(magnitude(spikes), mask=mask)
-    return number.sum(0, keepdim=True) if pooled else number
+def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
+    """Count the spikes of each neuron, ``[B, ...]``, or ``[1, ...]`` where ``pooled``."""
+    counts = decode.count(magnitude(spikes), mask=mask)
+    return counts.sum(0, keepdim=True) if pooled else counts
 
 
 def rate_bounds(
@@ -58,7 +60,7 @@ def rate_bounds(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Keep every neuron's firing rate between two bounds.
+    """Penalise firing rates outside of two bounds.
 
     ::
 
@@ -66,9 +68,9 @@ def rate_bounds(
 
     Args:
         spikes: spikes, or a mapping of them by layer.
-        lower: the least rate, in spikes per step.
-        upper: the highest.
-        pooled: take rates over the whole batch, so that a neuron may be silent in some samples.
+        lower: lowest rate without a penalty, in spikes per step.
+        upper: highest rate without a penalty.
+        pooled: average rates over the whole batch, so that a neuron may be silent in some samples.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -96,12 +98,13 @@ def rate_bounds(
 
     def penalty(x: Tensor) -> Tensor:
         steps = lengths(x, mask)
+        # pooled over the batch, the rate is over the real steps of all samples
         if pooled:
             steps = steps.sum(0, keepdim=True) if mask is not None else steps * x.shape[1]
-        rate = _counted(x, mask, pooled) / steps
+        rate = _spike_counts(x, mask, pooled) / steps
         return (lower - rate).relu().square() + (rate - upper).relu().square()
 
-    return _over_layers(spikes, mask, reduction, penalty)
+    return _sum_over_layers(spikes, mask, reduction, penalty)
 
 
 def silence(
@@ -112,7 +115,7 @@ def silence(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Wake neurons that fire less than ``minimum`` times.
+    """Penalise silence: neurons that fire less than ``minimum`` times.
 
     ::
 
@@ -120,8 +123,9 @@ def silence(
 
     Args:
         spikes: spikes, or a mapping of them by layer.
-        minimum: the least number of spikes in a sequence, or in the batch if ``pooled``.
-        pooled: count over the whole batch: only neurons that are silent in every sample matter.
+        minimum: lowest number of spikes without a penalty, per sequence, or per batch if
+            ``pooled``.
+        pooled: count over the whole batch: only neurons silent in every sample are penalised.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -146,21 +150,24 @@ def silence(
     """
     if not 0 < minimum < float("inf"):
         raise ValueError(f"minimum must be positive and finite, got {minimum}.")
-    return _over_layers(
-        spikes, mask, reduction, lambda x: (minimum - _counted(x, mask, pooled)).relu().square()
+    return _sum_over_layers(
+        spikes,
+        mask,
+        reduction,
+        lambda x: (minimum - _spike_counts(x, mask, pooled)).relu().square(),
     )
 
 
 def spike_l1(
     spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Fewer spikes: the mean rate.
+    """Penalise spikes by the mean firing rate.
 
     ::
 
         loss = mean_i rate[i],   rate = sum_t |spikes[t]| / T
 
-    A silent step has the gradient 0: only spikes are pushed away.
+    A silent step has the gradient 0: only spikes are penalised.
 
     Args:
         spikes: spikes, or a mapping of them by layer.
@@ -183,19 +190,20 @@ def spike_l1(
         neural networks applied to speech commands recognition", IEEE SLT 2021, penalise spikes.
 
     """
-    return _over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask))
+    return _sum_over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask))
 
 
 def spike_l2(
     spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Fewer spikes of the busiest neurons: the mean of squared rates.
+    """Penalise the most active neurons by the mean of squared firing rates.
 
     ::
 
         loss = mean_i rate[i]²,   rate = sum_t |spikes[t]| / T
 
-    Rates are squared, for a spike of 1 is its own square. A silent step has the gradient 0.
+    Rates are squared and not spikes, since a spike of 1 is its own square. A silent step has the
+    gradient 0.
 
     Args:
         spikes: spikes, or a mapping of them by layer.
@@ -219,4 +227,6 @@ def spike_l2(
         upper bounds by squared activity, here with the bound 0.
 
     """
-    return _over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square())
+    return _sum_over_layers(
+        spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square()
+    )

@@ -1,4 +1,4 @@
-"""Cross entropy of a class against what is read off the output: rate, count, membrane, time."""
+"""Cross entropy losses with rates, counts, membranes or first spike times as logits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
-from tracetorch.loss.targets import check_classes, is_classes
-from tracetorch.ragged import check_sequence, floating
+from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.targets import check_classes, holds_class_indices
+from tracetorch.ragged import as_floating, check_sequence
 
 
-def per_sample(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy ``[B]`` of logits ``[B, C, ...]``; the mean over what else there is."""
+def sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the cross entropy ``[B]`` of logits ``[B, C, ...]``, averaged over ``...``."""
     if logits.ndim < 2:
         raise ValueError(
             "cross entropy needs an output [T, B, C, ...] with a dimension of classes, the output "
             f"at one step has shape {list(logits.shape)}."
         )
-    logits = floating(logits)
-    if is_classes(target, logits.shape):
+    logits = as_floating(logits)
+    # checked here: PyTorch ignores the index -100, and its other errors on a GPU are fatal
+    if holds_class_indices(target, logits.shape):
         check_classes(target, logits.shape[1])
         target = target.long()
     elif not target.is_floating_point():
@@ -31,7 +32,7 @@ def per_sample(logits: Tensor, target: Tensor) -> Tensor:
         )
     else:
         target = target.to(logits.dtype)
-    return over_neurons(F.cross_entropy(logits, target, reduction="none"))
+    return mean_over_neurons(F.cross_entropy(logits, target, reduction="none"))
 
 
 def rate_cross_entropy(
@@ -42,7 +43,7 @@ def rate_cross_entropy(
     scale: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross entropy with the rates as logits: rate coding.
+    """Compute the cross entropy with firing rates as logits.
 
     ::
 
@@ -75,13 +76,15 @@ def rate_cross_entropy(
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be positive and finite, got {scale}.")
     check_sequence("spikes", spikes, batched=True)
-    return reduced(per_sample(scale * decode.rate(spikes, mask=mask), target), reduction)
+    return reduce_batch(
+        sample_cross_entropy(scale * decode.rate(spikes, mask=mask), target), reduction
+    )
 
 
 def count_cross_entropy(
     spikes: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Cross entropy with the numbers of spikes as logits.
+    """Compute the cross entropy with spike counts as logits.
 
     ::
 
@@ -109,10 +112,10 @@ def count_cross_entropy(
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
-    return reduced(per_sample(decode.count(spikes, mask=mask), target), reduction)
+    return reduce_batch(sample_cross_entropy(decode.count(spikes, mask=mask), target), reduction)
 
 
-_OVER = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
+_DECODERS = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
 
 
 def membrane_cross_entropy(
@@ -123,7 +126,7 @@ def membrane_cross_entropy(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross entropy with a membrane over time as logits: its highest value, mean or last value.
+    """Compute the cross entropy with a membrane's maximum, mean or last value as logits.
 
     ::
 
@@ -132,7 +135,7 @@ def membrane_cross_entropy(
     Args:
         mem: the membrane, the output of a readout.
         target: classes, or probabilities of classes.
-        over: what is read off: ``"maximum"``, ``"mean"`` or ``"last"``.
+        over: the value taken over time: ``"maximum"``, ``"mean"`` or ``"last"``.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -156,10 +159,10 @@ def membrane_cross_entropy(
 
     """
     check_reduction(reduction)
-    if over not in _OVER:
+    if over not in _DECODERS:
         raise ValueError(f"over must be 'maximum', 'mean' or 'last', got {over!r}.")
     check_sequence("mem", mem, batched=True)
-    return reduced(per_sample(_OVER[over](mem, mask=mask), target), reduction)
+    return reduce_batch(sample_cross_entropy(_DECODERS[over](mem, mask=mask), target), reduction)
 
 
 def first_spike_cross_entropy(
@@ -170,7 +173,7 @@ def first_spike_cross_entropy(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross entropy with times to the first spike, negated, as logits: who fires first wins.
+    """Compute the cross entropy with negative times of first spikes as logits: the first wins.
 
     ::
 
@@ -179,7 +182,7 @@ def first_spike_cross_entropy(
     Args:
         spikes: the output; a neuron that stays silent has the sequence's length as its time.
         target: classes, or probabilities of classes.
-        tau: the difference in time that counts, in steps; positive.
+        tau: scale of the differences in time, in steps; positive.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -206,4 +209,6 @@ def first_spike_cross_entropy(
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
     check_sequence("spikes", spikes, batched=True)
-    return reduced(per_sample(-decode.first_spike(spikes, mask=mask) / tau, target), reduction)
+    return reduce_batch(
+        sample_cross_entropy(-decode.first_spike(spikes, mask=mask) / tau, target), reduction
+    )

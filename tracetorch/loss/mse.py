@@ -1,4 +1,4 @@
-"""Squared error of what is read off the output: rate, count, membrane, time."""
+"""Mean squared error losses on rates, counts, membranes and times of first spikes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
-from tracetorch.loss.targets import is_classes, wanted
-from tracetorch.ragged import check_mask, check_sequence, filled, floating, lengths
+from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.targets import holds_class_indices, target_values
+from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, lengths
 
 
 def rate_mse(
@@ -20,7 +20,7 @@ def rate_mse(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error of the rates.
+    """Compute the mean squared error of firing rates.
 
     ::
 
@@ -28,9 +28,9 @@ def rate_mse(
 
     Args:
         spikes: the output.
-        target: the rates wanted, or classes.
-        correct: the rate wanted of the class, where ``target`` is one.
-        incorrect: the rate wanted of the other classes.
+        target: target rates, or class indices.
+        correct: target rate of the named class, where ``target`` is one.
+        incorrect: target rate of the other classes.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -55,8 +55,8 @@ def rate_mse(
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
     value = decode.rate(spikes, mask=mask)
-    error = value - wanted(target, value, correct, incorrect)
-    return reduced(over_neurons(error.square()), reduction)
+    error = value - target_values(target, value, correct, incorrect)
+    return reduce_batch(mean_over_neurons(error.square()), reduction)
 
 
 def count_mse(
@@ -68,7 +68,7 @@ def count_mse(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error of the numbers of spikes.
+    """Compute the mean squared error of spike counts.
 
     ::
 
@@ -76,10 +76,10 @@ def count_mse(
 
     Args:
         spikes: the output.
-        target: the counts wanted, or classes.
-        correct: the count wanted of the class, where ``target`` is one; ``None``: a spike at
+        target: target counts, or class indices.
+        correct: target count of the named class, where ``target`` is one; ``None``: a spike at
             every step.
-        incorrect: the count wanted of the other classes.
+        incorrect: target count of the other classes.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -104,9 +104,10 @@ def count_mse(
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
     value = decode.count(spikes, mask=mask)
-    every = lengths(spikes, mask) if correct is None else correct
-    error = value - wanted(target, value, every, incorrect)
-    return reduced(over_neurons(error.square()), reduction)
+    # a spike at every step is the highest count there is
+    high = lengths(spikes, mask) if correct is None else correct
+    error = value - target_values(target, value, high, incorrect)
+    return reduce_batch(mean_over_neurons(error.square()), reduction)
 
 
 def membrane_mse(
@@ -118,7 +119,7 @@ def membrane_mse(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error of a membrane, or of any other output, at every step.
+    """Compute the mean squared error of a membrane, or of any other output, at every step.
 
     ::
 
@@ -126,9 +127,9 @@ def membrane_mse(
 
     Args:
         mem: the membrane, the output of a readout.
-        target: the trajectory wanted; the values wanted at every step; or classes.
-        correct: the value wanted of the class at every step, where ``target`` is one.
-        incorrect: the value wanted of the other classes.
+        target: the target trajectory; target values for every step; or class indices.
+        correct: target value of the named class at every step, where ``target`` is one.
+        incorrect: target value of the other classes.
         mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``. Each sequence is averaged
             over its own length first.
@@ -150,15 +151,16 @@ def membrane_mse(
     check_reduction(reduction)
     check_sequence("mem", mem, batched=True)
     check_mask(mask, "mem", mem)
-    value = floating(mem)
+    value = as_floating(mem)
     if isinstance(target, Tensor) and target.ndim == mem.ndim:
-        is_classes(target, mem.shape)  # raises where the shape is another
-        aim = filled(target.to(value.dtype), mask)
+        holds_class_indices(target, mem.shape)  # raises where the shapes differ
+        expected = filled(target.to(value.dtype), mask)
     else:
-        aim = wanted(target, value[0], correct, incorrect)
-    error = (filled(value, mask) - aim).square().flatten(0, 1)
-    each = torch.unflatten(over_neurons(error), 0, mem.shape[:2])
-    return reduced(filled(each, mask).sum(0) / lengths(each, mask), reduction)
+        expected = target_values(target, value[0], correct, incorrect)
+    # time is folded into the batch, so that neurons are averaged for every step of every sample
+    error = (filled(value, mask) - expected).square().flatten(0, 1)
+    losses = torch.unflatten(mean_over_neurons(error), 0, mem.shape[:2])  # [T, B]
+    return reduce_batch(filled(losses, mask).sum(0) / lengths(losses, mask), reduction)
 
 
 def first_spike_mse(
@@ -170,7 +172,7 @@ def first_spike_mse(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Squared error of the times to the first spike, in steps.
+    """Compute the mean squared error of the times of the first spikes, in steps.
 
     ::
 
@@ -178,9 +180,9 @@ def first_spike_mse(
 
     Args:
         spikes: the output; a neuron that stays silent has the sequence's length as its time.
-        target: the times wanted, or classes.
-        correct: the time wanted of the class, where ``target`` is one.
-        incorrect: the time wanted of the other classes; ``None``: they should stay silent.
+        target: target times, or class indices.
+        correct: target time of the named class, where ``target`` is one.
+        incorrect: target time of the other classes; ``None``: the sequence's length, no spike.
         mask: ``[T, B]`` booleans, true where a step is real; time counts real steps.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -205,6 +207,7 @@ def first_spike_mse(
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
     value = decode.first_spike(spikes, mask=mask)
+    # the time of a neuron without a spike
     silent = lengths(spikes, mask) if incorrect is None else incorrect
-    error = value - wanted(target, value, correct, silent)
-    return reduced(over_neurons(error.square()), reduction)
+    error = value - target_values(target, value, correct, silent)
+    return reduce_batch(mean_over_neurons(error.square()), reduction)

@@ -1,4 +1,4 @@
-"""From one loss per sample to what is asked for."""
+"""Reduce losses over neurons and over the batch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
 def check_reduction(reduction: object) -> None:
-    """Raise ``ValueError`` unless ``reduction`` is one of the three."""
+    """Raise ``ValueError`` unless ``reduction`` is "mean", "sum" or "none"."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 
-def reduced(per_sample: Tensor, reduction: Reduction) -> Tensor:
-    """``per_sample`` ``[B]``, its mean or its sum."""
+def reduce_batch(per_sample: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce the losses of the samples, ``[B]``: take their mean, their sum, or leave them."""
     if reduction == "mean":
         return per_sample.mean()
     return per_sample.sum() if reduction == "sum" else per_sample
 
 
-def over_neurons(each: Tensor) -> Tensor:
-    """The mean over all dimensions but the batch: ``[B, ...]`` to ``[B]``."""
-    return each if each.ndim == 1 else each.flatten(1).mean(1)
+def mean_over_neurons(loss: Tensor) -> Tensor:
+    """Take the mean over all dimensions but the batch: ``[B, ...]`` to ``[B]``."""
+    return loss if loss.ndim == 1 else loss.flatten(1).mean(1)

@@ -1,24 +1,24 @@
-"""Cross entropy between two distributions given as probabilities."""
+"""Cross entropy between two distributions of probabilities."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tracetorch.loss.reduction import Reduction, check_reduction, reduced
+from tracetorch.loss.reduction import Reduction, check_reduction, reduce_batch
 
 
 def soft_cross_entropy(
     pred: Tensor, target: Tensor, eps: float = 1e-8, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Cross entropy of predicted probabilities against target probabilities.
+    """Compute the cross entropy of predicted probabilities against target probabilities.
 
     ``loss[b] = -sum(target[b] * log(pred[b] + eps))`` over all dimensions but the first.
 
     Args:
         pred: predicted probabilities (not logits).
         target: target probabilities of the same shape.
-        eps: keeps the logarithm finite, and its gradient alive, at a probability of 0; positive.
+        eps: added to ``pred``, so that the logarithm and its gradient are finite at 0; positive.
         reduction: ``"mean"`` or ``"sum"`` over the first dimension, or ``"none"``.
 
     Shape:
@@ -26,7 +26,7 @@ def soft_cross_entropy(
 
     Raises:
         TypeError: ``pred`` or ``target`` is not a floating-point tensor, or ``eps`` not a number.
-        ValueError: the shapes differ or are empty of dimensions, ``eps`` is not positive and
+        ValueError: the shapes differ or have no dimension, ``eps`` is not positive and
             finite, or ``reduction`` is unknown.
 
     Example:
@@ -54,4 +54,4 @@ def soft_cross_entropy(
     eps = max(eps, torch.finfo(pred.dtype).tiny)  # float16 would round 1e-8 to 0
     each = -target * torch.log(pred + eps)
     per_sample = each if each.ndim == 1 else each.flatten(1).sum(1)
-    return reduced(per_sample, reduction)
+    return reduce_batch(per_sample, reduction)

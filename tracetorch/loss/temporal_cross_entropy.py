@@ -1,13 +1,13 @@
-"""Cross entropy at every step."""
+"""Temporal cross entropy: the cross entropy at every step, averaged over time."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tracetorch.loss.cross_entropy import per_sample
-from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
-from tracetorch.ragged import aligned, check_mask, check_sequence, filled, floating, lengths
+from tracetorch.loss.cross_entropy import sample_cross_entropy
+from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled, lengths
 
 
 def temporal_cross_entropy(
@@ -19,21 +19,21 @@ def temporal_cross_entropy(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Cross entropy at every step, averaged over time: temporal efficient training (TET).
+    """Compute the cross entropy at every step, averaged: temporal efficient training (TET).
 
     ::
 
         loss = (1 - w) / T sum_t CE(output[t], target) + w / T sum_t mean_i (output[t, i] - level)²
 
-    Every step has to answer, not only their average. With a target for each step it is the loss of
-    a sequence labelled step by step.
+    Every step must classify, not only the average over time. With one target per step it is the
+    loss for sequences labelled step by step.
 
     Args:
-        output: logits at every step; the papers take what flows into the last neurons.
+        output: logits at every step; the paper takes the input current of the last neurons.
         target: classes or probabilities of classes, one for all steps or one for each.
         mse_weight: ``w`` of the equation, lambda in the paper, in [0, 1].
-        level: what the second part keeps the output near, phi in the paper: the threshold.
-        mask: ``[T, B]`` booleans, true where a step is real; other targets are not looked at.
+        level: value that the second term keeps the output near, phi in the paper: the threshold.
+        mask: ``[T, B]`` booleans, true where a step is real; targets at padded steps are ignored.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``. Each sequence is averaged
             over its own length first.
 
@@ -65,7 +65,7 @@ def temporal_cross_entropy(
     check_mask(mask, "output", output)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
-    logits = filled(floating(output), mask)
+    logits = filled(as_floating(output), mask)
     per_step = target.ndim == logits.ndim - (not target.is_floating_point())
     if per_step and target.shape[:2] != logits.shape[:2]:
         raise ValueError(
@@ -73,10 +73,12 @@ def temporal_cross_entropy(
             f"{list(target.shape)}."
         )
     if per_step and mask is not None:
+        # padding may hold any class, even an invalid one such as -100
         target = target.masked_fill(~aligned(mask, target), 0)
-    every = target if per_step else target.expand(len(logits), *target.shape)
-    each = per_sample(logits.flatten(0, 1), every.flatten(0, 1)) * (1 - mse_weight)
+    targets = target if per_step else target.expand(len(logits), *target.shape)
+    # time is folded into the batch, so that one call covers all steps
+    losses = sample_cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * (1 - mse_weight)
     if mse_weight:
-        each = each + mse_weight * over_neurons((logits.flatten(0, 1) - level).square())
-    each = torch.unflatten(each, 0, logits.shape[:2])  # [T, B]
-    return reduced(filled(each, mask).sum(0) / lengths(each, mask), reduction)
+        losses = losses + mse_weight * mean_over_neurons((logits.flatten(0, 1) - level).square())
+    losses = torch.unflatten(losses, 0, logits.shape[:2])  # [T, B]
+    return reduce_batch(filled(losses, mask).sum(0) / lengths(losses, mask), reduction)

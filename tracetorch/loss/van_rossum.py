@@ -1,4 +1,4 @@
-"""A distance between spike trains."""
+"""The van Rossum distance between spike trains."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from tracetorch.loss.reduction import Reduction, check_reduction, over_neurons, reduced
-from tracetorch.ragged import aligned, check_mask, check_sequence, filled, floating
+from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled
 
 
 def van_rossum(
@@ -19,19 +19,20 @@ def van_rossum(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Van Rossum's distance: every spike leaves an exponential trace; how far the traces differ.
+    """Compute the van Rossum distance: the squared difference of exponentially filtered spikes.
 
     ::
 
         D² = 1 / tau ∫ (f(s) - g(s))² ds,   f(s) = sum over spikes u <= s of exp(-(s - u) / tau)
 
-    averaged over neurons. The integral is exact, and goes on after the last step: one spike more or
-    less costs 1/2 wherever it is, and so does a spike moved by ``d`` steps ``1 - exp(-d / tau)``.
+    averaged over neurons. The integral is exact, and continues after the last step: an additional
+    or missing spike costs 1/2 at any step, and a spike moved by ``d`` steps ``1 - exp(-d / tau)``.
 
     Args:
         spikes: the output.
-        target: the spike trains wanted.
-        tau: time constant of the trace in steps, positive; short: coincidence, long: rate.
+        target: the target spike trains.
+        tau: time constant of the filter in steps, positive: a short one compares spike times, a
+            long one firing rates.
         mask: ``[T, B]`` booleans, true where a step is real; time counts real steps.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -64,27 +65,30 @@ def van_rossum(
             f"spikes and target must have one shape, got {list(spikes.shape)} and "
             f"{list(target.shape)}."
         )
-    signal = floating(spikes)
+    # the filter is linear: filter the difference once instead of both trains
+    signal = as_floating(spikes)
     difference = signal - target.to(signal.dtype)
     if mask is not None:
-        difference = _together(filled(difference, mask), mask)
+        # time counts real steps only, so padding within a sequence must not separate its spikes
+        difference = _real_steps_first(filled(difference, mask), mask)
     decay = math.exp(-1 / tau)
     # within a step the trace decays, and its square integrates to tau / 2 * (1 - decay²)
     weight = (1 - decay**2) / 2
-    trace = _filtered(difference, decay)
+    trace = _exponential_filter(difference, decay)
     # after the last step the geometric series of such steps sums to 1/2
     squares = weight * trace[:-1].square().sum(0) + trace[-1].square() / 2
-    return reduced(over_neurons(squares), reduction)
+    return reduce_batch(mean_over_neurons(squares), reduction)
 
 
-def _together(x: Tensor, mask: Tensor) -> Tensor:
-    """Real steps first, in their order, then the others: silence at the end costs nothing."""
+def _real_steps_first(x: Tensor, mask: Tensor) -> Tensor:
+    """Move the padding to the end, where it costs nothing, and keep the order of the real steps."""
     order = aligned((~mask).byte().argsort(stable=True, dim=0), x)
     return x.gather(0, order.expand_as(x))
 
 
-def _filtered(x: Tensor, decay: float) -> Tensor:
-    """``y[t] = decay * y[t - 1] + x[t]``, by doubling the window: log2(T) passes."""
+def _exponential_filter(x: Tensor, decay: float) -> Tensor:
+    """Compute ``y[t] = decay * y[t - 1] + x[t]`` in log2(T) passes."""
+    # after each pass y[t] covers twice as many steps before t
     shift = 1
     while shift < len(x):
         x = torch.cat((x[:shift], x[shift:] + decay**shift * x[:-shift]))

@@ -1,7 +1,7 @@
-"""What a network achieves and what it costs: accuracy, activity, operations, energy, a profile.
+"""Measure accuracy, activity, operations, energy, size and time of a network.
 
-Functions in lower case look at one batch and need PyTorch alone. Classes are the same figures over
-many batches, as ``torchmetrics.Metric``s, from the extra ``metrics``.
+Functions in lower case measure one batch and need PyTorch alone. Classes accumulate the same
+figures over many batches, as ``torchmetrics.Metric``s, from the extra ``metrics``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Sparsity,
     )
 
+# Loaded on first use: torchmetrics is optional.
 _RUNNING = (
     "Accuracy",
     "DeadNeurons",

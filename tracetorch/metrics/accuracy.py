@@ -1,4 +1,4 @@
-"""How often a network names the right class, whatever its output is read by."""
+"""Accuracy of a classification, decoded by rate, count, first spike, last or maximum."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ By: TypeAlias = Literal["rate", "count", "first_spike", "last", "maximum"]
 
 
 def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
-    """The share of samples whose class is named right.
+    """Return the share of samples that are classified correctly.
 
-    The class is that of the highest rate, count, last or maximal membrane, or of the earliest first
-    spike; of several, the first. A sample whose classes all stand equal, where no neuron has fired
-    say, has no answer and counts as wrong.
+    The predicted class is that of the highest rate, count, last or maximal membrane, or of the
+    earliest first spike; of several, the first. A sample with equal scores for all classes, such as
+    one without any spike, has no prediction and counts as wrong.
 
     Args:
         x: outputs of the network.
         target: the classes.
-        by: what is read off the output, a function of ``tt.decode``.
+        by: the decoder, a function of ``tt.decode``.
         mask: ``[T, B]``, true where a step is real.
 
     Shape:
@@ -37,11 +37,11 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
         >>> accuracy(spikes, torch.tensor([0, 0]))
         tensor(0.5000)
     """
-    return right(x, target, by=by, mask=mask).double().mean().to(torch.get_default_dtype())
+    return correct(x, target, by=by, mask=mask).double().mean().to(torch.get_default_dtype())
 
 
-def right(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
-    """Which samples are named right, ``[B]`` booleans; arguments as :func:`accuracy`."""
+def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
+    """Mark the samples that are classified correctly, ``[B]``; arguments as :func:`accuracy`."""
     check_by(by)
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
@@ -58,9 +58,10 @@ def right(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = N
             f"target has the classes {int(target.min())} to {int(target.max())}, the output has "
             f"{classes} neurons, one for each of the classes 0 to {classes - 1}."
         )
-    named = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
+    predicted = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
+    # argmax of equal scores is class 0, which would be correct for some silent samples.
     undecided = (scores == scores[:, :1]).all(1)
-    return torch.logical_and(named == target.to(named.device), ~undecided)
+    return torch.logical_and(predicted == target.to(predicted.device), ~undecided)
 
 
 def check_by(by: object) -> None:

@@ -1,4 +1,4 @@
-"""How much the neurons of a layer fire."""
+"""Firing rate, sparsity, dead and saturated neurons of a layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracetorch.ragged import aligned, check_mask, check_sequence
 
 
 def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None = None) -> Tensor:
-    """The share of steps with a spike: 1 is a spike at every step.
+    """Return the firing rate: the share of steps with a spike, 1 for a spike at every step.
 
     ::
 
@@ -20,7 +20,8 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
 
     Args:
         spikes: spikes of any sign and scale.
-        dim: the layer's neuron dimension, -1 or -3 say, for one rate per neuron; without it, one.
+        dim: the layer's neuron dimension, such as -1 or -3, for a rate per neuron; without it, one
+            rate for all.
         mask: ``[T, B]``, true where a step is real.
 
     Shape:
@@ -35,12 +36,12 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
         >>> firing_rate(spikes), firing_rate(spikes, dim=-1)
         (tensor(0.7500), tensor([1.0000, 0.5000]))
     """
-    fired, chances = firings(spikes, dim=dim, mask=mask)
-    return (fired / chances).to(torch.get_default_dtype())
+    fired, total = count_spikes(spikes, dim=dim, mask=mask)
+    return (fired / total).to(torch.get_default_dtype())
 
 
 def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The share of zeros: 1 is silence. NeuroBench's activation sparsity, of one layer.
+    """Return the share of zeros, 1 for no spikes: NeuroBench's activation sparsity of one layer.
 
     Args:
         activations: spikes, or the outputs of any other layer.
@@ -64,11 +65,11 @@ def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
 
 def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor:
-    """Which neurons never fire, whatever the sample and the place.
+    """Mark the dead neurons, which fire at no step, sample or position.
 
     Args:
         spikes: spikes of any sign and scale.
-        dim: the layer's neuron dimension; of a convolution a neuron is a channel.
+        dim: the layer's neuron dimension; in a convolution a neuron is a channel.
         mask: ``[T, B]``, true where a step is real.
 
     Shape:
@@ -82,18 +83,18 @@ def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor
         >>> dead(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
         tensor([False,  True])
     """
-    return firings(spikes, dim=dim, mask=mask)[0] == 0
+    return count_spikes(spikes, dim=dim, mask=mask)[0] == 0
 
 
 def saturated(
     spikes: Tensor, *, dim: int = -1, above: float = 0.9, mask: Tensor | None = None
 ) -> Tensor:
-    """Which neurons fire at nearly every step, so that their spikes tell nothing.
+    """Mark the saturated neurons, which fire at nearly every step and so carry no information.
 
     Args:
         spikes: spikes of any sign and scale.
-        dim: the layer's neuron dimension; of a convolution a neuron is a channel.
-        above: the firing rate from which a neuron is saturated.
+        dim: the layer's neuron dimension; in a convolution a neuron is a channel.
+        above: the firing rate from which a neuron is saturated, in (0, 1].
         mask: ``[T, B]``, true where a step is real.
 
     Shape:
@@ -109,32 +110,36 @@ def saturated(
         tensor([ True, False])
     """
     check_above(above)
-    fired, chances = firings(spikes, dim=dim, mask=mask)
-    return fired >= above * chances
+    fired, total = count_spikes(spikes, dim=dim, mask=mask)
+    return fired >= above * total
 
 
 def check_above(above: object) -> None:
-    """Raise unless ``above`` is a rate that a neuron can reach."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``above`` is a rate in (0, 1]."""
     if isinstance(above, bool) or not isinstance(above, numbers.Real):
         raise TypeError(f"above must be a number, got {above!r}.")
     if not 0 < float(above) <= 1:
         raise ValueError(f"above must lie in (0, 1], the share of steps with a spike, got {above}.")
 
 
-def firings(spikes: Tensor, *, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Number of spikes and of chances for one, in float64; per neuron where ``dim`` is given."""
+def count_spikes(spikes: Tensor, *, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Count spikes and the steps at which there could be one, per neuron where ``dim`` is given.
+
+    Both are in float64, exact up to counts that float32 rounds.
+    """
     check_sequence("spikes", spikes, batched=True)
     check_mask(mask, "spikes", spikes)
     fired = spikes != 0
-    chances = torch.ones_like(fired) if mask is None else aligned(mask, spikes).expand_as(spikes)
-    fired = fired & chances
+    real = torch.ones_like(fired) if mask is None else aligned(mask, spikes).expand_as(spikes)
+    fired = fired & real
     if dim is None:
-        return fired.sum(dtype=torch.float64), chances.sum(dtype=torch.float64)
-    at = check_integer("dim", dim)
-    at = at + spikes.ndim if at < 0 else at + 1
-    if not 1 <= at < spikes.ndim:
+        return fired.sum(dtype=torch.float64), real.sum(dtype=torch.float64)
+    # A layer counts the dimensions of one step: a nonnegative one lies one further with time.
+    neuron_dim = check_integer("dim", dim)
+    neuron_dim += spikes.ndim if neuron_dim < 0 else 1
+    if not 1 <= neuron_dim < spikes.ndim:
         raise ValueError(
             f"dim is {dim}, but one step of spikes has the shape {list(spikes.shape[1:])}."
         )
-    others = [i for i in range(spikes.ndim) if i != at]
-    return fired.sum(others, dtype=torch.float64), chances.sum(others, dtype=torch.float64)
+    others = [i for i in range(spikes.ndim) if i != neuron_dim]
+    return fired.sum(others, dtype=torch.float64), real.sum(others, dtype=torch.float64)

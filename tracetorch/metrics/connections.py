@@ -1,4 +1,4 @@
-"""How many operations one call of a layer of weights takes, and of which kind."""
+"""Count the multiply-accumulates and accumulates of a linear or convolutional layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.neuron import Neuron
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
-# Parameters of these scale, look up or normalise; or are seen through the layer that they are of.
+# Their parameters scale, look up or normalise, or are counted with the layer that they belong to.
 _WITHOUT_PRODUCTS = (
     Neuron,
     nn.Embedding,
@@ -22,53 +23,57 @@ _WITHOUT_PRODUCTS = (
     nn.LayerNorm,
     nn.PReLU,
     nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,
+    BatchNormBase,
     nn.utils.parametrize.ParametrizationList,
 )
 
 
 @dataclass
-class Tally:
-    """Operations until now: real-valued, of spikes, and of all there could be."""
+class OperationCounts:
+    """Sums of operations: MACs of real inputs, ACs of spikes, and all products, zeros too."""
 
     macs: float = 0.0
     acs: float = 0.0
     dense: float = 0.0
 
     def add(self, layer: nn.Module, x: Tensor, share: float = 1.0) -> None:
-        """Count one call on ``x`` ``[S, B, ...]``, each of the ``S`` steps by itself.
+        """Add the operations of one call on ``x`` ``[S, B, ...]``, judging each of the ``S`` steps.
 
         Args:
-            layer: a layer of weights.
+            layer: a linear or convolutional layer.
             x: its input, zero where it is padding.
-            share: how much of it is no padding.
+            share: share of ``x`` that is no padding.
         """
         effective, dense = _products(layer, x)
-        rest = tuple(range(1, x.ndim))
-        spiking = ((x == 0) | (x == 1) | (x == -1)).all(rest) if rest else x == 0
+        # NeuroBench decides by step: one real value makes every operation of the step a MAC.
+        dims = tuple(range(1, x.ndim))
+        spiking = ((x == 0) | (x == 1) | (x == -1)).all(dims) if dims else x == 0
         self.acs += float(effective[spiking].sum())
         self.macs += float(effective[~spiking].sum())
         self.dense += share * dense
 
 
 def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
-    """Products of a nonzero input and a nonzero weight, by step, and of all of both."""
+    """Count products without a zero factor, by step, and all products together."""
     if isinstance(layer, nn.Linear):
-        there = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
+        # Each nonzero input is multiplied by every nonzero weight of its column.
+        nonzero = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
         fan_out = (layer.weight != 0).sum(0, dtype=torch.float64)
-        return there @ fan_out, float(x.numel()) * layer.out_features
+        return nonzero @ fan_out, float(x.numel()) * layer.out_features
     conv = cast("Convolution", layer)
     if x.ndim == conv.weight.ndim:  # without a batch
         x = x.unsqueeze(1)
-    # the sum over the batch of a linear map is the map of the sum
-    there = (x != 0).sum(1, dtype=torch.float64)
+    # Convolving zeros and ones counts the products. A convolution is linear: the count over the
+    # batch is the convolution of the inputs' sum.
+    nonzero = (x != 0).sum(1, dtype=torch.float64)
     weight = (conv.weight != 0).to(torch.float64)
-    effective = _convolved(conv, there, weight).flatten(1).sum(1)
-    every = _convolved(conv, torch.ones_like(there[:1]), torch.ones_like(weight)).sum()
-    return effective, float(every) * x.shape[0] * x.shape[1]
+    effective = _convolve(conv, nonzero, weight).flatten(1).sum(1)
+    dense = _convolve(conv, torch.ones_like(nonzero[:1]), torch.ones_like(weight)).sum()
+    return effective, float(dense) * x.shape[0] * x.shape[1]
 
 
-def _convolved(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve as ``layer`` does, with another weight and without a bias."""
     padding: Any = layer.padding
     if layer.padding_mode != "zeros":
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
@@ -80,11 +85,12 @@ def _convolved(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
     return convolved
 
 
-def uncounted(modules: list[tuple[str, nn.Module]]) -> str | None:
-    """The first module that multiplies by weights in a way that is not counted, or ``None``."""
+def first_uncounted(modules: list[tuple[str, nn.Module]]) -> str | None:
+    """Name the first module whose products with weights cannot be counted; ``None`` without any."""
     for path, module in modules:
         if isinstance(module, (*WEIGHTED, *_WITHOUT_PRODUCTS)):
             continue
+        # A matrix is multiplied with, a vector shifts or scales.
         if any(p.ndim > 1 for p in module.parameters(recurse=False)):
             return f"{path or 'the model'} ({type(module).__name__})"
     return None

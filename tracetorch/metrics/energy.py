@@ -1,4 +1,4 @@
-"""What operations would cost in energy, under assumptions that are named."""
+"""Estimate the energy of operations under explicit assumptions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tracetorch.metrics.operations import SynapticOperations
 
 @dataclass(frozen=True)
 class EnergyAssumptions:
-    """What one operation is taken to cost, in picojoules.
+    """Energy of one operation of each kind, in picojoules.
 
     The defaults are for a 45 nm process at 0.9 V: a 32-bit floating-point multiplication costs
     3.7 pJ and an addition 0.9 pJ. **Memory is left out**: to fetch a weight costs 5 pJ from a small
-    cache and over 600 pJ from DRAM, more than any arithmetic, so that this tells networks on one
-    kind of hardware apart, and is not what a chip will draw.
+    cache and over 600 pJ from DRAM, more than any arithmetic. The estimate compares networks on one
+    kind of hardware; it does not predict the power of a chip.
 
     Args:
-        mac_pj: a multiply-accumulate.
-        ac_pj: an accumulate.
-        update_pj: one change of a membrane, a leak and an addition: one multiply-accumulate.
-        source: where the figures are from.
+        mac_pj: energy of a multiply-accumulate.
+        ac_pj: energy of an accumulate.
+        update_pj: energy of a membrane update, a leak and an addition: one multiply-accumulate.
+        source: reference for the figures.
 
     Raises:
         TypeError: a cost is not a number.
@@ -41,14 +41,14 @@ class EnergyAssumptions:
     source: str = "Horowitz, ISSCC 2014: 32-bit floating point, 45 nm, 0.9 V; without memory"
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name == "source":
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "source":
                 continue
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{one.name} must be a number of picojoules, got {value!r}.")
+                raise TypeError(f"{field.name} must be a number of picojoules, got {value!r}.")
             if not 0 <= float(value) < math.inf:
-                raise ValueError(f"{one.name} must be finite and not negative, got {value}.")
+                raise ValueError(f"{field.name} must be finite and not negative, got {value}.")
 
     def __str__(self) -> str:
         return (
@@ -59,14 +59,14 @@ class EnergyAssumptions:
 
 @dataclass(frozen=True)
 class Energy:
-    """An estimate per sample, in picojoules.
+    """Energy estimate per sample, in picojoules.
 
     Args:
-        synapses_pj: the effective operations of the weights.
-        neurons_pj: the changes of the membranes.
-        dense_pj: every product as a multiply-accumulate, zeros too: the same network, same number
-            of steps, on hardware that takes no notice of spikes.
-        assumptions: what it rests on.
+        synapses_pj: energy of the effective operations of the weights.
+        neurons_pj: energy of the membrane updates.
+        dense_pj: energy of all products as multiply-accumulates, zeros too: the same network and
+            number of steps on hardware that does not exploit spikes.
+        assumptions: the energy of one operation of each kind.
 
     Example:
         >>> print(energy(SynapticOperations(0.0, 1000.0, 4000.0), updates=100.0))
@@ -82,17 +82,17 @@ class Energy:
 
     @property
     def total_pj(self) -> float:
-        """Synapses and neurons."""
+        """Energy of synapses and neurons together."""
         return self.synapses_pj + self.neurons_pj
 
     def __str__(self) -> str:
-        told = [
+        figures = [
             f"{pj * 1e-6:.3g}"
             for pj in (self.total_pj, self.synapses_pj, self.neurons_pj, self.dense_pj)
         ]
         return (
-            f"{told[0]} uJ per sample (synapses {told[1]}, neurons {told[2]}; dense {told[3]}) at "
-            f"{self.assumptions}"
+            f"{figures[0]} uJ per sample (synapses {figures[1]}, neurons {figures[2]}; "
+            f"dense {figures[3]}) at {self.assumptions}"
         )
 
 
@@ -102,7 +102,7 @@ def energy(
     updates: float = 0.0,
     assumptions: EnergyAssumptions | None = None,
 ) -> Energy:
-    """An estimate of the energy that operations take.
+    """Estimate the energy of operations.
 
     ::
 
@@ -111,9 +111,9 @@ def energy(
         dense    = dense * mac_pj
 
     Args:
-        operations: what :func:`synaptic_operations` gave.
-        updates: what :func:`membrane_updates` gave.
-        assumptions: what an operation costs; those of Horowitz (2014) if left out.
+        operations: result of :func:`synaptic_operations`.
+        updates: result of :func:`membrane_updates`; 0 by default.
+        assumptions: energy of one operation of each kind; that of Horowitz (2014) if left out.
 
     Example:
         >>> energy(SynapticOperations(0.0, 1000.0, 4000.0)).total_pj

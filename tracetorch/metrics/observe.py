@@ -1,23 +1,23 @@
-"""One run of a model from rest, and what each of its modules did in it."""
+"""Run a model from rest and measure the activity and operations of each of its modules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import named_modules
-from tracetorch.metrics.activity import firings
-from tracetorch.metrics.connections import Tally
+from tracetorch.metrics.activity import count_spikes
+from tracetorch.metrics.connections import OperationCounts
 from tracetorch.metrics.size import WEIGHTED
-from tracetorch.probe.layers import called_in_order, spike_functions
+from tracetorch.probe.layers import call_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
@@ -25,27 +25,36 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
-# Beside neurons that spike, what NeuroBench takes for an activation.
+# Activations in NeuroBench's sense, besides neurons that spike
 _ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
 
 
 @dataclass
-class Seen:
-    """What one module did; counts are over all steps and samples.
+class ModuleStats:
+    """Measurements of one module, summed over all real steps and samples.
 
     Args:
-        path: where it stands.
+        path: path of the module in the model.
         module: the module.
+        operations: operations of a linear or convolutional layer.
+        shape: shape of the output at one step, without the batch.
+        values: number of output values of an activation.
+        nonzero: number of those that are not zero.
+        fired: number of spikes per neuron.
+        total: number of steps at which each neuron could have fired.
+        updates: number of membrane updates.
+        output_bytes: memory of all outputs, views of the input excepted.
+        state_bytes: memory of the states.
     """
 
     path: str
     module: nn.Module
-    tally: Tally = field(default_factory=Tally)
+    operations: OperationCounts = field(default_factory=OperationCounts)
     shape: tuple[int, ...] | None = None
     values: int = 0
     nonzero: int = 0
     fired: Tensor | None = None
-    chances: Tensor | None = None
+    total: Tensor | None = None
     updates: float = 0.0
     output_bytes: int = 0
     state_bytes: int = 0
@@ -57,37 +66,41 @@ class Seen:
 
     @property
     def activates(self) -> bool:
-        """Whether NeuroBench would call its output an activation."""
+        """Whether its output is an activation in NeuroBench's sense."""
         return self.spikes or isinstance(self.module, _ACTIVATIONS)
 
 
-class Real:
-    """Which of the steps that a call holds are real.
+class StepMask:
+    """Mask of the real steps in one call of a module.
 
     Args:
-        mask: ``[T, B]``, or ``None`` where all are.
-        at_once: a call holds all steps, or else the one that is run.
+        mask: ``[T, B]``, or ``None`` where all steps are real.
+        all_steps: whether a call holds all steps, or the current one alone.
     """
 
-    def __init__(self, mask: Tensor | None, at_once: bool) -> None:
+    def __init__(self, mask: Tensor | None, all_steps: bool) -> None:
         self.mask = mask
-        self.at_once = at_once
+        self.all_steps = all_steps
         self.step = -1
 
-    def of(self, seen: Seen, x: Tensor) -> Tensor | None:
-        """The part of the mask for ``x`` ``[S, B, ...]``.
+    def advance(self, module: Any, args: Any) -> None:
+        """Go to the next step: a hook before the model's forward pass."""
+        self.step += 1
+
+    def select(self, stats: ModuleStats, x: Tensor) -> Tensor | None:
+        """Return the part of the mask for ``x`` ``[S, B, ...]``.
 
         Raises:
-            ValueError: the module was not given samples one by one.
+            ValueError: the rows of ``x`` are not the samples.
         """
         if self.mask is None:
             return None
-        part = self.mask if self.at_once else self.mask[self.step : self.step + 1]
+        part = self.mask if self.all_steps else self.mask[self.step : self.step + 1]
         if x.shape[:2] != part.shape:
             raise ValueError(
-                f"mask: {seen.path or 'the model'} ({type(seen.module).__name__}) works on "
+                f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
                 f"{list(x.shape[:2])} where steps and batch are {list(part.shape)}: which of its "
-                "rows are padding cannot be told. Count each sequence by itself, without mask=."
+                "rows are padding is unknown. Count each sequence by itself, without mask=."
             )
         return part
 
@@ -99,116 +112,120 @@ def observe(
     steps: int | None,
     by: Literal["layer", "step"],
     mask: Tensor | None = None,
-) -> tuple[list[Seen], Inputs]:
-    """Every module with what it did at real steps, and the inputs.
+) -> tuple[list[ModuleStats], Inputs]:
+    """Run a model from rest and return the measurements of every module, and the inputs.
 
-    It runs from rest, in evaluation mode and without a graph; the model is as before after it.
+    It runs in evaluation mode and without a graph, and is restored afterwards.
     """
     check_module(model)
-    given = parse_inputs(x, steps, 0, True)
+    inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
-        leaf: Tensor = pytree.tree_leaves(given.tensors)[0]
-        check_mask(mask, "x", leaf.new_empty(given.steps, given.batch))
-    real = Real(mask, by == "layer")
-    found = [Seen(path, module) for path, module in named_modules(model)]
+        leaf: Tensor = pytree.tree_leaves(inputs.tensors)[0]
+        check_mask(mask, "x", leaf.new_empty(inputs.steps, inputs.batch))
+    step_mask = StepMask(mask, by == "layer")
+    modules = [ModuleStats(path, module) for path, module in named_modules(model)]
     with restored(model), torch.no_grad():
-        at_rest(model)
-        called = called_in_order(model, given, by)
+        prepare_run(model)
+        # unroll refuses to record a layer that is not called.
+        called = call_order(model, inputs, by)
         membranes = {
-            f"{seen.path}.{name}" if seen.path else name: seen
-            for seen in found
-            if (name := membrane_of(seen.module)) is not None and seen.path in called
+            f"{stats.path}.{name}" if stats.path else name: stats
+            for stats in modules
+            if (name := membrane_name(stats.module)) is not None and stats.path in called
         }
-        steps_in_call = given.steps if by == "layer" else 1
-        with _listening(model, found, steps_in_call, given.batch, real):
-            _, states = unroll(model, x, steps=steps, by=by, record=list(membranes))
-        for name, trajectory in states.items():
-            membranes[name].updates = _updates(trajectory, mask)
-        for seen in found:
-            if isinstance(seen.module, Neuron):
-                held = (getattr(seen.module, name) for name in seen.module.active_states)
-                seen.state_bytes = sum(s.numel() * s.element_size() for s in held if s is not None)
-    return found, given
+        steps_in_call = inputs.steps if by == "layer" else 1
+        measure = partial(
+            _measure_call, steps=steps_in_call, batch=inputs.batch, step_mask=step_mask
+        )
+        with forward_hooks(
+            before=[(model, step_mask.advance)],
+            after=[(stats.module, partial(measure, stats)) for stats in modules],
+        ):
+            _, trajectories = unroll(model, x, steps=steps, by=by, record=list(membranes))
+        for name, trajectory in trajectories.items():
+            membranes[name].updates = _count_updates(trajectory, mask)
+        for stats in modules:
+            if isinstance(stats.module, Neuron):
+                # The last states are still in the layer, until the model is restored.
+                states = (getattr(stats.module, name) for name in stats.module.active_states)
+                stats.state_bytes = sum(
+                    s.numel() * s.element_size() for s in states if s is not None
+                )
+    return modules, inputs
 
 
-def _updates(membrane: Tensor, mask: Tensor | None) -> float:
-    """Changes of a membrane ``[T, B, ...]`` from one real step to the next, the first counted."""
-    moved = membrane[1:] != membrane[:-1]
+def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:
+    """Count changes of a membrane ``[T, B, ...]`` between real steps, the first step included."""
+    changed = membrane[1:] != membrane[:-1]
     if mask is not None:
-        # real steps first, in their order: what lies between them is cut out
+        # A stable sort moves the real steps to the front, in their order: padding between two of
+        # them does not separate them.
         order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
         membrane = membrane.gather(0, aligned(order, membrane).expand_as(membrane))
-        there = mask.gather(0, order)[1:]
-        moved = (membrane[1:] != membrane[:-1]) & aligned(there, membrane[1:])
-    return float(membrane[0].numel() + torch.count_nonzero(moved))
+        real = mask.gather(0, order)[1:]
+        changed = (membrane[1:] != membrane[:-1]) & aligned(real, membrane[1:])
+    return float(membrane[0].numel() + torch.count_nonzero(changed))
 
 
-def at_rest(model: nn.Module) -> None:
-    """Evaluation mode and no states."""
+def prepare_run(model: nn.Module) -> None:
+    """Set evaluation mode and zero the states."""
     for _, module in named_modules(model):
         module.eval()
     zero_states(model)
 
 
-def membrane_of(module: nn.Module) -> str | None:
-    """The state that is the membrane: ``mem``, or the first of a neuron that calls it otherwise."""
+def membrane_name(module: nn.Module) -> str | None:
+    """Name the state that is a neuron's membrane: ``mem``, or else its first state."""
     if isinstance(module, Recurrent) or not isinstance(module, Neuron) or not module.active_states:
         return None
     return "mem" if "mem" in module.active_states else module.active_states[0]
 
 
-@contextmanager
-def _listening(
-    model: nn.Module, found: list[Seen], steps: int, batch: int, real: Real
-) -> Iterator[None]:
-    def begin(module: nn.Module, args: Any) -> None:
-        real.step += 1
-
-    hooks = [model.register_forward_pre_hook(begin)]
-    for seen in found:
-
-        def take(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: Seen = seen) -> None:
-            x = args[0] if args else next(iter(kwargs.values()), None)
-            _take(seen, x, output, steps, batch, real)
-
-        hooks.append(seen.module.register_forward_hook(take, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _take(seen: Seen, x: Any, output: Any, steps: int, batch: int, real: Real) -> None:
-    if isinstance(seen.module, WEIGHTED) and isinstance(x, Tensor):
-        x_steps = _by_step(x, steps, batch)
-        mask = real.of(seen, x_steps)
+def _measure_call(
+    stats: ModuleStats,
+    module: Any,
+    args: Any,
+    kwargs: Any,
+    output: Any,
+    *,
+    steps: int,
+    batch: int,
+    step_mask: StepMask,
+) -> None:
+    """Add one call of a module to its measurements: a hook on its forward pass."""
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    if isinstance(module, WEIGHTED) and isinstance(x, Tensor):
+        x_steps = _unfold_steps(x, steps, batch)
+        mask = step_mask.select(stats, x_steps)
         share = 1.0 if mask is None else float(mask.double().mean())
-        seen.tally.add(seen.module, filled(x_steps, mask), share)
+        stats.operations.add(module, filled(x_steps, mask), share)
     if not isinstance(output, Tensor) or output.ndim == 0:
         return
-    if not (isinstance(x, Tensor) and x.data_ptr() == output.data_ptr()):  # no view of the input
-        seen.output_bytes += output.numel() * output.element_size()
-    output = _by_step(output, steps, batch)
-    seen.shape = tuple(output.shape[2:])
-    if not seen.activates:
+    # A view of the input takes no memory of its own.
+    if not (isinstance(x, Tensor) and x.data_ptr() == output.data_ptr()):
+        stats.output_bytes += output.numel() * output.element_size()
+    output = _unfold_steps(output, steps, batch)
+    stats.shape = tuple(output.shape[2:])
+    if not stats.activates:
         return
-    mask = real.of(seen, output)
+    mask = step_mask.select(stats, output)
     share = 1.0 if mask is None else float(mask.double().mean())
     output = filled(output, mask)
-    seen.values += round(output.numel() * share)
-    seen.nonzero += int(torch.count_nonzero(output))
-    if seen.spikes and isinstance(seen.module, Neuron):
-        fired, chances = firings(output, dim=seen.module.dim, mask=None)
-        chances = (chances * share).round()
-        seen.fired = fired if seen.fired is None else seen.fired + fired
-        seen.chances = chances if seen.chances is None else seen.chances + chances
+    stats.values += round(output.numel() * share)
+    stats.nonzero += int(torch.count_nonzero(output))
+    if stats.spikes and isinstance(module, Neuron):
+        # Padding is zero by now: the spikes are right, the number of steps needs the share.
+        fired, total = count_spikes(output, dim=module.dim, mask=None)
+        total = (total * share).round()
+        stats.fired = fired if stats.fired is None else stats.fired + fired
+        stats.total = total if stats.total is None else stats.total + total
 
 
-def _by_step(x: Tensor, steps: int, batch: int) -> Tensor:
-    """``[S, B, ...]``: the steps that one call holds, all of them by layer, else one.
+def _unfold_steps(x: Tensor, steps: int, batch: int) -> Tensor:
+    """Return ``[S, B, ...]``: the ``S`` steps of one call, all of them by layer, else one.
 
-    A model may have folded more into its batch, the patches of an image say: ``[T * B * k, ...]``.
+    A model may have folded more than time into its batch, such as the patches of an image:
+    ``[T * B * k, ...]``.
     """
     if steps > 1 and x.ndim and len(x) and len(x) % (steps * batch) == 0:
         return torch.unflatten(x, 0, (steps, -1))

@@ -1,4 +1,4 @@
-"""What a run costs in operations, by NeuroBench's definitions and equal to its figures."""
+"""Count synaptic operations, activation sparsity and membrane updates as NeuroBench does."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tracetorch.metrics.connections import uncounted
-from tracetorch.metrics.observe import Seen, observe
+from tracetorch.metrics.connections import first_uncounted
+from tracetorch.metrics.observe import ModuleStats, observe
+from tracetorch.probe.layers import neuron_layers
 
 
 @dataclass(frozen=True)
 class SynapticOperations:
-    """Products of a weight and an input, per sample, summed over its time steps.
+    """Number of products of a weight and an input, per sample, summed over the time steps.
 
     An operation is *effective* where neither is zero. At a step whose inputs to a layer are all 0,
     1 or -1, it adds a weight (AC); otherwise it multiplies one too (MAC). Biases are not counted.
 
     Args:
-        effective_macs: multiply-accumulates.
-        effective_acs: accumulates.
-        dense: all products, zeros too: what hardware takes that cannot skip them.
+        effective_macs: number of multiply-accumulates.
+        effective_acs: number of accumulates.
+        dense: number of all products, zeros too: the cost on hardware that cannot skip zeros.
 
     Example:
         >>> SynapticOperations(effective_macs=0.0, effective_acs=12.0, dense=40.0).effective
@@ -34,7 +35,7 @@ class SynapticOperations:
 
     @property
     def effective(self) -> float:
-        """Both kinds together: the SynOps of neuromorphic hardware."""
+        """Sum of both kinds: the SynOps of neuromorphic hardware."""
         return self.effective_macs + self.effective_acs
 
 
@@ -46,14 +47,14 @@ def synaptic_operations(
     by: Literal["layer", "step"] = "layer",
     mask: Tensor | None = None,
 ) -> SynapticOperations:
-    """Effective and dense operations of the linear and convolutional layers, per sample.
+    """Count effective and dense operations of linear and convolutional layers, per sample.
 
-    The model runs from rest and in evaluation mode, and is as before after it.
+    The model runs from rest and in evaluation mode, and is restored afterwards.
 
     Args:
         model: any ``nn.Module``.
         x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
-        steps: as for ``tt.unroll``; NeuroBench counts each step, so it is done here.
+        steps: as for ``tt.unroll``; every step is counted, also of a constant input.
         by: as for ``tt.unroll``.
         mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
             belongs at the end.
@@ -70,9 +71,9 @@ def synaptic_operations(
     Reference: Yik et al., "The NeuroBench framework for benchmarking neuromorphic computing
     algorithms and systems", Nature Communications 16 (2025).
     """
-    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
-    check_counted(seen)
-    return operations_of(seen, given.batch)
+    modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
+    check_counted(modules)
+    return sum_operations(modules, inputs.batch)
 
 
 def activation_sparsity(
@@ -83,9 +84,9 @@ def activation_sparsity(
     by: Literal["layer", "step"] = "layer",
     mask: Tensor | None = None,
 ) -> float:
-    """The share of zeros in the outputs of all activations: neurons that spike, ReLU, sigmoid.
+    """Return the share of zeros in the outputs of spiking neurons, ReLU and sigmoid.
 
-    The model runs from rest and in evaluation mode, and is as before after it.
+    The model runs from rest and in evaluation mode, and is restored afterwards.
 
     Args:
         model: any ``nn.Module``.
@@ -105,14 +106,14 @@ def activation_sparsity(
 
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
-    found, _ = observe(model, x, steps=steps, by=by, mask=mask)
-    active = [seen for seen in found if seen.activates and seen.values]
+    modules, _ = observe(model, x, steps=steps, by=by, mask=mask)
+    active = [stats for stats in modules if stats.activates and stats.values]
     if not active:
         raise ValueError(
             f"{type(model).__name__} has no activation: no neuron that spikes, ReLU or sigmoid was "
             "called."
         )
-    return 1 - sum(seen.nonzero for seen in active) / sum(seen.values for seen in active)
+    return 1 - sum(stats.nonzero for stats in active) / sum(stats.values for stats in active)
 
 
 def membrane_updates(
@@ -123,9 +124,9 @@ def membrane_updates(
     by: Literal["layer", "step"] = "layer",
     mask: Tensor | None = None,
 ) -> float:
-    """Changes of membranes per sample: each at the first step, then those of another value.
+    """Count membrane updates per sample: all at the first step, then those that change a value.
 
-    The model runs from rest and in evaluation mode, and is as before after it.
+    The model runs from rest and in evaluation mode, and is restored afterwards.
 
     Args:
         model: any ``nn.Module``.
@@ -144,32 +145,26 @@ def membrane_updates(
 
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
-    check_neurons(model)
-    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
-    return sum(each.updates for each in seen) / given.batch
+    neuron_layers(model)  # raises where nothing has a membrane
+    modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
+    return sum(stats.updates for stats in modules) / inputs.batch
 
 
-def check_neurons(model: nn.Module) -> None:
-    """Raise ``ValueError`` where nothing in the model has a membrane."""
-    from tracetorch.probe.layers import neurons_of
-
-    neurons_of(model)
-
-
-def check_counted(seen: list[Seen]) -> None:
-    """Raise ``ValueError`` where a layer multiplies in a way that is not counted."""
-    other = uncounted([(each.path, each.module) for each in seen])
-    if other is not None:
+def check_counted(modules: list[ModuleStats]) -> None:
+    """Raise ``ValueError`` where the products of a layer with its weights cannot be counted."""
+    uncounted = first_uncounted([(stats.path, stats.module) for stats in modules])
+    if uncounted is not None:
         raise ValueError(
-            f"{other} multiplies by weights in a way that is not counted: nn.Linear, nn.Conv1d, "
-            "nn.Conv2d and nn.Conv3d are. Count the parts of the model that consist of those."
+            f"{uncounted} multiplies by weights in a way that is not counted: nn.Linear, "
+            "nn.Conv1d, nn.Conv2d and nn.Conv3d are. Count the parts of the model that consist of "
+            "those."
         )
 
 
-def operations_of(seen: list[Seen], batch: int) -> SynapticOperations:
-    """The sum over modules, per sample."""
+def sum_operations(modules: list[ModuleStats], batch: int) -> SynapticOperations:
+    """Sum the operations of all modules, per sample."""
     return SynapticOperations(
-        sum(each.tally.macs for each in seen) / batch,
-        sum(each.tally.acs for each in seen) / batch,
-        sum(each.tally.dense for each in seen) / batch,
+        sum(stats.operations.macs for stats in modules) / batch,
+        sum(stats.operations.acs for stats in modules) / batch,
+        sum(stats.operations.dense for stats in modules) / batch,
     )

@@ -1,4 +1,4 @@
-"""``profile``: a table of what every layer does and costs."""
+"""Profile a model layer by layer: activity, operations, energy, time and memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
+from tracetorch.core.hooks import Hook, PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.metrics.energy import EnergyAssumptions
-from tracetorch.metrics.observe import Seen, at_rest, observe
+from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.neuron import Neuron
@@ -34,23 +35,23 @@ def profile(
     repeats: int = 3,
     assumptions: EnergyAssumptions | None = None,
 ) -> Profile:
-    """Run a model over ``[T, B, ...]`` and tell of each layer what it does and costs.
+    """Run a model over ``[T, B, ...]`` and return activity, cost and time of each layer.
 
     It runs from rest, in evaluation mode and without a graph: once to compile and to count, then
-    ``repeats`` times to take the time. States, mode and random state are as before after it.
+    ``repeats`` times to measure the time. States, mode and random state are restored afterwards.
 
     Args:
         model: any ``nn.Module``.
         x: as for ``tt.unroll``.
-        steps: as for ``tt.unroll``; every layer is then run at every step, to be timed.
+        steps: as for ``tt.unroll``; every layer is then run and timed at every step.
         by: as for ``tt.unroll``.
         mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
             belongs at the end.
-        repeats: how often the time is taken; the median counts.
-        assumptions: what an operation costs; those of Horowitz (2014) if left out.
+        repeats: number of timed runs, of which the median is returned; at least 1.
+        assumptions: energy of one operation of each kind; that of Horowitz (2014) if left out.
 
     Returns:
-        A :class:`Profile`: print it, read its ``rows``, or write it down with ``to_markdown()``.
+        A :class:`Profile`: print it, read its ``rows``, or convert it with ``to_markdown()``.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -65,80 +66,86 @@ def profile(
         (120.0, 120.0)
     """
     repeats = check_count("repeats", repeats)
-    seen, given = observe(model, x, steps=steps, by=by, mask=mask)
+    modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
     cost = EnergyAssumptions() if assumptions is None else assumptions
-    rows = [each for each in seen if _stands_alone(each, seen)]
-    taken: list[dict[str, float]] = []
-    whole: list[float] = []
+    layers = [stats for stats in modules if _has_row(stats, modules)]
+    layer_times: list[dict[str, float]] = []
+    run_times: list[float] = []
     with restored(model), torch.no_grad():
+        # The median of several runs: other processes disturb single ones.
         for _ in range(repeats):
-            at_rest(model)
-            with _timed(rows) as seconds:
-                start = _now(model)
+            prepare_run(model)
+            with _timed(layers) as seconds:
+                start = _synchronized_time()
                 unroll(model, x, steps=steps, by=by)
-                whole.append(_now(model) - start)
-            taken.append(seconds)
+                run_times.append(_synchronized_time() - start)
+            layer_times.append(seconds)
+    # A shared parameter is counted at the first layer that has it, so that the column adds up.
     counted: set[int] = set()
-    found = []
-    for row in rows:
-        own = {id(p): p for p in _own(row.module)[0] if id(p) not in counted}
+    rows = []
+    for stats in layers:
+        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
         counted |= set(own)
-        if row.shape is None and not own:
+        if stats.shape is None and not own:
             continue
-        seconds_ = statistics.median(each.get(row.path, 0.0) for each in taken)
-        found.append(_row(row, sum(p.numel() for p in own.values()), seconds_, given.batch, cost))
+        median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
+        rows.append(_row(stats, sum(p.numel() for p in own.values()), median, inputs.batch, cost))
     return Profile(
-        rows=tuple(found),
-        steps=given.steps,
-        batch=given.batch,
-        seconds=statistics.median(whole),
+        rows=tuple(rows),
+        steps=inputs.steps,
+        batch=inputs.batch,
+        seconds=statistics.median(run_times),
         assumptions=cost,
     )
 
 
-def _stands_alone(one: Seen, every: list[Seen]) -> bool:
-    """Whether it is a part by itself: it holds no other module, or parameters of its own."""
+def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
+    """Whether a module has a row: it has no submodules, or parameters of its own."""
+    # A parametrization belongs to the layer whose weight it computes.
     if any(
         isinstance(other.module, nn.utils.parametrize.ParametrizationList)
-        and f"{one.path}.".startswith(f"{other.path}.")
-        for other in every
+        and f"{stats.path}.".startswith(f"{other.path}.")
+        for other in modules
     ):
-        return False  # a part of the layer whose weight it makes
-    if _own(one.module)[0]:
+        return False
+    if _own_tensors(stats.module)[0]:
         return True
-    before = f"{one.path}." if one.path else ""
-    return not any(
-        other is not one and other.path.startswith(before) for other in every
-    ) and not isinstance(one.module, Recurrent)
+    prefix = f"{stats.path}." if stats.path else ""
+    has_submodules = any(other is not stats and other.path.startswith(prefix) for other in modules)
+    return not has_submodules and not isinstance(stats.module, Recurrent)
 
 
-def _own(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
-    """Parameters and buffers of a module, and of what its weights are made of."""
+def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """Return parameters and buffers of a module and of its parametrizations."""
     parts = [module]
     if nn.utils.parametrize.is_parametrized(module):
+        # Their tensors take the place of the layer's own weight.
         parts += list(cast("nn.Module", module.parametrizations).modules())
     parameters = [p for part in parts for p in part.parameters(recurse=False)]
     return parameters, [b for part in parts for b in part.buffers(recurse=False)]
 
 
 def _row(
-    seen: Seen, parameters: int, seconds: float, batch: int, cost: EnergyAssumptions
+    stats: ModuleStats, parameters: int, seconds: float, batch: int, cost: EnergyAssumptions
 ) -> LayerProfile:
+    """Convert sums over a batch to the row of a layer, with costs per sample."""
     rate = dead = saturated = None
-    if seen.fired is not None and seen.chances is not None:
-        rate = float(seen.fired.sum() / seen.chances.sum())
-        dead = float((seen.fired == 0).double().mean())
-        saturated = float((seen.fired >= _SATURATED * seen.chances).double().mean())
-    multiplies = isinstance(seen.module, WEIGHTED)
-    macs, acs, dense = (n / batch for n in (seen.tally.macs, seen.tally.acs, seen.tally.dense))
-    updates = seen.updates / batch if isinstance(seen.module, Neuron) else None
-    costs = multiplies or updates is not None
+    if stats.fired is not None and stats.total is not None:
+        rate = float(stats.fired.sum() / stats.total.sum())
+        dead = float((stats.fired == 0).double().mean())
+        saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
+    multiplies = isinstance(stats.module, WEIGHTED)
+    counts = stats.operations
+    macs, acs, dense = (n / batch for n in (counts.macs, counts.acs, counts.dense))
+    updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
+    # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
+    counted = multiplies or updates is not None
     energy = macs * cost.mac_pj + acs * cost.ac_pj + (updates or 0.0) * cost.update_pj
-    tensors = [tensor for both in _own(seen.module) for tensor in both]
+    tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
     return LayerProfile(
-        path=seen.path,
-        kind=type(seen.module).__name__,
-        shape=seen.shape,
+        path=stats.path,
+        kind=type(stats.module).__name__,
+        shape=stats.shape,
         parameters=parameters,
         rate=rate,
         dead=dead,
@@ -147,37 +154,41 @@ def _row(
         acs=acs if multiplies else None,
         dense=dense if multiplies else None,
         updates=updates,
-        energy_pj=energy if costs else None,
+        energy_pj=energy if counted else None,
         seconds=seconds,
-        held_bytes=sum(t.numel() * t.element_size() for t in tensors) + seen.state_bytes,
-        output_bytes=seen.output_bytes,
+        held_bytes=sum(t.numel() * t.element_size() for t in tensors) + stats.state_bytes,
+        output_bytes=stats.output_bytes,
     )
 
 
 @contextmanager
-def _timed(rows: list[Seen]) -> Iterator[dict[str, float]]:
-    """While it lasts, add up the seconds that each module takes."""
+def _timed(layers: list[ModuleStats]) -> Iterator[dict[str, float]]:
+    """Sum the seconds of each layer by path within a block."""
     seconds: dict[str, float] = {}
     started: dict[str, float] = {}
-    hooks = []
-    for row in rows:
 
-        def begin(module: nn.Module, args: Any, path: str = row.path) -> None:
-            started[path] = _now(module)
+    def start(path: str) -> PreHook:
+        def hook(module: Any, args: Any) -> None:
+            started[path] = _synchronized_time()
 
-        def end(module: nn.Module, args: Any, output: Any, path: str = row.path) -> None:
-            seconds[path] = seconds.get(path, 0.0) + _now(module) - started[path]
+        return hook
 
-        hooks.append(row.module.register_forward_pre_hook(begin))
-        hooks.append(row.module.register_forward_hook(end))
-    try:
+    def stop(path: str) -> Hook:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            elapsed = _synchronized_time() - started[path]
+            seconds[path] = seconds.get(path, 0.0) + elapsed
+
+        return hook
+
+    with forward_hooks(
+        before=[(stats.module, start(stats.path)) for stats in layers],
+        after=[(stats.module, stop(stats.path)) for stats in layers],
+    ):
         yield seconds
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _now(module: nn.Module) -> float:
+def _synchronized_time() -> float:
+    """Return the time after all kernels on the GPU have finished: launching them does not wait."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,7 +1,7 @@
-"""The same figures over many batches, as torchmetrics: ``update``, ``compute``, ``reset``.
+"""Accumulate metrics over many batches, as torchmetrics: ``update``, ``compute``, ``reset``.
 
-They are summed over batches and over processes, and work wherever a ``torchmetrics.Metric`` does:
-in a ``MetricCollection``, in Lightning's ``self.log``.
+They sum over batches and over processes, and work wherever a ``torchmetrics.Metric`` does, such as
+in a ``MetricCollection`` or in Lightning's ``self.log``.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from tracetorch.core.checks import check_count, check_integer
-from tracetorch.metrics.accuracy import By, check_by, right
-from tracetorch.metrics.activity import check_above, firings
+from tracetorch.metrics.accuracy import By, check_by, correct
+from tracetorch.metrics.activity import check_above, count_spikes
 from tracetorch.metrics.observe import observe
 from tracetorch.metrics.operations import (
     SynapticOperations,
     check_counted,
-    check_neurons,
-    operations_of,
+    sum_operations,
 )
+from tracetorch.probe.layers import neuron_layers
 
 
-class _Sums(Metric):
-    """Named sums in float64."""
+class _SumMetric(Metric):
+    """Base of metrics that are computed from named sums in float64."""
 
     full_state_update = False
     higher_is_better: bool | None = None
     is_differentiable = False
 
-    def _sum(self, name: str, *shape: int) -> None:
+    def _add_sum(self, name: str, *shape: int) -> None:
+        # In float64: counts over a data set exceed the integers that float32 holds exactly.
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
 
-class Accuracy(_Sums):
+class Accuracy(_SumMetric):
     """:func:`accuracy` over many batches.
 
     Args:
@@ -59,23 +60,23 @@ class Accuracy(_Sums):
         super().__init__(**kwargs)
         check_by(by)
         self.by = by
-        # A MetricCollection lets metrics share whose states are called alike and start alike.
-        self._right = f"right_by_{by}"
-        self._sum(self._right)
-        self._sum("samples")
+        # A MetricCollection merges metrics with states of equal names and values: name the decoder.
+        self._correct = f"correct_by_{by}"
+        self._add_sum(self._correct)
+        self._add_sum("samples")
 
     def update(self, x: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
-        """Take a batch; arguments as :func:`accuracy`."""
-        named = right(x, target, by=self.by, mask=mask)
-        setattr(self, self._right, getattr(self, self._right) + named.sum())
-        self.samples += len(named)
+        """Add a batch; arguments as :func:`accuracy`."""
+        hits = correct(x, target, by=self.by, mask=mask)
+        setattr(self, self._correct, getattr(self, self._correct) + hits.sum())
+        self.samples += len(hits)
 
     def compute(self) -> Tensor:
-        """The share of samples whose class was named right."""
-        return _share(getattr(self, self._right), self.samples)
+        """Return the share of samples that were classified correctly."""
+        return _share(getattr(self, self._correct), self.samples)
 
 
-class FiringRate(_Sums):
+class FiringRate(_SumMetric):
     """:func:`firing_rate` over many batches; ``1 - FiringRate`` is the sparsity.
 
     Args:
@@ -90,22 +91,22 @@ class FiringRate(_Sums):
     """
 
     fired: Tensor
-    chances: Tensor
+    total: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._sum("fired")
-        self._sum("chances")
+        self._add_sum("fired")
+        self._add_sum("total")
 
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
-        """Take a batch; arguments as :func:`firing_rate`."""
-        fired, chances = firings(spikes, dim=None, mask=mask)
+        """Add a batch; arguments as :func:`firing_rate`."""
+        fired, total = count_spikes(spikes, dim=None, mask=mask)
         self.fired += fired
-        self.chances += chances
+        self.total += total
 
     def compute(self) -> Tensor:
-        """The share of steps with a spike."""
-        return _share(self.fired, self.chances)
+        """Return the share of steps with a spike."""
+        return _share(self.fired, self.total)
 
 
 class Sparsity(FiringRate):
@@ -123,58 +124,60 @@ class Sparsity(FiringRate):
     """
 
     def compute(self) -> Tensor:
-        """The share of zeros."""
+        """Return the share of zeros."""
         return 1 - super().compute()
 
 
-class _PerNeuron(_Sums):
-    """Spikes and chances of every neuron of one layer."""
+class _PerNeuronMetric(_SumMetric):
+    """Base of metrics that are computed from the spike counts of every neuron of a layer."""
 
     def __init__(self, num_neurons: int, dim: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_neurons = check_count("num_neurons", num_neurons)
         self.dim = check_integer("dim", dim)
-        # A MetricCollection lets metrics share whose states are called alike and start alike.
+        # A MetricCollection merges metrics with states of equal names and values: name the dim.
         along = f"along_{self.dim}".replace("-", "minus_")
-        self._fired, self._chances = f"fired_{along}", f"chances_{along}"
-        self._sum(self._fired, num_neurons)
-        self._sum(self._chances, num_neurons)
+        self._fired, self._total = f"fired_{along}", f"total_{along}"
+        self._add_sum(self._fired, num_neurons)
+        self._add_sum(self._total, num_neurons)
 
     @property
     def fired(self) -> Tensor:
-        """Spikes of every neuron until now."""
+        """Number of spikes of every neuron until now."""
         fired: Tensor = getattr(self, self._fired)
         return fired
 
     @property
-    def chances(self) -> Tensor:
-        """Steps and places at which every neuron could have fired."""
-        chances: Tensor = getattr(self, self._chances)
-        return chances
+    def total(self) -> Tensor:
+        """Number of steps and positions at which every neuron could have fired."""
+        total: Tensor = getattr(self, self._total)
+        return total
 
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
-        """Take a batch of outputs of the layer, ``[T, B, ...]``."""
-        fired, chances = firings(spikes, dim=self.dim, mask=mask)
+        """Add a batch of outputs of the layer, ``[T, B, ...]``."""
+        fired, total = count_spikes(spikes, dim=self.dim, mask=mask)
+        # Otherwise the sum would broadcast, or fail without naming the layer.
         if len(fired) != self.num_neurons:
             raise ValueError(
                 f"{type(self).__name__} was made for {self.num_neurons} neurons at dim {self.dim}, "
                 f"spikes have {len(fired)} there, shape {list(spikes.shape)}."
             )
         setattr(self, self._fired, self.fired + fired)
-        setattr(self, self._chances, self.chances + chances)
+        setattr(self, self._total, self.total + total)
 
-    def _checked(self) -> None:
-        if not bool(self.chances.any()):
+    def _check_updated(self) -> None:
+        if not bool(self.total.any()):
             raise ValueError(f"{type(self).__name__} has seen no batch. Call update() first.")
 
 
-class DeadNeurons(_PerNeuron):
-    """The share of a layer's neurons that fired in none of many batches.
+class DeadNeurons(_PerNeuronMetric):
+    """Share of a layer's neurons that fired in none of many batches.
 
-    In one batch a neuron may be silent by chance; over a whole data set, :func:`dead` it is.
+    A neuron that is silent in one batch may fire in others; use this over a whole data set, and
+    :func:`dead` for one batch.
 
     Args:
-        num_neurons: neurons of the layer.
+        num_neurons: number of neurons of the layer.
         dim: the layer's neuron dimension.
         kwargs: as for ``torchmetrics.Metric``.
 
@@ -193,16 +196,16 @@ class DeadNeurons(_PerNeuron):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The share of neurons that never fired."""
-        self._checked()
+        """Return the share of neurons that never fired."""
+        self._check_updated()
         return (self.fired == 0).double().mean().to(torch.get_default_dtype())
 
 
-class SaturatedNeurons(_PerNeuron):
-    """The share of a layer's neurons that fired at nearly every step of many batches.
+class SaturatedNeurons(_PerNeuronMetric):
+    """Share of a layer's neurons that fired at nearly every step of many batches.
 
     Args:
-        num_neurons: neurons of the layer.
+        num_neurons: number of neurons of the layer.
         dim: the layer's neuron dimension.
         above: the firing rate from which a neuron is :func:`saturated`.
         kwargs: as for ``torchmetrics.Metric``.
@@ -226,13 +229,13 @@ class SaturatedNeurons(_PerNeuron):
         self.above = above
 
     def compute(self) -> Tensor:
-        """The share of neurons whose rate reached ``above``."""
-        self._checked()
-        often = self.fired >= self.above * self.chances
-        return often.double().mean().to(torch.get_default_dtype())
+        """Return the share of neurons whose rate reached ``above``."""
+        self._check_updated()
+        saturated = self.fired >= self.above * self.total
+        return saturated.double().mean().to(torch.get_default_dtype())
 
 
-class Operations(_Sums):
+class Operations(_SumMetric):
     """:func:`synaptic_operations` and :func:`membrane_updates` over many batches, per sample.
 
     Args:
@@ -262,28 +265,28 @@ class Operations(_Sums):
         self.steps = steps
         self.by = by
         for name in ("effective_macs", "effective_acs", "dense", "membrane_updates", "samples"):
-            self._sum(name)
+            self._add_sum(name)
 
     def update(self, model: nn.Module, x: Any, mask: Tensor | None = None) -> None:
-        """Run the model on a batch, from rest; it is as before after it.
+        """Run the model on a batch, from rest, and add its operations; the model is restored.
 
         Args:
             model: the model.
             x: its inputs ``[T, B, ...]``.
             mask: ``[T, B]``, true where a step is real; others are run and not counted.
         """
-        check_neurons(model)
-        seen, given = observe(model, x, steps=self.steps, by=self.by, mask=mask)
-        check_counted(seen)
-        total: SynapticOperations = operations_of(seen, 1)
+        neuron_layers(model)  # raises where nothing has a membrane
+        modules, inputs = observe(model, x, steps=self.steps, by=self.by, mask=mask)
+        check_counted(modules)
+        total: SynapticOperations = sum_operations(modules, 1)
         self.effective_macs += total.effective_macs
         self.effective_acs += total.effective_acs
         self.dense += total.dense
-        self.membrane_updates += sum(each.updates for each in seen)
-        self.samples += given.batch
+        self.membrane_updates += sum(stats.updates for stats in modules)
+        self.samples += inputs.batch
 
     def compute(self) -> dict[str, Tensor]:
-        """Each figure per sample, by name."""
+        """Return each figure per sample, by name."""
         names = ("effective_macs", "effective_acs", "dense", "membrane_updates")
         return {name: _share(getattr(self, name), self.samples) for name in names}
 

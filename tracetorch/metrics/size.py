@@ -1,4 +1,4 @@
-"""How large a network is, by NeuroBench's definitions."""
+"""Parameter count, memory footprint and connection sparsity, as NeuroBench defines them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.walk import named_modules
 
-# What NeuroBench counts connections of: a weight, or all that a recurrent layer of PyTorch holds.
+# Layers whose connections NeuroBench counts: by the weight, in recurrent layers by all parameters.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameter values, shared ones counted once.
+    """Count the parameter values, shared ones once.
 
     Args:
         model: any ``nn.Module``.
@@ -32,7 +32,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def footprint(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers. States are not counted: they depend on the batch.
+    """Sum the bytes of all parameters and buffers; states, which depend on the batch, are left out.
 
     Args:
         model: any ``nn.Module``.
@@ -51,7 +51,7 @@ def footprint(model: nn.Module) -> int:
 
 
 def connection_sparsity(model: nn.Module) -> float:
-    """The share of weights that are zero, in linear, convolutional and PyTorch's recurrent layers.
+    """Return the share of zero weights in linear, convolutional and PyTorch's recurrent layers.
 
     Args:
         model: any ``nn.Module``.
@@ -72,7 +72,7 @@ def connection_sparsity(model: nn.Module) -> float:
     weights: list[Tensor] = []
     for _, module in named_modules(model):
         if isinstance(module, WEIGHTED):
-            weights.append(module.weight)
+            weights.append(module.weight)  # NeuroBench leaves biases out
         elif isinstance(module, _RECURRENT):
             weights.extend(module.parameters())
     if not weights:
@@ -85,7 +85,7 @@ def connection_sparsity(model: nn.Module) -> float:
 
 
 def _tensors(model: nn.Module, *, parameters: bool) -> Iterator[Tensor]:
-    """Parameters, or buffers, of all that is reachable, each once."""
+    """Iterate over parameters, or buffers, of all reachable modules, each once."""
     check_module(model)
     seen: set[int] = set()
     for _, module in named_modules(model):

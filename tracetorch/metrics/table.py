@@ -1,41 +1,41 @@
-"""The table that ``profile`` gives."""
+"""Table of a profile, with a row for every layer: ``Profile`` and ``LayerProfile``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tracetorch.metrics.energy import Energy, EnergyAssumptions
+from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
 from tracetorch.metrics.operations import SynapticOperations
 
 _HEADINGS = (
     *("layer", "kind", "shape", "parameters", "rate", "dead", "saturated"),
     *("SynOps", "MACs", "energy", "time", "memory"),
 )
-_TEXT = 3  # columns that are set to the left
+_TEXT_COLUMNS = 3  # aligned to the left
 
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """What one layer does and costs. ``None`` where the question makes no sense for it.
+    """Activity and cost of one layer. ``None`` where a figure does not apply to its kind.
 
     Args:
-        path: where it stands.
-        kind: its class.
-        shape: its output at one step, without the batch; ``None``: it was not called, or gives
-            something else than a tensor.
-        parameters: its own parameter values; shared ones stand where they are met first.
+        path: path of the layer in the model.
+        kind: name of its class.
+        shape: shape of its output at one step, without the batch; ``None``: it was not called, or
+            does not return a tensor.
+        parameters: number of its own parameter values; shared ones count at the first layer.
         rate: share of steps with a spike.
         dead: share of neurons that never fire.
         saturated: share of neurons that fire at 90 % of the steps or more.
         macs: effective multiply-accumulates per sample.
         acs: effective accumulates per sample, of spikes.
         dense: products per sample, zeros too.
-        updates: changes of membranes per sample.
-        energy_pj: estimate per sample.
-        seconds: of the whole batch and all steps.
-        held_bytes: parameters, buffers, and the states for this batch.
-        output_bytes: outputs of the whole batch and all steps.
+        updates: membrane updates per sample.
+        energy_pj: energy estimate per sample.
+        seconds: time for the whole batch and all steps.
+        held_bytes: memory of parameters, buffers, and the states for this batch.
+        output_bytes: memory of the outputs of the whole batch and all steps.
 
     Example:
         >>> from tracetorch import metrics
@@ -62,20 +62,20 @@ class LayerProfile:
 
     @property
     def synops(self) -> float | None:
-        """Effective operations of both kinds."""
+        """Sum of effective operations of both kinds."""
         return None if self.macs is None or self.acs is None else self.macs + self.acs
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A row for every layer; prints as a table.
+    """Profile of a model with a row for every layer; prints as a table.
 
     Args:
-        rows: the layers, as they stand in the model.
-        steps: time steps of the run.
-        batch: samples of the run.
-        seconds: of the whole run.
-        assumptions: what the energy rests on.
+        rows: the layers, in the order of the model.
+        steps: number of time steps of the run.
+        batch: number of samples of the run.
+        seconds: time of the whole run.
+        assumptions: energy of one operation of each kind.
 
     Example:
         >>> from torch import nn
@@ -96,23 +96,21 @@ class Profile:
 
     @property
     def operations(self) -> SynapticOperations:
-        """Of all layers that are counted, per sample."""
+        """Operations of all layers that are counted, per sample."""
         return SynapticOperations(
             *(sum(getattr(r, n) or 0.0 for r in self.rows) for n in ("macs", "acs", "dense"))
         )
 
     @property
     def energy(self) -> Energy:
-        """Of all layers that are counted, per sample."""
-        from tracetorch.metrics.energy import energy
-
+        """Energy estimate of all layers that are counted, per sample."""
         updates = sum(row.updates or 0.0 for row in self.rows)
         return energy(self.operations, updates=updates, assumptions=self.assumptions)
 
     def to_markdown(self) -> str:
-        """The table in Markdown, with what its columns mean below it."""
+        """Return the table in Markdown, with an explanation of its columns below it."""
         lines = [f"| {' | '.join(_HEADINGS)} |"]
-        marks = ["---" if i < _TEXT else "---:" for i in range(len(_HEADINGS))]
+        marks = ["---" if i < _TEXT_COLUMNS else "---:" for i in range(len(_HEADINGS))]
         lines.append(f"| {' | '.join(marks)} |")
         lines += [f"| {' | '.join(row)} |" for row in self._cells()]
         return "\n".join([*lines, "", *self._notes()])
@@ -122,11 +120,12 @@ class Profile:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(width) if i < _TEXT else cell.rjust(width)
+                cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in table
         ]
+        # Rules below the headings and above the totals
         lines.insert(1, "-" * max(map(len, lines)))
         lines.insert(len(lines) - 1, lines[1])
         return "\n".join([*lines, *self._notes()])

@@ -1,4 +1,4 @@
-"""Models to and from NIR, the format between frameworks of spiking networks and their chips."""
+"""Convert models to and from NIR, the exchange format of spiking networks and their chips."""
 
 from tracetorch.nir.read import from_nir
 from tracetorch.nir.write import save, to_nir

@@ -1,69 +1,53 @@
-"""A NIR graph as plain data: what is read from a file, what is written to one, what is checked."""
+"""Represent a NIR graph as plain data, and list the fields of every kind of node."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Shape: TypeAlias = tuple[int, ...]
+Shape: TypeAlias = tuple[int, ...]  # of one sample, without the batch
 
-# Parameters of every kind of node: arrays of floating-point numbers ...
-ARRAYS: Mapping[str, tuple[str, ...]] = {
-    "Affine": ("weight", "bias"),
-    "AvgPool2d": (),
-    "Conv1d": ("weight", "bias"),
-    "Conv2d": ("weight", "bias"),
-    "CubaLI": ("tau_syn", "tau_mem", "r", "v_leak", "w_in"),
-    "CubaLIF": ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
-    "Delay": ("delay",),
-    "Flatten": (),
-    "I": ("r",),
-    "IF": ("r", "v_threshold", "v_reset"),
-    "Input": (),
-    "LI": ("tau", "r", "v_leak"),
-    "LIF": ("tau", "r", "v_leak", "v_threshold", "v_reset"),
-    "Linear": ("weight",),
-    "Output": (),
-    "Scale": ("scale",),
-    "SumPool2d": (),
-    "Threshold": ("threshold",),
+_CONV = ("input_shape", "stride", "padding", "dilation", "groups")
+_POOL = ("kernel_size", "stride", "padding")
+_LIF = ("r", "v_leak", "v_threshold", "v_reset")
+
+# Parameters of every kind of node, arrays of real numbers, and its settings: whole numbers, one
+# or several, or a word.
+KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Affine": (("weight", "bias"), ()),
+    "AvgPool2d": ((), _POOL),
+    "Conv1d": (("weight", "bias"), _CONV),
+    "Conv2d": (("weight", "bias"), _CONV),
+    "CubaLI": (("tau_syn", "tau_mem", "r", "v_leak", "w_in"), ()),
+    "CubaLIF": (("tau_syn", "tau_mem", *_LIF, "w_in"), ()),
+    "Delay": (("delay",), ()),
+    "Flatten": ((), ("input_type", "start_dim", "end_dim")),
+    "I": (("r",), ()),
+    "IF": (("r", "v_threshold", "v_reset"), ()),
+    "Input": ((), ("shape",)),
+    "LI": (("tau", "r", "v_leak"), ()),
+    "LIF": (("tau", *_LIF), ()),
+    "Linear": (("weight",), ()),
+    "Output": ((), ("shape",)),
+    "Scale": (("scale",), ()),
+    "SumPool2d": ((), _POOL),
+    "Threshold": (("threshold",), ()),
 }
-# ... and settings: whole numbers, one or several, or a word.
-SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "AvgPool2d": ("kernel_size", "stride", "padding"),
-    "Conv1d": ("input_shape", "stride", "padding", "dilation", "groups"),
-    "Conv2d": ("input_shape", "stride", "padding", "dilation", "groups"),
-    "Flatten": ("input_type", "start_dim", "end_dim"),
-    "Input": ("shape",),
-    "Output": ("shape",),
-    "SumPool2d": ("kernel_size", "stride", "padding"),
-}
-# Those that older files leave out; None: follows from the rest.
-OPTIONAL: Mapping[str, Any] = {
-    "v_reset": 0.0,
-    "w_in": 1.0,
-    "input_shape": None,
-    "input_type": None,
-}
+# Fields that older files leave out: zero, one, and two that follow from the rest of the graph.
+OPTIONAL = ("v_reset", "w_in", "input_shape", "input_type")
+LINEAR = ("Affine", "Conv1d", "Conv2d", "Linear")
 MEMBRANES = ("CubaLI", "CubaLIF", "I", "IF", "LI", "LIF")
-# A cycle must pass through one of these; without, it would be an equation, not a network.
-BREAKS_CYCLES = (*MEMBRANES, "Delay", "Threshold")
+LAYER = "traceTorch layer"  # a node that was recognised as one of our own; no file has this kind
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its kind, its parameters, and the settings that are not learnt.
-
-    Args:
-        kind: one of the kinds of NIR, ``"LIF"``.
-        arrays: parameters by NIR's own names.
-        settings: the rest by NIR's own names; shapes without a batch.
-        metadata: what NIR passes on without reading it.
-    """
+    """Hold a node: its kind, its parameters and settings by NIR's names, its metadata."""
 
     kind: str
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -73,22 +57,44 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by name, some of them graphs themselves, and the edges between them."""
+    """Hold nodes by name, some of them graphs themselves, and the edges between them."""
 
-    nodes: dict[str, Node | Graph]
-    edges: list[tuple[str, str]]
+    nodes: dict[str, Node | Graph] = field(default_factory=dict)
+    edges: list[tuple[str, str]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def named(self, kind: str) -> list[str]:
-        """Names of the nodes of a kind, in order of their names."""
+    def add(self, name: str, node: Node | Graph, *sources: str) -> str:
+        """Add a node and edges into it from ``sources``; return its name."""
+        self.nodes[name] = node
+        self.edges.extend((source, name) for source in sources)
+        return name
+
+    def add_constant(self, value: Any, shape: Shape, source: str) -> str:
+        """Add three nodes that give ``value`` at every step, whatever ``source`` gives."""
+        silence = self.add("silence", elementwise("Scale", shape, scale=0.0), source)
+        one = self.add("one", elementwise("Threshold", shape, threshold=-1.0), silence)
+        return self.add("bias", elementwise("Scale", shape, scale=value), one)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the sorted names of the nodes of a kind."""
         return sorted(n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind)
 
 
-def membrane(kind: str, shape: Shape, **values: Any) -> Node:
-    """A node whose parameters all have the shape of its input."""
-    return Node(kind, {name: over(shape, value) for name, value in values.items()})
+def boundary(kind: str, shape: Shape) -> Node:
+    """Return an ``"Input"`` or an ``"Output"``."""
+    return Node(kind, settings={"shape": shape})
 
 
-def over(shape: Shape, value: Any) -> NDArray[np.float64]:
-    """``value`` as an array of ``shape``."""
-    return np.array(np.broadcast_to(np.asarray(value, np.float64), shape))
+def elementwise(kind: str, shape: Shape, **values: Any) -> Node:
+    """Return a node whose parameters all have the shape of its input, in float64."""
+    full = {name: np.broadcast_to(value, shape) for name, value in values.items()}
+    return Node(kind, {name: np.array(value, np.float64) for name, value in full.items()})
+
+
+@contextmanager
+def naming(name: str, kind: str) -> Iterator[None]:
+    """Put the node's name and kind in front of an error raised inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"node {name!r} ({kind}): {error}") from error

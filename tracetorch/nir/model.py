@@ -1,4 +1,4 @@
-"""``NIRModel``: a NIR graph that runs, learns, and remembers like any model of ours."""
+"""Run a NIR graph as a model: ``NIRModel``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from tracetorch.nir.clock import Clock
-from tracetorch.nir.neurons import OneStep
-from tracetorch.nir.plan import Wiring
+from tracetorch.nir.modules import OneStep
+from tracetorch.nir.options import Clock
+from tracetorch.nir.wiring import Wiring
 from tracetorch.snn import TTModule
 
 
 class NIRModel(TTModule):
-    """One call is one time step of the graph.
+    """Run one time step of a graph per call.
 
     Every node is a module in ``nodes``, under its name with ``.`` turned into ``_``. A node adds up
     what its edges bring. An edge that closes a cycle brings the output of the step before, zero at
@@ -25,37 +25,29 @@ class NIRModel(TTModule):
     Args:
         wiring: what flows where.
         modules: a module for each of its nodes.
-        clock: seconds and steps.
+        clock: what a time step is.
 
     Shape:
-        Inputs ``[B, ...]``, one positional argument per Input, in the order of the ``forward`` that
-        was exported, or of their names where the graph does not tell; or by name. One output
-        ``[B, ...]``, or a dict of them by the names of the Outputs.
-
+        Inputs ``[B, ...]``, by name or in the order of the ``forward`` that was exported, where the
+        graph tells it, else of their names. One output ``[B, ...]``, or a dict of them by name.
     """
-
-    wiring: Wiring
-    clock: Clock
 
     def __init__(self, wiring: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
         super().__init__()
         self.wiring = wiring
         self.clock = clock
-        self.keys = _keys(modules)
+        self.keys = _module_names(modules)
         self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
-        late = sorted({source for sources in wiring.late.values() for source in sources})
+        self._held = sorted({source for sources in wiring.late.values() for source in sources})
+        shapes = {name: wiring.shapes[name] for name in self._held}
         self.late = nn.ModuleDict(
-            {
-                self.keys[name]: OneStep(wiring.shapes[name][0], -len(wiring.shapes[name]))
-                for name in late
-            }
+            {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
-        self._kept = late
 
-    def forward(self, *given: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
-        """One time step."""
-        inputs = self._inputs(given, by_name)
-        held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._kept}
+    def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
+        """Run one time step."""
+        values = self._inputs(positional, by_name)
+        held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._held}
         for name, edge in held.items():
             if edge.layer_pass is not None:
                 raise ValueError(
@@ -63,41 +55,38 @@ class NIRModel(TTModule):
                     "the next, so the steps cannot be run all at once. Use "
                     'tt.unroll(..., by="step").'
                 )
-        values: dict[str, Tensor] = {}
         for name in self.wiring.order:
-            if name in inputs:
-                values[name] = inputs[name]
+            if name in values:
                 continue
-            first, *others = [values[source] for source in self.wiring.now[name]]
+            total, *others = [values[source] for source in self.wiring.now[name]]
             for other in others:
-                first = first + other
+                total = total + other
             for source in self.wiring.late[name]:
-                before = held[source].recall(first)
+                before = held[source].recall(total)
                 if before is not None:
-                    first = first + before
-            values[name] = self.nodes[self.keys[name]](first)
+                    total = total + before
+            values[name] = self.nodes[self.keys[name]](total)
         for name, edge in held.items():
             edge.keep(values[name])
-        if len(self.wiring.outputs) == 1:
-            return values[self.wiring.outputs[0]]
-        return {name: values[name] for name in self.wiring.outputs}
+        outputs = {name: values[name] for name in self.wiring.outputs}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def _inputs(self, given: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = self.wiring.inputs
-        if len(given) > len(names):
-            raise TypeError(f"the graph has the inputs {names}, got {len(given)} tensors.")
-        inputs = dict(zip(names, given, strict=False))
-        for name, value in by_name.items():
-            if name in inputs or name not in names:
-                raise TypeError(f"the graph has the inputs {names}, each once; got {name!r}.")
-            inputs[name] = value
-        for name in names:
+    def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+        title = f"the graph has the inputs {self.wiring.inputs}"
+        if len(args) > len(self.wiring.inputs):
+            raise TypeError(f"{title}, got {len(args)} tensors.")
+        inputs = dict(zip(self.wiring.inputs, args, strict=False))
+        for name in by_name:
+            if name in inputs or name not in self.wiring.inputs:
+                raise TypeError(f"{title}, each once; got {name!r}.")
+        inputs |= by_name
+        for name in self.wiring.inputs:
             if name not in inputs:
-                raise TypeError(f"the graph has the inputs {names}; {name!r} is not given.")
+                raise TypeError(f"{title}; {name!r} is missing.")
             value, shape = inputs[name], self.wiring.shapes[name]
             if not isinstance(value, Tensor):
                 raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
-            if value.ndim != 1 + len(shape) or tuple(value.shape[1:]) != shape:
+            if tuple(value.shape[1:]) != shape:
                 raise ValueError(
                     f"input {name!r} has shape {list(value.shape)}, the graph takes a batch of "
                     f"{list(shape)}: [B, {', '.join(map(str, shape))}]."
@@ -105,20 +94,19 @@ class NIRModel(TTModule):
         return inputs
 
 
-def _keys(names: Iterable[str]) -> dict[str, str]:
-    """A name that a module may have for each name in a file, which may be anything."""
+def _module_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a name that a module may have for each name in a file, which may be anything."""
     keys: dict[str, str] = {}
     taken: set[str] = set()
-    tried: Counter[str] = Counter()
+    tried: Counter[str] = Counter()  # a file may hold any number of names that become one
     reserved = nn.ModuleDict()
     for name in names:
         key = "".join(c if c.isalnum() else "_" for c in name)
         if keyword.iskeyword(key) or hasattr(reserved, key):
             key += "_"
-        unique = key
-        while unique in taken:
+        keys[name] = key
+        while keys[name] in taken:
             tried[key] += 1
-            unique = f"{key}_{tried[key]}"
-        taken.add(unique)
-        keys[name] = unique
+            keys[name] = f"{key}_{tried[key]}"
+        taken.add(keys[name])
     return keys

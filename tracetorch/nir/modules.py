@@ -1,102 +1,196 @@
-"""The nodes of NIR that PyTorch has no module for."""
+"""Define the modules that compute NIR's nodes where PyTorch and traceTorch have none."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.nir.graph import Shape
-from tracetorch.nir.neurons import SURROGATE, OneStep
+from tracetorch.functional import atan_surrogate
+from tracetorch.nir.graph import Node, Shape, elementwise
+from tracetorch.nir.layers import read_values, to_array, write_values
+from tracetorch.nir.options import Reset, WriteOptions
 from tracetorch.snn import Neuron, TTModule
 
+_SURROGATE = atan_surrogate(2.0)
+_PARAMETERS = ("alpha", "beta", "w_in", "r", "v_leak", "v_threshold", "v_reset")
 
-class Rescale(nn.Module):
-    """``x * scale``, a factor per element.
 
-    Args:
-        scale: of the shape of one sample, or one number.
+class Membrane(Neuron):
+    """Integrate as NIR's I, IF, LI, LIF, CubaLI and CubaLIF do, with all their parameters.
+
+    Parts in [brackets] exist only where their parameter is given::
+
+        [alpha]      syn = alpha * syn + (1 - alpha) * w_in * x;  x = syn
+        [beta]       v - v_leak = beta * (v - v_leak) + (1 - beta) * r * x
+        (no beta)    v = v + dt * r * x
+        [threshold]  fired = H(v - v_threshold)
+                     v = v_reset where it fired, or v - fired * (v_threshold - v_reset)
+
+    The state ``mem`` is the membrane's distance from where it rests: from ``v_leak``, from
+    ``v_reset`` for an IF, from zero for an I. It starts there.
+
+    ``values`` hold ``alpha`` and ``beta`` as one minus the decay, and the rest by their names; of
+    rank 0 for one value, 1 for one per neuron.
+
+    Example:
+        >>> r = torch.tensor([1e3], dtype=torch.float64)
+        >>> layer = Membrane(1, -1, {"r": r}, dt=1e-3, reset="zero")
+        >>> [layer(torch.tensor([[0.5]])).item() for _ in range(3)]
+        [0.5, 1.0, 1.5]
     """
 
-    scale: nn.Parameter
+    states: ClassVar[tuple[str, ...]] = ("mem", "syn")
 
-    def __init__(self, scale: Tensor) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(scale)
+    dt: float
+    reset: Reset
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One time step, or many in the batch."""
-        return (x * self.scale).to(x.dtype)
+    def __init__(
+        self, num_neurons: int, dim: int, values: Mapping[str, Tensor], *, dt: float, reset: Reset
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        for name in _PARAMETERS:
+            if name not in values:
+                self.option(name, None)
+            elif name in ("alpha", "beta"):
+                self.decay(name, 1 - values[name])
+            else:
+                # a threshold of NIR may lie anywhere, below zero too, so it is a weight
+                self.weight(name, values[name])
+        self.option("spike", _SURROGATE if "v_threshold" in values else None)
+        self.option("dt", float(dt))
+        self.option("reset", reset)
+        write_values(self, {name: value.numpy() for name, value in values.items()})
 
-    def extra_repr(self) -> str:
-        """The shape of the factors."""
-        return str(list(self.scale.shape))
+    @property
+    def active_states(self) -> tuple[str, ...]:
+        """Name ``mem``, and with a synapse ``syn``."""
+        return ("mem", "syn") if "alpha" in self.constraints else ("mem",)
+
+    @staticmethod
+    def step(  # noqa: D102 (the class has the equations)
+        x: Tensor,
+        mem: Tensor,
+        syn: Any,
+        *,
+        alpha: Any,
+        beta: Any,
+        w_in: Any,
+        r: Tensor,
+        v_leak: Any,
+        v_threshold: Any,
+        v_reset: Any,
+        spike: Any,
+        dt: float,
+        reset: Reset,
+    ) -> tuple[Tensor, Tensor, Any]:
+        if alpha is not None:
+            x = syn = alpha * syn + (1 - alpha) * (w_in * x)
+        if beta is None:
+            mem, rest = mem + dt * (r * x), v_reset
+        else:
+            mem, rest = beta * mem + (1 - beta) * (r * x), v_leak
+        if v_threshold is None:
+            return mem if rest is None else mem + rest, mem, syn
+        fired = spike(mem + rest - v_threshold)
+        if reset == "zero":
+            mem = mem * (1 - fired) + fired * (v_reset - rest)
+        else:
+            mem = mem - fired * (v_threshold - v_reset)
+        return fired, mem, syn
+
+    def node(self, shape: Shape, options: WriteOptions) -> Node:
+        """Return the node for samples of ``shape``, with the parameters of now."""
+        values = read_values(self, shape)
+        if self.spike is not None and self.reset == "subtract" and not options.allow_hard_reset:
+            raise ValueError(
+                "was read with reset='subtract', which its node cannot say. Give "
+                "allow_hard_reset=True, and reset='subtract' when you read it."
+            )
+        if self.dt != options.clock.dt and "beta" not in values:
+            raise ValueError(f"was read with dt={self.dt}, and cannot be written for another.")
+        kind = "I"
+        if "beta" in values:
+            tau = options.clock.tau(values.pop("beta"))
+            kind, values["tau_mem" if "alpha" in values else "tau"] = "LI", tau
+        if "alpha" in values:
+            kind, values["tau_syn"] = "CubaLI", options.clock.tau(values.pop("alpha"))
+        return elementwise(kind if self.spike is None else f"{kind}F", shape, **values)
 
 
-class Spike(nn.Module):
-    """``H(x - threshold)``, a threshold per element; backward through a surrogate.
+class OneStep(Neuron):
+    """Delay by one step: ``output = held;  held = x``, zero at first."""
 
-    Args:
-        threshold: of the shape of one sample, or one number; of any sign.
-    """
+    states: ClassVar[tuple[str, ...]] = ("held",)
 
-    threshold: nn.Parameter
+    held: Tensor | None
 
-    def __init__(self, threshold: Tensor) -> None:
-        super().__init__()
-        self.threshold = nn.Parameter(threshold)
+    @staticmethod
+    def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return held, x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One time step, or many in the batch."""
-        return SURROGATE(x - self.threshold).to(x.dtype)
+    def recall(self, like: Tensor) -> Tensor | None:
+        """Return what is held, the first half of a call; ``None`` at the first step."""
+        if self.held is None:
+            return None
+        (held,) = self.states_for(like, self.check_input(like))
+        return None if held is None else held.to(like.dtype)
 
-    def extra_repr(self) -> str:
-        """The shape of the thresholds."""
-        return str(list(self.threshold.shape))
-
-
-class Across(TTModule):
-    """A neuron layer whose parameters differ along all dimensions of a sample: it sees them flat.
-
-    Args:
-        neuron: a layer with its neurons at dim -1.
-        ndim: how many dimensions a sample has.
-    """
-
-    def __init__(self, neuron: Neuron, ndim: int) -> None:
-        super().__init__()
-        self.neuron = neuron
-        self.ndim = ndim
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
-        y = self.neuron(x.flatten(-self.ndim))
-        return torch.unflatten(y, -1, x.shape[-self.ndim :])
+    def keep(self, x: Tensor) -> None:
+        """Hold ``x`` for the next step, the second half of a call."""
+        dtype = self.check_input(x)
+        self.states_for(x, dtype)
+        self.held = x.to(dtype, copy=True)
 
 
 class DelayLine(TTModule):
-    """``x`` of some steps ago, zero before there was one; every element has a number of its own.
-
-    Args:
-        steps: whole numbers, of the shape of one sample, or one number.
-        shape: the shape of one sample.
-    """
+    """Give ``x`` of ``steps`` ago, one number or one per element; zero before there was one."""
 
     steps: Tensor
 
     def __init__(self, steps: Tensor, shape: Shape) -> None:
         super().__init__()
         self.register_buffer("steps", steps)
-        links = int(steps.max())
-        self.links = nn.ModuleList(OneStep(shape[-1]) for _ in range(links))
+        self.links = nn.ModuleList(OneStep(shape[-1]) for _ in range(int(steps.max())))
 
     def forward(self, x: Tensor) -> Tensor:
-        """One time step."""
-        if self.steps.ndim == 0:
-            for link in self.links:
-                x = link(x)
-            return x
+        """Run one time step."""
         y = torch.where(self.steps == 0, x, torch.zeros_like(x))
         for passed, link in enumerate(self.links, start=1):
             x = link(x)
             y = torch.where(self.steps == passed, x, y)
         return y
+
+    def node(self, shape: Shape, options: WriteOptions) -> Node:
+        """Return the node for samples of ``shape``."""
+        return elementwise("Delay", shape, delay=self.steps.cpu().numpy() * options.clock.dt)
+
+
+class PerElement(nn.Module):
+    """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, on every element.
+
+    The parameter is called by its ``field``, ``"scale"`` or ``"threshold"``; it has the shape of a
+    sample, or is one number for all.
+    """
+
+    def __init__(self, field: str, value: Tensor) -> None:
+        super().__init__()
+        self.field = field
+        self.register_parameter(field, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step, or many in the batch."""
+        value: Tensor = getattr(self, self.field)
+        return (x * value if self.field == "scale" else _SURROGATE(x - value)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the name and the shape of the parameter."""
+        return f"{self.field}={list(getattr(self, self.field).shape)}"
+
+    def node(self, shape: Shape, options: WriteOptions) -> Node:
+        """Return the node for samples of ``shape``, with the parameter of now."""
+        value = to_array(getattr(self, self.field))
+        return Node(self.field.title(), {self.field: np.array(np.broadcast_to(value, shape))})

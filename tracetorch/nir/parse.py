@@ -1,208 +1,151 @@
-"""From NIR's own dictionaries, which may say anything, to a :class:`Graph` that holds together."""
+"""Parse NIR's dictionaries, whose content is not trusted, into a checked :class:`Graph`."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.nir.graph import ARRAYS, OPTIONAL, SETTINGS, Graph, Node, Shape
+from tracetorch.nir.graph import KINDS, OPTIONAL, Graph, Node, naming
 
-_DEEPEST = 32  # graphs in graphs; a hostile file could nest them without end
-_LARGEST = 2**31 - 1  # of a size or a stride
-_WIDEST = 4096  # padding, which takes memory when the model runs
-_RANK = 8  # dimensions of one sample
-_WEIGHTS = {"Affine": 2, "Linear": 2, "Conv1d": 3, "Conv2d": 4}
-_SPATIAL = {"Conv1d": 1, "Conv2d": 2, "AvgPool2d": 2, "SumPool2d": 2}
+_MAX_DEPTH = 32  # graphs in graphs; a hostile file could nest them without end
+_MAX_SIZE = 2**31 - 1  # of a dimension, a stride, a whole sample
+_MAX_PADDING = 4096  # padding takes memory when the model runs
+_MAX_RANK = 8  # dimensions of one sample
+_LIMITS = {
+    "start_dim": (-_MAX_RANK, _MAX_RANK),
+    "end_dim": (-_MAX_RANK, _MAX_RANK),
+    "padding": (0, _MAX_PADDING),
+}
 _POSITIVE = ("tau", "tau_mem", "tau_syn")
 
 
-def parse(told: object, path: str = "", depth: int = 0) -> Graph:
-    """A graph from the dictionary that NIR keeps it in, every field of every node checked.
+def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
+    """Return the graph in what ``nir.NIRGraph.to_dict`` gives, every field of every node checked.
 
-    Args:
-        told: a dictionary of type ``"NIRGraph"``.
-        path: the graph's name, where it stands in another one.
-        depth: in how many others it stands.
-
-    Raises:
-        ValueError: a node, field, value or edge is missing, unknown or out of range.
+    ``path`` is its name inside ``depth`` others.
     """
-    here = f"graph {path!r}" if path else "the graph"
-    if depth > _DEEPEST:
-        raise ValueError(f"{here} lies more than {_DEEPEST} graphs deep.")
-    if not isinstance(told, Mapping) or told.get("type") != "NIRGraph":
-        got = told.get("type") if isinstance(told, Mapping) else type(told).__name__
-        raise ValueError(f"{here} must be a NIRGraph, got {got!r}.")
-    given = told.get("nodes")
-    if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"{here} has no nodes.")
-    nodes: dict[str, Node | Graph] = {}
-    for name, node in given.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{here} has a node with the name {name!r}; names are words.")
+    title = f"graph {path!r}" if path else "the graph"
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{title} lies more than {_MAX_DEPTH} graphs deep.")
+    if not isinstance(dictionary, Mapping) or dictionary.get("type") != "NIRGraph":
+        got = dictionary.get("type") if isinstance(dictionary, Mapping) else type(dictionary)
+        raise ValueError(f"{title} must be a NIRGraph, got {got!r}.")
+    parts = dictionary.get("nodes")
+    if not isinstance(parts, Mapping) or not parts:
+        raise ValueError(f"{title} has no nodes.")
+    graph = Graph(metadata=_metadata(dictionary))
+    for name, part in parts.items():
         full = f"{path}.{name}" if path else name
-        if not isinstance(node, Mapping):
-            raise ValueError(f"node {full!r} must be a group of fields, got {node!r}.")
-        if node.get("type") == "NIRGraph":
-            nodes[name] = parse(node, full, depth + 1)
-        else:
-            nodes[name] = _node(node, full)
-    return Graph(nodes, _edges(told.get("edges"), nodes, here), _metadata(told))
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{title} has a node with the name {name!r}; names are words.")
+        if not isinstance(part, Mapping):
+            raise ValueError(f"node {full!r} must be a group of fields, got {part!r}.")
+        is_graph = part.get("type") == "NIRGraph"
+        graph.nodes[name] = parse(part, full, depth + 1) if is_graph else _node(part, full)
+    graph.edges.extend(_edges(dictionary.get("edges"), graph.nodes, title))
+    return graph
 
 
-def _node(told: Mapping[str, Any], name: str) -> Node:
-    kind = told.get("type")
-    if not isinstance(kind, str) or kind not in ARRAYS:
+def _node(fields: Mapping[str, Any], name: str) -> Node:
+    kind = fields.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
             f"node {name!r} is of the type {kind!r}, which traceTorch does not know. It reads "
-            f"{', '.join(ARRAYS)} and NIRGraph."
+            f"{', '.join(KINDS)} and NIRGraph."
         )
-    fields = (*ARRAYS[kind], *SETTINGS.get(kind, ()))
-    for given in told:
-        if given not in (*fields, "type", "metadata"):
-            raise ValueError(f"node {name!r} ({kind}) has an unknown field {given!r}.")
-    for needed in fields:
-        if told.get(needed) is None and needed not in OPTIONAL:
-            raise ValueError(f"node {name!r} ({kind}) lacks its field {needed!r}.")
-    arrays = {
-        field: _array(f"node {name!r} ({kind}): {field}", told[field])
-        for field in ARRAYS[kind]
-        if told.get(field) is not None
-    }
-    _check_shapes(f"node {name!r} ({kind})", kind, arrays)
-    settings = {
-        field: _setting(f"node {name!r} ({kind}): {field}", kind, field, told.get(field))
-        for field in SETTINGS.get(kind, ())
-    }
-    if kind in ("Conv1d", "Conv2d") and arrays["weight"].shape[0] % settings["groups"]:
-        raise ValueError(
-            f"node {name!r} ({kind}): {settings['groups']} groups do not divide "
-            f"{arrays['weight'].shape[0]} channels."
-        )
-    return Node(kind, arrays, settings, _metadata(told))
+    node = Node(kind, metadata=_metadata(fields))
+    arrays, settings = KINDS[kind]
+    with naming(name, kind):
+        for field in fields:
+            if field not in (*arrays, *settings, "type", "metadata"):
+                raise ValueError(f"there is an unknown field {field!r}.")
+        for field in (*arrays, *settings):
+            value = fields.get(field)
+            if field in ("shape", "input_type") and isinstance(value, Mapping):
+                value = next(iter(value.values()), None)  # NIR's own {"input": shape}
+            if value is None and field not in OPTIONAL:
+                raise ValueError(f"the field {field!r} is missing.")
+            if field in settings:
+                node.settings[field] = None if value is None else _setting(kind, field, value)
+            elif value is not None:
+                node.arrays[field] = _array(field, value)
+    return node
 
 
-def _array(told: str, value: Any) -> NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as wrong:
-        raise ValueError(f"{told} is not an array of numbers: {wrong}") from wrong
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{told} must hold real numbers, got {array.dtype}.")
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-    if array.size == 0:
-        raise ValueError(f"{told} is empty, shape {list(array.shape)}.")
+def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = fields.get("metadata")
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
+
+
+def _array(field: str, value: Any) -> NDArray[Any]:
+    array = _as_array(field, value)
+    dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    array = array.astype(dtype, order="C", copy=False)
     if not np.isfinite(array).all():
-        raise ValueError(f"{told} holds {array[~np.isfinite(array)].flat[0]}.")
+        raise ValueError(f"{field} holds {array[~np.isfinite(array)].flat[0]}.")
+    if field in _POSITIVE and not (array > 0).all():
+        raise ValueError(f"{field} must be positive, got {array.min()}.")
+    if field == "delay" and not (array >= 0).all():
+        raise ValueError(f"{field} must not be negative, got {array.min()}.")
     return array
 
 
-def _check_shapes(told: str, kind: str, arrays: dict[str, NDArray[Any]]) -> None:
-    """The arrays of one node fit each other, and their values are possible."""
-    if kind in _WEIGHTS:
-        weight, bias = arrays["weight"], arrays.get("bias")
-        if weight.ndim != _WEIGHTS[kind]:
-            raise ValueError(
-                f"{told}: weight must have {_WEIGHTS[kind]} dimensions, got shape "
-                f"{list(weight.shape)}."
-            )
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{told}: bias must have shape {[weight.shape[0]]}, got {list(bias.shape)}."
-            )
-        return
-    shapes = {value.shape for value in arrays.values() if value.size != 1}
-    if len(shapes) > 1:
-        told_shapes = {name: list(value.shape) for name, value in arrays.items()}
-        raise ValueError(f"{told}: all parameters must have one shape, got {told_shapes}.")
-    for name, value in arrays.items():
-        if name in _POSITIVE and not (value > 0).all():
-            raise ValueError(f"{told}: {name} must be positive, got {value.min()}.")
-        if name == "delay" and not (value >= 0).all():
-            raise ValueError(f"{told}: delay must not be negative, got {value.min()}.")
-
-
-def _setting(told: str, kind: str, field: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if field == "padding" and kind in ("Conv1d", "Conv2d") and isinstance(value, str):
+def _setting(kind: str, field: str, value: Any) -> Any:
+    """Return a word, a whole number, or a tuple of them: one per spatial dimension, or a shape."""
+    if field == "padding" and kind.startswith("Conv") and isinstance(value, str):
         if value not in ("same", "valid"):
-            raise ValueError(f"{told} must be a number, 'same' or 'valid', got {value!r}.")
+            raise ValueError(f"padding must be a number, 'same' or 'valid', got {value!r}.")
         return value
-    if field in ("start_dim", "end_dim"):
-        return _whole(told, value, -_RANK, _RANK)[0]
-    if field == "groups":
-        return _whole(told, value, 1, _LARGEST)[0]
-    if field in ("shape", "input_type"):
-        return _shape(told, value)
-    least, most = (0, _WIDEST) if field == "padding" else (1, _LARGEST)
-    numbers = _whole(told, value, least, most)
-    spatial = _SPATIAL[kind]
-    numbers = numbers * spatial if len(numbers) == 1 else numbers
-    if len(numbers) != spatial:
-        raise ValueError(f"{told} must be {spatial} numbers, got {list(numbers)}.")
-    return numbers
-
-
-def _whole(told: str, value: Any, least: int, most: int) -> tuple[int, ...]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as wrong:
-        raise ValueError(f"{told} is not a whole number: {wrong}") from wrong
-    if array.dtype.kind not in "fiu" or array.ndim > 1 or not 0 < array.size <= _RANK:
-        raise ValueError(f"{told} must be a whole number or a few of them, got {value!r}.")
-    numbers: list[int] = []
+    least, most = _LIMITS.get(field, (1, _MAX_SIZE))
+    array = _as_array(field, value)
+    if array.ndim > 1 or array.size > _MAX_RANK:
+        raise ValueError(f"{field} must be a whole number or a few of them, got {value!r}.")
     for number in array.reshape(-1).tolist():
         if not math.isfinite(number) or int(number) != number or not least <= number <= most:
-            raise ValueError(f"{told} must be whole and in [{least}, {most}], got {number}.")
-        numbers.append(int(number))
-    return tuple(numbers)
+            raise ValueError(f"{field} must be whole and in [{least}, {most}], got {number}.")
+    sizes = tuple(map(int, array.reshape(-1)))
+    if field in ("start_dim", "end_dim", "groups"):
+        return sizes[0]
+    if field in ("shape", "input_type"):
+        if math.prod(sizes) > _MAX_SIZE:
+            raise ValueError(f"{field} is {list(sizes)}, more than {_MAX_SIZE} elements.")
+        return sizes
+    spatial = 1 if kind == "Conv1d" else 2
+    sizes = sizes * spatial if len(sizes) == 1 else sizes
+    if len(sizes) != spatial:
+        raise ValueError(f"{field} must be {spatial} numbers, got {list(sizes)}.")
+    return sizes
 
 
-def _shape(told: str, value: Any) -> Shape:
-    if isinstance(value, Mapping):  # NIR's own {"input": shape}
-        value = next(iter(value.values()), None)
-    if value is None:
-        raise ValueError(f"{told} is not given. Name the shape of one sample.")
-    shape = _whole(told, value, 1, _LARGEST)
-    if math.prod(shape) > _LARGEST:
-        raise ValueError(f"{told} is {list(shape)}, more than {_LARGEST} elements.")
-    return shape
+def _as_array(field: str, value: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{field} is not an array of numbers: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{field} must hold real numbers, got {array.dtype}.")
+    if array.size == 0:
+        raise ValueError(f"{field} is empty, shape {list(array.shape)}.")
+    return array
 
 
-def _edges(told: Any, nodes: Mapping[str, object], here: str) -> list[tuple[str, str]]:
-    if isinstance(told, np.ndarray):
-        told = told.tolist()
-    if not isinstance(told, Sequence) or isinstance(told, (str, bytes)):
-        raise ValueError(f"{here} must have a list of edges, got {told!r}.")
-    edges: list[tuple[str, str]] = []
-    for edge in told:
-        if not isinstance(edge, Sequence) or isinstance(edge, (str, bytes)) or len(edge) != 2:
-            raise ValueError(f"{here}: an edge is a pair of names, got {edge!r}.")
-        pair = []
-        for end in edge:
-            try:
-                name = end.decode("utf8") if isinstance(end, bytes) else end
-            except UnicodeDecodeError as wrong:
-                raise ValueError(f"{here}: an edge names {end!r}, which is no text.") from wrong
-            if not isinstance(name, str) or name not in nodes:
-                raise ValueError(f"{here}: edge {edge!r} names {name!r}, there is no such node.")
-            pair.append(name)
-        edges.append((pair[0], pair[1]))
-    twice = [edge for edge, count in Counter(edges).items() if count > 1]
-    if twice:
-        raise ValueError(f"{here} has the edge {twice[0]!r} twice.")
-    return edges
-
-
-def _metadata(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata is believed by no one here; where it is not even a dictionary, it says nothing."""
-    metadata = told.get("metadata")
-    return dict(metadata) if isinstance(metadata, Mapping) else {}
+def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[str, str]]:
+    pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
+    if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
+        raise ValueError(f"{title} must have a list of edges, got {pairs!r}.")
+    edges: dict[tuple[str, str], None] = {}
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(f"{title}: an edge is a pair of names, got {pair!r}.")
+        ends = [end.decode("utf8", "replace") if isinstance(end, bytes) else end for end in pair]
+        for end in ends:
+            if not isinstance(end, str) or end not in nodes:
+                raise ValueError(f"{title}: edge {pair!r} names {end!r}, there is no such node.")
+        if (ends[0], ends[1]) in edges:
+            raise ValueError(f"{title} has the edge {pair!r} twice.")
+        edges[ends[0], ends[1]] = None
+    return list(edges)

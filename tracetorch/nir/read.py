@@ -1,30 +1,22 @@
-"""``from_nir``: a graph or a file becomes a model."""
+"""Read a NIR graph or file as a model: ``from_nir``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from tracetorch.core.optional import require
-from tracetorch.nir.build import LONGEST_DELAY, Reset, module
-from tracetorch.nir.clock import Clock, Discretization
 from tracetorch.nir.graph import Graph, Node
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import DelayLine
+from tracetorch.nir.node_to_module import MAX_DELAY, module_of
+from tracetorch.nir.options import Clock, Discretization, Reset
 from tracetorch.nir.parse import parse
-from tracetorch.nir.plan import Known, plan
+from tracetorch.nir.wiring import wire
 from tracetorch.snn import TTModule
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_MADE_FOR: Mapping[str, Mapping[str, str]] = {
-    "exact": {"dt": "feedback edges", "discretization": "feedback edges"},
-    "compact": {"discretization": "time constants"},
-}
 
 
 def from_nir(
@@ -39,8 +31,8 @@ def from_nir(
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
     ``snn.SLIF`` and ``snn.SReadout``. Others keep all of NIR's parameters. What
-    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if the nodes still
-    say so. Every parameter can be trained on.
+    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if nothing was
+    edited. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
@@ -50,7 +42,7 @@ def from_nir(
         graph: a ``nir.NIRGraph``, or the path of a file.
         dt: seconds per time step. Decays follow from it: a file written at another ``dt`` describes
             the same continuous network, in other steps and with other spikes.
-        reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` puts it to
+        reset: what a spike does to the membrane of LIF, CubaLIF and IF: ``"zero"`` sets it to
             ``v_reset``, ``"subtract"`` takes ``v_threshold - v_reset`` off.
         discretization: ``"euler"``, ``decay = 1 - dt / tau``; or ``"exponential"``,
             ``decay = exp(-dt / tau)``.
@@ -79,13 +71,26 @@ def from_nir(
     clock = Clock(dt, discretization)
     if reset not in ("zero", "subtract"):
         raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
-    return build(parse(_told(graph)), clock, reset)
+    checked = parse(_dictionary(graph))
+    _check_clock(checked, clock)
+    nodes, wiring = wire(checked, clock)
+    modules = {
+        name: module_of(name, node, wiring.input_shape(name), clock, reset)
+        for name, node in nodes.items()
+    }
+    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
+    if links > MAX_DELAY:
+        raise ValueError(
+            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
+            f"{MAX_DELAY}."
+        )
+    return NIRModel(wiring, modules, clock).to(_dtype(checked, nodes.values()))
 
 
-def _told(graph: Any) -> Any:
+def _dictionary(graph: Any) -> Any:
     import nir
 
-    from tracetorch.nir.file import load
+    from tracetorch.nir.hdf5_reader import load  # which needs h5py
 
     if isinstance(graph, nir.NIRGraph):
         return graph.to_dict()
@@ -94,53 +99,25 @@ def _told(graph: Any) -> Any:
     raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
-def build(graph: Graph, clock: Clock, reset: Reset) -> NIRModel:
-    """A checked graph as a model."""
-    _check_time(graph, clock)
-    nodes, wiring = plan(graph, clock)
-    modules: dict[str, nn.Module] = {}
-    for name, node in nodes.items():
-        if isinstance(node, Known):
-            modules[name] = node.layer
-        else:
-            came = wiring.now[name]
-            shape = wiring.shapes[came[0]] if came else wiring.shapes[name]
-            modules[name] = module(name, node, shape, clock, reset)
-    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
-    if links > LONGEST_DELAY:
-        raise ValueError(
-            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
-            f"{LONGEST_DELAY}."
-        )
-    return NIRModel(wiring, modules, clock).to(_dtype(graph))
+def _check_clock(graph: Graph, clock: Clock) -> None:
+    """Raise where one of our graphs was written for another clock: it would be another network.
 
-
-def _check_time(graph: Graph, clock: Clock) -> None:
-    """A graph of ours says how it was written; another reading is another network.
-
-    The feedback that stands for a soft reset holds for one ``dt``; a compact graph is a network in
+    The feedback that makes a soft reset holds for one ``dt``; a compact graph is a network in
     continuous time, and may be read at another.
     """
-    mode = graph.metadata.get("mode")
-    for name, why in _MADE_FOR.get(mode if isinstance(mode, str) else "", {}).items():
-        made, asked = graph.metadata.get(name), getattr(clock, name)
-        if isinstance(made, (str, float)) and made != asked:
+    fixed = {"exact": ("dt", "discretization"), "compact": ("discretization",)}
+    for name in fixed.get(str(graph.metadata.get("mode")), ()):
+        written, requested = graph.metadata.get(name), getattr(clock, name)
+        if isinstance(written, (str, float)) and written != requested:
             raise ValueError(
-                f"the graph was written for {name}={made!r}, and its {why} hold for that alone, "
-                f"got {name}={asked!r}."
+                f"the graph was written for {name}={written!r}, and holds for that alone, got "
+                f"{name}={requested!r}."
             )
 
 
-def _dtype(graph: Graph) -> torch.dtype:
-    told = graph.metadata.get("dtype")
-    if isinstance(told, str) and told in DTYPES:
-        return DTYPES[told]
-    kinds = {array.dtype for node in _all(graph) for array in node.arrays.values()}
-    return torch.float64 if kinds == {np.dtype(np.float64)} else torch.float32
-
-
-def _all(graph: Graph) -> list[Node]:
-    found: list[Node] = []
-    for node in graph.nodes.values():
-        found += _all(node) if isinstance(node, Graph) else [node]
-    return found
+def _dtype(graph: Graph, nodes: Iterable[Node]) -> torch.dtype:
+    name = graph.metadata.get("dtype")
+    if not isinstance(name, str) or name not in ("float32", "float64"):
+        names = {array.dtype.name for node in nodes for array in node.arrays.values()}
+        name = "float64" if names == {"float64"} else "float32"
+    return torch.float64 if name == "float64" else torch.float32

@@ -1,102 +1,99 @@
-"""The shape of what leaves a node, from the shape of what comes in; shapes have no batch."""
+"""Infer the shape of a node's output from the shape of its input; shapes have no batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 
-from tracetorch.nir.graph import Node, Shape
+from tracetorch.nir.graph import LAYER, Node, Shape
 
 
-def leaving(name: str, node: Node, shape: Shape) -> Shape:
-    """The shape of a node's output.
-
-    Args:
-        name: the node's name, for messages.
-        node: the node.
-        shape: the shape of its input.
-
-    Raises:
-        ValueError: the input does not fit the node.
-    """
-    try:
-        return _RULES.get(node.kind, _elementwise)(node, shape)
-    except ValueError as wrong:
-        raise ValueError(f"node {name!r} ({node.kind}): {wrong}") from wrong
+def output_shape(node: Node, shape: Shape) -> Shape:
+    """Return the shape of the output; raise where the input or a parameter does not fit."""
+    return _RULES.get(node.kind, _elementwise)(node, shape)
 
 
 def _elementwise(node: Node, shape: Shape) -> Shape:
-    for array, value in node.arrays.items():
+    for name, value in node.arrays.items():
         if value.size != 1 and value.shape != shape:
             raise ValueError(
-                f"{array} has shape {list(value.shape)}, the input {list(shape)}. NIR wants one "
+                f"{name} has shape {list(value.shape)}, the input {list(shape)}. NIR wants one "
                 "value per element."
             )
     return shape
 
 
+def _weight_shape(node: Node, ndim: int) -> Shape:
+    weight, bias = node.arrays["weight"], node.arrays.get("bias")
+    if weight.ndim != ndim:
+        raise ValueError(f"weight must have {ndim} dimensions, got shape {list(weight.shape)}.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {[len(weight)]}, got {list(bias.shape)}.")
+    return weight.shape
+
+
 def _linear(node: Node, shape: Shape) -> Shape:
-    weight = node.arrays["weight"]
-    if shape != (weight.shape[1],):
+    outputs, inputs = _weight_shape(node, ndim=2)
+    if shape != (inputs,):
         raise ValueError(
-            f"a weight of shape {list(weight.shape)} takes [{weight.shape[1]}], the input has "
-            f"{list(shape)}. Flatten comes first."
+            f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has {list(shape)}. "
+            "Put a Flatten before it."
         )
-    return (weight.shape[0],)
+    return (outputs,)
 
 
 def _conv(node: Node, shape: Shape) -> Shape:
-    weight = node.arrays["weight"]
-    spatial = weight.ndim - 2
-    channels = weight.shape[1] * node.settings["groups"]
+    spatial = 1 if node.kind == "Conv1d" else 2
+    outputs, inputs, *kernel = _weight_shape(node, ndim=2 + spatial)
+    s = node.settings
+    if outputs % s["groups"]:
+        raise ValueError(f"{s['groups']} groups do not divide {outputs} channels.")
+    channels = inputs * s["groups"]
     if len(shape) != 1 + spatial or shape[0] != channels:
         raise ValueError(
-            f"a weight of shape {list(weight.shape)} takes {channels} channels and {spatial} more "
-            f"dimensions, the input has shape {list(shape)}."
+            f"its weight takes {channels} channels and {spatial} more dimensions, the input has "
+            f"shape {list(shape)}."
         )
-    _as_declared(node.settings["input_shape"], shape[1:])
-    padding, stride = node.settings["padding"], node.settings["stride"]
-    dilation = node.settings["dilation"]
+    _check_declared(s["input_shape"], shape[1:])
+    padding = (0,) * spatial if s["padding"] == "valid" else s["padding"]
     if padding == "same":
-        if any(s != 1 for s in stride):
-            raise ValueError(f"padding 'same' goes with stride 1, got {list(stride)}.")
-        return (weight.shape[0], *shape[1:])
-    sides = (0,) * spatial if padding == "valid" else padding
-    return (weight.shape[0], *_slid(shape[1:], weight.shape[2:], stride, sides, dilation))
+        if any(step != 1 for step in s["stride"]):
+            raise ValueError(f"padding 'same' goes with stride 1, got {list(s['stride'])}.")
+        return (outputs, *shape[1:])
+    return (outputs, *_windows(shape[1:], tuple(kernel), s["stride"], padding, s["dilation"]))
 
 
 def _pool(node: Node, shape: Shape) -> Shape:
     if len(shape) != 3:
         raise ValueError(f"it takes [C, H, W], the input has shape {list(shape)}.")
-    s = node.settings
-    for size, side in zip(s["kernel_size"], s["padding"], strict=True):
+    kernel, stride, padding = (node.settings[n] for n in ("kernel_size", "stride", "padding"))
+    for size, side in zip(kernel, padding, strict=True):
         if 2 * side > size:
             raise ValueError(f"padding {side} is more than half of the kernel's {size}.")
-    return (shape[0], *_slid(shape[1:], s["kernel_size"], s["stride"], s["padding"], (1, 1)))
+    return (shape[0], *_windows(shape[1:], kernel, stride, padding, (1, 1)))
 
 
-def _slid(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
+def _windows(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
     """PyTorch's sizes: ``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``."""
-    out = []
+    counts = []
     for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
         room = n + 2 * p - d * (k - 1) - 1
         if room < 0:
             raise ValueError(f"a kernel of {list(kernel)} does not fit an input of {list(sizes)}.")
-        out.append(room // s + 1)
-    return tuple(out)
+        counts.append(room // s + 1)
+    return tuple(counts)
 
 
 def _flatten(node: Node, shape: Shape) -> Shape:
-    _as_declared(node.settings["input_type"], shape)
-    start, end = flattened(node, shape)
+    _check_declared(node.settings["input_type"], shape)
+    start, end = flattened_dims(node, shape)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
 
-def flattened(node: Node, shape: Shape) -> tuple[int, int]:
-    """First and last dimension that a Flatten joins, counted from the front."""
+def flattened_dims(node: Node, shape: Shape) -> tuple[int, int]:
+    """Return the first and last dimension that a Flatten joins, counted from the front."""
     first, last = node.settings["start_dim"], node.settings["end_dim"]
-    start = first + len(shape) if first < 0 else first
-    end = last + len(shape) if last < 0 else last
+    start, end = (dim + len(shape) if dim < 0 else dim for dim in (first, last))
     if not 0 <= start <= end < len(shape):
         raise ValueError(
             f"start_dim {first} and end_dim {last} do not fit an input of shape {list(shape)} "
@@ -105,27 +102,20 @@ def flattened(node: Node, shape: Shape) -> tuple[int, int]:
     return start, end
 
 
-def _as_declared(declared: Shape | None, came: Shape) -> None:
-    if declared is not None and declared != came:
-        raise ValueError(f"it is declared for {list(declared)}, and gets {list(came)}.")
-
-
-def _fixed(node: Node, shape: Shape) -> Shape:
-    if node.settings["shape"] != shape:
-        raise ValueError(
-            f"it is declared with shape {list(node.settings['shape'])}, and gets {list(shape)}."
-        )
+def _declared(node: Node, shape: Shape) -> Shape:
+    _check_declared(node.settings["shape"], shape)
     return shape
 
 
+def _check_declared(declared: Shape | None, shape: Shape) -> None:
+    if declared is not None and declared != shape:
+        raise ValueError(f"it is declared for {list(declared)}, and gets {list(shape)}.")
+
+
 _RULES: Mapping[str, Callable[[Node, Shape], Shape]] = {
-    "Affine": _linear,
-    "AvgPool2d": _pool,
-    "Conv1d": _conv,
-    "Conv2d": _conv,
+    **dict.fromkeys(("Affine", "Linear"), _linear),
+    **dict.fromkeys(("AvgPool2d", "SumPool2d"), _pool),
+    **dict.fromkeys(("Conv1d", "Conv2d"), _conv),
+    **dict.fromkeys(("Input", "Output", LAYER), _declared),
     "Flatten": _flatten,
-    "Input": _fixed,
-    "Linear": _linear,
-    "Output": _fixed,
-    "SumPool2d": _pool,
 }

@@ -1,11 +1,10 @@
-"""``to_nir`` and ``save``: a model becomes a graph, or a file."""
+"""Write a model as a NIR graph or file: ``to_nir`` and ``save``."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.nir.clock import Clock, Discretization
-from tracetorch.nir.fold import uniform_thresholds
-from tracetorch.nir.graph import SETTINGS, Graph, Node, Shape
+from tracetorch.nir.graph import Graph, Node
 from tracetorch.nir.model import NIRModel
+from tracetorch.nir.model_to_graph import graph_of
+from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
 from tracetorch.nir.parse import parse
-from tracetorch.nir.plan import INPUTS, plan
-from tracetorch.nir.trace import traced
-from tracetorch.nir.writing import Mode, Writing
+from tracetorch.nir.weight_folding import fold_thresholds
+from tracetorch.nir.wiring import INPUT_ORDER, Wiring, wire
 
 if TYPE_CHECKING:
     import nir
@@ -37,7 +35,7 @@ def to_nir(
     discretization: Discretization = "euler",
     allow_hard_reset: bool = False,
 ) -> nir.NIRGraph:
-    """The NIR graph of a model, with the same spikes.
+    """Convert a model to a NIR graph with the same spikes.
 
     ``mode="exact"`` writes every neuron layer as LI, Threshold and Scale with edges that lead back
     one step later: subtractive reset, spikes of both signs and the recurrent trace too. A layer
@@ -53,20 +51,19 @@ def to_nir(
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``, ``nn.AvgPool2d`` (a sum with
     ``divisor_override=1``) and ``nn.AdaptiveAvgPool2d`` have nodes; a batch norm in eval mode is
     folded into the layer before it; dropout is left out; ``x + y`` is two edges; ``snn.Recurrent``
-    is a cycle through its connection, and is read as one. Whether a
-    parameter learns, surrogates and ``detach_reset`` are matters of training and are not in a
-    graph. A model that :func:`from_nir` gave becomes a graph again, with the parameters it has now.
+    is a cycle. What matters only in training is not in a graph: whether a parameter learns,
+    surrogates, ``detach_reset``. A model that :func:`from_nir` gave becomes a graph again.
 
     Args:
         model: a model whose call is one time step. Its states are neither read nor changed.
         sample: the input of one step ``[B, ...]``, a tuple of them for several inputs, or the shape
             of one input without the batch.
-        dt: seconds per time step; 1e-4 is what peers assume.
-        mode: ``"exact"`` or ``"compact"``.
-        discretization: what ``dt`` makes of a decay: ``"euler"``, ``tau = dt / (1 - beta)``, which
-            peers assume, or ``"exponential"``, ``tau = -dt / log(beta)``.
+        dt: seconds per time step, positive; 1e-4, the default, is what peers assume.
+        mode: ``"exact"`` (default) or ``"compact"``.
+        discretization: what ``dt`` makes of a decay: ``"euler"`` (default), ``tau = dt / (1 -
+            beta)``, which peers assume, or ``"exponential"``, ``tau = -dt / log(beta)``.
         allow_hard_reset: write compact LIFs for layers that subtract, though a reader resets them
-            to zero.
+            to zero; ``False`` by default.
 
     Raises:
         ModuleNotFoundError: the extra ``nir`` is not installed.
@@ -75,41 +72,37 @@ def to_nir(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
-        >>> graph = to_nir(net, (4,))
-        >>> sorted(graph.nodes)
+        >>> sorted(to_nir(net, (4,)).nodes)
         ['0', '1', '2', '3', 'input', 'output']
-        >>> sorted(graph.nodes["1"].nodes)
-        ['input', 'mem', 'output', 'pos_reset', 'pos_spike']
 
     Reference: Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15,
     8122 (2024), doi:10.1038/s41467-024-52259-9.
     """
     require("nir", extra="nir", by="tt.nir")
+    import nir
+
     check_module(model)
     if mode not in ("exact", "compact"):
         raise ValueError(f"mode must be 'exact' or 'compact', got {mode!r}.")
     if not isinstance(allow_hard_reset, bool):
         raise TypeError(f"allow_hard_reset must be True or False, got {allow_hard_reset!r}.")
     clock = Clock(dt, discretization)
-    inputs = _inputs(model, sample)
     with torch.no_grad():
-        graph = traced(model, inputs, Writing(clock, mode, allow_hard_reset))
+        options = WriteOptions(clock, mode, allow_hard_reset)
+        graph = graph_of(model, _inputs(model, sample), options)
     if mode == "compact":
-        graph = uniform_thresholds(graph)
-    double = all(
-        value.dtype == torch.float64
-        for value in (*model.parameters(), *model.buffers())
-        if value.is_floating_point()
-    )
-    metadata = {
-        "mode": mode,
-        "dt": float(dt),
-        "discretization": discretization,
-        "dtype": "float64" if double else "float32",
-        # a file keeps nodes by name, and so forgets the order of arguments
-        INPUTS: json.dumps(_order(model, graph)),
-    }
-    return _written(replace(graph, metadata=metadata), clock)
+        graph = fold_thresholds(graph)
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    double = all(t.dtype == torch.float64 for t in tensors)
+    # a file keeps nodes by name, and so forgets the order of arguments
+    names = [n for n, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
+    order = json.dumps(model.wiring.inputs if isinstance(model, NIRModel) else names)
+    graph.metadata.update(mode=mode, dt=float(dt), discretization=discretization)
+    graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
+    _, wiring = wire(parse(_dictionary(graph)), clock)  # the very checks that a reader makes
+    written = nir.dict2NIRNode(_dictionary(graph))
+    _declare_shapes(written, wiring)
+    return written
 
 
 def save(
@@ -125,9 +118,9 @@ def save(
     """Write the graph of a model to a ``.nir`` file: :func:`to_nir`, and ``nir.write``.
 
     Args:
-        model: as :func:`to_nir`.
-        path: the file; one that stands there is replaced when the new one is complete.
-        sample: as :func:`to_nir`; so are the others.
+        model: as :func:`to_nir`; so are all arguments but ``path``.
+        path: the file; an existing one is replaced when the new one is complete.
+        sample: the input of one step, or its shape without the batch.
         dt: seconds per time step.
         mode: ``"exact"`` or ``"compact"``.
         discretization: ``"euler"`` or ``"exponential"``.
@@ -135,7 +128,7 @@ def save(
 
     Raises:
         TypeError, ValueError, ModuleNotFoundError: as :func:`to_nir`.
-        OSError: the file cannot be written. What stood there stands still.
+        OSError: the file cannot be written; an existing one is left as it is.
 
     Example:
         >>> import tempfile, tracetorch as tt
@@ -147,14 +140,8 @@ def save(
         >>> torch.equal(again(x), net(x))
         True
     """
-    graph = to_nir(
-        model,
-        sample,
-        dt=dt,
-        mode=mode,
-        discretization=discretization,
-        allow_hard_reset=allow_hard_reset,
-    )
+    options: Any = {"discretization": discretization, "allow_hard_reset": allow_hard_reset}
+    graph = to_nir(model, sample, dt=dt, mode=mode, **options)
     import nir
 
     with atomic_replace(path) as unfinished:
@@ -176,73 +163,27 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
 
-def _order(model: nn.Module, graph: Graph) -> list[str]:
-    if isinstance(model, NIRModel):
-        return model.wiring.inputs
-    return [name for name, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
+def _dictionary(node: Node | Graph) -> dict[str, Any]:
+    """Return the dictionary that NIR makes of a node, and a node of."""
+    metadata = dict(node.metadata)
+    if isinstance(node, Graph):
+        nodes = {name: _dictionary(part) for name, part in node.nodes.items()}
+        graph = {"nodes": nodes, "edges": list(node.edges), "metadata": metadata}
+        return {"type": "NIRGraph", "type_check": False, **graph}
+    fields: dict[str, Any] = {"type": node.kind, "metadata": metadata, **node.arrays}
+    for name, value in node.settings.items():
+        if isinstance(value, tuple) and node.kind != "Conv2d":
+            value = int(value[0]) if node.kind == "Conv1d" else np.array(value)
+        fields[name] = value
+    return fields
 
 
-def _written(graph: Graph, clock: Clock) -> nir.NIRGraph:
-    """The graph in NIR's own classes, after the very checks that a reader makes."""
-    made = _foreign(graph)
-    _, wiring = plan(parse(made.to_dict()), clock)
-    _declare(made, graph, "", {name: tuple(shape) for name, shape in wiring.shapes.items()})
-    return made
-
-
-def _foreign(graph: Graph) -> nir.NIRGraph:
-    import nir
-
-    nodes = {
-        name: _foreign(node) if isinstance(node, Graph) else _node(node)
-        for name, node in graph.nodes.items()
-    }
-    return nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
-
-
-def _node(node: Node) -> nir.NIRNode:
-    import nir
-
-    fields: dict[str, Any] = {**node.arrays}
-    for name in SETTINGS.get(node.kind, ()):
-        fields[name] = _setting(node.kind, name, node.settings[name])
-    if node.kind in ("Input", "Output"):
-        fields = {f"{node.kind.lower()}_type": fields["shape"]}
-    elif node.kind == "Flatten":
-        fields["input_type"] = {"input": fields["input_type"]}
-    return getattr(nir, node.kind)(**fields, metadata=dict(node.metadata))
-
-
-def _setting(kind: str, name: str, value: Any) -> Any:
-    if isinstance(value, tuple):
-        if kind == "Conv1d":
-            return int(value[0])
-        if kind == "Conv2d":
-            return tuple(value)
-        return np.array(value)
-    return value
-
-
-def _declare(made: nir.NIRGraph, graph: Graph, prefix: str, shapes: dict[str, Shape]) -> None:
-    """Tell NIR the shapes: it infers some of them, and those of non-square kernels wrongly."""
-    before = {end: start for start, end in reversed(graph.edges)}
+def _declare_shapes(graph: nir.NIRGraph, wiring: Wiring, prefix: str = "") -> None:
+    """Declare all shapes: NIR infers some of them, and those of non-square kernels wrongly."""
     for name, node in graph.nodes.items():
         full = f"{prefix}{name}"
-        if isinstance(node, Graph):
-            _declare(made.nodes[name], node, f"{full}.", shapes)
-            continue
-        leaving = shapes.get(full)
-        if leaving is None:  # inside one of our own layers, where NIR knows
-            continue
-        source = before.get(name)
-        entering = leaving if source is None else _leaving(graph, source, prefix, shapes)
-        made.nodes[name].input_type = {"input": np.array(entering)}
-        made.nodes[name].output_type = {"output": np.array(leaving)}
-
-
-def _leaving(graph: Graph, name: str, prefix: str, shapes: dict[str, Shape]) -> Shape:
-    """The shape of what a node gives, or of what the one Output of a graph within gives."""
-    full, node = f"{prefix}{name}", graph.nodes[name]
-    if full not in shapes and isinstance(node, Graph):
-        return _leaving(node, node.named("Output")[0], f"{full}.", shapes)
-    return shapes[full]
+        if hasattr(node, "nodes"):
+            _declare_shapes(node, wiring, f"{full}.")
+        elif full in wiring.shapes:  # otherwise inside one of our own layers, where NIR knows
+            node.input_type = {"input": np.array(wiring.input_shape(full))}
+            node.output_type = {"output": np.array(wiring.shapes[full])}

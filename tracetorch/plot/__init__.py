@@ -1,19 +1,19 @@
-"""Plots of what networks do: spikes, states, rates, half-lives, gradients.
+"""Plot the activity of networks: spikes, states, rates, half-lives, gradients.
 
-Every function draws on ``ax`` and returns it; without one it makes axes on a figure of their own
-(``ax.figure.savefig("plot.png")``). Nothing is ever shown, and pyplot is not used. A recording is
-what :func:`tracetorch.unroll` returns second when told ``record=``: a dict from ``"path.name"`` to
-a tensor ``[T, B, ...]``; where one tensor is enough, it may be given alone.
+Every function draws on ``ax`` and returns it; without one it draws on new axes of a new figure
+(``ax.figure.savefig("plot.png")``). No window is opened, and pyplot is not used. A recording is the
+second result of ``tracetorch.unroll(..., record=)``: a dict from ``"path.name"`` to tensors
+``[T, B, ...]``; a single tensor may take its place.
 
-:func:`save_html` makes a page of its own to look through a long recording. All but that page and
-``MeasurementManager.append`` need matplotlib, from the extra ``plot``.
+:func:`save_html` writes a page for browsing a long recording. Everything but that page and
+``MeasurementManager.append`` needs matplotlib, from the extra ``plot``.
 """
 
 from tracetorch.plot.animation import animate_events, save_animation
-from tracetorch.plot.constrained import decays
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
 from tracetorch.plot.halflives import halflives
+from tracetorch.plot.layer_parameters import decays
 from tracetorch.plot.line_graph import line_graph
 from tracetorch.plot.measurement_manager import MeasurementManager
 from tracetorch.plot.raster import raster

@@ -1,4 +1,4 @@
-"""Densities of values, a curve for each tensor."""
+"""Draw kernel density estimates of the values in tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.canvas import COLOURS, canvas, legend, titled
-from tracetorch.plot.recorded import Array, plain
+from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_title
+from tracetorch.plot.recorded import Array, flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,24 +28,25 @@ def distributions(
     max_kde_samples: int = 20_000,
     ax: Axes | None = None,
 ) -> Axes:
-    """Density of the values in each tensor, estimated with Gaussian kernels.
+    """Draw the density of the values in each tensor, estimated with Gaussian kernels.
 
-    A tensor whose values are all the same is a vertical line. Of more than ``max_kde_samples``
-    values that many are used, evenly spaced in order of size.
+    A tensor of equal values is a vertical line. Of more than ``max_kde_samples`` values only that
+    many quantiles are used.
 
     Args:
         layers: tensors of any shape, or a dict of them by label.
-        title: above the axes.
-        n_grid: points of a curve.
-        bandwidths: standard deviation of the kernels for each tensor; ``None`` for Silverman's
+        title: title of the axes.
+        n_grid: number of points of a curve.
+        bandwidths: standard deviation of the kernels of each tensor; ``None`` for Silverman's
             rule.
-        show_percentile_lines: a vertical line at each quartile.
-        max_kde_samples: values of a tensor used at most.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        show_percentile_lines: draw a vertical line at each quartile.
+        max_kde_samples: maximum number of values of a tensor that are used.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor is empty or not finite; a count is less than 1; bandwidths do not fit.
+        ValueError: a tensor is empty or not finite, a count is less than 1, or the number of
+            bandwidths is not that of tensors.
 
     Example:
         >>> ax = distributions({"beta": torch.rand(500), "threshold": torch.ones(8)}, "LIF")
@@ -60,33 +61,36 @@ def distributions(
     else:
         labelled = {f"layer {number}": value for number, value in enumerate(layers)}
     n_grid = check_count("distributions: n_grid", n_grid)
-    most = check_count("distributions: max_kde_samples", max_kde_samples)
+    max_samples = check_count("distributions: max_kde_samples", max_kde_samples)
     widths = [None] * len(labelled) if bandwidths is None else list(bandwidths)
     if len(widths) != len(labelled) or not labelled:
         raise ValueError(
-            f"distributions: {len(widths)} bandwidths for {len(labelled)} tensors; give one each."
+            f"distributions: {len(widths)} bandwidths for {len(labelled)} tensors. Pass one each."
         )
     if not all(width is None or width > 0 for width in widths):
         raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
     values: dict[str, Array] = {}
     for label, tensor in labelled.items():
-        flat = np.sort(plain(f"distributions: {label}", tensor))
+        flat = np.sort(flat_numbers(f"distributions: {label}", tensor))
         if not len(flat) or not np.isfinite(flat).all():
             raise ValueError(f"distributions: {label} must hold finite values, got {tensor!r}.")
-        picked = np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)
-        values[label] = flat[picked].astype(np.float64)
+        # evenly spaced in sorted order, so that a part of many values has the same density
+        selected = np.linspace(0, len(flat) - 1, min(max_samples, len(flat))).round().astype(int)
+        values[label] = flat[selected].astype(np.float64)
 
+    # Silverman's rule by default; equal values have no bandwidth
     smoothed = {
         label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
         for (label, value), width in zip(values.items(), widths, strict=True)
         if value[0] != value[-1]
     }
+    # beyond three bandwidths a Gaussian kernel is invisible
     low = min(value[0] - 3 * smoothed.get(label, 0.0) for label, value in values.items())
     high = max(value[-1] + 3 * smoothed.get(label, 0.0) for label, value in values.items())
     if low == high:
         low, high = low - 0.5, high + 0.5
 
-    ax = canvas(ax)
+    ax = get_axes(ax)
     from matplotlib.mlab import GaussianKDE
 
     grid = np.linspace(low, high, n_grid)
@@ -95,12 +99,13 @@ def distributions(
         if label not in smoothed:
             ax.axvline(value[0], color=colour, linewidth=2.0, label=label)
             continue
+        # GaussianKDE takes the bandwidth relative to the standard deviation
         density = GaussianKDE(value, smoothed[label] / float(value.std(ddof=1))).evaluate(grid)
         ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
         ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)
-        for place in np.percentile(value, QUARTILES) if show_percentile_lines else ():
-            ax.axvline(place, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
+        for quartile in np.percentile(value, QUARTILES) if show_percentile_lines else ():
+            ax.axvline(quartile, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
     ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
-    legend(ax)
-    titled(ax, title)
+    add_legend(ax)
+    set_title(ax, title)
     return ax

@@ -1,4 +1,4 @@
-"""How much gradient reaches each layer, at each step."""
+"""Draw gradient norms of layers over time as a heat map."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from tracetorch.plot.canvas import FAINT, HEAT, canvas, titled, whole_numbers
-from tracetorch.plot.recorded import array, tensors
+from tracetorch.plot.axes import COLOURMAP, FAINT, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.recorded import check_recording, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BROKEN = "#ff2d2d"
+NOT_FINITE_COLOUR = "#ff2d2d"
 
 
 def gradient_flow(
@@ -23,21 +23,21 @@ def gradient_flow(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Heat map of gradient norms: layers from the first on top to the last, time to the right.
+    """Draw a heat map of gradient norms: layers from top to bottom, time from left to right.
 
-    The colour is the L2 norm over samples and neurons, on a logarithmic scale; steps that no
-    gradient reaches (a norm of exactly 0) are grey, those where it is not finite red.
+    The colour is the L2 norm over samples and neurons, on a logarithmic scale. Steps with a norm of
+    exactly 0, which no gradient reaches, are grey; those where it is not finite are red.
 
     Args:
-        gradients: by path, of what was recorded.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        gradients: gradients of recorded tensors, by path.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, ...]`` each; x in time steps.
 
     Raises:
-        TypeError: it is not a dict of tensors.
+        TypeError: ``gradients`` is not a dict of tensors.
         ValueError: it is empty, or the tensors differ in their number of steps.
 
     Example:
@@ -54,40 +54,45 @@ def gradient_flow(
         raise TypeError(
             "gradient_flow takes a dict from paths to gradients [T, ...], got "
             f"{type(gradients).__name__}. torch.autograd.grad(loss, list(seen.values())) gives "
-            "those of what tt.unroll(..., record=...) has seen."
+            "those of seen, the recording that tt.unroll(..., record=...) returns."
         )
-    found = tensors("gradient_flow", gradients)
+    tensors = check_recording("gradient_flow", gradients)
+    # in float64: squares of small half-precision gradients would underflow
     norms = np.stack(
         [
-            np.linalg.norm(array(value).reshape(len(value), -1).astype(np.float64), axis=1)
-            for value in found.values()
+            np.linalg.norm(to_numpy(value).reshape(len(value), -1).astype(np.float64), axis=1)
+            for value in tensors.values()
         ]
     )  # [layers, T]
     finite = norms[np.isfinite(norms) & (norms > 0)]
     low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
 
-    ax = canvas(ax, (6.4, 1.6 + 0.4 * len(norms)))
+    ax = get_axes(ax, (6.4, 1.6 + 0.4 * len(norms)))
     from matplotlib.colors import ListedColormap, LogNorm
 
-    if low == high:  # a scale needs two ends
+    if low == high:  # a logarithmic scale needs a range
         low, high = low / 10**0.5, high * 10**0.5
+    # edges of the cells: a step is centred on its number
     columns, rows = np.arange(norms.shape[1] + 1) - 0.5, np.arange(len(norms) + 1)
+    # masked cells show the background
     ax.set_facecolor(FAINT)
     mesh = ax.pcolormesh(
         columns,
         rows,
         np.ma.masked_where(~np.isfinite(norms) | (norms == 0), norms),
-        cmap=HEAT,
+        cmap=COLOURMAP,
         norm=LogNorm(low, high),
         rasterized=True,
     )
     if not np.isfinite(norms).all():
-        broken = np.ma.masked_where(np.isfinite(norms), np.ones_like(norms))
-        ax.pcolormesh(columns, rows, broken, cmap=ListedColormap([BROKEN]), rasterized=True)
+        not_finite = np.ma.masked_where(np.isfinite(norms), np.ones_like(norms))
+        ax.pcolormesh(
+            columns, rows, not_finite, cmap=ListedColormap([NOT_FINITE_COLOUR]), rasterized=True
+        )
     ax.set(xlim=(columns[0], columns[-1]), ylim=(len(norms), 0), xlabel="time step")
-    ax.set_yticks(rows[:-1] + 0.5, list(found))
+    ax.set_yticks(rows[:-1] + 0.5, list(tensors))
     ax.tick_params(axis="y", length=0)
-    whole_numbers(ax, "x")
+    set_integer_ticks(ax, "x")
     ax.figure.colorbar(mesh, ax=ax, label="gradient norm")
-    titled(ax, title)
+    set_title(ax, title)
     return ax

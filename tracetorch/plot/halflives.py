@@ -1,4 +1,4 @@
-"""How long neurons remember, before training and after."""
+"""Draw distributions of half-lives, before and after training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import decay_to_halflife
-from tracetorch.plot.canvas import COLOURS, FAINT, MUTED, canvas, legend, titled
-from tracetorch.plot.constrained import decays
-from tracetorch.plot.recorded import Array, array
+from tracetorch.plot.axes import COLOURS, FAINT, MUTED, add_legend, get_axes, set_title
+from tracetorch.plot.layer_parameters import decays
+from tracetorch.plot.recorded import Array, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,18 +28,18 @@ def halflives(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Distributions of decays as half-lives, ``log(0.5) / log(decay)`` steps, a row for each.
+    """Draw distributions of decays as half-lives, ``log(0.5) / log(decay)`` steps, a row for each.
 
-    In grey what was before, in colour what is after. A row is as high as its fullest bar. A decay
-    that a layer has only one of is a dot.
+    Values before training are grey, values after it coloured. The bars of each row are scaled to
+    its highest. A decay with a single value is a dot.
 
     Args:
-        before: a model, or its decays by path as :func:`tracetorch.plot.decays` takes them:
-            training changes a model in place, so take them first.
-        after: likewise; left out, one state is drawn.
+        before: a model, or its decays by path as :func:`tracetorch.plot.decays` copies them;
+            copy them before training, which changes a model in place.
+        after: the model or its decays after training; if left out, only ``before`` is drawn.
         bins: number of bars over the whole axis.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         One decay per neuron ``[N]``, or ``[]``; x in time steps, logarithmic.
@@ -58,19 +58,21 @@ def halflives(
         ['0.beta', '1.beta']
 
     """
-    first = _steps("before", before)
-    second = None if after is None else _steps("after", after)
+    first = _halflives("before", before)
+    second = None if after is None else _halflives("after", after)
     bins = check_count("halflives: bins", bins)
     if second is not None and list(first) != list(second):
         raise ValueError(
-            f"halflives: before has {list(first)}, after has {list(second)}. Give the same model."
+            f"halflives: before has {list(first)}, after has {list(second)}. Pass the same model."
         )
 
     states = [first] if second is None else [first, second]
-    every = np.concatenate([steps for state in states for steps in state.values()])
-    low, high = every.min() / 1.15, every.max() * 1.15
+    # one range for all rows, with a margin
+    everything = np.concatenate([steps for state in states for steps in state.values()])
+    low, high = everything.min() / 1.15, everything.max() * 1.15
+    # bars of equal width on the logarithmic axis
     border = np.geomspace(low, high, bins + 1)
-    ax = canvas(ax, (6.4, 1.4 + 0.6 * len(first)))
+    ax = get_axes(ax, (6.4, 1.4 + 0.6 * len(first)))
     ax.set_xscale("log")
     for row, path in enumerate(first):
         floor = len(first) - 1 - row
@@ -80,7 +82,9 @@ def halflives(
         for number, (state, count) in enumerate(zip(states, counts, strict=True)):
             last = number == len(states) - 1
             colour = COLOURS[0] if last else MUTED
+            # labelled once, in the first row
             label = "_" if row or len(states) == 1 else ("before", "after")[number]
+            # a histogram of a single value says less than its position
             if len(state[path]) == 1:
                 ax.plot(state[path], [floor + 0.12], "o", color=colour, markersize=6, label=label)
             else:
@@ -100,30 +104,30 @@ def halflives(
     ax.xaxis.set_major_formatter("{x:g}")
     ax.tick_params(axis="y", length=0)
     if len(states) == 2:
-        legend(ax)
-    titled(ax, title)
+        add_legend(ax)
+    set_title(ax, title)
     return ax
 
 
-def _steps(name: str, given: object) -> dict[str, Array]:
-    """Half-lives by path, ``[N]`` each."""
-    told = decays(given) if isinstance(given, nn.Module) else given
-    if not isinstance(told, Mapping):
+def _halflives(name: str, source: object) -> dict[str, Array]:
+    """Return half-lives by path, ``[N]`` each, of a model or a dict of decays."""
+    by_path = decays(source) if isinstance(source, nn.Module) else source
+    if not isinstance(by_path, Mapping):
         raise TypeError(
             f"halflives: {name} must be a model or a dict from paths to decays, got "
-            f"{type(given).__name__}."
+            f"{type(source).__name__}."
         )
-    if not told:
-        raise ValueError(f"halflives: {name} has no decays. Give a model with neuron layers.")
+    if not by_path:
+        raise ValueError(f"halflives: {name} has no decays. Pass a model with neuron layers.")
     steps: dict[str, Array] = {}
-    for path, value in told.items():
+    for path, value in by_path.items():
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"halflives: {name}[{path!r}] must be a tensor of decays, got "
                 f"{type(value).__name__}."
             )
         try:
-            steps[path] = array(decay_to_halflife(value.detach().double().reshape(-1)))
+            steps[path] = to_numpy(decay_to_halflife(value.detach().double().reshape(-1)))
         except ValueError as error:
             raise ValueError(f"halflives: {name}[{path!r}]: {error}") from None
     return steps

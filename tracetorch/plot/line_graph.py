@@ -1,4 +1,4 @@
-"""A list of values as a line."""
+"""Draw a list of values as a line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from tracetorch.plot.canvas import COLOURS, canvas, legend, titled, whole_numbers
-from tracetorch.plot.recorded import plain
+from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,18 +23,18 @@ def line_graph(
     xlabel: str = "step",
     ax: Axes | None = None,
 ) -> Axes:
-    """A value over steps, say a loss over training; draw again on the same ``ax`` to compare.
+    """Draw values over steps, such as a loss; draw again on the same ``ax`` to compare.
 
     Args:
         list_of_values: numbers, or tensors of one element each.
-        title: above the axes.
-        label: of the line, in a legend beside the axes.
-        xlabel: what the values were counted in.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        title: title of the axes.
+        label: label of the line, in a legend beside the axes.
+        xlabel: label of the x axis.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Raises:
         TypeError: the values are not numbers.
-        ValueError: there are none.
+        ValueError: there are no values.
 
     Example:
         >>> ax = line_graph([0.9, torch.tensor(0.5), 0.4], "loss", "training")
@@ -42,15 +42,15 @@ def line_graph(
         [0.9, 0.5, 0.4]
 
     """
-    values = plain("line_graph", list_of_values)
+    values = flat_numbers("line_graph", list_of_values)
     if not len(values):
         raise ValueError("line_graph: there are no values.")
-    ax = canvas(ax)
+    ax = get_axes(ax)
     colour = COLOURS[len(ax.lines) % len(COLOURS)]
     ax.plot(np.arange(len(values)), values, color=colour, linewidth=1.4, label=label or "_")
     ax.set(xlabel=xlabel)
-    whole_numbers(ax, "x")
+    set_integer_ticks(ax, "x")
     if ax.get_legend_handles_labels()[0]:
-        legend(ax)
-    titled(ax, title)
+        add_legend(ax)
+    set_title(ax, title)
     return ax

@@ -1,4 +1,4 @@
-"""A measure taken again and again, smoothed at several decays."""
+"""Track a measurement over training, smoothed at several decays."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import torch
 from torch import Tensor
 
 from tracetorch.functional import decay_to_halflife
-from tracetorch.plot.canvas import COLOURS, canvas, legend, titled, whole_numbers
-from tracetorch.plot.recorded import number
+from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.recorded import to_float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 class MeasurementManager:
-    """Running averages of a measure, a loss or an accuracy say, at several decays.
+    """Exponential moving averages of a measurement, such as a loss, at several decays.
 
-    After the values ``v_1 .. v_n`` the average at a decay d is the mean of all of them, each
-    weighing ``d`` times what the next one does::
+    After the values ``v_1 .. v_n`` the average at a decay ``d`` is bias-corrected::
 
         average = sum_i d^(n - i) v_i / sum_i d^(n - i)
 
-    so d = 0 is the last value, and the first average is the first value at every d.
+    so that with d = 0 it is the last value, and after the first value it is this value at every d.
 
     Args:
-        title: what is measured.
-        decay: one or several numbers, at least 0 and less than 1.
+        title: name of the measurement.
+        decay: the decays, at least 0 and less than 1 each.
 
     Raises:
         TypeError: a decay is not a number.
@@ -52,30 +51,31 @@ class MeasurementManager:
     measurement: list[Tensor]  # [D] after each value
 
     def __init__(self, title: str, decay: Sequence[float] = (0.0, 0.9, 0.99, 0.999)) -> None:
-        told = [float(value) for value in decay]
-        if not told or not all(0 <= value < 1 for value in told):
+        decays = [float(value) for value in decay]
+        if not decays or not all(0 <= value < 1 for value in decays):
             raise ValueError(
                 f"MeasurementManager: decay takes numbers of at least 0 and less than 1, got "
                 f"{list(decay)}."
             )
         self.title = title
-        self.decay = torch.tensor(told, dtype=torch.float64)
+        self.decay = torch.tensor(decays, dtype=torch.float64)
         self.trace = torch.zeros_like(self.decay)
         self.measurement = []
 
     def append(self, value: float | Tensor) -> None:
-        """Take one more value: a number, or a tensor of one element.
+        """Append a value: a number, or a tensor of one element.
 
         Raises:
             TypeError: ``value`` is neither.
         """
         try:
-            told = number(value)
+            new_value = to_float(value)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"MeasurementManager.append takes one number, got {value!r}. Try .mean()."
             ) from None
-        self.trace = self.decay * self.trace + (1 - self.decay) * told
+        self.trace = self.decay * self.trace + (1 - self.decay) * new_value
+        # divided by the sum of the weights, as in Adam: the trace starts at 0
         count = len(self.measurement) + 1
         self.measurement.append(self.trace / (1 - self.decay**count))
 
@@ -83,35 +83,36 @@ class MeasurementManager:
         """Draw a line for each decay, the slowest in front.
 
         Args:
-            title: above the axes.
-            ax: axes to draw on; left out, they are made, with a figure of their own.
+            title: title of the axes.
+            ax: axes to draw on; if left out, new axes on a new figure.
 
         Raises:
-            ValueError: nothing has been appended.
+            ValueError: there is no value yet.
         """
         if not self.measurement:
             raise ValueError("MeasurementManager.plot: append a value first.")
         lines = torch.stack(self.measurement).T
-        ax = canvas(ax)
+        ax = get_axes(ax)
         order = self.decay.argsort().tolist()
-        for place, which in enumerate(order):
+        for rank, which in enumerate(order):
             decay = float(self.decay[which])
-            last = place == len(order) - 1
+            last = rank == len(order) - 1
             ax.plot(
                 range(1, lines.shape[1] + 1),
                 lines[which].numpy(),
-                color=COLOURS[place % len(COLOURS)],
+                color=COLOURS[rank % len(COLOURS)],
                 linewidth=1.8 if last else 1.0,
-                alpha=1.0 if last else 0.35 + 0.4 * place / max(len(order) - 1, 1),
-                label=f"decay {decay:g}{_halflife(decay)}",
+                alpha=1.0 if last else 0.35 + 0.4 * rank / max(len(order) - 1, 1),
+                label=f"decay {decay:g}{_halflife_label(decay)}",
             )
         ax.set(xlabel="measurement", ylabel=self.title)
-        whole_numbers(ax, "x")
-        legend(ax)
-        titled(ax, title)
+        set_integer_ticks(ax, "x")
+        add_legend(ax)
+        set_title(ax, title)
         return ax
 
 
-def _halflife(decay: float) -> str:
+def _halflife_label(decay: float) -> str:
+    """Describe the half-life of a decay; nothing where it is less than a step."""
     steps = decay_to_halflife(decay) if decay > 0 else 0.0
     return f"\nhalf-life {steps:.3g}" if math.isfinite(steps) and steps >= 1 else ""

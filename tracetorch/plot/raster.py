@@ -1,4 +1,4 @@
-"""The spikes of neurons over time, a tick each."""
+"""Draw a raster plot of spikes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.bands import counted, edges, frame
-from tracetorch.plot.canvas import COLOURS, INK, canvas, titled
-from tracetorch.plot.recorded import Array, Recorded, one_sample, tensors
+from tracetorch.plot.axes import COLOURS, INK, get_axes, set_title
+from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
+from tracetorch.plot.recorded import Array, Recorded, check_recording, select_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MANY = 20_000  # more ticks than this are drawn as pixels, also in a PDF
+MAX_VECTOR_TICKS = 20_000  # more ticks become pixels, in a PDF or SVG too
 
 
 def raster(
@@ -25,24 +25,25 @@ def raster(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Spike raster: a tick wherever a neuron's output is not zero; downward spikes in red.
+    """Draw a spike raster: a tick wherever an output is not zero, negative spikes in red.
 
-    A dict draws its layers above each other, the first on top, in bands of one height.
+    The layers of a dict are drawn below each other, in bands of equal height.
 
     Args:
-        spikes: outputs, or a dict of them by path. Everything behind the batch counts as neurons.
-        sample: which of the batch; ``None`` for ``[T, ...]`` without one.
-        limit: show at most so many neurons of a layer: of those that fire, from the busiest (on
-            top) to the quietest, evenly.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
+            neurons.
+        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
+        limit: maximum number of neurons shown per layer: evenly from the most active, on top, to
+            the least active of those that fire.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps from 0, y in neurons.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no such sample; ``limit`` is less than 1.
+        ValueError: a tensor has no batch, ``sample`` is out of range, or ``limit`` is less than 1.
 
     Example:
         >>> x = torch.zeros(5, 1, 3)
@@ -52,24 +53,27 @@ def raster(
         ('time step', [[2.0, 0.6], [2.0, 1.4]])
 
     """
-    layers = tensors("raster", spikes)
+    layers = check_recording("raster", spikes)
     if limit is not None:
         limit = check_count("raster: limit", limit)
+    # everything is checked before anything is drawn on the axes of the caller
     drawn: list[tuple[str, Array, int]] = []
     for path, value in layers.items():
-        sent = one_sample("raster", path, value, sample)
-        shown = sent if limit is None else _busiest(sent, limit)
-        drawn.append((path, shown, sent.shape[1]))
+        layer_spikes = select_sample("raster", path, value, sample)
+        shown = layer_spikes if limit is None else _most_active(layer_spikes, limit)
+        drawn.append((path, shown, layer_spikes.shape[1]))
 
-    ax = canvas(ax, (6.4, 2.4 + 0.7 * (len(drawn) - 1)))
+    ax = get_axes(ax, (6.4, 2.4 + 0.7 * (len(drawn) - 1)))
     steps = len(drawn[0][1])
     for number, (_, shown, _) in enumerate(drawn):
         colour = COLOURS[0] if len(drawn) == 1 else INK
-        border = edges(number, shown.shape[1], len(drawn))
+        border = row_edges(number, shown.shape[1], len(drawn))
         for sign, shade in ((1, colour), (-1, COLOURS[1])):
             step, row = np.nonzero(sign * shown > 0)
+            # an empty collection of positive spikes keeps a silent layer on the axes
             if sign < 0 and len(step) == 0:
                 continue
+            # ticks of neighbouring neurons do not touch
             gap = 0.1 * (border[1] - border[0]) if shown.shape[1] else 0.0
             ax.vlines(
                 step,
@@ -77,19 +81,18 @@ def raster(
                 border[row + 1] - gap,
                 colors=shade,
                 linewidth=1.2 if steps <= 200 else 0.8,
-                rasterized=len(step) > MANY,
+                rasterized=len(step) > MAX_VECTOR_TICKS,
             )
-    names = [counted(path, shown.shape[1], there) for path, shown, there in drawn]
-    frame(ax, names, drawn[0][1].shape[1])
+    names = [neuron_count_label(path, shown.shape[1], total) for path, shown, total in drawn]
+    label_bands(ax, names, drawn[0][1].shape[1])
     ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
-    titled(ax, title)
+    set_title(ax, title)
     return ax
 
 
-def _busiest(sent: Array, limit: int) -> Array:
-    """Some neurons ``[T, <= limit]``, from the one that fires most to the quietest that fires."""
-    count = (sent != 0).sum(0)
+def _most_active(spikes: Array, limit: int) -> Array:
+    """Select neurons ``[T, <= limit]`` evenly by activity, without those that never fire."""
+    count = (spikes != 0).sum(0)
     active = np.argsort(-count, kind="stable")[: int((count > 0).sum())]
-    return sent[
-        :, active[np.linspace(0, max(len(active) - 1, 0), min(limit, len(active))).astype(int)]
-    ]
+    selected = np.linspace(0, max(len(active) - 1, 0), min(limit, len(active))).astype(int)
+    return spikes[:, active[selected]]

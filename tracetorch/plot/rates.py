@@ -1,4 +1,4 @@
-"""How often neurons fire: a histogram over neurons, a heat map over neurons and time."""
+"""Draw firing rates: a histogram over neurons, a heat map over neurons and time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.bands import counted, edges, frame
-from tracetorch.plot.canvas import COLOURS, HEAT, canvas, legend, titled
-from tracetorch.plot.recorded import Array, Recorded, batch_of, tensors
+from tracetorch.plot.axes import COLOURMAP, COLOURS, add_legend, get_axes, set_title
+from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
+from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,16 +22,17 @@ def rate_histogram(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histogram of the neurons' firing rates: spikes per step, over all steps and samples.
+    """Draw a histogram of firing rates, in spikes per step over all steps and samples.
 
-    A spike is an output that is not zero. The legend names each layer's mean rate and its share of
-    silent neurons, which did not fire once.
+    A spike is an output that is not zero. The legend has the mean rate of each layer and its share
+    of silent neurons, which never fire.
 
     Args:
-        spikes: outputs, or a dict of them by path. Everything behind the batch counts as neurons.
+        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
+            neurons.
         bins: number of bars from 0 to the highest rate.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in spikes per step, y in percent of a layer's neurons.
@@ -47,15 +48,17 @@ def rate_histogram(
         [50.0, 50.0]
 
     """
-    layers = tensors("rate_histogram", spikes)
+    layers = check_recording("rate_histogram", spikes)
     bins = check_count("rate_histogram: bins", bins)
     rates = {
-        path: (batch_of("rate_histogram", path, value) != 0).mean((0, 1))
+        path: (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
         for path, value in layers.items()
     }
+    # one range for all layers; 1 where all are silent, since an axis needs a range
     highest = max(float(rate.max()) for rate in rates.values()) or 1.0
 
-    ax = canvas(ax)
+    ax = get_axes(ax)
+    # in percent of a layer, so that layers of different size compare
     for number, (path, rate) in enumerate(rates.items()):
         count, border = np.histogram(rate, bins=bins, range=(0.0, highest))
         silent = 100 * float((rate == 0).mean())
@@ -71,8 +74,8 @@ def rate_histogram(
         )
     ax.set(xlabel="firing rate (spikes per step)", ylabel="share of neurons (%)")
     ax.set(xlim=(0.0, highest), ylim=(0.0, None))
-    legend(ax)
-    titled(ax, title)
+    add_legend(ax)
+    set_title(ax, title)
     return ax
 
 
@@ -83,17 +86,18 @@ def rate_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Heat map of firing rates: neurons from the top down, time to the right.
+    """Draw a heat map of firing rates: neurons from top to bottom, time from left to right.
 
-    The colour is the mean, over the samples and over ``window`` steps, of output that is not zero.
-    A last window that is not full is averaged over the steps it has. A dict draws its layers above
-    each other, in bands of one height and on one scale of colours.
+    The colour is the share of outputs that are not zero, over samples and ``window`` steps. A last
+    partial window is averaged over its own steps. The layers of a dict are drawn below each other,
+    in bands of equal height and with one colour scale.
 
     Args:
-        spikes: outputs, or a dict of them by path. Everything behind the batch counts as neurons.
-        window: steps that are averaged into one column.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
+            neurons.
+        window: number of steps averaged in one column.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps, y in neurons, colour in spikes per step.
@@ -109,39 +113,41 @@ def rate_map(
         [0.5, 1.0]
 
     """
-    layers = tensors("rate_map", spikes)
+    layers = check_recording("rate_map", spikes)
     window = check_count("rate_map: window", window)
     maps = {
-        path: _windows((batch_of("rate_map", path, value) != 0).mean(1), window)
+        path: _windows((flatten_neurons("rate_map", path, value) != 0).mean(1), window)
         for path, value in layers.items()
     }
     steps = len(next(iter(layers.values())))
     highest = max(float(rate.max()) for rate in maps.values()) or 1.0
 
-    ax = canvas(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
+    ax = get_axes(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
+    # edges of the windows; a step is centred on its number, and the last window may be shorter
     columns = np.append(np.arange(0, steps, window), steps) - 0.5
     mesh = None
     for number, rate in enumerate(maps.values()):
         mesh = ax.pcolormesh(
             columns,
-            edges(number, rate.shape[1], len(maps)),
+            row_edges(number, rate.shape[1], len(maps)),
             rate.T,
-            cmap=HEAT,
+            cmap=COLOURMAP,
             vmin=0.0,
             vmax=highest,
             rasterized=True,
         )
-    names = [counted(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
-    frame(ax, names, next(iter(maps.values())).shape[1])
+    names = [neuron_count_label(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
+    label_bands(ax, names, next(iter(maps.values())).shape[1])
     ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
     if mesh is not None:
         ax.figure.colorbar(mesh, ax=ax, label="spikes per step")
-    titled(ax, title)
+    set_title(ax, title)
     return ax
 
 
 def _windows(rate: Array, window: int) -> Array:
-    """Means over ``window`` steps: ``[T, N]`` to ``[ceil(T / window), N]``."""
+    """Average over ``window`` steps: ``[T, N]`` to ``[ceil(T / window), N]``."""
+    # reduceat sums from each start to the next; the last window may be shorter
     starts = np.arange(0, len(rate), window)
     lengths = np.diff(np.append(starts, len(rate)))
     means: Array = np.add.reduceat(rate, starts, axis=0) / lengths[:, None]

@@ -1,4 +1,4 @@
-"""What was recorded, as arrays: a tensor ``[T, B, ...]`` or a dict of them by path."""
+"""Check recordings and convert them to arrays: a tensor ``[T, B, ...]``, or a dict by path."""
 
 from __future__ import annotations
 
@@ -16,123 +16,128 @@ Recorded: TypeAlias = Tensor | Mapping[str, Tensor]
 Array: TypeAlias = NDArray[Any]
 
 
-def tensors(by: str, recorded: object) -> dict[str, Tensor]:
-    """The tensors of a recording by path; a single tensor has the path ``""``.
+def check_recording(caller: str, recorded: object) -> dict[str, Tensor]:
+    """Check a recording, and return its tensors by path; a single tensor has the path ``""``.
 
     Args:
-        by: who asks, as messages begin.
+        caller: the public function, for messages.
         recorded: a tensor ``[T, ...]`` or a dict from ``"path.name"`` to tensors of one length.
 
     Raises:
         TypeError: it is neither.
-        ValueError: it is empty, a tensor has no time dimension or no steps, or they differ in
-            length.
+        ValueError: it is empty, a tensor has no time dimension or no steps, or the tensors differ
+            in length.
     """
     if isinstance(recorded, Tensor):
-        found = {"": recorded}
+        tensors = {"": recorded}
     elif isinstance(recorded, Mapping):
-        found = dict(recorded)
+        tensors = dict(recorded)
     else:
         raise TypeError(
-            f"{by} takes a tensor [T, B, ...] or a dict of them, as tt.unroll(..., record=...) "
+            f"{caller} takes a tensor [T, B, ...] or a dict of them, as tt.unroll(..., record=...) "
             f"returns it second, got {type(recorded).__name__}."
         )
-    if not found:
-        raise ValueError(f"{by}: the recording is empty. Name something in record=.")
-    for path, value in found.items():
-        told = f"{by}: {path!r}" if path else by
+    if not tensors:
+        raise ValueError(f"{caller}: the recording is empty. Name something in record=.")
+    for path, value in tensors.items():
         if not isinstance(path, str) or not isinstance(value, Tensor):
             raise TypeError(
-                f"{by} takes a dict from names to tensors, got {type(path).__name__} {path!r} to "
-                f"{type(value).__name__}."
+                f"{caller} takes a dict from names to tensors, got {type(path).__name__} {path!r} "
+                f"to {type(value).__name__}."
             )
         if value.ndim == 0 or value.numel() == 0:
             raise ValueError(
-                f"{told} must have time first, [T, B, ...], and hold something, got shape "
-                f"{list(value.shape)}."
+                f"{_name(caller, path)} must have time first, [T, B, ...], and hold something, got "
+                f"shape {list(value.shape)}."
             )
         if value.is_complex():
-            raise TypeError(f"{told} must be real, got {value.dtype}.")
-    lengths = {path: len(value) for path, value in found.items()}
+            raise TypeError(f"{_name(caller, path)} must be real, got {value.dtype}.")
+    lengths = {path: len(value) for path, value in tensors.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{by}: all must have the same number of steps, got {lengths}.")
-    return found
+        raise ValueError(
+            f"{caller}: all tensors must have the same number of steps, got {lengths}."
+        )
+    return tensors
 
 
-def array(value: Tensor) -> Array:
-    """The values as NumPy has them: on the CPU, without graph, bool and half precision widened."""
+def to_numpy(value: Tensor) -> Array:
+    """Convert to NumPy: copied to the CPU, detached, bool and half precision as float32."""
     value = value.detach().cpu()
     wide = value.dtype in (torch.float32, torch.float64)
     return (value if wide else value.to(torch.float32)).numpy()
 
 
-def one_sample(by: str, path: str, value: Tensor, sample: int | None) -> Array:
-    """The trajectories of one sample, its neurons in one row.
+def select_sample(caller: str, path: str, value: Tensor, sample: int | None) -> Array:
+    """Select one sample, and flatten its neurons.
 
     Args:
-        by: who asks, as messages begin.
-        path: of the tensor, for messages.
+        caller: the public function, for messages.
+        path: path of the tensor, for messages.
         value: ``[T, B, ...]``, or ``[T, ...]`` where ``sample`` is ``None``.
-        sample: which of the batch; ``None`` where there is no batch.
+        sample: index in the batch; ``None`` where there is no batch.
 
     Shape:
         Output ``[T, N]``.
 
     Raises:
         TypeError: ``sample`` is not an integer.
-        ValueError: there is no such sample, or no batch.
+        ValueError: ``sample`` is out of range, or there is no batch.
     """
     if sample is not None:
-        told = f"{by}: {path!r}" if path else by
         if value.ndim < 2:
             raise ValueError(
-                f"{told} has shape {list(value.shape)}, no batch [T, B, ...] to pick sample "
-                f"{sample!r} from. Say sample=None."
+                f"{_name(caller, path)} has shape {list(value.shape)}, no batch [T, B, ...] to "
+                f"pick sample {sample!r} from. Pass sample=None."
             )
-        value = value[:, index(f"{by}: sample", sample, value.shape[1])]
-    return array(value).reshape(len(value), -1)
+        value = value[:, check_index(f"{caller}: sample", sample, value.shape[1])]
+    return to_numpy(value).reshape(len(value), -1)
 
 
-def batch_of(by: str, path: str, value: Tensor) -> Array:
-    """All samples, their neurons in one row: ``[T, B, N]`` of ``[T, B, ...]``."""
+def flatten_neurons(caller: str, path: str, value: Tensor) -> Array:
+    """Flatten the neurons of all samples: ``[T, B, ...]`` to ``[T, B, N]``."""
     if value.ndim < 2:
         raise ValueError(
-            f"{by}{f': {path!r}' if path else ''} must be [T, B, ...], got shape "
+            f"{_name(caller, path)} must be [T, B, ...], got shape "
             f"{list(value.shape)}. Add the batch with [:, None]."
         )
-    return array(value).reshape(*value.shape[:2], -1)
+    return to_numpy(value).reshape(*value.shape[:2], -1)
 
 
-def index(name: str, value: object, size: int) -> int:
-    """``value`` as an index into ``size`` things, negative ones from the end.
+def check_index(name: str, value: object, size: int) -> int:
+    """Check an index into ``size`` items, and return it without a negative sign.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: ``value`` is not an integer.
         ValueError: it is out of range.
     """
-    place = check_integer(name, value)
-    if not -size <= place < size:
-        raise ValueError(f"{name} must lie in 0 to {size - 1}, got {place}.")
-    return place % size
+    index = check_integer(name, value)
+    if not -size <= index < size:
+        raise ValueError(f"{name} must lie in 0 to {size - 1}, got {index}.")
+    return index % size
 
 
-def number(value: object) -> float:
-    """A number, or a tensor of one element, as a float; raises as ``float`` does."""
+def to_float(value: object) -> float:
+    """Convert a number, or a tensor of one element, to a float; raise as ``float`` does."""
     return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
 
 
-def plain(by: str, value: object) -> Array:
-    """Numbers as a flat float array: a tensor, an array, a list of numbers or of 0-d tensors.
+def flat_numbers(caller: str, value: object) -> Array:
+    """Convert a tensor, an array, or a list of numbers or 0-d tensors to a flat float array.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: ``value`` is none of these.
     """
     if isinstance(value, Tensor):
-        return array(value).reshape(-1)
+        return to_numpy(value).reshape(-1)
     try:
-        items = [number(item) for item in value]  # type: ignore[attr-defined]
+        items = [to_float(item) for item in value]  # type: ignore[attr-defined]
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"{by} takes numbers: a tensor, or a list of numbers, got {value!r}."
+            f"{caller} takes numbers: a tensor, or a list of numbers, got {value!r}."
         ) from None
     return np.asarray(items, dtype=np.float64)
+
+
+def _name(caller: str, path: str) -> str:
+    """Name a tensor in a message: the function alone where it was passed without a dict."""
+    return f"{caller}: {path!r}" if path else caller

@@ -1,4 +1,4 @@
-"""A tensor as an image."""
+"""Draw a tensor as an image."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.canvas import canvas, titled
-from tracetorch.plot.recorded import array
+from tracetorch.plot.axes import get_axes, set_title
+from tracetorch.plot.recorded import to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,24 +24,24 @@ def render_image(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """A grey or a colour image.
+    """Draw a grey or a colour image.
 
-    Grey is stretched from ``vmin``, black, to ``vmax``, white, and gets a colour bar. Colour runs
-    from 0 to 1, or to 255 for ``uint8``, unless told otherwise; what lies beyond is cut off.
+    Grey values are scaled from ``vmin``, black, to ``vmax``, white, with a colour bar. By default
+    colours range from 0 to 1, or to 255 for ``uint8``; values beyond are clipped.
 
     Args:
         tensor: the image.
-        figsize: of the figure that is made where ``ax`` is left out, in inches.
-        title: above the axes.
-        vmin: the darkest value; for grey the smallest there is.
-        vmax: the brightest value; for grey the largest there is.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        figsize: size of the new figure in inches, if ``ax`` is left out.
+        title: title of the axes.
+        vmin: value of black; by default 0, for grey images the minimum.
+        vmax: value of white; by default 1 or 255, for grey images the maximum.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[H, W]``, ``[1, H, W]`` or ``[3, H, W]``.
 
     Raises:
-        TypeError: ``tensor`` is no tensor.
+        TypeError: ``tensor`` is not a tensor.
         ValueError: it has another shape, or ``vmax`` is less than ``vmin``.
 
     Example:
@@ -58,22 +58,24 @@ def render_image(
             "of a batch: x[0]."
         )
     coloured = tensor.ndim == 3 and shape[0] == 3
-    image = array(tensor)
+    image = to_numpy(tensor)
     if coloured:
-        ends = (0.0, 255.0 if tensor.dtype == torch.uint8 else 1.0)
+        default_range = (0.0, 255.0 if tensor.dtype == torch.uint8 else 1.0)
     else:
-        ends = (float(image.min()), float(image.max()))
-    low, high = (ends[0] if vmin is None else vmin), (ends[1] if vmax is None else vmax)
+        default_range = (float(image.min()), float(image.max()))
+    low = default_range[0] if vmin is None else vmin
+    high = default_range[1] if vmax is None else vmax
     if high < low:
         raise ValueError(f"render_image: vmax must not be less than vmin, got {low} and {high}.")
 
-    ax = canvas(ax, figsize)
+    ax = get_axes(ax, figsize)
     if coloured:
+        # scaled here: imshow ignores vmin and vmax for colour images
         ax.imshow(np.clip((image.transpose(1, 2, 0) - low) / ((high - low) or 1.0), 0.0, 1.0))
     else:
         grey = image if image.ndim == 2 else image[0]
-        drawn = ax.imshow(grey, cmap="gray", vmin=low, vmax=high)
-        ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.04)
+        mappable = ax.imshow(grey, cmap="gray", vmin=low, vmax=high)
+        ax.figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.04)
     ax.set(xticks=[], yticks=[])
-    titled(ax, title)
+    set_title(ax, title)
     return ax

@@ -1,4 +1,4 @@
-"""A recorded run as one page to look through: scroll, zoom, read values off."""
+"""Save a recording as an interactive HTML page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from tracetorch.core.checks import check_flag
 from tracetorch.core.files import atomic_replace
-from tracetorch.plot import blocks
-from tracetorch.plot.recorded import Recorded, batch_of, tensors
+from tracetorch.plot import viewer_data
+from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
 
-PARTS = Path(__file__).parent / "viewer"
-LONGEST = 2**29 - 2**16  # characters in one JavaScript string, by Chromium
+TEMPLATES = Path(__file__).parent / "viewer"
+MAX_BLOCK_LENGTH = 2**29 - 2**16  # characters of a JavaScript string in Chromium
 
 
 def save_html(
@@ -26,26 +26,27 @@ def save_html(
 ) -> None:
     """Write a recording as one self-contained HTML file: no server, no network.
 
-    What is made of zeros and one value up and down per neuron is a raster, everything else a trace.
-    The page has a list of the layers and of the samples, zooms and pans by wheel, drag, touch and
-    keys, and shows the values under the pointer; a click on a neuron in a raster shows its states.
-    Spikes are kept exactly as sparse events, states in 65,535 levels between each neuron's lowest
-    and highest value; states that are not finite are gaps. A browser of 2023 or later opens it.
+    Tensors with zeros and one positive and one negative value per neuron are drawn as rasters, all
+    others as traces. The page has lists of layers and samples, zooms and pans by wheel, drag, touch
+    and keys, and shows the values under the pointer; a click on a neuron in a raster shows its
+    states. Spikes are stored exactly, as sparse events; states in 65,535 levels between the lowest
+    and the highest value of a neuron; states that are not finite are gaps. The page needs a browser
+    of 2023 or later.
 
     Args:
-        recording: states and outputs by path, as :func:`tracetorch.unroll` returns them second. To
+        recording: states and outputs by path, the second result of :func:`tracetorch.unroll`. To
             keep some samples or neurons only, index it: ``{p: v[:, :2] for p, v in seen.items()}``.
-        path: the file; what stood there is replaced when all is written.
-        title: of the page.
-        batched: ``False``: tensors are ``[T, ...]``, of one sample.
+        path: path of the file; an existing one is replaced only when all is written.
+        title: title of the page.
+        batched: ``False`` if tensors are ``[T, ...]``, of one sample.
 
     Shape:
         ``[T, B, ...]`` each, of one T and one B.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the recording is empty, its tensors differ in length or batch, or one sample of
-            a layer is too large for a browser.
+        ValueError: the recording is empty, its tensors differ in length or batch, or a sample of a
+            layer is too large for a browser.
 
     Example:
         >>> import tempfile
@@ -61,63 +62,67 @@ def save_html(
     check_flag("save_html: batched", batched)
     if not isinstance(title, str):
         raise TypeError(f"save_html: title must be a string, got {type(title).__name__}.")
-    layers = tensors("save_html", recording)
+    layers = check_recording("save_html", recording)
     if not batched:
         layers = {name: value[:, None] for name, value in layers.items()}
-    values = {name: batch_of("save_html", name, value) for name, value in layers.items()}
+    values = {name: flatten_neurons("save_html", name, value) for name, value in layers.items()}
     batches = {name: value.shape[1] for name, value in values.items()}
     if len(set(batches.values())) > 1:
-        raise ValueError(f"save_html: all must have the same batch, got {batches}.")
+        raise ValueError(f"save_html: all tensors must have the same batch, got {batches}.")
 
-    about: list[dict[str, Any]] = []
-    packed: list[tuple[str, str]] = []
+    layer_headers: list[dict[str, Any]] = []
+    blocks: list[tuple[str, str]] = []
     for number, (name, value) in enumerate(values.items()):
-        is_events = blocks.is_events(value)
-        about.append(
+        is_events = viewer_data.is_events(value)
+        layer_headers.append(
             {
                 "path": name or "recording",
                 "kind": "events" if is_events else "trace",
                 "neurons": value.shape[2],
                 "shape": list(layers[name].shape[2:]),
-                "signed": [bool((value[:, b] < 0).any()) for b in range(value.shape[1])],
+                "signed": [bool((value[:, sample] < 0).any()) for sample in range(value.shape[1])],
             }
         )
-        for b in range(value.shape[1]):
-            block = (blocks.events if is_events else blocks.trace)(value[:, b])
-            if len(block) > LONGEST:
+        for sample in range(value.shape[1]):
+            pack = viewer_data.pack_events if is_events else viewer_data.pack_trace
+            block = pack(value[:, sample])
+            if len(block) > MAX_BLOCK_LENGTH:
                 raise ValueError(
                     f"save_html: {name!r} is too large for a browser, {len(block):,} characters a "
                     "sample. Keep fewer steps or neurons: seen[path][:1000]."
                 )
-            packed.append((f"b-{number}-{b}", block))
+            blocks.append((f"b-{number}-{sample}", block))
+    # what viewer.js reads before it unpacks a block
     run = {
         "title": title,
         "steps": len(next(iter(values.values()))),
         "samples": next(iter(batches.values())),
-        "layers": about,
+        "layers": layer_headers,
     }
     with atomic_replace(path) as unfinished:
-        unfinished.write_text(_page(title, run, packed), encoding="utf-8")
+        unfinished.write_text(_page(title, run, blocks), encoding="utf-8")
 
 
-def _page(title: str, run: Mapping[str, Any], packed: list[tuple[str, str]]) -> str:
+def _page(title: str, run: Mapping[str, Any], blocks: list[tuple[str, str]]) -> str:
+    """Fill the template of the page; ``blocks`` are element ids and packed data."""
     data = [f'<script type="application/json" id="run">{_json(run)}</script>']
-    data += [f'<script type="text/plain" id="{name}">{block}</script>' for name, block in packed]
-    filled = {
+    data += [f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks]
+    contents = {
         "{{title}}": html.escape(title),
-        "{{style}}": (PARTS / "viewer.css").read_text(encoding="utf-8"),
+        "{{style}}": (TEMPLATES / "viewer.css").read_text(encoding="utf-8"),
         "{{data}}": "\n".join(data),
-        "{{script}}": (PARTS / "viewer.js").read_text(encoding="utf-8"),
+        "{{script}}": (TEMPLATES / "viewer.js").read_text(encoding="utf-8"),
     }
-    page = (PARTS / "viewer.html").read_text(encoding="utf-8")
+    page = (TEMPLATES / "viewer.html").read_text(encoding="utf-8")
     pieces: list[str] = []
-    for mark, content in filled.items():  # in the page's order, so that no content is searched
-        before, page = page.split(mark)
+    for placeholder, content in contents.items():
+        # in the order of the page, so that inserted content is never searched for placeholders
+        before, page = page.split(placeholder)
         pieces += [before, content]
     return "".join([*pieces, page])
 
 
 def _json(value: object) -> str:
-    """JSON that stays inside its script element, whatever a layer is called."""
+    """Encode as JSON without the characters that could end a script element."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""A list of neurons' outputs as rows, shaded by their size."""
+"""Draw a list of spike trains as rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from tracetorch.plot.canvas import INK, canvas, titled
-from tracetorch.plot.recorded import plain
+from tracetorch.plot.axes import INK, get_axes, set_title
+from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,25 +25,25 @@ def spike_train(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Rows of values over time, the first on top: shades of grey, or a tick where not zero.
+    """Draw rows of values over time, the first on top: shades of grey, or ticks where not zero.
 
-    The darker, the further from zero: 0 is white, 1 and -1 (or the furthest, if beyond) black. For
-    what :func:`tracetorch.unroll` records see :func:`tracetorch.plot.raster`.
+    Shades are of the absolute value: 0 is white, and 1, or the highest value beyond, is black. For
+    recordings of :func:`tracetorch.unroll` use :func:`tracetorch.plot.raster`.
 
     Args:
         list_of_tensors: one row per neuron, all of one length ``[T]``; or a tensor ``[N, T]``.
         spacing: distance between rows.
         linelength: length of a tick; without ``use_imshow``.
         linewidth: width of a tick in points; without ``use_imshow``.
-        title: above the axes.
-        use_imshow: shades of grey; otherwise ticks.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        title: title of the axes.
+        use_imshow: draw shades of grey; otherwise ticks.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         N rows of ``[T]``; x in time steps from 0, y in neurons.
 
     Raises:
-        TypeError: a row is not made of numbers.
+        TypeError: a row does not consist of numbers.
         ValueError: there are no rows, they differ in length, or ``spacing`` is not positive.
 
     Example:
@@ -52,7 +52,7 @@ def spike_train(
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
 
     """
-    rows = [plain("spike_train", row) for row in list_of_tensors]
+    rows = [flat_numbers("spike_train", row) for row in list_of_tensors]
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1 or lengths == [0]:
         raise ValueError(
@@ -63,9 +63,9 @@ def spike_train(
     values = np.stack(rows)
     (count, steps), end = values.shape, spacing * (len(rows) - 0.5)
 
-    ax = canvas(ax, (6.4, 2.4))
+    ax = get_axes(ax, (6.4, 2.4))
     if use_imshow:
-        size = np.abs(values)
+        size = np.abs(values)  # spikes of both signs are dark
         ax.imshow(
             size,
             cmap="gray_r",
@@ -81,9 +81,11 @@ def spike_train(
         ax.vlines(
             step, middle - linelength / 2, middle + linelength / 2, colors=INK, linewidth=linewidth
         )
-    every = max(1, -(-count // 12))
-    ax.set_yticks(spacing * np.arange(0, count, every), [str(n) for n in range(0, count, every)])
+    # at most 12 labels
+    label_step = max(1, -(-count // 12))
+    labelled = np.arange(0, count, label_step)
+    ax.set_yticks(spacing * labelled, [str(n) for n in labelled])
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
     ax.set(xlabel="time step", ylabel="neuron")
-    titled(ax, title)
+    set_title(ax, title)
     return ax

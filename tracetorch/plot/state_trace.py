@@ -1,4 +1,4 @@
-"""The states of neurons over time, the thresholds they are tested against, and their spikes."""
+"""Draw the states of neurons over time, with their thresholds and spikes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.canvas import COLOURS, INK, canvas, legend, titled, whole_numbers
-from tracetorch.plot.constrained import thresholds as thresholds_of
-from tracetorch.plot.recorded import Array, Recorded, array, index, one_sample, tensors
+from tracetorch.plot.axes import COLOURS, INK, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.layer_parameters import thresholds as thresholds_of
+from tracetorch.plot.recorded import (
+    Array,
+    Recorded,
+    check_index,
+    check_recording,
+    select_sample,
+    to_numpy,
+)
 from tracetorch.snn.neuron import Neuron
 
 if TYPE_CHECKING:
@@ -30,26 +37,27 @@ def state_trace(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """States over time, thresholds as dashed lines, spikes as ticks above (downward ones below).
+    """Draw states over time, thresholds as dashed lines, and spikes as ticks above or below.
 
-    A membrane is recorded after its reset: it lies below its threshold at the step of a spike.
+    Ticks of negative spikes are below. Membranes are recorded after their reset, so they are below
+    the threshold at a spike.
 
     Args:
-        states: a state of a layer, or a dict of them by path: one line for each, and neuron.
-        neurons: which neurons, by their number in what stands behind the batch, flattened.
-        spikes: the layer's output.
-        thresholds: the layer whose thresholds are meant, or their values: a number or one per
-            neuron each, as they stand in the equations (a lower one is negative).
-        sample: which of the batch; ``None`` for ``[T, ...]`` without one.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        states: a state of a layer, or a dict of its states by path: a line per state and neuron.
+        neurons: indices of the neurons, in the flattened dimensions after the batch.
+        spikes: the output of the layer.
+        thresholds: the layer that has the thresholds, or their values: each a number, or one per
+            neuron; those of negative spikes are negative.
+        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps from 0, y in units of the state.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: there is no such sample or neuron; the spikes or thresholds do not fit the
+        ValueError: ``sample`` or a neuron is out of range, or spikes or thresholds do not fit the
             states.
 
     Example:
@@ -60,123 +68,139 @@ def state_trace(
         ['0.mem', 'threshold']
 
     """
-    layers = tensors("state_trace", states)
-    traces = {path: one_sample("state_trace", path, v, sample) for path, v in layers.items()}
+    layers = check_recording("state_trace", states)
+    traces = {path: select_sample("state_trace", path, v, sample) for path, v in layers.items()}
+    # one set of neurons, spikes and thresholds: all states must be of one layer
     sizes = {path: trace.shape[1] for path, trace in traces.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            f"state_trace: the states of one layer have one number of neurons, got {sizes}. Give "
+            f"state_trace: the states of one layer have one number of neurons, got {sizes}. Pass "
             "the states of a single layer."
         )
     steps, size = next(iter(traces.values())).shape
-    asked = [neurons] if not isinstance(neurons, Sequence) else neurons
-    chosen = [index("state_trace: neurons", neuron, size) for neuron in asked]
-    if not chosen:
-        raise ValueError("state_trace: neurons is empty. Name at least one, neurons=[0].")
-    sent = None
+    requested = [neurons] if not isinstance(neurons, Sequence) else neurons
+    selected = [check_index("state_trace: neurons", neuron, size) for neuron in requested]
+    if not selected:
+        raise ValueError("state_trace: neurons is empty. Pass at least one, neurons=[0].")
+    layer_spikes = None
     if spikes is not None:
-        (spikes,) = tensors("state_trace: spikes", spikes).values()
-        sent = one_sample("state_trace: spikes", "", spikes, sample)
-        if sent.shape != (steps, size):
+        (spikes,) = check_recording("state_trace: spikes", spikes).values()
+        layer_spikes = select_sample("state_trace: spikes", "", spikes, sample)
+        if layer_spikes.shape != (steps, size):
             raise ValueError(
-                f"state_trace: spikes have {sent.shape[0]} steps of {sent.shape[1]} neurons, the "
-                f"states {steps} of {size}. Give the same layer's output."
+                f"state_trace: spikes have {len(layer_spikes)} steps of {layer_spikes.shape[1]} "
+                f"neurons, the states {steps} of {size}. Pass the output of the same layer."
             )
-    whole = next(iter(layers.values())).shape
-    levels = _levels(thresholds, whole[1:] if sample is None else whole[2:])
+    shape = next(iter(layers.values())).shape
+    levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
 
-    ax = canvas(ax, (6.4, 2.6))
+    ax = get_axes(ax, (6.4, 2.6))
+    # the colours go by lines, over all states and neurons
     colours: list[tuple[int, str]] = []
     for path, trace in traces.items():
-        for neuron in chosen:
+        for neuron in selected:
             colour = COLOURS[len(colours) % len(COLOURS)]
             colours.append((neuron, colour))
-            named = f"{path}[{neuron}]" if path else f"neuron {neuron}"
-            label = path if path and len(chosen) == 1 else named
+            indexed = f"{path}[{neuron}]" if path else f"neuron {neuron}"
+            label = path if path and len(selected) == 1 else indexed
             ax.plot(np.arange(steps), trace[:, neuron], color=colour, linewidth=1.4, label=label)
-    shades = dict(colours) if len(traces) == 1 else {}
-    _draw_levels(ax, levels, chosen, shades)
-    if sent is not None:
-        _draw_spikes(ax, sent, chosen, shades)
-    alone = next(iter(traces)) if len(traces) == 1 else ""
-    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step", ylabel=alone.rpartition(".")[2] or "state")
-    whole_numbers(ax, "x")
-    if len(ax.lines) > 1 or len(chosen) == 1:
-        legend(ax)
-    titled(ax, title)
+    # several states of a neuron have several colours; its thresholds and spikes then have none
+    colour_by_neuron = dict(colours) if len(traces) == 1 else {}
+    _draw_thresholds(ax, levels, selected, colour_by_neuron)
+    if layer_spikes is not None:
+        _draw_spikes(ax, layer_spikes, selected, colour_by_neuron)
+    single_path = next(iter(traces)) if len(traces) == 1 else ""
+    ax.set(
+        xlim=(-0.5, steps - 0.5),
+        xlabel="time step",
+        ylabel=single_path.rpartition(".")[2] or "state",
+    )
+    set_integer_ticks(ax, "x")
+    if len(ax.lines) > 1 or len(selected) == 1:
+        add_legend(ax)
+    set_title(ax, title)
     return ax
 
 
-def _levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
-    """Every threshold as one value per neuron, ``[N]``, for states of ``shape`` in one step."""
+def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
+    """Expand every threshold to a value per neuron, ``[N]``, for states of ``shape`` at a step."""
     size = shape.numel()
     if isinstance(thresholds, Neuron):
         levels = []
         for name, value in thresholds_of(thresholds).items():
             if value.ndim:
+                # the number of dimensions after that of the neurons; a dim from the front
+                # counts the batch, which shape does not have
                 after = -thresholds.dim - 1
-                if thresholds.dim >= 0:  # counted with the batch
+                if thresholds.dim >= 0:
                     after = len(shape) - thresholds.dim
                 if len(shape) <= after or shape[-after - 1] != len(value):
                     raise ValueError(
                         f"state_trace: {thresholds!r} has {len(value)} values of {name}, one step "
-                        f"of a sample of the states has shape {list(shape)}. Give the layer whose "
+                        f"of a sample of the states has shape {list(shape)}. Pass the layer whose "
                         "states they are."
                     )
                 value = value.reshape(-1, *[1] * after)
-            levels.append(array(value.expand(shape).reshape(-1)))
+            levels.append(to_numpy(value.expand(shape).reshape(-1)))
         return levels
-    given = [thresholds] if isinstance(thresholds, (Tensor, float, int)) else list(thresholds)
+    values = [thresholds] if isinstance(thresholds, (Tensor, float, int)) else list(thresholds)
     levels = []
-    for number in given:
+    for number in values:
         if isinstance(number, bool) or not isinstance(number, (Tensor, float, int)):
             raise TypeError(
                 "state_trace: thresholds must be a layer, numbers or tensors, got "
                 f"{type(number).__name__}."
             )
+        # a tensor of one element is one threshold for all neurons, as a number is
         level = torch.as_tensor(number)
         if level.numel() not in (1, size):
             raise ValueError(
                 f"state_trace: a threshold has shape {list(level.shape)}, the states have {size} "
-                "neurons. Give one number, or one per neuron."
+                "neurons. Pass one number, or one per neuron."
             )
-        levels.append(array(level.reshape(-1).expand(size)))
+        levels.append(to_numpy(level.reshape(-1).expand(size)))
     return levels
 
 
-def _draw_levels(ax: Axes, levels: list[Array], chosen: list[int], colours: dict[int, str]) -> None:
-    """Dashed lines: one where all neurons agree, otherwise one in each neuron's colour."""
-    named = "threshold"
+def _draw_thresholds(
+    ax: Axes, levels: list[Array], selected: list[int], colours: dict[int, str]
+) -> None:
+    """Draw dashed lines: one where all neurons agree, otherwise one per neuron in its colour."""
+    label = "threshold"
     for level in levels:
-        shared = len({float(level[neuron]) for neuron in chosen}) == 1
-        for neuron in chosen[:1] if shared else chosen:
+        # layers with one threshold for all neurons are common; one line is enough for them
+        shared = len({float(level[neuron]) for neuron in selected}) == 1
+        for neuron in selected[:1] if shared else selected:
             ax.axhline(
                 float(level[neuron]),
                 color=INK if shared else colours.get(neuron, INK),
                 linewidth=1.0,
                 linestyle=(0, (4, 3)),
                 zorder=1,
-                label=named,
+                label=label,
             )
-            named = "_"
+            label = "_"  # one entry in the legend
 
 
-def _draw_spikes(ax: Axes, sent: Array, chosen: list[int], colours: dict[int, str]) -> None:
-    """Ticks in rows above and below everything, a row for each neuron."""
+def _draw_spikes(
+    ax: Axes, layer_spikes: Array, selected: list[int], colours: dict[int, str]
+) -> None:
+    """Draw ticks in rows above and below the traces, a row for each neuron."""
     low, high = ax.get_ylim()
+    # rows are a share of the height, so that ticks look the same whatever the unit of the state
     row = 0.07 * (high - low)
     for sign, start in ((1, high), (-1, low)):
-        if not (sign * sent[:, chosen] > 0).any():
+        if not (sign * layer_spikes[:, selected] > 0).any():
             continue
-        for number, neuron in enumerate(chosen):
-            foot = start + sign * (0.3 + number) * row
+        for number, neuron in enumerate(selected):
+            bottom = start + sign * (0.3 + number) * row
             ax.vlines(
-                np.nonzero(sign * sent[:, neuron] > 0)[0],
-                foot,
-                foot + sign * 0.75 * row,
+                np.nonzero(sign * layer_spikes[:, neuron] > 0)[0],
+                bottom,
+                bottom + sign * 0.75 * row,
                 colors=colours.get(neuron, INK),
                 linewidth=1.2,
             )
-        reach = start + sign * (0.4 + len(chosen)) * row
-        low, high = min(low, reach), max(high, reach)
+        limit = start + sign * (0.4 + len(selected)) * row
+        low, high = min(low, limit), max(high, limit)
     ax.set_ylim(low, high)

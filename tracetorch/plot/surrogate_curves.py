@@ -1,4 +1,4 @@
-"""The derivatives that stand in for a spike's."""
+"""Draw the derivatives of surrogate functions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tracetorch.functional import (
     straight_through_surrogate,
     triangular_surrogate,
 )
-from tracetorch.plot.canvas import COLOURS, FAINT, canvas, legend, titled
-from tracetorch.plot.recorded import array
+from tracetorch.plot.axes import COLOURS, FAINT, add_legend, get_axes, set_title
+from tracetorch.plot.recorded import to_numpy
 from tracetorch.snn.parameters import SpikeFunction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Surrogates: TypeAlias = SpikeFunction | Sequence[SpikeFunction] | Mapping[str, SpikeFunction]
-POINTS = 801
+NUM_POINTS = 801  # odd, so that one of them is the threshold
 
 
 def surrogate_curves(
@@ -34,21 +34,21 @@ def surrogate_curves(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Surrogate derivatives over the distance to the threshold, as autograd computes them.
+    """Draw surrogate derivatives over the distance to the threshold, computed by autograd.
 
     Args:
-        surrogates: a callable ``u -> spikes``, several, or a dict of them by label; left out, those
-            of ``tt.functional`` at their defaults.
-        reach: how far from the threshold, on both sides.
-        title: above the axes.
-        ax: axes to draw on; left out, they are made, with a figure of their own.
+        surrogates: a callable ``u -> spikes``, several, or a dict of them by label; if left out,
+            those of ``tt.functional`` with their defaults.
+        reach: largest distance to the threshold, on both sides.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         x in units of the membrane; y in spikes per unit of the membrane.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: there are none, one has no gradient, or ``reach`` is not positive.
+        ValueError: there are no surrogates, one has no gradient, or ``reach`` is not positive.
 
     Example:
         >>> from tracetorch.functional import atan_surrogate
@@ -78,38 +78,42 @@ def surrogate_curves(
         raise TypeError(f"surrogate_curves: reach must be a number, got {reach!r}.")
     if not 0 < reach < float("inf"):
         raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
-    u = torch.linspace(-float(reach), float(reach), POINTS, dtype=torch.float64)
-    curves = [(label, array(_derivative(label, spike, u))) for label, spike in labelled]
+    u = torch.linspace(-float(reach), float(reach), NUM_POINTS, dtype=torch.float64)
+    # computed before the axes exist, so that a surrogate that fails leaves nothing drawn
+    curves = [(label, to_numpy(_derivative(label, spike, u))) for label, spike in labelled]
 
-    ax = canvas(ax)
+    ax = get_axes(ax)
     for number, (label, curve) in enumerate(curves):
         ax.plot(u.numpy(), curve, color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=label)
     ax.axvline(0.0, color=FAINT, linewidth=1.0, zorder=0)
     ax.set(xlabel="membrane - threshold", ylabel="derivative of the spike", ylim=(0.0, None))
     ax.set_xlim(-reach, reach)
-    legend(ax)
-    titled(ax, title)
+    add_legend(ax)
+    set_title(ax, title)
     return ax
 
 
 def _label(spike: object) -> str:
+    """Return the name of a function, or the ``repr`` of any other callable."""
     is_function = hasattr(spike, "__name__")
     return str(getattr(spike, "__name__", "")) if is_function else repr(spike)
 
 
 def _derivative(label: str, spike: SpikeFunction, u: torch.Tensor) -> torch.Tensor:
+    """Differentiate a surrogate at ``u`` by autograd."""
     if not callable(spike):
         raise TypeError(
             f"surrogate_curves takes callables, u -> spikes, got {type(spike).__name__}. Try "
             "tt.functional.atan_surrogate(2.0)."
         )
+    # enabled also within torch.no_grad
     with torch.enable_grad():
-        here = u.clone().requires_grad_()
-        spikes = spike(here)
+        membrane = u.clone().requires_grad_()
+        spikes = spike(membrane)
         if not isinstance(spikes, torch.Tensor) or not spikes.requires_grad:
             raise ValueError(
                 f"surrogate_curves: {label} has no gradient at all. A surrogate is a function that "
                 "autograd can follow."
             )
-        (slope,) = torch.autograd.grad(spikes.sum(), here)
+        (slope,) = torch.autograd.grad(spikes.sum(), membrane)
     return slope

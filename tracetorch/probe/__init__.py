@@ -1,4 +1,4 @@
-"""See inside a run: states, spikes, inputs and gradients of chosen layers, over time."""
+"""Record states, spikes, inputs and gradients of chosen layers over time."""
 
 from tracetorch.probe.record import record
 from tracetorch.probe.recording import Recording

@@ -1,4 +1,4 @@
-"""``record``: a run over a whole sequence, and what was seen in it."""
+"""Run a model over a whole sequence and record trajectories: ``record``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tracetorch.core.walk import named_modules
-from tracetorch.probe.layers import dims_of, names_of, neurons_of
+from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
 from tracetorch.snn.neuron import Neuron
@@ -26,7 +26,7 @@ def record(
     steps: int | None = None,
     by: Literal["layer", "step"] = "layer",
 ) -> tuple[Any, Recording]:
-    """Run a model over ``[T, B, ...]`` as ``tt.unroll`` does, and keep what is asked for.
+    """Run a model over ``[T, B, ...]`` as ``tt.unroll`` does, and record the named tensors.
 
     By layer every neuron layer still runs as one fused loop, which writes the trajectories of its
     states as it goes.
@@ -38,7 +38,8 @@ def record(
             patterns of them (``"net.*.mem"``); one or a list.
         gradients: keep those tensors' gradients too, for ``recording.gradients()`` after
             ``backward()``. Inside a fused loop the states have none: for theirs, and for what is
-            inside a ``snn.Recurrent``, run by step; a state's is of what the next step is given.
+            inside a ``snn.Recurrent``, run by step. The gradient of a state is that of the value
+            which the next step receives.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
 
@@ -47,8 +48,8 @@ def record(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``what`` matches nothing, or asks by layer for gradients that only a run by step
-            has; or as ``tt.unroll``. The states are then as before.
+        ValueError: ``what`` matches nothing, or names, in a run by layer, gradients that only a run
+            by step has; or as ``tt.unroll``. The states are then unchanged.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -60,7 +61,8 @@ def record(
         >>> seen.gradients()["1.output"].shape
         torch.Size([10, 8, 3])
     """
-    layers = neurons_of(model)
+    layers = neuron_layers(model)
+    # A state inside a fused loop has no gradient: only the plain loop keeps one for every step.
     if by == "step":
         with watch(model, what, gradients=gradients) as seen:
             y = unroll(model, x, steps=steps, by="step")
@@ -68,21 +70,24 @@ def record(
     if gradients:
         _check_gradients(what, layers)
     y, trajectories = unroll(model, x, steps=steps, by=by, record=what)
-    names = names_of(layers)
+    names = recordable_names(layers)
     sources = None
     if gradients:
+        # Trajectories are part of the graph themselves, unless they are data.
         sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
         for (source,) in sources.values():
             source.retain_grad()
     dims = {
-        name: dims_of(names[name][0], t.ndim, layers[names[name][0]])
+        name: dimension_names(names[name][0], t.ndim, layers[names[name][0]])
         for name, t in trajectories.items()
     }
     return y, Recording(trajectories, dims=dims, sources=sources)
 
 
 def _check_gradients(what: Sequence[str] | str, layers: dict[str, Neuron]) -> None:
-    names = names_of(layers)
+    """Raise ``ValueError`` where a run by layer keeps no gradient of a named tensor."""
+    names = recordable_names(layers)
+    # A Recurrent runs its inner layers step by step: their trajectories are copies of the steps.
     inner = {
         id(module)
         for layer in layers.values()

@@ -1,4 +1,4 @@
-"""``Recording``: what was seen of a run, by name, as tensors, arrays or a labelled data set."""
+"""Hold recorded trajectories by name, as tensors, arrays or a labelled data set: ``Recording``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.optional import require
-from tracetorch.probe.layers import dims_of
+from tracetorch.probe.layers import dimension_names
 from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Recording(Mapping[str, Tensor]):
     """Trajectories ``[T, B, ...]`` by ``"path.name"``: ``recording["net.1.mem"]``.
 
-    Anything that takes a mapping of names to tensors takes it. Its tensors are part of the graph of
-    the run; :meth:`detach` lets go of it.
+    It is a mapping of names to tensors, and goes wherever one goes. Its tensors are part of the
+    graph of the run; :meth:`detach` frees them from it.
 
     Args:
         trajectories: tensors ``[T, ...]`` by name.
@@ -81,10 +81,11 @@ class Recording(Mapping[str, Tensor]):
         return dict(self._sources or {})
 
     def select(self, patterns: Sequence[str] | str) -> Recording:
-        """The part of it that is asked for.
+        """Return the recording of the names that match.
 
         Args:
-            patterns: ``"mem"``, ``"net.1.mem"`` or ``"net.*.mem"``, or a list of such.
+            patterns: a name (``"mem"``, ``"net.1.mem"``) or a pattern (``"net.*.mem"``), or a list
+                of them.
 
         Raises:
             TypeError: ``patterns`` is not a string or a sequence of them.
@@ -99,11 +100,11 @@ class Recording(Mapping[str, Tensor]):
         )
 
     def gradients(self) -> Recording:
-        """The gradient that ``backward()`` has brought to every trajectory, under the same names.
+        """Return the gradient of every trajectory after ``backward()``, under the same names.
 
         It is the whole derivative of what ``backward`` was called on, through later steps and later
-        layers; zero where nothing depended on the tensor. What does not require a gradient, the
-        data for one, is left out.
+        layers; zero where nothing depended on the tensor. A tensor that requires no gradient, such
+        as the data, is left out.
 
         Raises:
             ValueError: the run was recorded without ``gradients=True``, or ``backward()`` has not
@@ -114,30 +115,33 @@ class Recording(Mapping[str, Tensor]):
                 "the run was recorded without gradients. Use "
                 "tt.probe.record(..., gradients=True) or tt.probe.watch(..., gradients=True)."
             )
+        # A single missing gradient is zero; without any, backward() has not run.
         if all(t.grad is None for tensors in self._sources.values() for t in tensors):
             raise ValueError(
                 "no gradient has arrived. Call backward() on a loss of this run first, under "
                 "torch.enable_grad(), and with something that requires a gradient before the layer."
             )
-        found: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         for name, tensors in self._sources.items():
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
-            found[name] = grads[0] if grads[0].ndim == self[name].ndim else torch.stack(grads)
-        return Recording(found, dims=self._dims)
+            # One source spans all steps, or there is one for each step.
+            whole = grads[0].ndim == self[name].ndim
+            gradients[name] = grads[0] if whole else torch.stack(grads)
+        return Recording(gradients, dims=self._dims)
 
     def detach(self) -> Recording:
-        """The values alone, cut from the graph."""
+        """Return the values alone, detached from the graph."""
         return Recording({n: t.detach() for n, t in self.items()}, dims=self._dims)
 
     def numpy(self) -> dict[str, NDArray[Any]]:
-        """Arrays by name; bfloat16, which NumPy lacks, as float32."""
+        """Return NumPy arrays by name; bfloat16, which NumPy lacks, as float32."""
         return {
             name: (t.float() if t.dtype is torch.bfloat16 else t).detach().cpu().numpy()
             for name, t in self.items()
         }
 
     def xarray(self) -> Any:
-        """An ``xarray.Dataset``, dimensions ``time``, ``batch``, and those of each layer by path.
+        """Return an ``xarray.Dataset``, its dimensions time, batch, and those of each layer.
 
         Raises:
             ModuleNotFoundError: xarray is not installed.
@@ -147,6 +151,7 @@ class Recording(Mapping[str, Tensor]):
 
         data = {}
         for name, array in self.numpy().items():
-            told = self._dims.get(name) or dims_of(name.rpartition(".")[0], array.ndim)
-            data[name] = (tuple(told), array)
+            path = name.rpartition(".")[0]
+            dims = self._dims.get(name) or dimension_names(path, array.ndim)
+            data[name] = (tuple(dims), array)
         return xarray.Dataset(data)

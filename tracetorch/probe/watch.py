@@ -1,21 +1,24 @@
-"""``watch``: see inside a loop over time that is the user's own."""
+"""Record what layers do in any loop over time: the context manager ``watch``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.probe.layers import dims_of, names_of, neurons_of
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
 from tracetorch.probe.recording import Recording
 from tracetorch.unrolling.trajectories import select_names
 
 
 class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
-    """While it lasts, keep what is asked for of every step that a model makes.
+    """Record the named tensors of every step that a model makes within a block.
 
     Args:
         model: any ``nn.Module`` with neuron layers.
@@ -25,7 +28,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``what`` matches nothing; inside, the model is unrolled by layer.
+        ValueError: ``what`` matches nothing; the model is unrolled by layer within the block.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
@@ -39,28 +42,25 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
     def __init__(
         self, model: nn.Module, what: Sequence[str] | str, *, gradients: bool = False
     ) -> None:
-        self._layers = neurons_of(model)
-        self._names = names_of(self._layers)
+        self._layers = neuron_layers(model)
+        self._names = recordable_names(self._layers)
         self._gradients = gradients
-        self._taken: dict[str, list[Tensor]] = {
+        self._steps: dict[str, list[Tensor]] = {
             name: [] for name in select_names(what, self._names, by="watch")
         }
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> watch:
-        wanted: dict[str, list[tuple[str, str]]] = {}
-        for name in self._taken:
-            path, own = self._names[name]
-            wanted.setdefault(path, []).append((name, own))
-        for path, pairs in wanted.items():
-
-            def take(
-                layer: Any, args: Any, kwargs: Any, output: Tensor, pairs: Any = pairs
-            ) -> None:
-                self._take(layer, args[0] if args else kwargs["x"], output, pairs)
-
-            hook = self._layers[path].register_forward_hook(take, with_kwargs=True)
-            self._hooks.append(hook)
+        # One hook for each layer, whatever the number of tensors that are recorded from it.
+        by_layer: dict[str, list[tuple[str, str]]] = {}
+        for name in self._steps:
+            path, own_name = self._names[name]
+            by_layer.setdefault(path, []).append((name, own_name))
+        hooks = [
+            (self._layers[path], partial(self._record_step, names))
+            for path, names in by_layer.items()
+        ]
+        self._hooks.enter_context(forward_hooks(after=hooks))
         return self
 
     def __exit__(
@@ -69,32 +69,34 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._hooks.close()
 
-    def _take(self, layer: Any, x: Tensor, output: Tensor, pairs: list[tuple[str, str]]) -> None:
+    def _record_step(
+        self, names: list[tuple[str, str]], layer: Any, args: Any, kwargs: Any, output: Tensor
+    ) -> None:
+        """Append one step of a layer: a hook on its forward pass."""
+        # By layer the hook would see one call for all steps, and no states between them.
         if layer.layer_pass is not None:
             raise ValueError(
                 f"{layer.label()} is watched, and runs all of its steps at once. Use "
                 'tt.probe.record(model, x, ...), or tt.unroll(..., by="step") inside watch.'
             )
-        ends = {"input": x, "output": output}
-        for name, own in pairs:
-            value = ends[own] if own in ends else getattr(layer, own)
+        ends = {"input": args[0] if args else kwargs["x"], "output": output}
+        for name, own_name in names:
+            value = ends[own_name] if own_name in ends else getattr(layer, own_name)
             if self._gradients and value.requires_grad:
                 value.retain_grad()
-            self._taken[name].append(value)
+            self._steps[name].append(value)
 
     def recording(self) -> Recording:
-        """What has been seen until now, ``[T, B, ...]``.
+        """Return what has been recorded until now, ``[T, B, ...]``.
 
         Raises:
-            ValueError: nothing has been seen of a layer, or its shape has changed on the way.
+            ValueError: a layer was not called, or its shape has changed between steps.
         """
         trajectories: dict[str, Tensor] = {}
-        for name, taken in self._taken.items():
-            shapes = [list(shape) for shape in dict.fromkeys(value.shape for value in taken)]
+        for name, steps in self._steps.items():
+            shapes = [list(shape) for shape in dict.fromkeys(value.shape for value in steps)]
             if not shapes:
                 raise ValueError(f"watch: {name!r} has not been seen; its layer was not called.")
             if len(shapes) > 1:
@@ -102,12 +104,13 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
                     f"watch: {name!r} was seen in the shapes {shapes}, which are not one "
                     "trajectory. Watch every sequence by itself."
                 )
-            trajectories[name] = torch.stack(taken)
+            trajectories[name] = torch.stack(steps)
         sources = None
         if self._gradients:
-            sources = {n: t for n, t in self._taken.items() if any(v.requires_grad for v in t)}
+            # The gradient arrives at the tensors of the steps, not at their stacked copy.
+            sources = {n: t for n, t in self._steps.items() if any(v.requires_grad for v in t)}
         dims = {}
         for name, trajectory in trajectories.items():
             path = self._names[name][0]
-            dims[name] = dims_of(path, trajectory.ndim, self._layers[path])
+            dims[name] = dimension_names(path, trajectory.ndim, self._layers[path])
         return Recording(trajectories, dims=dims, sources=sources)

@@ -384,3 +384,9 @@ class Neuron(StatefulLayer):
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
+
+
+def transient_attributes_of(module: nn.Module) -> frozenset[str]:
+    """Return the attributes of a module that a call may change: its mode, a neuron's states."""
+    own = frozenset({"training"})
+    return own | module.transient_attributes if isinstance(module, Neuron) else own

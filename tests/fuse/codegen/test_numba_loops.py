@@ -9,6 +9,7 @@ import torch
 
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, make, name_of
+from tracetorch.fuse.dispatch import plans
 from tracetorch.fuse.runtime import cpu
 
 
@@ -22,10 +23,10 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return namespace[name]
 
     monkeypatch.setattr(cpu, "compiled", uncompiled)
-    cpu._kernel.cache_clear()
+    plans._planned.cache_clear()
     with np.errstate(all="ignore"):
         yield
-    cpu._kernel.cache_clear()
+    plans._planned.cache_clear()
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)

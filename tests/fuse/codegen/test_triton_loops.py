@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,13 @@ def everything(dim: int = -1) -> snn.Neuron:
 
 
 @pytest.fixture
-def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make checkpoint intervals two or three steps long."""
     plans._planned.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
     monkeypatch.setattr(ir_plan, "SCRATCH", 3 * ir_plan.GPU_TILE)
-    from tracetorch.fuse.runtime import gpu
-
-    gpu._kernel.cache_clear()
+    yield
+    plans._planned.cache_clear()
 
 
 @pytest.fixture

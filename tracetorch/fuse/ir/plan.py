@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.trace import Program
@@ -27,6 +29,7 @@ class Plan:
         graph: whether there will be a backward pass.
         x: whether the backward pass computes the gradient of the input.
         trained: the parameters whose gradients it computes.
+        kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
 
     """
 
@@ -37,6 +40,7 @@ class Plan:
     graph: bool
     x: bool
     trained: tuple[str, ...]
+    kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def backward(self) -> Graph:

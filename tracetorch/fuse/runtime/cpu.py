@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -78,8 +77,15 @@ class _Kernel(NamedTuple):
     lines: int
 
 
-@functools.lru_cache(maxsize=256)
 def _kernel(plan: Plan, backward: bool) -> _Kernel:
+    """Return a kernel of a plan, compiled at the first call."""
+    kernel: _Kernel | None = plan.kernels.get(backward)
+    if kernel is None:
+        kernel = plan.kernels[backward] = _compile(plan, backward)
+    return kernel
+
+
+def _compile(plan: Plan, backward: bool) -> _Kernel:
     source, slots = backward_source(plan) if backward else forward_source(plan)
     arguments = backward_arguments(plan) if backward else forward_arguments(plan)
     kernel = compiled(source, "backward" if backward else "forward", signature(arguments, plan))

@@ -6,7 +6,6 @@ Under ``TRITON_INTERPRET=1`` they run on tensors of the CPU, slowly, to be teste
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,16 +22,21 @@ BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
 
-@functools.lru_cache(maxsize=256)
 def _kernel(plan: Plan, name: str) -> Any:
-    source = backward_source(plan) if name == "backward" else forward_source(plan)
-    return getattr(module_of(source, f"triton_{name}"), name)
+    """Return a kernel of a plan, imported at the first call."""
+    if name not in plan.kernels:
+        source = backward_source(plan) if name == "backward" else forward_source(plan)
+        plan.kernels[name] = getattr(module_of(source, f"triton_{name}"), name)
+    return plan.kernels[name]
 
 
-@functools.lru_cache(maxsize=256)
 def _literals(plan: Plan, device: torch.device) -> Tensor:
     """Copy the numbers of a program to the device; as arguments, float64 would be truncated."""
-    return torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
+    if device not in plan.kernels:
+        numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
+        plan.kernels[device] = numbers
+    literals: Tensor = plan.kernels[device]
+    return literals
 
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:

@@ -3,15 +3,15 @@
   const run = JSON.parse(document.getElementById("run").textContent);
   const byId = (id) => document.getElementById(id);
   const LEFT = 58, RIGHT = 20, TOP = 8, BOTTOM = 20; // margins of a plot, in CSS pixels
-  const GAP = 65535;
-  const SHOWN = 6; // layers opened at the start
+  const NOT_FINITE = 65535; // code of a value that is not finite, as in viewer_data.py
+  const MAX_OPEN = 6; // layers that are open at the start
 
   // x goes over steps: step t fills [t - 0.5, t + 0.5]
   const view = { t0: -0.5, t1: run.steps - 0.5, sample: 0 };
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const brief = (value) => Number.isFinite(value) ? String(+value.toPrecision(5)) : "not finite";
 
-  // ---- data: unpacked when a layer is first shown, for the sample that is shown
+  // ---- data: unpacked when a layer is first shown, for the current sample only
 
   async function unpack(layer, number, sample) {
     const text = atob(byId(`b-${number}-${sample}`).textContent);
@@ -19,14 +19,15 @@
     for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const buffer = await new Response(stream).arrayBuffer();
+    // the layout that pack_events and pack_trace in viewer_data.py write
     const T = run.steps, N = layer.neurons;
     if (layer.kind === "events") {
       const offsets = new Uint32Array(buffer, 0, T + 1);
       const count = offsets[T], wide = N > 65536;
       const at = 4 * (T + 1);
-      const who = wide ? new Uint32Array(buffer, at, count) : new Uint16Array(buffer, at, count);
+      const neuronOf = wide ? new Uint32Array(buffer, at, count) : new Uint16Array(buffer, at, count);
       const sign = layer.signed[sample] ? new Int8Array(buffer, at + (wide ? 4 : 2) * count, count) : null;
-      return { offsets, who, sign };
+      return { offsets, neuronOf, sign };
     }
     return {
       low: new Float32Array(buffer, 0, N),
@@ -37,17 +38,17 @@
 
   function valueAt(data, neuron, step) {
     const code = data.codes[neuron * run.steps + step];
-    return code === GAP ? NaN : data.low[neuron] + code * data.level[neuron];
+    return code === NOT_FINITE ? NaN : data.low[neuron] + code * data.level[neuron];
   }
 
-  // which way a neuron fired at a step: 1, -1, or 0
+  // sign of a neuron's spike at a step: 1, -1, or 0; the neurons of a step are sorted, so bisect
   function firedAt(data, neuron, step) {
     let low = data.offsets[step], high = data.offsets[step + 1];
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (data.who[middle] < neuron) low = middle + 1; else high = middle;
+      if (data.neuronOf[middle] < neuron) low = middle + 1; else high = middle;
     }
-    const found = low < data.offsets[step + 1] && data.who[low] === neuron;
+    const found = low < data.offsets[step + 1] && data.neuronOf[low] === neuron;
     return found ? (data.sign ? data.sign[low] : 1) : 0;
   }
 
@@ -55,13 +56,13 @@
 
   const owner = (path) => path.slice(0, Math.max(path.lastIndexOf("."), 0));
   const panels = run.layers.map((layer, number) => ({
-    layer, number, open: number < SHOWN, data: null, loaded: -1, map: false,
+    layer, number, open: number < MAX_OPEN, data: null, loaded: -1, map: false,
     y0: 0, y1: layer.neurons, // rows of a raster or a map
-    low: 0, high: 1, free: false, // values of traces; free once zoomed by hand
+    low: 0, high: 1, free: false, // range of traces; free: zoomed by hand, not fitted to the values
     chosen: Array.from({ length: Math.min(layer.neurons, 4) }, (_, n) => n),
   }));
   const rows = (panel) => panel.layer.kind === "events" || panel.map;
-  // the spikes of the layer whose states a panel shows
+  // the panel with the spikes of the layer whose states a panel shows
   const spikesOf = (panel) => panels.find((other) =>
     other !== panel && other.layer.kind === "events" && other.layer.neurons === panel.layer.neurons &&
     owner(other.layer.path) === owner(panel.layer.path));
@@ -70,15 +71,16 @@
     if (panel.loaded === view.sample) return;
     const sample = view.sample;
     const data = await unpack(panel.layer, panel.number, sample);
-    if (sample !== view.sample) return; // another has been chosen meanwhile
+    if (sample !== view.sample) return; // another sample was selected while this one was unpacked
     panel.data = data;
     panel.loaded = sample;
     panel.free = false;
   }
 
   async function loadAll() {
-    delete document.body.dataset.ready;
+    delete document.body.dataset.ready; // set again once everything is drawn; tests wait for it
     const sample = view.sample;
+    // closed panels free the data of another sample
     for (const panel of panels) if (!panel.open && panel.loaded !== sample) { panel.data = null; panel.loaded = -1; }
     for (const panel of panels) {
       if (!panel.open) continue;
@@ -132,6 +134,7 @@
 
   const write = (panel) => { panel.field.value = spell(panel.chosen); };
 
+  // [0, 1, 2, 7] to "0-2, 7"
   function spell(list) {
     const parts = [];
     for (let i = 0; i < list.length; i++) {
@@ -143,6 +146,7 @@
     return parts.join(", ");
   }
 
+  // "0-2, 7" to [0, 1, 2, 7]; other text is ignored, and at most 64 neurons are selected
   function parse(text, count) {
     const found = new Set();
     for (const part of text.split(",")) {
@@ -178,12 +182,13 @@
   }
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
-  let asked = false;
+  // many events in one frame cause a single redraw
+  let redrawPending = false;
   function redraw() {
-    if (asked) return;
-    asked = true;
+    if (redrawPending) return;
+    redrawPending = true;
     requestAnimationFrame(() => {
-      asked = false;
+      redrawPending = false;
       for (const panel of panels) if (panel.open && panel.loaded === view.sample) draw(panel);
       drawOverview();
       const whole = view.t1 - view.t0 >= run.steps;
@@ -193,6 +198,7 @@
     });
   }
 
+  // match the canvas to its size on the screen in device pixels, and clear it
   function fitted(canvas) {
     const ratio = window.devicePixelRatio || 1;
     const width = canvas.clientWidth, height = canvas.clientHeight;
@@ -223,6 +229,7 @@
     g.restore();
   }
 
+  // about count round numbers between low and high: steps of 1, 2 or 5 times a power of ten
   function ticks(low, high, count, whole) {
     const rough = Math.max(high - low, 1e-12) / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(rough));
     let step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
@@ -232,7 +239,8 @@
     return list;
   }
 
-  const yRange = (panel) => rows(panel) ? [panel.y0, panel.y1] : [panel.high, panel.low]; // top, bottom
+  // values at the top and the bottom: rows count downwards, values upwards
+  const yRange = (panel) => rows(panel) ? [panel.y0, panel.y1] : [panel.high, panel.low];
 
   function axes(g, b, panel) {
     const [top, bottom] = yRange(panel);
@@ -249,7 +257,7 @@
     }
     g.textAlign = "right";
     g.textBaseline = "middle";
-    const shift = rows(panel) ? 0.5 : 0; // a row's number stands at its middle
+    const shift = rows(panel) ? 0.5 : 0; // the label of a row is at its middle
     const whole = rows(panel);
     const low = Math.min(top, bottom), high = Math.max(top, bottom);
     for (const value of ticks(low, whole ? high - 0.5 : high, Math.max(b.h / 34, 2), whole)) {
@@ -270,16 +278,16 @@
   const visible = () => [Math.max(0, Math.floor(view.t0)), Math.min(run.steps - 1, Math.ceil(view.t1))];
 
   function drawEvents(g, b, panel, ratio) {
-    const { offsets, who, sign } = panel.data;
+    const { offsets, neuronOf, sign } = panel.data;
     const [first, last] = visible();
     const sx = b.w / (view.t1 - view.t0), sy = b.h / (panel.y1 - panel.y0);
     const n0 = Math.floor(panel.y0), n1 = Math.ceil(panel.y1);
-    if (sx >= 3 && sy >= 2) { // room for a tick each
+    if (sx >= 3 && sy >= 2) { // there is room for a tick per spike
       const width = clamp(0.3 * sx, 1, clamp(0.4 * sy, 1.5, 4)), gap = sy >= 4 ? 0.12 * sy : 0;
       for (let t = first; t <= last; t++) {
         const x = b.x + (t - view.t0) * sx - width / 2;
         for (let i = offsets[t]; i < offsets[t + 1]; i++) {
-          const n = who[i];
+          const n = neuronOf[i];
           if (n < n0 || n >= n1) continue;
           g.fillStyle = sign && sign[i] < 0 ? colours.down : colours.accent;
           g.fillRect(x, b.y + (n - panel.y0) * sy + gap, width, sy - 2 * gap);
@@ -287,7 +295,7 @@
       }
       return;
     }
-    // as counts per pixel: no spike is lost however many there are
+    // otherwise count spikes per pixel, so that single spikes stay visible
     const w = Math.ceil(b.w * ratio), h = Math.ceil(b.h * ratio);
     const up = new Uint32Array(w * h), down = sign ? new Uint32Array(w * h) : null;
     const px = w / (view.t1 - view.t0), py = h / (panel.y1 - panel.y0);
@@ -295,7 +303,7 @@
     for (let t = first; t <= last; t++) {
       const x = clamp(Math.floor((t - view.t0) * px), 0, w - 1);
       for (let i = offsets[t]; i < offsets[t + 1]; i++) {
-        const n = who[i];
+        const n = neuronOf[i];
         if (n < n0 || n >= n1) continue;
         const from = clamp(Math.floor((n - panel.y0) * py), 0, h - 1);
         const to = clamp(Math.ceil((n + 0.85 - panel.y0) * py), from + 1, h);
@@ -316,7 +324,7 @@
   }
 
   const scratch = document.createElement("canvas");
-  function put(g, b, image) { // putImageData knows no clipping and no scale
+  function put(g, b, image) { // through a second canvas: putImageData neither clips nor scales
     scratch.width = image.width;
     scratch.height = image.height;
     scratch.getContext("2d").putImageData(image, 0, 0);
@@ -327,7 +335,7 @@
     const { codes, low, level } = panel.data, T = run.steps, N = panel.layer.neurons;
     const w = Math.ceil(b.w * ratio), h = Math.ceil(b.h * ratio);
     let reach = 0;
-    for (let n = 0; n < N; n++) reach = Math.max(reach, Math.abs(low[n]), Math.abs(low[n] + (GAP - 1) * level[n]));
+    for (let n = 0; n < N; n++) reach = Math.max(reach, Math.abs(low[n]), Math.abs(low[n] + (NOT_FINITE - 1) * level[n]));
     const image = new ImageData(w, h), pixels = image.data;
     const [up, down] = [rgb(colours.accent), rgb(colours.down)];
     const px = (view.t1 - view.t0) / w, py = (panel.y1 - panel.y0) / h;
@@ -340,7 +348,7 @@
         const from = Math.max(0, Math.round(view.t0 + x * px)), to = Math.min(T - 1, Math.max(from, Math.round(view.t0 + (x + 1) * px) - 1));
         for (let t = from; t <= to; t++) {
           const code = codes[n * T + t];
-          if (code === GAP) continue;
+          if (code === NOT_FINITE) continue;
           const value = low[n] + code * level[n];
           if (Math.abs(value) > Math.abs(best)) best = value;
         }
@@ -352,19 +360,20 @@
     put(g, b, image);
   }
 
+  // fit the range of a panel to the values of its neurons, with room for spikes
   function fitValues(panel) {
     const { low, level, codes } = panel.data, T = run.steps;
     let least = Infinity, most = -Infinity;
     for (const n of panel.chosen) {
       let any = false;
-      for (let t = 0; t < T && !any; t++) any = codes[n * T + t] !== GAP;
+      for (let t = 0; t < T && !any; t++) any = codes[n * T + t] !== NOT_FINITE;
       if (!any) continue;
       least = Math.min(least, low[n]);
-      most = Math.max(most, low[n] + (GAP - 1) * level[n]);
+      most = Math.max(most, low[n] + (NOT_FINITE - 1) * level[n]);
     }
     if (!(least <= most)) { least = 0; most = 1; }
     const margin = 0.06 * (most - least) || 0.5;
-    const spikes = spikesOf(panel); // they need room, downward ones below
+    const spikes = spikesOf(panel);
     panel.low = least - margin * (spikes && spikes.layer.signed[view.sample] ? 2.5 : 1);
     panel.high = most + margin * (spikes ? 2.5 : 1);
   }
@@ -385,17 +394,17 @@
       if (sx >= 0.7) {
         for (let t = Math.max(0, first - 1); t <= Math.min(T - 1, last + 1); t++) {
           const code = codes[n * T + t];
-          if (code === GAP) { pen = false; continue; }
+          if (code === NOT_FINITE) { pen = false; continue; }
           const y = Y(low[n] + code * level[n]);
           if (pen) g.lineTo(X(t), y); else g.moveTo(X(t), y);
           pen = true;
         }
-      } else { // the least and the most of every pixel
+      } else { // a line from minimum to maximum per pixel: subsampling would lose peaks
         for (let x = 0, t = first; x <= b.w; x++) {
-          let least = GAP, most = -1;
+          let least = NOT_FINITE, most = -1;
           for (; t <= last && X(t) < b.x + x + 1; t++) {
             const code = codes[n * T + t];
-            if (code === GAP) continue;
+            if (code === NOT_FINITE) continue;
             if (code < least) least = code;
             if (code > most) most = code;
           }
@@ -407,7 +416,7 @@
         }
       }
       g.stroke();
-      if (sx >= 14) { // the steps themselves
+      if (sx >= 14) { // there is room to mark the steps
         g.fillStyle = colourOf(place);
         for (let t = first; t <= last; t++) {
           const value = valueAt(panel.data, n, t);
@@ -415,7 +424,7 @@
         }
       }
     });
-    const spikes = spikesOf(panel); // upward ones along the top, downward ones along the bottom
+    const spikes = spikesOf(panel); // positive ones along the top, negative ones along the bottom
     if (!spikes || spikes.loaded !== view.sample) return;
     const height = clamp(0.1 * b.h / panel.chosen.length, 1.5, 8);
     panel.chosen.forEach((n, place) => {
@@ -427,12 +436,12 @@
     });
   }
 
-  // ---- the whole run below
+  // ---- overview of the whole recording
 
   function drawOverview() {
     const canvas = byId("overview"), { g, width, height } = fitted(canvas);
     const source = panels.find((p) => p.open && p.layer.kind === "events" && p.loaded === view.sample);
-    if (source) { // spikes per step, the most of every pixel
+    if (source) { // spikes per step, the maximum per pixel
       const { offsets } = source.data, columns = Math.ceil(width), peak = new Uint32Array(columns);
       let most = 1;
       for (let t = 0; t < run.steps; t++) {
@@ -452,8 +461,9 @@
     g.strokeRect(x + 0.75, 0.75, w - 1.5, height - 1.5);
   }
 
-  // ---- moving
+  // ---- zoom and pan
 
+  // show the steps from t0 to t1: at least 4, and within the recording
   function timeTo(t0, t1) {
     const span = clamp(t1 - t0, Math.min(4, run.steps), run.steps);
     const middle = (t0 + t1) / 2;
@@ -497,6 +507,7 @@
   // ---- pointer
 
   let under = null; // the panel under the pointer
+  // position of the pointer in a plot: shares of its size, and time
   function place(panel, event) {
     const frame = panel.canvas.getBoundingClientRect(), b = box(panel.canvas);
     const share = [(event.clientX - frame.left - b.x) / b.w, (event.clientY - frame.top - b.y) / b.h];
@@ -572,7 +583,7 @@
         zoomTime(apart(before, 0) / apart(after, 0), view.t0 + (middle(after, 0) - frame.left - b.x) / b.w * (view.t1 - view.t0));
         zoomRows(panel, apart(before, 1) / apart(after, 1), clamp((middle(after, 1) - frame.top - b.y) / b.h, 0, 1));
       }
-      if (moved < 4) return; // a click that trembles
+      if (moved < 4) return; // still a click
       panTime(-dx / b.w * (view.t1 - view.t0));
       panRows(panel, -dy / b.h);
       hover(panel, event);
@@ -591,7 +602,7 @@
     canvas.addEventListener("dblclick", fit);
   }
 
-  // show a neuron's states wherever its layer has traces
+  // select a neuron in the panels with states of the same layer
   function pick(panel, neuron) {
     for (const other of panels) {
       if (other.layer.kind === "trace" && other.layer.neurons === panel.layer.neurons &&

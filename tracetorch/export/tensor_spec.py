@@ -1,4 +1,4 @@
-"""What goes in or out of a program: a tensor of known dtype, its shape free in the batch."""
+"""Specify a tensor's dtype, and its shape as a function of the batch size: ``TensorSpec``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of these a file may speak; a name looked up in torch could be anything.
+# The dtypes that a file may name: to look any name up in torch could give anything.
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -30,17 +30,17 @@ _SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
 
 
 @dataclass(frozen=True)
-class Port:
-    """A tensor's shape and dtype; a size is a number, ``"batch"``, or ``"4*batch"``.
+class TensorSpec:
+    """Shape and dtype of a tensor; a size is a number, ``"batch"``, or ``"4*batch"``.
 
     Args:
-        shape: the sizes.
-        dtype: as PyTorch spells it, without ``torch.``.
+        shape: the sizes of its dimensions.
+        dtype: PyTorch's name of the dtype, without ``torch.``.
 
     Example:
-        >>> Port(("batch", 3), "float32").sizes(8)
+        >>> TensorSpec(("batch", 3), "float32").sizes(8)
         (8, 3)
-        >>> Port(("4*batch", 3), "float32").batch_of((32, 3))
+        >>> TensorSpec(("4*batch", 3), "float32").batch_of((32, 3))
         8
     """
 
@@ -58,34 +58,40 @@ class Port:
                 raise ValueError(f"{size!r} is not a size.")
 
     def sizes(self, batch: int) -> tuple[int, ...]:
-        """The shape for a batch of that size."""
+        """Return the shape for a batch size."""
         return tuple(_factor(s) * batch if isinstance(s, str) else s for s in self.shape)
 
     def batch_of(self, shape: Sequence[int]) -> int | None:
-        """The batch a shape speaks of; ``None`` where the shape does not fit or speaks of none."""
-        found: set[int] = set()
+        """Return the batch size of a shape; ``None`` where it does not fit or has no batch."""
+        batches: set[int] = set()
         if len(shape) != len(self.shape):
             return None
-        for size, told in zip(shape, self.shape, strict=True):
-            if isinstance(told, str):
-                batch, rest = divmod(size, _factor(told))
+        for size, specified in zip(shape, self.shape, strict=True):
+            if isinstance(specified, str):
+                batch, rest = divmod(size, _factor(specified))
                 if rest:
                     return None
-                found.add(batch)
-            elif size != told:
+                batches.add(batch)
+            elif size != specified:
                 return None
-        return found.pop() if len(found) == 1 else None
+        return batches.pop() if len(batches) == 1 else None
 
     def zeros(self, batch: int, device: torch.device | str | None = None) -> Tensor:
-        """Zeros of that shape and dtype."""
+        """Return zeros of this shape and dtype for a batch size."""
         return torch.zeros(self.sizes(batch), dtype=DTYPES[self.dtype], device=device)
 
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.shape))}], {self.dtype}"
 
 
-def port_of(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]) -> Port:
-    """The port of a tensor that was seen for two sizes of the batch.
+def infer_spec(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]) -> TensorSpec:
+    """Infer the spec of a tensor from its shapes for two batch sizes.
+
+    Args:
+        name: name of the tensor, for messages.
+        smaller: the tensor for the smaller batch.
+        larger: the tensor for the larger batch.
+        batches: both batch sizes, without a common divisor.
 
     Raises:
         ValueError: a size is neither fixed nor a multiple of the batch.
@@ -94,6 +100,7 @@ def port_of(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]
         raise ValueError(f"{name} changes its number of dimensions with the batch.")
     sizes: list[int | str] = []
     for dim, (few, many) in enumerate(zip(smaller.shape, larger.shape, strict=True)):
+        # The two batch sizes are coprime: a multiple of the batch has its factor as divisor.
         factor = math.gcd(few, many)
         if few == many:
             sizes.append(few)
@@ -104,7 +111,7 @@ def port_of(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]
                 f"{name} has size {few} at dim {dim} for a batch of {batches[0]} and {many} for "
                 f"{batches[1]}; a size must be fixed or a multiple of the batch."
             )
-    return Port(tuple(sizes), str(smaller.dtype).removeprefix("torch."))
+    return TensorSpec(tuple(sizes), str(smaller.dtype).removeprefix("torch."))
 
 
 def _factor(size: str) -> int:

@@ -1,33 +1,27 @@
-"""Between a decay per time step and a time constant in seconds."""
+"""Define the options of a conversion: the length of a time step, and what may be written."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 Discretization: TypeAlias = Literal["euler", "exponential"]
+Mode: TypeAlias = Literal["exact", "compact"]
+Reset: TypeAlias = Literal["zero", "subtract"]
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How one time step stands for continuous time.
+    """Convert between the decay of one time step and a time constant in seconds.
 
     ``"euler"``: ``decay = 1 - dt / tau``. ``"exponential"``: ``decay = exp(-dt / tau)``. Both go
     through the complement ``1 - decay``, which keeps its digits where a decay is close to one.
-
-    Args:
-        dt: seconds per time step.
-        discretization: ``"euler"`` or ``"exponential"``.
-
-    Raises:
-        TypeError: ``dt`` is not a number.
-        ValueError: ``dt`` is not positive and finite, or ``discretization`` is another word.
     """
 
     dt: float
@@ -45,14 +39,20 @@ class Clock:
             )
 
     def tau(self, complement: Array) -> Array:
-        """The time constant of a trace that forgets ``complement = 1 - decay`` in a step."""
-        if self.discretization == "euler":
-            return np.asarray(self.dt / complement)
+        """Return the time constant of a trace that loses ``complement = 1 - decay`` per step."""
+        euler = self.discretization == "euler"
         with np.errstate(divide="ignore"):
-            return np.asarray(-self.dt / np.log1p(-complement))
+            return np.asarray(self.dt / (complement if euler else -np.log1p(-complement)))
 
     def complement(self, tau: Array) -> Array:
-        """``1 - decay`` of a trace with time constant ``tau``; above 1 where a step is too long."""
-        if self.discretization == "euler":
-            return np.asarray(self.dt / tau)
-        return np.asarray(-np.expm1(-self.dt / tau))
+        """Return ``1 - decay`` for a time constant; above 1 where one step is too long for it."""
+        steps = np.asarray(self.dt / tau)
+        return steps if self.discretization == "euler" else -np.expm1(-steps)
+
+
+class WriteOptions(NamedTuple):
+    """Hold what :func:`tracetorch.nir.to_nir` was called with."""
+
+    clock: Clock
+    mode: Mode
+    allow_hard_reset: bool

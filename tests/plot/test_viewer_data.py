@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tracetorch.plot import blocks
+from tracetorch.plot import viewer_data
 from tracetorch.plot.recorded import Array
 
 shapes = array_shapes(min_dims=2, max_dims=2, max_side=8)
 
 
-def unpack_events(block: str, steps: int, neurons: int, wide: bool = False) -> Array:
-    data = gzip.decompress(base64.b64decode(block))
+def unpack_events(packed: str, steps: int, neurons: int, wide: bool = False) -> Array:
+    data = gzip.decompress(base64.b64decode(packed))
     offsets = np.frombuffer(data, "<u4", steps + 1)
     kind = np.dtype("<u4" if wide else "<u2")
     who = np.frombuffer(data, kind, offsets[-1], offset=4 * (steps + 1))
@@ -30,22 +30,24 @@ def unpack_events(block: str, steps: int, neurons: int, wide: bool = False) -> A
     return values
 
 
-def unpack_trace(block: str, steps: int, neurons: int) -> tuple[Array, Array]:
-    data = gzip.decompress(base64.b64decode(block))
+def unpack_trace(packed: str, steps: int, neurons: int) -> tuple[Array, Array]:
+    data = gzip.decompress(base64.b64decode(packed))
     low, level = np.frombuffer(data, "<f4", 2 * neurons).reshape(2, neurons)
     codes = np.frombuffer(data, "<u2", offset=8 * neurons).reshape(neurons, steps).T
-    return np.where(codes == blocks.GAP, np.nan, low + codes * level.astype(float)), level
+    return np.where(
+        codes == viewer_data.NOT_FINITE, np.nan, low + codes * level.astype(float)
+    ), level
 
 
 @given(arrays(np.int8, shapes, elements=st.sampled_from([-1, 0, 0, 1])))
-def test_events_come_back_exactly(values: Array) -> None:
-    assert (unpack_events(blocks.events(values), *values.shape) == values).all()
+def test_events_round_trip_exactly(values: Array) -> None:
+    assert (unpack_events(viewer_data.pack_events(values), *values.shape) == values).all()
 
 
-def test_events_of_many_neurons_have_wide_numbers() -> None:
+def test_events_of_many_neurons_use_32_bits() -> None:
     values = np.zeros((2, 70_000), np.float32)
     values[1, 69_999] = 0.5
-    found = unpack_events(blocks.events(values), 2, 70_000, wide=True)
+    found = unpack_events(viewer_data.pack_events(values), 2, 70_000, wide=True)
     assert np.argwhere(found).tolist() == [[1, 69_999]]
 
 
@@ -53,8 +55,8 @@ numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, -np.
 
 
 @given(arrays(np.float32, shapes, elements=numbers))
-def test_traces_come_back_to_half_a_level(values: Array) -> None:
-    found, level = unpack_trace(blocks.trace(values), *values.shape)
+def test_traces_round_trip_to_half_a_level(values: Array) -> None:
+    found, level = unpack_trace(viewer_data.pack_trace(values), *values.shape)
     finite = np.isfinite(values)
     assert (np.isnan(found) == ~finite).all()
     rounding = 1e-6 * np.abs(values).max(0, initial=0, where=finite) + np.finfo(np.float32).tiny
@@ -62,9 +64,9 @@ def test_traces_come_back_to_half_a_level(values: Array) -> None:
     assert (np.abs(found - values)[finite] <= allowed[finite]).all()
 
 
-def test_the_extremes_of_a_neuron_do_not_blur_another() -> None:
+def test_levels_of_a_neuron_do_not_depend_on_others() -> None:
     values = np.stack([np.linspace(0, 1e6, 9), np.linspace(0, 1e-3, 9)], 1).astype(np.float32)
-    found, _ = unpack_trace(blocks.trace(values), 9, 2)
+    found, _ = unpack_trace(viewer_data.pack_trace(values), 9, 2)
     assert np.allclose(found, values, rtol=1e-4, atol=1e-8)
 
 
@@ -89,5 +91,5 @@ def spikes(up: float = 1.0, down: float = -1.0) -> Array:
         (np.maximum(np.sin(np.arange(24.0)), 0).reshape(4, 2, 3), False),
     ],
 )
-def test_spikes_are_told_from_states(values: Array, expected: bool) -> None:
-    assert blocks.is_events(values) is expected
+def test_spikes_are_distinguished_from_states(values: Array, expected: bool) -> None:
+    assert viewer_data.is_events(values) is expected

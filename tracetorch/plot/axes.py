@@ -1,4 +1,4 @@
-"""Where a plot is drawn, and how all of them look."""
+"""Create matplotlib axes, and the style that all plots share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 COLOURS = ("#2f6690", "#d1495b", "#6a8d3f", "#7b5ea7", "#d98e32", "#3a9d9d", "#8c6d5a", "#c06c9b")
 INK, MUTED, FAINT = "#33373d", "#8a9099", "#d5d9df"
-HEAT = "viridis"
+COLOURMAP = "viridis"
 
 
-def canvas(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
-    """``ax``, or axes on a figure of their own that no window and no pyplot knows of.
+def get_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
+    """Return ``ax``, or new axes on a new figure, which neither pyplot nor a window shows.
 
     Args:
         ax: axes to draw on, or ``None``.
-        size: of the figure made where there is none, in inches.
+        size: size of the new figure in inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        TypeError: ``ax`` is no matplotlib axes.
+        TypeError: ``ax`` is not matplotlib axes.
     """
     require("matplotlib", extra="plot", by="tt.plot")
     from matplotlib.axes import Axes
@@ -33,15 +33,15 @@ def canvas(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
         ax = Figure(figsize=size, layout="constrained").add_subplot()
     elif not isinstance(ax, Axes):
         raise TypeError(
-            f"ax must be matplotlib axes, got {type(ax).__name__}. Of several axes give one: "
-            "axes[0]; leave ax out for a figure of its own."
+            f"ax must be matplotlib axes, got {type(ax).__name__}. Of several axes pass one: "
+            "axes[0]; leave ax out for a new figure."
         )
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def whole_numbers(ax: Axes, *names: str) -> None:
-    """Ticks of the axes ``"x"``, ``"y"`` at whole numbers only, few of them."""
+def set_integer_ticks(ax: Axes, *names: str) -> None:
+    """Set the ticks of the axes ``"x"``, ``"y"`` to whole numbers only, few of them."""
     from matplotlib.ticker import MaxNLocator
 
     for name in names:
@@ -49,8 +49,8 @@ def whole_numbers(ax: Axes, *names: str) -> None:
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def legend(ax: Axes) -> None:
-    """The labels beside the axes, where they hide nothing."""
+def add_legend(ax: Axes) -> None:
+    """Add a legend beside the axes, where it hides nothing."""
     ax.legend(
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
@@ -60,7 +60,7 @@ def legend(ax: Axes) -> None:
     )
 
 
-def titled(ax: Axes, title: str | None) -> None:
-    """Set the title, where there is one."""
+def set_title(ax: Axes, title: str | None) -> None:
+    """Set the title of the axes, if there is one."""
     if title:
         ax.set_title(title, fontsize="medium")

@@ -1,4 +1,4 @@
-"""The decays and the thresholds of neuron layers, as they stand in the equations."""
+"""Read the decays and thresholds of neuron layers: constrained values, as in the equations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, so
 
 
 def thresholds(layer: Neuron) -> dict[str, Tensor]:
-    """The thresholds of a layer by name; those below zero are negative."""
-    return _of(layer, (softplus, negative_softplus))
+    """Return the thresholds of a layer by name; those for negative spikes are negative."""
+    return _constrained_values(layer, (softplus, negative_softplus))
 
 
 def decays(model: nn.Module) -> dict[str, Tensor]:
-    """Every decay of every neuron layer by path, copied: what the model is now.
+    """Copy every decay of every neuron layer, by path.
 
-    Take them before training, and give both to :func:`tracetorch.plot.halflives`.
+    Copy them before and after training, and compare them with :func:`tracetorch.plot.halflives`.
 
     Args:
         model: any ``nn.Module``.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not an ``nn.Module``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), SLIF(3, alpha=0.5, beta=0.9))
@@ -37,12 +37,14 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
         f"{path}.{name}" if path else name: value
         for path, layer in named_modules(model)
         if isinstance(layer, Neuron)
-        for name, value in _of(layer, (sigmoid,)).items()
+        for name, value in _constrained_values(layer, (sigmoid,)).items()
     }
 
 
-def _of(layer: Neuron, constraints: tuple[Constraint, ...]) -> dict[str, Tensor]:
+def _constrained_values(layer: Neuron, constraints: tuple[Constraint, ...]) -> dict[str, Tensor]:
+    """Copy the parameters of a layer that have one of the constraints."""
     return {
+        # cloned: training changes parameters in place
         name: getattr(layer, name).detach().clone()
         for name, constraint in layer.constraints.items()
         if constraint in constraints

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.plot.cases import PLOTS
-from tracetorch.plot.canvas import canvas
+from tracetorch.plot.axes import get_axes
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_draws_on_the_axes_it_is_given_and_returns_them(name: str) -> None:
+def test_plots_draw_on_ax_and_return_it(name: str) -> None:
     left, right = Figure(figsize=(8, 3)).subplots(1, 2)
     assert PLOTS[name](ax=right) is right
     assert right.has_data()
@@ -23,7 +23,7 @@ def test_draws_on_the_axes_it_is_given_and_returns_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_without_axes_it_makes_a_figure_on_which_no_text_overlaps(name: str) -> None:
+def test_new_figures_have_no_overlapping_text(name: str) -> None:
     ax = PLOTS[name]()
     figure = ax.figure
     assert isinstance(figure, Figure)
@@ -55,13 +55,13 @@ def texts(ax: Axes) -> list[Text]:
 
 
 @pytest.mark.parametrize("name", [n for n in PLOTS if not n.startswith("render_image")])
-def test_axes_say_what_they_show(name: str) -> None:
+def test_axes_are_labelled(name: str) -> None:
     ax = PLOTS[name]()
     assert ax.get_xlabel()
     assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
 
 
-def test_matplotlib_comes_late_and_pyplot_and_the_settings_stay_as_they_are() -> None:
+def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> None:
     code = (
         "import sys\n"
         "import tracetorch as tt\n"
@@ -69,10 +69,10 @@ def test_matplotlib_comes_late_and_pyplot_and_the_settings_stay_as_they_are() ->
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib\n"
         "before = matplotlib.rcParams.copy()\n"
-        "from tests.plot.cases import PLOTS, drawn\n"
+        "from tests.plot.cases import PLOTS, uniform\n"
         "for draw in PLOTS.values():\n"
         "    draw()\n"
-        "tt.plot.animate_events(drawn(2, 1, 2, 4, 4)).to_jshtml()\n"
+        "tt.plot.animate_events(uniform(2, 1, 2, 4, 4)).to_jshtml()\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert matplotlib.rcParams.copy() == before\n"
     )
@@ -87,13 +87,13 @@ def test_matplotlib_comes_late_and_pyplot_and_the_settings_stay_as_they_are() ->
     assert done.returncode == 0, done.stderr
 
 
-def test_refuses_what_is_no_axes() -> None:
+def test_ax_of_another_type_is_rejected() -> None:
     both = Figure().subplots(1, 2)
     with pytest.raises(TypeError, match=r"ax must be matplotlib axes, got ndarray.*axes\[0\]"):
-        canvas(both)
+        get_axes(both)
 
 
-def test_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
-        canvas(None)
+        get_axes(None)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracetorch.nir.clock import Clock
+from tracetorch.nir.options import Clock
 
 
 @pytest.mark.parametrize("discretization", ["euler", "exponential"])

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tracetorch as tt
+from tests.data.files import write_heidelberg, write_nmnist
+from tracetorch.data.archives import Archive, find
+
+
+def pack(folder: Path, kind: str, contents: str) -> Archive:
+    """Pack ``folder`` into an archive with a ``file:`` address."""
+    archive_file = Path(
+        shutil.make_archive(
+            str(folder.parent / "archive_file"), {"zip": "zip", "tar": "gztar"}[kind], folder
+        )
+    )
+    return Archive(
+        archive_file.as_uri(), hashlib.md5(archive_file.read_bytes()).hexdigest(), contents, kind
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_nmnist(tmp_path / "source", {"Train/3/1.bin": [(0, 0, 0, 0)]})
+    write_heidelberg(tmp_path / "source/shd_train.h5", [[(0.5, 1)]])
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("contents", ["Train", "shd_train.h5"])
+def test_contents_are_downloaded_and_unpacked(
+    tmp_path: Path, source: Path, kind: str, contents: str
+) -> None:
+    archive = pack(source, kind, contents)
+    path = find(archive, tmp_path / "new", name="It", download=True)
+    assert path == tmp_path / "new" / contents
+    assert path.exists()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [contents]
+
+
+def test_existing_contents_are_not_downloaded_again(tmp_path: Path, source: Path) -> None:
+    archive = Archive("file:///nowhere", "", "Train")
+    assert find(archive, source, name="It", download=True) == source / "Train"
+
+
+def test_nothing_is_downloaded_by_default(tmp_path: Path, source: Path) -> None:
+    archive = pack(source, "zip", "Train")
+    with pytest.raises(FileNotFoundError, match=r"It is not in .*: there is no Train\. Unpack fil"):
+        find(archive, tmp_path / "new", name="It", download=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_datasets_download_their_files(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tt.data.SHD.archives, "train", pack(source, "zip", "shd_train.h5"))
+    assert len(tt.data.SHD(tmp_path / "new", download=True)) == 1
+    monkeypatch.setitem(tt.data.NMNIST.archives, "train", pack(source, "zip", "Train"))
+    assert len(tt.data.NMNIST(tmp_path / "new", download=True)) == 1
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "other", "unreachable", "no archive"])
+def test_failed_download_leaves_no_files(tmp_path: Path, source: Path, trouble: str) -> None:
+    intact = pack(source, "zip", "Train")
+    archive_file = tmp_path / "archive_file.zip"
+    error: type[Exception] = ValueError
+    if trouble == "damaged":
+        archive_file.write_bytes(archive_file.read_bytes()[:-1])
+        archive, message = intact, rf"its MD5 is \w+, expected {intact.md5}"
+    elif trouble == "other":
+        archive, message = (
+            Archive(intact.url, intact.md5, "Test"),
+            "holds no Test; nothing was kept",
+        )
+    elif trouble == "unreachable":
+        archive = Archive((tmp_path / "gone.zip").as_uri(), "", "Train")
+        error, message = ConnectionError, r"gone\.zip cannot be downloaded: .*Fetch it by other"
+    else:
+        archive_file.write_bytes(b"<html>")
+        md5 = hashlib.md5(b"<html>").hexdigest()
+        archive, message = (
+            Archive(intact.url, md5, "Train"),
+            r"is no zip archive: .*nothing was kept",
+        )
+    with pytest.raises(error, match=message):
+        find(archive, tmp_path / "new", name="It", download=True)
+    assert not list((tmp_path / "new").iterdir())

@@ -1,0 +1,136 @@
+"""Layers that their nodes' metadata describe: restored while unchanged, bounded where forged."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import layer, sequence
+from tests.nir.cases import DT, double, run, simulated, unsigned
+from tracetorch import snn
+from tracetorch.nir.layers import digest
+from tracetorch.nir.options import Clock
+from tracetorch.nir.parse import parse
+
+
+def exported(name: str = "BSRLIF") -> tuple[nir.NIRGraph, nn.Module]:
+    net = double(layer(name, 3))
+    return tt.nir.to_nir(net, (3,)), net
+
+
+def forge(graph: nir.NIRGraph) -> None:
+    """Make the digest right again for what was changed."""
+    description = graph.nodes["0"].metadata["tracetorch"]
+    with contextlib.suppress(OverflowError, TypeError, ValueError):  # no digest can be right
+        description["digest"] = digest(parse(graph.to_dict()).nodes["0"], description, Clock(DT))
+
+
+def test_an_unchanged_node_is_its_layer() -> None:
+    graph, net = exported()
+    back = tt.nir.from_nir(graph, dt=DT).nodes["0"]  # type: ignore[index]
+    assert type(back) is snn.BSRLIF
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(back.parameters(), net.parameters(), strict=True)
+    )
+
+
+def test_an_edited_graph_is_what_it_computes() -> None:
+    """A changed number makes the description wrong; the graph counts, not what it was."""
+    graph, net = exported()
+    inner = graph.nodes["0"].nodes
+    inner["pos_reset"].scale[1] *= 0.5
+    back = tt.nir.from_nir(graph, dt=DT)
+    assert len(back.nodes) > 5  # type: ignore[arg-type]
+    x = sequence(80, 2, 3)
+    assert torch.allclose(run(back, x), simulated(unsigned(graph), x), rtol=0, atol=1e-11)
+    assert not torch.allclose(run(back, x), run(net, x))
+
+
+@pytest.mark.parametrize("edit", ["edge", "node", "kind", "parameter"])
+def test_any_edit_is_noticed(edit: str) -> None:
+    graph, _ = exported()
+    part = graph.nodes["0"]
+    if edit == "edge":
+        part.edges.remove(("pos_reset", "mem"))
+    elif edit == "node":
+        part.nodes["more"] = nir.Scale(np.ones(3))
+        part.edges.append(("mem", "more"))
+    elif edit == "kind":
+        part.nodes["pos_scale"] = nir.Threshold(part.nodes["pos_scale"].scale)
+    else:
+        part.metadata["tracetorch"]["raw_beta"][0] += 1e-9
+    assert len(tt.nir.from_nir(graph, dt=DT).nodes) > 5  # type: ignore[arg-type]
+
+
+def test_a_layer_holds_for_its_own_time_step() -> None:
+    graph, _ = exported("RReadout")
+    graph.metadata.clear()  # which would refuse another step
+    assert len(tt.nir.from_nir(graph, dt=DT).nodes) == 3  # type: ignore[arg-type]
+    assert len(tt.nir.from_nir(graph, dt=DT / 2).nodes) > 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "description",
+    ["no dictionary", 7, {}, {"layer": "LIF"}, {"digest": "0"}, {"digest": 0, "dim": object()}],
+)
+def test_metadata_may_hold_anything(description: Any) -> None:
+    graph, net = exported()
+    graph.nodes["0"].metadata = {"tracetorch": description}
+    back = tt.nir.from_nir(graph, dt=DT)
+    x = sequence(60, 2, 3)
+    assert torch.allclose(run(back, x), run(net, x), rtol=0, atol=1e-11)
+
+
+WRONG: tuple[tuple[str, Any], ...] = (
+    ("layer", "TTModule"),
+    ("layer", "LIF"),
+    ("layer", "__class__"),
+    ("layer", 3),
+    ("num_neurons", 10**12),
+    ("num_neurons", 10**400),
+    ("num_neurons", 2),
+    ("num_neurons", "many"),
+    ("dim", 0),
+    ("dim", -7),
+    ("dim", 0.5),
+    ("raw_beta", None),
+    ("raw_beta", np.ones((5, 3))),
+    ("raw_beta", np.ones(5)),
+    ("raw_beta", [[1.0], [1.0, 2.0]]),
+    ("raw_theta", np.ones(3)),
+    ("averaging", "beta"),
+    ("averaging", [[]]),
+    ("averaging", 3),
+    ("reset", "never"),
+    ("reset", "zero"),
+)
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_description_is_not_used(key: str, value: Any) -> None:
+    graph, net = exported()
+    graph.nodes["0"].metadata["tracetorch"][key] = value
+    back = tt.nir.from_nir(graph, dt=DT)
+    x = sequence(60, 2, 3)
+    assert torch.allclose(run(back, x), run(net, x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("key", "value"), [*WRONG, ("raw_beta", np.full(3, np.nan))])
+def test_a_forged_description_is_bounded(key: str, value: Any) -> None:
+    """With the right digest it may describe another layer of this size; all else is not used."""
+    graph, _ = exported()
+    graph.nodes["0"].metadata["tracetorch"][key] = value
+    forge(graph)
+    back = tt.nir.from_nir(graph, dt=DT)
+    assert run(back, sequence(6, 2, 3)).isfinite().all()
+    assert sum(p.numel() for p in back.parameters()) <= 100
+    another_layer = key in ("averaging", "reset") and value in ("beta", "zero")
+    assert (len(back.nodes) == 3) == another_layer  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""Find the states and step kwargs of one step on fake tensors, which have no values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.snapshot import ModelSnapshot, restored
+from tracetorch.core.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    pytree,
+)
+from tracetorch.core.walk import named_modules
+from tracetorch.export.tensor_spec import TensorSpec, infer_spec
+from tracetorch.export.trace_errors import explain_trace_errors
+from tracetorch.snn.neuron import transient_attributes_of
+from tracetorch.snn.states import get_states, named_neurons
+from tracetorch.unrolling.inputs import call
+
+_VALUE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
+BATCHES = (2, 3)  # PyTorch takes a size of 1 for fixed
+
+
+@dataclass(frozen=True)
+class StepSignature:
+    """States and step kwargs of one time step of a model.
+
+    Args:
+        states: shape and dtype of every state, by its name.
+        step_kwargs: step kwargs of each layer, by its path and the number of dimensions and the
+            dtype that it is called with.
+    """
+
+    states: Mapping[str, TensorSpec]
+    step_kwargs: Mapping[tuple[str, int, torch.dtype], Mapping[str, Any]]
+
+
+def step_signature(model: nn.Module, sample: Any) -> StepSignature:
+    """Run two steps from rest for two batch sizes on fake tensors, and compare the states.
+
+    Args:
+        model: any module; it is restored afterwards.
+        sample: inputs of one step; their values do not matter.
+
+    Raises:
+        ValueError: the model keeps something from step to step that is not a state of a neuron
+            layer, or a state does not follow the batch.
+    """
+    layers = dict(named_neurons(model))
+    calls: dict[tuple[str, int, torch.dtype], None] = {}
+
+    def noting(path: str, original: Any) -> Any:
+        def step_kwargs(ndim: int, dtype: torch.dtype) -> Any:
+            calls[path, ndim, dtype] = None
+            return original(ndim, dtype)
+
+        return step_kwargs
+
+    states_by_batch: list[dict[str, Tensor]] = []
+    for batch in BATCHES:
+        # An error that the first batch size does not cause is about the size of the batch.
+        trace_errors = _VALUE_ERRORS if batch == BATCHES[0] else (RuntimeError,)
+        with (
+            restored(model, tensors=False, training=False),
+            torch.no_grad(),
+            FakeTensorMode() as mode,
+            ExitStack() as overrides,
+        ):
+            for path, layer in layers.items():
+                for name in layer.active_states:
+                    setattr(layer, name, None)
+                replacement = noting(path, layer.step_kwargs)
+                overrides.enter_context(layer.override_step_kwargs(replacement))
+            inputs = resized(sample, batch)
+            # A tensor counts its writes in place: what the step writes to shows in its version.
+            watched = {**_replace_by_fakes(model, mode), **_named_inputs(inputs)}
+            versions = {name: tensor._version for name, tensor in watched.items()}
+            before = ModelSnapshot(model)
+            with explain_trace_errors(model, *trace_errors):
+                call(model, inputs)
+                states_by_batch.append(get_states(model, detach=False))
+                # A second step may write into the states that the first one left.
+                for name, state in states_by_batch[-1].items():
+                    watched[f"the state {name}"] = state
+                    versions[f"the state {name}"] = state._version
+                call(model, inputs)
+            changed = before.changes(transient_attributes_of)
+            changed += [name for name, t in watched.items() if t._version != versions[name]]
+        if changed:
+            raise ValueError(
+                f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. The "
+                "program would forget it, for it knows the states of neuron layers alone. Keep it "
+                "as a state of an snn.Neuron, or change it outside of forward; an input is changed "
+                "in a copy."
+            )
+    few, many = states_by_batch
+    if list(few) != list(many):
+        raise ValueError(f"the model has other states for a batch of {BATCHES[1]} than of 2.")
+    states = {
+        name: infer_spec(f"the state {name!r}", few[name], many[name], BATCHES) for name in few
+    }
+    # Outside of the fake mode: these tensors have values, the constants of the program.
+    with torch.no_grad():
+        step_kwargs = {key: layers[key[0]].step_kwargs(*key[1:]) for key in calls}
+    return StepSignature(states, step_kwargs)
+
+
+def resized(sample: Any, batch: int, *, steps: int | None = None) -> Any:
+    """Return zeros like ``sample`` ``[B, ...]`` of another batch size, and ``steps`` of time."""
+    lead = (batch,) if steps is None else (steps, batch)
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros((*lead, *x.shape[1:]), dtype=x.dtype, device=x.device)
+
+    return pytree.tree_map_only(Tensor, zeros, sample)
+
+
+def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Replace every tensor in the modules' attributes by a fake one; return those by name."""
+    fakes: dict[str, Tensor] = {}
+    for path, module in named_modules(model):
+        attributes = vars(module)
+        for name, value in list(attributes.items()):
+            # Where each tensor is held, and its name: the attributes, or a dict or list in them.
+            places = [(attributes, name, name)] if isinstance(value, Tensor) else []
+            if isinstance(value, (dict, list)):
+                keys = list(value) if isinstance(value, dict) else range(len(value))
+                registered = name in ("_buffers", "_parameters")
+                places = [
+                    (value, key, str(key) if registered else f"{name}[{key!r}]")  # type: ignore[misc]
+                    for key in keys
+                    if isinstance(value[key], Tensor)
+                ]
+            for container, key, label in places:
+                container[key] = mode.from_tensor(container[key])
+                fakes[f"{path}.{label}" if path else label] = container[key]
+    return fakes
+
+
+def _named_inputs(inputs: Any) -> dict[str, Tensor]:
+    leaves: list[tuple[Any, Tensor]] = pytree.tree_flatten_with_path(inputs)[0]
+    return {f"the input {pytree.keystr(path)}".strip(): leaf for path, leaf in leaves}

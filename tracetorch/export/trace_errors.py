@@ -1,0 +1,31 @@
+"""Translate errors of PyTorch's tracing into what to change in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def explain_trace_errors(model: nn.Module, *kinds: type[RuntimeError]) -> Iterator[None]:
+    """Raise errors of a trace as ``ValueError``s that name the model and the remedy.
+
+    Args:
+        model: the module that is traced.
+        kinds: error types that the trace causes, as opposed to the model itself.
+
+    Raises:
+        ValueError: an error of one of ``kinds`` was raised within the block.
+    """
+    try:
+        yield
+    except kinds as error:
+        # The lines after the first are advice on torch.export itself, which the user did not call.
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported with a free batch: {reason} Keep sizes and "
+            "branches in forward free of the batch's size and of the values of tensors; batch "
+            "first, x.flatten(1) instead of x.view(2, -1)."
+        ) from error

@@ -1,0 +1,157 @@
+"""Write a ``LeakyIntegrator`` as NIR nodes: exactly, or in the compact form that peers read."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tracetorch.nir.graph import Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.layers import describe, neuron_dim, read_values
+from tracetorch.nir.options import Array, Clock, WriteOptions
+from tracetorch.snn import LeakyIntegrator
+
+_PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
+_USE_EXACT = "Use mode='exact'."
+
+
+def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
+    """Return what computes ``layer`` for samples of ``shape``; raise where NIR has no nodes."""
+    _check_spikes(layer)
+    dim = neuron_dim(layer, shape)
+    if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
+        raise ValueError(
+            f"gets samples of the shape {list(shape)} behind the batch, and needs "
+            f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's."
+        )
+    values = read_values(layer, shape)
+    if options.mode == "compact":
+        return _compact(layer, values, shape, options)
+    node = _exact(layer, values, shape, options.clock)
+    describe(node, layer, shape, options.clock)
+    return node
+
+
+def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clock) -> Node | Graph:
+    """Write the parts of a layer as nodes of their own.
+
+    ::
+
+        syn    LI(alpha)
+        mem    LI(beta), v = beta v + gain I         gain = (1 - beta) R
+        p      Threshold(theta); back to mem one step later through Scale(-beta theta / gain)
+        n      Scale(-1) -> Threshold(|theta|); back through Scale(beta |theta| / gain)
+        rec    LI(gamma) of the output -> Scale(rec_weight); back to mem one step later
+        bias   Scale(0) -> Threshold(-1), which always fires -> Scale(bias)
+
+    The feedback is what a soft reset is: what the membrane has lost, it has lost beta times at the
+    next step. With ``reset="zero"`` the membrane is a LIF itself; a membrane alone is one node.
+    """
+    sides = [side for side in ("pos", "neg") if f"{side}_threshold" in v]
+    hard = layer.reset == "zero" and bool(sides)
+    if hard and len(sides) == 2:
+        raise ValueError(
+            "resets to zero from above and from below, for which NIR has no node. Use "
+            "reset='subtract' or reset='none'."
+        )
+    graph = Graph({"input": boundary("Input", shape)})
+
+    def leaky(name: str, decay: str, *sources: str) -> str:
+        r = 1.0 if getattr(layer, f"{decay}_ema") else 1 / v[decay]
+        node = elementwise("LI", shape, tau=clock.tau(v[decay]), r=r, v_leak=0.0)
+        return graph.add(name, node, *sources)
+
+    def scale(name: str, factor: Array | float, *sources: str) -> str:
+        return graph.add(name, elementwise("Scale", shape, scale=factor), *sources)
+
+    drive = [leaky("syn", "alpha", "input") if "alpha" in v else "input"]
+    if "bias" in v:
+        drive.append(graph.add_constant(v["bias"], shape, "input"))
+    if hard and sides == ["neg"]:  # the same neuron upside down
+        drive = [scale("mirror", -1.0, *drive)]
+    entrance = "mirror" if drive == ["mirror"] else "mem"
+    leaky("mem", "beta", *drive)
+    membrane = graph.nodes["mem"]
+    if hard and isinstance(membrane, Node):
+        spiking = elementwise("LIF", shape, v_threshold=v[f"{sides[0]}_threshold"], v_reset=0.0)
+        membrane = graph.nodes["mem"] = Node("LIF", membrane.arrays | spiking.arrays)
+
+    outputs = []
+    for side in sides:
+        sign, theta = (1.0 if side == "pos" else -1.0), v[f"{side}_threshold"]
+        last = "mem"
+        if not hard:
+            last = scale("mirror", -1.0, last) if side == "neg" else last
+            spike = elementwise("Threshold", shape, threshold=theta)
+            last = graph.add(f"{side}_spike", spike, last)
+            if layer.reset == "subtract":
+                gain = v["beta"] if layer.beta_ema else 1.0
+                lost = -sign * (1 - v["beta"]) * theta / gain
+                graph.edges.append((scale(f"{side}_reset", lost, last), "mem"))
+        if side == "neg" or f"{side}_scale" in v:
+            last = scale(f"{side}_scale", sign * v.get(f"{side}_scale", np.ones(shape)), last)
+        outputs.append(last)
+    outputs = outputs or ["mem"]
+    if "gamma" in v:
+        weight = v.get("rec_weight", np.zeros(shape))
+        back = scale("rec_weight", weight, leaky("rec", "gamma", *outputs))
+        graph.edges.append((back, entrance))
+    graph.add("output", boundary("Output", shape), *outputs)
+    return membrane if len(graph.nodes) == 3 else graph
+
+
+def _compact(
+    layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, options: WriteOptions
+) -> Node:
+    """Write a layer as one node, in the form that every peer reads.
+
+    ::
+
+        LIF      R = 1,               threshold (1 - beta) theta      (theta where beta averages)
+        CubaLIF  R = 1 / (1 - beta),  w_in = 1 / (1 - alpha)          (tau / dt, for "euler")
+                 threshold theta, / (1 - alpha) where alpha averages, / (1 - beta) where beta does
+        LI       R = 1, or 1 / (1 - beta) where beta does not average
+        CubaLI   likewise
+    """
+    theta = v.get("pos_threshold")
+    parts = {"gamma": "recurrence", "neg_threshold": "spikes of two signs"}
+    parts |= {"pos_scale": "a scale on its spikes", "bias": "a constant drive"}
+    for part, what in parts.items():
+        if part in v:
+            raise ValueError(f"has {what} ({part}), which no single node has. {_USE_EXACT}")
+    if theta is not None and layer.reset == "none":
+        raise ValueError(f"does not reset, the nodes of NIR do. {_USE_EXACT}")
+    if theta is not None and layer.reset == "subtract" and not options.allow_hard_reset:
+        raise ValueError(
+            "subtracts its threshold when it fires; whoever reads a compact file resets to zero. "
+            f"{_USE_EXACT} Or train with reset='zero', or give allow_hard_reset=True."
+        )
+    cuba, tau = "alpha" in v, options.clock.tau
+    gains: dict[str, Array] = {}
+    for name in ("alpha", "beta") if cuba else ("beta",):
+        averages = bool(getattr(layer, f"{name}_ema"))
+        # The gain that peers expect where there are spikes; the threshold makes up for it.
+        one = averages if theta is None else not cuba
+        gains[name] = np.ones(shape) if one else 1 / v[name]
+        if theta is not None and one != averages:
+            theta = theta * v[name] if one else theta / v[name]
+    fields = {"r": gains["beta"], "v_leak": 0.0}
+    kind = "LI"
+    if theta is not None:
+        kind, fields = "LIF", fields | {"v_threshold": theta, "v_reset": 0.0}
+    if not cuba:
+        return elementwise(kind, shape, tau=tau(v["beta"]), **fields)
+    fields |= {"tau_syn": tau(v["alpha"]), "w_in": gains["alpha"]}
+    return elementwise(f"Cuba{kind}", shape, tau_mem=tau(v["beta"]), **fields)
+
+
+def _check_spikes(layer: LeakyIntegrator) -> None:
+    """Raise where a spike function is not ``u > 0``: NIR knows no other."""
+    probe = torch.tensor(_PROBE, dtype=torch.float64, device=layer.raw_beta.device)
+    for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
+        with torch.no_grad():
+            fired = spike(probe)
+        if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):
+            raise ValueError(
+                f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}. NIR knows "
+                "spikes of one above the threshold and zero elsewhere."
+            )

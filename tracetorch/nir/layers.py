@@ -1,0 +1,168 @@
+"""Read and make neuron layers from NIR's numbers; describe them in metadata, and restore them.
+
+A node that a layer was exported as describes it in its metadata, with a digest over the nodes and
+the description. Where either was edited, the nodes count, not what they once were. A forged digest
+makes another layer, but takes no more memory than the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracetorch import snn
+from tracetorch.functional import softplus_inverse
+from tracetorch.nir.graph import LAYER, Graph, Node, Shape
+from tracetorch.nir.options import Array, Clock
+from tracetorch.snn import Decay, LeakyIntegrator, Neuron, Weight
+
+KEY = "tracetorch"  # under which the metadata of a node hold the description
+DECAYS = ("alpha", "beta", "gamma")
+# sigmoid(-60) is 1e-26: nothing beside an input in float64, and still not a zero to divide by
+_MIN_LOGIT = -60.0
+
+
+def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
+    """Return the parameters in float64, over the shape of the layer's input.
+
+    Of decays it is the complement ``1 - decay``, of thresholds the magnitude.
+    """
+    values = {}
+    for name, constraint in layer.constraints.items():
+        raw = getattr(layer, f"raw_{name}").detach().to("cpu", torch.float64)
+        if constraint is Decay.constraint:
+            raw = torch.sigmoid(-raw)
+        elif constraint is not Weight.constraint:
+            raw = F.softplus(raw)
+        if raw.ndim:
+            raw = raw.reshape(-1, *[1] * (-neuron_dim(layer, shape) - 1))
+        values[name] = raw.expand(shape).numpy()
+    return values
+
+
+def write_values(layer: Neuron, values: Mapping[str, Array]) -> None:
+    """Set parameters, given as :func:`read_values` has them, to the last digit in float64.
+
+    A constructor keeps them in the default dtype, and moves a decay that touches 0 or 1.
+    """
+    layer.to(torch.float64)
+    for name, value in values.items():
+        raw = torch.from_numpy(np.array(value, np.float64))
+        if layer.constraints[name] is Decay.constraint:
+            raw = (torch.log1p(-raw) - torch.log(raw)).clamp(min=_MIN_LOGIT)
+        elif layer.constraints[name] is not Weight.constraint:
+            raw = softplus_inverse(raw)
+        with torch.no_grad():
+            getattr(layer, f"raw_{name}").copy_(raw)
+
+
+def make_layer(
+    kind: type[LeakyIntegrator],
+    num_neurons: int,
+    dim: int,
+    values: Mapping[str, Tensor],
+    averaging: Collection[str],
+    reset: str,
+) -> LeakyIntegrator:
+    """Construct a layer with these parameters, decays as such, some of them ``averaging``."""
+    options: dict[str, Any] = {"dim": dim, "reset": reset, **values}
+    options |= {f"{name}_ema": name in averaging for name in DECAYS if name in values}
+    for name, value in values.items():
+        options[f"{name}_setup"] = {"value": value}
+        if name in DECAYS:
+            options[f"{name}_setup"]["use_averaging"] = name in averaging
+    accepted = inspect.signature(kind).parameters
+    layer = kind(num_neurons, **{name: options[name] for name in options if name in accepted})
+    # Not every constructor has all of these as arguments; they may be assigned on any layer.
+    for name in DECAYS:
+        setattr(layer, f"{name}_ema", name in averaging)
+    layer.reset = reset
+    return layer
+
+
+def neuron_dim(layer: Neuron, shape: Shape) -> int:
+    """Return the neuron dimension counted from the end, where a batch does not move it."""
+    return layer.dim if layer.dim < 0 else layer.dim - len(shape) - 1
+
+
+def to_array(value: Tensor) -> NDArray[Any]:
+    """Return a tensor as NIR keeps it: float64 and float32 as they are, others in float32."""
+    double = value.dtype == torch.float64
+    return np.array(value.detach().to("cpu", torch.float64 if double else torch.float32).numpy())
+
+
+def describe(node: Node | Graph, layer: LeakyIntegrator, shape: Shape, clock: Clock) -> None:
+    """Write all that makes ``layer`` into the metadata of the node that it is exported as."""
+    description: dict[str, Any] = {
+        "layer": next(c.__name__ for c in type(layer).__mro__ if c.__name__ in snn.__all__),
+        "num_neurons": layer.num_neurons,
+        "dim": neuron_dim(layer, shape),
+        "averaging": " ".join(name for name in DECAYS if getattr(layer, f"{name}_ema")),
+        "reset": layer.reset,
+    }
+    for name in layer.raw_names:
+        raw = getattr(layer, name).detach().to("cpu", torch.float64).numpy()
+        description[name] = raw[()]  # one value as a number: HDF5 compresses no array without axes
+    node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
+
+
+def restored(node: Node | Graph, clock: Clock) -> Node | None:
+    """Return a node that holds the layer which ``node`` was exported from, if it is unchanged."""
+    description = node.metadata.get(KEY)
+    membrane = node.nodes.get("mem") if isinstance(node, Graph) else node
+    if not isinstance(description, dict) or not isinstance(membrane, Node):
+        return None
+    try:
+        if description["digest"] != digest(node, description, clock):
+            return None
+        shape = membrane.arrays["tau"].shape
+        settings = {"shape": shape, "layer": _layer(description, shape)}
+        return Node(LAYER, membrane.arrays, settings)
+    # Not a description that we write: LookupError and ArithmeticError are KeyError and kin.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _layer(description: dict[str, Any], shape: Shape) -> LeakyIntegrator:
+    name, num_neurons, dim = (description[key] for key in ("layer", "num_neurons", "dim"))
+    kind = getattr(snn, name) if name in snn.__all__ else None
+    if not (isinstance(kind, type) and issubclass(kind, LeakyIntegrator)):
+        raise TypeError(f"{name} is no layer")
+    raw = {
+        name: torch.as_tensor(value, dtype=torch.float64)
+        for name, value in description.items()
+        if name.startswith("raw_")
+    }
+    bounded = -len(shape) <= dim < 0 and shape[dim] == num_neurons
+    if not bounded or any(value.isnan().any() for value in raw.values()):
+        raise ValueError(f"{num_neurons} neurons at {dim} do not fit {shape}, or are no numbers")
+    # Any legal values will do, for the raw ones are loaded over them.
+    values = {name.removeprefix("raw_"): torch.full_like(value, 0.5) for name, value in raw.items()}
+    averaging = description["averaging"].split()
+    layer = make_layer(kind, num_neurons, dim, values, averaging, description["reset"])
+    layer.to(torch.float64).load_state_dict(raw)
+    return layer
+
+
+def digest(node: Node | Graph, description: dict[str, Any], clock: Clock) -> str:
+    """Return a hash over all that decides what a node computes, the description and the clock."""
+    # The nodes are the layer in one time step alone.
+    signed = {**description, "digest": [float(clock.dt), clock.discretization]}
+    content = asdict(replace(node, metadata=signed))
+    text = json.dumps(content, sort_keys=True, default=_array_digest)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _array_digest(value: Any) -> list[Any]:
+    array = np.asarray(value)
+    return [array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).hexdigest()]

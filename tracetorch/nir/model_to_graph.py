@@ -1,0 +1,190 @@
+"""Convert a model to a graph: the modules it calls, and what flows between them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, overwritten, trace_forward
+from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.model import NIRModel
+from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
+from tracetorch.nir.options import WriteOptions
+from tracetorch.nir.weight_folding import fold_norm, norm_affine
+from tracetorch.snn import Neuron, TTModule
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_ADDING = (operator.add, torch.add, "add", *IN_PLACE)
+_FLATTENING = (torch.flatten, "flatten")
+
+
+def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> Graph:
+    """Return the graph of ``model`` for one time step like ``inputs``, without touching states."""
+    check_modules(model)
+    if isinstance(model, NIRModel):
+        return model_graph(model, options)
+    converter = _Converter(trace_forward(model), options)
+    shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
+    converter.title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    # copies, for forward may write into what it is given
+    converter.run(*(x.clone() for x in inputs))
+    return converter.written
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Stand for a tensor in the forward pass, and for the nodes whose sum it is."""
+
+    tensor: Tensor
+    sources: list[str]
+
+    @property
+    def shape(self) -> Shape:
+        if self.tensor.ndim < 2:
+            shape = list(self.tensor.shape)
+            raise ValueError(f"a value has shape {shape}; a sample needs a dimension behind B.")
+        return tuple(self.tensor.shape[1:])
+
+
+class _Converter(fx.Interpreter):
+    """Run a traced program once, and make a node of every step; states are left alone."""
+
+    title: str
+
+    def __init__(self, program: fx.GraphModule, options: WriteOptions) -> None:
+        super().__init__(program)
+        self.program = program
+        self.extra_traceback = False  # which would go into our messages
+        self.options = options
+        self.written = Graph()
+        self.reserved = set(_named(program.graph.output_node().args[0]))
+        self.arguments = len(program.graph.find_nodes(op="placeholder"))
+        self.called: set[nn.Module] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.step = n
+        return super().run_node(n)
+
+    def attempt(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a part of the model; an error means that the sample does not fit it."""
+        try:
+            return function(*args)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            problem = str(error).partition("\n")[0]
+            raise ValueError(f"{self.title}: {problem}. Give one that the model takes.") from error
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        tensor = self.attempt(super().placeholder, target, args, kwargs)
+        if not isinstance(tensor, Tensor):  # an argument left at its default
+            return tensor
+        name = "input" if self.arguments == 1 else target
+        return self.add(name, boundary("Input", _Value(tensor, []).shape), tensor)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        raise ValueError(
+            f"the model's forward uses {target!r} by itself; in NIR parameters and states belong "
+            "to a layer. Use nn.Linear, say."
+        )
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module, text = self.fetch_attr(target), repr(self.fetch_attr(target))
+        # a short module as it prints, a large one by its type
+        title = f"layer {target!r}, {type(module).__name__ if chr(10) in text else text},"
+        if len(args) != 1 or kwargs or not isinstance(args[0], _Value):
+            raise ValueError(f"{title} is called with more than one tensor; a node has one input.")
+        if module in self.called and isinstance(module, TTModule):  # the leaves among them remember
+            raise ValueError(
+                f"{title} is called twice in one step; as two nodes it would have two memories."
+            )
+        self.called.add(module)
+        x = args[0]
+        if isinstance(module, PASSING):
+            return x
+        tensor = self.output_of(module, x.tensor)
+        node = node_of(module, x.shape, title, self.options)
+        # A batch norm goes into the linear node that made its input, if nothing else reads that.
+        before, linear = self.step.all_input_nodes[0], self.written.nodes[x.sources[0]]
+        own = before.op == "call_module" and x.sources == [_node_name(before.target)]
+        alone = own and len(before.users) == 1 and isinstance(module, _NORMS)
+        if alone and isinstance(linear, Node) and linear.kind in LINEAR:
+            self.written.nodes[x.sources[0]] = fold_norm(linear, *norm_affine(module))
+            return x
+        return self.add(target, node, tensor, x)
+
+    def output_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of the output."""
+        if isinstance(module, (Neuron, *_NORMS)):
+            return x
+        if isinstance(module, NIRModel):
+            return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])
+        y: Tensor = self.attempt(module, x)
+        return y
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
+        values = [value for value in args if isinstance(value, _Value)]
+        dims = dict(zip(("start_dim", "end_dim"), args[1:], strict=False)) | kwargs
+        name = overwritten(self.program, self.step)
+        if name:
+            raise ValueError(
+                f"{'+=' if target is operator.iadd else target} in the model's forward writes into "
+                f"{name!r}, which is used again; edges carry what a node gave. Write y = y + x."
+            )
+        if target in _ADDING and len(args) == len(values) == 2 and not kwargs:
+            one, other = values
+            tensor = self.attempt(torch.add, one.tensor, other.tensor)
+            return _Value(tensor, one.sources + other.sources)
+        if target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
+            start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
+            node = flatten_node(start, end, values[0].shape, title)
+            tensor = torch.flatten(values[0].tensor, start, end)
+            return self.add(self.step.name, node, tensor, values[0])
+        raise ValueError(
+            f"{title} has no counterpart in NIR: between modules, values can be added and "
+            "flattened. Write it as a module that has one, or leave it out."
+        )
+
+    call_method = call_function
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self.reserved = set()
+        for name, value in _named(args[0]).items():
+            if not isinstance(value, _Value):
+                raise ValueError("the model must return a tensor, or a tuple or dict of tensors.")
+            self.add(name, boundary("Output", value.shape), value.tensor, value)
+
+    def add(self, path: str, node: Node | Graph, tensor: Tensor, *inputs: _Value) -> _Value:
+        """Add a node with its input; return its output, a value of the shape of ``tensor``."""
+        name = self.written.add(self.unused(_node_name(path)), node)
+        for source in [source for value in inputs for source in value.sources]:
+            if (source, name) in self.written.edges:  # x + x: an edge is there or not
+                copy = elementwise("Scale", inputs[0].shape, scale=1.0)
+                source = self.written.add(self.unused(f"{name}_again"), copy, source)
+            self.written.edges.append((source, name))
+        return _Value(tensor, [name])
+
+    def unused(self, name: str) -> str:
+        """Return a name that no node has, nor an Output will need."""
+        unused, i = name, 1
+        while unused in self.written.nodes or unused in self.reserved:
+            unused, i = f"{name}_{i}", i + 1
+        return unused
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    """Return what the model returns, by name."""
+    if isinstance(outputs, dict):
+        return {str(name): value for name, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return {f"output_{i}": value for i, value in enumerate(outputs)}
+    return {"output": outputs}
+
+
+def _node_name(path: Any) -> str:
+    """Return a node's name: peers take ``.`` for a part of a name, or refuse it."""
+    return str(path).replace(".", "_")

@@ -1,0 +1,212 @@
+"""Convert a module to the NIR node, or the graph of nodes, that computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.layer_nodes import layer_node
+from tracetorch.nir.layers import to_array
+from tracetorch.nir.model import NIRModel
+from tracetorch.nir.modules import DelayLine, Membrane, PerElement
+from tracetorch.nir.options import WriteOptions
+from tracetorch.nir.shapes import output_shape
+from tracetorch.nir.weight_folding import norm_affine
+from tracetorch.snn import LeakyIntegrator, Recurrent
+
+# Modules that pass their input on where nothing is trained.
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_HINTS: Mapping[type[nn.Module], str] = {
+    nn.MaxPool2d: "Use nn.AvgPool2d.",
+    nn.MaxPool1d: "Use a convolution with a stride.",
+    nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",
+}
+
+
+def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | Graph:
+    """Return the node, or the graph, that computes what ``module`` does for samples of ``shape``.
+
+    Types are compared exactly, for a subclass may compute anything. Where NIR has nothing for the
+    module, or not for how it is set, the error begins with ``title``.
+    """
+    if type(module) is NIRModel:
+        return model_graph(module, options)
+    if type(module) is Recurrent:
+        return _recurrent(module, shape, title, options)
+    if type(module) is nn.Sequential:  # a neuron layer between a Flatten and an Unflatten
+        return _reshaped(node_of(module[1], (math.prod(shape),), title, options), shape)
+    try:
+        if isinstance(module, LeakyIntegrator) and _computes_as_declared(type(module)):
+            return layer_node(module, shape, options)
+        if type(module) in _RULES:
+            return _RULES[type(module)](module, shape, options)
+        hint = _HINTS.get(type(module), "Replace it, or leave it out of what is exported.")
+        raise ValueError(f"has no counterpart in NIR. {hint}")
+    except ValueError as error:
+        raise ValueError(f"{title} {error}") from error
+
+
+def _computes_as_declared(kind: type) -> bool:
+    """Return whether a subclass has left alone what its base class computes."""
+    methods = ("forward", "forward_step", "step")
+    return all(getattr(kind, name) is getattr(LeakyIntegrator, name) for name in methods)
+
+
+def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> Graph:
+    """Return a cycle through the connection; its bias, which acts at once, goes another way."""
+    if options.mode == "compact":
+        raise ValueError(
+            f"{title} feeds its output back, which peers read in ways of their own. Use "
+            "mode='exact'."
+        )
+    back = node_of(m.connection, shape, f"the connection of {title}", options)
+    if not isinstance(back, Node) or back.kind not in LINEAR:
+        raise ValueError(
+            f"{title} is connected to itself by {type(m.connection).__name__}; in NIR it must be "
+            "nn.Linear or a convolution."
+        )
+    if output_shape(back, shape) != shape:
+        got = list(output_shape(back, shape))
+        raise ValueError(f"{title} needs a connection that keeps {list(shape)}, got {got}.")
+    graph = Graph({"input": boundary("Input", shape)})
+    sources = ["input"]
+    bias = back.arrays.get("bias")
+    if bias is not None and bias.any():
+        per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
+        sources.append(graph.add_constant(per_channel, shape, "input"))
+        if back.kind == "Affine":
+            back = Node("Linear", {"weight": back.arrays["weight"]})
+        else:
+            back.arrays["bias"] = np.zeros_like(bias)
+    graph.add("neuron", node_of(m.neuron, shape, f"the neuron of {title}", options), *sources)
+    graph.edges.append((graph.add("back", back, "neuron"), "neuron"))
+    graph.add("output", boundary("Output", shape), "neuron")
+    return graph
+
+
+def _reshaped(node: Node | Graph, shape: Shape) -> Node | Graph:
+    """Return nodes that work element by element, for samples of another shape."""
+    if isinstance(node, Graph):
+        parts = {name: _reshaped(part, shape) for name, part in node.nodes.items()}
+        return Graph(parts, node.edges)
+    arrays = {name: value.reshape(shape) for name, value in node.arrays.items()}
+    return Node(node.kind, arrays, dict.fromkeys(node.settings, shape))
+
+
+def model_graph(model: NIRModel, options: WriteOptions) -> Graph:
+    """Return the graph that a model was read from, with the parameters it has now."""
+    graph, wiring = Graph(), model.wiring
+    for name in wiring.order:
+        shape, module = wiring.input_shape(name), model.nodes[model.keys[name]]
+        if name in wiring.inputs or name in wiring.outputs:
+            node: Node | Graph = boundary("Input" if name in wiring.inputs else "Output", shape)
+        elif type(module) is nn.Identity:  # the ends of a graph inside another one
+            node = elementwise("Scale", shape, scale=1.0)
+        else:
+            node = node_of(module, shape, f"node {name!r}, {module!r},", options)
+        graph.add(name, node, *wiring.now[name])
+    for name in wiring.order:
+        graph.edges.extend((source, name) for source in wiring.late[name])
+    return graph
+
+
+def _linear(m: nn.Linear, shape: Shape, options: WriteOptions) -> Node:
+    if m.bias is None:
+        return Node("Linear", {"weight": to_array(m.weight)})
+    return Node("Affine", {"weight": to_array(m.weight), "bias": to_array(m.bias)})
+
+
+def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node:
+    if m.padding_mode != "zeros":
+        raise ValueError(f"pads by {m.padding_mode!r}; NIR pads with zeros.")
+    weight, groups = to_array(m.weight), m.groups
+    if options.mode == "compact" and groups > 1:  # peers read one group only
+        weight, groups = _ungrouped(weight, groups), 1
+    bias = np.zeros(len(weight), weight.dtype) if m.bias is None else to_array(m.bias)
+    settings = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": groups}
+    settings["input_shape"] = shape[1:]
+    return Node(f"Conv{weight.ndim - 2}d", {"weight": weight, "bias": bias}, settings)
+
+
+def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Return the same convolution with one group: zero between channels of different groups."""
+    out, inner = weight.shape[:2]
+    whole = np.zeros((out, inner * groups, *weight.shape[2:]), weight.dtype)
+    for g in range(groups):
+        rows = slice(g * out // groups, (g + 1) * out // groups)
+        whole[rows, g * inner : (g + 1) * inner] = weight[rows]
+    return whole
+
+
+def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
+    """Return a batch norm by itself: a matrix with a diagonal, or a convolution of one pixel."""
+    (scale, shift), spatial = norm_affine(m), len(shape) - 1
+    weight = np.diag(scale).reshape(len(scale), len(scale), *[1] * spatial)
+    if not spatial:
+        return Node("Affine", {"weight": weight, "bias": shift})
+    one, zero = (1,) * spatial, (0,) * spatial
+    settings = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
+    settings["input_shape"] = shape[1:]
+    return Node(f"Conv{spatial}d", {"weight": weight, "bias": shift}, settings)
+
+
+def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
+    kernel, stride, padding = (_pair(v) for v in (m.kernel_size, m.stride, m.padding))
+    if m.ceil_mode:
+        raise ValueError("has ceil_mode=True, which NIR does not have.")
+    if not m.count_include_pad and any(padding):
+        raise ValueError("has count_include_pad=False; NIR counts the padding.")
+    if m.divisor_override not in (None, 1, kernel[0] * kernel[1]):
+        raise ValueError(f"divides by {m.divisor_override}; NIR sums, or takes the mean.")
+    kind = "SumPool2d" if m.divisor_override == 1 else "AvgPool2d"
+    return Node(kind, settings={"kernel_size": kernel, "stride": stride, "padding": padding})
+
+
+def _adaptive_pool(m: nn.AdaptiveAvgPool2d, shape: Shape, options: WriteOptions) -> Node:
+    pairs = [(n, size or n) for n, size in zip(shape[1:], _pair(m.output_size), strict=True)]
+    if any(n % size for n, size in pairs):
+        raise ValueError(
+            f"makes {[size for _, size in pairs]} of {list(shape[1:])}, which windows of one size "
+            "do not divide. Use nn.AvgPool2d."
+        )
+    window = tuple(n // size for n, size in pairs)
+    return Node("AvgPool2d", settings={"kernel_size": window, "stride": window, "padding": (0, 0)})
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def flatten_node(start: int, end: int, shape: Shape, title: str = "it") -> Node:
+    """Return a Flatten; PyTorch counts dimensions with the batch, NIR without."""
+    ndim = len(shape) + 1
+    first, last = (dim + ndim if dim < 0 else dim for dim in (start, end))
+    if not 1 <= first <= last < ndim:
+        raise ValueError(
+            f"{title} flattens from {start} to {end}, which leaves no batch in front. Use "
+            "start_dim=1."
+        )
+    settings = {"input_type": shape, "start_dim": first - 1, "end_dim": last - 1}
+    return Node("Flatten", settings=settings)
+
+
+_RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.AvgPool2d: _pool,
+    nn.BatchNorm1d: _norm,
+    nn.BatchNorm2d: _norm,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Flatten: lambda m, shape, options: flatten_node(m.start_dim, m.end_dim, shape),
+    nn.Linear: _linear,
+    # what the nodes of a graph were read into
+    DelayLine: DelayLine.node,
+    Membrane: Membrane.node,
+    PerElement: PerElement.node,
+}

@@ -1,0 +1,163 @@
+"""Convert a node of NIR to the module that computes it."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracetorch import snn
+from tracetorch.nir.graph import LAYER, Node, Shape, naming
+from tracetorch.nir.layers import make_layer, write_values
+from tracetorch.nir.modules import DelayLine, Membrane, PerElement
+from tracetorch.nir.options import Array, Clock, Reset
+from tracetorch.nir.shapes import flattened_dims
+
+Values: TypeAlias = dict[str, Array]
+
+MAX_DELAY = 10_000  # steps in one graph; each is a module, and a copy of what it holds
+# How far a gain may lie from one that is one but for rounding, in float64 and in float32.
+_ROUNDING = (1e-12, 1e-6)
+
+
+def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
+    """Return the module that computes ``node`` for inputs of ``shape``; raise where none can."""
+    with naming(name, node.kind):
+        arrays, s = node.arrays, node.settings
+        match node.kind:
+            case "Affine" | "Linear" | "Conv1d" | "Conv2d":
+                return _linear(node)
+            case "AvgPool2d" | "SumPool2d":
+                divisor = 1 if node.kind == "SumPool2d" else None  # a sum is a mean over one
+                windows = s["kernel_size"], s["stride"], s["padding"]
+                return nn.AvgPool2d(*windows, divisor_override=divisor)
+            case "Delay":
+                return _delay(arrays["delay"].astype(np.float64), shape, clock)
+            case "Flatten":
+                start, end = flattened_dims(node, shape)
+                return nn.Flatten(start + 1, end + 1)  # behind the batch
+            case "Input" | "Output":
+                return nn.Identity()
+            case "Scale" | "Threshold":
+                field = node.kind.lower()
+                return PerElement(field, _one_or_all(arrays[field]))
+        return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
+
+
+def _linear(node: Node) -> nn.Module:
+    weight, s, bias = node.arrays["weight"], node.settings, "bias" in node.arrays
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    module: nn.Module
+    # on "meta": no memory and no random numbers for what is replaced below
+    if node.kind in ("Affine", "Linear"):
+        module = nn.Linear(inputs, outputs, bias, device="meta")
+    else:
+        options = {name: s[name] for name in ("stride", "padding", "dilation", "groups")}
+        kind = nn.Conv1d if node.kind == "Conv1d" else nn.Conv2d
+        channels, kernel = inputs * s["groups"], weight.shape[2:]
+        module = kind(channels, outputs, kernel, bias=bias, device="meta", **options)
+    for name, value in node.arrays.items():
+        setattr(module, name, nn.Parameter(torch.from_numpy(value.copy())))
+    return module
+
+
+def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
+    steps = np.rint(delay / clock.dt)
+    if steps.max() > MAX_DELAY:
+        raise ValueError(
+            f"a delay of {delay.max()} s is {steps.max():.0f} steps of {clock.dt} s, more than "
+            f"{MAX_DELAY}."
+        )
+    error = abs(steps * clock.dt - delay)
+    if (error > 1e-6 * (delay + clock.dt)).any():
+        worst = delay.flat[error.argmax()]
+        raise ValueError(f"delays must be whole steps of dt={clock.dt} s, got {worst} s.")
+    return DelayLine(_one_or_all(steps.astype(np.int64)), shape)
+
+
+def _one_or_all(value: Array) -> Tensor:
+    """Return one value for all as a number, whatever its shape: it takes no memory then."""
+    return torch.from_numpy(np.array(value.reshape(()) if value.size == 1 else value))
+
+
+def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
+    rounding = _ROUNDING[any(value.dtype == np.float32 for value in node.arrays.values())]
+    arrays = {name: value.astype(np.float64) for name, value in node.arrays.items()}
+    axis, values = _along_one_dim(arrays, shape)
+    if "v_threshold" in values:
+        values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
+    for tau, decay in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
+        if tau in values:
+            values[decay] = _complement(tau, values.pop(tau), clock, rounding)
+    if "alpha" in values:
+        values.setdefault("w_in", np.ones_like(values["alpha"]))
+    size, dim = (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+    layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
+    if layer is None:
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
+        layer = Membrane(size, dim, tensors, dt=clock.dt, reset=reset)
+    if axis is not None:
+        return layer
+    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
+
+
+def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
+    complement = clock.complement(tau)
+    complement = np.where(abs(complement - 1) <= rounding, 1.0, complement)  # a tau of one step
+    if (complement > 1).any():
+        raise ValueError(
+            f"{name} of {tau.min():.3g} s is shorter than a step of {clock.dt} s. Take dt <= tau, "
+            "or discretization='exponential'."
+        )
+    if not (complement > 0).all():
+        raise ValueError(f"{name} is so long that dt={clock.dt} s does nothing beside it.")
+    return complement
+
+
+def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
+    """Return the dimension along which neurons differ, and their values there, one for all as a
+    number; ``None`` and flat values where they differ along several.
+    """
+    values = {name: value.reshape(()) for name, value in arrays.items() if value.size == 1}
+    full = {name: value for name, value in arrays.items() if value.size > 1}
+    if not full:
+        return -1, values
+    for axis in range(len(shape)):
+        rows = {n: np.moveaxis(v, axis, 0).reshape(shape[axis], -1) for n, v in full.items()}
+        if all((row == row[:, :1]).all() for row in rows.values()):
+            return axis - len(shape), values | {name: row[:, 0] for name, row in rows.items()}
+    return None, values | {name: value.reshape(-1) for name, value in full.items()}
+
+
+def _own_layer(
+    values: Values, size: int, dim: int, reset: Reset, rounding: float
+) -> snn.LeakyIntegrator | None:
+    """Return one of our layers that computes the same, or ``None`` where none does."""
+    if "beta" not in values or any(values[n].any() for n in ("v_leak", "v_reset") if n in values):
+        return None
+    own: Values = {name: values[name] for name in ("alpha", "beta") if name in values}
+    averaging = []
+    for decay in own:
+        gain = values["w_in" if decay == "alpha" else "r"]
+        if np.allclose(gain, 1.0, rtol=0.0, atol=rounding):
+            averaging.append(decay)
+        elif not np.allclose(gain * values[decay], 1.0, rtol=0.0, atol=rounding):
+            return None
+    tensors: dict[str, Tensor] = {n: torch.from_numpy(np.array(1 - v)) for n, v in own.items()}
+    spiking = "v_threshold" in values
+    if spiking:
+        if not (values["v_threshold"] > 0).all():
+            return None
+        own["pos_threshold"] = values["v_threshold"]
+        tensors["pos_threshold"] = torch.from_numpy(np.array(own["pos_threshold"]))
+    kind: type[snn.LeakyIntegrator] = snn.LeakyIntegrator
+    if spiking:
+        kind = snn.SLIF if "alpha" in own else snn.LIF
+    elif "beta" in averaging:
+        kind = snn.SReadout if "alpha" in own else snn.Readout
+    layer = make_layer(kind, size, dim, tensors, averaging, reset if spiking else "subtract")
+    write_values(layer, own)
+    return layer

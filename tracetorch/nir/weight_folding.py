@@ -1,0 +1,89 @@
+"""Fold batch norms, and thresholds that differ from neuron to neuron, into the weights before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tracetorch.nir.graph import LINEAR, Graph, Node
+from tracetorch.nir.layers import to_array
+
+
+def norm_affine(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the factor and the summand per channel of a batch norm in eval mode."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            "takes its statistics from the batch. Call model.eval() before the export; it needs "
+            "track_running_stats=True."
+        )
+    scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    dtype = norm.running_mean.dtype
+    return to_array(scale.to(dtype)), to_array(shift.to(dtype))
+
+
+def fold_norm(node: Node, scale: NDArray[Any], shift: NDArray[Any]) -> Node:
+    """Return the linear node before a batch norm, and the norm, in one."""
+    weight = _scaled(node.arrays["weight"], scale)
+    bias = shift.astype(np.float64)
+    if "bias" in node.arrays:
+        bias = bias + node.arrays["bias"] * scale.astype(np.float64)
+    kind = "Affine" if node.kind == "Linear" else node.kind
+    return replace(node, kind=kind, arrays={"weight": weight, "bias": bias.astype(weight.dtype)})
+
+
+def fold_thresholds(graph: Graph) -> Graph:
+    """Return a graph with the same spikes and one threshold per LIF or CubaLIF where possible.
+
+    A neuron that is zero at rest and at reset fires alike if its input and its threshold grow by
+    one factor. The factor of each neuron goes into the row of weights that feeds it: where these
+    feed no one else, nothing else feeds the neuron, and, after a convolution, all neurons of a
+    channel share it.
+
+    What is made equal is the threshold as the input meets it, ``v_threshold`` over the gain
+    ``r / tau``. Where time constants differ too, ``v_threshold`` differs with them: snnTorch, which
+    reads the gain of one neuron for all, then refuses the file instead of misreading it.
+    """
+    nodes = dict(graph.nodes)
+    outgoing = Counter(start for start, _ in graph.edges)
+    incoming = Counter(end for _, end in graph.edges)
+    for start, end in graph.edges:
+        linear, node = nodes[start], nodes[end]
+        if not (isinstance(node, Node) and isinstance(linear, Node)) or linear.kind not in LINEAR:
+            continue
+        if node.kind not in ("LIF", "CubaLIF") or outgoing[start] != 1 or incoming[end] != 1:
+            continue
+        gain = _gain(node)
+        relative = node.arrays["v_threshold"] / gain
+        rows = relative.reshape(len(relative), -1)
+        uniform, uniform_rows = (
+            np.allclose(rows, value, rtol=1e-12, atol=0.0) for value in (rows[0, 0], rows[:, :1])
+        )
+        if uniform or not uniform_rows or len(rows) != len(linear.arrays["weight"]):
+            continue
+        goal = np.exp(np.log(rows[:, 0]).mean())
+        scaled = {name: _scaled(v, goal / rows[:, 0]) for name, v in linear.arrays.items()}
+        nodes[start] = replace(linear, arrays=scaled)
+        nodes[end] = replace(node, arrays={**node.arrays, "v_threshold": goal * gain})
+    return replace(graph, nodes=nodes)
+
+
+def _gain(node: Node) -> NDArray[Any]:
+    """Return how much of its input a neuron takes in, but for the time step."""
+    a = node.arrays
+    synapse = 1.0 if node.kind == "LIF" else a["w_in"] / a["tau_syn"]
+    return np.asarray(a["r"] / a["tau" if node.kind == "LIF" else "tau_mem"] * synapse)
+
+
+def _scaled(value: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
+    per_row = factors.astype(np.float64).reshape(-1, *[1] * (value.ndim - 1))
+    return (value * per_row).astype(value.dtype)

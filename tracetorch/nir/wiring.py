@@ -1,0 +1,168 @@
+"""Order the nodes of a graph for one time step, and find the edges that wait for the next step."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import TypeAlias
+
+from tracetorch.nir.graph import LAYER, MEMBRANES, Graph, Node, Shape, naming
+from tracetorch.nir.layers import restored
+from tracetorch.nir.options import Clock
+from tracetorch.nir.shapes import output_shape
+
+Edge: TypeAlias = tuple[str, str]
+Sources: TypeAlias = defaultdict[str, list[str]]
+
+INPUT_ORDER = "inputs"  # the key in a graph's metadata under which our writer keeps it
+# A cycle must pass through one of these; without, it would be an equation, not a network.
+_BREAKS_CYCLES = (*MEMBRANES, LAYER, "Delay", "Threshold")
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Hold what flows where in a flat graph, by the names of the nodes."""
+
+    order: list[str]  # in which the nodes compute
+    inputs: list[str]  # in the order of the model's arguments
+    outputs: list[str]
+    # for each node, those whose output of this step it adds up, and of the step before
+    now: Sources = field(default_factory=lambda: defaultdict(list))
+    late: Sources = field(default_factory=lambda: defaultdict(list))
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of each node's output
+
+    def input_shape(self, name: str) -> Shape:
+        """Return the shape of what enters a node; an Input is its own source."""
+        return self.shapes[self.now[name][0] if self.now[name] else name]
+
+
+def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
+    """Flatten, order and check a graph; nodes that lead to no Output are left out.
+
+    An edge is late if it closes a cycle: walked depth first from the Inputs, in the order of the
+    edges, it leads back to a node that the walk is still inside of.
+    """
+    nodes, edges = _flat(graph, clock)
+    inputs, outputs = _ordered_inputs(graph), graph.names("Output")
+    for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
+        if not names:
+            raise ValueError(f"the graph has no {kind} node: where does it {does}?")
+    order, late = _walk(inputs, edges)
+    # Inputs that lead nowhere are arguments of the model still.
+    needed = _leading_to(outputs, edges) | set(inputs)
+    wiring = Wiring([name for name in order if name in needed], inputs, outputs)
+    for start, end in edges:
+        if end in needed:
+            (wiring.late if (start, end) in late else wiring.now)[end].append(start)
+    for name in {end for _, end in edges}.intersection(inputs):
+        raise ValueError(f"node {name!r} is an Input, and an edge leads into it.")
+    _check_cycles(nodes, edges)
+    for name in sorted(needed.difference(order)):
+        raise ValueError(f"node {name!r} gets nothing from any Input.")
+    for name in wiring.order:
+        shapes = {wiring.shapes[source] for source in wiring.now[name]}
+        if len(shapes) > 1:
+            raise ValueError(f"node {name!r} adds up inputs of different shapes: {sorted(shapes)}.")
+        node = nodes[name]
+        with naming(name, node.kind):
+            shape = shapes.pop() if shapes else node.settings["shape"]
+            wiring.shapes[name] = output_shape(node, shape)
+    for source, name in late:
+        if name in needed and wiring.shapes[source] != wiring.input_shape(name):
+            back, shape = list(wiring.shapes[source]), list(wiring.input_shape(name))
+            raise ValueError(f"node {name!r} gets shape {shape}, and {back} back from {source!r}.")
+    return {name: nodes[name] for name in wiring.order}, wiring
+
+
+def _ordered_inputs(graph: Graph) -> list[str]:
+    """Return the Inputs as ``forward`` took them, where the metadata say so; by name otherwise."""
+    inputs = graph.names("Input")
+    try:
+        order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
+    except (TypeError, ValueError, RecursionError):
+        return inputs
+    return order if sorted(order) == inputs else inputs
+
+
+def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
+    """Return all nodes, inner ones as ``outer.inner``, and edges; our own layers stay whole."""
+    nodes: dict[str, Node] = {}
+    edges: list[Edge] = []
+    # where edges to and from a node of this graph end in the flat one
+    enter: dict[str, str] = {}
+    leave: dict[str, str] = {}
+    for name, node in graph.nodes.items():
+        full = f"{prefix}{name}"
+        enter[name] = leave[name] = full
+        node = restored(node, clock) or node
+        if isinstance(node, Graph):
+            inputs, outputs = node.names("Input"), node.names("Output")
+            if len(inputs) != 1 or len(outputs) != 1:
+                raise ValueError(
+                    f"graph {full!r} has {len(inputs)} Inputs and {len(outputs)} Outputs; inside "
+                    "another graph it needs one of each, for an edge cannot say which it means."
+                )
+            enter[name], leave[name] = f"{full}.{inputs[0]}", f"{full}.{outputs[0]}"
+            inner, inner_edges = _flat(node, clock, f"{full}.")
+            edges += inner_edges
+        else:
+            inner = {full: node}
+        for clash in nodes.keys() & inner.keys():
+            raise ValueError(f"two nodes would be called {clash!r}. Rename one.")
+        nodes |= inner
+    return nodes, edges + [(leave[start], enter[end]) for start, end in graph.edges]
+
+
+def _walk(inputs: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
+    """Return what the Inputs lead to, sources first, and the edges that close cycles."""
+    following: defaultdict[str, list[str]] = defaultdict(list)
+    first: dict[str, int] = {}
+    for i, (start, end) in enumerate(edges):
+        following[start].append(end)
+        first.setdefault(start, i)
+    closing: set[Edge] = set()
+    inside: set[str] = set()
+    done: dict[str, None] = {}  # in the order in which the walk leaves the nodes
+    # a stack instead of recursion: a file may chain any number of nodes
+    for root in sorted(inputs, key=lambda name: first.get(name, len(edges))):
+        inside.add(root)
+        stack = [(root, iter(following[root]))]
+        while stack:
+            name, rest = stack[-1]
+            end = next(rest, "")
+            if not end:
+                stack.pop()
+                inside.discard(name)
+                done[name] = None
+            elif end in inside:
+                closing.add((name, end))
+            elif end not in done:
+                inside.add(end)
+                stack.append((end, iter(following[end])))
+    return list(reversed(done)), closing
+
+
+def _leading_to(outputs: list[str], edges: list[Edge]) -> set[str]:
+    sources: Sources = defaultdict(list)
+    for start, end in edges:
+        sources[end].append(start)
+    found, stack = set(outputs), list(outputs)
+    while stack:
+        fresh = set(sources[stack.pop()]) - found
+        found |= fresh
+        stack += fresh
+    return found
+
+
+def _check_cycles(nodes: dict[str, Node], edges: list[Edge]) -> None:
+    sorter = TopologicalSorter[str]()
+    for start, end in edges:
+        if nodes[start].kind not in _BREAKS_CYCLES and nodes[end].kind not in _BREAKS_CYCLES:
+            sorter.add(end, start)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        cycle = sorted(set(error.args[1]))
+        raise ValueError(f"a cycle has no neuron in it: nodes {cycle[:5]}.") from error
