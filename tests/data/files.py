@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -37,7 +37,7 @@ def nmnist_bytes(events: Sequence[Event]) -> bytes:
     return bytes(content)
 
 
-def write_nmnist(folder: Path, recordings: dict[str, Sequence[Event]]) -> None:
+def write_nmnist(folder: Path, recordings: Mapping[str, Sequence[Event]]) -> None:
     """Write recordings by their path: ``{"Train/7/00001.bin": events}``."""
     for path, events in recordings.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

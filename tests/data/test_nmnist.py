@@ -89,7 +89,7 @@ def test_empty_folder_is_rejected(tmp_path: Path) -> None:
 
 def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match="NMNIST has the parts 'train' or 'test', got 'Train'"):
-        tt.data.NMNIST(folder, "Train")
+        tt.data.NMNIST(folder, "Train")  # type: ignore[arg-type]
 
 
 def test_damaged_file_is_rejected(folder: Path) -> None:

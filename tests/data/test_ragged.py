@@ -75,7 +75,7 @@ def test_labels_are_stacked(label: Any) -> None:
 def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), tt.snn.LIF(8), tt.snn.Readout(8))
-    samples = [(torch.rand(n, 4), n) for n in (3, 7, 5)]
+    samples: Any = [(torch.rand(n, 4), n) for n in (3, 7, 5)]
     x, _, mask = next(iter(DataLoader(samples, 3, collate_fn=collate)))
     batched = tt.decode.last(tt.unroll(net, x), mask=mask)
     for row, (sequence, _) in zip(batched, samples, strict=True):

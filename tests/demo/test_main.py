@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,8 +68,9 @@ def training_with_losses(*losses: float) -> object:
 
     def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
         for number, loss in enumerate(losses, 1):
+            linear: Any = model.linear[1]
             with torch.no_grad():
-                model.linear[1].bias.fill_(number)
+                linear.bias.fill_(number)
             yield Epoch(number, 0.5, validation=Score(0.5, loss), held_out=Score(0.5, -loss))
         raise KeyboardInterrupt
 

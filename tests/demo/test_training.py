@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.demo.cases import DIGITS, bars
-from tracetorch.core import files
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 from tracetorch.demo.training import (
     Epoch,
@@ -25,7 +26,7 @@ from tracetorch.demo.training import (
 SETTINGS = Settings(epochs=6, batch_size=10, steps=2, lr=1e-2)
 
 
-def trained(seed: int) -> tuple[ConvSNN, list[Epoch]]:
+def trained(seed: int) -> tuple[Any, list[Epoch]]:
     torch.manual_seed(seed)
     model = ConvSNN()
     return model, list(train(model, DIGITS, SETTINGS, seed))
@@ -49,7 +50,7 @@ def test_training_learns_and_is_reproducible() -> None:
 @pytest.mark.parametrize("batch_size", [60, 1000])
 def test_training_with_a_single_step(batch_size: int) -> None:
     settings = Settings(epochs=1, batch_size=batch_size, steps=1)
-    model = ConvSNN()
+    model: Any = ConvSNN()
     before = model.conv1[0].weight.clone()
     assert len(list(train(model, DIGITS, settings, 0))) == 1
     assert not torch.equal(before, model.conv1[0].weight)
@@ -130,7 +131,7 @@ def test_interrupted_save_keeps_the_previous_model(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(ConvSNN(), path)
     assert path.read_bytes() == old

@@ -215,12 +215,12 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
 
 def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     model = dense()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
     assert found(d, "learning-rate-zero", "0.weight", "error")
     finding = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
     assert finding.value == 0.01
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": model[0].parameters(), "lr": 0.0},
         {"params": [p for part in model[1:] for p in part.parameters()]},
     ]
@@ -405,7 +405,7 @@ def test_states_carried_over_from_another_batch() -> None:
 class ZeroesStates(snn.TTModule):
     """Zeroes states in its forward, of all layers or of one."""
 
-    def __init__(self, net: nn.Module, part: Any = None) -> None:
+    def __init__(self, net: Any, part: Any = None) -> None:
         super().__init__()
         self.net = net
         self.part = part
@@ -465,7 +465,7 @@ def test_dead_neurons_of_a_layer_that_is_not_pointwise() -> None:
             self.threshold("top", 1e6)
 
         @staticmethod
-        def step(x, mem, *, beta, top, spike):  # type: ignore[no-untyped-def]
+        def step(x, mem, *, beta, top, spike):
             mem = beta * mem + x - x.mean(-1, keepdim=True)
             fired = spike(mem - top)
             return fired, mem - fired * top

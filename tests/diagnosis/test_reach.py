@@ -92,7 +92,7 @@ def test_a_step_that_is_not_pointwise_has_no_spike_inputs() -> None:
             self.threshold("top", 1.0)
 
         @staticmethod
-        def step(x, mem, *, beta, top, spike):  # type: ignore[no-untyped-def]
+        def step(x, mem, *, beta, top, spike):
             mem = beta * mem + x - x.flatten().cumsum(0).view_as(x)
             fired = spike(mem - top)
             return fired, mem - fired * top

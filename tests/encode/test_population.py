@@ -42,9 +42,9 @@ def test_repeat_is_a_view_with_a_gradient() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: encode.population([1.0], 5), TypeError, "floating-point tensor, got list"),
+        (lambda: encode.population([1.0], 5), TypeError, "floating-point tensor, got list"),  # type: ignore[arg-type]
         (lambda: encode.population(torch.ones(1), 2), ValueError, "at least 3 to tile .* got 2"),
-        (lambda: encode.population(torch.ones(1), "5"), TypeError, "must be an integer, got '5'"),
+        (lambda: encode.population(torch.ones(1), "5"), TypeError, "must be an integer, got '5'"),  # type: ignore[arg-type]
         (
             lambda: encode.population(torch.ones(1), 5, low=1.0),
             ValueError,
@@ -55,7 +55,7 @@ def test_repeat_is_a_view_with_a_gradient() -> None:
             ValueError,
             "overlap must be positive and finite, got -1.0",
         ),
-        (lambda: encode.repeat([1.0], 5), TypeError, "x must be a tensor, got list"),
+        (lambda: encode.repeat([1.0], 5), TypeError, "x must be a tensor, got list"),  # type: ignore[arg-type]
         (lambda: encode.repeat(torch.ones(1), 0), ValueError, "steps must be at least 1, got 0"),
     ],
 )

@@ -149,6 +149,8 @@ def test_export_leaves_the_model_unchanged() -> None:
 class Broken(snn.TTModule):
     """Cannot be exported, for the reason named by ``fault``."""
 
+    count: Tensor
+
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)

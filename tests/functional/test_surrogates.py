@@ -125,7 +125,7 @@ def test_surrogates_pickle_hash_and_print_as_values(surrogate: Surrogate) -> Non
     ],
 )
 def test_invalid_argument_is_named_in_the_error(
-    surrogate: Surrogate, argument: Any, error: type[Exception], message: str
+    surrogate: Any, argument: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=rf"{type(surrogate).__name__}: \w+ {message}"):
         type(surrogate)(argument)

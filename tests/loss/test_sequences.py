@@ -348,7 +348,7 @@ def test_gradients_at_silent_steps_have_the_right_sign() -> None:
 @pytest.mark.parametrize("name", REGULARISERS)
 def test_recordings_are_summed_over_layers(name: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 8), snn.LIF(8), nn.Linear(8, 4), snn.BLIF(4))
+    model: Any = nn.Sequential(nn.Linear(2, 8), snn.LIF(8), nn.Linear(8, 4), snn.BLIF(4))
     mask = torch.arange(6)[:, None] < torch.tensor([6, 2, 4])
     _, seen = tt.unroll(model, 3 * torch.randn(6, 3, 2), record="output")
     assert list(seen) == ["1.output", "3.output"]
@@ -397,7 +397,7 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: loss.membrane_cross_entropy(X, Y, over="max"), ValueError, "'last', got 'max'"),
+        (lambda: loss.membrane_cross_entropy(X, Y, over="max"), ValueError, "'last', got 'max'"),  # type: ignore[arg-type]
         (lambda: loss.rate_cross_entropy(X, Y, scale=-1), ValueError, "positive .* got -1"),
         (lambda: loss.first_spike_cross_entropy(X, Y, tau=0), ValueError, "positive .* got 0"),
         (lambda: loss.van_rossum(X, X, math.inf), ValueError, "positive and finite.* got inf"),
@@ -423,7 +423,7 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         (lambda: loss.rate_bounds(X, -1.0), ValueError, "lower <= upper, got -1.0 and 1.0"),
         (lambda: loss.silence(X, 0), ValueError, "minimum must be positive and finite, got 0"),
         (lambda: loss.spike_l1({}), ValueError, "empty mapping: record some layers"),
-        (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),
+        (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),  # type: ignore[dict-item]
         (
             lambda: loss.spike_l1({"a": X, "b": X[:, 1:]}),
             ValueError,

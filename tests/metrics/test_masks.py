@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import sequence, vary
+from tests.unrolling.models import By
 from tracetorch import metrics, snn
 
 LENGTHS = (7, 4, 1)
@@ -30,14 +31,14 @@ def ragged() -> tuple[Tensor, Tensor]:
     return x.masked_fill(~mask[..., None], 3.0), mask
 
 
-def alone(figure: Any, by: str) -> list[Any]:
+def alone(figure: Any, by: By) -> list[Any]:
     """Measure each sequence by itself, without its padding."""
     x, _ = ragged()
     return [figure(network(), x[:n, i : i + 1], by=by) for i, n in enumerate(LENGTHS)]
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_masked_counts_equal_those_of_the_sequences_without_padding(by: str) -> None:
+def test_masked_counts_equal_those_of_the_sequences_without_padding(by: By) -> None:
     x, mask = ragged()
     found = metrics.synaptic_operations(network(), x, by=by, mask=mask)
     single = alone(metrics.synaptic_operations, by)
@@ -53,7 +54,7 @@ def test_masked_counts_equal_those_of_the_sequences_without_padding(by: str) -> 
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_a_profile_and_a_running_metric_count_real_steps(by: str) -> None:
+def test_a_profile_and_a_running_metric_count_real_steps(by: By) -> None:
     x, mask = ragged()
     table = metrics.profile(network(), x, by=by, mask=mask, repeats=1)
     assert table.operations == metrics.synaptic_operations(network(), x, by=by, mask=mask)

@@ -74,7 +74,7 @@ def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> di
     from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
     from neurobench.models import NeuroBenchModel
 
-    class Wrapped(NeuroBenchModel):
+    class Wrapped(NeuroBenchModel):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             for kind in per_neuron:

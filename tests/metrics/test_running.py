@@ -101,7 +101,7 @@ def test_running_errors() -> None:
     with pytest.raises(ValueError, match="Linear has no neuron layer"):
         metrics.Operations().update(nn.Linear(3, 3), torch.ones(2, 1, 3))
     with pytest.raises(AttributeError, match="has no attribute 'Accuracies'"):
-        _: Any = metrics.Accuracies  # type: ignore[attr-defined]
+        _: Any = metrics.Accuracies
 
 
 def test_error_without_torchmetrics_names_the_extra_and_functions_work(

@@ -51,12 +51,12 @@ def test_subsampled_values_have_the_same_density() -> None:
 
 
 def test_equal_values_and_quartiles_are_vertical_lines() -> None:
-    ax = tt.plot.distributions(
+    ax: Any = tt.plot.distributions(
         [torch.ones(5), torch.arange(101.0)], "t", show_percentile_lines=True
     )
     assert list(ax.lines[0].get_xdata()) == [1, 1]
-    assert [line.get_xdata()[0] for line in ax.lines[2:]] == [25, 50, 75]  # type: ignore[index]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["layer 0", "layer 1"]  # type: ignore[union-attr]
+    assert [line.get_xdata()[0] for line in ax.lines[2:]] == [25, 50, 75]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["layer 0", "layer 1"]
 
 
 @pytest.mark.parametrize(

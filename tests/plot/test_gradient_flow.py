@@ -13,17 +13,19 @@ def test_cells_are_the_norms_of_layers_at_steps() -> None:
     gradients = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
     ax = tt.plot.gradient_flow(gradients)
     (mesh,) = ax.collections
-    norms = mesh.get_array()
-    assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]  # type: ignore[union-attr]
+    norms: Any = mesh.get_array()
+    assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]
     assert mesh.get_clim() == (4.0, 5.0)
     assert ax.get_ylim() == (2, 0)
 
 
 def test_gradients_that_are_not_finite_are_marked() -> None:
     gradients = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
+    flow: Any
+    broken: Any
     flow, broken = (mesh.get_array() for mesh in tt.plot.gradient_flow(gradients).collections)
-    assert flow.mask.tolist() == [[False, True, True, True]]  # type: ignore[union-attr]
-    assert broken.mask.tolist() == [[True, False, False, True]]  # type: ignore[union-attr]
+    assert flow.mask.tolist() == [[False, True, True, True]]
+    assert broken.mask.tolist() == [[True, False, False, True]]
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, torch.nan])

@@ -13,7 +13,7 @@ from tracetorch import snn
 
 
 def test_decays_are_copies_for_every_layer() -> None:
-    net = snn.TTModule()
+    net: Any = snn.TTModule()
     net.cells = [snn.SRLIF(3, alpha=0.3, beta=0.8, gamma=0.6), nn.Linear(3, 3)]
     net.readout = snn.Readout(2, beta_rank=0)
     copied = tt.plot.decays(net)
@@ -44,7 +44,7 @@ def test_rows_are_histograms_of_halflives() -> None:
 def test_before_and_after_are_compared() -> None:
     before = tt.plot.decays(model())
     ax = tt.plot.halflives(before, model(2.0))
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]  # type: ignore[union-attr]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0.alpha", "0.beta", "1.beta"]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in dots] == [  # type: ignore[index]

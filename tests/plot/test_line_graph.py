@@ -13,14 +13,14 @@ def test_values_are_drawn_over_steps() -> None:
     assert line.get_xdata().tolist() == [0, 1, 2]  # type: ignore[union-attr]
     assert line.get_ydata().tolist() == [1, 0.5, 0.25]  # type: ignore[union-attr]
     assert ax.get_title() == "training"
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]  # type: ignore[union-attr]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]
 
 
 def test_second_line_on_the_same_axes_has_another_colour() -> None:
     ax = tt.plot.line_graph([1.0], "t", "train")
     tt.plot.line_graph(torch.tensor([2.0]), "t", "test", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "test"]  # type: ignore[union-attr]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "test"]
 
 
 def test_there_is_no_legend_without_a_label() -> None:

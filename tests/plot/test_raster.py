@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -40,7 +42,7 @@ def test_recordings_without_a_batch() -> None:
 
 def test_layers_are_bands_of_equal_height() -> None:
     ax = tt.plot.raster({"a": torch.ones(2, 1, 1), "b": torch.ones(2, 1, 99)})
-    found = ticks(ax)["up"]
+    found: Any = ticks(ax)["up"]
     assert ax.get_ylim() == (2, 0)
     assert found[:2] == [(0, pytest.approx(0.5)), (1, pytest.approx(0.5))]
     rows = [y for x, y in found[2:] if x == 0]

@@ -34,7 +34,7 @@ def test_silent_layers_are_drawn() -> None:
     quiet = torch.zeros(3, 2, 4)
     assert tt.plot.rate_histogram(quiet).patches[0].get_data().values[0] == 100  # type: ignore[attr-defined]
     mesh = tt.plot.rate_map(quiet).collections[0]
-    assert mesh.get_array().max() == 0  # type: ignore[union-attr]
+    assert mesh.get_array().max() == 0
     assert mesh.get_clim() == (0, 1)
 
 

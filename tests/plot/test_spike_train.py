@@ -11,7 +11,7 @@ from tests.plot.cases import spikes
 def test_rows_are_shaded_by_absolute_value() -> None:
     ax = tt.plot.spike_train([torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 0.25])])
     (image,) = ax.images
-    assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]  # type: ignore[union-attr]
+    assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]
     assert image.get_clim() == (0, 1)
     assert ax.get_ylim() == (1.5, -0.5)
     assert ax.get_title() == "Spike Train Raster"
@@ -29,7 +29,7 @@ def test_positional_arguments_draw_ticks() -> None:
     found = [(s[:, 1].mean(), s[0, 0]) for s in lines.get_segments()]  # type: ignore[attr-defined]
     assert found == where
     assert {float(np.ptp(s[:, 1])) for s in lines.get_segments()} == {1.5}  # type: ignore[attr-defined]
-    assert lines.get_linewidth()[0] == 0.7  # type: ignore[attr-defined,index]
+    assert lines.get_linewidth()[0] == 0.7  # type: ignore[index]
     assert ax.get_title() == "ticks"
 
 

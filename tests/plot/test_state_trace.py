@@ -14,9 +14,9 @@ from tracetorch import snn
 from tracetorch.plot.axes import COLOURS
 
 
-def levels(ax: Axes) -> list[float]:
+def levels(ax: Any) -> list[float]:
     """Heights of the dashed lines."""
-    return sorted(line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--")  # type: ignore[index]
+    return sorted(line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--")
 
 
 def traces(ax: Axes) -> dict[str, list[float]]:
@@ -89,7 +89,7 @@ def test_spikes_are_above_and_negative_ones_below_the_traces() -> None:
 
 def test_recordings_of_unroll_are_drawn() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
+    net: Any = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
     _, seen = tt.unroll(net, 4 * torch.rand(9, 2, 3), record=["mem", "output"])
     ax = tt.plot.state_trace(seen["1.mem"], spikes=seen["1.output"], thresholds=net[1])
     assert traces(ax)["neuron 0"] == seen["1.mem"][:, 0, 0].tolist()

@@ -42,7 +42,7 @@ def test_callables_are_labelled_by_name_or_key() -> None:
 
 
 def test_callables_with_equal_names_are_all_drawn() -> None:
-    ax = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
+    ax: Any = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
     assert [max(line.get_ydata()) for line in ax.lines[:2]] == [
         pytest.approx(h) for h in (0.25, 0.5)
     ]
