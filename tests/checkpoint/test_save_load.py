@@ -81,7 +81,10 @@ class Hidden(snn.TTModule):
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Linear(3, 3)
-        self.cells = [layer("RLIF", 3), {"out": nn.Sequential(nn.Linear(3, 2), layer("LIF", 2))}]
+        self.cells: list[Any] = [
+            layer("RLIF", 3),
+            {"out": nn.Sequential(nn.Linear(3, 2), layer("LIF", 2))},
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cells[1]["out"](self.cells[0](self.mix(x)))
@@ -128,8 +131,8 @@ def test_loading_states_from_a_file_without_them_is_refused(tmp_path: Path) -> N
 
 
 def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> None:
-    def tied() -> nn.Module:
-        model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
+    def tied() -> Any:
+        model: Any = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
         model[2].weight = model[0].weight
         model.register_buffer("rows", model[0].weight.detach()[:2])
         return model
@@ -143,7 +146,7 @@ def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> No
     assert torch.equal(other[2].weight, one[0].weight)
     assert other[2].weight is other[0].weight
     assert torch.equal(other.rows, one[0].weight[:2])
-    loose = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
+    loose: Any = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
     loose.register_buffer("rows", torch.zeros(2, 3))
     tt.load(tmp_path / "net.safetensors", loose)
     assert torch.equal(loose[2].weight, loose[0].weight)
@@ -212,9 +215,9 @@ def test_settings_that_change_no_output_may_differ(tmp_path: Path) -> None:
 
 def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    one = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), layer("Readout", 2))
+    one: Any = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), layer("Readout", 2))
     tt.save(one, path)
-    other = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), nn.BatchNorm1d(2))
+    other: Any = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = values(other)
     with pytest.raises(ValueError, match="layer '3': only the file has it"):
         tt.load(path, other)
@@ -375,7 +378,7 @@ def test_flags_must_be_bools(option: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     tt.save(snn.LIF(3), path)
     with pytest.raises(TypeError, match=f"{option} must be True or False, got 'no'"):
-        tt.load(path, snn.LIF(3), **{option: "no"})
+        tt.load(path, snn.LIF(3), **{option: "no"})  # type: ignore[arg-type]
 
 
 def test_load_accepts_only_modules(tmp_path: Path) -> None:

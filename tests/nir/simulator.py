@@ -33,7 +33,7 @@ class Simulator:
         seen: set[str] = set()
         for name in sorted(self.inputs, key=self._first_edge):
             self._walk(name, [], seen)
-        self.state: dict[str, Any] = {}
+        self.state: dict[tuple[str, str], Any] = {}
         self.before: dict[str, np.ndarray] = {}
         self.past: dict[str, list[np.ndarray]] = {}
 
@@ -160,8 +160,9 @@ def _convolved(node: Any, x: np.ndarray) -> np.ndarray:
                 slice(a * t, a * t + s, d)
                 for a, t, s, d in zip(at, stride, span, dilation, strict=True)
             )
-            patch = x[(slice(first, first + w.shape[1]), *window)]
-            out[(channel, *at)] = (patch * w[channel]).sum() + node.bias[channel]
+            source = (slice(first, first + w.shape[1]), *window)
+            target = (channel, *at)
+            out[target] = (x[source] * w[channel]).sum() + node.bias[channel]
     return out
 
 

@@ -187,8 +187,8 @@ def test_compressions(compression: Any, tmp_path: Path) -> None:
             put(f"node/nodes/{end}/shape", data=[500])(opened)
         put(WEIGHT, data=np.zeros((500, 500)), compression=compression)(opened)
 
-    model = tt.nir.from_nir(small(tmp_path / "flat.nir", change=change), dt=DT)
-    assert model.nodes["n0"].weight.shape == (500, 500)  # type: ignore[index]
+    model: Any = tt.nir.from_nir(small(tmp_path / "flat.nir", change=change), dt=DT)
+    assert model.nodes["n0"].weight.shape == (500, 500)
 
 
 def test_no_file_of_nir(tmp_path: Path) -> None:

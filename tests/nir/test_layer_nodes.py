@@ -22,7 +22,7 @@ from tracetorch import snn
 SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
 
 
-def same(one: snn.LeakyIntegrator, other: snn.LeakyIntegrator) -> None:
+def same(one: Any, other: snn.LeakyIntegrator) -> None:
     """One layer is the other: kind, options, parameters to 1e-12."""
     assert type(one) is type(other)
     assert one.num_neurons == other.num_neurons
@@ -148,10 +148,10 @@ def test_a_hard_reset_is_a_lif() -> None:
 
 def test_extreme_decays_come_back() -> None:
     """Slower than float64 can say of beta itself, and as fast as a decay can be."""
-    made = double(snn.LIF(4))
+    made: Any = double(snn.LIF(4))
     with torch.no_grad():
         made.raw_beta.copy_(torch.tensor([40.0, -20.0, 0.0, 60.0]))
-    back = tt.nir.from_nir(tt.nir.to_nir(made, (4,)), dt=DT).nodes["0"]  # type: ignore[index]
+    back: Any = tt.nir.from_nir(tt.nir.to_nir(made, (4,)), dt=DT).nodes["0"]  # type: ignore[index]
     torch.testing.assert_close(
         back.raw_beta[[0, 2, 3]], made.raw_beta[[0, 2, 3]], rtol=1e-12, atol=0
     )

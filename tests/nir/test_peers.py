@@ -140,7 +140,7 @@ def test_we_read_spikingjelly(tmp_path: Path) -> None:
     )
     for make in makers:
         torch.manual_seed(0)
-        net = nn.Sequential(
+        net: Any = nn.Sequential(
             nn.Conv2d(2, 3, 3), make(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), make()
         ).double()
         with torch.no_grad():

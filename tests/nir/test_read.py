@@ -385,8 +385,8 @@ def test_random_numbers_are_left_alone() -> None:
 def test_a_tau_of_one_step_may_be_rounded() -> None:
     one = [np.full(2, v, np.float32) for v in (DT, 1.0, 0.0, 0.5)]
     assert float(one[0][0]) < DT
-    model = tt.nir.from_nir(line(nir.LIF(*one), into=(2,), out=(2,)), dt=DT)
-    assert (model.nodes["n0"].beta < 1e-20).all()  # type: ignore[index]
+    model: Any = tt.nir.from_nir(line(nir.LIF(*one), into=(2,), out=(2,)), dt=DT)
+    assert (model.nodes["n0"].beta < 1e-20).all()
 
 
 def test_delays_add_up() -> None:
@@ -405,7 +405,7 @@ def test_the_compiled_loop_is_the_reference(kind: str) -> None:
     want = run(model, x)
     for by in ("layer", "step"):
         with torch.no_grad(), tt.fuse.backend("numba"):
-            assert torch.equal(tt.unroll(model, x, by=by), want)  # type: ignore[arg-type]
+            assert torch.equal(tt.unroll(model, x, by=by), want)
         model.zero_states()
 
 
@@ -539,7 +539,7 @@ CONV = {
     ],
 )
 def test_convolutions_that_cannot_be(changes: dict[str, Any], why: str) -> None:
-    conv = nir.Conv2d(**CONV)  # type: ignore[arg-type]
+    conv = nir.Conv2d(**CONV)
     for name, value in changes.items():
         setattr(conv, name, value)
     with pytest.raises(ValueError, match=f"node 'n0' .Conv2d.: .*{why}"):
@@ -562,7 +562,7 @@ def test_other_refusals() -> None:
 
 
 def test_unknown_nodes_fields_and_nestings() -> None:
-    class Odd(nir.Scale):
+    class Odd(nir.Scale):  # type: ignore[misc]
         pass
 
     with pytest.raises(ValueError, match=r"node 'n0' is of the type 'Odd', which traceTorch does"):
@@ -610,7 +610,7 @@ def test_an_exact_graph_holds_for_its_own_step() -> None:
     loose = tt.nir.to_nir(snn.LIF(2, reset="zero"), (2,), dt=1e-3, mode="compact")
     with pytest.raises(ValueError, match=r"for discretization='euler', and holds for that alone"):
         tt.nir.from_nir(loose, dt=1e-3, discretization="exponential")
-    assert tt.nir.from_nir(loose, dt=5e-4).nodes["0"].beta[0].item() == pytest.approx(0.95)  # type: ignore[index]
+    assert tt.nir.from_nir(loose, dt=5e-4).nodes["0"].beta[0].item() == pytest.approx(0.95)  # type: ignore[index, union-attr]
 
 
 def test_the_package_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,7 +350,7 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Calls(lambda m, y: alias(y, y, m.lif(y))), (3,), r"\+= in .* writes into 'linear', which"),
     (Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))), (3,), r"\+= in .* writes into 'linear'"),
     (Calls(lambda m, y: rested(m, m.lif(y))), (3,), "forward of Calls sets 'lif.mem'.*zero_states"),
-    (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), (3,), "forward of Calls sets 'last'"),
+    (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), (3,), "forward of Calls sets 'last'"),  # type: ignore[func-returns-value]
     (snn.LIF(3, dim=0), (3,), "LIF.3, dim=0.* gets samples of .* at dim=0, which must not be"),
     (nn.Sequential(nn.Linear(3, 3)), (4,), r"cannot run on a sample of \[1, 4\] torch.float32"),
     (Calls(lambda m, y: 3), (3,), "must return a tensor, or a tuple or dict"),
@@ -365,6 +365,8 @@ def test_what_has_no_counterpart(net: nn.Module, shape: tuple[int, ...], why: st
 
 def test_an_argument_may_be_left_at_its_default() -> None:
     class Optional(nn.Module):
+        function: Any
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(3, 3)
@@ -407,7 +409,7 @@ def test_a_sum_that_broadcasts() -> None:
 
 
 def test_a_refused_forward_leaves_the_model_and_the_sample_as_they_were() -> None:
-    net = Calls(lambda m, y: (setattr(m, "last", y), tt.zero_states(m), y)[2])
+    net = Calls(lambda m, y: (setattr(m, "last", y), tt.zero_states(m), y)[2])  # type: ignore[func-returns-value]
     state = net.lif.mem = torch.ones(1, 3)
     with pytest.raises(ValueError, match=r"sets 'lif\.mem', 'last'"):
         tt.nir.to_nir(net, (3,))
@@ -424,7 +426,7 @@ def test_a_refused_forward_leaves_the_model_and_the_sample_as_they_were() -> Non
 
 
 def test_a_sum_in_place_that_no_one_sees_again() -> None:
-    def forward(m: nn.Module, y: Tensor) -> Tensor:
+    def forward(m: Any, y: Tensor) -> Tensor:
         z = m.lif(y)
         y += z
         return y
@@ -444,15 +446,15 @@ def test_hooks_and_a_forward_of_its_own_are_refused() -> None:
     with pytest.raises(ValueError, match="the model, Sequential, has the hook"):
         tt.nir.to_nir(net, (3,))
     net = nn.Sequential(nn.Linear(3, 3))
-    net[0].forward = torch.relu  # type: ignore[method-assign]
+    net[0].forward = torch.relu
     with pytest.raises(ValueError, match=r"layer '0', .* has a forward put in the place of"):
         tt.nir.to_nir(net, (3,))
     with pytest.raises(ValueError, match=r"OptimizedModule, has .* was given, model\._orig_mod"):
-        tt.nir.to_nir(torch.compile(nn.Sequential(nn.Linear(3, 3)), backend="eager"), (3,))
+        tt.nir.to_nir(torch.compile(nn.Sequential(nn.Linear(3, 3)), backend="eager"), (3,))  # type: ignore[arg-type]
 
 
 def test_pruned_and_normalised_weights_are_those_that_the_model_uses() -> None:
-    net = double(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), snn.LIF(3)))
+    net: Any = double(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), snn.LIF(3)))
     prune.random_unstructured(net[0], "weight", 0.5)
     nn.utils.spectral_norm(net[1]).eval()
     with torch.no_grad():  # as an optimizer step would; the module's own weight is stale now
@@ -474,15 +476,15 @@ def test_a_forward_that_cannot_be_followed() -> None:
 
 
 def test_what_remembers_is_called_once() -> None:
-    delay = tt.nir.from_nir(line(nir.Delay(np.full(3, DT)), into=(3,), out=(3,)), dt=DT)
-    for made in (snn.LIF(3), delay, delay.nodes["n0"]):  # type: ignore[index]
+    delay: Any = tt.nir.from_nir(line(nir.Delay(np.full(3, DT)), into=(3,), out=(3,)), dt=DT)
+    for made in (snn.LIF(3), delay, delay.nodes["n0"]):
         twice = nn.Sequential(nn.Linear(3, 3), made, made)
         with pytest.raises(ValueError, match=r"layer '1', .*is called twice in one step"):
             tt.nir.to_nir(twice, (3,))
 
 
 def test_not_a_number() -> None:
-    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+    net: Any = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
     with torch.no_grad():
         net[0].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"node '0' .Affine.: weight holds nan"):
