@@ -20,7 +20,7 @@ from types import (
     ModuleType,
     SimpleNamespace,
 )
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -66,12 +66,29 @@ def _is_opaque(kind: Any) -> bool:
     return file is None or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
 
 
-def _parts(owner: Any) -> list[tuple[str, object]]:
-    """Named parts of ``owner`` that are to be entered, read without running any of its code."""
+class Walk(NamedTuple):
+    """All that can be reached from a root, each once, with its dotted path.
+
+    Args:
+        modules: the modules, the root first.
+        owners: containers and plain objects on the way.
+        tensors: tensors held by any of them that are neither parameters nor buffers.
+    """
+
+    modules: list[tuple[str, nn.Module]]
+    owners: list[tuple[str, object]]
+    tensors: list[tuple[str, torch.Tensor]]
+
+
+def _parts(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
+    """Named parts of ``owner`` that are to be entered, read without running any of its code.
+
+    Tensors among its parts are added to ``tensors``.
+    """
     kind: Any = type(owner)
     for container in _CONTAINERS:
         if issubclass(kind, container):
-            return _items(owner, container)
+            return _items(owner, container, path, tensors)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
     descriptor = _dict_descriptor(kind)
@@ -83,18 +100,20 @@ def _parts(owner: Any) -> list[tuple[str, object]]:
             continue
         if not _is_opaque(type(value)):  # type: ignore[arg-type]
             found.append((name, value))
-    for name, slot in _slots(kind):
-        try:
-            found.append((name, slot.__get__(owner)))
-        except AttributeError:  # a slot that was never filled
-            continue
+        elif issubclass(type(value), torch.Tensor):
+            tensors.append((f"{path}.{name}" if path else name, value))
+    if _slots(kind):
+        found += slot_values(owner).items()
     return found
 
 
-def _items(owner: Any, container: Any) -> list[tuple[str, object]]:
+def _items(owner: Any, container: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
     """Items of a container under their keys or positions."""
     values = list(dict.values(owner) if container is dict else container.__iter__(owner))
-    if all(map(_is_opaque, set(map(type, values)))):
+    kinds = set(map(type, values))
+    if any(issubclass(kind, torch.Tensor) for kind in kinds):
+        tensors += [(path, value) for value in values if issubclass(type(value), torch.Tensor)]
+    if all(map(_is_opaque, kinds)):
         return []
     keys: Iterable[object] = range(len(values))
     if container is dict:
@@ -137,10 +156,23 @@ def _slots(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
     )
 
 
-def named_modules(
-    root: object, *, closed: type[nn.Module] | None = None
-) -> list[tuple[str, nn.Module]]:
-    """List every module reachable from ``root``, itself first, each once, with its dotted path.
+def slot_values(owner: object) -> dict[str, object]:
+    """Return what the slots of an object hold, those that are filled."""
+    return {
+        name: slot.__get__(owner) for name, slot in _slots(type(owner)) if _is_filled(slot, owner)
+    }
+
+
+def _is_filled(slot: MemberDescriptorType, owner: object) -> bool:
+    try:
+        slot.__get__(owner)
+    except AttributeError:
+        return False
+    return True
+
+
+def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
+    """Find all modules, containers, objects and tensors that are reachable from ``root``.
 
     Args:
         root: a module, or anything that holds some.
@@ -148,6 +180,8 @@ def named_modules(
 
     """
     found: list[tuple[str, nn.Module]] = []
+    owners: list[tuple[str, object]] = []
+    tensors: list[tuple[str, torch.Tensor]] = []
     seen: set[int] = set()
     stack: list[tuple[str, object]] = [("", root)]
     while stack:
@@ -159,11 +193,26 @@ def named_modules(
             found.append((path, cast(nn.Module, owner)))
             if closed is not None and owner is not root and isinstance(owner, closed):
                 continue
+        else:
+            owners.append((path, owner))
         # reversed, because the stack gives back the last one first
-        for name, part in reversed(_parts(owner)):
+        for name, part in reversed(_parts(owner, path, tensors)):
             if not _is_opaque(type(part)):  # type: ignore[arg-type]
                 stack.append((f"{path}.{name}" if path else name, part))
-    return found
+    return Walk(found, owners, tensors)
+
+
+def named_modules(
+    root: object, *, closed: type[nn.Module] | None = None
+) -> list[tuple[str, nn.Module]]:
+    """List every module reachable from ``root``, itself first, each once, with its dotted path.
+
+    Args:
+        root: a module, or anything that holds some.
+        closed: modules of this type, the root apart, are found but not entered.
+
+    """
+    return walk(root, closed=closed).modules
 
 
 def modules_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -35,6 +36,15 @@ from tracetorch.snn.stateful_layer import StatefulLayer
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 N = TypeVar("N", bound="Neuron")
+
+
+class _LayerPassesRunning(threading.local):
+    """Whether a pass by layer is running in this thread."""
+
+    active = False
+
+
+layer_passes_running = _LayerPassesRunning()
 
 
 class Declarations(Opaque):
@@ -284,6 +294,12 @@ class Neuron(StatefulLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
+        if name in type(self).states and self.__dict__.get("layer_pass") is not None:
+            # a pass by layer has set the states aside, for those of one step are not known
+            raise ValueError(
+                f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
+                f'state {name} of one step. Use tt.unroll(..., by="step").'
+            )
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
             return declared.constraints[name](getattr(self, f"raw_{name}"))
@@ -314,6 +330,12 @@ class Neuron(StatefulLayer):
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
         if self.layer_pass is not None:
             return self.layer_pass(self, x)
+        if layer_passes_running.active and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"{self!r} cannot be reached through the attributes of the model that runs by "
+                "layer, only through a closure or a global: it would take all time steps for one "
+                'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
+            )
         return self.forward_step(x)
 
     def forward_step(self, x: Tensor) -> Tensor:

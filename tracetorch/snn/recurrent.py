@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, layer_passes_running
 
 
 class Recurrent(Neuron):
@@ -86,10 +86,15 @@ class Recurrent(Neuron):
             after_step: called after every step.
         """
         outputs: list[Tensor] = []
-        for step in x.unbind(0):
-            outputs.append(self.forward_step(step))
-            if after_step is not None:
-                after_step()
+        # what is inside runs step by step, also within a pass by layer
+        outer, layer_passes_running.active = layer_passes_running.active, False
+        try:
+            for step in x.unbind(0):
+                outputs.append(self.forward_step(step))
+                if after_step is not None:
+                    after_step()
+        finally:
+            layer_passes_running.active = outer
         stacked = torch.stack(outputs)
         dtype = self.check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}

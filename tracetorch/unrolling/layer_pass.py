@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import unsafe_view
 from tracetorch.core.walk import modules_of
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, layer_passes_running
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
 
@@ -27,6 +28,7 @@ class LayerPass:
         self.steps = steps
         self.collector = collector
         self.called: set[int] = set()
+        self.states: dict[int, dict[str, Any]] = {}
 
     def __call__(self, layer: Neuron, x: Tensor) -> Tensor:
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
@@ -47,6 +49,39 @@ class LayerPass:
                 'dimension 0: something before it does not keep the batch first. Use by="step".'
             )
         x = torch.unflatten(x, 0, (self.steps, -1))
+        written = self.give_states(layer)
+        try:
+            self.check_unwritten(layer, written)
+            return self._run(layer, x)
+        finally:
+            self.take_states(layer)
+
+    def take_states(self, layer: Neuron) -> None:
+        """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
+        if torch.compiler.is_compiling():  # which cannot follow it
+            return
+        attributes = vars(layer)
+        self.states[id(layer)] = {name: attributes.pop(name) for name in layer.states}
+
+    def give_states(self, layer: Neuron) -> str | None:
+        """Give a layer its states back, and return one that a ``forward`` has written meanwhile."""
+        if torch.compiler.is_compiling():
+            return None
+        attributes = vars(layer)
+        written = next((name for name in layer.states if name in attributes), None)
+        attributes.update(self.states.pop(id(layer)))
+        return written
+
+    def check_unwritten(self, layer: Neuron, written: str | None) -> None:
+        """Raise where a ``forward`` has written a state of a layer."""
+        if written is not None:
+            raise ValueError(
+                f"{layer.label()} runs all of its time steps at once, so a forward cannot set its "
+                f'state {written} in each of them. Use unroll(..., by="step").'
+            )
+
+    def _run(self, layer: Neuron, x: Tensor) -> Tensor:
+        """Run the sequence and fold time back."""
         if self.collector is not None and self.collector.wants(layer):
             return self._run_recorded(layer, x, self.collector)
         y, _ = layer.forward_sequence(x)
@@ -79,17 +114,23 @@ def layer_passes(
     layers: Sequence[Neuron], steps: int, collector: TrajectoryCollector | None
 ) -> Iterator[None]:
     """Within a block, make a call of any of ``layers`` a call on all time steps."""
-    for layer in layers:
-        if layer.layer_pass is not None:
-            raise ValueError(
-                f"{layer.label()} is unrolled inside a model that is unrolled by layer itself. Use "
-                'unroll(..., by="step") for the outer one.'
-            )
+    if layer_passes_running.active:
+        raise ValueError(
+            "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
+            'unroll(..., by="step") for the outer one.'
+        )
     layer_pass = LayerPass(steps, collector)
     for layer in layers:
         vars(layer)["layer_pass"] = layer_pass
+        layer_pass.take_states(layer)
+    layer_passes_running.active = True
+    written: list[tuple[Neuron, str | None]] = []
     try:
         yield
     finally:
+        layer_passes_running.active = False
         for layer in layers:
             vars(layer)["layer_pass"] = None
+            written.append((layer, layer_pass.give_states(layer)))
+    for layer, name in written:
+        layer_pass.check_unwritten(layer, name)

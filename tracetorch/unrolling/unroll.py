@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import modules_of
+from tracetorch.core.walk import Walk, modules_of, walk
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 from tracetorch.unrolling.layer_pass import layer_passes
+from tracetorch.unrolling.outside_memory import memory_unchanged
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -87,11 +88,16 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
-    modules = modules_of(model)
+    found = _reachable(model)
     layers: list[tuple[str, Neuron]] = []
     neurons: list[Neuron] = []
-    for path, module in modules:
+    for path, module in found.modules:
         if isinstance(module, Neuron):
+            if module.layer_pass is not None:
+                raise ValueError(
+                    f"{module.label()} is unrolled inside a model that is unrolled by layer "
+                    'itself. Use unroll(..., by="step") for the outer one.'
+                )
             layers.append((path, module))
             neurons.append(module)
     before = StateSnapshot(neurons)
@@ -99,7 +105,7 @@ def unroll(
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None if record is None else TrajectoryCollector(record, layers)
         if by == "layer":
-            y = _by_layer(model, modules, part, collector)
+            y = _by_layer(model, found, part, collector)
         else:
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
@@ -110,7 +116,7 @@ def unroll(
                 check_both_ways(model, inputs)
             if any(isinstance(layer, Recurrent) for layer in neurons):
                 # what is inside runs step by step, and may be called as often as it likes
-                modules = modules_of(model, closed=Recurrent)
+                found = _reachable(model, closed=Recurrent)
         if segment is None:
             y, trajectories = run(inputs)
         else:
@@ -146,20 +152,27 @@ def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
     return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
 
+def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
+    """Walk over the model; ``torch.compile`` can follow registered modules alone."""
+    if torch.compiler.is_compiling() or (closed is not None and isinstance(model, closed)):
+        return Walk(modules_of(model, closed=closed), [], [])
+    return walk(model, closed=closed)
+
+
 def _by_layer(
     model: nn.Module,
-    modules: list[tuple[str, nn.Module]],
+    found: Walk,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    reason = unsupported_reason(modules)
+    reason = unsupported_reason(found.modules)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    neurons = [module for _, module in modules if isinstance(module, Neuron)]
-    with layer_passes(neurons, T, collector):
+    neurons = [module for _, module in found.modules if isinstance(module, Neuron)]
+    with layer_passes(neurons, T, collector), memory_unchanged(found):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 from torch import nn
+
+from tracetorch.snn.neuron import Neuron
 
 # Modules that keep a memory of their own, which folding would run through time and batch alike.
 _WITH_MEMORY = (nn.RNNBase, nn.RNNCellBase)
@@ -16,6 +20,12 @@ _ACROSS_DIM = (
     nn.GLU,
     nn.CosineSimilarity,
 )
+# Base classes of other libraries' neurons: they keep their membranes themselves.
+_FOREIGN_NEURONS = {
+    "snntorch": ("SpikingNeuron",),
+    "spikingjelly": ("MemoryModule",),
+    "sinabs": ("StatefulLayer",),
+}
 _NOT_BY_LAYER = (
     *_WITH_MEMORY,
     *_ACROSS_DIM,
@@ -32,9 +42,12 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
         modules: every module of the model with its path.
     """
     for path, module in modules:
-        if not isinstance(module, _NOT_BY_LAYER):
+        reason = _reason_of_class(type(module))  # type: ignore[arg-type]
+        if reason is None and not isinstance(module, _NOT_BY_LAYER):
             continue
         label = f"{path or 'the model'} ({type(module).__name__})"
+        if reason is not None:
+            return f"{label} {reason}"
         if isinstance(module, _WITH_MEMORY):
             return f"{label} keeps a memory of its own"
         if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
@@ -45,4 +58,20 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
             return f"{label} splits the batch (dim=0)"
         if isinstance(module, _ACROSS_DIM) and getattr(module, "dim", None) == 0:
             return f"{label} mixes the samples of the batch (dim=0)"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _reason_of_class(kind: Any) -> str | None:
+    """Return why no module of a class can run by layer, or ``None``."""
+    for base in kind.__mro__:
+        library = base.__module__.partition(".")[0]
+        if base.__name__ in _FOREIGN_NEURONS.get(library, ()):
+            return f"is a neuron of {library}, which keeps its state from step to step"
+    if issubclass(kind, Neuron):
+        # an override of the step alone would never be called
+        step = next(base for base in kind.__mro__ if "forward_step" in vars(base))
+        sequence = next(base for base in kind.__mro__ if "forward_sequence" in vars(base))
+        if step is not sequence and issubclass(step, sequence):
+            return "overrides forward_step, and not forward_sequence, which runs all steps"
     return None
