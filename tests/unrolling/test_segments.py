@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -253,12 +254,12 @@ def test_nothing_is_saved_without_a_graph() -> None:
 
 
 def test_failure_in_a_later_segment_restores_the_states() -> None:
-    class Fails(nn.Module):
-        calls = 0
+    calls = itertools.count(1)
 
+
+    class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            if self.calls == 3:
+            if next(calls) == 3:
                 raise RuntimeError("the third")
             return x
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-PreHook: TypeAlias = Callable[[Any, Any], None]
-Hook: TypeAlias = Callable[[Any, Any, Any, Any], None]
+PreHook: TypeAlias = Callable[[Any, Any], Any]
+Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 
 
 @contextmanager
@@ -21,8 +21,10 @@ def forward_hooks(
     """Call hooks around the forward pass of modules, and remove all of them at the end.
 
     Args:
-        before: modules and ``hook(module, args)``, called before ``forward``.
-        after: modules and ``hook(module, args, kwargs, output)``, called after it.
+        before: modules and ``hook(module, args)``, called before ``forward``; what it returns, other
+            than ``None``, are the arguments instead.
+        after: modules and ``hook(module, args, kwargs, output)``, called after it; what it returns,
+            other than ``None``, is the output instead.
 
     Example:
         >>> shapes = []

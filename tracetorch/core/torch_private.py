@@ -44,6 +44,7 @@ __all__ = [
     "graph_break",
     "has_values",
     "is_alias",
+    "is_compiled",
     "is_exporting",
     "is_jit_tracing",
     "is_tracing",
@@ -143,6 +144,12 @@ def exclude_from_compile(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function outside the compiled graph, as ``torch.compiler.disable`` does."""
     excluded: Callable[P, R] = torch._disable_dynamo(function)  # type: ignore[attr-defined]
     return excluded
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module's calls go through ``torch.compile``."""
+    wrapped = type(module).__module__.startswith("torch._dynamo")
+    return wrapped or module._compiled_call_impl is not None
 
 
 def constant_in_compile(function: Callable[P, R]) -> Callable[P, R]:

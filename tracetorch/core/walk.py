@@ -159,7 +159,9 @@ def _slots(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
 def slot_values(owner: object) -> dict[str, object]:
     """Return what the slots of an object hold, those that are filled."""
     return {
-        name: slot.__get__(owner) for name, slot in _slots(type(owner)) if _is_filled(slot, owner)
+        name: slot.__get__(owner)
+        for name, slot in _slots(cast(Any, type(owner)))
+        if _is_filled(slot, owner)
     }
 
 

@@ -60,10 +60,9 @@ def _calls_by_layer(
     def hook_of(path: str) -> Any:
         return lambda m, args, kwargs, output: calls.append((path, m, args, kwargs, output))
 
-    neurons = [m for _, m in modules if isinstance(m, Neuron)]
     with (
         forward_hooks(after=[(module, hook_of(path)) for path, module in modules]),
-        layer_passes(neurons, inputs.steps, None),
+        layer_passes(modules, inputs.steps, None),
     ):
         call(model, inputs.folded())
     return calls

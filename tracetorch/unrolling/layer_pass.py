@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tracetorch.core.torch_private import unsafe_view
+from tracetorch.core.torch_private import exclude_from_compile, is_compiled, unsafe_view
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron, layer_passes_running
 from tracetorch.snn.recurrent import Recurrent
@@ -22,11 +22,14 @@ class LayerPass:
     Args:
         steps: time steps that are folded into dimension 0.
         collector: where trajectories go; ``None`` where none is wanted.
+        sets_aside: take the states away from layers that do not run, so that a ``forward`` that
+            reads one is noticed.
     """
 
-    def __init__(self, steps: int, collector: TrajectoryCollector | None) -> None:
+    def __init__(self, steps: int, collector: TrajectoryCollector | None, sets_aside: bool) -> None:
         self.steps = steps
         self.collector = collector
+        self.sets_aside = sets_aside
         self.called: set[int] = set()
         self.states: dict[int, dict[str, Any]] = {}
 
@@ -49,6 +52,8 @@ class LayerPass:
                 'dimension 0: something before it does not keep the batch first. Use by="step".'
             )
         x = torch.unflatten(x, 0, (self.steps, -1))
+        if not self.sets_aside:
+            return self._run(layer, x)
         written = self.give_states(layer)
         try:
             self.check_unwritten(layer, written)
@@ -56,17 +61,15 @@ class LayerPass:
         finally:
             self.take_states(layer)
 
+    @exclude_from_compile
     def take_states(self, layer: Neuron) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
-        if torch.compiler.is_compiling():  # which cannot follow it
-            return
         attributes = vars(layer)
         self.states[id(layer)] = {name: attributes.pop(name) for name in layer.states}
 
+    @exclude_from_compile
     def give_states(self, layer: Neuron) -> str | None:
         """Give a layer its states back, and return one that a ``forward`` has written meanwhile."""
-        if torch.compiler.is_compiling():
-            return None
         attributes = vars(layer)
         written = next((name for name in layer.states if name in attributes), None)
         attributes.update(self.states.pop(id(layer)))
@@ -93,6 +96,8 @@ class LayerPass:
         """Run the sequence and add what is wanted of the layer to the collector."""
         wanted = collector.wanted_of(layer)
         states = tuple(name for name in wanted if name not in ENDS)
+        if "input" in wanted:
+            x = x.clone()  # what the model does in place with the input must not reach the record
         if isinstance(layer, Recurrent):
             # the layers inside run step by step, and are recorded so
             inner = [m for _, m in modules_of(layer) if isinstance(m, Neuron) and m is not layer]
@@ -105,24 +110,32 @@ class LayerPass:
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
             if name in wanted:
                 collector.add_whole(layer, name, trajectory)
-        # a view, for the recorded output is to be part of the graph behind the layer
+        if "output" in wanted:
+            y = y.clone()  # nor what it does with the output
         return y.flatten(0, 1)
 
 
 @contextmanager
 def layer_passes(
-    layers: Sequence[Neuron], steps: int, collector: TrajectoryCollector | None
+    modules: Sequence[tuple[str, nn.Module]], steps: int, collector: TrajectoryCollector | None
 ) -> Iterator[None]:
-    """Within a block, make a call of any of ``layers`` a call on all time steps."""
+    """Within a block, make a call of any neuron layer among ``modules`` a call on all steps."""
     if layer_passes_running.active:
         raise ValueError(
             "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
             'unroll(..., by="step") for the outer one.'
         )
-    layer_pass = LayerPass(steps, collector)
+    layers: list[Neuron] = []
+    sets_aside = not torch.compiler.is_compiling()  # which cannot follow it
+    for _, module in modules:
+        sets_aside = sets_aside and not is_compiled(module)
+        if isinstance(module, Neuron):
+            layers.append(module)
+    layer_pass = LayerPass(steps, collector, sets_aside)
     for layer in layers:
         vars(layer)["layer_pass"] = layer_pass
-        layer_pass.take_states(layer)
+        if sets_aside:
+            layer_pass.take_states(layer)
     layer_passes_running.active = True
     written: list[tuple[Neuron, str | None]] = []
     try:
@@ -131,6 +144,7 @@ def layer_passes(
         layer_passes_running.active = False
         for layer in layers:
             vars(layer)["layer_pass"] = None
-            written.append((layer, layer_pass.give_states(layer)))
+            if sets_aside:
+                written.append((layer, layer_pass.give_states(layer)))
     for layer, name in written:
         layer_pass.check_unwritten(layer, name)

@@ -20,6 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import Walk, slot_values
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.states import StateSnapshot
 
 # Wrappers that keep books of their own in every call, and put modules' parameters together anew.
 _ENGINES = ("torch.nn.parallel", "torch.distributed")
@@ -36,15 +37,19 @@ class MemorySnapshot:
 
     Args:
         found: the walk over the model.
+        states: the states of its neuron layers.
     """
 
-    def __init__(self, found: Walk) -> None:
+    def __init__(self, found: Walk, states: StateSnapshot) -> None:
         self._dicts: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = []
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
         self._slots: list[tuple[str, object, dict[str, object]]] = []
-        self._tensors = found.tensors[:]
+        of_neurons = {id(state) for _, _, state in states.states}
+        self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
+        self._values: list[tuple[Tensor, Tensor]] = [
+            (tensor, tensor.detach().clone()) for _, tensor in self._tensors
+        ]
         self._versions: list[int] = []
-        self._values: list[tuple[Tensor, Tensor]] = []
         for path, module in found.modules:
             if _is_exempt(module):
                 continue
@@ -65,7 +70,6 @@ class MemorySnapshot:
                         ]
         for path, owner in found.owners:
             self._add_owner(path, owner)
-        self._values += [(t, t.detach().clone()) for _, t in found.tensors]
         self._versions = [_version(tensor) for _, tensor in self._tensors]
 
     def _add_owner(self, path: str, owner: Any) -> None:
@@ -121,13 +125,14 @@ class MemorySnapshot:
 
 
 @contextmanager
-def memory_unchanged(found: Walk) -> Iterator[None]:
+def memory_unchanged(found: Walk, states: StateSnapshot) -> Iterator[None]:
     """Refuse a block, a pass by layer, that changes what the model holds.
 
     Under ``torch.compile`` nothing is compared: it cannot follow the comparison.
 
     Args:
         found: the walk over the model.
+        states: the states of its neuron layers, which may change.
 
     Raises:
         ValueError: something has changed; it is named, and what was held is given back.
@@ -135,7 +140,7 @@ def memory_unchanged(found: Walk) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    before = MemorySnapshot(found)
+    before = MemorySnapshot(found, states)
     try:
         yield
     except BaseException:
@@ -171,6 +176,8 @@ def _changed_keys(
         for hook in (() if module is None else module._forward_pre_hooks.values())
         if type(hook).__module__.startswith("torch.nn.utils")
     }
+    if isinstance(module, Neuron):
+        derived |= module.transient_attributes
     for key in {**before, **now}:
         if key in derived:
             continue

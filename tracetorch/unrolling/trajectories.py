@@ -59,6 +59,11 @@ def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by
     return [name for name in last if name in found]
 
 
+def own_input(layer: nn.Module, args: Any) -> Any:
+    """Give a layer a copy of its input, so that what happens to the input does not reach it."""
+    return (args[0].clone(), *args[1:]) if args else None
+
+
 class TrajectoryCollector:
     """The trajectories that are wanted, by layer, and what has been collected of them.
 
@@ -112,14 +117,20 @@ class TrajectoryCollector:
     def listening(self, layers: Iterable[Neuron]) -> Iterator[None]:
         """Add inputs and outputs that are wanted of ``layers`` at every step within a block."""
 
-        def take(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        def take(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             ends = (args[0] if args else kwargs["x"], output)
             for name, value in zip(ENDS, ends, strict=True):
                 if (id(layer), name) in self._path:
                     self._add(layer, name, value)
+            # what the model does in place with the output must not reach what was recorded
+            return output.clone() if (id(layer), "output") in self._path else output
 
         watched = [layer for layer in layers if not set(ENDS).isdisjoint(self.wanted_of(layer))]
-        with forward_hooks(after=[(layer, take) for layer in watched]):
+        inputs = [layer for layer in watched if "input" in self.wanted_of(layer)]
+        with forward_hooks(
+            before=[(layer, own_input) for layer in inputs],
+            after=[(layer, take) for layer in watched],
+        ):
             yield
 
     def _add(self, layer: nn.Module, name: str, value: Tensor) -> None:

@@ -105,7 +105,7 @@ def unroll(
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None if record is None else TrajectoryCollector(record, layers)
         if by == "layer":
-            y = _by_layer(model, found, part, collector)
+            y = _by_layer(model, found, part, collector, before)
         else:
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
@@ -164,6 +164,7 @@ def _by_layer(
     found: Walk,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
+    states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
     reason = unsupported_reason(found.modules)
@@ -171,8 +172,7 @@ def _by_layer(
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    neurons = [module for _, module in found.modules if isinstance(module, Neuron)]
-    with layer_passes(neurons, T, collector), memory_unchanged(found):
+    with layer_passes(found.modules, T, collector), memory_unchanged(found, states):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors

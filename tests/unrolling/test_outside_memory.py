@@ -1,0 +1,492 @@
+"""Models that keep something from step to step: by layer equals the loop, or it is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tracetorch import snn
+
+T, B, N = 6, 3, 4
+
+
+class Base(nn.Module):
+    """A neuron, and whatever a subclass keeps beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Linear(N, N)
+        self.n = layer("LIF", N)
+        self.prev: Any = None
+        self.setup()
+
+    def setup(self) -> None: ...
+
+
+def model(forward: Callable[[Any, Tensor], Tensor], **kept: Callable[[], Any]) -> nn.Module:
+    """A model with attributes ``kept``, made anew for each, and a ``forward``."""
+
+    class Model(Base):
+        def setup(self) -> None:
+            for name, make in kept.items():
+                value = make()
+                if isinstance(value, Tensor):
+                    self.register_buffer(name, value)
+                else:
+                    setattr(self, name, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)
+
+    torch.manual_seed(0)
+    return Model()
+
+
+@dataclass
+class Box:
+    value: Any = 0.0
+    items: list[Any] = field(default_factory=list)
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = 0.0
+
+
+def previous(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x if s.prev is None else x + s.prev))
+    s.prev = y
+    return y
+
+
+def trace(s: Any, x: Tensor) -> Tensor:
+    s.trace = 0.9 * s.trace + x
+    return s.n(s.g(s.trace))
+
+
+def counter(s: Any, x: Tensor) -> Tensor:
+    s.t += 1
+    return s.n(s.g(x / s.t))
+
+
+def membrane_feedback(s: Any, x: Tensor) -> Tensor:
+    return s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem))
+
+
+def clamped_membrane(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    s.n.mem = s.n.mem.clamp(-0.5, 0.5)
+    return y
+
+
+def membrane_in_place(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    s.n.mem.data.clamp_(-0.5, 0.5)
+    return y
+
+
+def overwritten_membrane(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    s.n.mem = torch.zeros(len(x), N)
+    return y
+
+
+def zeroed_in_forward(s: Any, x: Tensor) -> Tensor:
+    s.n.zero_states()
+    return s.n(s.g(x))
+
+
+def detached_in_forward(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    s.n.detach_states()
+    return y
+
+
+def states_in_forward(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    return y + sum(state.mean() for state in tt.get_states(s).values())
+
+
+def adapted_threshold(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    with torch.no_grad():
+        s.n.raw_pos_threshold += 0.1 * y.mean(0)
+    return y
+
+
+def adapted_weight(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    with torch.no_grad():
+        s.g.weight.mul_(0.9)
+    return y
+
+
+def replaced_weight(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x))
+    s.g.weight = nn.Parameter(0.9 * s.g.weight.detach())
+    return y
+
+
+def delay_line(s: Any, x: Tensor) -> Tensor:
+    s.line.append(x)
+    return s.n(s.g(s.line.popleft() if len(s.line) > 2 else torch.zeros_like(x)))
+
+
+def ring_buffer(s: Any, x: Tensor) -> Tensor:
+    s.ring[s.at[0] % 3] = x.mean(0)
+    s.at[0] += 1
+    return s.n(s.g(x) + s.ring.sum(0))
+
+
+def list_of_steps(s: Any, x: Tensor) -> Tensor:
+    s.seen.append(x)
+    return s.n(s.g(torch.stack([each.mean(0) for each in s.seen]).mean(0) + x))
+
+
+def list_item(s: Any, x: Tensor) -> Tensor:
+    s.seen[0] = s.seen[0] + x.mean()
+    return s.n(s.g(x + s.seen[0]))
+
+
+def dict_item(s: Any, x: Tensor) -> Tensor:
+    s.memo["sum"] = s.memo.get("sum", 0.0) + x.mean()
+    return s.n(s.g(x + s.memo["sum"]))
+
+
+def nested_item(s: Any, x: Tensor) -> Tensor:
+    s.memo["deep"][0] = s.memo["deep"][0] + x.mean()
+    return s.n(s.g(x + s.memo["deep"][0]))
+
+
+def set_of_steps(s: Any, x: Tensor) -> Tensor:
+    s.kinds.add(len(s.kinds))
+    return s.n(s.g(x + len(s.kinds)))
+
+
+def boxed(s: Any, x: Tensor) -> Tensor:
+    s.box.value = s.box.value + x.mean()
+    return s.n(s.g(x + s.box.value))
+
+
+def boxed_items(s: Any, x: Tensor) -> Tensor:
+    s.box.items.append(x.mean())
+    return s.n(s.g(x + sum(s.box.items)))
+
+
+def buffer_replaced(s: Any, x: Tensor) -> Tensor:
+    s.total = s.total + x.mean()
+    return s.n(s.g(x + s.total))
+
+
+def buffer_in_place(s: Any, x: Tensor) -> Tensor:
+    s.total += x.mean()
+    return s.n(s.g(x + s.total))
+
+
+def buffer_copied_into(s: Any, x: Tensor) -> Tensor:
+    s.total.copy_(0.9 * s.total + x.mean())
+    return s.n(s.g(x + s.total))
+
+
+def tensor_in_list(s: Any, x: Tensor) -> Tensor:
+    s.held[0].add_(x.mean())
+    return s.n(s.g(x + s.held[0]))
+
+
+def plain_tensor(s: Any, x: Tensor) -> Tensor:
+    s.plain["t"].add_(x.mean())
+    return s.n(s.g(x + s.plain["t"]))
+
+
+def mode_switch(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x) if s.training else s.g(2 * x))
+    s.eval()
+    return y
+
+
+def annealed(s: Any, x: Tensor) -> Tensor:
+    s.drop.p = 0.5 * s.drop.p
+    return s.n(s.g(x) * (1 - s.drop.p))
+
+
+def spikes_kept(s: Any, x: Tensor) -> Tensor:
+    s.last_spikes = s.n(s.g(x))
+    return s.last_spikes
+
+
+def attribute_of_child(s: Any, x: Tensor) -> Tensor:
+    y = s.n(s.g(x + getattr(s.g, "prev", 0.0)))
+    s.g.prev = y.mean()
+    return y
+
+
+class Own(snn.LIF):
+    """The step's method alone is overridden."""
+
+    def forward_step(self, x: Tensor) -> Tensor:
+        return super().forward_step(2 * x)
+
+
+class Calling(snn.LIF):
+    """``forward`` goes straight to the step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_step(2 * x)
+
+
+def hidden_neuron() -> nn.Module:
+    inner = layer("LIF", N)
+
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return inner(x)
+
+    return nn.Sequential(nn.Linear(N, N), Hidden())
+
+
+def nested_unroll() -> nn.Module:
+    inner = layer("LIF", N)
+
+    class Nested(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return tt.unroll(inner, x, steps=2).mean(0)
+
+    return Nested()
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(N, N)), layer("LIF", N))
+
+
+class RunningNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(N))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
+    "the previous output": lambda: model(previous),
+    "a trace": lambda: model(trace, trace=lambda: 0.0),
+    "a step counter": lambda: model(counter, t=lambda: 0),
+    "feedback from a membrane": lambda: model(membrane_feedback),
+    "a membrane clamped": lambda: model(clamped_membrane),
+    "a membrane clamped in place": lambda: model(membrane_in_place),
+    "a membrane overwritten": lambda: model(overwritten_membrane),
+    "states zeroed": lambda: model(zeroed_in_forward),
+    "states detached": lambda: model(detached_in_forward),
+    "states read": lambda: model(states_in_forward),
+    "a threshold adapted": lambda: model(adapted_threshold),
+    "a weight adapted": lambda: model(adapted_weight),
+    "a weight replaced": lambda: model(replaced_weight),
+    "a delay line": lambda: model(delay_line, line=deque),
+    "a ring buffer": lambda: model(ring_buffer, ring=lambda: torch.zeros(3, N), at=lambda: [0]),
+    "a list that grows": lambda: model(list_of_steps, seen=list),
+    "an item of a list": lambda: model(list_item, seen=lambda: [0.0]),
+    "an item of a dict": lambda: model(dict_item, memo=dict),
+    "an item of a nested list": lambda: model(nested_item, memo=lambda: {"deep": [0.0]}),
+    "a set": lambda: model(set_of_steps, kinds=set),
+    "a field of a dataclass": lambda: model(boxed, box=Box),
+    "a list in a dataclass": lambda: model(boxed_items, box=Box),
+    "a slot": lambda: model(boxed, box=Slotted),
+    "a namespace": lambda: model(boxed, box=lambda: SimpleNamespace(value=0.0)),
+    "a buffer replaced": lambda: model(buffer_replaced, total=lambda: torch.zeros(())),
+    "a buffer in place": lambda: model(buffer_in_place, total=lambda: torch.zeros(())),
+    "a buffer copied into": lambda: model(buffer_copied_into, total=lambda: torch.zeros(())),
+    "a tensor in a list": lambda: model(tensor_in_list, held=lambda: [torch.zeros(())]),
+    "a tensor in a dict": lambda: model(plain_tensor, plain=lambda: {"t": torch.zeros(())}),
+    "a mode": lambda: model(mode_switch),
+    "an annealed dropout": lambda: model(annealed, drop=lambda: nn.Dropout(0.5)),
+    "the last spikes": lambda: model(spikes_kept),
+    "an attribute of a child": lambda: model(attribute_of_child),
+    "the step's method overridden": lambda: nn.Sequential(nn.Linear(N, N), Own(N)),
+    "forward calls the step": lambda: nn.Sequential(nn.Linear(N, N), Calling(N)),
+    "a neuron in a closure": hidden_neuron,
+    "an unroll of a neuron in a closure": nested_unroll,
+    "a spectral norm in training": spectral,
+    "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
+    "a GRU": lambda: nn.Sequential(nn.Linear(N, N), nn.GRUCell(N, N), layer("LIF", N)),
+}
+
+
+class Cached(nn.Module):
+    """Constants that are computed again in every call are no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = N**0.5
+        self.shape: Any = torch.Size([N])
+        self.mask: Any = torch.ones(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = x.shape[-1] ** 0.5
+        self.shape = x.shape[1:]
+        self.mask = torch.ones(N)
+        return x * self.scale * self.mask
+
+
+def weight_norm() -> nn.Module:
+    with pytest.warns(FutureWarning):
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(N, N)), layer("LIF", N))
+
+
+class Wrapped(snn.LIF):
+    """A ``forward`` around the layer's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+KEEPS_NOTHING: dict[str, Callable[[], nn.Module]] = {
+    "constants": lambda: nn.Sequential(nn.Linear(N, N), Cached(), layer("LIF", N)),
+    "a weight norm": weight_norm,
+    "a lazy layer": lambda: nn.Sequential(nn.LazyLinear(N), layer("LIF", N)),
+    "a forward around the layer's": lambda: nn.Sequential(nn.Linear(N, N), Wrapped(N)),
+    "a recurrent layer": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),
+    "memory inside a recurrent layer": lambda: snn.Recurrent(
+        layer("LIF", N), nn.Sequential(RunningNorm(), nn.Linear(N, N))
+    ),
+    "a spectral norm in evaluation": lambda: spectral().eval(),
+    "a running norm in evaluation": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)).eval(),
+    "dropout in evaluation": lambda: nn.Sequential(nn.Dropout(0.5), layer("LIF", N)).eval(),
+}
+
+
+def loop(made: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([made(step) for step in x])
+
+
+def sequence() -> Tensor:
+    return 2 * torch.rand(T, B, N, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", KEEPS_SOMETHING)
+def test_memory_is_refused(name: str) -> None:
+    made, x = KEEPS_SOMETHING[name](), sequence()
+    before = copy.deepcopy(made.state_dict())
+    with pytest.raises((ValueError, RuntimeError), match=r'by(=|\("|_)"?step|by="step"'):
+        tt.unroll(made, x)
+    assert not tt.get_states(made)
+    training = {path: module.training for path, module in made.named_modules()}
+    assert all(training.values())
+    # what autograd versions cannot undo is said to have changed: parameters in place
+    if name not in ("a threshold adapted", "a weight adapted"):
+        for key, value in made.state_dict().items():
+            assert torch.equal(value, before[key]), key
+    if name not in ("a GRU", "a neuron in a closure", "an unroll of a neuron in a closure"):
+        assert tt.unroll(made, x, by="step").shape[:2] == (T, B)
+
+
+@pytest.mark.parametrize("name", KEEPS_SOMETHING)
+def test_a_refused_call_leaves_no_trace_in_later_results(name: str) -> None:
+    if name in ("a threshold adapted", "a weight adapted", "a GRU", "states read"):
+        pytest.skip("changes parameters, or does not run by step")
+    if "closure" in name:
+        pytest.skip("what a closure holds cannot be restored")
+    torch.manual_seed(0)
+    made, x = KEEPS_SOMETHING[name](), sequence()
+    twin = copy.deepcopy(made)
+    with pytest.raises((ValueError, RuntimeError)):
+        tt.unroll(made, x)
+    assert torch.equal(loop(made, x), loop(twin, x))
+
+
+@pytest.mark.parametrize("name", KEEPS_NOTHING)
+def test_no_memory_is_not_refused(name: str) -> None:
+    made, x = KEEPS_NOTHING[name](), sequence()
+    torch.testing.assert_close(tt.unroll(made, x), _fresh(made, x), rtol=1e-4, atol=1e-4)
+
+
+def _fresh(made: nn.Module, x: Tensor) -> Tensor:
+    tt.zero_states(made)
+    for module in made.modules():
+        if isinstance(module, RunningNorm):
+            module.mean.zero_()
+    return loop(made, x)
+
+
+def test_the_message_names_module_attribute_and_way_out() -> None:
+    net = nn.Sequential(nn.Identity(), model(previous))
+    with pytest.raises(ValueError, match=r'1\.prev was changed .*Use unroll\(..., by="step"\)'):
+        tt.unroll(net, sequence())
+    with pytest.raises(ValueError, match=r"layer 'n', LIF.* cannot read its state mem"):
+        tt.unroll(model(membrane_feedback), sequence())
+    with pytest.raises(ValueError, match="cannot set its state mem"):
+        tt.unroll(model(overwritten_membrane), sequence())
+    with pytest.raises(ValueError, match="overrides forward_step, and not forward_sequence"):
+        tt.unroll(Own(N), sequence())
+    with pytest.raises(ValueError, match="only through a closure or a global"):
+        tt.unroll(hidden_neuron(), sequence())
+
+
+def test_a_state_is_readable_again_afterwards() -> None:
+    made = model(membrane_feedback)
+    with pytest.raises(ValueError, match="cannot read its state"):
+        tt.unroll(made, sequence())
+    assert made.n.mem is None
+    made.n.layer_pass = None
+    assert hasattr(made.n, "mem")
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+def test_neurons_of_other_libraries_are_refused_by_name(library: str) -> None:
+    if library == "snntorch":
+        foreign = pytest.importorskip("snntorch").Leaky(beta=0.9, init_hidden=True)
+    else:
+        foreign = pytest.importorskip("spikingjelly.activation_based.neuron").LIFNode()
+    net = nn.Sequential(nn.Linear(N, N), foreign, layer("LIF", N))
+    with pytest.raises(ValueError, match=f"1 .* is a neuron of {library}, which keeps its state"):
+        tt.unroll(net, sequence())
+
+
+class InPlace(nn.Module):
+    """Changes the neuron's input and output in place, as residual networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.n, self.r = nn.Linear(N, N), layer("LIF", N), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drive = 1.0 * self.l(x)
+        y = self.n(drive)
+        if not torch.is_grad_enabled():  # autograd itself forbids it otherwise
+            drive += 5.0
+        y += 1.0
+        return self.r(y)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
+    torch.manual_seed(0)
+    made, x = InPlace(), sequence()
+    with torch.set_grad_enabled(grad):
+        y, seen = tt.unroll(made, x, by=by, record=["output", "input"])
+        assert set(seen["n.output"].unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(y, seen["n.output"] + 1.0)
+        torch.testing.assert_close(seen["n.input"], made.l(x))
+    if grad:
+        plain = copy.deepcopy(made)
+        tt.zero_states(plain)
+        (tt.unroll(plain, x, by=by) * 2.0 - 1.0).sum().backward()
+        tt.zero_states(made)
+        y, seen = tt.unroll(made, x, by=by, record="output")
+        (y + seen["n.output"]).sum().backward()
+        for name, p in made.named_parameters():
+            torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)
