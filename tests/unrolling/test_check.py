@@ -41,12 +41,14 @@ def test_valid_model_passes_and_is_restored(name: str) -> None:
     assert (model.training, model[-1].training) == (True, False)
 
 
-def test_check_runs_norms_in_eval_mode_and_keeps_their_statistics() -> None:
+def test_a_batch_norm_differs_in_training_and_its_statistics_stay() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), snn.LIF(3))
     x = torch.randn(5, 4, 3)
-    tt.unroll(model, x, check=True)
-    torch.testing.assert_close(model[0].running_mean, 0.1 * x.mean((0, 1)))
-    assert model[0].num_batches_tracked == 1
+    with pytest.raises(ValueError, match=r"0 \(BatchNorm1d\) .* its statistics over the batch"):
+        tt.unroll(model, x, check=True)
+    assert model[0].num_batches_tracked == 0
+    assert model[0].running_mean.count_nonzero() == 0
+    tt.unroll(model.eval(), x, check=True)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,10 @@ def test_check_runs_norms_in_eval_mode_and_keeps_their_statistics() -> None:
     [
         (nn.Sequential(nn.Linear(3, 3), Centred(), snn.LIF(3)), r"1 \(Centred\) gives other outp"),
         (nn.Sequential(nn.Sequential(snn.LIF(3), Centred())), r"0\.1 \(Centred\) gives other out"),
-        (nn.Sequential(snn.Readout(3), Reversed()), r"1 \(Reversed\) gives other outputs by lay"),
+        (
+            nn.Sequential(snn.Readout(3), Reversed()),
+            r"1 \(Reversed\) gives 1\.cell .* other",
+        ),
     ],
 )
 def test_error_names_the_first_module_that_differs(model: Any, message: str) -> None:
@@ -89,7 +94,7 @@ def test_difference_hidden_by_spikes_is_found_in_the_states() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.cell(x - x.mean(0, keepdim=True))
 
-    with pytest.raises(ValueError, match=r"the model \(Hidden\) leaves other states by layer"):
+    with pytest.raises(ValueError, match=r"the model \(Hidden\) gives cell .* other inputs"):
         tt.unroll(Hidden(), torch.rand(5, 4, 3), check=True)
 
 
@@ -136,7 +141,7 @@ def test_replaced_buffer_is_restored() -> None:
     assert model[0].calls == 0
 
 
-def test_modules_in_a_plain_list_are_checked_in_eval_mode() -> None:
+def test_modules_in_a_plain_list_are_checked_in_their_own_modes() -> None:
     class Listed(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
@@ -148,6 +153,10 @@ def test_modules_in_a_plain_list_are_checked_in_eval_mode() -> None:
             return x
 
     model = Listed()
+    for part in model.parts[:2]:
+        part.eval()
     tt.unroll(model, torch.randn(5, 4, 3), check=True)
-    assert model.parts[0].num_batches_tracked == 1
-    assert all(part.training for part in model.parts)
+    model.parts[0].train()
+    with pytest.raises(ValueError, match=r"parts\.0 \(BatchNorm1d\)"):
+        tt.unroll(model, torch.randn(5, 4, 3), check=True)
+    assert [part.training for part in model.parts] == [True, False, True]

@@ -484,7 +484,7 @@ def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
     if grad:
         plain = copy.deepcopy(made)
         tt.zero_states(plain)
-        (tt.unroll(plain, x, by=by) * 2.0 - 1.0).sum().backward()
+        (tt.unroll(plain, x) * 2.0 - 1.0).sum().backward()
         tt.zero_states(made)
         y, seen = tt.unroll(made, x, by=by, record="output")
         (y + seen["n.output"]).sum().backward()

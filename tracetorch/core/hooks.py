@@ -21,10 +21,10 @@ def forward_hooks(
     """Call hooks around the forward pass of modules, and remove all of them at the end.
 
     Args:
-        before: modules and ``hook(module, args)``, called before ``forward``; what it returns, other
-            than ``None``, are the arguments instead.
-        after: modules and ``hook(module, args, kwargs, output)``, called after it; what it returns,
-            other than ``None``, is the output instead.
+        before: modules and ``hook(module, args)``, called before ``forward``; what it returns
+            replaces the arguments, unless it is ``None``.
+        after: modules and ``hook(module, args, kwargs, output)``, called after it; what it returns
+            replaces the output, unless it is ``None``.
 
     Example:
         >>> shapes = []

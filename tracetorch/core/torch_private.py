@@ -28,6 +28,7 @@ __all__ = [
     "NO_BACKWARD",
     "BatchNormBase",
     "DataDependentOutputException",
+    "DropoutBase",
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
@@ -87,6 +88,9 @@ make_wrapper_tensor: Callable[..., Any] = Tensor._make_wrapper_subclass
 unsafe_view: Callable[[Tensor, tuple[int, ...]], Tensor] = torch.ops.aten._unsafe_view
 """Reshape a contiguous tensor without recording a view: FSDP loses gradients where the output of a
 module is a view that is changed in place."""
+
+DropoutBase = nn.modules.dropout._DropoutNd
+"""Base class of PyTorch's own dropouts, which treat the samples of a batch independently."""
 
 BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""

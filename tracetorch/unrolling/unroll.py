@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Walk, modules_of, walk
 from tracetorch.snn.neuron import Neuron
@@ -34,7 +34,7 @@ def unroll(
     by: Literal["layer", "step"] = "layer",
     batched: bool = True,
     record: Sequence[str] | str | None = None,
-    check: bool = False,
+    check: bool | int = False,
     segment: int | None = None,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
@@ -59,8 +59,10 @@ def unroll(
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
-        check: before the run, compare both ways on the first steps, and raise at the first layer
-            that differs.
+        check: before the run, compare both ways, and raise at the first module that differs: what
+            mixes the samples of a batch cannot be seen from outside. Every call of a module is
+            repeated step by step, in the model's own modes; it costs several runs. ``True``: over
+            all steps; a number: over so many. What was covered is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
@@ -112,8 +114,9 @@ def unroll(
 
     try:
         if by == "layer":
-            if check:
-                check_both_ways(model, inputs)
+            if check is not False:
+                checked_steps = inputs.steps if check is True else check_count("check", check)
+                check_both_ways(model, inputs.first(checked_steps))
             if any(isinstance(layer, Recurrent) for layer in neurons):
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
