@@ -256,7 +256,6 @@ def test_nothing_is_saved_without_a_graph() -> None:
 def test_failure_in_a_later_segment_restores_the_states() -> None:
     calls = itertools.count(1)
 
-
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if next(calls) == 3:
