@@ -442,9 +442,10 @@ def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> Non
             return self.net(data)
 
     data = images() if make is conv else x()
-    for model in (make(), Cut()):
-        for by in ("layer", "step"):
-            assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
+    for model, by in ((make(), "layer"), (make(), "step"), (Cut(), "step")):
+        assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
+    with pytest.raises(ValueError, match=r"cannot call detach_states\(\) in each"):
+        tt.diagnose(Cut(), (data, target()), mean, by="layer")
 
 
 def test_zero_states_are_not_reported_as_carried() -> None:

@@ -233,7 +233,7 @@ def attribute_of_child(s: Any, x: Tensor) -> Tensor:
 
 
 class Own(snn.LIF):
-    """The step's method alone is overridden."""
+    """Override the step's method alone."""
 
     def forward_step(self, x: Tensor) -> Tensor:
         return super().forward_step(2 * x)
@@ -385,7 +385,7 @@ def test_memory_is_refused(name: str) -> None:
     assert not tt.get_states(made)
     training = {path: module.training for path, module in made.named_modules()}
     assert all(training.values())
-    # what autograd versions cannot undo is said to have changed: parameters in place
+    # parameters that were changed in place cannot be restored
     if name not in ("a threshold adapted", "a weight adapted"):
         for key, value in made.state_dict().items():
             assert torch.equal(value, before[key]), key

@@ -108,6 +108,8 @@ def gather(
         called = call_order(model, inputs, by)
         order = [path for path in called if path in neurons]
         zeroed = _layers_zeroed_between_steps(model, inputs, {p: neurons[p] for p in order})
+        if zeroed:  # which by layer cannot be run
+            by = "step"
         with torch.enable_grad():
             y, trajectories, sources = _run(model, x, order, neurons, steps, by)
             value = _loss(loss, y, rest)

@@ -178,6 +178,7 @@ class StatefulLayer(TTModule):
         Args, Raises: as :meth:`TTModule.zero_states`.
         """
         super().zero_states(where=where)
+        self._check_not_set_aside("zero_states()")
         if where is None:
             self.mark_states_current()
         elif torch.compiler.is_dynamo_compiling():
@@ -202,10 +203,19 @@ class StatefulLayer(TTModule):
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them; the next step names dead ones."""
         super().detach_states()
+        self._check_not_set_aside("detach_states()")
         for name in self.active_states:
             state = getattr(self, name)
             if state is not None and not is_leaked_tracer(state):
                 setattr(self, name, state.detach())
+
+    def _check_not_set_aside(self, action: str) -> None:
+        """Raise where a forward that runs all time steps at once would act between them."""
+        if any(name not in self.__dict__ for name in self.active_states):
+            raise ValueError(
+                f"{self.label()} runs all of its time steps at once, so a forward cannot call "
+                f'{action} in each of them. Call it outside, or use tt.unroll(..., by="step").'
+            )
 
     def check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very layer."""

@@ -36,7 +36,7 @@ _log = logging.getLogger("tracetorch")
 
 @dataclass
 class _Call:
-    """One call of a module in the pass by layer.
+    """A call of a module in the pass by layer.
 
     Args:
         path: path of the module.
@@ -61,7 +61,7 @@ class _Call:
 
 @dataclass
 class Coverage:
-    """What a check has compared.
+    """Coverage of a check.
 
     Args:
         steps: time steps.
@@ -312,7 +312,7 @@ class _Check:
     def _leaves_of(
         self, each: _Call, inner: Sequence[_Call], t: int, seed: int, *, before: bool = False
     ) -> list[Any]:
-        """Outputs of step ``t``, from the start or after the steps before it."""
+        """Return the outputs of step ``t``, from the start or after the steps before it."""
         self.start.restore()
         with (
             restored(each.module, tensors=True),

@@ -126,7 +126,8 @@ def layer_passes(
             'unroll(..., by="step") for the outer one.'
         )
     layers: list[Neuron] = []
-    sets_aside = not torch.compiler.is_compiling()  # which cannot follow it
+    # with one step there is nothing between steps; torch.compile cannot follow it
+    sets_aside = steps > 1 and not torch.compiler.is_compiling()
     for _, module in modules:
         sets_aside = sets_aside and not is_compiled(module)
         if isinstance(module, Neuron):

@@ -31,7 +31,7 @@ _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch
 
 
 class MemorySnapshot:
-    """What the modules of a model, their containers and their plain objects hold at one time.
+    """Attributes of the modules of a model, of their containers and plain objects, at one time.
 
     The states of neuron layers are not among it: during a pass by layer they are set aside.
 
@@ -125,7 +125,7 @@ class MemorySnapshot:
 
 
 @contextmanager
-def memory_unchanged(found: Walk, states: StateSnapshot) -> Iterator[None]:
+def memory_unchanged(found: Walk, states: StateSnapshot, steps: int) -> Iterator[None]:
     """Refuse a block, a pass by layer, that changes what the model holds.
 
     Under ``torch.compile`` nothing is compared: it cannot follow the comparison.
@@ -133,11 +133,12 @@ def memory_unchanged(found: Walk, states: StateSnapshot) -> Iterator[None]:
     Args:
         found: the walk over the model.
         states: the states of its neuron layers, which may change.
+        steps: time steps; with a single one nothing is kept from step to step.
 
     Raises:
         ValueError: something has changed; it is named, and what was held is given back.
     """
-    if torch.compiler.is_compiling():
+    if steps == 1 or torch.compiler.is_compiling():
         yield
         return
     before = MemorySnapshot(found, states)

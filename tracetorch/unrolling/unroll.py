@@ -175,7 +175,7 @@ def _by_layer(
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    with layer_passes(found.modules, T, collector), memory_unchanged(found, states):
+    with layer_passes(found.modules, T, collector), memory_unchanged(found, states, T):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors
