@@ -335,3 +335,55 @@ def test_new_neuron_class_is_fused_with_saved_tensor_hooks_disabled() -> None:
     with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("numba"):
         tt.unroll(Fresh(3), x).sum().backward()
     assert bool(x.grad.any())
+
+
+class Counts(nn.Module):
+    """Keeps a counter, a buffer, a plain tensor and a list from step to step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.cell = nn.Linear(3, 3), layer("LIF", 3)
+        self.register_buffer("total", torch.zeros(3))
+        self.trace: Any = torch.zeros(3)
+        self.calls, self.seen = 0, [torch.zeros(3)]
+        self.prev: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.total.mul_(0.9).add_(x.detach().mean(0))
+        self.trace = 0.5 * self.trace + x.detach().mean(0)
+        self.seen[0].add_(0.1)
+        self.seen.append(x.detach().mean(0))
+        drive = self.linear(x) + self.total + self.trace + self.seen[0] + self.seen[-2]
+        drive = drive / self.calls + (0 if self.prev is None else 0.1 * self.prev)
+        self.prev = self.cell(drive)
+        return self.prev
+
+
+@pytest.mark.parametrize("kind", ["counts", "batch norm", "spectral norm"])
+def test_memory_outside_neurons_is_restored_for_every_segment(kind: str) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        if kind == "counts":
+            return Counts().double()
+        if kind == "batch norm":
+            first: nn.Module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        else:
+            first = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        return nn.Sequential(first, layer("LIF", 3)).double()
+
+    x = 2 * torch.rand(9, 4, 3, dtype=torch.float64)
+    whole, cut = build(), build()
+    expected = tt.unroll(whole, x, by="step")
+    y = tt.unroll(cut, x, by="step", segment=2)
+    assert torch.equal(y, expected)
+    expected.square().sum().backward()
+    y.square().sum().backward()
+    for name, p in whole.named_parameters():
+        torch.testing.assert_close(cut.get_parameter(name).grad, p.grad, msg=name)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(cut.state_dict()[name], value), name
+    if kind == "counts":
+        assert (cut.calls, len(cut.seen)) == (9, 10)
+        assert torch.equal(cut.trace, whole.trace)
+        assert torch.equal(cut.seen[0], whole.seen[0])

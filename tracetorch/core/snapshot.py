@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import named_modules, walk
 
 _MISSING = object()
 _REGISTRIES = ("_buffers", "_parameters", "_modules")
@@ -114,8 +114,8 @@ def restored(
 
     Args:
         model: any module.
-        tensors: also restore the values and the gradients of parameters and buffers, and the state
-            of the random number generators.
+        tensors: also restore the values and the gradients of parameters, buffers, and tensors in
+            attributes and containers, and the state of the random number generators.
         training: the mode of every module within the block; ``None`` leaves it.
     """
     before = ModelSnapshot(model)
@@ -131,9 +131,12 @@ def restored(
 
 @contextmanager
 def _tensors_restored(model: nn.Module) -> Iterator[None]:
+    found = walk(model)
     tensors = {
-        id(t): t for _, m in named_modules(model) for t in (*m.parameters(False), *m.buffers(False))
+        id(t): t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))
     }
+    # those in plain attributes and containers too: a model may change them in place
+    tensors |= {id(t): t for _, t in found.tensors if not t.is_inference() and not t.is_meta}
     saved = [
         (t, t.detach().clone(), t.grad if t.is_leaf else None, t.requires_grad)
         for t in tensors.values()
@@ -145,7 +148,7 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
         finally:
             for tensor, value, grad, requires_grad in saved:
                 _restore_value(tensor, value)
-                if tensor.is_leaf:
+                if tensor.is_leaf and (requires_grad or tensor.requires_grad):
                     tensor.grad = grad
                     tensor.requires_grad_(requires_grad)
 

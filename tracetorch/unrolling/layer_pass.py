@@ -137,7 +137,7 @@ def layer_passes(
         vars(layer)["layer_pass"] = layer_pass
         if sets_aside:
             layer_pass.take_states(layer)
-    layer_passes_running.active = True
+    layer_passes_running.active = steps > 1
     written: list[tuple[Neuron, str | None]] = []
     try:
         yield

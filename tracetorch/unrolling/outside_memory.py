@@ -51,7 +51,7 @@ class MemorySnapshot:
         ]
         self._versions: list[int] = []
         for path, module in found.modules:
-            if _is_exempt(module):
+            if is_engine(module) or isinstance(module, LazyModuleMixin):
                 continue
             attributes = module.__dict__
             self._dicts.append((path, module, attributes, attributes.copy()))
@@ -157,10 +157,9 @@ def memory_unchanged(found: Walk, states: StateSnapshot, steps: int) -> Iterator
         )
 
 
-def _is_exempt(module: nn.Module) -> bool:
-    """Whether a module changes itself in a call for reasons of its own."""
-    kind = type(module)
-    return kind.__module__.startswith(_ENGINES) or isinstance(module, LazyModuleMixin)
+def is_engine(module: nn.Module) -> bool:
+    """Whether a module belongs to an engine that keeps books of its own in every call."""
+    return type(module).__module__.startswith(_ENGINES)
 
 
 def _version(tensor: Tensor | None) -> int:

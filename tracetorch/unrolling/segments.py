@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -13,20 +14,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from tracetorch.core.torch_private import (
-    BatchNormBase,
     exclude_from_compile,
     functorch_active,
     pytree,
 )
+from tracetorch.core.walk import Walk
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs
+from tracetorch.unrolling.outside_memory import is_engine
+
+_PLAIN = (Tensor, nn.Parameter)
 
 Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
 
 
 def in_segments(
-    run: Run, inputs: Inputs, segment: int, modules: Sequence[nn.Module]
+    run: Run, inputs: Inputs, segment: int, found: Walk
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return ``run(inputs)`` from runs of at most ``segment`` steps.
 
@@ -37,7 +40,7 @@ def in_segments(
         run: runs some steps from the states that the layers hold; outputs and trajectories.
         inputs: the inputs of all steps.
         segment: steps of a segment.
-        modules: every module of the model.
+        found: the walk over the model.
 
     Raises:
         TypeError: ``segment`` is not an integer, or an output is not a tensor.
@@ -47,7 +50,7 @@ def in_segments(
         raise TypeError(f"segment must be an integer, got {segment!r}.")
     if segment < 1:
         raise ValueError(f"segment must be at least 1, got {segment}.")
-    if any(isinstance(module, DistributedDataParallel) for module in modules):
+    if any(isinstance(module, DistributedDataParallel) for _, module in found.modules):
         raise ValueError(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
             "not allow. Wrap a module whose forward unrolls in segments, and call that."
@@ -58,8 +61,7 @@ def in_segments(
             "Leave it out there."
         )
     *parts, last = inputs.split(segment)
-    replay = _SegmentReplay(modules)
-    results = [_rerun(run, part, replay) for part in parts]
+    results = [_rerun(run, part, _SegmentReplay(found)) for part in parts]
     results.append(run(last))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
@@ -93,23 +95,24 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
 class _SegmentReplay:
     """Restore the model of the forward pass while a segment runs again, then that of now.
 
+    So what a model keeps outside its neurons, counters, buffers and lists, is in each segment what
+    it was in the forward pass, and no segment counts twice.
+
     Args:
-        modules: every module of the model.
+        found: the walk over the model.
 
     Raises:
         RuntimeError: a parameter, or a frozen one of a neuron layer, has been changed in
             place since the forward pass.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
-        self.layers = [m for m in modules if isinstance(m, Neuron)]
-        # functional_call puts others in their place, for the time of the forward pass
-        self.then = [_plain_tensors(m) for m in modules]
-        self.training = [m.training for m in modules]
-        watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
+    def __init__(self, found: Walk) -> None:
+        self.found = found
+        self.layers = [m for _, m in found.modules if isinstance(m, Neuron)]
+        watched: list[Tensor] = [p for _, m in found.modules for p in m.parameters(recurse=False)]
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
         self.versions = [(p, p._version) for p in watched]
+        self.then = _Contents(found, clone=True)
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
@@ -118,43 +121,65 @@ class _SegmentReplay:
                 "unroll(..., segment=): a segment that runs again would give other values. Call "
                 "backward() before optimizer.step()."
             )
-        self.before = StateSnapshot(self.layers)
-        self.now = [_plain_tensors(m) for m in self.modules]
-        self.modes = [m.training for m in self.modules]
+        # not cloned: the segment works on the clones, and leaves the tensors of now alone
+        self.now = _Contents(self.found, clone=False)
+        self.then.restore()
         for layer in self.layers:
             layer.mark_states_current()
-        _set_modes(self.modules, self.training)
-        for module, (parameters, buffers) in zip(self.modules, self.then, strict=True):
-            if isinstance(module, BatchNormBase):
-                # running statistics count a segment once
-                buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
 
     def __exit__(self, *_: object) -> None:
-        self.before.restore()
-        _set_modes(self.modules, self.modes)
-        for module, (parameters, buffers) in zip(self.modules, self.now, strict=True):
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        self.now.restore()
 
 
-def _set_modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> None:
-    for module, mode in zip(modules, training, strict=True):
-        module.training = mode
+class _Contents:
+    """Contents of the modules, containers and plain objects of a model.
 
+    Args:
+        found: the walk over the model.
+        clone: copy the values of tensors too, those without a graph: they may change in place.
+    """
 
-def _plain_tensors(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """Parameters and buffers but those that FSDP has sharded and puts together for each call."""
-    parameters = {
-        name: p for name, p in module._parameters.items() if p is not None and _is_plain(p)
-    }
-    buffers = {name: b for name, b in module._buffers.items() if b is not None and _is_plain(b)}
-    return parameters, buffers
+    def __init__(self, found: Walk, *, clone: bool) -> None:
+        self.dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.registries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.sequences: list[tuple[Any, list[Any]]] = []
+        self.modes = [(module, module.training) for _, module in found.modules]
 
+        def content(value: Any) -> Any:
+            if clone and type(value) is Tensor and not value.requires_grad:
+                return value.clone()
+            return value
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor or type(tensor) is nn.Parameter
+        for _, module in found.modules:
+            for registry in (module._parameters, module._buffers):
+                # FSDP puts its sharded parameters together by itself; functional_call swaps others
+                plain = {n: content(t) for n, t in registry.items() if type(t) in _PLAIN}
+                self.registries.append((registry, plain))
+            if not is_engine(module):
+                self._add_dict(vars(module), content)
+        for _, owner in found.owners:
+            if isinstance(owner, dict):
+                self._add_dict(owner, content)
+            elif isinstance(owner, (list, deque, set)):
+                self.sequences.append((owner, [content(item) for item in owner]))
+            elif isinstance(attributes := getattr(owner, "__dict__", None), dict):
+                self._add_dict(attributes, content)
+
+    def _add_dict(self, owner: dict[str, Any], content: Callable[[Any], Any]) -> None:
+        self.dicts.append((owner, {key: content(value) for key, value in owner.items()}))
+
+    def restore(self) -> None:
+        """Give every module, container and object its contents back."""
+        for owner, contents in self.dicts:
+            owner.clear()
+            owner.update(contents)
+        for registry, tensors in self.registries:
+            registry.update(tensors)
+        for sequence, items in self.sequences:
+            sequence.clear()
+            sequence.update(items) if isinstance(sequence, set) else sequence.extend(items)
+        for module, training in self.modes:
+            module.training = training
 
 
 in_segments = exclude_from_compile(in_segments)

@@ -123,8 +123,7 @@ def unroll(
         if segment is None:
             y, trajectories = run(inputs)
         else:
-            every_module = [module for _, module in modules_of(model)]
-            y, trajectories = in_segments(run, inputs, segment, every_module)
+            y, trajectories = in_segments(run, inputs, segment, _reachable(model))
         if time_dim != 0 or not batched:
             y = pytree.tree_map(lambda leaf: _place_time(leaf, time_dim, batched), y)
             trajectories = {
