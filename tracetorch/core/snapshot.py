@@ -148,7 +148,7 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
         finally:
             for tensor, value, grad, requires_grad in saved:
                 _restore_value(tensor, value)
-                if tensor.is_leaf and (requires_grad or tensor.requires_grad):
+                if tensor.is_leaf:
                     tensor.grad = grad
                     tensor.requires_grad_(requires_grad)
 
