@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -31,20 +30,11 @@ from tracetorch.snn.parameters import (
     resolve_setup,
 )
 from tracetorch.snn.representation import constructor_call
-from tracetorch.snn.stateful_layer import StatefulLayer
+from tracetorch.snn.stateful_layer import StatefulLayer, running
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 N = TypeVar("N", bound="Neuron")
-
-
-class _LayerPassesRunning(threading.local):
-    """Whether a pass by layer is running in this thread."""
-
-    active = False
-
-
-layer_passes_running = _LayerPassesRunning()
 
 
 class Declarations(Opaque):
@@ -330,7 +320,7 @@ class Neuron(StatefulLayer):
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
         if self.layer_pass is not None:
             return self.layer_pass(self, x)
-        if layer_passes_running.active and not torch.compiler.is_compiling():
+        if running.by_layer and not torch.compiler.is_compiling():
             raise ValueError(
                 f"{self!r} cannot be reached through the attributes of the model that runs by "
                 "layer, only through a closure or a global: it would take all time steps for one "

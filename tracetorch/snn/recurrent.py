@@ -8,7 +8,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.snn.neuron import Neuron, layer_passes_running
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.stateful_layer import running
 
 
 class Recurrent(Neuron):
@@ -87,14 +88,14 @@ class Recurrent(Neuron):
         """
         outputs: list[Tensor] = []
         # what is inside runs step by step, also within a pass by layer
-        outer, layer_passes_running.active = layer_passes_running.active, False
+        outer, running.by_layer = running.by_layer, False
         try:
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
                     after_step()
         finally:
-            layer_passes_running.active = outer
+            running.by_layer = outer
         stacked = torch.stack(outputs)
         dtype = self.check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}

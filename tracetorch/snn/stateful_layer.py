@@ -6,6 +6,8 @@ overwrite the membranes of every process but one.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -33,6 +35,37 @@ _FROZEN_STATE = (
     "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
     "module that calls zero_states() first and loops over time inside."
 )
+
+
+class _Running(threading.local):
+    """The runs of ``tt.unroll`` in progress in this thread.
+
+    Args:
+        sequence: any; what reaches a layer is one step, or all of them.
+        by_layer: one by layer; a neuron that was not found in the model must not run.
+    """
+
+    sequence = False
+    by_layer = False
+
+
+running = _Running()
+_warned_of_sequence = False
+
+
+def _warn_of_sequence(layer: StatefulLayer, x: Tensor) -> None:
+    """Warn once that an input of three dimensions or more was taken for one time step."""
+    global _warned_of_sequence
+    if _warned_of_sequence or running.sequence or is_tracing() or torch.compiler.is_compiling():
+        return
+    _warned_of_sequence = True
+    warnings.warn(
+        f"{layer!r} took an input of shape {list(x.shape)} for ONE time step, its neurons in the "
+        "last dimension; nothing is remembered along the others. For a sequence [T, B, ...] call "
+        "tt.unroll(model, x). If it is one step, give dim= another value than -1, or silence this "
+        'with warnings.filterwarnings("ignore", message=".*for ONE time step").',
+        stacklevel=2,
+    )
 
 
 class StatefulLayer(TTModule):
@@ -127,6 +160,8 @@ class StatefulLayer(TTModule):
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
                 f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
+        if len(shape) > 2 and self.dim == -1 and not sequence:
+            _warn_of_sequence(self, x)
         return ARITHMETIC_DTYPE[x.dtype]
 
     def states_for(

@@ -139,6 +139,7 @@ class _Check:
     def model(self, model: nn.Module) -> None:
         """Compare every call that a pass of the whole model makes."""
         calls, ends = self.by_layer(lambda: call(model, self.inputs.folded()))
+        _check_finite(self.inputs, calls)
         seen = {id(each.module) for each in calls}
         self.coverage.uncalled = [path for path, m in self.modules if path and id(m) not in seen]
         for index, each in enumerate(calls):  # inner modules first
@@ -373,6 +374,23 @@ class _Stubs:
             return torch.unflatten(leaf, 0, (self.steps, -1))[self.t].clone()
 
         return pytree.tree_map_only(Tensor, of_step, tree)
+
+
+def _check_finite(inputs: Inputs, calls: Sequence[_Call]) -> None:
+    """Raise where NaN comes in or is made: a spike of it is 0, and hides it.
+
+    Raises:
+        ValueError: the inputs, or the first module that gives NaN, are named.
+    """
+    places = [("the input", _leaves(inputs.tensors))]
+    places += [(f"the output of {each.name()}", _leaves(each.output)) for each in calls]
+    for place, tensors in places:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and bool(torch.isnan(tensor).any()):
+                raise ValueError(
+                    f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
+                    "finite. Clean the data, or find the operation that makes it."
+                )
 
 
 def _restore_forward(attributes: dict[str, Any], previous: Any) -> None:

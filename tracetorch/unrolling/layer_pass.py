@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tracetorch.core.torch_private import exclude_from_compile, is_compiled, unsafe_view
 from tracetorch.core.walk import modules_of
-from tracetorch.snn.neuron import Neuron, layer_passes_running
+from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.stateful_layer import running
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
 
 
@@ -120,7 +121,7 @@ def layer_passes(
     modules: Sequence[tuple[str, nn.Module]], steps: int, collector: TrajectoryCollector | None
 ) -> Iterator[None]:
     """Within a block, make a call of any neuron layer among ``modules`` a call on all steps."""
-    if layer_passes_running.active:
+    if running.by_layer:
         raise ValueError(
             "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
             'unroll(..., by="step") for the outer one.'
@@ -137,12 +138,12 @@ def layer_passes(
         vars(layer)["layer_pass"] = layer_pass
         if sets_aside:
             layer_pass.take_states(layer)
-    layer_passes_running.active = steps > 1
+    running.by_layer = steps > 1
     written: list[tuple[Neuron, str | None]] = []
     try:
         yield
     finally:
-        layer_passes_running.active = False
+        running.by_layer = False
         for layer in layers:
             vars(layer)["layer_pass"] = None
             if sets_aside:

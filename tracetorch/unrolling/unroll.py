@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Walk, modules_of, walk
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.stateful_layer import running
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
@@ -36,6 +38,7 @@ def unroll(
     record: Sequence[str] | str | None = None,
     check: bool | int = False,
     segment: int | None = None,
+    from_rest: bool = False,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
 
@@ -46,8 +49,10 @@ def unroll(
     By layer, the default, time is folded into the batch, the model is called **once**, and every
     neuron layer runs its whole sequence as one fused loop. That is right when everything without
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
-    linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm then takes its statistics
-    over time and batch together. By step, the model is called once per step: always right.
+    linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
+    statistics over time and batch together: not the same as by step. A model that keeps something
+    from step to step outside the states of its neuron layers, or reads or writes those in
+    ``forward``, is refused. By step, the model is called once per step: always right.
 
     Args:
         model: any ``nn.Module``.
@@ -67,6 +72,8 @@ def unroll(
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment.
+        from_rest: start from states of zero and leave none behind: for evaluation, say. The states
+            that the model holds are kept and restored.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -77,8 +84,9 @@ def unroll(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range; the model cannot run by layer; or as a layer does.
-            The states are then as before.
+        ValueError: an argument is out of range; the model cannot run by layer, or keeps something
+            outside its neuron layers; ``check`` finds a difference; or as a layer does. The states,
+            and what the modules hold, are then as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -103,6 +111,8 @@ def unroll(
             layers.append((path, module))
             neurons.append(module)
     before = StateSnapshot(neurons)
+    if from_rest:
+        zero_states(model)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None if record is None else TrajectoryCollector(record, layers)
@@ -112,6 +122,7 @@ def unroll(
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
 
+    outer, running.sequence = running.sequence, True
     try:
         if by == "layer":
             if check is not False:
@@ -130,10 +141,31 @@ def unroll(
                 path: _place_time(trajectory, time_dim, batched)
                 for path, trajectory in trajectories.items()
             }
-    except BaseException:
+    except BaseException as error:
         before.restore()
+        _explain_shape(error, x, inputs, batched)
         raise
+    finally:
+        running.sequence = outer
+    if from_rest:
+        before.restore()
     return y if record is None else (y, trajectories)
+
+
+def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
+    """Raise a better error where a single sequence ``[T, F]`` seems to have been given.
+
+    Raises:
+        ValueError: ``x`` has two dimensions, and PyTorch did not like what the model made of it.
+    """
+    if not isinstance(error, (RuntimeError, ValueError, IndexError)) or not isinstance(x, Tensor):
+        return
+    if x.ndim == 2 and batched and not inputs.static:
+        raise ValueError(
+            f"x of shape {list(x.shape)} was read as T={inputs.steps} steps of a batch of "
+            f"B={inputs.batch}, one number each, and the model failed: {error} One sequence "
+            "[T, F]? tt.unroll(model, x, batched=False)."
+        ) from error
 
 
 def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:

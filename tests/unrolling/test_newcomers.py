@@ -1,0 +1,93 @@
+"""What a newcomer tries first: a whole sequence in one call, one sequence without a batch, NaN."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tracetorch import snn
+from tracetorch.snn import stateful_layer
+
+MESSAGE = r"LIF\(4\) took an input of shape \[6, 3, 4\] for ONE time step.*tt\.unroll\(model, x\)"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stateful_layer, "_warned_of_sequence", False)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_sequence_given_to_one_step_is_warned_of_once(grad: bool) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), snn.LIF(4)), torch.rand(6, 3, 4)
+    with torch.set_grad_enabled(grad):
+        with pytest.warns(UserWarning, match=MESSAGE):
+            net(x)
+        tt.zero_states(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            net(x)
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        lambda: tt.unroll(nn.Sequential(nn.Linear(4, 4), snn.LIF(4)), torch.rand(6, 3, 4)),
+        lambda: tt.unroll(snn.LIF(4), torch.rand(6, 3, 5, 4)),
+        lambda: tt.unroll(snn.LIF(4), torch.rand(6, 3, 5, 4), by="step"),
+        lambda: tt.unroll(snn.Recurrent(snn.LIF(4), nn.Linear(4, 4)), torch.rand(6, 3, 5, 4)),
+        lambda: snn.LIF(4)(torch.rand(3, 4)),
+        lambda: snn.LIF(4, dim=-3)(torch.rand(3, 4, 2, 2)),
+        lambda: snn.LIF(4, dim=2)(torch.rand(3, 5, 4)),
+    ],
+)
+def test_what_is_meant_is_not_warned_of(quiet: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet()
+
+
+def test_one_sequence_without_a_batch_is_explained() -> None:
+    net, x = nn.Sequential(nn.Linear(8, 4), snn.LIF(4)), torch.rand(20, 8)
+    message = r"\[20, 8\] was read as T=20 steps of a batch of B=8.*batched=False"
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(net, x)
+    y = tt.unroll(net, x, batched=False, from_rest=True)
+    assert y.shape == (20, 4)
+    # by step, each step is a vector of 8, which the layers take without a batch
+    torch.testing.assert_close(tt.unroll(net, x, by="step", from_rest=True), y)
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("segment", [None, 2])
+def test_from_rest_starts_from_zero_and_leaves_no_states(by: Any, segment: Any) -> None:
+    net, x = layer("SRLIF", 4), 2 * torch.rand(5, 3, 4)
+    expected = tt.unroll(net, x)
+    held = tt.get_states(net, detach=False)
+    assert torch.equal(tt.unroll(net, x, by=by, segment=segment, from_rest=True), expected)
+    assert all(state is held[name] for name, state in tt.get_states(net, detach=False).items())
+    tt.zero_states(net)
+    other = tt.unroll(net, torch.rand(5, 7, 4), by=by, from_rest=True)
+    assert other.shape == (5, 7, 4)
+    assert tt.get_states(net) == {}
+    with pytest.raises(ValueError, match="has 4 neurons"):
+        tt.unroll(net, torch.rand(5, 7, 3), by=by, from_rest=True)
+    assert tt.get_states(net) == {}
+
+
+def test_check_names_the_first_nan() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    x = torch.rand(5, 3, 4)
+    x[2, 1, 0] = torch.nan
+    assert torch.isfinite(tt.unroll(net, x, from_rest=True)).all()  # a spike of NaN is 0
+    with pytest.raises(ValueError, match="the input has NaN"):
+        tt.unroll(net, x, check=True)
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the output of 0 \(Linear\) has NaN"):
+        tt.unroll(net, torch.rand(5, 3, 4), check=True)
