@@ -1,4 +1,4 @@
-"""What a newcomer tries first: a whole sequence in one call, one sequence without a batch, NaN."""
+"""First tries of a newcomer: a whole sequence in one call, one sequence without a batch, NaN."""
 
 from __future__ import annotations
 
