@@ -6,7 +6,7 @@ EXTRAS := demo,test
 PYTEST := $(BIN)/python -m pytest
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types tests triton format hooks matrix oldest newest dist clean bench bench-peers
+.PHONY: demo test test-all lint types tests triton mutants format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -31,6 +31,10 @@ tests: $(VENV)/.test
 # A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+
+# mutants: plant faults, one at a time, and count those that tests catch: minutes for each.
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

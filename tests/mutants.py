@@ -1,0 +1,219 @@
+"""Mutation testing: plant faults in the package, one at a time, and count those that tests catch.
+
+    python -m tests.mutants --sample 200 --seed 0 --room unrolling
+
+Each fault changes one place of one file (a comparison, an operator, a constant, a condition, an
+argument, a ``raise``) in a copy of the repository, and the fast tests that mirror the file run on the
+copy until the first fails. Faults that survive are printed with file and line: a test is missing
+there, or the change makes no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tracetorch"
+
+# The tests that a room answers to, beside those that mirror it.
+ALSO = {
+    "core": ["tests/snn", "tests/unrolling/test_outside_memory.py"],
+    "snn": ["tests/fuse/test_sequence.py", "tests/unrolling/test_unroll.py"],
+    "fuse": ["tests/unrolling/test_unroll.py"],
+}
+
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Args:
+        path: the file, from the root.
+        line: line of the place.
+        change: the change in words.
+        node: number of the changed node, in the order of ``ast.walk``.
+        variant: number of the change among those of the node.
+    """
+
+    path: str
+    line: int
+    change: str
+    node: int
+    variant: int
+
+    def source(self) -> str:
+        """Return the source of the whole file with the fault."""
+        tree = ast.parse((ROOT / self.path).read_text())
+        node = list(ast.walk(tree))[self.node]
+        new = list(mutations(node))[self.variant][1]
+        return ast.unparse(ast.fix_missing_locations(_Replacer(node, new).visit(tree)))
+
+
+def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Yield changed copies of a node, each with the change in words."""
+    if isinstance(node, (ast.Compare, ast.BinOp, ast.BoolOp, ast.AugAssign)):
+        changed: Any = copy.deepcopy(node)
+        old = changed.ops[0] if isinstance(changed, ast.Compare) else changed.op
+        if type(old) in SWAPS:
+            new = SWAPS[type(old)]()
+            if isinstance(changed, ast.Compare):
+                changed.ops[0] = new
+            else:
+                changed.op = new
+            yield f"{type(old).__name__} to {type(new).__name__}", changed
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield "not removed", node.operand
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, bool):
+            yield f"{node.value} to {not node.value}", ast.Constant(not node.value)
+        elif isinstance(node.value, (int, float)):
+            yield f"{node.value} to {node.value + 1}", ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Raise):
+        yield "raise removed", ast.Pass()
+    elif isinstance(node, ast.Call) and node.keywords and node.keywords[-1].arg is not None:
+        changed = copy.deepcopy(node)
+        name = changed.keywords.pop().arg
+        yield f"argument {name} left out", changed
+
+
+class _Replacer(ast.NodeTransformer):
+    def __init__(self, target: ast.AST, new: ast.AST) -> None:
+        self.target, self.new = target, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if node is self.target:
+            return ast.copy_location(self.new, node)
+        return self.generic_visit(node)
+
+
+def _skipped(tree: ast.Module) -> set[int]:
+    """Find nodes in messages, annotations and module constants, which have no behaviour."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        parts: list[ast.AST | None] = []
+        if isinstance(node, ast.JoinedStr):
+            parts = [node]
+        elif isinstance(node, ast.arg) or isinstance(node, ast.AnnAssign):
+            parts = [node.annotation]
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            parts = [node.returns, *node.decorator_list]
+        for part in parts:
+            if part is not None:
+                skipped |= {id(inner) for inner in ast.walk(part)}
+    for statement in tree.body:
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            skipped |= {id(inner) for inner in ast.walk(statement)}
+    return skipped
+
+
+def mutants_of(path: Path) -> list[Mutant]:
+    """Return all faults of a file."""
+    tree = ast.parse(path.read_text())
+    skipped = _skipped(tree)
+    name = str(path.relative_to(ROOT))
+    return [
+        Mutant(name, node.lineno, change, number, variant)
+        for number, node in enumerate(ast.walk(tree))
+        if id(node) not in skipped and hasattr(node, "lineno")
+        for variant, (change, _) in enumerate(mutations(node))
+    ]
+
+
+def tests_of(path: str) -> list[str]:
+    """Return the tests that a file answers to, its mirror first."""
+    parts = Path(path).relative_to("tracetorch").parts
+    room = parts[0].removesuffix(".py")
+    mirror = ROOT / "tests" / Path(*parts[:-1]) / f"test_{parts[-1]}"
+    chosen = [str(mirror.relative_to(ROOT))] if mirror.exists() else []
+    folder = f"tests/{room}"
+    chosen += [folder] if (ROOT / folder).is_dir() else [f"tests/test_{room}.py"]
+    return chosen + ALSO.get(room, [])
+
+
+def is_caught(mutant: Mutant, folder: Path, limit: float) -> bool:
+    """Whether the tests fail, or do not end in time, with the fault planted in ``folder``."""
+    target = folder / mutant.path
+    original = target.read_text()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "not slow and not gpu", *tests_of(mutant.path)]
+    try:
+        target.write_text(mutant.source())
+        ran = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        target.write_text(original)
+    return ran.returncode != 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; the exit status is 1 where a fault survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", type=int, default=200, help="how many faults")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--room", default="", help="only files below tracetorch/ROOM")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many; 0: never")
+    options = parser.parse_args(arguments)
+    files = [p for p in sorted((PACKAGE / options.room).rglob("*.py")) if p.name != "__init__.py"]
+    generator = random.Random(options.seed)
+    every = [mutant for path in files for mutant in mutants_of(path)]
+    sample = generator.sample(every, min(options.sample, len(every)))
+    survived: list[Mutant] = []
+    done, begin = 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "copy"
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "runs", "media"))
+        for mutant in sample:
+            if options.minutes and time.monotonic() - begin > 60 * options.minutes:
+                break
+            caught = is_caught(mutant, folder, limit=900.0)
+            done += 1
+            if not caught:
+                survived.append(mutant)
+            word = "caught" if caught else "SURVIVED"
+            print(f"{word:8} {mutant.path}:{mutant.line} {mutant.change}", flush=True)
+    print(f"{done - len(survived)} of {done} faults caught, of {len(every)} possible ones")
+    return int(bool(survived))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
