@@ -3,8 +3,8 @@
     python -m tests.mutants --sample 200 --seed 0 --room unrolling
 
 Each fault changes one place of one file (a comparison, an operator, a constant, a condition, an
-argument, a ``raise``) in a copy of the repository, and the fast tests that mirror the file run on the
-copy until the first fails. Faults that survive are printed with file and line: a test is missing
+argument, a ``raise``) in a copy of the repository, and the fast tests that mirror the file run there
+until the first fails. Faults that survive are printed with file and line: a test is missing
 there, or the change makes no difference.
 """
 
@@ -126,7 +126,7 @@ def _skipped(tree: ast.Module) -> set[int]:
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.JoinedStr):
             parts = [node]
-        elif isinstance(node, ast.arg) or isinstance(node, ast.AnnAssign):
+        elif isinstance(node, (ast.arg, ast.AnnAssign)):
             parts = [node.annotation]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             parts = [node.returns, *node.decorator_list]
