@@ -3,7 +3,7 @@
     python -m tests.mutants --sample 200 --seed 0 --room unrolling
 
 Each fault changes one place of one file (a comparison, an operator, a constant, a condition, an
-argument, a ``raise``) in a copy of the repository, and the fast tests that mirror the file run there
+argument, a ``raise``) in a copy, and the fast tests that mirror the file run there
 until the first fails. Faults that survive are printed with file and line: a test is missing
 there, or the change makes no difference.
 """

@@ -442,7 +442,8 @@ def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> Non
             return self.net(data)
 
     data = images() if make is conv else x()
-    for model, by in ((make(), "layer"), (make(), "step"), (Cut(), "step")):
+    ways: Any = ((make(), "layer"), (make(), "step"), (Cut(), "step"))
+    for model, by in ways:
         assert not tt.diagnose(model, (data, target()), mean, by=by).named("states-emptied")
     with pytest.raises(ValueError, match=r"cannot call detach_states\(\) in each"):
         tt.diagnose(Cut(), (data, target()), mean, by="layer")

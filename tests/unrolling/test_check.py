@@ -42,7 +42,7 @@ def test_valid_model_passes_and_is_restored(name: str) -> None:
 
 
 def test_a_batch_norm_differs_in_training_and_its_statistics_stay() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), snn.LIF(3))
+    model: Any = nn.Sequential(nn.BatchNorm1d(3), snn.LIF(3))
     x = torch.randn(5, 4, 3)
     with pytest.raises(ValueError, match=r"0 \(BatchNorm1d\) .* its statistics over the batch"):
         tt.unroll(model, x, check=True)

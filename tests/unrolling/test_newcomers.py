@@ -81,7 +81,7 @@ def test_from_rest_starts_from_zero_and_leaves_no_states(by: Any, segment: Any) 
 
 
 def test_check_names_the_first_nan() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    net: Any = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
     x = torch.rand(5, 3, 4)
     x[2, 1, 0] = torch.nan
     assert torch.isfinite(tt.unroll(net, x, from_rest=True)).all()  # a spike of NaN is 0

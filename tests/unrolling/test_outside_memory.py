@@ -33,7 +33,7 @@ class Base(nn.Module):
     def setup(self) -> None: ...
 
 
-def model(forward: Callable[[Any, Tensor], Tensor], **kept: Callable[[], Any]) -> nn.Module:
+def model(forward: Callable[[Any, Tensor], Tensor], **kept: Callable[[], Any]) -> Any:
     """A model with attributes ``kept``, made anew for each, and a ``forward``."""
 
     class Model(Base):
@@ -271,6 +271,8 @@ def spectral() -> nn.Module:
 
 
 class RunningNorm(nn.Module):
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(N))
