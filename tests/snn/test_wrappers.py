@@ -106,6 +106,47 @@ def test_every_argument_sets_its_parameter(name: str) -> None:
         assert made.beta_ema is True
 
 
+def settings(made: Any) -> dict[str, Any]:
+    """Return everything that an argument may set, under the argument's name."""
+    found: dict[str, Any] = {"num_neurons": made.num_neurons, "dim": made.dim}
+    for name in made.constraints:
+        raw = getattr(made, f"raw_{name}")
+        found[name] = round(float(getattr(made, name).detach().flatten()[0].abs()), 5)
+        found[f"{name}_rank"] = raw.ndim
+        found[f"learn_{name}"] = f"raw_{name}" in dict(made.named_parameters())
+    for name in ("alpha_ema", "beta_ema", "gamma_ema", "reset", "detach_reset"):
+        found[name] = getattr(made, name)
+    both = made.pos_spike is not None and made.neg_spike is not None
+    for sign in ("pos", "neg"):
+        found[f"{sign}_surrogate_derivative" if both else "surrogate_derivative"] = getattr(
+            made, f"{sign}_spike"
+        ) or found.get("surrogate_derivative")
+    return found
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_argument_sets_its_parameter_and_nothing_else(name: str) -> None:
+    """One at a time: two arguments that are swapped inside cannot hide each other."""
+    layer = getattr(snn, name)
+    plain = settings(layer(3))
+    for argument, default, _ in grammar(name):
+        value: Any = 0.37
+        if argument == "num_neurons":
+            assert settings(layer(4)) == {**plain, "num_neurons": 4}
+            continue
+        if argument == "dim":
+            value = -2
+        elif argument == "reset":
+            value = "zero"
+        elif argument.endswith("_rank"):
+            value = 0
+        elif isinstance(default, bool):
+            value = not default
+        elif argument.endswith("surrogate_derivative"):
+            value = boxcar_surrogate(3.0)
+        assert settings(layer(3, **{argument: value})) == {**plain, argument: value}, argument
+
+
 @pytest.mark.parametrize("name", SPIKING)
 def test_reset_arguments_are_keyword_only_and_set(name: str) -> None:
     made = getattr(snn, name)(2, reset="zero", detach_reset=True)
