@@ -55,26 +55,30 @@ class LayerPass:
         x = torch.unflatten(x, 0, (self.steps, -1))
         if not self.sets_aside:
             return self._run(layer, x)
-        written = self.give_states(layer)
+        # torch.compile, of something inside the model, cannot follow what happens to the states
+        compiling = torch.compiler.is_compiling()
+        written = self.give_states_outside(layer) if compiling else self.give_states(layer)
         try:
             self.check_unwritten(layer, written)
             return self._run(layer, x)
         finally:
-            self.take_states(layer)
+            self.take_states_outside(layer) if compiling else self.take_states(layer)
 
-    @exclude_from_compile
     def take_states(self, layer: Neuron) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
-        attributes = vars(layer)
+        attributes = layer.__dict__
         self.states[id(layer)] = {name: attributes.pop(name) for name in layer.states}
 
-    @exclude_from_compile
     def give_states(self, layer: Neuron) -> str | None:
         """Give a layer its states back, and return one that a ``forward`` has written meanwhile."""
-        attributes = vars(layer)
-        written = next((name for name in layer.states if name in attributes), None)
-        attributes.update(self.states.pop(id(layer)))
+        attributes = layer.__dict__
+        states = self.states.pop(id(layer))
+        written = None if attributes.keys().isdisjoint(states) else min(attributes.keys() & states)
+        attributes.update(states)
         return written
+
+    take_states_outside = exclude_from_compile(take_states)
+    give_states_outside = exclude_from_compile(give_states)
 
     def check_unwritten(self, layer: Neuron, written: str | None) -> None:
         """Raise where a ``forward`` has written a state of a layer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -24,7 +25,6 @@ from tracetorch.snn.states import StateSnapshot
 
 # Wrappers that keep books of their own in every call, and put modules' parameters together anew.
 _ENGINES = ("torch.nn.parallel", "torch.distributed")
-_REGISTRIES = ("_parameters", "_buffers")
 # A longer container is data, a replay buffer say: only its length and its ends are compared.
 _LONG = 1000
 _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
@@ -41,55 +41,74 @@ class MemorySnapshot:
     """
 
     def __init__(self, found: Walk, states: StateSnapshot) -> None:
-        self._dicts: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = []
-        self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
-        self._slots: list[tuple[str, object, dict[str, object]]] = []
-        of_neurons = {id(state) for _, _, state in states.states}
-        self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
-        self._values: list[tuple[Tensor, Tensor]] = [
-            (tensor, tensor.detach().clone()) for _, tensor in self._tensors
-        ]
-        self._versions: list[int] = []
+        # written for speed: it runs at every call of unroll
+        self._modules: list[tuple[str, nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]]] = []
+        self._registered: list[dict[str, Tensor | None]] = []
+        self._values: list[tuple[Tensor, Tensor]] = []
         for path, module in found.modules:
-            if is_engine(module) or isinstance(module, LazyModuleMixin):
+            kind = type(module)
+            if _is_exempt(kind):  # type: ignore[arg-type]
                 continue
             attributes = module.__dict__
-            self._dicts.append((path, module, attributes, attributes.copy()))
-            for registry in _REGISTRIES:
-                held = attributes[registry]
-                if held:
-                    self._dicts.append((path, module, held, held.copy()))
-                    if registry == "_parameters" or not isinstance(module, BatchNormBase):
-                        self._tensors += [
-                            (f"{path}.{n}" if path else n, t) for n, t in held.items()
-                        ]
-                    if registry == "_buffers" and not isinstance(module, (Neuron, BatchNormBase)):
-                        # small, and restored where the call is refused
-                        self._values += [
-                            (b, b.detach().clone()) for b in held.values() if b is not None
-                        ]
+            parameters, buffers = attributes["_parameters"], attributes["_buffers"]
+            held = [(attributes, attributes.copy())]
+            if parameters:
+                held.append((parameters, parameters.copy()))
+                self._registered.append(parameters)
+            if buffers:
+                held.append((buffers, buffers.copy()))
+                if not issubclass(kind, BatchNormBase):
+                    self._registered.append(buffers)
+                    if not issubclass(kind, Neuron):  # small, and restored on a refusal
+                        present = (b for b in buffers.values() if b is not None)
+                        self._values += [(b, b.detach().clone()) for b in present]
+            self._modules.append((path, module, held))
+        self._dicts: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
+        self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
+        self._slots: list[tuple[str, object, dict[str, object]]] = []
         for path, owner in found.owners:
             self._add_owner(path, owner)
-        self._versions = [_version(tensor) for _, tensor in self._tensors]
+        self._tensors: list[tuple[str, Tensor]] = []
+        if found.tensors:
+            of_neurons = {id(state) for _, _, state in states.states}
+            self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
+            self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
+        self._versions = self._current_versions()
 
     def _add_owner(self, path: str, owner: Any) -> None:
         if isinstance(owner, dict):
-            self._dicts.append((path, None, owner, dict(owner)))
+            self._dicts.append((path, owner, dict(owner)))
         elif isinstance(owner, (list, deque, set)):
             items = (len(owner),) if len(owner) > _LONG else tuple(owner)
             self._sequences.append((path, owner, items))
         elif not isinstance(owner, (tuple, frozenset)):
             attributes = getattr(owner, "__dict__", None)
             if isinstance(attributes, dict):
-                self._dicts.append((path, None, attributes, attributes.copy()))
+                self._dicts.append((path, attributes, attributes.copy()))
             self._slots += [(path, owner, slot_values(owner))]
+
+    def _current_versions(self) -> list[int]:
+        versions: list[int] = []
+        try:
+            for registry in self._registered:
+                for tensor in registry.values():
+                    versions.append(-1 if tensor is None else tensor._version)
+            versions += [tensor._version for _, tensor in self._tensors]
+        except RuntimeError:  # tensors of inference_mode count no versions
+            return []
+        return versions
 
     def change(self) -> str | None:
         """Return the path of something that has changed since, or ``None``."""
-        for path, module, now, before in self._dicts:
-            if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
-                for name in _changed_keys(module, before, now):
-                    return f"{path}.{name}" if path else str(name)
+        for path, module, held in self._modules:
+            for now, before in held:
+                if not _equal(now, before):
+                    for name in _changed_keys(module, before, now):
+                        return f"{path}.{name}" if path else str(name)
+        for path, now, before in self._dicts:
+            if not _equal(now, before):
+                for name in _changed_keys(None, before, now):
+                    return f"{path}.{name}"
         for path, owner, before_items in self._sequences:
             items = (len(owner),) if len(owner) > _LONG else tuple(owner)
             if len(items) != len(before_items) or not all(map(_same, items, before_items)):
@@ -97,15 +116,28 @@ class MemorySnapshot:
         for path, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 return f"{path}.{name}"
-        for (path, tensor), version in zip(self._tensors, self._versions, strict=True):
-            if _version(tensor) != version:
-                return path
+        if (versions := self._current_versions()) != self._versions:
+            return self._changed_tensor(versions)
         return None
+
+    def _changed_tensor(self, versions: list[int]) -> str:
+        """Return the path of the first tensor that has been changed in place."""
+        owners = {id(now): path for path, _, held in self._modules for now, _ in held}
+        names = [
+            f"{owners[id(registry)]}.{name}" if owners[id(registry)] else name
+            for registry in self._registered
+            for name in registry
+        ]
+        names += [path for path, _ in self._tensors]
+        pairs = zip(names, versions, self._versions, strict=True)
+        return next(name for name, now, before in pairs if now != before)
 
     def restore(self) -> None:
         """Give back what was held, values of buffers and of tensors in attributes included."""
-        for _, _, now, before in self._dicts:
-            if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
+        dicts = [pair for _, _, held in self._modules for pair in held]
+        dicts += [(now, before) for _, now, before in self._dicts]
+        for now, before in dicts:
+            if not _equal(now, before):
                 now.clear()
                 now.update(before)
         for _, owner, items in self._sequences:
@@ -122,6 +154,14 @@ class MemorySnapshot:
             for tensor, value in self._values:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _equal(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether a dict holds the same; the very same objects in nearly every case."""
+    try:
+        return now == before
+    except (RuntimeError, TypeError, ValueError):  # another tensor or array, compared by elements
+        return False
 
 
 @contextmanager
@@ -162,9 +202,10 @@ def is_engine(module: nn.Module) -> bool:
     return type(module).__module__.startswith(_ENGINES)
 
 
-def _version(tensor: Tensor | None) -> int:
-    # a tensor of inference_mode counts no versions
-    return -1 if tensor is None or tensor.is_inference() else tensor._version
+@lru_cache(maxsize=1024)
+def _is_exempt(kind: type) -> bool:
+    """Whether modules of a class change themselves in a call for reasons of their own."""
+    return kind.__module__.startswith(_ENGINES) or issubclass(kind, LazyModuleMixin)
 
 
 def _changed_keys(
