@@ -58,7 +58,8 @@ def load(
     another class or has another setting (``stride``, ``padding_mode``, ``num_groups``), nothing is
     loaded. What changes no output in evaluation mode may differ: surrogates, ``detach_reset``, what
     is learnable, ``inplace``, ``momentum``, ``Dropout``. So may ``torch.compile`` and
-    DistributedDataParallel. Of your own modules the name of the class is compared, not the code.
+    DistributedDataParallel. Of your own modules the name of the class is compared, not the code; of
+    your own spike functions some values.
 
     The states of the model are kept, unless ``states=True`` loads those of the file; a layer
     without states in the file then starts from rest. Other files hold names and shapes alone:
@@ -97,6 +98,7 @@ def load(
     check_flag("strict", strict)
     check_flag("states", states)
     model = unwrapped(model)
+    advice = _ADVICE + (", or load what fits with strict=False." if strict else ".")
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     values, file_states, header = read(path)
     targets = named_tensors(model)
@@ -109,7 +111,7 @@ def load(
         layers = renamed(describe_layers(model))
         unlike = differences(renamed(header.layers, rename), layers, strict)
         if unlike:
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_ADVICE}")
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     if states and (header is None or header.states is None):
         raise ValueError(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
@@ -119,7 +121,7 @@ def load(
     unexpected = tuple(name for name in values if name not in targets)
     if strict and (missing or unexpected):
         names = _name_mismatches(missing, unexpected)
-        raise ValueError(f"{mismatch}. {_join_first(names)}. {_ADVICE}")
+        raise ValueError(f"{mismatch}. {_join_first(names)}. {advice}")
     matching = {name: value for name, value in values.items() if name in targets}
     misfits = _misfits(targets, matching)
     if misfits:
@@ -129,7 +131,7 @@ def load(
         receiving = {name.rpartition(".")[0] for name in matching}
         unlike = module_differences(header.modules, describe_modules(model), strict, receiving)
         if unlike:
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_ADVICE}")
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
     # Hooks of the user's modules and states that do not fit can still fail in the middle.
@@ -152,7 +154,7 @@ def load(
     return Loaded(None if header is None else header.version, missing, unexpected)
 
 
-_ADVICE = "Build the model as it was saved, or load what fits with strict=False."
+_ADVICE = "Build the model as it was saved"
 
 
 def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from textwrap import shorten
+from types import MethodType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -33,6 +35,7 @@ _IGNORED = (
 # Classes that PyTorch makes around a module's own: FSDPLinear, ParametrizedLinear.
 _GENERATED = ("torch.distributed.", "torch.nn.utils.")
 _LIBRARIES = {"torch": "nn.", "tracetorch": "tt."}
+_LONGEST = 120  # characters of a setting in a message
 _HEAVISIDE = "the Heaviside step"
 _GRID = (-3.7, -1.0, -0.6, -1e-3, 0.0, 1e-3, 0.6, 1.0, 3.7)
 
@@ -54,16 +57,16 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
     for root, hidden in [("", model), *hidden_modules(model)]:
         # A module may be used under several names, in another model by several modules.
         for path, module in hidden.named_modules(prefix=root, remove_duplicate=False):
-            if path.startswith(tuple(surrogates)) or _is_neutral(module):
+            if f"{path}.".startswith(tuple(surrogates)) or _is_neutral(module):
                 continue
+            text = dict(_settings(module))
             # The module in a wrapper comes after it, and has its path.
-            described[plain(path)] = {"class": _class_name(module), **dict(_settings(module))}
+            described[plain(path)] = {"class": _class_name(module), **text}
+            # Surrogates that are modules change no output, nor does what they hold.
             if isinstance(module, Neuron):
                 prefix = f"{path}." if path else ""
-                text = described[plain(path)]
-                surrogates += [
-                    prefix + name for name in module.options if text.get(name) == _HEAVISIDE
-                ]
+                steps = [name for name in module.options if text.get(name) == _HEAVISIDE]
+                surrogates += [f"{prefix}{name}." for name in steps]
     return described
 
 
@@ -98,7 +101,8 @@ def differences(
             continue
         # Another version of PyTorch may keep more arguments.
         found += [
-            f"{name}, {saved['class']}: {key}: {saved[key]} in the file, {built[key]} in the model"
+            f"{name}, {saved['class']}: {key}: {shorten(saved[key], _LONGEST)} in the file, "
+            f"{shorten(built[key], _LONGEST)} in the model"
             for key in saved
             if key in built and saved[key] != built[key]
         ]
@@ -143,7 +147,10 @@ def _arguments(kind: Any) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in _LIBRARIES and "__init__" in vars(base):
-            names |= dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters)
+            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
+                # self.args and self.kwargs are the user's.
+                if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    names[name] = None
     return tuple(name for name in names if name not in _IGNORED)
 
 
@@ -173,10 +180,13 @@ def _forward_values(function: Callable[..., Any]) -> str:
     """Evaluate a function of one tensor at some points: a name does not say what it computes."""
     u = torch.tensor(_GRID, dtype=torch.float32, device="cpu")
     try:
-        # A copy, and seeded: the function may hold something, or be random.
+        # A copy, and seeded: the function may hold something, or be random. A method holds a model.
+        copied = function if isinstance(function, MethodType) else copy.deepcopy(function)
+        if isinstance(copied, nn.Module):
+            copied.cpu()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.default_generator.manual_seed(0)
-            values = copy.deepcopy(function)(u.clone())
+            values = copied(u.clone())
         # A parameter decides, which is loaded: its present value says nothing.
         is_trained = values.requires_grad or (
             isinstance(function, nn.Module) and bool(function.state_dict())
