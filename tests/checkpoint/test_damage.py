@@ -157,6 +157,13 @@ def write_with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> No
         (lambda header: {**header, "states": [1]}, "states"),
         (lambda header: {**header, "shared": {"a": "b"}}, "'a' is not the tensor 'b'"),
         (lambda header: {**header, "shared": {"a": 1}}, "shared"),
+        (lambda header: {**header, "modules": []}, "missing or of the wrong kind"),
+        (lambda header: {**header, "modules": {"0": {}}}, "wrong kind: KeyError.'class'"),
+        (lambda header: {**header, "modules": {"0": {"class": 1}}}, "class of module '0'"),
+        (
+            lambda header: {**header, "modules": {"0": {"class": "Net", "dim": 1}}},
+            "settings of module '0'",
+        ),
     ],
 )
 def test_wrong_headers_are_refused(

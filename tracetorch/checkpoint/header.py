@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.checkpoint.layers import LayerDescription
+from tracetorch.checkpoint.modules import ModuleDescription
 
 HEADER_KEY, CHECKSUM_KEY = "tracetorch", "tracetorch.crc32"
 FORMAT = 1
@@ -27,12 +28,15 @@ class Header:
             :func:`tracetorch.checkpoint.layers.describe_layers`.
         shared: maps each further name of a shared tensor to its first name.
         states: names of the states in the file, ``None`` where it was saved without.
+        modules: description of every module by path, made by
+            :func:`tracetorch.checkpoint.modules.describe_modules`; ``None`` in older files.
     """
 
     version: str
     layers: dict[str, LayerDescription]
     shared: dict[str, str] = field(default_factory=dict)
     states: list[str] | None = None
+    modules: dict[str, ModuleDescription] | None = None
 
     def dumps(self) -> str:
         """Serialise the header as JSON."""
@@ -51,7 +55,13 @@ class Header:
                 raise ValueError(
                     f"it has format {fields['format']!r}, this version of traceTorch reads {FORMAT}"
                 )
-            header = cls(fields["version"], fields["layers"], fields["shared"], fields["states"])
+            header = cls(
+                fields["version"],
+                fields["layers"],
+                fields["shared"],
+                fields["states"],
+                fields.get("modules"),
+            )
             header._check_types()
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -80,6 +90,11 @@ class Header:
                 raise TypeError("shared")
         if self.states is not None and not all(isinstance(name, str) for name in self.states):
             raise TypeError("states")
+        for path, module in ({} if self.modules is None else self.modules).items():
+            if not isinstance(module["class"], str):
+                raise TypeError(f"class of module {path!r}")
+            if not all(isinstance(text, str) for text in module.values()):
+                raise TypeError(f"settings of module {path!r}")
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

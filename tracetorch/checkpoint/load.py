@@ -1,4 +1,4 @@
-"""Load a checkpoint into a model whose layers match those that were saved."""
+"""Load a checkpoint into a model whose modules match those that were saved."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.checkpoint.layers import describe_layers, differences
+from tracetorch.checkpoint.modules import describe_modules
+from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
+from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module
-from tracetorch.snn.states import set_states
+from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
 
@@ -50,27 +53,36 @@ def load(
 
     It reads what :func:`tt.save` writes, any safetensors file, and a ``state_dict`` that
     ``torch.save`` wrote, one of traceTorch 0.9.2 too; pickled code never runs. A file of
-    ``tt.save`` describes its layers: where the model has another reset, a part more or less,
-    another rank, nothing is loaded. Surrogates, ``detach_reset`` and what is learnable may differ.
+    ``tt.save`` describes its modules: where a neuron layer of the model has another reset, a part
+    more or less, another rank, constraint or spike function, where a module of PyTorch is of
+    another class or has another setting (``stride``, ``padding_mode``, ``num_groups``), nothing is
+    loaded. What changes no output in evaluation mode may differ: surrogates, ``detach_reset``, what
+    is learnable, ``inplace``, ``momentum``, ``Dropout``. So may ``torch.compile`` and
+    DistributedDataParallel. Of your own modules the name of the class is compared, not the code; of
+    your own spike functions some values.
+
     The states of the model are kept, unless ``states=True`` loads those of the file; a layer
     without states in the file then starts from rest. Other files hold names and shapes alone:
-    whether a layer there averaged or reset as this one does cannot be checked.
+    what their modules computed cannot be checked. Those of older versions of traceTorch describe
+    neuron layers only.
 
     Where an error is raised, the model is unchanged. NaN values are loaded, with a warning.
 
     Args:
         path: the file.
         model: any module.
-        strict: whether names and layers must be the same in both; if false, names that only one of
-            them has are skipped and returned. Layers and tensors that both have must always agree.
+        strict: whether names and modules must be the same in both; if false, names that only one of
+            them has are skipped and returned, and modules that receive no value, or that you
+            defined, may be of another class. Layers, settings and tensors that both have must
+            always agree.
         states: whether to load the states of the file too.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
             ``strict`` or ``states`` is not a bool.
-        ValueError: the file is damaged; its layers, names, shapes or dtypes are not the model's; it
-            holds no states; the model is on the device ``meta``, which keeps no values.
+        ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
+            it holds no states; the model is on the device ``meta``, which keeps no values.
 
     Example:
         >>> import tempfile
@@ -85,28 +97,41 @@ def load(
     check_module(model)
     check_flag("strict", strict)
     check_flag("states", states)
+    model = unwrapped(model)
+    advice = _ADVICE + (", or load what fits with strict=False." if strict else ".")
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     values, file_states, header = read(path)
+    targets = named_tensors(model)
+    # A file that describes its modules was written without wrappers.
+    is_plain = header is not None and header.modules is not None
+    rename = str if is_plain else file_rename(values, targets)
+    values = renamed(values, rename)
     # Every check comes before the first value is written.
     if header is not None:
-        unlike = differences(header.layers, describe_layers(model), strict)
+        layers = renamed(describe_layers(model))
+        unlike = differences(renamed(header.layers, rename), layers, strict)
         if unlike:
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_ADVICE}")
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     if states and (header is None or header.states is None):
         raise ValueError(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
             "load without them."
         )
-    targets = named_tensors(model)
     missing = tuple(name for name in targets if name not in values)
     unexpected = tuple(name for name in values if name not in targets)
     if strict and (missing or unexpected):
         names = _name_mismatches(missing, unexpected)
-        raise ValueError(f"{mismatch}. {_join_first(names)}. {_ADVICE}")
+        raise ValueError(f"{mismatch}. {_join_first(names)}. {advice}")
     matching = {name: value for name, value in values.items() if name in targets}
     misfits = _misfits(targets, matching)
     if misfits:
         raise ValueError(f"{mismatch}. {_join_first(misfits)}.")
+    # After the shapes, which tell sizes apart better than settings do.
+    if header is not None and header.modules is not None:
+        receiving = {name.rpartition(".")[0] for name in matching}
+        unlike = module_differences(header.modules, describe_modules(model), strict, receiving)
+        if unlike:
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
     # Hooks of the user's modules and states that do not fit can still fail in the middle.
@@ -114,7 +139,7 @@ def load(
     try:
         load_tensors(model, matching)
         if states:
-            set_states(model, file_states)
+            set_states(model, _states_by_path(model, renamed(file_states, rename)))
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():
@@ -129,7 +154,7 @@ def load(
     return Loaded(None if header is None else header.version, missing, unexpected)
 
 
-_ADVICE = "Build the model as it was saved, or load what fits with strict=False."
+_ADVICE = "Build the model as it was saved"
 
 
 def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:
@@ -138,6 +163,17 @@ def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> l
         near = difflib.get_close_matches(name, missing, n=1)
         hint = f", perhaps what the model calls {near[0]!r}" if near else ""
         found.append(f"only the file has {name!r}{hint}")
+    return found
+
+
+def _states_by_path(model: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name states as :func:`set_states` does, with what wrappers in the model add."""
+    paths = {plain(path): path for path, _ in named_neurons(model)}
+    found: dict[str, Tensor] = {}
+    for name, value in states.items():
+        layer, _, state = name.rpartition(".")
+        path = paths.get(layer, layer)
+        found[f"{path}.{state}" if path else state] = value
     return found
 
 

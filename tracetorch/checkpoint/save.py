@@ -8,7 +8,9 @@ from torch import nn
 
 from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
 from tracetorch.checkpoint.layers import describe_layers
+from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.tensors import named_tensors, shared_names
+from tracetorch.checkpoint.wrappers import renamed, unwrapped
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.version import __version__
@@ -16,13 +18,15 @@ from tracetorch.snn.states import get_states
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False) -> None:
-    """Save the parameters and buffers of ``model``, and its layers' settings, as safetensors.
+    """Save the parameters and buffers of ``model``, and its modules' settings, as safetensors.
 
-    The names are those of ``model.state_dict()``; modules in plain lists are saved too, by their
-    path. The header's metadata holds the version of traceTorch and, for every neuron layer, its
-    equations, sizes, parts and options: :func:`tt.load` refuses a model whose layers would compute
-    something else with the values. A checksum detects damage. A tensor with several names is
-    written once. NaN and infinite values are written like all others.
+    The names are those of ``model.state_dict()``, without what ``torch.compile`` and
+    DistributedDataParallel add; modules in plain lists are saved too, by their path. The header
+    holds the version of traceTorch; for every neuron layer its equations, sizes, parts, options,
+    constraints and the forward of its spike functions; for every other module its class and, where
+    PyTorch or traceTorch defines it, its settings: :func:`tt.load` refuses a model that differs in
+    them. A checksum detects damage. A tensor with several names is written once. NaN and infinite
+    values are written like all others.
 
     Args:
         model: any module.
@@ -44,6 +48,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     from safetensors.torch import save_file
 
     check_module(model)
+    model = unwrapped(model)
     named = named_tensors(model)
     shared = shared_names(named)
     tensors = {
@@ -55,11 +60,15 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     if len(storages) < len(tensors):
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    current = get_states(model) if states else None
+    current = renamed(get_states(model)) if states else None
     for name, state in (current or {}).items():
         tensors[STATE_PREFIX + name] = state.cpu().contiguous()
     header = Header(
-        __version__, describe_layers(model), shared, None if current is None else list(current)
+        __version__,
+        renamed(describe_layers(model)),
+        shared,
+        None if current is None else list(current),
+        describe_modules(model),
     ).dumps()
     with atomic_replace(path) as unfinished:
         save_file(

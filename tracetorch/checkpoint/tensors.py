@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
+
+    What wrappers add to the names is removed.
 
     Raises:
         TypeError: something in a ``state_dict`` is not a tensor.
@@ -26,7 +29,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 "Hold the modules in a list or a dict."
             )
         for name, value in module.state_dict().items():
-            full = f"{path}.{name}" if path else name
+            full = plain(f"{path}.{name}" if path else name)
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{full!r} in the state_dict is a {type(value).__name__}, not a tensor. Keep "
@@ -49,7 +52,9 @@ def load_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         prefix = f"{path}." if path else ""
         # load_state_dict, not copy_: modules may convert old values in their own hooks.
         own = {
-            name: values[prefix + name] for name in module.state_dict() if prefix + name in values
+            name: values[full]
+            for name in module.state_dict()
+            if (full := plain(prefix + name)) in values
         }
         module.load_state_dict(own, strict=False)
 

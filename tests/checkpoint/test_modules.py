@@ -1,0 +1,552 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import tracetorch as tt
+from tests.cases import layer
+from tracetorch import functional, snn
+from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, Header, checksum
+from tracetorch.checkpoint.layers import describe_layers
+from tracetorch.checkpoint.modules import describe_modules
+from tracetorch.nir.modules import PerElement
+
+Make = Callable[[], nn.Module]
+
+
+class OfKind(snn.Neuron):
+    """A neuron layer that declares ``leak`` as a decay, a threshold or a weight."""
+
+    states = ("mem",)
+
+    def __init__(self, kind: str, **options: object) -> None:
+        super().__init__(3)
+        getattr(self, kind.removeprefix("negative "))(
+            "leak", 0.5, **({"negative": True} if kind.startswith("negative") else {})
+        )
+        if kind in ("decay", "weight"):
+            self.option("spike", functional.atan_surrogate())
+        for name, value in options.items():
+            self.option(name, value)
+
+    @staticmethod
+    def step(x, mem, *, leak, spike, **_):
+        return spike(mem * leak + x), mem * leak + x
+
+
+class MySpike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class OtherSpike(MySpike):
+    @staticmethod
+    def forward(ctx, u):
+        return (u >= 0).to(u.dtype)
+
+
+class Slope(nn.Module):
+    """A spike function with a learnable slope, that is a step forward."""
+
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, u: Tensor) -> Tensor:
+        soft = torch.sigmoid(self.slope * u)
+        return soft + ((u > 0).to(u.dtype) - soft).detach()
+
+
+class Soft(Slope):
+    def forward(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.slope * u)
+
+
+def lif(spike: object) -> nn.Module:
+    return snn.LIF(3, surrogate_derivative=spike)
+
+
+def spiking(spike: object) -> Make:
+    return lambda: snn.LeakyIntegrator(3, pos_threshold_setup={"surrogate": spike})
+
+
+class WithAMethod(nn.Module):
+    """A model whose method is a spike function: a copy of the method would be one of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = spiking(self.spike)()
+
+    def spike(self, u: Tensor) -> Tensor:
+        return (u > 1).to(u.dtype)
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise AssertionError("the model is copied")
+
+
+class StridedConv(nn.Conv2d):
+    """A user's class of a module of PyTorch."""
+
+
+class Net(nn.Module):
+    def __init__(self, lr: float = 0.1, act: str = "relu") -> None:
+        super().__init__()
+        self.lr, self.act = lr, act
+        self.args, self.kwargs = (lr, act), {"lr": lr}
+        self.linear = nn.Linear(3, 3)
+
+
+class OtherNet(Net):
+    pass
+
+
+class InAList(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.acts = [act]
+
+
+def seq(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), *modules)
+
+
+def conv(**settings: object) -> Make:
+    return lambda: nn.Sequential(nn.Conv2d(2, 2, 3, **settings))  # type: ignore[arg-type]
+
+
+def encoder(**settings: object) -> Make:
+    return lambda: nn.TransformerEncoderLayer(4, dim_feedforward=4, **settings)  # type: ignore[arg-type]
+
+
+# What is saved, a model with the same names and shapes that computes something else, the message.
+OTHERS: dict[str, tuple[Make, Make, str]] = {
+    "stride": (
+        conv(),
+        conv(stride=2),
+        r"module '0', nn\.Conv2d: stride: 1 in the file, 2 in the model",
+    ),
+    "padding": (conv(), conv(padding=1), r"padding: 0 in the file, 1 in the model"),
+    "padding mode": (
+        conv(padding=1),
+        conv(padding=1, padding_mode="circular"),
+        "padding_mode: 'zeros' in the file, 'circular' in the model",
+    ),
+    "dilation": (conv(), conv(dilation=(1, 2)), r"dilation: 1 in the file, \(1, 2\) in the model"),
+    "user's convolution": (
+        lambda: StridedConv(2, 2, 3),
+        lambda: StridedConv(2, 2, 3, stride=2),
+        r"the model, StridedConv: stride: 1 in the file, 2 in the model",
+    ),
+    "activation": (
+        lambda: seq(nn.ReLU()),
+        lambda: seq(nn.Tanh()),
+        r"module '1': nn\.ReLU in the file, nn\.Tanh in the model",
+    ),
+    "activation in a list": (
+        lambda: InAList(nn.ReLU()),
+        lambda: InAList(nn.Tanh()),
+        r"module 'acts\.0': nn\.ReLU in the file, nn\.Tanh in the model",
+    ),
+    "activation added": (
+        lambda: seq(),
+        lambda: seq(nn.ReLU()),
+        r"module '1': only the model has it, nn\.ReLU",
+    ),
+    "activation removed": (
+        lambda: seq(nn.ReLU()),
+        lambda: seq(nn.Identity()),
+        r"module '1': only the file has it, nn\.ReLU",
+    ),
+    "slope": (
+        lambda: seq(nn.LeakyReLU(0.1)),
+        lambda: seq(nn.LeakyReLU(0.2)),
+        "negative_slope: 0.1 in the file, 0.2 in the model",
+    ),
+    "groups of a norm": (
+        lambda: nn.GroupNorm(2, 4),
+        lambda: nn.GroupNorm(4, 4),
+        r"the model, nn\.GroupNorm: num_groups: 2 in the file, 4 in the model",
+    ),
+    "epsilon": (
+        lambda: nn.BatchNorm1d(3),
+        lambda: nn.BatchNorm1d(3, eps=0.1),
+        r"nn\.BatchNorm: eps: 1e-05 in the file, 0\.1 in the model",
+    ),
+    "norm without parameters": (
+        lambda: seq(nn.LayerNorm((4, 4), elementwise_affine=False)),
+        lambda: seq(nn.LayerNorm((4,), elementwise_affine=False)),
+        r"normalized_shape: \(4, 4\) in the file, \(4\) in the model",
+    ),
+    "pooling": (
+        lambda: seq(nn.AvgPool1d(2)),
+        lambda: seq(nn.MaxPool1d(2)),
+        r"nn\.AvgPool1d in the file, nn\.MaxPool1d in the model",
+    ),
+    "pooling of padding": (  # extra_repr does not print it
+        lambda: seq(nn.AvgPool1d(2, padding=1)),
+        lambda: seq(nn.AvgPool1d(2, padding=1, count_include_pad=False)),
+        "count_include_pad: True in the file, False in the model",
+    ),
+    "corners": (
+        lambda: seq(nn.Upsample(scale_factor=2, mode="bilinear")),
+        lambda: seq(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
+        "align_corners: None in the file, True in the model",
+    ),
+    "dimension": (
+        lambda: seq(nn.Softmax(dim=0)),
+        lambda: seq(nn.Softmax(dim=1)),
+        "dim: 0 in the file, 1 in the model",
+    ),
+    "nonlinearity of an RNN": (
+        lambda: nn.RNN(3, 3),
+        lambda: nn.RNN(3, 3, nonlinearity="relu"),
+        "mode: 'RNN_TANH' in the file, 'RNN_RELU' in the model",
+    ),
+    "batch first": (
+        lambda: nn.LSTM(3, 3),
+        lambda: nn.LSTM(3, 3, batch_first=True),
+        "batch_first: False in the file, True in the model",
+    ),
+    "heads": (
+        encoder(nhead=2),
+        encoder(nhead=4),
+        r"module 'self_attn', nn\.MultiheadAttention: num_heads: 2 in the file, 4 in the model",
+    ),
+    "function of an encoder": (
+        encoder(nhead=2),
+        encoder(nhead=2, activation=torch.tanh),
+        r"activation: 0, 0, .* in the file, -0\.999, .* in the model",
+    ),
+    "embedding": (
+        lambda: nn.EmbeddingBag(3, 3),
+        lambda: nn.EmbeddingBag(3, 3, mode="sum"),
+        "mode: 'mean' in the file, 'sum' in the model",
+    ),
+    "user's class": (Net, OtherNet, "the model: Net in the file, OtherNet in the model"),
+    "edges of a NIR graph": (
+        lambda: graph(("input", "a"), ("a", "b"), ("b", "output")),
+        lambda: graph(("input", "a"), ("input", "b"), ("a", "output"), ("b", "output")),
+        r"the model, tt\.NIRModel: wiring: .* in the file, .*\[...\] in the model",
+    ),
+    "node of a NIR graph": (
+        lambda: renamed(PerElement("scale", torch.ones(3))),
+        lambda: renamed(PerElement("threshold", torch.ones(3))),
+        r"tt\.PerElement: field: 'scale' in the file, 'threshold' in the model",
+    ),
+    "decay as a weight": (
+        lambda: OfKind("decay"),
+        lambda: OfKind("weight"),
+        r"the model, tt\.Neuron: constraint of leak: sigmoid in the file, unbounded in the model",
+    ),
+    "decay as a threshold": (
+        lambda: OfKind("decay"),
+        lambda: OfKind("threshold"),
+        "constraint of leak: sigmoid in the file, softplus in the model",
+    ),
+    "threshold below zero": (
+        lambda: OfKind("threshold"),
+        lambda: OfKind("negative threshold"),
+        "constraint of leak: softplus in the file, negative_softplus in the model",
+    ),
+    "tuple option": (
+        lambda: OfKind("decay", delays=(1, 2)),
+        lambda: OfKind("decay", delays=(2, 2)),
+        r"delays: \(1, 2\) in the file, 2 in the model",
+    ),
+    "spike function": (
+        spiking(functional.atan_surrogate()),
+        spiking(torch.sigmoid),
+        r"pos_spike: the Heaviside step in the file, 0\.0241, .* at -3\.7, .* in the model",
+    ),
+    "spike function at zero": (
+        spiking(MySpike.apply),
+        spiking(OtherSpike.apply),
+        r"pos_spike: the Heaviside step in the file, 0, 0, 0, 0, 1, 1, .* in the model",
+    ),
+    "spike function without a name": (
+        spiking(lambda u: (u > 0.5).to(u.dtype)),
+        spiking(lambda u: (u > 1.5).to(u.dtype)),
+        "pos_spike: .* in the file, .* in the model",
+    ),
+    "random spike function": (
+        spiking(functional.atan_surrogate()),
+        spiking(lambda u: (torch.rand_like(u) < u).to(u.dtype)),
+        "pos_spike: the Heaviside step in the file",
+    ),
+    "trained spike function": (
+        spiking(Slope()),
+        spiking(Soft()),
+        "pos_spike: the Heaviside step in the file, Soft in the model",
+    ),
+}
+
+
+def graph(*edges: tuple[str, str]) -> nn.Module:
+    nir = pytest.importorskip("nir")
+    ends = {"input": nir.Input(np.array([3])), "output": nir.Output(np.array([3]))}
+    nodes = {name: nir.Scale(np.ones(3)) for name in ("a", "b")}
+    return tt.nir.from_nir(nir.NIRGraph({**ends, **nodes}, list(edges)), dt=1e-3)
+
+
+def renamed(node: nn.Module) -> nn.Module:
+    """Call the parameter of a node the same in both."""
+    node.value = getattr(node, node.field)
+    delattr(node, node.field)
+    return node
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(model: nn.Module) -> nn.Module:
+    """Add to every tensor, so that a load shows."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    return model
+
+
+def is_loaded(path: Path, model: nn.Module, expected: dict[str, Tensor], **options: bool) -> bool:
+    changed(model)
+    tt.load(path, model, **options)
+    found = values(model)
+    return all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_model_that_computes_something_else_is_refused_and_unchanged(
+    case: str, tmp_path: Path
+) -> None:
+    one, other, message = OTHERS[case]
+    path = tmp_path / "model.safetensors"
+    for make, into, expected in ((one, other, message), (other, one, "module|model")):
+        saved, model = make(), into()
+        assert {k: v.shape for k, v in saved.state_dict().items()} == {
+            k: v.shape for k, v in model.state_dict().items()
+        }
+        tt.save(saved, path)
+        assert is_loaded(path, make(), values(saved))
+        before = values(model)
+        with pytest.raises(ValueError, match=rf"does not fit .*{expected}.* Build the model as"):
+            tt.load(path, model)
+        after = values(model)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+# What is saved, and a model that computes the same in evaluation mode.
+SAME: dict[str, tuple[Make, Make]] = {
+    "in place": (lambda: seq(nn.ReLU()), lambda: seq(nn.ReLU(inplace=True))),
+    "momentum": (lambda: nn.BatchNorm1d(3), lambda: nn.BatchNorm1d(3, momentum=0.5)),
+    "synchronised norm": (lambda: nn.BatchNorm2d(3), lambda: nn.SyncBatchNorm(3)),
+    "dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq(nn.Dropout(0.5))),
+    "without dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq()),
+    "dropout in the module": (
+        encoder(nhead=2, dropout=0.1),
+        encoder(nhead=2, dropout=0.2),
+    ),
+    "empty": (lambda: seq(nn.Sequential()), lambda: seq(nn.Identity())),
+    "loss": (lambda: seq(nn.MSELoss()), lambda: seq(nn.L1Loss())),
+    "pairs": (lambda: seq(nn.MaxPool2d(2)), lambda: seq(nn.MaxPool2d((2, 2)))),
+    "floats": (lambda: seq(nn.Hardtanh(-1, 1)), lambda: seq(nn.Hardtanh(-1.0, 1.0))),
+    "shared activation": (
+        lambda: seq(act := nn.ReLU(), nn.Linear(3, 3), act),
+        lambda: seq(nn.ReLU(), nn.Linear(3, 3), nn.ReLU()),
+    ),
+    "arguments of a user's class": (Net, lambda: Net(lr=0.2)),
+    "evaluation mode": (lambda: seq(nn.ReLU()), lambda: seq(nn.ReLU()).eval()),
+    "surrogate": (spiking(functional.atan_surrogate()), spiking(functional.boxcar_surrogate(1.0))),
+    "user's surrogate": (spiking(functional.atan_surrogate()), spiking(MySpike.apply)),
+    "learnable slope": (spiking(Slope(1.0)), spiking(Slope(9.0))),
+    "learnable spike function": (spiking(Soft(1.0)), spiking(Soft(9.0))),
+    "method": (lambda: WithAMethod().layer, lambda: WithAMethod().layer),
+    "wrapper of a layer": (
+        lambda: layer("LIF", 3),
+        lambda: snn.LeakyIntegrator(3, pos_threshold_setup={}),
+    ),
+    "frozen": (lambda: seq(), lambda: seq().requires_grad_(False)),
+    "parametrized": (
+        lambda: parametrizations.weight_norm(nn.Linear(3, 3)),
+        lambda: parametrizations.weight_norm(nn.Linear(3, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_model_that_computes_the_same_is_loaded(case: str, tmp_path: Path) -> None:
+    one, other = SAME[case]
+    path = tmp_path / "model.safetensors"
+    for make, into in ((one, other), (other, one)):
+        saved = changed(make())
+        tt.save(saved, path)
+        assert is_loaded(path, into(), values(saved))
+
+
+def test_a_surrogate_module_may_replace_a_function_where_names_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tt.save(spiking(Slope())(), path)
+    tt.load(path, snn.LeakyIntegrator(3, pos_threshold_setup={}), strict=False)
+    with pytest.raises(ValueError, match=r"pos_spike: the Heaviside step in the file, 0\.0241"):
+        tt.load(path, spiking(torch.sigmoid)(), strict=False)
+
+
+def test_describing_a_random_spike_function_keeps_the_random_state(tmp_path: Path) -> None:
+    model = spiking(lambda u: torch.rand_like(u))()
+    before = torch.get_rng_state()
+    tt.save(model, tmp_path / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_strict_false_compares_settings_and_classes_that_receive_values(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    saved = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.LayerNorm(3))
+    tt.save(saved, path)
+    # The user accepts another structure; every value has the meaning that it had.
+    other = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    assert set(tt.load(path, other, strict=False).unexpected) == {"2.weight", "2.bias"}
+    assert torch.equal(other[0].weight, saved[0].weight)
+    other = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.GroupNorm(3, 3))
+    with pytest.raises(ValueError, match=r"'2': nn\.LayerNorm in the file, nn\.GroupNorm in the"):
+        tt.load(path, other, strict=False)
+    tt.save(conv()(), path)
+    with pytest.raises(ValueError, match="stride: 1 in the file, 2 in the model"):
+        tt.load(path, conv(stride=2)(), strict=False)
+    tt.save(Net(), path)
+    tt.load(path, OtherNet(), strict=False)
+
+
+def test_the_first_differences_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tt.save(seq(*(nn.ReLU() for _ in range(12))), path)
+    with pytest.raises(ValueError, match=r"module '1': .*; module '8': .* and 4 more"):
+        tt.load(path, seq(*(nn.Tanh() for _ in range(12))))
+
+
+@contextmanager
+def process_group(folder: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'group'}", rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def compiled_inside(model: nn.Module) -> nn.Module:
+    model[0], model[1] = compiled(model[0]), compiled(model[1])  # type: ignore[index]
+    return model
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda model: model,
+    "compiled": compiled,
+    "compiled inside": compiled_inside,
+    "data parallel": nn.DataParallel,
+    "distributed": nn.parallel.DistributedDataParallel,
+    "compiled and distributed": lambda model: compiled(
+        nn.parallel.DistributedDataParallel(compiled(model))
+    ),
+}
+
+
+def stateful(**settings: object) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), layer("LIF", 3, **settings), nn.ReLU())
+
+
+@pytest.mark.parametrize("one", WRAPPERS)
+@pytest.mark.parametrize("other", WRAPPERS)
+def test_wrappers_do_not_matter(one: str, other: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with process_group(tmp_path):
+        inner, into = changed(stateful()), stateful()
+        inner(torch.rand(2, 3))
+        names = {*inner.state_dict(), "state of 1.mem"}
+        saved, model = WRAPPERS[one](inner), WRAPPERS[other](into)
+        tt.save(saved, path, states=True)
+        assert set(load_file(path)) == names
+        tt.load(path, model, states=True)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(values(saved).values(), values(model).values(), strict=True)
+        )
+        one_state, other_state = (list(tt.get_states(each).values()) for each in (inner, into))
+        assert torch.equal(one_state[0], other_state[0])
+        with pytest.raises(ValueError, match=r"layer '1': .*reset: 'subtract' in the file"):
+            tt.load(path, WRAPPERS[other](stateful(reset="zero")))
+        wrong = WRAPPERS[other](nn.Sequential(*list(stateful())[:2], nn.Tanh()))
+        with pytest.raises(ValueError, match=r"fit Sequential\. module '2': nn\.ReLU in the file"):
+            tt.load(path, wrong)
+
+
+def write_old(path: Path, model: nn.Module) -> None:
+    """Write a file as a version without descriptions of modules did, wrappers in its names."""
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    header = json.loads(Header("0.10.0", describe_layers(model)).dumps())
+    del header["modules"]
+    text = json.dumps(header)
+    save_file(tensors, path, {HEADER_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
+
+
+@pytest.mark.parametrize("one", ["none", "compiled", "compiled inside", "data parallel"])
+@pytest.mark.parametrize("other", ["none", "compiled", "compiled inside", "data parallel"])
+def test_files_without_descriptions_of_modules_load(one: str, other: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    saved, into = changed(stateful()), stateful()
+    write_old(path, WRAPPERS[one](saved))
+    assert tt.load(path, WRAPPERS[other](into)).version == "0.10.0"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(values(saved).values(), values(into).values(), strict=True)
+    )
+    with pytest.raises(ValueError, match=r"layer '1': .*reset: 'subtract' in the file"):
+        tt.load(path, WRAPPERS[other](stateful(reset="zero")))
+
+
+class Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 3)
+
+
+def test_a_part_called_module_keeps_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    saved = changed(Module())
+    tt.save(saved, path)
+    assert set(load_file(path)) == {"module.weight", "module.bias"}
+    assert is_loaded(path, Module(), values(saved))
+    with pytest.raises(ValueError, match=r"the file lacks 'weight'"):
+        tt.load(path, nn.Linear(3, 3))
+
+
+def test_names_that_become_one_without_wrappers_keep_their_values_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3, 3), "_orig_mod.weight": torch.ones(3, 3)}, path)
+    with pytest.raises(ValueError, match=r"only the file has '_orig_mod\.weight'"):
+        tt.load(path, nn.Linear(3, 3, bias=False))
+
+
+def test_descriptions_hold_no_values_and_no_addresses() -> None:
+    model = nn.Sequential(encoder(nhead=2)(), layer("BSRLIF", 4), nn.PReLU())
+    text = json.dumps(describe_modules(model))
+    assert " at 0x" not in text
+    assert json.dumps(describe_modules(changed(model))) == text
