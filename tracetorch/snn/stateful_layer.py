@@ -38,15 +38,10 @@ _FROZEN_STATE = (
 
 
 class _Running(threading.local):
-    """The runs of ``tt.unroll`` in progress in this thread.
+    """The runs of ``tt.unroll`` in progress in this thread."""
 
-    Args:
-        sequence: any; what reaches a layer is one step, or all of them.
-        by_layer: one by layer; a neuron that was not found in the model must not run.
-    """
-
-    sequence = False
-    by_layer = False
+    sequence = False  # any: what reaches a layer is one step, or all of them
+    by_layer = False  # one by layer: a neuron that was not found in the model must not run
 
 
 running = _Running()
