@@ -104,10 +104,8 @@ class _Reader:
         most = max(min(stored, self.size) * (_MAX_RATIO if filters else 1), _SMALL)
         self.numbers += needed
         if max(needed, chunk) > most or self.numbers > self.size * _MAX_RATIO + _SMALL:
-            raise ValueError(
-                f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes, of "
-                f"which the file of {self.size} bytes holds {stored}."
-            )
+            declared = f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes"
+            raise ValueError(f"{declared}, of which the file of {self.size} bytes holds {stored}.")
 
     def read_text(self, length: int, address: int, index: int) -> str:
         """Return object ``index`` of the global heap at ``address``."""

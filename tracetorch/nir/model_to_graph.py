@@ -28,9 +28,9 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
     check_modules(model)
     if isinstance(model, NIRModel):
         return model_graph(model, options)
-    converter = _Converter(trace_forward(model), options)
     shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
-    converter.title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    converter = _Converter(trace_forward(model), options, title)
     # copies, for forward may write into what it is given
     converter.run(*(x.clone() for x in inputs))
     return converter.written
@@ -54,12 +54,10 @@ class _Value:
 class _Converter(fx.Interpreter):
     """Run a traced program once, and add a node to the graph for each of its steps."""
 
-    title: str
-
-    def __init__(self, program: fx.GraphModule, options: WriteOptions) -> None:
+    def __init__(self, program: fx.GraphModule, options: WriteOptions, title: str) -> None:
         super().__init__(program)
         self.extra_traceback = False  # which would go into our messages
-        self.options = options
+        self.options, self.title = options, title
         self.written = Graph()
         self.reserved = set(_named(program.graph.output_node().args[0]))
         self.arguments = len(program.graph.find_nodes(op="placeholder"))
@@ -112,14 +110,13 @@ class _Converter(fx.Interpreter):
             return x
         return self.add(target, node, tensor, x)
 
-    def output_of(self, module: nn.Module, x: Tensor) -> Tensor:
+    def output_of(self, module: nn.Module, x: Tensor) -> Any:
         """Return a tensor of the shape of the output, without touching states or statistics."""
         if isinstance(module, (Neuron, *_NORMS)):
             return x.clone()
         if isinstance(module, NIRModel):
             return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])
-        y: Tensor = self.attempt(module, x)
-        return y
+        return self.attempt(module, x)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.graph import CONV, LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
 from tracetorch.nir.layers import to_array
 from tracetorch.nir.model import NIRModel
@@ -76,7 +76,10 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
     if bias is not None and bias.any():
         per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
         sources.append(graph.add_constant(per_channel, shape, "input"))
-        back.arrays["bias"] = np.zeros_like(bias)
+        if back.kind == "Affine":
+            back = Node("Linear", {"weight": back.arrays["weight"]})
+        else:
+            back.arrays["bias"] = np.zeros_like(bias)
     graph.add("neuron", node_of(m.neuron, shape, f"the neuron of {title}", options), *sources)
     graph.edges.append((graph.add("back", back, "neuron"), "neuron"))
     graph.add("output", boundary("Output", shape), "neuron")
@@ -126,8 +129,7 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
 
 
 def _conv_node(weight: NDArray[Any], bias: NDArray[Any], shape: Shape, *settings: Any) -> Node:
-    names = ("input_shape", "stride", "padding", "dilation", "groups")
-    named = dict(zip(names, (shape[1:], *settings), strict=True))
+    named = dict(zip(CONV, (shape[1:], *settings), strict=True))
     return Node(f"Conv{len(shape) - 1}d", {"weight": weight, "bias": bias}, named)
 
 

@@ -55,6 +55,7 @@ def _node(fields: Mapping[str, Any], name: str) -> Node:
     node = Node(kind, metadata=_metadata(fields))
     arrays, settings = KINDS[kind]
     with naming(name, kind):
+        # An unknown field could change what the node computes: do not skip it.
         for field in fields:
             if field not in (*arrays, *settings, "type", "metadata"):
                 raise ValueError(f"there is an unknown field {field!r}.")
@@ -131,7 +132,7 @@ def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[st
     pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
     if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
         raise ValueError(f"{title} must have a list of edges, got {pairs!r}.")
-    edges: dict[tuple[str, str], None] = {}
+    edges: dict[tuple[str, str], None] = {}  # a set that keeps the order
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(f"{title}: an edge is a pair of names, got {pair!r}.")

@@ -16,10 +16,8 @@ def output_shape(node: Node, shape: Shape) -> Shape:
 def _elementwise(node: Node, shape: Shape) -> Shape:
     for name, value in node.arrays.items():
         if value.size != 1 and value.shape != shape:
-            raise ValueError(
-                f"{name} has shape {list(value.shape)}, the input {list(shape)}. NIR wants one "
-                "value per element."
-            )
+            got = f"{name} has shape {list(value.shape)}, the input {list(shape)}"
+            raise ValueError(f"{got}. NIR wants one value per element.")
     return shape
 
 
@@ -35,10 +33,8 @@ def _weight_shape(node: Node, ndim: int) -> Shape:
 def _linear(node: Node, shape: Shape) -> Shape:
     outputs, inputs = _weight_shape(node, ndim=2)
     if shape != (inputs,):
-        raise ValueError(
-            f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has {list(shape)}. "
-            "Put a Flatten before it."
-        )
+        problem = f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has"
+        raise ValueError(f"{problem} {list(shape)}. Put a Flatten before it.")
     return (outputs,)
 
 
@@ -49,10 +45,8 @@ def _conv(node: Node, shape: Shape) -> Shape:
     if outputs % s["groups"]:
         raise ValueError(f"{s['groups']} groups do not divide {outputs} channels.")
     if len(shape) != 1 + spatial or shape[0] != channels:
-        raise ValueError(
-            f"its weight takes {channels} channels and {spatial} more dimensions, the input has "
-            f"shape {list(shape)}."
-        )
+        expected = f"{channels} channels and {spatial} more dimensions"
+        raise ValueError(f"its weight takes {expected}, the input has shape {list(shape)}.")
     _check_declared(s["input_shape"], shape[1:])
     if s["padding"] == "same":
         if any(step != 1 for step in s["stride"]):
@@ -92,10 +86,8 @@ def flattened_dims(node: Node, shape: Shape) -> tuple[int, int]:
     first, last = node.settings["start_dim"], node.settings["end_dim"]
     start, end = (dim + len(shape) if dim < 0 else dim for dim in (first, last))
     if not 0 <= start <= end < len(shape):
-        raise ValueError(
-            f"start_dim {first} and end_dim {last} do not fit an input of shape {list(shape)} "
-            "(NIR counts without the batch)."
-        )
+        problem = f"start_dim {first} and end_dim {last} do not fit an input of shape"
+        raise ValueError(f"{problem} {list(shape)} (NIR counts without the batch).")
     return start, end
 
 

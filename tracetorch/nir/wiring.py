@@ -45,7 +45,7 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     edges, it leads back to a node that the walk is still inside of.
     """
     nodes, edges = _flat(graph, clock)
-    inputs, outputs = _ordered_inputs(graph), graph.names("Output")
+    inputs, outputs = _ordered_inputs(graph), sorted(graph.names("Output"))
     for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
         if not names:
             raise ValueError(f"the graph has no {kind} node: where does it {does}?")
@@ -78,7 +78,7 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
 
 def _ordered_inputs(graph: Graph) -> list[str]:
     # as forward took them, where the metadata say so; by name otherwise
-    inputs = graph.names("Input")
+    inputs = sorted(graph.names("Input"))
     try:
         order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
     except (TypeError, ValueError, RecursionError):
