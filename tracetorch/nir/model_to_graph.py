@@ -45,10 +45,10 @@ class _Value:
 
     @property
     def shape(self) -> Shape:
-        if self.tensor.ndim < 2:
-            shape = list(self.tensor.shape)
-            raise ValueError(f"a value has shape {shape}; a sample needs a dimension behind B.")
-        return tuple(self.tensor.shape[1:])
+        if self.tensor.ndim > 1:
+            return tuple(self.tensor.shape[1:])
+        got = list(self.tensor.shape)
+        raise ValueError(f"a value has shape {got}; a sample needs a dimension behind B.")
 
 
 class _Converter(fx.Interpreter):
@@ -176,14 +176,12 @@ class _Converter(fx.Interpreter):
 
 
 def _named(outputs: Any) -> dict[str, Any]:
-    """Return what the model returns, by name."""
-    if isinstance(outputs, dict):
-        return {str(name): value for name, value in outputs.items()}
     if isinstance(outputs, (tuple, list)):
-        return {f"output_{i}": value for i, value in enumerate(outputs)}
-    return {"output": outputs}
+        outputs = {f"output_{i}": value for i, value in enumerate(outputs)}
+    named = outputs if isinstance(outputs, dict) else {"output": outputs}
+    return {str(name): value for name, value in named.items()}
 
 
 def _node_name(path: Any) -> str:
-    """Return a node's name: peers take ``.`` for a part of a name, or refuse it."""
+    # peers take a dot for the end of a part of the name, or refuse it
     return str(path).replace(".", "_")

@@ -109,6 +109,7 @@ class Membrane(Neuron):
             raise ValueError(f"{problem}. {advice}")
         if self.dt != options.clock.dt and "beta" not in values:
             raise ValueError(f"was read with dt={self.dt}, and cannot be written for another.")
+        # The parameters tell the kind: a membrane that leaks is an LI, with a synapse a CubaLI.
         kind = "I"
         if "beta" in values:
             tau = options.clock.tau(values.pop("beta"))
@@ -155,6 +156,7 @@ class DelayLine(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        # Every link holds x a step longer; each element is taken where its delay has passed.
         y = torch.where(self.steps == 0, x, torch.zeros_like(x))
         for passed, link in enumerate(self.links, start=1):
             x = link(x)

@@ -93,6 +93,7 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
     size, dim = (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+    # A layer of our own where one computes the same, else one with all parameters of NIR.
     layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
     if layer is None:
         layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
@@ -118,6 +119,7 @@ def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
     full = {name: value for name, value in arrays.items() if value.size > 1}
     if not full:
         return -1, values
+    # Try every dimension: neurons differ along it alone if each of its rows holds one value.
     for axis in range(len(shape)):
         rows = {n: np.moveaxis(v, axis, 0).reshape(shape[axis], -1) for n, v in full.items()}
         if all((row == row[:, :1]).all() for row in rows.values()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
 from tracetorch.nir.graph import LAYER, MEMBRANES, Graph, Node, Shape, naming
@@ -17,7 +16,7 @@ Edge: TypeAlias = tuple[str, str]
 Sources: TypeAlias = defaultdict[str, list[str]]
 
 INPUT_ORDER = "inputs"  # the key in a graph's metadata under which our writer keeps it
-# A cycle must pass through one of these; without, it would be an equation, not a network.
+# A cycle must pass through one of these.
 _BREAKS_CYCLES = (*MEMBRANES, LAYER, "Delay", "Threshold")
 
 
@@ -58,7 +57,10 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
             (wiring.late if (start, end) in late else wiring.now)[end].append(start)
     for name in {end for _, end in edges}.intersection(inputs):
         raise ValueError(f"node {name!r} is an Input, and an edge leads into it.")
-    _check_cycles(nodes, edges)
+    # What is left without the nodes that remember must have no cycles: they would be equations.
+    instant = {name for name, node in nodes.items() if node.kind not in _BREAKS_CYCLES}
+    for start, end in _walk(list(nodes), [edge for edge in edges if instant.issuperset(edge)])[1]:
+        raise ValueError(f"a cycle has no neuron in it: {start!r} leads back to {end!r} at once.")
     for name in sorted(needed.difference(order)):
         raise ValueError(f"node {name!r} gets nothing from any Input.")
     for name in wiring.order:
@@ -140,16 +142,3 @@ def _walk(roots: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
                 inside.add(end)
                 stack.append((end, iter(following[end])))
     return list(reversed(done)), closing
-
-
-def _check_cycles(nodes: dict[str, Node], edges: list[Edge]) -> None:
-    # What remains without the nodes that break cycles must have none.
-    sorter = TopologicalSorter[str]()
-    for start, end in edges:
-        if nodes[start].kind not in _BREAKS_CYCLES and nodes[end].kind not in _BREAKS_CYCLES:
-            sorter.add(end, start)
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        cycle = sorted(set(error.args[1]))
-        raise ValueError(f"a cycle has no neuron in it: nodes {cycle[:5]}.") from error
