@@ -26,7 +26,7 @@ def from_nir(
     reset: Reset = "zero",
     discretization: Discretization = "euler",
 ) -> TTModule:
-    """Convert a NIR graph or file to a model, one call per time step.
+    """Make the model that a NIR graph describes, one call per time step.
 
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
