@@ -349,6 +349,11 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Calls(lambda m, y: (y.add_(m.lif(y)), y)[1]), (3,), "add_ in .* writes into 'linear', which"),
     (Calls(lambda m, y: alias(y, y, m.lif(y))), (3,), r"\+= in .* writes into 'linear', which"),
     (Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))), (3,), r"\+= in .* writes into 'linear'"),
+    (
+        Calls(lambda m, y: alias(m.drop(y), torch.flatten(y, 1), m.lif(y))),
+        (3,),
+        r"\+= in .* writes into 'drop', which",
+    ),
     (Calls(lambda m, y: rested(m, m.lif(y))), (3,), "forward of Calls sets 'lif.mem'.*zero_states"),
     (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), (3,), "forward of Calls sets 'last'"),  # type: ignore[func-returns-value]
     (snn.LIF(3, dim=0), (3,), "LIF.3, dim=0.* gets samples of .* at dim=0, which must not be"),

@@ -12,7 +12,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tracetorch.core.snapshot import ModelSnapshot
-from tracetorch.nir.module_to_node import PASSING
 from tracetorch.snn import Neuron
 from tracetorch.snn.neuron import transient_attributes_of
 from tracetorch.snn.states import named_neurons
@@ -28,10 +27,8 @@ def check_modules(model: nn.Module) -> None:
         title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not isinstance(hook, _WEIGHT_HOOKS):
-                raise ValueError(
-                    f"{title} has the hook {hook!r}, which a graph cannot have. Remove it with its "
-                    "handle's remove()."
-                )
+                problem = f"{title} has the hook {hook!r}, which a graph cannot have"
+                raise ValueError(f"{problem}. Remove it with its handle's remove().")
         if "forward" in vars(module):
             way = "Write it as a module of its own."
             if "_orig_mod" in module._modules:
@@ -54,12 +51,9 @@ def trace_forward(model: nn.Module) -> fx.GraphModule:
             setattr(layer, name, live)
         program = fx.GraphModule(root, tracer.trace(root))
         changed = [f"{p}.{n}".lstrip(".") for p, m, n in states if getattr(m, n) is not live]
+        others = before.changes(transient_attributes_of)
         # fx's own, for tensors made in forward
-        changed += [
-            n
-            for n in before.changes(transient_attributes_of)
-            if not n.startswith("_tensor_constant")
-        ]
+        changed += [n for n in others if not n.startswith("_tensor_constant")]
     except Exception as error:  # whatever the user's own forward makes of fx's stand-ins
         raise TypeError(
             f"the forward of {type(model).__name__} cannot be followed by torch.fx: {error}. NIR "
@@ -83,31 +77,11 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    """Take neurons, graphs and what comes with PyTorch as nodes; look into all else."""
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return the stand-in for a value."""
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Take neurons, graphs and what comes with PyTorch as nodes; look into all else."""
         ours = isinstance(m, Neuron) or type(m).__module__.startswith("tracetorch.nir.")
         return ours or bool(super().is_leaf_module(m, module_qualified_name))
-
-
-def overwritten(program: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name of a value that a sum in place changes before its last use, or ``""``."""
-    following = set(list(program.graph.nodes)[list(program.graph.nodes).index(node) + 1 :])
-    written = node.args[0] if node.target in IN_PLACE else None
-    # The sum is written into a value, and into all that share its memory.
-    while isinstance(written, fx.Node):
-        if following.intersection(written.users):
-            return written.name
-        written = written.args[0] if _shares_memory(program, written) else None
-    return ""
-
-
-def _shares_memory(program: fx.GraphModule, node: fx.Node) -> bool:
-    """Return whether a value may be the very memory that went in."""
-    if node.op == "call_module":
-        module = program.get_submodule(str(node.target))
-        return isinstance(module, (*PASSING, nn.Flatten))
-    return node.target in (*IN_PLACE, torch.flatten, "flatten") and bool(node.args)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Shape: TypeAlias = tuple[int, ...]  # of one sample, without the batch
 
-_CONV = ("input_shape", "stride", "padding", "dilation", "groups")
+CONV = ("input_shape", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding")
 _LIF = ("r", "v_leak", "v_threshold", "v_reset")
 
@@ -21,8 +21,8 @@ _LIF = ("r", "v_leak", "v_threshold", "v_reset")
 KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Affine": (("weight", "bias"), ()),
     "AvgPool2d": ((), _POOL),
-    "Conv1d": (("weight", "bias"), _CONV),
-    "Conv2d": (("weight", "bias"), _CONV),
+    "Conv1d": (("weight", "bias"), CONV),
+    "Conv2d": (("weight", "bias"), CONV),
     "CubaLI": (("tau_syn", "tau_mem", "r", "v_leak", "w_in"), ()),
     "CubaLIF": (("tau_syn", "tau_mem", *_LIF, "w_in"), ()),
     "Delay": (("delay",), ()),
@@ -76,8 +76,8 @@ class Graph:
         return self.add("bias", elementwise("Scale", shape, scale=value), one)
 
     def names(self, kind: str) -> list[str]:
-        """Return the sorted names of the nodes of a kind."""
-        return sorted(n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind)
+        """Return the names of the nodes of a kind."""
+        return [n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind]
 
 
 def boundary(kind: str, shape: Shape) -> Node:

@@ -1,8 +1,7 @@
 """Read a ``.nir`` file, an HDF5 file, so that a damaged or hostile one does no harm.
 
-Nothing is taken from the file before it is known how large it is. What is not a plain group or
-data set inside the file, a link elsewhere, a virtual or external data set, a filter that would load
-a plug-in, is refused. A data set may be no larger than what its bytes in the file can hold.
+Links, virtual and external data sets, and filters that would load a plug-in, are refused. A data
+set may be no larger than what its bytes in the file can hold.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         with h5py.File(path, "r") as file, path.open("rb") as raw:
             if file.userblock_size or file.id.get_create_plist().get_sizes() != (8, 8):
                 raise ValueError("its addresses are not those that NIR's writers use.")
-            return _Reader(size, raw).group(_member(file, "node", "the file"), "node", 0)
+            return _Reader(size, raw).group(_member(file, "node", "the file"), "node")
     # h5py reports damage in all of these; only our own errors are plain ValueErrors
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         ours = type(error) is ValueError
@@ -46,48 +45,46 @@ class _Reader:
     """Read a file of ``size`` bytes, and count what was read."""
 
     def __init__(self, size: int, raw: BinaryIO) -> None:
-        self.size = size
-        self.raw = raw
-        self.parts = 0  # groups and data sets
-        self.numbers = self.text = 0  # bytes of numbers, unpacked; of text and its heaps
-        self.open: set[int] = set()  # addresses of the groups around the present one
+        self.size, self.raw = size, raw
+        # groups and data sets; bytes of numbers, unpacked; bytes of texts and their heaps
+        self.parts = self.numbers = self.text = 0
         self.heaps: dict[int, dict[int, bytes]] = {}
 
-    def group(self, group: Any, title: str, depth: int) -> dict[str, Any]:
-        """Return a group as a dictionary; names of parts begin with ``title`` in messages."""
+    def group(self, group: Any, title: str, *around: int) -> dict[str, Any]:
+        """Return a group as a dictionary; ``around`` are the addresses of the groups it lies in."""
         if not isinstance(group, h5py.Group):
             raise ValueError(f"{title} is neither a group nor a data set.")
         address = h5py.h5o.get_info(group.id).addr
-        if address in self.open or depth > _MAX_DEPTH:
+        if address in around or len(around) > _MAX_DEPTH:
             raise ValueError(f"{title} holds itself, or lies more than {_MAX_DEPTH} groups deep.")
-        self.open.add(address)
         content: dict[str, Any] = {}
         for name in group:
+            # Two links to one group at every level would make 2^depth parts of a small file.
             self.parts += 1
             if self.parts > self.size // _MIN_ENTRY:
                 raise ValueError(f"it declares more than {self.parts} groups and values.")
             part, inner = _member(group, name, title), f"{title}/{name}"
-            is_data = isinstance(part, h5py.Dataset)
-            content[name] = (
-                self.data(part, inner) if is_data else self.group(part, inner, depth + 1)
-            )
-        self.open.discard(address)
+            if isinstance(part, h5py.Dataset):
+                content[name] = self.data(part, inner)
+            else:
+                content[name] = self.group(part, inner, *around, address)
         return content
 
     def data(self, dataset: Any, title: str) -> Any:
-        """Return a data set as an array, a number or a text."""
         self.check_size(dataset, title)
         text = h5py.check_string_dtype(dataset.dtype)
-        if text is None and dataset.dtype.kind not in "fiub":
-            raise ValueError(f"{title} holds {dataset.dtype}, neither numbers nor text.")
         if text is None:
+            if dataset.dtype.kind not in "fiub":
+                raise ValueError(f"{title} holds {dataset.dtype}, neither numbers nor text.")
             return dataset[()] if dataset.shape else dataset[()].item()
         if text.length is not None:
             return np.char.decode(dataset[()], "utf8").tolist()
         offset = dataset.id.get_offset()
         if offset is None or dataset.chunks is not None:
             raise ValueError(f"{title} keeps its texts in pieces, which no writer of NIR does.")
-        texts = self.texts(offset, math.prod(dataset.shape))
+        # Read texts of variable length by hand, for HDF5 walks a damaged heap forever.
+        references = self.bytes(offset, 16 * math.prod(dataset.shape))
+        texts = [self.read_text(*parts) for parts in struct.iter_unpack("<IQI", references)]
         return np.array(texts, object).reshape(dataset.shape).tolist()
 
     def check_size(self, dataset: Any, title: str) -> None:
@@ -107,25 +104,17 @@ class _Reader:
         most = max(min(stored, self.size) * (_MAX_RATIO if filters else 1), _SMALL)
         self.numbers += needed
         if max(needed, chunk) > most or self.numbers > self.size * _MAX_RATIO + _SMALL:
-            raise ValueError(
-                f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes, of "
-                f"which the file of {self.size} bytes holds {stored}."
-            )
+            declared = f"{title} declares shape {list(shape)} of {dataset.dtype}, {needed} bytes"
+            raise ValueError(f"{declared}, of which the file of {self.size} bytes holds {stored}.")
 
-    def texts(self, offset: int, count: int) -> list[str]:
-        """Read ``count`` texts of variable length by hand, for HDF5 walks a damaged heap forever.
-
-        At ``offset`` lie references: the text's length, the address of a heap, and an index in it.
-        """
-        texts = []
-        for length, address, index in struct.iter_unpack("<IQI", self.bytes(offset, 16 * count)):
-            text = self.heap(address).get(index, b"")[:length] if length else b""
-            if len(text) != length:
-                raise ValueError(f"a text of {length} bytes is not where the file says it is.")
-            self.count_text(length)
-            # a writer may count the zero that ends a text in C
-            texts.append(text.rstrip(b"\x00").decode("utf8"))
-        return texts
+    def read_text(self, length: int, address: int, index: int) -> str:
+        """Return object ``index`` of the global heap at ``address``."""
+        text = self.heap(address).get(index, b"")[:length] if length else b""
+        if len(text) != length:
+            raise ValueError(f"a text of {length} bytes is not where the file says it is.")
+        self.count_text(length)
+        # a writer may count the zero that ends a text in C
+        return text.rstrip(b"\x00").decode("utf8")
 
     def heap(self, address: int) -> dict[int, bytes]:
         """Return the objects of a global heap by index (HDF5 File Format Specification, III.E)."""
@@ -151,7 +140,6 @@ class _Reader:
             raise ValueError("its texts are longer than the file.")
 
     def bytes(self, offset: int, count: int) -> bytes:
-        """Read from the file itself."""
         if offset + count > self.size:
             raise ValueError(f"{count} bytes at {offset} lie beyond the end of the file.")
         self.raw.seek(offset)
@@ -159,9 +147,9 @@ class _Reader:
 
 
 def _member(group: Any, name: str, title: str) -> Any:
-    """Return a part of a group that lies in the same file: a link could lead to any other."""
     if name not in group:
         raise ValueError(f"{title} has no {name!r}.")
+    # A soft or external link could lead to any other file.
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{title}/{name} is a link to somewhere else.")
     return group[name]

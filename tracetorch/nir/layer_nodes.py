@@ -15,14 +15,12 @@ _USE_EXACT = "Use mode='exact'."
 
 
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
-    """Return what computes ``layer`` for samples of ``shape``; raise where NIR has no nodes."""
+    """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
     _check_spikes(layer)
     dim = neuron_dim(layer, shape)
     if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
-        raise ValueError(
-            f"gets samples of the shape {list(shape)} behind the batch, and needs "
-            f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's."
-        )
+        needed = f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's"
+        raise ValueError(f"gets samples of {list(shape)} behind the batch, and needs {needed}.")
     values = read_values(layer, shape)
     if options.mode == "compact":
         return _compact(layer, values, shape, options)
@@ -49,10 +47,8 @@ def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clo
     sides = [side for side in ("pos", "neg") if f"{side}_threshold" in v]
     hard = layer.reset == "zero" and bool(sides)
     if hard and len(sides) == 2:
-        raise ValueError(
-            "resets to zero from above and from below, for which NIR has no node. Use "
-            "reset='subtract' or reset='none'."
-        )
+        problem = "resets to zero from above and from below, for which NIR has no node"
+        raise ValueError(f"{problem}. Use reset='subtract' or reset='none'.")
     graph = Graph({"input": boundary("Input", shape)})
 
     def leaky(name: str, decay: str, *sources: str) -> str:
@@ -75,6 +71,7 @@ def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clo
         spiking = elementwise("LIF", shape, v_threshold=v[f"{sides[0]}_threshold"], v_reset=0.0)
         membrane = graph.nodes["mem"] = Node("LIF", membrane.arrays | spiking.arrays)
 
+    # One branch of nodes for the spikes of each sign; their sum is the output.
     outputs = []
     for side in sides:
         sign, theta = (1.0 if side == "pos" else -1.0), v[f"{side}_threshold"]
@@ -151,7 +148,5 @@ def _check_spikes(layer: LeakyIntegrator) -> None:
         with torch.no_grad():
             fired = spike(probe)
         if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):
-            raise ValueError(
-                f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}. NIR knows "
-                "spikes of one above the threshold and zero elsewhere."
-            )
+            problem = f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}"
+            raise ValueError(f"{problem}. NIR knows spikes of one above the threshold.")

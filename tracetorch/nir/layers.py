@@ -1,8 +1,7 @@
 """Read and make neuron layers from NIR's numbers; describe them in metadata, and restore them.
 
-A node that a layer was exported as describes it in its metadata, with a digest over the nodes and
-the description. Where either was edited, the nodes count, not what they once were. A forged digest
-makes another layer, but takes no more memory than the file.
+The metadata of a node describe the layer that was written, with a digest of both; where either was
+edited, the node counts. A forged digest makes another layer, in no more memory than the file.
 """
 
 from __future__ import annotations
@@ -33,10 +32,7 @@ _MIN_LOGIT = -60.0
 
 
 def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
-    """Return the parameters in float64, over the shape of the layer's input.
-
-    Of decays it is the complement ``1 - decay``, of thresholds the magnitude.
-    """
+    """Return parameters in float64 over ``shape``: ``1 - decay``, and magnitudes of thresholds."""
     values = {}
     for name, constraint in layer.constraints.items():
         raw = getattr(layer, f"raw_{name}").detach().to("cpu", torch.float64)
@@ -51,10 +47,7 @@ def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
 
 
 def write_values(layer: Neuron, values: Mapping[str, Array]) -> None:
-    """Set parameters, given as :func:`read_values` has them, to the last digit in float64.
-
-    A constructor keeps them in the default dtype, and moves a decay that touches 0 or 1.
-    """
+    """Set parameters, in the form of :func:`read_values`, to the last digit in float64."""
     layer.to(torch.float64)
     for name, value in values.items():
         raw = torch.from_numpy(np.array(value, np.float64))
@@ -70,23 +63,25 @@ def make_layer(
     kind: type[LeakyIntegrator],
     num_neurons: int,
     dim: int,
-    values: Mapping[str, Tensor],
+    values: Mapping[str, Array],
     averaging: Collection[str],
     reset: str,
 ) -> LeakyIntegrator:
-    """Construct a layer with these parameters, decays as such, some of them ``averaging``."""
-    options: dict[str, Any] = {"dim": dim, "reset": reset, **values}
-    options |= {f"{name}_ema": name in averaging for name in DECAYS if name in values}
+    """Construct a layer in float64 with ``values`` in the form of :func:`read_values`."""
+    options: dict[str, Any] = {"dim": dim, "reset": reset}
     for name, value in values.items():
-        options[f"{name}_setup"] = {"value": value}
+        # A constructor rounds to the default dtype: take any legal value here, and write over it.
+        options[name] = torch.full(value.shape, 0.5)
+        setup = options[f"{name}_setup"] = {"value": options[name]}
         if name in DECAYS:
-            options[f"{name}_setup"]["use_averaging"] = name in averaging
+            options[f"{name}_ema"] = setup["use_averaging"] = name in averaging
     accepted = inspect.signature(kind).parameters
     layer = kind(num_neurons, **{name: options[name] for name in options if name in accepted})
     # Not every constructor has all of these as arguments; they may be assigned on any layer.
     for name in DECAYS:
         setattr(layer, f"{name}_ema", name in averaging)
     layer.reset = reset
+    write_values(layer, values)
     return layer
 
 
@@ -112,7 +107,8 @@ def describe(node: Node | Graph, layer: LeakyIntegrator, shape: Shape, clock: Cl
     }
     for name in layer.raw_names:
         raw = getattr(layer, name).detach().to("cpu", torch.float64).numpy()
-        description[name] = raw[()]  # one value as a number: HDF5 compresses no array without axes
+        # one value as a number: HDF5 compresses no array without axes
+        description[name] = raw[()]
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 
 
@@ -126,9 +122,8 @@ def restored(node: Node | Graph, clock: Clock) -> Node | None:
         if description["digest"] != digest(node, description, clock):
             return None
         shape = membrane.arrays["tau"].shape
-        settings = {"shape": shape, "layer": _layer(description, shape)}
-        return Node(LAYER, membrane.arrays, settings)
-    # Not a description that we write: LookupError and ArithmeticError are KeyError and kin.
+        return Node(LAYER, membrane.arrays, {"shape": shape, "layer": _layer(description, shape)})
+    # Not a description that we write.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return None
 
@@ -147,10 +142,10 @@ def _layer(description: dict[str, Any], shape: Shape) -> LeakyIntegrator:
     if not bounded or any(value.isnan().any() for value in raw.values()):
         raise ValueError(f"{num_neurons} neurons at {dim} do not fit {shape}, or are no numbers")
     # Any legal values will do, for the raw ones are loaded over them.
-    values = {name.removeprefix("raw_"): torch.full_like(value, 0.5) for name, value in raw.items()}
+    values = {name.removeprefix("raw_"): np.full(value.shape, 0.5) for name, value in raw.items()}
     averaging = description["averaging"].split()
     layer = make_layer(kind, num_neurons, dim, values, averaging, description["reset"])
-    layer.to(torch.float64).load_state_dict(raw)
+    layer.load_state_dict(raw)
     return layer
 
 

@@ -87,26 +87,24 @@ class NIRModel(TTModule):
             if not isinstance(value, Tensor):
                 raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
             if tuple(value.shape[1:]) != shape:
-                raise ValueError(
-                    f"input {name!r} has shape {list(value.shape)}, the graph takes a batch of "
-                    f"{list(shape)}: [B, {', '.join(map(str, shape))}]."
-                )
+                expected = f"a batch of {list(shape)}: [B, {', '.join(map(str, shape))}]"
+                got = f"input {name!r} has shape {list(value.shape)}"
+                raise ValueError(f"{got}, the graph takes {expected}.")
         return inputs
 
 
 def _module_names(names: Iterable[str]) -> dict[str, str]:
     """Return a name that a module may have for each name in a file, which may be anything."""
-    keys: dict[str, str] = {}
-    taken: set[str] = set()
-    tried: Counter[str] = Counter()  # a file may hold any number of names that become one
+    keys: dict[str, str] = {}  # the other way round: names by key
     reserved = nn.ModuleDict()
+    # A file may hold any number of names that become one: count instead of trying all suffixes.
+    tried: Counter[str] = Counter()
     for name in names:
-        key = "".join(c if c.isalnum() else "_" for c in name)
+        key = base = "".join(c if c.isalnum() else "_" for c in name)
         if keyword.iskeyword(key) or hasattr(reserved, key):
-            key += "_"
-        keys[name] = key
-        while keys[name] in taken:
-            tried[key] += 1
-            keys[name] = f"{key}_{tried[key]}"
-        taken.add(keys[name])
-    return keys
+            key = base = f"{key}_"
+        while key in keys:
+            tried[base] += 1
+            key = f"{base}_{tried[base]}"
+        keys[key] = name
+    return {name: key for key, name in keys.items()}

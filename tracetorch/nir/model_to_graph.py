@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, overwritten, trace_forward
+from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, trace_forward
 from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
@@ -24,13 +24,13 @@ _FLATTENING = (torch.flatten, "flatten")
 
 
 def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> Graph:
-    """Return the graph of ``model`` for one time step like ``inputs``, without touching states."""
+    """Convert one time step of ``model``, for inputs like these, without touching states."""
     check_modules(model)
     if isinstance(model, NIRModel):
         return model_graph(model, options)
-    converter = _Converter(trace_forward(model), options)
     shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
-    converter.title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
+    converter = _Converter(trace_forward(model), options, title)
     # copies, for forward may write into what it is given
     converter.run(*(x.clone() for x in inputs))
     return converter.written
@@ -38,29 +38,26 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
 
 @dataclass(frozen=True)
 class _Value:
-    """Stand for a tensor in the forward pass, and for the nodes whose sum it is."""
+    """Hold a tensor of the forward pass, and the names of the nodes whose sum it is."""
 
     tensor: Tensor
     sources: list[str]
 
     @property
     def shape(self) -> Shape:
-        if self.tensor.ndim < 2:
-            shape = list(self.tensor.shape)
-            raise ValueError(f"a value has shape {shape}; a sample needs a dimension behind B.")
-        return tuple(self.tensor.shape[1:])
+        if self.tensor.ndim > 1:
+            return tuple(self.tensor.shape[1:])
+        got = list(self.tensor.shape)
+        raise ValueError(f"a value has shape {got}; a sample needs a dimension behind B.")
 
 
 class _Converter(fx.Interpreter):
-    """Run a traced program once, and make a node of every step; states are left alone."""
+    """Run a traced program once, and add a node to the graph for each of its steps."""
 
-    title: str
-
-    def __init__(self, program: fx.GraphModule, options: WriteOptions) -> None:
+    def __init__(self, program: fx.GraphModule, options: WriteOptions, title: str) -> None:
         super().__init__(program)
-        self.program = program
         self.extra_traceback = False  # which would go into our messages
-        self.options = options
+        self.options, self.title = options, title
         self.written = Graph()
         self.reserved = set(_named(program.graph.output_node().args[0]))
         self.arguments = len(program.graph.find_nodes(op="placeholder"))
@@ -71,7 +68,7 @@ class _Converter(fx.Interpreter):
         return super().run_node(n)
 
     def attempt(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a part of the model; an error means that the sample does not fit it."""
+        """Call a part of the model; blame an error on the sample, which does not fit it."""
         try:
             return function(*args)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -86,10 +83,8 @@ class _Converter(fx.Interpreter):
         return self.add(name, boundary("Input", _Value(tensor, []).shape), tensor)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        raise ValueError(
-            f"the model's forward uses {target!r} by itself; in NIR parameters and states belong "
-            "to a layer. Use nn.Linear, say."
-        )
+        problem = f"the model's forward uses {target!r} by itself; in NIR parameters and states"
+        raise ValueError(f"{problem} belong to a layer. Use nn.Linear, say.")
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module, text = self.fetch_attr(target), repr(self.fetch_attr(target))
@@ -98,9 +93,8 @@ class _Converter(fx.Interpreter):
         if len(args) != 1 or kwargs or not isinstance(args[0], _Value):
             raise ValueError(f"{title} is called with more than one tensor; a node has one input.")
         if module in self.called and isinstance(module, TTModule):  # the leaves among them remember
-            raise ValueError(
-                f"{title} is called twice in one step; as two nodes it would have two memories."
-            )
+            problem = "is called twice in one step; as two nodes it would have two memories."
+            raise ValueError(f"{title} {problem}")
         self.called.add(module)
         x = args[0]
         if isinstance(module, PASSING):
@@ -116,40 +110,45 @@ class _Converter(fx.Interpreter):
             return x
         return self.add(target, node, tensor, x)
 
-    def output_of(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of the output."""
+    def output_of(self, module: nn.Module, x: Tensor) -> Any:
+        """Return a tensor of the shape of the output, without touching states or statistics."""
         if isinstance(module, (Neuron, *_NORMS)):
-            return x
+            return x.clone()
         if isinstance(module, NIRModel):
             return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])
-        y: Tensor = self.attempt(module, x)
-        return y
+        return self.attempt(module, x)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         title = f"{target if isinstance(target, str) else target.__name__}() in the model's forward"
         values = [value for value in args if isinstance(value, _Value)]
         dims = dict(zip(("start_dim", "end_dim"), args[1:], strict=False)) | kwargs
-        name = overwritten(self.program, self.step)
-        if name:
-            raise ValueError(
-                f"{'+=' if target is operator.iadd else target} in the model's forward writes into "
-                f"{name!r}, which is used again; edges carry what a node gave. Write y = y + x."
-            )
+        if target in IN_PLACE and values:
+            self.check_overwritten(values[0].tensor, "+=" if target is operator.iadd else target)
         if target in _ADDING and len(args) == len(values) == 2 and not kwargs:
             one, other = values
-            tensor = self.attempt(torch.add, one.tensor, other.tensor)
+            add = operator.iadd if target in IN_PLACE else torch.add
+            tensor = self.attempt(add, one.tensor, other.tensor)
             return _Value(tensor, one.sources + other.sources)
         if target in _FLATTENING and all(isinstance(dim, int) for dim in dims.values()):
             start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
             node = flatten_node(start, end, values[0].shape, title)
             tensor = torch.flatten(values[0].tensor, start, end)
             return self.add(self.step.name, node, tensor, values[0])
-        raise ValueError(
-            f"{title} has no counterpart in NIR: between modules, values can be added and "
-            "flattened. Write it as a module that has one, or leave it out."
-        )
+        problem = f"{title} has no counterpart in NIR: between modules, values can be added and"
+        raise ValueError(f"{problem} flattened. Write it as a module, or leave it out.")
 
     call_method = call_function
+
+    def check_overwritten(self, written: Tensor, operation: str) -> None:
+        # The interpreter drops a value after its last use; what it still holds is used again.
+        done = self.user_to_last_uses.get(self.step, [])
+        for node, value in self.env.items():
+            shared = isinstance(value, _Value) and value.tensor.data_ptr() == written.data_ptr()
+            if shared and node.users and node not in done:
+                raise ValueError(
+                    f"{operation} in the model's forward writes into {node.name!r}, which is used "
+                    "again; edges carry what a node gave. Write y = y + x."
+                )
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         self.reserved = set()
@@ -177,14 +176,12 @@ class _Converter(fx.Interpreter):
 
 
 def _named(outputs: Any) -> dict[str, Any]:
-    """Return what the model returns, by name."""
-    if isinstance(outputs, dict):
-        return {str(name): value for name, value in outputs.items()}
     if isinstance(outputs, (tuple, list)):
-        return {f"output_{i}": value for i, value in enumerate(outputs)}
-    return {"output": outputs}
+        outputs = {f"output_{i}": value for i, value in enumerate(outputs)}
+    named = outputs if isinstance(outputs, dict) else {"output": outputs}
+    return {str(name): value for name, value in named.items()}
 
 
 def _node_name(path: Any) -> str:
-    """Return a node's name: peers take ``.`` for a part of a name, or refuse it."""
+    # peers take a dot for the end of a part of the name, or refuse it
     return str(path).replace(".", "_")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.graph import CONV, LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
 from tracetorch.nir.layers import to_array
 from tracetorch.nir.model import NIRModel
@@ -59,23 +59,19 @@ def _computes_as_declared(kind: type) -> bool:
 
 
 def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> Graph:
-    """Return a cycle through the connection; its bias, which acts at once, goes another way."""
     if options.mode == "compact":
-        raise ValueError(
-            f"{title} feeds its output back, which peers read in ways of their own. Use "
-            "mode='exact'."
-        )
+        problem = "feeds its output back, which peers read in ways of their own. Use mode='exact'."
+        raise ValueError(f"{title} {problem}")
     back = node_of(m.connection, shape, f"the connection of {title}", options)
     if not isinstance(back, Node) or back.kind not in LINEAR:
-        raise ValueError(
-            f"{title} is connected to itself by {type(m.connection).__name__}; in NIR it must be "
-            "nn.Linear or a convolution."
-        )
+        problem = f"{title} is connected to itself by {type(m.connection).__name__}"
+        raise ValueError(f"{problem}; in NIR it must be nn.Linear or a convolution.")
     if output_shape(back, shape) != shape:
         got = list(output_shape(back, shape))
         raise ValueError(f"{title} needs a connection that keeps {list(shape)}, got {got}.")
     graph = Graph({"input": boundary("Input", shape)})
     sources = ["input"]
+    # The edge back comes a step late, and brings no bias at the first: give that another way in.
     bias = back.arrays.get("bias")
     if bias is not None and bias.any():
         per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
@@ -129,19 +125,21 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
     if options.mode == "compact" and groups > 1:  # peers read one group only
         weight, groups = _ungrouped(weight, groups), 1
     bias = np.zeros(len(weight), weight.dtype) if m.bias is None else to_array(m.bias)
-    settings = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": groups}
-    settings["input_shape"] = shape[1:]
-    return Node(f"Conv{weight.ndim - 2}d", {"weight": weight, "bias": bias}, settings)
+    return _conv_node(weight, bias, shape, m.stride, m.padding, m.dilation, groups)
+
+
+def _conv_node(weight: NDArray[Any], bias: NDArray[Any], shape: Shape, *settings: Any) -> Node:
+    named = dict(zip(CONV, (shape[1:], *settings), strict=True))
+    return Node(f"Conv{len(shape) - 1}d", {"weight": weight, "bias": bias}, named)
 
 
 def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
     """Return the same convolution with one group: zero between channels of different groups."""
-    out, inner = weight.shape[:2]
-    whole = np.zeros((out, inner * groups, *weight.shape[2:]), weight.dtype)
-    for g in range(groups):
-        rows = slice(g * out // groups, (g + 1) * out // groups)
-        whole[rows, g * inner : (g + 1) * inner] = weight[rows]
-    return whole
+    out, inner, *kernel = weight.shape
+    blocks = weight.reshape(groups, out // groups, inner, *kernel)
+    whole = np.zeros((groups, out // groups, groups, inner, *kernel), weight.dtype)
+    whole[range(groups), :, range(groups)] = blocks
+    return whole.reshape(out, groups * inner, *kernel)
 
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
@@ -151,9 +149,7 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOption
     if not spatial:
         return Node("Affine", {"weight": weight, "bias": shift})
     one, zero = (1,) * spatial, (0,) * spatial
-    settings = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
-    settings["input_shape"] = shape[1:]
-    return Node(f"Conv{spatial}d", {"weight": weight, "bias": shift}, settings)
+    return _conv_node(weight, shift, shape, one, zero, one, 1)
 
 
 def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
@@ -171,10 +167,8 @@ def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
 def _adaptive_pool(m: nn.AdaptiveAvgPool2d, shape: Shape, options: WriteOptions) -> Node:
     pairs = [(n, size or n) for n, size in zip(shape[1:], _pair(m.output_size), strict=True)]
     if any(n % size for n, size in pairs):
-        raise ValueError(
-            f"makes {[size for _, size in pairs]} of {list(shape[1:])}, which windows of one size "
-            "do not divide. Use nn.AvgPool2d."
-        )
+        made = f"makes {[size for _, size in pairs]} of {list(shape[1:])}"
+        raise ValueError(f"{made}, which windows of one size do not divide. Use nn.AvgPool2d.")
     window = tuple(n // size for n, size in pairs)
     return Node("AvgPool2d", settings={"kernel_size": window, "stride": window, "padding": (0, 0)})
 
@@ -188,10 +182,8 @@ def flatten_node(start: int, end: int, shape: Shape, title: str = "it") -> Node:
     ndim = len(shape) + 1
     first, last = (dim + ndim if dim < 0 else dim for dim in (start, end))
     if not 1 <= first <= last < ndim:
-        raise ValueError(
-            f"{title} flattens from {start} to {end}, which leaves no batch in front. Use "
-            "start_dim=1."
-        )
+        problem = "which leaves no batch in front. Use start_dim=1."
+        raise ValueError(f"{title} flattens from {start} to {end}, {problem}")
     settings = {"input_type": shape, "start_dim": first - 1, "end_dim": last - 1}
     return Node("Flatten", settings=settings)
 

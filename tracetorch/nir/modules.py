@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracetorch.functional import atan_surrogate
 from tracetorch.nir.graph import Node, Shape, elementwise
 from tracetorch.nir.layers import read_values, to_array, write_values
-from tracetorch.nir.options import Reset, WriteOptions
+from tracetorch.nir.options import Array, Reset, WriteOptions
 from tracetorch.snn import Neuron, TTModule
 
 _SURROGATE = atan_surrogate(2.0)
@@ -33,12 +33,11 @@ class Membrane(Neuron):
     The state ``mem`` is the membrane's distance from where it rests: from ``v_leak``, from
     ``v_reset`` for an IF, from zero for an I. It starts there.
 
-    ``values`` hold ``alpha`` and ``beta`` as one minus the decay, and the rest by their names; of
-    rank 0 for one value, 1 for one per neuron.
+    ``values`` hold one minus the decays ``alpha`` and ``beta``, and the rest by their names; one
+    value in rank 0, or one per neuron in rank 1.
 
     Example:
-        >>> r = torch.tensor([1e3], dtype=torch.float64)
-        >>> layer = Membrane(1, -1, {"r": r}, dt=1e-3, reset="zero")
+        >>> layer = Membrane(1, -1, {"r": np.array([1e3])}, dt=1e-3, reset="zero")
         >>> [layer(torch.tensor([[0.5]])).item() for _ in range(3)]
         [0.5, 1.0, 1.5]
     """
@@ -49,21 +48,20 @@ class Membrane(Neuron):
     reset: Reset
 
     def __init__(
-        self, num_neurons: int, dim: int, values: Mapping[str, Tensor], *, dt: float, reset: Reset
+        self, num_neurons: int, dim: int, values: Mapping[str, Array], *, dt: float, reset: Reset
     ) -> None:
         super().__init__(num_neurons, dim)
         for name in _PARAMETERS:
             if name not in values:
                 self.option(name, None)
-            elif name in ("alpha", "beta"):
-                self.decay(name, 1 - values[name])
-            else:
-                # a threshold of NIR may lie anywhere, below zero too, so it is a weight
-                self.weight(name, values[name])
+                continue
+            # a threshold of NIR may lie anywhere, below zero too, so it is a weight
+            declare = self.decay if name in ("alpha", "beta") else self.weight
+            declare(name, torch.full(values[name].shape, 0.5))
         self.option("spike", _SURROGATE if "v_threshold" in values else None)
         self.option("dt", float(dt))
         self.option("reset", reset)
-        write_values(self, {name: value.numpy() for name, value in values.items()})
+        write_values(self, values)
 
     @property
     def active_states(self) -> tuple[str, ...]:
@@ -106,12 +104,12 @@ class Membrane(Neuron):
         """Return the node for samples of ``shape``, with the parameters of now."""
         values = read_values(self, shape)
         if self.spike is not None and self.reset == "subtract" and not options.allow_hard_reset:
-            raise ValueError(
-                "was read with reset='subtract', which its node cannot say. Give "
-                "allow_hard_reset=True, and reset='subtract' when you read it."
-            )
+            problem = "was read with reset='subtract', which its node cannot say"
+            advice = "Give allow_hard_reset=True, and reset='subtract' when you read it."
+            raise ValueError(f"{problem}. {advice}")
         if self.dt != options.clock.dt and "beta" not in values:
             raise ValueError(f"was read with dt={self.dt}, and cannot be written for another.")
+        # The parameters tell the kind: a membrane that leaks is an LI, with a synapse a CubaLI.
         kind = "I"
         if "beta" in values:
             tau = options.clock.tau(values.pop("beta"))
@@ -147,7 +145,7 @@ class OneStep(Neuron):
 
 
 class DelayLine(TTModule):
-    """Give ``x`` of ``steps`` ago, one number or one per element; zero before there was one."""
+    """Return ``x`` of ``steps`` ago, one number or one per element; zero before the first."""
 
     steps: Tensor
 
@@ -158,6 +156,7 @@ class DelayLine(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        # Every link holds x a step longer; each element is taken where its delay has passed.
         y = torch.where(self.steps == 0, x, torch.zeros_like(x))
         for passed, link in enumerate(self.links, start=1):
             x = link(x)
@@ -172,8 +171,7 @@ class DelayLine(TTModule):
 class PerElement(nn.Module):
     """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, on every element.
 
-    The parameter is called by its ``field``, ``"scale"`` or ``"threshold"``; it has the shape of a
-    sample, or is one number for all.
+    ``field`` names the parameter; it has the shape of a sample, or is one number for all.
     """
 
     def __init__(self, field: str, value: Tensor) -> None:

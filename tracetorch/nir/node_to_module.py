@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch import snn
 from tracetorch.nir.graph import LAYER, Node, Shape, naming
-from tracetorch.nir.layers import make_layer, write_values
+from tracetorch.nir.layers import make_layer
 from tracetorch.nir.modules import DelayLine, Membrane, PerElement
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims
@@ -49,16 +49,16 @@ def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -
 
 def _linear(node: Node) -> nn.Module:
     weight, s, bias = node.arrays["weight"], node.settings, "bias" in node.arrays
-    inputs, outputs = weight.shape[1], weight.shape[0]
+    outputs, inputs, *kernel = weight.shape
     module: nn.Module
     # on "meta": no memory and no random numbers for what is replaced below
     if node.kind in ("Affine", "Linear"):
         module = nn.Linear(inputs, outputs, bias, device="meta")
     else:
-        options = {name: s[name] for name in ("stride", "padding", "dilation", "groups")}
+        options = {name: s[name] for name in s if name != "input_shape"}
         kind = nn.Conv1d if node.kind == "Conv1d" else nn.Conv2d
-        channels, kernel = inputs * s["groups"], weight.shape[2:]
-        module = kind(channels, outputs, kernel, bias=bias, device="meta", **options)
+        channels, size = inputs * s["groups"], tuple(kernel)
+        module = kind(channels, outputs, size, bias=bias, device="meta", **options)
     for name, value in node.arrays.items():
         setattr(module, name, nn.Parameter(torch.from_numpy(value.copy())))
     return module
@@ -67,10 +67,8 @@ def _linear(node: Node) -> nn.Module:
 def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     steps = np.rint(delay / clock.dt)
     if steps.max() > MAX_DELAY:
-        raise ValueError(
-            f"a delay of {delay.max()} s is {steps.max():.0f} steps of {clock.dt} s, more than "
-            f"{MAX_DELAY}."
-        )
+        count = f"{steps.max():.0f} steps of {clock.dt} s, more than {MAX_DELAY}"
+        raise ValueError(f"a delay of {delay.max()} s is {count}.")
     error = abs(steps * clock.dt - delay)
     if (error > 1e-6 * (delay + clock.dt)).any():
         worst = delay.flat[error.argmax()]
@@ -95,10 +93,10 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
     size, dim = (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+    # A layer of our own where one computes the same, else one with all parameters of NIR.
     layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
     if layer is None:
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
-        layer = Membrane(size, dim, tensors, dt=clock.dt, reset=reset)
+        layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
     if axis is not None:
         return layer
     return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
@@ -108,23 +106,20 @@ def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
     complement = clock.complement(tau)
     complement = np.where(abs(complement - 1) <= rounding, 1.0, complement)  # a tau of one step
     if (complement > 1).any():
-        raise ValueError(
-            f"{name} of {tau.min():.3g} s is shorter than a step of {clock.dt} s. Take dt <= tau, "
-            "or discretization='exponential'."
-        )
+        problem = f"{name} of {tau.min():.3g} s is shorter than a step of {clock.dt} s"
+        raise ValueError(f"{problem}. Take dt <= tau, or discretization='exponential'.")
     if not (complement > 0).all():
         raise ValueError(f"{name} is so long that dt={clock.dt} s does nothing beside it.")
     return complement
 
 
 def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
-    """Return the dimension along which neurons differ, and their values there, one for all as a
-    number; ``None`` and flat values where they differ along several.
-    """
+    """Return the one dimension along which neurons differ, or ``None``, and their values there."""
     values = {name: value.reshape(()) for name, value in arrays.items() if value.size == 1}
     full = {name: value for name, value in arrays.items() if value.size > 1}
     if not full:
         return -1, values
+    # Try every dimension: neurons differ along it alone if each of its rows holds one value.
     for axis in range(len(shape)):
         rows = {n: np.moveaxis(v, axis, 0).reshape(shape[axis], -1) for n, v in full.items()}
         if all((row == row[:, :1]).all() for row in rows.values()):
@@ -139,6 +134,7 @@ def _own_layer(
     if "beta" not in values or any(values[n].any() for n in ("v_leak", "v_reset") if n in values):
         return None
     own: Values = {name: values[name] for name in ("alpha", "beta") if name in values}
+    # Our inflow has the gain of an average or none at all; any other needs a Membrane.
     averaging = []
     for decay in own:
         gain = values["w_in" if decay == "alpha" else "r"]
@@ -146,18 +142,13 @@ def _own_layer(
             averaging.append(decay)
         elif not np.allclose(gain * values[decay], 1.0, rtol=0.0, atol=rounding):
             return None
-    tensors: dict[str, Tensor] = {n: torch.from_numpy(np.array(1 - v)) for n, v in own.items()}
-    spiking = "v_threshold" in values
-    if spiking:
+    kind: type[snn.LeakyIntegrator] = snn.LeakyIntegrator
+    if "v_threshold" in values:
         if not (values["v_threshold"] > 0).all():
             return None
         own["pos_threshold"] = values["v_threshold"]
-        tensors["pos_threshold"] = torch.from_numpy(np.array(own["pos_threshold"]))
-    kind: type[snn.LeakyIntegrator] = snn.LeakyIntegrator
-    if spiking:
         kind = snn.SLIF if "alpha" in own else snn.LIF
-    elif "beta" in averaging:
+        return make_layer(kind, size, dim, own, averaging, reset)
+    if "beta" in averaging:
         kind = snn.SReadout if "alpha" in own else snn.Readout
-    layer = make_layer(kind, size, dim, tensors, averaging, reset if spiking else "subtract")
-    write_values(layer, own)
-    return layer
+    return make_layer(kind, size, dim, own, averaging, "subtract")

@@ -33,10 +33,8 @@ class Clock:
         if not (self.dt > 0 and math.isfinite(self.dt)):
             raise ValueError(f"dt must be positive and finite, got {self.dt}. Try dt=1e-4.")
         if self.discretization not in ("euler", "exponential"):
-            raise ValueError(
-                "discretization must be 'euler' (decay = 1 - dt / tau) or 'exponential' "
-                f"(decay = exp(-dt / tau)), got {self.discretization!r}."
-            )
+            allowed = "'euler' (1 - dt / tau) or 'exponential' (exp(-dt / tau))"
+            raise ValueError(f"discretization must be {allowed}, got {self.discretization!r}.")
 
     def tau(self, complement: Array) -> Array:
         """Return the time constant of a trace that loses ``complement = 1 - decay`` per step."""

@@ -23,17 +23,14 @@ _LIMITS = {
 _POSITIVE = ("tau", "tau_mem", "tau_syn")
 
 
-def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
-    """Return the graph in what ``nir.NIRGraph.to_dict`` gives, every field of every node checked.
-
-    ``path`` is its name inside ``depth`` others.
-    """
+def parse(dictionary: Any, path: str = "", depth: int = 0) -> Graph:
+    """Check what ``nir.NIRGraph.to_dict`` gives; ``path`` is its name inside ``depth`` graphs."""
     title = f"graph {path!r}" if path else "the graph"
     if depth > _MAX_DEPTH:
         raise ValueError(f"{title} lies more than {_MAX_DEPTH} graphs deep.")
-    if not isinstance(dictionary, Mapping) or dictionary.get("type") != "NIRGraph":
-        got = dictionary.get("type") if isinstance(dictionary, Mapping) else type(dictionary)
-        raise ValueError(f"{title} must be a NIRGraph, got {got!r}.")
+    kind = dictionary.get("type") if isinstance(dictionary, Mapping) else type(dictionary)
+    if kind != "NIRGraph":
+        raise ValueError(f"{title} must be a NIRGraph, got {kind!r}.")
     parts = dictionary.get("nodes")
     if not isinstance(parts, Mapping) or not parts:
         raise ValueError(f"{title} has no nodes.")
@@ -53,13 +50,12 @@ def parse(dictionary: object, path: str = "", depth: int = 0) -> Graph:
 def _node(fields: Mapping[str, Any], name: str) -> Node:
     kind = fields.get("type")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(
-            f"node {name!r} is of the type {kind!r}, which traceTorch does not know. It reads "
-            f"{', '.join(KINDS)} and NIRGraph."
-        )
+        unknown = f"node {name!r} is of the type {kind!r}, which traceTorch does not know"
+        raise ValueError(f"{unknown}. It reads {', '.join(KINDS)} and NIRGraph.")
     node = Node(kind, metadata=_metadata(fields))
     arrays, settings = KINDS[kind]
     with naming(name, kind):
+        # An unknown field could change what the node computes: do not skip it.
         for field in fields:
             if field not in (*arrays, *settings, "type", "metadata"):
                 raise ValueError(f"there is an unknown field {field!r}.")
@@ -115,10 +111,9 @@ def _setting(kind: str, field: str, value: Any) -> Any:
             raise ValueError(f"{field} is {list(sizes)}, more than {_MAX_SIZE} elements.")
         return sizes
     spatial = 1 if kind == "Conv1d" else 2
-    sizes = sizes * spatial if len(sizes) == 1 else sizes
-    if len(sizes) != spatial:
+    if len(sizes) not in (1, spatial):
         raise ValueError(f"{field} must be {spatial} numbers, got {list(sizes)}.")
-    return sizes
+    return sizes * (spatial // len(sizes))
 
 
 def _as_array(field: str, value: Any) -> NDArray[Any]:
@@ -137,7 +132,7 @@ def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[st
     pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
     if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
         raise ValueError(f"{title} must have a list of edges, got {pairs!r}.")
-    edges: dict[tuple[str, str], None] = {}
+    edges: dict[tuple[str, str], None] = {}  # a set that keeps the order
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(f"{title}: an edge is a pair of names, got {pair!r}.")

@@ -80,10 +80,8 @@ def from_nir(
     }
     links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
     if links > MAX_DELAY:
-        raise ValueError(
-            f"the delays of the graph are {links} steps of {clock.dt} s together, more than "
-            f"{MAX_DELAY}."
-        )
+        count = f"{links} steps of {clock.dt} s together, more than {MAX_DELAY}"
+        raise ValueError(f"the delays of the graph are {count}.")
     return NIRModel(wiring, modules, clock).to(_dtype(checked, nodes.values()))
 
 
@@ -100,24 +98,17 @@ def _dictionary(graph: Any) -> Any:
 
 
 def _check_clock(graph: Graph, clock: Clock) -> None:
-    """Raise where one of our graphs was written for another clock: it would be another network.
-
-    The feedback that makes a soft reset holds for one ``dt``; a compact graph is a network in
-    continuous time, and may be read at another.
-    """
+    # The feedback of a soft reset holds for one dt; a compact graph may be read at another.
     fixed = {"exact": ("dt", "discretization"), "compact": ("discretization",)}
     for name in fixed.get(str(graph.metadata.get("mode")), ()):
         written, requested = graph.metadata.get(name), getattr(clock, name)
         if isinstance(written, (str, float)) and written != requested:
-            raise ValueError(
-                f"the graph was written for {name}={written!r}, and holds for that alone, got "
-                f"{name}={requested!r}."
-            )
+            problem = f"the graph was written for {name}={written!r}, and holds for that alone"
+            raise ValueError(f"{problem}, got {name}={requested!r}.")
 
 
 def _dtype(graph: Graph, nodes: Iterable[Node]) -> torch.dtype:
-    name = graph.metadata.get("dtype")
-    if not isinstance(name, str) or name not in ("float32", "float64"):
+    names = {str(graph.metadata.get("dtype"))}
+    if names not in ({"float32"}, {"float64"}):
         names = {array.dtype.name for node in nodes for array in node.arrays.values()}
-        name = "float64" if names == {"float64"} else "float32"
-    return torch.float64 if name == "float64" else torch.float32
+    return torch.float64 if names == {"float64"} else torch.float32

@@ -16,10 +16,8 @@ def output_shape(node: Node, shape: Shape) -> Shape:
 def _elementwise(node: Node, shape: Shape) -> Shape:
     for name, value in node.arrays.items():
         if value.size != 1 and value.shape != shape:
-            raise ValueError(
-                f"{name} has shape {list(value.shape)}, the input {list(shape)}. NIR wants one "
-                "value per element."
-            )
+            got = f"{name} has shape {list(value.shape)}, the input {list(shape)}"
+            raise ValueError(f"{got}. NIR wants one value per element.")
     return shape
 
 
@@ -35,31 +33,26 @@ def _weight_shape(node: Node, ndim: int) -> Shape:
 def _linear(node: Node, shape: Shape) -> Shape:
     outputs, inputs = _weight_shape(node, ndim=2)
     if shape != (inputs,):
-        raise ValueError(
-            f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has {list(shape)}. "
-            "Put a Flatten before it."
-        )
+        problem = f"a weight of shape {[outputs, inputs]} takes {[inputs]}, the input has"
+        raise ValueError(f"{problem} {list(shape)}. Put a Flatten before it.")
     return (outputs,)
 
 
 def _conv(node: Node, shape: Shape) -> Shape:
     spatial = 1 if node.kind == "Conv1d" else 2
     outputs, inputs, *kernel = _weight_shape(node, ndim=2 + spatial)
-    s = node.settings
+    s, channels = node.settings, inputs * node.settings["groups"]
     if outputs % s["groups"]:
         raise ValueError(f"{s['groups']} groups do not divide {outputs} channels.")
-    channels = inputs * s["groups"]
     if len(shape) != 1 + spatial or shape[0] != channels:
-        raise ValueError(
-            f"its weight takes {channels} channels and {spatial} more dimensions, the input has "
-            f"shape {list(shape)}."
-        )
+        expected = f"{channels} channels and {spatial} more dimensions"
+        raise ValueError(f"its weight takes {expected}, the input has shape {list(shape)}.")
     _check_declared(s["input_shape"], shape[1:])
-    padding = (0,) * spatial if s["padding"] == "valid" else s["padding"]
-    if padding == "same":
+    if s["padding"] == "same":
         if any(step != 1 for step in s["stride"]):
             raise ValueError(f"padding 'same' goes with stride 1, got {list(s['stride'])}.")
         return (outputs, *shape[1:])
+    padding = (0,) * spatial if s["padding"] == "valid" else s["padding"]
     return (outputs, *_windows(shape[1:], tuple(kernel), s["stride"], padding, s["dilation"]))
 
 
@@ -75,13 +68,11 @@ def _pool(node: Node, shape: Shape) -> Shape:
 
 def _windows(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
     """PyTorch's sizes: ``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``."""
-    counts = []
-    for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
-        room = n + 2 * p - d * (k - 1) - 1
-        if room < 0:
-            raise ValueError(f"a kernel of {list(kernel)} does not fit an input of {list(sizes)}.")
-        counts.append(room // s + 1)
-    return tuple(counts)
+    each = zip(sizes, kernel, padding, dilation, strict=True)
+    rooms = [n + 2 * p - d * (k - 1) - 1 for n, k, p, d in each]
+    if min(rooms) < 0:
+        raise ValueError(f"a kernel of {list(kernel)} does not fit an input of {list(sizes)}.")
+    return tuple(room // s + 1 for room, s in zip(rooms, stride, strict=True))
 
 
 def _flatten(node: Node, shape: Shape) -> Shape:
@@ -95,27 +86,23 @@ def flattened_dims(node: Node, shape: Shape) -> tuple[int, int]:
     first, last = node.settings["start_dim"], node.settings["end_dim"]
     start, end = (dim + len(shape) if dim < 0 else dim for dim in (first, last))
     if not 0 <= start <= end < len(shape):
-        raise ValueError(
-            f"start_dim {first} and end_dim {last} do not fit an input of shape {list(shape)} "
-            "(NIR counts without the batch)."
-        )
+        problem = f"start_dim {first} and end_dim {last} do not fit an input of shape"
+        raise ValueError(f"{problem} {list(shape)} (NIR counts without the batch).")
     return start, end
 
 
-def _declared(node: Node, shape: Shape) -> Shape:
-    _check_declared(node.settings["shape"], shape)
-    return shape
-
-
-def _check_declared(declared: Shape | None, shape: Shape) -> None:
+def _check_declared(declared: Shape | None, shape: Shape) -> Shape:
     if declared is not None and declared != shape:
         raise ValueError(f"it is declared for {list(declared)}, and gets {list(shape)}.")
+    return shape
 
 
 _RULES: Mapping[str, Callable[[Node, Shape], Shape]] = {
     **dict.fromkeys(("Affine", "Linear"), _linear),
     **dict.fromkeys(("AvgPool2d", "SumPool2d"), _pool),
     **dict.fromkeys(("Conv1d", "Conv2d"), _conv),
-    **dict.fromkeys(("Input", "Output", LAYER), _declared),
+    **dict.fromkeys(
+        ("Input", "Output", LAYER), lambda n, s: _check_declared(n.settings["shape"], s)
+    ),
     "Flatten": _flatten,
 }

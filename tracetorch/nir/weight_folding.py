@@ -17,10 +17,8 @@ from tracetorch.nir.layers import to_array
 def norm_affine(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the factor and the summand per channel of a batch norm in eval mode."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        raise ValueError(
-            "takes its statistics from the batch. Call model.eval() before the export; it needs "
-            "track_running_stats=True."
-        )
+        advice = "Call model.eval() before the export; it needs track_running_stats=True."
+        raise ValueError(f"takes its statistics from the batch. {advice}")
     scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
@@ -45,13 +43,8 @@ def fold_thresholds(graph: Graph) -> Graph:
     """Return a graph with the same spikes and one threshold per LIF or CubaLIF where possible.
 
     A neuron that is zero at rest and at reset fires alike if its input and its threshold grow by
-    one factor. The factor of each neuron goes into the row of weights that feeds it: where these
-    feed no one else, nothing else feeds the neuron, and, after a convolution, all neurons of a
-    channel share it.
-
-    What is made equal is the threshold as the input meets it, ``v_threshold`` over the gain
-    ``r / tau``. Where time constants differ too, ``v_threshold`` differs with them: snnTorch, which
-    reads the gain of one neuron for all, then refuses the file instead of misreading it.
+    one factor. It goes into the row of weights that feeds the neuron, if these feed nothing else,
+    nothing else feeds the neuron, and, after a convolution, a channel has one threshold.
     """
     nodes = dict(graph.nodes)
     outgoing = Counter(start for start, _ in graph.edges)
@@ -62,9 +55,10 @@ def fold_thresholds(graph: Graph) -> Graph:
             continue
         if node.kind not in ("LIF", "CubaLIF") or outgoing[start] != 1 or incoming[end] != 1:
             continue
+        # The threshold as the input meets it. Where time constants differ too, v_threshold differs
+        # with them: snnTorch, which reads one gain for all, then refuses the file.
         gain = _gain(node)
-        relative = node.arrays["v_threshold"] / gain
-        rows = relative.reshape(len(relative), -1)
+        rows = (node.arrays["v_threshold"] / gain).reshape(len(gain), -1)
         uniform, uniform_rows = (
             np.allclose(rows, value, rtol=1e-12, atol=0.0) for value in (rows[0, 0], rows[:, :1])
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
 from tracetorch.nir.graph import LAYER, MEMBRANES, Graph, Node, Shape, naming
@@ -17,7 +16,7 @@ Edge: TypeAlias = tuple[str, str]
 Sources: TypeAlias = defaultdict[str, list[str]]
 
 INPUT_ORDER = "inputs"  # the key in a graph's metadata under which our writer keeps it
-# A cycle must pass through one of these; without, it would be an equation, not a network.
+# A cycle must pass through one of these.
 _BREAKS_CYCLES = (*MEMBRANES, LAYER, "Delay", "Threshold")
 
 
@@ -45,20 +44,23 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     edges, it leads back to a node that the walk is still inside of.
     """
     nodes, edges = _flat(graph, clock)
-    inputs, outputs = _ordered_inputs(graph), graph.names("Output")
+    inputs, outputs = _ordered_inputs(graph), sorted(graph.names("Output"))
     for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
         if not names:
             raise ValueError(f"the graph has no {kind} node: where does it {does}?")
     order, late = _walk(inputs, edges)
     # Inputs that lead nowhere are arguments of the model still.
-    needed = _leading_to(outputs, edges) | set(inputs)
+    needed = {*_walk(outputs, [(end, start) for start, end in edges])[0], *inputs}
     wiring = Wiring([name for name in order if name in needed], inputs, outputs)
     for start, end in edges:
         if end in needed:
             (wiring.late if (start, end) in late else wiring.now)[end].append(start)
     for name in {end for _, end in edges}.intersection(inputs):
         raise ValueError(f"node {name!r} is an Input, and an edge leads into it.")
-    _check_cycles(nodes, edges)
+    # What is left without the nodes that remember must have no cycles: they would be equations.
+    instant = {name for name, node in nodes.items() if node.kind not in _BREAKS_CYCLES}
+    for start, end in _walk(list(nodes), [edge for edge in edges if instant.issuperset(edge)])[1]:
+        raise ValueError(f"a cycle has no neuron in it: {start!r} leads back to {end!r} at once.")
     for name in sorted(needed.difference(order)):
         raise ValueError(f"node {name!r} gets nothing from any Input.")
     for name in wiring.order:
@@ -77,8 +79,8 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
 
 
 def _ordered_inputs(graph: Graph) -> list[str]:
-    """Return the Inputs as ``forward`` took them, where the metadata say so; by name otherwise."""
-    inputs = graph.names("Input")
+    # as forward took them, where the metadata say so; by name otherwise
+    inputs = sorted(graph.names("Input"))
     try:
         order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
     except (TypeError, ValueError, RecursionError):
@@ -91,12 +93,10 @@ def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node]
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     # where edges to and from a node of this graph end in the flat one
-    enter: dict[str, str] = {}
-    leave: dict[str, str] = {}
-    for name, node in graph.nodes.items():
-        full = f"{prefix}{name}"
-        enter[name] = leave[name] = full
-        node = restored(node, clock) or node
+    enter = {name: f"{prefix}{name}" for name in graph.nodes}
+    leave = dict(enter)
+    for name, full in list(enter.items()):
+        node = restored(graph.nodes[name], clock) or graph.nodes[name]
         if isinstance(node, Graph):
             inputs, outputs = node.names("Input"), node.names("Output")
             if len(inputs) != 1 or len(outputs) != 1:
@@ -106,17 +106,17 @@ def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node]
                 )
             enter[name], leave[name] = f"{full}.{inputs[0]}", f"{full}.{outputs[0]}"
             inner, inner_edges = _flat(node, clock, f"{full}.")
-            edges += inner_edges
         else:
-            inner = {full: node}
+            inner, inner_edges = {full: node}, []
+        edges += inner_edges
         for clash in nodes.keys() & inner.keys():
             raise ValueError(f"two nodes would be called {clash!r}. Rename one.")
         nodes |= inner
     return nodes, edges + [(leave[start], enter[end]) for start, end in graph.edges]
 
 
-def _walk(inputs: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
-    """Return what the Inputs lead to, sources first, and the edges that close cycles."""
+def _walk(roots: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
+    """Return what ``roots`` lead to, sources first, and the edges that close cycles."""
     following: defaultdict[str, list[str]] = defaultdict(list)
     first: dict[str, int] = {}
     for i, (start, end) in enumerate(edges):
@@ -126,7 +126,7 @@ def _walk(inputs: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
     inside: set[str] = set()
     done: dict[str, None] = {}  # in the order in which the walk leaves the nodes
     # a stack instead of recursion: a file may chain any number of nodes
-    for root in sorted(inputs, key=lambda name: first.get(name, len(edges))):
+    for root in sorted(roots, key=lambda name: first.get(name, len(edges))):
         inside.add(root)
         stack = [(root, iter(following[root]))]
         while stack:
@@ -142,27 +142,3 @@ def _walk(inputs: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
                 inside.add(end)
                 stack.append((end, iter(following[end])))
     return list(reversed(done)), closing
-
-
-def _leading_to(outputs: list[str], edges: list[Edge]) -> set[str]:
-    sources: Sources = defaultdict(list)
-    for start, end in edges:
-        sources[end].append(start)
-    found, stack = set(outputs), list(outputs)
-    while stack:
-        fresh = set(sources[stack.pop()]) - found
-        found |= fresh
-        stack += fresh
-    return found
-
-
-def _check_cycles(nodes: dict[str, Node], edges: list[Edge]) -> None:
-    sorter = TopologicalSorter[str]()
-    for start, end in edges:
-        if nodes[start].kind not in _BREAKS_CYCLES and nodes[end].kind not in _BREAKS_CYCLES:
-            sorter.add(end, start)
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        cycle = sorted(set(error.args[1]))
-        raise ValueError(f"a cycle has no neuron in it: nodes {cycle[:5]}.") from error

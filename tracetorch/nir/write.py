@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_flag, check_module
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.nir.graph import Graph, Node
@@ -84,8 +84,7 @@ def to_nir(
     check_module(model)
     if mode not in ("exact", "compact"):
         raise ValueError(f"mode must be 'exact' or 'compact', got {mode!r}.")
-    if not isinstance(allow_hard_reset, bool):
-        raise TypeError(f"allow_hard_reset must be True or False, got {allow_hard_reset!r}.")
+    check_flag("allow_hard_reset", allow_hard_reset)
     clock = Clock(dt, discretization)
     with torch.no_grad():
         options = WriteOptions(clock, mode, allow_hard_reset)
@@ -95,8 +94,8 @@ def to_nir(
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     double = all(t.dtype == torch.float64 for t in tensors)
     # a file keeps nodes by name, and so forgets the order of arguments
-    names = [n for n, node in graph.nodes.items() if getattr(node, "kind", None) == "Input"]
-    order = json.dumps(model.wiring.inputs if isinstance(model, NIRModel) else names)
+    names = model.wiring.inputs if isinstance(model, NIRModel) else graph.names("Input")
+    order = json.dumps(names)
     graph.metadata.update(mode=mode, dt=float(dt), discretization=discretization)
     graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
     _, wiring = wire(parse(_dictionary(graph)), clock)  # the very checks that a reader makes
@@ -155,10 +154,8 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
         return sample
     sizes = list(sample) if isinstance(sample, Sequence) and not isinstance(sample, str) else []
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise TypeError(
-            "sample must be a tensor [B, ...], a tuple of them, or the shape of one input without "
-            f"the batch, (1, 28, 28) say; got {sample!r}."
-        )
+        allowed = "a tensor [B, ...], a tuple of them, or the shape of one input without the batch"
+        raise TypeError(f"sample must be {allowed}, (1, 28, 28) say; got {sample!r}.")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
