@@ -33,7 +33,7 @@ _log = logging.getLogger("tracetorch")
 _lock = threading.RLock()
 _alive: list[object] = []  # compiled functions whose code is called by address
 _kernels: dict[str, Callable[..., None]] = {}
-_reported: set[str] = set()  # what is said once in a process
+_reported: set[str] = set()  # what this process has reported, each once
 
 
 # The folder
