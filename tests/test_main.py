@@ -1,4 +1,4 @@
-"""Test ``python -m tracetorch info``."""
+"""Test ``python -m tracetorch``: ``info`` and ``cache``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,61 @@ def test_info_names_the_reason_of_a_missing_backend(monkeypatch: pytest.MonkeyPa
     assert "triton  no: there is no GPU" in info()
 
 
-def test_other_arguments_print_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert capsys.readouterr().err == "usage: python -m tracetorch info\n"
+def test_cache_names_folder_number_and_size_and_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "64")
+    for name, size in (("forward", 1_000_000), ("step", 200_000)):
+        (tmp_path / f"{name}_{'0' * 20}.py").write_bytes(bytes(size))
+    (tmp_path / "notes.txt").write_text("kept")
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"folder  {tmp_path}",
+        "kernels 2",
+        "size    1.2 MB of at most 64 MB",
+    ]
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "kernels 0",
+        "size    0.0 MB of at most 64 MB",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_info_as_a_command() -> None:
+def test_cache_folder_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "none"))
+    assert main(["cache", "--clear"]) == 0
+    assert "kernels 0" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_limit_that_is_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "lots")
+    assert main(["cache"]) == 1
+    assert "TRACETORCH_CACHE_LIMIT must be a number of megabytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--clear"], ["cache", "--clean"], ["info", "cache"]])
+def test_other_arguments_print_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    usage = "usage: python -m tracetorch info | cache | cache --clear\n"
+    assert capsys.readouterr().err == usage
+
+
+@pytest.mark.parametrize(("argument", "start"), [("info", "traceTorch "), ("cache", "folder ")])
+def test_commands(argument: str, start: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tracetorch", "info"],
+        [sys.executable, "-m", "tracetorch", argument],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parent.parent,
     )
-    assert done.stdout.startswith("traceTorch ")
+    assert done.stdout.startswith(start)

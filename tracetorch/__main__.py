@@ -1,4 +1,4 @@
-"""``python -m tracetorch info``: show the backends, and why one is unavailable."""
+"""Show the backends, and the cache of compiled kernels: ``python -m tracetorch``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 
 import tracetorch
 from tracetorch import fuse
-from tracetorch.fuse.runtime.kernel_cache import folder
+from tracetorch.fuse.runtime import kernel_cache
+
+USAGE = "usage: python -m tracetorch info | cache | cache --clear"
 
 
 def info() -> str:
@@ -17,7 +19,7 @@ def info() -> str:
     lines = [
         f"traceTorch {tracetorch.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {torch.get_num_threads()} threads",
-        f"kernels are kept in {folder()}",
+        f"kernels are kept in {kernel_cache.folder()}",
     ]
     for name in fuse.NAMES:
         if name != "auto":
@@ -26,12 +28,37 @@ def info() -> str:
     return "\n".join(lines)
 
 
+def cache() -> str:
+    """Folder of the compiled kernels, their number, and their size."""
+    kernels = kernel_cache.cached_kernels()
+    size = sum(kernel.size for kernel in kernels)
+    return "\n".join(
+        (
+            f"folder  {kernel_cache.folder()}",
+            f"kernels {len(kernels)}",
+            f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB",
+        )
+    )
+
+
+def clear_cache() -> str:
+    """Remove the compiled kernels, and say what is left."""
+    kernel_cache.clear()
+    return cache()
+
+
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status."""
-    if arguments != ["info"]:
-        print("usage: python -m tracetorch info", file=sys.stderr)  # noqa: T201
+    commands = {("info",): info, ("cache",): cache, ("cache", "--clear"): clear_cache}
+    command = commands.get(tuple(arguments))
+    if command is None:
+        print(USAGE, file=sys.stderr)  # noqa: T201
         return 2
-    print(info())  # noqa: T201
+    try:
+        print(command())  # noqa: T201
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

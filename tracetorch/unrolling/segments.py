@@ -19,6 +19,7 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import Walk
+from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling.inputs import Inputs
 from tracetorch.unrolling.outside_memory import is_engine
@@ -113,6 +114,8 @@ class _SegmentReplay:
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
         self.versions = [(p, p._version) for p in watched]
         self.then = _Contents(found, clone=True)
+        # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
+        self.backend_name = requested_backend()
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
@@ -123,11 +126,14 @@ class _SegmentReplay:
             )
         # not cloned: the segment works on the clones, and leaves the tensors of now alone
         self.now = _Contents(self.found, clone=False)
+        self.backend = backend(self.backend_name)
+        self.backend.__enter__()
         self.then.restore()
         for layer in self.layers:
             layer.mark_states_current()
 
     def __exit__(self, *_: object) -> None:
+        self.backend.__exit__(None, None, None)
         self.now.restore()
 
 

@@ -272,3 +272,119 @@ def test_redefined_helper_function_takes_effect(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(layer(x), 2 * x)
         monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
         assert torch.equal(layer(x), 3 * x)
+
+
+def column(matrix: Tensor) -> Tensor:
+    return matrix[:, 1]
+
+
+def one_value_expanded(matrix: Tensor) -> Tensor:
+    return matrix[0, 0].expand(len(matrix))
+
+
+def every_other_row(matrix: Tensor) -> Tensor:
+    return torch.cat([matrix, matrix])[::2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("view", [column, one_value_expanded, every_other_row])
+@pytest.mark.parametrize("how", ["data", "functional_call"])
+def test_changed_values_of_a_strided_parameter_take_effect(
+    how: str, view: Any, dtype: torch.dtype
+) -> None:
+    made = layer("LIF", 4)
+    matrix = torch.linspace(-2, 2, 16, dtype=dtype).reshape(4, 4)
+    raw = view(matrix)
+    x = sequence(3, 2, 4, dtype=torch.float32)
+
+    def run() -> Tensor:
+        tt.zero_states(made)
+        if how == "functional_call":
+            return torch.stack([functional_call(made, {"raw_beta": raw}, (step,)) for step in x])
+        return stepped(made, x)
+
+    if how == "data":
+        made.raw_beta.data = raw
+    outputs = []
+    with torch.no_grad():
+        for _ in range(3):
+            tt.zero_states(made)
+            out, mem = run(), made.mem
+            assert is_compiled(made)
+            with fuse.backend("eager"):
+                assert torch.equal(out, run())
+                assert torch.equal(mem, made.mem)
+            outputs.append(mem)
+            raw._base.add_(1)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_parameter_with_another_stride_at_the_same_address_takes_effect() -> None:
+    made = layer("LIF", 4)
+    matrix = torch.linspace(-2, 2, 16).reshape(4, 4)
+    x = sequence(3, 2, 4, dtype=torch.float32)
+    for view in (matrix[0], matrix[:, 0], matrix[0, :1], matrix[0, :1].expand(4)):
+        made.raw_beta.data = view
+        out, states = streamed(made, x)
+        expected, ends = reference(made, x)
+        assert torch.equal(out, expected)
+        assert torch.equal(states["mem"], ends["mem"])
+
+
+def test_parameter_that_is_a_negative_view_streams() -> None:
+    made, values = layer("LIF", 4), torch.full((4,), 1 + 1j)
+    x = sequence(3, 2, 4, dtype=torch.float32)
+    made.raw_beta.data = values.conj().imag
+    for _ in range(2):
+        out, states = streamed(made, x)
+        expected, ends = reference(made, x)
+        assert torch.equal(out, expected)
+        assert torch.equal(states["mem"], ends["mem"])
+        values.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda mem: torch.zeros(1, 4),
+        lambda mem: mem[:1],
+        lambda mem: torch.zeros(0),
+        lambda mem: torch.zeros(4, 4, dtype=torch.float64),
+        lambda mem: mem.view(16),
+        lambda mem: mem.view(torch.int32),
+    ],
+    ids=["smaller", "slice", "empty", "dtype", "shape", "dtype at the same address"],
+)
+def test_state_replaced_through_data_is_checked(other: Any) -> None:
+    made, x = snn.LIF(4), torch.full((4, 4), 0.3)
+    with torch.no_grad():
+        made(x)
+        held = made.mem
+        made.mem.data = other(made.mem)
+        assert made.mem is held
+        with pytest.raises(ValueError, match="holds the state mem of shape"):
+            made(x)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Tensor.t,
+        lambda mem: mem[0].expand(4, 4),
+        lambda mem: 2 * mem,
+        lambda mem: torch.complex(mem, mem).conj().imag,
+    ],
+    ids=["transposed", "expanded", "other memory", "negative view"],
+)
+def test_state_replaced_through_data_by_a_view_takes_effect(other: Any) -> None:
+    made, twin = snn.LIF(4), snn.LIF(4)
+    x = torch.linspace(0, 0.8, 16).reshape(4, 4)
+    with torch.no_grad():
+        for each in (made, twin):
+            each(x)
+            each.mem.data = other(each.mem)
+        out = made(x)
+        assert is_compiled(made)
+        with fuse.backend("eager"):
+            assert torch.equal(out, twin(x))
+        assert torch.equal(made.mem, twin.mem)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import io
+import logging
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tracetorch import fuse
+from tracetorch.fuse.runtime import kernel_cache
 
 pytestmark = pytest.mark.skipif(
     fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
@@ -61,3 +67,255 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> N
     (tmp_path / "file").write_text("not a folder")
     assert finish(start(tmp_path / "file" / "kernels")) == expected
     assert finish(start("/proc/nowhere")) == expected
+
+
+# In this process: each call of `load` is like the first of another process.
+
+SOURCE = "def forward(a):\n    a[0] += 1.0\n"
+COMPILING = "compiling the kernel"
+
+
+@pytest.fixture
+def cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Path:
+    place = tmp_path / "kernels"
+    monkeypatch.setenv("TRACETORCH_CACHE", str(place))
+    monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(kernel_cache, "_reported", set())
+    caplog.set_level(logging.INFO, "tracetorch")
+    return place
+
+
+def load(source: str = SOURCE) -> float:
+    from numba import float64, void
+
+    kernel_cache._kernels.clear()
+    array = np.zeros(1)
+    kernel_cache.compiled(source, "forward", void(float64[::1]))(array)
+    return float(array[0])
+
+
+def load_at() -> float:
+    from numba import float64, types, void
+
+    kernel_cache._kernels.clear()
+    array = np.zeros(1)
+    source = "from numba import carray\n\n\ndef step(at):\n    carray(at, 1)[0] += 1.0\n"
+    kernel_cache.compiled_at(source, "step", void(types.CPointer(float64)))(array.ctypes.data)
+    return float(array[0])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zero_the_end(path: Path) -> None:
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(len(content) - half))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, zero_the_end, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("pattern", ["*.py", "*.sha256", "__pycache__/*.nbi", "__pycache__/*.nbc"])
+@pytest.mark.parametrize("run", [load, load_at])
+def test_damaged_file_is_replaced(
+    run: Callable[[], float],
+    pattern: str,
+    damage: Callable[[Path], None],
+    cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run() == 1.0
+    (path,) = cache.glob(pattern)
+    damage(path)
+    assert run() == 1.0
+    caplog.clear()
+    assert run() == 1.0
+    assert caplog.text == "", "the next process finds a good one"
+
+
+def test_every_file_damaged_is_replaced(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load()
+    for path in cache.rglob("*.*"):
+        truncate(path)
+    assert load() == 1.0
+    caplog.clear()
+    assert load() == 1.0
+    assert caplog.text == ""
+
+
+def test_machine_code_of_before_the_checksums_is_kept(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    (checksum,) = cache.glob("*.sha256")
+    checksum.unlink()
+    caplog.clear()
+    load()
+    assert caplog.text == ""
+    assert checksum.exists()
+
+
+def test_size_is_bounded_and_the_kernel_unused_for_longest_goes_first(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = [f"{SOURCE}    a[0] += {n}.0\n" for n in range(4)]
+    for source in sources[:3]:
+        load(source)
+    kernels = kernel_cache.cached_kernels()
+    assert len(kernels) == 3
+    assert sum(k.size for k in kernels) == sum(
+        path.stat().st_size for path in cache.rglob("*") if path.is_file()
+    )
+    for days, kernel in enumerate(reversed(kernels)):  # the first of them was used last
+        for path in kernel.files:
+            os.utime(path, (path.stat().st_mtime - 86400 * (1 + days),) * 2)
+    load(sources[1])  # the middle one is used
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", str(2.5 * kernels[0].size / 1e6))
+    load(sources[3])
+    assert len(kernel_cache.cached_kernels()) == 2
+    caplog.clear()
+    load(sources[1])
+    load(sources[3])
+    assert caplog.text == ""
+    load(sources[0])
+    assert COMPILING in caplog.text
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "0")
+    assert load(sources[2]) == 3.0
+    assert kernel_cache.cached_kernels() == []
+
+
+@pytest.mark.parametrize("value", ["a lot", "-1", "nan"])
+def test_limit_must_be_a_number(value: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", value)
+    with pytest.raises(ValueError, match=f"must be a number of megabytes, 0 or more, got '{value}"):
+        load()
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", 512e6), ("3", 3e6), ("inf", math.inf)])
+def test_limit_in_megabytes(value: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", value)
+    assert kernel_cache.limit() == expected
+
+
+def test_clear_removes_only_files_of_the_cache(cache: Path) -> None:
+    load()
+    load_at()
+    kernel_cache.module_of("x = 1\n", "triton_forward")
+    tag = "0" * 20
+    for name in (f".77.forward_{tag}.py", f"__pycache__/forward_{tag}.forward-1.py311.nbi.tmp.ab"):
+        (cache / name).write_text("unfinished")
+    others = ["notes.py", "forward_.py", f"Forward-{tag}.py", "__pycache__/notes.cpython-311.pyc"]
+    for name in others:
+        (cache / name).write_text("kept")
+    assert len(kernel_cache.cached_kernels()) == 4
+    kernel_cache.clear()
+    assert kernel_cache.cached_kernels() == []
+    assert sorted(
+        str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()
+    ) == sorted(others)
+
+
+def test_folder_of_numba_is_counted_and_cleared(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numba
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "numba"))
+    load()
+    assert not list(cache.rglob("*.nbi"))
+    (machine_code,) = (tmp_path / "numba").rglob("*.nbc")
+    assert machine_code in kernel_cache.cached_kernels()[0].files
+    flip_a_bit(machine_code)
+    assert load() == 1.0
+    kernel_cache.clear()
+    assert not machine_code.exists()
+
+
+def test_unusable_folder_is_reported_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "file" / "kernels"))
+    for _ in range(2):
+        assert load() == 1.0
+        assert load_at() == 1.0
+        assert kernel_cache.module_of("x = 1\n", "triton_forward").x == 1
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert "every process compiles its own: NotADirectoryError" in record.getMessage()
+    assert "Set TRACETORCH_CACHE to a folder that can be written" in record.getMessage()
+
+
+def test_machine_code_is_not_written_where_nobody_bounds_it(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numba goes on to a folder of its own where ``__pycache__`` cannot be written."""
+    cache.mkdir()
+    (cache / "__pycache__").write_text("not a folder")
+    assert load() == 1.0
+    assert "every process compiles its own: FileExistsError" in caplog.text
+
+
+def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TRACETORCH_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load() == 1.0
+    with pytest.raises(OSError, match=r"home directory\. Set TRACETORCH_CACHE to a folder"):
+        kernel_cache.folder()
+
+
+def test_error_of_the_source_is_raised(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(NameError, match="nothing"):
+        load("nothing\n")
+    assert "every process" not in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "level", "lines"),
+    [
+        (Terminal, logging.WARNING, 1),
+        (Terminal, logging.INFO, 0),
+        (io.StringIO, logging.WARNING, 0),
+    ],
+    ids=["terminal", "logged", "no terminal"],
+)
+def test_compiling_is_announced_once(
+    stream: type[io.StringIO],
+    level: int,
+    lines: int,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(level, "tracetorch")
+    errors = stream()
+    monkeypatch.setattr(sys, "stderr", errors)
+    load()
+    load(f"{SOURCE}    a[0] += 1.0\n")
+    load()
+    monkeypatch.undo()
+    assert errors.getvalue().count("traceTorch compiles kernels") == lines
+    assert errors.getvalue().count("\n") == lines
+    assert caplog.text.count(COMPILING) == (2 if level == logging.INFO else 0)

@@ -37,6 +37,8 @@ from tracetorch.fuse.runtime.kernel_cache import compiled_at
 
 _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
 _MOST_SHAPES = 4  # for which a layer keeps its compiled steps
+# by size, to see a tensor's bytes at any stride
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # options that cannot change unseen
 _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
@@ -82,16 +84,19 @@ class CompiledStep:
     """
 
     def __init__(self, layer: StepLayer, x: Tensor) -> None:
-        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+        self.shape, self.dtype, self.on_cpu = x.shape, x.dtype, x.is_cpu
         self.states = layer.active_states
         self.step = layer.step
         self.option_names = layer.options
         self.options = tuple(getattr(layer, name) for name in self.option_names)
         self.raw_names = layer.raw_names
         self.params: tuple[str, ...] = ()
-        # address, bytes and a view of every raw parameter when it was last constrained
-        self.raw_values: tuple[tuple[int, Any, bytes], ...] = ()
+        # name, address, size, strides, bytes and a view of every raw parameter when it was last
+        # constrained
+        self.raw_values: tuple[tuple[str, int, int, Any, bytes, Any], ...] = ()
+        # what the last call left, and where
         self.last_states: list[Tensor] = []
+        self.last_addresses: list[int] = []
         plan = self._plan(layer, x)
         self.kernel: Callable[..., None] | None = None
         self.helpers = helpers(layer.step) if plan is not None else []
@@ -129,12 +134,14 @@ class CompiledStep:
 
     def fits(self, layer: StepLayer, x: Tensor) -> bool:
         """Whether it was compiled for such an input, and for the options that hold now."""
-        if x.shape != self.shape or x.dtype is not self.dtype or x.device != self.device:
+        # not which device: none but the CPU has a kernel
+        if x.shape != self.shape or x.dtype is not self.dtype or x.is_cpu is not self.on_cpu:
             return False
         return (
             layer.step is self.step
             and all(map(operator.is_, map(layer.__dict__.get, self.option_names), self.options))
-            and all(place.get(name) is held for place, name, held in self.helpers)
+            # most have none, and starting a generator takes time
+            and (not self.helpers or all(place.get(n) is held for place, n, held in self.helpers))
         )
 
     def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
@@ -147,18 +154,35 @@ class CompiledStep:
             return None
         attributes = layer.__dict__
         states = [attributes[name] for name in self.states]
-        # the very tensors that the last call left need no check
-        if not self.last_states or not all(map(operator.is_, states, self.last_states)):
+        starts = self._addresses_left(states)
+        if not starts:
             checked = layer.states_for(x, layer.check_input(x))
-            states = [state.contiguous() for state in checked if state is not None]
+            states = [s.resolve_neg().contiguous() for s in checked if s is not None]
+            starts = list(map(Tensor.data_ptr, states))
         self._refresh_parameters(layer)
         output = torch.empty_like(x)  # twice as fast as empty
         ends = [torch.empty_like(x) for _ in states]
-        addresses = map(Tensor.data_ptr, (x, output, *states, *ends))
+        self.last_addresses = list(map(Tensor.data_ptr, ends))
+        addresses = (x.data_ptr(), output.data_ptr(), *starts, *self.last_addresses)
         self.kernel(*self.fixed_arguments, *addresses)
         attributes.update(zip(self.states, ends, strict=False))
         self.last_states = ends
         return output
+
+    def _addresses_left(self, states: list[Any]) -> list[int]:
+        """Return the addresses of the states; none unless they are as the last call left them.
+
+        The tensor may be the same and its memory another, after ``state.data = ...``.
+        """
+        if not self.last_states or not all(map(operator.is_, states, self.last_states)):
+            return []
+        # no device: what is at the same address is on the same one
+        shape, dtype = self.shape, self.dtype
+        for s in states:
+            if s.shape != shape or s.dtype is not dtype or not s.is_contiguous():
+                return []
+        addresses = list(map(Tensor.data_ptr, states))
+        return addresses if addresses == self.last_addresses else []
 
     def _refresh_parameters(self, layer: StepLayer) -> None:
         """Constrain the parameters anew if any raw value is another than it was.
@@ -168,9 +192,15 @@ class CompiledStep:
         if self.raw_values or not self.raw_names:
             parameters: dict[str, Any] = layer.__dict__["_parameters"]
             buffers: dict[str, Any] = layer.__dict__["_buffers"]
-            for name, (address, view, content) in zip(self.raw_names, self.raw_values, strict=True):
+            for name, address, size, stride, content, view in self.raw_values:
                 raw = parameters.get(name, buffers.get(name))
-                if raw is None or raw.data_ptr() != address or view.tobytes() != content:
+                if (
+                    raw is None
+                    or raw.data_ptr() != address
+                    or raw.numel() != size
+                    or raw.stride() != stride
+                    or view.tobytes() != content
+                ):
                     break
             else:
                 return
@@ -179,10 +209,12 @@ class CompiledStep:
         write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
         raw_values = []
         for name in self.raw_names:
-            raw = getattr(layer, name).detach().reshape(-1)
-            raw = raw.as_strided(raw.shape, (1,))  # one value alone may come with any stride
+            # the copy of a negative view has another address: it is constrained at every step
+            raw = getattr(layer, name).detach().resolve_neg()
             # DLPack keeps the memory, so that the address stays its own; .numpy() would keep it
-            # from being freed by FSDP
-            view = np.from_dlpack(raw.view(torch.uint8))
-            raw_values.append((raw.data_ptr(), view, view.tobytes()))
+            # from being freed by FSDP. As integers, because NumPy has no bfloat16.
+            view = np.from_dlpack(raw.view(_INTEGERS[raw.element_size()]))
+            raw_values.append(
+                (name, raw.data_ptr(), raw.numel(), raw.stride(), view.tobytes(), view)
+            )
         self.raw_values = tuple(raw_values)

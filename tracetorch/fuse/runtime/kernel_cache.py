@@ -1,35 +1,148 @@
-"""Compile printed sources into Numba kernels, and cache them on disk for the next process."""
+"""Compile printed sources into Numba kernels, and cache them on disk for the next process.
+
+The names of all files of a kernel start with its name and the hash of its source: the source, the
+index and the machine code that Numba writes, and their checksum, whose time is that of the last
+use.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import hashlib
-import importlib.util
 import linecache
+import logging
 import os
+import re
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from tracetorch.core.files import atomic_replace
 
 _Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
 
+# unfinished files of atomic_replace have a number in front
+_FILE = re.compile(r"(?:\.\d+\.)?([a-z_]+_[0-9a-f]{20})\.")
+
+_log = logging.getLogger("tracetorch")
 _lock = threading.RLock()
 _alive: list[object] = []  # compiled functions whose code is called by address
 _kernels: dict[str, Callable[..., None]] = {}
+_reported: set[str] = set()  # what this process has reported, each once
+
+
+# The folder
 
 
 def folder() -> Path:
-    """Return the folder of sources and compiled kernels: ``TRACETORCH_CACHE``, or a default."""
+    """Return the folder of sources and compiled kernels: ``TRACETORCH_CACHE``, or a default.
+
+    Raises:
+        OSError: it is not set, and there is no home folder either.
+
+    """
     configured = os.environ.get("TRACETORCH_CACHE")
     if configured:
         return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tracetorch"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base) / "tracetorch" if base else Path.home() / ".cache" / "tracetorch"
+    except RuntimeError as error:
+        raise OSError(f"{error} Set TRACETORCH_CACHE to a folder for kernels.") from error
+
+
+def limit() -> float:
+    """Return the most bytes in the folder: ``TRACETORCH_CACHE_LIMIT`` in megabytes, or 512 MB.
+
+    Raises:
+        ValueError: it is set to anything but a number of at least 0; ``inf`` is one.
+
+    """
+    configured = os.environ.get("TRACETORCH_CACHE_LIMIT") or "512"
+    try:
+        megabytes = float(configured)
+    except ValueError:
+        megabytes = -1.0
+    if not megabytes >= 0:
+        raise ValueError(
+            "TRACETORCH_CACHE_LIMIT must be a number of megabytes, 0 or more, got "
+            f"{configured!r}. Leave it out for 512."
+        )
+    return megabytes * 1e6
+
+
+class CachedKernel(NamedTuple):
+    """A kernel in the folder: its files, their size in bytes, and when it was last used."""
+
+    files: list[Path]
+    size: int
+    used: float
+
+
+def cached_kernels() -> list[CachedKernel]:
+    """List the kernels in the folder, the one that was not used for the longest time first."""
+    files: dict[str, list[Path]] = {}
+    for place in _places():
+        with contextlib.suppress(OSError):
+            for path in place.iterdir():
+                match = _FILE.match(path.name)
+                if match and path.is_file():
+                    files.setdefault(match[1], []).append(path)
+    kernels: list[CachedKernel] = []
+    for paths in files.values():
+        stats = []
+        for path in paths:
+            with contextlib.suppress(OSError):  # another process has removed it
+                stats.append(path.stat())
+        size, used = sum(s.st_size for s in stats), max((s.st_mtime for s in stats), default=0)
+        kernels.append(CachedKernel(paths, size, used))
+    return sorted(kernels, key=lambda kernel: kernel.used)
+
+
+def _places() -> list[Path]:
+    """Return where files of the cache are: Numba has its own under ``NUMBA_CACHE_DIR``, if set."""
+    places = [folder(), folder() / "__pycache__"]
+    elsewhere = os.environ.get("NUMBA_CACHE_DIR")
+    if elsewhere:
+        from numba.core.caching import UserProvidedCacheLocator as Locator
+
+        name: str = Locator.get_suitable_cache_subpath(str(folder() / "_"))  # type: ignore[no-untyped-call]
+        places.append(Path(elsewhere) / name)
+    return places
+
+
+def clear() -> None:
+    """Remove all kernels from the folder; files that are not of this cache stay."""
+    for kernel in cached_kernels():
+        _remove(kernel.files)
+
+
+def _prune(most: float) -> None:
+    """Remove the kernels that were not used for the longest until ``most`` bytes are left.
+
+    Processes that run keep what they have loaded.
+    """
+    kernels = cached_kernels()
+    size = sum(kernel.size for kernel in kernels)
+    for kernel in kernels:
+        if size <= most:
+            break
+        _remove(kernel.files)
+        size -= kernel.size
+
+
+def _remove(files: list[Path]) -> None:
+    for path in files:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+# Compiling
 
 
 def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
@@ -37,7 +150,8 @@ def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
 
     The source goes to a file named for its content, whole or not at all, with Numba's cache beside
     it: processes that compile at once write the same bytes, and one that dies leaves nothing
-    broken. Where the folder cannot be written the kernel is compiled in memory.
+    broken. Damaged files are replaced. Where the folder cannot be written the kernel is compiled
+    in memory.
 
     Args:
         source: a module.
@@ -57,60 +171,112 @@ def _compile_once(source: str, name: str, signature: Any, make: _Make) -> Callab
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
         if tag not in _kernels:
-            _kernels[tag] = _compile(source, name, tag, signature, make)
+            _kernels[tag] = _compile(source, name, f"{name}_{tag}", signature, make)
         return _kernels[tag]
 
 
 def module_of(source: str, name: str) -> ModuleType:
     """Import ``source`` from a file, for Triton reads the text of its kernels again."""
-    tag = hashlib.sha256(source.encode()).hexdigest()[:20]
+    stem = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:20]}"
+    most = limit()
     try:
-        return _import_file(_write_source(source, folder() / f"{name}_{tag}.py"), name, tag)
-    except OSError:
-        return _import_file(
-            _write_source(source, Path(tempfile.mkdtemp()) / f"{name}_{tag}.py"), name, tag
-        )
+        path = _write_source(source, folder() / f"{stem}.py")
+        _mark_used(path)
+        _prune(most)
+    except OSError as error:
+        _report_unusable(error)
+        path = _write_source(source, Path(tempfile.mkdtemp()) / f"{stem}.py")
+    return _module(source, str(path), stem)
 
 
-def _compile(source: str, name: str, tag: str, signature: Any, make: _Make) -> Callable[..., None]:
-    try:
-        path = _write_source(source, folder() / f"{name}_{tag}.py")
-        return make(getattr(_import_file(path, name, tag), name), signature, True)
-    except Exception:
-        # read-only, full, or damaged in whichever way: none of it is a reason not to run, and what
-        # is wrong with the source itself is raised below
-        namespace: dict[str, Any] = {}
-        file = f"<{name}_{tag}>"
-        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-        exec(compile(source, file, "exec"), namespace)
-        return make(namespace[name], signature, False)
+def _compile(source: str, name: str, stem: str, signature: Any, make: _Make) -> Callable[..., None]:
+    most = limit()
+    failure: Exception | None = None
+    for _ in range(2):  # the second time without the files that were damaged
+        try:
+            return _compile_on_disk(source, name, stem, signature, make, most)
+        except Exception as error:  # damaged in whichever way, read-only, or full
+            failure = error
+            with contextlib.suppress(OSError):
+                _remove([path for place in _places() for path in place.glob(f"{stem}.*")])
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                break
+    # none of it is a reason not to run, and what is wrong with the source itself is raised here
+    file = f"<{stem}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    _announce(stem)
+    kernel = make(getattr(_module(source, file, stem), name), signature, False)
+    _report_unusable(failure)
+    return kernel
+
+
+def _compile_on_disk(
+    source: str, name: str, stem: str, signature: Any, make: _Make, most: float
+) -> Callable[..., None]:
+    """Load a kernel from the folder; or compile it, and remove others where there are too many."""
+    from numba.core.caching import FunctionCache
+
+    path = _write_source(source, folder() / f"{stem}.py")
+    # where this fails Numba would write into a folder that nobody bounds
+    (path.parent / "__pycache__").mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent / "__pycache__").close()
+    function = getattr(_module(source, str(path), stem), name)
+    place = Path(FunctionCache(function).cache_path)  # type: ignore[no-untyped-call]
+    checksum = path.with_suffix(".sha256")
+    before = _checksum(place, stem)
+    # Numba would run whatever machine code is there
+    if before and checksum.exists() and checksum.read_bytes() != before:
+        _log.info("the cached kernel %s is damaged, it is compiled again.", stem)
+        _remove(_machine_code(place, stem))
+        before = b""
+    if not before:
+        _announce(stem)
+    kernel = make(function, signature, True)
+    after = _checksum(place, stem)
+    if after != before or not checksum.exists():
+        with atomic_replace(checksum) as unfinished:
+            unfinished.write_bytes(after)
+        _prune(most)
+    else:
+        _mark_used(checksum)
+    return kernel
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of a file to now: the one that was not used for the longest is removed first."""
+    with contextlib.suppress(OSError):  # another user's
+        os.utime(path)
+
+
+def _machine_code(place: Path, stem: str) -> list[Path]:
+    """List what Numba wrote for a kernel: an index and the machine code, for every Python."""
+    return sorted([*place.glob(f"{stem}.*.nbi"), *place.glob(f"{stem}.*.nbc")])
+
+
+def _checksum(place: Path, stem: str) -> bytes:
+    """Return the checksum of what Numba wrote for a kernel; empty where there is nothing."""
+    files = _machine_code(place, stem)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    return digest.hexdigest().encode() if files else b""
 
 
 def _write_source(source: str, path: Path) -> Path:
     with contextlib.suppress(OSError):
-        if path.read_text() == source:
+        if path.read_bytes() == source.encode():
             return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(source)
-        os.utime(temporary, (0, 0))  # Numba's cache compares times; two writers must agree on it
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_replace(path) as unfinished:
+        unfinished.write_bytes(source.encode())
+        os.utime(unfinished, (0, 0))  # Numba's cache compares times; two writers must agree on it
     return path
 
 
-def _import_file(path: Path, name: str, tag: str) -> ModuleType:
-    module_name = f"tracetorch_kernels.{name}_{tag}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # Numba pickles functions by their module
-    spec.loader.exec_module(module)
+def _module(source: str, file: str, stem: str) -> ModuleType:
+    """Run a source as a module, without the ``.pyc`` of an import, which could be damaged too."""
+    module = ModuleType(f"tracetorch_kernels.{stem}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # Numba pickles functions by their module
+    exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -134,6 +300,30 @@ def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable
     ]
     _alive.append(kernel)
     return ctypes.CFUNCTYPE(None, *kinds)(cast(int, kernel.address))
+
+
+# Reporting
+
+
+def _announce(stem: str) -> None:
+    """Say that a kernel is compiled: to the log, or else once on a terminal."""
+    _log.info("compiling the kernel %s, which takes some seconds.", stem)
+    logged = _log.hasHandlers() and _log.isEnabledFor(logging.INFO)
+    if "compiling" not in _reported and not logged and sys.stderr and sys.stderr.isatty():
+        _reported.add("compiling")
+        sys.stderr.write("traceTorch compiles kernels: the first call takes some seconds longer.\n")
+
+
+def _report_unusable(reason: Exception | None) -> None:
+    """Log once that the folder cannot be used, and why."""
+    if "unusable" not in _reported:
+        _reported.add("unusable")
+        _log.warning(
+            "compiled kernels are not kept, every process compiles its own: %s: %s. Set "
+            "TRACETORCH_CACHE to a folder that can be written.",
+            type(reason).__name__,
+            reason,
+        )
 
 
 def _renew_lock() -> None:
