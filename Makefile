@@ -95,7 +95,7 @@ dist:
 	cd dist && ../.venv-dist/bin/python -I ../.ci/smoke.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # bench: measure this library beside the peers that are installed. bench-peers: install them, on
 # the same release of PyTorch as ours, each group in an environment of its own.

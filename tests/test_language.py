@@ -18,7 +18,11 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path != Path(__file__)
 )
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "examples/*.md", ".github/**/*.md", ".github/**/*.yml")
+    for path in ROOT.glob(pattern)
+)
 
 # Words of a private dialect: a parameter is set, not "told"; a generator has a state, no "chance".
 DIALECT = frozenset(
@@ -29,7 +33,9 @@ DIALECT = frozenset(
 )
 PHRASES = re.compile(r"\b(as\s+it\s+was|as\s+they\s+were|puts?\s+back|(?:is|are)\s+told)\b")
 # A first line says what a thing does or is; it is no riddle that the rest answers.
-RIDDLES = frozenset(("from", "how", "one", "what", "when", "where", "which", "who", "whose", "why"))
+RIDDLES = frozenset(
+    ("around", "from", "how", "one", "what", "when", "where", "which", "who", "whose", "why")
+)
 
 
 def words(identifier: str) -> set[str]:
@@ -65,6 +71,15 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
+def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Texts of the errors that are raised."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.lineno, part.value
+
+
 def dialect_of(text: str) -> list[str]:
     """Words and phrases of the dialect in prose."""
     prose = text.lower()
@@ -77,11 +92,10 @@ def faults(source: str) -> list[tuple[int, str]]:
     found = [(n, name) for n, name in identifiers(tree) if DIALECT & words(name)]
     prose = [*docstrings(tree), *comments(source)]
     found += [(n, word) for n, text in prose for word in dialect_of(text)]
-    for node in ast.walk(tree):
-        text = ast.get_docstring(node) if isinstance(node, (ast.Module, ast.ClassDef)) else None
-        if text and text.split()[0].lower() in RIDDLES:
-            found.append((getattr(node, "lineno", 1), text.splitlines()[0]))
-    return found
+    for line, text in docstrings(tree):
+        if text.split()[0].lower() in RIDDLES:
+            found.append((line, text.splitlines()[0]))
+    return found + [(n, word) for n, text in messages(tree) for word in dialect_of(text)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -104,6 +118,8 @@ def test_pages_are_plain_english(path: Path) -> None:
         '"""What a model is given."""',
         'class A:\n    """How it is."""',
         'def f():\n    """Leave the model as it was."""',
+        'def f():\n    """Where to write."""',
+        'raise ValueError("it was told")',
     ],
 )
 def test_planted_dialect_is_found(planted: str) -> None:

@@ -67,7 +67,7 @@ def graph(edges: list[tuple[str, str]], **nodes: Any) -> nir.NIRGraph:
 
 
 def line(*nodes: Any, into: tuple[int, ...], out: tuple[int, ...]) -> nir.NIRGraph:
-    """One node after the other."""
+    """Chain nodes, each after the one before."""
     names = ["input", *(f"n{i}" for i in range(len(nodes))), "output"]
     ends = nir.Input(np.array(into)), nir.Output(np.array(out))
     parts = dict(zip(names, [ends[0], *nodes, ends[1]], strict=True))

@@ -153,7 +153,7 @@ def test_texts_that_are_one_and_the_same(tmp_path: Path) -> None:
 
 
 def test_a_layer_of_huge_shape_takes_no_memory(tmp_path: Path) -> None:
-    """One value for two thousand million neurons stays one value."""
+    """Keep one value for two thousand million neurons as one value."""
     one = np.ones(1)
     given = line(
         nir.LIF(one * 1e-3, one, one * 0, one), nir.Scale(one), into=(2**31 - 1,), out=(2**31 - 1,)
@@ -215,7 +215,7 @@ def test_a_file_cut_anywhere(file: Path) -> None:
 
 
 def mutated(good: bytes, seed: int) -> bytes:
-    """One to sixteen wrong bits, bytes, numbers, zeroed or copied stretches."""
+    """Plant one to sixteen wrong bits, bytes, numbers, zeroed or copied stretches."""
     draw = random.Random(seed)
     data = bytearray(good)
     kind = draw.choice(["bit", "byte", "number", "zero", "copy"])
@@ -237,7 +237,7 @@ def mutated(good: bytes, seed: int) -> bytes:
 
 
 def outcomes(file: Path, seeds: range) -> tuple[int, int]:
-    """How many mutations gave a model that runs, and how many a clear error."""
+    """Count the mutations that gave a model that runs, and those that gave a clear error."""
     good = file.read_bytes()
     read = refused = 0
     for seed in seeds:

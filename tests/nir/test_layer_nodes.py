@@ -23,7 +23,7 @@ SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
 
 
 def same(one: Any, other: snn.LeakyIntegrator) -> None:
-    """One layer is the other: kind, options, parameters to 1e-12."""
+    """Check that a layer is the other: kind, options, parameters to 1e-12."""
     assert type(one) is type(other)
     assert one.num_neurons == other.num_neurons
     assert set(one.constraints) == set(other.constraints)

@@ -200,7 +200,7 @@ def recurrent(bias: bool = True) -> nir.NIRGraph:
 
 
 def nested() -> nir.NIRGraph:
-    """What snnTorch makes of a recurrent layer: a graph in the graph."""
+    """Write a recurrent layer as snnTorch does: a graph in the graph."""
     inner = graph(
         [("in", "lif"), ("lif", "w"), ("w", "lif"), ("lif", "out")],
         **{"in": nir.Input(np.array([4])), "out": nir.Output(np.array([4]))},

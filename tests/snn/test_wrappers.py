@@ -126,7 +126,7 @@ def settings(made: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_argument_sets_its_parameter_and_nothing_else(name: str) -> None:
-    """One at a time: two arguments that are swapped inside cannot hide each other."""
+    """Set each alone: two arguments that are swapped inside cannot hide each other."""
     layer = getattr(snn, name)
     plain = settings(layer(3))
     for argument, default, _ in grammar(name):

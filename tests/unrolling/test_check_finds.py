@@ -202,7 +202,7 @@ def around(module: nn.Module) -> nn.Module:
 
 
 def silent_before(module: nn.Module) -> nn.Module:
-    """What comes out of neurons that never fire shows nothing."""
+    """Put neurons that never fire in front, whose output shows nothing."""
     deep = snn.LIF(N, pos_threshold=1e6)
     return nn.Sequential(nn.Linear(N, N), deep, module, nn.Linear(N, N), layer("LIF", N))
 

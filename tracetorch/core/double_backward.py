@@ -16,7 +16,7 @@ _TOKEN = torch.empty(0, device="cpu")  # saved by every node below; only its pre
 
 @contextmanager
 def explain_freed_graph() -> Iterator[None]:
-    """Around the reading of ``ctx.saved_tensors``: say what to do where they have been freed."""
+    """Explain what to do where reading ``ctx.saved_tensors`` finds them freed."""
     try:
         yield
     except RuntimeError as freed:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Where to write what shall stand at ``path``; it is moved there once it is whole.
+    """Replace a file atomically: write to the path this gives, which is moved once it is whole.
 
-    When the block fails, or the process is killed in it, what stood at ``path`` stands there still.
+    When the block fails, or the process is killed in it, the file at ``path`` is unchanged.
 
     Args:
         path: the file to make or to replace; its folder exists.

@@ -10,17 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.walk import named_modules, walk
+from tracetorch.core.walk import Walk, named_modules, slot_values, walk
 
 _MISSING = object()
-_REGISTRIES = ("_buffers", "_parameters", "_modules")
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_PLAIN = (Tensor, nn.Parameter, type(None))
+# Wrappers that keep books of their own in every call, and put modules' parameters together anew.
+_ENGINES = ("torch.nn.parallel", "torch.distributed")
+
+
+def is_engine(module: nn.Module) -> bool:
+    """Whether a module belongs to an engine that keeps books of its own in every call."""
+    return type(module).__module__.startswith(_ENGINES)
 
 
 class ModelSnapshot:
-    """The attributes of every module in a model at one time, and the items of their containers.
+    """The contents of a model at one time: of its modules, their containers and plain objects.
 
     Args:
-        model: any module.
+        model: any module, or the walk over one.
+        clone: copy the values of tensors too, those without a graph: they may change in place.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3))
@@ -33,10 +42,28 @@ class ModelSnapshot:
         []
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._entries = [
-            (path, module, {name: (value, _items(value)) for name, value in vars(module).items()})
-            for path, module in named_modules(model)
+    def __init__(self, model: nn.Module | Walk, *, clone: bool = False) -> None:
+        found = model if isinstance(model, Walk) else walk(model)
+
+        def content(value: Any) -> Any:
+            if clone and type(value) is Tensor and not value.requires_grad:
+                return value.clone()
+            return value
+
+        self._modules: list[tuple[str, nn.Module, dict[str, Any]]] = []
+        self._registries: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        for path, module in found.modules:
+            attributes = vars(module)
+            # an engine's own attributes are its business, but for the mode
+            kept = {"training": module.training} if is_engine(module) else attributes
+            self._modules.append((path, module, {n: content(v) for n, v in kept.items()}))
+            for name in _REGISTRIES:
+                registry = attributes[name]
+                items = {key: content(value) for key, value in registry.items()}
+                self._registries.append((path, registry, items))
+        self._containers = [
+            (path, owner, {key: content(value) for key, value in _items(owner).items()})
+            for path, owner in found.owners
         ]
 
     def changes(
@@ -47,60 +74,79 @@ class ModelSnapshot:
         Args:
             ignored: names of a module's attributes that may change.
         """
-        found: list[str] = []
-        for path, module, attributes in self._entries:
-            names = ignored(module)
-            now = vars(module)
-            for name in {**attributes, **now}:
-                value, items = attributes.get(name, (_MISSING, None))
-                if name in names:
-                    continue
-                if now.get(name, _MISSING) is not value:
-                    changed = [name]
-                elif items is not None:
-                    changed = _changed_items(name, items, _items(value) or {})
-                else:
-                    continue
-                found += [f"{path}.{each}" if path else each for each in changed]
-        return found
+        changed: list[str] = []
+        for path, module, attributes in self._modules:
+            names = _changed_keys(attributes, {} if is_engine(module) else vars(module))
+            ignored_names = ignored(module)
+            changed += [_join(path, name) for name in names if name not in ignored_names]
+        for path, registry, items in self._registries:
+            changed += [_join(path, str(key)) for key in _changed_keys(items, registry)]
+        for path, owner, items in self._containers:
+            changed += [f"{path}[{key!r}]" for key in _changed_keys(items, _items(owner))]
+        return changed
 
     def restore(self) -> None:
-        """Give every module its attributes, and every container its items, back."""
-        for _, module, attributes in self._entries:
+        """Give every module its attributes, and every container and object its contents, back."""
+        for _, module, attributes in self._modules:
             now = vars(module)
-            now.clear()
-            for name, (value, items) in attributes.items():
-                now[name] = value
-                if items is not None and _changed_items(name, items, _items(value) or {}):
-                    _refill(value, items)
+            if not is_engine(module):
+                now.clear()
+            now.update(attributes)
+        for _, registry, items in self._registries:
+            # what was sharded then is left alone: FSDP puts its parameters together by itself
+            contents = {
+                key: value if _is_plain(value) else registry.get(key, value)
+                for key, value in items.items()
+            }
+            registry.clear()
+            registry.update(contents)
+        for _, owner, items in self._containers:
+            if _changed_keys(items, _items(owner)):
+                _refill(owner, items)
 
 
-def _items(value: Any) -> dict[Any, Any] | None:
-    """Return the items of a container by key or position; ``None`` for anything else."""
-    if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, (list, deque)):
-        return dict(enumerate(value))
-    if isinstance(value, set):
-        return {each: each for each in value}
-    return None
+def _is_plain(value: object) -> bool:
+    return type(value) in _PLAIN or isinstance(value, nn.Module)
 
 
-def _changed_items(name: str, before: dict[Any, Any], after: dict[Any, Any]) -> list[str]:
-    """Names of the items that differ; those of ``_buffers`` and its kind go by their own names."""
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _items(owner: Any) -> dict[Any, Any]:
+    """Return the items of a container by key or position, of an object by attribute."""
+    if isinstance(owner, dict):
+        return dict(owner)
+    if isinstance(owner, (list, tuple, deque)):
+        return dict(enumerate(owner))
+    if isinstance(owner, (set, frozenset)):
+        return {each: each for each in owner}
+    attributes = getattr(owner, "__dict__", {})
+    return {**(attributes if isinstance(attributes, dict) else {}), **slot_values(owner)}
+
+
+def _changed_keys(before: dict[Any, Any], after: dict[Any, Any]) -> list[Any]:
+    """Keys under which another object is held."""
     return [
-        str(key) if name in _REGISTRIES else f"{name}[{key!r}]"
+        key
         for key in {**before, **after}
         if before.get(key, _MISSING) is not after.get(key, _MISSING)
     ]
 
 
-def _refill(container: Any, items: dict[Any, Any]) -> None:
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(items)
-    else:
-        container.extend(items.values())
+def _refill(owner: Any, items: dict[Any, Any]) -> None:
+    """Give a container or an object its items back; a tuple and a frozen set cannot change."""
+    if isinstance(owner, (dict, set)):
+        owner.clear()
+        owner.update(items)
+    elif isinstance(owner, (list, deque)):
+        owner.clear()
+        owner.extend(items.values())
+    elif not isinstance(owner, (tuple, frozenset)):
+        for key in _items(owner).keys() - items.keys():
+            object.__delattr__(owner, key)
+        for key, value in items.items():
+            object.__setattr__(owner, key, value)
 
 
 @contextmanager

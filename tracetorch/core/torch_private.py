@@ -1,6 +1,8 @@
-"""Collect every private name of PyTorch that the package uses, each with the reason for it.
+"""Collect the private names of PyTorch's modules that the package uses, each with its reason.
 
-PyTorch may rename them in any release: this is the one file that a new release can break.
+PyTorch may rename them in any release: a new one breaks this file first. Attributes of modules and
+tensors that PyTorch's documentation and its extensions rely on are used where they are needed:
+``_parameters``, ``_buffers`` and ``_modules``, the dicts of hooks, and ``Tensor._version``.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def forward_ad_active() -> bool:
 def is_exporting() -> bool:
     """Whether ``torch.export`` is tracing.
 
-    The flag, not ``torch.compiler.is_exporting()``, which torch 2.7 takes for true inside
+    The flag, not ``torch.compiler.is_exporting()``, which some releases take for true inside
     ``torch.compile`` as well.
     """
     return bool(torch.compiler._is_exporting_flag)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import Walk, slot_values
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 
-# Wrappers that keep books of their own in every call, and put modules' parameters together anew.
-_ENGINES = ("torch.nn.parallel", "torch.distributed")
 # A longer container is data, a replay buffer say: only its length and its ends are compared.
 _LONG = 1000
 _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
@@ -47,7 +45,7 @@ class MemorySnapshot:
         self._values: list[tuple[Tensor, Tensor]] = []
         for path, module in found.modules:
             kind = type(module)
-            if _is_exempt(kind):  # type: ignore[arg-type]
+            if _is_exempt(module):
                 continue
             attributes = module.__dict__
             parameters, buffers = attributes["_parameters"], attributes["_buffers"]
@@ -197,15 +195,9 @@ def memory_unchanged(found: Walk, states: StateSnapshot, steps: int) -> Iterator
         )
 
 
-def is_engine(module: nn.Module) -> bool:
-    """Whether a module belongs to an engine that keeps books of its own in every call."""
-    return type(module).__module__.startswith(_ENGINES)
-
-
-@lru_cache(maxsize=1024)
-def _is_exempt(kind: type) -> bool:
-    """Whether modules of a class change themselves in a call for reasons of their own."""
-    return kind.__module__.startswith(_ENGINES) or issubclass(kind, LazyModuleMixin)
+def _is_exempt(module: nn.Module) -> bool:
+    """Whether a module changes itself in a call for reasons of its own."""
+    return is_engine(module) or isinstance(module, LazyModuleMixin)
 
 
 def _changed_keys(

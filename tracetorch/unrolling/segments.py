@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from tracetorch.core.checks import check_count
+from tracetorch.core.snapshot import ModelSnapshot
 from tracetorch.core.torch_private import (
     exclude_from_compile,
     functorch_active,
@@ -22,13 +23,11 @@ from tracetorch.core.walk import Walk
 from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling.inputs import Inputs
-from tracetorch.unrolling.outside_memory import is_engine
-
-_PLAIN = (Tensor, nn.Parameter)
 
 Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
 
 
+@exclude_from_compile
 def in_segments(
     run: Run, inputs: Inputs, segment: int, found: Walk
 ) -> tuple[Any, dict[str, Tensor]]:
@@ -47,10 +46,7 @@ def in_segments(
         TypeError: ``segment`` is not an integer, or an output is not a tensor.
         ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
     """
-    if isinstance(segment, bool) or not isinstance(segment, int):
-        raise TypeError(f"segment must be an integer, got {segment!r}.")
-    if segment < 1:
-        raise ValueError(f"segment must be at least 1, got {segment}.")
+    segment = check_count("segment", segment)
     if any(isinstance(module, DistributedDataParallel) for _, module in found.modules):
         raise ValueError(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
@@ -113,7 +109,7 @@ class _SegmentReplay:
         watched: list[Tensor] = [p for _, m in found.modules for p in m.parameters(recurse=False)]
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
         self.versions = [(p, p._version) for p in watched]
-        self.then = _Contents(found, clone=True)
+        self.then = ModelSnapshot(found, clone=True)
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name = requested_backend()
 
@@ -125,7 +121,7 @@ class _SegmentReplay:
                 "backward() before optimizer.step()."
             )
         # not cloned: the segment works on the clones, and leaves the tensors of now alone
-        self.now = _Contents(self.found, clone=False)
+        self.now = ModelSnapshot(self.found)
         self.backend = backend(self.backend_name)
         self.backend.__enter__()
         self.then.restore()
@@ -135,57 +131,3 @@ class _SegmentReplay:
     def __exit__(self, *_: object) -> None:
         self.backend.__exit__(None, None, None)
         self.now.restore()
-
-
-class _Contents:
-    """Contents of the modules, containers and plain objects of a model.
-
-    Args:
-        found: the walk over the model.
-        clone: copy the values of tensors too, those without a graph: they may change in place.
-    """
-
-    def __init__(self, found: Walk, *, clone: bool) -> None:
-        self.dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.registries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.sequences: list[tuple[Any, list[Any]]] = []
-        self.modes = [(module, module.training) for _, module in found.modules]
-
-        def content(value: Any) -> Any:
-            if clone and type(value) is Tensor and not value.requires_grad:
-                return value.clone()
-            return value
-
-        for _, module in found.modules:
-            for registry in (module._parameters, module._buffers):
-                # FSDP puts its sharded parameters together by itself; functional_call swaps others
-                plain = {n: content(t) for n, t in registry.items() if type(t) in _PLAIN}
-                self.registries.append((registry, plain))
-            if not is_engine(module):
-                self._add_dict(vars(module), content)
-        for _, owner in found.owners:
-            if isinstance(owner, dict):
-                self._add_dict(owner, content)
-            elif isinstance(owner, (list, deque, set)):
-                self.sequences.append((owner, [content(item) for item in owner]))
-            elif isinstance(attributes := getattr(owner, "__dict__", None), dict):
-                self._add_dict(attributes, content)
-
-    def _add_dict(self, owner: dict[str, Any], content: Callable[[Any], Any]) -> None:
-        self.dicts.append((owner, {key: content(value) for key, value in owner.items()}))
-
-    def restore(self) -> None:
-        """Give every module, container and object its contents back."""
-        for owner, contents in self.dicts:
-            owner.clear()
-            owner.update(contents)
-        for registry, tensors in self.registries:
-            registry.update(tensors)
-        for sequence, items in self.sequences:
-            sequence.clear()
-            sequence.update(items) if isinstance(sequence, set) else sequence.extend(items)
-        for module, training in self.modes:
-            module.training = training
-
-
-in_segments = exclude_from_compile(in_segments)
