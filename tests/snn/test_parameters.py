@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.functional import atan_surrogate
+from tracetorch.functional import Surrogate, atan_surrogate
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,84 @@ def test_neg_scale_and_bias_must_be_finite() -> None:
 def test_error_names_a_bad_setup(setup: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         snn.LeakyIntegrator(2, alpha_setup=setup)
+
+
+class Slope(nn.Module):
+    """A module of a learnable slope and a random number, whose calls are counted."""
+
+    def __init__(self, curve: Any) -> None:
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(2.0))
+        self.curve = curve
+        self.calls = 0
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        torch.rand(1)
+        curve: torch.Tensor = self.curve(self.k * u)
+        return curve
+
+
+def logistic_derivative(u: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(25 * u)
+    return 25 * s * (1 - s)
+
+
+DERIVATIVES = {
+    "cauchy": lambda u: 1 / (1 + u**2),
+    "triangle": lambda u: (1 - u.abs()).clamp(min=0),
+    "narrow triangle": lambda u: (1 - 20 * u.abs()).clamp(min=0),
+    "gauss": lambda u: torch.exp(-(u**2)),
+    "logistic": logistic_derivative,
+    "derivative of a surrogate": atan_surrogate(2.0).derivative,
+    "module": Slope(lambda u: 1 / (1 + u**2)),
+}
+SPIKE_FUNCTIONS = {
+    "step": lambda u: (u > 0.5).to(u.dtype),
+    "bool step": lambda u: u > 0,
+    "both sides": lambda u: (u.abs() > 1).to(u.dtype),
+    "smooth step": torch.sigmoid,
+    "flat smooth step": lambda u: torch.sigmoid(u / 1000),
+    "odd": torch.tanh,
+    "levels": lambda u: (2 * u).round().clamp(0, 4) / 4,
+    "random": lambda u: torch.bernoulli(torch.sigmoid(u)),
+    "module": Slope(torch.sigmoid),
+    "meta module": Slope(lambda u: 1 / (1 + u**2)).to("meta"),
+    "of two dimensions": lambda u: (u > 0).to(u.dtype)[:, 0],
+    "failing": lambda u: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("kind", DERIVATIVES)
+def test_a_derivative_is_no_spike_function(kind: str) -> None:
+    message = (
+        r"pos_threshold: surrogate_derivative takes the spike function u -> spikes, with its "
+        r"derivative built in, not the derivative itself.*atan_surrogate\(2.0\), or see "
+        r"tt.functional.Surrogate"
+    )
+    with pytest.raises(ValueError, match=message):
+        snn.LIF(2, surrogate_derivative=DERIVATIVES[kind])
+    with pytest.raises(ValueError, match="neg_threshold: surrogate_derivative takes the spike"):
+        snn.LeakyIntegrator(2, neg_threshold_setup={"surrogate": DERIVATIVES[kind]})
+
+
+@pytest.mark.parametrize("kind", SPIKE_FUNCTIONS)
+def test_any_spike_function_is_allowed(kind: str) -> None:
+    random_state = torch.get_rng_state()
+    layer: Any = snn.LIF(2, surrogate_derivative=SPIKE_FUNCTIONS[kind])
+    assert layer.pos_spike is SPIKE_FUNCTIONS[kind]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert getattr(layer.pos_spike, "calls", 0) == 0
+
+
+def test_surrogates_of_the_package_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(surrogate: Surrogate, u: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(Surrogate, "__call__", fail)
+    monkeypatch.setattr(torch.random, "fork_rng", fail)
+    snn.LIF(2)
+    snn.LIF(2, surrogate_derivative=atan_surrogate(3.0))
 
 
 @pytest.mark.parametrize("decay", [1e-7, 1 - 1e-7])

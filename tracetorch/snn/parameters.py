@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, suggestion
-from tracetorch.functional import atan_surrogate, sigmoid_inverse, softplus_inverse
+from tracetorch.core.snapshot import restored
+from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
 
 Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]
@@ -214,6 +216,14 @@ class Threshold(Weight):
                 f"{name}: surrogate must be callable, u -> spikes, got "
                 f"{type(self.surrogate).__name__}. Try tt.functional.atan_surrogate(2.0)."
             )
+        if not isinstance(self.surrogate, Surrogate) and _is_derivative(self.surrogate):
+            raise ValueError(
+                f"{name}: surrogate_derivative takes the spike function u -> spikes, with its "
+                f"derivative built in, not the derivative itself. {self.surrogate!r} is one: its "
+                "values are no spikes, and the same for u and -u. Try "
+                "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate, which makes a "
+                "spike function of a derivative."
+            )
 
     def legal(self, value: Tensor) -> Tensor:
         """Return where ``value`` is in range."""
@@ -222,6 +232,35 @@ class Threshold(Weight):
     def inverse(self, value: Tensor) -> Tensor:
         """``log(exp(value) - 1)``."""
         return softplus_inverse(value)
+
+
+def _is_derivative(spike: SpikeFunction) -> bool:
+    """Whether a callable is the derivative of a step: symmetric in ``u``, its values no integers.
+
+    A smooth step and spikes of several levels are neither. The callable is evaluated once; where
+    it cannot be, nothing is known, and the answer is no.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    device = torch.device("cpu")
+    if isinstance(spike, nn.Module):
+        device = next((t.device for t in (*spike.parameters(), *spike.buffers())), device)
+        if device.type == "meta":
+            return False
+        kept: AbstractContextManager[Any] = restored(spike)
+    else:
+        kept = torch.random.fork_rng([])  # spikes may be drawn at random
+    half = [0.003, 0.01, 0.04, 0.13, 0.37, 0.71, 1.3, 2.9]
+    try:
+        with kept, torch.no_grad():
+            u = torch.tensor([-v for v in half[::-1]] + half, dtype=torch.float32, device=device)
+            values = spike(u).to("cpu", torch.float64)
+            # differences of float32, such as s * (1 - s) of a sigmoid, are not quite symmetric
+            tolerance = 1e-6 * float(values.abs().max())
+            symmetric = torch.allclose(values, values.flip(0), rtol=1e-5, atol=tolerance)
+            return symmetric and not torch.equal(values, values.round())
+    except Exception:
+        return False  # what is wrong with the callable shows where it is called
 
 
 S = TypeVar("S", Weight, Decay, Threshold)
