@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 from typing import Any
@@ -171,6 +172,49 @@ def test_states_must_be_a_tuple() -> None:
 
     with pytest.raises(TypeError, match=r"states must be a tuple of names, got 'mem'.*\('mem',\)"):
         MissingComma(2)
+
+
+def neuron_with(step_function: Any, *names: str) -> type[snn.Neuron]:
+    class Neuron(snn.Neuron):
+        states = names
+        step = staticmethod(step_function)
+
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.weight("gain", 2.0)
+
+    return Neuron
+
+
+@pytest.mark.parametrize(
+    ("step", "taken"),
+    [
+        (lambda x, slow, mem, *, gain: (x, slow, mem), "('slow', 'mem')"),
+        (lambda x, slow, mem, gain: (x, slow, mem), "('slow', 'mem')"),
+        (lambda x, mem, *, slow, gain: (x, mem, slow), "('mem',)"),
+        (lambda mem, slow, *, gain: (mem, mem, slow), "('slow',)"),
+        (lambda x, mem, fast, *, gain: (x, mem, fast), "('mem', 'fast')"),
+    ],
+)
+def test_step_must_take_the_states_in_their_order(step: Any, taken: str) -> None:
+    message = re.escape(f"Neuron.states is ('mem', 'slow'), but Neuron.step takes {taken} after x.")
+    faulty = neuron_with(step, "mem", "slow")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            faulty()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x, mem, slow, *, gain: (gain * x, mem, slow),
+        lambda x, mem, slow, gain: (gain * x, mem, slow),
+        lambda x, mem, slow, **parameters: (parameters["gain"] * x, mem, slow),
+        lambda *tensors, gain: (gain * tensors[0], *tensors[1:]),
+    ],
+)
+def test_step_may_take_the_states_in_any_legal_way(step: Any) -> None:
+    assert neuron_with(step, "mem", "slow")()(torch.ones(1, 2)).tolist() == [[2.0, 2.0]]  # type: ignore[call-arg]
 
 
 def test_tensor_option_moves_with_the_module() -> None:

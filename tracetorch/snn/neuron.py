@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ from tracetorch.snn.stateful_layer import StatefulLayer, running
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 N = TypeVar("N", bound="Neuron")
+
+
+# classes whose step has been found to take the states in their order
+_checked_classes: WeakSet[type[Neuron]] = WeakSet()
 
 
 class Declarations(Opaque):
@@ -72,8 +78,9 @@ class Neuron(StatefulLayer):
     Raises:
         TypeError: an argument or the input is of the wrong type; the input is not a
             floating-point tensor.
-        ValueError: an argument is out of range; the input lacks ``dim``, has another size there, or
-            does not fit the states that the layer holds.
+        ValueError: an argument is out of range; ``step`` does not take the states by their names
+            and in their order; the input lacks ``dim``, has another size there, or does not fit the
+            states that the layer holds.
 
     Example:
         >>> class AdaptiveLIF(Neuron):
@@ -118,6 +125,33 @@ class Neuron(StatefulLayer):
         self._declared = Declarations()
         self._single_steps = SingleStepCache()
         self.layer_pass = None
+        if type(self) not in _checked_classes:
+            self._check_step()
+            _checked_classes.add(type(self))
+
+    def _check_step(self) -> None:
+        """Raise where ``step`` takes the states by other names or in another order."""
+        step = getattr(self, "step", None)
+        try:
+            parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return  # a layer without a step, or a callable without a signature
+        if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+            return
+        names = [
+            each.name
+            for each in parameters
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]
+        states = type(self).states
+        # without a * behind the states, parameters follow; those are passed by name
+        taken = tuple(names[1 : len(states) + 1])
+        if taken != states:
+            label = type(self).__name__
+            raise ValueError(
+                f"{label}.states is {states}, but {label}.step takes {taken} after x. It receives "
+                "the states by position: name them alike, in one order."
+            )
 
     # Declaring
 
