@@ -33,6 +33,7 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.stateful_layer import StatefulLayer, running
+from tracetorch.snn.unknown_arguments import check_arguments
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
@@ -114,7 +115,8 @@ class Neuron(StatefulLayer):
         def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
 
     def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
-        """Remember the constructor call, for ``repr``."""
+        """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
+        check_arguments(cls, kwargs)
         layer = super().__new__(cls)
         if args or kwargs:
             object.__setattr__(layer, "_call", constructor_call(cls, args, kwargs))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from typing import Any
+
+import pytest
+
+from tests.cases import LAYERS
+from tracetorch import snn
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "message"),
+    [
+        ("LIF", "threshold", "LIF has no argument 'threshold'; here it is pos_threshold."),
+        ("LIF", "v_threshold", "here it is pos_threshold."),
+        ("BLIF", "threshold", "here it is pos_threshold or neg_threshold."),
+        ("LIF", "spike_grad", "here it is surrogate_derivative."),
+        ("LIF", "surrogate_function", "here it is surrogate_derivative."),
+        ("BSRLIF", "spike_grad", "pos_surrogate_derivative or neg_surrogate_derivative."),
+        ("LIF", "reset_mechanism", 'here it is reset; "subtract", "zero" or "none".'),
+        ("LIF", "learn_threshold", "here it is learn_pos_threshold."),
+        ("LIF", "tau", "here it is beta; beta = 1 - 1 / tau; beta_ema=True where"),
+        ("LeakyIntegrator", "tau", "here it is beta_setup; beta = 1 - 1 / tau"),
+        ("SRReadout", "init_hidden", "a layer always keeps its states; zero_states() clears them."),
+        ("LIF", "output", "a layer returns its output alone; its states are attributes"),
+        ("LIF", "reset_delay", "the reset acts in the step of its spike."),
+        ("Readout", "beta_ema", 'beta_setup={"use_averaging": False}) has the choice.'),
+        ("Readout", "threshold", "Readout has no argument 'threshold'. It takes num_neurons, beta"),
+        ("Readout", "learn_bta", "no argument 'learn_bta'. Did you mean 'learn_beta'? It takes"),
+        ("LeakyIntegrator", "beta", "no argument 'beta'; here it is beta_setup. It takes"),
+        ("LIF", "zzz", "LIF has no argument 'zzz'. It takes num_neurons, beta, pos_threshold, dim"),
+    ],
+)
+def test_error_explains_an_unknown_argument(kind: str, argument: str, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)) as error:
+        getattr(snn, kind)(2, **{argument: 1.0})
+    assert str(error.value).startswith(f"{kind} has no argument {argument!r}")
+
+
+def test_error_explains_all_unknown_arguments_at_once() -> None:
+    with pytest.raises(TypeError, match=r"'threshold'; .*LIF has no argument 'init_hidden'; a"):
+        snn.LIF(beta=0.9, threshold=1.0, init_hidden=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_other_mistakes_keep_the_error_of_python(name: str) -> None:
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'num_neurons'"):
+        getattr(snn, name)(beta=0.5)
+    with pytest.raises(TypeError, match="multiple values for argument 'num_neurons'"):
+        getattr(snn, name)(2, num_neurons=2)
+
+
+def test_custom_constructors_keep_their_own_arguments() -> None:
+    class Open(snn.LIF):
+        def __init__(self, num_neurons: int, **options: Any) -> None:
+            super().__init__(num_neurons, **options)
+
+    class Own(snn.LIF):
+        def __init__(self, size: int, threshold: float = 1.0) -> None:
+            super().__init__(size, pos_threshold=threshold)
+
+    def with_extra(init: Any) -> Any:
+        @functools.wraps(init)
+        def wrapped(*args: Any, extra: int = 0, **kwargs: Any) -> None:
+            init(*args, **kwargs)
+
+        return wrapped
+
+    class Decorated(snn.LIF):
+        __init__ = with_extra(snn.LIF.__init__)
+
+    for made in (copy.deepcopy(Open(2, pos_threshold=0.5)), Own(2, threshold=0.5)):
+        assert made.pos_threshold is not None
+        assert made.pos_threshold.tolist() == [0.5, 0.5]
+    Decorated(2, extra=1)
+    with pytest.raises(
+        TypeError, match=r"Own has no argument 'spike_grad'\. It takes size, thresh"
+    ):
+        Own(2, spike_grad=None)  # type: ignore[call-arg]
