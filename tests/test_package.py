@@ -78,6 +78,12 @@ def test_public_names_are_listed_and_documented(room: Any) -> None:
             assert "Example:" in thing.__doc__, name
 
 
+def test_dir_lists_the_public_names() -> None:
+    code = "import tracetorch as tt; print(dir(tt) == sorted(tt.__all__))"
+    assert python("-c", code) == "True\n"
+    assert all(hasattr(tt, name) for name in dir(tt))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str) -> None:
     module = importlib.import_module(name)

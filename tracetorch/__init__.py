@@ -64,3 +64,7 @@ def __getattr__(name: str) -> Any:
     if name in _LATE_FUNCTIONS:
         return getattr(importlib.import_module(f"{__name__}.{_LATE_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -266,3 +266,17 @@ def test_error_names_a_setup_without_effect(arguments: dict[str, Any], message: 
 def test_detach_reset_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
         snn.LIF(2, detach_reset=1)  # type: ignore[arg-type]  # the mistake of the test
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dir_lists_the_parts_that_exist(name: str) -> None:
+    made = getattr(snn, name)(2)
+    listed = dir(made)
+    parts = {"alpha", "beta", "gamma", "pos_threshold", "neg_threshold", "pos_scale", "neg_scale"}
+    parts |= {"rec_weight", "bias", "pos_spike", "neg_spike"}
+    assert {part for part in parts if part in listed} == {
+        part for part in parts if getattr(made, part) is not None
+    }
+    assert [state for state in made.states if state in listed] == list(made.active_states)
+    assert {"beta", "raw_beta", "mem", "num_neurons", "zero_states"} <= set(listed)
+    assert all(hasattr(made, each) for each in listed)

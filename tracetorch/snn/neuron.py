@@ -341,6 +341,16 @@ class Neuron(StatefulLayer):
             )
         super().__setattr__(name, value)
 
+    def __dir__(self) -> list[str]:
+        """List the parameters by name too, and leave out the parts that the layer does not have."""
+        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
+        attributes = self.__dict__
+        if "_declared" in attributes:
+            names.update(self.constraints)
+            names.difference_update(set(self.states).difference(self.active_states))
+            names.difference_update(n for n in self.options if attributes.get(n, n) is None)
+        return sorted(names)
+
     def __repr__(self) -> str:
         call = self.__dict__.get("_call", f"{type(self).__name__}(...)")
         inner = super().__repr__() if self._modules else ""
