@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from typing_extensions import assert_type
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped
@@ -157,7 +158,8 @@ def test_recording_is_differentiable_and_named_by_path(by: Any) -> None:
     ]
     assert torch.equal(seen["out.output"], y["out"])
     assert torch.equal(seen["cells.0.mem"][-1], model.cells[0].mem)
-    sum(v.square().sum() for v in seen.values()).backward()
+    loss: Any = sum(v.square().sum() for v in seen.values())
+    loss.backward()
     grads = gradients(model)
     tt.zero_states(model)
     total = torch.zeros((), dtype=torch.float64)
@@ -357,7 +359,7 @@ def test_error_names_a_bad_argument(
 
 def test_only_modules_are_unrolled() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[arg-type]  # no module
+        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[call-overload]  # no module
 
 
 def test_second_backward_error_names_detach_states() -> None:
@@ -435,3 +437,14 @@ def test_error_for_an_unbatched_output_without_its_batch() -> None:
     with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
         tt.unroll(model, torch.rand(4, 3), by="step", batched=False)
     assert model.cell.mem is None
+
+
+def test_type_of_the_result_follows_from_record() -> None:
+    # mypy checks it: with a recording a pair, without one whatever the model returns
+    net, x = nn.Sequential(snn.LIF(2)), torch.ones(3, 1, 2)
+    recorded = tt.unroll(net, x, record="0.mem")
+    assert_type(recorded, tuple[Any, dict[str, Tensor]])
+    assert_type(tt.unroll(net, x, record=["0.mem"], by="step"), tuple[Any, dict[str, Tensor]])
+    assert_type(tt.unroll(net, x), Any)
+    assert_type(tt.unroll(net, x, record=None), Any)
+    assert list(recorded[1]) == ["0.mem"]

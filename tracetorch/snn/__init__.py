@@ -3,7 +3,7 @@
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import Decay, Threshold, Weight
+from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
@@ -25,6 +25,7 @@ __all__ = [
     "Recurrent",
     "SRReadout",
     "SReadout",
+    "SpikeFunction",
     "TTModule",
     "Threshold",
     "Weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,51 @@ from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
 from tracetorch.unrolling.unsupported import unsupported_reason
+
+
+@overload
+def unroll(
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    time_dim: int = 0,
+    by: Literal["layer", "step"] = "layer",
+    batched: bool = True,
+    record: None = None,
+    check: bool | int = False,
+    segment: int | None = None,
+) -> Any: ...
+
+
+@overload
+def unroll(
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    time_dim: int = 0,
+    by: Literal["layer", "step"] = "layer",
+    batched: bool = True,
+    record: Sequence[str] | str,
+    check: bool | int = False,
+    segment: int | None = None,
+) -> tuple[Any, dict[str, Tensor]]: ...
+
+
+@overload
+def unroll(
+    model: nn.Module,
+    x: Any,
+    *,
+    steps: int | None = None,
+    time_dim: int = 0,
+    by: Literal["layer", "step"] = "layer",
+    batched: bool = True,
+    record: Sequence[str] | str | None,
+    check: bool | int = False,
+    segment: int | None = None,
+) -> Any: ...
 
 
 def unroll(
