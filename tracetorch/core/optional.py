@@ -9,17 +9,17 @@ def require(*packages: str, extra: str, by: str) -> None:
     """Check that optional packages are installed, without importing them.
 
     Args:
-        packages: import names.
+        packages: import names, which are also the names to install.
         extra: the extra of traceTorch that brings them.
         by: who needs them, as the message begins: ``"tt.nir"``, ``"The demo"``.
 
     Raises:
-        ModuleNotFoundError: some are missing; the message names them and the extra.
+        ModuleNotFoundError: some are missing; the message says how to install them.
 
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"{by} needs {' and '.join(missing)}, from the extra '{extra}'. In your clone of "
-            f"traceTorch run: pip install -e '.[{extra}]'"
+            f"{by} needs {' and '.join(missing)}, from the extra '{extra}'. Run: pip install "
+            f"{' '.join(missing)}; or, in a clone of traceTorch: pip install -e '.[{extra}]'"
         )
