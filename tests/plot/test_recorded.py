@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import tracetorch as tt
 from tracetorch.plot.recorded import (
     check_index,
     check_recording,
@@ -47,7 +49,7 @@ def test_neurons_are_flattened() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
 def test_dtypes_become_float32(dtype: torch.dtype) -> None:
-    x = torch.tensor([[1], [0]]).to(dtype)
+    x = torch.tensor([[[1]], [[0]]]).to(dtype)
     result = select_sample("raster", "", x, 0)
     assert result.dtype == np.float32
     assert result.tolist() == [[1], [0]]
@@ -62,6 +64,40 @@ def test_invalid_samples_are_rejected() -> None:
         select_sample("raster", "", torch.ones(2, 3, 1), 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=re.escape("'a' must be [T, B, ...], got shape [2]")):
         flatten_neurons("rate_map", "a", torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        tt.plot.raster,
+        tt.plot.state_trace,
+        tt.plot.rate_histogram,
+        tt.plot.rate_map,
+        lambda x: tt.plot.save_html(x, "run.html"),
+        lambda x: tt.plot.state_trace(torch.ones(5, 1, 2), spikes=x, neurons=1),
+    ],
+    ids=["raster", "state_trace", "rate_histogram", "rate_map", "save_html", "spikes"],
+)
+def test_neurons_of_one_sample_are_not_taken_for_samples(
+    draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = torch.ones(5, 4, 2)  # [T, B, N]
+    for wrong in (seen[:, 0], {"1.output": seen[:, 0]}):
+        with pytest.raises(
+            ValueError, match=r"shape \[5, 2\].*neurons.*\[T, N\].*\[\.\.\., None\]"
+        ):
+            draw(wrong)
+    draw(seen[:, :1])
+
+
+def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
+    spikes = torch.ones(5, 3)
+    drawn = tt.plot.raster(spikes, sample=None).collections[0]
+    assert len(drawn.get_segments()) == 15
+    tt.plot.raster(spikes[:, 0], sample=None)
+    tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)
+    tt.plot.save_html(spikes[:, 0], tmp_path / "run.html", batched=False)
 
 
 def test_negative_indices_count_from_the_end() -> None:

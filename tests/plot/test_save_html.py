@@ -114,7 +114,7 @@ def test_failed_save_keeps_the_previous_file(
         ({}, {}, ValueError, "save_html: the recording is empty"),
         (torch.ones(3), {}, ValueError, r"must be \[T, B, \.\.\.\], got shape \[3\]"),
         (
-            {"a": torch.ones(3, 1), "b": torch.ones(3, 2)},
+            {"a": torch.ones(3, 1, 1), "b": torch.ones(3, 2, 1)},
             {},
             ValueError,
             r"same batch, got \{'a': 1, 'b': 2\}",

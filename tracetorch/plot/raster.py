@@ -43,7 +43,8 @@ def raster(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch, ``sample`` is out of range, or ``limit`` is less than 1.
+        ValueError: a tensor has no batch or no neurons, ``sample`` is out of range, or ``limit`` is
+            less than 1.
 
     Example:
         >>> x = torch.zeros(5, 1, 3)

@@ -39,7 +39,7 @@ def rate_histogram(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch; ``bins`` is less than 1.
+        ValueError: a tensor has no batch or no neurons; ``bins`` is less than 1.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).reshape(2, 1, 2)
@@ -104,7 +104,7 @@ def rate_map(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch; ``window`` is less than 1.
+        ValueError: a tensor has no batch or no neurons; ``window`` is less than 1.
 
     Example:
         >>> x = torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1)

@@ -73,7 +73,7 @@ def select_sample(caller: str, path: str, value: Tensor, sample: int | None) -> 
     Args:
         caller: the public function, for messages.
         path: path of the tensor, for messages.
-        value: ``[T, B, ...]``, or ``[T, ...]`` where ``sample`` is ``None``.
+        value: ``[T, B, N, ...]``, or ``[T, ...]`` where ``sample`` is ``None``.
         sample: index in the batch; ``None`` where there is no batch.
 
     Shape:
@@ -81,24 +81,27 @@ def select_sample(caller: str, path: str, value: Tensor, sample: int | None) -> 
 
     Raises:
         TypeError: ``sample`` is not an integer.
-        ValueError: ``sample`` is out of range, or there is no batch.
+        ValueError: ``sample`` is out of range, or there is no batch or no neurons.
     """
     if sample is not None:
-        if value.ndim < 2:
+        # in [T, N] the neurons would be taken for samples, and one of them be drawn as all
+        if value.ndim < 3:
             raise ValueError(
-                f"{_name(caller, path)} has shape {list(value.shape)}, no batch [T, B, ...] to "
-                f"pick sample {sample!r} from. Pass sample=None."
+                f"{_name(caller, path)} has shape {list(value.shape)}, no batch and neurons "
+                f"[T, B, ...] to pick sample {sample!r} from. Pass sample=None if there is no "
+                "batch, [T, N]; add the neurons with [..., None] if there is one per sample."
             )
         value = value[:, check_index(f"{caller}: sample", sample, value.shape[1])]
     return to_numpy(value).reshape(len(value), -1)
 
 
 def flatten_neurons(caller: str, path: str, value: Tensor) -> Array:
-    """Flatten the neurons of all samples: ``[T, B, ...]`` to ``[T, B, N]``."""
-    if value.ndim < 2:
+    """Flatten the neurons of all samples to ``[T, B, N]``; raise where batch or neurons lack."""
+    if value.ndim < 3:
         raise ValueError(
-            f"{_name(caller, path)} must be [T, B, ...], got shape "
-            f"{list(value.shape)}. Add the batch with [:, None]."
+            f"{_name(caller, path)} must be [T, B, ...], got shape {list(value.shape)}, without "
+            "batch or without neurons. Add the batch with [:, None] to one sample, [T, N]; add the "
+            "neurons with [..., None] to [T, B]."
         )
     return to_numpy(value).reshape(*value.shape[:2], -1)
 

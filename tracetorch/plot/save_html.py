@@ -64,7 +64,8 @@ def save_html(
         raise TypeError(f"save_html: title must be a string, got {type(title).__name__}.")
     layers = check_recording("save_html", recording)
     if not batched:
-        layers = {name: value[:, None] for name, value in layers.items()}
+        # [T] is one neuron
+        layers = {n: v[:, None] if v.ndim > 1 else v[:, None, None] for n, v in layers.items()}
     values = {name: flatten_neurons("save_html", name, value) for name, value in layers.items()}
     batches = {name: value.shape[1] for name, value in values.items()}
     if len(set(batches.values())) > 1:

@@ -57,8 +57,8 @@ def state_trace(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``sample`` or a neuron is out of range, or spikes or thresholds do not fit the
-            states.
+        ValueError: a tensor has no batch or no neurons, ``sample`` or a neuron is out of range, or
+            spikes or thresholds do not fit the states.
 
     Example:
         >>> layer = LIF(2, beta=0.5)
