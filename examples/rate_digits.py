@@ -119,7 +119,7 @@ def draw(
     images, labels = data[1][:1]
     generator = torch.Generator().manual_seed(0)
     first_step = tt.encode.rate(images, 1, generator=generator)[0, 0, 0]
-    outputs = spikes(model, images, options.steps, generator)[:, 0]
+    outputs = spikes(model, images, options.steps, generator)  # [T, 1, 10]
     # not pyplot's figure, which would open a window
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
