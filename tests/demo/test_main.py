@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import re
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch as torch_files
 import torch
+from safetensors import SafetensorError
 
 from tests.demo.cases import DIGITS
 from tracetorch.core import optional
@@ -50,6 +53,56 @@ def test_training_saves_a_model_and_a_figure(out: Path, capsys: pytest.CaptureFi
     printed = re.search(r"held-out accuracy +(\S+%) \(epoch \d", text)
     assert printed is not None
     assert printed[1] == f"{evaluate(model, DIGITS.held_out, 2).accuracy:.1%}"
+
+
+def test_printed_line_loads_the_model(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(out) == 0
+    printed = re.search(r"\nto load the model  (.*)\n", capsys.readouterr().out)
+    assert printed is not None
+    names: dict[str, Any] = {}
+    exec(printed[1], names)
+    saved = load(out / "seed0.safetensors")
+    assert saved
+    assert all(torch.equal(saved[k], v) for k, v in names["model"].state_dict().items())
+
+
+def test_the_model_of_an_earlier_run_is_kept(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "report", lambda *_: None)
+    monkeypatch.setattr(command, "train", training_with_losses(0.3))
+    run(out)
+    assert "earlier run" not in capsys.readouterr().out
+    monkeypatch.setattr(command, "train", training_with_losses(0.9, 0.8, 0.7))
+    kept = out / "seed0.previous.safetensors"
+    for epoch in (1, 3):  # which the biases are filled with
+        run(out)
+        assert capsys.readouterr().out.count(f"an earlier run is kept in {kept}.\n") == 1
+        assert (load(out / "seed0.safetensors")["linear.1.bias"] == 3).all()
+        assert (load(kept)["linear.1.bias"] == epoch).all()
+
+
+@pytest.mark.parametrize("where", ["model", "figure"])
+def test_full_disk_prints_one_line(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: object) -> None:
+        if where == "model":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run(out) == 0
+    before = load(out / "seed0.safetensors")
+    monkeypatch.setattr(
+        *((torch_files, "save_file") if where == "model" else (command, "draw")), fail
+    )
+    capsys.readouterr()
+    assert run(out) == 1
+    assert re.fullmatch("error: .*No space left on device\n", capsys.readouterr().err)
+    if where == "model":
+        assert {each.name for each in out.iterdir()} == {"seed0.safetensors", "seed0.png"}
+        now = load(out / "seed0.safetensors")
+        assert all(torch.equal(now[name], value) for name, value in before.items())
 
 
 def test_several_seeds_print_their_mean_and_spread(

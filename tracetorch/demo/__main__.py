@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\nInterrupted. {stop}".rstrip())
         return 130
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -73,14 +76,18 @@ def print_settings(digits: Digits, settings: Settings, seeds: Sequence[int]) -> 
 def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
     """Train one network, and save the model of its best epoch and a figure of it in ``out``.
 
+    A model that an earlier run left there is kept as ``seed<N>.previous.safetensors``.
+
     Returns:
         The held-out accuracy of the epoch with the lowest validation loss.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; the message names the model that is saved.
+        OSError: the model or the figure cannot be written.
 
     """
     path = out / f"seed{seed}.safetensors"
+    previous = out / f"seed{seed}.previous.safetensors"
     torch.manual_seed(seed)
     model = ConvSNN()
     best = Epoch(0, 0.0, Score(0.0, math.inf), Score(0.0, math.inf))
@@ -90,7 +97,9 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> floa
         for epoch in train(model, digits, settings, seed):
             # selected by the loss: the accuracy on a few hundred digits is too coarse
             if epoch.number == 1 or epoch.validation.loss < best.validation.loss:
-                save(model, path)
+                # the model of an earlier run may be the better one
+                if save(model, path, None if best.number else previous):
+                    print(f"The model of an earlier run is kept in {previous}.")
                 best = epoch
             print(
                 f"epoch {epoch.number:<3} {epoch.train_accuracy:6.1%}     "
@@ -123,7 +132,9 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
         f"firing rate        {', '.join(f'{name} {rate:.3f}' for name, rate in rates.items())} "
         f"spikes per neuron and step\n"
         f"model              {path}\n"
-        f"picture            {picture}"
+        f"picture            {picture}\n"
+        f"to load the model  import tracetorch as tt; from tracetorch.demo.network import ConvSNN; "
+        f"tt.load({str(path)!r}, model := ConvSNN())"
     )
 
 

@@ -146,13 +146,35 @@ def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str
     return {name: rate / len(dataset) for name, rate in total.items()}
 
 
-def save(model: ConvSNN, path: Path) -> None:
-    """Write the ``state_dict`` as safetensors; an interrupted call keeps the previous file."""
+def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
+    """Write the ``state_dict`` as safetensors; an interrupted call keeps the previous file.
+
+    Args:
+        model: the network.
+        path: the file.
+        previous: path under which a file that is there already is kept; ``None`` to replace it.
+
+    Returns:
+        Whether a file was kept as ``previous``.
+
+    Raises:
+        OSError: the file cannot be written, because the disk is full for example.
+
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    keeps = previous is not None and path.exists()
     with atomic_replace(path) as unfinished:
-        save_file(model.state_dict(), unfinished)
+        try:
+            save_file(model.state_dict(), unfinished)
+        except SafetensorError as error:  # the only kind it has, also for a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+        # the new file is whole: from here on nothing can be lost
+        if keeps and previous is not None:
+            path.replace(previous)
+    return keeps
 
 
 def load(path: Path) -> dict[str, Tensor]:
