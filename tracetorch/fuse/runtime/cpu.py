@@ -14,8 +14,8 @@ from tracetorch.fuse.codegen.numba_loops import (
     backward_source,
     forward_arguments,
     forward_source,
-    real_name,
 )
+from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.kernel_cache import compiled
 from tracetorch.fuse.runtime.layout import Layout, strided
@@ -199,8 +199,8 @@ def backward(
     g_ends, g_records = rest[: len(states)], rest[len(states) :]
     grid = _grid(layout)
     nothing = torch.empty(0, dtype=dtype)
-    new = layout.allocate(x, dtype, sequences=int(plan.x), steps=len(states))
-    d_x, d_states = (new[0], new[1:]) if plan.x else (nothing, new)
+    new = layout.allocate(x, dtype, sequences=int(plan.needs_input_gradient), steps=len(states))
+    d_x, d_states = (new[0], new[1:]) if plan.needs_input_gradient else (nothing, new)
     # in float64: a parameter's gradient sums over time, batch and space
     sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
     if layout.lanes:

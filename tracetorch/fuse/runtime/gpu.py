@@ -61,7 +61,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """Return the arguments that both kernels take."""
     flat, step, row = strided(x.detach(), layout)
-    given = {
+    arguments: dict[str, Any] = {
         "steps": x.shape[0],
         "every": every,
         "lanes": layout.lanes,
@@ -73,9 +73,9 @@ def _inputs(
         "literals": _literals(plan, x.device),
     }
     for name, param in zip(plan.program.params, params, strict=True):
-        given[f"param_{name}"] = param.detach().reshape(-1)
-        given[f"stride_{name}"] = int(param.numel() > 1)
-    return given
+        arguments[f"param_{name}"] = param.detach().reshape(-1)
+        arguments[f"stride_{name}"] = int(param.numel() > 1)
+    return arguments
 
 
 def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def backward(
     g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
     g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
     nothing = x.new_empty(0, dtype=dtype)
-    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.x else nothing
+    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.needs_input_gradient else nothing
     new = layout.allocate(x, dtype, steps=len(program.states))
     d_states = dict(zip(program.states, new, strict=True))
     sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
@@ -142,7 +142,7 @@ def backward(
             "g_step": step,
             "g_row": row,
             **_states("g_end", g_ends, layout),
-            **({"d_x": _flat(layout.arrange(d_x))} if plan.x else {}),
+            **({"d_x": _flat(layout.arrange(d_x))} if plan.needs_input_gradient else {}),
             **_states("d_start", d_states, layout),
             "sums": sums,
         }

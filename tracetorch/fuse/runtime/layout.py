@@ -39,15 +39,15 @@ class Layout(NamedTuple):
         """Allocate tensors shaped like the sequence ``x``, then some like one step of it."""
         sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
         pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
-        made: list[Tensor] = []
+        tensors: list[Tensor] = []
         for shape, count in ((sizes, sequences), (sizes[1:], steps)):
             for _ in range(count):
                 if pooled:
                     new = large_empty(shape, dtype)
                 else:
                     new = torch.empty(shape, dtype=dtype, device=x.device)
-                made.append(new if self.in_order else self.restore(new))
-        return made
+                tensors.append(new if self.in_order else self.restore(new))
+        return tensors
 
     def restore(self, ordered: Tensor) -> Tensor:
         """Permute ``ordered``, a sequence or one step, back to the order of dimensions of ``x``."""
