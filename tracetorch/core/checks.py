@@ -30,13 +30,24 @@ def check_count(name: str, value: object) -> int:
     return count
 
 
-def check_nonnegative(name: str, value: object) -> float:
-    """Return ``value`` as a finite float that is not negative; raise otherwise."""
+def check_number(name: str, value: object, *, unit: str = "") -> float:
+    """Return ``value`` as a float; raise ``TypeError``, which names the unit, if it is no number.
+
+    A bool is no number here, as it is no integer for :func:`check_integer`.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 <= float(value) < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative, got {value}.")
+        kind = f"a number of {unit}" if unit else "a number"
+        raise TypeError(f"{name} must be {kind}, got {value!r}.")
     return float(value)
+
+
+def check_nonnegative(name: str, value: object, *, unit: str = "") -> float:
+    """Return ``value`` as a finite float that is not negative; raise otherwise."""
+    number = check_number(name, value, unit=unit)
+    # NaN fails every comparison, and so this one too.
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {value}.")
+    return number
 
 
 def check_module(module: object) -> None:

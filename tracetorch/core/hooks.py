@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -35,10 +35,11 @@ def forward_hooks(
         >>> shapes
         [torch.Size([5, 3])]
     """
-    handles = [module.register_forward_pre_hook(hook) for module, hook in before]
-    handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in after]
-    try:
+    # The stack also removes the hooks registered so far when a later registration fails. A handle
+    # is its own context manager, which removes the hook.
+    with ExitStack() as stack:
+        for module, pre_hook in before:
+            stack.enter_context(module.register_forward_pre_hook(pre_hook))
+        for module, hook in after:
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
-
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer
+from tracetorch.core.checks import check_integer, check_number
 from tracetorch.ragged import aligned, check_mask, check_sequence
 
 
@@ -116,9 +114,7 @@ def saturated(
 
 def check_above(above: object) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``above`` is a rate in (0, 1]."""
-    if isinstance(above, bool) or not isinstance(above, numbers.Real):
-        raise TypeError(f"above must be a number, got {above!r}.")
-    if not 0 < float(above) <= 1:
+    if not 0 < check_number("above", above) <= 1:
         raise ValueError(f"above must lie in (0, 1], the share of steps with a spike, got {above}.")
 
 

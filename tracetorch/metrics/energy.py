@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass, fields
 
+from tracetorch.core.checks import check_nonnegative
 from tracetorch.metrics.operations import SynapticOperations
 
 
@@ -42,13 +41,8 @@ class EnergyAssumptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "source":
-                continue
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{field.name} must be a number of picojoules, got {value!r}.")
-            if not 0 <= float(value) < math.inf:
-                raise ValueError(f"{field.name} must be finite and not negative, got {value}.")
+            if field.name != "source":
+                check_nonnegative(field.name, getattr(self, field.name), unit="picojoules")
 
     def __str__(self) -> str:
         return (

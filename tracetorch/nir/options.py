@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tracetorch.core.checks import check_number
 
 Array: TypeAlias = NDArray[np.float64]
 Discretization: TypeAlias = Literal["euler", "exponential"]
@@ -28,9 +29,7 @@ class Clock:
     discretization: Discretization = "euler"
 
     def __post_init__(self) -> None:
-        if isinstance(self.dt, bool) or not isinstance(self.dt, numbers.Real):
-            raise TypeError(f"dt must be a number of seconds, got {self.dt!r}.")
-        if not (self.dt > 0 and math.isfinite(self.dt)):
+        if not 0 < check_number("dt", self.dt, unit="seconds") < math.inf:
             raise ValueError(f"dt must be positive and finite, got {self.dt}. Try dt=1e-4.")
         if self.discretization not in ("euler", "exponential"):
             allowed = "'euler' (1 - dt / tau) or 'exponential' (exp(-dt / tau))"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from tracetorch.core.checks import check_number
 from tracetorch.functional import (
     atan_surrogate,
     boxcar_surrogate,
@@ -74,9 +75,7 @@ def surrogate_curves(
         labelled = [(_label(spike), spike) for spike in several]
     if not labelled:
         raise ValueError("surrogate_curves: there are no surrogates. Leave them out for all.")
-    if isinstance(reach, bool) or not isinstance(reach, (int, float)):
-        raise TypeError(f"surrogate_curves: reach must be a number, got {reach!r}.")
-    if not 0 < reach < float("inf"):
+    if not 0 < check_number("surrogate_curves: reach", reach) < float("inf"):
         raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
     u = torch.linspace(-float(reach), float(reach), NUM_POINTS, dtype=torch.float64)
     # computed before the axes exist, so that a surrogate that fails leaves nothing drawn

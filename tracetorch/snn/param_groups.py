@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tracetorch.core.checks import check_module, check_nonnegative
+from tracetorch.core.checks import check_flag, check_module, check_nonnegative
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
@@ -66,8 +66,7 @@ def param_groups(
         raise ValueError(
             f"neuron_lr_scale={neuron_lr_scale} is a multiple of lr: give lr= here too."
         )
-    if not isinstance(decay_biases, bool):
-        raise TypeError(f"decay_biases must be True or False, got {decay_biases!r}.")
+    check_flag("decay_biases", decay_biases)
     modules = [module for _, module in modules_of(model)]
     of_neurons = {
         id(p) for module in modules if isinstance(module, Neuron) for p in _parameters_of(module)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_count, check_integer
 from tracetorch.core.torch_private import pytree
 
 
@@ -62,7 +63,7 @@ class Inputs:
         counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
         if self.static:
             return [replace(self, steps=count) for count in counts]
-        # split, not slices: their gradients would each be as long as the whole
+        # Not slices: the gradient of each would be as long as the whole sequence.
         parts = {id(x): x.split(steps) for x in pytree.tree_leaves(self.tensors)}
         return [
             replace(self, tensors=self.map(lambda x, i=i: parts[id(x)][i]), steps=count)  # type: ignore[misc]
@@ -72,6 +73,7 @@ class Inputs:
     def first(self, steps: int) -> Inputs:
         """Return the first ``steps`` of them, detached."""
         steps = min(steps, self.steps)
+        # Static tensors have no time dimension to cut.
         first = self.map(lambda x: x.detach() if self.static else x[:steps].detach())
         return replace(self, tensors=first, steps=steps)
 
@@ -93,11 +95,9 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
             is not an integer.
         ValueError: a tensor lacks a dimension, or the tensors differ in time steps or batch.
     """
-    for name, value in (("steps", steps), ("time_dim", time_dim)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if steps is not None:
+        steps = check_count("steps", steps)
+    time_dim = check_integer("time_dim", time_dim)
     named: dict[str, object]
     if isinstance(x, Tensor):
         named = {"x": x}
@@ -112,6 +112,7 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
     if not named:
         raise ValueError("x holds no tensor.")
     arranged = [_arranged(name, each, steps, time_dim, batched) for name, each in named.items()]
+    # Tensors over time share time and batch; static ones the batch alone.
     lead = 1 if steps is not None else 2
     for name, each in zip(named, arranged, strict=True):
         if each.shape[:lead] != arranged[0].shape[:lead]:

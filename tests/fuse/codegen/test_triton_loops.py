@@ -228,9 +228,9 @@ class TestParity:
 def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
     program = program_of(layer.to(dtype), 2, dtype)
     sources = []
-    for x, record in ((True, program.states), (False, ())):
+    for input_gradient, record in ((True, program.states), (False, ())):
         for trained in (program.params, ()):
-            plan = Plan(program, "triton", -1, record, True, x, trained)
+            plan = Plan(program, "triton", -1, record, True, input_gradient, trained)
             sources += [forward_source(plan), backward_source(plan)]
     return sources
 

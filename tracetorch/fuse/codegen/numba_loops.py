@@ -28,17 +28,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tracetorch.fuse.codegen.emitter import Emitter
-from tracetorch.fuse.codegen.targets import numba_target, real_name
+from tracetorch.fuse.codegen.targets import numba_target
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import TILE, Plan
-
-__all__ = [
-    "backward_arguments",
-    "backward_source",
-    "forward_arguments",
-    "forward_source",
-    "real_name",
-]
 
 _MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
 
@@ -237,7 +229,7 @@ def backward_arguments(plan: Plan) -> list[str]:
         *("g_step", "g_row", "g_output"),
         *_prefixed("g_end", states),
         *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
-        *(["d_x"] if plan.x else []),
+        *(["d_x"] if plan.needs_input_gradient else []),
         *_prefixed("d_start", states),
         *("sums", "S", "past"),
     ]
@@ -377,7 +369,7 @@ def _slice_back(emitter: Emitter, plan: Plan, j: int) -> None:
     for name in plan.record:
         start = f"(t - {j}) * h_step_{name} + row * h_row_{name} + low"
         _slice(emitter, f"h_{name}{j}", f"h_{name}", start)
-    if plan.x:
+    if plan.needs_input_gradient:
         _slice(emitter, f"d{j}", "d_x", f"(t - {j}) * lanes + base")
 
 
@@ -406,7 +398,7 @@ def _step_back(
         env[f"g_{name}"] = f"h_{name}_{j}"
     env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
     results = emitter.graph(plan.backward, env, f"_{j}")
-    if plan.x:
+    if plan.needs_input_gradient:
         emitter.line(f"d{j}[i] = {results['d_x']}")
     for name in plan.trained:
         emitter.line(f"d_p_{name} = d_p_{name} + {results[f'd_p_{name}']}")

@@ -180,7 +180,7 @@ def backward_arguments(plan: Plan) -> list[str]:
         *("checkpoints", "past", "g_step", "g_row", "g_output"),
         *(f"g_end_{name}" for name in states),
         *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
-        *(["d_x"] if plan.x else []),
+        *(["d_x"] if plan.needs_input_gradient else []),
         *(f"d_start_{name}" for name in states),
         "sums",
     ]
@@ -273,7 +273,7 @@ def _step_back(emitter: Emitter, plan: Plan) -> None:
         _load(emitter, f"h_now_{name}", f"h_{name} + t * h_step_{name} + h_lane_{name}")
         emitter.line(f"g_{name} += h_now_{name}")
     results = emitter.graph(plan.backward, env)
-    if plan.x:
+    if plan.needs_input_gradient:
         _store(emitter, "d_x + t * lanes + lane", results["d_x"])
     for name in plan.trained:
         emitter.line(f"sum_{name} += {results[f'd_p_{name}']}")

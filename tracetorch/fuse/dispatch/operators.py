@@ -90,7 +90,11 @@ def _backward_fake(
     plan = plan_of(key)
     layout, dtype = layout_of(x, plan.dim), plan.program.dtype
     nothing = (0,)
-    d_x = layout.allocate(x, dtype, sequences=1) if plan.x else [x.new_empty(nothing)]
+    d_x = (
+        layout.allocate(x, dtype, sequences=1)
+        if plan.needs_input_gradient
+        else [x.new_empty(nothing)]
+    )
     return [
         *d_x,
         *layout.allocate(x, dtype, steps=len(states)),
@@ -114,8 +118,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     plan = plan_of(ctx.key)
     x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, grads[:-1])
-    found = torch.ops.tracetorch.backward(ctx.key, x, states, params, checkpoints, grads_out)
-    d_x, *rest = _input_gradients(plan, found)
+    gradients = torch.ops.tracetorch.backward(ctx.key, x, states, params, checkpoints, grads_out)
+    d_x, *rest = _input_gradients(plan, gradients)
     return None, d_x, rest[: len(states)], rest[len(states) :]
 
 
@@ -144,10 +148,10 @@ def _backward_inputs(
     return x, saved[:count], saved[count:], checkpoints, grads_out
 
 
-def _input_gradients(plan: Plan, found: list[Tensor]) -> list[Tensor | None]:
-    """Gradients of ``x``, states and parameters; ``None`` for one that was not computed."""
-    gradients: list[Tensor | None] = list(found)
-    if not plan.x:
+def _input_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients of all inputs, with ``None`` for one that was not computed."""
+    gradients: list[Tensor | None] = list(computed)
+    if not plan.needs_input_gradient:
         gradients[0] = None
     for index, name in enumerate(plan.program.params, start=1 + len(plan.program.states)):
         if name not in plan.trained:
@@ -189,7 +193,7 @@ def run(
             end if smooth else end.detach()
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
-    if plan.graph:
+    if plan.has_backward:
         return _FusedLoop.apply(plan, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
     layout = layout_of(x, plan.dim)
     return _runtime(plan).forward(plan, layout, x, states, params)[:-1]  # type: ignore[no-any-return]
@@ -218,10 +222,10 @@ class _FusedLoop(torch.autograd.Function):
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
         if torch.is_grad_enabled():  # the operator says that there is no second derivative
-            found = torch.ops.tracetorch.backward(
+            gradients = torch.ops.tracetorch.backward(
                 register(plan), x, states, params, checkpoints, grads_out
             )
         else:
             runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-            found = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
-        return None, *_input_gradients(plan, found)
+            gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
+        return None, *_input_gradients(plan, gradients)

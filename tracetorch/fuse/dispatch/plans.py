@@ -63,18 +63,18 @@ def program_of(
         else:
             parts.append((name, fingerprint(name, value)))
     key = tuple(parts)
-    found = _programs.get(key)
-    if found is None:
+    result = _programs.get(key)
+    if result is None:
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.clear()
         try:
-            found = trace(layer, ndim, dtype, kwargs)
+            result = trace(layer, ndim, dtype, kwargs)
         except Unfusable as reason:
-            found = str(reason)
-        _programs[key] = found
-    if isinstance(found, str):
-        raise Unfusable(found)
-    return found
+            result = str(reason)
+        _programs[key] = result
+    if isinstance(result, str):
+        raise Unfusable(result)
+    return result
 
 
 def _check_parameter(
@@ -96,8 +96,8 @@ def unsupported_operation(program: Program) -> str | None:
     """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
     from tracetorch.fuse.codegen.triton_loops import unknown
 
-    found = unknown(program.graph)
-    return None if found is None else f"its step uses {found}, which Triton kernels lack"
+    operation = unknown(program.graph)
+    return None if operation is None else f"its step uses {operation}, which Triton kernels lack"
 
 
 def plan_for(
@@ -151,10 +151,10 @@ def _gradient_needs(
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.requires_grad:
             trained.append(name)
-    graph = bool(trained) or x.requires_grad
+    has_backward = bool(trained) or x.requires_grad
     for state in states:
-        graph = graph or state.requires_grad
-    return graph, x.requires_grad, tuple(trained)
+        has_backward = has_backward or state.requires_grad
+    return has_backward, x.requires_grad, tuple(trained)
 
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
@@ -165,14 +165,14 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     numbers: list[object] = []
     for value in kwargs.values():
         if isinstance(value, Surrogate):
-            held = [getattr(value, name) for name in type(value).__dataclass_fields__]
+            parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
         elif value is None or isinstance(value, (bool, int, float, str)):
-            held = [value]
+            parts = [value]
         else:
-            held = []
+            parts = []
         # in hexadecimal, because a float itself is no constant to the compiler
-        numbers += [part.hex() if isinstance(part, float) else part for part in held]
-        if not held and not isinstance(value, (Surrogate, Tensor)):
+        numbers += [part.hex() if isinstance(part, float) else part for part in parts]
+        if not parts and not isinstance(value, (Surrogate, Tensor)):
             return None
     return tuple(numbers)
 
@@ -183,8 +183,8 @@ def _plan(
     dtype: torch.dtype,
     device: torch.device,
     record: tuple[str, ...],
-    graph: bool,
-    x: bool,
+    has_backward: bool,
+    needs_input_gradient: bool,
     trained: tuple[str, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> Plan | None:
@@ -203,7 +203,8 @@ def _plan(
     dim = layer.dim if layer.dim < 0 else layer.dim - ndim
     # a parameter that no output depends on has no gradient to compute
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
-    return _planned(program, backend, dim, record, graph, x and "x" in program.reached, trained)
+    needs_input_gradient = needs_input_gradient and "x" in program.reached
+    return _planned(program, backend, dim, record, has_backward, needs_input_gradient, trained)
 
 
 @lru_cache(maxsize=512)
@@ -212,12 +213,12 @@ def _planned(
     backend: str,
     dim: int,
     record: tuple[str, ...],
-    graph: bool,
-    x: bool,
+    has_backward: bool,
+    needs_input_gradient: bool,
     trained: tuple[str, ...],
 ) -> Plan:
     """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
-    return Plan(program, backend, dim, record, graph, x, trained)
+    return Plan(program, backend, dim, record, has_backward, needs_input_gradient, trained)
 
 
 @constant_in_compile
@@ -227,13 +228,14 @@ def _constant_key(
     dtype: torch.dtype,
     device: str,
     record: tuple[str, ...],
-    graph: bool,
-    x: bool,
+    has_backward: bool,
+    needs_input_gradient: bool,
     trained: tuple[str, ...],
     numbers: tuple[object, ...],
 ) -> str | None:
     """Return the key of the plan, once for each compilation and each ``numbers``."""
-    plan = _plan(layer, ndim, dtype, torch.device(device), record, graph, x, trained)
+    needs = (has_backward, needs_input_gradient, trained)
+    plan = _plan(layer, ndim, dtype, torch.device(device), record, *needs)
     return None if plan is None else register(plan)
 
 

@@ -24,8 +24,8 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import Opaque
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse.codegen.numba_loops import real_name
 from tracetorch.fuse.codegen.numba_step import step_source
+from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.fingerprint import helpers, reads_nothing
@@ -68,9 +68,9 @@ class SingleStepCache(Opaque):
         steps = self.steps
         if not steps or not steps[0].fits(layer, x):
             # the last one used comes first: a batch that comes and goes finds its own again
-            found = next((s for s in steps if s.fits(layer, x)), None) or CompiledStep(layer, x)
-            rest = [s for s in steps if s is not found][: _MOST_SHAPES - 1]
-            self.steps = steps = [found, *rest]
+            fitting = next((s for s in steps if s.fits(layer, x)), None) or CompiledStep(layer, x)
+            rest = [s for s in steps if s is not fitting][: _MOST_SHAPES - 1]
+            self.steps = steps = [fitting, *rest]
         return steps[0].run(layer, x)
 
 
@@ -130,7 +130,15 @@ class CompiledStep:
         except Unfusable:
             return None
         dim = layer.dim if layer.dim < 0 else layer.dim - x.ndim
-        return Plan(program, "numba", dim, (), False, False, ())
+        return Plan(
+            program,
+            backend="numba",
+            dim=dim,
+            record=(),
+            has_backward=False,
+            needs_input_gradient=False,
+            trained=(),
+        )
 
     def fits(self, layer: StepLayer, x: Tensor) -> bool:
         """Whether it was compiled for such an input, and for the options that hold now."""
@@ -141,7 +149,7 @@ class CompiledStep:
             layer.step is self.step
             and all(map(operator.is_, map(layer.__dict__.get, self.option_names), self.options))
             # most have none, and starting a generator takes time
-            and (not self.helpers or all(place.get(n) is held for place, n, held in self.helpers))
+            and (not self.helpers or all(names.get(n) is value for names, n, value in self.helpers))
         )
 
     def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:

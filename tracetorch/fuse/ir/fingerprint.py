@@ -111,37 +111,37 @@ class _Fingerprinter:
             return function
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         # A recursive inner function closes over itself.
-        closure = self._all(held for held in cells if held is not function)
+        closure = self._all(content for content in cells if content is not function)
         defaults = self.fingerprint((function.__defaults__, function.__kwdefaults__ or {}))
         # Its code and its globals stay; what it closes over is its own.
         if _is_stable(function):
             return function, closure, defaults
-        read: list[Hashable] = []
+        fingerprints: list[Hashable] = []
         names = _referenced_names(function.__code__)
         for name in names:
             if name not in function.__globals__:
                 continue
-            held = function.__globals__[name]
-            if not isinstance(held, types.ModuleType):
-                read.append(self.fingerprint(held))
-            elif not _is_stable_module(held):
-                read += self._module(held, names)
+            value = function.__globals__[name]
+            if not isinstance(value, types.ModuleType):
+                fingerprints.append(self.fingerprint(value))
+            elif not _is_stable_module(value):
+                fingerprints += self._module(value, names)
         # The code, not the function: a lambda that is made again is the same to a kernel.
-        return function.__code__, closure, defaults, tuple(read)
+        return function.__code__, closure, defaults, tuple(fingerprints)
 
     def _module(self, module: types.ModuleType, names: tuple[str, ...]) -> list[Hashable]:
         """Return the fingerprints of what code with ``names`` can read of a module.
 
         In ``settings.SLOPE`` both are names of the code; so is ``settings.rates.SLOPE``.
         """
-        read: list[Hashable] = []
+        fingerprints: list[Hashable] = []
         for name in names:
-            held = vars(module).get(name)
-            if not isinstance(held, types.ModuleType):
-                read.append(self.fingerprint(held))
-            elif held is not module and not _is_stable_module(held):
-                read += self._module(held, names)
-        return read
+            member = vars(module).get(name)
+            if not isinstance(member, types.ModuleType):
+                fingerprints.append(self.fingerprint(member))
+            elif member is not module and not _is_stable_module(member):
+                fingerprints += self._module(member, names)
+        return fingerprints
 
     def _class(self, kind: type) -> Hashable:
         """Return the fingerprint of a class: its methods and settings, inherited ones too."""
@@ -149,16 +149,16 @@ class _Fingerprinter:
         for base in kind.__mro__:
             if _is_stable(base):
                 continue
-            for key, held in vars(base).items():
+            for name, attribute in vars(base).items():
                 # Unwrap methods to the functions that are written in the class.
-                if isinstance(held, (staticmethod, classmethod)):
-                    held = held.__func__
-                elif isinstance(held, property):
-                    held = held.fget
-                if isinstance(held, types.FunctionType) and not _is_generated(held):
-                    parts.append((key, self._function(held)))
-                elif isinstance(held, _SETTINGS) and not key.startswith("__"):
-                    parts.append((key, self.fingerprint(held)))
+                if isinstance(attribute, (staticmethod, classmethod)):
+                    attribute = attribute.__func__
+                elif isinstance(attribute, property):
+                    attribute = attribute.fget
+                if isinstance(attribute, types.FunctionType) and not _is_generated(attribute):
+                    parts.append((name, self._function(attribute)))
+                elif isinstance(attribute, _SETTINGS) and not name.startswith("__"):
+                    parts.append((name, self.fingerprint(attribute)))
         return tuple(parts)
 
     def _object(self, value: Any) -> Hashable:
@@ -175,9 +175,9 @@ class _Fingerprinter:
             for slot in getattr(kind, "__slots__", ())
             if slot not in ("__dict__", "__weakref__")
         }
-        held = {**vars(value), **slots}
-        attributes = tuple((key, self.fingerprint(part)) for key, part in held.items())
-        return self.fingerprint(type(value)), attributes
+        attributes = {**vars(value), **slots}
+        fingerprints = tuple((name, self.fingerprint(part)) for name, part in attributes.items())
+        return self.fingerprint(type(value)), fingerprints
 
 
 def reads_nothing(function: Any) -> bool:
@@ -191,12 +191,12 @@ def reads_nothing(function: Any) -> bool:
     if not isinstance(function, types.FunctionType) or _holds_values(function):
         return False
     names = _referenced_names(function.__code__)
-    read = [function.__globals__[name] for name in names if name in function.__globals__]
+    values = [function.__globals__[name] for name in names if name in function.__globals__]
     return all(
-        _is_stable_module(held)
-        if isinstance(held, types.ModuleType)
-        else callable(held) and held is not function and reads_nothing(held)
-        for held in read
+        _is_stable_module(value)
+        if isinstance(value, types.ModuleType)
+        else callable(value) and value is not function and reads_nothing(value)
+        for value in values
     )
 
 
@@ -212,12 +212,12 @@ def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
     """
     if _is_stable(function):
         return []
-    found: list[tuple[dict[str, Any], str, object]] = []
+    callables: list[tuple[dict[str, Any], str, object]] = []
     for name in _referenced_names(function.__code__):
-        held = function.__globals__.get(name)
-        if held is not None and not isinstance(held, types.ModuleType):
-            found += [(function.__globals__, name, held), *helpers(held)]
-    return found
+        value = function.__globals__.get(name)
+        if value is not None and not isinstance(value, types.ModuleType):
+            callables += [(function.__globals__, name, value), *helpers(value)]
+    return callables
 
 
 def _is_stable(owner: Any) -> bool:

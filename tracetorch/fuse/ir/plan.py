@@ -26,8 +26,8 @@ class Plan:
         backend: name of the backend that runs it.
         dim: the neuron dimension, counted from the end.
         record: the states whose trajectories are returned.
-        graph: whether there will be a backward pass.
-        x: whether the backward pass computes the gradient of the input.
+        has_backward: whether there will be a backward pass.
+        needs_input_gradient: whether the backward pass computes the gradient of the input.
         trained: the parameters whose gradients it computes.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
 
@@ -37,15 +37,15 @@ class Plan:
     backend: str
     dim: int
     record: tuple[str, ...]
-    graph: bool
-    x: bool
+    has_backward: bool
+    needs_input_gradient: bool
     trained: tuple[str, ...]
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def backward(self) -> Graph:
         """Graph of the gradients that are needed."""
-        return self.program.backward(self.x, self.trained)
+        return self.program.backward(self.needs_input_gradient, self.trained)
 
     @cached_property
     def recomputed(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class Plan:
 
     def checkpoints(self, steps: int) -> int:
         """Return the number of checkpoints that a forward pass over ``steps`` steps stores."""
-        if not (self.graph and self.recomputed):
+        if not (self.has_backward and self.recomputed):
             return 0
         # The first segment needs none: it begins with the initial states.
         return (steps - 1) // self.checkpoint_interval
@@ -88,5 +88,6 @@ class Plan:
     @cached_property
     def key(self) -> str:
         """Key, equal for plans that do the same."""
-        names = (",".join(self.record), f"{self.graph:d}{self.x:d}", ",".join(self.trained))
+        flags = f"{self.has_backward:d}{self.needs_input_gradient:d}"
+        names = (",".join(self.record), flags, ",".join(self.trained))
         return "/".join((self.program.key, self.backend, str(self.dim), *names))

@@ -14,8 +14,8 @@ from tracetorch.fuse.codegen.numba_loops import (
     backward_source,
     forward_arguments,
     forward_source,
-    real_name,
 )
+from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.kernel_cache import compiled
 from tracetorch.fuse.runtime.layout import Layout, strided
@@ -50,6 +50,7 @@ class _Grid(NamedTuple):
 def _grid(layout: Layout) -> _Grid:
     """Divide the lanes of a layout into tasks; narrow rows share a tile."""
     width = layout.neurons * layout.inner
+    # Narrow rows lie side by side in a tile, so that its vector operations have full width.
     repeats = max(1, min(TILE // max(1, width), layout.outer))
     columns = width * repeats
     rows = -(-layout.outer // repeats)
@@ -141,6 +142,7 @@ def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, An
         return layout.lanes, grid.columns, tensor.detach().numpy().reshape(-1)
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
+        # Rows of a grid are several rows of the layout: they must follow each other without gaps.
         flat, step, row = strided(layout.restore(layout.arrange(tensor).contiguous()), layout)
     return step, row * grid.repeats, flat.detach().numpy()
 
@@ -153,6 +155,7 @@ def forward(
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
     dtype, steps = plan.program.dtype, x.shape[0]
+    # The states at the start of each segment but the first; the backward pass recomputes the rest.
     stored = plan.checkpoints(steps)
     count = 1 + len(plan.record)
     new = layout.allocate(x, dtype, sequences=count, steps=len(states))
@@ -162,7 +165,9 @@ def forward(
     if layout.lanes == 0:
         return results
     grid, kernel = _grid(layout), _kernel(plan, False)
+    # In the order of numba_loops.forward_arguments.
     arguments = (
+        # Without checkpoints the whole sequence is one segment.
         *(steps, plan.checkpoint_interval if stored else steps),
         *(grid.columns, layout.lanes, grid.rows, grid.per_group),
         *_sequence(x, layout, grid),
@@ -195,12 +200,13 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of ``x``, states and parameters; an empty tensor for one not needed."""
     program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    # Gradients come in the order of the results: output, final states, trajectories.
     g_output, *rest = grads
     g_ends, g_records = rest[: len(states)], rest[len(states) :]
     grid = _grid(layout)
     nothing = torch.empty(0, dtype=dtype)
-    new = layout.allocate(x, dtype, sequences=int(plan.x), steps=len(states))
-    d_x, d_states = (new[0], new[1:]) if plan.x else (nothing, new)
+    new = layout.allocate(x, dtype, sequences=int(plan.needs_input_gradient), steps=len(states))
+    d_x, d_states = (new[0], new[1:]) if plan.needs_input_gradient else (nothing, new)
     # in float64: a parameter's gradient sums over time, batch and space
     sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
     if layout.lanes:
@@ -209,6 +215,7 @@ def backward(
         record_gradients: list[Any] = []
         for grad in g_records:
             record_gradients += _sequence(grad, layout, grid)
+        # In the order of numba_loops.backward_arguments.
         arguments = (
             *(steps, plan.checkpoint_interval),
             *(grid.columns, layout.lanes, grid.rows, grid.per_group),
@@ -222,6 +229,7 @@ def backward(
             *_results(new, layout),
             sums.reshape(-1),
         )
+        # Scratch for the states of one segment, recomputed from its checkpoint.
         past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps) * TILE
 
         def run(first: int, last: int) -> None:
@@ -230,6 +238,7 @@ def backward(
 
         work = steps * layout.lanes * (4 + kernel.lines)
         parallel_for(run, grid.tasks, small=work < _SMALL)
+    # Sum over groups, repeated rows and inner lanes; a value for the whole layer sums neurons too.
     d_params = dict.fromkeys(program.params, nothing)
     shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find

@@ -32,6 +32,7 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 def _literals(plan: Plan, device: torch.device) -> Tensor:
     """Copy the numbers of a program to the device; as arguments, float64 would be truncated."""
+    # Cached beside the kernels: a copy at each launch would wait for the device.
     if device not in plan.kernels:
         numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
         plan.kernels[device] = numbers
@@ -61,7 +62,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """Return the arguments that both kernels take."""
     flat, step, row = strided(x.detach(), layout)
-    given = {
+    arguments: dict[str, Any] = {
         "steps": x.shape[0],
         "every": every,
         "lanes": layout.lanes,
@@ -72,10 +73,11 @@ def _inputs(
         "x_row": row,
         "literals": _literals(plan, x.device),
     }
+    # Stride 0 broadcasts one value over all neurons without a copy.
     for name, param in zip(plan.program.params, params, strict=True):
-        given[f"param_{name}"] = param.detach().reshape(-1)
-        given[f"stride_{name}"] = int(param.numel() > 1)
-    return given
+        arguments[f"param_{name}"] = param.detach().reshape(-1)
+        arguments[f"stride_{name}"] = int(param.numel() > 1)
+    return arguments
 
 
 def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -90,15 +92,20 @@ def forward(
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
     program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    # Allocate in the memory order of x, so that the kernel writes neighbouring lanes together.
     output, *trajectories = layout.allocate(x, dtype, sequences=1 + len(plan.record))
     records = dict(zip(plan.record, trajectories, strict=True))
     last = layout.allocate(x, dtype, steps=len(program.states))
     ends = dict(zip(program.states, last, strict=True))
+    # The states at the start of each segment but the first; the backward pass recomputes the rest.
     stored = plan.checkpoints(steps)
     checkpoints = x.new_empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
+    # Without lanes every result is empty already, and there is no grid to launch.
     if layout.lanes:
         starts = dict(zip(program.states, states, strict=True))
+        # By name, because the printed kernel has an argument for each state and parameter.
         arguments = {
+            # Without checkpoints the whole sequence is one segment.
             **_inputs(plan, layout, x, params, plan.checkpoint_interval if stored else steps),
             **_states("start", starts, layout),
             "output": _flat(layout.arrange(output)),
@@ -121,17 +128,22 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of ``x``, states and parameters; an empty tensor for one not needed."""
     program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    # Gradients come in the order of the results: output, final states, trajectories.
     g_output, *rest = grads
     g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
     g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
     nothing = x.new_empty(0, dtype=dtype)
-    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.x else nothing
+    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.needs_input_gradient else nothing
     new = layout.allocate(x, dtype, steps=len(program.states))
     d_states = dict(zip(program.states, new, strict=True))
+    # One sum for each lane needs no atomics and so is deterministic; float64, because it adds up
+    # all time steps.
     sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
     if layout.lanes:
         starts = dict(zip(program.states, states, strict=True))
+        # One segment of states at a time: the kernel recomputes them from a checkpoint.
         past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
+        # Incoming gradients keep their strides: that of a sum is expanded from one value.
         flat, step, row = strided(g_output.detach(), layout)
         arguments = {
             **_inputs(plan, layout, x, params, plan.checkpoint_interval),
@@ -142,7 +154,7 @@ def backward(
             "g_step": step,
             "g_row": row,
             **_states("g_end", g_ends, layout),
-            **({"d_x": _flat(layout.arrange(d_x))} if plan.x else {}),
+            **({"d_x": _flat(layout.arrange(d_x))} if plan.needs_input_gradient else {}),
             **_states("d_start", d_states, layout),
             "sums": sums,
         }
@@ -151,6 +163,7 @@ def backward(
             arguments |= {f"h_{name}": flat, f"h_step_{name}": step, f"h_row_{name}": row}
         _launch(plan, "backward", layout, x.device, arguments)
     d_params = dict.fromkeys(program.params, nothing)
+    # Sum over the rows and lanes of each neuron; a parameter shared by the layer sums neurons too.
     shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
     for name, total in zip(plan.trained, sums.view(shape).sum((1, 3)), strict=True):
         like = params[program.params.index(name)]

@@ -38,21 +38,23 @@ class Layout(NamedTuple):
     ) -> list[Tensor]:
         """Allocate tensors shaped like the sequence ``x``, then some like one step of it."""
         sizes = tuple(x.shape) if self.in_order else tuple([x.shape[d] for d in self.order])
+        # The pool serves real CPU tensors only: a fake or traced one has no memory to reuse.
         pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
-        made: list[Tensor] = []
+        tensors: list[Tensor] = []
         for shape, count in ((sizes, sequences), (sizes[1:], steps)):
             for _ in range(count):
                 if pooled:
                     new = large_empty(shape, dtype)
                 else:
                     new = torch.empty(shape, dtype=dtype, device=x.device)
-                made.append(new if self.in_order else self.restore(new))
-        return made
+                tensors.append(new if self.in_order else self.restore(new))
+        return tensors
 
     def restore(self, ordered: Tensor) -> Tensor:
         """Permute ``ordered``, a sequence or one step, back to the order of dimensions of ``x``."""
         if self.in_order:
             return ordered
+        # Invert the permutation of `arrange`; a step lacks the time dimension, so each is one less.
         if ordered.ndim == len(self.order):
             return ordered.permute([self.order.index(dim) for dim in range(ordered.ndim)])
         step = [dim - 1 for dim in self.order[1:]]
@@ -71,13 +73,17 @@ def layout_of(x: Tensor, dim: int) -> Layout:
     """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end."""
     order = tuple(range(x.ndim))
     in_order = True
+    # Two dimensions leave one order after time; contiguous memory needs no other (the fast path).
     if x.ndim > 2 and not x.is_contiguous():
         strides = x.stride()
+        # Time stays first; of equal strides (size 1, or expanded) the given order is kept.
         by_stride = sorted(range(1, x.ndim), key=lambda d: (-strides[d], d))
+        # With gaps or overlaps (a slice, an expanded dimension) the order stays; see `strided`.
         if _is_dense([(x.shape[d], strides[d]) for d in by_stride]):
             in_order = order == (0, *by_stride)
             order = (0, *by_stride)
     sizes = x.shape if in_order else [x.shape[d] for d in order]
+    # All outer rows and all inner lanes of a neuron share its parameters.
     place = order.index(x.ndim + dim)
     outer, neurons = math.prod(sizes[1:place]), sizes[place]
     inner = math.prod(sizes[place + 1 :])
@@ -86,8 +92,10 @@ def layout_of(x: Tensor, dim: int) -> Layout:
 
 def _is_dense(dims: Sequence[tuple[int, int]]) -> bool:
     """Whether dimensions, the slowest first, fill memory; the first may leave gaps."""
+    # From the fastest dimension up, each stride must be the size of all that is inside it.
     expected = 1
     for index, (size, stride) in enumerate(reversed(dims)):
+        # A dimension of size 1 is never stepped over, so its stride is arbitrary in PyTorch.
         if size != 1 and stride != expected and (index + 1 < len(dims) or stride < expected):
             return False
         expected *= size
@@ -101,15 +109,20 @@ def strided(sequence: Tensor, layout: Layout) -> tuple[Tensor, int, int]:
     """
     width = layout.neurons * layout.inner
     arranged = sequence if layout.in_order else layout.arrange(sequence)
+    # The common case, without the views below.
     if arranged.is_contiguous():
         return arranged.view(-1), layout.lanes, width
     steps = sequence.shape[0]
+    # A view keeps any strides of time and rows, such as those of an expanded gradient.
     try:
         rows = arranged.view(steps, layout.outer, width)
     except RuntimeError:
         rows = arranged.contiguous().view(steps, layout.outer, width)
+    # The kernels step through a row one value at a time: only these two strides are arguments.
     if rows.stride(2) != 1 and width > 1:
         rows = rows.contiguous()
     per_step, per_row = rows.stride(0), rows.stride(1)
+    # One flat view from the first value to the last: an expanded dimension has stride 0, so the
+    # number of values says nothing about the memory.
     extent = (steps - 1) * per_step + (layout.outer - 1) * per_row + width
     return rows.as_strided((extent,), (1,)), per_step, per_row

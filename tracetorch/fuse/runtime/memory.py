@@ -87,7 +87,7 @@ class _Scratch(threading.local):
     """Each thread's own; a kernel writes it before it reads it."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[int, type], Any] = {}
+        self.arrays: dict[tuple[int, type], Any] = {}
 
 
 _scratch = _Scratch()
@@ -95,7 +95,7 @@ _scratch = _Scratch()
 
 def scratch(slot: int, size: int, dtype: type) -> Any:
     """Return an uncleared array of at least ``size`` values, the thread's until its next call."""
-    held = _scratch.held.get((slot, dtype))
-    if held is None or held.size < size:
-        held = _scratch.held[slot, dtype] = np.empty(size, dtype)
-    return held
+    array = _scratch.arrays.get((slot, dtype))
+    if array is None or array.size < size:
+        array = _scratch.arrays[slot, dtype] = np.empty(size, dtype)
+    return array

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tracetorch.core.checks import (
+    check_count,
+    check_flag,
+    check_integer,
+    check_module,
+    check_nonnegative,
+    check_number,
+    suggestion,
+)
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_flag_accepts_bools(value: bool) -> None:
+    check_flag("learn", value)
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "expected"),
+    [
+        (check_integer, -3, -3),
+        (check_integer, np.int64(4), 4),
+        (check_count, 1, 1),
+        (check_count, np.int32(7), 7),
+        (check_number, -2, -2.0),
+        (check_number, np.float32(0.5), 0.5),
+        (check_number, Fraction(1, 4), 0.25),
+        (check_number, INF, INF),
+        (check_nonnegative, 0, 0.0),
+        (check_nonnegative, 1.5, 1.5),
+    ],
+)
+def test_valid_numbers_come_back_as_python_numbers(
+    check: Callable[[str, object], float], value: object, expected: float
+) -> None:
+    number = check("n", value)
+    assert number == expected
+    assert type(number) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "error", "message"),
+    [
+        (check_flag, 1, TypeError, "^n must be True or False, got 1.$"),
+        (check_flag, None, TypeError, "^n must be True or False, got None.$"),
+        (check_integer, True, TypeError, "^n must be an integer, got True.$"),
+        (check_integer, 2.0, TypeError, r"^n must be an integer, got 2\.0.$"),
+        (check_integer, "2", TypeError, "^n must be an integer, got '2'.$"),
+        (check_count, False, TypeError, "^n must be an integer, got False.$"),
+        (check_count, 0, ValueError, "^n must be at least 1, got 0.$"),
+        (check_count, -1, ValueError, "^n must be at least 1, got -1.$"),
+        (check_number, True, TypeError, "^n must be a number, got True.$"),
+        (check_number, "1", TypeError, "^n must be a number, got '1'.$"),
+        (check_number, 1j, TypeError, "^n must be a number, got 1j.$"),
+        (check_number, torch.tensor(1.0), TypeError, r"^n must be a number, got tensor\(1\.\).$"),
+        (check_nonnegative, None, TypeError, "^n must be a number, got None.$"),
+        (check_nonnegative, -0.1, ValueError, r"^n must be finite and not negative, got -0\.1.$"),
+        (check_nonnegative, INF, ValueError, "^n must be finite and not negative, got inf.$"),
+        (check_nonnegative, NAN, ValueError, "^n must be finite and not negative, got nan.$"),
+    ],
+)
+def test_error_names_the_argument_and_its_value(
+    check: Callable[[str, object], Any], value: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        check("n", value)
+
+
+@pytest.mark.parametrize("check", [check_number, check_nonnegative])
+def test_error_names_the_unit(check: Callable[..., float]) -> None:
+    with pytest.raises(TypeError, match=r"^dt must be a number of seconds, got '1'\.$"):
+        check("dt", "1", unit="seconds")
+
+
+def test_module() -> None:
+    check_module(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"^expected an nn\.Module, got type\.$"):
+        check_module(nn.Linear)
+
+
+def test_suggestion_names_the_nearest_name() -> None:
+    assert suggestion("mme", ["mem", "spike"]) == " Did you mean 'mem'?"
+
+
+@pytest.mark.parametrize("allowed", [[], ["spike"]])
+def test_suggestion_is_empty_without_a_near_name(allowed: list[str]) -> None:
+    assert suggestion("mem", allowed) == ""

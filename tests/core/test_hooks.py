@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.hooks import forward_hooks
+
+
+def double(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (2 * args[0],)
+
+
+def increment(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    return output + 1
+
+
+def observe(*args: Any) -> None:
+    pass
+
+
+def hook_count(*modules: nn.Module) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
+
+
+def test_hooks_change_arguments_and_output_within_the_block() -> None:
+    module, x = nn.Identity(), torch.tensor([3.0])
+    with forward_hooks(before=[(module, double)], after=[(module, increment)]):
+        assert module(x).item() == 7.0
+    assert module(x).item() == 3.0
+    assert hook_count(module) == 0
+
+
+def test_hooks_that_return_none_change_nothing() -> None:
+    module, x = nn.Identity(), torch.tensor([3.0])
+    with forward_hooks(before=[(module, observe)], after=[(module, observe)]):
+        assert module(x) is x
+
+
+def test_hook_after_receives_keyword_arguments() -> None:
+    received: list[dict[str, Any]] = []
+    module = nn.Linear(2, 2)
+
+    def record(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        received.append(kwargs)
+
+    x = torch.ones(1, 2)
+    with forward_hooks(after=[(module, record)]):
+        module(input=x)
+    assert len(received) == 1
+    assert received[0]["input"] is x
+
+
+def test_other_hooks_stay() -> None:
+    module = nn.Identity()
+    module.register_forward_pre_hook(double)
+    with forward_hooks(before=[(module, double)]):
+        assert module(torch.tensor(3.0)).item() == 12.0
+    assert hook_count(module) == 1
+
+
+def test_error_in_the_block_removes_all_hooks() -> None:
+    first, second = nn.Identity(), nn.Identity()
+
+    def run() -> None:
+        with forward_hooks(before=[(first, double)], after=[(second, increment)]):
+            assert hook_count(first, second) == 2
+            raise RuntimeError("failed in the block")
+
+    with pytest.raises(RuntimeError, match=r"^failed in the block$"):
+        run()
+    assert hook_count(first, second) == 0
+
+
+def failing(module: nn.Module, hook: Any) -> Iterator[tuple[nn.Module, Any]]:
+    yield module, hook
+    raise RuntimeError("failed midway")
+
+
+@pytest.mark.parametrize("argument", ["before", "after"])
+def test_error_while_registering_removes_all_hooks(argument: str) -> None:
+    first, second = nn.Identity(), nn.Identity()
+    hooks: dict[str, Any] = {"before": [(first, observe)], argument: failing(second, observe)}
+    with pytest.raises(RuntimeError, match=r"^failed midway$"), forward_hooks(**hooks):
+        pytest.fail("the block ran")
+    assert hook_count(first, second) == 0
