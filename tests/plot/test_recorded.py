@@ -93,7 +93,7 @@ def test_neurons_of_one_sample_are_not_taken_for_samples(
 
 def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
     spikes = torch.ones(5, 3)
-    drawn = tt.plot.raster(spikes, sample=None).collections[0]
+    drawn: Any = tt.plot.raster(spikes, sample=None).collections[0]
     assert len(drawn.get_segments()) == 15
     tt.plot.raster(spikes[:, 0], sample=None)
     tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)

@@ -174,7 +174,7 @@ def test_states_must_be_a_tuple() -> None:
         MissingComma(2)
 
 
-def neuron_with(step_function: Any, *names: str) -> type[snn.Neuron]:
+def neuron_with(step_function: Any, *names: str) -> Any:
     class Neuron(snn.Neuron):
         states = names
         step = staticmethod(step_function)
@@ -214,7 +214,7 @@ def test_step_must_take_the_states_in_their_order(step: Any, taken: str) -> None
     ],
 )
 def test_step_may_take_the_states_in_any_legal_way(step: Any) -> None:
-    assert neuron_with(step, "mem", "slow")()(torch.ones(1, 2)).tolist() == [[2.0, 2.0]]  # type: ignore[call-arg]
+    assert neuron_with(step, "mem", "slow")()(torch.ones(1, 2)).tolist() == [[2.0, 2.0]]
 
 
 def test_tensor_option_moves_with_the_module() -> None:

@@ -121,7 +121,7 @@ def logistic_derivative(u: torch.Tensor) -> torch.Tensor:
     return 25 * s * (1 - s)
 
 
-DERIVATIVES = {
+DERIVATIVES: dict[str, Any] = {
     "cauchy": lambda u: 1 / (1 + u**2),
     "triangle": lambda u: (1 - u.abs()).clamp(min=0),
     "narrow triangle": lambda u: (1 - 20 * u.abs()).clamp(min=0),
@@ -130,7 +130,7 @@ DERIVATIVES = {
     "derivative of a surrogate": atan_surrogate(2.0).derivative,
     "module": Slope(lambda u: 1 / (1 + u**2)),
 }
-SPIKE_FUNCTIONS = {
+SPIKE_FUNCTIONS: dict[str, Any] = {
     "step": lambda u: (u > 0.5).to(u.dtype),
     "bool step": lambda u: u > 0,
     "both sides": lambda u: (u.abs() > 1).to(u.dtype),

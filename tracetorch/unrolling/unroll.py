@@ -39,6 +39,7 @@ def unroll(
     record: None = None,
     check: bool | int = False,
     segment: int | None = None,
+    from_rest: bool = False,
 ) -> Any: ...
 
 
@@ -54,6 +55,7 @@ def unroll(
     record: Sequence[str] | str,
     check: bool | int = False,
     segment: int | None = None,
+    from_rest: bool = False,
 ) -> tuple[Any, dict[str, Tensor]]: ...
 
 
@@ -69,6 +71,7 @@ def unroll(
     record: Sequence[str] | str | None,
     check: bool | int = False,
     segment: int | None = None,
+    from_rest: bool = False,
 ) -> Any: ...
 
 
