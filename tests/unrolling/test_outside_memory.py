@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -355,9 +355,21 @@ class Wrapped(snn.LIF):
         return 2 * super().forward(x)
 
 
+class LooksUp(nn.Module):
+    """A ``defaultdict`` that is read gets an empty item, which remembers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Any = defaultdict(list)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + len(self.table["none"])
+
+
 KEEPS_NOTHING: dict[str, Callable[[], nn.Module]] = {
     "constants": lambda: nn.Sequential(nn.Linear(N, N), Cached(), layer("LIF", N)),
     "a weight norm": weight_norm,
+    "a look into a defaultdict": lambda: nn.Sequential(LooksUp(), layer("LIF", N)),
     "a lazy layer": lambda: nn.Sequential(nn.LazyLinear(N), layer("LIF", N)),
     "a forward around the layer's": lambda: nn.Sequential(nn.Linear(N, N), Wrapped(N)),
     "a recurrent layer": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),

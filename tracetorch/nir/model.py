@@ -61,7 +61,7 @@ class NIRModel(TTModule):
             total, *others = [values[source] for source in self.wiring.now[name]]
             for other in others:
                 total = total + other
-            for source in self.wiring.late[name]:
+            for source in self.wiring.late.get(name, ()):
                 before = held[source].recall(total)
                 if before is not None:
                     total = total + before

@@ -241,6 +241,8 @@ class StatefulLayer(TTModule):
 
     def _check_not_set_aside(self, action: str) -> None:
         """Raise where a forward that runs all time steps at once would act between them."""
+        if torch.compiler.is_compiling():  # where no states are set aside
+            return
         if any(name not in self.__dict__ for name in self.active_states):
             raise ValueError(
                 f"{self.label()} runs all of its time steps at once, so a forward cannot call "

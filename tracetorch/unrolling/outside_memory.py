@@ -7,7 +7,7 @@ all that its modules hold is compared around the one call, by identity and by ve
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import is_
@@ -212,10 +212,17 @@ def _changed_keys(
     if isinstance(module, Neuron):
         derived |= module.transient_attributes
     for key in {**before, **now}:
-        if key in derived:
+        if key in derived or (key not in before and _is_looked_up(now, key)):
             continue
         if key not in before or key not in now or not _same(before[key], now[key]):
             yield key
+
+
+def _is_looked_up(owner: dict[Any, Any], key: Any) -> bool:
+    """Whether a key is there only because a ``defaultdict`` looked it up."""
+    value = owner[key]
+    empty = isinstance(value, (dict, list, set, tuple, deque)) and not value
+    return isinstance(owner, defaultdict) and empty
 
 
 def _same(before: object, now: object) -> bool:
