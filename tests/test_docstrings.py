@@ -51,7 +51,7 @@ def mismatched_arguments(thing: Any) -> set[str]:
 
 def is_generated(thing: Any) -> bool:
     """Whether torch.compile has left a function there, in a test before."""
-    return getattr(thing, "__name__", "").startswith("torch_dynamo_resume")
+    return "torch_dynamo_resume" in getattr(thing, "__qualname__", "")
 
 
 def definitions(module: str) -> Iterator[Any]:

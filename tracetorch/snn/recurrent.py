@@ -88,14 +88,17 @@ class Recurrent(Neuron):
         """
         outputs: list[Tensor] = []
         # what is inside runs step by step, also within a pass by layer
-        outer, running.by_layer = running.by_layer, False
+        within = not torch.compiler.is_compiling() and running.by_layer
+        if within:
+            running.by_layer = False
         try:
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
                     after_step()
         finally:
-            running.by_layer = outer
+            if within:
+                running.by_layer = True
         stacked = torch.stack(outputs)
         dtype = self.check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}

@@ -125,7 +125,7 @@ def layer_passes(
     modules: Sequence[tuple[str, nn.Module]], steps: int, collector: TrajectoryCollector | None
 ) -> Iterator[None]:
     """Within a block, make a call of any neuron layer among ``modules`` a call on all steps."""
-    if running.by_layer:
+    if not torch.compiler.is_compiling() and running.by_layer:
         raise ValueError(
             "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
             'unroll(..., by="step") for the outer one.'
@@ -142,12 +142,14 @@ def layer_passes(
         vars(layer)["layer_pass"] = layer_pass
         if sets_aside:
             layer_pass.take_states(layer)
-    running.by_layer = steps > 1
+    if sets_aside:
+        running.by_layer = True
     written: list[tuple[Neuron, str | None]] = []
     try:
         yield
     finally:
-        running.by_layer = False
+        if sets_aside:
+            running.by_layer = False
         for layer in layers:
             vars(layer)["layer_pass"] = None
             if sets_aside:

@@ -118,17 +118,21 @@ class MemorySnapshot:
             return self._changed_tensor(versions)
         return None
 
-    def _changed_tensor(self, versions: list[int]) -> str:
+    def _changed_tensor(self, versions: list[int]) -> str | None:
         """Return the path of the first tensor that has been changed in place."""
-        owners = {id(now): path for path, _, held in self._modules for now, _ in held}
-        names = [
-            f"{owners[id(registry)]}.{name}" if owners[id(registry)] else name
-            for registry in self._registered
-            for name in registry
-        ]
+        contents = {
+            id(now): (path, before) for path, _, held in self._modules for now, before in held
+        }
+        names: list[str | None] = []
+        for registry in self._registered:
+            path, before = contents[id(registry)]
+            for name, tensor in registry.items():
+                # another object is not changed in place: FSDP has put a parameter together
+                own = before.get(name) is tensor
+                names.append((f"{path}.{name}" if path else name) if own else None)
         names += [path for path, _ in self._tensors]
         pairs = zip(names, versions, self._versions, strict=True)
-        return next(name for name, now, before in pairs if now != before)
+        return next((name for name, now, old in pairs if now != old and name is not None), None)
 
     def restore(self) -> None:
         """Give back what was held, values of buffers and of tensors in attributes included."""
@@ -225,9 +229,14 @@ def _is_looked_up(owner: dict[Any, Any], key: Any) -> bool:
     return isinstance(owner, defaultdict) and empty
 
 
+def _is_sharded(value: object) -> bool:
+    """Whether a value is a tensor of an engine's own kind, which it exchanges as it likes."""
+    return isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter)
+
+
 def _same(before: object, now: object) -> bool:
     """Whether a value is the same: the same object, or a constant that was computed again."""
-    if before is now:
+    if before is now or _is_sharded(before) or _is_sharded(now):
         return True
     if type(before) is not type(now):
         return False

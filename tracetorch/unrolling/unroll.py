@@ -170,7 +170,11 @@ def unroll(
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
 
-    outer, running.sequence = running.sequence, True
+    # torch.compile cannot follow what a thread notes for itself, and needs none of it
+    compiling = torch.compiler.is_compiling()
+    outer = False if compiling else running.sequence
+    if not compiling:
+        running.sequence = True
     try:
         if by == "layer":
             if check is not False:
@@ -194,7 +198,8 @@ def unroll(
         _explain_shape(error, x, inputs, batched)
         raise
     finally:
-        running.sequence = outer
+        if not compiling:
+            running.sequence = outer
     if from_rest:
         before.restore()
     return y if record is None else (y, trajectories)

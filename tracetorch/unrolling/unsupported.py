@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from tracetorch.snn.neuron import Neuron
@@ -41,8 +42,9 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     Args:
         modules: every module of the model with its path.
     """
+    compiling = torch.compiler.is_compiling()  # which would trace into the cache
     for path, module in modules:
-        reason = _reason_of_class(type(module))  # type: ignore[arg-type]
+        reason = None if compiling else _reason_of_class(type(module))  # type: ignore[arg-type]
         if reason is None and not isinstance(module, _NOT_BY_LAYER):
             continue
         label = f"{path or 'the model'} ({type(module).__name__})"
