@@ -19,9 +19,9 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 _ENGINES = ("torch.nn.parallel", "torch.distributed")
 
 
-def is_engine(module: nn.Module) -> bool:
-    """Whether a module belongs to an engine that keeps books of its own in every call."""
-    return type(module).__module__.startswith(_ENGINES)
+def is_engine(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules belongs to an engine that keeps books of its own in a call."""
+    return kind.__module__.startswith(_ENGINES)
 
 
 class ModelSnapshot:
@@ -55,7 +55,7 @@ class ModelSnapshot:
         for path, module in found.modules:
             attributes = vars(module)
             # an engine's own attributes are its business, but for the mode
-            kept = {"training": module.training} if is_engine(module) else attributes
+            kept = {"training": module.training} if is_engine(type(module)) else attributes
             self._modules.append((path, module, {n: content(v) for n, v in kept.items()}))
             for name in _REGISTRIES:
                 registry = attributes[name]
@@ -76,7 +76,7 @@ class ModelSnapshot:
         """
         changed: list[str] = []
         for path, module, attributes in self._modules:
-            names = _changed_keys(attributes, {} if is_engine(module) else vars(module))
+            names = _changed_keys(attributes, {} if is_engine(type(module)) else vars(module))
             ignored_names = ignored(module)
             changed += [_join(path, name) for name in names if name not in ignored_names]
         for path, registry, items in self._registries:
@@ -89,7 +89,7 @@ class ModelSnapshot:
         """Give every module its attributes, and every container and object its contents, back."""
         for _, module, attributes in self._modules:
             now = vars(module)
-            if not is_engine(module):
+            if not is_engine(type(module)):
                 now.clear()
             now.update(attributes)
         for _, registry, items in self._registries:

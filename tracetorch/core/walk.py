@@ -102,7 +102,7 @@ def _parts(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]
             found.append((name, value))
         elif issubclass(type(value), torch.Tensor):
             tensors.append((f"{path}.{name}" if path else name, value))
-    if _slots(kind):
+    if slots_of(kind):
         found += slot_values(owner).items()
     return found
 
@@ -147,7 +147,8 @@ def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType |
 
 
 @lru_cache(maxsize=1024)
-def _slots(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
+def slots_of(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
+    """Return the slots of a class and its bases."""
     return tuple(
         (name, slot)
         for base in kind.__mro__
@@ -160,7 +161,7 @@ def slot_values(owner: object) -> dict[str, object]:
     """Return what the slots of an object hold, those that are filled."""
     return {
         name: slot.__get__(owner)
-        for name, slot in _slots(cast(Any, type(owner)))
+        for name, slot in slots_of(cast(Any, type(owner)))
         if _is_filled(slot, owner)
     }
 

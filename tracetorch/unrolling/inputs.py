@@ -97,7 +97,8 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
     """
     if steps is not None:
         steps = check_count("steps", steps)
-    time_dim = check_integer("time_dim", time_dim)
+    if type(time_dim) is not int:
+        time_dim = check_integer("time_dim", time_dim)
     named: dict[str, object]
     if isinstance(x, Tensor):
         named = {"x": x}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -133,8 +134,9 @@ def layer_passes(
     layers: list[Neuron] = []
     # with one step there is nothing between steps; torch.compile cannot follow it
     sets_aside = steps > 1 and not torch.compiler.is_compiling()
+    compiler_loaded = "torch._dynamo" in sys.modules
     for _, module in modules:
-        sets_aside = sets_aside and not is_compiled(module)
+        sets_aside = sets_aside and not (compiler_loaded and is_compiled(module))
         if isinstance(module, Neuron):
             layers.append(module)
     layer_pass = LayerPass(steps, collector, sets_aside)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import Walk, slot_values
+from tracetorch.core.walk import Walk, slot_values, slots_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 
@@ -45,7 +46,7 @@ class MemorySnapshot:
         self._values: list[tuple[Tensor, Tensor]] = []
         for path, module in found.modules:
             kind = type(module)
-            if _is_exempt(module):
+            if _is_exempt(kind):  # type: ignore[arg-type]
                 continue
             attributes = module.__dict__
             parameters, buffers = attributes["_parameters"], attributes["_buffers"]
@@ -83,7 +84,8 @@ class MemorySnapshot:
             attributes = getattr(owner, "__dict__", None)
             if isinstance(attributes, dict):
                 self._dicts.append((path, attributes, attributes.copy()))
-            self._slots += [(path, owner, slot_values(owner))]
+            if slots_of(type(owner)):  # type: ignore[arg-type]
+                self._slots.append((path, owner, slot_values(owner)))
 
     def _current_versions(self) -> list[int]:
         versions: list[int] = []
@@ -199,9 +201,10 @@ def memory_unchanged(found: Walk, states: StateSnapshot, steps: int) -> Iterator
         )
 
 
-def _is_exempt(module: nn.Module) -> bool:
-    """Whether a module changes itself in a call for reasons of its own."""
-    return is_engine(module) or isinstance(module, LazyModuleMixin)
+@lru_cache(maxsize=1024)
+def _is_exempt(kind: Any) -> bool:
+    """Whether modules of a class change themselves in a call for reasons of their own."""
+    return is_engine(kind) or issubclass(kind, LazyModuleMixin)
 
 
 def _changed_keys(

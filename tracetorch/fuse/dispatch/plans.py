@@ -53,7 +53,7 @@ def program_of(
     if inspect.ismethod(layer.step):
         raise Unfusable("its step is not a static method: what it reads of self stays unseen")
     parts: list[Hashable] = [type(layer).__name__, ndim, dtype, layer.active_states]
-    parts.append(fingerprint("step", layer.step))
+    callables: list[tuple[str, Any]] = [("step", layer.step)]
     for name, value in kwargs.items():
         if isinstance(value, Tensor):
             _check_parameter(layer, name, value, ndim, dtype)
@@ -61,7 +61,9 @@ def program_of(
         elif value is None or type(value) in (bool, int, str):  # most are
             parts.append((name, type(value), value))
         else:
-            parts.append((name, fingerprint(name, value)))
+            callables.append((name, value))
+    for name, value in callables:
+        parts.append((name, fingerprint(name, value)))
     key = tuple(parts)
     result = _programs.get(key)
     if result is None:
