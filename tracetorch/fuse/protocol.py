@@ -15,6 +15,10 @@ class StepLayer(Protocol):
     ::
 
         step(x, <states>, *, <step kwargs>) -> (output, <states>)
+
+    States and options are attributes of the instance. The compiled single step reads those, and the
+    raw tensors in ``_parameters`` and ``_buffers``, from its ``__dict__``, and leaves new states
+    there: a lookup by name would cost more than the step.
     """
 
     @property
