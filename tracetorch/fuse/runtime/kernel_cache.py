@@ -109,9 +109,12 @@ def _places() -> list[Path]:
     places = [folder(), folder() / "__pycache__"]
     elsewhere = os.environ.get("NUMBA_CACHE_DIR")
     if elsewhere:
-        from numba.core.caching import UserProvidedCacheLocator as Locator
+        from numba.core import caching
 
-        name: str = Locator.get_suitable_cache_subpath(str(folder() / "_"))  # type: ignore[no-untyped-call]
+        # with an underscore before Numba 0.61
+        public = getattr(caching, "UserProvidedCacheLocator", None)
+        locator = public or caching._UserProvidedCacheLocator  # type: ignore[attr-defined]
+        name: str = locator.get_suitable_cache_subpath(str(folder() / "_"))
         places.append(Path(elsewhere) / name)
     return places
 
