@@ -18,7 +18,7 @@ from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.layout import layout_of
+from tracetorch.fuse.runtime.layout import allocate_results, layout_of
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -53,11 +53,8 @@ def _forward(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) ->
 
 def _forward_fake(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
     plan = plan_of(key)
-    layout, dtype = layout_of(x, plan.dim), plan.program.dtype
-    stored = plan.checkpoints(x.shape[0]) * len(plan.recomputed) * layout.lanes
-    output, *records = layout.allocate(x, dtype, sequences=1 + len(plan.record))
-    ends = layout.allocate(x, dtype, steps=len(plan.program.states))
-    return [output, *ends, *records, x.new_empty(stored, dtype=dtype)]
+    output, ends, records, checkpoints = allocate_results(plan, layout_of(x, plan.dim), x)
+    return [output, *ends, *records, checkpoints]
 
 
 # Backward

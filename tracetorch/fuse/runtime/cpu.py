@@ -18,7 +18,7 @@ from tracetorch.fuse.codegen.numba_loops import (
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.kernel_cache import compiled
-from tracetorch.fuse.runtime.layout import Layout, strided
+from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 from tracetorch.fuse.runtime.memory import scratch
 from tracetorch.fuse.runtime.threads import parallel_for
 
@@ -154,13 +154,8 @@ def forward(
     plan: Plan, layout: Layout, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
-    dtype, steps = plan.program.dtype, x.shape[0]
-    # The states at the start of each segment but the first; the backward pass recomputes the rest.
-    stored = plan.checkpoints(steps)
-    count = 1 + len(plan.record)
-    new = layout.allocate(x, dtype, sequences=count, steps=len(states))
-    (output, *records), ends = new[:count], new[count:]
-    checkpoints = torch.empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
+    steps = x.shape[0]
+    output, ends, records, checkpoints = allocate_results(plan, layout, x)
     results = [output, *ends, *records, checkpoints]
     if layout.lanes == 0:
         return results
@@ -168,7 +163,7 @@ def forward(
     # In the order of numba_loops.forward_arguments.
     arguments = (
         # Without checkpoints the whole sequence is one segment.
-        *(steps, plan.checkpoint_interval if stored else steps),
+        *(steps, plan.checkpoint_interval if plan.checkpoints(steps) else steps),
         *(grid.columns, layout.lanes, grid.rows, grid.per_group),
         *_sequence(x, layout, grid),
         *(_packed_parameters(params, layout, grid, kernel.real), kernel.literals),

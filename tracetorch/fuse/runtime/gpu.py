@@ -16,7 +16,7 @@ from torch import Tensor
 from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.kernel_cache import module_of
-from tracetorch.fuse.runtime.layout import Layout, strided
+from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
 BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
@@ -91,22 +91,18 @@ def forward(
     plan: Plan, layout: Layout, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
-    program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
-    # Allocate in the memory order of x, so that the kernel writes neighbouring lanes together.
-    output, *trajectories = layout.allocate(x, dtype, sequences=1 + len(plan.record))
-    records = dict(zip(plan.record, trajectories, strict=True))
-    last = layout.allocate(x, dtype, steps=len(program.states))
+    program, steps = plan.program, x.shape[0]
+    output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
     ends = dict(zip(program.states, last, strict=True))
-    # The states at the start of each segment but the first; the backward pass recomputes the rest.
-    stored = plan.checkpoints(steps)
-    checkpoints = x.new_empty(stored * len(plan.recomputed) * layout.lanes, dtype=dtype)
+    records = dict(zip(plan.record, trajectories, strict=True))
     # Without lanes every result is empty already, and there is no grid to launch.
     if layout.lanes:
         starts = dict(zip(program.states, states, strict=True))
+        # Without checkpoints the whole sequence is one segment.
+        every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
         # By name, because the printed kernel has an argument for each state and parameter.
         arguments = {
-            # Without checkpoints the whole sequence is one segment.
-            **_inputs(plan, layout, x, params, plan.checkpoint_interval if stored else steps),
+            **_inputs(plan, layout, x, params, every),
             **_states("start", starts, layout),
             "output": _flat(layout.arrange(output)),
             **_states("end", ends, layout),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.memory import large_empty
 
 
@@ -88,6 +89,22 @@ def layout_of(x: Tensor, dim: int) -> Layout:
     outer, neurons = math.prod(sizes[1:place]), sizes[place]
     inner = math.prod(sizes[place + 1 :])
     return Layout(order, outer, neurons, inner, outer * neurons * inner, in_order)
+
+
+def allocate_results(
+    plan: Plan, layout: Layout, x: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """Allocate the results of a forward pass: output, final states, trajectories, checkpoints.
+
+    All but the checkpoints are in the memory order of ``x``, so that a kernel writes neighbouring
+    lanes together.
+    """
+    dtype, count = plan.program.dtype, 1 + len(plan.record)
+    new = layout.allocate(x, dtype, sequences=count, steps=len(plan.program.states))
+    # The states at the start of each segment but the first; the backward pass recomputes the rest.
+    stored = plan.checkpoints(x.shape[0]) * len(plan.recomputed) * layout.lanes
+    checkpoints = torch.empty(stored, dtype=dtype, device=x.device)
+    return new[0], new[count:], new[1:count], checkpoints
 
 
 def _is_dense(dims: Sequence[tuple[int, int]]) -> bool:
