@@ -97,12 +97,11 @@ def check_both_ways(model: nn.Module, inputs: Inputs) -> Coverage:
 
     Args:
         model: any module.
-        inputs: its inputs, over all the steps that are to be compared.
+        inputs: its inputs, detached, over all the steps that are to be compared.
 
     Raises:
         ValueError: a module differs; it is named, with the reason: memory, randomness or batch.
     """
-    inputs = inputs.first(inputs.steps)  # detached
     modules = modules_of(model, closed=Recurrent)
     coverage = Coverage(inputs.steps)
     with restored(model), torch.no_grad():
@@ -131,7 +130,7 @@ class _Check:
         coverage: Coverage,
     ) -> None:
         self.modules = modules
-        self.steps, self.batch = inputs.steps, inputs.batch
+        self.steps = inputs.steps
         self.inputs = inputs
         self.start = start
         self.coverage = coverage
@@ -144,7 +143,7 @@ class _Check:
         self.coverage.uncalled = [path for path, m in self.modules if path and id(m) not in seen]
         for index, each in enumerate(calls):  # inner modules first
             self.compare(each, calls[each.first : index], ends)
-            if self._rows(each) is not None:
+            if self._has_time(each):
                 for scale in _SCALES:
                     self.synthetic(each, scale)
 
@@ -200,14 +199,14 @@ class _Check:
         ):
             torch.manual_seed(_SEED)
             run()
-        return calls, StateSnapshot([layer for layer, _, _ in self.start.states])
+        # A layer stands in the snapshot once for each of its states.
+        layers = {id(layer): layer for layer, _, _ in self.start.states}
+        return calls, StateSnapshot(layers.values())
 
-    def _rows(self, each: _Call) -> int | None:
-        """Rows of one step in dimension 0 of the arguments, ``None`` where there are none."""
+    def _has_time(self, each: _Call) -> bool:
+        """Whether there are tensors among the arguments, and all begin with time and batch."""
         tensors = [leaf for leaf in _leaves(each.args) if isinstance(leaf, Tensor)]
-        if not tensors or any(t.ndim == 0 or t.shape[0] % self.steps for t in tensors):
-            return None
-        return tensors[0].shape[0] // self.steps
+        return bool(tensors) and all(_holds_steps(leaf, self.steps) for leaf in tensors)
 
     def compare(self, each: _Call, inner: Sequence[_Call], ends: StateSnapshot) -> None:
         """Repeat one call step by step.
@@ -218,7 +217,7 @@ class _Check:
             ends: the states after the pass by layer.
         """
         path, module = each.path or "the model", each.module
-        if self._rows(each) is None:
+        if not self._has_time(each):
             self.coverage.skipped[path] = "its arguments do not begin with time and batch"
             return
         fault = self.fault(each, inner)
@@ -251,20 +250,16 @@ class _Check:
             if not isinstance(whole, Tensor):
                 continue
             stepped = torch.stack(steps)
-            if whole.ndim == 0 or whole.shape[0] % self.steps:
+            if not _holds_steps(whole, self.steps):
                 return "gives other outputs by layer than by step"
             unfolded = torch.unflatten(whole, 0, (self.steps, -1))
             if unfolded.shape != stepped.shape or not _is_close(unfolded, stepped):
                 return "gives other outputs by layer than by step"
         return None
 
-    def _step(self, each: _Call, t: int, rows: slice = slice(None)) -> Any:
+    def _step(self, each: _Call, t: int) -> Any:
         """Call the module on one step of its arguments."""
-
-        def of_step(leaf: Tensor) -> Tensor:
-            return torch.unflatten(leaf, 0, (self.steps, -1))[t][rows].clone()
-
-        args, kwargs = pytree.tree_map_only(Tensor, of_step, each.args)
+        args, kwargs = _step_of(each.args, self.steps, t)
         return each.module(*args, **kwargs)
 
     @contextmanager
@@ -360,20 +355,28 @@ class _Stubs:
                 self.fault = f"calls {recorded[0].name()} more often by step than by layer"
                 number = -1
             each = recorded[number]
-            expected = _leaves(self._of_step(each.args))
+            expected = _leaves(_step_of(each.args, self.steps, self.t))
             if not _all_close(expected, _leaves((args, kwargs))):
                 self.fault = f"gives {each.name()} other inputs by layer than by step"
-            return self._of_step(each.output)
+            return _step_of(each.output, self.steps, self.t)
 
         return forward
 
-    def _of_step(self, tree: Any) -> Any:
-        def of_step(leaf: Tensor) -> Tensor:
-            if leaf.ndim == 0 or leaf.shape[0] % self.steps:
-                return leaf
-            return torch.unflatten(leaf, 0, (self.steps, -1))[self.t].clone()
 
-        return pytree.tree_map_only(Tensor, of_step, tree)
+def _holds_steps(leaf: Tensor, steps: int) -> bool:
+    """Whether dimension 0 can hold time and batch."""
+    return leaf.ndim > 0 and leaf.shape[0] % steps == 0
+
+
+def _step_of(tree: Any, steps: int, t: int) -> Any:
+    """Take step ``t`` of every tensor that begins with time and batch; keep the others."""
+
+    def take(leaf: Tensor) -> Tensor:
+        if not _holds_steps(leaf, steps):
+            return leaf
+        return torch.unflatten(leaf, 0, (steps, -1))[t].clone()
+
+    return pytree.tree_map_only(Tensor, take, tree)
 
 
 def _check_finite(inputs: Inputs, calls: Sequence[_Call]) -> None:
