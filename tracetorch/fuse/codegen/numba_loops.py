@@ -190,7 +190,8 @@ def _walk_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
     """Print the loop over time that computes ``count`` steps of all lanes in one pass."""
     program, graph = plan.program, plan.program.forward
     states = _prefixed("s", program.states)
-    params = [name for name in _prefixed("p", program.params) if name in graph.reads()]
+    reads = graph.reads()
+    params = [name for name in _prefixed("p", program.params) if name in reads]
     with emitter.indent(f"while t + {count} <= end:"):
         # Inputs and results of the steps t ... t + count - 1, as slices that begin at the tile:
         # with a plain index the loop over lanes is vectorised.

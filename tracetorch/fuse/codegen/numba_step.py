@@ -60,8 +60,9 @@ def _lane(emitter: Emitter, plan: Plan) -> None:
     emitter.line("x_ = x[low + i]")
     for name in program.states:
         emitter.line(f"s_{name} = start_{name}[low + i]")
+    reads = graph.reads()
     for k, name in enumerate(program.params):
-        if f"p_{name}" in graph.reads():
+        if f"p_{name}" in reads:
             emitter.line(f"p_{name} = params[{k} * columns + i]")
     results = emitter.graph(graph, {"x": "x_"})
     emitter.line(f"output[low + i] = {results['output']}")

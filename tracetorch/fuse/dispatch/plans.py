@@ -79,11 +79,16 @@ def program_of(
     return result
 
 
+def dim_from_end(layer: StepLayer, ndim: int) -> int:
+    """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""
+    return layer.dim if layer.dim < 0 else layer.dim - ndim
+
+
 def _check_parameter(
     layer: StepLayer, name: str, value: Tensor, ndim: int, dtype: torch.dtype
 ) -> None:
     """Raise unless a tensor has one value for the layer, or one per neuron at ``dim``."""
-    place = layer.dim if layer.dim < 0 else layer.dim - ndim
+    place = dim_from_end(layer, ndim)
     fits = value.ndim <= ndim and value.dtype == dtype
     for dim, size in zip(range(-value.ndim, 0), value.shape, strict=True):
         fits = fits and (size == 1 or (dim == place and size == layer.num_neurons))
@@ -202,7 +207,7 @@ def _plan(
     if reason is not None:
         report_fallback(layer, backend, reason)
         return None
-    dim = layer.dim if layer.dim < 0 else layer.dim - ndim
+    dim = dim_from_end(layer, ndim)
     # a parameter that no output depends on has no gradient to compute
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
     needs_input_gradient = needs_input_gradient and "x" in program.reached

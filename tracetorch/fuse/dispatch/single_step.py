@@ -27,7 +27,7 @@ from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.codegen.numba_step import step_source
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
-from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.dispatch.plans import dim_from_end, program_of
 from tracetorch.fuse.ir.fingerprint import helpers, reads_nothing
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
@@ -129,7 +129,7 @@ class CompiledStep:
             program = program_of(layer, x.ndim, layer.check_input(x))
         except Unfusable:
             return None
-        dim = layer.dim if layer.dim < 0 else layer.dim - x.ndim
+        dim = dim_from_end(layer, x.ndim)
         return Plan(
             program,
             backend="numba",

@@ -81,7 +81,8 @@ class Program:
 
     def recomputed(self, backward: Graph) -> tuple[str, ...]:
         """Return the states whose past values ``backward`` reads, or needs to recompute others."""
-        needed = {name for name in self.states if f"s_{name}" in backward.reads()}
+        reads = backward.reads()
+        needed = {name for name in self.states if f"s_{name}" in reads}
         # To recompute a state, the states that its next value depends on are needed too.
         while True:
             reads = self.graph.select(f"next_{name}" for name in needed).reads()
