@@ -18,6 +18,7 @@ from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module
+from tracetorch.core.walk import join_path
 from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
@@ -173,7 +174,7 @@ def _states_by_path(model: nn.Module, states: Mapping[str, Tensor]) -> dict[str,
     for name, value in states.items():
         layer, _, state = name.rpartition(".")
         path = paths.get(layer, layer)
-        found[f"{path}.{state}" if path else state] = value
+        found[join_path(path, state)] = value
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tracetorch.checkpoint.wrappers import plain
-from tracetorch.core.walk import hidden_modules
+from tracetorch.core.walk import hidden_modules, join_path
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 "Hold the modules in a list or a dict."
             )
         for name, value in module.state_dict().items():
-            full = plain(f"{path}.{name}" if path else name)
+            full = plain(join_path(path, name))
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{full!r} in the state_dict is a {type(value).__name__}, not a tensor. Keep "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.walk import Walk, named_modules, slot_values, walk
+from tracetorch.core.walk import Walk, join_path, named_modules, slot_values, walk
 
 _MISSING = object()
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -78,9 +78,9 @@ class ModelSnapshot:
         for path, module, attributes in self._modules:
             names = _changed_keys(attributes, {} if is_engine(type(module)) else vars(module))
             ignored_names = ignored(module)
-            changed += [_join(path, name) for name in names if name not in ignored_names]
+            changed += [join_path(path, name) for name in names if name not in ignored_names]
         for path, registry, items in self._registries:
-            changed += [_join(path, str(key)) for key in _changed_keys(items, registry)]
+            changed += [join_path(path, str(key)) for key in _changed_keys(items, registry)]
         for path, owner, items in self._containers:
             changed += [f"{path}[{key!r}]" for key in _changed_keys(items, _items(owner))]
         return changed
@@ -107,10 +107,6 @@ class ModelSnapshot:
 
 def _is_plain(value: object) -> bool:
     return type(value) in _PLAIN or isinstance(value, nn.Module)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _items(owner: Any) -> dict[Any, Any]:

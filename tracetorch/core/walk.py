@@ -205,6 +205,11 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
     return Walk(found, owners, tensors)
 
 
+def join_path(path: str, name: str) -> str:
+    """Return the dotted path of a part; the path of the root is empty."""
+    return f"{path}.{name}" if path else name
+
+
 def named_modules(
     root: object, *, closed: type[nn.Module] | None = None
 ) -> list[tuple[str, nn.Module]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding
+from tracetorch.unrolling.inputs import tensors_by_name
 
 _LARGE = 30.0  # root mean square; pixels of 0 to 255 have about 100
 _SMALL = 1e-3  # largest magnitude
@@ -16,7 +17,7 @@ _SMALL = 1e-3  # largest magnitude
 
 def inputs(evidence: Evidence) -> Iterator[Finding]:
     """Find inputs that are not finite, zero, or badly scaled."""
-    for name, x in _named_inputs(evidence).items():
+    for name, x in tensors_by_name(evidence.inputs.tensors).items():
         bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
         if bad:
             yield Finding(
@@ -136,18 +137,10 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _named_inputs(evidence: Evidence) -> dict[str, Tensor]:
-    tensors = evidence.inputs.tensors
-    if isinstance(tensors, Tensor):
-        return {"x": tensors}
-    if isinstance(tensors, tuple):
-        return {f"x[{i}]": each for i, each in enumerate(tensors)}
-    return {f"x[{name!r}]": each for name, each in tensors.items()}
-
-
 def _samples_differ(evidence: Evidence) -> bool:
     """Whether the inputs of any sample differ from those of the first one."""
     batch_dim = 0 if evidence.inputs.static else 1  # a static input has no time
     return any(
-        bool((x != x.narrow(batch_dim, 0, 1)).any()) for x in _named_inputs(evidence).values()
+        bool((x != x.narrow(batch_dim, 0, 1)).any())
+        for x in tensors_by_name(evidence.inputs.tensors).values()
     )

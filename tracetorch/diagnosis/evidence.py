@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import modules_of, named_modules
+from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
-from tracetorch.probe.layers import call_order, neuron_layers, spike_functions
+from tracetorch.probe.layers import (
+    call_order,
+    neuron_layers,
+    recordable_names,
+    spike_functions,
+)
+from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
@@ -163,7 +169,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in named_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
-            found.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
+            found.setdefault(id(parameter), (join_path(path, name), parameter))
     return dict(found.values())
 
 
@@ -208,11 +214,7 @@ def _run(
     by: Literal["layer", "step"],
 ) -> tuple[Any, dict[str, Tensor], dict[str, Sequence[Tensor]]]:
     """Run the model; return outputs, trajectories, and each layer's inputs in the graph."""
-    names = [
-        f"{path}.{name}" if path else name
-        for path in order
-        for name in (*neurons[path].active_states, "input", "output")
-    ]
+    names = list(recordable_names({path: neurons[path] for path in order}))
     if by == "step":
         with watch(model, names, gradients=True) as watched:
             y = unroll(model, x, steps=steps, by="step")
@@ -226,7 +228,7 @@ def _run(
         name: [trajectories[name]]
         for path in order
         if path in in_one_call
-        for name in [f"{path}.input" if path else "input"]
+        for name in [join_path(path, "input")]
     }
     return y, trajectories, sources
 
@@ -241,17 +243,14 @@ def _layer(
     """Assemble the measurements of one layer."""
 
     def trajectory(name: str) -> Tensor:
-        return trajectories[f"{path}.{name}" if path else name].detach()
+        return trajectories[join_path(path, name)].detach()
 
     x = trajectory("input")
     gradient: Tensor | None = None
-    tensors = sources.get(f"{path}.input" if path else "input", ())
+    tensors = sources.get(join_path(path, "input"), ())
     grads = [gradients.get(id(t)) for t in tensors]
     if any(grad is not None for grad in grads):
-        pairs = zip(tensors, grads, strict=True)
-        filled = [torch.zeros_like(t) if g is None else g for t, g in pairs]
-        # One source spans all steps, or there is one for each step.
-        gradient = filled[0] if filled[0].ndim == x.ndim else torch.stack(filled)
+        gradient = join_gradients(tensors, grads, x.ndim)
     distances = None
     if not isinstance(layer, Recurrent):
         states = {name: trajectory(name) for name in layer.active_states}

@@ -43,7 +43,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
     yield from _over_layers(evidence)
     yield from _exploding(evidence, found)
     for layer in evidence.layers:
-        yield from _exploding_over_time(evidence, layer)
+        yield from _exploding_over_time(layer)
 
 
 def norm(gradient: Tensor | None) -> float | None:
@@ -131,7 +131,7 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
         )
 
 
-def _exploding_over_time(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
+def _exploding_over_time(layer: LayerEvidence) -> Iterator[Finding]:
     steps = norm_by_step(layer.gradient)
     if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
         return

@@ -17,7 +17,7 @@ from tracetorch.core.torch_private import (
     FakeTensorMode,
     pytree,
 )
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.neuron import transient_attributes_of
@@ -40,6 +40,10 @@ class StepSignature:
 
     states: Mapping[str, TensorSpec]
     step_kwargs: Mapping[tuple[str, int, torch.dtype], Mapping[str, Any]]
+
+    def zero_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """Return zeros for every state, by name."""
+        return {name: spec.zeros(batch, device) for name, spec in self.states.items()}
 
 
 def step_signature(model: nn.Module, sample: Any) -> StepSignature:
@@ -140,7 +144,7 @@ def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tenso
                 ]
             for container, key, label in places:
                 container[key] = mode.from_tensor(container[key])
-                fakes[f"{path}.{label}" if path else label] = container[key]
+                fakes[join_path(path, label)] = container[key]
     return fakes
 
 

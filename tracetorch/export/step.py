@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import hidden_modules
+from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.export.signature import BATCHES, StepSignature, resized, step_signature
 from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
@@ -70,10 +70,10 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
         pytree.tree_map(lambda _: {0: batch}, tensors),
         {name: dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
     )
-    device = _device(tensors)
+    device = pytree.tree_leaves(tensors)[0].device
     example = (
         resized(tensors, BATCHES[0]),
-        {name: spec.zeros(BATCHES[0], device) for name, spec in signature.states.items()},
+        signature.zero_states(BATCHES[0], device),
     )
     _check_step_from_rest(model, tensors, signature)
     with (
@@ -98,8 +98,7 @@ def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignatu
         return
     results = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        size, device = len(leaves[0]), _device(tensors)
-        zeros = {name: spec.zeros(size, device) for name, spec in signature.states.items()}
+        zeros = signature.zero_states(len(leaves[0]), leaves[0].device)
         for states in ({}, zeros):
             set_states(model, states)
             y = call(model, pytree.tree_map(torch.clone, tensors))
@@ -153,7 +152,7 @@ class ExplicitStep(nn.Module):
         with restored(self.model, tensors=False, training=False), ExitStack() as overrides:
             for path, layer in named_neurons(self.model):
                 for name in layer.active_states:
-                    setattr(layer, name, states.get(f"{path}.{name}" if path else name))
+                    setattr(layer, name, states.get(join_path(path, name)))
                 layer.mark_states_current()
                 overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
             y = call(self.model, x)
@@ -191,8 +190,3 @@ def dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:
 
 def _is_one_of(value: Tensor, others: list[Tensor]) -> bool:
     return any(value is other for other in others)
-
-
-def _device(tensors: Any) -> torch.device:
-    leaves: list[Tensor] = pytree.tree_leaves(tensors)
-    return leaves[0].device

@@ -13,7 +13,7 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.connections import OperationCounts
 from tracetorch.metrics.size import WEIGHTED
@@ -129,7 +129,7 @@ def observe(
         # unroll refuses to record a layer that is not called.
         called = call_order(model, inputs, by)
         membranes = {
-            f"{stats.path}.{name}" if stats.path else name: stats
+            join_path(stats.path, name): stats
             for stats in modules
             if (name := membrane_name(stats.module)) is not None and stats.path in called
         }

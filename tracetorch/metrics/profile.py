@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count
 from tracetorch.core.hooks import Hook, PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
-from tracetorch.metrics.energy import EnergyAssumptions
+from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
+from tracetorch.metrics.operations import sum_operations
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.neuron import Neuron
@@ -135,12 +136,11 @@ def _row(
         dead = float((stats.fired == 0).double().mean())
         saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
     multiplies = isinstance(stats.module, WEIGHTED)
-    counts = stats.operations
-    macs, acs, dense = (n / batch for n in (counts.macs, counts.acs, counts.dense))
+    operations = sum_operations([stats], batch)
     updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
     # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
     counted = multiplies or updates is not None
-    energy = macs * cost.mac_pj + acs * cost.ac_pj + (updates or 0.0) * cost.update_pj
+    estimate = energy(operations, updates=updates or 0.0, assumptions=cost)
     tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
     return LayerProfile(
         path=stats.path,
@@ -150,11 +150,11 @@ def _row(
         rate=rate,
         dead=dead,
         saturated=saturated,
-        macs=macs if multiplies else None,
-        acs=acs if multiplies else None,
-        dense=dense if multiplies else None,
+        macs=operations.effective_macs if multiplies else None,
+        acs=operations.effective_acs if multiplies else None,
+        dense=operations.dense if multiplies else None,
         updates=updates,
-        energy_pj=energy if counted else None,
+        energy_pj=estimate.total_pj if counted else None,
         seconds=seconds,
         held_bytes=sum(t.numel() * t.element_size() for t in tensors) + stats.state_bytes,
         output_bytes=stats.output_bytes,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracetorch.core.walk import join_path
 from tracetorch.nir.graph import KINDS, OPTIONAL, Graph, Node, naming
 
 _MAX_DEPTH = 32  # graphs in graphs; a hostile file could nest them without end
@@ -36,7 +37,7 @@ def parse(dictionary: Any, path: str = "", depth: int = 0) -> Graph:
         raise ValueError(f"{title} has no nodes.")
     graph = Graph(metadata=_metadata(dictionary))
     for name, part in parts.items():
-        full = f"{path}.{name}" if path else name
+        full = join_path(path, name)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{title} has a node with the name {name!r}; names are words.")
         if not isinstance(part, Mapping):

@@ -98,8 +98,9 @@ def to_nir(
     order = json.dumps(names)
     graph.metadata.update(mode=mode, dt=float(dt), discretization=discretization)
     graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
-    _, wiring = wire(parse(_dictionary(graph)), clock)  # the very checks that a reader makes
-    written = nir.dict2NIRNode(_dictionary(graph))
+    dictionary = _dictionary(graph)
+    _, wiring = wire(parse(dictionary), clock)  # the very checks that a reader makes
+    written = nir.dict2NIRNode(dictionary)
     _declare_shapes(written, wiring)
     return written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus
 
@@ -34,7 +34,7 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"decays takes an nn.Module, got {type(model).__name__}.")
     return {
-        f"{path}.{name}" if path else name: value
+        join_path(path, name): value
         for path, layer in named_modules(model)
         if isinstance(layer, Neuron)
         for name, value in _constrained_values(layer, (sigmoid,)).items()

@@ -10,7 +10,7 @@ from torch import nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
-from tracetorch.core.walk import modules_of, named_modules
+from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import named_neurons
@@ -36,7 +36,7 @@ def neuron_layers(model: nn.Module) -> dict[str, Neuron]:
 def recordable_names(layers: dict[str, Neuron]) -> dict[str, tuple[str, str]]:
     """Map the full name of every recordable tensor to its layer's path and its own name."""
     return {
-        f"{path}.{name}" if path else name: (path, name)
+        join_path(path, name): (path, name)
         for path, layer in layers.items()
         for name in (*layer.active_states, *ENDS)
     }

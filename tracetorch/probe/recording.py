@@ -123,10 +123,7 @@ class Recording(Mapping[str, Tensor]):
             )
         gradients: dict[str, Tensor] = {}
         for name, tensors in self._sources.items():
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
-            # One source spans all steps, or there is one for each step.
-            whole = grads[0].ndim == self[name].ndim
-            gradients[name] = grads[0] if whole else torch.stack(grads)
+            gradients[name] = join_gradients(tensors, [t.grad for t in tensors], self[name].ndim)
         return Recording(gradients, dims=self._dims)
 
     def detach(self) -> Recording:
@@ -155,3 +152,10 @@ class Recording(Mapping[str, Tensor]):
             dims = self._dims.get(name) or dimension_names(path, array.ndim)
             data[name] = (tuple(dims), array)
         return xarray.Dataset(data)
+
+
+def join_gradients(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], ndim: int) -> Tensor:
+    """Return the gradient of a trajectory of ``ndim`` dimensions; a missing one is zero."""
+    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)]
+    # One source spans all steps, or there is one for each step.
+    return filled[0] if filled[0].ndim == ndim else torch.stack(filled)

@@ -110,7 +110,7 @@ class StatefulLayer(TTModule):
 
     def label(self) -> str:
         """Name the layer for messages, with its path in the model that is being called."""
-        return _label(self, path_on_stack(self))
+        return layer_label(self, path_on_stack(self))
 
     # Checks of one call
 
@@ -252,7 +252,7 @@ class StatefulLayer(TTModule):
     def check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very layer."""
         super().check_reset(path, where)
-        self._check_mask_fits(_label(self, path), where)
+        self._check_mask_fits(layer_label(self, path), where)
 
     def _check_mask_fits(self, label: str, where: Tensor) -> None:
         for name in self.active_states:
@@ -284,7 +284,7 @@ class StatefulLayer(TTModule):
         """
         state: Tensor = getattr(self, name)
         if is_leaked_tracer(state):
-            raise ValueError(_leaked(_label(self, path), name))
+            raise ValueError(_leaked(layer_label(self, path), name))
         return state.detach().clone()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -333,7 +333,8 @@ class _EmptyLikeDetector(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _label(layer: StatefulLayer, path: str | None) -> str:
+def layer_label(layer: StatefulLayer, path: str | None) -> str:
+    """Name a layer for messages, with its path where it is known."""
     return f"layer {path!r}, {layer!r}," if path else f"{layer!r}"
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, suggestion
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.stateful_layer import layer_label
 
 
 def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
@@ -58,7 +59,7 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """
     check_module(module)
     states: dict[str, Tensor] = {}
-    for full, (layer, name) in _names(module).items():
+    for full, (layer, name) in _names(named_neurons(module)).items():
         state = getattr(layer, name)
         if state is not None:
             path = full.rpartition(".")[0]
@@ -96,7 +97,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
     layers = list(named_neurons(module))
-    known = _names(module)
+    known = _names(layers)
     for name in states:
         if name not in known:
             hint = suggestion(name, sorted(known))
@@ -104,28 +105,28 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     for path, layer in layers:
         _check(
             layer,
-            {n: states[k] for n in layer.active_states if (k := _join(path, n)) in states},
+            {n: states[k] for n in layer.active_states if (k := join_path(path, n)) in states},
             path,
         )
     for path, layer in layers:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
         for name in layer.active_states:
-            state = states.get(_join(path, name))
+            state = states.get(join_path(path, name))
             setattr(layer, name, None if state is None else state.clone().to(device))
         layer.mark_states_current()
 
 
-def _names(module: nn.Module) -> dict[str, tuple[Neuron, str]]:
+def _names(layers: Iterable[tuple[str, Neuron]]) -> dict[str, tuple[Neuron, str]]:
     """Layer and state of every name; raises where a name would not say which."""
     names: dict[str, tuple[Neuron, str]] = {}
-    for path, layer in named_neurons(module):
+    for path, layer in layers:
         if "{" in path:
             raise ValueError(
                 f"{path!r} is a layer in a set, which has no order: its states cannot be named. "
                 "Hold the layers in a list or a dict."
             )
         for name in layer.active_states:
-            full = _join(path, name)
+            full = join_path(path, name)
             if full in names:
                 raise ValueError(
                     f"two states would be called {full!r}. Give the layers' containers keys that "
@@ -138,7 +139,7 @@ def _names(module: nn.Module) -> dict[str, tuple[Neuron, str]]:
 def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
     if not states:
         return
-    owner = f"layer {path!r}, {layer!r}," if path else repr(layer)
+    owner = layer_label(layer, path)
     missing = [name for name in layer.active_states if name not in states]
     if missing:
         raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
@@ -157,7 +158,3 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
     if any((s.shape, s.dtype) != (first.shape, first.dtype) for s in states.values()):
         shapes = {name: (list(state.shape), state.dtype) for name, state in states.items()}
         raise ValueError(f"{owner} needs its states in one shape and dtype, got {shapes}.")
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

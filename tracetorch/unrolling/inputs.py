@@ -87,6 +87,15 @@ def call(model: nn.Module, x: Any) -> Any:
     return model(x)
 
 
+def tensors_by_name(x: Any) -> dict[str, Any]:
+    """Name the tensors of an input for messages: ``x``, ``x[0]``, ``x['name']``."""
+    if isinstance(x, tuple):
+        return {f"x[{i}]": each for i, each in enumerate(x)}
+    if isinstance(x, dict):
+        return {f"x[{name!r}]": each for name, each in x.items()}
+    return {"x": x}
+
+
 def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> Inputs:
     """Check ``x`` and return it as :class:`Inputs`; a missing batch is added.
 
@@ -99,17 +108,11 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
         steps = check_count("steps", steps)
     if type(time_dim) is not int:
         time_dim = check_integer("time_dim", time_dim)
-    named: dict[str, object]
-    if isinstance(x, Tensor):
-        named = {"x": x}
-    elif isinstance(x, tuple):
-        named = {f"x[{i}]": each for i, each in enumerate(x)}
-    elif isinstance(x, dict):
-        named = {f"x[{name!r}]": each for name, each in x.items()}
-    else:
+    if not isinstance(x, (Tensor, tuple, dict)):
         raise TypeError(
             f"x must be a tensor, a tuple or a dict of tensors, got {type(x).__name__}."
         )
+    named = tensors_by_name(x)
     if not named:
         raise ValueError("x holds no tensor.")
     arranged = [_arranged(name, each, steps, time_dim, batched) for name, each in named.items()]

@@ -20,7 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import Walk, slot_values, slots_of
+from tracetorch.core.walk import Walk, join_path, slot_values, slots_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 
@@ -78,8 +78,7 @@ class MemorySnapshot:
         if isinstance(owner, dict):
             self._dicts.append((path, owner, dict(owner)))
         elif isinstance(owner, (list, deque, set)):
-            items = (len(owner),) if len(owner) > _LONG else tuple(owner)
-            self._sequences.append((path, owner, items))
+            self._sequences.append((path, owner, _contents(owner)))
         elif not isinstance(owner, (tuple, frozenset)):
             attributes = getattr(owner, "__dict__", None)
             if isinstance(attributes, dict):
@@ -110,7 +109,7 @@ class MemorySnapshot:
                 for name in _changed_keys(None, before, now):
                     return f"{path}.{name}"
         for path, owner, before_items in self._sequences:
-            items = (len(owner),) if len(owner) > _LONG else tuple(owner)
+            items = _contents(owner)
             if len(items) != len(before_items) or not all(map(_same, items, before_items)):
                 return path
         for path, owner, slots in self._slots:
@@ -131,7 +130,7 @@ class MemorySnapshot:
             for name, tensor in registry.items():
                 # another object is not changed in place: FSDP has put a parameter together
                 own = before.get(name) is tensor
-                names.append((f"{path}.{name}" if path else name) if own else None)
+                names.append(join_path(path, name) if own else None)
         names += [path for path, _ in self._tensors]
         pairs = zip(names, versions, self._versions, strict=True)
         return next((name for name, now, old in pairs if now != old and name is not None), None)
@@ -158,6 +157,11 @@ class MemorySnapshot:
             for tensor, value in self._values:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _contents(owner: Any) -> tuple[Any, ...]:
+    """Return the items of a sequence or set, of a long one its length alone."""
+    return (len(owner),) if len(owner) > _LONG else tuple(owner)
 
 
 def _equal(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

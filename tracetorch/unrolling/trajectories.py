@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import constant_in_compile
-from tracetorch.core.walk import modules_of
+from tracetorch.core.walk import join_path, modules_of
 from tracetorch.snn.neuron import Neuron
 
 # What can be recorded of a layer beside the states that it has.
@@ -78,13 +78,12 @@ class TrajectoryCollector:
     """
 
     def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, Neuron]]) -> None:
-        self.paths: list[str] = []
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
         names: dict[str, tuple[Neuron, str]] = {
-            f"{path}.{name}" if path else name: (layer, name)
+            join_path(path, name): (layer, name)
             for path, layer in layers
             for name in (*layer.active_states, *ENDS)
         }

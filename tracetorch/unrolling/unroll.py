@@ -142,8 +142,7 @@ def unroll(
         >>> y.shape, seen["1.output"].shape
         (torch.Size([10, 8, 2]), torch.Size([10, 8, 3]))
     """
-    if not isinstance(model, nn.Module):
-        check_module(model)  # which says what it is
+    check_module(model)
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
