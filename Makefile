@@ -32,7 +32,8 @@ tests: $(VENV)/.test
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
 
-# mutants: plant faults, one at a time, and count those that tests catch: minutes for each.
+# mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
+# coverage; then each fault runs those that run its line, which takes some fifteen seconds.
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -2,10 +2,11 @@
 
     python -m tests.mutants --sample 200 --seed 0 --room unrolling
 
-Each fault changes one place of one file (a comparison, an operator, a constant, a condition, an
-argument, a ``raise``) in a copy, and the fast tests that mirror the file run there
-until the first fails. Faults that survive are printed with file and line: a test is missing
-there, or the change makes no difference.
+The fast tests run once under coverage, so that it is known which of them run which line. Then each
+fault changes one place of one file (a comparison, an operator, a constant, a condition, an
+argument, a ``raise``) in a copy, and the tests that run that line run there until the first fails,
+those that mirror the file first. Faults that survive are printed with file and line: a test is
+missing there, or the change makes no difference.
 """
 
 from __future__ import annotations
@@ -28,12 +29,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tracetorch"
 
-# The tests that a room answers to, beside those that mirror it.
-ALSO = {
-    "core": ["tests/snn", "tests/unrolling/test_outside_memory.py"],
-    "snn": ["tests/fuse/test_sequence.py", "tests/unrolling/test_unroll.py"],
-    "fuse": ["tests/unrolling/test_unroll.py"],
-}
+FAST = "not slow and not gpu"
+# So many of the other tests that run a line, at random: lines of `Neuron` have thousands.
+MOST_ELSEWHERE = 300
 
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE,
@@ -152,23 +150,74 @@ def mutants_of(path: Path) -> list[Mutant]:
     ]
 
 
-def tests_of(path: str) -> list[str]:
-    """Return the tests that a file answers to, its mirror first."""
+class Coverage:
+    """Coverage of the package by the fast tests: which tests run which line.
+
+    Args:
+        data: coverage's data file, with one context per test.
+    """
+
+    def __init__(self, data: Path) -> None:
+        from coverage import CoverageData
+
+        self._data = CoverageData(str(data))
+        self._data.read()
+        self._files = {Path(file).as_posix(): file for file in self._data.measured_files()}
+
+    def tests(self, path: str, line: int) -> list[str]:
+        """Return the tests that run the statement at a line, those that mirror the file first."""
+        mirror = mirrors_of(path)
+        file = next((own for name, own in self._files.items() if name.endswith(f"/{path}")), None)
+        found: set[str] = set()
+        if file is not None:
+            contexts = self._data.contexts_by_lineno(file)
+            for number in statement_lines(path, line):
+                found |= {context.split("|")[0] for context in contexts.get(number, [])} - {""}
+        near = sorted(test for test in found if test.startswith(tuple(mirror)))
+        far = sorted(found.difference(near))
+        random.Random(0).shuffle(far)
+        # a line that runs at import alone, or in another process, answers to its mirror
+        return near + far[:MOST_ELSEWHERE] if found else mirror
+
+
+def statement_lines(path: str, line: int) -> range:
+    """Return the lines of the innermost statement around a line; of a block, those of its head."""
+    lines = range(line, line + 1)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            end = body[0].lineno - 1 if body else node.end_lineno
+            if node.lineno <= line <= (end or line):
+                lines = range(node.lineno, (end or line) + 1)
+    return lines
+
+
+def mirrors_of(path: str) -> list[str]:
+    """Return the tests that mirror a file: of that file, then of its room."""
     parts = Path(path).relative_to("tracetorch").parts
     room = parts[0].removesuffix(".py")
     mirror = ROOT / "tests" / Path(*parts[:-1]) / f"test_{parts[-1]}"
     chosen = [str(mirror.relative_to(ROOT))] if mirror.exists() else []
     folder = f"tests/{room}"
-    chosen += [folder] if (ROOT / folder).is_dir() else [f"tests/test_{room}.py"]
-    return chosen + ALSO.get(room, [])
+    return [*chosen, folder if (ROOT / folder).is_dir() else f"tests/test_{room}.py"]
 
 
-def is_caught(mutant: Mutant, folder: Path, limit: float) -> bool:
-    """Whether the tests fail, or do not end in time, with the fault planted in ``folder``."""
+def cover(data: Path) -> None:
+    """Run the fast tests under coverage, with one context per test."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", FAST]
+    command += ["--cov=tracetorch", "--cov-context=test", "--cov-report="]
+    environment = {**os.environ, "COVERAGE_FILE": str(data)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def is_caught(mutant: Mutant, tests: list[str], folder: Path, limit: float) -> bool:
+    """Whether tests fail, or do not end in time, with the fault planted in ``folder``."""
     target = folder / mutant.path
     original = target.read_text()
+    chosen = folder / "chosen_tests"
+    chosen.write_text("\n".join(tests))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", "not slow and not gpu", *tests_of(mutant.path)]
+    command += ["-m", FAST, f"@{chosen}"]
     try:
         target.write_text(mutant.source())
         ran = subprocess.run(
@@ -182,6 +231,8 @@ def is_caught(mutant: Mutant, folder: Path, limit: float) -> bool:
         return True
     finally:
         target.write_text(original)
+    if ran.returncode not in (0, 1, 2):  # passed, failed, not collected
+        raise RuntimeError(f"pytest ended with {ran.returncode}: {ran.stdout.decode()[-2000:]}")
     return ran.returncode != 0
 
 
@@ -192,20 +243,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--room", default="", help="only files below tracetorch/ROOM")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many; 0: never")
+    parser.add_argument("--coverage", type=Path, help="coverage's data of an earlier run")
+    parser.add_argument("--only", default="", help="only faults at FILE:LINE, with commas between")
     options = parser.parse_args(arguments)
     files = [p for p in sorted((PACKAGE / options.room).rglob("*.py")) if p.name != "__init__.py"]
     generator = random.Random(options.seed)
     every = [mutant for path in files for mutant in mutants_of(path)]
     sample = generator.sample(every, min(options.sample, len(every)))
+    if options.only:
+        places = options.only.split(",")
+        sample = [mutant for mutant in sample if f"{mutant.path}:{mutant.line}" in places]
     survived: list[Mutant] = []
     done, begin = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "runs", "media"))
+        data = options.coverage or Path(temporary) / "coverage"
+        if options.coverage is None:
+            cover(data)
+        coverage = Coverage(data)
         for mutant in sample:
             if options.minutes and time.monotonic() - begin > 60 * options.minutes:
                 break
-            caught = is_caught(mutant, folder, limit=900.0)
+            tests = coverage.tests(mutant.path, mutant.line)
+            caught = is_caught(mutant, tests, folder, limit=300.0)
             done += 1
             if not caught:
                 survived.append(mutant)
