@@ -100,7 +100,7 @@ clean:
 
 # bench: measure this library beside the peers that are installed. bench-peers: install them, on
 # the same release of PyTorch as ours, each group in an environment of its own.
-PEERS := 'spikingjelly>=2.0,<3' 'snntorch>=1.0,<2' 'norse>=1.1,<2' 'sinabs>=3.1,<4'
+PEERS := 'mlxtend>=0.23' 'spikingjelly>=2.0,<3' 'snntorch>=1.0,<2' 'norse>=1.1,<2' 'sinabs>=3.1,<4'
 SAME := .venv-peers/torch.txt
 
 bench: $(VENV)/.bench

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, answer in found.items():
                 value = run.value(case.name, name)
                 text = answer["failed"] if value is None else amount(case, value)
+                cold = answer.get("cold")
+                text += "" if cold is None else f" hot, {amount(case, cold)} cold"
                 density = answer.get("density")
                 spikes = "" if density is None else f"   (spikes {density:.3f})"
                 print(f"    {name:22} {text}{spikes}", flush=True)
@@ -110,8 +112,8 @@ def write(run: Run, options: argparse.Namespace) -> None:
         run = Run.from_json(json.loads((out / "results.json").read_text())).with_rows_of(run)
     (out / "table.md").write_text(table(run))
     (out / "results.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
-    drawn = draw(run, out / "lif.png")
-    print(f"table.md, results.json{' and lif.png' if drawn else ''} are in {out}")
+    drawn = draw(run, out)
+    print(", ".join(["table.md", "results.json", *drawn]), f"are in {out}")
 
 
 if __name__ == "__main__":

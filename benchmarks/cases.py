@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["lif", "linear", "conv", "bsrlif", "stream", "growth", "memory"]
+Kind = Literal[
+    "shd", "recurrent", "static", "events", "dvs", "conv", "accuracy", "linear",
+    "lif", "bsrlif", "stream", "growth", "memory",
+]  # fmt: skip
 Pass = Literal["forward", "train"]
 
+NETWORKS: tuple[Kind, ...] = ("shd", "static", "events", "dvs", "conv", "linear")
 DECAY = 0.9
 CONV_DECAY = 0.5
 THRESHOLD = 1.0
+SHAPES = {"conv": (1, 28, 28), "dvs": (2, 34, 34)}  # of one sample; (N,) elsewhere
+DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
+ACCURACY = 0.9  # on held-out digits, at which training ends
 
 
 @dataclass(frozen=True)
 class Case:
     """A row of the table: a model, a shape ``[T, B, N]`` and a pass.
 
-    ``way`` is the pass: ``train`` is forward and backward. ``only`` names the libraries that run
-    the case, all where empty.
+    ``way`` is the pass: ``train`` is forward and backward. ``density`` is the share of ones in an
+    input of spikes. ``only`` names the libraries that run the case, all where empty.
     """
 
     name: str
@@ -27,6 +34,7 @@ class Case:
     B: int
     N: int
     way: Pass
+    density: float = 0.0
     threads: int = 2
     only: tuple[str, ...] = ()
 
@@ -36,34 +44,54 @@ class Case:
         return self.T * self.B * self.N
 
 
-def _both(name: str, kind: Kind, T: int, B: int, N: int, only: tuple[str, ...] = ()) -> list[Case]:
+def _both(
+    name: str,
+    kind: Kind,
+    T: int,
+    B: int,
+    N: int,
+    only: tuple[str, ...] = (),
+    density: float = 0.0,
+) -> list[Case]:
     """Return the forward and the training case of one shape."""
-    return [Case(f"{name}, {way}", kind, T, B, N, way, only=only) for way in ("forward", "train")]
+    return [
+        Case(f"{name}, {way}", kind, T, B, N, way, density, only=only)
+        for way in ("forward", "train")
+    ]
 
 
 def all_cases() -> list[Case]:
-    """Return the cases of a full run, in the order of the table."""
-    found: list[Case] = []
-    for N in (128, 512, 2048, 8192):
-        found += _both(f"LIF N={N}", "lif", 100, 32, N)
+    """Return the cases of a full run, in the order of the table: whole networks first."""
+    found = _both("SHD shape 700-256-256-20, input 2 %", "shd", 100, 64, 700, density=0.02)
+    found += _both("Recurrent LIF N=128", "recurrent", 100, 32, 128)
+    found += _both("784-256-256-10, same input each step", "static", 4, 256, 784)
+    for density in DENSITIES:
+        name = f"Linear+LIF N=512, input {100 * density:g} %"
+        found += _both(name, "events", 500, 16, 512, density=density)
+    found += _both("DVS shape 2-32-32-64, input 1.5 %", "dvs", 20, 16, 2 * 34 * 34, density=0.015)
+    found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
     for N in (512, 2048):
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
-    found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
+    found.append(Case(f"digits to {100 * ACCURACY:g} %", "accuracy", 4, 100, 784, "train"))
+    for N in (128, 512, 2048, 8192):
+        found += _both(f"LIF N={N}", "lif", 100, 32, N)
     # no peer has a neuron of this kind
     found += _both(
         "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2", "floor")
     )
     found.append(Case("one step B=1 N=128", "stream", 1, 1, 128, "forward", threads=1))
     found.append(Case("peak memory LIF N=2048", "memory", 100, 32, 2048, "train"))
-    # time per step as the sequence grows
+    # time as the sequence or the batch grows; as the layer grows, the rows of LIF tell
+    few = ("tracetorch", "spikingjelly", "floor")
     for T in (100, 1_000, 10_000):
-        few = ("tracetorch", "spikingjelly", "floor")
         found += _both(f"LIF B=32 N=128 T={T}", "growth", T, 32, 128, few)
+    for B in (1, 1024):
+        found += _both(f"LIF B={B} N=128 T=100", "growth", 100, B, 128, few)
     return found
 
 
 def quick(case: Case) -> Case:
     """Shrink the shape of a case for a smoke test."""
-    if case.kind == "conv":
+    if case.kind in SHAPES or case.kind == "accuracy":
         return replace(case, T=2, B=2)
     return replace(case, T=min(case.T, 4), B=min(case.B, 2), N=min(case.N, 16))

@@ -36,7 +36,8 @@ LIBRARIES = (
         "spikingjelly",
         "spikingjelly",
         ".venv-peers",
-        "multi-step, torch backend; one decay per layer learns, the threshold does not",
+        "multi-step, its torch backend; one decay per layer learns, the threshold does not; "
+        "its LinearRecurrentContainer multiplies the input too",
     ),
     Library(
         "spikingjelly-compiled",
@@ -70,6 +71,7 @@ LIBRARIES = (
         "JAX, jitted; per-neuron decay learns, the threshold does not; resets one step later",
     ),
     Library("0.9.2", "previous", ".venv-0.9.2", "per-neuron decay and threshold learn; stepped"),
-    Library("floor", "floor", differs="copy_ of the same bytes; the linear layer alone"),
+    Library("relu", "relu", differs="ReLU in place of the neurons, time as a part of the batch"),
+    Library("floor", "floor", differs="the products alone, dense; copy_ of the bytes of a layer"),
 )
 NAMES = tuple(library.name for library in LIBRARIES)

@@ -12,8 +12,8 @@ from benchmarks.cases import Case
 class Run:
     """Machine, settings and results of a run of the benchmarks.
 
-    ``results`` maps each case to the answer of each library: ``seconds`` or ``bytes``, and
-    ``density``; or ``failed`` with the reason.
+    ``results`` maps each case to the answer of each library: ``seconds`` (hot) and ``cold``, or
+    ``bytes``, and ``density``; or ``failed`` with the reason.
     """
 
     machine: dict[str, str]
@@ -23,17 +23,19 @@ class Run:
     cases: list[Case] = field(default_factory=list)
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
-    def value(self, case: str, library: str) -> float | None:
+    def value(self, case: str, library: str, cold: bool = False) -> float | None:
         """Return the seconds or bytes of a case; ``None`` where it was not measured."""
         answer = self.results.get(case, {}).get(library, {})
         if "failed" in answer:
             return None
-        found: float | None = answer.get("seconds", answer.get("bytes"))
+        found: float | None = answer.get("cold" if cold else "seconds", answer.get("bytes"))
         return found
 
-    def ratio(self, case: str, library: str, to: str = "tracetorch") -> float | None:
+    def ratio(
+        self, case: str, library: str, to: str = "tracetorch", cold: bool = False
+    ) -> float | None:
         """Return how many times as much ``library`` takes as ``to``."""
-        its, ours = self.value(case, library), self.value(case, to)
+        its, ours = self.value(case, library, cold), self.value(case, to, cold)
         return its / ours if its and ours else None
 
     def with_rows_of(self, later: Run) -> Run:
@@ -64,8 +66,13 @@ class Run:
     def as_json(self) -> dict[str, Any]:
         """Return the run as a dict for JSON, with the ratios to traceTorch."""
         data = asdict(self)
-        data["ratios"] = {
-            case: {name: self.ratio(case, name) for name in found if name != "tracetorch"}
-            for case, found in self.results.items()
-        }
+        for key, cold in (("ratios", False), ("cold_ratios", True)):
+            data[key] = {
+                case: {
+                    name: self.ratio(case, name, cold=cold)
+                    for name in found
+                    if name != "tracetorch"
+                }
+                for case, found in self.results.items()
+            }
         return data

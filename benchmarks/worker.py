@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,15 +24,39 @@ ROOT = Path(__file__).resolve().parent.parent
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
-def measure(task: Task, seconds: float) -> float:
-    """Return the median seconds of the runs that fit in ``seconds``, of one at least."""
+def measure(task: Task, seconds: float, chill: Callable[[], None] | None = None) -> float:
+    """Return the median seconds of the runs that fit in ``seconds``, of one at least.
+
+    Args:
+        task: what to run.
+        seconds: how long to go on.
+        chill: what runs between two runs and is not timed; the runs are *hot* where ``None``.
+    """
     times: list[float] = []
     started = time.perf_counter()
     while not times or (time.perf_counter() - started < seconds and len(times) < MOST):
+        if chill is not None:
+            chill()
         before = time.perf_counter()
         task.run()
         times.append(time.perf_counter() - before)
     return statistics.median(times)
+
+
+def product() -> Callable[[], None]:
+    """Return what makes the next run cold: a product of two matrices of 1024 x 1024 numbers.
+
+    It takes the caches of data and of code, and leaves the threads of PyTorch spinning, as any
+    other part of a training step does.
+    """
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        a = torch.ones(1024, 1024)
+        return lambda: torch.mm(a, a)
+    import numpy as np
+
+    b = np.ones((1024, 1024), dtype=np.float32)
+    return lambda: np.dot(b, b)
 
 
 class Worker:
@@ -41,6 +66,7 @@ class Worker:
         self.adapter = adapter
         self.task: Task | None = None
         self.slow = False
+        self.chill = product()
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
         """Build a case and run it until it is warm."""
@@ -67,13 +93,18 @@ class Worker:
         }
 
     def measure(self, seconds: float = ENOUGH) -> dict[str, Any]:
-        """Time the prepared case."""
+        """Time the prepared case, hot and cold."""
         if self.task is None:
             raise RuntimeError("nothing is prepared")
         # an unmeasured run: another library has used the caches since the last one
         if not self.slow:
             self.task.run()
-        return {"seconds": measure(self.task, seconds)}
+        hot = measure(self.task, seconds)
+        # a run of a second is as long cold as hot
+        return {
+            "seconds": hot,
+            "cold": hot if self.slow else measure(self.task, seconds, self.chill),
+        }
 
     def drop(self) -> dict[str, Any]:
         """Release the prepared case."""

@@ -1,12 +1,14 @@
-"""Lower bound: the cost of memory traffic, or of the matrix product before the neurons."""
+"""Lower bound: the cost of memory traffic, or of the products before the neurons."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.cases import Case
-from benchmarks.torch_task import TorchTask, inputs, linear
+from benchmarks.adapters.relu import stateless
+from benchmarks.cases import NETWORKS, Case
+from benchmarks.task import Task
+from benchmarks.torch_task import TorchTask, inputs
 
 
 class Copy:
@@ -27,21 +29,15 @@ class Copy:
         return float("nan")
 
 
-class Product(TorchTask):
-    """Linear layer alone, on time and batch at once."""
+def recurrent_products(case: Case) -> Task:
+    """Build the products of a recurrent layer: one for each step."""
+    layer = nn.Linear(case.N, case.N)
 
-    def __init__(self, case: Case) -> None:
-        layer = linear(case.N)
+    def run(x: Tensor) -> Tensor:
+        return torch.stack([layer(step) for step in x.unbind(0)])
 
-        def run(x: Tensor) -> Tensor:
-            y: Tensor = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            return y
-
-        super().__init__(case, inputs(case), run, lambda: None, list(layer.parameters()))
-
-    def density(self) -> float:
-        """Return NaN: nothing spikes."""
-        return float("nan")
+    nothing = lambda: torch.tensor(float("nan"))  # noqa: E731
+    return TorchTask(case, inputs(case), run, lambda: None, [*layer.parameters()], nothing)
 
 
 def version() -> str:
@@ -49,10 +45,13 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    if case.kind in ("lif", "growth", "bsrlif", "linear"):
+    if case.kind in ("lif", "growth", "bsrlif", "recurrent", *NETWORKS):
         return None
     return "it is no bound for this case"
 
 
-def prepare(case: Case) -> Copy | Product:
-    return Product(case) if case.kind == "linear" else Copy(case)
+def prepare(case: Case) -> Task:
+    if case.kind == "recurrent":
+        return recurrent_products(case)
+    # the network without its neurons
+    return stateless(case, nn.Identity) if case.kind in NETWORKS else Copy(case)

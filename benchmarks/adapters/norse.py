@@ -5,7 +5,6 @@ Its step is ``v + k * (x - v)``; the input is multiplied by ``1 / k`` to be the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from importlib.metadata import version as installed
 
@@ -15,8 +14,9 @@ from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 from norse.torch.functional.reset import reset_subtract
 from torch import Tensor, nn
 
-from benchmarks.cases import CONV_DECAY, DECAY, THRESHOLD, Case
-from benchmarks.torch_task import Stepped, TorchTask, assemble
+from benchmarks.cases import THRESHOLD, Case
+from benchmarks.task import Task
+from benchmarks.torch_task import assemble
 
 DT = 0.001
 
@@ -62,19 +62,8 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    return "it has no such neuron" if case.kind == "bsrlif" else None
+    return "it has no such neuron" if case.kind in ("bsrlif", "recurrent") else None
 
 
-def prepare(case: Case) -> TorchTask:
-    task = assemble(case, Cell, folded=False)
-    gain = 1 / (1 - (CONV_DECAY if case.kind == "conv" else DECAY))
-    with torch.no_grad():
-        if isinstance(task.model, Stepped) and case.kind in ("linear", "conv"):
-            # folded into the weights before each neuron, so that a run has no extra product
-            for before, after in itertools.pairwise(task.model.layers):
-                if isinstance(before, nn.Module) and isinstance(after, Cell):
-                    for parameter in before.parameters():
-                        parameter.mul_(gain)
-        else:
-            task.x.mul_(gain)
-    return task
+def prepare(case: Case) -> Task:
+    return assemble(case, Cell, folded=False, gain=lambda decay: 1 / (1 - decay))

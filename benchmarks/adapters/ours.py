@@ -6,10 +6,24 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from benchmarks.cases import DECAY, Case
-from benchmarks.torch_task import TorchTask, inputs, linear
+from benchmarks.cases import DECAY, NETWORKS, Case
+from benchmarks.task import Task
+from benchmarks.torch_task import Built, Part, Residual, TorchTask, Training, inputs, parts
 from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
+
+
+class ResidualBlock(nn.Module):
+    """Add the output of some layers to their input."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        y: Tensor = x + self.layers(x)
+        return y
 
 
 def version() -> str:
@@ -27,28 +41,55 @@ def model_of(case: Case) -> nn.Module:
         return ConvSNN()
     if case.kind == "bsrlif":
         return snn.BSRLIF(case.N)
-    if case.kind == "linear":
-        return nn.Sequential(linear(case.N), snn.LIF(case.N, beta=DECAY))
-    return snn.LIF(case.N, beta=DECAY)
+    if case.kind == "recurrent":
+        torch.manual_seed(0)
+        return snn.Recurrent(snn.LIF(case.N, beta=DECAY), nn.Linear(case.N, case.N))
+    layers = parts(case, lambda num, decay, dim: snn.LIF(num, beta=decay, dim=dim))
+    return _module(layers[0]) if len(layers) == 1 else _network(layers)
 
 
-def prepare(case: Case) -> TorchTask:
-    model, x = model_of(case), inputs(case)
+def _network(layers: list[Part]) -> nn.Sequential:
+    return nn.Sequential(*map(_module, layers))
+
+
+def _module(part: Part) -> nn.Module:
+    if isinstance(part, Residual):
+        return ResidualBlock(_network(part.parts))
+    assert isinstance(part, nn.Module)
+    return part
+
+
+def build(case: Case) -> Built:
+    """Build the model of a case, unrolled over time."""
+    model = model_of(case)
+    network = isinstance(model, nn.Sequential)
+    first = model[:2] if isinstance(model, nn.Sequential) else model
 
     def run(x: Tensor) -> Tensor:
         y: Tensor = tt.unroll(model, x)
         return y
 
-    def first_spikes() -> Tensor:
-        spikes: Tensor = tt.unroll(model, x, record="lif1.output")[1]["lif1.output"]
-        return spikes
+    def spikes(x: Tensor) -> Tensor:
+        if case.kind == "conv":
+            seen: Tensor = tt.unroll(model, x, record="lif1.output")[1]["lif1.output"]
+            return seen
+        y: Tensor = tt.unroll(first, x)
+        return y
 
-    stream = case.kind == "stream"
-    return TorchTask(
-        case,
-        x[0] if stream else x,
-        model if stream else run,
-        lambda: tt.zero_states(model),
-        list(model.parameters()),
-        first_spikes if case.kind == "conv" else None,
+    def reset() -> None:
+        tt.zero_states(model)
+
+    return Built(
+        run, spikes if network or case.kind == "conv" else run, reset, [*model.parameters()]
     )
+
+
+def prepare(case: Case) -> Task:
+    if case.kind == "accuracy":
+        return Training(case, lambda: build(case))
+    if case.kind == "stream":
+        model, x = model_of(case), inputs(case)[0]
+        return TorchTask(case, x, model, lambda: tt.zero_states(model), [*model.parameters()])
+    built, x = build(case), inputs(case)
+    spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
+    return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

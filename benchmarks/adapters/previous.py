@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.torch_task import TorchTask, assemble
+from benchmarks.task import Task
+from benchmarks.torch_task import assemble
 from tracetorch import snn
 
 
@@ -38,10 +39,12 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    return None
+    if case.kind == "accuracy":
+        return "it is measured on single steps of training"
+    return "it has no such neuron" if case.kind == "recurrent" else None
 
 
-def prepare(case: Case) -> TorchTask:
+def prepare(case: Case) -> Task:
     def cell(num: int, decay: float, dim: int) -> Cell:
         if case.kind == "bsrlif":
             return Cell(snn.BSRLIF(num, dim=dim))

@@ -12,7 +12,8 @@ from sinabs.layers import LIF
 from torch import Tensor
 
 from benchmarks.cases import THRESHOLD, Case
-from benchmarks.torch_task import TorchTask, assemble
+from benchmarks.task import Task
+from benchmarks.torch_task import assemble
 
 
 class Cell:
@@ -49,8 +50,8 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    return "it has no such neuron" if case.kind == "bsrlif" else None
+    return "it has no such neuron" if case.kind in ("bsrlif", "recurrent") else None
 
 
-def prepare(case: Case) -> TorchTask:
+def prepare(case: Case) -> Task:
     return assemble(case, Cell, folded=True, batch_first=True)

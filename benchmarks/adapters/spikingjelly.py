@@ -6,25 +6,29 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 
 import torch
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor
 
 from benchmarks.cases import THRESHOLD, Case
-from benchmarks.torch_task import TorchTask, assemble
+from benchmarks.task import Task
+from benchmarks.torch_task import assemble
 
 
 class Cell:
-    """Spiking layer of SpikingJelly."""
+    """Spiking layer of SpikingJelly; one that is recurrent steps inside of its container."""
 
-    def __init__(self, decay: float, mode: str) -> None:
+    def __init__(self, num: int, decay: float, mode: str, recurrent: bool = False) -> None:
         # its decay is 1 - 1 / tau
         self.node = neuron.ParametricLIFNode(
             init_tau=1 / (1 - decay) if decay != 0.5 else 2.0,
             decay_input=False,
             v_threshold=THRESHOLD,
             v_reset=None,
-            step_mode=mode,
+            step_mode="s" if recurrent else mode,
         )
+        if recurrent:
+            # a linear layer of input and last output together
+            self.node = layer.LinearRecurrentContainer(self.node, num, num, step_mode=mode)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the whole sequence, or one step."""
@@ -33,7 +37,7 @@ class Cell:
 
     def reset(self) -> None:
         """Reset the state."""
-        self.node.reset()
+        functional.reset_net(self.node)
 
     def parameters(self) -> Sequence[Tensor]:
         """Return the learnable parameters."""
@@ -48,8 +52,8 @@ def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
-def prepare(case: Case) -> TorchTask:
-    stream = case.kind == "stream"
+def prepare(case: Case) -> Task:
+    mode, recurrent = "s" if case.kind == "stream" else "m", case.kind == "recurrent"
     return assemble(
-        case, lambda num, decay, dim: Cell(decay, "s" if stream else "m"), folded=not stream
+        case, lambda num, decay, dim: Cell(num, decay, mode, recurrent), folded=mode == "m"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import spyx.nn as snn
 from flax import nnx
 
-from benchmarks.cases import CONV_DECAY, DECAY, THRESHOLD, Case
+from benchmarks.cases import CONV_DECAY, DECAY, NETWORKS, THRESHOLD, Case
 
 
 def _neurons(shape: tuple[int, ...], learnable: tuple[int, ...], decay: float) -> snn.LIF:
@@ -40,18 +40,33 @@ def _model(case: Case) -> nnx.Module:
         )
     neurons = _neurons((case.N,), (case.N,), DECAY)
     if case.kind == "linear":
-        bound = case.N**-0.5
-        weight = nnx.Linear(
-            case.N,
-            case.N,
-            kernel_init=lambda key, shape, dtype: jax.random.uniform(
-                key, shape, dtype, -bound, bound
-            ),
-            bias_init=nnx.initializers.constant(0.3),
-            rngs=rngs,
+        return snn.Sequential(_linear(rngs, case.N, case.N, bias=0.3), neurons)
+    if case.kind == "events":
+        return snn.Sequential(_linear(rngs, case.N, case.N, 0.7 * case.density**-0.5), neurons)
+    if case.kind in ("shd", "static"):
+        gains, outputs = ((7.0, 3.5), 20) if case.kind == "shd" else ((1.7, 1.7), 10)
+        return snn.Sequential(
+            _linear(rngs, case.N, 256, gains[0]),
+            _neurons((256,), (256,), DECAY),
+            _linear(rngs, 256, 256, gains[1]),
+            _neurons((256,), (256,), DECAY),
+            _linear(rngs, 256, outputs),
         )
-        return snn.Sequential(weight, neurons)
     return neurons
+
+
+def _linear(
+    rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0, bias: float = 0.0
+) -> nnx.Linear:
+    """Return a linear layer that starts as PyTorch's, its weights scaled."""
+    bound = gain * inputs**-0.5
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+        bias_init=nnx.initializers.constant(bias),
+        rngs=rngs,
+    )
 
 
 def _inputs(case: Case) -> jax.Array:
@@ -60,6 +75,12 @@ def _inputs(case: Case) -> jax.Array:
     if case.kind == "conv":
         image = draw.random((1, case.B, 28, 28, 1), dtype=np.float32)
         return jnp.broadcast_to(image, (case.T, *image.shape[1:]))
+    if case.kind == "static":
+        image = draw.random((1, case.B, case.N), dtype=np.float32)
+        return jnp.broadcast_to(image, (case.T, case.B, case.N))
+    if case.density:
+        spikes = draw.random((case.T, case.B, case.N), dtype=np.float32) < case.density
+        return jnp.asarray(spikes.astype(np.float32))
     noise = draw.standard_normal((case.T, case.B, case.N), dtype=np.float32)
     return jnp.asarray(noise if case.kind == "linear" else noise * 0.5 + 0.3)
 
@@ -77,10 +98,13 @@ class JaxTask:
 
         def first(parameters: Any, x: jax.Array) -> jax.Array:
             model = nnx.merge(graph, parameters)
-            outputs: jax.Array = snn.run(snn.Sequential(*model.layers[:3]), x)[0]
+            outputs: jax.Array = snn.run(snn.Sequential(*model.layers[:depth]), x)[0]
             return outputs
 
-        self.spiking = jax.jit(first if case.kind == "conv" else forward)
+        # the first layer of neurons ends the first two layers, the conv network's first three
+        depth = 3 if case.kind == "conv" else 2
+        network = case.kind in NETWORKS
+        self.spiking = jax.jit(first if network else forward)
         self.parameters = parameters
         self.call: Callable[[], Any]
         if case.kind == "stream":
@@ -91,7 +115,7 @@ class JaxTask:
         else:
             shape = jax.eval_shape(forward, parameters, x).shape
             g = jnp.asarray(np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
-            alone = case.kind in ("lif", "memory")
+            alone = not network
 
             def train(parameters: Any, x: jax.Array, g: jax.Array) -> Any:
                 if alone:
@@ -133,7 +157,9 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    return "it has no such neuron" if case.kind == "bsrlif" else None
+    if case.kind in ("dvs", "accuracy"):
+        return "it is measured on other networks"
+    return "it has no such neuron" if case.kind in ("bsrlif", "recurrent") else None
 
 
 def prepare(case: Case) -> JaxTask:
