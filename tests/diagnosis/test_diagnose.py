@@ -80,6 +80,7 @@ def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
 def test_inputs_that_are_all_zero() -> None:
     d = tt.diagnose(dense(), (torch.zeros(10, B, N), target()), mean)
     assert d[0] == found(d, "input-zero", "", "error")
+    assert d[0].value == 0
     assert "All 3200 values of x are zero" in d[0].figure
 
 
@@ -149,7 +150,7 @@ def test_a_finite_loss_whose_gradient_is_not() -> None:
 
 def test_outputs_that_do_not_depend_on_the_input() -> None:
     d = tt.diagnose(scaled(dense(), 0.0), (x(), target()), mean)
-    assert found(d, "output-ignores-input", "", "error")
+    assert found(d, "output-ignores-input", "", "error").value == 0
     same = x()[:, :1].expand(-1, B, -1)
     d = tt.diagnose(dense(), (same, target()), mean)
     assert not d.named("output-ignores-input")  # the inputs are equal too
@@ -169,6 +170,7 @@ def test_outputs_that_do_not_depend_on_the_input() -> None:
 def test_a_loss_without_gradient(loss: Any) -> None:
     d = tt.diagnose(dense(), (x(), target()), loss)
     assert d[0] == found(d, "loss-without-gradient", "", "error")
+    assert d[0].value == 0
     assert not d.named("unreached-parameters")
 
 
@@ -183,7 +185,7 @@ def test_a_graph_that_is_cut_inside_the_model() -> None:
 
 def test_layers_that_are_unused_or_not_called() -> None:
     d = tt.diagnose(TwoHeads(), (x(), target()), mean)
-    assert found(d, "layer-not-called", "idle.1", "warning")
+    assert found(d, "layer-not-called", "idle.1", "warning").value == 0
     finding = found(d, "unreached-parameters", "unused.weight", "warning")
     assert finding.value == 6
 
@@ -196,7 +198,8 @@ def test_frozen_parameters() -> None:
     )
     assert finding.value == 2
     model.requires_grad_(False)
-    assert found(tt.diagnose(model, (x(), target()), mean), "nothing-to-learn", "", "error")
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert found(d, "nothing-to-learn", "", "error").value == 0
 
 
 def test_parameters_that_the_optimizer_does_not_have() -> None:
@@ -217,7 +220,7 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     model = dense()
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
-    assert found(d, "learning-rate-zero", "0.weight", "error")
+    assert found(d, "learning-rate-zero", "0.weight", "error").value == 0
     finding = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
     assert finding.value == 0.01
     groups: list[dict[str, Any]] = [

@@ -41,6 +41,8 @@ def test_animation_shows_every_step_of_one_sample() -> None:
         assert np.allclose(ax.images[0].get_array(), expected[step])
         assert ax.get_title() == f"step {step}"
     assert animation._interval == 20  # type: ignore[attr-defined]
+    assert ax.get_xticks().size == ax.get_yticks().size == 0
+    assert all(spine.get_visible() for spine in ax.spines.values())  # a frame, on all four sides
     animation.to_jshtml()  # matplotlib warns of animations that are never rendered
 
 
