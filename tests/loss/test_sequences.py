@@ -265,6 +265,10 @@ def test_squared_errors_of_classes_and_of_values() -> None:
         ),
         (loss.count_mse(x, (2 * hot).long()), F.mse_loss(x.sum(0), 2 * hot)),
         (loss.membrane_mse(x, target), ((x - hot) ** 2).mean()),
+        (
+            loss.membrane_mse(x, target, correct=0.7, incorrect=0.1),
+            ((x - 0.1 - 0.6 * hot) ** 2).mean(),
+        ),
         (loss.membrane_mse(x, hot), ((x - hot) ** 2).mean()),
         (loss.membrane_mse(x, x.flip(0)), ((x - x.flip(0)) ** 2).mean()),
         (loss.first_spike_mse(x, target), F.mse_loss(time, T * (1 - hot))),

@@ -41,6 +41,16 @@ def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> No
     assert torch.equal(seen[[n for n in seen if n.endswith("output")][-1]], y)
 
 
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_steps_repeat_a_constant_input(by: Any) -> None:
+    model, x = made("dense"), dyadic(2, 3)
+    y, seen = tt.probe.record(model, x, "*", steps=4, by=by)
+    tt.zero_states(model)
+    expected, whole = tt.probe.record(model, x.expand(4, 2, 3), "*", by=by)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(seen[name], whole[name]) for name in whole)
+
+
 def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     if fuse.unavailable_reason("numba") is not None:
         pytest.skip("without Numba the plain loop is the only one")
