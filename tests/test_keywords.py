@@ -46,7 +46,7 @@ def public_callables() -> Iterator[tuple[str, str, Any]]:
                 if inspect.isfunction(thing):
                     yield full, name, thing
                 continue
-            yield full, name, thing.__init__
+            yield full, name, thing.__init__  # type: ignore[misc]
             for method, member in vars(thing).items():
                 function = getattr(member, "__func__", member)
                 if not method.startswith("_") and inspect.isfunction(function):
@@ -93,7 +93,7 @@ class Calls:
                 self.entries += [
                     (key.value, value)
                     for key, value in zip(node.keys, node.values, strict=True)
-                    if isinstance(key, ast.Constant)
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str)
                 ]
         names = [n for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))]
         self.passed = {last_name(n) for n in names if id(n) not in called}

@@ -267,7 +267,7 @@ DEFAULTS: dict[str, tuple[float, bool | None]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) -> None:
     wrapper = getattr(snn, name)(3)
-    kinds = {"alpha": snn.Decay, "beta": snn.Decay, "gamma": snn.Decay}
+    kinds: dict[str, Any] = {"alpha": snn.Decay, "beta": snn.Decay, "gamma": snn.Decay}
     kinds |= {"pos_threshold": snn.Threshold, "neg_threshold": snn.Threshold}
     setups: dict[str, Any] = {
         f"{part}_setup": {} if empty == "dict" else kinds.get(part, snn.Weight)()
