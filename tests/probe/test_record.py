@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import weighted_sum
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import fuse, snn
 from tracetorch.core.hooks import forward_hooks
@@ -63,10 +64,6 @@ def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> No
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)
     assert len(seen) == 9
     assert torch.equal(ends["3.output"], y)
-
-
-def weighted_sum(y: Tensor) -> Tensor:
-    return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "recurrent"])

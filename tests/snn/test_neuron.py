@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, stepped
+from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
 from tracetorch import snn
 from tracetorch.functional import Surrogate, atan_surrogate
 
@@ -466,7 +466,7 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
         return torch.stack([net(step) for step in inputs.unbind()])
 
     expected = run(x)
-    expected.sum().backward()
+    weighted_sum(expected).backward()
     grads = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_states()
     compiled = torch.compile(net, fullgraph=True)
@@ -475,7 +475,7 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
         net.zero_grad()
         out = forward()
         torch.testing.assert_close(out, expected)
-        out.sum().backward()
+        weighted_sum(out).backward()
         for name, p in net.named_parameters():
             torch.testing.assert_close(p.grad, grads[name])
     torch.compiler.reset()
