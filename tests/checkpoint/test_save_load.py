@@ -48,6 +48,25 @@ def test_every_layer_computes_the_same_after_save_and_load(name: str, tmp_path: 
     assert torch.equal(stepped(one, x), stepped(other, x))
 
 
+@pytest.mark.parametrize("name", ["LIF", "BSRLIF", "SReadout"])
+def test_kernels_run_on_what_was_loaded(name: str, tmp_path: Path) -> None:
+    """Also where they ran before, on the values and the states that the file replaces."""
+    one, other = layer(name, 4), getattr(snn, name)(4)
+    x = sequence(9, 2, 4, dtype=torch.float32)
+    with torch.no_grad():
+        expected = stepped(one, x)
+        tt.save(one, tmp_path / "layer.safetensors", states=True)
+        with tt.fuse.backend("numba"):
+            assert not torch.equal(tt.unroll(other, x), expected)
+            stepped(other, x)
+            tt.load(tmp_path / "layer.safetensors", other, states=True)
+            later = tt.unroll(other, x)
+            again = stepped(other, x)
+    with tt.fuse.backend("eager"), torch.no_grad():
+        assert torch.equal(later, stepped(one, x))
+        assert torch.equal(again, stepped(one, x))
+
+
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda case: case["layer"])
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
 def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], container: str, tmp_path: Path) -> None:

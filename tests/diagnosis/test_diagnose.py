@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -554,6 +555,25 @@ def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
         if a.gradient is not None:
             assert a.gradient == pytest.approx(b.gradient, rel=1e-3)
             torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make", [dense, lambda: dense("BSRLIF"), recurrent, lambda: poisoned(dense())]
+)
+def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
+    model, both = make().double(), []
+    for backend in ("eager", "numba"):
+        with tt.fuse.backend(backend):
+            both.append(tt.diagnose(model, (x().double(), target()), mean))
+    one, other = both
+    assert one.loss == pytest.approx(other.loss, nan_ok=True)
+    assert [(f.name, f.layer, f.severity) for f in one] == [
+        (f.name, f.layer, f.severity) for f in other
+    ]
+    for a, b in zip(one.layers, other.layers, strict=True):
+        figures = [dataclasses.replace(f, gradient_by_step=None, gradient=0.0) for f in (a, b)]
+        assert figures[0] == figures[1]
+        torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, equal_nan=True)
 
 
 def test_gradient_is_the_derivative_by_the_layers_input() -> None:
