@@ -251,6 +251,6 @@ def test_average_against_the_sequence(halflife: float, expected: str | None) -> 
 
 def test_report_is_of_the_same_limits() -> None:
     """A note alone keeps a diagnosis ``ok``."""
-    note, warning = (Finding(s, "n", "", 0.0, "f", "m", "a") for s in ("note", "warning"))  # type: ignore[arg-type]
+    note, warning = (Finding(s, "n", "", 0.0, "f", "m", "a") for s in ("note", "warning"))
     assert Diagnosis((note,), (), 1.0, STEPS, B).ok
     assert not Diagnosis((note, warning), (), 1.0, STEPS, B).ok

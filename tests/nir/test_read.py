@@ -51,7 +51,7 @@ def test_every_neuron_on_kernels(kind: str, reset: Any) -> None:
     assert expected.any()
     for by in ("layer", "step"):
         with torch.no_grad(), tt.fuse.backend("numba"):
-            assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), expected), by  # type: ignore[call-overload]
+            assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), expected), by
 
 
 def test_one_value_stands_for_all() -> None:
