@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tracetorch as tt
-from tests.data.files import write_heidelberg, write_nmnist
+from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tracetorch.data.archives import Archive, find
 
 
@@ -61,6 +61,13 @@ def test_datasets_download_their_files(
     assert len(tt.data.SHD(tmp_path / "new", download=True)) == 1
     monkeypatch.setitem(tt.data.NMNIST.archives, "train", pack(source, "zip", "Train"))
     assert len(tt.data.NMNIST(tmp_path / "new", download=True)) == 1
+    write_heidelberg(source / "ssc_test.h5", [[(0.5, 1)], []])
+    write_gesture(source / "ibmGestureTest/user02_lab/2.npy", [(0, 0, 0, 0.0)])
+    monkeypatch.setitem(tt.data.SSC.archives, "test", pack(source, "zip", "ssc_test.h5"))
+    assert len(tt.data.SSC(tmp_path / "new", "test", download=True)) == 2
+    gestures = pack(source, "tar", "ibmGestureTest")
+    monkeypatch.setitem(tt.data.DVSGesture.archives, "test", gestures)
+    assert len(tt.data.DVSGesture(tmp_path / "new", "test", download=True)) == 1
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "other", "unreachable", "no archive"])

@@ -39,6 +39,19 @@ def test_missing_dataset_is_not_downloaded(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize("download", [False, True])
+def test_download_is_left_to_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    from torchvision.datasets import KMNIST
+
+    write_mnist(tmp_path / "KMNIST" / "raw")
+    calls: list[Any] = []
+    monkeypatch.setattr(KMNIST, "download", lambda dataset: calls.append(1))
+    torchvision_set("KMNIST", tmp_path, download=download)
+    assert len(calls) == download
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -80,6 +81,7 @@ def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
 def test_inputs_that_are_all_zero() -> None:
     d = tt.diagnose(dense(), (torch.zeros(10, B, N), target()), mean)
     assert d[0] == found(d, "input-zero", "", "error")
+    assert d[0].value == 0
     assert "All 3200 values of x are zero" in d[0].figure
 
 
@@ -149,7 +151,7 @@ def test_a_finite_loss_whose_gradient_is_not() -> None:
 
 def test_outputs_that_do_not_depend_on_the_input() -> None:
     d = tt.diagnose(scaled(dense(), 0.0), (x(), target()), mean)
-    assert found(d, "output-ignores-input", "", "error")
+    assert found(d, "output-ignores-input", "", "error").value == 0
     same = x()[:, :1].expand(-1, B, -1)
     d = tt.diagnose(dense(), (same, target()), mean)
     assert not d.named("output-ignores-input")  # the inputs are equal too
@@ -169,6 +171,7 @@ def test_outputs_that_do_not_depend_on_the_input() -> None:
 def test_a_loss_without_gradient(loss: Any) -> None:
     d = tt.diagnose(dense(), (x(), target()), loss)
     assert d[0] == found(d, "loss-without-gradient", "", "error")
+    assert d[0].value == 0
     assert not d.named("unreached-parameters")
 
 
@@ -183,7 +186,7 @@ def test_a_graph_that_is_cut_inside_the_model() -> None:
 
 def test_layers_that_are_unused_or_not_called() -> None:
     d = tt.diagnose(TwoHeads(), (x(), target()), mean)
-    assert found(d, "layer-not-called", "idle.1", "warning")
+    assert found(d, "layer-not-called", "idle.1", "warning").value == 0
     finding = found(d, "unreached-parameters", "unused.weight", "warning")
     assert finding.value == 6
 
@@ -196,7 +199,8 @@ def test_frozen_parameters() -> None:
     )
     assert finding.value == 2
     model.requires_grad_(False)
-    assert found(tt.diagnose(model, (x(), target()), mean), "nothing-to-learn", "", "error")
+    d = tt.diagnose(model, (x(), target()), mean)
+    assert found(d, "nothing-to-learn", "", "error").value == 0
 
 
 def test_parameters_that_the_optimizer_does_not_have() -> None:
@@ -217,7 +221,7 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     model = dense()
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
-    assert found(d, "learning-rate-zero", "0.weight", "error")
+    assert found(d, "learning-rate-zero", "0.weight", "error").value == 0
     finding = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
     assert finding.value == 0.01
     groups: list[dict[str, Any]] = [
@@ -551,6 +555,25 @@ def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
         if a.gradient is not None:
             assert a.gradient == pytest.approx(b.gradient, rel=1e-3)
             torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make", [dense, lambda: dense("BSRLIF"), recurrent, lambda: poisoned(dense())]
+)
+def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
+    model, both = make().double(), []
+    for backend in ("eager", "numba"):
+        with tt.fuse.backend(backend):
+            both.append(tt.diagnose(model, (x().double(), target()), mean))
+    one, other = both
+    assert one.loss == pytest.approx(other.loss, nan_ok=True)
+    assert [(f.name, f.layer, f.severity) for f in one] == [
+        (f.name, f.layer, f.severity) for f in other
+    ]
+    for a, b in zip(one.layers, other.layers, strict=True):
+        figures = [dataclasses.replace(f, gradient_by_step=None, gradient=0.0) for f in (a, b)]
+        assert figures[0] == figures[1]
+        torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, equal_nan=True)
 
 
 def test_gradient_is_the_derivative_by_the_layers_input() -> None:

@@ -38,6 +38,19 @@ def test_sequence_equals_unroll_by_step(name: str) -> None:
     assert not tt.get_states(model)
 
 
+def test_sequence_equals_kernels() -> None:
+    model, x = Hidden(), sequence(9, 4, 3, dtype=torch.float32)
+    program = tt.export.sequence(model, torch.rand(1, 1, 3))
+    with torch.no_grad(), tt.fuse.backend("numba"):
+        y = tt.unroll(model, x)
+        got, states = program.module()(x, tt.export.initial_states(program, 4))
+    torch.testing.assert_close(got, y)
+    expected = tt.get_states(model)
+    assert states.keys() == expected.keys()
+    for name, state in states.items():
+        torch.testing.assert_close(state, expected[name], msg=name)
+
+
 # torch.export.load of torch 2.12 reads tensors from bytes
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 def test_a_saved_program_continues_a_sequence_cut_in_two(tmp_path: Path) -> None:

@@ -349,3 +349,12 @@ def test_a_forward_that_depends_on_a_state_being_none_is_refused() -> None:
         ):
             tt.export.step(model, torch.rand(2, 3))
         assert model.layer.mem is before
+
+
+def test_initial_states_on_another_device() -> None:
+    program = tt.export.step(snn.SLIF(3), torch.rand(1, 3))
+    states = tt.export.initial_states(program, 4, device="meta")
+    assert {name: (s.device.type, tuple(s.shape)) for name, s in states.items()} == {
+        "mem": ("meta", (4, 3)),
+        "syn": ("meta", (4, 3)),
+    }

@@ -26,17 +26,32 @@ def normal_density(u: float, sigma: float) -> float:
     return math.exp(-0.5 * (u / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
 
 
-FORMULAS: dict[str, tuple[float | None, Callable[[float, float], float]]] = {
-    "atan_surrogate": (3.0, lambda u, a: a / 2 / (1 + (math.pi / 2 * a * u) ** 2)),
-    "sigmoid_surrogate": (7.0, sigmoid_derivative),
-    "fast_sigmoid_surrogate": (10.0, lambda u, k: 1 / (1 + k * abs(u)) ** 2),
-    "triangular_surrogate": (2.0, lambda u, w: max(0.0, 1 - abs(u) / w) / w),
-    "boxcar_surrogate": (1.5, lambda u, w: 1 / w if abs(u) < w / 2 else 0.0),
-    "gaussian_surrogate": (
-        0.7,
-        lambda u, s: math.exp(-0.5 * (u / s) ** 2) / (s * math.sqrt(2 * math.pi)),
+FORMULAS: dict[str, tuple[Surrogate, Callable[[float], float]]] = {
+    "atan_surrogate": (
+        functional.atan_surrogate(alpha=3.0),
+        lambda u: 3 / 2 / (1 + (math.pi / 2 * 3 * u) ** 2),
     ),
-    "straight_through_surrogate": (None, lambda u, _: 1.0),
+    "sigmoid_surrogate": (
+        functional.sigmoid_surrogate(slope=7.0),
+        lambda u: sigmoid_derivative(u, 7.0),
+    ),
+    "fast_sigmoid_surrogate": (
+        functional.fast_sigmoid_surrogate(slope=10.0),
+        lambda u: 1 / (1 + 10 * abs(u)) ** 2,
+    ),
+    "triangular_surrogate": (
+        functional.triangular_surrogate(width=2.0),
+        lambda u: max(0.0, 1 - abs(u) / 2) / 2,
+    ),
+    "boxcar_surrogate": (
+        functional.boxcar_surrogate(width=1.5),
+        lambda u: 1 / 1.5 if abs(u) < 1.5 / 2 else 0.0,
+    ),
+    "gaussian_surrogate": (
+        functional.gaussian_surrogate(sigma=0.7),
+        lambda u: math.exp(-0.5 * (u / 0.7) ** 2) / (0.7 * math.sqrt(2 * math.pi)),
+    ),
+    "straight_through_surrogate": (functional.straight_through_surrogate(), lambda u: 1.0),
 }
 
 
@@ -47,12 +62,12 @@ def test_formulas_and_shared_cases_cover_every_surrogate() -> None:
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_derivative_matches_its_formula(name: str) -> None:
-    argument, formula = FORMULAS[name]
-    surrogate = getattr(functional, name)(*[] if argument is None else [argument])
+    surrogate, formula = FORMULAS[name]
+    assert type(surrogate) is getattr(functional, name)
     u = torch.tensor([-4.0, -0.74, -0.3, 0.0, 0.1, 0.76, 1.9, 30.0], dtype=torch.float64)
     u.requires_grad_()
     surrogate(u).sum().backward()
-    expected = [formula(value, argument or 0.0) for value in u.tolist()]
+    expected = [formula(value) for value in u.tolist()]
     torch.testing.assert_close(u.grad, torch.tensor(expected, dtype=torch.float64))
 
 

@@ -106,14 +106,17 @@ def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:
 
 
 def agree(layer: snn.Neuron, x: Tensor, name: str, *, live: bool = False) -> None:
-    """Assert that a backend agrees with eager steps: values exactly, gradients to rounding."""
+    """Assert that a backend agrees with eager steps: values exactly, gradients to rounding.
+
+    Every element of a gradient by itself: only sums that cancel are measured by the largest.
+    """
     values, grads = ends(layer, x, cases.stepped, live=live)
     fast, fast_grads = ends(layer, x, fused(name), live=live)
     for key, value in values.items():
         assert torch.equal(fast[key], value), key
     assert fast_grads.keys() == grads.keys()
-    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-10
+    tolerance = 1e-5 if x.dtype == torch.float32 else 1e-10
     for key, grad in grads.items():
         scale = float(grad.abs().max()) + 1e-3
-        error = float((fast_grads[key] - grad).abs().max())
-        assert error <= tolerance * scale, f"{key}: {error} of {scale}"
+        exact = {"rtol": tolerance, "atol": 0.1 * tolerance * scale}
+        torch.testing.assert_close({key: fast_grads[key]}, {key: grad}, **exact)

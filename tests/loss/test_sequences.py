@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.ragged import masks, padded_with_nan, single_sequences, skip_value_checks
+from tests.unrolling.models import dyadic, made
 from tracetorch import loss, snn
 
 T, B, C = 5, 4, 3
@@ -265,6 +266,10 @@ def test_squared_errors_of_classes_and_of_values() -> None:
         ),
         (loss.count_mse(x, (2 * hot).long()), F.mse_loss(x.sum(0), 2 * hot)),
         (loss.membrane_mse(x, target), ((x - hot) ** 2).mean()),
+        (
+            loss.membrane_mse(x, target, correct=0.7, incorrect=0.1),
+            ((x - 0.1 - 0.6 * hot) ** 2).mean(),
+        ),
         (loss.membrane_mse(x, hot), ((x - hot) ** 2).mean()),
         (loss.membrane_mse(x, x.flip(0)), ((x - x.flip(0)) ** 2).mean()),
         (loss.first_spike_mse(x, target), F.mse_loss(time, T * (1 - hot))),
@@ -436,3 +441,23 @@ def test_invalid_argument_is_named_in_the_error(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["dense", "recurrent"])
+def test_losses_of_kernels_have_the_gradients_of_plain_loops(name: str) -> None:
+    """Of the outputs and of recorded spikes and membranes at once."""
+    results = []
+    for backend in ("eager", "numba"):
+        model = made(name)
+        with tt.fuse.backend(backend):
+            y, seen = tt.unroll(model, dyadic(6, 4, 3), record=["output", "mem"])
+            spikes = {path: each for path, each in seen.items() if path.endswith("output")}
+            total = loss.membrane_cross_entropy(y, torch.tensor([0, 1, 1, 0]))
+            total = total + loss.rate_bounds(spikes, 0.2, 0.4) + loss.spike_l2(seen)
+            total.backward()
+        results.append((total.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    (expected, grads), (found, found_grads) = results
+    torch.testing.assert_close(found, expected)
+    assert sum(bool(grad.any()) for grad in grads.values()) == len(grads)
+    for n, grad in grads.items():
+        torch.testing.assert_close(found_grads[n], grad, msg=n)

@@ -40,6 +40,14 @@ def test_in_a_convolution_a_neuron_is_a_channel() -> None:
     assert metrics.firing_rate(spikes, dim=-3)[1] == 1 / 16
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2, -3, -2, -1])
+def test_dim_counts_the_dimensions_of_one_step(dim: int) -> None:
+    spikes = (torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5) % 7 == 0).float()
+    kept = dim + 1 if dim >= 0 else dim + 4
+    expected = spikes.movedim(kept, 0).flatten(1).mean(1)
+    torch.testing.assert_close(metrics.firing_rate(spikes, dim=dim), expected)
+
+
 def test_padding_may_hold_nan() -> None:
     spikes = torch.ones(4, 2, 3)
     spikes[2:, 1] = torch.nan
@@ -52,8 +60,11 @@ def test_activity_errors() -> None:
     spikes = torch.ones(4, 2, 3)
     with pytest.raises(ValueError, match=r"dim is -3, but one step of spikes has the shape"):
         metrics.dead(spikes, dim=-3)
-    with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
-        metrics.saturated(spikes, above=0.0)
+    with pytest.raises(ValueError, match=r"dim is 2, but one step of spikes has the shape"):
+        metrics.dead(spikes, dim=2)
+    for above in (0.0, 1.01):
+        with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
+            metrics.saturated(spikes, above=above)
     with pytest.raises(TypeError, match="above must be a number, got 'x'"):
         metrics.saturated(spikes, above="x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="dim must be an integer"):

@@ -95,9 +95,15 @@ def test_counts_by_layer_and_by_step_are_equal(name: str) -> None:
 def test_a_constant_input_is_counted_at_every_step() -> None:
     net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
     x = torch.ones(2, 4)
-    assert metrics.synaptic_operations(net, x, steps=7) == metrics.synaptic_operations(
-        net, x.expand(7, 2, 4)
-    )
+    over_time = x.expand(7, 2, 4)
+    operations = metrics.synaptic_operations(net, over_time)
+    assert metrics.synaptic_operations(net, x, steps=7) == operations
+    updates = metrics.membrane_updates(net, over_time)
+    assert metrics.membrane_updates(net, x, steps=7) == updates > 0
+    sparsity = metrics.activation_sparsity(net, over_time)
+    assert metrics.activation_sparsity(net, x, steps=7) == sparsity
+    table = metrics.profile(net, x, steps=7, repeats=1)
+    assert (table.steps, table.operations) == (7, operations)
 
 
 def test_a_membrane_that_does_not_change_is_not_updated() -> None:

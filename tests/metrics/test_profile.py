@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.unrolling.models import made
+from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import metrics, snn
 
 
@@ -145,3 +146,16 @@ def test_rows_of_layers_that_return_no_tensor_or_are_not_called() -> None:
 def test_profile_errors() -> None:
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         metrics.profile(made("dense"), torch.ones(3, 2, 3), repeats=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
+    model, x = made(name), dyadic(5, *MODELS[name][1])
+    figures = []
+    for backend in ("eager", "numba"):
+        with tt.fuse.backend(backend):
+            table = metrics.profile(model, x, repeats=1)
+            sparsity = metrics.activation_sparsity(model, x)
+        figures.append((sparsity, [dataclasses.replace(row, seconds=0.0) for row in table.rows]))
+    assert figures[0] == figures[1]
+    assert sum(row.updates or 0.0 for row in figures[1][1]) > 0

@@ -57,11 +57,17 @@ def test_metrics_over_batches_equal_those_over_all_samples(masked: bool) -> None
             metric.compute()
 
 
-def test_operations_over_batches() -> None:
+@pytest.mark.parametrize("steps", [None, 5])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_operations_over_batches(steps: int | None, by: Any) -> None:
     model, x = made("dense"), dyadic(5, 3, 3)
-    metric = metrics.Operations()
-    metric.update(model, x[:, :2])
-    metric.update(model, x[:, 2:])
+    metric = metrics.Operations(steps=steps, by=by)
+    if steps is None:
+        metric.update(model, x[:, :2])
+        metric.update(model, x[:, 2:])
+    else:  # one step, which is repeated
+        x = x[:1].expand(5, 3, 3)
+        metric.update(model, x[0])
     wanted = metrics.synaptic_operations(model, x)
     updates = metrics.membrane_updates(model, x)
     found = {name: float(value) for name, value in metric.compute().items()}
@@ -118,7 +124,12 @@ def test_error_without_torchmetrics_names_the_extra_and_functions_work(
 
 def test_a_collection_keeps_metrics_along_different_dimensions_apart() -> None:
     """Even where their states are equal after the first batch, which has no spikes."""
-    along = {"last": metrics.DeadNeurons(4), "channel": metrics.DeadNeurons(4, dim=-3)}
+    along = {
+        "last": metrics.DeadNeurons(4),
+        "channel": metrics.DeadNeurons(4, dim=-3),
+        "often": metrics.SaturatedNeurons(4, above=0.3),
+        "channel often": metrics.SaturatedNeurons(4, dim=-3, above=0.3),
+    }
     torchmetrics = pytest.importorskip("torchmetrics")
     both = torchmetrics.MetricCollection(along)
     both.update(torch.zeros(3, 2, 4, 4, 4))
@@ -128,4 +139,6 @@ def test_a_collection_keeps_metrics_along_different_dimensions_apart() -> None:
     assert {name: float(value) for name, value in both.compute().items()} == {
         "last": 0.0,
         "channel": 0.75,
+        "often": 0.0,
+        "channel often": 0.25,
     }

@@ -20,6 +20,7 @@ from torch import nn
 import tracetorch as tt
 from tests.nir.cases import DT, line
 from tracetorch import snn
+from tracetorch.nir import hdf5_reader
 
 
 @pytest.fixture
@@ -137,6 +138,29 @@ def test_groups_that_share_and_share_again(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"declares more than \d+ groups and values"):
         tt.nir.from_nir(small(tmp_path / "odd.nir", change=change), dt=DT)
+
+
+def test_limits_are_exact(tmp_path: Path) -> None:
+    """The last value within a limit is read, the next one refused."""
+    with h5py.File(tmp_path / "limits.h5", "w") as opened, open(opened.filename, "rb") as raw:
+        for name in "abc":
+            opened[f"flat/{name}"] = 1
+        deepest = opened.create_group("/".join(["deep", *["g"] * hdf5_reader._MAX_DEPTH]))
+        entries = 3 * hdf5_reader._MIN_ENTRY
+        assert len(hdf5_reader._Reader(entries, raw).group(opened["flat"], "flat")) == 3
+        with pytest.raises(ValueError, match="more than 3 groups and values"):
+            hdf5_reader._Reader(entries - 1, raw).group(opened["flat"], "flat")
+        hdf5_reader._Reader(10**6, raw).group(opened["deep"], "deep")
+        deepest.create_group("g")
+        with pytest.raises(ValueError, match="more than 80 groups deep"):
+            hdf5_reader._Reader(10**6, raw).group(opened["deep"], "deep")
+        reader = hdf5_reader._Reader(100, raw)
+        assert len(reader.bytes(60, 40)) == 40
+        with pytest.raises(ValueError, match="41 bytes at 60 lie beyond the end"):
+            reader.bytes(60, 41)
+        reader.count_text(200)
+        with pytest.raises(ValueError, match="longer than the file"):
+            reader.count_text(1)
 
 
 def test_texts_that_are_one_and_the_same(tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_every_neuron_with_all_its_parameters(
         assert set(y.unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("kind", NEURONS)
+def test_every_neuron_on_kernels(kind: str, reset: Any) -> None:
+    """Time constants that differ from neuron to neuron, and membranes that no layer has."""
+    model = tt.nir.from_nir(line(NEURONS[kind]((3,)), into=(3,), out=(3,)), dt=DT, reset=reset)
+    x = sequence(40, 2, 3)
+    expected = run(model, x)
+    assert expected.any()
+    for by in ("layer", "step"):
+        with torch.no_grad(), tt.fuse.backend("numba"):
+            assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), expected), by
+
+
 def test_one_value_stands_for_all() -> None:
     one = np.array([1.0])
     lif = nir.LIF(one * 1e-3, one * 10, one * 0, one)

@@ -524,6 +524,30 @@ def test_nir_itself_reads_and_checks_the_file(tmp_path: Path) -> None:
         assert read.metadata["dt"] == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dt": 1e-3}, (1e-2, "euler", "exact")),
+        ({"discretization": "exponential"}, (-1e-4 / np.log(0.9), "exponential", "exact")),
+        ({"mode": "compact", "allow_hard_reset": True}, (1e-3, "euler", "compact")),
+    ],
+    ids=str,
+)
+def test_options_of_a_graph_are_those_of_a_file(
+    options: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Of a decay of 0.9: the time constant, and what the file says of itself."""
+    made = double(snn.LIF(3, beta_rank=0))
+    tt.nir.save(made, tmp_path / "net.nir", (3,), **options)
+    for found in (nir.read(tmp_path / "net.nir"), tt.nir.to_nir(made, (3,), **options)):
+        nodes = [found, *(n for n in found.nodes.values() if isinstance(n, nir.NIRGraph))]
+        (tau,) = {t for g in nodes for n in g.nodes.values() for t in set(getattr(n, "tau", ()))}
+        meta = found.metadata
+        assert tau == pytest.approx(expected[0])
+        assert (meta["discretization"], meta["mode"]) == expected[1:]
+        assert meta["dt"] == options.get("dt", 1e-4)
+
+
 def test_a_file_is_replaced_when_the_new_one_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

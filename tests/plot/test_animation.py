@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 import tracetorch as tt
@@ -31,25 +32,32 @@ def test_colour_is_proportional_to_the_number_of_events() -> None:
     assert np.allclose(image, expected)
 
 
-def test_animation_shows_every_step_of_one_sample() -> None:
+@pytest.mark.parametrize(("title", "before"), [(None, ""), ("a run", "a run: ")])
+def test_animation_shows_every_step_of_one_sample(title: str | None, before: str) -> None:
     frames = uniform(4, 2, 2, 5, 6)
-    animation = tt.plot.animate_events(frames, sample=1, fps=50)
-    (ax,) = animation._fig.axes  # type: ignore[attr-defined]
+    left, ax = Figure().subplots(1, 2)
+    animation = tt.plot.animate_events(frames, sample=1, fps=50, title=title, ax=ax)
+    assert animation._fig is ax.figure  # type: ignore[attr-defined]
+    assert not left.has_data()
     expected = _to_rgb(_select_frames(frames[:, 1], None))
     for step in range(4):
         animation._func(step)  # type: ignore[attr-defined]
         assert np.allclose(ax.images[0].get_array(), expected[step])
-        assert ax.get_title() == f"step {step}"
+        assert ax.get_title() == f"{before}step {step}"
     assert animation._interval == 20  # type: ignore[attr-defined]
+    assert ax.get_xticks().size == ax.get_yticks().size == 0
+    assert all(spine.get_visible() for spine in ax.spines.values())  # a frame, on all four sides
     animation.to_jshtml()  # matplotlib warns of animations that are never rendered
 
 
-def test_gif_has_the_frames_and_their_colours(tmp_path: Path) -> None:
-    frames = torch.zeros(3, 1, 2, 8, 8)
-    frames[1, 0, 0], frames[2, 0, 1] = 1, 1
-    tt.plot.save_animation(frames, tmp_path / "film.gif", fps=10)
+@pytest.mark.parametrize("dpi", [80, 50])
+def test_gif_has_the_frames_and_their_colours(tmp_path: Path, dpi: int) -> None:
+    frames = torch.zeros(3, 2, 2, 8, 8)
+    frames[1, 1, 0], frames[2, 1, 1] = 1, 1
+    tt.plot.save_animation(frames, tmp_path / "film.gif", sample=1, fps=10, dpi=dpi)
     with Image.open(tmp_path / "film.gif") as animation:
         assert animation.n_frames == 3
+        assert animation.width == int(3.2 * dpi)
         assert animation.info["duration"] == 100
         middle = []
         for frame in range(3):

@@ -61,6 +61,15 @@ def test_axes_are_labelled(name: str) -> None:
     assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
 
 
+UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
+
+
+@pytest.mark.parametrize("name", [n for n in PLOTS if not n.startswith(UNTITLED)])
+def test_title_is_set_where_there_is_one(name: str) -> None:
+    assert PLOTS[name]().get_title() == ""
+    assert PLOTS[name](title="of a run").get_title() == "of a run"
+
+
 def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> None:
     code = (
         "import sys\n"

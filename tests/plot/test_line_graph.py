@@ -12,7 +12,8 @@ def test_values_are_drawn_over_steps() -> None:
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [0, 1, 2]  # type: ignore[union-attr]
     assert line.get_ydata().tolist() == [1, 0.5, 0.25]  # type: ignore[union-attr]
-    assert ax.get_title() == "training"
+    assert (ax.get_title(), ax.get_xlabel()) == ("training", "step")
+    assert tt.plot.line_graph([1.0], "t", xlabel="epoch").get_xlabel() == "epoch"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]
 
 

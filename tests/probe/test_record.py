@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import weighted_sum
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import fuse, snn
 from tracetorch.core.hooks import forward_hooks
@@ -41,6 +42,16 @@ def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> No
     assert torch.equal(seen[[n for n in seen if n.endswith("output")][-1]], y)
 
 
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_steps_repeat_a_constant_input(by: Any) -> None:
+    model, x = made("dense"), dyadic(2, 3)
+    y, seen = tt.probe.record(model, x, "*", steps=4, by=by)
+    tt.zero_states(model)
+    expected, whole = tt.probe.record(model, x.expand(4, 2, 3), "*", by=by)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(seen[name], whole[name]) for name in whole)
+
+
 def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     if fuse.unavailable_reason("numba") is not None:
         pytest.skip("without Numba the plain loop is the only one")
@@ -53,10 +64,6 @@ def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> No
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)
     assert len(seen) == 9
     assert torch.equal(ends["3.output"], y)
-
-
-def weighted_sum(y: Tensor) -> Tensor:
-    return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "recurrent"])

@@ -68,6 +68,24 @@ def test_xarray_dataset_has_named_dimensions() -> None:
     assert bare["x.mem"].dims == ("time", "batch", "x.0")
 
 
+def test_dims_and_sources_of_a_recording_made_by_hand() -> None:
+    pytest.importorskip("xarray", reason="xarray is not installed")
+    whole, steps = torch.ones(2, 1, 3, requires_grad=True), torch.ones(2, 1, 3).requires_grad_()
+    each = list(steps.unbind())
+    for step in each:
+        step.retain_grad()
+    trajectories = {"a.mem": whole, "b.mem": torch.stack(each)}
+    names = ("time", "batch", "unit")
+    made = Recording(trajectories, dims={"a.mem": names}, sources={"a.mem": [whole], "b.mem": each})
+    (2 * whole.sum() + 3 * each[1].sum()).backward()
+    gradients = made.gradients()
+    assert torch.equal(gradients["a.mem"], torch.full((2, 1, 3), 2.0))
+    assert torch.equal(gradients["b.mem"], torch.tensor([0.0, 3.0])[:, None, None].expand(2, 1, 3))
+    for recording in (made, made.select("a.*"), made.detach(), gradients):
+        assert recording.xarray()["a.mem"].dims == names
+    assert made.xarray()["b.mem"].dims == ("time", "batch", "b.0")
+
+
 def test_error_without_xarray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xarray", None)
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)

@@ -249,6 +249,51 @@ def test_partial_setups_take_defaults_and_beta_always_exists() -> None:
     assert same.alpha_ema is True
 
 
+# value, and use_averaging of a decay
+DEFAULTS: dict[str, tuple[float, bool | None]] = {
+    "alpha": (0.5, True),
+    "beta": (0.9, False),
+    "gamma": (0.5, True),
+    "pos_threshold": (1.0, None),
+    "neg_threshold": (-1.0, None),
+    "pos_scale": (1.0, None),
+    "neg_scale": (1.0, None),
+    "rec_weight": (0.0, None),
+    "bias": (0.0, None),
+}
+
+
+@pytest.mark.parametrize("empty", ["dict", "dataclass"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) -> None:
+    wrapper = getattr(snn, name)(3)
+    kinds: dict[str, Any] = {"alpha": snn.Decay, "beta": snn.Decay, "gamma": snn.Decay}
+    kinds |= {"pos_threshold": snn.Threshold, "neg_threshold": snn.Threshold}
+    setups: dict[str, Any] = {
+        f"{part}_setup": {} if empty == "dict" else kinds.get(part, snn.Weight)()
+        for part in wrapper.constraints
+    }
+    made = snn.LeakyIntegrator(3, **setups)
+    assert (made.dim, made.reset, made.detach_reset) == (-1, "subtract", False)
+    assert dict(made.named_buffers()) == {}
+    assert set(made.constraints) == set(wrapper.constraints)
+    for part, (value, averaging) in DEFAULTS.items():
+        if part not in wrapper.constraints:
+            assert getattr(made, part) is None
+            continue
+        raw = dict(made.named_parameters())[f"raw_{part}"]
+        assert raw.requires_grad
+        assert raw.shape == (3,)
+        torch.testing.assert_close(getattr(made, part), torch.full((3,), value))
+        assert torch.equal(raw, getattr(wrapper, f"raw_{part}"))
+        if averaging is not None:
+            assert getattr(made, f"{part}_ema") is averaging
+            # a readout's membrane is an average, by its constructor
+            assert getattr(wrapper, f"{part}_ema") is (averaging or name in READOUTS)
+        if part.endswith("threshold"):
+            assert getattr(made, f"{part[:3]}_spike") == atan_surrogate(2.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

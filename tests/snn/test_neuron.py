@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, stepped
+from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
 from tracetorch import snn
 from tracetorch.functional import Surrogate, atan_surrogate
 
@@ -95,6 +95,36 @@ def test_custom_neuron_with_weights_options_and_modules() -> None:
     neurons(torch.full((1, 2), 2.0)).sum().backward()
     assert neurons.spike.k.grad is not None
     assert neurons.mem.tolist() == [[18.0, 18.0]]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["defaults", "given"])
+def test_parameters_that_a_custom_neuron_declares(given: bool) -> None:
+    class Declaring(snn.Neuron):
+        def __init__(self) -> None:
+            super().__init__(2)
+            if given:
+                self.decay("keep", value=0.3, rank=0, learnable=False)
+                self.threshold("low", value=0.5, rank=0, learnable=False, negative=True)
+                self.weight("gain", value=2.0, rank=0, learnable=False)
+            else:
+                self.decay("keep")
+                self.threshold("low")
+                self.weight("gain")
+
+        @staticmethod
+        def step(x: Tensor, *, keep: Tensor, low: Tensor, gain: Tensor, spike: Any) -> Any:
+            raise NotImplementedError
+
+    made: Any = Declaring()
+    expected = (
+        {"keep": 0.3, "low": -0.5, "gain": 2.0} if given else {"keep": 0.9, "low": 1.0, "gain": 0.0}
+    )
+    for name, value in expected.items():
+        shape = () if given else (2,)
+        torch.testing.assert_close(getattr(made, name), torch.full(shape, value))
+    raw = {f"raw_{name}" for name in expected}
+    assert {name for name, _ in made.named_buffers()} == (raw if given else set())
+    assert {name for name, _ in made.named_parameters()} == (set() if given else raw)
 
 
 class ReturningResults(snn.Neuron):
@@ -436,7 +466,7 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
         return torch.stack([net(step) for step in inputs.unbind()])
 
     expected = run(x)
-    expected.sum().backward()
+    weighted_sum(expected).backward()
     grads = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_states()
     compiled = torch.compile(net, fullgraph=True)
@@ -445,7 +475,7 @@ def test_compile_of_steps_and_of_a_whole_sequence() -> None:
         net.zero_grad()
         out = forward()
         torch.testing.assert_close(out, expected)
-        out.sum().backward()
+        weighted_sum(out).backward()
         for name, p in net.named_parameters():
             torch.testing.assert_close(p.grad, grads[name])
     torch.compiler.reset()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.functional import Surrogate, atan_surrogate
+from tracetorch.functional import Surrogate, atan_surrogate, boxcar_surrogate
+from tracetorch.snn.parameters import UNSET
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,42 @@ def test_neg_scale_and_bias_must_be_finite() -> None:
 def test_error_names_a_bad_setup(setup: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         snn.LeakyIntegrator(2, alpha_setup=setup)
+
+
+SPIKE = boxcar_surrogate(3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "setup", "expected"),
+    [
+        ("alpha", snn.Decay(0.3, rank=0, learnable=False, use_averaging=False), (0.3, 0, False)),
+        ("alpha", snn.Decay(0.3, use_averaging=True), (0.3, 1, True)),
+        (
+            "pos_threshold",
+            snn.Threshold(2.0, rank=0, learnable=False, surrogate=SPIKE),
+            (2.0, 0, False),
+        ),
+        ("pos_threshold", snn.Threshold(2.0, surrogate=SPIKE), (2.0, 1, True)),
+        ("bias", snn.Weight(0.7, rank=0, learnable=False), (0.7, 0, False)),
+        ("bias", snn.Weight(0.7), (0.7, 1, True)),
+    ],
+    ids=str,
+)
+def test_every_field_of_a_setup_is_used(
+    name: str, setup: snn.Weight, expected: tuple[float, int, bool]
+) -> None:
+    """Of a dataclass, and of the dict that says the same."""
+    value, rank, learnable = expected
+    as_dict = {f.name: v for f in fields(setup) if (v := getattr(setup, f.name)) is not UNSET}
+    for given in (setup, as_dict):
+        setups: dict[str, Any] = {f"{name}_setup": given}
+        layer = snn.LeakyIntegrator(2, **setups)
+        constrained = getattr(layer, name)
+        torch.testing.assert_close(constrained, torch.full_like(constrained, value))
+        assert getattr(layer, f"raw_{name}").ndim == rank
+        assert (f"raw_{name}" in dict(layer.named_parameters())) is learnable
+        assert layer.pos_spike == (SPIKE if name == "pos_threshold" else None)
+        assert layer.alpha_ema is (name == "alpha" and learnable)
 
 
 class Slope(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import snn
+from tracetorch.unrolling.check import _is_close
 
 
 class Centred(nn.Module):
@@ -70,6 +71,59 @@ def test_error_names_the_first_module_that_differs(model: Any, message: str) -> 
         tt.unroll(model, x, check=True)
     assert all(torch.equal(before[name], s) for name, s in tt.get_states(model).items())
     assert model.training
+
+
+class Drifting(nn.Module):
+    """Computes something else in a batch that is larger than three: by layer."""
+
+    def __init__(self, factor: float, offset: float) -> None:
+        super().__init__()
+        self.factor, self.offset = factor, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.factor) + self.offset if len(x) > 3 else x
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor", "offset", "is_found"),
+    [
+        (1.0, 1.09e-4, 0.0, False),  # rtol of 1e-4, and 1e-5 of the largest value
+        (1.0, 1.11e-4, 0.0, True),
+        (1.0, -1.09e-4, 0.0, False),
+        (1.0, -1.11e-4, 0.0, True),
+        (0.0, 0.0, 0.9e-8, False),  # all values are zero, the largest counts as a thousandth
+        (0.0, 0.0, 1.1e-8, True),
+    ],
+)
+def test_tolerance_of_a_value(scale: float, factor: float, offset: float, is_found: bool) -> None:
+    model = nn.Sequential(Drifting(factor, offset), snn.Readout(4)).double()
+    x = torch.full((5, 3, 4), scale, dtype=torch.float64)
+    if is_found:
+        with pytest.raises(ValueError, match=r"0 \(Drifting\) gives other outputs"):
+            tt.unroll(model, x, check=True)
+    else:
+        tt.unroll(model, x, check=True)
+
+
+def test_small_values_are_measured_by_the_largest() -> None:
+    for offset, is_found in ((0.9e-4, False), (1.1e-4, True)):
+        one = torch.tensor([10.0, 0.0], dtype=torch.float64)
+        other = torch.tensor([10.0, offset], dtype=torch.float64)
+        assert _is_close(one, other) is not is_found
+
+
+@pytest.mark.parametrize("limit", [0.005, 5.0])
+def test_faults_among_small_and_among_large_values_are_found(limit: float) -> None:
+    """The values of the run itself, 1, show neither."""
+
+    class Limited(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            hit = x.abs() > limit if limit > 1 else x.abs() < limit
+            return torch.where(hit & (len(x) > 3), 2 * x + 1, x)
+
+    model = nn.Sequential(Limited(), snn.Readout(40))
+    with pytest.raises(ValueError, match=r"0 \(Limited\) gives other outputs"):
+        tt.unroll(model, torch.ones(5, 3, 40), check=True)
 
 
 def test_module_called_on_a_constant_is_skipped() -> None:

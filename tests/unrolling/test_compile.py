@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
+from tests.cases import weighted_sum
 from tests.unrolling.models import By, dyadic, made
 from tracetorch import snn
 
@@ -113,7 +114,7 @@ def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     for function in (compiled(run), run):
         model.zero_grad()
         y = function(x)
-        y.square().sum().backward()
+        weighted_sum(y).backward()
         results.append((y, [p.grad for p in model.parameters()], tt.get_states(model)))
     (y, grads, states), (expected, expected_grads, expected_states) = results
     torch.testing.assert_close(y, expected)

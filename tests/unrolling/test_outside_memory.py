@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer
+from tests.cases import layer, weighted_sum
 from tracetorch import snn
 
 T, B, N = 6, 3, 4
@@ -498,9 +498,9 @@ def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
     if grad:
         plain = copy.deepcopy(made)
         tt.zero_states(plain)
-        (tt.unroll(plain, x) * 2.0 - 1.0).sum().backward()
+        weighted_sum(tt.unroll(plain, x) * 2.0).backward()
         tt.zero_states(made)
         y, seen = tt.unroll(made, x, by=by, record="output")
-        (y + seen["n.output"]).sum().backward()
+        weighted_sum(y + seen["n.output"]).backward()
         for name, p in made.named_parameters():
             torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence
+from tests.cases import LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
@@ -69,7 +69,7 @@ def test_every_layer(name: str) -> None:
     for segment in (None, 4):
         torch.manual_seed(0)
         net = nn.Sequential(layer(name, 3), nn.Linear(3, 2)).double()
-        tt.unroll(net, x, segment=segment).square().sum().backward()
+        weighted_sum(tt.unroll(net, x, segment=segment)).backward()
         grads.append({n: p.grad for n, p in net.named_parameters()})
     for n, value in grads[0].items():
         torch.testing.assert_close(grads[1][n], value, msg=n)
@@ -87,10 +87,10 @@ def test_first_run_of_a_new_neuron_class() -> None:
             return mem, mem
 
     x = sequence(6, 2, 3).requires_grad_()
-    tt.unroll(Fresh(3), x, segment=2).sum().backward()
+    weighted_sum(tt.unroll(Fresh(3), x, segment=2)).backward()
     expected = x.grad.clone()
     x.grad = None
-    tt.unroll(Fresh(3), x, by="step").sum().backward()
+    weighted_sum(tt.unroll(Fresh(3), x, by="step")).backward()
     torch.testing.assert_close(x.grad, expected)
 
 
@@ -119,7 +119,7 @@ def test_static_input_and_time_in_the_last_dimension() -> None:
     for segment in (None, 3):
         model = made("dense")
         results.append(tt.unroll(model, x, steps=10, segment=segment, time_dim=-1))
-        results[-1].sum().backward()
+        weighted_sum(results[-1]).backward()
         results.append(model[0].weight.grad)
     assert torch.equal(results[0], results[2])
     torch.testing.assert_close(results[1], results[3])
@@ -237,7 +237,7 @@ def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:
         torch.manual_seed(0)
         y = tt.unroll(model, x, by="step", segment=segment)
         model.eval()
-        y.sum().backward()
+        weighted_sum(y).backward()
         assert not any(module.training for module in model.modules())
         found.append([p.grad for p in model.parameters()])
     for one, other in zip(*found, strict=True):
@@ -315,10 +315,10 @@ def test_torch_checkpoint_around_a_new_neuron_class() -> None:
 
     x = sequence(6, 2, 3).requires_grad_()
     whole = Whole(Fresh(3))
-    checkpoint(whole, x, use_reentrant=False).sum().backward()
+    weighted_sum(checkpoint(whole, x, use_reentrant=False)).backward()
     expected = x.grad.clone()
     x.grad = None
-    whole(x).sum().backward()
+    weighted_sum(whole(x)).backward()
     torch.testing.assert_close(x.grad, expected)
 
 

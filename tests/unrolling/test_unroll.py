@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, stepped
+from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
 from tests.unrolling.models import MODELS, Skip, dyadic, made
 from tracetorch import snn
 
@@ -26,14 +26,14 @@ def test_by_layer_and_by_step_equal_the_python_loop(name: str) -> None:
     x = dyadic(7, *MODELS[name][1])
     model = made(name)
     expected = stepped(model, x)
-    expected.square().sum().backward()
+    weighted_sum(expected).backward()
     grads, states = gradients(model), tt.get_states(model)
     for by in ("layer", "step"):
         tt.zero_states(model)
         out = tt.unroll(model, x, by=by)
         assert torch.equal(out, expected), by
         assert all(torch.equal(s, states[k]) for k, s in tt.get_states(model).items())
-        out.square().sum().backward()
+        weighted_sum(out).backward()
         found = gradients(model)
         assert set(found) == set(grads)
         for k, grad in grads.items():
@@ -134,9 +134,9 @@ def test_sequence_may_be_split_anywhere(cut: int, detach: bool, name: str) -> No
     out = run(parts, pieces)
     expected = run(whole, [x])
     assert torch.equal(out, expected)
-    out.sum().backward()
+    weighted_sum(out).backward()
     if not detach:
-        expected.sum().backward()
+        weighted_sum(expected).backward()
         grads = gradients(whole)
         for k, grad in gradients(parts).items():
             torch.testing.assert_close(grad, grads[k])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -143,3 +144,12 @@ def test_child_forked_while_the_lock_is_held_can_request() -> None:
             fuse.backend("eager")
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("numba", "cpu"), ("triton", "c(pu|uda)")])
+def test_backend_is_unavailable_on_a_device_that_it_has_no_kernels_for(
+    name: str, wanted: str
+) -> None:
+    reason = fuse.unavailable_reason(name, device=torch.device("meta"))
+    assert re.fullmatch(f"its kernels are for {wanted}, the input is on meta", str(reason))
+    assert fuse.unavailable_reason("eager", device=torch.device("meta")) is None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,6 +227,29 @@ def test_clear_removes_only_files_of_the_cache(cache: Path) -> None:
     assert sorted(
         str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()
     ) == sorted(others)
+
+
+def test_file_that_another_process_removes_is_not_counted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing of the folder and the look at the file, which ``is_file`` has passed."""
+    cache.mkdir()
+    for tag in ("0" * 20, "1" * 20):
+        (cache / f"forward_{tag}.py").write_text("kept")
+    (cache / f"forward_{'1' * 20}.sha256").write_text("kept")
+    gone = {cache / f"forward_{'0' * 20}.py", cache / f"forward_{'1' * 20}.sha256"}
+    stat = Path.stat
+
+    def vanishing(path: Path, **options: Any) -> os.stat_result:
+        if path in gone:
+            raise FileNotFoundError(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "stat", vanishing)
+    (kernel,) = kernel_cache.cached_kernels()
+    assert kernel.files == [cache / f"forward_{'1' * 20}.py"]
+    assert (kernel.size, kernel.used) == (4, stat(kernel.files[0]).st_mtime)
 
 
 def test_folder_of_numba_is_counted_and_cleared(

@@ -86,21 +86,20 @@ class CachedKernel(NamedTuple):
 
 def cached_kernels() -> list[CachedKernel]:
     """List the kernels in the folder, the one that was not used for the longest time first."""
-    files: dict[str, list[Path]] = {}
+    files: dict[str, dict[Path, os.stat_result]] = {}
     for place in _places():
         with contextlib.suppress(OSError):
             for path in place.iterdir():
                 match = _FILE.match(path.name)
                 if match and path.is_file():
-                    files.setdefault(match[1], []).append(path)
-    kernels: list[CachedKernel] = []
-    for paths in files.values():
-        stats = []
-        for path in paths:
-            with contextlib.suppress(OSError):  # another process has removed it
-                stats.append(path.stat())
-        size, used = sum(s.st_size for s in stats), max((s.st_mtime for s in stats), default=0)
-        kernels.append(CachedKernel(paths, size, used))
+                    with contextlib.suppress(OSError):  # another process has removed it
+                        files.setdefault(match[1], {})[path] = path.stat()
+    kernels = [
+        CachedKernel(
+            list(s), sum(f.st_size for f in s.values()), max(f.st_mtime for f in s.values())
+        )
+        for s in files.values()
+    ]
     return sorted(kernels, key=lambda kernel: kernel.used)
 
 
