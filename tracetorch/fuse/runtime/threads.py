@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from tracetorch.fuse.codegen.task_function import LINE
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.memory import scratch as scratch_memory
 
 _CHUNKS_PER_THREAD = 4
-_LINE = 64  # bytes of a cache line, which two threads must not share
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -58,18 +58,22 @@ def run_tasks(
     threads = 1 if small else min(torch.get_num_threads(), tasks)
     places: list[int] = []
     if scratch:
-        strides = [-(-size // _LINE) * _LINE for size in scratch]
+        strides = [-(-size // 64) * 64 for size in scratch]
         place = scratch_memory(sum(strides) * threads)
         for stride in strides:
             places += (place, stride)
             place += stride * threads
+    gomp = None if threads == 1 or _forked else _gomp()
     # in the order of tracetorch.fuse.codegen.task_function
-    block = array("q", (0, 0, tasks, *arguments, *places))
+    block = array("q", (tasks, threads, gomp.thread_number if gomp else 0, 0, *arguments, *places))
+    counters = -len(block) % LINE + LINE * threads
+    # where a line begins differs from block to block, by less than another
+    block.frombytes(bytes(8 * (counters + LINE)))
     address, _ = block.buffer_info()
     if threads == 1:
         kernel.run(address)
-    elif not _forked and (parallel := _gomp_parallel()) is not None:
-        parallel(kernel.address, address, threads, 0)
+    elif gomp:
+        gomp.parallel(kernel.address, address, threads, 0)
     else:
         _on_pool(lambda: kernel.run(address), threads)
 
@@ -109,28 +113,41 @@ def parallel_for(run: Callable[[int, int], None], tasks: int, *, small: bool) ->
 # PyTorch's threads
 
 
+class _Gomp(NamedTuple):
+    """Functions of GNU's OpenMP runtime.
+
+    Args:
+        parallel: runs a C function of one pointer in a team of threads.
+        thread_number: the address of a function that returns the number of the calling thread.
+    """
+
+    parallel: Callable[[int, int, int, int], None]
+    thread_number: int
+
+
 @cache
-def _gomp_parallel() -> Any:
-    """Return ``GOMP_parallel`` of the OpenMP runtime that PyTorch runs on, ``None`` unless GNU's.
+def _gomp() -> _Gomp | None:
+    """Return functions of the OpenMP runtime that PyTorch runs on, ``None`` unless it is GNU's.
 
     It is looked up among the loaded libraries: another copy would start threads of its own.
     """
     if not sys.platform.startswith("linux"):
         return None
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        function = ctypes.CDLL(str(library), os.RTLD_NOLOAD).GOMP_parallel
+        library = ctypes.CDLL(str(path), os.RTLD_NOLOAD)
+        parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
     except (OSError, AttributeError):
         return None
     # a runtime that was loaded before, for the whole process, stands in for the one of PyTorch
     with contextlib.suppress(AttributeError):
-        if _address(ctypes.CDLL(None).GOMP_parallel) != _address(function):
+        if _address(ctypes.CDLL(None).GOMP_parallel) != parallel:
             return None
     # LLVM's and Intel's have a function of this name too
-    if not _library_of(function).startswith("libgomp"):
+    if not _file_of(parallel).startswith("libgomp"):
         return None
     kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    return ctypes.CFUNCTYPE(None, *kinds)(_address(function))
+    return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
 
 
 def _address(function: Any) -> int:
@@ -148,10 +165,10 @@ class _SymbolInfo(ctypes.Structure):
     ]
 
 
-def _library_of(function: Any) -> str:
+def _file_of(address: int) -> str:
     """Return the name of the file that a loaded function is in."""
     info = _SymbolInfo()
-    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(_address(function)), ctypes.byref(info))
+    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
     return Path(os.fsdecode(info.file)).name if found else ""
 
 
