@@ -32,7 +32,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         exec(source, namespace)
         return namespace[name], signature.args[2:]
 
-    def run(kernel: Any, arguments: Any, tasks: int, *, small: bool, scratch: Any) -> None:
+    def run(kernel: Any, arguments: Any, tasks: int, *, work: int, scratch: Any) -> None:
         function, kinds = kernel
         own = [np.empty(size, np.uint8) for size in scratch]
         values = zip([*arguments, *(area.ctypes.data for area in own)], kinds, strict=True)

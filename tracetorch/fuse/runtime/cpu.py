@@ -21,7 +21,6 @@ from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 from tracetorch.fuse.runtime.threads import run_tasks
 
-_SMALL = 16_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 _TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
 
 
@@ -169,7 +168,7 @@ def forward(
     work = steps * layout.lanes * (4 + kernel.lines)
     tile = TILE * x.itemsize
     scratch = (kernel.slots * tile,)
-    run_tasks(kernel.tasks, arguments, grid.tasks, small=work < _SMALL, scratch=scratch)
+    run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
     return results
 
 
@@ -218,7 +217,7 @@ def backward(
         tile = TILE * x.itemsize
         work = steps * layout.lanes * (4 + kernel.lines)
         scratch = (kernel.slots * tile, past * tile)
-        run_tasks(kernel.tasks, arguments, grid.tasks, small=work < _SMALL, scratch=scratch)
+        run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
     # Sum over groups, repeated rows and inner lanes; a value for the whole layer sums neurons too.
     d_params = dict.fromkeys(program.params, nothing)
     shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)

@@ -27,6 +27,8 @@ from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.memory import scratch as scratch_memory
 
 _CHUNKS_PER_THREAD = 4
+_LEAST_WORK = 400_000  # operations on one value that one thread does as soon as several
+_LEAST_WORK_OF_POOL = 16_000_000
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -39,7 +41,7 @@ def run_tasks(
     arguments: Iterable[int],
     tasks: int,
     *,
-    small: bool,
+    work: int,
     scratch: Sequence[int] = (),
 ) -> None:
     """Run a kernel over all its tasks, on as many threads as PyTorch uses.
@@ -52,10 +54,12 @@ def run_tasks(
         arguments: its arguments after the range of tasks and before the scratch: integers, and
             the addresses of arrays. The caller keeps their memory alive and sees to their types.
         tasks: how many there are, each worth at least a microsecond.
-        small: the work is not worth another thread.
+        work: operations on one value in all tasks; few are not worth another thread.
         scratch: bytes of each array of scratch at the end; its content is left to chance.
     """
-    threads = 1 if small else min(torch.get_num_threads(), tasks)
+    gomp = None if _forked else _gomp()
+    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
+    threads = 1 if work < least else max(1, min(torch.get_num_threads(), tasks))
     places: list[int] = []
     if scratch:
         strides = [-(-size // 64) * 64 for size in scratch]
@@ -63,9 +67,9 @@ def run_tasks(
         for stride in strides:
             places += (place, stride)
             place += stride * threads
-    gomp = None if threads == 1 or _forked else _gomp()
     # in the order of tracetorch.fuse.codegen.task_function
-    block = array("q", (tasks, threads, gomp.thread_number if gomp else 0, 0, *arguments, *places))
+    number = gomp.thread_number if gomp and threads > 1 else 0
+    block = array("q", (tasks, threads, number, 0, *arguments, *places))
     counters = -len(block) % LINE + LINE * threads
     # where a line begins differs from block to block, by less than another
     block.frombytes(bytes(8 * (counters + LINE)))
@@ -133,9 +137,8 @@ def _gomp() -> _Gomp | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        library = ctypes.CDLL(str(path), os.RTLD_NOLOAD)
+        library = ctypes.CDLL(str(_torch_library()), os.RTLD_NOLOAD)
         parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
     except (OSError, AttributeError):
         return None
@@ -148,6 +151,11 @@ def _gomp() -> _Gomp | None:
         return None
     kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
+
+
+def _torch_library() -> Path:
+    """Return the file whose dependencies contain the OpenMP runtime."""
+    return Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
 
 def _address(function: Any) -> int:
