@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,32 @@ from tracetorch.fuse.dispatch import plans
 from tracetorch.fuse.runtime import cpu
 
 
+def array_at(address: int, kind: Any) -> Any:
+    """Return the memory at an address, longer than any kernel reads."""
+    value = np.dtype(str(kind.dtype))
+    if address == 0:  # of a tensor without values
+        return np.empty(0, value)
+    interface = {"data": (address, False), "shape": (1 << 40,), "typestr": value.str, "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the printed source as plain Python, without Numba."""
 
-    def uncompiled(source: str, name: str, signature: Any) -> Any:
+    def uncompiled(source: str, name: str, signature: Any, scratch: int) -> Any:
         namespace: dict[str, Any] = {}
         exec(source, namespace)
-        return namespace[name]
+        return namespace[name], signature.args[2:]
 
-    monkeypatch.setattr(cpu, "compiled", uncompiled)
+    def run(kernel: Any, arguments: Any, tasks: int, *, work: int, scratch: Any) -> None:
+        function, kinds = kernel
+        own = [np.empty(size, np.uint8) for size in scratch]
+        values = zip([*arguments, *(area.ctypes.data for area in own)], kinds, strict=True)
+        function(0, tasks, *(array_at(v, k) if hasattr(k, "dtype") else v for v, k in values))
+
+    monkeypatch.setattr(cpu, "compiled_tasks", uncompiled)
+    monkeypatch.setattr(cpu, "run_tasks", run)
     plans._planned.cache_clear()
     with np.errstate(all="ignore"):
         yield

@@ -1,15 +1,169 @@
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from tests import cases
-from tracetorch.fuse.runtime.threads import parallel_for
+from tracetorch import fuse
+from tracetorch.fuse.runtime import threads as runtime
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.threads import parallel_for, run_tasks
+
+LARGE = 1 << 40  # work that is worth several threads
+needs_numba = pytest.mark.skipif(
+    fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
+)
+needs_gomp = pytest.mark.skipif(runtime._gomp() is None, reason="PyTorch's OpenMP is not GNU's")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+warns_of_fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@pytest.fixture
+def kernel() -> TaskKernel:
+    """Count in `done` how often each task runs; each worker uses its scratch for it."""
+    from numba import int32, int64, void
+
+    source = """
+def count(first, last, add, done, own):
+    for task in range(first, last):
+        own[0] = done[task]
+        for i in range(100):
+            own[0] += add
+        done[task] = own[0]
+"""
+    signature = void(int64, int64, int64, int32[::1], int64[::1])
+    return compiled_tasks(source, "count", signature, scratch=1)
+
+
+@pytest.fixture(params=["OpenMP", "pool"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run tasks on each kind of threads, of which PyTorch uses three."""
+    if request.param == "pool":
+        monkeypatch.setattr(runtime, "_gomp", lambda: None)
+    elif runtime._gomp() is None:
+        pytest.skip("PyTorch's OpenMP is not GNU's")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
+    """Return how often each task has run, a hundred for once."""
+    done = torch.zeros(tasks, dtype=torch.int32)
+    run_tasks(kernel, (1, done.data_ptr()), tasks, work=work, scratch=(8,))
+    return done.tolist()  # type: ignore[no-any-return]
+
+
+@needs_numba
+@pytest.mark.parametrize("tasks", [0, 1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("work", [0, LARGE])
+def test_every_task_of_a_kernel_runs_once(
+    work: int, tasks: int, kernel: TaskKernel, way: str
+) -> None:
+    for number in (1, 2, 5, 2):
+        torch.set_num_threads(number)
+        assert count(kernel, tasks, work) == [100] * tasks
+
+
+@needs_numba
+def test_kernels_may_run_in_several_threads_at_once(kernel: TaskKernel, way: str) -> None:
+    found: list[list[int]] = []
+    callers = [
+        threading.Thread(target=lambda: found.extend(count(kernel, 50) for _ in range(20)))
+        for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [[100] * 50] * 80
+
+
+@needs_numba
+@needs_gomp
+def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
+    found: list[list[int]] = []
+    outer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(count(kernel, 9)))
+    gomp: Any = runtime._gomp()
+    gomp.parallel(runtime._address(outer), None, 2, 0)
+    assert found == [[100] * 9] * 2
+
+
+@needs_numba
+def test_kernel_that_returns_early_is_refused() -> None:
+    from numba import int64, void
+
+    source = "def early(first, last):\n    if first:\n        return\n"
+    with pytest.raises(ValueError, match="must not return early, early does"):
+        compiled_tasks(source, "early", void(int64, int64))
+
+
+@needs_numba
+@needs_gomp
+def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
+    library = ctypes.CDLL(str(runtime._torch_library()), os.RTLD_NOLOAD)
+    before = torch.get_num_threads()
+    try:
+        for number in (2, 3):
+            torch.set_num_threads(number)
+            assert library.omp_get_max_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_numba
+@needs_fork
+@warns_of_fork
+def test_child_forked_after_a_parallel_region_runs_kernels(kernel: TaskKernel, way: str) -> None:
+    assert count(kernel, 100) == [100] * 100
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends a child that waits
+        os._exit(0 if count(kernel, 100) == [100] * 100 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert count(kernel, 100) == [100] * 100
+
+
+class Filtered(torch.utils.data.Dataset[float]):
+    """Data that a neuron layer filters in the worker."""
+
+    def __init__(self) -> None:
+        self.layer = cases.layer("LIF", 500)
+        self.x = cases.sequence(300, 8, 500, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> float:
+        self.layer.zero_states()
+        return self.layer.forward_sequence(self.x)[0].sum().item()
+
+
+@needs_numba
+@needs_fork
+@warns_of_fork
+def test_forked_workers_of_a_data_loader_run_kernels() -> None:
+    data = Filtered()
+    expected = data[0]  # in a parallel region
+    loader = torch.utils.data.DataLoader(
+        data,
+        num_workers=2,
+        timeout=60,
+        multiprocessing_context=multiprocessing.get_context("fork"),
+    )
+    assert [value.item() for value in loader] == [expected] * 3
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 7, 100])

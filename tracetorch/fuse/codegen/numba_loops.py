@@ -1,4 +1,4 @@
-"""Print a plan as two time loops for Numba: serial, over a range of tasks, without the GIL.
+"""Print a plan as two time loops for Numba: serial, over a range of tasks.
 
 A task is a tile: ``TILE`` neighbouring lanes of a row, walked through all of time, for a group of
 rows one after the other. The kernels name its memory::
@@ -37,13 +37,42 @@ _MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
 import math
 
 import numpy as np
+from numba.extending import register_jitable
 
 real = {real}
 zero = real(0.0)
 one = real(1.0)
 
 
+@register_jitable
+def spread(values, size, lanes, low, neurons, inner):
+    """Write the value of each lane's neuron, or the one value of all; the first lane is low."""
+    width, i = len(lanes), 0
+    place = low % (neurons * inner)
+    neuron = place // inner
+    run = inner - place % inner
+    if size == 1:
+        for i in range(width):
+            lanes[i] = values[0]
+    elif inner == 1:
+        while i < width:
+            end = min(i + neurons - neuron, width)
+            for k in range(end - i):
+                lanes[i + k] = values[neuron + k]
+            i, neuron = end, 0
+    else:
+        while i < width:
+            end = min(i + run, width)
+            for k in range(i, end):
+                lanes[k] = values[neuron]
+            i, run = end, inner
+            neuron = neuron + 1 if neuron + 1 < neurons else 0
+
+
 '''
+
+# Numbers that both kernels take first, after the range of tasks.
+_SIZES = ("steps", "every", "columns", "lanes", "rows", "per_group", "neurons", "inner")
 
 
 class Slots:
@@ -88,14 +117,19 @@ def _slice(emitter: Emitter, name: str, array: str, start: str) -> None:
 
 @contextmanager
 def _tiles(
-    emitter: Emitter, plan: Plan, name: str, arguments: Sequence[str], graphs: Sequence[Graph]
+    emitter: Emitter,
+    plan: Plan,
+    name: str,
+    arguments: tuple[Sequence[str], Sequence[str]],
+    graphs: Sequence[Graph],
 ) -> Iterator[None]:
     """Open the function and its loop over tasks; load the parameters of the tile into ``S``."""
     title = f"{name.capitalize()} pass"
     real = emitter.target.real
     module = _MODULE.format(title=title, layer=plan.program.layer, real=real)
     emitter.lines(*module.splitlines())
-    with emitter.indent(f"def {name}({', '.join(arguments)}):"):
+    integers, arrays = arguments
+    with emitter.indent(f"def {name}({', '.join(('first', 'last', *integers, *arrays))}):"):
         emitter.read_literals(graphs)
         emitter.line(f"tiles = (columns + {TILE} - 1) // {TILE}")
         with emitter.indent("for task in range(first, last):"):
@@ -104,11 +138,9 @@ def _tiles(
             emitter.line(f"full = min({TILE}, columns - low)")
             emitter.line("")
             # Parameters have the first slots of S. They are the same in all rows, and stay.
-            with emitter.indent(f"for k in range({len(plan.program.params)}):"):
-                emitter.line("param = params[k * columns + low : k * columns + low + full]")
-                emitter.line(f"T = S[k * {TILE} : k * {TILE} + full]")
-                with emitter.indent("for i in range(full):"):
-                    emitter.line("T[i] = param[i]")
+            for k, param in enumerate(plan.program.params):
+                emitter.line(f"T = S[{k * TILE} : {k * TILE} + full]")
+                emitter.line(f"spread(param_{param}, size_{param}, T, low, neurons, inner)")
             yield
 
 
@@ -129,12 +161,12 @@ def _rows(emitter: Emitter) -> Iterator[None]:
 # Forward
 
 
-def forward_arguments(plan: Plan) -> list[str]:
-    """Return the names of the forward kernel's arguments, in order."""
-    states = plan.program.states
-    return [
-        *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
-        *("x_step", "x_row", "x", "params", "literals", "output"),
+def forward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
+    """Return the names of the forward kernel's integers and of its arrays, in order."""
+    program, states = plan.program, plan.program.states
+    integers = [*_SIZES, "x_step", "x_row", *_prefixed("size", program.params)]
+    return integers, [
+        *("x", *_prefixed("param", program.params), "literals", "output"),
         *_prefixed("start", states),
         *_prefixed("end", states),
         *_prefixed("record", plan.record),
@@ -220,16 +252,17 @@ def _walk_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
 # Backward
 
 
-def backward_arguments(plan: Plan) -> list[str]:
-    """Return the names of the backward kernel's arguments, in order."""
-    states = plan.program.states
-    return [
-        *("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"),
-        *("x_step", "x_row", "x", "params", "literals", "checkpoints"),
+def backward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
+    """Return the names of the backward kernel's integers and of its arrays, in order."""
+    program, states = plan.program, plan.program.states
+    integers = [*_SIZES, "x_step", "x_row", *_prefixed("size", program.params), "g_step", "g_row"]
+    integers += [f"h_{part}_{name}" for name in plan.record for part in ("step", "row")]
+    return integers, [
+        *("x", *_prefixed("param", program.params), "literals", "checkpoints"),
         *_prefixed("start", plan.recomputed),
-        *("g_step", "g_row", "g_output"),
+        "g_output",
         *_prefixed("g_end", states),
-        *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
+        *_prefixed("h", plan.record),
         *(["d_x"] if plan.needs_input_gradient else []),
         *_prefixed("d_start", states),
         *("sums", "S", "past"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +17,10 @@ from tracetorch.fuse.codegen.numba_loops import (
 )
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.runtime.kernel_cache import compiled
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-from tracetorch.fuse.runtime.memory import scratch
-from tracetorch.fuse.runtime.threads import parallel_for
+from tracetorch.fuse.runtime.threads import run_tasks
 
-_INTEGERS = frozenset(("first", "last", "steps", "every", "columns", "lanes", "rows", "per_group"))
-_SMALL = 16_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 _TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
 
 
@@ -64,17 +61,15 @@ class _Kernel(NamedTuple):
     """A compiled kernel of a plan.
 
     Args:
-        run: the kernel.
+        tasks: the kernel.
         slots: widths of a tile that it needs as scratch.
-        real: NumPy's type of the arithmetic.
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
     """
 
-    run: Callable[..., None]
+    tasks: TaskKernel
     slots: int
-    real: Any
-    literals: Any
+    literals: Tensor
     lines: int
 
 
@@ -88,63 +83,61 @@ def _kernel(plan: Plan, backward: bool) -> _Kernel:
 
 def _compile(plan: Plan, backward: bool) -> _Kernel:
     source, slots = backward_source(plan) if backward else forward_source(plan)
-    arguments = backward_arguments(plan) if backward else forward_arguments(plan)
-    kernel = compiled(source, "backward" if backward else "forward", signature(arguments, plan))
-    real = np.dtype(real_name(plan.program.dtype)).type
+    integers, arrays = backward_arguments(plan) if backward else forward_arguments(plan)
+    name, scratch = ("backward", 2) if backward else ("forward", 1)
+    tasks = compiled_tasks(source, name, signature(integers, arrays, plan), scratch)
     graph = plan.backward if backward else plan.program.forward
-    return _Kernel(kernel, slots, real, np.array(plan.literals, real), len(graph.lines))
+    literals = torch.tensor(plan.literals, dtype=plan.program.dtype)
+    return _Kernel(tasks, slots, literals, len(graph.lines))
 
 
-def signature(arguments: Sequence[str], plan: Plan) -> Any:
-    """Return Numba's types of a kernel's arguments."""
+def signature(integers: Sequence[str], arrays: Sequence[str], plan: Plan) -> Any:
+    """Return Numba's types of a kernel's arguments, the range of tasks first."""
     from numba import types
 
     real = getattr(types, real_name(plan.program.dtype))
-
-    def kind(name: str) -> Any:
-        if name in _INTEGERS or name.startswith(("x_", "g_step", "g_row", "h_step_", "h_row_")):
-            return types.int64
-        return (types.float64 if name == "sums" else real)[::1]
-
-    return types.void(*map(kind, arguments))
+    values = [(types.float64 if name == "sums" else real)[::1] for name in arrays]
+    return types.void(types.int64, types.int64, *[types.int64] * len(integers), *values)
 
 
-def _flat(tensor: Tensor, layout: Layout) -> Any:
-    """Return a sequence or one step as flat memory."""
-    arranged = tensor if layout.in_order else layout.arrange(tensor)
-    return arranged.contiguous().detach().numpy().reshape(-1)
+def _sizes(layout: Layout, grid: _Grid, steps: int, every: int) -> tuple[int, ...]:
+    """Return the integers that both kernels take first."""
+    rows = (grid.columns, layout.lanes, grid.rows, grid.per_group)
+    return steps, every, *rows, layout.neurons, layout.inner
 
 
-def _results(tensors: Sequence[Tensor], layout: Layout) -> list[Any]:
-    """Return new tensors of this layout as flat memory that the kernel fills."""
+def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
+    """Return sequences or steps whose memory is in the order of the layout, without gaps."""
     if not layout.in_order:
-        tensors = [layout.arrange(tensor) for tensor in tensors]
-    return [tensor.detach().numpy().reshape(-1) for tensor in tensors]
+        tensors = map(layout.arrange, tensors)
+    return [tensor.contiguous() for tensor in tensors]
 
 
-def write_parameters(params: Sequence[Tensor], places: Any) -> None:
-    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
-    for place, param in zip(places, params, strict=True):
-        # not .numpy(): FSDP could not free the memory between two passes
-        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)
-
-
-def _packed_parameters(params: Sequence[Tensor], layout: Layout, grid: _Grid, real: Any) -> Any:
-    """Return the parameters of the lanes of a row, one after the other."""
-    packed = np.empty((len(params), grid.repeats, layout.neurons, layout.inner), real)
-    write_parameters(params, packed)
-    return packed.reshape(-1)
-
-
-def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Any]:
+def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Tensor]:
     """Return the strides of time and of the grid's rows, and the flat memory, of a sequence."""
     if layout.in_order and tensor.is_contiguous():
-        return layout.lanes, grid.columns, tensor.detach().numpy().reshape(-1)
+        return layout.lanes, grid.columns, tensor
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
         # Rows of a grid are several rows of the layout: they must follow each other without gaps.
         flat, step, row = strided(layout.restore(layout.arrange(tensor).contiguous()), layout)
-    return step, row * grid.repeats, flat.detach().numpy()
+    return step, row * grid.repeats, flat
+
+
+def _addresses(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
+    """Return the addresses of what a kernel reads as values of ``dtype``.
+
+    Raises:
+        TypeError: a tensor has other values, or is not on the CPU.
+
+    """
+    for tensor in tensors:
+        if tensor.dtype is not dtype or not tensor.is_cpu:
+            raise TypeError(
+                f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
+                f"{tensor.device}. Convert it with .to(...)."
+            )
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 # Forward
@@ -160,24 +153,22 @@ def forward(
     if layout.lanes == 0:
         return results
     grid, kernel = _grid(layout), _kernel(plan, False)
+    x_step, x_row, flat = _sequence(x, layout, grid)
+    params = [param.contiguous() for param in params]
+    # Without checkpoints the whole sequence is one segment.
+    every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
+    tensors = [flat, *params, kernel.literals, output, *_flat(states, layout)]
+    tensors += [*ends, *records, checkpoints]
     # In the order of numba_loops.forward_arguments.
     arguments = (
-        # Without checkpoints the whole sequence is one segment.
-        *(steps, plan.checkpoint_interval if plan.checkpoints(steps) else steps),
-        *(grid.columns, layout.lanes, grid.rows, grid.per_group),
-        *_sequence(x, layout, grid),
-        *(_packed_parameters(params, layout, grid, kernel.real), kernel.literals),
-        *_results([output], layout),
-        *[_flat(state, layout) for state in states],
-        *_results(ends + records, layout),
-        checkpoints.numpy(),
+        *_sizes(layout, grid, steps, every),
+        *(x_step, x_row, *map(Tensor.numel, params)),
+        *_addresses(tensors, plan.program.dtype),
     )
-
-    def run(first: int, last: int) -> None:
-        kernel.run(first, last, *arguments, scratch(0, kernel.slots * TILE, kernel.real))
-
     work = steps * layout.lanes * (4 + kernel.lines)
-    parallel_for(run, grid.tasks, small=work < _SMALL)
+    tile = TILE * x.itemsize
+    scratch = (kernel.slots * tile,)
+    run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
     return results
 
 
@@ -203,41 +194,36 @@ def backward(
     new = layout.allocate(x, dtype, sequences=int(plan.needs_input_gradient), steps=len(states))
     d_x, d_states = (new[0], new[1:]) if plan.needs_input_gradient else (nothing, new)
     # in float64: a parameter's gradient sums over time, batch and space
-    sums = np.zeros((grid.groups, len(plan.trained), grid.columns))
+    sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
     if layout.lanes:
         kernel = _kernel(plan, True)
         starts = dict(zip(program.states, states, strict=True))
-        record_gradients: list[Any] = []
-        for grad in g_records:
-            record_gradients += _sequence(grad, layout, grid)
+        params = [param.contiguous() for param in params]
+        x_step, x_row, flat = _sequence(x, layout, grid)
+        g_step, g_row, g_flat = _sequence(g_output, layout, grid)
+        record_gradients = [_sequence(grad, layout, grid) for grad in g_records]
+        tensors = [flat, *params, kernel.literals, checkpoints]
+        tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
+        tensors += [*_flat(g_ends, layout), *(grad for _, _, grad in record_gradients), *new]
         # In the order of numba_loops.backward_arguments.
-        arguments = (
-            *(steps, plan.checkpoint_interval),
-            *(grid.columns, layout.lanes, grid.rows, grid.per_group),
-            *_sequence(x, layout, grid),
-            *(_packed_parameters(params, layout, grid, kernel.real), kernel.literals),
-            checkpoints.detach().numpy(),
-            *[_flat(starts[name], layout) for name in plan.recomputed],
-            *_sequence(g_output, layout, grid),
-            *[_flat(grad, layout) for grad in g_ends],
-            *record_gradients,
-            *_results(new, layout),
-            sums.reshape(-1),
-        )
+        arguments = [
+            *_sizes(layout, grid, steps, plan.checkpoint_interval),
+            *(x_step, x_row, *map(Tensor.numel, params), g_step, g_row),
+            *(stride for step, row, _ in record_gradients for stride in (step, row)),
+            *(*_addresses(tensors, dtype), sums.data_ptr()),
+        ]
         # Scratch for the states of one segment, recomputed from its checkpoint.
-        past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps) * TILE
-
-        def run(first: int, last: int) -> None:
-            tile = scratch(1, kernel.slots * TILE, kernel.real)
-            kernel.run(first, last, *arguments, tile, scratch(2, past, kernel.real))
-
+        past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps)
+        tile = TILE * x.itemsize
         work = steps * layout.lanes * (4 + kernel.lines)
-        parallel_for(run, grid.tasks, small=work < _SMALL)
+        scratch = (kernel.slots * tile, past * tile)
+        run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
     # Sum over groups, repeated rows and inner lanes; a value for the whole layer sums neurons too.
     d_params = dict.fromkeys(program.params, nothing)
     shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        for name, total in zip(plan.trained, sums.reshape(shape).sum((0, 2, 4)), strict=True):
+        totals = sums.numpy().reshape(shape).sum((0, 2, 4))
+        for name, total in zip(plan.trained, totals, strict=True):
             like = params[program.params.index(name)]
             value = total if like.numel() != 1 or layout.neurons == 1 else total.sum()
             d_params[name] = torch.as_tensor(value, dtype=dtype).reshape(like.shape)

@@ -23,6 +23,7 @@ from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from tracetorch.core.files import atomic_replace
+from tracetorch.fuse.codegen.task_function import task_function
 
 _Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
 
@@ -169,6 +170,36 @@ def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
     return _compile_once(source, name, signature, _by_address)
 
 
+class TaskKernel(NamedTuple):
+    """A kernel over tasks, as :func:`tracetorch.fuse.runtime.threads.run_tasks` runs it.
+
+    Args:
+        run: does the tasks of a block that no other thread does, without the GIL.
+        address: of its machine code, a C function of the address of a block.
+    """
+
+    run: Callable[[int], None]
+    address: int
+
+
+def compiled_tasks(source: str, name: str, signature: Any, scratch: int = 0) -> TaskKernel:
+    """Compile a function over a range of tasks, whose tasks several threads share out.
+
+    Args:
+        source: a module.
+        name: the function, of ``first`` and ``last`` and then of integers and flat arrays.
+        signature: Numba's.
+        scratch: how many of the last arrays are scratch, of which each thread gets its own.
+
+    """
+    from numba import types
+
+    printed = task_function(source, name, signature.args, scratch)
+    block = types.void(types.CPointer(types.int64))  # type: ignore[no-untyped-call]
+    run: Any = compiled_at(printed, name, block)
+    return TaskKernel(run, ctypes.cast(run, ctypes.c_void_p).value or 0)
+
+
 def _compile_once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
     tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
     with _lock:
@@ -295,7 +326,7 @@ def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable
     import numba
     from numba import types
 
-    kernel = numba.cfunc(signature, error_model="numpy", cache=cache)(function)
+    kernel = numba.cfunc(signature, error_model="numpy", boundscheck=False, cache=cache)(function)
     kinds = [
         ctypes.c_void_p if isinstance(kind, types.CPointer) else ctypes.c_int64
         for kind in signature.args

@@ -1,25 +1,89 @@
-"""``parallel_for``: run small tasks on a pool of as many threads as PyTorch uses."""
+"""Run the tasks of a kernel on PyTorch's own threads, or else on a pool of as many.
+
+PyTorch's threads wait for work by spinning, and starve other threads for some milliseconds after
+every product. So kernels run in a parallel region of the OpenMP runtime that PyTorch has loaded;
+where it is not the one known here, or after ``fork``, which leaves its threads behind, on a pool.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
+import sys
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from tracetorch.fuse.codegen.task_function import LINE
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel
+from tracetorch.fuse.runtime.memory import scratch as scratch_memory
+
 _CHUNKS_PER_THREAD = 4
+_LEAST_WORK = 400_000  # operations on one value that one thread does as soon as several
+_LEAST_WORK_OF_POOL = 16_000_000
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _size = 0
+_forked = False
+
+
+def run_tasks(
+    kernel: TaskKernel,
+    arguments: Iterable[int],
+    tasks: int,
+    *,
+    work: int,
+    scratch: Sequence[int] = (),
+) -> None:
+    """Run a kernel over all its tasks, on as many threads as PyTorch uses.
+
+    Which thread runs a task is left to chance, so tasks must write to different places. Calls may
+    come from several threads at once, and from within another parallel region.
+
+    Args:
+        kernel: what :func:`tracetorch.fuse.runtime.kernel_cache.compiled_tasks` compiled.
+        arguments: its arguments after the range of tasks and before the scratch: integers, and
+            the addresses of arrays. The caller keeps their memory alive and sees to their types.
+        tasks: how many there are, each worth at least a microsecond.
+        work: operations on one value in all tasks; few are not worth another thread.
+        scratch: bytes of each array of scratch at the end; its content is left to chance.
+    """
+    gomp = None if _forked else _gomp()
+    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
+    threads = 1 if work < least else max(1, min(torch.get_num_threads(), tasks))
+    places: list[int] = []
+    if scratch:
+        strides = [-(-size // 64) * 64 for size in scratch]
+        place = scratch_memory(sum(strides) * threads)
+        for stride in strides:
+            places += (place, stride)
+            place += stride * threads
+    # in the order of tracetorch.fuse.codegen.task_function
+    number = gomp.thread_number if gomp and threads > 1 else 0
+    block = array("q", (tasks, threads, number, 0, *arguments, *places))
+    counters = -len(block) % LINE + LINE * threads
+    # where a line begins differs from block to block, by less than another
+    block.frombytes(bytes(8 * (counters + LINE)))
+    address, _ = block.buffer_info()
+    if threads == 1:
+        kernel.run(address)
+    elif gomp:
+        gomp.parallel(kernel.address, address, threads, 0)
+    else:
+        _on_pool(lambda: kernel.run(address), threads)
 
 
 def parallel_for(run: Callable[[int, int], None], tasks: int, *, small: bool) -> None:
-    """Call ``run(first, last)`` on ranges that together cover ``tasks``, on several threads.
+    """Call ``run(first, last)`` on ranges that together cover ``tasks``, on a pool of threads.
 
     ``run`` must release the GIL to gain from it. The calling thread works too, and does all of it
     where the others are busy; so calls may nest and come from several threads at once.
@@ -47,6 +111,80 @@ def parallel_for(run: Callable[[int, int], None], tasks: int, *, small: bool) ->
         while (first := next(starts)) < tasks:
             run(first, min(first + chunk, tasks))
 
+    _on_pool(work, threads)
+
+
+# PyTorch's threads
+
+
+class _Gomp(NamedTuple):
+    """Functions of GNU's OpenMP runtime.
+
+    Args:
+        parallel: runs a C function of one pointer in a team of threads.
+        thread_number: the address of a function that returns the number of the calling thread.
+    """
+
+    parallel: Callable[[int, int, int, int], None]
+    thread_number: int
+
+
+@cache
+def _gomp() -> _Gomp | None:
+    """Return functions of the OpenMP runtime that PyTorch runs on, ``None`` unless it is GNU's.
+
+    It is looked up among the loaded libraries: another copy would start threads of its own.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        library = ctypes.CDLL(str(_torch_library()), os.RTLD_NOLOAD)
+        parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
+    except (OSError, AttributeError):
+        return None
+    # a runtime that was loaded before, for the whole process, stands in for the one of PyTorch
+    with contextlib.suppress(AttributeError):
+        if _address(ctypes.CDLL(None).GOMP_parallel) != parallel:
+            return None
+    # LLVM's and Intel's have a function of this name too
+    if not _file_of(parallel).startswith("libgomp"):
+        return None
+    kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
+
+
+def _torch_library() -> Path:
+    """Return the file whose dependencies contain the OpenMP runtime."""
+    return Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class _SymbolInfo(ctypes.Structure):
+    """What ``dladdr`` finds out about an address: ``Dl_info`` in C."""
+
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    ]
+
+
+def _file_of(address: int) -> str:
+    """Return the name of the file that a loaded function is in."""
+    info = _SymbolInfo()
+    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
+    return Path(os.fsdecode(info.file)).name if found else ""
+
+
+# The pool
+
+
+def _on_pool(work: Callable[[], None], threads: int) -> None:
+    """Call ``work`` in this thread and in others; what remains to be done is for it to find."""
     helpers = _submit(work, threads - 1)
     try:
         work()
@@ -72,9 +210,9 @@ def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
 
 
 def _forget() -> None:
-    """Drop the pool after ``fork``: the child has none of its threads."""
-    global _pool, _size, _lock
-    _lock, _pool, _size = threading.Lock(), None, 0
+    """Drop all threads after ``fork``: the child has none of them."""
+    global _pool, _size, _lock, _forked
+    _lock, _pool, _size, _forked = threading.Lock(), None, 0, True
 
 
 if hasattr(os, "register_at_fork"):
