@@ -265,7 +265,8 @@ def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -
     """Walk as :func:`walk`, or compare the model with what an earlier walk has found.
 
     The ``facts`` of the result stay as long as the model has the same modules, containers, names
-    and types of attributes; whoever concludes from more than that compares it at every call.
+    and types of attributes, tensors that come and go apart; whoever concludes from more than that
+    compares it at every call.
 
     Args:
         root: a module.
