@@ -79,7 +79,7 @@ class _Module(NamedTuple):
 
 
 class _Memo:
-    """What a walk has found, and all that it depends on.
+    """A finished walk, and all that it depends on.
 
     Args:
         root: the root.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,10 @@ class StepLayer(Protocol):
     @property
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors from which the parameters among the step kwargs follow."""
+
+    @property
+    def constraints(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """The constraint of each of those parameters by its name."""
 
     @property
     def step(self) -> Callable[..., tuple[Any, ...]]:

@@ -61,6 +61,35 @@ def negative_softplus(raw: Tensor) -> Tensor:
     return -F.softplus(raw)
 
 
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+_softplus_backward = torch.ops.aten.softplus_backward.default
+
+
+def _unbounded_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return grad
+
+
+def _sigmoid_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _sigmoid_backward(grad, value)
+
+
+def _softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(grad, raw, 1, 20)  # the defaults of F.softplus
+
+
+def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(-grad, raw, 1, 20)
+
+
+CONSTRAINT_GRADIENTS: dict[Constraint, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    unbounded: _unbounded_gradient,
+    sigmoid: _sigmoid_gradient,
+    softplus: _softplus_gradient,
+    negative_softplus: _negative_softplus_gradient,
+}
+"""PyTorch's own backward of every constraint: ``gradient of the value, raw, value -> of raw``."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """A parameter without bounds: a scale, a recurrent weight, a bias.

@@ -8,8 +8,8 @@ avoids it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.layout import allocate_results, layout_of
+from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -226,3 +226,92 @@ class _FusedLoop(torch.autograd.Function):
             runtime, layout = _runtime(plan), layout_of(x, plan.dim)
             gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
         return None, *_input_gradients(plan, gradients)
+
+
+# From raw parameters
+
+# gradient of the value, raw parameter, value -> gradient of the raw parameter
+ConstraintGradient: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Constrained(NamedTuple):
+    """The constraint of a parameter, ``value = constraint(raw)``, and its gradient."""
+
+    constraint: Callable[[Tensor], Tensor]
+    gradient: ConstraintGradient
+
+
+def run_raw(
+    plan: Plan,
+    layout: Layout,
+    constrained: tuple[Constrained, ...],
+    x: Tensor,
+    states: Sequence[Tensor],
+    raws: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Return what :func:`run` does for the constrained parameters, all of plain tensors.
+
+    With a backward pass constraints and loop are one node of the graph.
+    """
+    if plan.has_backward:
+        return _FusedLayer.apply(plan, layout, constrained, x, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
+    values = _constrain(plan, constrained, raws)
+    return _runtime(plan).forward(plan, layout, x, states, values)[:-1]  # type: ignore[no-any-return]
+
+
+def _constrain(
+    plan: Plan, constrained: Sequence[Constrained], raws: Sequence[Tensor]
+) -> list[Tensor]:
+    dtype = plan.program.dtype
+    return [c.constraint(raw.to(dtype)) for c, raw in zip(constrained, raws, strict=True)]
+
+
+class _FusedLayer(torch.autograd.Function):
+    """The loop from raw parameters: one node of the graph for all of a layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        layout: Layout,
+        constrained: tuple[Constrained, ...],
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        states, raws = tensors[:count], tensors[count:]
+        values = _constrain(plan, constrained, raws)
+        *results, checkpoints = _runtime(plan).forward(plan, layout, x, states, values)
+        ctx.plan, ctx.order, ctx.constrained = plan, layout.order, constrained
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *states, *values, *raws, checkpoints)
+        if not all(plan.smooth_results):
+            pairs = zip(results, plan.smooth_results, strict=True)
+            ctx.mark_non_differentiable(*(end for end, smooth in pairs if not smooth))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan = ctx.plan
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
+        count = len(plan.program.params)
+        values, raws = saved[:count], saved[count:]
+        if torch.is_grad_enabled():  # what the operator says of second derivatives holds here too
+            values = _constrain(plan, ctx.constrained, raws)
+            gradients = torch.ops.tracetorch.backward(
+                register(plan), x, states, values, checkpoints, grads_out
+            )
+        else:
+            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+            gradients = runtime.backward(plan, layout, x, states, values, checkpoints, grads_out)
+        computed = _input_gradients(plan, gradients)
+        first = 1 + len(plan.program.states)
+        of_raws: list[Tensor | None] = []
+        for grad, raw, value, each in zip(
+            computed[first:], raws, values, ctx.constrained, strict=True
+        ):
+            if grad is not None:
+                grad = each.gradient(grad, raw.to(value.dtype), value).to(raw.dtype)
+            of_raws.append(grad)
+        return None, None, None, *computed[:first], *of_raws
