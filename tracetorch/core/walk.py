@@ -41,8 +41,8 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_TRANSPARENT = (nn.Module, *_CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
+CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_TRANSPARENT = (nn.Module, *CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
 _LONG = 1000
@@ -88,7 +88,7 @@ def parts_of(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, objec
     Tensors among its parts are added to ``tensors``.
     """
     kind: Any = type(owner)
-    for container in _CONTAINERS:
+    for container in CONTAINERS:
         if issubclass(kind, container):
             return _items(owner, container, path, tensors)
     found: list[tuple[str, Any]] = []

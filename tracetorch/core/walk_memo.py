@@ -8,12 +8,14 @@ kept alive: modules are held weakly, and containers are found again through thos
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from tracetorch.core.walk import (
+    CONTAINERS,
     MODULE_ATTRIBUTES,
     Walk,
     dict_descriptor,
@@ -42,7 +44,8 @@ class _Container(NamedTuple):
         place: its number among the owners of the walk.
         path: its path.
         kind: its type.
-        constants: types of the items of a tuple or list that holds nothing to enter; else ``None``.
+        constants: types of all that it holds where nothing of it is entered, and it is a tuple, a
+            list or an object without slots; else ``None``.
         names: names of the parts that are entered.
         parts: those parts, each a number of a module, or a container.
     """
@@ -130,8 +133,9 @@ class _Memo:
         if id(part) not in self.pending:  # it has been described where it was first met
             return _Container(place, path, kind, None, (), ())
         self.pending.remove(id(part))
-        if kind in (tuple, list):
-            items = frozenset(map(type, part))  # type: ignore[call-overload]
+        held: Any = part if kind in (tuple, list) else _attributes(part)
+        if held is not None:
+            items = frozenset(map(type, held))
             if all(map(is_opaque, items)) and not any(issubclass(t, torch.Tensor) for t in items):
                 return _Container(place, path, kind, items, (), ())
         inner = [(name, p) for name, p in parts_of(part, path, []) if not is_opaque(type(p))]  # type: ignore[arg-type]
@@ -165,8 +169,8 @@ class _Memo:
                 and ([*map(id, registered.values())] != children or [*registered] != child_names)
             ):
                 raise _ChangedError
-            for name in tensor_names:
-                tensors.append((join_path(path, name), attributes[name]))
+            if tensor_names:
+                tensors += [(join_path(path, name), attributes[name]) for name in tensor_names]
         if modules[0] is not root:
             raise _ChangedError
         owners: list[Any] = [None] * len(self.owner_paths)
@@ -180,6 +184,14 @@ class _Memo:
             tensors,
             self.facts,
         )
+
+
+def _attributes(owner: object) -> Iterable[object] | None:
+    """Return the values of an object's attributes; ``None`` where there may be other parts."""
+    kind: Any = type(owner)
+    if issubclass(kind, CONTAINERS) or dict_descriptor(kind) is None or slots_of(kind):
+        return None
+    return owner.__dict__.values()
 
 
 def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -248,7 +260,8 @@ def _compare(
         return
     owners[expected.place] = part
     if expected.constants is not None:
-        if not {*map(type, part)} <= expected.constants:
+        held = part if expected.kind in (tuple, list) else part.__dict__.values()
+        if not expected.constants.issuperset(map(type, held)):
             raise _ChangedError
         return
     inner = [(n, p) for n, p in parts_of(part, expected.path, tensors) if not is_opaque(type(p))]  # type: ignore[arg-type]

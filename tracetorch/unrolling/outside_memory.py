@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.walk import Walk, join_path, slot_values, slots_of
+from tracetorch.core.walk import Walk, join_path, slot_values
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
@@ -58,49 +58,36 @@ class MemorySnapshot:
             for buffer in modules[number][1].__dict__["_buffers"].values():
                 if buffer is not None:
                     self._values.append((buffer, buffer.detach().clone()))
-        self._owner_paths: list[str] = []
+        owners: list[tuple[str, Any]] = found.owners
+        self._owner_paths = [owners[number][0] for number in (*facts.dicts, *facts.objects)]
+        self._now += [owners[number][1] for number in facts.dicts]
+        self._now += [owners[number][1].__dict__ for number in facts.objects]
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
+        for number in facts.sequences:
+            path, owner = owners[number]
+            self._sequences.append((path, owner, _contents(owner)))
         self._slots: list[tuple[str, object, dict[str, object]]] = []
-        for path, owner in found.owners:
-            if type(owner) is not tuple:  # the settings of a convolution, most often
-                self._add_owner(path, owner)
+        for number in facts.slotted:
+            path, owner = owners[number]
+            self._slots.append((path, owner, slot_values(owner)))
         self._before = list(map(dict.copy, self._now))
         self._tensors: list[tuple[str, Tensor]] = []
         if found.tensors:
             of_neurons = {id(state) for _, _, state in states.states}
             self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
-        self._versions = self._current_versions()
+        self._held = self._tensors_now()
+        self._versions = _versions(self._held)
 
-    def _add_owner(self, path: str, owner: Any) -> None:
-        if isinstance(owner, dict):
-            self._add_dict(path, owner)
-        elif isinstance(owner, (list, deque, set)):
-            self._sequences.append((path, owner, _contents(owner)))
-        elif not isinstance(owner, (tuple, frozenset)):
-            attributes = getattr(owner, "__dict__", None)
-            if isinstance(attributes, dict):
-                self._add_dict(path, attributes)
-            if slots_of(type(owner)):  # type: ignore[arg-type]
-                self._slots.append((path, owner, slot_values(owner)))
-
-    def _add_dict(self, path: str, owned: dict[Any, Any]) -> None:
-        self._owner_paths.append(path)
-        self._now.append(owned)
-
-    def _current_versions(self) -> list[int]:
-        versions: list[int] = []
-        try:
-            for registry in self._registered:
-                versions += [-1 if t is None else t._version for t in registry.values()]
-            versions += [tensor._version for _, tensor in self._tensors]
-        except RuntimeError:  # tensors of inference_mode count no versions
-            return []
-        return versions
+    def _tensors_now(self) -> list[Tensor | None]:
+        """Return the tensors whose versions are compared, as they are held now."""
+        held = [tensor for registry in self._registered for tensor in registry.values()]
+        return held + [tensor for _, tensor in self._tensors]
 
     def change(self) -> str | None:
         """Return the path of something that has changed since, or ``None``."""
-        if not _equal(self._now, self._before):  # the very same objects in nearly every case
+        unchanged = _equal(self._now, self._before)  # the very same objects in nearly every case
+        if not unchanged:
             for number, now, before in self._compared():
                 path, module = self._owner_of(number)
                 for name in () if _equal(now, before) else _changed_keys(module, before, now):
@@ -112,7 +99,9 @@ class MemorySnapshot:
         for path, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 return f"{path}.{name}"
-        if (versions := self._current_versions()) != self._versions:
+        if _versions(self._held) == self._versions and unchanged:
+            return None
+        if (versions := _versions(self._tensors_now())) != self._versions:
             return self._changed_tensor(versions)
         return None
 
@@ -168,6 +157,14 @@ class MemorySnapshot:
             for tensor, value in self._values:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _versions(tensors: list[Tensor | None]) -> list[int]:
+    """Return the versions of tensors, which count the changes in place."""
+    try:
+        return [-1 if tensor is None else tensor._version for tensor in tensors]
+    except RuntimeError:  # tensors of inference_mode count none
+        return []
 
 
 def _contents(owner: Any) -> tuple[Any, ...]:

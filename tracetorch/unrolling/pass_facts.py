@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
-from tracetorch.core.walk import Walk
+from tracetorch.core.walk import Walk, slots_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
@@ -24,10 +25,11 @@ class PassFacts:
     Modules go by their number in the walk, so that none is kept alive.
 
     Args:
-        modules: every module of the model with its path.
+        found: the walk.
     """
 
-    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+    def __init__(self, found: Walk) -> None:
+        modules = found.modules
         self.neurons = [n for n, (_, module) in enumerate(modules) if isinstance(module, Neuron)]
         self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
         self.has_compiled = any(is_compiled(module) for _, module in modules)
@@ -43,13 +45,27 @@ class PassFacts:
         self.with_buffers: list[int] = []
         self.cloned: list[int] = []
         for number, (_, module) in enumerate(modules):
-            if is_exempt(type(module)):
+            if is_exempt(type(module)):  # type: ignore[arg-type]
                 continue
             self.watched.append(number)
             if not isinstance(module, BatchNormBase):
                 self.with_buffers.append(number)
                 if not isinstance(module, Neuron):  # small, and restored on a refusal
                     self.cloned.append(number)
+        self.dicts: list[int] = []
+        self.sequences: list[int] = []
+        self.objects: list[int] = []
+        self.slotted: list[int] = []
+        for number, (_, owner) in enumerate(found.owners):
+            if isinstance(owner, dict):
+                self.dicts.append(number)
+            elif isinstance(owner, (list, deque, set)):
+                self.sequences.append(number)
+            elif not isinstance(owner, (tuple, frozenset)):
+                if isinstance(getattr(owner, "__dict__", None), dict):
+                    self.objects.append(number)
+                if slots_of(type(owner)):  # type: ignore[arg-type]
+                    self.slotted.append(number)
 
     def holds(self) -> bool:
         """Whether the methods that the neurons' classes have are still those that were seen."""
@@ -75,7 +91,7 @@ def facts_of(found: Walk) -> PassFacts:
     """Return the facts of a walk: those that are remembered, where they still hold."""
     facts: PassFacts | None = found.facts.get("pass")
     if facts is None or not facts.holds():
-        facts = PassFacts(found.modules)
+        facts = PassFacts(found)
         if not torch.compiler.is_compiling():
             found.facts["pass"] = facts
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def unroll(
     facts = facts_of(found)
     neurons: list[Neuron] = []
     for number in facts.neurons:
-        neuron = cast(Neuron, found.modules[number][1])
+        neuron: Neuron = found.modules[number][1]  # type: ignore[assignment]
         if neuron.layer_pass is not None:
             raise ValueError(
                 f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
@@ -263,7 +263,7 @@ def _by_layer(
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    layers = [cast(Neuron, found.modules[number][1]) for number in facts.neurons]
+    layers: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     with layer_pass, memory_unchanged(found, facts, states, T):
         if prefix and isinstance(inputs.tensors, Tensor):

@@ -144,6 +144,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "a state that is no tensor": lambda cell: setattr(cell, "mem", 1.0),
     "a negated state": lambda c: setattr(c, "mem", torch._neg_view(torch.ones(B, N))),
 }
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_takes_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, x = made(), sequence()

@@ -8,6 +8,7 @@ avoids it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,8 +33,14 @@ for _schema in (
 
 
 def _runtime(plan: Plan) -> Any:
-    """Return the module that runs a plan's kernels; imported late, for Triton may be missing."""
-    if plan.backend == "triton":
+    """Return the module that runs a plan's kernels."""
+    return _runtime_of(plan.backend)
+
+
+@functools.cache
+def _runtime_of(backend: str) -> Any:
+    """Import the runtime of a backend, late, for Triton may be missing."""
+    if backend == "triton":
         from tracetorch.fuse.runtime import gpu
 
         return gpu
