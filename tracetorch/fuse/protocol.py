@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class ConstraintGradient(NamedTuple):
+    """The gradient of a constraint, ``value = constraint(raw)``.
+
+    Args:
+        function: ``gradient of the value, raw, value -> gradient of raw``.
+        reads_raw: whether it reads ``raw``.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    reads_raw: bool
 
 
 class StepLayer(Protocol):

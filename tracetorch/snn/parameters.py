@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_flag, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
+from tracetorch.fuse.protocol import ConstraintGradient
 
 Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]
@@ -81,13 +82,13 @@ def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Ten
     return _softplus_backward(-grad, raw, 1, 20)
 
 
-CONSTRAINT_GRADIENTS: dict[Constraint, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    unbounded: _unbounded_gradient,
-    sigmoid: _sigmoid_gradient,
-    softplus: _softplus_gradient,
-    negative_softplus: _negative_softplus_gradient,
+CONSTRAINT_GRADIENTS: dict[Constraint, ConstraintGradient] = {
+    unbounded: ConstraintGradient(_unbounded_gradient, reads_raw=False),
+    sigmoid: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
+    softplus: ConstraintGradient(_softplus_gradient, reads_raw=True),
+    negative_softplus: ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
 }
-"""PyTorch's own backward of every constraint: ``gradient of the value, raw, value -> of raw``."""
+"""PyTorch's own backward of every constraint."""
 
 
 @dataclass(frozen=True)

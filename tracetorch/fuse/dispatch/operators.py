@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.protocol import ConstraintGradient
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -237,9 +238,6 @@ class _FusedLoop(torch.autograd.Function):
 
 # From raw parameters
 
-# gradient of the value, raw parameter, value -> gradient of the raw parameter
-ConstraintGradient: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 class Constrained(NamedTuple):
     """The constraint of a parameter, ``value = constraint(raw)``, and its gradient."""
@@ -291,10 +289,14 @@ class _FusedLayer(torch.autograd.Function):
         *results, checkpoints = _runtime(plan).forward(plan, layout, x, states, values)
         ctx.plan, ctx.order, ctx.constrained = plan, layout.order, constrained
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *states, *values, *raws, checkpoints)
+        # only what is read is saved: a parameter that is not may change before the backward pass
+        pairs = list(zip(constrained, raws, strict=True))
+        read = [raw if c.gradient.reads_raw else None for c, raw in pairs]
+        ctx.raws = [None if c.gradient.reads_raw else raw for c, raw in pairs]
+        ctx.save_for_backward(x, *states, *values, *read, checkpoints)
         if not all(plan.smooth_results):
-            pairs = zip(results, plan.smooth_results, strict=True)
-            ctx.mark_non_differentiable(*(end for end, smooth in pairs if not smooth))
+            ends = zip(results, plan.smooth_results, strict=True)
+            ctx.mark_non_differentiable(*(end for end, smooth in ends if not smooth))
         return tuple(results)
 
     @staticmethod
@@ -303,9 +305,15 @@ class _FusedLayer(torch.autograd.Function):
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
         count = len(plan.program.params)
-        values, raws = saved[:count], saved[count:]
+        values = saved[:count]
+        raws = [r if s is None else s for s, r in zip(saved[count:], ctx.raws, strict=True)]
         if torch.is_grad_enabled():  # what the operator says of second derivatives holds here too
             values = _constrain(plan, ctx.constrained, raws)
+            if not all(map(torch.equal, values, saved[:count])):
+                raise RuntimeError(
+                    "a parameter of a neuron layer was changed in place between the forward and "
+                    "the backward pass, which is to be differentiated itself."
+                )
             gradients = torch.ops.tracetorch.backward(
                 register(plan), x, states, values, checkpoints, grads_out
             )
@@ -319,6 +327,6 @@ class _FusedLayer(torch.autograd.Function):
             computed[first:], raws, values, ctx.constrained, strict=True
         ):
             if grad is not None:
-                grad = each.gradient(grad, raw.to(value.dtype), value).to(raw.dtype)
+                grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
             of_raws.append(grad)
         return None, None, None, *computed[:first], *of_raws

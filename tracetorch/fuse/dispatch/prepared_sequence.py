@@ -28,7 +28,7 @@ from tracetorch.fuse.dispatch.plans import dim_from_end, plan_for_needs, program
 from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.protocol import ConstraintGradient, StepLayer
 from tracetorch.fuse.runtime.layout import Layout, layout_of
 
 _MOST_SHAPES = 4  # for which a layer keeps its prepared sequences
@@ -40,13 +40,13 @@ class OwnMethods(NamedTuple):
 
     Args:
         step_kwargs, check_input, states_for: the methods.
-        gradients: of every known constraint the function ``gradient, raw, value -> gradient``.
+        gradients: of every known constraint its gradient.
     """
 
     step_kwargs: Callable[..., Any]
     check_input: Callable[..., Any]
     states_for: Callable[..., Any]
-    gradients: Mapping[Callable[[Tensor], Tensor], operators.ConstraintGradient]
+    gradients: Mapping[Callable[[Tensor], Tensor], ConstraintGradient]
 
     def hold(self, layer: StepLayer) -> bool:
         """Whether the layer has these methods."""
@@ -144,12 +144,10 @@ class _PreparedSequence:
     def _raws(self, layer: StepLayer) -> list[Tensor]:
         """Return the raw parameters, whether they are parameters, buffers or parametrizations."""
         parameters = layer.__dict__["_parameters"]
-        raws = [parameters.get(name) for name in self.raw_names]
-        if None in raws:
-            raws = [
-                getattr(layer, name) if raw is None else raw
-                for raw, name in zip(raws, self.raw_names, strict=True)
-            ]
+        raws: list[Tensor] = []
+        for name in self.raw_names:
+            raw = parameters.get(name)
+            raws.append(getattr(layer, name) if raw is None else raw)
         return raws
 
     def fits(self, layer: StepLayer, x: Tensor) -> bool:
