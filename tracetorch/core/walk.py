@@ -36,20 +36,20 @@ class Opaque:
 
 
 # Attributes that every module has and that can hold no module of the model, hooks above all.
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Objects of these packages and of the standard library are not walked: they can hold half of the
 # process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_TRANSPARENT = (nn.Module, *_CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
+CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_TRANSPARENT = (nn.Module, *CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
 _LONG = 1000
 
 
 @lru_cache(maxsize=4096)
-def _is_opaque(kind: Any) -> bool:
+def is_opaque(kind: Any) -> bool:
     """Whether objects of a type are not entered."""
     if issubclass(kind, _TRANSPARENT):
         return False
@@ -73,32 +73,34 @@ class Walk(NamedTuple):
         modules: the modules, the root first.
         owners: containers and plain objects on the way.
         tensors: tensors held by any of them that are neither parameters nor buffers.
+        facts: what others have concluded from it, by a key of their own.
     """
 
     modules: list[tuple[str, nn.Module]]
     owners: list[tuple[str, object]]
     tensors: list[tuple[str, torch.Tensor]]
+    facts: dict[str, Any]
 
 
-def _parts(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
+def parts_of(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
     """Named parts of ``owner`` that are to be entered, read without running any of its code.
 
     Tensors among its parts are added to ``tensors``.
     """
     kind: Any = type(owner)
-    for container in _CONTAINERS:
+    for container in CONTAINERS:
         if issubclass(kind, container):
             return _items(owner, container, path, tensors)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
-    descriptor = _dict_descriptor(kind)
+    descriptor = dict_descriptor(kind)
     attributes: dict[str, Any] = {} if descriptor is None else descriptor.__get__(owner)
     if is_module:  # submodules first, and under their own names
         found += attributes.get("_modules", {}).items()
     for name, value in list(attributes.items()):
-        if is_module and name in _MODULE_ATTRIBUTES:
+        if is_module and name in MODULE_ATTRIBUTES:
             continue
-        if not _is_opaque(type(value)):  # type: ignore[arg-type]
+        if not is_opaque(type(value)):  # type: ignore[arg-type]
             found.append((name, value))
         elif issubclass(type(value), torch.Tensor):
             tensors.append((f"{path}.{name}" if path else name, value))
@@ -113,7 +115,7 @@ def _items(owner: Any, container: Any, path: str, tensors: list[Any]) -> list[tu
     kinds = set(map(type, values))
     if any(issubclass(kind, torch.Tensor) for kind in kinds):
         tensors += [(path, value) for value in values if issubclass(type(value), torch.Tensor)]
-    if all(map(_is_opaque, kinds)):
+    if all(map(is_opaque, kinds)):
         return []
     keys: Iterable[object] = range(len(values))
     if container is dict:
@@ -136,7 +138,7 @@ def _items(owner: Any, container: Any, path: str, tensors: list[Any]) -> list[tu
 
 
 @lru_cache(maxsize=1024)
-def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
+def dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
     """Return the descriptor of ``__dict__``, unless a class has made a property of that name."""
     for base in kind.__mro__:
         if "__dict__" in vars(base):
@@ -199,10 +201,10 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
         else:
             owners.append((path, owner))
         # reversed, because the stack gives back the last one first
-        for name, part in reversed(_parts(owner, path, tensors)):
-            if not _is_opaque(type(part)):  # type: ignore[arg-type]
+        for name, part in reversed(parts_of(owner, path, tensors)):
+            if not is_opaque(type(part)):  # type: ignore[arg-type]
                 stack.append((f"{path}.{name}" if path else name, part))
-    return Walk(found, owners, tensors)
+    return Walk(found, owners, tensors, {})
 
 
 def join_path(path: str, name: str) -> str:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class ConstraintGradient(NamedTuple):
+    """The gradient of a constraint, ``value = constraint(raw)``.
+
+    Args:
+        function: ``gradient of the value, raw, value -> gradient of raw``.
+        reads_raw: whether it reads ``raw``.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    reads_raw: bool
 
 
 class StepLayer(Protocol):
@@ -44,6 +56,10 @@ class StepLayer(Protocol):
     @property
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors from which the parameters among the step kwargs follow."""
+
+    @property
+    def constraints(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """The constraint of each of those parameters by its name."""
 
     @property
     def step(self) -> Callable[..., tuple[Any, ...]]:

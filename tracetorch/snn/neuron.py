@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import suggestion
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 from tracetorch.core.walk import Opaque
+from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
 from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import SingleStepCache
 from tracetorch.fuse.step_results import check_step_results, share_memory
 from tracetorch.snn.parameters import (
+    CONSTRAINT_GRADIENTS,
     DECAY,
     THRESHOLD,
     WEIGHT,
@@ -126,6 +129,7 @@ class Neuron(StatefulLayer):
         super().__init__(num_neurons, dim)
         self._declared = Declarations()
         self._single_steps = SingleStepCache()
+        self._sequences = PreparedSequences()
         self.layer_pass = None
         if type(self) not in _checked_classes:
             self._check_step()
@@ -296,7 +300,13 @@ class Neuron(StatefulLayer):
     @property
     def transient_attributes(self) -> frozenset[str]:
         """Attributes that a step changes: the states, and notes that hold for one call."""
-        notes = ("_single_steps", "_zeroed_in_backward", "_zeroed_in_trace", "layer_pass")
+        notes = (
+            "_single_steps",
+            "_sequences",
+            "_zeroed_in_backward",
+            "_zeroed_in_trace",
+            "layer_pass",
+        )
         return frozenset((*self.active_states, *notes, "step_kwargs"))
 
     @contextmanager
@@ -358,7 +368,11 @@ class Neuron(StatefulLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         # compiled steps belong to this process and this layer
-        return {**super().__getstate__(), "_single_steps": SingleStepCache()}
+        return {
+            **super().__getstate__(),
+            "_single_steps": SingleStepCache(),
+            "_sequences": PreparedSequences(),
+        }
 
     # Calling
 
@@ -426,6 +440,15 @@ class Neuron(StatefulLayer):
             torch.Size([2, 3])
 
         """
+        if (
+            not record
+            and not torch.compiler.is_compiling()
+            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
+        ):
+            prepared = self._sequences.run(self, x, _METHODS)
+            if prepared is not None:
+                self.__dict__.update(prepared[1])
+                return prepared[0], {}
         dtype = self.check_input(x, sequence=True)
         states = self.states_for(x, dtype, sequence=True)
         active = self.active_states
@@ -442,6 +465,12 @@ class Neuron(StatefulLayer):
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
+
+
+# what a prepared sequence does without: a class that overrides one is asked
+_METHODS = OwnMethods(
+    Neuron.step_kwargs, Neuron.check_input, Neuron.states_for, CONSTRAINT_GRADIENTS
+)
 
 
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:

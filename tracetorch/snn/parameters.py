@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_flag, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
+from tracetorch.fuse.protocol import ConstraintGradient
 
 Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]
@@ -59,6 +60,35 @@ def softplus(raw: Tensor) -> Tensor:
 def negative_softplus(raw: Tensor) -> Tensor:
     """``-softplus(raw) < 0``: the constraint of thresholds below zero."""
     return -F.softplus(raw)
+
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+_softplus_backward = torch.ops.aten.softplus_backward.default
+
+
+def _unbounded_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return grad
+
+
+def _sigmoid_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _sigmoid_backward(grad, value)
+
+
+def _softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(grad, raw, 1, 20)  # the defaults of F.softplus
+
+
+def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(-grad, raw, 1, 20)
+
+
+CONSTRAINT_GRADIENTS: dict[Constraint, ConstraintGradient] = {
+    unbounded: ConstraintGradient(_unbounded_gradient, reads_raw=False),
+    sigmoid: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
+    softplus: ConstraintGradient(_softplus_gradient, reads_raw=True),
+    negative_softplus: ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
+}
+"""PyTorch's own backward of every constraint."""
 
 
 @dataclass(frozen=True)

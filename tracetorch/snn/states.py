@@ -28,7 +28,12 @@ class StateSnapshot:
     """
 
     def __init__(self, layers: Iterable[Neuron]) -> None:
-        self.states = [(n, name, getattr(n, name)) for n in layers for name in n.states]
+        self.states: list[tuple[Neuron, str, Tensor | None]] = []
+        for layer in layers:
+            attributes = layer.__dict__
+            for name in layer.states:
+                state = attributes[name] if name in attributes else getattr(layer, name)
+                self.states.append((layer, name, state))
 
     def restore(self) -> None:
         """Give the layers these states back."""

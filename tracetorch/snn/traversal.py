@@ -20,6 +20,7 @@ from tracetorch.core.torch_private import (
     is_exporting,
 )
 from tracetorch.core.walk import named_modules
+from tracetorch.core.walk_memo import remembered_walk
 
 Action: TypeAlias = Literal["zero_states", "detach_states"]
 
@@ -64,8 +65,15 @@ class _Traversal:
 
     def nearest(self, root: nn.Module) -> list[nn.Module]:
         """List the outermost stateful modules below ``root``."""
-        found = named_modules(root, closed=TraversedModule)
-        return [m for _, m in found if isinstance(m, TraversedModule) and m is not root]
+        found = remembered_walk(root, closed=TraversedModule)
+        numbers = found.facts.get("nearest")
+        if numbers is None:
+            numbers = found.facts["nearest"] = [
+                number
+                for number, (_, module) in enumerate(found.modules)
+                if isinstance(module, TraversedModule) and module is not root
+            ]
+        return [found.modules[number][1] for number in numbers]
 
 
 class _ThreadTraversal(_Traversal, threading.local):

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
+from tracetorch.core.torch_private import BatchNormBase, DropoutBase, is_compiled, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.layer_pass import layer_passes
+from tracetorch.unrolling.layer_pass import LayerPass
 
 _RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
 _SEED = 0
@@ -187,6 +187,8 @@ class _Check:
             calls.append(_Call(paths[id(module)], module, arguments, result, *begun.pop()))
 
         every_module = [module for _, module in self.modules]
+        neurons = [module for module in every_module if isinstance(module, Neuron)]
+        has_compiled = any(map(is_compiled, every_module))
 
         self.start.restore()
         with (
@@ -195,7 +197,7 @@ class _Check:
                 before=[(module, begin) for module in every_module],
                 after=[(module, end) for module in every_module],
             ),
-            layer_passes(self.modules, self.steps, None),
+            LayerPass(neurons, self.steps, None, has_compiled),
         ):
             torch.manual_seed(_SEED)
             run()

@@ -104,6 +104,12 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
             is not an integer.
         ValueError: a tensor lacks a dimension, or the tensors differ in time steps or batch.
     """
+    if (
+        type(x) is Tensor and steps is None and batched and type(time_dim) is int and time_dim == 0
+    ):  # most often
+        shape = x.shape
+        if x.ndim > 1 and shape[0]:
+            return Inputs(x, shape[0], False, shape[1])
     if steps is not None:
         steps = check_count("steps", steps)
     if type(time_dim) is not int:

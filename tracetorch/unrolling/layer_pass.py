@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tracetorch.core.torch_private import exclude_from_compile, is_compiled, unsafe_view
-from tracetorch.core.walk import modules_of
+from tracetorch.core.torch_private import exclude_from_compile, unsafe_view
+from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.stateful_layer import running
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
 
 
-class LayerPass:
-    """Set on the neuron layers while ``unroll`` runs a model by layer; each calls it once.
+class LayerPass(Opaque):
+    """Within a block, make a call of any of some neuron layers a call on all steps.
 
     Args:
+        layers: the neuron layers of a model; each calls it once.
         steps: time steps that are folded into dimension 0.
         collector: where trajectories go; ``None`` where none is wanted.
-        sets_aside: take the states away from layers that do not run, so that a ``forward`` that
-            reads one is noticed.
+        has_compiled: whether a part of the model runs compiled.
+
+    Raises:
+        ValueError: another pass by layer is running in this thread.
     """
 
-    def __init__(self, steps: int, collector: TrajectoryCollector | None, sets_aside: bool) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Neuron],
+        steps: int,
+        collector: TrajectoryCollector | None,
+        has_compiled: bool,
+    ) -> None:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and running.by_layer:
+            raise ValueError(
+                "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
+                'unroll(..., by="step") for the outer one.'
+            )
+        self.layers = layers
         self.steps = steps
         self.collector = collector
-        self.sets_aside = sets_aside
+        # Take the states away from layers that do not run, so that a forward that reads one is
+        # noticed; with one step there is nothing between steps, and torch.compile cannot follow it.
+        self.sets_aside = steps > 1 and not compiling and not has_compiled
         self.called: set[int] = set()
         self.states: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> None:
+        for layer in self.layers:
+            layer.__dict__["layer_pass"] = self
+            if self.sets_aside:
+                self.take_states(layer)
+        if self.sets_aside:
+            running.by_layer = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.sets_aside:
+            running.by_layer = False
+        written: list[tuple[Neuron, str]] = []
+        for layer in self.layers:
+            layer.__dict__["layer_pass"] = None
+            if self.sets_aside:
+                name = self.give_states(layer)
+                if name is not None:
+                    written.append((layer, name))
+        if kind is None:
+            for layer, name in written:
+                self.raise_written(layer, name)
 
     def __call__(self, layer: Neuron, x: Tensor) -> Tensor:
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
@@ -60,7 +98,8 @@ class LayerPass:
         compiling = torch.compiler.is_compiling()
         written = self.give_states_outside(layer) if compiling else self.give_states(layer)
         try:
-            self.check_unwritten(layer, written)
+            if written is not None:
+                self.raise_written(layer, written)
             return self._run(layer, x)
         finally:
             self.take_states_outside(layer) if compiling else self.take_states(layer)
@@ -68,26 +107,31 @@ class LayerPass:
     def take_states(self, layer: Neuron) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
         attributes = layer.__dict__
-        self.states[id(layer)] = {name: attributes.pop(name) for name in layer.states}
+        taken = self.states[id(layer)] = {}
+        for name in layer.states:
+            taken[name] = attributes[name]
+            del attributes[name]
 
     def give_states(self, layer: Neuron) -> str | None:
         """Give a layer its states back, and return one that a ``forward`` has written meanwhile."""
         attributes = layer.__dict__
-        states = self.states.pop(id(layer))
-        written = None if attributes.keys().isdisjoint(states) else min(attributes.keys() & states)
-        attributes.update(states)
+        written: str | None = None
+        for name, state in self.states[id(layer)].items():
+            if name in attributes:
+                written = name if written is None else min(written, name)
+            attributes[name] = state
+        del self.states[id(layer)]
         return written
 
     take_states_outside = exclude_from_compile(take_states)
     give_states_outside = exclude_from_compile(give_states)
 
-    def check_unwritten(self, layer: Neuron, written: str | None) -> None:
-        """Raise where a ``forward`` has written a state of a layer."""
-        if written is not None:
-            raise ValueError(
-                f"{layer.label()} runs all of its time steps at once, so a forward cannot set its "
-                f'state {written} in each of them. Use unroll(..., by="step").'
-            )
+    def raise_written(self, layer: Neuron, name: str) -> NoReturn:
+        """Raise because a ``forward`` has written a state of a layer."""
+        raise ValueError(
+            f"{layer.label()} runs all of its time steps at once, so a forward cannot set its "
+            f'state {name} in each of them. Use unroll(..., by="step").'
+        )
 
     def _run(self, layer: Neuron, x: Tensor) -> Tensor:
         """Run the sequence and fold time back."""
@@ -119,42 +163,3 @@ class LayerPass:
         if "output" in wanted:
             y = y.clone()  # nor what it does with the output
         return y.flatten(0, 1)
-
-
-@contextmanager
-def layer_passes(
-    modules: Sequence[tuple[str, nn.Module]], steps: int, collector: TrajectoryCollector | None
-) -> Iterator[None]:
-    """Within a block, make a call of any neuron layer among ``modules`` a call on all steps."""
-    if not torch.compiler.is_compiling() and running.by_layer:
-        raise ValueError(
-            "a model is unrolled by layer inside a model that is unrolled by layer itself. Use "
-            'unroll(..., by="step") for the outer one.'
-        )
-    layers: list[Neuron] = []
-    # with one step there is nothing between steps; torch.compile cannot follow it
-    sets_aside = steps > 1 and not torch.compiler.is_compiling()
-    compiler_loaded = "torch._dynamo" in sys.modules
-    for _, module in modules:
-        sets_aside = sets_aside and not (compiler_loaded and is_compiled(module))
-        if isinstance(module, Neuron):
-            layers.append(module)
-    layer_pass = LayerPass(steps, collector, sets_aside)
-    for layer in layers:
-        vars(layer)["layer_pass"] = layer_pass
-        if sets_aside:
-            layer_pass.take_states(layer)
-    if sets_aside:
-        running.by_layer = True
-    written: list[tuple[Neuron, str | None]] = []
-    try:
-        yield
-    finally:
-        if sets_aside:
-            running.by_layer = False
-        for layer in layers:
-            vars(layer)["layer_pass"] = None
-            if sets_aside:
-                written.append((layer, layer_pass.give_states(layer)))
-    for layer, name in written:
-        layer_pass.check_unwritten(layer, name)

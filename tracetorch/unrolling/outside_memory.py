@@ -9,20 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from tracetorch.core.snapshot import is_engine
-from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import Walk, join_path, slot_values, slots_of
+from tracetorch.core.walk import Walk, join_path, slot_values
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
+from tracetorch.unrolling.pass_facts import PassFacts
 
 # A longer container is data, a replay buffer say: only its length and its ends are compared.
 _LONG = 1000
@@ -36,78 +32,66 @@ class MemorySnapshot:
 
     Args:
         found: the walk over the model.
+        facts: what a pass concludes from it.
         states: the states of its neuron layers.
     """
 
-    def __init__(self, found: Walk, states: StateSnapshot) -> None:
+    def __init__(self, found: Walk, facts: PassFacts, states: StateSnapshot) -> None:
         # written for speed: it runs at every call of unroll
-        self._modules: list[tuple[str, nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]]] = []
+        modules = found.modules
+        self._modules = [modules[number] for number in facts.watched]
+        # of each module three: its attributes, parameters and buffers
+        self._now: list[dict[Any, Any]] = []
         self._registered: list[dict[str, Tensor | None]] = []
-        self._values: list[tuple[Tensor, Tensor]] = []
-        for path, module in found.modules:
-            kind = type(module)
-            if _is_exempt(kind):  # type: ignore[arg-type]
-                continue
+        for _, module in self._modules:
             attributes = module.__dict__
-            parameters, buffers = attributes["_parameters"], attributes["_buffers"]
-            held = [(attributes, attributes.copy())]
+            parameters = attributes["_parameters"]
+            self._now += (attributes, parameters, attributes["_buffers"])
             if parameters:
-                held.append((parameters, parameters.copy()))
                 self._registered.append(parameters)
+        for number in facts.with_buffers:
+            buffers = modules[number][1].__dict__["_buffers"]
             if buffers:
-                held.append((buffers, buffers.copy()))
-                if not issubclass(kind, BatchNormBase):
-                    self._registered.append(buffers)
-                    if not issubclass(kind, Neuron):  # small, and restored on a refusal
-                        present = (b for b in buffers.values() if b is not None)
-                        self._values += [(b, b.detach().clone()) for b in present]
-            self._modules.append((path, module, held))
-        self._dicts: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
+                self._registered.append(buffers)
+        self._values: list[tuple[Tensor, Tensor]] = []
+        for number in facts.cloned:
+            for buffer in modules[number][1].__dict__["_buffers"].values():
+                if buffer is not None:
+                    self._values.append((buffer, buffer.detach().clone()))
+        owners: list[tuple[str, Any]] = found.owners
+        self._owner_paths = [owners[number][0] for number in (*facts.dicts, *facts.objects)]
+        self._now += [owners[number][1] for number in facts.dicts]
+        self._now += [owners[number][1].__dict__ for number in facts.objects]
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
+        for number in facts.sequences:
+            path, owner = owners[number]
+            self._sequences.append((path, owner, _contents(owner)))
         self._slots: list[tuple[str, object, dict[str, object]]] = []
-        for path, owner in found.owners:
-            self._add_owner(path, owner)
+        for number in facts.slotted:
+            path, owner = owners[number]
+            self._slots.append((path, owner, slot_values(owner)))
+        self._before = list(map(dict.copy, self._now))
         self._tensors: list[tuple[str, Tensor]] = []
         if found.tensors:
             of_neurons = {id(state) for _, _, state in states.states}
             self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
-        self._versions = self._current_versions()
+        self._held = self._tensors_now()
+        self._versions = _versions(self._held)
 
-    def _add_owner(self, path: str, owner: Any) -> None:
-        if isinstance(owner, dict):
-            self._dicts.append((path, owner, dict(owner)))
-        elif isinstance(owner, (list, deque, set)):
-            self._sequences.append((path, owner, _contents(owner)))
-        elif not isinstance(owner, (tuple, frozenset)):
-            attributes = getattr(owner, "__dict__", None)
-            if isinstance(attributes, dict):
-                self._dicts.append((path, attributes, attributes.copy()))
-            if slots_of(type(owner)):  # type: ignore[arg-type]
-                self._slots.append((path, owner, slot_values(owner)))
-
-    def _current_versions(self) -> list[int]:
-        versions: list[int] = []
-        try:
-            for registry in self._registered:
-                for tensor in registry.values():
-                    versions.append(-1 if tensor is None else tensor._version)
-            versions += [tensor._version for _, tensor in self._tensors]
-        except RuntimeError:  # tensors of inference_mode count no versions
-            return []
-        return versions
+    def _tensors_now(self) -> list[Tensor | None]:
+        """Return the tensors whose versions are compared, as they are held now."""
+        held = [tensor for registry in self._registered for tensor in registry.values()]
+        return held + [tensor for _, tensor in self._tensors]
 
     def change(self) -> str | None:
         """Return the path of something that has changed since, or ``None``."""
-        for path, module, held in self._modules:
-            for now, before in held:
-                if not _equal(now, before):
-                    for name in _changed_keys(module, before, now):
-                        return f"{path}.{name}" if path else str(name)
-        for path, now, before in self._dicts:
-            if not _equal(now, before):
-                for name in _changed_keys(None, before, now):
-                    return f"{path}.{name}"
+        unchanged = _equal(self._now, self._before)  # the very same objects in nearly every case
+        if not unchanged:
+            for number, now, before in self._compared():
+                path, module = self._owner_of(number)
+                for name in () if _equal(now, before) else _changed_keys(module, before, now):
+                    return join_path(path, str(name))
         for path, owner, before_items in self._sequences:
             items = _contents(owner)
             if len(items) != len(before_items) or not all(map(_same, items, before_items)):
@@ -115,14 +99,32 @@ class MemorySnapshot:
         for path, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 return f"{path}.{name}"
-        if (versions := self._current_versions()) != self._versions:
+        if _versions(self._held) == self._versions and unchanged:
+            return None
+        if (versions := _versions(self._tensors_now())) != self._versions:
             return self._changed_tensor(versions)
         return None
+
+    def _compared(self) -> Iterator[tuple[int, dict[Any, Any], dict[Any, Any]]]:
+        """Iterate over the dicts with their number and what they held before.
+
+        Without registries that were empty: a module may make its parameters in the first call.
+        """
+        for number, (now, before) in enumerate(zip(self._now, self._before, strict=True)):
+            if before or number >= 3 * len(self._modules):
+                yield number, now, before
+
+    def _owner_of(self, number: int) -> tuple[str, nn.Module | None]:
+        """Return path and module of a dict; ``None`` for one of another owner."""
+        of_modules = 3 * len(self._modules)
+        if number < of_modules:
+            return self._modules[number // 3]
+        return self._owner_paths[number - of_modules], None
 
     def _changed_tensor(self, versions: list[int]) -> str | None:
         """Return the path of the first tensor that has been changed in place."""
         contents = {
-            id(now): (path, before) for path, _, held in self._modules for now, before in held
+            id(now): (self._owner_of(number)[0], before) for number, now, before in self._compared()
         }
         names: list[str | None] = []
         for registry in self._registered:
@@ -137,9 +139,7 @@ class MemorySnapshot:
 
     def restore(self) -> None:
         """Give back what was held, values of buffers and of tensors in attributes included."""
-        dicts = [pair for _, _, held in self._modules for pair in held]
-        dicts += [(now, before) for _, now, before in self._dicts]
-        for now, before in dicts:
+        for _, now, before in self._compared():
             if not _equal(now, before):
                 now.clear()
                 now.update(before)
@@ -159,56 +159,61 @@ class MemorySnapshot:
                     tensor.copy_(value)
 
 
+def _versions(tensors: list[Tensor | None]) -> list[int]:
+    """Return the versions of tensors, which count the changes in place."""
+    try:
+        return [-1 if tensor is None else tensor._version for tensor in tensors]
+    except RuntimeError:  # tensors of inference_mode count none
+        return []
+
+
 def _contents(owner: Any) -> tuple[Any, ...]:
     """Return the items of a sequence or set, of a long one its length alone."""
     return (len(owner),) if len(owner) > _LONG else tuple(owner)
 
 
-def _equal(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    """Whether a dict holds the same; the very same objects in nearly every case."""
+def _equal(now: object, before: object) -> bool:
+    """Whether dicts, or lists of them, hold the same."""
     try:
-        return now == before
+        return bool(now == before)
     except (RuntimeError, TypeError, ValueError):  # another tensor or array, compared by elements
         return False
 
 
-@contextmanager
-def memory_unchanged(found: Walk, states: StateSnapshot, steps: int) -> Iterator[None]:
+class memory_unchanged:  # noqa: N801 (used as a function)
     """Refuse a block, a pass by layer, that changes what the model holds.
 
     Under ``torch.compile`` nothing is compared: it cannot follow the comparison.
 
     Args:
         found: the walk over the model.
+        facts: what a pass concludes from it.
         states: the states of its neuron layers, which may change.
         steps: time steps; with a single one nothing is kept from step to step.
 
     Raises:
         ValueError: something has changed; it is named, and what was held is given back.
     """
-    if steps == 1 or torch.compiler.is_compiling():
-        yield
-        return
-    before = MemorySnapshot(found, states)
-    try:
-        yield
-    except BaseException:
-        before.restore()
-        raise
-    path = before.change()
-    if path is not None:
-        before.restore()
-        raise ValueError(
-            f"{path} was changed by the forward pass: the model keeps something from step to step "
-            "outside the states of its neuron layers, and by layer it is called once for all "
-            'steps. Use unroll(..., by="step"), or make it a state of an snn.Neuron.'
-        )
 
+    def __init__(self, found: Walk, facts: PassFacts, states: StateSnapshot, steps: int) -> None:
+        self.before: MemorySnapshot | None = None
+        if steps > 1 and not torch.compiler.is_compiling():
+            self.before = MemorySnapshot(found, facts, states)
 
-@lru_cache(maxsize=1024)
-def _is_exempt(kind: Any) -> bool:
-    """Whether modules of a class change themselves in a call for reasons of their own."""
-    return is_engine(kind) or issubclass(kind, LazyModuleMixin)
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.before is None:
+            return
+        path = None if kind is not None else self.before.change()
+        if kind is not None or path is not None:
+            self.before.restore()
+        if path is not None:
+            raise ValueError(
+                f"{path} was changed by the forward pass: the model keeps something from step to "
+                "step outside the states of its neuron layers, and by layer it is called once for "
+                'all steps. Use unroll(..., by="step"), or make it a state of an snn.Neuron.'
+            )
 
 
 def _changed_keys(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import Walk, modules_of, walk
+from tracetorch.core.walk import Walk, modules_of
+from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -19,12 +20,12 @@ from tracetorch.snn.stateful_layer import running
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
-from tracetorch.unrolling.layer_pass import layer_passes
+from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import memory_unchanged
+from tracetorch.unrolling.pass_facts import facts_of
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
-from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 @overload
@@ -147,23 +148,25 @@ def unroll(
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
     found = _reachable(model)
-    layers: list[tuple[str, Neuron]] = []
+    facts = facts_of(found)
     neurons: list[Neuron] = []
-    for path, module in found.modules:
-        if isinstance(module, Neuron):
-            if module.layer_pass is not None:
-                raise ValueError(
-                    f"{module.label()} is unrolled inside a model that is unrolled by layer "
-                    'itself. Use unroll(..., by="step") for the outer one.'
-                )
-            layers.append((path, module))
-            neurons.append(module)
+    for number in facts.neurons:
+        neuron: Neuron = found.modules[number][1]  # type: ignore[assignment]
+        if neuron.layer_pass is not None:
+            raise ValueError(
+                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
+                'Use unroll(..., by="step") for the outer one.'
+            )
+        neurons.append(neuron)
+    paths = [found.modules[number][0] for number in facts.neurons]
     before = StateSnapshot(neurons)
     if from_rest:
         zero_states(model)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
-        collector = None if record is None else TrajectoryCollector(record, layers)
+        collector = None
+        if record is not None:
+            collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
         if by == "layer":
             y = _by_layer(model, found, part, collector, before)
         else:
@@ -180,7 +183,7 @@ def unroll(
             if check is not False:
                 checked_steps = inputs.steps if check is True else check_count("check", check)
                 check_both_ways(model, inputs.first(checked_steps))
-            if any(isinstance(layer, Recurrent) for layer in neurons):
+            if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
         if segment is None:
@@ -242,8 +245,8 @@ def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
 def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
     """Walk over the model; ``torch.compile`` can follow registered modules alone."""
     if torch.compiler.is_compiling() or (closed is not None and isinstance(model, closed)):
-        return Walk(modules_of(model, closed=closed), [], [])
-    return walk(model, closed=closed)
+        return Walk(modules_of(model, closed=closed), [], [], {})
+    return remembered_walk(model, closed=closed)
 
 
 def _by_layer(
@@ -254,12 +257,15 @@ def _by_layer(
     states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    reason = unsupported_reason(found.modules)
+    facts = facts_of(found)
+    reason = facts.unsupported_reason(found.modules)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    with layer_passes(found.modules, T, collector), memory_unchanged(found, states, T):
+    layers: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
+    layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
+    with layer_pass, memory_unchanged(found, facts, states, T):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors

@@ -44,8 +44,9 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     """
     compiling = torch.compiler.is_compiling()  # which would trace into the cache
     for path, module in modules:
-        reason = None if compiling else _reason_of_class(type(module))  # type: ignore[arg-type]
-        if reason is None and not isinstance(module, _NOT_BY_LAYER):
+        kind: Any = type(module)
+        reason = None if compiling else _reason_of_class(kind, *step_methods(kind))
+        if reason is None and not asks_module(module):
             continue
         label = f"{path or 'the model'} ({type(module).__name__})"
         if reason is not None:
@@ -63,9 +64,19 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     return None
 
 
+def asks_module(module: nn.Module) -> bool:
+    """Whether it takes the attributes of a module, beside its class, to say if it can run."""
+    return isinstance(module, _NOT_BY_LAYER)
+
+
+def step_methods(kind: Any) -> tuple[object, object]:
+    """Return the methods of a neuron's class that run one step and all; ``None`` of another."""
+    return getattr(kind, "forward_step", None), getattr(kind, "forward_sequence", None)
+
+
 @lru_cache(maxsize=1024)
-def _reason_of_class(kind: Any) -> str | None:
-    """Return why no module of a class can run by layer, or ``None``."""
+def _reason_of_class(kind: Any, forward_step: object, forward_sequence: object) -> str | None:
+    """Return why no module of a class, with these methods, can run by layer, or ``None``."""
     for base in kind.__mro__:
         library = base.__module__.partition(".")[0]
         if base.__name__ in _FOREIGN_NEURONS.get(library, ()):

@@ -8,8 +8,9 @@ avoids it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.layout import allocate_results, layout_of
+from tracetorch.fuse.protocol import ConstraintGradient
+from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -32,8 +34,14 @@ for _schema in (
 
 
 def _runtime(plan: Plan) -> Any:
-    """Return the module that runs a plan's kernels; imported late, for Triton may be missing."""
-    if plan.backend == "triton":
+    """Return the module that runs a plan's kernels."""
+    return _runtime_of(plan.backend)
+
+
+@functools.cache
+def _runtime_of(backend: str) -> Any:
+    """Import the runtime of a backend, late, for Triton may be missing."""
+    if backend == "triton":
         from tracetorch.fuse.runtime import gpu
 
         return gpu
@@ -226,3 +234,99 @@ class _FusedLoop(torch.autograd.Function):
             runtime, layout = _runtime(plan), layout_of(x, plan.dim)
             gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
         return None, *_input_gradients(plan, gradients)
+
+
+# From raw parameters
+
+
+class Constrained(NamedTuple):
+    """The constraint of a parameter, ``value = constraint(raw)``, and its gradient."""
+
+    constraint: Callable[[Tensor], Tensor]
+    gradient: ConstraintGradient
+
+
+def run_raw(
+    plan: Plan,
+    layout: Layout,
+    constrained: tuple[Constrained, ...],
+    x: Tensor,
+    states: Sequence[Tensor],
+    raws: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Return what :func:`run` does for the constrained parameters, all of plain tensors.
+
+    With a backward pass constraints and loop are one node of the graph.
+    """
+    if plan.has_backward:
+        return _FusedLayer.apply(plan, layout, constrained, x, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
+    values = _constrain(plan, constrained, raws)
+    return _runtime(plan).forward(plan, layout, x, states, values)[:-1]  # type: ignore[no-any-return]
+
+
+def _constrain(
+    plan: Plan, constrained: Sequence[Constrained], raws: Sequence[Tensor]
+) -> list[Tensor]:
+    dtype = plan.program.dtype
+    return [c.constraint(raw.to(dtype)) for c, raw in zip(constrained, raws, strict=True)]
+
+
+class _FusedLayer(torch.autograd.Function):
+    """The loop from raw parameters: one node of the graph for all of a layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        layout: Layout,
+        constrained: tuple[Constrained, ...],
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        states, raws = tensors[:count], tensors[count:]
+        values = _constrain(plan, constrained, raws)
+        *results, checkpoints = _runtime(plan).forward(plan, layout, x, states, values)
+        ctx.plan, ctx.order, ctx.constrained = plan, layout.order, constrained
+        ctx.set_materialize_grads(False)
+        # only what is read is saved: a parameter that is not may change before the backward pass
+        pairs = list(zip(constrained, raws, strict=True))
+        read = [raw if c.gradient.reads_raw else None for c, raw in pairs]
+        ctx.raws = [None if c.gradient.reads_raw else raw for c, raw in pairs]
+        ctx.save_for_backward(x, *states, *values, *read, checkpoints)
+        if not all(plan.smooth_results):
+            ends = zip(results, plan.smooth_results, strict=True)
+            ctx.mark_non_differentiable(*(end for end, smooth in ends if not smooth))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan = ctx.plan
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
+        count = len(plan.program.params)
+        values = saved[:count]
+        raws = [r if s is None else s for s, r in zip(saved[count:], ctx.raws, strict=True)]
+        if torch.is_grad_enabled():  # what the operator says of second derivatives holds here too
+            values = _constrain(plan, ctx.constrained, raws)
+            if not all(map(torch.equal, values, saved[:count])):
+                raise RuntimeError(
+                    "a parameter of a neuron layer was changed in place between the forward and "
+                    "the backward pass, which is to be differentiated itself."
+                )
+            gradients = torch.ops.tracetorch.backward(
+                register(plan), x, states, values, checkpoints, grads_out
+            )
+        else:
+            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+            gradients = runtime.backward(plan, layout, x, states, values, checkpoints, grads_out)
+        computed = _input_gradients(plan, gradients)
+        first = 1 + len(plan.program.states)
+        of_raws: list[Tensor | None] = []
+        for grad, raw, value, each in zip(
+            computed[first:], raws, values, ctx.constrained, strict=True
+        ):
+            if grad is not None:
+                grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
+            of_raws.append(grad)
+        return None, None, None, *computed[:first], *of_raws

@@ -208,6 +208,20 @@ def _plan(
         report_fallback(layer, backend, reason)
         return None
     dim = dim_from_end(layer, ndim)
+    needs = (has_backward, needs_input_gradient, trained)
+    return plan_for_needs(program, backend, dim, record, *needs)
+
+
+def plan_for_needs(
+    program: Program,
+    backend: str,
+    dim: int,
+    record: tuple[str, ...],
+    has_backward: bool,
+    needs_input_gradient: bool,
+    trained: tuple[str, ...],
+) -> Plan:
+    """Return the :class:`Plan` of a program, where these gradients are wanted."""
     # a parameter that no output depends on has no gradient to compute
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
     needs_input_gradient = needs_input_gradient and "x" in program.reached

@@ -1,0 +1,97 @@
+"""``PassFacts``: what a pass by layer concludes from a walk over a model, once for each walk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from tracetorch.core.snapshot import is_engine
+from tracetorch.core.torch_private import BatchNormBase, is_compiled
+from tracetorch.core.walk import Walk, slots_of
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
+
+
+class PassFacts:
+    """Conclusions from the types of a model's modules and the names of their attributes.
+
+    Modules go by their number in the walk, so that none is kept alive.
+
+    Args:
+        found: the walk.
+    """
+
+    def __init__(self, found: Walk) -> None:
+        modules = found.modules
+        self.neurons = [n for n, (_, module) in enumerate(modules) if isinstance(module, Neuron)]
+        self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
+        self.has_compiled = any(is_compiled(module) for _, module in modules)
+        # whether these can run by layer depends on the values of their attributes
+        self.asked = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
+        kinds: dict[Any, None] = {}
+        if not torch.compiler.is_compiling():  # which remembers none of this
+            kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
+        self.methods = [(kind, *step_methods(kind)) for kind in kinds]
+        self.unsupported = unsupported_reason(modules)
+        # whose contents must not change in a pass, and which of their tensors are compared
+        self.watched: list[int] = []
+        self.with_buffers: list[int] = []
+        self.cloned: list[int] = []
+        for number, (_, module) in enumerate(modules):
+            if is_exempt(type(module)):  # type: ignore[arg-type]
+                continue
+            self.watched.append(number)
+            if not isinstance(module, BatchNormBase):
+                self.with_buffers.append(number)
+                if not isinstance(module, Neuron):  # small, and restored on a refusal
+                    self.cloned.append(number)
+        self.dicts: list[int] = []
+        self.sequences: list[int] = []
+        self.objects: list[int] = []
+        self.slotted: list[int] = []
+        for number, (_, owner) in enumerate(found.owners):
+            if isinstance(owner, dict):
+                self.dicts.append(number)
+            elif isinstance(owner, (list, deque, set)):
+                self.sequences.append(number)
+            elif not isinstance(owner, (tuple, frozenset)):
+                if isinstance(getattr(owner, "__dict__", None), dict):
+                    self.objects.append(number)
+                if slots_of(type(owner)):  # type: ignore[arg-type]
+                    self.slotted.append(number)
+
+    def holds(self) -> bool:
+        """Whether the methods that the neurons' classes have are still those that were seen."""
+        for kind, step, sequence in self.methods:
+            if kind.forward_step is not step or kind.forward_sequence is not sequence:
+                return False
+        return True
+
+    def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
+        """Return the first reason why the model cannot run by layer, or ``None``."""
+        if self.asked or self.unsupported is not None:
+            return unsupported_reason(modules)
+        return None
+
+
+@lru_cache(maxsize=1024)
+def is_exempt(kind: Any) -> bool:
+    """Whether modules of a class change themselves in a call for reasons of their own."""
+    return is_engine(kind) or issubclass(kind, LazyModuleMixin)
+
+
+def facts_of(found: Walk) -> PassFacts:
+    """Return the facts of a walk: those that are remembered, where they still hold."""
+    facts: PassFacts | None = found.facts.get("pass")
+    if facts is None or not facts.holds():
+        facts = PassFacts(found)
+        if not torch.compiler.is_compiling():
+            found.facts["pass"] = facts
+    return facts
