@@ -21,6 +21,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import Walk, join_path, slot_values, slots_of
+from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 
@@ -225,6 +226,8 @@ def _changed_keys(
     for key in {**before, **now}:
         if key in derived or (key not in before and _is_looked_up(now, key)):
             continue
+        if is_set_by_pass(before.get(key)) or is_set_by_pass(now.get(key)):
+            continue  # of another thread, whose model shares the module
         if key not in before or key not in now or not _same(before[key], now[key]):
             yield key
 

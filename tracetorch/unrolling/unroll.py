@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Walk, modules_of, walk
+from tracetorch.events import event_modules, event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -259,7 +260,12 @@ def _by_layer(
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     prefix, rest = split_static(model) if inputs.static else ([], [])
-    with layer_passes(found.modules, T, collector), memory_unchanged(found, states, T):
+    products = event_modules(module for _, module in found.modules)
+    with (
+        layer_passes(found.modules, T, collector),
+        memory_unchanged(found, states, T),
+        event_passes(products),
+    ):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors
