@@ -45,6 +45,10 @@ def _padded(matrix: Tensor) -> Tensor:
     return padded
 
 
+def _copied(matrix: Tensor) -> Tensor:
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
     outputs = len(weight)
     table = _padded(weight.detach().t())
@@ -52,7 +56,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
     start = table.new_zeros(width)
     if bias is not None:
         start[:outputs] = bias.detach()
-    starts, indices, values = (part.numpy() for part in events[:3])
+    starts, indices, values = (part.numpy() for part in events[1:])
     rows = events.rows
     y = large_empty((rows, width), x.dtype)
     arguments = (
@@ -65,7 +69,10 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
         forward(first * _ROWS_PER_TASK, min(rows, last * _ROWS_PER_TASK), *arguments)
 
     parallel_for(run, -(-rows // _ROWS_PER_TASK), small=_additions(events, width) < _SMALL)
-    return y[:, :outputs].reshape(*x.shape[:-1], outputs)
+    if width != outputs:
+        y = _copied(y[:, :outputs])
+    # no view of another tensor, which nobody behind the layer could change in place
+    return y.view(*x.shape[:-1], outputs).detach()
 
 
 def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
@@ -87,7 +94,7 @@ def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
         backward(first, last, *arguments)
 
     parallel_for(run, -(-columns // per_task), small=_additions(events, width) < _SMALL)
-    return total[:, :outputs].t().contiguous()
+    return _copied(total[:, :outputs].t())
 
 
 def _additions(events: EventLists, width: int) -> int:
@@ -104,7 +111,7 @@ class _Linear(torch.autograd.Function):
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         ctx.columns = events.columns
         ctx.save_for_backward(
-            weight if needs_input else None, *(events[:3] if needs_weight else ())
+            weight if needs_input else None, *(events[1:] if needs_weight else ())
         )
         return _forward(x, weight, bias, events)
 
@@ -125,7 +132,7 @@ class _Linear(torch.autograd.Function):
         flat = grad.flatten(0, -2)
         return (
             grad @ weight if needs_input else None,
-            _weight_gradient(flat.resolve_neg(), EventLists(*lists, ctx.columns))
+            _weight_gradient(flat.resolve_neg(), EventLists(ctx.columns, *lists))
             if needs_weight
             else None,
             flat.sum(0) if needs_bias else None,

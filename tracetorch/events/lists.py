@@ -22,16 +22,16 @@ class EventLists(NamedTuple):
     """The events of a matrix by row; NaN and infinity are events too.
 
     Args:
+        columns: of the matrix.
         starts: where the list of each row begins, and where the last one ends.
         indices: columns of the events.
         values: their values; empty where all are 1.
-        columns: of the matrix.
     """
 
+    columns: int
     starts: Tensor
     indices: Tensor
     values: Tensor
-    columns: int
 
     @property
     def rows(self) -> int:
@@ -101,7 +101,7 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
     if not weighted[0]:
         found = np.empty(0, values.dtype)
     lists = (torch.from_numpy(array) for array in (starts, indices, found))
-    return EventLists(*lists, columns), density
+    return EventLists(columns, *lists), density
 
 
 def _range(first: int, last: int, rows: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def _range(first: int, last: int, rows: int) -> tuple[int, int]:
 def by_column(events: EventLists) -> ColumnLists:
     """Sort the events by column, chunk by chunk of rows."""
     rows, columns = events.rows, events.columns
-    starts, indices, values = (part.numpy() for part in events[:3])
+    starts, indices, values = (part.numpy() for part in events[1:])
     chunks = -(-rows // _ROWS_PER_CHUNK)
     ends = np.empty(chunks * (columns + 1), np.int64)
     sources, scales = np.empty_like(indices), np.empty_like(values)

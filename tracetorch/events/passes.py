@@ -103,16 +103,18 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _NAMES}
 
 
-def _forward(module: nn.Linear, input: Tensor) -> Tensor:
-    """Compute a linear layer, in place of its own ``forward`` and with its argument's name."""
-    if torch.compiler.is_compiling() or _dense_reason(module, input) is not None:
+def _forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
+    """Compute a linear layer, in place of its own ``forward``."""
+    if torch.compiler.is_compiling():
         return _LINEAR(module, input)
+    reason = _dense_reason(module, input)
+    if reason is not None:
+        return _dense(module, input, Product(False, None, 0.0, reason))
     rows = input.numel() // module.weight.shape[1]
     limit = crossover(rows, *module.weight.shape[::-1])
     matrix = input.detach().view(rows, -1)
-    always = requested_mode() == "always"
-    if always:
-        limit, density = 1.0, None
+    if requested_mode() == "always":
+        limit = 1.0
     elif limit <= 0:
         return _dense(module, input, Product(False, None, limit, "too small for events"))
     elif (density := sampled_density(matrix)) > _DOUBT * limit:
