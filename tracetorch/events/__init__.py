@@ -2,7 +2,7 @@
 
 from tracetorch.events.crossover import crossover
 from tracetorch.events.observed import Product, observed_products
-from tracetorch.events.passes import event_modules, event_passes
+from tracetorch.events.passes import event_modules, event_passes, unavailable
 from tracetorch.events.request import MODES, mode, requested_mode
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "mode",
     "observed_products",
     "requested_mode",
+    "unavailable",
 ]
