@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,11 @@ def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"traceTorch {tt.__version__}, torch {torch.__version__}, Python ")
     assert lines[1] == f"kernels are kept in {folder()}"
-    assert [line.split()[0] for line in lines[2:]] == ["numba", "triton", "eager"]
-    assert lines[-1].split() == ["eager", "available"]
+    assert [line.split()[0] for line in lines[2:]] == ["numba", "triton", "eager", "events"]
+    assert lines[-2].split() == ["eager", "available"]
+    assert re.match(r"events  auto, linear .* below 6400 rows [234]\d%, 1024 rows", lines[-1])
+    with tt.events.mode("never"):
+        assert "events  no: tt.events.mode('never') is requested" in info()
 
 
 def test_info_names_the_reason_of_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:

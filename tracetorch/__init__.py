@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tracetorch import checkpoint, decode, functional, fuse, loss, snn
+from tracetorch import checkpoint, decode, events, functional, fuse, loss, snn
 from tracetorch.checkpoint import load, save
 from tracetorch.core.version import __version__
 from tracetorch.snn.module import detach_states, zero_states
@@ -39,6 +39,7 @@ __all__ = [
     "diagnose",
     "diagnosis",
     "encode",
+    "events",
     "export",
     "functional",
     "fuse",

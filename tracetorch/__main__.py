@@ -1,4 +1,4 @@
-"""Show the backends, and the cache of compiled kernels: ``python -m tracetorch``."""
+"""Show the backends, events, and the cache of compiled kernels: ``python -m tracetorch``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 import torch
 
 import tracetorch
-from tracetorch import fuse
+from tracetorch import events, fuse
 from tracetorch.fuse.runtime import kernel_cache
 
 USAGE = "usage: python -m tracetorch info | cache | cache --clear"
 
 
 def info() -> str:
-    """Versions, and each backend with the reason why it cannot run, if there is one."""
+    """Versions, each backend with the reason why it cannot run, if there is one, and events."""
     lines = [
         f"traceTorch {tracetorch.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {torch.get_num_threads()} threads",
@@ -25,7 +25,19 @@ def info() -> str:
         if name != "auto":
             reason = fuse.unavailable_reason(name)
             lines.append(f"{name:8}{'available' if reason is None else f'no: {reason}'}")
+    reason = events.unavailable()
+    lines.append(f"events  {_events() if reason is None else f'no: {reason}'}")
     return "\n".join(lines)
+
+
+def _events() -> str:
+    """Say below which density of its input a linear layer computes with events."""
+    sizes = ((6400, 256), (1024, 256), (128, 256))
+    shares = (f"{rows} rows {events.crossover(rows, n, n):.0%}" for rows, n in sizes)
+    return (
+        f"{events.requested_mode()}, linear layers by layer on the CPU; of 256 inputs and outputs "
+        f"below {', '.join(shares)}. tt.metrics.profile says it of each layer"
+    )
 
 
 def cache() -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "dispatch_modes",
     "exclude_from_compile",
     "forward_ad_active",
+    "function_modes",
     "functorch",
     "functorch_active",
     "graph_break",
@@ -72,6 +73,9 @@ functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """Number of active ``TorchDispatchMode``s, which must see every operation."""
+
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""Number of active ``TorchFunctionMode``s, which must see every call of PyTorch."""
 
 current_backward: Callable[[], int] = torch._C._current_graph_task_id
 """Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""

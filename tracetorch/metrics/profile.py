@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count
 from tracetorch.core.hooks import Hook, PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
+from tracetorch.events import Product, observed_products
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations
@@ -76,11 +77,12 @@ def profile(
         # The median of several runs: other processes disturb single ones.
         for _ in range(repeats):
             prepare_run(model)
-            with _timed(layers) as seconds:
+            with _timed(layers) as seconds, observed_products() as called:
                 start = _synchronized_time()
                 unroll(model, x, steps=steps, by=by)
                 run_times.append(_synchronized_time() - start)
             layer_times.append(seconds)
+    products = {id(module): product for module, product in called}  # of the last run
     # A shared parameter is counted at the first layer that has it, so that the column adds up.
     counted: set[int] = set()
     rows = []
@@ -90,7 +92,9 @@ def profile(
         if stats.shape is None and not own:
             continue
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
-        rows.append(_row(stats, sum(p.numel() for p in own.values()), median, inputs.batch, cost))
+        parameters = sum(p.numel() for p in own.values())
+        product = products.get(id(stats.module))
+        rows.append(_row(stats, parameters, median, inputs.batch, cost, product))
     return Profile(
         rows=tuple(rows),
         steps=inputs.steps,
@@ -127,7 +131,12 @@ def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
 
 
 def _row(
-    stats: ModuleStats, parameters: int, seconds: float, batch: int, cost: EnergyAssumptions
+    stats: ModuleStats,
+    parameters: int,
+    seconds: float,
+    batch: int,
+    cost: EnergyAssumptions,
+    product: Product | None,
 ) -> LayerProfile:
     """Convert sums over a batch to the row of a layer, with costs per sample."""
     rate = dead = saturated = None
@@ -158,6 +167,8 @@ def _row(
         seconds=seconds,
         held_bytes=sum(t.numel() * t.element_size() for t in tensors) + stats.state_bytes,
         output_bytes=stats.output_bytes,
+        by_events=None if product is None else product.events,
+        input_density=None if product is None else product.density,
     )
 
 

@@ -10,7 +10,7 @@ from tracetorch.metrics.operations import SynapticOperations
 
 _HEADINGS = (
     *("layer", "kind", "shape", "parameters", "rate", "dead", "saturated"),
-    *("SynOps", "MACs", "energy", "time", "memory"),
+    *("SynOps", "MACs", "energy", "product", "time", "memory"),
 )
 _TEXT_COLUMNS = 3  # aligned to the left
 
@@ -36,6 +36,10 @@ class LayerProfile:
         seconds: time for the whole batch and all steps.
         held_bytes: memory of parameters, buffers, and the states for this batch.
         output_bytes: memory of the outputs of the whole batch and all steps.
+        by_events: whether its product was computed with the events of the input, as ``tt.events``
+            decides.
+        input_density: share of inputs that are not 0, where that was looked at to decide; from a
+            few rows where they were enough.
 
     Example:
         >>> from tracetorch import metrics
@@ -59,6 +63,8 @@ class LayerProfile:
     seconds: float
     held_bytes: int
     output_bytes: int
+    by_events: bool | None = None
+    input_density: float | None = None
 
     @property
     def synops(self) -> float | None:
@@ -140,6 +146,7 @@ class Profile:
                 *map(_percent, (row.rate, row.dead, row.saturated)),
                 *map(_count, (row.synops, row.dense)),
                 "-" if row.energy_pj is None else f"{row.energy_pj * 1e-3:.4g} nJ",
+                _product(row),
                 f"{row.seconds * 1e3:.2f} ms",
                 _bytes(row.held_bytes + row.output_bytes),
             )
@@ -158,6 +165,7 @@ class Profile:
                 _count(total.effective),
                 _count(total.dense),
                 f"{self.energy.total_pj * 1e-3:.4g} nJ",
+                "",
                 f"{self.seconds * 1e3:.2f} ms",
                 _bytes(sum(row.held_bytes + row.output_bytes for row in self.rows)),
             )
@@ -169,6 +177,7 @@ class Profile:
             f"{self.steps} steps of a batch of {self.batch}. SynOps (effective), MACs (dense) and "
             "energy are per sample,",
             "time and memory (parameters, states, outputs) of the whole batch.",
+            "product: computed with events or densely, at the share of inputs that are not 0.",
             f"Energy: {self.assumptions}.",
         )
 
@@ -177,6 +186,13 @@ def _shape(row: LayerProfile) -> str:
     if row.shape is None:
         return "-" if row.seconds else "not called"
     return "x".join(map(str, row.shape)) or "1"
+
+
+def _product(row: LayerProfile) -> str:
+    if row.by_events is None:
+        return "-"
+    density = "" if row.input_density is None else f" {_percent(row.input_density)}"
+    return f"{'events' if row.by_events else 'dense'}{density}"
 
 
 def _percent(share: float | None) -> str:

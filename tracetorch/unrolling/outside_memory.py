@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.walk import Walk, join_path, slot_values
+from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
@@ -230,6 +231,8 @@ def _changed_keys(
     for key in {**before, **now}:
         if key in derived or (key not in before and _is_looked_up(now, key)):
             continue
+        if is_set_by_pass(before.get(key)) or is_set_by_pass(now.get(key)):
+            continue  # of another thread, whose model shares the module
         if key not in before or key not in now or not _same(before[key], now[key]):
             yield key
 

@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.walk import Walk, slots_of
+from tracetorch.events import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
@@ -33,6 +34,8 @@ class PassFacts:
         self.neurons = [n for n, (_, module) in enumerate(modules) if isinstance(module, Neuron)]
         self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
         self.has_compiled = any(is_compiled(module) for _, module in modules)
+        may_use_events = set(map(id, event_modules(module for _, module in modules)))
+        self.products = [n for n, (_, module) in enumerate(modules) if id(module) in may_use_events]
         # whether these can run by layer depends on the values of their attributes
         self.asked = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
         kinds: dict[Any, None] = {}

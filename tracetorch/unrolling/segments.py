@@ -20,6 +20,7 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import Walk
+from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling.inputs import Inputs
@@ -111,7 +112,7 @@ class _SegmentReplay:
         self.versions = [(p, p._version) for p in watched]
         self.then = ModelSnapshot(found, clone=True)
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
-        self.backend_name = requested_backend()
+        self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
     def __enter__(self) -> None:
         if any(p._version != version for p, version in self.versions):
@@ -122,12 +123,14 @@ class _SegmentReplay:
             )
         # not cloned: the segment works on the clones, and leaves the tensors of now alone
         self.now = ModelSnapshot(self.found)
-        self.backend = backend(self.backend_name)
+        self.backend, self.mode = backend(self.backend_name), mode(self.mode_name)
         self.backend.__enter__()
+        self.mode.__enter__()
         self.then.restore()
         for layer in self.layers:
             layer.mark_states_current()
 
     def __exit__(self, *_: object) -> None:
+        self.mode.__exit__(None, None, None)
         self.backend.__exit__(None, None, None)
         self.now.restore()

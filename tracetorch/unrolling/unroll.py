@@ -13,6 +13,7 @@ from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Walk, modules_of
 from tracetorch.core.walk_memo import remembered_walk
+from tracetorch.events import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -265,7 +266,8 @@ def _by_layer(
     prefix, rest = split_static(model) if inputs.static else ([], [])
     layers: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
-    with layer_pass, memory_unchanged(found, facts, states, T):
+    products = [found.modules[number][1] for number in facts.products]
+    with layer_pass, memory_unchanged(found, facts, states, T), event_passes(products):
         if prefix and isinstance(inputs.tensors, Tensor):
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = inputs.tensors

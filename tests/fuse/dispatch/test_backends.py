@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import fuse
+from tracetorch.core import requests
 from tracetorch.fuse.dispatch import backends
 
 
@@ -107,7 +108,7 @@ def test_request_may_be_entered_again() -> None:
 def test_plain_calls_leave_nothing_behind() -> None:
     for _ in range(1000):
         fuse.backend("auto")
-    assert len(backends._requests) <= backends._MOST_REQUESTS
+    assert len(backends._requests.last) <= requests._MOST_REQUESTS
 
 
 def test_compiled_graphs_follow_the_request_of_their_thread() -> None:
@@ -137,7 +138,7 @@ def test_compiled_graphs_follow_the_request_of_their_thread() -> None:
 def test_child_forked_while_the_lock_is_held_can_request() -> None:
     import signal
 
-    with backends._lock:
+    with backends._requests.lock:
         child = os.fork()
         if child == 0:
             signal.alarm(20)  # ends a child that waits

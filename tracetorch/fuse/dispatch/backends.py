@@ -6,37 +6,19 @@ import functools
 import importlib.util
 import logging
 import os
-import threading
-from types import TracebackType
 
 import torch
 
-from tracetorch.core.checks import suggestion
+from tracetorch.core.requests import Request, Requests
 from tracetorch.core.torch_private import forward_ad_active, functorch_active, is_tracing
 
 NAMES = ("auto", "numba", "triton", "eager")
 
 _log = logging.getLogger("tracetorch")
-_default = "auto"  # of all threads
-_requests: list[backend] = []  # the last ones: any of them may turn out to belong to a ``with``
-_MOST_REQUESTS = 64  # more than there are threads between a call and the ``with`` it belongs to
-_lock = threading.Lock()
+_requests = Requests("backend", NAMES)
 
 
-class _InThread(threading.local):
-    """The backends of the ``with`` blocks that a thread is in, the innermost last.
-
-    Not a ``ContextVar``: ``torch.compile`` can neither trace one nor guard on it.
-    """
-
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
-
-
-_in_thread = _InThread()
-
-
-class backend:  # noqa: N801 (used as a function, like torch.no_grad)
+class backend(Request):  # noqa: N801 (used as a function, like torch.no_grad)
     """Request a backend for whole sequences: from now on, or inside a ``with`` block.
 
     A plain call sets the default of all threads. A ``with`` block takes precedence over it, in its
@@ -59,50 +41,7 @@ class backend:  # noqa: N801 (used as a function, like torch.no_grad)
 
     """
 
-    def __init__(self, name: str) -> None:
-        global _default
-        if name not in NAMES:
-            raise ValueError(
-                f"no backend is called {name!r}.{suggestion(name, NAMES)} There are "
-                f"{', '.join(NAMES)}."
-            )
-        self.name = name
-        if torch.compiler.is_compiling():  # which cannot trace a lock
-            self.previous, _default = _default, name
-            return
-        with _lock:
-            self.previous, _default = _default, name
-            _requests.append(self)
-            del _requests[:-_MOST_REQUESTS]
-
-    def __enter__(self) -> None:
-        global _default
-        if torch.compiler.is_compiling():
-            _default = self.previous
-        else:
-            with _lock:
-                self._withdraw()
-        _in_thread.names += (self.name,)
-
-    def _withdraw(self) -> None:
-        """Undo what ``__init__`` did to the default, whatever other threads have done since."""
-        global _default
-        if self not in _requests:  # entered a second time
-            return
-        place = _requests.index(self)
-        del _requests[place]
-        if place < len(_requests):
-            _requests[place].previous = self.previous
-        else:
-            _default = self.previous
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _in_thread.names = _in_thread.names[:-1]
+    requests = _requests
 
 
 def requested_backend() -> str:
@@ -113,8 +52,7 @@ def requested_backend() -> str:
         'auto'
 
     """
-    names = _in_thread.names
-    return names[-1] if names else _default
+    return _requests.name
 
 
 def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
@@ -202,13 +140,3 @@ def report_fallback(layer: object, name: str, reason: str) -> None:
 @functools.cache
 def _log_once(layer: str, reason: str) -> None:
     _log.warning("%s runs step by step in plain PyTorch: %s.", layer, reason)
-
-
-def _renew_lock() -> None:
-    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)

@@ -1,0 +1,67 @@
+"""Measure products with events against dense ones: ``python -m benchmarks.event_crossover``.
+
+The constants of ``tracetorch/events/crossover.py`` are those of this table. It prints milliseconds
+of the dense product, and with events, for the forward pass, and for it and the gradient of weight
+and bias, at several densities; and where the estimated crossover lies.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.events import crossover, event_passes, mode
+
+SIZES = ((6400, 700, 256), (6400, 256, 256), (8000, 512, 512), (1024, 256, 256), (6400, 256, 20))
+DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4)
+_SECONDS = 0.15  # for each figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, for the number of threads that is the first argument."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given:
+        torch.set_num_threads(int(given[0]))
+    print(f"{torch.get_num_threads()} threads; ms dense, and with events (times faster)")
+    for rows, inputs, outputs in SIZES:
+        limit = crossover(rows, inputs, outputs)
+        print(f"\n{rows} x {inputs} -> {outputs}, estimated crossover {limit:.3f}")
+        for density in DENSITIES:
+            print(f"  {100 * density:5.1f} %  {_row(rows, inputs, outputs, density)}", flush=True)
+    return 0
+
+
+def _row(rows: int, inputs: int, outputs: int, density: float) -> str:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs)
+    x, grad = (torch.rand(rows, inputs) < density).float(), torch.randn(rows, outputs)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return layer(x)
+
+    def train() -> None:
+        layer.zero_grad()
+        layer(x).backward(grad)
+
+    cells = []
+    for run in (forward, train):
+        times: dict[str, list[float]] = {"never": [], "always": []}
+        deadline = time.perf_counter() + _SECONDS
+        while time.perf_counter() < deadline or len(times["always"]) < 4:
+            for name, found in times.items():  # side by side, so that both see the same load
+                with mode(name), event_passes((layer,)):
+                    start = time.perf_counter()
+                    run()
+                    found.append(time.perf_counter() - start)
+        dense, events = (1e3 * sorted(found[1:])[len(found[1:]) // 2] for found in times.values())
+        cells.append(f"{dense:7.2f} {events:7.2f} ({dense / events:4.1f})")
+    return "    forward + weight gradient ".join(["forward " + cells[0], cells[1]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Shared inputs of the tests of events: matrices of a density, and layers whose sums are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.events import event_modules, event_passes, mode, observed_products
+
+DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
+
+
+def events(*shape: int, density: float | None, weighted: bool = False, seed: int = 0) -> Tensor:
+    """Draw spikes of 1, or of either sign and several sizes, at a density; ``None``: one event."""
+    generator = torch.Generator().manual_seed(seed)
+    if density is None:
+        x = torch.zeros(shape, dtype=torch.float64)
+        x.flatten()[torch.randint(x.numel(), (1,), generator=generator)] = 1
+    else:
+        x = (torch.rand(shape, generator=generator) < density).double()
+    if weighted:
+        x *= torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        x *= torch.tensor([0.25, 0.5, 2.0])[torch.randint(3, shape, generator=generator)]
+    return x
+
+
+def dyadic(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Set small dyadic parameters: any order of summation gives the same float64."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randint(-8, 9, parameter.shape, generator=generator) / 8)
+    return module
+
+
+@contextmanager
+def with_events(*modules: nn.Module) -> Iterator[None]:
+    """Compute with events within a block, and fail where a call did not."""
+    with mode("always"), event_passes(event_modules(modules)), observed_products() as products:
+        yield
+    assert products
+    assert all(product.events for _, product in products), products

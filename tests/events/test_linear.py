@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.events.cases import DENSITIES, dyadic, events, with_events
+
+SHAPES = ((1, 1, 1), (63, 17, 5), (40, 16, 16), (70, 33, 129), (1100, 50, 244))
+
+
+def results(layer: nn.Linear, x: Tensor, grad: Tensor, *, by_events: bool) -> dict[str, Tensor]:
+    """Output, and every gradient by name."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    if by_events:
+        with with_events(layer):
+            y = layer(x)
+    else:
+        y = layer(x)
+    y.backward(grad)
+    found = {"output": y.detach(), "x": x.grad}
+    return found | {name: p.grad for name, p in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_equals_the_dense_product(
+    rows: int, inputs: int, outputs: int, bias: bool, density: float | None, weighted: bool
+) -> None:
+    layer = dyadic(nn.Linear(inputs, outputs, bias=bias))
+    x = events(rows, inputs, density=density, weighted=weighted)
+    grad = torch.randint(-8, 9, (rows, outputs)).double() / 8
+    expected = results(layer, x, grad, by_events=False)
+    found = results(layer, x, grad, by_events=True)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name
+
+
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_agrees_on_any_numbers(dtype: torch.dtype, density: float | None) -> None:
+    layer = nn.Linear(150, 70).to(dtype)
+    x = events(2100, 150, density=density).to(dtype) * torch.randn(2100, 150).to(dtype)
+    grad = torch.randn(2100, 70).to(dtype)
+    expected = results(layer, x, grad, by_events=False)
+    for name, value in results(layer, x, grad, by_events=True).items():
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5 * size, msg=name)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.integers(0, 100),
+)
+def test_any_shape(batch: list[int], inputs: int, outputs: int, seed: int) -> None:
+    layer = dyadic(nn.Linear(inputs, outputs), seed)
+    x = events(*batch, inputs, density=0.3, weighted=True, seed=seed)
+    grad = torch.randint(-8, 9, (*batch, outputs)).double()
+    expected = results(layer, x, grad, by_events=False)
+    for name, value in results(layer, x, grad, by_events=True).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_an_event(value: float) -> None:
+    layer = dyadic(nn.Linear(20, 18))
+    x = events(9, 20, density=0.2)
+    x[4, 7] = value
+    found = results(layer, x, torch.ones(9, 18).double(), by_events=True)
+    expected = results(layer, x, torch.ones(9, 18).double(), by_events=False)
+    for name in found:
+        assert torch.equal(found[name].isfinite(), expected[name].isfinite()), name
+        finite = expected[name].isfinite()
+        assert torch.equal(found[name][finite], expected[name][finite]), name
+
+
+def test_zero_times_infinity_is_skipped() -> None:
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[float("inf"), 1.0]]))
+        with with_events(layer):
+            y = layer(torch.tensor([[0.0, 1.0]]))
+        assert y.isfinite().all()
+        assert layer(torch.tensor([[0.0, 1.0]])).isnan().all()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "both"])
+def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
+    layer = dyadic(nn.Linear(20, 18))
+    names = ("weight", "bias") if frozen == "both" else (frozen,)
+    for name in names:
+        getattr(layer, name).requires_grad_(False)
+    x, grad = events(30, 20, density=0.1), torch.ones(30, 18).double()
+    expected = results(layer, x, grad, by_events=False)
+    for name, value in results(layer, x, grad, by_events=True).items():
+        if name in names:
+            assert value is None
+        else:
+            assert torch.equal(value, expected[name]), name
+
+
+def test_without_a_graph() -> None:
+    layer = dyadic(nn.Linear(20, 18))
+    x = events(30, 20, density=0.1)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            with with_events(layer):
+                y = layer(x)
+            assert not y.requires_grad
+            assert torch.equal(y, layer(x))
+
+
+def test_a_shared_layer_gets_both_gradients() -> None:
+    layer = dyadic(nn.Linear(18, 18))
+    x = events(30, 18, density=0.1)
+    grads = []
+    for by_events in (False, True):
+        layer.zero_grad()
+        if by_events:
+            with with_events(layer):
+                y = layer(layer(x))
+        else:
+            y = layer(layer(x))
+        y.sum().backward()
+        grads.append([p.grad.clone() for p in layer.parameters()])
+    for expected, found in zip(*grads, strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("by_events", [False, True])
+def test_weight_changed_in_place_before_backward(by_events: bool) -> None:
+    layer, x = nn.Linear(20, 18), events(30, 20, density=0.1).float().requires_grad_()
+    if by_events:
+        with with_events(layer):
+            y = layer(x)
+    else:
+        y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*version"):
+        y.sum().backward()
+
+
+def test_weight_is_not_kept_where_the_input_has_no_gradient() -> None:
+    layer, x = nn.Linear(20, 18), events(30, 20, density=0.1).float()
+    with with_events(layer):
+        y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    y.sum().backward()
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(18, 20))
+
+
+def test_output_may_be_changed_in_place() -> None:
+    layer, x = dyadic(nn.Linear(20, 16)), events(30, 20, density=0.1).requires_grad_()
+    with with_events(layer):
+        y = nn.functional.relu(layer(x), inplace=True)
+    y.sum().backward()
+    found = layer.weight.grad.clone()
+    layer.zero_grad()
+    layer(x).relu().sum().backward()
+    assert torch.equal(found, layer.weight.grad)
+
+
+def test_saved_lists_are_smaller_than_the_input() -> None:
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    layer, x = nn.Linear(700, 16), events(640, 700, density=0.02).float()
+    with with_events(layer), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    assert sum(sizes.values()) < x.nbytes / 25
+
+
+def test_second_derivative_is_refused() -> None:
+    layer, x = nn.Linear(3, 4), torch.ones(5, 3, requires_grad=True)
+    with with_events(layer):
+        y = layer(x)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*tt.events.mode\('never'\)"):
+        torch.autograd.grad(y.square().sum(), layer.weight, create_graph=True)
+
+
+def test_batched_gradients_are_refused() -> None:
+    layer, x = nn.Linear(3, 4), torch.ones(5, 3, requires_grad=True)
+    with with_events(layer):
+        y = layer(x)
+    grads = torch.ones(2, 5, 4)
+    with pytest.raises(RuntimeError, match=r"one incoming gradient.*tt.events.mode\('never'\)"):
+        torch.autograd.grad(y, layer.weight, grads, is_grads_batched=True)
+
+
+def test_gradient_that_is_expanded_negated_or_strided() -> None:
+    layer, x = dyadic(nn.Linear(20, 16)), events(30, 20, density=0.1)
+    complex_grad = torch.complex(torch.zeros(30, 16).double(), events(30, 16, density=0.5))
+    for grad in (
+        torch.ones(1, 1).double().expand(30, 16),
+        complex_grad.conj().imag,
+        events(16, 30, density=0.5).t(),
+    ):
+        expected = results(layer, x, grad, by_events=False)
+        for name, value in results(layer, x, grad, by_events=True).items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_gradcheck() -> None:
+    layer, x = nn.Linear(6, 5).double(), events(7, 6, density=0.4)
+
+    def product(weight: Tensor, bias: Tensor) -> Tensor:
+        with with_events(layer):
+            y: Tensor = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+        return y
+
+    parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    assert torch.autograd.gradcheck(product, parameters)

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import tracetorch as tt
+from tests.events.cases import dyadic, events
+from tracetorch import fuse, snn
+from tracetorch.events import event_modules, event_passes, mode, observed_products, requested_mode
+
+T, B = 12, 20
+
+
+def net(inputs: int = 40, hidden: int = 48) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(inputs, hidden), snn.LIF(hidden), nn.Linear(hidden, 5), snn.Readout(5)
+    )
+    dyadic(model[0])
+    dyadic(model[2])
+    return model.double()
+
+
+def run(
+    model: nn.Module, x: Tensor, name: str, **options: Any
+) -> tuple[dict[str, Tensor], list[bool]]:
+    """Output, states, trajectories and every gradient by name; and which products used events."""
+    model.zero_grad()
+    tt.zero_states(model)
+    x = x.clone().requires_grad_()
+    with mode(name), observed_products() as products:
+        y = tt.unroll(model, x, **options)
+        y, seen = y if "record" in options else (y, {})
+        y.square().sum().backward()
+    found = {"y": y.detach(), "x": x.grad, **tt.get_states(model), **seen}
+    found |= {name: p.grad for name, p in model.named_parameters()}
+    return found, [product.events for _, product in products]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"segment": 5}, {"record": ["output", "input", "mem"]}, {"check": True}, {"time_dim": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.5])
+def test_equals_the_dense_pass(density: float, options: dict[str, Any]) -> None:
+    model, x = net(), events(T, B, 40, density=density)
+    if options.get("time_dim"):
+        x = x.movedim(0, 1).contiguous()
+    expected, dense = run(model, x, "never", **options)
+    found, products = run(model, x, "always", **options)
+    assert not dense
+    assert products
+    assert all(products)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    for name in ("y", "1.mem", "1.output"):
+        assert torch.equal(found.get(name, x), expected.get(name, x)), name
+
+
+def test_hooks_see_every_call() -> None:
+    model, x = net(), events(T, B, 40, density=0.05)
+    seen: list[str] = []
+    layer = model[2]
+    layer.register_forward_pre_hook(lambda m, a: seen.append("before"))
+    layer.register_forward_pre_hook(lambda m, a: (a[0] * 2,))
+    layer.register_forward_hook(lambda m, a, y: seen.append("after"))
+    layer.register_forward_hook(lambda m, a, y: y + 1)
+    layer.register_full_backward_pre_hook(lambda m, g: seen.append("backward before"))
+    layer.register_full_backward_hook(lambda m, gi, go: seen.append("backward after"))
+    expected, _ = run(model, x, "never")
+    found, products = run(model, x, "always")
+    assert products == [True, True]
+    assert seen == ["before", "after", "backward before", "backward after"] * 2
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_functional_call() -> None:
+    model, x = net(), events(T, B, 40, density=0.05)
+    swapped = {n: (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
+
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = tt.unroll(self.model, x, from_rest=True)
+            return y
+
+    results = []
+    for name in ("never", "always"):
+        with mode(name):
+            given = {f"model.{n}": p for n, p in swapped.items()}
+            y = torch.func.functional_call(Unrolled(), given, x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class Subclass(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input) + 1
+
+
+def own_forward(layer: nn.Linear) -> nn.Linear:
+    plain = layer.forward
+    layer.forward = lambda x: plain(x) + 1
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: Subclass(40, 48).double(),
+        lambda layer: parametrizations.weight_norm(layer),
+        own_forward,
+    ],
+    ids=["subclass", "parametrized", "own forward"],
+)
+def test_other_layers_stay_dense(change: Callable[[nn.Linear], nn.Linear]) -> None:
+    model, x = net(), events(T, B, 40, density=0.05)
+    model[0] = change(model[0])
+    model[2] = nn.Identity()
+    expected, _ = run(model[:3], x, "never")
+    found, products = run(model[:3], x, "always")
+    assert products == []
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_inputs_that_stay_dense() -> None:
+    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
+    cases = {
+        "half": (layer.half, x.half()),
+        "bfloat16": (layer.bfloat16, x.bfloat16()),
+        "strided": (layer.float, x.t().contiguous().t()),
+        "no rows": (layer.float, x[:0]),
+        "one row": (layer.float, x[0]),
+        "subclass": (layer.float, x.as_subclass(type("Mine", (Tensor,), {}))),
+        "meta": (lambda: layer.to("meta"), x.to("meta")),
+    }
+    for name, (convert, given) in cases.items():
+        convert()
+        with mode("always"), event_passes((layer,)), observed_products() as products:
+            y = layer(given)
+        assert [product.events for _, product in products] == [False], name
+        assert products[0][1].reason, name
+        assert type(y) is type(given), name
+
+
+def test_wrong_inputs_raise_what_pytorch_raises() -> None:
+    layer = nn.Linear(40, 8)
+    for x in (torch.zeros(3, 39), torch.zeros(3, 40).double()):
+        messages = []
+        for name in ("never", "always"):
+            with (
+                mode(name),
+                event_passes((layer,)),
+                pytest.raises(RuntimeError) as error,
+            ):
+                layer(x)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
+
+
+# PyTorch's own, in forward mode, and of torch.jit.trace itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_modes_and_transforms_stay_dense() -> None:
+    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            names.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    expected = layer(x)
+    with mode("always"), event_passes((layer,)), observed_products() as products:
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 30 * 40 * 8
+        with Seen():
+            layer(x)
+        assert "linear" in names
+        y = torch.func.vmap(layer)(x.view(5, 6, 40))
+        torch.testing.assert_close(y.view(30, 8), expected)
+        _, tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+        torch.testing.assert_close(tangent, layer.weight.sum(1).expand(30, 8))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        traced = torch.jit.trace(layer, x)
+        torch.testing.assert_close(traced(x), expected)
+    assert not any(product.events for _, product in products)
+    assert len(products) >= 5
+
+
+def test_compiled_function_inside_the_model() -> None:
+    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def called(x: Tensor) -> Tensor:
+        y: Tensor = layer(x)
+        return y
+
+    for _ in range(3):
+        with mode("always"), event_passes((layer,)):
+            y = called(x)
+        torch.testing.assert_close(y, layer(x))
+    assert len(compilations) == 1
+
+
+def test_compiled_part_keeps_the_whole_model_dense() -> None:
+    model = net()
+    model[0].compile(backend="eager")
+    assert event_modules(model.modules()) == ()
+
+
+def test_eager_backend_is_plain_pytorch() -> None:
+    model, x = net(), events(T, B, 40, density=0.05)
+    with fuse.backend("eager"):
+        _, products = run(model, x, "always")
+    assert products == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left(fails: bool) -> None:
+    model, x = net(), events(T, B, 40, density=0.05)
+    before = dict(vars(model[0]))
+
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert "forward" in vars(model[0])
+            if fails:
+                raise ArithmeticError
+            return x
+
+    model.append(Fails())
+    with mode("always"):
+        if fails:
+            with pytest.raises(ArithmeticError):
+                tt.unroll(model, x)
+        else:
+            tt.unroll(model, x)
+    assert vars(model[0]) == before
+
+
+def test_copies_made_within_a_pass() -> None:
+    copies: list[nn.Module] = []
+
+    class Copies(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            layer = model[0]
+            file = io.BytesIO()
+            torch.save(layer, file)
+            file.seek(0)
+            copies.extend((copy.copy(layer), copy.deepcopy(layer)))
+            copies.append(pickle.loads(pickle.dumps(layer)))
+            copies.append(torch.load(file, weights_only=False))
+            return x
+
+    model, x = net(), events(T, B, 40, density=0.05)
+    model.append(Copies())
+    with mode("always"):
+        tt.unroll(model, x)
+    for copied in copies:
+        assert vars(copied).keys() == vars(model[0]).keys()
+        assert torch.equal(copied(x), model[0](x))
+
+
+def test_a_layer_that_two_threads_share() -> None:
+    shared, x = dyadic(nn.Linear(40, 48)), events(T, B, 40, density=0.05)
+    models = [nn.Sequential(shared, snn.LIF(48).double()) for _ in range(4)]
+    failures: list[BaseException] = []
+    expected = tt.unroll(models[0], x, from_rest=True)
+
+    def work(model: nn.Module) -> None:
+        try:
+            for _ in range(20):
+                with mode("always"):
+                    y = tt.unroll(model, x, from_rest=True)
+                assert torch.equal(y, expected)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert "forward" not in vars(shared)
+
+
+def test_auto_follows_the_density() -> None:
+    layer = nn.Linear(256, 256)
+    x = torch.zeros(2000, 256)
+    found = []
+    for density in (0.0, 0.02, 0.9, 1.0):
+        x[:, : int(256 * density)] = 1
+        with event_passes((layer,)), observed_products() as products:
+            layer(x)
+        product = products[0][1]
+        assert product.density == pytest.approx(density, abs=0.01)
+        assert (product.reason is None) == product.events
+        found.append(product.events)
+    assert found == [True, True, False, False]
+    with event_passes((layer,)), observed_products() as products:
+        layer(x[:2] * 0)
+    assert products[0][1].reason == "too small for events"
+
+
+def test_sample_is_corrected_by_the_count() -> None:
+    """Check that an input whose sampled rows are silent is counted, and found busy."""
+    layer, x = nn.Linear(256, 256), torch.ones(2000, 256)
+    x[torch.arange(16) * 2_654_435_761 % 2000] = 0
+    with event_passes((layer,)), observed_products() as products:
+        y = layer(x)
+    assert (products[0][1].events, products[0][1].density) == (False, 0.992)
+    assert torch.equal(y, layer(x))
+
+
+def test_modes() -> None:
+    assert requested_mode() == "auto"
+    with tt.events.mode("never"):
+        assert requested_mode() == "never"
+    tt.events.mode("always")
+    assert requested_mode() == "always"
+    tt.events.mode("auto")
+    with pytest.raises(
+        ValueError, match=r"no mode of events is called 'sparse'\. There are auto, a"
+    ):
+        tt.events.mode("sparse")

@@ -1,0 +1,244 @@
+# mypy: ignore-errors
+"""Kernels of products with events, for Numba: scan for events, sort lists of them, gather rows.
+
+``tracetorch/events/compiled.py`` compiles this text. Nothing imports it, for Numba may be missing.
+
+Events are the values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins
+in ``indices``, the columns of its events, and in ``values``, which is empty where all are 1. Tables
+of floats have rows of ``width``, a multiple of 16.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_BLOCKS = (128, 64, 32, 16)  # columns whose sums are in registers at once: the widest that fits
+
+
+# Vector operations that plain loops do not become
+
+
+def _vector(context, kind, lanes):
+    return ir.VectorType(context.get_data_type(kind.dtype), lanes)
+
+
+def _place(context, builder, kind, array, at, vector):
+    """Return the address of a vector in an array, which need not be aligned to its size."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+
+@intrinsic
+def event_mask(typingctx, x, at):
+    """Return 16 bits, one for each value from ``x[at]`` on that is an event; NaN is one."""
+
+    def emit(context, builder, signature, arguments):
+        vector = _vector(context, x, 16)
+        values = builder.load(_place(context, builder, x, *arguments, vector))
+        values.align = x.dtype.bitwidth // 8
+        mask = builder.fcmp_unordered("!=", values, ir.Constant(vector, [0.0] * 16))
+        return builder.zext(builder.bitcast(mask, ir.IntType(16)), ir.IntType(64))
+
+    return types.int64(x, at), emit
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """Return the place of the lowest bit of a mask that is not 0."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(mask), emit
+
+
+@intrinsic
+def bit_count(typingctx, mask):
+    """Return the number of bits in a mask."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(mask), emit
+
+
+@intrinsic
+def gather(
+    typingctx, out, at, start, start_at, table, origin, indices, values, first, last, width, left
+):
+    """Sum rows of a table, and return how many columns were done: all that ``left`` has room for.
+
+    ``out[at + j] = start[start_at + j] + sum(value * table[origin + index * width + j])`` over the
+    events from ``first`` up to ``last``. The sums stay in registers.
+    """
+    kinds = (out, at, start, start_at, table, origin, indices, values, first, last, width, left)
+
+    def emit(context, builder, signature, arguments):
+        (out_, at_, start_, start_at_, table_, origin_, indices_, values_) = arguments[:8]
+        first_, last_, width_, left_ = arguments[8:]
+        size = out.dtype.bitwidth // 8
+        word = ir.IntType(64)
+        index_data = context.make_array(indices)(context, builder, indices_).data
+        value_array = context.make_array(values)(context, builder, values_)
+        weighted = builder.icmp_signed("!=", value_array.nitems, ir.Constant(word, 0))
+
+        def load(kind, array, place, vector):
+            loaded = builder.load(_place(context, builder, kind, array, place, vector))
+            loaded.align = size
+            return loaded
+
+        def block(lanes, scaled):
+            vector = _vector(context, out, lanes)
+            initial = load(start, start_, start_at_, vector)
+            total = cgutils.alloca_once_value(builder, initial)
+            one = ir.Constant(word, 1)
+            with cgutils.for_range_slice(builder, first_, last_, one) as (event, _):
+                index = builder.zext(builder.load(builder.gep(index_data, [event])), word)
+                place = builder.add(builder.mul(index, width_), origin_)
+                row = load(table, table_, place, vector)
+                if scaled:
+                    value = builder.load(builder.gep(value_array.data, [event]))
+                    undefined = ir.Constant(vector, ir.Undefined)
+                    front = ir.Constant(ir.IntType(32), 0)
+                    single = builder.insert_element(undefined, value, front)
+                    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                    row = builder.fmul(row, builder.shuffle_vector(single, undefined, everywhere))
+                builder.store(builder.fadd(builder.load(total), row), total)
+            address = _place(context, builder, out, out_, at_, vector)
+            builder.store(builder.load(total), address).align = size
+
+        done = cgutils.alloca_once_value(builder, ir.Constant(word, 0))
+        for lanes in _BLOCKS:
+            fits = builder.icmp_signed(">=", left_, ir.Constant(word, lanes))
+            undone = builder.icmp_signed("==", builder.load(done), ir.Constant(word, 0))
+            with builder.if_then(builder.and_(fits, undone)):
+                with builder.if_else(weighted) as (then, otherwise):
+                    with then:
+                        block(lanes, True)
+                    with otherwise:
+                        block(lanes, False)
+                builder.store(ir.Constant(word, lanes), done)
+        return builder.load(done)
+
+    return types.int64(*kinds), emit
+
+
+# Lists of events
+
+
+def scan(first, last, columns, x, masks, counts):
+    """Mark the events of some rows, 16 values to a mask, and count them."""
+    per_row = (columns + 15) // 16
+    for row in range(first, last):
+        at, word, count = row * columns, row * per_row, 0
+        for column in range(0, columns - 15, 16):
+            mask = event_mask(x, at + column)
+            masks[word] = mask
+            word += 1
+            count += bit_count(mask)
+        if columns % 16:
+            mask = 0
+            for column in range(columns - columns % 16, columns):
+                if x[at + column] != 0:
+                    mask |= 1 << column % 16
+            masks[word] = mask
+            count += bit_count(mask)
+        counts[row] = count
+
+
+def fill(first, last, columns, x, masks, starts, indices, values, weighted):
+    """Write the lists of some rows, and set ``weighted`` where a value is not 1."""
+    per_row = (columns + 15) // 16
+    other = False
+    for row in range(first, last):
+        event = starts[row]
+        for word in range(per_row):
+            mask = types.int64(masks[row * per_row + word])
+            while mask:
+                column = word * 16 + lowest_bit(mask)
+                mask &= mask - 1
+                value = x[row * columns + column]
+                other |= value != 1
+                indices[event] = column
+                values[event] = value
+                event += 1
+    if other:
+        weighted[0] = 1
+
+
+def sort(first, last, rows, per_chunk, columns, starts, indices, values, ends, sources, scales):
+    """Sort the events of each chunk of rows by column.
+
+    ``sources`` are then the rows of a column's events, ``scales`` their values, and
+    ``ends[chunk * (columns + 1) + column]`` is where the list of a column ends.
+    """
+    for chunk in range(first, last):
+        begin, end = chunk * per_chunk, min(rows, (chunk + 1) * per_chunk)
+        base = chunk * (columns + 1)
+        for column in range(columns + 1):
+            ends[base + column] = 0
+        for event in range(starts[begin], starts[end]):
+            ends[base + indices[event] + 1] += 1
+        place = starts[begin]
+        for column in range(columns + 1):
+            place += ends[base + column]
+            ends[base + column] = place
+        # an entry is where its list begins by now, and goes on to where it ends
+        for row in range(begin, end):
+            for event in range(starts[row], starts[row + 1]):
+                entry = base + indices[event]
+                place = ends[entry]
+                ends[entry] = place + 1
+                sources[place] = row
+                if values.size:
+                    scales[place] = values[event]
+
+
+# A linear layer
+
+
+def forward(first, last, starts, indices, values, table, bias, width, out):
+    """Write some rows of the output: the bias, and rows of the transposed weight."""
+    column = 0
+    while column < width:  # the outer loop, so that the columns of the table stay in cache
+        left, done = width - column, 16
+        for row in range(first, last):
+            at, begin, end = row * width + column, starts[row], starts[row + 1]
+            done = gather(
+                *(out, at, bias, column, table, column, indices, values, begin, end, width, left)
+            )
+        column += done
+
+
+def backward(
+    first,
+    last,
+    per_task,
+    columns,
+    chunks,
+    per_chunk,
+    starts,
+    ends,
+    sources,
+    scales,
+    grads,
+    width,
+    out,
+):
+    """Add to some rows of the transposed weight's gradient: gradients of the output, by event.
+
+    Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart.
+    """
+    for chunk in range(chunks):
+        base, column = chunk * (columns + 1), 0
+        while column < width:
+            left, done = width - column, 16
+            for row in range(first * per_task, min(columns, last * per_task)):
+                begin = ends[base + row - 1] if row else starts[chunk * per_chunk]
+                at, end = row * width + column, ends[base + row]
+                if begin < end:
+                    done = gather(
+                        *(out, at, out, at, grads, column, sources, scales, begin, end, width, left)
+                    )
+            column += done

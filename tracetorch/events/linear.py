@@ -1,0 +1,140 @@
+"""Compute a linear layer with the events of its input, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import has_values
+from tracetorch.events.compiled import kernel
+from tracetorch.events.lists import EventLists, by_column
+from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.threads import parallel_for
+
+_LANES = 16  # the width of a table is a multiple of it
+_ROWS_PER_TASK = 64
+_INPUT_TASKS = 16  # of the weight gradient; each reads the gradients of the output once
+_SMALL = 2_000_000  # additions that one thread does sooner alone
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
+    """Return ``x @ weight.T + bias``, part of the graph, by the events of ``x``.
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``.
+        bias: ``[out]``.
+        events: the events of ``x`` as a matrix ``[rows, in]``.
+    """
+    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if trained and torch.is_grad_enabled():
+        y: Tensor = _Linear.apply(x, weight, bias, events)  # type: ignore[no-untyped-call]
+        return y
+    return _forward(x, weight, bias, events)
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    """Return a contiguous copy of a matrix, its rows filled up to full vectors."""
+    rows, columns = matrix.shape
+    width = -(-columns // _LANES) * _LANES
+    table = matrix.new_empty if width == columns else matrix.new_zeros
+    padded = table((rows, width))
+    padded[:, :columns] = matrix
+    return padded
+
+
+def _copied(matrix: Tensor) -> Tensor:
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
+    outputs = len(weight)
+    table = _padded(weight.detach().t())
+    width = table.shape[1]
+    start = table.new_zeros(width)
+    if bias is not None:
+        start[:outputs] = bias.detach()
+    starts, indices, values = (part.numpy() for part in events[1:])
+    rows = events.rows
+    y = large_empty((rows, width), x.dtype)
+    arguments = (
+        *(starts, indices, values),
+        *(table.numpy().reshape(-1), start.numpy(), width, y.numpy().reshape(-1)),
+    )
+    forward = kernel("forward", x.dtype)
+
+    def run(first: int, last: int) -> None:
+        forward(first * _ROWS_PER_TASK, min(rows, last * _ROWS_PER_TASK), *arguments)
+
+    parallel_for(run, -(-rows // _ROWS_PER_TASK), small=_additions(events, width) < _SMALL)
+    if width != outputs:
+        y = _copied(y[:, :outputs])
+    # no view of another tensor, which nobody behind the layer could change in place
+    return y.view(*x.shape[:-1], outputs).detach()
+
+
+def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
+    """Return the gradient ``[out, in]`` for the gradient ``[rows, out]`` of the output."""
+    outputs = grad.shape[1]
+    table = grad.contiguous() if outputs % _LANES == 0 else _padded(grad)
+    width, columns = table.shape[1], events.columns
+    lists = by_column(events)
+    total = table.new_zeros((columns, width))
+    per_task = -(-columns // _INPUT_TASKS)
+    arguments = (
+        *(per_task, columns, lists.chunks, lists.per_chunk, events.starts.numpy()),
+        *(lists.ends, lists.sources, lists.scales),
+        *(table.detach().numpy().reshape(-1), width, total.numpy().reshape(-1)),
+    )
+    backward = kernel("backward", grad.dtype)
+
+    def run(first: int, last: int) -> None:
+        backward(first, last, *arguments)
+
+    parallel_for(run, -(-columns // per_task), small=_additions(events, width) < _SMALL)
+    return _copied(total[:, :outputs].t())
+
+
+def _additions(events: EventLists, width: int) -> int:
+    return (len(events.indices) + events.rows) * width
+
+
+class _Linear(torch.autograd.Function):
+    """One node: it keeps the events of its input, and the weight where the input has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists
+    ) -> Tensor:
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.columns = events.columns
+        ctx.save_for_backward(
+            weight if needs_input else None, *(events[1:] if needs_weight else ())
+        )
+        return _forward(x, weight, bias, events)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *lists = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a product with events has no second derivative. Run what needs one under "
+                "tt.events.mode('never')."
+            )
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if needs_weight and not has_values(grad):  # of is_grads_batched
+            raise RuntimeError(
+                "a product with events takes one incoming gradient at a time. Run what needs a "
+                "batch of them under tt.events.mode('never')."
+            )
+        flat = grad.flatten(0, -2)
+        return (
+            grad @ weight if needs_input else None,
+            _weight_gradient(flat.resolve_neg(), EventLists(ctx.columns, *lists))
+            if needs_weight
+            else None,
+            flat.sum(0) if needs_bias else None,
+            None,
+        )
