@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +62,7 @@ def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
     """Return how often each task has run, a hundred for once."""
     done = torch.zeros(tasks, dtype=torch.int32)
     run_tasks(kernel, (1, done.data_ptr()), tasks, work=work, scratch=(8,))
-    return done.tolist()  # type: ignore[no-any-return]
+    return done.tolist()
 
 
 @needs_numba
