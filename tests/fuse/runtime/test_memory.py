@@ -8,11 +8,12 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tracetorch.fuse.runtime import memory
-from tracetorch.fuse.runtime.memory import large_empty, scratch
+from tracetorch.fuse.runtime.memory import large_empty, scratch, scratch_address
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
 LARGE = (3, 1 << 18)
@@ -120,9 +121,15 @@ def test_pytorch_allocates_where_the_system_refuses_pages(
     assert tensor.sum() == tensor.numel()
 
 
+def test_scratch_buffer_is_reused_and_grows() -> None:
+    first = scratch(7, 10, np.float32)
+    assert scratch(7, 5, np.float32) is first
+    assert scratch(7, 100, np.float32).size >= 100
+
+
 def test_scratch_memory_is_reused_and_grows() -> None:
-    first = scratch(1000)
-    assert scratch(500) == first
+    first = scratch_address(1000)
+    assert scratch_address(500) == first
     size = memory._scratch.memory.numel()
-    scratch(2 * size)
+    scratch_address(2 * size)
     assert memory._scratch.memory.numel() == 2 * size

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from tests import cases
+from tests.fuse.cases import ends, fused
 from tracetorch import fuse
 from tracetorch.fuse.runtime import threads as runtime
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
@@ -63,7 +63,7 @@ def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
     """Return how often each task has run, a hundred for once."""
     done = torch.zeros(tasks, dtype=torch.int32)
     run_tasks(kernel, (1, done.data_ptr()), tasks, work=work, scratch=(8,))
-    return done.tolist()  # type: ignore[no-any-return]
+    return done.tolist()
 
 
 @needs_numba
@@ -102,12 +102,18 @@ def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
 
 
 @needs_numba
-def test_kernel_that_returns_early_is_refused() -> None:
-    from numba import int64, void
-
-    source = "def early(first, last):\n    if first:\n        return\n"
-    with pytest.raises(ValueError, match="must not return early, early does"):
-        compiled_tasks(source, "early", void(int64, int64))
+def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
+    layer = cases.layer("BSRLIF", 300)
+    x = cases.sequence(40, 9, 300, dtype=torch.float32)
+    found = []
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        found.append(ends(layer, x, fused("numba"), live=True))
+    for values, gradients in found[1:]:
+        for name, value in values.items():
+            assert torch.equal(value, found[0][0][name]), name
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, found[0][1][name]), name
 
 
 @needs_numba

@@ -326,7 +326,7 @@ def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable
     import numba
     from numba import types
 
-    kernel = numba.cfunc(signature, error_model="numpy", boundscheck=False, cache=cache)(function)
+    kernel = numba.cfunc(signature, error_model="numpy", cache=cache)(function)
     kinds = [
         ctypes.c_void_p if isinstance(kind, types.CPointer) else ctypes.c_int64
         for kind in signature.args

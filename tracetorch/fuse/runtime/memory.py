@@ -15,6 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,13 +87,22 @@ class _Scratch(threading.local):
     """Each thread's own; a kernel writes it before it reads it."""
 
     def __init__(self) -> None:
+        self.arrays: dict[tuple[int, type], Any] = {}
         self.memory = torch.empty(0, dtype=torch.uint8)
 
 
 _scratch = _Scratch()
 
 
-def scratch(size: int) -> int:
+def scratch(slot: int, size: int, dtype: type) -> Any:
+    """Return an uncleared array of at least ``size`` values, the thread's until its next call."""
+    array = _scratch.arrays.get((slot, dtype))
+    if array is None or array.size < size:
+        array = _scratch.arrays[slot, dtype] = np.empty(size, dtype)
+    return array
+
+
+def scratch_address(size: int) -> int:
     """Return the address of at least ``size`` uncleared bytes, the thread's until its next call."""
     if _scratch.memory.numel() < size:
         _scratch.memory = torch.empty(size, dtype=torch.uint8)

@@ -24,7 +24,7 @@ import torch
 
 from tracetorch.fuse.codegen.task_function import LINE
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel
-from tracetorch.fuse.runtime.memory import scratch as scratch_memory
+from tracetorch.fuse.runtime.memory import scratch_address
 
 _CHUNKS_PER_THREAD = 4
 _LEAST_WORK = 400_000  # operations on one value that one thread does as soon as several
@@ -63,7 +63,7 @@ def run_tasks(
     places: list[int] = []
     if scratch:
         strides = [-(-size // 64) * 64 for size in scratch]
-        place = scratch_memory(sum(strides) * threads)
+        place = scratch_address(sum(strides) * threads)
         for stride in strides:
             places += (place, stride)
             place += stride * threads
