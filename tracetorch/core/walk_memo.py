@@ -285,6 +285,8 @@ def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -
         root: a module.
         closed: modules of this type, the root apart, are found but not entered.
     """
+    if torch.compiler.is_dynamo_compiling():  # it would trace the memos of other models too
+        return walk(root, closed=closed)
     key = (id(root), closed)
     if key in _memos:
         try:
