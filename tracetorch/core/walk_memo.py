@@ -260,7 +260,7 @@ def _compare(
         return
     owners[expected.place] = part
     if expected.constants is not None:
-        held = part if expected.kind in (tuple, list) else part.__dict__.values()
+        held: Any = part if expected.kind in (tuple, list) else part.__dict__.values()
         if not expected.constants.issuperset(map(type, held)):
             raise _ChangedError
         return
