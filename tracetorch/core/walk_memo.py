@@ -199,7 +199,7 @@ def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         (name, value)
         for name, value in attributes.items()
-        if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))
+        if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))  # type: ignore[arg-type]
     ]
 
 
