@@ -116,6 +116,37 @@ def test_stateless_layers_before_the_first_neuron_run_once_on_a_static_input() -
     assert hook == [1]  # once, on all steps: a hook may change what it sees
 
 
+@pytest.mark.parametrize("way", ["steps", "expanded"])
+@pytest.mark.parametrize("change", ["nothing", "a hook", "a forward of its own", "a gradient"])
+def test_what_comes_before_the_first_neuron_runs_once(way: str, change: str) -> None:
+    torch.manual_seed(0)
+    net, x = made("dense"), dyadic(2, 3)
+    rows: list[int] = []
+    first = net[0]
+    if change == "a hook":
+        first.register_forward_hook(lambda *_: None)
+    elif change == "a forward of its own":
+        first.forward = lambda x: nn.Linear.forward(first, x)
+    elif change == "a gradient":
+        x.requires_grad_()
+
+    class Rows(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if op is torch.ops.aten.addmm.default:
+                rows.append(len(args[1]))
+            return op(*args, **(kwargs or {}))
+
+    expected = tt.unroll(net, x.expand(6, *x.shape), by="step")
+    tt.zero_states(net)
+    with Rows():
+        y = tt.unroll(net, x, steps=6) if way == "steps" else tt.unroll(net, x.expand(6, *x.shape))
+    assert torch.equal(y, expected)
+    once = change == "nothing" or (change == "a gradient" and way == "steps")
+    assert rows[0] == (2 if once else 12)
+
+
 @given(cut=st.integers(0, 8), detach=st.booleans(), name=st.sampled_from(LAYERS))
 @settings(max_examples=40, deadline=None)
 def test_sequence_may_be_split_anywhere(cut: int, detach: bool, name: str) -> None:

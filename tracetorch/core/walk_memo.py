@@ -199,7 +199,7 @@ def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         (name, value)
         for name, value in attributes.items()
-        if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))
+        if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))  # type: ignore[arg-type]
     ]
 
 
@@ -260,7 +260,7 @@ def _compare(
         return
     owners[expected.place] = part
     if expected.constants is not None:
-        held = part if expected.kind in (tuple, list) else part.__dict__.values()
+        held: Any = part if expected.kind in (tuple, list) else part.__dict__.values()
         if not expected.constants.issuperset(map(type, held)):
             raise _ChangedError
         return
@@ -285,6 +285,8 @@ def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -
         root: a module.
         closed: modules of this type, the root apart, are found but not entered.
     """
+    if torch.compiler.is_dynamo_compiling():  # it would trace the memos of other models too
+        return walk(root, closed=closed)
     key = (id(root), closed)
     if key in _memos:
         try:

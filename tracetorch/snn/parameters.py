@@ -62,8 +62,8 @@ def negative_softplus(raw: Tensor) -> Tensor:
     return -F.softplus(raw)
 
 
-_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
-_softplus_backward = torch.ops.aten.softplus_backward.default
+_sigmoid_backward: Callable[..., Tensor] = torch.ops.aten.sigmoid_backward.default
+_softplus_backward: Callable[..., Tensor] = torch.ops.aten.softplus_backward.default
 
 
 def _unbounded_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:

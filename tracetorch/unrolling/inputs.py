@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_integer
@@ -35,6 +36,17 @@ class Inputs:
         if isinstance(self.tensors, tuple):
             return tuple(change(x) for x in self.tensors)
         return {name: change(x) for name, x in self.tensors.items()}
+
+    def repeated(self) -> Tensor | None:
+        """Return the one step that is repeated at every time step, where there is one tensor.
+
+        A tensor that was expanded over time, and wants no gradient of its own at each step, is one.
+        """
+        x = self.tensors
+        if not isinstance(x, Tensor) or self.static:
+            return x if isinstance(x, Tensor) else None
+        expanded = self.steps > 1 and x.layout is torch.strided and x.stride(0) == 0
+        return x[0] if expanded and not x.requires_grad else None
 
     def folded(self) -> Any:
         """Fold time into the batch, ``[T * B, ...]``, step after step."""

@@ -35,18 +35,18 @@ def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """
     parts = _parts(model)
     once = 0
-    while once < len(parts) and type(parts[once]) in _DETERMINISTIC and _has_no_hooks(parts[once]):
+    while once < len(parts) and type(parts[once]) in _DETERMINISTIC and _is_plain(parts[once]):
         once += 1
     return (parts[:once], parts[once:]) if once else ([], [])
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    if type(module) is not nn.Sequential or not _has_no_hooks(module):
+    if type(module) is not nn.Sequential or not _is_plain(module):
         return [module]
     return [part for child in module for part in _parts(child)]
 
 
-def _has_no_hooks(module: nn.Module) -> bool:
-    """Whether no hook expects a call, or may change one, at every step."""
-    forward = module._forward_hooks or module._forward_pre_hooks
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call does what its class does: no ``forward`` of its own, no hook at every step."""
+    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return not (forward or module._backward_hooks or module._backward_pre_hooks)

@@ -112,7 +112,8 @@ def unroll(
         model: any ``nn.Module``.
         x: a tensor ``[T, B, ...]``, a tuple of them (``model(*x)``) or a dict (``model(**x)``).
         steps: repeat ``x``, which then has no time dimension, for so many steps. Where the model
-            is an ``nn.Sequential``, what stands before its first neuron is computed once.
+            is an ``nn.Sequential``, what stands before its first neuron is computed once; so it is
+            for an ``x`` that was expanded over time, ``x.expand(T, *x.shape)``.
         time_dim: where time is in ``x``, in the outputs and in what is recorded.
         by: ``"layer"`` or ``"step"``.
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
@@ -298,14 +299,15 @@ def _by_layer(
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
-    prefix, rest = split_static(model) if inputs.static else ([], [])
+    repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
+    prefix, rest = ([], []) if repeated is None else split_static(model)
     layers: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     products = [found.modules[number][1] for number in facts.products]
     with layer_pass, memory_unchanged(found, facts, states, T), event_passes(products):
-        if prefix and isinstance(inputs.tensors, Tensor):
+        if prefix and repeated is not None:
             # every step sees the same input: what comes before the first neuron runs once
-            y: Any = inputs.tensors
+            y: Any = repeated
             for module in prefix:
                 y = module(y)
             y = y.expand(T, *y.shape).flatten(0, 1)

@@ -293,7 +293,12 @@ def test_hooks_of_parameters_run_once_and_may_change_the_gradient() -> None:
     cell, x = made(), sequence()
     plain = result(made(), x)
     seen: list[Tensor] = []
-    cell.raw_beta.register_hook(lambda grad: seen.append(grad) or 2 * grad)
+
+    def doubled(grad: Tensor) -> Tensor:
+        seen.append(grad)
+        return 2 * grad
+
+    cell.raw_beta.register_hook(doubled)
     assert torch.equal(result(cell, x)["raw_beta"], 2 * plain["raw_beta"])
     assert len(seen) == 1
 

@@ -119,7 +119,6 @@ class _PreparedSequence:
         self.backend, reason = select_backend(x.device)
         self.constrained: tuple[operators.Constrained, ...] = ()
         self.plans: dict[tuple[bool, ...], Plan] = {}
-        self.layout: Layout | None = None
         self.runs = False
         known = all(each in methods.gradients for each in self.constraints.values())
         if reason is None and self.backend != "eager" and self.unchanged.is_comparable and known:
@@ -138,7 +137,7 @@ class _PreparedSequence:
             [operators.Constrained(c, methods.gradients[c]) for c in self.constraints.values()]
         )
         # of contiguous memory; another order is looked at in each call
-        self.layout = layout_of(x.new_empty(x.shape), self.dim)
+        self.layout: Layout = layout_of(x.new_empty(x.shape), self.dim)
         self.runs = True
 
     def _raws(self, layer: StepLayer) -> list[Tensor]:
