@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch.events import crossover, event_passes, mode
 
@@ -40,9 +40,9 @@ def _row(rows: int, inputs: int, outputs: int, density: float) -> str:
     layer = nn.Linear(inputs, outputs)
     x, grad = (torch.rand(rows, inputs) < density).float(), torch.randn(rows, outputs)
 
-    def forward() -> Tensor:
+    def forward() -> None:
         with torch.no_grad():
-            return layer(x)
+            layer(x)
 
     def train() -> None:
         layer.zero_grad()

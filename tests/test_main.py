@@ -22,7 +22,7 @@ def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[s
     assert lines[1] == f"kernels are kept in {folder()}"
     assert [line.split()[0] for line in lines[2:]] == ["numba", "triton", "eager", "events"]
     assert lines[-2].split() == ["eager", "available"]
-    assert re.match(r"events  auto, linear .* below 6400 rows [234]\d%, 1024 rows", lines[-1])
+    assert re.match(r"events  auto, linear .* below 6400 rows [123]\d%, 1024 rows", lines[-1])
     with tt.events.mode("never"):
         assert "events  no: tt.events.mode('never') is requested" in info()
 

@@ -27,7 +27,7 @@ def events(*shape: int, density: float | None, weighted: bool = False, seed: int
     return x
 
 
-def dyadic(module: nn.Module, seed: int = 0) -> nn.Module:
+def dyadic(module: nn.Linear, seed: int = 0) -> nn.Linear:
     """Set small dyadic parameters: any order of summation gives the same float64."""
     generator = torch.Generator().manual_seed(seed)
     module.double()

@@ -22,12 +22,8 @@ T, B = 12, 20
 
 def net(inputs: int = 40, hidden: int = 48) -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(inputs, hidden), snn.LIF(hidden), nn.Linear(hidden, 5), snn.Readout(5)
-    )
-    dyadic(model[0])
-    dyadic(model[2])
-    return model.double()
+    first, last = dyadic(nn.Linear(inputs, hidden)), dyadic(nn.Linear(hidden, 5))
+    return nn.Sequential(first, snn.LIF(hidden), last, snn.Readout(5)).double()
 
 
 def run(
@@ -115,7 +111,7 @@ class Subclass(nn.Linear):
 
 def own_forward(layer: nn.Linear) -> nn.Linear:
     plain = layer.forward
-    layer.forward = lambda x: plain(x) + 1
+    vars(layer)["forward"] = lambda x: plain(x) + 1
     return layer
 
 
@@ -128,7 +124,7 @@ def own_forward(layer: nn.Linear) -> nn.Linear:
     ],
     ids=["subclass", "parametrized", "own forward"],
 )
-def test_other_layers_stay_dense(change: Callable[[nn.Linear], nn.Linear]) -> None:
+def test_other_layers_stay_dense(change: Callable[[Any], nn.Module]) -> None:
     model, x = net(), events(T, B, 40, density=0.05)
     model[0] = change(model[0])
     model[2] = nn.Identity()
@@ -198,7 +194,7 @@ def test_modes_and_transforms_stay_dense() -> None:
         assert "linear" in names
         y = torch.func.vmap(layer)(x.view(5, 6, 40))
         torch.testing.assert_close(y.view(30, 8), expected)
-        _, tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+        tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1]
         torch.testing.assert_close(tangent, layer.weight.sum(1).expand(30, 8))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
