@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["lif", "linear", "conv", "bsrlif", "stream", "growth", "memory"]
+Kind = Literal["lif", "linear", "recurrent", "conv", "bsrlif", "stream", "growth", "memory"]
 Pass = Literal["forward", "train"]
 
 DECAY = 0.9
@@ -48,6 +48,9 @@ def all_cases() -> list[Case]:
         found += _both(f"LIF N={N}", "lif", 100, 32, N)
     for N in (512, 2048):
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
+    # all-to-all recurrence; SpikingJelly's container puts the input through weights too
+    of_recurrence = ("tracetorch", "tracetorch-eager", "spikingjelly")
+    found += _both("recurrent LIF N=128", "recurrent", 100, 32, 128, of_recurrence)
     found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
     # no peer has a neuron of this kind
     found += _both(

@@ -117,7 +117,7 @@ class TorchTask:
         spiking: Callable[[], Tensor] | None = None,
     ) -> None:
         # a bare layer also computes the gradient of its input, as inside a network
-        alone = case.kind in ("lif", "bsrlif", "growth", "memory")
+        alone = case.kind in ("lif", "recurrent", "bsrlif", "growth", "memory")
         self.train = case.way == "train"
         self.x = x.requires_grad_() if self.train and alone else x
         self.model, self.reset, self.learnable = model, reset, list(learnable)

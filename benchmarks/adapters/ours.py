@@ -29,6 +29,8 @@ def model_of(case: Case) -> nn.Module:
         return snn.BSRLIF(case.N)
     if case.kind == "linear":
         return nn.Sequential(linear(case.N), snn.LIF(case.N, beta=DECAY))
+    if case.kind == "recurrent":
+        return snn.Recurrent(snn.LIF(case.N, beta=DECAY), linear(case.N))
     return snn.LIF(case.N, beta=DECAY)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 
 import torch
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import base, functional, layer, neuron
 from torch import Tensor
 
 from benchmarks.cases import THRESHOLD, Case
@@ -16,15 +16,19 @@ from benchmarks.torch_task import TorchTask, assemble
 class Cell:
     """Spiking layer of SpikingJelly."""
 
-    def __init__(self, decay: float, mode: str) -> None:
+    def __init__(self, decay: float, mode: str, recurrent: int = 0) -> None:
         # its decay is 1 - 1 / tau
-        self.node = neuron.ParametricLIFNode(
+        self.node: base.MemoryModule = neuron.ParametricLIFNode(
             init_tau=1 / (1 - decay) if decay != 0.5 else 2.0,
             decay_input=False,
             v_threshold=THRESHOLD,
             v_reset=None,
-            step_mode=mode,
+            step_mode=mode if not recurrent else "s",
         )
+        if recurrent:
+            self.node = layer.LinearRecurrentContainer(
+                self.node, recurrent, recurrent, step_mode=mode
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the whole sequence, or one step."""
@@ -33,7 +37,7 @@ class Cell:
 
     def reset(self) -> None:
         """Reset the state."""
-        self.node.reset()
+        functional.reset_net(self.node)
 
     def parameters(self) -> Sequence[Tensor]:
         """Return the learnable parameters."""
@@ -50,6 +54,9 @@ def unsupported_reason(case: Case) -> str | None:
 
 def prepare(case: Case) -> TorchTask:
     stream = case.kind == "stream"
+    recurrent = case.N if case.kind == "recurrent" else 0
     return assemble(
-        case, lambda num, decay, dim: Cell(decay, "s" if stream else "m"), folded=not stream
+        case,
+        lambda num, decay, dim: Cell(decay, "s" if stream else "m", recurrent),
+        folded=not stream,
     )
