@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,14 +20,13 @@ def test_product_is_numpys(
     source = random.integers(-3, 4, (rows, size)) * (random.random((rows, size)) < density)
     matrix = random.integers(-8, 9, (size, size)).astype(float)
     taken: list[str] = []
-    for name in ("multiply_densely", "multiply_events"):
+    for function in (numba_product.multiply_densely, numba_product.multiply_events):
 
-        def spy(*args: object, name: str = name) -> None:
-            taken.append(name)
-            return original[name](*args)
+        def spy(*args: Any, function: Any = function) -> None:
+            taken.append(function.__name__)
+            function(*args)
 
-        original = {n: getattr(numba_product, n) for n in ("multiply_densely", "multiply_events")}
-        monkeypatch.setattr(numba_product, name, spy)
+        monkeypatch.setattr(numba_product, function.__name__, spy)
     target = np.full(rows * size, np.nan)
     scratch = np.full(QUAD * PANEL, np.nan), np.zeros(size + 1, int)
     panels = _panels(torch.from_numpy(matrix))
