@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
-from tests.cases import layer, sequence, stepped
+from tests.cases import LAYERS, SPIKING, layer, sequence, stepped
 from tracetorch import snn
 
 
@@ -25,7 +26,8 @@ def test_previous_output_returns_through_the_connection(name: str) -> None:
     assert torch.equal(stepped(model, x), torch.stack(expected))
     assert torch.equal(model.prev_output, previous)
     model.zero_states()
-    assert torch.equal(tt.unroll(model, x), torch.stack(expected))
+    # the sums of the products may be taken in another order
+    torch.testing.assert_close(tt.unroll(model, x), torch.stack(expected))
 
 
 def test_after_step_is_called_at_every_step() -> None:
@@ -88,3 +90,398 @@ def test_connection_must_keep_the_shape() -> None:
     with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):
         model(torch.ones(1, 2))
     assert tt.get_states(model) == {}
+
+
+# In one compiled loop, against step by step
+
+
+class Smooth(snn.Neuron):
+    """Neuron without spikes, two states, one of which resets by the output."""
+
+    states = ("mem", "trace")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+        self.weight("gain", 0.7)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, trace: Tensor, *, beta: Tensor, gain: Tensor) -> Any:
+        mem = beta * mem + x
+        output = torch.tanh(mem) * gain - 0.1 * trace
+        return output, mem - 0.5 * output, 0.9 * trace + output
+
+
+class Silent(snn.Neuron):
+    """Neuron whose spikes have no gradient, although its state has one."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> Any:
+        mem = 0.5 * mem + x
+        return (mem > 1).to(mem), mem
+
+
+def made(name: str, N: int = 5, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact."""
+    torch.manual_seed(0)
+    own = {"Smooth": Smooth, "Silent": Silent}
+    neuron = own[name](N) if name in own else layer(name, N)
+    connection = nn.Linear(N, N, **options)
+    with torch.no_grad():
+        for p in connection.parameters():
+            p.copy_((p * 16).round() / 16)
+    return snn.Recurrent(neuron, connection).to(dtype)
+
+
+def dyadic(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (8 * scale * sequence(*shape)).round().to(dtype) / 8
+
+
+def results(model: Any, x: Tensor, run: Any, live: bool = False) -> tuple[Any, Any]:
+    """Return outputs and last states by name, and gradients by name of a loss on all of them."""
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    tt.zero_states(model)
+    model.zero_grad()
+    starts: dict[str, Tensor] = {}
+    if live:
+        starts["prev_output"] = (x[0] > 0).to(x.dtype).requires_grad_()
+        for name in model.neuron.active_states:
+            starts[f"neuron.{name}"] = (noise(x[0]) * 8).round().div(8).requires_grad_()
+        tt.set_states(model, starts)
+    x = x.detach().requires_grad_()
+    y = run(model, x)
+    values = {"output": y, **tt.get_states(model)}
+    smooth = [value for value in values.values() if value.requires_grad]
+    torch.autograd.backward(smooth, [noise(value) for value in smooth])
+    named = {"x": x, **starts, **dict(model.named_parameters())}
+    return values, {name: t.grad for name, t in named.items() if t.grad is not None}
+
+
+def by_step(model: Any, x: Tensor) -> Tensor:
+    y: Tensor = tt.unroll(model, x, by="step")
+    return y
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """List, for each sequence, whether it ran in one loop."""
+    ran: list[bool] = []
+    original = snn.Recurrent._run_fused
+
+    def spy(self: Any, x: Tensor) -> Tensor | None:
+        y = original(self, x)
+        ran.append(y is not None)
+        return y
+
+    monkeypatch.setattr(snn.Recurrent, "_run_fused", spy)
+    return ran
+
+
+def check(
+    model: Any, x: Tensor, *, live: bool = False, exact: bool = True, tolerance: float = 1e-10
+) -> None:
+    """Assert that the loop computes what steps compute: values, and gradients by name."""
+    values, grads = results(model, x, by_step, live)
+    fast, fast_grads = results(model, x, tt.unroll, live)
+    assert fast.keys() == values.keys()
+    for key, value in values.items():
+        if exact:
+            assert torch.equal(fast[key], value), key
+        torch.testing.assert_close(fast[key], value, rtol=tolerance, atol=tolerance)
+    assert fast_grads.keys() == grads.keys()
+    for key, grad in grads.items():
+        error, scale = float((fast_grads[key] - grad).abs().max()), float(grad.abs().max())
+        assert error <= tolerance * (scale + 1e-3), f"{key}: {error} of {scale}"
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "LIF"]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("name", ["LIF", "Smooth", "Silent", *SLOW])
+def test_one_loop_is_the_loop_of_steps(name: str, live: bool, fused: list[bool]) -> None:
+    # sums of products with spikes are exact, those with membranes are not
+    check(made(name), dyadic(9, 6, 5), live=live, exact=name in (*SPIKING, "Silent"))
+    assert fused == [True]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 3, 5), (4, 1, 5), (4, 5), (4, 2, 3, 5), (3, 2, 1), (5, 9, 65), (3, 21, 130), (3, 4, 515)],
+)
+def test_shapes(shape: tuple[int, ...], fused: list[bool]) -> None:
+    check(made("LIF", shape[-1]), dyadic(*shape), live=True)
+    assert fused == [True]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 100.0])
+@pytest.mark.parametrize("name", ["LIF", pytest.param("BSRLIF", marks=pytest.mark.slow)])
+def test_densities(name: str, scale: float) -> None:
+    model, x = made(name, 9, bias=False), dyadic(6, 5, 9, scale=scale)
+    check(model, x.abs() if name == "LIF" else x)
+
+
+@pytest.mark.slow
+def test_single_precision_with_any_weights() -> None:
+    torch.manual_seed(0)
+    model = snn.Recurrent(snn.SRLIF(70), nn.Linear(70, 70))
+    check(model, sequence(40, 7, 70, dtype=torch.float32), exact=False, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_long_sequences_restart_from_checkpoints() -> None:
+    check(made("BSRLIF"), dyadic(200, 3, 5))
+    check(made("LIF", 130), dyadic(100, 9, 130, scale=0.25))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda x: x[:1].expand(x.shape),
+        lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: x.unsqueeze(1).transpose(1, 2).contiguous().transpose(1, 2).transpose(1, 2),
+    ],
+)
+def test_inputs_that_are_not_contiguous(view: Any, fused: list[bool]) -> None:
+    check(made("LIF"), view(dyadic(6, 9, 5)))
+    assert fused == [True]
+
+
+def test_sequence_may_be_cut_anywhere() -> None:
+    model, x = made("LIF"), dyadic(9, 4, 5)
+    whole, grads = results(model, x, tt.unroll)
+
+    def cut(model: Any, x: Tensor) -> Tensor:
+        return torch.cat([tt.unroll(model, part) for part in x.split([4, 1, 4])])
+
+    parts, part_grads = results(model, x, cut)
+    for key, value in whole.items():
+        assert torch.equal(parts[key], value), key
+    for key, grad in grads.items():
+        torch.testing.assert_close(part_grads[key], grad)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "neither of them learns"])
+def test_frozen_connection(frozen: str, fused: list[bool]) -> None:
+    model = made("LIF")
+    for name, p in model.connection.named_parameters():
+        p.requires_grad_(name != frozen and " " not in frozen)
+    check(model, dyadic(6, 3, 5))
+    assert fused == [True]
+
+
+def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
+    first, second = made("LIF"), made("LIF")
+    second.connection = first.connection
+    model, x = nn.Sequential(first, second), dyadic(6, 3, 5)
+    expected = stepped(model, x)
+    expected.sum().backward()
+    grad = first.connection.weight.grad.clone()
+    model.zero_grad()
+    tt.zero_states(model)
+    y = tt.unroll(model, x)
+    y.sum().backward()
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(first.connection.weight.grad, grad)
+    assert fused == [True, True]
+
+
+class OverTime(nn.Module):
+    """Unroll a model from given states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Any:
+        tt.zero_states(self.model)
+        if states:
+            tt.set_states(self.model, states)
+        return tt.unroll(self.model, x), *tt.get_states(self.model).values()
+
+
+def test_gradcheck(fused: list[bool]) -> None:
+    model = OverTime(made("Smooth", 3))
+    names = [name for name, _ in model.named_parameters()]
+    states = ("prev_output", "neuron.mem", "neuron.trace")
+
+    def run(x: Tensor, *tensors: Tensor) -> Any:
+        given = dict(zip((*names, *states), tensors, strict=True))
+        parameters = {name: given[name] for name in names}
+        starts = {name: given[name] for name in states}
+        return torch.func.functional_call(model, parameters, (x, starts))
+
+    starts = (0.3 * sequence(3, 2, 3, seed=1)).unbind()
+    given = [sequence(4, 2, 3), *model.parameters(), *starts]
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in given]
+    assert torch.autograd.gradcheck(run, tensors)
+    assert all(fused)
+
+
+def test_output_may_be_changed_in_place() -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        return tt.unroll(nn.Sequential(model, nn.Hardtanh(-0.5, 0.5, inplace=True)), x)
+
+    def steps(model: Any, x: Tensor) -> Tensor:
+        return stepped(model, x).clamp(-0.5, 0.5)
+
+    model, x = made("LIF"), dyadic(6, 3, 5)
+    (values, grads), (fast, fast_grads) = results(model, x, steps), results(model, x, run)
+    for key, value in values.items():
+        assert torch.equal(fast[key], value), key
+    torch.testing.assert_close(fast_grads, grads)
+
+
+def test_values_that_are_not_finite_pass_as_in_steps() -> None:
+    model, x = made("LIF"), dyadic(5, 9, 5)
+    x[1, 2, 3], x[2, 4, 0] = torch.nan, torch.inf
+    expected = stepped(model, x)
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model, x).isfinite(), expected.isfinite())
+
+
+def test_weight_changed_before_backward_is_an_error() -> None:
+    model = made("LIF")
+    y = tt.unroll(model, dyadic(4, 2, 5))
+    with torch.no_grad():
+        model.connection.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_second_backward_and_second_derivative_are_errors() -> None:
+    model, x = made("LIF"), dyadic(4, 2, 5)
+    tt.unroll(model, x).sum().backward()
+    with pytest.raises(RuntimeError, match="Call detach_states"):
+        tt.unroll(model, x).sum().backward()
+    tt.zero_states(model)
+    y = tt.unroll(model, x)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.sum(), model.connection.weight, create_graph=True)
+    y = tt.unroll(model, x)
+    with pytest.raises(RuntimeError, match="one incoming gradient at a time"):
+        torch.autograd.grad(
+            y, model.connection.weight, torch.ones(2, *y.shape).double(), is_grads_batched=True
+        )
+
+
+def test_outputs_and_previous_outputs_can_be_recorded(fused: list[bool]) -> None:
+    model, x = nn.Sequential(made("LIF")), dyadic(6, 3, 5)
+    y, seen = tt.unroll(model, x, record=["0.output", "0.prev_output"])
+    assert torch.equal(seen["0.output"], y)
+    assert torch.equal(seen["0.prev_output"], y)
+    assert fused == [True]
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class DoubledLIF(snn.LIF):
+    def forward_step(self, x: Tensor) -> Tensor:
+        return super().forward_step(2 * x)
+
+
+def double(*args: Any) -> Any:
+    """Double the last argument: the output, or the input of a hook before the call."""
+    last = args[-1]
+    return tuple(2 * each for each in last) if isinstance(last, tuple) else 2 * last
+
+
+def replaced(name: str) -> Any:
+    """Return a recurrent layer of which one thing is not as its class has it."""
+    model, linear = made("LIF"), DoubledLinear(5, 5).double()
+    linear.load_state_dict(model.connection.state_dict())
+    if name == "subclass of the connection":
+        return snn.Recurrent(model.neuron, linear)
+    if name == "subclass of the neuron":
+        return snn.Recurrent(DoubledLIF(5).double(), model.connection)
+    if name == "forward of the connection":
+        model.connection.forward = linear.forward
+    if name == "forward of the neuron":
+        model.neuron.forward = lambda x: model.neuron.forward_step(2 * x)
+    if name == "parametrization":
+        nn.utils.parametrize.register_parametrization(model.connection, "weight", nn.Tanh())
+    if name == "weight that is not finite":
+        with torch.no_grad():
+            model.connection.weight[1, 2] = torch.inf
+    part = model.neuron if "neuron" in name else model.connection
+    if name.startswith("hook after"):
+        part.register_forward_hook(double)
+    if name.startswith("hook before"):
+        part.register_forward_pre_hook(double)
+    if name.startswith("hook on the gradient"):
+        part.register_full_backward_hook(lambda module, given, grads: double(given))
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("subclass of the connection", "subclass of the neuron"),
+        *("forward of the connection", "forward of the neuron"),
+        *("hook after the connection", "hook after the neuron"),
+        *("hook before the connection", "hook before the neuron"),
+        *("hook on the gradient of the connection", "hook on the gradient of the neuron"),
+        "parametrization",
+        "weight that is not finite",
+    ],
+)
+def test_what_a_user_has_changed_runs_step_by_step(name: str, fused: list[bool]) -> None:
+    model, x = replaced(name), dyadic(6, 3, 5)
+    values, grads = results(model, x, stepped, live=True)
+    fast, fast_grads = results(model, x, tt.unroll, live=True)
+    assert not any(fused)
+    torch.testing.assert_close(fast, values, equal_nan=True)
+    torch.testing.assert_close(fast_grads, grads, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: tt.fuse.backend("eager"),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: FlopCounterMode(display=False),
+    ],
+)
+def test_what_must_see_every_step_does(around: Any, fused: list[bool]) -> None:
+    model, x = made("LIF", dtype=torch.float32), dyadic(6, 3, 5, dtype=torch.float32)
+    with around():
+        expected = stepped(model, x)
+        tt.zero_states(model)
+        y = tt.unroll(model, x)
+    assert fused == [False]
+    assert torch.equal(y, expected)
+
+
+def test_transforms_see_every_step(fused: list[bool]) -> None:
+    model, x = OverTime(made("LIF")), dyadic(6, 3, 5)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: Any) -> Any:
+        return torch.func.functional_call(model, parameters, (x, {}))[0].sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    assert fused == [False]
+    model(x, {})[0].sum().backward()
+    assert fused == [False, True]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad)
+
+
+def test_states_that_do_not_fit_are_an_error_and_stay(fused: list[bool]) -> None:
+    model = made("LIF")
+    tt.unroll(model, dyadic(2, 3, 5))
+    before = tt.get_states(model)
+    with pytest.raises(ValueError, match=r"prev_output of shape \[3, 5\]"):
+        tt.unroll(model, dyadic(2, 4, 5))
+    after = tt.get_states(model)
+    assert all(torch.equal(after[name], value) for name, value in before.items())

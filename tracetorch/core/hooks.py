@@ -1,4 +1,4 @@
-"""Register forward hooks on modules for the length of a block."""
+"""Register forward hooks on modules for the length of a block, and find hooks that others have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from torch import nn
+
+from tracetorch.core.torch_private import global_hooks, is_compiled
 
 PreHook: TypeAlias = Callable[[Any, Any], Any]
 Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
@@ -43,3 +45,26 @@ def forward_hooks(
         for module, hook in after:
             stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield
+
+
+def call_is_forward(module: nn.Module) -> bool:
+    """Whether calling a module calls the ``forward`` of its class and nothing else.
+
+    It does not with a hook, a ``forward`` of the instance, or inside ``module.compile()``.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> call_is_forward(layer)
+        True
+        >>> handle = layer.register_forward_hook(lambda module, args, output: None)
+        >>> call_is_forward(layer)
+        False
+    """
+    hooked = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or global_hooks()
+    )
+    return not (hooked or "forward" in vars(module) or is_compiled(module))

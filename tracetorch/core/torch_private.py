@@ -45,6 +45,7 @@ __all__ = [
     "function_modes",
     "functorch",
     "functorch_active",
+    "global_hooks",
     "graph_break",
     "has_values",
     "is_alias",
@@ -81,6 +82,9 @@ current_backward: Callable[[], int] = torch._C._current_graph_task_id
 """Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
 
 NO_BACKWARD = -1
+
+global_hooks: Callable[[], bool] = torch.nn.modules.module._has_any_global_hook
+"""Whether a hook is registered on all modules there are."""
 
 is_alias: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
 """Whether two tensors share memory; ``Tensor.data_ptr`` cannot say so for views."""

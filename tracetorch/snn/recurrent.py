@@ -8,6 +8,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import call_is_forward
+from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import running
 
@@ -21,7 +23,8 @@ class Recurrent(Neuron):
 
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step, for the connection needs one step's output to
-    make the next one's input.
+    make the next one's input; with an ``nn.Linear`` as connection, in one compiled loop that
+    multiplies by events where spikes are few.
 
     Args:
         neuron: any neuron layer.
@@ -79,13 +82,62 @@ class Recurrent(Neuron):
         *,
         after_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all of ``x`` ``[T, ...]``, step by step.
+        """Run all of ``x`` ``[T, ...]``: in one loop where there is one, or else step by step.
 
         Args:
             x: the inputs ``[T, ...]``.
             record: ``"prev_output"``, where its trajectory is wanted too.
-            after_step: called after every step.
+            after_step: called after every step, which makes steps of it.
         """
+        stacked = self._run_fused(x) if after_step is None else None
+        if stacked is None:
+            stacked = self._run_stepped(x, after_step)
+        dtype = self.check_input(x, sequence=True)
+        return stacked, {name: stacked.to(dtype) for name in record}
+
+    def _run_fused(self, x: Tensor) -> Tensor | None:
+        """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
+        neuron, connection = self.neuron, self.connection
+        # Only what is certain to compute what the modules would: each of them its own class's code.
+        if (
+            torch.compiler.is_compiling()
+            or type(self) is not Recurrent
+            or type(connection) is not nn.Linear
+            or not {"forward_step", "check_input", "states_for"}.isdisjoint(vars(self))
+            or not call_is_forward(connection)
+            or not call_is_forward(neuron)
+            or type(neuron).forward is not Neuron.forward
+            or type(neuron).forward_step is not Neuron.forward_step
+            or "forward_step" in vars(neuron)
+            or not isinstance(x, Tensor)
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return None
+        weight, bias = connection.weight, connection.bias
+        dtype = self.check_input(x, sequence=True)
+        if (
+            self.dim not in (-1, x.ndim - 2)
+            or x.numel() == 0
+            or weight.shape != (self.num_neurons, self.num_neurons)
+            or any(tensor.dtype != dtype for tensor in (x, weight))
+            or (bias is not None and bias.dtype != dtype)
+            or any(t.device != x.device for t in (weight, bias) if t is not None)
+        ):
+            return None
+        previous = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        neuron.check_input(x, sequence=True)
+        states = neuron.states_for(x, dtype, sequence=True)
+        kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
+        results = run_recurrence(neuron, x, previous, weight, bias, states, kwargs)
+        if results is None:
+            return None
+        output, self.prev_output, ends = results
+        for name, end in zip(neuron.active_states, ends, strict=True):
+            setattr(neuron, name, end)
+        return output
+
+    def _run_stepped(self, x: Tensor, after_step: Callable[[], None] | None) -> Tensor:
+        """Run the sequence step by step."""
         outputs: list[Tensor] = []
         # what is inside runs step by step, also within a pass by layer
         within = not torch.compiler.is_compiling() and running.by_layer
@@ -99,6 +151,4 @@ class Recurrent(Neuron):
         finally:
             if within:
                 running.by_layer = True
-        stacked = torch.stack(outputs)
-        dtype = self.check_input(x, sequence=True)
-        return stacked, {name: stacked.to(dtype) for name in record}
+        return torch.stack(outputs)

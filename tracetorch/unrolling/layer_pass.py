@@ -150,11 +150,13 @@ class LayerPass(Opaque):
             x = x.clone()  # what the model does in place with the input must not reach the record
         if isinstance(layer, Recurrent):
             # the layers inside run step by step, and are recorded so
-            inner = [m for _, m in modules_of(layer) if isinstance(m, Neuron) and m is not layer]
+            inner: list[Neuron] = []
+            for _, module in modules_of(layer):
+                if isinstance(module, Neuron) and module is not layer:
+                    inner += [module] * bool(collector.wanted_of(module))
+            after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):
-                y, trajectories = layer.forward_sequence(
-                    x, states, after_step=lambda: collector.after_step(inner)
-                )
+                y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
         else:
             y, trajectories = layer.forward_sequence(x, states)
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):

@@ -32,7 +32,7 @@ from tracetorch.fuse.codegen.targets import numba_target
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import TILE, Plan
 
-_MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
+MODULE = '''"""{title} of {layer}, printed by tracetorch.fuse."""
 
 import math
 
@@ -99,7 +99,8 @@ def unroll_factors(graph: Graph) -> list[int]:
     return [2, 1] if len(graph.lines) <= 16 else [1]
 
 
-def _prefixed(prefix: str, names: Iterable[str]) -> list[str]:
+def prefixed(prefix: str, names: Iterable[str]) -> list[str]:
+    """Return ``<prefix>_<name>`` for each name."""
     return [f"{prefix}_{name}" for name in names]
 
 
@@ -126,7 +127,7 @@ def _tiles(
     """Open the function and its loop over tasks; load the parameters of the tile into ``S``."""
     title = f"{name.capitalize()} pass"
     real = emitter.target.real
-    module = _MODULE.format(title=title, layer=plan.program.layer, real=real)
+    module = MODULE.format(title=title, layer=plan.program.layer, real=real)
     emitter.lines(*module.splitlines())
     integers, arrays = arguments
     with emitter.indent(f"def {name}({', '.join(('first', 'last', *integers, *arrays))}):"):
@@ -164,12 +165,12 @@ def _rows(emitter: Emitter) -> Iterator[None]:
 def forward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
     """Return the names of the forward kernel's integers and of its arrays, in order."""
     program, states = plan.program, plan.program.states
-    integers = [*_SIZES, "x_step", "x_row", *_prefixed("size", program.params)]
+    integers = [*_SIZES, "x_step", "x_row", *prefixed("size", program.params)]
     return integers, [
-        *("x", *_prefixed("param", program.params), "literals", "output"),
-        *_prefixed("start", states),
-        *_prefixed("end", states),
-        *_prefixed("record", plan.record),
+        *("x", *prefixed("param", program.params), "literals", "output"),
+        *prefixed("start", states),
+        *prefixed("end", states),
+        *prefixed("record", plan.record),
         *("checkpoints", "S"),
     ]
 
@@ -183,7 +184,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
     """
     program = plan.program
     emitter = Emitter(numba_target(program.dtype), plan.literals)
-    slots = Slots([*_prefixed("p", program.params), *_prefixed("s", program.states)])
+    slots = Slots([*prefixed("p", program.params), *prefixed("s", program.states)])
     arguments = forward_arguments(plan)
     with _tiles(emitter, plan, "forward", arguments, [program.forward]), _rows(emitter):
         # Initial states into S, where they stay between two passes of a loop over time.
@@ -193,7 +194,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
         # One segment after the other; within it, time runs outside of the lanes.
         with emitter.indent("for begin in range(0, steps, every):"):
             emitter.line("end = min(begin + every, steps)")
-            _store_checkpoint(emitter, plan, slots)
+            store_checkpoint(emitter, plan, slots)
             emitter.line("t = begin")
             for count in unroll_factors(program.forward):
                 _walk_forward(emitter, plan, slots, count)
@@ -204,7 +205,7 @@ def forward_source(plan: Plan) -> tuple[str, int]:
     return emitter.source(), len(slots.names)
 
 
-def _store_checkpoint(emitter: Emitter, plan: Plan, slots: Slots) -> None:
+def store_checkpoint(emitter: Emitter, plan: Plan, slots: Slots) -> None:
     """Print the copy of the states at the beginning of a segment from ``S`` to ``checkpoints``."""
     if not plan.recomputed:
         return
@@ -220,33 +221,38 @@ def _store_checkpoint(emitter: Emitter, plan: Plan, slots: Slots) -> None:
 
 def _walk_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
     """Print the loop over time that computes ``count`` steps of all lanes in one pass."""
-    program, graph = plan.program, plan.program.forward
-    states = _prefixed("s", program.states)
-    reads = graph.reads()
-    params = [name for name in _prefixed("p", program.params) if name in reads]
     with emitter.indent(f"while t + {count} <= end:"):
-        # Inputs and results of the steps t ... t + count - 1, as slices that begin at the tile:
-        # with a plain index the loop over lanes is vectorised.
-        for j in range(count):
-            _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
-            for result in ("output", *_prefixed("record", plan.record)):
-                _slice(emitter, f"{result}{j}", result, f"(t + {j}) * lanes + base")
-        with emitter.indent("for i in range(width):"):
-            # From here to the stores all values are in registers; states come from S once ...
-            _read(emitter, slots, [*states, *params])
-            env = {state: state for state in states}
-            for j in range(count):
-                emitter.line(f"x_{j} = x{j}[i]")
-                results = emitter.graph(graph, {**env, "x": f"x_{j}"}, f"_{j}")
-                emitter.line(f"output{j}[i] = {results['output']}")
-                for name in plan.record:
-                    emitter.line(f"record_{name}{j}[i] = {results[f'next_{name}']}")
-                # ... pass from step to step by name ...
-                env = {f"s_{name}": results[f"next_{name}"] for name in program.states}
-            # ... and go back after the last step.
-            for state in states:
-                emitter.line(f"{slots.at(state)} = {env[state]}")
+        steps_forward(emitter, plan, slots, count)
         emitter.line(f"t += {count}")
+
+
+def steps_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
+    """Print ``count`` steps of all lanes of the tile, from step ``t`` on."""
+    program, graph = plan.program, plan.program.forward
+    states = prefixed("s", program.states)
+    reads = graph.reads()
+    params = [name for name in prefixed("p", program.params) if name in reads]
+    # Inputs and results of the steps t ... t + count - 1, as slices that begin at the tile:
+    # with a plain index the loop over lanes is vectorised.
+    for j in range(count):
+        _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
+        for result in ("output", *prefixed("record", plan.record)):
+            _slice(emitter, f"{result}{j}", result, f"(t + {j}) * lanes + base")
+    with emitter.indent("for i in range(width):"):
+        # From here to the stores all values are in registers; states come from S once ...
+        _read(emitter, slots, [*states, *params])
+        env = {state: state for state in states}
+        for j in range(count):
+            emitter.line(f"x_{j} = x{j}[i]")
+            results = emitter.graph(graph, {**env, "x": f"x_{j}"}, f"_{j}")
+            emitter.line(f"output{j}[i] = {results['output']}")
+            for name in plan.record:
+                emitter.line(f"record_{name}{j}[i] = {results[f'next_{name}']}")
+            # ... pass from step to step by name ...
+            env = {f"s_{name}": results[f"next_{name}"] for name in program.states}
+        # ... and go back after the last step.
+        for state in states:
+            emitter.line(f"{slots.at(state)} = {env[state]}")
 
 
 # Backward
@@ -255,16 +261,16 @@ def _walk_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
 def backward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
     """Return the names of the backward kernel's integers and of its arrays, in order."""
     program, states = plan.program, plan.program.states
-    integers = [*_SIZES, "x_step", "x_row", *_prefixed("size", program.params), "g_step", "g_row"]
+    integers = [*_SIZES, "x_step", "x_row", *prefixed("size", program.params), "g_step", "g_row"]
     integers += [f"h_{part}_{name}" for name in plan.record for part in ("step", "row")]
     return integers, [
-        *("x", *_prefixed("param", program.params), "literals", "checkpoints"),
-        *_prefixed("start", plan.recomputed),
+        *("x", *prefixed("param", program.params), "literals", "checkpoints"),
+        *prefixed("start", plan.recomputed),
         "g_output",
-        *_prefixed("g_end", states),
-        *_prefixed("h", plan.record),
+        *prefixed("g_end", states),
+        *prefixed("h", plan.record),
         *(["d_x"] if plan.needs_input_gradient else []),
-        *_prefixed("d_start", states),
+        *prefixed("d_start", states),
         *("sums", "S", "past"),
     ]
 
@@ -278,8 +284,8 @@ def backward_source(plan: Plan) -> tuple[str, int]:
     """
     program = plan.program
     emitter = Emitter(numba_target(program.dtype), plan.literals)
-    params, sums = _prefixed("p", program.params), _prefixed("d_p", plan.trained)
-    slots = Slots([*params, *sums, *_prefixed("g", program.states)])
+    params, sums = prefixed("p", program.params), prefixed("d_p", plan.trained)
+    slots = Slots([*params, *sums, *prefixed("g", program.states)])
     arguments, graphs = backward_arguments(plan), [plan.backward, plan.advance]
     with _tiles(emitter, plan, "backward", arguments, graphs):
         if sums:
@@ -296,11 +302,11 @@ def backward_source(plan: Plan) -> tuple[str, int]:
             with emitter.indent("for segment in range((steps - 1) // every, -1, -1):"):
                 emitter.line("begin = segment * every")
                 emitter.line("end = min(begin + every, steps)")
-                _recompute(emitter, plan, slots)
+                recompute(emitter, plan, slots)
                 emitter.line("t = end - 1")
                 for count in unroll_factors(plan.backward):
                     _walk_back(emitter, plan, slots, count)
-                _add_sums(emitter, plan)
+                add_sums(emitter, plan)
             # What is left in S are the gradients of the initial states.
             with emitter.indent("for i in range(width):"):
                 for name in program.states:
@@ -308,7 +314,7 @@ def backward_source(plan: Plan) -> tuple[str, int]:
     return emitter.source(), len(slots.names)
 
 
-def _recompute(emitter: Emitter, plan: Plan, slots: Slots) -> None:
+def recompute(emitter: Emitter, plan: Plan, slots: Slots) -> None:
     """Print how ``past`` is filled with the states before every step of the segment.
 
     ``past`` holds for each step, counted from ``begin``, one slot per recomputed state.
@@ -346,7 +352,7 @@ def _walk_past(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
         with emitter.indent("for i in range(width):"):
             for index, name in enumerate(kept):
                 emitter.line(f"s_{name} = P[{index * TILE} + i]")
-            params = _prefixed("p", plan.program.params)
+            params = prefixed("p", plan.program.params)
             _read(emitter, slots, [name for name in params if name in used])
             env: dict[str, str] = {}
             for j in range(count):
@@ -362,34 +368,39 @@ def _walk_past(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
 
 
 def _walk_back(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
-    """Print the loop over time, in reverse, that pulls cotangents through ``count`` steps.
+    """Print the loop over time, in reverse, that pulls cotangents through ``count`` steps."""
+    with emitter.indent(f"while t - {count - 1} >= begin:"):
+        steps_back(emitter, plan, slots, count)
+        emitter.line(f"t -= {count}")
+
+
+def steps_back(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
+    """Print how cotangents of all lanes of the tile are pulled through ``count`` steps.
 
     One pass visits the steps ``t``, ``t - 1``, ... ``t - count + 1``, here numbered ``j`` = 0, 1,
     ...; ``g_<state>`` is the cotangent of the state after the step, ``d_s_<state>`` that of the
     state before it, which is ``g_<state>`` of the step visited next.
     """
     read = plan.backward.reads()
-    carried, sums = _prefixed("g", plan.program.states), _prefixed("d_p", plan.trained)
-    params = [name for name in _prefixed("p", plan.program.params) if name in read]
-    with emitter.indent(f"while t - {count - 1} >= begin:"):
-        # P begins at the states before the earliest of these steps.
-        if plan.recomputed:
-            size = len(plan.recomputed) * TILE
-            emitter.line(f"p = (t - {count - 1} - begin) * {size}")
-            emitter.line(f"P = past[p : p + {count * size}]")
+    carried, sums = prefixed("g", plan.program.states), prefixed("d_p", plan.trained)
+    params = [name for name in prefixed("p", plan.program.params) if name in read]
+    # P begins at the states before the earliest of these steps.
+    if plan.recomputed:
+        size = len(plan.recomputed) * TILE
+        emitter.line(f"p = (t - {count - 1} - begin) * {size}")
+        emitter.line(f"P = past[p : p + {count * size}]")
+    for j in range(count):
+        _slice_back(emitter, plan, j)
+    with emitter.indent("for i in range(width):"):
+        # Cotangents and sums stay in registers for all steps of the pass, then go back to S.
+        _read(emitter, slots, [*params, *carried, *sums])
+        env = {name: name for name in carried}
         for j in range(count):
-            _slice_back(emitter, plan, j)
-        with emitter.indent("for i in range(width):"):
-            # Cotangents and sums stay in registers for all steps of the pass, then go back to S.
-            _read(emitter, slots, [*params, *carried, *sums])
-            env = {name: name for name in carried}
-            for j in range(count):
-                env = _step_back(emitter, plan, env, j, count)
-            for name in carried:
-                emitter.line(f"{slots.at(name)} = {env[name]}")
-            for name in sums:
-                emitter.line(f"{slots.at(name)} = {name}")
-        emitter.line(f"t -= {count}")
+            env = _step_back(emitter, plan, env, j, count)
+        for name in carried:
+            emitter.line(f"{slots.at(name)} = {env[name]}")
+        for name in sums:
+            emitter.line(f"{slots.at(name)} = {name}")
 
 
 def _slice_back(emitter: Emitter, plan: Plan, j: int) -> None:
@@ -405,6 +416,8 @@ def _slice_back(emitter: Emitter, plan: Plan, j: int) -> None:
         _slice(emitter, f"h_{name}{j}", f"h_{name}", start)
     if plan.needs_input_gradient:
         _slice(emitter, f"d{j}", "d_x", f"(t - {j}) * lanes + base")
+    if "output" in plan.backward.outputs:
+        _slice(emitter, f"output{j}", "output", f"(t - {j}) * lanes + base")
 
 
 def _step_back(
@@ -434,12 +447,14 @@ def _step_back(
     results = emitter.graph(plan.backward, env, f"_{j}")
     if plan.needs_input_gradient:
         emitter.line(f"d{j}[i] = {results['d_x']}")
+    if "output" in results:
+        emitter.line(f"output{j}[i] = {results['output']}")
     for name in plan.trained:
         emitter.line(f"d_p_{name} = d_p_{name} + {results[f'd_p_{name}']}")
     return {f"g_{name}": results[f"d_s_{name}"] for name in plan.program.states}
 
 
-def _add_sums(emitter: Emitter, plan: Plan) -> None:
+def add_sums(emitter: Emitter, plan: Plan) -> None:
     """Print how the sums of a segment, in the dtype of the arithmetic, go into those in float64."""
     if not plan.trained:
         return

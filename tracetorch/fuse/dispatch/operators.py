@@ -138,19 +138,34 @@ def _backward_inputs(
         # a hook on saved tensors gave x back in another order of memory than the checkpoints have
         x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
     count = len(plan.program.states)
-    grads_out: list[Tensor] = []
+    return x, saved[:count], saved[count:], checkpoints, incoming_gradients(x, grads, count)
+
+
+def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
+    """Return the gradients of all results; zeros where none came back.
+
+    Args:
+        x: a sequence shaped like the outputs.
+        grads: of the outputs, of final states, of trajectories.
+        states: how many of them are of final states.
+
+    Raises:
+        RuntimeError: one has no values of its own.
+
+    """
+    found: list[Tensor] = []
     for index, grad in enumerate(grads):
         if grad is None:
             grad = torch.zeros_like(x[0])
-            if index == 0 or index > count:  # outputs and trajectories have time
+            if index == 0 or index > states:  # outputs and trajectories have time
                 grad = grad.expand(x.shape)
         elif not has_values(grad):  # of is_grads_batched, or jacobian(vectorize=True)
             raise RuntimeError(
                 "a fused time loop takes one incoming gradient at a time. Run what needs a batch "
                 "of them under tt.fuse.backend('eager')."
             )
-        grads_out.append(grad)
-    return x, saved[:count], saved[count:], checkpoints, grads_out
+        found.append(grad)
+    return found
 
 
 def _input_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | None]:
@@ -164,7 +179,8 @@ def _input_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | No
     return gradients
 
 
-def _no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Raise, in the place of a gradient of the gradient."""
     raise RuntimeError(
         "a fused time loop has no second derivative. Run what needs one under "
         "tt.fuse.backend('eager')."
@@ -178,10 +194,18 @@ torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library
 torch.library.register_autograd(
     "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
 )
-torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib=_library)
+torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=_library)
 
 
 # On plain tensors
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors have memory of their own, and nothing but autograd follows what is done."""
+    plain = not dispatch_modes()
+    for tensor in tensors:
+        plain = plain and type(tensor) in _PLAIN and not tensor.is_neg()
+    return plain
 
 
 def run(
@@ -189,10 +213,7 @@ def run(
 ) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
-    plain = not dispatch_modes()
-    for tensor in (x, *states, *params):
-        plain = plain and type(tensor) in _PLAIN and not tensor.is_neg()
-    if not plain:
+    if not are_plain((x, *states, *params)):
         results = torch.ops.tracetorch.forward(register(plan), x, states, params)[:-1]
         return [
             end if smooth else end.detach()

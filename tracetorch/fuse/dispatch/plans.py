@@ -24,7 +24,7 @@ from tracetorch.fuse.dispatch.backends import (
 )
 from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.ir.graph import Unfusable
-from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, trace
 from tracetorch.fuse.protocol import StepLayer
 
@@ -226,6 +226,59 @@ def plan_for_needs(
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
     needs_input_gradient = needs_input_gradient and "x" in program.reached
     return _planned(program, backend, dim, record, has_backward, needs_input_gradient, trained)
+
+
+def recurrent_plan_for(
+    layer: StepLayer,
+    x: Tensor,
+    states: Sequence[Tensor],
+    kwargs: dict[str, Any],
+    previous: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> RecurrentPlan | None:
+    """Return the plan that runs ``layer`` over ``x`` with its output fed back through a matrix.
+
+    Args:
+        layer: as for :func:`plan_for`.
+        x: as there.
+        states: as there.
+        kwargs: as there.
+        previous: the output before the first step.
+        weight: of the connection.
+        bias: of the connection.
+
+    Returns:
+        ``None`` where it runs step by step: there is no kernel for the device or the step.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot.
+
+    """
+    has_backward, _, trained = _gradient_needs(x, states, kwargs)
+    for tensor in (previous, weight, bias):
+        needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+        has_backward = has_backward or needs
+    # what goes back to the outputs goes through the gradient of the input, whoever wants that
+    needs_all = (has_backward, has_backward, trained)
+    plan = _plan(layer, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
+    if plan is None or plan.backend != "numba" or plan.needs_input_gradient != has_backward:
+        return None
+    return _recurrent(plan, has_backward and weight.requires_grad)
+
+
+@lru_cache(maxsize=512)
+def _recurrent(plan: Plan, needs_weight_gradient: bool) -> RecurrentPlan:
+    return RecurrentPlan(
+        plan.program,
+        plan.backend,
+        plan.dim,
+        plan.record,
+        plan.has_backward,
+        plan.needs_input_gradient,
+        plan.trained,
+        needs_weight_gradient=needs_weight_gradient,
+    )
 
 
 @lru_cache(maxsize=512)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.runtime.kernel_cache import compiled_at
+from tracetorch.fuse.runtime.memory import write_parameters
 
 _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
 _MOST_SHAPES = 4  # for which a layer keeps its compiled steps
@@ -40,13 +41,6 @@ _MOST_SHAPES = 4  # for which a layer keeps its compiled steps
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # options that cannot change unseen
 _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
-
-
-def _write_parameters(params: Sequence[Tensor], places: Any) -> None:
-    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
-    for place, param in zip(places, params, strict=True):
-        # not .numpy(): FSDP could not free the memory between two passes
-        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)
 
 
 class SingleStepCache(Opaque):
@@ -220,7 +214,7 @@ class CompiledStep:
                 return
         kwargs = layer.step_kwargs(len(self.shape), self.dtype)
         places = self.packed.reshape(-1, layer.num_neurons, self.inner)
-        _write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
+        write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
         raw_values = []
         for name in self.raw_names:
             # the copy of a negative view has another address: it is constrained at every step

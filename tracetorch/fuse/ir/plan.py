@@ -91,3 +91,23 @@ class Plan:
         flags = f"{self.has_backward:d}{self.needs_input_gradient:d}"
         names = (",".join(self.record), flags, ",".join(self.trained))
         return "/".join((self.program.key, self.backend, str(self.dim), *names))
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentPlan(Plan):
+    """Plan of a step whose output returns to its input through a matrix.
+
+    Args:
+        needs_weight_gradient: whether the backward pass computes the gradient of the matrix, for
+            which it recomputes the outputs.
+
+    """
+
+    needs_weight_gradient: bool = False
+
+    @cached_property
+    def backward(self) -> Graph:
+        """Graph of the gradients that are needed, and of the output where the matrix learns."""
+        graph = self.program.backward(True, self.trained)
+        names = [*graph.outputs, *(["output"] if self.needs_weight_gradient else [])]
+        return self.program.graph.select(names)

@@ -107,3 +107,10 @@ def scratch_address(size: int) -> int:
     if _scratch.memory.numel() < size:
         _scratch.memory = torch.empty(size, dtype=torch.uint8)
     return _scratch.memory.data_ptr()
+
+
+def write_parameters(params: Sequence[Tensor], places: Any) -> None:
+    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
+    for place, param in zip(places, params, strict=True):
+        # not .numpy(): FSDP could not free the memory between two passes
+        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)

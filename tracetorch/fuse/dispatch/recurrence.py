@@ -1,0 +1,123 @@
+"""Run a layer's ``step`` over a whole sequence with its output fed back through a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.double_backward import explain_freed_graph
+from tracetorch.fuse.dispatch.operators import are_plain, incoming_gradients, no_second_gradient
+from tracetorch.fuse.dispatch.plans import recurrent_plan_for
+from tracetorch.fuse.ir.plan import RecurrentPlan
+from tracetorch.fuse.protocol import StepLayer
+
+
+def run_recurrence(
+    layer: StepLayer,
+    x: Tensor,
+    previous: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Sequence[Tensor | None],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
+    """Return outputs, the last output and the final states of a layer in a loop with a matrix.
+
+    ::
+
+        output[t] = step(x[t] + bias + weight @ output[t - 1])
+
+    Args:
+        layer: whose ``step``, its neurons in the last dimension.
+        x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
+        previous: the output before the first step.
+        weight: ``[N, N]``.
+        bias: ``[N]``.
+        states: the states before the first step, as ``step`` takes them.
+        kwargs: the step kwargs.
+
+    Returns:
+        ``None`` where it must run step by step.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot run the layer.
+    """
+    active = [state for state in states if state is not None]
+    tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
+    connection = [weight] if bias is None else [weight, bias]
+    if not are_plain((x, previous, *connection, *active, *tensors)):
+        return None
+    plan = recurrent_plan_for(layer, x, active, kwargs, previous, weight, bias)
+    # a product by events skips zeros, which an infinite weight would make NaN
+    if plan is None or not weight.detach().sum().isfinite():
+        return None
+    params = [kwargs[name] for name in plan.program.params]
+    if plan.has_backward:
+        output, last, *ends = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            plan, x, previous, weight, bias, *active, *params
+        )
+    else:
+        from tracetorch.fuse.runtime import recurrence
+
+        results, _ = recurrence.forward(plan, x, previous, weight, bias, active, params)
+        output, last, *ends = results
+    return output, last, ends
+
+
+class _Recurrence(torch.autograd.Function):
+    """One node of the graph for all of time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: RecurrentPlan,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        from tracetorch.fuse.runtime import recurrence
+
+        count = len(plan.program.states)
+        states, params = tensors[:count], tensors[count:]
+        results, kept = recurrence.forward(plan, x, previous, weight, bias, states, params)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, previous, weight, *tensors)
+        smooth = [plan.smooth_results[0], *plan.smooth_results]
+        ctx.mark_non_differentiable(
+            *(end for end, has_gradient in zip(results, smooth, strict=True) if not has_gradient)
+        )
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        from tracetorch.fuse.runtime import recurrence
+
+        plan = ctx.plan
+        if torch.is_grad_enabled():
+            no_second_gradient(ctx, ())
+        with explain_freed_graph():
+            x, checkpoints, previous, weight, *tensors = ctx.saved_tensors
+        count = len(plan.program.states)
+        states, params = tensors[:count], tensors[count:]
+        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+        incoming = incoming_gradients(x, resolved, 1 + count)
+        found = recurrence.backward(
+            plan, x, checkpoints, previous, weight, states, params, incoming
+        )
+        _, wants_x, wants_previous, _, wants_bias, *_ = ctx.needs_input_grad
+        d_bias = found.x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None
+        return (
+            None,
+            found.x if wants_x else None,
+            found.previous if wants_previous else None,
+            found.weight,
+            d_bias,
+            *found.states,
+            *(found.params.get(name) for name in plan.program.params),
+        )

@@ -1,0 +1,276 @@
+"""Run the printed time loops of a linear recurrence on the CPU: memory and threads around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.codegen.numba_product import PANEL, QUAD
+from tracetorch.fuse.codegen.numba_recurrence import (
+    INTEGERS,
+    backward_arguments,
+    backward_source,
+    forward_arguments,
+    forward_source,
+)
+from tracetorch.fuse.codegen.targets import real_name
+from tracetorch.fuse.ir.plan import SCRATCH, TILE, RecurrentPlan
+from tracetorch.fuse.runtime.kernel_cache import compiled
+from tracetorch.fuse.runtime.layout import Layout, layout_of, strided
+from tracetorch.fuse.runtime.memory import large_empty, scratch, write_parameters
+from tracetorch.fuse.runtime.threads import parallel_for
+
+_ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
+_SMALL = 16_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
+
+
+class _Kernel(NamedTuple):
+    """A compiled kernel, and how many slots of a tile it needs as scratch."""
+
+    run: Callable[..., None]
+    slots: int
+
+
+def _kernel(plan: RecurrentPlan, backward: bool) -> _Kernel:
+    """Return a kernel of a plan, compiled at the first call."""
+    kernel: _Kernel | None = plan.kernels.get(backward)
+    if kernel is None:
+        source, slots = backward_source(plan) if backward else forward_source(plan)
+        arguments = backward_arguments(plan) if backward else forward_arguments(plan)
+        name = "backward" if backward else "forward"
+        run = compiled(source, name, _signature(arguments, plan))
+        kernel = plan.kernels[backward] = _Kernel(run, slots)
+    return kernel
+
+
+def _signature(arguments: Sequence[str], plan: RecurrentPlan) -> Any:
+    """Return Numba's types of a kernel's arguments."""
+    from numba import types
+
+    real = getattr(types, real_name(plan.program.dtype))
+    arrays = {"sums": types.float64, "events": types.int64}
+    kinds = [types.int64 if n in INTEGERS else arrays.get(n, real)[::1] for n in arguments]
+    return types.void(*kinds)
+
+
+class _Shape(NamedTuple):
+    """Sizes of one call, the first arguments of a kernel.
+
+    Args:
+        steps: of time.
+        every: steps from one checkpoint to the next.
+        columns: lanes of a task.
+        neurons: lanes of a row.
+        lanes: values of one step.
+    """
+
+    steps: int
+    every: int
+    columns: int
+    neurons: int
+    lanes: int
+
+    @property
+    def tasks(self) -> int:
+        return -(-self.lanes // self.columns)
+
+    @property
+    def padded(self) -> int:
+        """Lanes of the tiles of a task."""
+        return -(-self.columns // TILE) * TILE
+
+
+def _shape(plan: RecurrentPlan, steps: int, neurons: int, lanes: int) -> _Shape:
+    columns = min(_ROWS * neurons, lanes)
+    shape = _Shape(steps, 1, columns, neurons, lanes)
+    every = max(1, SCRATCH // (shape.padded * max(1, len(plan.recomputed))))
+    return shape._replace(every=every)
+
+
+def _flat(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy().reshape(-1)
+
+
+def _panels(matrix: Tensor) -> Any:
+    """Copy a matrix into panels of ``PANEL`` columns, one after the other."""
+    size = len(matrix)
+    count = -(-size // PANEL)
+    padded = torch.zeros(size, count * PANEL, dtype=matrix.dtype, device="cpu")
+    padded[:, :size] = matrix.detach()
+    return _flat(padded.view(size, count, PANEL).transpose(0, 1))
+
+
+def _packed(params: Sequence[Tensor], shape: _Shape, real: Any) -> Any:
+    """Return the parameters of the lanes of a task, one after the other."""
+    rows = shape.columns // shape.neurons
+    packed = np.empty((len(params), rows, shape.neurons, 1), real)
+    write_parameters(params, packed)
+    return packed.reshape(-1)
+
+
+def _sequence(tensor: Tensor, layout: Layout) -> tuple[int, int, Any]:
+    """Return the strides of time and of rows, and the flat memory, of a sequence."""
+    flat, step, row = strided(tensor, layout)
+    return step, row, flat.detach().numpy()
+
+
+def _parallel(
+    run: Callable[[int, int], None], plan: RecurrentPlan, shape: _Shape, lines: int
+) -> None:
+    # a product costs each lane about as much as half a line for each neuron
+    work = shape.steps * shape.lanes * (4 + lines + shape.neurons // 2)
+    parallel_for(run, shape.tasks, small=work < _SMALL)
+
+
+def _product_scratch(shape: _Shape, real: Any) -> tuple[Any, Any]:
+    """Return the thread's scratch of the product: sums, and indices of events."""
+    return scratch(3, QUAD * PANEL, real), scratch(3, shape.neurons + 1, np.int64)
+
+
+# Forward
+
+
+def forward(
+    plan: RecurrentPlan,
+    given: Tensor,
+    previous: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return outputs, the last output and final states; and what the backward pass needs.
+
+    That is the sum that the step is given, for every step, and the checkpoints of the states.
+    """
+    dtype, neurons, steps = plan.program.dtype, given.shape[-1], given.shape[0]
+    real = np.dtype(real_name(dtype)).type
+    shape = _shape(plan, steps, neurons, given[0].numel())
+    layout = layout_of(given, -1)
+    if not layout.in_order:  # rows of neurons must lie together
+        given = given.contiguous()
+        layout = layout_of(given, -1)
+    output = large_empty(given.shape, dtype)
+    x = large_empty(given.shape if plan.has_backward else given.shape[1:], dtype)
+    ends = [torch.empty(given.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
+    kept = len(plan.recomputed) if plan.has_backward else 0
+    size = (steps - 1) // shape.every * kept * shape.lanes
+    checkpoints = torch.empty(size, dtype=dtype, device="cpu")
+    if not kept:
+        shape = shape._replace(every=steps)
+    kernel, matrix = _kernel(plan, False), _panels(weight.t())
+    packed, literals = _packed(params, shape, real), np.array(plan.literals, real)
+    shift = np.zeros(neurons, real) if bias is None else _flat(bias)
+    # In the order of numba_recurrence.forward_arguments, in two parts: each thread's scratch of
+    # the product stands between.
+    before = (*shape, *_sequence(given, layout), packed, literals, matrix)
+    after = (
+        *(shift, shape.lanes if plan.has_backward else 0, _flat(x), _flat(previous)),
+        *(_flat(output), _flat(ends[0])),
+        *[_flat(state) for state in states],
+        *[_flat(end) for end in ends[1:]],
+        checkpoints.numpy(),
+    )
+
+    def run(first: int, last: int) -> None:
+        tiles = scratch(0, kernel.slots * shape.padded, real)
+        kernel.run(first, last, *before, *_product_scratch(shape, real), *after, tiles)
+
+    _parallel(run, plan, shape, len(plan.program.forward.lines))
+    return [output, *ends], [x, checkpoints]
+
+
+# Backward
+
+
+class Gradients(NamedTuple):
+    """Gradients of a recurrence.
+
+    Args:
+        x: of the input.
+        previous: of the output before the first step.
+        weight: of the matrix; ``None`` where the plan does not need it.
+        states: of the initial states.
+        params: of the parameters by name; those that the plan trains.
+    """
+
+    x: Tensor
+    previous: Tensor
+    weight: Tensor | None
+    states: list[Tensor]
+    params: dict[str, Tensor]
+
+
+def backward(
+    plan: RecurrentPlan,
+    x: Tensor,
+    checkpoints: Tensor,
+    previous: Tensor,
+    weight: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> Gradients:
+    """Return the gradients, from those of outputs, last output and final states.
+
+    Args:
+        plan: the same as forward.
+        x: what the step was given, as forward returned it.
+        checkpoints: as forward returned them.
+        previous: the output before the first step.
+        weight: of the connection.
+        states: before the first step.
+        params: as forward was given them.
+        grads: in the order of its results.
+    """
+    program, dtype, neurons, steps = plan.program, plan.program.dtype, x.shape[-1], x.shape[0]
+    real = np.dtype(real_name(dtype)).type
+    shape = _shape(plan, steps, neurons, x[0].numel())
+    g_output, g_last, *g_ends = grads
+    layout = layout_of(x, -1)
+    d_x = large_empty(x.shape, dtype)
+    output = large_empty(x.shape if plan.needs_weight_gradient else (0,), dtype)
+    d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
+    rows = shape.columns // neurons
+    # in float64: a parameter's gradient sums over time and batch
+    sums = np.zeros((shape.tasks, len(plan.trained), rows, neurons))
+    starts = dict(zip(program.states, states, strict=True))
+    kernel, matrix = _kernel(plan, True), _panels(weight)
+    packed, literals = _packed(params, shape, real), np.array(plan.literals, real)
+    # In the order of numba_recurrence.backward_arguments, as above.
+    before = (*shape, _flat(x), packed, literals, matrix)
+    after = (
+        _flat(checkpoints),
+        *[_flat(starts[name]) for name in plan.recomputed],
+        *_sequence(g_output, layout),
+        *[_flat(grad) for grad in (g_last, *g_ends)],
+        *[_flat(new) for new in (d_x, output, *d_starts)],
+        sums.reshape(-1),
+    )
+    past = max(1, len(plan.recomputed)) * shape.every * shape.padded
+
+    def run(first: int, last: int) -> None:
+        tiles = scratch(0, kernel.slots * shape.padded, real)
+        mine = (tiles, scratch(1, past, real), scratch(2, shape.columns, real))
+        kernel.run(first, last, *before, *_product_scratch(shape, real), *after, *mine)
+
+    _parallel(run, plan, shape, len(plan.backward.lines))
+    d_params: dict[str, Tensor] = {}
+    with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
+        for name, total in zip(plan.trained, sums.sum((0, 2)), strict=True):
+            like = params[program.params.index(name)]
+            value = total if like.numel() != 1 or neurons == 1 else total.sum()
+            d_params[name] = torch.as_tensor(value, dtype=dtype).reshape(like.shape)
+    d_weight = _weight_gradient(d_x, output, previous) if plan.needs_weight_gradient else None
+    return Gradients(d_x, d_starts[0], d_weight, d_starts[1:], d_params)
+
+
+def _weight_gradient(d_x: Tensor, output: Tensor, previous: Tensor) -> Tensor:
+    """Return the gradient of the connection's weight, one product over all of time."""
+    neurons = d_x.shape[-1]
+    first = d_x[0].reshape(-1, neurons).t() @ previous.reshape(-1, neurons)
+    return first.addmm_(d_x[1:].reshape(-1, neurons).t(), output[:-1].reshape(-1, neurons))
