@@ -24,12 +24,14 @@ _INFIX = {
     "xor": "{} ^ {}",
 }
 
-# Comparisons with itself let NaN pass, as in PyTorch.
+# Comparisons with itself let NaN pass, as in PyTorch. Of two equal operands, zeros of both signs,
+# the second one is returned, as by the processor's vector instructions.
 _NUMBA = {
     **_INFIX,
     "abs": "abs({})",
-    "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
-    "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
+    "max": "({0} if {0} > {1} or {0} != {0} else {1})",
+    "min": "({0} if {0} < {1} or {0} != {0} else {1})",
+    "fma": "fma({}, {}, {})",
     "where": "({1} if {0} else {2})",
     "float": "(one if {} else zero)",
     "not": "not {}",
@@ -49,8 +51,9 @@ _NUMBA = {
 _TRITON = {
     **_INFIX,
     "abs": "libdevice.abs({})",
-    "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
-    "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+    "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
+    "fma": "tl.fma({}, {}, {})",
     "where": "tl.where({}, {}, {})",
     "float": "tl.where({}, one, zero)",
     "not": "{} ^ true",
