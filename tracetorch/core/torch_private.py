@@ -39,6 +39,7 @@ __all__ = [
     "VmapInterpreter",
     "constant_in_compile",
     "current_backward",
+    "decomposition_of",
     "dispatch_modes",
     "exclude_from_compile",
     "forward_ad_active",
@@ -136,6 +137,17 @@ def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
     from torch._higher_order_ops.scan import scan as higher_order_scan
 
     return higher_order_scan
+
+
+def decomposition_of(operation: Any) -> Callable[..., Any] | None:
+    """Return PyTorch's own decomposition of an overload of an operation, or ``None``.
+
+    The table of all of them: ``core_aten_decompositions`` lacks those of operations that compilers
+    are expected to know, such as ``gelu``.
+    """
+    from torch._decomp import decomposition_table
+
+    return decomposition_table.get(operation)
 
 
 # Marks for torch.compile, set without importing the compiler before it is used

@@ -7,7 +7,7 @@ from typing import Any
 from numba.extending import intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fma(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     """Compute ``x * y + z``, rounded once: an instruction of the processor, vectorised too."""
 
