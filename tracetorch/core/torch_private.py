@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "COMPOSITE",
     "NO_BACKWARD",
     "BatchNormBase",
     "DataDependentOutputException",
@@ -78,6 +79,9 @@ current_backward: Callable[[], int] = torch._C._current_graph_task_id
 """Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
 
 NO_BACKWARD = -1
+
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+"""The key of an operation's kernel that calls other operations and nothing else."""
 
 is_alias: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
 """Whether two tensors share memory; ``Tensor.data_ptr`` cannot say so for views."""

@@ -13,27 +13,9 @@ Rule: TypeAlias = Callable[..., Value]
 # One lane has no memory of its own and no shape: these return their argument.
 _COPIES = ("_unsafe_view", "clone", "lift_fresh", "lift_fresh_copy", "squeeze")
 _UNARY = [
-    "abs",
-    "atan",
-    "ceil",
-    "cos",
-    "cosh",
-    "erf",
-    "exp",
-    "expm1",
-    "floor",
-    "log",
-    "log1p",
-    "log2",
-    "neg",
-    "round",
-    "sigmoid",
-    "sin",
-    "sinh",
-    "sqrt",
-    "tan",
-    "tanh",
-    "trunc",
+    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
+    *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2", "neg"),
+    *("round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
 ]
 
 
@@ -121,6 +103,39 @@ def _sign(b: Builder, x: Value) -> Value:
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
+def _remainder(b: Builder, x: Value, y: Value) -> Value:
+    x, y = _as_float(b, x), _as_float(b, y)
+    rest = b.emit("fmod", x, y)
+    # Of the sign of y, where C's remainder has that of x.
+    other = b.emit("xor", b.emit("lt", y, 0.0), b.emit("lt", rest, 0.0))
+    moved = b.emit("and", b.emit("ne", rest, 0.0), other)
+    return b.emit("where", moved, b.emit("add", rest, y), rest)
+
+
+def _ignoring_nan(op: str) -> Rule:
+    """Return the rule of a maximum or minimum of two numbers that prefers a number to NaN."""
+
+    def rule(b: Builder, x: Value, y: Value) -> Value:
+        x, y = _as_float(b, x), _as_float(b, y)
+        chosen = b.emit("where", b.emit(op, x, y), x, y)
+        return b.emit("where", b.emit("ne", y, y), x, chosen)
+
+    return rule
+
+
+def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
+    x, y, z = _as_float(b, x), _as_float(b, y), _as_float(b, z)
+    return b.emit("fma", b.emit("mul", y, float(value)), z, x)
+
+
+def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
+    x, y, weight = _as_float(b, x), _as_float(b, y), _as_float(b, weight)
+    # From the nearer end, as in PyTorch, so that the ends themselves are met.
+    far = b.emit("ge", b.emit("abs", weight), 0.5)
+    share = b.emit("where", far, b.emit("sub", weight, 1.0), weight)
+    return b.emit("fma", share, b.emit("sub", y, x), b.emit("where", far, y, x))
+
+
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = b.emit("mul", x, float(beta))
     # Above the threshold, where exp may overflow, softplus is x to rounding.
@@ -163,7 +178,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_COPIES, _identity),
     # Arithmetic, comparisons and functions of numbers.
     **{op: _arithmetic(op) for op in _UNARY},
-    **{op: _arithmetic(op) for op in ("mul", "div", "gt", "ge", "lt", "le", "eq", "ne", "atan2")},
+    **{op: _arithmetic(op) for op in ("mul", "div", "gt", "ge", "lt", "le", "eq", "ne")},
+    **{op: _arithmetic(op) for op in ("atan2", "copysign", "fmod", "hypot", "nextafter")},
     "add": _add,
     "sub": _sub,
     "maximum": _arithmetic("max"),
@@ -176,6 +192,12 @@ _RULES: dict[str, Rule] = {
     "clamp": _clamp,
     "clamp_min": lambda b, x, low: _clamp(b, x, low),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
+    "fmax": _ignoring_nan("gt"),
+    "fmin": _ignoring_nan("lt"),
+    "remainder": _remainder,
+    "signbit": lambda b, x: b.emit("lt", b.emit("copysign", 1.0, _as_float(b, x)), 0.0),
+    "addcmul": _addcmul,
+    "lerp": _lerp,
     "where": _where,
     "sign": _sign,
     "sgn": _sign,
