@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
+from tracetorch.fuse.dispatch.second_derivative import Call, differentiable_gradients
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.layout import allocate_results, layout_of
 
@@ -177,7 +178,7 @@ torch.library.register_autograd("tracetorch::backward", _no_second_gradient, lib
 
 
 def run(
-    plan: Plan, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+    plan: Plan, call: Call, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
@@ -191,7 +192,7 @@ def run(
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
     if plan.has_backward:
-        return _FusedLoop.apply(plan, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedLoop.apply(plan, call, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
     layout = layout_of(x, plan.dim)
     return _runtime(plan).forward(plan, layout, x, states, params)[:-1]  # type: ignore[no-any-return]
 
@@ -200,11 +201,13 @@ class _FusedLoop(torch.autograd.Function):
     """The operators without the dispatcher: one node of the graph for all of time."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: Plan, call: Call, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         count = len(plan.program.states)
         runtime, layout = _runtime(plan), layout_of(x, plan.dim)
         *results, checkpoints = runtime.forward(plan, layout, x, tensors[:count], tensors[count:])
-        ctx.plan, ctx.order = plan, layout.order
+        ctx.plan, ctx.call, ctx.order = plan, call, layout.order
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *tensors, checkpoints)
         # a result without a gradient by step must not seem to have one here
@@ -216,13 +219,14 @@ class _FusedLoop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
+        if torch.is_grad_enabled():  # create_graph=True
+            with explain_freed_graph():
+                x, *saved, _ = ctx.saved_tensors
+            count = len(plan.program.states)
+            tensors = (x, saved[:count], saved[count:])
+            return None, None, *differentiable_gradients(ctx.call, plan, *tensors, grads)
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
-        if torch.is_grad_enabled():  # the operator says that there is no second derivative
-            gradients = torch.ops.tracetorch.backward(
-                register(plan), x, states, params, checkpoints, grads_out
-            )
-        else:
-            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-            gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
-        return None, *_input_gradients(plan, gradients)
+        runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+        gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
+        return None, None, *_input_gradients(plan, gradients)
