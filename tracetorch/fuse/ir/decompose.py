@@ -20,8 +20,30 @@ def _heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
     return torch.where(x == 0, at_zero, x > 0)
 
 
+def _elu_backward(
+    grad: Tensor, alpha: float, scale: float, input_scale: float, is_result: bool, x: Tensor
+) -> Tensor:
+    grown = x + alpha * scale if is_result else alpha * scale * torch.exp(x * input_scale)
+    return torch.where(x > 0, grad * scale, grad * input_scale * grown)
+
+
+def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    between = torch.where(x <= -3, 0.0, grad * (x / 3 + 0.5))
+    return torch.where(x >= 3, grad, between)
+
+
+def _softshrink(x: Tensor, bound: float = 0.5) -> Tensor:
+    below = torch.where(x < -bound, x + bound, torch.where(x.isnan(), x, 0.0))
+    return torch.where(x > bound, x - bound, below)
+
+
 def _shrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
-    return torch.where((x >= -bound) & (x <= bound), 0.0, grad)
+    return torch.where((x > bound) | (x < -bound), grad, 0.0)
+
+
+def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    small = torch.exp(-x.abs())
+    return x.clamp_max(0.0) - torch.log1p(small), small
 
 
 def _mvlgamma(x: Tensor, p: int) -> Tensor:
@@ -31,13 +53,18 @@ def _mvlgamma(x: Tensor, p: int) -> Tensor:
     return total + p * (p - 1) / 4 * math.log(math.pi)
 
 
-# Our own, where PyTorch has none or one that counts in integers or computes indices.
+# Our own, where PyTorch has none, where its own counts in integers, computes indices or depends on
+# the device, or where it is not what PyTorch computes for NaN and zeros.
 _OWN: dict[str, Callable[..., Any]] = {
     "_conj_physical": torch.clone,
     "angle": _angle,
+    "elu_backward": _elu_backward,
     "hardshrink_backward": _shrink_backward,
+    "hardswish_backward": _hardswish_backward,
     "heaviside": _heaviside,
+    "log_sigmoid_forward": _log_sigmoid_forward,
     "mvlgamma": _mvlgamma,
+    "softshrink": _softshrink,
     "softshrink_backward": _shrink_backward,
 }
 

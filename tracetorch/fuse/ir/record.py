@@ -133,7 +133,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(value, _Lane) and value.cell[0] in self.unsupported:
                 return pytree.tree_map(lambda part: self._result(part, value.cell[0]), made)  # noqa: B023
         if not isinstance(made, Tensor):
-            return self._unsupported(made, func, _NOT_POINTWISE)
+            simpler = self._decomposed(func, args, kwargs)
+            return self._unsupported(made, func, _NOT_POINTWISE) if simpler is None else simpler
         # torch.tensor(2.0) in the step: the number is compiled in.
         if operation in _LITERALS and not isinstance(args[0], _Lane):
             return _Lane(made, [_literal(args[0])], self.device)
@@ -161,7 +162,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._unsupported(made, func, why)
         return _Lane(made, [value], self.device)
 
-    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> _Lane | None:
+    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of an operation computed by simpler ones; ``None``: it cannot be."""
         simpler = decomposition(func)
         if simpler is None:
@@ -169,12 +170,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outer, self.decomposing = self.decomposing, True
         try:
             with self:
-                result = simpler(*args, **kwargs)
+                return simpler(*args, **kwargs)
         except Unfusable:
             return None
         finally:
             self.decomposing = outer
-        return result if isinstance(result, _Lane) else None
 
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         changed = args[0] if args else None
