@@ -178,7 +178,8 @@ class TestParity:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_lowering_rules(self, dtype: torch.dtype) -> None:
         functions = [function for _, function in test_lower.FUNCTIONS]
-        test_lower.check(test_lower.by_layer(functions, dtype, "triton"), dtype)
+        results = test_lower.by_layer(functions, dtype, "triton")
+        test_lower.check(test_lower.FUNCTIONS, results, dtype)
 
     def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)

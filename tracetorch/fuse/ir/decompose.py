@@ -46,11 +46,29 @@ def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.clamp_max(0.0) - torch.log1p(small), small
 
 
-def _mvlgamma(x: Tensor, p: int) -> Tensor:
-    total = torch.lgamma(x)
-    for i in range(1, p):
-        total = total + torch.lgamma(x - i / 2)
-    return total + p * (p - 1) / 4 * math.log(math.pi)
+def _log_sigmoid_backward(grad: Tensor, x: Tensor, small: Tensor) -> Tensor:
+    share = small / (1 + small)
+    return grad * torch.where(x < 0, 1 - share, share)
+
+
+def _digamma(x: Tensor) -> Tensor:
+    # Mirrored to the right half, moved from there to where the asymptotic series is exact.
+    left = x < 0
+    y = torch.where(left, 1 - x, x)
+    total = torch.zeros_like(x)
+    for _ in range(10):
+        total = total - torch.where(y < 10, 1 / y, 0.0)
+        y = torch.where(y < 10, y + 1, y)
+    z = 1 / (y * y)
+    series = torch.zeros_like(x)
+    for coefficient in (1 / 12, -691 / 32760, 1 / 132, -1 / 240, 1 / 252, -1 / 120, 1 / 12):
+        series = z * (coefficient + series)
+    total = total + torch.log(y) - 0.5 / y - series
+    fraction = x - torch.trunc(x)
+    mirrored = torch.where(fraction == 0, math.nan, total - math.pi / torch.tan(math.pi * fraction))
+    return torch.where(
+        x == 0, torch.copysign(total.new_full((), math.inf), -x), torch.where(left, mirrored, total)
+    )
 
 
 # Our own, where PyTorch has none, where its own counts in integers, computes indices or depends on
@@ -58,12 +76,13 @@ def _mvlgamma(x: Tensor, p: int) -> Tensor:
 _OWN: dict[str, Callable[..., Any]] = {
     "_conj_physical": torch.clone,
     "angle": _angle,
+    "digamma": _digamma,
     "elu_backward": _elu_backward,
     "hardshrink_backward": _shrink_backward,
     "hardswish_backward": _hardswish_backward,
     "heaviside": _heaviside,
+    "log_sigmoid_backward": _log_sigmoid_backward,
     "log_sigmoid_forward": _log_sigmoid_forward,
-    "mvlgamma": _mvlgamma,
     "softshrink": _softshrink,
     "softshrink_backward": _shrink_backward,
 }
