@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "COMPOSITE",
     "NO_BACKWARD",
     "BatchNormBase",
     "DataDependentOutputException",
@@ -39,6 +40,7 @@ __all__ = [
     "VmapInterpreter",
     "constant_in_compile",
     "current_backward",
+    "decomposition_of",
     "dispatch_modes",
     "exclude_from_compile",
     "forward_ad_active",
@@ -85,6 +87,9 @@ NO_BACKWARD = -1
 
 global_hooks: Callable[[], bool] = torch.nn.modules.module._has_any_global_hook
 """Whether a hook is registered on all modules there are."""
+
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+"""The key of an operation's kernel that calls other operations and nothing else."""
 
 is_alias: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
 """Whether two tensors share memory; ``Tensor.data_ptr`` cannot say so for views."""
@@ -144,6 +149,17 @@ def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
     from torch._higher_order_ops.scan import scan as higher_order_scan
 
     return higher_order_scan
+
+
+def decomposition_of(operation: Any) -> Callable[..., Any] | None:
+    """Return PyTorch's own decomposition of an overload of an operation, or ``None``.
+
+    The table of all of them: ``core_aten_decompositions`` lacks those of operations that compilers
+    are expected to know, such as ``gelu``.
+    """
+    from torch._decomp import decomposition_table
+
+    return decomposition_table.get(operation)
 
 
 # Marks for torch.compile, set without importing the compiler before it is used

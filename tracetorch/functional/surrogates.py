@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.core.torch_private import forward_ad_active
+
 
 class _Heaviside(torch.autograd.Function):
     """Compute ``u > 0`` forward and ``grad * surrogate.derivative(u)`` backward."""
@@ -30,6 +32,21 @@ class _Heaviside(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(u), None
+
+
+class _ForwardModeHeaviside(_Heaviside):
+    """The same with a rule for forward mode, which ``torch.compile`` refuses to trace."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        _Heaviside.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (u,) = ctx.saved_tensors
+        slope: Tensor = ctx.surrogate.derivative(u)
+        return tangent * slope
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ class Surrogate:
         if not isinstance(u, Tensor) or not u.is_floating_point():
             got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
             raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
-        spikes: Tensor = _Heaviside.apply(u, self)  # type: ignore[no-untyped-call]
+        function = _ForwardModeHeaviside if forward_ad_active() else _Heaviside
+        spikes: Tensor = function.apply(u, self)  # type: ignore[no-untyped-call]
         return spikes
 
 

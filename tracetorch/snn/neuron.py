@@ -411,7 +411,11 @@ class Neuron(StatefulLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` at once: what a loop over them computes, bit for bit.
+        """Run all the steps of ``x`` at once: what a loop over them computes.
+
+        Steps of arithmetic, comparisons and roots, as those of all layers here, give the same bits.
+        Functions such as ``exp`` and ``log`` may differ in the last places: compiled steps call
+        other libraries than PyTorch does. Gradients are summed in another order.
 
         It starts from the states the layer holds, zeros where it holds none, and leaves the last
         ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests import cases
 from tests.fuse import interpreted_libdevice
 from tests.fuse.cases import CONFIGURATIONS, make, name_of
+from tests.fuse.ir import test_lower
 from tracetorch import functional, fuse, snn
 from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch import plans
@@ -172,6 +173,13 @@ class TestParity:
     def test_every_operation(self, dim: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         x = cases.sequence(5, *shape, dtype=dtype)
         agree(everything(dim), x, ("mem", "top"), exact=False)
+
+    @pytest.mark.skipif(not INTERPRETED, reason="a GPU has its own zeros and last places")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_lowering_rules(self, dtype: torch.dtype) -> None:
+        functions = [function for _, function in test_lower.FUNCTIONS]
+        results = test_lower.by_layer(functions, dtype, "triton")
+        test_lower.check(test_lower.FUNCTIONS, results, dtype)
 
     def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)

@@ -39,6 +39,8 @@ import math
 import numpy as np
 from numba.extending import register_jitable
 
+from tracetorch.fuse.codegen.numba_functions import fma
+
 real = {real}
 zero = real(0.0)
 one = real(1.0)

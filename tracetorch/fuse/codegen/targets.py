@@ -24,46 +24,54 @@ _INFIX = {
     "xor": "{} ^ {}",
 }
 
-# Comparisons with itself let NaN pass, as in PyTorch.
+# Functions that NumPy and CUDA's libdevice call alike.
+_UNARY = (
+    *("ceil", "cos", "cosh", "exp", "exp2", "expm1", "floor", "log", "log10", "log1p", "log2"),
+    *("sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
+)
+_BINARY = ("copysign", "fmod", "hypot", "nextafter")
+
+# Comparisons with itself let NaN pass, as in PyTorch. Of two equal operands, zeros of both signs,
+# the second one is returned, as by the processor's vector instructions.
 _NUMBA = {
     **_INFIX,
     "abs": "abs({})",
-    "max": "({0} if {0} >= {1} or {0} != {0} else {1})",
-    "min": "({0} if {0} <= {1} or {0} != {0} else {1})",
+    "max": "({0} if {0} > {1} or {0} != {0} else {1})",
+    "min": "({0} if {0} < {1} or {0} != {0} else {1})",
+    "fma": "fma({}, {}, {})",
     "where": "({1} if {0} else {2})",
     "float": "(one if {} else zero)",
     "not": "not {}",
     "sigmoid": "one / (one + np.exp(-{}))",
-    "erf": "real(math.erf({}))",
+    **{op: f"real(math.{op}({{}}))" for op in ("erf", "erfc", "lgamma")},
     "pow": "np.power({}, {})",
     "round": "np.rint({})",
+    "acos": "np.arccos({})",
+    "acosh": "np.arccosh({})",
+    "asin": "np.arcsin({})",
+    "asinh": "np.arcsinh({})",
     "atan": "np.arctan({})",
     "atan2": "np.arctan2({}, {})",
-    **{
-        op: f"np.{op}({{}})"
-        for op in ("ceil", "cos", "cosh", "exp", "expm1", "floor", "log", "log1p", "log2")
-    },
-    **{op: f"np.{op}({{}})" for op in ("sin", "sinh", "sqrt", "tan", "tanh", "trunc")},
+    "atanh": "np.arctanh({})",
+    **{op: f"np.{op}({{}}, {{}})" for op in _BINARY},
+    **{op: f"np.{op}({{}})" for op in _UNARY},
 }
 
 _TRITON = {
     **_INFIX,
     "abs": "libdevice.abs({})",
-    "max": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
-    "min": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+    "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
+    "fma": "tl.fma({}, {}, {})",
     "where": "tl.where({}, {}, {})",
     "float": "tl.where({}, one, zero)",
     "not": "{} ^ true",
     "sigmoid": "one / (one + libdevice.exp(-{}))",
     "round": "libdevice.rint({})",
+    **{op: f"libdevice.{op}({{}})" for op in ("acos", "acosh", "asin", "asinh", "atan", "atanh")},
+    **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", "lgamma", *_UNARY)},
+    **{op: f"libdevice.{op}({{}}, {{}})" for op in ("atan2", "pow", *_BINARY)},
     "sqrt": "tl.sqrt({})",
-    **{
-        op: f"libdevice.{op}({{}})"
-        for op in ("atan", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor", "log", "log1p")
-    },
-    **{op: f"libdevice.{op}({{}})" for op in ("log2", "sin", "sinh", "tan", "tanh", "trunc")},
-    "pow": "libdevice.pow({}, {})",
-    "atan2": "libdevice.atan2({}, {})",
 }
 
 # Triton's own division and square root of float32 are approximations.

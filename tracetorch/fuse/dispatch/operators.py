@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tracetorch.core.double_backward import explain_freed_graph
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.plans import plan_of, register
+from tracetorch.fuse.dispatch.second_derivative import Call, differentiable_gradients
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.protocol import ConstraintGradient
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
@@ -209,7 +210,7 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def run(
-    plan: Plan, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+    plan: Plan, call: Call, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
@@ -220,7 +221,7 @@ def run(
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
     if plan.has_backward:
-        return _FusedLoop.apply(plan, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedLoop.apply(plan, call, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
     layout = layout_of(x, plan.dim)
     return _runtime(plan).forward(plan, layout, x, states, params)[:-1]  # type: ignore[no-any-return]
 
@@ -229,11 +230,13 @@ class _FusedLoop(torch.autograd.Function):
     """The operators without the dispatcher: one node of the graph for all of time."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: Plan, call: Call, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         count = len(plan.program.states)
         runtime, layout = _runtime(plan), layout_of(x, plan.dim)
         *results, checkpoints = runtime.forward(plan, layout, x, tensors[:count], tensors[count:])
-        ctx.plan, ctx.order = plan, layout.order
+        ctx.plan, ctx.call, ctx.order = plan, call, layout.order
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *tensors, checkpoints)
         # a result without a gradient by step must not seem to have one here
@@ -245,30 +248,39 @@ class _FusedLoop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
+        if torch.is_grad_enabled():  # create_graph=True
+            with explain_freed_graph():
+                x, *saved, _ = ctx.saved_tensors
+            count = len(plan.program.states)
+            tensors = (x, saved[:count], saved[count:])
+            return None, None, *differentiable_gradients(ctx.call, plan, *tensors, grads)
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
-        if torch.is_grad_enabled():  # the operator says that there is no second derivative
-            gradients = torch.ops.tracetorch.backward(
-                register(plan), x, states, params, checkpoints, grads_out
-            )
-        else:
-            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-            gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
-        return None, *_input_gradients(plan, gradients)
+        runtime, layout = _runtime(plan), layout_of(x, plan.dim)
+        gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
+        return None, None, *_input_gradients(plan, gradients)
 
 
 # From raw parameters
 
 
 class Constrained(NamedTuple):
-    """The constraint of a parameter, ``value = constraint(raw)``, and its gradient."""
+    """The constraint of a parameter, ``value = constraint(raw)``.
+
+    Args:
+        constraint: the constraint.
+        gradient: its gradient.
+        shape: the shape in which ``step`` takes the value.
+    """
 
     constraint: Callable[[Tensor], Tensor]
     gradient: ConstraintGradient
+    shape: torch.Size
 
 
 def run_raw(
     plan: Plan,
+    call: Call,
     layout: Layout,
     constrained: tuple[Constrained, ...],
     x: Tensor,
@@ -280,7 +292,7 @@ def run_raw(
     With a backward pass constraints and loop are one node of the graph.
     """
     if plan.has_backward:
-        return _FusedLayer.apply(plan, layout, constrained, x, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedLayer.apply(plan, call, layout, constrained, x, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
     values = _constrain(plan, constrained, raws)
     return _runtime(plan).forward(plan, layout, x, states, values)[:-1]  # type: ignore[no-any-return]
 
@@ -292,6 +304,11 @@ def _constrain(
     return [c.constraint(raw.to(dtype)) for c, raw in zip(constrained, raws, strict=True)]
 
 
+def _read_raws(ctx: Any, saved: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the raw parameters of a node: those that were saved, and those that were kept."""
+    return [raw if s is None else s for s, raw in zip(saved, ctx.raws, strict=True)]
+
+
 class _FusedLayer(torch.autograd.Function):
     """The loop from raw parameters: one node of the graph for all of a layer."""
 
@@ -299,6 +316,7 @@ class _FusedLayer(torch.autograd.Function):
     def forward(
         ctx: Any,
         plan: Plan,
+        call: Call,
         layout: Layout,
         constrained: tuple[Constrained, ...],
         x: Tensor,
@@ -308,7 +326,7 @@ class _FusedLayer(torch.autograd.Function):
         states, raws = tensors[:count], tensors[count:]
         values = _constrain(plan, constrained, raws)
         *results, checkpoints = _runtime(plan).forward(plan, layout, x, states, values)
-        ctx.plan, ctx.order, ctx.constrained = plan, layout.order, constrained
+        ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
         pairs = list(zip(constrained, raws, strict=True))
@@ -322,32 +340,32 @@ class _FusedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan = ctx.plan
-        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
-        count = len(plan.program.params)
-        values = saved[:count]
-        raws = [r if s is None else s for s, r in zip(saved[count:], ctx.raws, strict=True)]
-        if torch.is_grad_enabled():  # what the operator says of second derivatives holds here too
-            values = _constrain(plan, ctx.constrained, raws)
+        plan, constrained = ctx.plan, ctx.constrained
+        first, count = 1 + len(plan.program.states), len(plan.program.params)
+        if torch.is_grad_enabled():  # create_graph=True
+            with explain_freed_graph():
+                x, *saved, _ = ctx.saved_tensors
+            states, saved = saved[: first - 1], saved[first - 1 :]
+            raws = _read_raws(ctx, saved[count:])
+            values = _constrain(plan, constrained, raws)
             if not all(map(torch.equal, values, saved[:count])):
                 raise RuntimeError(
                     "a parameter of a neuron layer was changed in place between the forward and "
                     "the backward pass, which is to be differentiated itself."
                 )
-            gradients = torch.ops.tracetorch.backward(
-                register(plan), x, states, values, checkpoints, grads_out
-            )
+            shaped = [v.reshape(c.shape) for v, c in zip(values, constrained, strict=True)]
+            computed = differentiable_gradients(ctx.call, plan, x, states, shaped, grads)
         else:
+            resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+            x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
+            values, raws = saved[:count], _read_raws(ctx, saved[count:])
             runtime, layout = _runtime(plan), layout_of(x, plan.dim)
             gradients = runtime.backward(plan, layout, x, states, values, checkpoints, grads_out)
-        computed = _input_gradients(plan, gradients)
-        first = 1 + len(plan.program.states)
+            computed = _input_gradients(plan, gradients)
         of_raws: list[Tensor | None] = []
-        for grad, raw, value, each in zip(
-            computed[first:], raws, values, ctx.constrained, strict=True
-        ):
+        for grad, raw, value, each in zip(computed[first:], raws, values, constrained, strict=True):
             if grad is not None:
+                grad = grad.reshape(value.shape)
                 grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
             of_raws.append(grad)
-        return None, None, None, *computed[:first], *of_raws
+        return None, None, None, None, *computed[:first], *of_raws

@@ -25,6 +25,7 @@ from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import requested_backend, select_backend
 from tracetorch.fuse.dispatch.plans import dim_from_end, plan_for_needs, program_of
+from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
@@ -118,6 +119,7 @@ class _PreparedSequence:
         self.raws = tuple([(r.shape, r.dtype) for r in self._raws(layer)])
         self.backend, reason = select_backend(x.device)
         self.constrained: tuple[operators.Constrained, ...] = ()
+        self.options: dict[str, Any] = {}
         self.plans: dict[tuple[bool, ...], Plan] = {}
         self.runs = False
         known = all(each in methods.gradients for each in self.constraints.values())
@@ -133,9 +135,15 @@ class _PreparedSequence:
         if self.program.params != tuple(self.constraints) or not x.numel():
             return
         self.dim = dim_from_end(layer, x.ndim - 1)
+        kwargs = layer.step_kwargs(x.ndim - 1, x.dtype)
         self.constrained = tuple(
-            [operators.Constrained(c, methods.gradients[c]) for c in self.constraints.values()]
+            [
+                operators.Constrained(constraint, methods.gradients[constraint], kwargs[name].shape)
+                for name, constraint in self.constraints.items()
+            ]
         )
+        # flags and spike functions: the same as long as the step is
+        self.options = {n: value for n, value in kwargs.items() if n not in self.constraints}
         # of contiguous memory; another order is looked at in each call
         self.layout: Layout = layout_of(x.new_empty(x.shape), self.dim)
         self.runs = True
@@ -206,5 +214,6 @@ class _PreparedSequence:
             plan = plan_for_needs(program, backend, self.dim, (), any(key), key[0], trained)
             self.plans[key] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
-        results = operators.run_raw(plan, layout, self.constrained, x, states, raws)
+        call = Call(layer, self.options)
+        results = operators.run_raw(plan, call, layout, self.constrained, x, states, raws)
         return results[0], dict(zip(self.states, results[1:], strict=True))

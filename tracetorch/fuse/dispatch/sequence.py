@@ -16,6 +16,7 @@ from tracetorch.fuse.dispatch.plans import (
     program_of,
     unsupported_operation,
 )
+from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.runtime import eager
@@ -51,7 +52,7 @@ def run_sequence(
         plan = plan_for(layer, x, active, kwargs, record)
         if plan is not None:
             parameters = list(map(kwargs.__getitem__, plan.program.params))
-            results = operators.run(plan, x, active, parameters)
+            results = operators.run(plan, Call(layer, kwargs), x, active, parameters)
     if results is None:
         return eager.run(layer, x, states, kwargs, record)
     last = 1 + len(active)

@@ -11,30 +11,11 @@ from tracetorch.fuse.ir.graph import Builder, Unfusable, Value, is_boolean
 Rule: TypeAlias = Callable[..., Value]
 
 # One lane has no memory of its own and no shape: these return their argument.
-_COPIES = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
-_RESHAPES = ("_unsafe_view", "expand", "reshape", "squeeze", "unsqueeze", "view")
+_COPIES = ("_unsafe_view", "clone", "lift_fresh", "lift_fresh_copy", "squeeze")
 _UNARY = [
-    "abs",
-    "atan",
-    "ceil",
-    "cos",
-    "cosh",
-    "erf",
-    "exp",
-    "expm1",
-    "floor",
-    "log",
-    "log1p",
-    "log2",
-    "neg",
-    "round",
-    "sigmoid",
-    "sin",
-    "sinh",
-    "sqrt",
-    "tan",
-    "tanh",
-    "trunc",
+    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
+    *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2", "neg"),
+    *("round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
 ]
 
 
@@ -49,15 +30,19 @@ def _as_boolean(b: Builder, value: Value) -> Value:
 
 
 def _arithmetic(op: str) -> Rule:
-    """Return the rule of an operation on floats; ``alpha`` scales its last operand."""
+    """Return the rule of an operation on floats."""
+    return lambda b, *args: b.emit(op, *(_as_float(b, arg) for arg in args))
 
-    def rule(b: Builder, *args: Value, alpha: float = 1, rounding_mode: str | None = None) -> Value:
-        if rounding_mode is not None:
-            raise Unfusable(f"{op} with rounding_mode")
-        *first, last = (_as_float(b, arg) for arg in args)
-        return b.emit(op, *first, last if alpha == 1 else b.emit("mul", float(alpha), last))
 
-    return rule
+def _add(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
+    x, y = _as_float(b, x), _as_float(b, y)
+    # PyTorch rounds the scaled sum once.
+    return b.emit("add", x, y) if alpha == 1 else b.emit("fma", y, float(alpha), x)
+
+
+def _sub(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
+    x, y = _as_float(b, x), _as_float(b, y)
+    return b.emit("sub", x, y) if alpha == 1 else b.emit("fma", y, -float(alpha), x)
 
 
 def _logic(op: str) -> Rule:
@@ -74,12 +59,6 @@ def _bitwise(op: str) -> Rule:
         return b.emit(op, *args)
 
     return rule
-
-
-def _rsub(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
-    return _arithmetic("sub")(
-        b, y, x if alpha == 1 else b.emit("mul", float(alpha), _as_float(b, x))
-    )
 
 
 def _pow(b: Builder, x: Value, y: Value) -> Value:
@@ -104,10 +83,12 @@ def _pow(b: Builder, x: Value, y: Value) -> Value:
 def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
     x = _as_float(b, x)
     # The upper bound last: it wins where the bounds cross, as in PyTorch.
-    if low is not None:
-        x = b.emit("max", x, _as_float(b, low))
-    if high is not None:
-        x = b.emit("min", x, _as_float(b, high))
+    for op, bound in (("max", low), ("min", high)):
+        if bound is not None:
+            # Of two equal operands, zeros of both signs, the second one is returned: in PyTorch a
+            # bound that is a tensor, but not one that is a number.
+            operands = (x, bound) if isinstance(bound, str) else (float(bound), x)
+            x = b.emit(op, *operands)
     return x
 
 
@@ -122,6 +103,39 @@ def _sign(b: Builder, x: Value) -> Value:
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
+def _remainder(b: Builder, x: Value, y: Value) -> Value:
+    x, y = _as_float(b, x), _as_float(b, y)
+    rest = b.emit("fmod", x, y)
+    # Of the sign of y, where C's remainder has that of x.
+    other = b.emit("xor", b.emit("lt", y, 0.0), b.emit("lt", rest, 0.0))
+    moved = b.emit("and", b.emit("ne", rest, 0.0), other)
+    return b.emit("where", moved, b.emit("add", rest, y), rest)
+
+
+def _ignoring_nan(op: str) -> Rule:
+    """Return the rule of a maximum or minimum of two numbers that prefers a number to NaN."""
+
+    def rule(b: Builder, x: Value, y: Value) -> Value:
+        x, y = _as_float(b, x), _as_float(b, y)
+        chosen = b.emit("where", b.emit(op, x, y), x, y)
+        return b.emit("where", b.emit("ne", y, y), x, chosen)
+
+    return rule
+
+
+def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
+    x, y, z = _as_float(b, x), _as_float(b, y), _as_float(b, z)
+    return b.emit("fma", b.emit("mul", y, float(value)), z, x)
+
+
+def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
+    x, y, weight = _as_float(b, x), _as_float(b, y), _as_float(b, weight)
+    # From the nearer end, as in PyTorch, so that the ends themselves are met.
+    far = b.emit("ge", b.emit("abs", weight), 0.5)
+    share = b.emit("where", far, b.emit("sub", weight, 1.0), weight)
+    return b.emit("fma", share, b.emit("sub", y, x), b.emit("where", far, y, x))
+
+
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = b.emit("mul", x, float(beta))
     # Above the threshold, where exp may overflow, softplus is x to rounding.
@@ -131,14 +145,19 @@ def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> V
 
 def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = b.emit("mul", x, float(beta))
-    smooth = b.emit("mul", g, b.emit("sigmoid", scaled))
+    grown = b.emit("exp", scaled)
+    smooth = b.emit("div", b.emit("mul", g, grown), b.emit("add", grown, 1.0))
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
+
+
+def _silu(b: Builder, x: Value) -> Value:
+    return b.emit("div", x, b.emit("add", 1.0, b.emit("exp", b.emit("neg", x))))
 
 
 def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
     s = b.emit("sigmoid", x)
-    slope = b.emit("add", 1.0, b.emit("mul", x, b.emit("sub", 1.0, s)))
-    return b.emit("mul", _as_float(b, g), b.emit("mul", s, slope))
+    slope = b.emit("fma", x, b.emit("sub", 1.0, s), 1.0)
+    return b.emit("mul", b.emit("mul", _as_float(b, g), s), slope)
 
 
 def _identity(b: Builder, x: Value, *_: object, **__: object) -> Value:
@@ -156,23 +175,29 @@ def _constant(position: int) -> Rule:
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys((*_COPIES, *_RESHAPES), _identity),
+    **dict.fromkeys(_COPIES, _identity),
     # Arithmetic, comparisons and functions of numbers.
     **{op: _arithmetic(op) for op in _UNARY},
-    **{op: _arithmetic(op) for op in ("add", "sub", "mul", "div", "gt", "ge", "lt", "le")},
-    **{op: _arithmetic(op) for op in ("eq", "ne", "atan2")},
-    "true_divide": _arithmetic("div"),
+    **{op: _arithmetic(op) for op in ("mul", "div", "gt", "ge", "lt", "le", "eq", "ne")},
+    **{op: _arithmetic(op) for op in ("atan2", "copysign", "fmod", "hypot", "nextafter")},
+    "add": _add,
+    "sub": _sub,
     "maximum": _arithmetic("max"),
     "minimum": _arithmetic("min"),
-    "rsub": _rsub,
+    "rsub": lambda b, x, y, alpha=1: _sub(b, y, x, alpha),
     "pow": _pow,
-    "square": lambda b, x: _pow(b, x, 2.0),
     "reciprocal": lambda b, x: b.emit("div", 1.0, _as_float(b, x)),
     "rsqrt": lambda b, x: b.emit("div", 1.0, b.emit("sqrt", _as_float(b, x))),
-    "relu": lambda b, x: b.emit("max", _as_float(b, x), 0.0),
+    "relu": lambda b, x: _clamp(b, x, 0.0),
     "clamp": _clamp,
     "clamp_min": lambda b, x, low: _clamp(b, x, low),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
+    "fmax": _ignoring_nan("ge"),
+    "fmin": _ignoring_nan("le"),
+    "remainder": _remainder,
+    "signbit": lambda b, x: b.emit("lt", b.emit("copysign", 1.0, _as_float(b, x)), 0.0),
+    "addcmul": _addcmul,
+    "lerp": _lerp,
     "where": _where,
     "sign": _sign,
     "sgn": _sign,
@@ -189,6 +214,7 @@ _RULES: dict[str, Rule] = {
     # Constants.
     "ones_like": lambda b, *_, **__: 1.0,
     "zeros_like": lambda b, *_, **__: 0.0,
+    "_efficientzerotensor": lambda b, *_, **__: 0.0,
     "ones": lambda b, *_, **__: 1.0,
     "zeros": lambda b, *_, **__: 0.0,
     "new_ones": lambda b, *_, **__: 1.0,
@@ -203,10 +229,11 @@ _RULES: dict[str, Rule] = {
         "mul", b.emit("mul", _as_float(b, g), b.emit("sub", 1.0, s)), s
     ),
     "tanh_backward": lambda b, g, y: b.emit(
-        "mul", _as_float(b, g), b.emit("sub", 1.0, b.emit("mul", y, y))
+        "mul", _as_float(b, g), b.emit("fma", b.emit("neg", y), y, 1.0)
     ),
+    # Where x is NaN the gradient passes.
     "threshold_backward": lambda b, g, x, threshold: b.emit(
-        "where", b.emit("gt", _as_float(b, x), float(threshold)), _as_float(b, g), 0.0
+        "where", b.emit("le", _as_float(b, x), float(threshold)), 0.0, _as_float(b, g)
     ),
     # In-place operations, without their underscore.
     "copy": lambda b, _, y, *__: y,
@@ -215,7 +242,7 @@ _RULES: dict[str, Rule] = {
     # Activations.
     "softplus": _softplus,
     "softplus_backward": _softplus_backward,
-    "silu": lambda b, x: b.emit("mul", x, b.emit("sigmoid", x)),
+    "silu": _silu,
     "silu_backward": _silu_backward,
     "leaky_relu": lambda b, x, slope=0.01: _where(
         b, b.emit("gt", x, 0.0), x, b.emit("mul", x, float(slope))

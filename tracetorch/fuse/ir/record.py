@@ -2,8 +2,9 @@
 
 A tensor of the recorded code is a :class:`_Lane`: it holds no data, but the name of its value in
 the graph, and a small sample tensor. Each operation runs on the samples, which gives shape and
-dtype of its result by PyTorch's own rules, and is lowered to lines of the graph. An operation that
-cannot be lowered is recorded as unsupported; it matters only where an output depends on it.
+dtype of its result by PyTorch's own rules, and is lowered to lines of the graph, or decomposed into
+operations that are. One for which neither is possible is recorded as unsupported; it matters only
+where an output depends on it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import TorchDispatchMode, make_wrapper_tensor, pytree
+from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 
@@ -83,6 +85,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dtype = dtype
         self.device = device
         self.inputs: set[str] = set()
+        self.unsupported: set[Value] = set()
+        self.decomposing = False
         # Any value will do: what is computed on samples is thrown away.
         self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
 
@@ -114,7 +118,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        operation = func._schema.name.removeprefix("aten::")
+        # Operations of other libraries keep their namespace, and so never have a rule.
+        operation = func._schema.name.removeprefix("aten::").removeprefix("prims::")
         if operation in ("_local_scalar_dense", "is_nonzero", "equal"):
             raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
         # Run the operation on samples, which are on the CPU whatever the device of the lanes.
@@ -123,8 +128,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable:
             return self._in_place(func, operation, args, kwargs)
         made = func(*pytree.tree_map(_sample_of, args), **pytree.tree_map(_sample_of, kwargs))
+        # The first unsupported operation is the reason for all that is computed from its result.
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, _Lane) and value.cell[0] in self.unsupported:
+                return pytree.tree_map(lambda part: self._result(part, value.cell[0]), made)  # noqa: B023
         if not isinstance(made, Tensor):
-            return pytree.tree_map(lambda part: self._unsupported(part, func, _NOT_POINTWISE), made)
+            simpler = self._decomposed(func, args, kwargs)
+            return self._unsupported(made, func, _NOT_POINTWISE) if simpler is None else simpler
         # torch.tensor(2.0) in the step: the number is compiled in.
         if operation in _LITERALS and not isinstance(args[0], _Lane):
             return _Lane(made, [_literal(args[0])], self.device)
@@ -144,10 +154,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             value = lower(self.builder, operation, made.dtype == torch.bool, *values)
         except Unfusable as reason:
+            simpler = self._decomposed(func, args, kwargs)
+            if simpler is not None:
+                return simpler
             # The bare name of the operation means that it has no rule.
             why = "kernels lack" if str(reason) == operation else str(reason)
             return self._unsupported(made, func, why)
         return _Lane(made, [value], self.device)
+
+    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of an operation computed by simpler ones; ``None``: it cannot be."""
+        simpler = decomposition(func)
+        if simpler is None:
+            return None
+        outer, self.decomposing = self.decomposing, True
+        try:
+            with self:
+                return simpler(*args, **kwargs)
+        except Unfusable:
+            return None
+        finally:
+            self.decomposing = outer
 
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         changed = args[0] if args else None
@@ -164,11 +191,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return changed
 
     def _unsupported(self, made: Any, func: Any, why: str) -> Any:
-        """Return a result that no kernel can compute, its operation named ``?<reason>``."""
-        if not isinstance(made, Tensor):
-            return made
+        """Return a result that no kernel can compute, its operation named ``?<reason>``.
+
+        Raises:
+            Unfusable: it is a part of an operation, which is to be named instead.
+        """
+        if self.decomposing:
+            raise Unfusable(why)
+        if torch.Tag.reduction in func.tags:
+            why = "is a reduction"
         value = self.builder.emit(f"?its step uses {func}, which {why}")
-        return _Lane(made, [value], self.device)
+        self.unsupported.add(value)
+        return pytree.tree_map(lambda part: self._result(part, value), made)
+
+    def _result(self, made: Any, value: Value) -> Any:
+        """Return a tensor of value ``value``, or what else an operation returned."""
+        return _Lane(made, [value], self.device) if isinstance(made, Tensor) else made
 
     def _value_of(self, value: Any) -> Any:
         if isinstance(value, _Lane):

@@ -1,0 +1,330 @@
+"""Test every lowering rule: values and gradients on every backend equal those of PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor
+
+from tracetorch import fuse, snn
+from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.numba_functions import fma
+from tracetorch.fuse.codegen.targets import numba_target, real_name
+from tracetorch.fuse.ir import lower, record
+from tracetorch.fuse.ir.trace import trace
+
+Function = Callable[[Tensor, Tensor], Tensor]
+aten = torch.ops.aten
+
+
+def _changed(a: Tensor, change: Callable[[Tensor], Any]) -> Tensor:
+    """Return a copy of ``a`` that was changed in place."""
+    copy = a * 1.5
+    change(copy)
+    return copy
+
+
+def _choice(condition: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    """Return a function that shows a condition, whatever its operands."""
+    return lambda a, b: torch.where(condition(a, b), a, b)
+
+
+def _call(name: str) -> Function:
+    return lambda a, b: getattr(torch, name)(a)
+
+
+def _times_comparison(compare: Callable[[Tensor, float], Tensor]) -> Function:
+    return lambda a, b: compare(a, 0.5) * b
+
+
+def _power(exponent: float) -> Function:
+    return lambda a, b: a**exponent
+
+
+# For each rule functions of two tensors that reach it, forward or backward.
+CASES: dict[str, Sequence[Function]] = {
+    **{name: [_call(name)] for name in lower._UNARY},
+    # Copies and shapes.
+    "clone": [lambda a, b: a.clone()],
+    "lift_fresh": [lambda a, b: aten.lift_fresh(a)],
+    "lift_fresh_copy": [lambda a, b: aten.lift_fresh_copy(a)],
+    "_unsafe_view": [lambda a, b: aten._unsafe_view(a, a.shape)],
+    "squeeze": [lambda a, b: a.squeeze(0)],
+    "_to_copy": [lambda a, b: a + (a > b).to(a.dtype), _choice(lambda a, b: a.to(torch.bool))],
+    # Arithmetic.
+    "add": [lambda a, b: a + b, lambda a, b: torch.add(a, b, alpha=0.3), lambda a, b: 2 + a],
+    "sub": [lambda a, b: a - b, lambda a, b: torch.sub(a, b, alpha=0.3), lambda a, b: a - 2],
+    "rsub": [lambda a, b: torch.rsub(a, b, alpha=0.3), lambda a, b: 2 - a],
+    "mul": [lambda a, b: a * b, lambda a, b: a * (b > 0), lambda a, b: -1.5 * a],
+    "div": [lambda a, b: a / b, lambda a, b: a / 3],
+    "reciprocal": [lambda a, b: 3 / a],
+    "rsqrt": [_call("rsqrt")],
+    "atan2": [torch.atan2],
+    "copysign": [torch.copysign],
+    "fmod": [lambda a, b: torch.fmod(a.clamp(-9, 9), b.clamp(0.1, 9))],
+    "remainder": [lambda a, b: a.clamp(-9, 9) % 0.7, lambda a, b: a.clamp(-9, 9) % -b.clamp(1, 9)],
+    "hypot": [torch.hypot],
+    "nextafter": [lambda a, b: torch.nextafter(a.detach(), b.detach()) * b],
+    "addcmul": [
+        lambda a, b: torch.addcmul(a, b, b),
+        lambda a, b: torch.addcmul(a, b, a, value=0.3),
+    ],
+    "lerp": [
+        lambda a, b: torch.lerp(a, b, 0.3),
+        lambda a, b: torch.lerp(a, b, 0.7),
+        lambda a, b: torch.lerp(a, a * 2, b),
+    ],
+    "pow": [
+        torch.pow,
+        lambda a, b: 2.5**a,
+        *(_power(exponent) for exponent in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 1.7, -3)),
+    ],
+    # Comparisons and logic.
+    **{
+        name: [_choice(getattr(torch, name)), _times_comparison(getattr(torch, name))]
+        for name in ("gt", "ge", "lt", "le", "eq", "ne")
+    },
+    **{
+        f"logical_{name}": [_choice(getattr(torch, f"logical_{name}"))]
+        for name in ("and", "or", "xor")
+    },
+    "logical_not": [_choice(lambda a, b: torch.logical_not(a))],
+    "bitwise_and": [_choice(lambda a, b: (a > 0) & (b > 0))],
+    "bitwise_or": [_choice(lambda a, b: (a > 0) | (b > 0))],
+    "bitwise_xor": [_choice(lambda a, b: (a > 0) ^ (b > 0))],
+    "bitwise_not": [_choice(lambda a, b: ~(a > 0))],
+    "signbit": [_choice(lambda a, b: torch.signbit(a))],
+    "isnan": [_choice(lambda a, b: a.isnan())],
+    # Choices.
+    "fmax": [torch.fmax],
+    "fmin": [torch.fmin],
+    "maximum": [torch.maximum],
+    "minimum": [torch.minimum],
+    "relu": [_call("relu")],
+    "threshold_backward": [_call("relu")],
+    "clamp": [
+        lambda a, b: a.clamp(-0.5, 2),
+        lambda a, b: a.clamp(b, b - 1),
+        lambda a, b: a.clamp(min=b),
+        lambda a, b: a.clamp(0, 1),
+    ],
+    "clamp_min": [lambda a, b: a.clamp_min(0)],
+    "clamp_max": [lambda a, b: a.clamp_max(0)],
+    "where": [lambda a, b: torch.where(a > b, a, b), lambda a, b: torch.where(a != 0, b, 1.5)],
+    "sign": [_call("sign")],
+    "sgn": [_call("sgn")],
+    "masked_fill": [lambda a, b: a.masked_fill(b > 0, 0.25)],
+    # Constants.
+    "ones_like": [lambda a, b: a * torch.ones_like(a)],
+    "zeros_like": [lambda a, b: a + torch.zeros_like(a)],
+    "_efficientzerotensor": [_call("sgn")],
+    "ones": [lambda a, b: a + torch.ones((), dtype=a.dtype)],
+    "zeros": [lambda a, b: a + torch.zeros((), dtype=a.dtype)],
+    "new_ones": [lambda a, b: a + a.new_ones(())],
+    "new_zeros": [lambda a, b: a + a.new_zeros(())],
+    "full_like": [lambda a, b: a * torch.full_like(a, 3)],
+    "full": [lambda a, b: a * torch.full((), 0.7, dtype=a.dtype)],
+    "new_full": [lambda a, b: a * a.new_full((), 0.7)],
+    "scalar_tensor": [lambda a, b: a * torch.scalar_tensor(0.7, dtype=a.dtype)],
+    "fill": [lambda a, b: a + _changed(b, lambda copy: copy.fill_(0.7))],
+    "copy": [lambda a, b: a + _changed(b, lambda copy: copy.copy_(a))],
+    "zero": [lambda a, b: a + _changed(b, lambda copy: copy.zero_())],
+    # Activations.
+    "sigmoid_backward": [_call("sigmoid")],
+    "tanh_backward": [_call("tanh")],
+    "softplus": [lambda a, b: F.softplus(a), lambda a, b: F.softplus(a, 2, 3)],
+    "softplus_backward": [lambda a, b: F.softplus(a), lambda a, b: F.softplus(a, 2, 3)],
+    "silu": [lambda a, b: F.silu(a)],
+    "silu_backward": [lambda a, b: F.silu(a)],
+    "leaky_relu": [lambda a, b: F.leaky_relu(a), lambda a, b: F.leaky_relu(a, -0.3)],
+    "leaky_relu_backward": [lambda a, b: F.leaky_relu(a, 0.3)],
+    "hardtanh": [lambda a, b: F.hardtanh(a, -0.5, 2)],
+    "hardtanh_backward": [lambda a, b: F.hardtanh(a, -0.5, 2)],
+}
+
+# Functions of mathematical libraries, of which PyTorch has its own.
+ROUNDED = {
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "erf", "erfc"),
+    *("exp", "exp2", "expm1", "hypot", "lgamma", "log", "log10", "log1p", "log2", "pow", "sigmoid"),
+    *("sigmoid_backward", "silu", "silu_backward", "sin", "sinh", "softplus", "softplus_backward"),
+    *("tan", "tanh", "tanh_backward"),
+}
+FUNCTIONS = [(name, function) for name, functions in CASES.items() for function in functions]
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
+
+
+def values(dtype: torch.dtype) -> list[float]:
+    """Return zeros, infinities, NaN, and numbers that are tiny, huge, and in between."""
+    info = torch.finfo(dtype)
+    tiny = [0.0, info.smallest_normal / 64, info.smallest_normal, 1e-9]
+    middle = [0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.3, 17.0, 25.0, 90.0, 1e4]
+    positive = [*tiny, *middle, info.max, math.inf]
+    return [math.nan, *positive, *(-number for number in positive)]
+
+
+def operands(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all pairs of :func:`values`, and cotangents.
+
+    Their number is a multiple of 64: what is left of whole vectors PyTorch computes by other
+    instructions, which do not always agree with those for vectors on NaN and the sign of zero.
+    """
+    each = torch.tensor(values(dtype), dtype=dtype)
+    pairs = torch.cartesian_prod(each, each).repeat(2, 1)
+    pairs = pairs[: -(-(len(each) ** 2) // 64) * 64]
+    cotangents = torch.tensor([0.75, -1.3, 0.0, 2.0], dtype=dtype)
+    return pairs[:, 0].clone(), pairs[:, 1].clone(), cotangents.repeat(len(pairs) // 4)
+
+
+def neuron(functions: Sequence[Function], num_neurons: int) -> snn.Neuron:
+    """Return a neuron whose states are the operands of each function, and then its results."""
+
+    class Cases(snn.Neuron):
+        states = tuple(f"{part}{i}" for i in range(len(functions)) for part in "ab")
+
+        @staticmethod
+        def step(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+            ends: list[Tensor] = [x]
+            for function, a, b in zip(functions, states[::2], states[1::2], strict=True):
+                ends += [function(a, b), torch.zeros_like(b)]
+            return tuple(ends)
+
+    return Cases(num_neurons)
+
+
+def expected(function: Function, dtype: torch.dtype) -> list[Tensor]:
+    """Return the value, and the gradients of both operands, by PyTorch itself."""
+    a, b, cotangent = operands(dtype)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    value = function(a, b)
+    grads = torch.autograd.grad(value, (a, b), cotangent, allow_unused=True)
+    return [value.detach(), *(torch.zeros_like(a) if grad is None else grad for grad in grads)]
+
+
+def by_numba(functions: Sequence[Function], dtype: torch.dtype) -> list[list[Tensor]]:
+    """Return what :func:`expected` does, by one printed function for all of them.
+
+    It has neither states nor time, which other tests are about and which take long to compile.
+    """
+    program = trace(neuron(functions, 1), 1, dtype, {})
+    parts = ("next_a{}", "d_s_a{}", "d_s_b{}")
+    names = [part.format(i) for i in range(len(functions)) for part in parts]
+    graph = program.graph.select(names)
+    literals = list(graph.literals().values())
+    emitter = Emitter(numba_target(dtype), literals)
+    # Inputs are called s_a<i> and s_b<i>, cotangents g_a<i>: rows of one array.
+    rows = {name: "abg".index("g" if name[0] == "g" else name[2]) for name in graph.reads()}
+    with emitter.indent("def run(inputs, literals, results):"):
+        emitter.read_literals([graph])
+        with emitter.indent("for i in range(inputs.shape[1]):"):
+            emitter.lines(*(f"{name} = inputs[{row}, i]" for name, row in rows.items()))
+            ends = emitter.graph(graph)
+            emitter.lines(*(f"results[{k}, i] = {ends[name]}" for k, name in enumerate(names)))
+    real = np.dtype(real_name(dtype)).type
+    namespace: dict[str, Any] = {"np": np, "math": math, "fma": fma, "real": real}
+    namespace |= {"zero": real(0), "one": real(1)}
+    exec(emitter.source(), namespace)
+    inputs = torch.stack(operands(dtype))
+    results = torch.empty(len(names), inputs.shape[1], dtype=dtype)
+    run = numba.njit(namespace["run"], error_model="numpy")
+    run(inputs.numpy(), np.array(literals, real), results.numpy())
+    return [list(results[k : k + 3]) for k in range(0, len(names), 3)]
+
+
+def by_layer(functions: Sequence[Function], dtype: torch.dtype, backend: str) -> list[list[Tensor]]:
+    """Return what :func:`expected` does, by a layer on a backend."""
+    a, b, cotangent = operands(dtype)
+    layer = neuron(functions, len(a)).to(dtype)
+    starts = {name: {"a": a, "b": b}[name[0]].clone().requires_grad_() for name in layer.states}
+    for name, start in starts.items():
+        setattr(layer, name, start)
+    with fuse.backend(backend):
+        layer.forward_sequence(torch.zeros(1, len(a), dtype=dtype))
+    ends = [getattr(layer, f"a{i}") for i in range(len(functions))]
+    smooth = [end for end in ends if end.requires_grad]
+    grads = torch.autograd.grad(
+        smooth, list(starts.values()), [cotangent] * len(smooth), materialize_grads=True
+    )
+    pairs = zip(grads[::2], grads[1::2], strict=True)
+    return [[end.detach(), *pair] for end, pair in zip(ends, pairs, strict=True)]
+
+
+def in_last_places(found: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
+    """Return the difference in units in the last place of ``wanted``, or of ``scale`` if larger.
+
+    It is infinite where one is NaN and the other is not, or zeros have different signs.
+    """
+    exponent = torch.maximum(wanted.abs(), scale.abs()).frexp()[1] - 1
+    info = torch.finfo(found.dtype)
+    smallest = info.smallest_normal * info.eps
+    unit = (info.eps * torch.exp2(exponent.to(found.dtype))).clamp(min=smallest)
+    difference = torch.where(found == wanted, 0.0, (found - wanted).abs() / unit)
+    zeros = (found == 0) & (wanted == 0) & (found.signbit() != wanted.signbit())
+    wrong = zeros | (found.isnan() ^ wanted.isnan())
+    difference = torch.where(wrong, torch.inf, difference)
+    return torch.where(found.isnan() & wanted.isnan(), 0.0, difference)
+
+
+def check(
+    cases: Sequence[tuple[str, Function]],
+    results: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+    rounded: Container[str] = ROUNDED,
+    where: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a == a,
+) -> None:
+    """Assert that values and gradients of all cases are PyTorch's: bitwise, or to four last places.
+
+    A gradient may be the difference of numbers near 1, and off by last places of the cotangent.
+
+    Args:
+        cases: names and functions.
+        results: of each what :func:`expected` returns.
+        dtype: of the arithmetic.
+        rounded: names of the functions that are compared to four last places.
+        where: of the operands, which of them are compared.
+    """
+    a, b, cotangent = operands(dtype)
+    faults = []
+    for (name, function), found in zip(cases, results, strict=True):
+        most = 4 if name in rounded else 0
+        for part, f, w in zip(
+            ("value", "d_a", "d_b"), found, expected(function, dtype), strict=True
+        ):
+            scale = torch.zeros_like(w) if part == "value" else cotangent * bool(most)
+            wrong = (in_last_places(f, w, scale) > most) & where(a, b)
+            for k in wrong.nonzero()[:1, 0].tolist():
+                numbers = [float(each[k]) for each in (a, b, f, w)]
+                faults.append(f"{name}, {part}: a={numbers[0]}, b={numbers[1]}, got {numbers[2:]}")
+    assert not faults, "\n".join(faults)
+
+
+def test_cases_are_those_of_the_rules() -> None:
+    assert set(CASES) == {*lower._RULES, "_to_copy"}
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS)
+def test_case_reaches_its_rule(
+    name: str, function: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = set()
+
+    def spy(builder: Any, operation: str, *arguments: Any) -> Any:
+        reached.add(operation)
+        return lower.lower(builder, operation, *arguments)
+
+    monkeypatch.setattr(record, "lower", spy)
+    trace(neuron([function], 1), 1, torch.float32, {})
+    assert name in reached
+
+
+@DTYPES
+def test_rules_on_numba(dtype: torch.dtype) -> None:
+    check(FUNCTIONS, by_numba([function for _, function in FUNCTIONS], dtype), dtype)

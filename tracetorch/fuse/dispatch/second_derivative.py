@@ -1,0 +1,82 @@
+"""Compute differentiable gradients (`create_graph=True`) by running a sequence again eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.dispatch.backends import report_fallback
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.runtime import eager
+
+_REASON = "compiled steps have no second derivative, which create_graph=True asks for"
+
+
+class Call(NamedTuple):
+    """What a sequence is run again from, besides its tensors.
+
+    Args:
+        layer: whose ``step``.
+        kwargs: the step kwargs.
+    """
+
+    layer: StepLayer
+    kwargs: dict[str, Any]
+
+
+def differentiable_gradients(
+    call: Call,
+    plan: Plan,
+    x: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Return the gradients of ``x``, states and parameters, part of a graph of their own.
+
+    Args:
+        call: the call.
+        plan: the plan that ran it.
+        x: the inputs.
+        states: the active ones before the first step.
+        params: the tensors among the step kwargs.
+        grads: of outputs, final states and trajectories; ``None`` is zero.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot.
+
+    """
+    report_fallback(call.layer, plan.backend, _REASON)
+    program = plan.program
+    with torch.enable_grad():
+        # Views: where one of the inputs is computed from another, the path between them is not
+        # this sequence's to differentiate.
+        inputs = [tensor.view_as(tensor) for tensor in (x, *states, *params)]
+        again, *rest = inputs
+        starts = dict(zip(program.states, rest, strict=False))
+        replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
+        output, ends, records = eager.run(
+            call.layer,
+            again,
+            [starts.get(name) for name in call.layer.states],
+            {**call.kwargs, **replaced},
+            plan.record,
+        )
+        pairs = [
+            (end, grad)
+            for end, grad in zip((output, *ends, *records), grads, strict=True)
+            if grad is not None and end.requires_grad
+        ]
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if pairs and wanted:
+            results, cotangents = zip(*pairs, strict=True)
+            found = torch.autograd.grad(
+                results, wanted, cotangents, create_graph=True, allow_unused=True
+            )
+    gradients = iter(found)
+    return [next(gradients) if tensor.requires_grad else None for tensor in inputs]
