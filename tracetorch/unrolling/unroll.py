@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Walk, modules_of, walk
-from tracetorch.events import event_modules, event_passes
+from tracetorch.events.passes import event_modules, event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
