@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tracetorch.events import crossover, event_passes, mode
+from tracetorch.events import crossover, mode
+from tracetorch.events.passes import event_passes
 
 SIZES = ((6400, 700, 256), (6400, 256, 256), (8000, 512, 512), (1024, 256, 256), (6400, 256, 20))
 DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4)

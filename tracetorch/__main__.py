@@ -9,6 +9,7 @@ import torch
 
 import tracetorch
 from tracetorch import events, fuse
+from tracetorch.events.passes import unavailable
 from tracetorch.fuse.runtime import kernel_cache
 
 USAGE = "usage: python -m tracetorch info | cache | cache --clear"
@@ -25,7 +26,7 @@ def info() -> str:
         if name != "auto":
             reason = fuse.unavailable_reason(name)
             lines.append(f"{name:8}{'available' if reason is None else f'no: {reason}'}")
-    reason = events.unavailable()
+    reason = unavailable()
     lines.append(f"events  {_events() if reason is None else f'no: {reason}'}")
     return "\n".join(lines)
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tracetorch.events import event_modules, event_passes, mode, observed_products
+from tracetorch.events import mode, observed_products
+from tracetorch.events.passes import event_modules, event_passes
 
 DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
 

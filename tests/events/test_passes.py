@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations
 import tracetorch as tt
 from tests.events.cases import dyadic, events
 from tracetorch import fuse, snn
-from tracetorch.events import event_modules, event_passes, mode, observed_products, requested_mode
+from tracetorch.events import mode, observed_products, requested_mode
+from tracetorch.events.passes import event_modules, event_passes
 
 T, B = 12, 20
 
@@ -198,7 +199,7 @@ def test_modes_and_transforms_stay_dense() -> None:
         torch.testing.assert_close(tangent, layer.weight.sum(1).expand(30, 8))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
-        traced = torch.jit.trace(layer, x)
+        traced = torch.jit.trace(layer, x, check_trace=False)
         torch.testing.assert_close(traced(x), expected)
     assert not any(product.events for _, product in products)
     assert len(products) >= 5

@@ -103,13 +103,13 @@ def test_profile_prints_as_text_and_markdown() -> None:
     lines = str(table).splitlines()
     assert re.split(r"  +", lines[0]) == [
         "layer", "kind", "shape", "parameters", "rate", "dead", "saturated",
-        "SynOps", "MACs", "energy", "time", "memory",
+        "SynOps", "MACs", "energy", "product", "time", "memory",
     ]  # fmt: skip
     assert re.match(r"1 +LIF +4x4x4 +8 +\d+\.\d% +\d+\.\d% +\d+\.\d% +- +- +\S+ nJ", lines[3])
     assert lines[-4].startswith("total")
     assert "Horowitz" in lines[-1]
     markdown = table.to_markdown().splitlines()
-    assert [line.count("|") for line in markdown[:11]] == [13] * 11
+    assert [line.count("|") for line in markdown[:11]] == [14] * 11
     assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
 
 
@@ -159,3 +159,19 @@ def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
         figures.append((sparsity, [dataclasses.replace(row, seconds=0.0) for row in table.rows]))
     assert figures[0] == figures[1]
     assert sum(row.updates or 0.0 for row in figures[1][1]) > 0
+
+
+def test_profile_says_how_products_were_computed() -> None:
+    model = nn.Sequential(nn.Linear(256, 256), snn.LIF(256), nn.Linear(256, 2))
+    x = torch.zeros(50, 64, 256)
+    x[..., :16] = 1
+    rows = metrics.profile(model, x, repeats=1).rows
+    assert (rows[0].by_events, rows[0].input_density) == (True, 0.0625)
+    assert (rows[1].by_events, rows[2].by_events) == (None, False)
+    with tt.events.mode("never"):
+        table = metrics.profile(model, x, repeats=1)
+    assert table.rows[0].by_events is None
+    x[..., :224] = 1
+    table = metrics.profile(model, x, repeats=1)
+    assert (table.rows[0].by_events, table.rows[0].input_density) == (False, 0.875)
+    assert " dense 87.5% " in str(table)

@@ -26,7 +26,7 @@ class _InThread(threading.local):
 
 
 class Requests:
-    """What is requested of one setting.
+    """Hold what is requested of a setting.
 
     Args:
         kind: what the setting is called in an error.

@@ -2,17 +2,13 @@
 
 from tracetorch.events.crossover import crossover
 from tracetorch.events.observed import Product, observed_products
-from tracetorch.events.passes import event_modules, event_passes, unavailable
 from tracetorch.events.request import MODES, mode, requested_mode
 
 __all__ = [
     "MODES",
     "Product",
     "crossover",
-    "event_modules",
-    "event_passes",
     "mode",
     "observed_products",
     "requested_mode",
-    "unavailable",
 ]

@@ -102,7 +102,7 @@ def _additions(events: EventLists, width: int) -> int:
 
 
 class _Linear(torch.autograd.Function):
-    """One node: it keeps the events of its input, and the weight where the input has a gradient."""
+    """Node that keeps the events of its input, and the weight where the input has a gradient."""
 
     @staticmethod
     def forward(

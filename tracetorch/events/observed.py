@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Product:
-    """One call of a layer that may compute with events.
+    """Record of a call of a layer that may compute with events.
 
     Args:
         events: whether it did.
@@ -20,6 +20,10 @@ class Product:
             ``None``: the input was not looked at.
         crossover: density below which events are faster at this size.
         reason: why the dense product was computed, or ``None``.
+
+    Example:
+        >>> Product(events=True, density=0.02, crossover=0.17, reason=None).events
+        True
     """
 
     events: bool
@@ -47,9 +51,10 @@ def observed_products() -> Iterator[list[tuple[nn.Module, Product]]]:
     """Collect every call, within a block and in this thread, of a layer that may use events.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(64, 64), LIF(64))
+        >>> import tracetorch as tt
+        >>> net = nn.Sequential(nn.Linear(256, 256), LIF(256))
         >>> with observed_products() as products:
-        ...     _ = unroll(net, torch.zeros(100, 32, 64))
+        ...     _ = tt.unroll(net, torch.zeros(100, 32, 256))
         >>> [(product.events, product.density) for _, product in products]
         [(True, 0.0)]
     """

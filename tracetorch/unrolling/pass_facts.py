@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.walk import Walk, slots_of
-from tracetorch.events import event_modules
+from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason

@@ -15,7 +15,7 @@ from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
 from tracetorch.core.walk import Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
-from tracetorch.events import event_passes
+from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
