@@ -11,8 +11,7 @@ is the address of a block of 64-bit integers::
     4 ...       the arguments: an integer as it is, an array as the address of its first value;
                 the scratch of each worker as the address of that of worker 0, and the bytes from
                 one to the next
-    ...         for each worker, at the beginning of a cache line of its own, how many tasks of its
-                share have been taken
+    ...         for each worker, a cache line apart, how many tasks of its share have been taken
 
 An array has no length there: a kernel that needs one takes it as an integer.
 """
@@ -23,7 +22,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-LINE = 8  # integers in a cache line
+LINE = 8  # integers in a cache line, which two workers should not write to
 _HEADER = 4  # integers before the arguments
 
 _INTRINSICS = '''

@@ -46,8 +46,9 @@ def run_tasks(
 ) -> None:
     """Run a kernel over all its tasks, on as many threads as PyTorch uses.
 
-    Which thread runs a task is left to chance, so tasks must write to different places. Calls may
-    come from several threads at once, and from within another parallel region.
+    Tasks must write to different places: which thread runs one is left to chance, though it is the
+    same one for as long as none falls behind. Calls may come from several threads at once, and from
+    within another parallel region.
 
     Args:
         kernel: what :func:`tracetorch.fuse.runtime.kernel_cache.compiled_tasks` compiled.
@@ -59,7 +60,8 @@ def run_tasks(
     """
     gomp = None if _forked else _gomp()
     least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
-    threads = 1 if work < least else max(1, min(torch.get_num_threads(), tasks))
+    # no fewer where there are fewer tasks: OpenMP ends the threads that a team leaves out
+    threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
     places: list[int] = []
     if scratch:
         strides = [-(-size // 64) * 64 for size in scratch]
@@ -70,9 +72,7 @@ def run_tasks(
     # in the order of tracetorch.fuse.codegen.task_function
     number = gomp.thread_number if gomp and threads > 1 else 0
     block = array("q", (tasks, threads, number, 0, *arguments, *places))
-    counters = -len(block) % LINE + LINE * threads
-    # where a line begins differs from block to block, by less than another
-    block.frombytes(bytes(8 * (counters + LINE)))
+    block.frombytes(bytes(8 * (-len(block) % LINE + LINE * threads)))
     address, _ = block.buffer_info()
     if threads == 1:
         kernel.run(address)
