@@ -15,11 +15,12 @@ import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse.dispatch import plans
+from tracetorch.fuse.dispatch import backends, plans
 from tracetorch.fuse.dispatch.plans import plan_key
 from tracetorch.fuse.ir import trace as tracing
 
@@ -357,12 +358,76 @@ def test_compiles_into_one_graph() -> None:
     torch.testing.assert_close(gradient(compiled, x), gradient(loss, x))
 
 
-def test_second_derivative_is_refused() -> None:
+def gradients_of_gradients(
+    layer: snn.Neuron, x: Tensor, mixing: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Return first and second derivatives by name; the states also depend on the input's source."""
+    layer.zero_states()
+    leaves = {"x": x.detach().requires_grad_(), "mixing": mixing.detach().requires_grad_()}
+    leaves |= dict(layer.named_parameters())
+    if layer.active_states:
+        setattr(layer, layer.active_states[0], leaves["x"][0] * leaves["mixing"])
+    y, records = layer.forward_sequence(leaves["x"] * leaves["mixing"], layer.active_states[:1])
+    ends = [getattr(layer, name) for name in layer.active_states]
+    total = sum((end * end).sum() for end in (y, *records.values(), *ends) if end.requires_grad)
+    first = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
+    squares = sum(grad.square().sum() for grad in first)
+    second = torch.autograd.grad(squares, list(leaves.values()), allow_unused=True)
+    names = list(leaves)
+    detached = {name: grad.detach() for name, grad in zip(names, first, strict=True)}
+    return detached, dict(zip(names, second, strict=True))
+
+
+@pytest.mark.parametrize("name", cases.LAYERS)
+def test_second_derivatives_are_those_of_the_steps(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, x = cases.layer(name, 3).double(), cases.sequence(4, 2, 3)
+    mixing = cases.sequence(2, 3, seed=1)
+    with fuse.backend("eager"):
+        expected = gradients_of_gradients(layer, x, mixing)
+    backends._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "tracetorch"):
+        for _ in range(2):
+            found = gradients_of_gradients(layer, x, mixing)
+    torch.testing.assert_close(found, expected)
+    assert caplog.text.count("no second derivative, which create_graph=True asks for") == 1
+
+
+def test_second_derivatives_pass_gradgradcheck() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), snn.SRReadout(2)).double()
+
+    def run(x: Tensor) -> Any:
+        return tt.unroll(net, x, from_rest=True).square()
+
+    assert torch.autograd.gradgradcheck(run, (cases.sequence(3, 1, 2).requires_grad_(),))
+
+
+def test_second_derivative_on_a_backend_requested_by_name_is_an_error() -> None:
     x = torch.randn(4, 2, 3, requires_grad=True)
-    y, _ = snn.LIF(3).forward_sequence(x)
-    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        grad.sum().backward()
+    with fuse.backend("numba"):
+        y, _ = snn.LIF(3).forward_sequence(x)
+        with pytest.raises(RuntimeError, match="have no second derivative"):
+            torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
+@pytest.mark.parametrize("name", cases.LAYERS)
+def test_forward_mode_agrees_with_reverse_mode(name: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), cases.layer(name, 3)).double()
+    x, tangent = cases.sequence(4, 2, 3), cases.sequence(4, 2, 3, seed=1)
+
+    def run(x: Tensor) -> Any:
+        return tt.unroll(net, x, from_rest=True)
+
+    y, moved = torch.func.jvp(run, (x,), (tangent,))
+    with fwAD.dual_level():
+        dual = fwAD.unpack_dual(run(fwAD.make_dual(x, tangent)))
+    torch.testing.assert_close((dual.primal, dual.tangent), (y, moved))
+    weights = cases.sequence(4, 2, 3, seed=2)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad((run(leaf) * weights).sum(), leaf)
+    torch.testing.assert_close((moved * weights).sum(), (grad * tangent).sum())
 
 
 class SizeReading(snn.Neuron):

@@ -1,4 +1,4 @@
-"""Compute differentiable gradients (`create_graph=True`) by running a sequence again eagerly."""
+"""Compute differentiable gradients, for `create_graph=True`: run a sequence again, eagerly."""
 
 from __future__ import annotations
 
