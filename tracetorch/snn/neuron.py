@@ -471,7 +471,7 @@ class Neuron(StatefulLayer):
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
 
 
-# what a prepared sequence does without: a class that overrides one is asked
+# what a prepared sequence does without: where a class overrides one, the general way is taken
 _METHODS = OwnMethods(
     Neuron.step_kwargs, Neuron.check_input, Neuron.states_for, CONSTRAINT_GRADIENTS
 )

@@ -37,7 +37,7 @@ class PassFacts:
         may_use_events = set(map(id, event_modules(module for _, module in modules)))
         self.products = [n for n, (_, module) in enumerate(modules) if id(module) in may_use_events]
         # whether these can run by layer depends on the values of their attributes
-        self.asked = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
+        self.by_attributes = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
         kinds: dict[Any, None] = {}
         if not torch.compiler.is_compiling():  # which remembers none of this
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
@@ -79,7 +79,7 @@ class PassFacts:
 
     def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
         """Return the first reason why the model cannot run by layer, or ``None``."""
-        if self.asked or self.unsupported is not None:
+        if self.by_attributes or self.unsupported is not None:
             return unsupported_reason(modules)
         return None
 

@@ -190,7 +190,6 @@ def test_without_the_comparison_a_change_would_be_missed(name: str) -> None:
     cell.zero_states()
     CHANGES[name](cell)
     with believed():
-        # states_for would raise where the neuron dimension does not fit, were it asked
         assert same(result(cell, x), first)
 
 

@@ -23,12 +23,11 @@ from tracetorch.core.torch_private import (
     is_jit_tracing,
 )
 from tracetorch.core.walk import Opaque
-from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.codegen.numba_step import step_source
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.plans import dim_from_end, program_of
-from tracetorch.fuse.ir.fingerprint import helpers, reads_nothing
+from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.protocol import StepLayer
@@ -39,8 +38,6 @@ _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
 _MOST_SHAPES = 4  # for which a layer keeps its compiled steps
 # by size, to see a tensor's bytes at any stride
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# options that cannot change unseen
-_IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class SingleStepCache(Opaque):
@@ -86,9 +83,7 @@ class CompiledStep:
     def __init__(self, layer: StepLayer, x: Tensor) -> None:
         self.shape, self.dtype, self.on_cpu = x.shape, x.dtype, x.is_cpu
         self.states = layer.active_states
-        self.step = layer.step
-        self.option_names = layer.options
-        self.options = tuple(getattr(layer, name) for name in self.option_names)
+        self.unchanged = UnchangedStep(layer, layer.step_kwargs)
         self.raw_names = layer.raw_names
         self.params: tuple[str, ...] = ()
         # name, address, size, strides, bytes and a view of every raw parameter when it was last
@@ -99,7 +94,6 @@ class CompiledStep:
         self.last_addresses: list[int] = []
         plan = self._plan(layer, x)
         self.kernel: Callable[..., None] | None = None
-        self.helpers = helpers(layer.step) if plan is not None else []
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -116,12 +110,10 @@ class CompiledStep:
             self.kernel = compiled_at(*step_source(plan))
 
     def _plan(self, layer: StepLayer, x: Tensor) -> Plan | None:
-        functions = (layer.step, layer.step_kwargs, *map(type, self.options))
         if (
             not 0 < x.numel() <= _MOST_LANES
             or x.dtype not in (torch.float32, torch.float64)
-            or not all(isinstance(option, _IMMUTABLE) for option in self.options)
-            or not all(map(reads_nothing, functions))
+            or not self.unchanged.is_comparable
             or unavailable_reason("numba", x.device) is not None
         ):
             return None
@@ -145,12 +137,7 @@ class CompiledStep:
         # not which device: none but the CPU has a kernel
         if x.shape != self.shape or x.dtype is not self.dtype or x.is_cpu is not self.on_cpu:
             return False
-        return (
-            layer.step is self.step
-            and all(map(operator.is_, map(layer.__dict__.get, self.option_names), self.options))
-            # most have none, and starting a generator takes time
-            and (not self.helpers or all(names.get(n) is value for names, n, value in self.helpers))
-        )
+        return self.unchanged.holds(layer)
 
     def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
         """Return the output, new states on the layer; ``None`` where it cannot run here."""
