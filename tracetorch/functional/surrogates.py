@@ -45,7 +45,8 @@ class _ForwardModeHeaviside(_Heaviside):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (u,) = ctx.saved_tensors
-        return tangent * ctx.surrogate.derivative(u)
+        moved: Tensor = tangent * ctx.surrogate.derivative(u)
+        return moved
 
 
 @dataclass(frozen=True)
