@@ -45,8 +45,8 @@ class _ForwardModeHeaviside(_Heaviside):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (u,) = ctx.saved_tensors
-        slope: Tensor = ctx.surrogate.derivative(u)
-        return tangent * slope
+        moved: Tensor = tangent * ctx.surrogate.derivative(u)
+        return moved
 
 
 @dataclass(frozen=True)

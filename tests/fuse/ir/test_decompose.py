@@ -40,7 +40,7 @@ ROUNDED: dict[str, Function] = {
     "celu": lambda a, b: F.celu(a, 0.7),
     "selu": lambda a, b: F.selu(a),
     "logsigmoid": lambda a, b: F.logsigmoid(a),
-    "tanhshrink": lambda a, b: F.tanhshrink(a.clamp(0.5, 9)),
+    "tanhshrink": lambda a, b: F.tanhshrink(a.clamp(2, 9)),
     "logit": lambda a, b: torch.logit(a, 0.1),
     "xlogy": torch.xlogy,
     "sinc": lambda a, b: torch.sinc(a),
@@ -145,8 +145,9 @@ def compiles(function: Function) -> bool:
     return True
 
 
-# Integrals and series that PyTorch computes by tables of their own; kernels have none.
-SPECIAL = {"erfinv", "i0", "igamma", "igammac", "polygamma"}
+# Integrals and series that PyTorch computes by tables of their own; kernels have none. The gradient
+# of digamma is such a series.
+SPECIAL = {"digamma", "erfinv", "i0", "igamma", "igammac", "mvlgamma", "polygamma"}
 REFUSED = {
     "float_power": "its result is float64",
     "rrelu": "it draws random numbers",

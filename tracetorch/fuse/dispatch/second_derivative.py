@@ -17,7 +17,7 @@ _REASON = "compiled steps have no second derivative, which create_graph=True ask
 
 
 class Call(NamedTuple):
-    """What a sequence is run again from, besides its tensors.
+    """Inputs of a sequence other than tensors, kept to run it a second time.
 
     Args:
         layer: whose ``step``.

@@ -27,6 +27,11 @@ def _elu_backward(
     return torch.where(x > 0, grad * scale, grad * input_scale * grown)
 
 
+def _hardsigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
+    # PyTorch's sixth is one of float32, in float64 too.
+    return torch.where((x > -3) & (x < 3), grad * 0.1666666716337204, 0.0)
+
+
 def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     between = torch.where(x <= -3, 0.0, grad * (x / 3 + 0.5))
     return torch.where(x >= 3, grad, between)
@@ -79,6 +84,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "digamma": _digamma,
     "elu_backward": _elu_backward,
     "hardshrink_backward": _shrink_backward,
+    "hardsigmoid_backward": _hardsigmoid_backward,
     "hardswish_backward": _hardswish_backward,
     "heaviside": _heaviside,
     "log_sigmoid_backward": _log_sigmoid_backward,
