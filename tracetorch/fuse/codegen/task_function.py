@@ -110,13 +110,8 @@ def task_function(source: str, name: str, types: Sequence[Any], scratch: int) ->
         f"        {first}, {last} = task_next, task_next + 1",
         "        task_next = task_begin + fetch_add(task_block, task_counter)",
     ]
-    entry = ast.parse(f"def {name}(task_block):\n    " + "\n    ".join(lines)).body[0]
-    assert isinstance(entry, ast.FunctionDef)
-    shares = entry.body[-1]
-    assert isinstance(shares, ast.For)
-    loop = shares.body[-1]
-    assert isinstance(loop, ast.While)
-    # the function's own lines go where the range of tasks is known
-    loop.body[1:1] = function.body
+    entry: Any = ast.parse(f"def {name}(task_block):\n    " + "\n    ".join(lines)).body[0]
+    # the function's own lines go into the innermost loop, where the range of tasks is known
+    entry.body[-1].body[-1].body[1:1] = function.body
     tree.body[tree.body.index(function)] = entry
     return f"{_INTRINSICS}\n\n{ast.unparse(tree)}\n"

@@ -46,9 +46,9 @@ def run_tasks(
 ) -> None:
     """Run a kernel over all its tasks, on as many threads as PyTorch uses.
 
-    Tasks must write to different places: which thread runs one is left to chance, though it is the
-    same one for as long as none falls behind. Calls may come from several threads at once, and from
-    within another parallel region.
+    Tasks must write to different places: any thread may run any task, though it is the same one
+    from call to call as long as none falls behind. Calls may come from several threads at once, and
+    from within another parallel region.
 
     Args:
         kernel: what :func:`tracetorch.fuse.runtime.kernel_cache.compiled_tasks` compiled.
@@ -56,7 +56,7 @@ def run_tasks(
             the addresses of arrays. The caller keeps their memory alive and sees to their types.
         tasks: how many there are, each worth at least a microsecond.
         work: operations on one value in all tasks; few are not worth another thread.
-        scratch: bytes of each array of scratch at the end; its content is left to chance.
+        scratch: bytes of each array of scratch at the end; not cleared.
     """
     gomp = None if _forked else _gomp()
     least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
@@ -163,7 +163,7 @@ def _address(function: Any) -> int:
 
 
 class _SymbolInfo(ctypes.Structure):
-    """What ``dladdr`` finds out about an address: ``Dl_info`` in C."""
+    """File and symbol at an address, as ``dladdr`` returns them: ``Dl_info`` in C."""
 
     _fields_ = [
         ("file", ctypes.c_char_p),
