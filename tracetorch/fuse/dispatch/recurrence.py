@@ -68,7 +68,7 @@ def run_recurrence(
 
 
 class _Recurrence(torch.autograd.Function):
-    """The autograd node of a recurrence: one for all of time."""
+    """The loop as one node of the graph, for all of time."""
 
     @staticmethod
     def forward(
