@@ -209,6 +209,9 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
     finding = found(d, "not-in-optimizer", "parts.0.weight", "warning")
     assert finding.value == 7
+    # nor is it said of the parameters that it does not have how it changes them
+    assert not d.named("learning-rate-zero")
+    assert not d.named("weight-decay-on-neurons")
     other = torch.optim.Adam(dense().parameters())
     d = tt.diagnose(dense(), (x(), target()), mean, optimizer=other)
     assert found(d, "not-in-optimizer", "0.weight", "error").value == 7
@@ -235,6 +238,8 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     kind = tt.param_groups(model, weight_decay=0.01)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=torch.optim.AdamW(kind))
     assert not d.named("weight-decay-on-neurons")
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=torch.optim.Rprop(model.parameters()))
+    assert not d.named("weight-decay-on-neurons")  # which it does not have
 
 
 def test_weights_whose_gradient_is_exactly_zero() -> None:

@@ -18,9 +18,10 @@ def test_every_task_runs_once(tasks: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        done: list[int] = []
-        parallel_for(lambda first, last: done.extend(range(first, last)), tasks, small=False)
-        assert sorted(done) == list(range(tasks))
+        calls: list[range] = []
+        parallel_for(lambda first, last: calls.append(range(first, last)), tasks, small=False)
+        assert all(calls)  # none is empty
+        assert sorted(task for each in calls for task in each) == list(range(tasks))
     finally:
         torch.set_num_threads(before)
 
