@@ -152,6 +152,8 @@ def test_a_finite_loss_whose_gradient_is_not() -> None:
 def test_outputs_that_do_not_depend_on_the_input() -> None:
     d = tt.diagnose(scaled(dense(), 0.0), (x(), target()), mean)
     assert found(d, "output-ignores-input", "", "error").value == 0
+    d = tt.diagnose(scaled(dense(), 0.0), (x()[:, :2], target()[:2]), mean)
+    assert "All 2 samples have the same" in found(d, "output-ignores-input", "", "error").figure
     same = x()[:, :1].expand(-1, B, -1)
     d = tt.diagnose(dense(), (same, target()), mean)
     assert not d.named("output-ignores-input")  # the inputs are equal too

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -86,3 +87,21 @@ threading.Thread(target=work).start()
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "True\n", ran.stderr
+
+
+def test_pool_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracetorch.fuse.runtime.threads._pool", None)
+    monkeypatch.setattr("tracetorch.fuse.runtime.threads._size", 0)
+    before, seen = torch.get_num_threads(), set()
+
+    def wait(first: int, last: int) -> None:
+        seen.add(threading.current_thread())
+        time.sleep(0.001)  # long enough for the others to begin
+
+    torch.set_num_threads(3)
+    try:
+        for _ in range(10):
+            parallel_for(wait, 12, small=False)
+    finally:
+        torch.set_num_threads(before)
+    assert 1 < len(seen) <= 3
