@@ -33,6 +33,7 @@ from tests.diagnosis.cases import (
 )
 from tracetorch import functional, snn
 from tracetorch.diagnosis import Diagnosis, Finding
+from tracetorch.diagnosis.evidence import named_parameters
 
 
 def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
@@ -220,6 +221,13 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
     model = dense()
     right = torch.optim.Adam(model.parameters())
     assert tt.diagnose(model, (x(), target()), mean, optimizer=right).ok
+
+
+def test_parameters_are_named_in_the_order_of_the_model() -> None:
+    names = list(named_parameters(nn.Sequential(HiddenList(), nn.Linear(CLASSES, 1))))
+    assert len(names) == 2 + 7 + 2
+    assert names[:3] == ["0.last.weight", "0.last.bias", "0.parts.0.weight"]
+    assert names[-2:] == ["1.weight", "1.bias"]
 
 
 def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
