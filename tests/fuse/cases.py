@@ -118,5 +118,6 @@ def agree(layer: snn.Neuron, x: Tensor, name: str, *, live: bool = False) -> Non
     tolerance = 1e-5 if x.dtype == torch.float32 else 1e-10
     for key, grad in grads.items():
         scale = float(grad.abs().max()) + 1e-3
-        exact = {"rtol": tolerance, "atol": 0.1 * tolerance * scale}
-        torch.testing.assert_close({key: fast_grads[key]}, {key: grad}, **exact)
+        found, expected = {key: fast_grads[key]}, {key: grad}  # by name, which the error then has
+        atol = 0.1 * tolerance * scale
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=atol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -20,6 +21,8 @@ MESSAGE = r"LIF\(4\) took an input of shape \[6, 3, 4\] for ONE time step.*tt\.u
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stateful_layer, "_warned_of_sequence", False)
+    unrolling = sys.modules["tracetorch.unrolling.unroll"]  # the function hides its module
+    monkeypatch.setattr(unrolling, "_nan_reported", False)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -91,3 +94,27 @@ def test_check_names_the_first_nan() -> None:
         net[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"the output of 0 \(Linear\) has NaN"):
         tt.unroll(net, torch.rand(5, 3, 4), check=True)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+    x = torch.rand(5, 3, 4)
+    with torch.set_grad_enabled(grad):
+        tt.unroll(net, torch.rand(5, 3, 4), by=by, from_rest=True)
+        assert caplog.text == ""
+        x[0, 2, 1] = torch.nan
+        for _ in range(2):
+            y = tt.unroll(net, x, by=by, from_rest=True)
+    assert torch.isfinite(y).all()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("1.mem is NaN at the end of a sequence. A neuron's spike is 0")
+    assert "tt.unroll(model, x, check=True) names where it begins" in message
+
+
+def test_nan_is_not_looked_for_inside_a_transform(caplog: pytest.LogCaptureFixture) -> None:
+    neurons = snn.LIF(4)
+    x = torch.full((6, 5, 3, 4), torch.nan)
+    torch.func.vmap(lambda each: tt.unroll(neurons, each, from_rest=True))(x)
+    assert caplog.text == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, overload
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
-from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import Walk, modules_of, walk
+from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
+from tracetorch.core.walk import Walk, join_path, modules_of, walk
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -25,6 +26,8 @@ from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
 from tracetorch.unrolling.unsupported import unsupported_reason
+
+_log = logging.getLogger("tracetorch")
 
 
 @overload
@@ -200,9 +203,37 @@ def unroll(
     finally:
         if not compiling:
             running.sequence = outer
+    if not compiling and not outer:
+        _report_nan(layers)
     if from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
+
+
+_nan_reported = False
+
+
+def _report_nan(layers: Sequence[tuple[str, Neuron]]) -> None:
+    """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
+
+    NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
+    not looked at: the process would wait for it.
+    """
+    global _nan_reported
+    if _nan_reported or functorch_active() or is_tracing():
+        return
+    for path, layer in layers:
+        state = getattr(layer, layer.states[0], None) if layer.states else None
+        if type(state) is Tensor and state.device.type == "cpu" and bool(state.isnan().any()):
+            _nan_reported = True
+            name = join_path(path, layer.states[0])
+            _log.warning(
+                "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
+                "follows looks finite. tt.unroll(model, x, check=True) names where it begins; "
+                "padding that a mask leaves out does no harm.",
+                name,
+            )
+            return
 
 
 def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
