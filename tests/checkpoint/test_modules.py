@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,11 @@ def test_strict_false_compares_settings_and_classes_that_receive_values(tmp_path
         tt.load(path, conv(stride=2)(), strict=False)
     tt.save(Net(), path)
     tt.load(path, OtherNet(), strict=False)
+    # What a user's class computes is not known: it may be that of the library, or of another.
+    for one, into in ((StridedConv, nn.Conv2d), (nn.Conv2d, StridedConv)):
+        saved = one(2, 2, 3)
+        tt.save(saved, path)
+        assert is_loaded(path, into(2, 2, 3), values(saved), strict=False)
 
 
 def test_the_first_differences_are_listed(tmp_path: Path) -> None:
@@ -544,6 +550,11 @@ def test_names_that_become_one_without_wrappers_keep_their_values_apart(tmp_path
     save_file({"weight": torch.zeros(3, 3), "_orig_mod.weight": torch.ones(3, 3)}, path)
     with pytest.raises(ValueError, match=r"only the file has '_orig_mod\.weight'"):
         tt.load(path, nn.Linear(3, 3, bias=False))
+
+
+def test_a_header_does_not_change_behind_its_checksum() -> None:
+    with pytest.raises(FrozenInstanceError, match="'version'"):
+        Header("0.10.0", {}).version = "0.9.2"  # type: ignore[misc]
 
 
 def test_descriptions_hold_no_values_and_no_addresses() -> None:

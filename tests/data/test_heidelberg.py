@@ -38,6 +38,7 @@ def test_events_are_read_in_microseconds(folder: Path) -> None:
     assert len(data[2][0]) == 0
     assert [len(events) for events, _ in data] == [2, 1, 0, 5]
     assert data[-1][1] == 3
+    assert data[-1][0]["t"].tolist() == [750_000] * 5
 
 
 def test_parts_are_separate_files(folder: Path) -> None:

@@ -67,4 +67,6 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ["epochs", "batch-size", "steps", "lr", "threads", "seeds", "data", "out"]:
         assert f"--{option} " in text
-    assert text.count("default: ") == 8
+    defaults = re.findall(r"\(default: ([^)]*)\)", " ".join(text.split()))
+    assert [each.split(",")[0] for each in defaults[:4]] == ["12", "50", "5", "0.01"]
+    assert len(defaults) == 8

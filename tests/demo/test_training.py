@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from tracetorch.demo.training import (
 )
 
 SETTINGS = Settings(epochs=6, batch_size=10, steps=2, lr=1e-2)
+
+
+def test_settings_do_not_change_during_a_run() -> None:
+    with pytest.raises(FrozenInstanceError, match="'lr'"):
+        SETTINGS.lr = 1.0  # type: ignore[misc]
 
 
 def trained(seed: int) -> tuple[Any, list[Epoch]]:

@@ -33,6 +33,7 @@ from tests.diagnosis.cases import (
 )
 from tracetorch import functional, snn
 from tracetorch.diagnosis import Diagnosis, Finding
+from tracetorch.diagnosis.evidence import named_parameters
 
 
 def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
@@ -152,6 +153,8 @@ def test_a_finite_loss_whose_gradient_is_not() -> None:
 def test_outputs_that_do_not_depend_on_the_input() -> None:
     d = tt.diagnose(scaled(dense(), 0.0), (x(), target()), mean)
     assert found(d, "output-ignores-input", "", "error").value == 0
+    d = tt.diagnose(scaled(dense(), 0.0), (x()[:, :2], target()[:2]), mean)
+    assert "All 2 samples have the same" in found(d, "output-ignores-input", "", "error").figure
     same = x()[:, :1].expand(-1, B, -1)
     d = tt.diagnose(dense(), (same, target()), mean)
     assert not d.named("output-ignores-input")  # the inputs are equal too
@@ -209,12 +212,22 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
     finding = found(d, "not-in-optimizer", "parts.0.weight", "warning")
     assert finding.value == 7
+    # nor is it said of the parameters that it does not have how it changes them
+    assert not d.named("learning-rate-zero")
+    assert not d.named("weight-decay-on-neurons")
     other = torch.optim.Adam(dense().parameters())
     d = tt.diagnose(dense(), (x(), target()), mean, optimizer=other)
     assert found(d, "not-in-optimizer", "0.weight", "error").value == 7
     model = dense()
     right = torch.optim.Adam(model.parameters())
     assert tt.diagnose(model, (x(), target()), mean, optimizer=right).ok
+
+
+def test_parameters_are_named_in_the_order_of_the_model() -> None:
+    names = list(named_parameters(nn.Sequential(HiddenList(), nn.Linear(CLASSES, 1))))
+    assert len(names) == 2 + 7 + 2
+    assert names[:3] == ["0.last.weight", "0.last.bias", "0.parts.0.weight"]
+    assert names[-2:] == ["1.weight", "1.bias"]
 
 
 def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
@@ -235,6 +248,8 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     kind = tt.param_groups(model, weight_decay=0.01)
     d = tt.diagnose(model, (x(), target()), mean, optimizer=torch.optim.AdamW(kind))
     assert not d.named("weight-decay-on-neurons")
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=torch.optim.Rprop(model.parameters()))
+    assert not d.named("weight-decay-on-neurons")  # which it does not have
 
 
 def test_weights_whose_gradient_is_exactly_zero() -> None:

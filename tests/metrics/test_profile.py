@@ -57,6 +57,14 @@ def test_profile_equals_the_single_metrics() -> None:
     assert rows["2"].energy_pj is None
 
 
+def test_a_neuron_that_fires_at_nine_of_ten_steps_is_saturated() -> None:
+    x = torch.full((10, 1, 2), 2.0)
+    x[0], x[1, 0, 1] = 0.0, 0.0
+    (row,) = metrics.profile(nn.Sequential(snn.LIF(2, beta=0.1)), x, repeats=1).rows
+    assert row.rate == pytest.approx(0.85)
+    assert row.saturated == 0.5
+
+
 @pytest.mark.parametrize(
     "parametrization",
     [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],

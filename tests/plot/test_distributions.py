@@ -34,6 +34,13 @@ def test_bandwidth_is_the_standard_deviation_of_the_kernel() -> None:
     assert density.max() == pytest.approx(0.5 / (0.5 * math.sqrt(2 * math.pi)), rel=1e-3)
 
 
+def test_axes_end_three_bandwidths_beyond_the_values() -> None:
+    values = [torch.tensor([0.0, 2.0]), torch.tensor([1.0, 10.0])]
+    ax = tt.plot.distributions(values, "two", bandwidths=[0.5, 1.0])
+    assert ax.get_xlim() == pytest.approx((-2.0, 13.0))
+    assert ax.get_ylim()[0] == 0
+
+
 def test_default_bandwidth_is_silvermans_rule() -> None:
     x = normal(200)
     width = x.std().item() * (4 / (3 * 200)) ** 0.2

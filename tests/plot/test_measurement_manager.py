@@ -41,6 +41,16 @@ def test_plot_has_a_line_for_each_decay() -> None:
     assert (ax.get_title(), ax.get_ylabel()) == ("digits", "accuracy")
 
 
+def test_slowest_decay_is_drawn_strongest() -> None:
+    measured = MeasurementManager("accuracy", (0.9, 0.0, 0.5))
+    measured.append(1.0)
+    *others, slowest = measured.plot().lines
+    assert str(slowest.get_label()).startswith("decay 0.9")
+    assert slowest.get_alpha() == 1
+    assert [line.get_alpha() for line in others] == pytest.approx([0.35, 0.55])
+    assert all(line.get_linewidth() < slowest.get_linewidth() for line in others)
+
+
 def test_pickle_round_trip() -> None:
     measured = MeasurementManager("m", [0.5])
     measured.append(4.0)

@@ -21,6 +21,13 @@ def test_grey_images_are_scaled_to_their_range(shape: tuple[int, ...]) -> None:
     assert ax.get_title() == "grey"
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_value_are_drawn(channels: int) -> None:
+    image = torch.full((channels, 2, 2), 0.5)
+    shown = tt.plot.render_image(image, vmin=0.5, vmax=0.5).images[0]
+    assert np.isfinite(shown.get_array()).all()
+
+
 def test_vmin_and_vmax_set_the_range() -> None:
     assert tt.plot.render_image(uniform(4, 5), vmin=-1, vmax=2).images[0].get_clim() == (-1, 2)
 
@@ -40,7 +47,9 @@ def test_bytes_are_divided_by_255() -> None:
 
 
 def test_figsize_sets_the_size_of_the_figure() -> None:
-    assert tt.plot.render_image(uniform(4, 5), (3, 2)).figure.get_size_inches().tolist() == [3, 2]  # type: ignore[union-attr]
+    image = uniform(4, 5)
+    figures: Any = tt.plot.render_image(image).figure, tt.plot.render_image(image, (3, 2)).figure
+    assert [figure.get_size_inches().tolist() for figure in figures] == [[4, 4], [3, 2]]
 
 
 @pytest.mark.parametrize(

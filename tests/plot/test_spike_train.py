@@ -33,6 +33,13 @@ def test_positional_arguments_draw_ticks() -> None:
     assert ax.get_title() == "ticks"
 
 
+@pytest.mark.parametrize(("rows", "every"), [(12, 1), (13, 2), (30, 3)])
+def test_rows_are_labelled_from_0_by_at_most_12_numbers(rows: int, every: int) -> None:
+    ax = tt.plot.spike_train(list(torch.ones(rows, 2)), 2.0)
+    labels = [(tick.get_text(), tick.get_position()[1]) for tick in ax.get_yticklabels()]
+    assert labels == [(str(row), 2.0 * row) for row in range(0, rows, every)]
+
+
 def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"rows \[T\] of one length, got 2 of lengths \[1, 2\]"):
         tt.plot.spike_train([torch.ones(1), torch.ones(2)])

@@ -17,7 +17,7 @@ class Counting(snn.TTModule):
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
-        self.parts = list(parts)
+        self.parts: Any = list(parts)
         self.zeroed = self.detached = 0
 
     def zero_states(self, *, where: torch.Tensor | None = None) -> None:
@@ -40,6 +40,44 @@ def test_a_nested_override_runs_exactly_once() -> None:
         root.detach_states()
         for module in (root, left, right, shared):
             assert (module.zeroed, module.detached) == (1, 1)
+
+
+class CountingRegistered(Counting):
+    """The same for ``torch.compile``, which reaches registered modules only."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_a_nested_override_runs_exactly_once_under_compile(fullgraph: bool) -> None:
+    cell = snn.LIF(2)
+    shared = CountingRegistered(cell)
+    left = CountingRegistered(shared)
+    right = CountingRegistered(shared, nn.Sequential(shared))
+    root = CountingRegistered(left, nn.Sequential(right), shared)
+    around = nn.Sequential(root)
+    counts = lambda: [(m.zeroed, m.detached) for m in (root, left, right, shared)]  # noqa: E731
+
+    def both(mask: torch.Tensor) -> None:
+        root.detach_states()
+        tt.zero_states(around, where=mask)
+
+    cell(torch.ones(2, 2))
+    torch.compiler.reset()
+    act = torch.compile(both, backend="eager", fullgraph=fullgraph)
+    act(torch.tensor([True, False]))
+    assert counts() == [(1, 1)] * 4
+    assert cell.mem.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    act(torch.tensor([False, True]))
+    torch.compile(root.zero_states, backend="eager", fullgraph=fullgraph)()
+    assert counts() == [(3, 2)] * 4
+    assert cell.mem is None
+    root.zero_states()  # the compiled call does not affect the next one
+    assert counts() == [(4, 2)] * 4
+    torch.compiler.reset()
 
 
 class Plain(snn.TTModule):

@@ -276,6 +276,14 @@ def test_what_was_covered_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "not called" not in text
 
 
+def test_integers_are_not_replaced_by_random_values(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Embedding(9, N), layer("LIF", N))
+    with caplog.at_level(logging.INFO, logger="tracetorch"):
+        tt.unroll(net, torch.arange(T * B).reshape(T, B) % 9, check=True)
+    # embedding, neurons, and the model; the neurons alone also on values of either scale
+    assert f"5 calls of modules compared over {T} steps; 2 of them begun" in caplog.text
+
+
 def test_modules_that_were_not_called_are_named(caplog: pytest.LogCaptureFixture) -> None:
     class Half(nn.Module):
         def __init__(self) -> None:

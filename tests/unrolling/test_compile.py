@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 import tracetorch as tt
 from tests.cases import weighted_sum
 from tests.unrolling.models import By, dyadic, made
-from tracetorch import snn
 
 # by step, every step is compiled: the same code path, slower
 BY = ("layer", pytest.param("step", marks=pytest.mark.slow))
@@ -251,46 +250,3 @@ def test_segments_break_the_graph() -> None:
         compiled(run)(x)
     torch.compiler.reset()
     torch.testing.assert_close(compiled(run, fullgraph=False)(x), run(x))
-
-
-class Counting(snn.TTModule):
-    """Module that counts how often its overrides run."""
-
-    def __init__(self, *parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.zeroed = self.detached = 0
-
-    def zero_states(self, *, where: Tensor | None = None) -> None:
-        super().zero_states(where=where)
-        self.zeroed += 1
-
-    def detach_states(self) -> None:
-        super().detach_states()
-        self.detached += 1
-
-
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_override_of_a_shared_module_runs_once(fullgraph: bool) -> None:
-    cell = snn.LIF(2)
-    shared = Counting(cell)
-    left, right = Counting(shared), Counting(shared, nn.Sequential(shared))
-    root = Counting(left, nn.Sequential(right), shared)
-    around = nn.Sequential(root)
-    counts = lambda: [(m.zeroed, m.detached) for m in (root, left, right, shared)]  # noqa: E731
-
-    def both(mask: Tensor) -> None:
-        root.detach_states()
-        tt.zero_states(around, where=mask)
-
-    cell(torch.ones(2, 2))
-    act = compiled(both, fullgraph=fullgraph)
-    act(torch.tensor([True, False]))
-    assert counts() == [(1, 1)] * 4
-    assert cell.mem.tolist() == [[0.0, 0.0], [1.0, 1.0]]
-    act(torch.tensor([False, True]))
-    compiled(root.zero_states, fullgraph=fullgraph)()
-    assert counts() == [(3, 2)] * 4
-    assert cell.mem is None
-    root.zero_states()  # the compiled call does not affect the next one
-    assert counts() == [(4, 2)] * 4

@@ -35,9 +35,9 @@ def read(
         start = opened.read(9)
     # A safetensors file has a brace behind the eight bytes of its header's length, which may
     # happen to begin like a pickle.
-    if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:9] != b"{"):
+    if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:] != b"{"):
         return _read_pickle(file), {}, None
-    if start[8:9] != b"{":
+    if start[8:] != b"{":
         raise ValueError(
             f"{str(file)!r} is neither a safetensors file nor one of torch.save: it begins with "
             f"{start!r}."

@@ -35,7 +35,7 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
 
     shown = 4 * steps
     model.eval()
-    spikes, readout = record_spikes(model, image.unsqueeze(0), shown)
+    spikes, readout = record_spikes(model, image[None], shown)
     model.zero_states()
     logits = readout[:, 0]  # [T, 10]
     guess = int(logits[:steps].mean(0).argmax())

@@ -17,6 +17,8 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 
+_BATCH = 250  # digits that are classified at once: bounds the memory, changes no result
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -124,7 +126,7 @@ def evaluate(model: ConvSNN, dataset: TensorDataset, steps: int) -> Score:
     """Classify every digit by the mean of its readout over time."""
     model.eval()
     correct, loss = 0, 0.0
-    for images, labels in DataLoader(dataset, batch_size=250):
+    for images, labels in DataLoader(dataset, batch_size=_BATCH):
         logits = run(model, images, steps).mean(0)
         correct += int((logits.argmax(1) == labels).sum())
         loss += cross_entropy(logits, labels, reduction="sum").item()
@@ -137,7 +139,7 @@ def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str
     """Compute the spikes per neuron and time step of each spiking layer, by its name."""
     model.eval()
     total: dict[str, float] = {}
-    for images, _ in DataLoader(dataset, batch_size=250):
+    for images, _ in DataLoader(dataset, batch_size=_BATCH):
         spikes, _ = record_spikes(model, images, steps)
         # weighted by the batch size: the last batch may be smaller
         for name, layer_spikes in spikes.items():

@@ -136,7 +136,7 @@ def _exploding_over_time(layer: LayerEvidence) -> Iterator[Finding]:
     if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
         return
     # The last steps with a gradient: the loss may look at none of the very last ones.
-    tenth = max(1, len(steps) // 10)
+    tenth = len(steps) // 10
     late = float(steps[steps > 0][-tenth:].max())
     highest, step = (float(v) for v in steps.max(0))
     if highest / late > _TIME and step < len(steps) / 2:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ _REACH = 0.1  # of the peak of the derivative
 _GRID = torch.linspace(-4, 4, 4001, dtype=torch.float64, device="cpu")  # includes 0
 
 
-@dataclass(frozen=True)
-class SpikeInputs:
+class SpikeInputs(NamedTuple):
     """Inputs of a layer's spike functions, and where the surrogates have a slope.
 
     Args:

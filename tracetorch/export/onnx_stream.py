@@ -74,7 +74,7 @@ class OnnxStream:
         self.interface = _read_interface(self._session, self.path)
         # None before the first step: only the first input gives the batch size.
         self._states: dict[str, NDArray[Any]] | None = None
-        self._batch = 0
+        self._batch: int | None = None
 
     def __call__(self, *args: Array, **kwargs: Array) -> Any:
         """Run one time step; return tensors if any input is a tensor, else NumPy arrays.

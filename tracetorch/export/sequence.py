@@ -70,7 +70,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
     over_time = _ScannedStep(program)
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
         scanned: ExportedProgram = torch.export.export(
-            over_time, example, dynamic_shapes=dynamic, strict=False
+            over_time, example, dynamic_shapes=dynamic
         ).run_decompositions({})
     return scanned
 

@@ -82,7 +82,7 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
         explain_trace_errors(model, RuntimeError),
     ):
         program = torch.export.export(
-            ExplicitStep(model, signature), example, dynamic_shapes=dynamic, strict=False
+            ExplicitStep(model, signature), example, dynamic_shapes=dynamic
         ).run_decompositions({})
     return program, signature
 

@@ -81,7 +81,7 @@ def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _array(field: str, value: Any) -> NDArray[Any]:
     array = _as_array(field, value)
     dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
-    array = array.astype(dtype, order="C", copy=False)
+    array = array.astype(dtype, order="C")
     if not np.isfinite(array).all():
         raise ValueError(f"{field} holds {array[~np.isfinite(array)].flat[0]}.")
     if field in _POSITIVE and not (array > 0).all():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,9 +179,10 @@ def test_every_task_runs_once(tasks: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        done: list[int] = []
-        parallel_for(lambda first, last: done.extend(range(first, last)), tasks, small=False)
-        assert sorted(done) == list(range(tasks))
+        calls: list[range] = []
+        parallel_for(lambda first, last: calls.append(range(first, last)), tasks, small=False)
+        assert all(calls)  # none is empty
+        assert sorted(task for each in calls for task in each) == list(range(tasks))
     finally:
         torch.set_num_threads(before)
 
@@ -245,3 +247,21 @@ threading.Thread(target=work).start()
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "True\n", ran.stderr
+
+
+def test_pool_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracetorch.fuse.runtime.threads._pool", None)
+    monkeypatch.setattr("tracetorch.fuse.runtime.threads._size", 0)
+    before, seen = torch.get_num_threads(), set()
+
+    def wait(first: int, last: int) -> None:
+        seen.add(threading.current_thread())
+        time.sleep(0.001)  # long enough for the others to begin
+
+    torch.set_num_threads(3)
+    try:
+        for _ in range(10):
+            parallel_for(wait, 12, small=False)
+    finally:
+        torch.set_num_threads(before)
+    assert 1 < len(seen) <= 3
