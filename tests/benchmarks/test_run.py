@@ -15,13 +15,10 @@ from benchmarks.table import three_digits
 from benchmarks.worker import measure, product
 
 
-def test_quick_run_writes_table_json_and_plot(tmp_path, capsys):
-    cases = ["SHD", "Recurrent", "784", "DVS", "input 5 %", "digits", "LIF N=128", "conv"]
-    cases += ["BSRLIF", "one step", "memory"]
-    peers = ["tracetorch-eager", "relu", "floor"]
-    code = main(["--quick", "--peers", *peers, "--cases", *cases, "--out", str(tmp_path)])
-    assert code == 0, capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())
+def quick_run(folder, cases: list[str], peers: list[str]) -> dict:
+    code = main(["--quick", "--peers", *peers, "--cases", *cases, "--out", str(folder)])
+    assert code == 0
+    results = json.loads((folder / "results.json").read_text())
     assert set(results["versions"]) == {"tracetorch", *peers}
     for name, found in results["results"].items():
         assert not [answer for answer in found.values() if "failed" in answer], found
@@ -29,14 +26,26 @@ def test_quick_run_writes_table_json_and_plot(tmp_path, capsys):
         assert ours.get("seconds", ours.get("bytes")) >= 0, name
         # four steps of sixteen inputs leave a layer behind sparse spikes silent
         assert 0 <= ours["density"] < 1, name
+    return results
+
+
+def test_quick_run_writes_table_json_and_plots(tmp_path):
+    cases = ["LIF N=128", "input 5 %, train", "BSRLIF N=512, train", "Recurrent LIF N=128, train"]
+    results = quick_run(tmp_path, cases, ["tracetorch-eager", "floor"])
     assert results["ratios"]["BSRLIF N=512, train"]["tracetorch-eager"] > 0
-    assert results["cold_ratios"]["SHD shape 700-256-256-20, input 2 %, train"]["relu"] > 0
-    page = (tmp_path / "table.md").read_text()
-    cold, hot = page.split("## Hot")
+    assert results["cold_ratios"]["LIF N=128, train"]["floor"] > 0
+    cold, hot = (tmp_path / "table.md").read_text().split("## Hot")
     assert "| LIF N=128, forward |" in cold
     assert "| LIF N=128, forward |" in hot
     assert (tmp_path / "lif.png").stat().st_size > 1000
     assert (tmp_path / "density.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_kind_of_case_runs(tmp_path):
+    cases = ["SHD", "784", "DVS", "digits", "conv", "Linear+LIF T=500", "one step", "memory"]
+    results = quick_run(tmp_path, cases, ["relu", "floor"])
+    assert results["cold_ratios"]["SHD shape 700-256-256-20, input 2 %, train"]["relu"] > 0
 
 
 def test_a_run_is_cold_behind_a_product():
