@@ -4,6 +4,7 @@ import logging
 import random
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,15 @@ def test_second_derivatives_are_those_of_the_steps(
             found = gradients_of_gradients(layer, x, mixing)
     torch.testing.assert_close(found, expected)
     assert caplog.text.count("no second derivative, which create_graph=True asks for") == 1
+
+
+def test_graph_in_a_state_does_not_keep_its_layer() -> None:
+    layer = snn.LIF(3)
+    layer.forward_sequence(torch.randn(4, 2, 3))
+    assert layer.mem.grad_fn is not None
+    reference = weakref.ref(layer)
+    del layer
+    assert reference() is None
 
 
 def test_second_derivatives_pass_gradgradcheck() -> None:

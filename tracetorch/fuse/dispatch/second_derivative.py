@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +21,19 @@ _REASON = "compiled steps have no second derivative, which create_graph=True ask
 class Call(NamedTuple):
     """Inputs of a sequence other than tensors, kept to run it a second time.
 
+    Not the layer itself: it holds states, whose graph holds this, and would never be freed.
+
     Args:
-        layer: whose ``step``.
+        step: the layer's.
+        states: names of all its states.
         kwargs: the step kwargs.
+        layer: the layer, to be named in a message.
     """
 
-    layer: StepLayer
+    step: Callable[..., tuple[Any, ...]]
+    states: tuple[str, ...]
     kwargs: dict[str, Any]
+    layer: weakref.ref[StepLayer]
 
 
 def differentiable_gradients(
@@ -50,8 +58,10 @@ def differentiable_gradients(
         RuntimeError: the backend requested by name cannot.
 
     """
-    report_fallback(call.layer, plan.backend, _REASON)
     program = plan.program
+    report_fallback(call.layer() or program.layer, plan.backend, _REASON)
+    # All that an eager run reads of a layer.
+    layer: Any = SimpleNamespace(step=call.step, states=call.states, active_states=program.states)
     with torch.enable_grad():
         # Views: where one of the inputs is computed from another, the path between them is not
         # this sequence's to differentiate.
@@ -60,9 +70,9 @@ def differentiable_gradients(
         starts = dict(zip(program.states, rest, strict=False))
         replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
         output, ends, records = eager.run(
-            call.layer,
+            layer,
             again,
-            [starts.get(name) for name in call.layer.states],
+            [starts.get(name) for name in call.states],
             {**call.kwargs, **replaced},
             plan.record,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def run_sequence(
         plan = plan_for(layer, x, active, kwargs, record)
         if plan is not None:
             parameters = list(map(kwargs.__getitem__, plan.program.params))
-            results = operators.run(plan, Call(layer, kwargs), x, active, parameters)
+            call = Call(layer.step, layer.states, kwargs, weakref.ref(layer))
+            results = operators.run(plan, call, x, active, parameters)
     if results is None:
         return eager.run(layer, x, states, kwargs, record)
     last = 1 + len(active)
