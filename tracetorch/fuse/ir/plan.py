@@ -95,15 +95,10 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class RecurrentPlan(Plan):
-    """Plan of a step whose output returns to its input through a matrix.
-
-    Args:
-        needs_weight_gradient: whether the backward pass computes the gradient of the matrix, for
-            which it recomputes the outputs.
-
-    """
+    """Plan of a step whose output returns to its input through a matrix."""
 
     needs_weight_gradient: bool = False
+    """Whether the matrix has a gradient, for which the backward pass recomputes the outputs."""
 
     @cached_property
     def backward(self) -> Graph:
