@@ -117,4 +117,4 @@ def test_nan_is_not_looked_for_inside_a_transform(caplog: pytest.LogCaptureFixtu
     neurons = snn.LIF(4)
     x = torch.full((6, 5, 3, 4), torch.nan)
     torch.func.vmap(lambda each: tt.unroll(neurons, each, from_rest=True))(x)
-    assert caplog.text == ""
+    assert "NaN" not in caplog.text
