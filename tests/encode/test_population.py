@@ -9,8 +9,9 @@ import torch
 from tracetorch import encode
 
 
-def test_receptive_fields_equal_those_of_the_paper() -> None:
-    n, low, high, beta = 7, -2.0, 3.0, 1.2
+@pytest.mark.parametrize("beta", [0.3, 1.2])
+def test_receptive_fields_equal_those_of_the_paper(beta: float) -> None:
+    n, low, high = 7, -2.0, 3.0
     x = torch.linspace(-3, 4, 29, dtype=torch.float64)
     got = encode.population(x, n, low=low, high=high, overlap=beta)
     assert got.shape == (29, n)
@@ -51,9 +52,9 @@ def test_repeat_is_a_view_with_a_gradient() -> None:
             "low must be below high, both finite, got 1.0 and 1.0",
         ),
         (
-            lambda: encode.population(torch.ones(1), 5, overlap=-1.0),
+            lambda: encode.population(torch.ones(1), 5, overlap=0.0),
             ValueError,
-            "overlap must be positive and finite, got -1.0",
+            "overlap must be positive and finite, got 0.0",
         ),
         (lambda: encode.repeat([1.0], 5), TypeError, "x must be a tensor, got list"),  # type: ignore[arg-type]
         (lambda: encode.repeat(torch.ones(1), 0), ValueError, "steps must be at least 1, got 0"),

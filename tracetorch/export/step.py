@@ -77,7 +77,7 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
     )
     _check_step_from_rest(model, tensors, signature)
     with (
-        restored(model, tensors=False, training=False),
+        restored(model, tensors=False),
         torch.no_grad(),
         explain_trace_errors(model, RuntimeError),
     ):

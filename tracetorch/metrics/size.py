@@ -89,7 +89,7 @@ def _tensors(model: nn.Module, *, parameters: bool) -> Iterator[Tensor]:
     check_module(model)
     seen: set[int] = set()
     for _, module in named_modules(model):
-        for tensor in module.parameters(False) if parameters else module.buffers(False):
+        for tensor in module.parameters() if parameters else module.buffers():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor

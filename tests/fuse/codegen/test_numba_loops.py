@@ -10,6 +10,7 @@ import torch
 
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, make, name_of
+from tracetorch.fuse.codegen.numba_loops import unroll_factors
 from tracetorch.fuse.dispatch import plans
 from tracetorch.fuse.runtime import cpu
 
@@ -51,3 +52,9 @@ def test_source_runs_as_python(case: Any, interpreted: None) -> None:
     shape = tuple(min(size, 3) for size in case[2])
     small = (case[0], case[1], shape)
     agree(make(small), cases.sequence(3, *shape, dtype=torch.float32), "numba", live=True)
+
+
+@pytest.mark.parametrize(("lines", "factors"), [(1, [2, 1]), (16, [2, 1]), (17, [1])])
+def test_short_steps_are_printed_twice_in_a_row(lines: int, factors: list[int]) -> None:
+    graph: Any = SimpleNamespace(lines=[object()] * lines)
+    assert unroll_factors(graph) == factors
