@@ -231,9 +231,11 @@ def is_caught(mutant: Mutant, tests: list[str], folder: Path, limit: float) -> b
         return True
     finally:
         target.write_text(original)
-    if ran.returncode not in (0, 1, 2):  # passed, failed, not collected
+    # 4: with the fault, a module of the tests cannot be imported
+    fails = ran.returncode in (1, 2) or (ran.returncode == 4 and b"ERROR collecting" in ran.stdout)
+    if ran.returncode != 0 and not fails:
         raise RuntimeError(f"pytest ended with {ran.returncode}: {ran.stdout.decode()[-2000:]}")
-    return ran.returncode != 0
+    return fails
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ is not compared here, or differs, takes the general way, which checks and explai
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ class _PreparedSequence:
     Args:
         layer: the layer.
         x: an input ``[T, ...]``.
-        methods: the layer's methods, which are not called.
+        methods: the layer's methods, which its runs do without.
     """
 
     def __init__(self, layer: StepLayer, x: Tensor, methods: OwnMethods) -> None:
@@ -214,6 +215,6 @@ class _PreparedSequence:
             plan = plan_for_needs(program, backend, self.dim, (), any(key), key[0], trained)
             self.plans[key] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
-        call = Call(layer, self.options)
+        call = Call(layer.step, layer.states, self.options, weakref.ref(layer))
         results = operators.run_raw(plan, call, layout, self.constrained, x, states, raws)
         return results[0], dict(zip(self.states, results[1:], strict=True))
