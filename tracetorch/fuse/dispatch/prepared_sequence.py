@@ -136,7 +136,8 @@ class _PreparedSequence:
         if self.program.params != tuple(self.constraints) or not x.numel():
             return
         self.dim = dim_from_end(layer, x.ndim - 1)
-        kwargs = layer.step_kwargs(x.ndim - 1, x.dtype)
+        with torch.no_grad():  # checkpointing counts what is saved, the first time and again
+            kwargs = layer.step_kwargs(x.ndim - 1, x.dtype)
         self.constrained = tuple(
             [
                 operators.Constrained(constraint, methods.gradients[constraint], kwargs[name].shape)
