@@ -393,7 +393,7 @@ def test_second_derivatives_are_those_of_the_steps(
         for _ in range(2):
             found = gradients_of_gradients(layer, x, mixing)
     torch.testing.assert_close(found, expected)
-    assert caplog.text.count("no second derivative, which create_graph=True asks for") == 1
+    assert caplog.text.count("no second derivative, which create_graph=True needs") == 1
 
 
 def test_graph_in_a_state_does_not_keep_its_layer() -> None:

@@ -15,7 +15,7 @@ from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.runtime import eager
 
-_REASON = "compiled steps have no second derivative, which create_graph=True asks for"
+_REASON = "compiled steps have no second derivative, which create_graph=True needs"
 
 
 class Call(NamedTuple):
