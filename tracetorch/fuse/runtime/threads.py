@@ -27,7 +27,9 @@ from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.memory import scratch_address
 
 _CHUNKS_PER_THREAD = 4
-_LEAST_WORK = 400_000  # operations on one value that one thread does as soon as several
+# Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
+# another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
+_LEAST_WORK = 1_000_000
 _LEAST_WORK_OF_POOL = 16_000_000
 
 _lock = threading.Lock()
