@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
 
 # After the range of tasks one letter for each argument: i an integer, r reals, l integers, n short
@@ -37,18 +38,10 @@ def run(name: str, dtype: torch.dtype, tasks: int, *arguments: int | Tensor, wor
     Raises:
         TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
     """
-    values = []
-    for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True):
-        if isinstance(argument, Tensor):
-            wanted = _DTYPES.get(letter, dtype)
-            if letter == "i" or argument.dtype != wanted or not argument.is_cpu:
-                raise TypeError(
-                    f"the kernel {name!r} takes {letter!r} of {wanted} on the CPU here, got a "
-                    f"tensor of {argument.dtype} on {argument.device}."
-                )
-            values.append(argument.data_ptr())
-        else:
-            values.append(argument)
+    values = [
+        argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
+        for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True)
+    ]
     run_tasks(_kernel(name, dtype), values, tasks, work=work)
 
 
