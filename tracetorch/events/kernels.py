@@ -3,9 +3,10 @@
 
 ``tracetorch/events/compiled.py`` compiles this text. Nothing imports it, for Numba may be missing.
 
-Events are the values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins
-in ``indices``, the columns of its events, and in ``values``, which is empty where all are 1. Tables
-of floats have rows of ``width``, a multiple of 16.
+Each does the tasks from ``first`` up to ``last``, of ``per_task`` rows or columns. Events are the
+values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins in ``indices``,
+the columns of its events, and in ``values``, which is read where ``weighted``: not all are 1.
+Tables of floats have rows of ``width``, a multiple of 16.
 """
 
 from llvmlite import ir
@@ -65,23 +66,37 @@ def bit_count(typingctx, mask):
 
 @intrinsic
 def gather(
-    typingctx, out, at, start, start_at, table, origin, indices, values, first, last, width, left
+    typingctx,
+    out,
+    at,
+    start,
+    start_at,
+    table,
+    origin,
+    indices,
+    values,
+    weighted,
+    first,
+    last,
+    width,
+    left,
 ):
     """Sum rows of a table, and return how many columns were done: all that ``left`` has room for.
 
     ``out[at + j] = start[start_at + j] + sum(value * table[origin + index * width + j])`` over the
     events from ``first`` up to ``last``. The sums stay in registers.
     """
-    kinds = (out, at, start, start_at, table, origin, indices, values, first, last, width, left)
+    lists = (indices, values, weighted, first, last)
+    kinds = (out, at, start, start_at, table, origin, *lists, width, left)
 
     def emit(context, builder, signature, arguments):
-        (out_, at_, start_, start_at_, table_, origin_, indices_, values_) = arguments[:8]
-        first_, last_, width_, left_ = arguments[8:]
+        out_, at_, start_, start_at_, table_, origin_ = arguments[:6]
+        indices_, values_, weighted_, first_, last_, width_, left_ = arguments[6:]
         size = out.dtype.bitwidth // 8
         word = ir.IntType(64)
         index_data = context.make_array(indices)(context, builder, indices_).data
-        value_array = context.make_array(values)(context, builder, values_)
-        weighted = builder.icmp_signed("!=", value_array.nitems, ir.Constant(word, 0))
+        value_data = context.make_array(values)(context, builder, values_).data
+        any_weight = builder.icmp_signed("!=", weighted_, ir.Constant(word, 0))
 
         def load(kind, array, place, vector):
             loaded = builder.load(_place(context, builder, kind, array, place, vector))
@@ -98,7 +113,7 @@ def gather(
                 place = builder.add(builder.mul(index, width_), origin_)
                 row = load(table, table_, place, vector)
                 if scaled:
-                    value = builder.load(builder.gep(value_array.data, [event]))
+                    value = builder.load(builder.gep(value_data, [event]))
                     undefined = ir.Constant(vector, ir.Undefined)
                     front = ir.Constant(ir.IntType(32), 0)
                     single = builder.insert_element(undefined, value, front)
@@ -113,7 +128,7 @@ def gather(
             fits = builder.icmp_signed(">=", left_, ir.Constant(word, lanes))
             undone = builder.icmp_signed("==", builder.load(done), ir.Constant(word, 0))
             with builder.if_then(builder.and_(fits, undone)):
-                with builder.if_else(weighted) as (then, otherwise):
+                with builder.if_else(any_weight) as (then, otherwise):
                     with then:
                         block(lanes, True)
                     with otherwise:
@@ -127,10 +142,10 @@ def gather(
 # Lists of events
 
 
-def scan(first, last, columns, x, masks, counts):
+def scan(first, last, per_task, rows, columns, x, masks, counts):
     """Mark the events of some rows, 16 values to a mask, and count them."""
     per_row = (columns + 15) // 16
-    for row in range(first, last):
+    for row in range(first * per_task, min(rows, last * per_task)):
         at, word, count = row * columns, row * per_row, 0
         for column in range(0, columns - 15, 16):
             mask = event_mask(x, at + column)
@@ -147,11 +162,11 @@ def scan(first, last, columns, x, masks, counts):
         counts[row] = count
 
 
-def fill(first, last, columns, x, masks, starts, indices, values, weighted):
+def fill(first, last, per_task, rows, columns, x, masks, starts, indices, values, weighted):
     """Write the lists of some rows, and set ``weighted`` where a value is not 1."""
     per_row = (columns + 15) // 16
     other = False
-    for row in range(first, last):
+    for row in range(first * per_task, min(rows, last * per_task)):
         event = starts[row]
         for word in range(per_row):
             mask = types.int64(masks[row * per_row + word])
@@ -167,15 +182,17 @@ def fill(first, last, columns, x, masks, starts, indices, values, weighted):
         weighted[0] = 1
 
 
-def sort(first, last, rows, per_chunk, columns, starts, indices, values, ends, sources, scales):
-    """Sort the events of each chunk of rows by column.
+def sort(
+    first, last, per_task, rows, columns, starts, indices, values, weighted, ends, sources, scales
+):
+    """Sort the events of some rows, a task of them at a time, by column.
 
     ``sources`` are then the rows of a column's events, ``scales`` their values, and
-    ``ends[chunk * (columns + 1) + column]`` is where the list of a column ends.
+    ``ends[task * (columns + 1) + column]`` is where the list of a column ends.
     """
-    for chunk in range(first, last):
-        begin, end = chunk * per_chunk, min(rows, (chunk + 1) * per_chunk)
-        base = chunk * (columns + 1)
+    for task in range(first, last):
+        begin, end = task * per_task, min(rows, (task + 1) * per_task)
+        base = task * (columns + 1)
         for column in range(columns + 1):
             ends[base + column] = 0
         for event in range(starts[begin], starts[end]):
@@ -191,23 +208,24 @@ def sort(first, last, rows, per_chunk, columns, starts, indices, values, ends, s
                 place = ends[entry]
                 ends[entry] = place + 1
                 sources[place] = row
-                if values.size:
+                if weighted:
                     scales[place] = values[event]
 
 
 # A linear layer
 
 
-def forward(first, last, starts, indices, values, table, bias, width, out):
+def forward(
+    first, last, per_task, rows, starts, indices, values, weighted, table, bias, width, out
+):
     """Write some rows of the output: the bias, and rows of the transposed weight."""
     column = 0
     while column < width:  # the outer loop, so that the columns of the table stay in cache
         left, done = width - column, 16
-        for row in range(first, last):
-            at, begin, end = row * width + column, starts[row], starts[row + 1]
-            done = gather(
-                *(out, at, bias, column, table, column, indices, values, begin, end, width, left)
-            )
+        for row in range(first * per_task, min(rows, last * per_task)):
+            at = row * width + column
+            lists = (indices, values, weighted, starts[row], starts[row + 1])
+            done = gather(out, at, bias, column, table, column, *lists, width, left)
         column += done
 
 
@@ -222,6 +240,7 @@ def backward(
     ends,
     sources,
     scales,
+    weighted,
     grads,
     width,
     out,
@@ -238,7 +257,6 @@ def backward(
                 begin = ends[base + row - 1] if row else starts[chunk * per_chunk]
                 at, end = row * width + column, ends[base + row]
                 if begin < end:
-                    done = gather(
-                        *(out, at, out, at, grads, column, sources, scales, begin, end, width, left)
-                    )
+                    lists = (sources, scales, weighted, begin, end)
+                    done = gather(out, at, out, at, grads, column, *lists, width, left)
             column += done

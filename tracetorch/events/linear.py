@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import has_values
-from tracetorch.events.compiled import kernel
+from tracetorch.events.compiled import run, shared_out
 from tracetorch.events.lists import EventLists, by_column
 from tracetorch.fuse.runtime.memory import large_empty
-from tracetorch.fuse.runtime.threads import parallel_for
 
 _LANES = 16  # the width of a table is a multiple of it
-_ROWS_PER_TASK = 64
-_INPUT_TASKS = 16  # of the weight gradient; each reads the gradients of the output once
-_SMALL = 2_000_000  # additions that one thread does sooner alone
+_LEAST_ROWS = 64  # of a task
+_LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
@@ -56,19 +54,11 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
     start = table.new_zeros(width)
     if bias is not None:
         start[:outputs] = bias.detach()
-    starts, indices, values = (part.numpy() for part in events[1:])
     rows = events.rows
     y = large_empty((rows, width), x.dtype)
-    arguments = (
-        *(starts, indices, values),
-        *(table.numpy().reshape(-1), start.numpy(), width, y.numpy().reshape(-1)),
-    )
-    forward = kernel("forward", x.dtype)
-
-    def run(first: int, last: int) -> None:
-        forward(first * _ROWS_PER_TASK, min(rows, last * _ROWS_PER_TASK), *arguments)
-
-    parallel_for(run, -(-rows // _ROWS_PER_TASK), small=_additions(events, width) < _SMALL)
+    per_task, tasks = shared_out(rows, _LEAST_ROWS)
+    arguments = (*events[1:], events.weighted, table, start, width, y)
+    run("forward", x.dtype, tasks, per_task, rows, *arguments, work=_additions(events, width))
     if width != outputs:
         y = _copied(y[:, :outputs])
     # no view of another tensor, which nobody behind the layer could change in place
@@ -82,18 +72,12 @@ def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
     width, columns = table.shape[1], events.columns
     lists = by_column(events)
     total = table.new_zeros((columns, width))
-    per_task = -(-columns // _INPUT_TASKS)
+    per_task, tasks = shared_out(columns, _LEAST_INPUTS)
     arguments = (
-        *(per_task, columns, lists.chunks, lists.per_chunk, events.starts.numpy()),
-        *(lists.ends, lists.sources, lists.scales),
-        *(table.detach().numpy().reshape(-1), width, total.numpy().reshape(-1)),
+        *(per_task, columns, lists.chunks, lists.per_chunk, events.starts),
+        *(lists.ends, lists.sources, lists.scales, events.weighted, table, width, total),
     )
-    backward = kernel("backward", grad.dtype)
-
-    def run(first: int, last: int) -> None:
-        backward(first, last, *arguments)
-
-    parallel_for(run, -(-columns // per_task), small=_additions(events, width) < _SMALL)
+    run("backward", grad.dtype, tasks, *arguments, work=_additions(events, width))
     return _copied(total[:, :outputs].t())
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import kernel
-from tracetorch.fuse.runtime.threads import parallel_for
+from tracetorch.events.compiled import run, shared_out
 
-_ROWS_PER_TASK = 32
+_LEAST_ROWS = 32  # of a task
 _ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
-_SMALL = 200_000  # values that one thread scans sooner alone
+# operations on one value that take as long
+_SCANNED = 2  # as to scan a value
+_LISTED = 32  # as to list an event
 _SAMPLED_ROWS = 16
 _STRIDE = 2_654_435_761  # of sampled rows, so that they are of all steps and all samples
 
@@ -38,6 +39,11 @@ class EventLists(NamedTuple):
         """Rows of the matrix."""
         return len(self.starts) - 1
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some value is not 1."""
+        return len(self.values) > 0
+
 
 class ColumnLists(NamedTuple):
     """The events of a matrix by column, for each chunk of rows.
@@ -50,9 +56,9 @@ class ColumnLists(NamedTuple):
         per_chunk: rows of a chunk.
     """
 
-    ends: Any
-    sources: Any
-    scales: Any
+    ends: Tensor
+    sources: Tensor
+    scales: Tensor
     chunks: int
     per_chunk: int
 
@@ -74,53 +80,34 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
         limit: largest share of events of which lists are made; ``None`` is returned above it.
     """
     rows, columns = matrix.shape
-    dtype, values = matrix.dtype, matrix.detach().numpy().reshape(-1)
-    masks = np.empty(rows * (-(-columns // 16)), np.uint16)
-    starts = np.zeros(rows + 1, np.int64)
-    scan = kernel("scan", dtype)
-    tasks, small = -(-rows // _ROWS_PER_TASK), matrix.numel() < _SMALL
-
-    def mark(first: int, last: int) -> None:
-        scan(*_range(first, last, rows), columns, values, masks, starts[1:])
-
-    parallel_for(mark, tasks, small=small)
-    np.cumsum(starts, out=starts)
+    dtype, size = matrix.dtype, matrix.numel()
+    per_task, tasks = shared_out(rows, _LEAST_ROWS)
+    shape = (per_task, rows, columns)
+    masks = torch.empty(rows * -(-columns // 16), dtype=torch.uint16, device="cpu")
+    starts = torch.zeros(rows + 1, dtype=torch.int64, device="cpu")
+    run("scan", dtype, tasks, *shape, matrix, masks, starts[1:], work=_SCANNED * size)
+    starts.cumsum_(0)
     count = int(starts[-1])
-    density = count / matrix.numel()
+    density = count / size
     if density > limit:
         return None, density
-    indices = np.empty(count, np.int32)
-    found = np.empty(count, values.dtype)
-    weighted = np.zeros(1, np.int64)
-    fill = kernel("fill", dtype)
-
-    def write(first: int, last: int) -> None:
-        fill(*_range(first, last, rows), columns, values, masks, starts, indices, found, weighted)
-
-    parallel_for(write, tasks, small=small)
-    if not weighted[0]:
-        found = np.empty(0, values.dtype)
-    lists = (torch.from_numpy(array) for array in (starts, indices, found))
-    return EventLists(columns, *lists), density
-
-
-def _range(first: int, last: int, rows: int) -> tuple[int, int]:
-    """Return the rows of some tasks."""
-    return first * _ROWS_PER_TASK, min(rows, last * _ROWS_PER_TASK)
+    indices = torch.empty(count, dtype=torch.int32, device="cpu")
+    values = torch.empty(count, dtype=dtype, device="cpu")
+    weighted = torch.zeros(1, dtype=torch.int64, device="cpu")
+    arguments = (matrix, masks, starts, indices, values, weighted)
+    run("fill", dtype, tasks, *shape, *arguments, work=size // 16 + _LISTED * count)
+    if not weighted.item():
+        values = values.new_empty(0)
+    return EventLists(columns, starts, indices, values), density
 
 
 def by_column(events: EventLists) -> ColumnLists:
     """Sort the events by column, chunk by chunk of rows."""
     rows, columns = events.rows, events.columns
-    starts, indices, values = (part.numpy() for part in events[1:])
     chunks = -(-rows // _ROWS_PER_CHUNK)
-    ends = np.empty(chunks * (columns + 1), np.int64)
-    sources, scales = np.empty_like(indices), np.empty_like(values)
-    sort = kernel("sort", events.values.dtype)
-    shape = (rows, _ROWS_PER_CHUNK, columns)
-
-    def run(first: int, last: int) -> None:
-        sort(first, last, *shape, starts, indices, values, ends, sources, scales)
-
-    parallel_for(run, chunks, small=len(indices) < _SMALL)
+    ends = torch.empty(chunks * (columns + 1), dtype=torch.int64, device="cpu")
+    sources, scales = torch.empty_like(events.indices), torch.empty_like(events.values)
+    arguments = (*events[1:], events.weighted, ends, sources, scales)
+    work = _LISTED * len(sources)
+    run("sort", scales.dtype, chunks, _ROWS_PER_CHUNK, rows, columns, *arguments, work=work)
     return ColumnLists(ends, sources, scales, chunks, _ROWS_PER_CHUNK)

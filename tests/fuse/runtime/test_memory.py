@@ -8,12 +8,11 @@ import sys
 import threading
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tracetorch.fuse.runtime import memory
-from tracetorch.fuse.runtime.memory import large_empty, scratch, scratch_address
+from tracetorch.fuse.runtime.memory import large_empty, scratch_address
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
 LARGE = (3, 1 << 18)
@@ -119,12 +118,6 @@ def test_pytorch_allocates_where_the_system_refuses_pages(
     monkeypatch.setattr(mmap, "mmap", Refusing if fails == "madvise" else refuse)
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
-
-
-def test_scratch_buffer_is_reused_and_grows() -> None:
-    first = scratch(7, 10, np.float32)
-    assert scratch(7, 5, np.float32) is first
-    assert scratch(7, 100, np.float32).size >= 100
 
 
 def test_scratch_memory_is_reused_and_grows() -> None:

@@ -19,7 +19,7 @@ from tests.fuse.cases import ends, fused
 from tracetorch import fuse
 from tracetorch.fuse.runtime import threads as runtime
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
-from tracetorch.fuse.runtime.threads import parallel_for, run_tasks
+from tracetorch.fuse.runtime.threads import run_tasks
 
 LARGE = 1 << 40  # work that is worth several threads
 needs_numba = pytest.mark.skipif(
@@ -173,44 +173,6 @@ def test_forked_workers_of_a_data_loader_run_kernels() -> None:
     assert [value.item() for value in loader] == [expected] * 3
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 7, 100])
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_task_runs_once(tasks: int, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        calls: list[range] = []
-        parallel_for(lambda first, last: calls.append(range(first, last)), tasks, small=False)
-        assert all(calls)  # none is empty
-        assert sorted(task for each in calls for task in each) == list(range(tasks))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_calls_may_nest_and_run_in_several_threads() -> None:
-    done: list[int] = []
-
-    def inner(first: int, last: int) -> None:
-        for _ in range(first, last):
-            parallel_for(lambda f, t: done.extend(range(f, t)), 3, small=False)
-
-    callers = [threading.Thread(target=parallel_for, args=(inner, 8), kwargs={"small": False})] * 1
-    callers += [threading.Thread(target=parallel_for, args=(inner, 8), kwargs={"small": False})]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(done) == 2 * 8 * 3
-
-
-def test_error_in_a_task_is_raised() -> None:
-    def fail(first: int, last: int) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        parallel_for(fail, 16, small=False)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_child_runs_kernels() -> None:
@@ -231,37 +193,38 @@ def test_forked_child_runs_kernels() -> None:
 
 def test_thread_may_outlive_the_main_thread() -> None:
     program = """
-import threading, torch
-from tracetorch.fuse.runtime.threads import parallel_for
+import threading
+from tracetorch.fuse.runtime.threads import _on_pool
 
-torch.set_num_threads(2)
 main = threading.main_thread()
-done = []
 
 def work():
     main.join()
-    parallel_for(lambda first, last: done.extend(range(first, last)), 9, small=False)
-    print(sorted(done) == list(range(9)))
+    _on_pool(lambda: print("done"), 2)  # only here: no thread is started any more
 
 threading.Thread(target=work).start()
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ran.stdout == "True\n", ran.stderr
+    assert ran.stdout == "done\n", ran.stderr
 
 
 def test_pool_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracetorch.fuse.runtime.threads._pool", None)
-    monkeypatch.setattr("tracetorch.fuse.runtime.threads._size", 0)
-    before, seen = torch.get_num_threads(), set()
+    monkeypatch.setattr(runtime, "_pool", None)
+    monkeypatch.setattr(runtime, "_size", 0)
+    seen = set()
 
-    def wait(first: int, last: int) -> None:
+    def wait() -> None:
         seen.add(threading.current_thread())
-        time.sleep(0.001)  # long enough for the others to begin
+        time.sleep(0.005)  # long enough for the others to begin
 
-    torch.set_num_threads(3)
-    try:
-        for _ in range(10):
-            parallel_for(wait, 12, small=False)
-    finally:
-        torch.set_num_threads(before)
+    for _ in range(10):
+        runtime._on_pool(wait, 3)
     assert 1 < len(seen) <= 3
+
+
+def test_error_in_work_on_the_pool_is_raised() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        runtime._on_pool(fail, 3)

@@ -38,8 +38,10 @@ from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import TILE, RecurrentPlan
 
 _SIZES = ("first", "last", "steps", "every", "columns", "neurons", "lanes")
-_PRODUCT = ("weight", "sums_of_product", "events")
 INTEGERS = frozenset((*_SIZES, "x_step", "input_step", "input_row"))
+# Arrays that each worker has its own of: the last arguments, in this order.
+FORWARD_SCRATCH = ("sums_of_product", "events", "scratch")
+BACKWARD_SCRATCH = (*FORWARD_SCRATCH, "segments", "feedback")
 
 
 @contextmanager
@@ -103,11 +105,11 @@ def forward_arguments(plan: RecurrentPlan) -> list[str]:
     states = plan.program.states
     return [
         *_SIZES,
-        *("input_step", "input_row", "input", "params", "literals", *_PRODUCT, "bias"),
+        *("input_step", "input_row", "input", "params", "literals", "weight", "bias"),
         *("x_step", "x", "start_output", "output", "end_output"),
         *prefixed("start", states),
         *prefixed("end", states),
-        *("checkpoints", "scratch"),
+        *("checkpoints", *FORWARD_SCRATCH),
     ]
 
 
@@ -161,13 +163,13 @@ def backward_arguments(plan: RecurrentPlan) -> list[str]:
     states = plan.program.states
     return [
         *_SIZES,
-        *("x", "params", "literals", *_PRODUCT, "checkpoints"),
+        *("x", "params", "literals", "weight", "checkpoints"),
         *prefixed("start", plan.recomputed),
         *("input_step", "input_row", "input", "g_end_output"),
         *prefixed("g_end", states),
         *("d_x", "output", "d_start_output"),
         *prefixed("d_start", states),
-        *("sums", "scratch", "segments", "feedback"),
+        *("sums", *BACKWARD_SCRATCH),
     ]
 
 

@@ -19,6 +19,7 @@ from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
+from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
@@ -124,22 +125,6 @@ def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Te
     return step, row * grid.repeats, flat
 
 
-def _addresses(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
-    """Return the addresses of what a kernel reads as values of ``dtype``.
-
-    Raises:
-        TypeError: a tensor has other values, or is not on the CPU.
-
-    """
-    for tensor in tensors:
-        if tensor.dtype is not dtype or not tensor.is_cpu:
-            raise TypeError(
-                f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
-                f"{tensor.device}. Convert it with .to(...)."
-            )
-    return [tensor.data_ptr() for tensor in tensors]
-
-
 # Forward
 
 
@@ -163,7 +148,7 @@ def forward(
     arguments = (
         *_sizes(layout, grid, steps, every),
         *(x_step, x_row, *map(Tensor.numel, params)),
-        *_addresses(tensors, plan.program.dtype),
+        *(address(tensor, plan.program.dtype) for tensor in tensors),
     )
     work = steps * layout.lanes * (4 + kernel.lines)
     tile = TILE * x.itemsize
@@ -210,7 +195,8 @@ def backward(
             *_sizes(layout, grid, steps, plan.checkpoint_interval),
             *(x_step, x_row, *map(Tensor.numel, params), g_step, g_row),
             *(stride for step, row, _ in record_gradients for stride in (step, row)),
-            *(*_addresses(tensors, dtype), sums.data_ptr()),
+            *(address(tensor, dtype) for tensor in tensors),
+            sums.data_ptr(),
         ]
         # Scratch for the states of one segment, recomputed from its checkpoint.
         past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps)

@@ -20,12 +20,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 from tracetorch.core.files import atomic_replace
 from tracetorch.fuse.codegen.task_function import task_function
-
-_Make: TypeAlias = "Callable[[FunctionType, Any, bool], Callable[..., None]]"
 
 # unfinished files of atomic_replace have a number in front
 _FILE = re.compile(r"(?:\.\d+\.)?([a-z_]+_[0-9a-f]{20})\.")
@@ -148,26 +146,26 @@ def _remove(files: list[Path]) -> None:
 # Compiling
 
 
-def compiled(source: str, name: str, signature: Any) -> Callable[..., None]:
-    """Compile the function ``name`` of ``source`` for one signature.
+def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
+    """Compile the function ``name`` of ``source`` for one signature, to be called by address.
 
-    The source goes to a file named for its content, whole or not at all, with Numba's cache beside
+    That takes fewer microseconds than a call of Numba's, and no thread needs the GIL for it. The
+    source goes to a file named for its content, whole or not at all, with Numba's cache beside
     it: processes that compile at once write the same bytes, and one that dies leaves nothing
     broken. Damaged files are replaced. Where the folder cannot be written the kernel is compiled
     in memory.
 
     Args:
         source: a module.
-        name: the function.
+        name: the function, of integers and addresses.
         signature: Numba's.
 
     """
-    return _compile_once(source, name, signature, _jit)
-
-
-def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
-    """Compile a function that takes addresses, to be called by address in fewer microseconds."""
-    return _compile_once(source, name, signature, _by_address)
+    tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
+    with _lock:
+        if tag not in _kernels:
+            _kernels[tag] = _compile(source, name, f"{name}_{tag}", signature)
+        return _kernels[tag]
 
 
 class TaskKernel(NamedTuple):
@@ -200,14 +198,6 @@ def compiled_tasks(source: str, name: str, signature: Any, scratch: int = 0) -> 
     return TaskKernel(run, ctypes.cast(run, ctypes.c_void_p).value or 0)
 
 
-def _compile_once(source: str, name: str, signature: Any, make: _Make) -> Callable[..., None]:
-    tag = hashlib.sha256(f"{source}{signature}".encode()).hexdigest()[:20]
-    with _lock:
-        if tag not in _kernels:
-            _kernels[tag] = _compile(source, name, f"{name}_{tag}", signature, make)
-        return _kernels[tag]
-
-
 def module_of(source: str, name: str) -> ModuleType:
     """Import ``source`` from a file, for Triton reads the text of its kernels again."""
     stem = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:20]}"
@@ -222,12 +212,12 @@ def module_of(source: str, name: str) -> ModuleType:
     return _module(source, str(path), stem)
 
 
-def _compile(source: str, name: str, stem: str, signature: Any, make: _Make) -> Callable[..., None]:
+def _compile(source: str, name: str, stem: str, signature: Any) -> Callable[..., None]:
     most = limit()
     failure: Exception | None = None
     for _ in range(2):  # the second time without the files that were damaged
         try:
-            return _compile_on_disk(source, name, stem, signature, make, most)
+            return _compile_on_disk(source, name, stem, signature, most)
         except Exception as error:  # damaged in whichever way, read-only, or full
             failure = error
             with contextlib.suppress(OSError):
@@ -238,13 +228,13 @@ def _compile(source: str, name: str, stem: str, signature: Any, make: _Make) -> 
     file = f"<{stem}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     _announce(stem)
-    kernel = make(getattr(_module(source, file, stem), name), signature, False)
+    kernel = _by_address(getattr(_module(source, file, stem), name), signature, False)
     _report_unusable(failure)
     return kernel
 
 
 def _compile_on_disk(
-    source: str, name: str, stem: str, signature: Any, make: _Make, most: float
+    source: str, name: str, stem: str, signature: Any, most: float
 ) -> Callable[..., None]:
     """Load a kernel from the folder; or compile it, and remove others where there are too many."""
     from numba.core.caching import FunctionCache
@@ -264,7 +254,7 @@ def _compile_on_disk(
         before = b""
     if not before:
         _announce(stem)
-    kernel = make(function, signature, True)
+    kernel = _by_address(function, signature, True)
     after = _checksum(place, stem)
     if after != before or not checksum.exists():
         with atomic_replace(checksum) as unfinished:
@@ -311,15 +301,6 @@ def _module(source: str, file: str, stem: str) -> ModuleType:
     sys.modules[module.__name__] = module  # Numba pickles functions by their module
     exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
     return module
-
-
-def _jit(function: FunctionType, signature: Any, cache: bool) -> Callable[..., None]:
-    import numba
-
-    kernel: Callable[..., None] = numba.njit(
-        signature, nogil=True, error_model="numpy", boundscheck=False, cache=cache
-    )(function)
-    return kernel
 
 
 def _by_address(function: FunctionType, signature: Any, cache: bool) -> Callable[..., None]:

@@ -84,22 +84,13 @@ def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """Each thread's own; a kernel writes it before it reads it."""
+    """Each calling thread's own; a kernel writes it before it reads it."""
 
     def __init__(self) -> None:
-        self.arrays: dict[tuple[int, type], Any] = {}
         self.memory = torch.empty(0, dtype=torch.uint8)
 
 
 _scratch = _Scratch()
-
-
-def scratch(slot: int, size: int, dtype: type) -> Any:
-    """Return an uncleared array of at least ``size`` values, the thread's until its next call."""
-    array = _scratch.arrays.get((slot, dtype))
-    if array is None or array.size < size:
-        array = _scratch.arrays[slot, dtype] = np.empty(size, dtype)
-    return array
 
 
 def scratch_address(size: int) -> int:
@@ -107,6 +98,20 @@ def scratch_address(size: int) -> int:
     if _scratch.memory.numel() < size:
         _scratch.memory = torch.empty(size, dtype=torch.uint8)
     return _scratch.memory.data_ptr()
+
+
+def address(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Return the address of what a kernel reads as values of ``dtype``.
+
+    Raises:
+        TypeError: the tensor has other values, or is not on the CPU.
+    """
+    if tensor.dtype is not dtype or not tensor.is_cpu:
+        raise TypeError(
+            f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
+            f"{tensor.device}. Convert it with .to(...)."
+        )
+    return tensor.data_ptr()
 
 
 def write_parameters(params: Sequence[Tensor], places: Any) -> None:

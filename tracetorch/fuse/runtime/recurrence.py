@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.numba_product import PANEL, QUAD
 from tracetorch.fuse.codegen.numba_recurrence import (
+    BACKWARD_SCRATCH,
+    FORWARD_SCRATCH,
     INTEGERS,
     backward_arguments,
     backward_source,
@@ -19,32 +21,46 @@ from tracetorch.fuse.codegen.numba_recurrence import (
 )
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import SCRATCH, TILE, RecurrentPlan
-from tracetorch.fuse.runtime.kernel_cache import compiled
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, layout_of, strided
-from tracetorch.fuse.runtime.memory import large_empty, scratch, write_parameters
-from tracetorch.fuse.runtime.threads import parallel_for
+from tracetorch.fuse.runtime.memory import address, large_empty, write_parameters
+from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
-_SMALL = 16_000_000  # lane steps times lines of arithmetic that one thread does sooner alone
 
 
 class _Kernel(NamedTuple):
-    """A compiled kernel, and how many slots of a tile it needs as scratch."""
+    """A compiled kernel of a plan.
 
-    run: Callable[..., None]
+    Args:
+        tasks: the kernel.
+        slots: widths of a tile that it needs as scratch.
+        literals: the numbers of the program, as the kernel reads them.
+        lines: lines of arithmetic in one step.
+    """
+
+    tasks: TaskKernel
     slots: int
+    literals: Tensor
+    lines: int
 
 
 def _kernel(plan: RecurrentPlan, backward: bool) -> _Kernel:
     """Return a kernel of a plan, compiled at the first call."""
     kernel: _Kernel | None = plan.kernels.get(backward)
     if kernel is None:
-        source, slots = backward_source(plan) if backward else forward_source(plan)
-        arguments = backward_arguments(plan) if backward else forward_arguments(plan)
-        name = "backward" if backward else "forward"
-        run = compiled(source, name, _signature(arguments, plan))
-        kernel = plan.kernels[backward] = _Kernel(run, slots)
+        kernel = plan.kernels[backward] = _compile(plan, backward)
     return kernel
+
+
+def _compile(plan: RecurrentPlan, backward: bool) -> _Kernel:
+    source, slots = backward_source(plan) if backward else forward_source(plan)
+    arguments = backward_arguments(plan) if backward else forward_arguments(plan)
+    name, scratch = ("backward", BACKWARD_SCRATCH) if backward else ("forward", FORWARD_SCRATCH)
+    tasks = compiled_tasks(source, name, _signature(arguments, plan), len(scratch))
+    graph = plan.backward if backward else plan.program.forward
+    literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
+    return _Kernel(tasks, slots, literals, len(graph.lines))
 
 
 def _signature(arguments: Sequence[str], plan: RecurrentPlan) -> Any:
@@ -91,44 +107,43 @@ def _shape(plan: RecurrentPlan, steps: int, neurons: int, lanes: int) -> _Shape:
     return shape._replace(every=every)
 
 
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy().reshape(-1)
-
-
-def _panels(matrix: Tensor) -> Any:
+def _panels(matrix: Tensor) -> Tensor:
     """Copy a matrix into panels of ``PANEL`` columns, one after the other."""
     size = len(matrix)
     count = -(-size // PANEL)
     padded = torch.zeros(size, count * PANEL, dtype=matrix.dtype, device="cpu")
     padded[:, :size] = matrix.detach()
-    return _flat(padded.view(size, count, PANEL).transpose(0, 1))
+    return padded.view(size, count, PANEL).transpose(0, 1).contiguous()
 
 
-def _packed(params: Sequence[Tensor], shape: _Shape, real: Any) -> Any:
+def _packed(params: Sequence[Tensor], shape: _Shape, dtype: torch.dtype) -> Tensor:
     """Return the parameters of the lanes of a task, one after the other."""
     rows = shape.columns // shape.neurons
-    packed = np.empty((len(params), rows, shape.neurons, 1), real)
-    write_parameters(params, packed)
-    return packed.reshape(-1)
+    packed = torch.empty((len(params), rows, shape.neurons, 1), dtype=dtype, device="cpu")
+    write_parameters(params, packed.numpy())
+    return packed
 
 
-def _sequence(tensor: Tensor, layout: Layout) -> tuple[int, int, Any]:
+def _sequence(tensor: Tensor, layout: Layout) -> tuple[int, int, Tensor]:
     """Return the strides of time and of rows, and the flat memory, of a sequence."""
     flat, step, row = strided(tensor, layout)
-    return step, row, flat.detach().numpy()
+    return step, row, flat
 
 
-def _parallel(
-    run: Callable[[int, int], None], plan: RecurrentPlan, shape: _Shape, lines: int
+def _run(
+    kernel: _Kernel, shape: _Shape, arguments: Sequence[int | Tensor], scratch: Sequence[int]
 ) -> None:
+    """Run a kernel on its arguments after the sizes; what it writes to is contiguous."""
+    dtype = kernel.literals.dtype
+    kept = [value.contiguous() if isinstance(value, Tensor) else value for value in arguments]
+    values = [value if isinstance(value, int) else address(value, dtype) for value in kept]
     # a product costs each lane about as much as half a line for each neuron
-    work = shape.steps * shape.lanes * (4 + lines + shape.neurons // 2)
-    parallel_for(run, shape.tasks, small=work < _SMALL)
-
-
-def _product_scratch(shape: _Shape, real: Any) -> tuple[Any, Any]:
-    """Return the thread's scratch of the product: sums, and indices of events."""
-    return scratch(3, QUAD * PANEL, real), scratch(3, shape.neurons + 1, np.int64)
+    work = shape.steps * shape.lanes * (4 + kernel.lines + shape.neurons // 2)
+    product = (QUAD * PANEL * dtype.itemsize, (shape.neurons + 1) * 8)
+    tiles = kernel.slots * shape.padded * dtype.itemsize
+    run_tasks(
+        kernel.tasks, (*shape, *values), shape.tasks, work=work, scratch=(*product, tiles, *scratch)
+    )
 
 
 # Forward
@@ -148,7 +163,6 @@ def forward(
     That is the sum that the step is given, for every step, and the checkpoints of the states.
     """
     dtype, neurons, steps = plan.program.dtype, given.shape[-1], given.shape[0]
-    real = np.dtype(real_name(dtype)).type
     shape = _shape(plan, steps, neurons, given[0].numel())
     layout = layout_of(given, -1)
     if not layout.in_order:  # rows of neurons must lie together
@@ -162,25 +176,20 @@ def forward(
     checkpoints = torch.empty(size, dtype=dtype, device="cpu")
     if not kept:
         shape = shape._replace(every=steps)
-    kernel, matrix = _kernel(plan, False), _panels(weight.t())
-    packed, literals = _packed(params, shape, real), np.array(plan.literals, real)
-    shift = np.zeros(neurons, real) if bias is None else _flat(bias)
-    # In the order of numba_recurrence.forward_arguments, in two parts: each thread's scratch of
-    # the product stands between.
-    before = (*shape, *_sequence(given, layout), packed, literals, matrix)
-    after = (
-        *(shift, shape.lanes if plan.has_backward else 0, _flat(x), _flat(previous)),
-        *(_flat(output), _flat(ends[0])),
-        *[_flat(state) for state in states],
-        *[_flat(end) for end in ends[1:]],
-        checkpoints.numpy(),
+    kernel = _kernel(plan, False)
+    # In the order of numba_recurrence.forward_arguments.
+    tensors = [
+        *(_packed(params, shape, dtype), kernel.literals, _panels(weight.t())),
+        given.new_zeros(neurons) if bias is None else bias,
+    ]
+    after = [x, previous, output, ends[0], *states, *ends[1:], checkpoints]
+    arguments = (
+        *_sequence(given, layout),
+        *tensors,
+        shape.lanes if plan.has_backward else 0,
+        *after,
     )
-
-    def run(first: int, last: int) -> None:
-        tiles = scratch(0, kernel.slots * shape.padded, real)
-        kernel.run(first, last, *before, *_product_scratch(shape, real), *after, tiles)
-
-    _parallel(run, plan, shape, len(plan.program.forward.lines))
+    _run(kernel, shape, arguments, ())
     return [output, *ends], [x, checkpoints]
 
 
@@ -228,7 +237,6 @@ def backward(
         grads: in the order of its results.
     """
     program, dtype, neurons, steps = plan.program, plan.program.dtype, x.shape[-1], x.shape[0]
-    real = np.dtype(real_name(dtype)).type
     shape = _shape(plan, steps, neurons, x[0].numel())
     g_output, g_last, *g_ends = grads
     layout = layout_of(x, -1)
@@ -237,31 +245,22 @@ def backward(
     d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
     rows = shape.columns // neurons
     # in float64: a parameter's gradient sums over time and batch
-    sums = np.zeros((shape.tasks, len(plan.trained), rows, neurons))
+    size = (shape.tasks, len(plan.trained), rows, neurons)
+    sums = torch.zeros(size, dtype=torch.float64, device="cpu")
     starts = dict(zip(program.states, states, strict=True))
-    kernel, matrix = _kernel(plan, True), _panels(weight)
-    packed, literals = _packed(params, shape, real), np.array(plan.literals, real)
-    # In the order of numba_recurrence.backward_arguments, as above.
-    before = (*shape, _flat(x), packed, literals, matrix)
-    after = (
-        _flat(checkpoints),
-        *[_flat(starts[name]) for name in plan.recomputed],
-        *_sequence(g_output, layout),
-        *[_flat(grad) for grad in (g_last, *g_ends)],
-        *[_flat(new) for new in (d_x, output, *d_starts)],
-        sums.reshape(-1),
+    kernel = _kernel(plan, True)
+    # In the order of numba_recurrence.backward_arguments.
+    arguments = (
+        *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
+        *(starts[name] for name in plan.recomputed),
+        *(*_sequence(g_output, layout), g_last, *g_ends),
+        *(d_x, output, *d_starts, sums.data_ptr()),
     )
     past = max(1, len(plan.recomputed)) * shape.every * shape.padded
-
-    def run(first: int, last: int) -> None:
-        tiles = scratch(0, kernel.slots * shape.padded, real)
-        mine = (tiles, scratch(1, past, real), scratch(2, shape.columns, real))
-        kernel.run(first, last, *before, *_product_scratch(shape, real), *after, *mine)
-
-    _parallel(run, plan, shape, len(plan.backward.lines))
+    _run(kernel, shape, arguments, (past * dtype.itemsize, shape.columns * dtype.itemsize))
     d_params: dict[str, Tensor] = {}
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        for name, total in zip(plan.trained, sums.sum((0, 2)), strict=True):
+        for name, total in zip(plan.trained, sums.numpy().sum((0, 2)), strict=True):
             like = params[program.params.index(name)]
             value = total if like.numel() != 1 or neurons == 1 else total.sum()
             d_params[name] = torch.as_tensor(value, dtype=dtype).reshape(like.shape)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import os
 import sys
 import threading
@@ -26,7 +25,6 @@ from tracetorch.fuse.codegen.task_function import LINE
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.memory import scratch_address
 
-_CHUNKS_PER_THREAD = 4
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
 # another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
 _LEAST_WORK = 1_000_000
@@ -82,38 +80,6 @@ def run_tasks(
         gomp.parallel(kernel.address, address, threads, 0)
     else:
         _on_pool(lambda: kernel.run(address), threads)
-
-
-def parallel_for(run: Callable[[int, int], None], tasks: int, *, small: bool) -> None:
-    """Call ``run(first, last)`` on ranges that together cover ``tasks``, on a pool of threads.
-
-    ``run`` must release the GIL to gain from it. The calling thread works too, and does all of it
-    where the others are busy; so calls may nest and come from several threads at once.
-
-    Args:
-        run: does the tasks from ``first`` up to ``last``, in any order among themselves.
-        tasks: how many there are.
-        small: the work is not worth another thread.
-
-    Example:
-        >>> done = []
-        >>> parallel_for(lambda first, last: done.extend(range(first, last)), 9, small=False)
-        >>> sorted(done) == list(range(9))
-        True
-
-    """
-    threads = 1 if small else min(torch.get_num_threads(), tasks)
-    if threads == 1:
-        run(0, tasks)
-        return
-    chunk = max(1, tasks // (threads * _CHUNKS_PER_THREAD))
-    starts = itertools.count(0, chunk)
-
-    def work() -> None:
-        while (first := next(starts)) < tasks:
-            run(first, min(first + chunk, tasks))
-
-    _on_pool(work, threads)
 
 
 # PyTorch's threads
