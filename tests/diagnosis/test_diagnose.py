@@ -212,7 +212,7 @@ def test_parameters_that_the_optimizer_does_not_have() -> None:
     d = tt.diagnose(model, (x(), target()), mean, optimizer=optimizer)
     finding = found(d, "not-in-optimizer", "parts.0.weight", "warning")
     assert finding.value == 7
-    # nor is there a finding on its learning rate for parameters that it does not have
+    # a parameter that the optimizer does not have has no settings
     assert not d.named("learning-rate-zero")
     assert not d.named("weight-decay-on-neurons")
     other = torch.optim.Adam(dense().parameters())
