@@ -183,7 +183,7 @@ def forward(
         given.new_zeros(neurons) if bias is None else bias,
     ]
     after = [x, previous, output, ends[0], *states, *ends[1:], checkpoints]
-    arguments = (
+    arguments: tuple[int | Tensor, ...] = (
         *_sequence(given, layout),
         *tensors,
         shape.lanes if plan.has_backward else 0,
@@ -250,7 +250,7 @@ def backward(
     starts = dict(zip(program.states, states, strict=True))
     kernel = _kernel(plan, True)
     # In the order of numba_recurrence.backward_arguments.
-    arguments = (
+    arguments: tuple[int | Tensor, ...] = (
         *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
         *(starts[name] for name in plan.recomputed),
         *(*_sequence(g_output, layout), g_last, *g_ends),
