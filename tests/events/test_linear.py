@@ -186,6 +186,20 @@ def test_saved_lists_are_smaller_than_the_input() -> None:
     assert sum(sizes.values()) < x.nbytes / 25
 
 
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    layer, x = nn.Linear(150, 70), events(2100, 150, density=0.1).float()
+    grad, before, found = torch.randn(2100, 70), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(results(layer, x, grad, by_events=True))
+    finally:
+        torch.set_num_threads(before)
+    for each in found[1:]:
+        assert torch.equal(each["output"], found[0]["output"])
+        assert torch.equal(each["weight"], found[0]["weight"])
+
+
 def test_second_derivative_is_refused() -> None:
     layer, x = nn.Linear(3, 4), torch.ones(5, 3, requires_grad=True)
     with with_events(layer):

@@ -325,6 +325,23 @@ def test_gradcheck(fused: list[bool]) -> None:
     assert all(fused)
 
 
+def test_results_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> None:
+    model = snn.Recurrent(snn.LIF(40, beta_rank=1), nn.Linear(40, 40))
+    x, before, found = torch.randn(30, 37, 40, requires_grad=True), torch.get_num_threads(), []
+    wanted = [x, *model.neuron.parameters()]
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            tt.zero_states(model)
+            y = tt.unroll(model, x)
+            found.append([y.detach(), *torch.autograd.grad(y.sum(), wanted)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(fused)
+    for each in found[1:]:
+        assert all(map(torch.equal, each, found[0]))
+
+
 def test_output_may_be_changed_in_place() -> None:
     def run(model: Any, x: Tensor) -> Tensor:
         return tt.unroll(nn.Sequential(model, nn.Hardtanh(-0.5, 0.5, inplace=True)), x)
