@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -757,3 +758,23 @@ def test_diagnose_errors() -> None:
         tt.diagnose(nn.Linear(N, CLASSES), data, mean)
     with pytest.raises(ValueError, match=r"0 \(RNN\) keeps a memory of its own: it cannot run by"):
         tt.diagnose(nn.Sequential(nn.RNN(N, N), snn.LIF(N)), data, mean)
+
+
+@pytest.mark.parametrize(("rate", "named"), [(0.02, False), (0.6, True)])
+def test_layers_too_busy_for_events(rate: float, named: bool) -> None:
+    """The first layer alone: the second is too small, and the third gets numbers."""
+    model = nn.Sequential(nn.Linear(256, 128), snn.LIF(128), nn.Linear(128, 2), nn.Linear(2, 256))
+    spikes = (torch.rand(60, 32, 256) < rate).float()
+    with tt.fuse.backend("auto"):
+        d = tt.diagnose(model, (spikes,), lambda y: y.square().mean())
+    assert [f.layer for f in d.named("too-busy-for-events")] == (["0"] if named else [])
+    if named:
+        finding = found(d, "too-busy-for-events", "0", "note")
+        assert finding.value == pytest.approx(rate, abs=0.02)
+        density, crossover = re.findall(r"([\d.]+) %", finding.figure)
+        assert 0 < float(crossover) < float(density) == pytest.approx(100 * rate, abs=2)
+        assert "rate_bounds" in finding.advice
+        assert "first layer" in finding.advice
+    # without kernels there is nothing to gain
+    d = tt.diagnose(model, (spikes,), lambda y: y.square().mean())
+    assert not d.named("too-busy-for-events")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import snn
-from tracetorch.diagnosis import Diagnosis, Finding, activity, data, gradients, memory
+from tracetorch.diagnosis import Diagnosis, Finding, activity, data, gradients, memory, products
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.reach import SpikeInputs
+from tracetorch.events import Product
 from tracetorch.functional import halflife_to_decay
 from tracetorch.unrolling.inputs import parse_inputs
 
@@ -247,6 +248,29 @@ def test_average_against_the_sequence(halflife: float, expected: str | None) -> 
         torch.set_default_dtype(torch.float32)
     findings = memory.findings(evidence(layers=[layer(module=module)]))
     assert severity(findings, "slow-average") == expected
+
+
+def product(density: float | None, crossover: float = 0.2, events: bool = False) -> Product:
+    return Product(events, density, crossover, None if events else "dense")
+
+
+@pytest.mark.parametrize(
+    ("called", "value"),
+    [
+        ([product(0.2)], None),
+        ([product(0.201)], 0.201),
+        ([product(0.9)], 0.9),
+        ([product(0.901)], None),  # numbers, not spikes
+        ([product(0.5, 0.0)], None),  # too small for events
+        ([product(None, 0.0)], None),
+        ([product(0.1, events=True)], None),
+        ([product(0.1, events=True), product(0.3), product(0.4), product(0.35)], 0.4),
+    ],
+)
+def test_density_against_the_crossover(called: list[Product], value: float | None) -> None:
+    found = list(products.findings(evidence(products={"0": called})))
+    names = [(f.severity, f.name, f.layer, f.value) for f in found]
+    assert names == ([] if value is None else [("note", "too-busy-for-events", "0", value)])
 
 
 def test_report_is_of_the_same_limits() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.events import mode, observed_products
 from tracetorch.events.passes import event_modules, event_passes
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
 
@@ -28,7 +31,7 @@ def events(*shape: int, density: float | None, weighted: bool = False, seed: int
     return x
 
 
-def dyadic(module: nn.Linear, seed: int = 0) -> nn.Linear:
+def dyadic(module: Layer, seed: int = 0) -> Layer:
     """Set small dyadic parameters: any order of summation gives the same float64."""
     generator = torch.Generator().manual_seed(seed)
     module.double()

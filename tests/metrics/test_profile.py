@@ -165,7 +165,9 @@ def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
         with tt.fuse.backend(backend), tt.events.mode("never"):
             table = metrics.profile(model, x, repeats=1)
             sparsity = metrics.activation_sparsity(model, x)
-        figures.append((sparsity, [dataclasses.replace(row, seconds=0.0) for row in table.rows]))
+        # only kernels compute with events, or say why not
+        same: dict[str, Any] = {"seconds": 0.0, "by_events": None, "input_density": None}
+        figures.append((sparsity, [dataclasses.replace(row, **same) for row in table.rows]))
     assert figures[0] == figures[1]
     assert sum(row.updates or 0.0 for row in figures[1][1]) > 0
 
@@ -191,3 +193,34 @@ def test_profile_says_how_products_were_computed() -> None:
     table = metrics.profile(model, x, repeats=1)
     assert (table.rows[0].by_events, table.rows[0].input_density) == (False, 0.875)
     assert " dense 87.5% " in str(table)
+
+
+@pytest.mark.parametrize(
+    ("by_events", "density", "cell"),
+    [
+        (None, None, "-"),
+        (True, 0.25, "events 25.0%"),
+        (False, None, "dense"),
+        (False, 0.5, "dense 50.0%"),
+    ],
+)
+def test_table_says_how_a_product_was_computed(
+    by_events: bool | None, density: float | None, cell: str
+) -> None:
+    costs: dict[str, Any] = dict.fromkeys(
+        ("rate", "dead", "saturated", "macs", "acs", "dense", "updates", "energy_pj")
+    )
+    row = metrics.LayerProfile(
+        path="0",
+        kind="Linear",
+        shape=(2,),
+        parameters=6,
+        seconds=0.0,
+        held_bytes=24,
+        output_bytes=8,
+        **costs,
+        by_events=by_events,
+        input_density=density,
+    )
+    table = metrics.Profile((row,), 1, 1, 0.0, metrics.EnergyAssumptions())
+    assert table.to_markdown().splitlines()[2].split(" | ")[-3] == cell

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracetorch.diagnosis import activity, data, gradients, memory, parameters
+from tracetorch.diagnosis import activity, data, gradients, memory, parameters, products
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
 from tracetorch.diagnosis.finding import SEVERITIES
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
@@ -36,7 +36,8 @@ def diagnose(
     membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
     over layers or over time; half-lives too short for the sequence, or averages too slow for it;
     states carried over from an earlier batch, or zeroed between steps; parameters that the loss
-    does not depend on, that are frozen, or that the optimizer does not have.
+    does not depend on, that are frozen, or that the optimizer does not have; linear layers whose
+    input is too busy for them to be computed with events.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -99,6 +100,7 @@ def diagnose(
         *data.equal_outputs(evidence),
         *gradients.findings(evidence),
         *memory.findings(evidence),
+        *products.findings(evidence),
     ]
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),

@@ -14,6 +14,7 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
+from tracetorch.events import Product, observed_products
 from tracetorch.probe.layers import (
     call_order,
     neuron_layers,
@@ -75,6 +76,7 @@ class Evidence:
         new_states: states after this batch.
         loss_from_old_states: the loss of a run that starts from the old states, where they fit.
         zeroed: paths of neuron layers whose states are lost between two steps.
+        products: calls of the layers that may compute with events, by path.
     """
 
     model: nn.Module
@@ -91,6 +93,7 @@ class Evidence:
     new_states: dict[str, Tensor] = field(default_factory=dict)
     loss_from_old_states: float | None = None
     zeroed: list[str] = field(default_factory=list)
+    products: dict[str, list[Product]] = field(default_factory=dict)
 
 
 def gather(
@@ -117,7 +120,8 @@ def gather(
         if zeroed:  # which by layer cannot be run
             by = "step"
         with torch.enable_grad():
-            y, trajectories, sources = _run(model, x, order, neurons, steps, by)
+            with observed_products() as observed:
+                y, trajectories, sources = _run(model, x, order, neurons, steps, by)
             value = _loss(loss, y, rest)
             outputs = [leaf for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
             # grad(), not backward(): the gradients of the parameters are the user's.
@@ -144,6 +148,7 @@ def gather(
             old_states=old_states,
             new_states=get_states(model),
             zeroed=zeroed,
+            products=_by_path(model, observed),
         )
         if old_states and not unfit_states(old_states, evidence.new_states):
             set_states(model, {name: state.detach() for name, state in old_states.items()})
@@ -171,6 +176,17 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters(recurse=False):
             found.setdefault(id(parameter), (join_path(path, name), parameter))
     return dict(found.values())
+
+
+def _by_path(
+    model: nn.Module, observed: Sequence[tuple[nn.Module, Product]]
+) -> dict[str, list[Product]]:
+    products: dict[str, list[Product]] = {}
+    for path, module in named_modules(model):
+        calls = [product for called, product in observed if called is module]
+        if calls:
+            products[path] = calls
+    return products
 
 
 def _layers_zeroed_between_steps(

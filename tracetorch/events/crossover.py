@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 # Nanoseconds of the forward pass and the weight's gradient together, in float32 on two threads;
 # on one all take about twice as long. Measured by benchmarks/event_crossover.py.
 _DENSE = 0.023  # a multiplication of the dense product
@@ -32,3 +35,38 @@ def crossover(rows: int, inputs: int, outputs: int) -> float:
     fixed = _SCANNED + _WRITTEN * outputs / max(1, inputs) + _CALLED / values
     fixed += _TRANSPOSED * outputs / max(1, rows)
     return max(0.0, (dense - fixed) / (_ADDED * outputs + _LISTED))
+
+
+# The same of convolutions, by the 3x3 kernel
+_CONV_DENSE = 0.025
+_CONV_ADDED = 0.045
+_CONV_LISTED = 8.0
+_CONV_SCANNED = 0.5
+_CONV_WRITTEN = 2.5  # a value of the output that is transposed
+_CONV_CHANNELS = 8  # with fewer, lists are too short
+
+
+def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[int]) -> float:
+    """Return the density at which both take the same time; 0 where the dense one always wins.
+
+    Args:
+        shape: of the input, ``[images, in, height, width]``.
+        weight: its shape, ``[out, in, kernel height, kernel width]``.
+        size: rows and columns of the output.
+
+    Example:
+        >>> shape, size = (256, 32, 17, 17), (17, 17)
+        >>> 0.2 < conv_crossover(shape, (64, 32, 3, 3), size) < 0.4
+        True
+        >>> conv_crossover((256, 2, 34, 34), (32, 2, 3, 3), (34, 34))
+        0.0
+    """
+    outputs, inputs, *extent = weight
+    if inputs < _CONV_CHANNELS:
+        return 0.0
+    per_value = math.prod(size) / max(1, math.prod(shape[2:]))
+    products = outputs * math.prod(extent) * per_value  # for each value of the input
+    fixed = _CONV_SCANNED + _CONV_WRITTEN * outputs / inputs * per_value
+    fixed += _CALLED / max(1, math.prod(shape))
+    gain = _CONV_DENSE * products - fixed
+    return max(0.0, gain / (_CONV_ADDED * products + _CONV_LISTED))

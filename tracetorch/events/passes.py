@@ -1,4 +1,4 @@
-"""Let the linear layers of a model compute with events for the length of a pass by layer."""
+"""Let linear layers and convolutions of a model compute with events for the length of a pass by layer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from tracetorch.core.torch_private import (
     is_compiled,
     is_tracing,
 )
-from tracetorch.events.crossover import crossover
+from tracetorch.events.conv import conv, window
+from tracetorch.events.crossover import conv_crossover, crossover
 from tracetorch.events.linear import linear
 from tracetorch.events.lists import list_events, sampled_density
 from tracetorch.events.observed import Product, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend, unavailable_reason
 
-_LINEAR = nn.Linear.forward
+_FORWARDS: dict[type, Any] = {nn.Linear: nn.Linear.forward, nn.Conv2d: nn.Conv2d.forward}
+_CONV_FORWARD = nn.Conv2d._conv_forward
 _PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "__getstate__")
@@ -37,9 +39,9 @@ _DOUBT = 1.5
 
 
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return the modules that may compute with events: of exact type ``nn.Linear``, each once.
+    """Return the modules that may compute with events: ``nn.Linear`` and ``nn.Conv2d``, each once.
 
-    A subclass may do anything, and a parametrized module is one. Where ``torch.compile`` has
+    Their type is exactly that: a subclass may do anything, and a parametrized module is one. Where ``torch.compile`` has
     compiled a part of the model there are none: it would compile what is set here.
     """
     found: dict[int, nn.Module] = {}
@@ -47,7 +49,7 @@ def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     for module in modules:
         if compiler_loaded and is_compiled(module):
             return ()
-        if type(module) is nn.Linear:
+        if type(module) in _FORWARDS:
             found[id(module)] = module
     return tuple(found.values())
 
@@ -81,7 +83,7 @@ def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module in modules:
             attributes = vars(module)
             # not where a user's own is set, or another thread's
-            if attributes.keys().isdisjoint(_NAMES) and nn.Linear.forward is _LINEAR:
+            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(type(module)):
                 changed.append(attributes)
                 attributes["forward"] = MethodType(_forward, module)
                 attributes["__getstate__"] = partial(_state, module)
@@ -103,15 +105,27 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _NAMES}
 
 
-def _forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-    """Compute a linear layer, in place of its own ``forward``."""
+def _is_plain(kind: type) -> bool:
+    """Whether nobody has replaced what a class computes."""
+    own = kind is not nn.Conv2d or nn.Conv2d._conv_forward is _CONV_FORWARD
+    return own and kind.forward is _FORWARDS[kind]  # type: ignore[attr-defined]
+
+
+def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
+    """Compute a layer, in place of its own ``forward``."""
     if torch.compiler.is_compiling():
-        return _LINEAR(module, input)
+        return _plain(module, input)
     reason = _dense_reason(module, input)
     if reason is not None:
         return _dense(module, input, Product(False, None, 0.0, reason))
-    rows = input.numel() // module.weight.shape[1]
-    limit = crossover(rows, *module.weight.shape[::-1])
+    if isinstance(module, nn.Linear):
+        rows = input.numel() // module.weight.shape[1]
+        limit = crossover(rows, *module.weight.shape[::-1])
+        at = None
+    else:
+        at = window(module, *input.shape[2:])
+        rows = len(input) * module.weight.shape[1]
+        limit = conv_crossover(input.shape, module.weight.shape, at.size)
     matrix = input.detach().view(rows, -1)
     if requested_mode() == "always":
         limit = 1.0
@@ -123,15 +137,22 @@ def _forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch
     if events is None:
         return _dense(module, input, Product(False, density, limit, "too busy for events"))
     report(module, Product(True, density, limit, None))
-    return linear(input, module.weight, module.bias, events)
+    if at is None:
+        return linear(input, module.weight, module.bias, events)
+    return conv(input, module.weight, module.bias, events, at)
 
 
-def _dense(module: nn.Linear, x: Tensor, product: Product) -> Tensor:
+def _plain(module: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    y: Tensor = _FORWARDS[type(module)](module, x)
+    return y
+
+
+def _dense(module: nn.Linear | nn.Conv2d, x: Tensor, product: Product) -> Tensor:
     report(module, product)
-    return _LINEAR(module, x)
+    return _plain(module, x)
 
 
-def _dense_reason(module: nn.Linear, x: Tensor) -> str | None:
+def _dense_reason(module: nn.Linear | nn.Conv2d, x: Tensor) -> str | None:
     """Return why a call must be dense, whatever its input holds."""
     if dispatch_modes() or function_modes() or is_tracing():
         return "a mode must see every operation"
@@ -153,8 +174,31 @@ def _dense_reason(module: nn.Linear, x: Tensor) -> str | None:
             or not has_values(tensor)
         ):
             return "a tensor is not plain memory of one dtype on the CPU"
-    if x.ndim < 2 or x.numel() == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+    if isinstance(module, nn.Conv2d):
+        reason = _dense_window(module, x)
+        if reason is not None:
+            return reason
+    elif x.ndim < 2 or x.numel() == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return "the shapes are not those of rows and a weight"
     if bias is not None and bias.shape != weight.shape[:1]:
         return "the shapes are not those of a weight and its bias"
     return None if x.is_contiguous() else "the input is not contiguous"
+
+
+def _dense_window(module: nn.Conv2d, x: Tensor) -> str | None:
+    """Return why a convolution must be dense at these shapes."""
+    weight = module.weight
+    if module.groups != 1 or module.padding_mode != "zeros":
+        return "the convolution has groups, or pads with other values than 0"
+    if x.ndim != 4 or x.numel() == 0 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        return "the shapes are not those of images and a weight"
+    pairs = [module.stride, module.dilation]
+    pairs += [] if isinstance(module.padding, str) else [module.padding]
+    if any(type(pair) is not tuple or len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        return "stride, padding and dilation are not pairs"
+    if min(*module.stride, *module.dilation) < 1 or min(window(module, *x.shape[2:]).size) < 1:
+        return "the kernel does not fit into the images"
+    reaches = (d * (k - 1) for d, k in zip(module.dilation, weight.shape[2:], strict=True))
+    if module.padding == "same" and any(reach % 2 for reach in reaches):
+        return "the padding is not the same on both sides"
+    return None if weight.is_contiguous() else "the weight is not contiguous"

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.events.cases import DENSITIES, dyadic, events, with_events
+from tracetorch import snn
+from tracetorch.events import mode, observed_products
+from tracetorch.events.passes import event_passes
+
+# images, inputs, outputs, height, width, and the arguments of the layer
+WINDOWS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {
+    "padded": ((19, 5, 20, 9, 11), {"kernel_size": 3, "padding": 1}),
+    "one": ((1, 1, 1, 1, 1), {"kernel_size": 1}),
+    "stride": ((3, 8, 16, 9, 12), {"kernel_size": 3, "padding": 1, "stride": 2}),
+    "stride past the kernel": (
+        (3, 4, 6, 9, 11),
+        {"kernel_size": (2, 5), "stride": 7, "padding": 2},
+    ),
+    "dilation": ((5, 3, 33, 10, 9), {"kernel_size": 3, "padding": 2, "dilation": 2}),
+    "all differ": (
+        (33, 4, 70, 9, 11),
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 3)},
+    ),
+    "same": ((2, 4, 5, 7, 9), {"kernel_size": (3, 5), "padding": "same", "dilation": 2}),
+    "valid": ((2, 4, 5, 7, 9), {"kernel_size": 2, "padding": "valid", "dilation": 2}),
+    "wide padding": ((2, 4, 130, 4, 3), {"kernel_size": 3, "padding": 4}),
+}
+
+
+def made(name: str, bias: bool = True) -> tuple[nn.Conv2d, tuple[int, int, int, int]]:
+    (images, inputs, outputs, height, width), arguments = WINDOWS[name]
+    layer = dyadic(nn.Conv2d(inputs, outputs, bias=bias, **arguments))
+    return layer, (images, inputs, height, width)
+
+
+def results(layer: nn.Conv2d, x: Tensor, *, by_events: bool) -> dict[str, Tensor]:
+    """Output, and every gradient by name."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    if by_events:
+        with with_events(layer):
+            y = layer(x)
+    else:
+        y = layer(x)
+    generator = torch.Generator().manual_seed(1)
+    y.backward(torch.randint(-8, 9, y.shape, generator=generator).to(y.dtype) / 8)
+    found = {"output": y.detach(), "x": x.grad}
+    return found | {name: p.grad for name, p in layer.named_parameters()}
+
+
+def check_equal(layer: nn.Conv2d, x: Tensor) -> None:
+    expected = results(layer, x, by_events=False)
+    found = results(layer, x, by_events=True)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_equals_the_dense_convolution(name: str, density: float | None, weighted: bool) -> None:
+    layer, shape = made(name)
+    check_equal(layer, events(*shape, density=density, weighted=weighted))
+
+
+@pytest.mark.parametrize("name", ["padded", "all differ"])
+def test_without_a_bias(name: str) -> None:
+    layer, shape = made(name, bias=False)
+    check_equal(layer, events(*shape, density=0.1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_agrees_on_any_numbers_whatever_the_threads(threads: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, 3, padding=1)
+    x = events(40, 16, 12, 12, density=0.1).float() * torch.randn(40, 16, 12, 12)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = results(layer, x, by_events=True)
+    finally:
+        torch.set_num_threads(before)
+    again = results(layer, x, by_events=True)
+    for name, expected in results(layer, x, by_events=False).items():
+        size = float(expected.abs().max())
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5 * size, msg=name)
+        if name in ("output", "weight"):
+            assert torch.equal(found[name], again[name]), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_an_event(value: float) -> None:
+    layer, shape = made("padded")
+    with torch.no_grad():
+        layer.weight.abs_().add_(1)  # the dense one multiplies infinity by 0, which is NaN
+    x = events(*shape, density=0.2)
+    x[4, 2, 3, 5] = value
+    found, expected = (results(layer, x, by_events=by_events) for by_events in (True, False))
+    assert torch.equal(found["output"].isfinite(), expected["output"].isfinite())
+    finite = expected["output"].isfinite()
+    assert torch.equal(found["output"][finite], expected["output"][finite])
+    assert torch.equal(found["x"], expected["x"])
+    assert not found["weight"][:, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
+    layer, shape = made("padded")
+    getattr(layer, frozen).requires_grad_(False)
+    x = events(*shape, density=0.1)
+    expected = results(layer, x, by_events=False)
+    for name, value in results(layer, x, by_events=True).items():
+        if name == frozen:
+            assert value is None
+        else:
+            assert torch.equal(value, expected[name]), name
+
+
+def test_weight_changed_in_place_before_backward() -> None:
+    layer, shape = made("padded")
+    with with_events(layer):
+        y = layer(events(*shape, density=0.1).requires_grad_())
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*version"):
+        y.sum().backward()
+
+
+def test_second_derivative_and_batched_gradients_are_refused() -> None:
+    layer, shape = made("padded")
+    with with_events(layer):
+        y = layer(events(*shape, density=0.1))
+    with pytest.raises(RuntimeError, match=r"no second derivative.*tt.events.mode\('never'\)"):
+        torch.autograd.grad(y.sum(), layer.weight, create_graph=True, retain_graph=True)
+    grads = torch.ones(2, *y.shape, dtype=y.dtype)
+    with pytest.raises(RuntimeError, match=r"one incoming gradient.*tt.events.mode\('never'\)"):
+        torch.autograd.grad(y, layer.weight, grads, is_grads_batched=True)
+
+
+IMAGES = (6, 8, 7, 9)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(8, 8, 3, groups=2), torch.ones(IMAGES)),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), torch.ones(IMAGES)),
+        (nn.Conv2d(8, 8, 2, padding="same"), torch.ones(IMAGES)),
+        (nn.Conv2d(8, 8, 3), torch.ones(IMAGES).to(memory_format=torch.channels_last)),
+        (nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last), torch.ones(IMAGES)),
+        (nn.Conv2d(8, 8, 3), torch.ones(IMAGES[1:])),
+        (nn.Conv2d(8, 8, 3).bfloat16(), torch.ones(IMAGES).bfloat16()),
+        (nn.Conv2d(8, 8, 3), torch.ones(0, *IMAGES[1:])),
+    ],
+    ids=["groups", "circular", "uneven", "channels last", "weight", "3-D", "half", "no images"],
+)
+def test_what_stays_dense(layer: nn.Conv2d, x: Tensor) -> None:
+    expected = layer(x)
+    with mode("always"), event_passes((layer,)), observed_products() as products:
+        y = layer(x)
+    assert [product.events for _, product in products] == [False]
+    assert products[0][1].reason
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
+
+
+def test_own_conv_forward_stays_dense() -> None:
+    layer = nn.Conv2d(8, 8, 3)
+    vars(layer)["_conv_forward"] = lambda x, weight, bias: x
+    x = torch.ones(IMAGES)
+    with mode("always"), event_passes((layer,)), observed_products() as products:
+        assert layer(x) is x
+    assert products == []
+
+
+def test_auto_follows_density_and_channels() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 32, 3, padding=1),
+        snn.LIF(32, dim=-3),
+        nn.Conv2d(32, 64, 3),
+        snn.LIF(64, dim=-3),
+    )
+    with torch.no_grad():
+        model[0].weight.fill_(0.0)
+        model[0].bias.fill_(0.0)  # silent neurons
+    x = torch.zeros(6, 8, 2, 17, 17)
+    with tt.fuse.backend("auto"), observed_products() as products:
+        tt.unroll(model, x)
+    assert [(product.events, product.density) for _, product in products] == [
+        (False, None),
+        (True, 0.0),
+    ]
+    with event_passes((model[2],)), observed_products() as products:
+        model[2](torch.ones(48, 32, 17, 17))
+    assert products[0][1].reason == "too busy for events"

@@ -1,0 +1,206 @@
+"""Compute a two-dimensional convolution with the events of its input, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.torch_private import has_values
+from tracetorch.events.lists import EventLists
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.threads import run_tasks
+
+_LANES = 16  # the width of a table is a multiple of it
+_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
+
+_INTEGERS = {"conv_forward": 16, "conv_backward": 20}
+# One letter for each array, as in ``compiled.py``
+_ARRAYS = {"conv_forward": "lnrrrrrlnr", "conv_backward": "lnrrrrn"}
+_SCRATCH = {"conv_forward": 4, "conv_backward": 2}
+
+
+class Window(NamedTuple):
+    """The window of a convolution, each value for rows and columns.
+
+    Args:
+        stride: from one output to the next.
+        padding: zeros above and to the left.
+        dilation: from one value of the kernel to the next.
+        size: rows and columns of the output.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    size: tuple[int, int]
+
+
+def window(module: nn.Conv2d, height: int, width: int) -> Window:
+    """Return the window of a layer, whose padding is the same on both sides."""
+    extent, stride, dilation = module.weight.shape[2:], module.stride, module.dilation
+    reach = [d * (k - 1) for d, k in zip(dilation, extent, strict=True)]
+    if module.padding == "same":
+        top, left = reach[0] // 2, reach[1] // 2
+    elif isinstance(module.padding, str):  # "valid"
+        top, left = 0, 0
+    else:
+        top, left = map(int, module.padding)
+    rows = (height + 2 * top - reach[0] - 1) // stride[0] + 1
+    columns = (width + 2 * left - reach[1] - 1) // stride[1] + 1
+    return Window((stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), (rows, columns))
+
+
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype) -> TaskKernel:
+    from numba import types
+
+    real = types.float32 if dtype == torch.float32 else types.float64
+    kinds = {"l": types.int64[::1], "n": types.int32[::1], "r": real[::1]}
+    signature = types.void(
+        *([types.int64] * (2 + _INTEGERS[name])), *(kinds[letter] for letter in _ARRAYS[name])
+    )
+    folder = Path(__file__).parent
+    source = "\n".join((folder / f).read_text("utf-8") for f in ("kernels.py", "conv_kernels.py"))
+    return compiled_tasks(source, name, signature, _SCRATCH[name])
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window) -> Tensor:
+    """Return the convolution of images, part of the graph, by their events.
+
+    Args:
+        x: ``[images, in, height, width]``, contiguous.
+        weight: ``[out, in, kernel height, kernel width]``.
+        bias: ``[out]``.
+        events: the events of ``x`` as a matrix ``[images * in, height * width]``.
+        at: the window.
+    """
+    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if trained and torch.is_grad_enabled():
+        y: Tensor = _Conv.apply(x, weight, bias, events, at)  # type: ignore[no-untyped-call]
+        return y
+    return _forward(x, weight, bias, events, at)
+
+
+def _sizes(shape: tuple[int, ...], weight: tuple[int, ...], at: Window) -> tuple[int, ...]:
+    """Return the integers that both kernels take."""
+    outputs = weight[0]
+    lanes = -(-outputs // _LANES) * _LANES
+    return (
+        *shape[1:],
+        *weight[2:],
+        *at.stride,
+        *at.padding,
+        *at.dilation,
+        *at.size,
+        *(outputs, lanes),
+    )
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window
+) -> Tensor:
+    outputs, inputs, *extent = weight.shape
+    images, _, height, width = x.shape
+    sizes = _sizes(x.shape, weight.shape, at)
+    lanes = sizes[-1]
+    table = weight.new_zeros((*extent, inputs, lanes))
+    table[..., :outputs] = weight.detach().permute(2, 3, 1, 0)
+    start = table.new_zeros(lanes)
+    if bias is not None:
+        start[:outputs] = bias.detach()
+    y = large_empty((images, outputs, *at.size), x.dtype)
+    weighted = int(len(events.values) > 0)
+    tensors = (*events[1:], table, start, y)
+    places = at.size[0] * at.size[1]
+    most = inputs * height * width
+    item = x.itemsize
+    run_tasks(
+        _kernel("conv_forward", x.dtype),
+        (*sizes, weighted, *(tensor.data_ptr() for tensor in tensors)),
+        images,
+        work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
+        scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
+    )
+    return y.detach()
+
+
+def _weight_gradient(
+    grad: Tensor, weight: tuple[int, ...], shape: tuple[int, ...], events: EventLists, at: Window
+) -> Tensor:
+    """Return the gradient of the weight for the contiguous gradient of the output."""
+    outputs, inputs, *extent = weight
+    images, _, height, width = shape
+    sizes = _sizes(shape, weight, at)
+    lanes = sizes[-1]
+    padded = [
+        max(length + pad, (size - 1) * stride + 1) + dilation * (kernel - 1)
+        for length, pad, size, stride, dilation, kernel in zip(
+            *((height, width), at.padding, at.size, at.stride, at.dilation, extent), strict=True
+        )
+    ]
+    per_task = -(-images // _TASKS)
+    tasks = -(-images // per_task)
+    total = grad.new_zeros((tasks, inputs, *extent, lanes))
+    weighted = int(len(events.values) > 0)
+    tensors = (*events[1:], grad, total)
+    run_tasks(
+        _kernel("conv_backward", grad.dtype),
+        (per_task, images, *sizes, weighted, *padded, *(t.data_ptr() for t in tensors)),
+        tasks,
+        work=grad.numel() + len(events.indices) * lanes * extent[0] * extent[1],
+        scratch=(padded[0] * padded[1] * lanes * grad.itemsize, 4 * height * width),
+    )
+    summed = total[0]
+    for part in total[1:]:
+        summed += part
+    return summed.flip(2)[..., :outputs].permute(3, 0, 1, 2).contiguous()
+
+
+class _Conv(torch.autograd.Function):
+    """Node that keeps the events of its input, and the weight where the input has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window
+    ) -> Tensor:
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.columns, ctx.window = events.columns, at
+        ctx.shape, ctx.weight_shape = x.shape, weight.shape
+        ctx.save_for_backward(
+            weight if needs_input else None, *(events[1:] if needs_weight else ())
+        )
+        return _forward(x, weight, bias, events, at)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *lists = ctx.saved_tensors
+        at: Window = ctx.window
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_x = d_weight = None
+        if needs_input:
+            # the values of the input are not looked at for its own gradient
+            like = grad.new_empty(1).expand(ctx.shape)
+            d_x = torch.ops.aten.convolution_backward(
+                *(grad, like, weight, None, at.stride, at.padding, at.dilation),
+                *(False, [0, 0], 1, [True, False, False]),
+            )[0]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a product with events has no second derivative. Run what needs one under "
+                "tt.events.mode('never')."
+            )
+        if needs_weight and not has_values(grad):  # of is_grads_batched
+            raise RuntimeError(
+                "a product with events takes one incoming gradient at a time. Run what needs a "
+                "batch of them under tt.events.mode('never')."
+            )
+        if needs_weight:
+            flat = grad.resolve_neg().contiguous()
+            lists = EventLists(ctx.columns, *lists)
+            d_weight = _weight_gradient(flat, ctx.weight_shape, ctx.shape, lists, at)
+        return d_x, d_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
