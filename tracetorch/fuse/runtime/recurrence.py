@@ -251,10 +251,19 @@ def backward(
     kernel = _kernel(plan, True)
     # In the order of numba_recurrence.backward_arguments.
     arguments: tuple[int | Tensor, ...] = (
-        *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
+        x,
+        _packed(params, shape, dtype),
+        kernel.literals,
+        _panels(weight),
+        checkpoints,
         *(starts[name] for name in plan.recomputed),
-        *(*_sequence(g_output, layout), g_last, *g_ends),
-        *(d_x, output, *d_starts, sums.data_ptr()),
+        *_sequence(g_output, layout),
+        g_last,
+        *g_ends,
+        d_x,
+        output,
+        *d_starts,
+        sums.data_ptr(),
     )
     past = max(1, len(plan.recomputed)) * shape.every * shape.padded
     _run(kernel, shape, arguments, (past * dtype.itemsize, shape.columns * dtype.itemsize))
