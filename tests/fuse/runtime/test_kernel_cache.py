@@ -215,7 +215,7 @@ def test_clear_removes_only_files_of_the_cache(cache: Path) -> None:
     others = ["notes.py", "forward_.py", f"Forward-{tag}.py", "__pycache__/notes.cpython-311.pyc"]
     for name in others:
         (cache / name).write_text("kept")
-    assert len(kernel_cache.cached_kernels()) == 4
+    assert len(kernel_cache.cached_kernels()) == 3
     kernel_cache.clear()
     assert kernel_cache.cached_kernels() == []
     assert sorted(
