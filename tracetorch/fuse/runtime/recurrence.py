@@ -177,17 +177,13 @@ def forward(
     if not kept:
         shape = shape._replace(every=steps)
     kernel = _kernel(plan, False)
+    shift = given.new_zeros(neurons) if bias is None else bias
     # In the order of numba_recurrence.forward_arguments.
-    tensors = [
-        *(_packed(params, shape, dtype), kernel.literals, _panels(weight.t())),
-        given.new_zeros(neurons) if bias is None else bias,
-    ]
-    after = [x, previous, output, ends[0], *states, *ends[1:], checkpoints]
     arguments: tuple[int | Tensor, ...] = (
         *_sequence(given, layout),
-        *tensors,
+        *(_packed(params, shape, dtype), kernel.literals, _panels(weight.t()), shift),
         shape.lanes if plan.has_backward else 0,
-        *after,
+        *(x, previous, output, ends[0], *states, *ends[1:], checkpoints),
     )
     _run(kernel, shape, arguments, ())
     return [output, *ends], [x, checkpoints]
@@ -251,18 +247,10 @@ def backward(
     kernel = _kernel(plan, True)
     # In the order of numba_recurrence.backward_arguments.
     arguments: tuple[int | Tensor, ...] = (
-        x,
-        _packed(params, shape, dtype),
-        kernel.literals,
-        _panels(weight),
-        checkpoints,
+        *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
         *(starts[name] for name in plan.recomputed),
         *_sequence(g_output, layout),
-        g_last,
-        *g_ends,
-        d_x,
-        output,
-        *d_starts,
+        *(g_last, *g_ends, d_x, output, *d_starts),
         sums.data_ptr(),
     )
     past = max(1, len(plan.recomputed)) * shape.every * shape.padded
