@@ -146,6 +146,11 @@ def test_second_derivative_and_batched_gradients_are_refused() -> None:
 IMAGES = (6, 8, 7, 9)
 
 
+def channels_last(layer: nn.Conv2d) -> nn.Conv2d:
+    layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
+    return layer
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     ("layer", "x"),
@@ -154,7 +159,7 @@ IMAGES = (6, 8, 7, 9)
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), torch.ones(IMAGES)),
         (nn.Conv2d(8, 8, 2, padding="same"), torch.ones(IMAGES)),
         (nn.Conv2d(8, 8, 3), torch.ones(IMAGES).to(memory_format=torch.channels_last)),
-        (nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last), torch.ones(IMAGES)),
+        (channels_last(nn.Conv2d(8, 8, 3)), torch.ones(IMAGES)),
         (nn.Conv2d(8, 8, 3), torch.ones(IMAGES[1:])),
         (nn.Conv2d(8, 8, 3).bfloat16(), torch.ones(IMAGES).bfloat16()),
         (nn.Conv2d(8, 8, 3), torch.ones(0, *IMAGES[1:])),
@@ -181,7 +186,7 @@ def test_own_conv_forward_stays_dense() -> None:
 
 
 def test_auto_follows_density_and_channels() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Conv2d(2, 32, 3, padding=1),
         snn.LIF(32, dim=-3),
         nn.Conv2d(32, 64, 3),

@@ -36,8 +36,8 @@ def diagnose(
     membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
     over layers or over time; half-lives too short for the sequence, or averages too slow for it;
     states carried over from an earlier batch, or zeroed between steps; parameters that the loss
-    does not depend on, that are frozen, or that the optimizer does not have; linear layers whose
-    input is too busy for them to be computed with events.
+    does not depend on, that are frozen, or that the optimizer does not have; layers whose input is
+    too busy for their product to be computed with events.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.

@@ -1,4 +1,4 @@
-"""Compute products with the events of their input: linear layers and convolutions of inputs mostly 0."""
+"""Compute products with the events of their input: linear layers, convolutions."""
 
 from tracetorch.events.crossover import crossover
 from tracetorch.events.observed import Product, observed_products

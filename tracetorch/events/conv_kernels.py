@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: F821
 """Kernels of convolutions with events, for Numba; their text follows that of ``kernels.py``.
 
 An image is ``[inputs, height, width]``; the list of a channel of an image, ``starts[image * inputs

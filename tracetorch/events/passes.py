@@ -1,4 +1,4 @@
-"""Let linear layers and convolutions of a model compute with events for the length of a pass by layer."""
+"""Let layers of a model compute their products with events for the length of a pass by layer."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ _DOUBT = 1.5
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     """Return the modules that may compute with events: ``nn.Linear`` and ``nn.Conv2d``, each once.
 
-    Their type is exactly that: a subclass may do anything, and a parametrized module is one. Where ``torch.compile`` has
-    compiled a part of the model there are none: it would compile what is set here.
+    Their type is exactly that: a subclass may do anything, and a parametrized module is one. Where
+    ``torch.compile`` has compiled a part of the model there are none: it would compile what is set
+    here.
     """
     found: dict[int, nn.Module] = {}
     compiler_loaded = "torch._dynamo" in sys.modules
