@@ -114,7 +114,7 @@ def _forward(
     if bias is not None:
         start[:outputs] = bias.detach()
     y = large_empty((images, outputs, *at.size), x.dtype)
-    weighted = int(len(events.values) > 0)
+    weighted = int(events.weighted)
     tensors = (*events[1:], table, start, y)
     places = at.size[0] * at.size[1]
     most = inputs * height * width
@@ -146,7 +146,7 @@ def _weight_gradient(
     per_task = -(-images // _TASKS)
     tasks = -(-images // per_task)
     total = grad.new_zeros((tasks, inputs, *extent, lanes))
-    weighted = int(len(events.values) > 0)
+    weighted = int(events.weighted)
     tensors = (*events[1:], grad, total)
     run_tasks(
         _kernel("conv_backward", grad.dtype),

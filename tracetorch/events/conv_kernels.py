@@ -90,18 +90,18 @@ def conv_forward(
                             if begun:
                                 block = gather(
                                     *(total, at + done, total, at + done, table, origin, indices),
-                                    *(factors, low, high, lanes, lanes - done),
+                                    *(factors, weighted, low, high, lanes, lanes - done),
                                 )
                             else:
                                 block = gather(
                                     *(total, at + done, bias, done, table, origin, indices),
-                                    *(factors, low, high, lanes, lanes - done),
+                                    *(factors, weighted, low, high, lanes, lanes - done),
                                 )
                                 begun = True
                     if not begun:
                         block = gather(
                             *(total, at + done, bias, done, table, 0, indices),
-                            *(factors, 0, 0, lanes, lanes - done),
+                            *(factors, weighted, 0, 0, lanes, lanes - done),
                         )
                     done += block
         # transposed in squares, of which both sides stay in cache
@@ -191,5 +191,5 @@ def conv_backward(
                             at = entry * lanes + done
                             done += gather(
                                 *(out, at, out, at, padded, origin + done, indices),
-                                *(factors, 0, count, lanes, together * lanes - done),
+                                *(factors, weighted, 0, count, lanes, together * lanes - done),
                             )
