@@ -29,7 +29,7 @@ def test_product_is_numpys(
         monkeypatch.setattr(numba_product, function.__name__, spy)
     target = np.full(rows * size, np.nan)
     scratch = np.full(QUAD * PANEL, np.nan), np.zeros(size + 1, int)
-    panels = _panels(torch.from_numpy(matrix))
+    panels = _panels(torch.from_numpy(matrix)).numpy().ravel()
     multiply(source.astype(float).ravel(), panels, target, rows, size, *scratch)
     assert np.array_equal(target.reshape(rows, size), source @ matrix)
     # groups of four rows are multiplied at once where they are dense
