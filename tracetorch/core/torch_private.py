@@ -38,6 +38,7 @@ __all__ = [
     "FuncTorchInterpreter",
     "TorchDispatchMode",
     "VmapInterpreter",
+    "computes_as_conv2d",
     "constant_in_compile",
     "current_backward",
     "decomposition_of",
@@ -138,6 +139,14 @@ def is_tracing() -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
     return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+
+
+_CONV_FORWARD = torch.nn.Conv2d._conv_forward
+
+
+def computes_as_conv2d(kind: type[torch.nn.Conv2d]) -> bool:
+    """Whether ``forward`` of a class, if it is PyTorch's, computes what PyTorch's does."""
+    return kind._conv_forward is _CONV_FORWARD
 
 
 def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:

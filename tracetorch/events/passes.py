@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import (
+    computes_as_conv2d,
     dispatch_modes,
     forward_ad_active,
     function_modes,
@@ -30,7 +31,6 @@ from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend, unavailable_reason
 
 _FORWARDS: dict[type, Any] = {nn.Linear: nn.Linear.forward, nn.Conv2d: nn.Conv2d.forward}
-_CONV_FORWARD = nn.Conv2d._conv_forward
 _PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "__getstate__")
@@ -108,7 +108,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
 def _is_plain(kind: type) -> bool:
     """Whether nobody has replaced what a class computes."""
-    own = kind is not nn.Conv2d or nn.Conv2d._conv_forward is _CONV_FORWARD
+    own = kind is not nn.Conv2d or computes_as_conv2d(nn.Conv2d)
     return own and kind.forward is _FORWARDS[kind]  # type: ignore[attr-defined]
 
 
