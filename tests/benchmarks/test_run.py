@@ -66,18 +66,18 @@ def test_a_run_is_cold_behind_a_product():
 @pytest.mark.slow
 def test_cases_measured_again_replace_their_rows(tmp_path, capsys):
     quick_run = ["--quick", "--peers", "--out", str(tmp_path)]
-    assert main([*quick_run, "--cases", "LIF N=128", "one step"]) == 0
+    assert main([*quick_run, "--cases", "LIF N=8192", "one step"]) == 0
     before = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert main([*quick_run, "--cases", "LIF N=128, forward", "--again"]) == 0
+    assert main([*quick_run, "--cases", "LIF N=8192, forward", "--again"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     changed = {name for name in before if results["results"][name] != before[name]}
-    assert changed == {"LIF N=128, forward"}
-    assert results["settings"]["again"] == ["LIF N=128, forward"]
+    assert changed == {"LIF N=8192, forward"}
+    assert results["settings"]["again"] == ["LIF N=8192, forward"]
     page = (tmp_path / "table.md").read_text()
-    assert "Measured again in a run of their own, after the others: LIF N=128, forward." in page
+    assert "Measured again in a run of their own, after the others: LIF N=8192, forward." in page
     assert "| one step B=1 N=128 |" in page
     with pytest.raises(ValueError, match="two runs of different rounds have no table: 1, 2"):
-        main([*quick_run, "--cases", "LIF N=128", "--rounds", "2", "--again"])
+        main([*quick_run, "--cases", "LIF N=8192", "--rounds", "2", "--again"])
     assert main(["--cases", "LIF", "--out", str(tmp_path / "no"), "--again"]) == 2
     assert "there are no results in" in capsys.readouterr().out
     with pytest.raises(SystemExit):
