@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,4 +57,5 @@ fmod = _function(np.fmod)
 hypot = _function(np.hypot)
 log10 = _function(np.log10)
 nextafter = _function(np.nextafter)
-lgamma = _function(np.vectorize(lambda x: math.inf if x <= 0 and x % 1 == 0 else math.lgamma(x)))
+# NumPy has none, and Python's raises an error where the result is infinite
+lgamma = _function(lambda x: torch.lgamma(torch.from_numpy(np.array(x))).numpy())
