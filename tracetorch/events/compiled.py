@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tracetorch.core.torch_private import has_values
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
@@ -20,13 +22,25 @@ _ARGUMENTS = {
     "sort": "iiilnrilnr",
     "forward": "iilnrirrir",
     "backward": "iiiillnririr",
+    "conv_forward": "i" * 16 + "lnrrrr",
+    "conv_backward": "i" * 20 + "lnrrr",
 }
+# Arrays of scratch behind them
+_SCRATCH = {"conv_forward": "rlnr", "conv_backward": "rn"}
 _DTYPES = {"l": torch.int64, "n": torch.int32, "h": torch.uint16}
 _TASKS_PER_THREAD = 4
+LANES = 16  # the width of a table is a multiple of it
 
 
-def run(name: str, dtype: torch.dtype, tasks: int, *arguments: int | Tensor, work: int) -> None:
-    """Run a kernel of ``tracetorch/events/kernels.py`` over all its tasks.
+def run(
+    name: str,
+    dtype: torch.dtype,
+    tasks: int,
+    *arguments: int | Tensor,
+    work: int,
+    scratch: Sequence[int] = (),
+) -> None:
+    """Run a kernel of ``kernels.py`` or ``conv_kernels.py`` over all its tasks.
 
     Args:
         name: its name.
@@ -34,6 +48,7 @@ def run(name: str, dtype: torch.dtype, tasks: int, *arguments: int | Tensor, wor
         tasks: how many there are.
         arguments: those after the range of tasks; tensors are contiguous.
         work: operations on one value in all tasks.
+        scratch: bytes of each array of scratch.
 
     Raises:
         TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
@@ -42,7 +57,7 @@ def run(name: str, dtype: torch.dtype, tasks: int, *arguments: int | Tensor, wor
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
         for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True)
     ]
-    run_tasks(_kernel(name, dtype), values, tasks, work=work)
+    run_tasks(_kernel(name, dtype), values, tasks, work=work, scratch=scratch)
 
 
 @functools.cache
@@ -57,9 +72,12 @@ def _kernel(name: str, dtype: torch.dtype) -> TaskKernel:
         "n": types.int32[::1],
         "h": types.uint16[::1],
     }
-    signature = types.void(*(kinds[letter] for letter in "ii" + _ARGUMENTS[name]))
-    source = (Path(__file__).parent / "kernels.py").read_text(encoding="utf-8")
-    return compiled_tasks(source, name, signature)
+    scratch = _SCRATCH.get(name, "")
+    signature = types.void(*(kinds[letter] for letter in "ii" + _ARGUMENTS[name] + scratch))
+    files = ("kernels.py", "conv_kernels.py") if name.startswith("conv_") else ("kernels.py",)
+    folder = Path(__file__).parent
+    source = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
+    return compiled_tasks(source, name, signature, len(scratch))
 
 
 def shared_out(count: int, least: int) -> tuple[int, int]:
@@ -70,3 +88,21 @@ def shared_out(count: int, least: int) -> tuple[int, int]:
     """
     per_task = max(least, -(-count // (_TASKS_PER_THREAD * torch.get_num_threads())))
     return per_task, -(-count // per_task)
+
+
+def check_incoming(grad: Tensor, needs_weight: bool) -> None:
+    """Check that kernels can run the backward pass for the gradient of a product's output.
+
+    Raises:
+        RuntimeError: a second derivative is wanted, or a batch of gradients of the weight at once.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a product with events has no second derivative. Run what needs one under "
+            "tt.events.mode('never')."
+        )
+    if needs_weight and not has_values(grad):  # of is_grads_batched
+        raise RuntimeError(
+            "a product with events takes one incoming gradient at a time. Run what needs a batch "
+            "of them under tt.events.mode('never')."
+        )

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import has_values
+from tracetorch.events.compiled import LANES, check_incoming, run
 from tracetorch.events.lists import EventLists
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.memory import large_empty
-from tracetorch.fuse.runtime.threads import run_tasks
 
-_LANES = 16  # the width of a table is a multiple of it
 _TASKS = 16  # of the weight gradient, whose partial sums are added in their order
-
-_INTEGERS = {"conv_forward": 16, "conv_backward": 20}
-# One letter for each array, as in ``compiled.py``
-_ARRAYS = {"conv_forward": "lnrrrrrlnr", "conv_backward": "lnrrrrn"}
-_SCRATCH = {"conv_forward": 4, "conv_backward": 2}
 
 
 class Window(NamedTuple):
@@ -55,20 +45,6 @@ def window(module: nn.Conv2d, height: int, width: int) -> Window:
     return Window((stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), (rows, columns))
 
 
-@functools.cache
-def _kernel(name: str, dtype: torch.dtype) -> TaskKernel:
-    from numba import types
-
-    real = types.float32 if dtype == torch.float32 else types.float64
-    kinds = {"l": types.int64[::1], "n": types.int32[::1], "r": real[::1]}
-    signature = types.void(
-        *([types.int64] * (2 + _INTEGERS[name])), *(kinds[letter] for letter in _ARRAYS[name])
-    )
-    folder = Path(__file__).parent
-    source = "\n".join((folder / f).read_text("utf-8") for f in ("kernels.py", "conv_kernels.py"))
-    return compiled_tasks(source, name, signature, _SCRATCH[name])
-
-
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window) -> Tensor:
     """Return the convolution of images, part of the graph, by their events.
 
@@ -89,7 +65,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at:
 def _sizes(shape: tuple[int, ...], weight: tuple[int, ...], at: Window) -> tuple[int, ...]:
     """Return the integers that both kernels take."""
     outputs = weight[0]
-    lanes = -(-outputs // _LANES) * _LANES
+    lanes = -(-outputs // LANES) * LANES
     return (
         *shape[1:],
         *weight[2:],
@@ -114,15 +90,19 @@ def _forward(
     if bias is not None:
         start[:outputs] = bias.detach()
     y = large_empty((images, outputs, *at.size), x.dtype)
-    weighted = int(events.weighted)
-    tensors = (*events[1:], table, start, y)
     places = at.size[0] * at.size[1]
     most = inputs * height * width
     item = x.itemsize
-    run_tasks(
-        _kernel("conv_forward", x.dtype),
-        (*sizes, weighted, *(tensor.data_ptr() for tensor in tensors)),
+    run(
+        "conv_forward",
+        x.dtype,
         images,
+        *sizes,
+        events.weighted,
+        *events[1:],
+        table,
+        start,
+        y,
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
     )
@@ -146,12 +126,18 @@ def _weight_gradient(
     per_task = -(-images // _TASKS)
     tasks = -(-images // per_task)
     total = grad.new_zeros((tasks, inputs, *extent, lanes))
-    weighted = int(events.weighted)
-    tensors = (*events[1:], grad, total)
-    run_tasks(
-        _kernel("conv_backward", grad.dtype),
-        (per_task, images, *sizes, weighted, *padded, *(t.data_ptr() for t in tensors)),
+    run(
+        "conv_backward",
+        grad.dtype,
         tasks,
+        per_task,
+        images,
+        *sizes,
+        events.weighted,
+        *padded,
+        *events[1:],
+        grad,
+        total,
         work=grad.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(padded[0] * padded[1] * lanes * grad.itemsize, 4 * height * width),
     )
@@ -181,6 +167,7 @@ class _Conv(torch.autograd.Function):
         weight, *lists = ctx.saved_tensors
         at: Window = ctx.window
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        check_incoming(grad, needs_weight)
         d_x = d_weight = None
         if needs_input:
             # the values of the input are not looked at for its own gradient
@@ -189,16 +176,6 @@ class _Conv(torch.autograd.Function):
                 *(grad, like, weight, None, at.stride, at.padding, at.dilation),
                 *(False, [0, 0], 1, [True, False, False]),
             )[0]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a product with events has no second derivative. Run what needs one under "
-                "tt.events.mode('never')."
-            )
-        if needs_weight and not has_values(grad):  # of is_grads_batched
-            raise RuntimeError(
-                "a product with events takes one incoming gradient at a time. Run what needs a "
-                "batch of them under tt.events.mode('never')."
-            )
         if needs_weight:
             flat = grad.resolve_neg().contiguous()
             lists = EventLists(ctx.columns, *lists)

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import has_values
-from tracetorch.events.compiled import run, shared_out
+from tracetorch.events.compiled import LANES, check_incoming, run, shared_out
 from tracetorch.events.lists import EventLists, by_column
 from tracetorch.fuse.runtime.memory import large_empty
 
-_LANES = 16  # the width of a table is a multiple of it
 _LEAST_ROWS = 64  # of a task
 _LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
 
@@ -36,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -
 def _padded(matrix: Tensor) -> Tensor:
     """Return a contiguous copy of a matrix, its rows filled up to full vectors."""
     rows, columns = matrix.shape
-    width = -(-columns // _LANES) * _LANES
+    width = -(-columns // LANES) * LANES
     table = matrix.new_empty if width == columns else matrix.new_zeros
     padded = table((rows, width))
     padded[:, :columns] = matrix
@@ -68,7 +66,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
 def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
     """Return the gradient ``[out, in]`` for the gradient ``[rows, out]`` of the output."""
     outputs = grad.shape[1]
-    table = grad.contiguous() if outputs % _LANES == 0 else _padded(grad)
+    table = grad.contiguous() if outputs % LANES == 0 else _padded(grad)
     width, columns = table.shape[1], events.columns
     lists = by_column(events)
     total = table.new_zeros((columns, width))
@@ -102,17 +100,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *lists = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a product with events has no second derivative. Run what needs one under "
-                "tt.events.mode('never')."
-            )
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        if needs_weight and not has_values(grad):  # of is_grads_batched
-            raise RuntimeError(
-                "a product with events takes one incoming gradient at a time. Run what needs a "
-                "batch of them under tt.events.mode('never')."
-            )
+        check_incoming(grad, needs_weight)
         flat = grad.flatten(0, -2)
         return (
             grad @ weight if needs_input else None,
