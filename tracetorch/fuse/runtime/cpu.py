@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
+
+PlanT = TypeVar("PlanT", bound=Plan)
 
 _TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
 
@@ -58,7 +60,7 @@ def _grid(layout: Layout) -> _Grid:
     return _Grid(columns, rows, per_group, groups, tiles * groups, repeats)
 
 
-class _Kernel(NamedTuple):
+class Kernel(NamedTuple):
     """A compiled kernel of a plan.
 
     Args:
@@ -74,22 +76,45 @@ class _Kernel(NamedTuple):
     lines: int
 
 
-def _kernel(plan: Plan, backward: bool) -> _Kernel:
-    """Return a kernel of a plan, compiled at the first call."""
-    kernel: _Kernel | None = plan.kernels.get(backward)
+class Built(NamedTuple):
+    """A printed kernel.
+
+    Args:
+        source: its module.
+        slots: widths of a tile that it needs as scratch.
+        signature: Numba's types of its arguments.
+        scratch: how many of the last arguments are scratch.
+    """
+
+    source: str
+    slots: int
+    signature: Any
+    scratch: int
+
+
+def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT, bool], Built]) -> Kernel:
+    """Return a kernel of a plan, printed by ``build`` and compiled at the first call.
+
+    Args:
+        plan: the plan.
+        backward: which one of its two.
+        build: prints it.
+    """
+    kernel: Kernel | None = plan.kernels.get(backward)
     if kernel is None:
-        kernel = plan.kernels[backward] = _compile(plan, backward)
+        built = build(plan, backward)
+        name = "backward" if backward else "forward"
+        tasks = compiled_tasks(built.source, name, built.signature, built.scratch)
+        graph = plan.backward if backward else plan.program.forward
+        literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
+        kernel = plan.kernels[backward] = Kernel(tasks, built.slots, literals, len(graph.lines))
     return kernel
 
 
-def _compile(plan: Plan, backward: bool) -> _Kernel:
+def _build(plan: Plan, backward: bool) -> Built:
     source, slots = backward_source(plan) if backward else forward_source(plan)
     integers, arrays = backward_arguments(plan) if backward else forward_arguments(plan)
-    name, scratch = ("backward", 2) if backward else ("forward", 1)
-    tasks = compiled_tasks(source, name, signature(integers, arrays, plan), scratch)
-    graph = plan.backward if backward else plan.program.forward
-    literals = torch.tensor(plan.literals, dtype=plan.program.dtype)
-    return _Kernel(tasks, slots, literals, len(graph.lines))
+    return Built(source, slots, signature(integers, arrays, plan), 2 if backward else 1)
 
 
 def signature(integers: Sequence[str], arrays: Sequence[str], plan: Plan) -> Any:
@@ -137,7 +162,7 @@ def forward(
     results = [output, *ends, *records, checkpoints]
     if layout.lanes == 0:
         return results
-    grid, kernel = _grid(layout), _kernel(plan, False)
+    grid, kernel = _grid(layout), kernel_of(plan, False, _build)
     x_step, x_row, flat = _sequence(x, layout, grid)
     params = [param.contiguous() for param in params]
     # Without checkpoints the whole sequence is one segment.
@@ -181,7 +206,7 @@ def backward(
     # in float64: a parameter's gradient sums over time, batch and space
     sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
     if layout.lanes:
-        kernel = _kernel(plan, True)
+        kernel = kernel_of(plan, True, _build)
         starts = dict(zip(program.states, states, strict=True))
         params = [param.contiguous() for param in params]
         x_step, x_row, flat = _sequence(x, layout, grid)
@@ -209,8 +234,16 @@ def backward(
     shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         totals = sums.numpy().reshape(shape).sum((0, 2, 4))
-        for name, total in zip(plan.trained, totals, strict=True):
-            like = params[program.params.index(name)]
-            value = total if like.numel() != 1 or layout.neurons == 1 else total.sum()
-            d_params[name] = torch.as_tensor(value, dtype=dtype).reshape(like.shape)
+        d_params |= parameter_gradients(plan, params, totals)
     return [d_x, *d_states, *d_params.values()]
+
+
+def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:
+    """Return the gradients by name from their sums ``[trained, neurons]``."""
+    program, neurons = plan.program, totals.shape[1]
+    gradients: dict[str, Tensor] = {}
+    for name, total in zip(plan.trained, totals, strict=True):
+        like = params[program.params.index(name)]
+        value = total if like.numel() != 1 or neurons == 1 else total.sum()
+        gradients[name] = torch.as_tensor(value, dtype=program.dtype).reshape(like.shape)
+    return gradients

@@ -21,7 +21,7 @@ from tracetorch.fuse.codegen.numba_recurrence import (
 )
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import SCRATCH, TILE, RecurrentPlan
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.cpu import Built, Kernel, kernel_of, parameter_gradients
 from tracetorch.fuse.runtime.layout import Layout, layout_of, strided
 from tracetorch.fuse.runtime.memory import address, large_empty, write_parameters
 from tracetorch.fuse.runtime.threads import run_tasks
@@ -29,38 +29,11 @@ from tracetorch.fuse.runtime.threads import run_tasks
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
 
 
-class _Kernel(NamedTuple):
-    """A compiled kernel of a plan.
-
-    Args:
-        tasks: the kernel.
-        slots: widths of a tile that it needs as scratch.
-        literals: the numbers of the program, as the kernel reads them.
-        lines: lines of arithmetic in one step.
-    """
-
-    tasks: TaskKernel
-    slots: int
-    literals: Tensor
-    lines: int
-
-
-def _kernel(plan: RecurrentPlan, backward: bool) -> _Kernel:
-    """Return a kernel of a plan, compiled at the first call."""
-    kernel: _Kernel | None = plan.kernels.get(backward)
-    if kernel is None:
-        kernel = plan.kernels[backward] = _compile(plan, backward)
-    return kernel
-
-
-def _compile(plan: RecurrentPlan, backward: bool) -> _Kernel:
+def _build(plan: RecurrentPlan, backward: bool) -> Built:
     source, slots = backward_source(plan) if backward else forward_source(plan)
     arguments = backward_arguments(plan) if backward else forward_arguments(plan)
-    name, scratch = ("backward", BACKWARD_SCRATCH) if backward else ("forward", FORWARD_SCRATCH)
-    tasks = compiled_tasks(source, name, _signature(arguments, plan), len(scratch))
-    graph = plan.backward if backward else plan.program.forward
-    literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
-    return _Kernel(tasks, slots, literals, len(graph.lines))
+    scratch = BACKWARD_SCRATCH if backward else FORWARD_SCRATCH
+    return Built(source, slots, _signature(arguments, plan), len(scratch))
 
 
 def _signature(arguments: Sequence[str], plan: RecurrentPlan) -> Any:
@@ -131,7 +104,7 @@ def _sequence(tensor: Tensor, layout: Layout) -> tuple[int, int, Tensor]:
 
 
 def _run(
-    kernel: _Kernel, shape: _Shape, arguments: Sequence[int | Tensor], scratch: Sequence[int]
+    kernel: Kernel, shape: _Shape, arguments: Sequence[int | Tensor], scratch: Sequence[int]
 ) -> None:
     """Run a kernel on its arguments after the sizes; what it writes to is contiguous."""
     dtype = kernel.literals.dtype
@@ -176,7 +149,7 @@ def forward(
     checkpoints = torch.empty(size, dtype=dtype, device="cpu")
     if not kept:
         shape = shape._replace(every=steps)
-    kernel = _kernel(plan, False)
+    kernel = kernel_of(plan, False, _build)
     shift = given.new_zeros(neurons) if bias is None else bias
     # In the order of numba_recurrence.forward_arguments.
     arguments: tuple[int | Tensor, ...] = (
@@ -244,7 +217,7 @@ def backward(
     size = (shape.tasks, len(plan.trained), rows, neurons)
     sums = torch.zeros(size, dtype=torch.float64, device="cpu")
     starts = dict(zip(program.states, states, strict=True))
-    kernel = _kernel(plan, True)
+    kernel = kernel_of(plan, True, _build)
     # In the order of numba_recurrence.backward_arguments.
     arguments: tuple[int | Tensor, ...] = (
         *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
@@ -255,12 +228,8 @@ def backward(
     )
     past = max(1, len(plan.recomputed)) * shape.every * shape.padded
     _run(kernel, shape, arguments, (past * dtype.itemsize, shape.columns * dtype.itemsize))
-    d_params: dict[str, Tensor] = {}
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        for name, total in zip(plan.trained, sums.numpy().sum((0, 2)), strict=True):
-            like = params[program.params.index(name)]
-            value = total if like.numel() != 1 or neurons == 1 else total.sum()
-            d_params[name] = torch.as_tensor(value, dtype=dtype).reshape(like.shape)
+        d_params = parameter_gradients(plan, params, sums.numpy().sum((0, 2)))
     d_weight = _weight_gradient(d_x, output, previous) if plan.needs_weight_gradient else None
     return Gradients(d_x, d_starts[0], d_weight, d_starts[1:], d_params)
 
