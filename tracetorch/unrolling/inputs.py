@@ -53,7 +53,10 @@ class Inputs:
         if self.static:
             return self.map(lambda x: x.expand(self.steps, *x.shape).flatten(0, 1))
         if isinstance(self.tensors, Tensor):  # most often
-            return self.tensors.flatten(0, 1)
+            x = self.tensors
+            if x.is_contiguous():  # quicker than `flatten`, which comes to the same
+                return x.view((self.steps * self.batch, *x.shape[2:]))
+            return x.flatten(0, 1)
         return self.map(lambda x: x.flatten(0, 1))
 
     def each_step(self) -> Iterator[Any]:

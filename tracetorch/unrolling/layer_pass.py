@@ -91,7 +91,7 @@ class LayerPass(Opaque):
                 f"{layer.label()} got {got}, which does not hold {self.steps} time steps in "
                 'dimension 0: something before it does not keep the batch first. Use by="step".'
             )
-        x = torch.unflatten(x, 0, (self.steps, -1))
+        x = x.view((self.steps, x.shape[0] // self.steps, *x.shape[1:]))
         if not self.sets_aside:
             return self._run(layer, x)
         # torch.compile, of something inside the model, cannot follow what happens to the states
@@ -140,7 +140,9 @@ class LayerPass(Opaque):
         y, _ = layer.forward_sequence(x)
         if not y.is_contiguous():
             return y.flatten(0, 1)
-        return unsafe_view(y, (y.shape[0] * y.shape[1], *y.shape[2:]))
+        folded = (y.shape[0] * y.shape[1], *y.shape[2:])
+        # without a graph a view is as good, and costs a third
+        return unsafe_view(y, folded) if torch.is_grad_enabled() else y.view(folded)
 
     def _run_recorded(self, layer: Neuron, x: Tensor, collector: TrajectoryCollector) -> Tensor:
         """Run the sequence and add what is wanted of the layer to the collector."""

@@ -232,8 +232,10 @@ def _report_nan(paths: Sequence[str], neurons: Sequence[Neuron]) -> None:
         state = getattr(layer, layer.states[0], None) if layer.states else None
         if type(state) is not Tensor or state.device.type != "cpu":
             continue
+        if state.requires_grad:
+            state = state.detach()
         # the sum of NaN is NaN, and quicker to have
-        if math.isnan(state.detach().sum().item()) and bool(state.isnan().any()):
+        if math.isnan(state.sum().item()) and bool(state.isnan().any()):
             _nan_reported = True
             name = join_path(path, layer.states[0])
             _log.warning(
@@ -327,7 +329,7 @@ def _unfolded(leaf: object, T: int, B: int) -> Tensor:
             f"by layer every output must be a tensor that begins with time and batch, {T} * "
             f'{B} = {T * B}; the model gave {got}. Use unroll(..., by="step").'
         )
-    return torch.unflatten(leaf, 0, (T, B))
+    return leaf.view((T, B, *leaf.shape[1:]))
 
 
 def _by_step(

@@ -301,7 +301,8 @@ def _constrain(
     plan: Plan, constrained: Sequence[Constrained], raws: Sequence[Tensor]
 ) -> list[Tensor]:
     dtype = plan.program.dtype
-    return [c.constraint(raw.to(dtype)) for c, raw in zip(constrained, raws, strict=True)]
+    same = [raw if raw.dtype is dtype else raw.to(dtype) for raw in raws]
+    return [c.constraint(raw) for c, raw in zip(constrained, same, strict=True)]
 
 
 def _read_raws(ctx: Any, saved: Sequence[Tensor | None]) -> list[Tensor]:

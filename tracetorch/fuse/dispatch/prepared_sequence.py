@@ -34,6 +34,7 @@ from tracetorch.fuse.protocol import ConstraintGradient, StepLayer
 from tracetorch.fuse.runtime.layout import Layout, layout_of
 
 _MOST_SHAPES = 4  # for which a layer keeps its prepared sequences
+_SMALL = 1 << 18  # values of a state that are worth keeping as zeros
 _DTYPES = (torch.float32, torch.float64)  # narrower inputs are cast
 
 
@@ -122,6 +123,7 @@ class _PreparedSequence:
         self.constrained: tuple[operators.Constrained, ...] = ()
         self.options: dict[str, Any] = {}
         self.plans: dict[tuple[bool, ...], Plan] = {}
+        self.rest: Tensor | None = None  # a state of zeros, which every call reads
         self.runs = False
         known = all(each in methods.gradients for each in self.constraints.values())
         if reason is None and self.backend != "eager" and self.unchanged.is_comparable and known:
@@ -159,6 +161,14 @@ class _PreparedSequence:
             raws.append(getattr(layer, name) if raw is None else raw)
         return raws
 
+    def _zeros(self) -> Tensor:
+        """Return a state of zeros, the same one in every call unless it is large."""
+        with torch.inference_mode(False):  # a later call may be part of a graph
+            zeros = torch.zeros(self.step_shape, dtype=self.dtype, device=self.device)
+        if zeros.numel() <= _SMALL:
+            self.rest = zeros
+        return zeros
+
     def fits(self, layer: StepLayer, x: Tensor) -> bool:
         """Whether it was prepared for such an input, and for what the layer is now."""
         return (
@@ -183,7 +193,7 @@ class _PreparedSequence:
         for name in self.states:
             state = attributes[name]
             if state is None:
-                state = torch.zeros(self.step_shape, dtype=self.dtype, device=self.device)
+                state = self._zeros() if self.rest is None else self.rest
             elif (
                 type(state) is not Tensor
                 or state.shape != self.step_shape

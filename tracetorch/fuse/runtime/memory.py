@@ -13,8 +13,8 @@ import mmap
 import os
 import sys
 import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 _PAGE = 2 << 20  # a huge one
 _LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
 _POOL_LIMIT = 256 << 20  # bytes that wait in the pool
+_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class _Pool:
@@ -68,19 +69,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+class _Lease(np.ndarray[Any, Any]):
+    """The array that a tensor's storage keeps alive; when it goes its mapping is given back."""
+
+    give_back: Callable[[], None]
+
+    def __del__(self) -> None:
+        self.give_back()
+
+
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Allocate as ``torch.empty`` on the CPU; where it is large, from pages used before."""
     size = math.prod(sizes) * dtype.itemsize
-    if size < _LARGE or not sys.platform.startswith("linux"):
+    if size < _LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
     try:
         mapping = _pool.take(whole)
     except OSError:  # no memory, or too many mappings: PyTorch may find some, or says what it lacks
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
-    array = np.frombuffer(mapping, np.uint8, size)  # what the tensor's storage keeps alive
-    weakref.finalize(array, _pool.give_back, whole, mapping).atexit = False
-    return torch.from_numpy(array).view(dtype).view(tuple(sizes))
+    array = _Lease(tuple(sizes), _NUMPY_DTYPES[dtype], mapping)
+    array.give_back = partial(_pool.give_back, whole, mapping)
+    return torch.from_numpy(array)
 
 
 class _Scratch(threading.local):
