@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal[
-    "shd", "recurrent", "static", "events", "dvs", "conv", "accuracy", "linear",
+    "shd", "recurrent", "static", "events", "dvs", "maps", "conv", "accuracy", "linear",
     "lif", "bsrlif", "stream", "growth", "memory",
 ]  # fmt: skip
 Pass = Literal["forward", "train"]
 
-NETWORKS: tuple[Kind, ...] = ("shd", "static", "events", "dvs", "conv", "linear")
+NETWORKS: tuple[Kind, ...] = ("shd", "static", "events", "dvs", "maps", "conv", "linear")
 DECAY = 0.9
 CONV_DECAY = 0.5
 THRESHOLD = 1.0
-SHAPES = {"conv": (1, 28, 28), "dvs": (2, 34, 34)}  # of one sample; (N,) elsewhere
+# of one sample; (N,) elsewhere
+SHAPES = {"conv": (1, 28, 28), "dvs": (2, 34, 34), "maps": (32, 34, 34)}
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 ACCURACY = 0.9  # on held-out digits, at which training ends
 
@@ -69,6 +70,7 @@ def all_cases() -> list[Case]:
         name = f"Linear+LIF N=512, input {100 * density:g} %"
         found += _both(name, "events", 500, 16, 512, density=density)
     found += _both("DVS shape 2-32-32-64, input 1.5 %", "dvs", 20, 16, 2 * 34 * 34, density=0.015)
+    found += _both("Conv2d 32-64 and LIF, input 5 %", "maps", 20, 16, 32 * 34 * 34, density=0.05)
     found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
     for N in (512, 2048):
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)

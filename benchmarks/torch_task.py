@@ -106,6 +106,8 @@ def parts(case: Case, cell: MakeCell) -> list[Part]:
             cell(64, DECAY, -3),
             nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 8 * 8, 11)),
         ]
+    if case.kind == "maps":
+        return [weights(nn.Conv2d(32, 64, 3, padding=1), 4.0), cell(64, DECAY, -3)]
     if case.kind == "conv":
         return [
             nn.Sequential(nn.Conv2d(1, 16, 5), nn.MaxPool2d(2)),

@@ -157,7 +157,7 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    if case.kind in ("dvs", "accuracy"):
+    if case.kind in ("dvs", "maps", "accuracy"):
         return "it is measured on other networks"
     return "it has no such neuron" if case.kind in ("bsrlif", "recurrent") else None
 

@@ -17,8 +17,8 @@ from tracetorch.fuse.runtime.threads import run_tasks
 # After the range of tasks one letter for each argument: i an integer, r reals, l integers, n short
 # and h shorter ones.
 _ARGUMENTS = {
-    "scan": "iiirhl",
-    "fill": "iiirhlnrl",
+    "scan": "iiirhll",
+    "fill": "iiirhlnri",
     "sort": "iiilnrilnr",
     "forward": "iilnrirrir",
     "backward": "iiiillnririr",

@@ -30,18 +30,29 @@ def _place(context, builder, kind, array, at, vector):
     return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
 
-@intrinsic
-def event_mask(typingctx, x, at):
-    """Return 16 bits, one for each value from ``x[at]`` on that is an event; NaN is one."""
+def _differing(x, at, constant):
+    """Return the type and the code of a function: which of 16 values differ from a constant."""
 
     def emit(context, builder, signature, arguments):
         vector = _vector(context, x, 16)
         values = builder.load(_place(context, builder, x, *arguments, vector))
         values.align = x.dtype.bitwidth // 8
-        mask = builder.fcmp_unordered("!=", values, ir.Constant(vector, [0.0] * 16))
+        mask = builder.fcmp_unordered("!=", values, ir.Constant(vector, [constant] * 16))
         return builder.zext(builder.bitcast(mask, ir.IntType(16)), ir.IntType(64))
 
     return types.int64(x, at), emit
+
+
+@intrinsic
+def event_mask(typingctx, x, at):
+    """Return 16 bits, one for each value from ``x[at]`` on that is an event; NaN is one."""
+    return _differing(x, at, 0.0)
+
+
+@intrinsic
+def other_than_one(typingctx, x, at):
+    """Return 16 bits, one for each value from ``x[at]`` on that is not 1."""
+    return _differing(x, at, 1.0)
 
 
 @intrinsic
@@ -142,9 +153,13 @@ def gather(
 # Lists of events
 
 
-def scan(first, last, per_task, rows, columns, x, masks, counts):
-    """Mark the events of some rows, 16 values to a mask, and count them."""
+def scan(first, last, per_task, rows, columns, x, masks, counts, weighted):
+    """Mark the events of some rows, 16 values to a mask, and count them.
+
+    ``weighted`` is set where a value is not 1: it is in a register here, and far away later.
+    """
     per_row = (columns + 15) // 16
+    others = 0
     for row in range(first * per_task, min(rows, last * per_task)):
         at, word, count = row * columns, row * per_row, 0
         for column in range(0, columns - 15, 16):
@@ -152,20 +167,24 @@ def scan(first, last, per_task, rows, columns, x, masks, counts):
             masks[word] = mask
             word += 1
             count += bit_count(mask)
+            others |= mask & other_than_one(x, at + column)
         if columns % 16:
             mask = 0
             for column in range(columns - columns % 16, columns):
-                if x[at + column] != 0:
+                value = x[at + column]
+                if value != 0:
                     mask |= 1 << column % 16
+                    others |= value != 1
             masks[word] = mask
             count += bit_count(mask)
         counts[row] = count
+    if others:
+        weighted[0] = 1
 
 
 def fill(first, last, per_task, rows, columns, x, masks, starts, indices, values, weighted):
-    """Write the lists of some rows, and set ``weighted`` where a value is not 1."""
+    """Write the lists of some rows, with their values where ``weighted``."""
     per_row = (columns + 15) // 16
-    other = False
     for row in range(first * per_task, min(rows, last * per_task)):
         event = starts[row]
         for word in range(per_row):
@@ -173,13 +192,10 @@ def fill(first, last, per_task, rows, columns, x, masks, starts, indices, values
             while mask:
                 column = word * 16 + lowest_bit(mask)
                 mask &= mask - 1
-                value = x[row * columns + column]
-                other |= value != 1
                 indices[event] = column
-                values[event] = value
+                if weighted:
+                    values[event] = x[row * columns + column]
                 event += 1
-    if other:
-        weighted[0] = 1
 
 
 def sort(

@@ -85,19 +85,18 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
     shape = (per_task, rows, columns)
     masks = torch.empty(rows * -(-columns // 16), dtype=torch.uint16, device="cpu")
     starts = torch.zeros(rows + 1, dtype=torch.int64, device="cpu")
-    run("scan", dtype, tasks, *shape, matrix, masks, starts[1:], work=_SCANNED * size)
+    others = torch.zeros(1, dtype=torch.int64, device="cpu")  # whether a value is not 1
+    run("scan", dtype, tasks, *shape, matrix, masks, starts[1:], others, work=_SCANNED * size)
     starts.cumsum_(0)
     count = int(starts[-1])
     density = count / size
     if density > limit:
         return None, density
+    weighted = bool(others)
     indices = torch.empty(count, dtype=torch.int32, device="cpu")
-    values = torch.empty(count, dtype=dtype, device="cpu")
-    weighted = torch.zeros(1, dtype=torch.int64, device="cpu")
+    values = torch.empty(count if weighted else 0, dtype=dtype, device="cpu")
     arguments = (matrix, masks, starts, indices, values, weighted)
     run("fill", dtype, tasks, *shape, *arguments, work=size // 16 + _LISTED * count)
-    if not weighted.item():
-        values = values.new_empty(0)
     return EventLists(columns, starts, indices, values), density
 
 
