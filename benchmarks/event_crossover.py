@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from tracetorch.events import crossover, mode
+from tracetorch.events.crossover import conv_crossover
 from tracetorch.events.passes import event_passes
 
+# rows, inputs, outputs; images, channels, side, outputs of a 3x3 kernel
 SIZES = ((6400, 700, 256), (6400, 256, 256), (8000, 512, 512), (1024, 256, 256), (6400, 256, 20))
+CONVOLUTIONS = ((320, 32, 34, 64), (256, 32, 17, 64), (256, 16, 28, 32))
 DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4)
 _SECONDS = 0.15  # for each figure
 
@@ -31,15 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for rows, inputs, outputs in SIZES:
         limit = crossover(rows, inputs, outputs)
         print(f"\n{rows} x {inputs} -> {outputs}, estimated crossover {limit:.3f}")
-        for density in DENSITIES:
-            print(f"  {100 * density:5.1f} %  {_row(rows, inputs, outputs, density)}", flush=True)
+        _rows(nn.Linear(inputs, outputs), (rows, inputs))
+    for images, channels, side, outputs in CONVOLUTIONS:
+        layer, shape = nn.Conv2d(channels, outputs, 3, padding=1), (images, channels, side, side)
+        limit = conv_crossover(shape, layer.weight.shape, (side, side))
+        print(f"\n{list(shape)} -> {outputs} channels, estimated crossover {limit:.3f}")
+        _rows(layer, shape)
     return 0
 
 
-def _row(rows: int, inputs: int, outputs: int, density: float) -> str:
+def _rows(layer: nn.Module, shape: Sequence[int]) -> None:
+    for density in DENSITIES:
+        print(f"  {100 * density:5.1f} %  {_row(layer, shape, density)}", flush=True)
+
+
+def _row(layer: nn.Module, shape: Sequence[int], density: float) -> str:
     torch.manual_seed(0)
-    layer = nn.Linear(inputs, outputs)
-    x, grad = (torch.rand(rows, inputs) < density).float(), torch.randn(rows, outputs)
+    x = (torch.rand(*shape) < density).float()
+    grad = torch.randn_like(layer(x))
 
     def forward() -> None:
         with torch.no_grad():
