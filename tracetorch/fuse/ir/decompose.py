@@ -83,6 +83,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "angle": _angle,
     "digamma": _digamma,
     "elu_backward": _elu_backward,
+    "frac": lambda x: x - torch.trunc(x),
     "hardshrink_backward": _shrink_backward,
     "hardsigmoid_backward": _hardsigmoid_backward,
     "hardswish_backward": _hardswish_backward,
