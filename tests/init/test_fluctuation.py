@@ -92,7 +92,7 @@ def test_convolution_drives_channels() -> None:
 
 def test_recurrence_has_a_tenth_of_the_variance() -> None:
     torch.manual_seed(0)
-    loop = snn.Recurrent(snn.LIF(N), nn.Linear(N, N))
+    loop: Any = snn.Recurrent(snn.LIF(N), nn.Linear(N, N))
     net: Any = nn.Sequential(nn.Linear(INPUTS, N), loop)
     fluctuation_(net, rate=RATE)
     response = impulse_response(loop.neuron)
@@ -134,7 +134,7 @@ def test_rate_of_a_layer_is_that_of_its_spikes() -> None:
 def test_same_generator_gives_the_same_weights() -> None:
     made = []
     for _ in range(2):
-        net = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
+        net: Any = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
         fluctuation_(net, generator=torch.Generator().manual_seed(3))
         made.append(net[0].weight.detach().clone())
     assert torch.equal(*made)

@@ -163,5 +163,5 @@ def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding
         "Elsewhere the surrogate's derivative is nearly zero: hardly any gradient passes through "
         "this layer.",
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
-        "the drive so that membranes come near the threshold, as tt.init.calibrate_(model, x) does.",
+        "the drive so that membranes come near the threshold: tt.init.calibrate_(model, x).",
     )

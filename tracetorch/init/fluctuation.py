@@ -54,9 +54,9 @@ def fluctuation_(
     Example:
         >>> net = nn.Sequential(nn.Linear(100, 50), LIF(50), nn.Linear(50, 10), Readout(10))
         >>> fluctuation_(net, rate=0.02)
-        >>> response = impulse_response(net[1])
-        >>> (net[0].weight[0].norm() * response.deviation(0.02)[0]).item()
-        0.5...
+        >>> deviation = net[0].weight[0].norm() * impulse_response(net[1]).deviation(0.02)[0]
+        >>> round(deviation.item(), 3)
+        0.5
 
     Source: Rossbroich, Gygax and Zenke, Neuromorphic Computing and Engineering 2, 044016 (2022),
     in discrete time.
