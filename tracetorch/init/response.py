@@ -157,7 +157,7 @@ def _resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
 
 
 class _FreeNeuron:
-    """One sample of a layer in float64, whose spike functions give zero."""
+    """Step a sample of a layer in float64, with spike functions that give zero."""
 
     def __init__(self, layer: Neuron) -> None:
         layer, self.shape = _resting_copy(layer, 1)
