@@ -28,6 +28,7 @@ ROOMS = (
     "nir",
     "export",
     "checkpoint",
+    "init",
     "metrics",
     "diagnosis",
     "__init__",

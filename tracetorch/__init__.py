@@ -19,6 +19,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "diagnosis",
     "encode",
     "export",
+    "init",
     "metrics",
     "nir",
     "plot",
@@ -27,7 +28,7 @@ _LATE_ROOMS: tuple[str, ...] = (
 _LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import data, diagnosis, encode, export, metrics, nir, plot, probe
+    from tracetorch import data, diagnosis, encode, export, init, metrics, nir, plot, probe
     from tracetorch.diagnosis import diagnose
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "functional",
     "fuse",
     "get_states",
+    "init",
     "load",
     "loss",
     "metrics",

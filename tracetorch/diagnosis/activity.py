@@ -76,8 +76,9 @@ def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[F
         "Nothing passes this layer in the forward pass."
         if all_of_them
         else "They contribute nothing to the output, and the weights behind them get no gradient.",
-        f"{advice} Or lower its threshold, or begin with a slower decay (beta nearer to 1), which "
-        "sums over more steps. A batch norm before the layer keeps its input in a useful range.",
+        f"{advice} tt.init.calibrate_(model, x) does it for all layers. Or lower its threshold, or "
+        "begin with a slower decay (beta nearer to 1), which sums over more steps. A batch norm "
+        "before the layer keeps its input in a useful range.",
     )
 
 
@@ -138,7 +139,8 @@ def _saturated(layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
         f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
         f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
         "A neuron that always fires carries no more information than one that never does.",
-        "Scale down the weights before it, or its input; raise its threshold; begin with a faster "
+        "Scale down the weights before it, or its input (tt.init.calibrate_(model, x) does it for "
+        "all layers); raise its threshold; begin with a faster "
         "decay (beta nearer to 0). tt.loss.rate_bounds keeps rates in a range while it learns.",
     )
 
@@ -161,5 +163,5 @@ def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding
         "Elsewhere the surrogate's derivative is nearly zero: hardly any gradient passes through "
         "this layer.",
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
-        "the drive so that membranes come near the threshold.",
+        "the drive so that membranes come near the threshold: tt.init.calibrate_(model, x).",
     )

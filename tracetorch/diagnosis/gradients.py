@@ -80,8 +80,9 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
             f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
             f"{ratio:.1g} of it; {cause}.",
             "The first layers stay near their initial values, and the last ones learn from noise.",
-            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold, use a wider "
-            "surrogate, skip connections, or a normalisation between layers.",
+            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold "
+            "(tt.init.calibrate_(model, x) does it for all layers), use a wider surrogate, skip "
+            "connections, or a normalisation between layers.",
         )
     elif ratio > 1 / _DEPTH:
         yield Finding(

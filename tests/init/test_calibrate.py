@@ -1,0 +1,190 @@
+"""Test the initialisation on a batch: layer by layer, whatever stands before the neurons."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS
+from tests.init.test_fluctuation import free_membranes, quiet
+from tracetorch import snn
+from tracetorch.init import Membranes, calibrate_
+
+T, B = 60, 16
+
+
+def batch(*sample: int, rate: float = 0.1) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return (torch.rand(T, B, *sample, generator=generator) < rate).float()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_membranes_have_the_target_on_the_batch(name: str) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(20, 12), quiet(name, 12), nn.Linear(12, 6), quiet(name, 6))
+    x = batch(20)
+    reached = calibrate_(net, x, target=0.4, mean=0.2)
+    assert list(reached) == ["1", "3"]
+    for path, membranes in reached.items():
+        assert membranes.deviation == pytest.approx(0.4, rel=0.02)
+        assert membranes.mean == pytest.approx(0.2, abs=0.02)
+        neuron = net[int(path)]
+        _, seen = tt.unroll(net, x, record=f"{path}.input", from_rest=True)
+        with torch.no_grad():
+            free = free_membranes(neuron, seen[f"{path}.input"].double())
+        deviation = free.flatten(0, 1).std(0, correction=0).square().mean().sqrt()
+        assert float(deviation) == pytest.approx(0.4, rel=0.05)
+        assert float(free.mean()) == pytest.approx(0.2, abs=0.02)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.lif = snn.LIF(3, dim=-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.lif(self.conv(x))
+        return y
+
+
+NETWORKS: dict[str, Any] = {
+    "convolutions": lambda: (
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), snn.LIF(3, dim=-3), nn.MaxPool2d(2), Residual(),
+            nn.Flatten(), nn.Linear(27, 5), snn.Readout(5),
+        ),
+        batch(2, 6, 6),
+    ),
+    "batch norm": lambda: (
+        nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), snn.SLIF(5), nn.Linear(5, 4), snn.LIF(4)),
+        batch(9),
+    ),
+    "recurrent": lambda: (
+        nn.Sequential(nn.Linear(9, 6), snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), nn.Linear(6, 3)),
+        batch(9),
+    ),
+    "dropout between": lambda: (
+        nn.Sequential(nn.Linear(9, 6), nn.Identity(), snn.LIF(6), nn.Dropout(0.0), nn.Linear(6, 3)),
+        batch(9),
+    ),
+    "no bias": lambda: (
+        nn.Sequential(nn.Linear(9, 6, bias=False), snn.LIF(6)),
+        batch(9),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("training", [True, False])
+def test_any_network_reaches_the_target(name: str, training: bool) -> None:
+    torch.manual_seed(0)
+    net, x = NETWORKS[name]()
+    net.train(training)
+    tt.unroll(net, x[:5])
+    states = {path: state.clone() for path, state in tt.get_states(net).items()}
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    reached = calibrate_(net, x)
+    assert all(each.deviation == pytest.approx(0.5, rel=0.02) for each in reached.values())
+    assert all(map(torch.equal, buffers, net.buffers()))
+    after = tt.get_states(net)
+    assert all(torch.equal(after[path], state) for path, state in states.items())
+
+
+def test_neuron_without_input_is_scaled_as_its_layer() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    with torch.no_grad():
+        net[0].weight[2] = 0
+        before = net[0].weight.clone()
+    assert isinstance(calibrate_(net, batch(9))["1"], Membranes)
+    assert not net[0].weight[2].any()
+    assert torch.isfinite(net[0].weight).all()
+    assert not torch.equal(net[0].weight, before)
+
+
+def test_static_input() -> None:
+    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    assert calibrate_(net, torch.rand(8, 9), steps=10)["1"].deviation == pytest.approx(
+        0.5, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "error", "message"),
+    [
+        (torch.zeros(5, 2, 9), {}, ValueError, "'1' gets the same input at every step"),
+        (batch(9), {"target": -1}, ValueError, "target must be above 0"),
+        (batch(9), {"mean": None}, TypeError, "mean"),
+        (5, {}, TypeError, "x must be a tensor"),
+    ],
+)
+def test_errors_change_nothing(
+    x: Any, arguments: dict[str, Any], error: type, message: str
+) -> None:
+    net: Any = nn.Sequential(nn.Linear(9, 6, bias=False), snn.LIF(6))
+    before = net[0].weight.clone()
+    with pytest.raises(error, match=re.escape(message)):
+        calibrate_(net, x, **arguments)
+    assert torch.equal(net[0].weight, before)
+
+
+class Normed(nn.Module):
+    """Its output does not depend on the scale of what comes before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.std()
+
+
+def test_scale_that_does_not_pass_is_an_error_and_nothing_changes() -> None:
+    net: Any = nn.Sequential(nn.Linear(9, 6), Normed(), snn.LIF(6))
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"'2' does not reach a deviation of 0\.5 by scaling '0'"):
+        calibrate_(net, batch(9))
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+def deep(width: int = 64, depth: int = 8) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        layers += [nn.Linear(64 if number == 0 else width, width), snn.LIF(width)]
+    return nn.Sequential(*layers, nn.Linear(width, 4))
+
+
+def train(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for _ in range(30):
+        tt.zero_states(net)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(tt.unroll(net, x).mean(0), y).backward()
+        optimizer.step()
+    tt.zero_states(net)
+    with torch.no_grad():
+        return float((tt.unroll(net, x).mean(0).argmax(1) == y).float().mean())
+
+
+STARTS: dict[str, Any] = {
+    "default": lambda net, x: None,
+    "fluctuation": lambda net, x: tt.init.fluctuation_(net, rate=0.15, target=0.7),
+    "calibrate": lambda net, x: tt.init.calibrate_(net, x, target=0.7),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", STARTS)
+def test_eight_layers_train_from_it_and_not_from_the_default(start: str) -> None:
+    """Four classes of spike patterns; without normalisation."""
+    torch.manual_seed(0)
+    patterns = torch.rand(4, 64) * 0.3
+    y = torch.arange(64) % 4
+    x = (torch.rand(20, 64, 64) < patterns[y]).float()
+    torch.manual_seed(1)
+    net = deep()
+    STARTS[start](net, x)
+    accuracy = train(net, x, y)
+    assert accuracy <= 0.75 if start == "default" else accuracy == 1.0

@@ -1,0 +1,201 @@
+"""Test the initialisation without data: simulated membranes have the target's moments."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import tracetorch as tt
+from tests.cases import LAYERS, layer
+from tracetorch import snn
+from tracetorch.init import fluctuation_, impulse_response
+from tracetorch.init.response import simulated_rate
+from tracetorch.probe.layers import spike_functions
+
+RATE = 0.1
+PAIR = (nn.Linear(3, 3), snn.LIF(3))
+T, B, INPUTS, N = 400, 32, 60, 8
+
+
+def events(*sample: int, steps: int = T) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(steps, B, *sample, generator=generator) < RATE).double()
+
+
+def free_membranes(module: snn.Neuron, drive: Tensor) -> Tensor:
+    """Membranes of a layer whose spike functions give 0, step by step, in distances."""
+    names = spike_functions(module)
+    received: list[Tensor] = []
+    kwargs: dict[str, Any] = module.step_kwargs(drive.ndim - 1, drive.dtype)
+
+    def silent(u: Tensor) -> Tensor:
+        received.append(u)
+        return torch.zeros_like(u)
+
+    kwargs |= dict.fromkeys(names, silent)
+    module.zero_states()
+    states = module.states_for(drive[0], drive.dtype)
+    seen = []
+    for x in drive:
+        received.clear()
+        output, *states = module.step(x, *states, **kwargs)
+        seen.append(received[0] if names else output)
+    distance = impulse_response(module).distance
+    above = torch.stack(seen).movedim(module.dim, -1)
+    return (above + distance if names else above) / distance
+
+
+def quiet(name: str, num_neurons: int) -> snn.LeakyIntegrator:
+    """Build a layer with random parameters and without a bias, which would move its rest."""
+    made = layer(name, num_neurons)
+    if made.bias is not None:
+        nn.init.zeros_(made.raw_bias)
+    return made
+
+
+def moments(membranes: Tensor, skip: int = 200) -> tuple[Tensor, Tensor]:
+    flat = membranes[skip:].flatten(0, -2)
+    return flat.mean(0), flat.std(0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("target", "mean"), [(0.5, 0.0), (0.3, 0.4)])
+def test_membranes_have_the_target_of_mean_and_deviation(
+    name: str, target: float, mean: float
+) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, N), quiet(name, N)).double()
+    fluctuation_(net, rate=RATE, target=target, mean=mean)
+    assert not net[0].bias.any()
+    with torch.no_grad():
+        means, deviations = moments(free_membranes(net[1], net[0](events(INPUTS))))
+    assert (means - mean).abs().max() < 0.05
+    # of each neuron by itself, from 200 correlated steps of 32 samples
+    assert (deviations / target - 1).abs().max() < 0.1
+    assert abs(float(deviations.square().mean().sqrt()) / target - 1) < 0.05
+
+
+def test_convolution_drives_channels() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Conv2d(4, N, 3), snn.LIF(N, dim=-3)).double()
+    fluctuation_(net, rate=RATE)
+    with torch.no_grad():
+        drive = net[0](events(4, 5, 5, steps=300).flatten(0, 1)).unflatten(0, (300, B))
+        _, deviations = moments(free_membranes(net[1], drive), 100)
+    assert (deviations / 0.5 - 1).abs().max() < 0.05
+
+
+def test_recurrence_has_a_tenth_of_the_variance() -> None:
+    torch.manual_seed(0)
+    loop: Any = snn.Recurrent(snn.LIF(N), nn.Linear(N, N))
+    net: Any = nn.Sequential(nn.Linear(INPUTS, N), loop)
+    fluctuation_(net, rate=RATE)
+    response = impulse_response(loop.neuron)
+    fired = simulated_rate(loop.neuron, response, 0.5, 0.0)
+    own = net[0].weight.norm(dim=1) * response.deviation(RATE)
+    recurrent = loop.connection.weight.norm(dim=1) * response.deviation(fired)
+    torch.testing.assert_close(own.square() + recurrent.square(), torch.full((N,), 0.25).double())
+    torch.testing.assert_close(recurrent.square(), torch.full((N,), 0.025).double())
+    assert not loop.connection.bias.any()
+
+
+def test_batch_norm_takes_the_part_of_the_weights() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.LIF(N)).double()
+    before = net[0].weight.clone()
+    fluctuation_(net, rate=RATE, mean=0.2)
+    assert torch.equal(net[0].weight, before)
+    with torch.no_grad():
+        drive = net[1](net[0](events(INPUTS).flatten(0, 1))).unflatten(0, (T, B))
+        means, deviations = moments(free_membranes(net[2], drive))
+    assert (means - 0.2).abs().max() < 0.05
+    assert (deviations / 0.5 - 1).abs().max() < 0.05
+
+
+def test_rate_of_a_layer_is_that_of_its_spikes() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, 200), snn.LIF(200), nn.Linear(200, N), snn.LIF(N))
+    fluctuation_(net, rate=RATE, target=0.6)
+    response = impulse_response(net[1])
+    fired = simulated_rate(net[1], response, 0.6, 0.0)
+    with torch.no_grad():
+        spikes = tt.unroll(net[:2], events(INPUTS).float(), from_rest=True)
+    assert fired == pytest.approx(float(spikes[T // 2 :].mean()), rel=0.15)
+    expected = net[3].num_neurons * [0.6]
+    found = net[2].weight.norm(dim=1).double() * impulse_response(net[3]).deviation(fired)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=0)
+
+
+def test_same_generator_gives_the_same_weights() -> None:
+    made = []
+    for _ in range(2):
+        net: Any = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
+        fluctuation_(net, generator=torch.Generator().manual_seed(3))
+        made.append(net[0].weight.detach().clone())
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize(
+    ("net", "arguments", "error", "message"),
+    [
+        ("net", {}, TypeError, "nn.Module"),
+        (
+            nn.Sequential(*PAIR),
+            {"rate": 0},
+            ValueError,
+            "rate must be in (0, 1)",
+        ),
+        (nn.Sequential(*PAIR), {"rate": "1"}, TypeError, "rate"),
+        (
+            nn.Sequential(*PAIR),
+            {"target": 0},
+            ValueError,
+            "target must be above 0",
+        ),
+        (
+            nn.Sequential(*PAIR),
+            {"mean": 5.0},
+            ValueError,
+            "'1' has 3 inputs: with a mean of 5.0",
+        ),
+        (nn.Sequential(snn.LIF(3)), {}, ValueError, "there is nothing to initialise"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Unflatten(1, (2, 2)), snn.LIF(2)),
+            {},
+            ValueError,
+            "'0' has 4 outputs, '3' behind it has 2 neurons",
+        ),
+        (
+            nn.Sequential(weight_norm(nn.Linear(3, 3)), snn.LIF(3)),
+            {},
+            ValueError,
+            "'0', before '1', is parametrized",
+        ),
+        (nn.Sequential(nn.LazyLinear(3), snn.LIF(3)), {}, ValueError, "'0' has no values yet"),
+        (
+            nn.Sequential(nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), nn.Identity())),
+            {},
+            ValueError,
+            "the recurrent connection of '1.neuron' is Identity",
+        ),
+    ],
+)
+def test_what_cannot_be_initialised_is_refused_and_unchanged(
+    net: Any, arguments: dict[str, Any], error: type, message: str
+) -> None:
+    before = [p.clone() for p in net.parameters() if p.numel()] if message[:8] == "'1' has " else []
+    with pytest.raises(error, match=re.escape(message)):
+        fluctuation_(net, **arguments)
+    if before:
+        assert all(map(torch.equal, before, net.parameters()))
+
+
+def test_layers_without_a_product_before_them_are_left_alone() -> None:
+    net: Any = nn.Sequential(snn.LIF(3), nn.Linear(3, 3), snn.LIF(3))
+    fluctuation_(net)
+    assert tt.unroll(net, torch.ones(2, 1, 3)).shape == (2, 1, 3)

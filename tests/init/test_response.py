@@ -1,0 +1,140 @@
+"""Test the impulse response: against closed forms, and against steps of the layer itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.cases import LAYERS, PLACES, READOUTS, layer
+from tests.init.test_fluctuation import quiet
+from tracetorch import snn
+from tracetorch.init import impulse_response
+
+
+def from_steps(module: snn.Neuron, length: int) -> Tensor:
+    """The membrane after an impulse too small to make it spike, step by step in float64."""
+    amplitude = 1e-3
+    x = torch.zeros(length, 1, module.num_neurons, dtype=torch.float64)
+    x[0] = amplitude
+    module.zero_states()
+    seen = []
+    for step in x:
+        output = module(step)
+        seen.append(output if type(module).__name__ in READOUTS else module.mem)
+    return torch.stack(seen)[:, 0] / amplitude
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_response_is_that_of_small_steps(name: str) -> None:
+    module = quiet(name, 3)
+    kernel, distance = impulse_response(module)
+    torch.testing.assert_close(from_steps(module, len(kernel)), kernel, rtol=1e-5, atol=1e-7)
+    expected = 1.0 if name in READOUTS else module.pos_threshold.double()
+    torch.testing.assert_close(distance, torch.as_tensor(expected).expand(3).double())
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+def test_any_place_of_the_neurons_gives_the_same(dim: int, shape: tuple[int, ...]) -> None:
+    beta = torch.tensor([0.3, 0.5, 0.9])
+    expected = impulse_response(snn.SLIF(3, beta=beta)).kernel
+    assert torch.equal(impulse_response(snn.SLIF(3, beta=beta, dim=dim)).kernel, expected)
+
+
+def test_leaky_integrator_has_its_closed_form() -> None:
+    response = impulse_response(snn.LIF(2, beta=torch.tensor([0.5, 0.9]), pos_threshold=2.0))
+    steps = torch.arange(len(response.kernel), dtype=torch.float64)
+    torch.testing.assert_close(response.kernel[:, 0], 0.5**steps)
+    p = 0.1
+    expected = torch.tensor([(p * (1 - p) / (1 - b * b)) ** 0.5 / 2 for b in (0.5, 0.9)])
+    torch.testing.assert_close(response.deviation(p), expected.double(), rtol=1e-6, atol=0)
+    expected = torch.tensor([p / (1 - b) / 2 for b in (0.5, 0.9)])
+    torch.testing.assert_close(response.mean(p), expected.double(), rtol=1e-3, atol=0)
+
+
+class Quadratic(snn.Neuron):
+    """A nonlinear neuron, in millivolts: it rests at -65 and fires at -40."""
+
+    states = ("shift",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.threshold("height", 25.0)
+
+    @staticmethod
+    def step(x: Any, shift: Any, *, height: Any, spike: Any) -> Any:
+        shift = shift + 0.1 * (shift * (shift - 30) / 30) + x
+        fired = spike(shift - height)
+        return fired, shift * (1 - fired)
+
+
+def test_nonlinear_neuron_is_taken_at_rest() -> None:
+    kernel, distance = impulse_response(Quadratic(1))
+    # the slope at rest is -0.1
+    torch.testing.assert_close(
+        kernel[:20, 0], 0.9 ** torch.arange(20.0).double(), rtol=0.02, atol=0
+    )
+    assert distance.item() == pytest.approx(25.0)
+
+
+def test_bias_moves_the_rest() -> None:
+    module = snn.LeakyIntegrator(
+        1, beta_setup={"value": 0.5}, pos_threshold_setup={"value": 1.0}, bias_setup={"value": 0.25}
+    )
+    assert impulse_response(module).distance.item() == pytest.approx(0.5)
+
+
+def test_the_layer_is_left_as_it_is() -> None:
+    module = layer("SRLIF", 3)
+    module(torch.ones(2, 3))
+    before = {name: getattr(module, name) for name in module.states}
+    impulse_response(module)
+    assert all(getattr(module, name) is state for name, state in before.items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+class Deaf(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Any, mem: Any) -> Any:
+        return 0 * x, 0 * mem
+
+
+class Endless(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Any, mem: Any) -> Any:
+        return mem + x, mem + x
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (nn.Linear(2, 2), TypeError, "layer must be a neuron layer with a step, got Linear"),
+        (
+            snn.Recurrent(snn.LIF(2), nn.Linear(2, 2)),
+            TypeError,
+            "layer must be a neuron layer with a step, got Recurrent",
+        ),
+        (Deaf(2), ValueError, "does not respond to a small input"),
+        (Endless(1), ValueError, "has not ended after 20000 steps"),
+        (
+            snn.LeakyIntegrator(
+                1,
+                beta_setup={"value": 0.5},
+                pos_threshold_setup={"value": 1.0},
+                bias_setup={"value": 0.75},
+            ),
+            ValueError,
+            "fires without input",
+        ),
+    ],
+)
+def test_what_has_no_response_is_refused(module: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        impulse_response(module)

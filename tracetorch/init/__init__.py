@@ -1,0 +1,15 @@
+"""Initialise the weights of a network so that its membranes fluctuate below their thresholds.
+
+From such a start spikes are neither absent nor everywhere, and gradients pass: Rossbroich, Gygax
+and Zenke, "Fluctuation-driven initialization for spiking neural network training", Neuromorphic
+Computing and Engineering 2, 044016 (2022). What a neuron makes of its input is taken from its
+``step``, so any neuron will do.
+"""
+
+from __future__ import annotations
+
+from tracetorch.init.calibrate import Membranes, calibrate_
+from tracetorch.init.fluctuation import fluctuation_
+from tracetorch.init.response import ImpulseResponse, impulse_response
+
+__all__ = ["ImpulseResponse", "Membranes", "calibrate_", "fluctuation_", "impulse_response"]

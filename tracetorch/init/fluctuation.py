@@ -1,0 +1,141 @@
+"""Draw weights so that membranes fluctuate below their thresholds: ``fluctuation_``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_module, check_number
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.init.response import ImpulseResponse, impulse_response, simulated_rate
+from tracetorch.init.stages import stages, weight_of
+
+_RECURRENT = 0.1  # of the variance comes from a recurrent connection
+_LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
+
+
+def fluctuation_(
+    model: nn.Module,
+    *,
+    rate: float = 0.05,
+    target: float = 0.5,
+    mean: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Draw all weights before neurons so that their membranes fluctuate below the threshold.
+
+    ::
+
+        deviation^2 = sum_j w_j^2 * rate (1 - rate) * sum_s kernel(s)^2 = (target * distance)^2
+        mean        = sum_j w_j   * rate            * sum_s kernel(s)   = mean * distance
+
+    with the kernel the membrane's impulse response, taken from the neuron's ``step``. The weights
+    of a neuron are normal, moved and scaled so that both sums hold exactly; its bias becomes 0. In
+    an :class:`~tracetorch.snn.Recurrent` a tenth of the variance comes from the connection. A batch
+    norm before a neuron gets its weight and bias instead: its output has a deviation of 1 whatever
+    comes before. No data are needed; :func:`calibrate_` takes a batch.
+
+    Args:
+        model: any module; each neuron layer is driven by the linear layer, convolution or batch
+            norm that is registered last before it. Others are left as they are.
+        rate: share of the model's inputs that spike in a step, in (0, 1). The rate of a neuron
+            layer, which the next one receives, is simulated from its ``step``.
+        target: deviation of the membranes, in distances from rest to threshold; above 0. At 0.5
+            the threshold is two deviations away.
+        mean: mean of the membranes in the same unit.
+        generator: source of the random numbers; PyTorch's own where it is ``None``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, the mean is out of reach, or the model has nothing
+            to initialise, as :func:`impulse_response` and the message say. Nothing has been changed
+            then.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(100, 50), LIF(50), nn.Linear(50, 10), Readout(10))
+        >>> fluctuation_(net, rate=0.02)
+        >>> deviation = net[0].weight[0].norm() * impulse_response(net[1]).deviation(0.02)[0]
+        >>> round(deviation.item(), 3)
+        0.5
+
+    Source: Rossbroich, Gygax and Zenke, Neuromorphic Computing and Engineering 2, 044016 (2022),
+    in discrete time.
+    """
+    check_module(model)
+    rate, target, mean = (
+        check_number(name, value)
+        for name, value in (("rate", rate), ("target", target), ("mean", mean))
+    )
+    if not 0 < rate < 1:
+        raise ValueError(f"rate must be in (0, 1), the share of inputs that spike, got {rate}.")
+    if not target > 0:
+        raise ValueError(f"target must be above 0, in distances to the threshold, got {target}.")
+    drawn: list[tuple[Tensor, Tensor]] = []
+    for stage in stages(model):
+        response = impulse_response(stage.neuron)
+        fired = simulated_rate(stage.neuron, response, target, mean)
+        share = _RECURRENT if stage.connection is not None else 0.0
+        own = target * (1 - share) ** 0.5
+        if isinstance(stage.source, BatchNormBase):
+            drawn += _norm(stage.source, response, own, mean)
+        else:
+            drawn += _product(stage.source, stage.path, response, rate, own, mean, generator)
+        if stage.connection is not None:
+            recurrent = target * share**0.5
+            back = rate if fired is None else max(fired, _LEAST_RATE)
+            drawn += _product(
+                stage.connection, stage.path, response, back, recurrent, 0.0, generator
+            )
+        if fired is not None:  # what the next layer receives
+            rate = max(fired, _LEAST_RATE)
+    with torch.no_grad():
+        for parameter, value in drawn:
+            parameter.copy_(value.view_as(parameter))
+
+
+def _product(
+    module: nn.Module,
+    path: str,
+    response: ImpulseResponse,
+    rate: float,
+    target: float,
+    mean: float,
+    generator: torch.Generator | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Draw the weights of a linear layer or a convolution."""
+    weight = weight_of(module)
+    rows = weight.detach().flatten(1)
+    inputs = rows.shape[1]
+    noise = torch.empty_like(rows).normal_(generator=generator).double()
+    if inputs > 1:
+        noise -= noise.mean(1, keepdim=True)
+    center = _ratio(mean, response.mean(rate), path) / inputs
+    square = (target / response.deviation(rate)).square() - inputs * center.square()
+    if not bool((square > 0).all()):
+        raise ValueError(
+            f"{path!r} has {inputs} inputs: with a mean of {mean} their spikes alone make a larger "
+            f"deviation than {target:.3g}. Choose a smaller mean, or a larger target."
+        )
+    scale = square.sqrt() / noise.norm(dim=1)
+    drawn = [(weight, center[:, None] + noise * scale[:, None])]
+    if isinstance(module.bias, Tensor):
+        drawn.append((module.bias, torch.zeros_like(module.bias)))
+    return drawn
+
+
+def _norm(
+    module: BatchNormBase, response: ImpulseResponse, target: float, mean: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Set weight and bias of a batch norm; its normalised output is taken for white noise."""
+    scale = target * response.distance / response.kernel.square().sum(0).sqrt()
+    shift = mean * response.distance / response.kernel.sum(0)
+    return [(module.weight, scale), (module.bias, shift)]
+
+
+def _ratio(mean: float, response: Tensor, path: str) -> Tensor:
+    """Return what the weights of a neuron must add up to."""
+    if mean == 0:
+        return torch.zeros_like(response)
+    if bool((response.abs() < 1e-9).any()):
+        raise ValueError(f"the membranes of {path!r} have no mean: they pass changes alone.")
+    return mean / response

@@ -1,0 +1,196 @@
+"""Compute the subthreshold impulse response of a neuron layer from its ``step``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+
+_SMALL = 1e-3  # an impulse, in distances to the threshold: the response is linear there
+_DECAYED = 1e-4  # of its peak, at which a response has ended
+_CHUNK = 64  # steps between two looks at whether it has
+_MOST_STEPS = 20_000
+_SAMPLES = 32  # of a simulation
+_MOST_SIMULATED = 500  # steps of it
+
+
+class ImpulseResponse(NamedTuple):
+    """The response of the membranes of a layer to a small impulse.
+
+    Args:
+        kernel: change of each membrane per unit of input, ``[steps, num_neurons]``, float64; the
+            first step is that of the impulse.
+        distance: from each membrane at rest to its threshold, ``[num_neurons]``, float64; 1 for a
+            layer without a spike function.
+
+    Example:
+        >>> impulse_response(LIF(2, beta=0.5)).kernel[:3, 0]
+        tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
+    """
+
+    kernel: Tensor
+    distance: Tensor
+
+    def deviation(self, rate: float) -> Tensor:
+        """Return each membrane's deviation in distances, for inputs of one weight of 1.
+
+        Of spikes that are independent from step to step, ``sqrt(rate (1 - rate) sum(kernel^2))``.
+
+        Args:
+            rate: probability of a spike in a step.
+        """
+        return (rate * (1 - rate) * self.kernel.square().sum(0)).sqrt() / self.distance
+
+    def mean(self, rate: float) -> Tensor:
+        """Return each membrane's mean in distances, for inputs of one weight of 1.
+
+        Args:
+            rate: probability of a spike in a step.
+        """
+        return rate * self.kernel.sum(0) / self.distance
+
+
+def impulse_response(layer: Neuron) -> ImpulseResponse:
+    """Compute the subthreshold impulse response of a neuron layer from its ``step``.
+
+    The layer runs without input until it is at rest, then with a small impulse, its spike functions
+    replaced by zero. Its membrane is what the first spike function receives; of a layer without
+    one, the output. The layer itself is not changed.
+
+    Args:
+        layer: any neuron layer; of an :class:`~tracetorch.snn.Recurrent`, give the neuron inside.
+
+    Raises:
+        TypeError: ``layer`` is not a neuron layer with a ``step`` of its own.
+        ValueError: it does not respond to its input, its response has not ended after 20,000
+            steps, or it fires without input.
+
+    Example:
+        >>> response = impulse_response(SLIF(1, alpha=0.5, beta=0.8, pos_threshold=2.0))
+        >>> response.kernel[:4, 0]  # a synapse averages its input
+        tensor([0.5000, 0.6500, 0.6450, 0.5785], dtype=torch.float64)
+        >>> response.distance
+        tensor([2.0000], dtype=torch.float64)
+    """
+    if not isinstance(layer, Neuron) or isinstance(layer, Recurrent):
+        raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
+    free = _FreeNeuron(layer)
+    with torch.no_grad():
+        states, rest = free.rest()
+        distance = torch.ones_like(rest) if free.spikes == [] else -rest
+        if not bool((distance > 0).all()):
+            raise ValueError(
+                f"{layer!r} fires without input: a membrane at rest is at its threshold or above. "
+                "Raise its threshold, or lower its bias."
+            )
+        impulse = _SMALL * distance
+        changes: list[Tensor] = []
+        # beside a run without impulse, so that what is still moving drops out
+        quiet = states
+        while True:
+            for _ in range(_CHUNK):
+                first = not changes
+                with_impulse, states = free.step(impulse if first else 0 * impulse, states)
+                without, quiet = free.step(0 * impulse, quiet)
+                changes.append((with_impulse - without) / impulse)
+            kernel = torch.stack(changes)
+            peak = kernel.abs().amax(0)
+            if not bool(torch.isfinite(kernel).all() and (peak > 0).all()):
+                raise ValueError(
+                    f"{layer!r} does not respond to a small input with a finite value."
+                )
+            if bool((kernel[-_CHUNK:].abs().amax(0) <= _DECAYED * peak).all()):
+                return ImpulseResponse(kernel, distance)
+            if len(changes) >= _MOST_STEPS:
+                raise ValueError(
+                    f"the response of {layer!r} to an impulse has not ended after {_MOST_STEPS} "
+                    "steps: it does not forget. Give it a faster decay."
+                )
+
+
+def simulated_rate(
+    layer: Neuron, response: ImpulseResponse, target: float, mean: float
+) -> float | None:
+    """Return the share of steps in which the neurons spike, ``None`` for a layer that does not.
+
+    Its input is white noise that gives the membranes, below the threshold, this deviation and mean.
+
+    Args:
+        layer: the layer.
+        response: its impulse response.
+        target: deviation of the membranes, in distances from rest to threshold.
+        mean: their mean, in the same unit.
+    """
+    names = spike_functions(layer)
+    if not names:
+        return None
+    layer, shape = _resting_copy(layer, _SAMPLES)
+    steps = min(max(2 * len(response.kernel), _CHUNK), _MOST_SIMULATED)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(steps, _SAMPLES, layer.num_neurons, generator=generator).double()
+    scale = target * response.distance / response.kernel.square().sum(0).sqrt()
+    drive = noise.to(scale) * scale
+    if mean:
+        drive = drive + mean * response.distance / response.kernel.sum(0)
+    with torch.no_grad():
+        output, _ = layer.double().forward_sequence(drive.reshape(steps, *shape))
+    return float((output[steps // 2 :] != 0).double().mean())
+
+
+def _resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
+    """Return a copy of a layer without states, and the shape of one step for it.
+
+    The batch is in front, and every other dimension but the neurons' has one value.
+    """
+    layer = deepcopy(layer)
+    layer.zero_states()
+    front = 1 if layer.dim < 0 else layer.dim
+    behind = -1 - layer.dim if layer.dim < 0 else 0
+    return layer, (batch, *[1] * (front - 1), layer.num_neurons, *[1] * behind)
+
+
+class _FreeNeuron:
+    """Step a sample of a layer in float64, with spike functions that give zero."""
+
+    def __init__(self, layer: Neuron) -> None:
+        layer, self.shape = _resting_copy(layer, 1)
+        self.layer = layer
+        device = next((t.device for t in [*layer.parameters(), *layer.buffers()]), None)
+        self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
+        self.kwargs: dict[str, Any] = layer.step_kwargs(len(self.shape), torch.float64)
+        self.spikes = spike_functions(layer)
+        self.received: dict[str, Tensor] = {}
+        for name in self.spikes:
+            self.kwargs[name] = self._silent(name)
+
+    def _silent(self, name: str) -> Callable[[Tensor], Tensor]:
+        def spike(u: Tensor) -> Tensor:
+            self.received[name] = u
+            return torch.zeros_like(u)
+
+        return spike
+
+    def step(self, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the membranes ``[num_neurons]`` and the next states."""
+        output, *after = self.layer.step(x.reshape(self.shape), *states, **self.kwargs)
+        membrane = self.received[self.spikes[0]] if self.spikes else output
+        return membrane.expand(self.shape).reshape(-1), list(after)
+
+    def rest(self) -> tuple[list[Tensor | None], Tensor]:
+        """Return the states and the membranes after a run without input."""
+        states = self.layer.states_for(self.nothing, torch.float64)
+        membrane, states = self.step(self.nothing, states)
+        for _ in range(_MOST_STEPS // _CHUNK):
+            before = membrane
+            for _ in range(_CHUNK):
+                membrane, states = self.step(self.nothing, states)
+            if torch.allclose(membrane, before, rtol=1e-9, atol=1e-12):
+                break
+        return states, membrane

@@ -1,0 +1,124 @@
+"""Find what drives each neuron layer of a model: the affine layer before it, and its recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import named_modules
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Stage(NamedTuple):
+    """A neuron layer and what drives it.
+
+    Args:
+        path: path of the neuron layer.
+        neuron: the layer.
+        source_path: path of the affine layer before it.
+        source: a linear layer, a convolution, or a batch norm with a weight; its outputs, or
+            channels, are the neurons.
+        connection: the linear layer or convolution that feeds its output back, or ``None``.
+    """
+
+    path: str
+    neuron: Neuron
+    source_path: str
+    source: nn.Module
+    connection: nn.Module | None
+
+
+def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
+    """Pair every neuron layer with the last affine layer before it; one without is left out.
+
+    Args:
+        model: the model.
+        order: paths of its modules in the order in which they are called; as they are registered
+            where it is ``None``.
+
+    Raises:
+        ValueError: there is no such pair; an affine layer has another number of outputs, no values
+            yet, or a parametrization; or a recurrent connection is not a linear layer or a
+            convolution.
+    """
+    modules = dict(named_modules(model))
+    recurrent = {id(m.neuron): m for m in modules.values() if isinstance(m, Recurrent)}
+    inside = {id(part) for each in recurrent.values() for _, part in named_modules(each.connection)}
+    found: list[Stage] = []
+    source: tuple[str, nn.Module] | None = None
+    for path in modules if order is None else order:
+        module = modules[path]
+        if id(module) in inside or isinstance(module, Recurrent):
+            continue
+        if is_affine(module):
+            source = path, module
+        elif isinstance(module, Neuron) and source is not None:
+            loop = recurrent.get(id(module))
+            connection = None if loop is None else loop.connection
+            stage = Stage(path, module, *source, connection)
+            _check(stage)
+            found.append(stage)
+            source = None
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
+            "batch norm with a weight: there is nothing to initialise."
+        )
+    return found
+
+
+def is_affine(module: nn.Module) -> bool:
+    """Whether a module multiplies its input by a weight that can be initialised."""
+    if isinstance(module, BatchNormBase):
+        return bool(module.affine)
+    return isinstance(module, _PRODUCTS)
+
+
+def _check(stage: Stage) -> None:
+    path, neuron, source_path, source, connection = stage
+    if connection is not None and not isinstance(connection, _PRODUCTS):
+        raise ValueError(
+            f"the recurrent connection of {path!r} is {type(connection).__name__}: only linear "
+            "layers and convolutions can be initialised."
+        )
+    for module in (source,) if connection is None else (source, connection):
+        if is_parametrized(module):
+            raise ValueError(
+                f"{source_path!r}, before {path!r}, is parametrized: its weight follows from other "
+                "values. Initialise the network before you add the parametrization."
+            )
+        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+            raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
+        if len(weight_of(module)) != neuron.num_neurons:
+            raise ValueError(
+                f"{source_path!r} has {len(weight_of(module))} outputs, {path!r} behind it has "
+                f"{neuron.num_neurons} neurons: it is not known what drives them."
+            )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Return the weight of an affine layer, its outputs or channels first."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight
+
+
+def scale_rows(module: nn.Module, factors: Tensor) -> None:
+    """Multiply the weights of each output by a factor, and its bias too.
+
+    Args:
+        module: an affine layer.
+        factors: one for each output.
+    """
+    with torch.no_grad():
+        weight = weight_of(module)
+        weight.mul_(factors.to(weight).view(-1, *[1] * (weight.ndim - 1)))
+        if isinstance(module.bias, Tensor):
+            module.bias.mul_(factors.to(module.bias))
