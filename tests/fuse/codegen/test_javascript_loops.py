@@ -1,0 +1,185 @@
+"""Run printed JavaScript in a headless browser, and compare it with eager steps in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import cases
+from tests.fuse.cases import CONFIGURATIONS
+from tests.fuse.codegen.test_triton_loops import everything
+from tests.fuse.ir import test_lower
+from tests.fuse.test_random_neurons import SEEDS, random_neuron
+from tracetorch import snn
+from tracetorch.fuse.codegen.javascript_functions import functions_source
+from tracetorch.fuse.codegen.javascript_loops import loops_source, unknown
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.graph import Graph, Line
+from tracetorch.fuse.ir.plan import Plan
+
+STEPS = 40
+Run = Callable[..., list[dict[str, Any]]]
+
+# Fill the arrays of one lane, backward with the cotangents that were given.
+RUN = """(lanes) => lanes.map(({ literals, x, params, start, dOutput, dRecord, loops }) => {
+  const zeros = (n) => new Array(n).fill(0), steps = x.length;
+  const output = zeros(steps), record = start.map(() => zeros(steps));
+  const dX = zeros(steps), dParams = zeros(params.length), dStart = zeros(start.length);
+  const { forward, backward } = window.loops[loops](literals);
+  forward(steps, x, params, start, output, record);
+  backward(steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart);
+  return { output, record, dX, dParams, dStart };
+})"""
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Any:
+    return browser.new_page()
+
+
+def arguments_of(layer: snn.Neuron) -> dict[str, Any]:
+    """Return the step kwargs of the layer's first neuron, parameters as leaves of a graph."""
+    kwargs = layer.step_kwargs(1, torch.float64)
+    for name in layer.constraints:
+        value = kwargs[name].detach().reshape(-1)[0].clone()
+        kwargs[name] = value.requires_grad_()
+    return kwargs
+
+
+def eager(layer: snn.Neuron, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run one lane in PyTorch; return the arguments of the printed loops and their results."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    active = layer.active_states
+    kwargs = arguments_of(layer)
+    params = [kwargs[name] for name in layer.constraints]
+    x = (1.5 * noise(STEPS) + 0.2).requires_grad_()
+    starts = {name: noise().requires_grad_() for name in active}
+    states, outputs, record = [starts.get(name) for name in layer.states], [], []
+    for step in x.unbind():
+        output, *states = layer.step(step, *states, **kwargs)
+        outputs.append(output)
+        record.append([s for name, s in zip(layer.states, states, strict=True) if name in active])
+    seen = [torch.stack(list(each)) for each in zip(*record, strict=True)]
+    cotangents = [noise(STEPS) for _ in range(len(active) + 1)]
+    leaves = [x, *params, *starts.values()]
+    pairs = zip([torch.stack(outputs), *seen], cotangents, strict=True)
+    loss = torch.stack([(value * weight).sum() for value, weight in pairs]).sum()
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    slopes = [torch.zeros_like(v) if g is None else g for v, g in zip(leaves, found, strict=True)]
+    given = {
+        "x": x.tolist(),
+        "params": [p.item() for p in params],
+        "start": [s.item() for s in starts.values()],
+        "dOutput": cotangents[0].tolist(),
+        "dRecord": [each.tolist() for each in cotangents[1:]],
+    }
+    expected = {
+        "output": torch.stack(outputs).tolist(),
+        "record": [each.tolist() for each in seen],
+        "dX": slopes[0].tolist(),
+        "dParams": [s.item() for s in slopes[1 : 1 + len(params)]],
+        "dStart": [s.item() for s in slopes[1 + len(params) :]],
+    }
+    return given, expected
+
+
+def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> None:
+    """Assert that the printed loops compute what PyTorch does: values to the bit if ``exact``."""
+    sources, graphs, lanes, expected = [], [], [], []
+    for seed, layer in enumerate(layers):
+        program = program_of(layer, 1, torch.float64, arguments_of(layer))
+        plan = Plan(program, "javascript", -1, program.states, True, True, program.params)
+        given, wanted = eager(layer, seed)
+        sources.append(loops_source(plan))
+        graphs += [program.forward, plan.backward]
+        lanes.append({**given, "literals": list(plan.literals), "loops": seed})
+        expected.append(wanted)
+    page.set_content("<p></p>")
+    page.add_script_tag(
+        content=f"{{{functions_source(graphs)}window.loops = [{', '.join(sources)}]}}"
+    )
+    for layer, found, wanted in zip(layers, page.evaluate(RUN, lanes), expected, strict=True):
+        if exact:
+            assert (found["output"], found["record"]) == (wanted["output"], wanted["record"]), layer
+        for name, value in wanted.items():
+            torch.testing.assert_close(
+                torch.tensor(found[name], dtype=torch.float64),
+                torch.tensor(value, dtype=torch.float64),
+                rtol=1e-9,
+                atol=1e-9,
+                equal_nan=True,
+                msg=lambda text, name=name, layer=layer: f"{layer!r}, {name}: {text}",
+            )
+
+
+def test_every_layer_at_random_parameters(page: Any) -> None:
+    layers = []
+    for seed in range(4):
+        for name in cases.LAYERS:
+            layer = getattr(snn, name)(1).double()
+            cases.vary(layer, seed)
+            layers.append(layer)
+    compare(page, layers)
+
+
+def test_configurations(page: Any) -> None:
+    """Every reset, detached and not, every surrogate, averages, and parts left out."""
+    layers = []
+    for name, arguments, _ in CONFIGURATIONS:
+        layers.append(cases.layer(name, 3, **{**arguments, "dim": -1}).double())
+    compare(page, layers, exact=True)
+
+
+def test_every_operation(page: Any) -> None:
+    compare(page, [everything().double()], exact=False)
+
+
+def test_random_neurons(page: Any) -> None:
+    compare(page, [random_neuron(seed).double() for seed in SEEDS], exact=False)
+
+
+def test_functions_that_math_lacks(page: Any) -> None:
+    u = torch.cat([torch.linspace(-9, 9, 721), torch.tensor([0.5, 1.5, 2.5, -0.0, 1e-9, 30.0])])
+    u = u.double()
+    v = u.flip(0)
+    z = torch.sin(97 * u) * 10.0 ** (u / 3)
+    binary = {"copysign": torch.copysign, "nextafter": torch.nextafter, "pow": torch.pow}
+    unary = {"erf": torch.erf, "erfc": torch.erfc, "lgamma": torch.lgamma, "round": torch.round}
+    operations = [*binary, *unary, "fma"]
+    graph = Graph(tuple(Line("v0", op, ("x",)) for op in operations), {})
+    calls = ", ".join(f"{op}: u.map((a, i) => {op}(a, v[i], z[i]))" for op in operations)
+    page.set_content("<p></p>")
+    source = f"{{{functions_source([graph])}window.run = (u, v, z) => ({{ {calls} }})}}"
+    page.add_script_tag(content=source)
+    found = page.evaluate("([u, v, z]) => run(u, v, z)", [w.tolist() for w in (u, v, z)])
+    wanted = {**{n: f(u, v) for n, f in binary.items()}, **{n: f(u) for n, f in unary.items()}}
+    wanted["fma"] = torch.addcmul(z, u, v)
+    for name, value in wanted.items():
+        got = torch.tensor(found[name], dtype=torch.float64)
+        rtol = 0.0 if name in ("copysign", "nextafter", "round", "fma") else 1e-13
+        torch.testing.assert_close(got, value, rtol=rtol, atol=1e-14 if rtol else 0, equal_nan=True)
+
+
+def test_unknown_operation_is_named() -> None:
+    assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
+    assert unknown(program_of(everything(), 2, torch.float64).graph) is None
+
+
+def test_functions_come_behind_those_that_they_call() -> None:
+    source = functions_source([Graph((Line("v0", "erfc", ("x",)),), {})])
+    assert source.index("const erfTail") < source.index("const erfc")
+    assert "lgamma" not in source
+    assert functions_source([Graph((Line("v0", "add", ("x", "x")),), {})]) == ""
+
+
+def test_lowering_rules_have_a_template() -> None:
+    layer_graphs = [Graph((Line("v0", op, ("x",)),), {}) for op in test_lower.lower._UNARY]
+    assert [unknown(graph) for graph in layer_graphs] == [None] * len(layer_graphs)
