@@ -62,7 +62,7 @@ const nextafter = (x, y) => {
     ),
     # x * y + z, rounded once: exact product and sums of two parts, then a rounding to odd of the
     # lower ones. Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE
-    # Transactions on Computers 57 (2008). Not exact where parts overflow or are subnormal.
+    # Transactions on Computers 57 (2008). Not exact where parts are subnormal.
     "fma": (
         ("bits",),
         """
@@ -76,9 +76,15 @@ const exactProduct = (a, b) => {
     return [product, ((ah * bh - product) + ah * bl + al * bh) + al * bl];
 };
 const fma = (x, y, z) => {
-    const plain = x * y + z;
-    const most = Math.max(Math.abs(x), Math.abs(y), Math.abs(x * y), Math.abs(z));
-    if (!(most < 1e290) || x * y === 0) return plain;
+    if (!Number.isFinite(x) || !Number.isFinite(y)) return x * y + z;
+    if (!Number.isFinite(z)) return z;
+    if (x * y === 0) return x * y + z;
+    if (Math.abs(x) > 1e200 && Math.abs(y) > 1e200) return x * y;
+    // Parts of large numbers overflow; powers of two scale exactly.
+    if (Math.abs(y) > 1e250) return fma(y, x, z);
+    if (Math.abs(x) > 1e250 && Math.abs(y) < 1) return fma(x / 2 ** 500, y * 2 ** 500, z);
+    if (Math.max(Math.abs(x), Math.abs(x * y), Math.abs(z)) > 1e290)
+        return fma(x / 2 ** 600, y, z / 2 ** 600) * 2 ** 600;
     const [uh, ul] = exactProduct(x, y), [th, tl] = exactSum(z, ul), [vh, vl] = exactSum(uh, th);
     const [low, rest] = exactSum(tl, vl);
     let odd = low;
@@ -105,7 +111,7 @@ const erfSeries = (x) => {
 };
 const erfTail = (x) => {
     let fraction = x;
-    for (let n = 120; n > 0; n--) fraction = x + n / 2 / fraction;
+    for (let n = Math.ceil(30 + 300 / (x * x)); n > 0; n--) fraction = x + n / 2 / fraction;
     return Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction;
 };
 const erf = (x) => {
@@ -117,7 +123,7 @@ const erf = (x) => {
     "erfc": (
         ("erf",),
         """
-const erfc = (x) => (x < 1.5 || x !== x ? 1 - erf(x) : erfTail(x));
+const erfc = (x) => (x < 0.5 || x !== x ? 1 - erf(x) : erfTail(x));
 """,
     ),
     # Abramowitz and Stegun, 6.1.41: Stirling's series, after steps up to where it is accurate;
