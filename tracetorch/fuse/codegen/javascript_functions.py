@@ -101,18 +101,23 @@ const fma = (x, y, z) => {
     "erf": (
         (),
         """
+// exp(-x * x), without the error of the square: that of h, of half as many bits, is exact
+const bell = (x) => {
+    const h = Math.fround(x);
+    return Math.exp(-h * h) * Math.exp((h - x) * (h + x));
+};
 const erfSeries = (x) => {
     let term = x, sum = x;
     for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum); n++) {
         term *= 2 * x * x / (2 * n + 1);
         sum += term;
     }
-    return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
+    return 2 / Math.sqrt(Math.PI) * bell(x) * sum;
 };
 const erfTail = (x) => {
     let fraction = x;
     for (let n = Math.ceil(30 + 300 / (x * x)); n > 0; n--) fraction = x + n / 2 / fraction;
-    return Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction;
+    return x > 30 ? 0 : bell(x) / Math.sqrt(Math.PI) / fraction;
 };
 const erf = (x) => {
     if (Math.abs(x) < 2.5 || x !== x) return erfSeries(x);
