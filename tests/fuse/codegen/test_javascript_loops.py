@@ -16,7 +16,7 @@ from tests.fuse.ir import test_lower
 from tests.fuse.test_random_neurons import SEEDS, random_neuron
 from tracetorch import snn
 from tracetorch.fuse.codegen.javascript_functions import functions_source
-from tracetorch.fuse.codegen.javascript_loops import loops_source, unknown
+from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
@@ -29,21 +29,23 @@ RUN = """(lanes) => lanes.map(({ literals, x, params, start, dOutput, dRecord, l
   const zeros = (n) => new Array(n).fill(0), steps = x.length;
   const output = zeros(steps), record = start.map(() => zeros(steps));
   const dX = zeros(steps), dParams = zeros(params.length), dStart = zeros(start.length);
-  const { forward, backward } = window.loops[loops](literals);
-  forward(steps, x, params, start, output, record);
-  backward(steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart);
+  const [forward, backward] = window.loops[loops];
+  forward(literals, steps, x, params, start, output, record);
+  backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart);
   return { output, record, dX, dParams, dStart };
 })"""
 
 # One step of one lane for each pair of operands: values, and the gradients of both.
 RULES = """([a, b, cotangents, literals, count]) => {
-  const { forward, backward } = window.loops[0](literals);
+  const [forward, backward] = window.loops[0];
   const results = Array.from({ length: count }, () => [[], [], []]);
   const each = (of) => Array.from({ length: 2 * count }, (_, i) => of(i));
   for (let lane = 0; lane < a.length; lane++) {
-    const start = each((i) => i % 2 ? b[lane] : a[lane]), record = each(() => [0]), dStart = each(() => 0);
-    forward(1, [0], [], start, [0], record);
-    backward(1, [0], [], start, record, [0], each((i) => [i % 2 ? 0 : cotangents[lane]]), [0], [], dStart);
+    const start = each((i) => i % 2 ? b[lane] : a[lane]);
+    const record = each(() => [0]), dStart = each(() => 0);
+    forward(literals, 1, [0], [], start, [0], record);
+    const slopes = each((i) => [i % 2 ? 0 : cotangents[lane]]);
+    backward(literals, 1, [0], [], start, record, [0], slopes, [0], [], dStart);
     results.forEach((parts, i) => {
       parts[0].push(record[2 * i][0]);
       parts[1].push(dStart[2 * i]);
@@ -109,6 +111,10 @@ def eager(layer: snn.Neuron, seed: int) -> tuple[dict[str, Any], dict[str, Any]]
     return given, expected
 
 
+def loops(plan: Plan) -> str:
+    return f"[{forward_source(plan)}, {backward_source(plan)}]"
+
+
 def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> None:
     """Assert that the printed loops compute what PyTorch does: values to the bit if ``exact``."""
     sources, graphs, lanes, expected = [], [], [], []
@@ -116,7 +122,7 @@ def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> N
         program = program_of(layer, 1, torch.float64, arguments_of(layer))
         plan = Plan(program, "javascript", -1, program.states, True, True, program.params)
         given, wanted = eager(layer, seed)
-        sources.append(loops_source(plan))
+        sources.append(loops(plan))
         graphs += [program.forward, plan.backward]
         lanes.append({**given, "literals": list(plan.literals), "loops": seed})
         expected.append(wanted)
@@ -206,9 +212,9 @@ def test_lowering_rules(page: Any) -> None:
     layer = test_lower.neuron(functions, 1)
     program = program_of(layer, 1, torch.float64, {})
     plan = Plan(program, "javascript", -1, program.states, True, True, ())
-    functions_needed = functions_source([program.forward, plan.backward])
+    source = functions_source([program.forward, plan.backward])
     page.set_content("<p></p>")
-    page.add_script_tag(content=f"{{{functions_needed}window.loops = [{loops_source(plan)}]}}")
+    page.add_script_tag(content=f"{{{source}window.loops = [{loops(plan)}]}}")
     numbers = [each.tolist() for each in test_lower.operands(torch.float64)]
     found = page.evaluate(RULES, [*numbers, list(plan.literals), len(functions)])
     results = [[torch.tensor(p, dtype=torch.float64) for p in parts] for parts in found]

@@ -1,9 +1,9 @@
 """Print a plan as two time loops for JavaScript: one lane, its states kept at every step.
 
-The source is an expression, a function of the plan's numbers, that returns both passes::
+Each source is an expression, a function of its memory::
 
-    forward(steps, x, params, start, output, record)
-    backward(steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
+    forward(literals, steps, x, params, start, output, record)
+    backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
 
 ``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
 array of them for each state, ``params``, ``start`` and their gradients one number for each. Nothing
@@ -12,7 +12,7 @@ is computed again: a lane is small, and its trajectories are drawn anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import javascript_target
@@ -25,22 +25,12 @@ def unknown(graph: Graph) -> str | None:
     return javascript_target().unknown_operation(graph)
 
 
-def loops_source(plan: Plan) -> str:
-    """Print both passes of a plan that needs the gradient of its input, and records all states."""
-    emitter = Emitter(javascript_target(), plan.literals)
-    with emitter.indent("(literals) => {"):
-        emitter.read_literals([plan.program.graph])
-        _forward(emitter, plan)
-        _backward(emitter, plan)
-        emitter.line("return { forward, backward };")
-    return emitter.source().rstrip()
-
-
-def _forward(emitter: Emitter, plan: Plan) -> None:
+def forward_source(plan: Plan) -> str:
     """Print the pass that fills ``output`` and ``record``."""
     program, graph = plan.program, plan.program.forward
-    with emitter.indent("const forward = (steps, x, params, start, output, record) => {"):
-        _read_params(emitter, plan, graph)
+    emitter = Emitter(javascript_target(), plan.literals)
+    with emitter.indent("(literals, steps, x, params, start, output, record) => {"):
+        _read_constants(emitter, plan, graph)
         for k, name in enumerate(program.states):
             emitter.line(f"let s_{name} = start[{k}];")
         with emitter.indent("for (let t = 0; t < steps; t++) {"):
@@ -49,14 +39,16 @@ def _forward(emitter: Emitter, plan: Plan) -> None:
             for k, name in enumerate(program.states):
                 emitter.line(f"record[{k}][t] = {results[f'next_{name}']};")
             _assign(emitter, {f"s_{name}": results[f"next_{name}"] for name in program.states})
+    return emitter.source().rstrip()
 
 
-def _backward(emitter: Emitter, plan: Plan) -> None:
+def backward_source(plan: Plan) -> str:
     """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on."""
     program, read = plan.program, plan.backward.reads()
-    arguments = "steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
-    with emitter.indent(f"const backward = ({arguments}) => {{"):
-        _read_params(emitter, plan, plan.backward)
+    emitter = Emitter(javascript_target(), plan.literals)
+    arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
+    with emitter.indent(f"({arguments}) => {{"):
+        _read_constants(emitter, plan, plan.backward)
         for name in program.states:
             emitter.line(f"let g_{name} = 0;")
         for name in plan.trained:
@@ -77,11 +69,13 @@ def _backward(emitter: Emitter, plan: Plan) -> None:
             emitter.line(f"dParams[{k}] = {f'sum_{name}' if name in plan.trained else 0};")
         for k, name in enumerate(program.states):
             emitter.line(f"dStart[{k}] = g_{name};")
+    return emitter.source().rstrip()
 
 
-def _read_params(emitter: Emitter, plan: Plan, graph: Graph) -> None:
-    """Print the constants of the parameters that a graph reads."""
-    read: Iterable[str] = graph.reads()
+def _read_constants(emitter: Emitter, plan: Plan, graph: Graph) -> None:
+    """Print the numbers and the parameters that a graph reads."""
+    emitter.read_literals([graph])
+    read = graph.reads()
     for k, name in enumerate(plan.program.params):
         if f"p_{name}" in read:
             emitter.line(f"const p_{name} = params[{k}];")
