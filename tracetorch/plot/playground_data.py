@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,13 +156,7 @@ def describe_neuron(
         "output": "output = mem" if silent else "output",
         "spiking": spiking or bool(_thresholds(layer)),
         "params": [_parameter(layer, name, neuron, maker) for name in plan.program.params],
-        "options": [
-            f"{name}={getattr(layer, name)!r}"
-            for name in layer.options
-            if name not in changeable
-            and getattr(layer, name) is not None
-            and name not in plan.program.params
-        ],
+        "options": _fixed_options(layer, {*changeable, *plan.program.params}),
         "choices": [
             {
                 "name": choice.name,
@@ -192,6 +186,17 @@ def _plan(layer: Neuron, overrides: Mapping[str, Any]) -> Plan:
     if operation is not None:
         raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
     return Plan(program, "javascript", -1, program.states, True, True, program.params)
+
+
+def _fixed_options(layer: Neuron, changeable: Collection[str]) -> list[str]:
+    """Return the options that the page cannot change, as text; without those of absent parts."""
+    return [
+        f"{name}={getattr(layer, name)!r}"
+        for name in layer.options
+        if name not in changeable
+        and getattr(layer, name) is not None
+        and getattr(layer, name.removesuffix("_ema")) is not None
+    ]
 
 
 def _thresholds(layer: Neuron) -> list[str]:
@@ -348,7 +353,9 @@ def _choice(layer: Neuron, maker: Maker, name: str, options: Sequence[str]) -> C
             keywords[place] = {n: text for n in names if maker.defaults[n] != value}
         elif place != index:
             lines[place] = [f"neuron.{option} = {text}" for option in options]
-    labels = [text.removeprefix("tt.functional.").strip("'") for text in texts]
+    labels = [
+        text.removeprefix("tt.functional.").replace("_surrogate(", "(").strip("'") for text in texts
+    ]
     overrides = [dict.fromkeys(options, value) for value in values]
     return Choice(name, labels, overrides, keywords, lines, index)
 

@@ -14,6 +14,7 @@ from tests.fuse.cases import CONFIGURATIONS
 from tests.fuse.codegen.test_triton_loops import everything
 from tests.fuse.ir import test_lower
 from tests.fuse.test_random_neurons import SEEDS, random_neuron
+from tests.lane import run_lane
 from tracetorch import snn
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
@@ -61,15 +62,6 @@ def page(browser: Any) -> Any:
     return browser.new_page()
 
 
-def arguments_of(layer: snn.Neuron) -> dict[str, Any]:
-    """Return the step kwargs of the layer's first neuron, parameters as leaves of a graph."""
-    kwargs = layer.step_kwargs(1, torch.float64)
-    for name in layer.constraints:
-        value = kwargs[name].detach().reshape(-1)[0].clone()
-        kwargs[name] = value.requires_grad_()
-    return kwargs
-
-
 def eager(layer: snn.Neuron, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run one lane in PyTorch; return the arguments of the printed loops and their results."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,35 +70,25 @@ def eager(layer: snn.Neuron, seed: int) -> tuple[dict[str, Any], dict[str, Any]]
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     active = layer.active_states
-    kwargs = arguments_of(layer)
-    params = [kwargs[name] for name in layer.constraints]
-    x = (1.5 * noise(STEPS) + 0.2).requires_grad_()
-    starts = {name: noise().requires_grad_() for name in active}
-    states, outputs, record = [starts.get(name) for name in layer.states], [], []
-    for step in x.unbind():
-        output, *states = layer.step(step, *states, **kwargs)
-        outputs.append(output)
-        record.append([s for name, s in zip(layer.states, states, strict=True) if name in active])
-    seen = [torch.stack(list(each)) for each in zip(*record, strict=True)]
-    cotangents = [noise(STEPS) for _ in range(len(active) + 1)]
-    leaves = [x, *params, *starts.values()]
-    pairs = zip([torch.stack(outputs), *seen], cotangents, strict=True)
-    loss = torch.stack([(value * weight).sum() for value, weight in pairs]).sum()
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    slopes = [torch.zeros_like(v) if g is None else g for v, g in zip(leaves, found, strict=True)]
+    start = dict(zip(active, noise(len(active)).tolist(), strict=True))
+    lane = run_lane(layer, (1.5 * noise(STEPS) + 0.2).tolist(), start=start)
+    ends = [lane.output, *lane.record.values()]
+    cotangents = [noise(STEPS) for _ in ends]
+    pairs = zip(ends, cotangents, strict=True)
+    slopes = lane.gradients(torch.stack([(end * weight).sum() for end, weight in pairs]).sum())
     given = {
-        "x": x.tolist(),
-        "params": [p.item() for p in params],
-        "start": [s.item() for s in starts.values()],
+        "x": lane.x.tolist(),
+        "params": [each.item() for each in lane.params.values()],
+        "start": list(start.values()),
         "dOutput": cotangents[0].tolist(),
         "dRecord": [each.tolist() for each in cotangents[1:]],
     }
     expected = {
-        "output": torch.stack(outputs).tolist(),
-        "record": [each.tolist() for each in seen],
-        "dX": slopes[0].tolist(),
-        "dParams": [s.item() for s in slopes[1 : 1 + len(params)]],
-        "dStart": [s.item() for s in slopes[1 + len(params) :]],
+        "output": lane.output.tolist(),
+        "record": [each.tolist() for each in lane.record.values()],
+        "dX": slopes["x"].tolist(),
+        "dParams": [slopes[name].item() for name in lane.params],
+        "dStart": [slopes[f"start {name}"].item() for name in active],
     }
     return given, expected
 
@@ -119,7 +101,7 @@ def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> N
     """Assert that the printed loops compute what PyTorch does: values to the bit if ``exact``."""
     sources, graphs, lanes, expected = [], [], [], []
     for seed, layer in enumerate(layers):
-        program = program_of(layer, 1, torch.float64, arguments_of(layer))
+        program = program_of(layer, 1, torch.float64)
         plan = Plan(program, "javascript", -1, program.states, True, True, program.params)
         given, wanted = eager(layer, seed)
         sources.append(loops(plan))

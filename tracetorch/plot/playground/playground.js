@@ -6,7 +6,7 @@
   const byId = (id) => document.getElementById(id);
   const STEPS = 200, ONSET = 10; // ONSET: the first step of pulses and of the constant
   const HALFLIVES = [0.1, 1000]; // ends of the sliders of decays, in steps
-  const TOP = 8, RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
+  const TOP = 21, RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const round = (value, digits = 3) => +value.toPrecision(digits);
   const brief = (value) => Number.isFinite(value) ? String(round(value)).replace("-", "−") : "not finite";
@@ -210,9 +210,8 @@
     const field = make("input", { type: "number", step: integer ? "1" : "any", "aria-label": `${label}${unit && `, ${unit}`}` });
     const slider = make("input", { type: "range", min: 0, max: 1000, step: 1, "aria-label": `${label}, slider` });
     const small = make("small"), gradient = make("small", { class: "slope" });
-    const element = make("div", { class: "knob", "data-name": name },
-      make("label", {}, label), make("span", { class: "value" }, field, unit), slider, small, ...(slope ? [gradient] : []));
-    element.firstChild.append(); // the field has a name of its own
+    const element = make("div", { class: slope ? "knob sloped" : "knob", "data-name": name },
+      make("span", {}, label, small), make("span", { class: "value" }, field, slope ? "" : unit), slider, ...(slope ? [gradient] : []));
     const show = () => {
       if (document.activeElement !== field) field.value = get();
       field.toggleAttribute("aria-invalid", false);
@@ -249,7 +248,7 @@
         ...range, unit: param.kind === "decay" ? "steps" : "", slope: true,
         legal: (shown) => isLegal(param, shown), get: () => shown(param),
         set: (given) => { changes().values[`${param.kind} ${param.name}`] = given; },
-        note: () => param.kind === "decay" ? `half-life; decay ${round(value(param), 4)}`
+        note: () => param.kind === "decay" ? String(round(value(param), 4))
           : param.kind === "negative" ? `at ${brief(value(param))}` : "",
       });
     });
@@ -306,8 +305,7 @@
     ];
     const clear = make("button", {}, "clear");
     clear.addEventListener("click", () => { input().drawn = new Array(STEPS).fill(0); update(); });
-    const help = make("p", { class: "muted" }, "Draw in the plot of the input, with a finger or the pointer; or focus it: ← → choose a step, ↑ ↓ change it, with Shift by less.");
-    help.style.margin = "2px 0 6px";
+    const help = make("p", { class: "muted help" }, "Draw in the plot, or focus it and use the arrow keys.");
     byId("input").replaceChildren(make("div", { class: "line" }, kinds), ...inputKnobs.map(([, each]) => each.element), help, clear);
     controls.push(() => {
       for (const [kinds, each] of inputKnobs) { each.element.hidden = !kinds.split(" ").includes(input().kind); each.show(); }
@@ -323,8 +321,7 @@
       ...linear(0, STEPS - 1, 1), get: () => target().step, integer: true, legal: (given) => Number.isInteger(given) && given >= 0 && given < STEPS,
       set: (given) => { Object.assign(target(), { step: given, all: false }); },
     });
-    const help = make("p", { class: "muted" }, "Click in a plot to choose what is differentiated, and at which step.");
-    help.style.margin = "2px 0 0";
+    const help = make("p", { class: "muted help" }, "Or click on the output or a state.");
     byId("target").replaceChildren(make("div", { class: "line" }, which), make("div", { class: "line" }, all), step.element, help);
     controls.push(step.show);
   }
@@ -391,11 +388,11 @@
         values: () => run.record[neuron.states.indexOf(name)], membrane: name === neuron.states[0],
       })),
       { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.7 : 1.7, colour: neuron.spiking ? "ink" : "c0", values: () => run.output },
-      { kind: "gradient", name: "gradient", grow: 1.2, colour: "c0", values: () => run.dX },
+      { kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", values: () => run.dX },
     ];
     for (const row of rows) {
       row.canvas = make("canvas", row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
-      row.label = make("b", {}, row.name === "gradient" ? "gradient with respect to the input" : row.name);
+      row.label = make("b", {}, row.name);
       row.out = make("output", {}, "");
       row.element = make("div", { class: "row", "data-row": row.of ?? row.kind }, row.canvas, make("p", {}, row.label, row.out));
       row.element.style.flexGrow = row.grow;
@@ -407,7 +404,7 @@
   const left = () => matchMedia("(max-width: 620px)").matches ? 42 : 52;
   const box = (row) => ({
     x: left(), y: TOP, w: Math.max(1, row.canvas.clientWidth - left() - RIGHT),
-    h: Math.max(1, row.canvas.clientHeight - TOP - (row.kind === "gradient" ? AXIS : 4)),
+    h: Math.max(1, row.canvas.clientHeight - TOP - (row.kind === "gradient" ? AXIS : 5)),
   });
 
   // match the canvas to its size on the screen in device pixels, and clear it
@@ -439,7 +436,6 @@
     if (row.membrane) thresholds().forEach(include);
     if (row.kind === "input") { include(1); if (low < 0 || settings.input.kind === "drawn") include(-1); }
     if (row.kind === "output" && current().spiking) include(1);
-    if (row.kind === "gradient") { const most = Math.max(high, -low); low = -most; high = most; }
     if (low === high) { low = -1; high = 1; }
     const { step } = ticks(low, high, 5), room = 0.06 * (high - low);
     low = low < 0 ? Math.floor((low - room) / step * 2) * step / 2 : 0;
@@ -476,7 +472,7 @@
     // the step that is differentiated, and the one under the pointer
     const mark = (t, style, dash) => {
       g.save(); g.strokeStyle = style; g.setLineDash(dash); g.lineWidth = 1;
-      g.beginPath(); g.moveTo(X(t), 0); g.lineTo(X(t), b.y + b.h); g.stroke(); g.restore();
+      g.beginPath(); g.moveTo(X(t), b.y - 3); g.lineTo(X(t), b.y + b.h); g.stroke(); g.restore();
     };
     if (!settings.target.all) mark(settings.target.step, row.of === settings.target.of ? colour.ink : colour.muted, row.of === settings.target.of ? [] : [3, 3]);
     if (hover !== null) mark(hover, colour.muted, []);
@@ -533,7 +529,7 @@
   function drawSpikes(g, b, X) {
     run.output.forEach((value, t) => {
       if (value === 0 || !Number.isFinite(value)) return;
-      const up = value > 0, y = up ? b.y - 6 : b.y + b.h + 3, way = up ? 1 : -1;
+      const up = value > 0, y = up ? b.y - 5 : b.y + b.h + 4, way = up ? 1 : -1;
       g.fillStyle = up ? colour.accent : colour.down;
       g.beginPath(); g.moveTo(X(t), y + 6 * way); g.lineTo(X(t) - 3, y); g.lineTo(X(t) + 3, y); g.fill();
     });
@@ -546,7 +542,7 @@
     const fired = values.reduce((count, value) => count + (value !== 0), 0);
     row.out.textContent = row.kind === "output" && current().spiking ? `${fired} spike${fired === 1 ? "" : "s"}`
       : row.kind === "gradient" ? `of the sum of ${words(settings.target.of)}; largest ${largest()}`
-        : row.kind === "input" ? "draw here" : row.membrane && current().spiking ? "after the reset; dashed: threshold" : "";
+        : row.kind === "input" ? "draw here" : row.membrane && current().spiking ? `after the reset${thresholds().length ? "; dashed: threshold" : ""}` : "";
     if (row.kind !== "gradient" && row.kind !== "output" && values.some((value) => !Number.isFinite(value))) row.out.textContent = "not finite";
   }
 
@@ -656,7 +652,7 @@
       each.gradient.textContent = brief(run.dParams[i]);
     });
     const { of, step, all } = settings.target;
-    byId("grad-title").textContent = `∂: derivative of ${all ? `the sum of ${of}` : `${of} at step ${step}`}`;
+    byId("slopes-of").textContent = `∂ ${all ? `sum of ${of}` : `${of}, step ${step}`}`;
     byId("python").textContent = python();
     const field = rows[0].canvas;
     field.setAttribute("aria-valuenow", String(run.x[cursor]));
@@ -684,7 +680,8 @@
     if (settings.target.of !== "output" && !neuron.shown.includes(settings.target.of)) settings.target.of = "output";
     controls = [];
     byId("summary").textContent = neuron.about.summary;
-    byId("about").hidden = neuron.about.equations === "";
+    byId("about").hidden = neuron.about.summary === "";
+    byId("units").textContent = neuron.params.some((param) => param.kind === "decay") ? "half-lives in steps" : "";
     byId("equations").textContent = neuron.about.equations;
     buildParams();
     buildChoices();
@@ -710,6 +707,17 @@
   }
 
   // ---- start
+
+  // The numbers that are drawn, for the console.
+  window.readPlayground = () => {
+    const neuron = current(), named = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
+    const names = neuron.params.map((param) => param.name);
+    return {
+      neuron: neuron.label, python: python(), choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])),
+      target: { ...settings.target }, input: settings.input.kind, params: named(names, run.params), x: [...run.x], output: [...run.output],
+      states: named(neuron.states, run.record.map((each) => [...each])), gradients: { x: [...run.dX], ...named(names, run.dParams) },
+    };
+  };
 
   document.title = title;
   byId("title").textContent = title;
