@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "mathml",
+    "playground",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 

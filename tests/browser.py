@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,3 +80,11 @@ class Visits:
 
 def wait_for_frame(page: Page) -> None:
     page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait until an expression is true; a page whose policy forbids ``eval`` is polled outside."""
+    end = time.monotonic() + TIMEOUT / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)

@@ -6,7 +6,7 @@
   const byId = (id) => document.getElementById(id);
   const STEPS = 200, ONSET = 10; // ONSET: the first step of pulses and of the constant
   const HALFLIVES = [0.1, 1000]; // ends of the sliders of decays, in steps
-  const TOP = 21, RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
+  const RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const round = (value, digits = 3) => +value.toPrecision(digits);
   const brief = (value) => Number.isFinite(value) ? String(round(value)).replace("-", "−") : "not finite";
@@ -401,11 +401,14 @@
     byId("plots").replaceChildren(...rows.map((row) => row.element));
   }
 
-  const left = () => matchMedia("(max-width: 620px)").matches ? 42 : 52;
-  const box = (row) => ({
-    x: left(), y: TOP, w: Math.max(1, row.canvas.clientWidth - left() - RIGHT),
-    h: Math.max(1, row.canvas.clientHeight - TOP - (row.kind === "gradient" ? AXIS : 5)),
-  });
+  const narrow = matchMedia("(max-width: 620px)");
+  function box(row) {
+    const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21; // y: under the name of the row
+    return {
+      x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT),
+      h: Math.max(1, row.canvas.clientHeight - y - (row.kind === "gradient" ? AXIS : 5)),
+    };
+  }
 
   // match the canvas to its size on the screen in device pixels, and clear it
   function fitted(canvas) {
