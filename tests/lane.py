@@ -1,4 +1,4 @@
-"""One lane of a neuron, stepped eagerly in float64: what printed JavaScript is compared with."""
+"""Step one lane of a neuron eagerly in float64, for comparison with printed JavaScript."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lane:
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """Return the gradients of ``x``, of the parameters and of the initial states by name."""
         leaves = {"x": self.x, **self.params, **{f"start {n}": s for n, s in self.start.items()}}
-        found = [None] * len(leaves)
+        found: Sequence[Tensor | None] = [None] * len(leaves)
         if loss.requires_grad:
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         pairs = zip(leaves.items(), found, strict=True)

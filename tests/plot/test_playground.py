@@ -154,7 +154,7 @@ def test_layers_compute_what_pytorch_does(opened: Open, name: str) -> None:
 
 @pytest.mark.parametrize("kind", playground.OWN, ids=lambda kind: kind.__name__)
 def test_own_neurons_compute_what_pytorch_does(opened: Open, kind: type[snn.Neuron]) -> None:
-    page, layer = opened(), kind(1)  # type: ignore[call-arg]
+    page, layer = opened(), kind(1)
     for seed in range(3):
         settings = settings_of(layer, random.Random(seed))
         if kind is playground.Izhikevich:  # far from its own numbers it explodes

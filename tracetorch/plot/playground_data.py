@@ -30,7 +30,7 @@ from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus, unbounded
+from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus, unbounded
 
 SURROGATES: tuple[Surrogate, ...] = (
     atan_surrogate(),
@@ -41,7 +41,11 @@ SURROGATES: tuple[Surrogate, ...] = (
     gaussian_surrogate(),
     straight_through_surrogate(),
 )
-KINDS = {sigmoid: "decay", softplus: "positive", negative_softplus: "negative"}
+KINDS: dict[Constraint, str] = {
+    sigmoid: "decay",
+    softplus: "positive",
+    negative_softplus: "negative",
+}
 # How a raw tensor follows from the value that the page shows, by kind.
 INVERSES = {
     "decay": "tt.functional.sigmoid_inverse({})",
@@ -259,7 +263,7 @@ class Maker:
         signature = inspect.signature(self.kind.__init__)
         self.defaults = {n: p.default for n, p in signature.parameters.items()}
         positional, keywords = _call_of(layer)
-        # the page writes parameters and what it changes; all else remains as it was given
+        # the page writes parameters and what it changes; all else stays as given
         written = {*layer.constraints, *options}
         if any(isinstance(getattr(layer, name), Surrogate) for name in options):
             written |= {n for n, value in self.defaults.items() if isinstance(value, Surrogate)}
@@ -293,7 +297,7 @@ class Maker:
         made = self.made(**{name: probe})
         if made is None or made.constraints.get(name) is not constraint:
             return False
-        found = getattr(made, name).detach().reshape(-1)[0].item()
+        found: float = getattr(made, name).detach().reshape(-1)[0].item()
         return abs(abs(found) - probe) < 1e-5 and (found < 0) == (constraint is negative_softplus)
 
     def keywords_of(self, options: Sequence[str], value: object) -> list[str] | None:

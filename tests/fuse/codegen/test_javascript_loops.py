@@ -23,7 +23,7 @@ from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 
 STEPS = 40
-Run = Callable[..., list[dict[str, Any]]]
+Function = Callable[..., Tensor]
 
 # Fill the arrays of one lane, backward with the cotangents that were given.
 RUN = """(lanes) => lanes.map(({ literals, x, params, start, dOutput, dRecord, loops }) => {
@@ -115,15 +115,12 @@ def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> N
     for layer, found, wanted in zip(layers, page.evaluate(RUN, lanes), expected, strict=True):
         if exact:
             assert (found["output"], found["record"]) == (wanted["output"], wanted["record"]), layer
-        for name, value in wanted.items():
-            torch.testing.assert_close(
-                torch.tensor(found[name], dtype=torch.float64),
-                torch.tensor(value, dtype=torch.float64),
-                rtol=1e-9,
-                atol=1e-9,
-                equal_nan=True,
-                msg=lambda text, name=name, layer=layer: f"{layer!r}, {name}: {text}",
-            )
+        # by name and with the layer, which the error then has
+        got, expect = (
+            {f"{layer!r} {k}": torch.tensor(v, dtype=torch.float64) for k, v in each.items()}
+            for each in (found, wanted)
+        )
+        torch.testing.assert_close(got, expect, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def test_every_layer_at_random_parameters(page: Any) -> None:
@@ -157,8 +154,17 @@ def test_functions_that_math_lacks(page: Any) -> None:
     u = u.double()
     v = u.flip(0)
     z = torch.sin(97 * u) * 10.0 ** (u / 3)
-    binary = {"copysign": torch.copysign, "nextafter": torch.nextafter, "pow": torch.pow}
-    unary = {"erf": torch.erf, "erfc": torch.erfc, "lgamma": torch.lgamma, "round": torch.round}
+    binary: dict[str, Function] = {
+        "copysign": torch.copysign,
+        "nextafter": torch.nextafter,
+        "pow": torch.pow,
+    }
+    unary: dict[str, Function] = {
+        "erf": torch.erf,
+        "erfc": torch.erfc,
+        "lgamma": torch.lgamma,
+        "round": torch.round,
+    }
     operations = [*binary, *unary, "fma"]
     graph = Graph(tuple(Line("v0", op, ("x",)) for op in operations), {})
     calls = ", ".join(f"{op}: u.map((a, i) => {op}(a, v[i], z[i]))" for op in operations)
@@ -166,7 +172,8 @@ def test_functions_that_math_lacks(page: Any) -> None:
     source = f"{{{functions_source([graph])}window.run = (u, v, z) => ({{ {calls} }})}}"
     page.add_script_tag(content=source)
     found = page.evaluate("([u, v, z]) => run(u, v, z)", [w.tolist() for w in (u, v, z)])
-    wanted = {**{n: f(u, v) for n, f in binary.items()}, **{n: f(u) for n, f in unary.items()}}
+    wanted: dict[str, Tensor] = {name: function(u, v) for name, function in binary.items()}
+    wanted |= {name: function(u) for name, function in unary.items()}
     wanted["fma"] = torch.addcmul(z, u, v)
     for name, value in wanted.items():
         got = torch.tensor(found[name], dtype=torch.float64)
