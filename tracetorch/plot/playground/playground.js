@@ -459,10 +459,10 @@
     g.strokeStyle = colour.line;
     g.textAlign = "right";
     g.textBaseline = "middle";
-    for (const tick of ticks(low, high, clamp(Math.floor(b.h / 26), 1, 4)).list) {
+    for (const tick of ticks(low, high, clamp(Math.floor(b.h / 26), 2, 4)).list) {
       const y = Math.round(Y(tick)) + 0.5;
       g.beginPath(); g.moveTo(b.x, y); g.lineTo(b.x + b.w, y); g.stroke();
-      if (y > b.y + 3 || b.h < 40) g.fillText(brief(tick), b.x - 6, clamp(y, b.y + 4, b.y + b.h - 2));
+      g.fillText(brief(tick), b.x - 6, clamp(y, b.y + 4, b.y + b.h - 2));
     }
     if (row.kind === "gradient") {
       g.textAlign = "center";
@@ -532,7 +532,7 @@
   function drawSpikes(g, b, X) {
     run.output.forEach((value, t) => {
       if (value === 0 || !Number.isFinite(value)) return;
-      const up = value > 0, y = up ? b.y - 5 : b.y + b.h + 4, way = up ? 1 : -1;
+      const up = value > 0, y = up ? b.y - 3 : b.y + b.h + 4, way = up ? 1 : -1;
       g.fillStyle = up ? colour.accent : colour.down;
       g.beginPath(); g.moveTo(X(t), y + 6 * way); g.lineTo(X(t) - 3, y); g.lineTo(X(t) + 3, y); g.fill();
     });
