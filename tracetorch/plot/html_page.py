@@ -6,25 +6,31 @@ import html
 import json
 from pathlib import Path
 
-PALETTE = Path(__file__).parent / "palette.css"
+SHARED = Path(__file__).parent / "page"
 
 
 def html_page(folder: Path, title: str, data: str) -> str:
-    """Fill ``<name>.html`` of the folder ``<name>`` with its style, its script, and data.
+    """Fill ``<name>.html`` of the folder ``<name>`` with style, data and script.
+
+    Style and script are those of the folder, behind those that all pages share.
 
     Args:
         folder: with a page, a style and a script of its own name.
         title: of the page, as plain text.
         data: the elements that hold the data, as HTML.
     """
-    style = (folder / f"{folder.name}.css").read_text(encoding="utf-8")
+    template = folder / folder.name
+    style, script = (
+        "".join(part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template))
+        for kind in (".css", ".js")
+    )
     contents = {
         "{{title}}": html.escape(title),
-        "{{style}}": PALETTE.read_text(encoding="utf-8") + style,
+        "{{style}}": style,
         "{{data}}": data,
-        "{{script}}": (folder / f"{folder.name}.js").read_text(encoding="utf-8"),
+        "{{script}}": script,
     }
-    page = (folder / f"{folder.name}.html").read_text(encoding="utf-8")
+    page = template.with_suffix(".html").read_text(encoding="utf-8")
     pieces: list[str] = []
     for placeholder, content in contents.items():
         # in the order of the page, so that inserted content is never searched for placeholders

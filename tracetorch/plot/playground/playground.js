@@ -1,23 +1,14 @@
-"use strict";
 (() => {
+  const { byId, clamp, make, fitted, ticks } = page;
   // `loops` are the printed passes: forward(literals, steps, x, params, start, output, record) and
   // backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
-  const { title, neurons } = JSON.parse(document.getElementById("playground").textContent);
-  const byId = (id) => document.getElementById(id);
+  const { title, neurons } = JSON.parse(byId("playground").textContent);
   const STEPS = 200, ONSET = 10; // ONSET: the first step of pulses and of the constant
   const HALFLIVES = [0.1, 1000]; // ends of the sliders of decays, in steps
   const RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const round = (value, digits = 3) => +value.toPrecision(digits);
   const brief = (value) => Number.isFinite(value) ? String(round(value)).replace("-", "−") : "not finite";
   const words = (name) => name.replaceAll("_", " ");
-
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children); // strings become text, never markup
-    return element;
-  }
 
   // ---- settings: everything that the address's fragment holds
 
@@ -365,13 +356,7 @@
   // ---- plots
 
   let rows = [];
-  const colour = {};
-  function readColours() {
-    const style = getComputedStyle(document.documentElement);
-    for (const name of ["ink", "muted", "line", "panel", "accent", "down", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"]) {
-      colour[name] = style.getPropertyValue(`--${name}`).trim();
-    }
-  }
+  let colour = {};
 
   const STATE_COLOURS = { mem: "c0", syn: "c5", rec: "c3" };
   const SPARE_COLOURS = ["c3", "c5", "c6", "c7"];
@@ -410,25 +395,6 @@
     };
   }
 
-  // match the canvas to its size on the screen in device pixels, and clear it
-  function fitted(canvas) {
-    const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
-    const w = Math.max(1, Math.round(width * ratio)), h = Math.max(1, Math.round(height * ratio));
-    if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-    const g = canvas.getContext("2d");
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.clearRect(0, 0, width, height);
-    return g;
-  }
-
-  // about count round numbers between low and high: steps of 1, 2 or 5 times a power of ten
-  function ticks(low, high, count) {
-    const rough = Math.max(high - low, 1e-300) / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].find((m) => m * power >= rough * 0.999) * power, list = [];
-    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) list.push(+(k * step).toPrecision(12));
-    return { list, step };
-  }
-
   const thresholds = () => current().params.flatMap((param, i) => ["positive", "negative"].includes(param.kind) ? [run.params[i]] : []);
 
   // lowest and highest value of a row, rounded outwards so that the axis seldom moves
@@ -440,7 +406,7 @@
     if (row.kind === "input") { include(1); if (low < 0 || settings.input.kind === "drawn") include(-1); }
     if (row.kind === "output" && current().spiking) include(1);
     if (low === high) { low = -1; high = 1; }
-    const { step } = ticks(low, high, 5), room = 0.06 * (high - low);
+    const [first, second] = ticks(low, high, 5), step = second - first, room = 0.06 * (high - low);
     low = low < 0 ? Math.floor((low - room) / step * 2) * step / 2 : 0;
     high = high > 0 ? Math.ceil((high + room) / step * 2) * step / 2 : 0;
     return row.frozen ?? [low, high]; // while a hand draws, the axis stays
@@ -448,7 +414,7 @@
 
   let hover = null;
   function draw(row) {
-    const g = fitted(row.canvas), b = box(row), values = row.values();
+    const { g } = fitted(row.canvas), b = box(row), values = row.values();
     const [low, high] = row.extent = extent(row);
     const X = (t) => b.x + (t + 0.5) / STEPS * b.w;
     const Y = (value) => b.y + (high - value) / (high - low) * b.h;
@@ -459,7 +425,7 @@
     g.strokeStyle = colour.line;
     g.textAlign = "right";
     g.textBaseline = "middle";
-    for (const tick of ticks(low, high, clamp(Math.floor(b.h / 26), 2, 4)).list) {
+    for (const tick of ticks(low, high, clamp(Math.floor(b.h / 26), 2, 4))) {
       const y = Math.round(Y(tick)) + 0.5;
       g.beginPath(); g.moveTo(b.x, y); g.lineTo(b.x + b.w, y); g.stroke();
       g.fillText(brief(tick), b.x - 6, clamp(y, b.y + 4, b.y + b.h - 2));
@@ -467,8 +433,7 @@
     if (row.kind === "gradient") {
       g.textAlign = "center";
       g.textBaseline = "alphabetic";
-      const shownTicks = ticks(0, STEPS, b.w / 80).list;
-      for (const tick of shownTicks) if (tick < STEPS) g.fillText(String(tick), X(tick), b.y + b.h + 13);
+      for (const tick of ticks(0, STEPS, b.w / 80)) if (tick < STEPS) g.fillText(String(tick), X(tick), b.y + b.h + 13);
       g.textAlign = "right";
       g.fillText("step", b.x + b.w, b.y + b.h + 13);
     }
@@ -739,18 +704,13 @@
     update();
   });
 
-  function setTheme(theme) {
-    document.documentElement.dataset.theme = theme;
-    readColours();
-    if (run) redraw();
-  }
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-  byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
   addEventListener("hashchange", () => { const problem = load(); build(); update(); if (problem) { clearTimeout(waiting); say(problem); } });
   new ResizeObserver(() => { if (run) redraw(); }).observe(byId("plots"));
 
-  setTheme(dark.matches ? "dark" : "light");
+  page.themes(() => {
+    colour = page.colours("ink", "muted", "line", "panel", "accent", "down", "c0", "c3", "c4", "c5", "c6", "c7");
+    if (run) redraw();
+  });
   buildLetters();
   const problem = load();
   build();
