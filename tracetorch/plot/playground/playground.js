@@ -509,7 +509,7 @@
     if (at !== null) { row.out.textContent = `step ${at}: ${brief(values[at])}`; return; }
     const fired = values.reduce((count, value) => count + (value !== 0), 0);
     row.out.textContent = row.kind === "output" && current().spiking ? `${fired} spike${fired === 1 ? "" : "s"}`
-      : row.kind === "gradient" ? `of the sum of ${words(settings.target.of)}; largest ${largest()}`
+      : row.kind === "gradient" ? `of sum of ${words(settings.target.of)}; peak ${largest()}`
         : row.kind === "input" ? "draw here" : row.membrane && current().spiking ? `after the reset${thresholds().length ? "; dashed: threshold" : ""}` : "";
     if (row.kind !== "gradient" && row.kind !== "output" && values.some((value) => !Number.isFinite(value))) row.out.textContent = "not finite";
   }
@@ -517,7 +517,7 @@
   function largest() {
     let step = 0;
     run.dX.forEach((value, t) => { if (Math.abs(value) > Math.abs(run.dX[step])) step = t; });
-    return `${brief(run.dX[step])} at step ${step}`;
+    return run.dX[step] === 0 ? "0 at every step" : `${brief(run.dX[step])} at step ${step}`;
   }
 
   // ---- pointer and keys on the plots
@@ -621,7 +621,8 @@
     });
     const { of, step, all } = settings.target;
     byId("slopes-of").textContent = `∂ ${all ? `sum of ${of}` : `${of}, step ${step}`}`;
-    byId("python").textContent = python();
+    // a line may break behind these signs, and is copied whole
+    byId("python").replaceChildren(...python().split(/(?<=[=.(,])(?=\S)/).flatMap((part) => [part, make("wbr")]));
     const field = rows[0].canvas;
     field.setAttribute("aria-valuenow", String(run.x[cursor]));
     field.setAttribute("aria-valuetext", `step ${cursor}: ${brief(run.x[cursor])}`);
@@ -638,7 +639,7 @@
     const { of, step, all } = settings.target;
     const fired = run.output.reduce((count, value) => count + (value !== 0), 0);
     const what = current().spiking ? `${fired} spike${fired === 1 ? "" : "s"}. ` : "";
-    const text = `${current().label}: ${what}Gradient of ${all ? `the sum of ${of}` : `${of} at step ${step}`}: largest ${largest()}.`;
+    const text = `${current().label}: ${what}Gradient of ${all ? `the sum of ${of}` : `${of} at step ${step}`}: peak ${largest()}.`;
     if (text !== spoken) say(spoken = text);
   }
   const say = (text) => { byId("note").textContent = text; };
