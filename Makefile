@@ -6,7 +6,7 @@ EXTRAS := demo,test
 PYTEST := $(BIN)/python -m pytest
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types tests triton mutants format hooks matrix oldest newest dist clean bench bench-peers
+.PHONY: demo docs test test-all lint types tests triton mutants format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -31,6 +31,10 @@ tests: $(VENV)/.test
 # A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+
+# docs: build the pages into build/docs, with every code block executed; a warning fails the build.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
 
 # mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
 # coverage; then each fault runs those that run its line, which takes some fifteen seconds.
@@ -115,6 +119,10 @@ bench-peers: $(VENV)/.bench
 	$(PYTHON) -m venv .venv-0.9.2
 	.venv-0.9.2/bin/python $(PIP) -c $(SAME) torch numpy matplotlib
 	.venv-0.9.2/bin/python $(PIP) --no-deps 'tracetorch==0.9.2' || rm -rf .venv-0.9.2
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	$(BIN)/python $(PIP) -e '.[docs]'
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml
 	$(BIN)/python $(PIP) -e '.[bench]'

@@ -135,8 +135,9 @@ def main() -> None:
     tt.plot.save_animation(moving_bar(), options.out / "events.gif", title="a bar passes")
     tt.plot.save_animation(moving_bar(), options.out / "events.html", title="a bar passes")
     tt.plot.save_html(seen, options.out / "run.html", title="Two tones")
+    tt.plot.save_playground(first, options.out / "neuron.html", title="A neuron of the network")
     right = (logits[-1].argmax(1) == label).float().mean().item()
-    print(f"{right:.0%} of 16 right; {len(axes) + 3} pictures and pages in {options.out}")
+    print(f"{right:.0%} of 16 right; {len(axes) + 4} pictures and pages in {options.out}")
 
 
 if __name__ == "__main__":

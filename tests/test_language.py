@@ -20,7 +20,7 @@ SOURCES = sorted(
 )
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "examples/*.md", ".github/**/*.md", ".github/**/*.yml")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", ".github/**/*.md", ".github/**/*.yml")
     for path in ROOT.glob(pattern)
 )
 

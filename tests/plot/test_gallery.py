@@ -19,8 +19,10 @@ def test_gallery_draws_every_plot(
     runpy.run_path(str(GALLERY), run_name="__main__")
     made = {path.stem for path in tmp_path.iterdir() if path.stat().st_size > 1_000}
     functions = set(tt.plot.__all__) - {"MeasurementManager", "animate_events", "decays"}
-    assert functions - {"save_animation", "save_html"} <= made
-    assert {path.name for path in tmp_path.iterdir()} >= {"events.gif", "events.html", "run.html"}
+    assert functions - {"save_animation", "save_html", "save_playground"} <= made
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *("events.gif", "events.html", "neuron.html", "run.html")
+    }
     assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out
 
 

@@ -153,7 +153,7 @@ def test_parameter_memory_can_be_freed_after_a_pass() -> None:
 
 
 def test_default_ranks_give_no_scalar_parameters() -> None:
-    """FSDP2 refuses parameters of rank 0, as docs/scale_out.md says; the default rank is 1."""
+    """FSDP2 refuses parameters of rank 0, as docs/use/scale_out.md says; the default rank is 1."""
     assert all(p.ndim for p in net().parameters())
     assert any(p.ndim == 0 for p in tt.snn.LIF(3, beta_rank=0).parameters())
 

@@ -1,4 +1,4 @@
-"""Run the code blocks of ``docs/scale_out.md``."""
+"""Run the code blocks of ``docs/use/scale_out.md``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.scale_out.processes import ROOT, run_together
 
-PAGE = ROOT / "docs" / "scale_out.md"
+PAGE = ROOT / "docs" / "use" / "scale_out.md"
 
 
 def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,8 +40,8 @@ def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_links_of_the_page_exist() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
+    targets = re.findall(r"\]\(https://github.com/[\w/-]+/blob/main/([^)#]+)\)", PAGE.read_text())
     assert len(targets) == 2
     for target in targets:
-        assert (PAGE.parent / target).is_file(), target
-    assert "docs/scale_out.md" in (ROOT / "README.md").read_text()
+        assert (ROOT / target).is_file(), target
+    assert "docs/use/scale_out.md" in (ROOT / "README.md").read_text()

@@ -5,8 +5,9 @@ Every function draws on ``ax`` and returns it; without one it draws on new axes 
 second result of ``tracetorch.unroll(..., record=)``: a dict from ``"path.name"`` to tensors
 ``[T, B, ...]``; a single tensor may take its place.
 
-:func:`save_html` writes a page for browsing a long recording. Everything but that page and
-``MeasurementManager.append`` needs matplotlib, from the extra ``plot``.
+:func:`save_html` writes a page for browsing a long recording, :func:`save_playground` one for
+playing with a neuron. Everything but these pages and ``MeasurementManager.append`` needs
+matplotlib, from the extra ``plot``.
 """
 
 from tracetorch.plot.animation import animate_events, save_animation
@@ -20,6 +21,7 @@ from tracetorch.plot.raster import raster
 from tracetorch.plot.rates import rate_histogram, rate_map
 from tracetorch.plot.render_image import render_image
 from tracetorch.plot.save_html import save_html
+from tracetorch.plot.save_playground import save_playground
 from tracetorch.plot.spike_train import spike_train
 from tracetorch.plot.state_trace import state_trace
 from tracetorch.plot.surrogate_curves import surrogate_curves
@@ -38,6 +40,7 @@ __all__ = [
     "render_image",
     "save_animation",
     "save_html",
+    "save_playground",
     "spike_train",
     "state_trace",
     "surrogate_curves",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tracetorch.core.checks import check_flag
 from tracetorch.core.files import atomic_replace
 from tracetorch.plot import viewer_data
+from tracetorch.plot.html_page import html_page, json_element
 from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
 
 TEMPLATES = Path(__file__).parent / "viewer"
@@ -100,30 +98,8 @@ def save_html(
         "samples": next(iter(batches.values())),
         "layers": layer_headers,
     }
-    with atomic_replace(path) as unfinished:
-        unfinished.write_text(_page(title, run, blocks), encoding="utf-8")
-
-
-def _page(title: str, run: Mapping[str, Any], blocks: list[tuple[str, str]]) -> str:
-    """Fill the template of the page; ``blocks`` are element ids and packed data."""
-    data = [f'<script type="application/json" id="run">{_json(run)}</script>']
+    data = [json_element("run", run)]
     data += [f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks]
-    contents = {
-        "{{title}}": html.escape(title),
-        "{{style}}": (TEMPLATES / "viewer.css").read_text(encoding="utf-8"),
-        "{{data}}": "\n".join(data),
-        "{{script}}": (TEMPLATES / "viewer.js").read_text(encoding="utf-8"),
-    }
-    page = (TEMPLATES / "viewer.html").read_text(encoding="utf-8")
-    pieces: list[str] = []
-    for placeholder, content in contents.items():
-        # in the order of the page, so that inserted content is never searched for placeholders
-        before, page = page.split(placeholder)
-        pieces += [before, content]
-    return "".join([*pieces, page])
-
-
-def _json(value: object) -> str:
-    """Encode as JSON without the characters that could end a script element."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    page = html_page(TEMPLATES, title, "\n".join(data))
+    with atomic_replace(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")

@@ -6,7 +6,7 @@ import torch
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import everything
 from tracetorch.fuse.codegen.emitter import Emitter, Target
-from tracetorch.fuse.codegen.targets import numba_target, triton_target
+from tracetorch.fuse.codegen.targets import javascript_target, numba_target, triton_target
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Line
 
@@ -15,6 +15,7 @@ TARGETS = [
     for name, make in (("numba", numba_target), ("triton", triton_target))
     for dtype in (torch.float32, torch.float64)
 ]
+TARGETS.append(pytest.param(javascript_target(), id="javascript"))
 DECAY = Graph(
     (Line("v0", "mul", (0.5, "mem")), Line("v1", "add", ("v0", "x"))), {"next": "v1", "none": 0.0}
 )
@@ -40,6 +41,20 @@ def test_empty_block_is_filled() -> None:
     assert emitter.source() == "for i in range(2):\n    for j in range(2):\n        pass\n"
 
 
+def test_blocks_are_closed_where_the_language_has_braces() -> None:
+    emitter = Emitter(javascript_target(), [0.5])
+    with emitter.indent("(mem, x) => {"):
+        emitter.read_literals([DECAY])
+        with emitter.indent("if (mem) {"):
+            pass
+        results = emitter.graph(DECAY)
+        emitter.line(f"return [{results['next']}, {results['none']}];")
+    assert emitter.source() == (
+        "(mem, x) => {\n    const c0 = literals[0];\n    if (mem) {\n        ;\n    }\n"
+        "    const v0 = c0 * mem;\n    const v1 = v0 + x;\n    return [v1, 0];\n}\n"
+    )
+
+
 def test_graph_is_printed_twice_with_suffixes() -> None:
     emitter = Emitter(numba_target(torch.float32), [0.25, 0.5])
     first = emitter.graph(DECAY, {"mem": "S[0]"}, "_0")
@@ -60,6 +75,7 @@ def test_spelling_of_literals() -> None:
     nan = float("nan")
     for target, spelled in (
         (numba_target(torch.float32), ["zero", "-zero", "one", "True", "False", "c0", "c1"]),
+        (javascript_target(), ["0", "(-0)", "1", "true", "false", "c0", "c1"]),
         (triton_target(torch.float32), ["zero", "(-zero)", "one", "true", "(true ^ true)"]),
     ):
         emitter = Emitter(target, [nan, -2.0])

@@ -24,6 +24,8 @@ class Target:
         negative_zero: the literal -0.0.
         one: the literal 1.0.
         empty: statement that fills a block without any.
+        assignment: template of a line that gives a name a value.
+        end: line that closes a block, where the language has one.
     """
 
     real: str
@@ -35,6 +37,8 @@ class Target:
     negative_zero: str = "-zero"
     one: str = "one"
     empty: str = "pass"
+    assignment: str = "{} = {}"
+    end: str | None = None
 
     def unknown_operation(self, graph: Graph) -> str | None:
         """Return the first operation of ``graph`` that has no template, or ``None``."""
@@ -99,13 +103,15 @@ class Emitter:
         if len(self._lines) == opened:
             self.line(self.target.empty)
         self._depth -= 1
+        if self.target.end is not None:
+            self.line(self.target.end)
 
     def read_literals(self, graphs: Iterable[Graph]) -> None:
         """Append one line for each literal that ``graphs`` use: its name and where it is read."""
         used = {number for graph in graphs for number in graph.literals()}
         for i, (number, name) in enumerate(self._literal_names.items()):
             if number in used:
-                self.line(f"{name} = {self.target.literal.format(i)}")
+                self.line(self.target.assignment.format(name, self.target.literal.format(i)))
 
     def graph(
         self, graph: Graph, env: Mapping[str, str] | None = None, suffix: str = ""
@@ -127,7 +133,7 @@ class Emitter:
             value = self.target.expressions[line.op].format(*operands)
             # Later lines and the outputs find this one under its new name.
             env[line.name] = f"{line.name}{suffix}"
-            self.line(f"{env[line.name]} = {value}")
+            self.line(self.target.assignment.format(env[line.name], value))
         return {name: self.spell(output, env) for name, output in graph.outputs.items()}
 
     def spell(self, value: Value, env: Mapping[str, str]) -> str:

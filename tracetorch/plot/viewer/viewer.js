@@ -1,14 +1,12 @@
-"use strict";
 (() => {
-  const run = JSON.parse(document.getElementById("run").textContent);
-  const byId = (id) => document.getElementById(id);
+  const { byId, clamp, make, fitted, ticks } = page;
+  const run = JSON.parse(byId("run").textContent);
   const LEFT = 58, RIGHT = 20, TOP = 8, BOTTOM = 20; // margins of a plot, in CSS pixels
   const NOT_FINITE = 65535; // code of a value that is not finite, as in viewer_data.py
   const MAX_OPEN = 6; // layers that are open at the start
 
   // x goes over steps: step t fills [t - 0.5, t + 0.5]
   const view = { t0: -0.5, t1: run.steps - 0.5, sample: 0 };
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const brief = (value) => Number.isFinite(value) ? String(+value.toPrecision(5)) : "not finite";
 
   // ---- data: unpacked when a layer is first shown, for the current sample only
@@ -93,13 +91,6 @@
     requestAnimationFrame(() => { document.body.dataset.ready = String(sample); });
   }
 
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children); // strings become text, never markup
-    return element;
-  }
-
   function describe(layer) {
     const what = layer.kind === "events" ? "spikes" : "trace";
     const shape = layer.shape.length > 1 ? ` (${layer.shape.join(" × ")})` : "";
@@ -174,11 +165,8 @@
 
   let colours = {};
   function readColours() {
-    const style = getComputedStyle(document.documentElement);
-    const get = (name) => style.getPropertyValue(name).trim();
-    colours = { ink: get("--ink"), muted: get("--muted"), line: get("--line"), panel: get("--panel"),
-      accent: get("--accent"), down: get("--down"), window: get("--window"),
-      list: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => get(`--c${i}`)) };
+    colours = page.colours("ink", "muted", "line", "panel", "accent", "down", "window");
+    colours.list = Object.values(page.colours("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"));
   }
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
@@ -198,18 +186,6 @@
     });
   }
 
-  // match the canvas to its size on the screen in device pixels, and clear it
-  function fitted(canvas) {
-    const ratio = window.devicePixelRatio || 1;
-    const width = canvas.clientWidth, height = canvas.clientHeight;
-    const w = Math.max(1, Math.round(width * ratio)), h = Math.max(1, Math.round(height * ratio));
-    if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-    const g = canvas.getContext("2d");
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.clearRect(0, 0, width, height);
-    return { g, ratio, width, height };
-  }
-
   const box = (canvas) => ({
     x: LEFT, y: TOP, w: Math.max(1, canvas.clientWidth - LEFT - RIGHT), h: Math.max(1, canvas.clientHeight - TOP - BOTTOM),
   });
@@ -227,16 +203,6 @@
     else if (panel.map) drawMap(g, b, panel, ratio);
     else drawTraces(g, b, panel);
     g.restore();
-  }
-
-  // about count round numbers between low and high: steps of 1, 2 or 5 times a power of ten
-  function ticks(low, high, count, whole) {
-    const rough = Math.max(high - low, 1e-12) / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(rough));
-    let step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
-    if (whole) step = Math.max(1, Math.round(step));
-    const list = [];
-    for (let k = Math.ceil(low / step); k * step <= high + 1e-9 * step; k++) list.push(+(k * step).toPrecision(12));
-    return list;
   }
 
   // values at the top and the bottom: rows count downwards, values upwards
@@ -625,12 +591,7 @@
     loadAll();
   }
 
-  function setTheme(theme) {
-    document.documentElement.dataset.theme = theme;
-    readColours();
-    redraw();
-  }
-  const otherTheme = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  const otherTheme = page.themes(() => { readColours(); redraw(); });
 
   const keys = {
     ArrowLeft: () => panTime(-0.15 * (view.t1 - view.t0)),
@@ -674,8 +635,6 @@
   byId("closer").addEventListener("click", () => zoomTime(1 / 1.4));
   byId("wider").addEventListener("click", () => zoomTime(1.4));
   byId("fit").addEventListener("click", fit);
-  byId("theme").addEventListener("click", otherTheme);
-  setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   new ResizeObserver(redraw).observe(byId("panels"));
   const sizes = new ResizeObserver(redraw);
   const watch = new MutationObserver(() => { for (const p of panels) if (p.element) sizes.observe(p.element); });

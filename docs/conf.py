@@ -1,0 +1,53 @@
+"""Configure Sphinx: ``make docs`` builds the pages, and executes every code block in them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
+matplotlib.use("agg")
+
+from tracetorch import __version__  # noqa: E402
+
+project = "traceTorch"
+author = "the traceTorch authors"
+version = release = __version__
+copyright = author  # noqa: A001  Sphinx's name
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "mathml",
+    "playground",
+]
+exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
+
+# Pages are MyST Markdown; those with a `kernelspec` are executed, a failing block fails the build.
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else pages load a script from a network
+nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature shows them
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Shape", "params_style"), "Source", "Equations"]
+
+html_theme = "furo"
+html_title = f"traceTorch {version}"
+html_static_path = ["_static"]
+html_math_renderer = "mathml"
+html_theme_options = {"navigation_with_keys": True}
+html_copy_source = False
+html_show_sourcelink = False

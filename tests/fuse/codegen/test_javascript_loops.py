@@ -1,0 +1,210 @@
+"""Run printed JavaScript in a headless browser, and compare it with eager steps in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import cases
+from tests.fuse.cases import CONFIGURATIONS
+from tests.fuse.codegen.test_triton_loops import everything
+from tests.fuse.ir import test_lower
+from tests.fuse.test_random_neurons import SEEDS, random_neuron
+from tests.lane import run_lane
+from tracetorch import snn
+from tracetorch.fuse.codegen.javascript_functions import functions_source
+from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.graph import Graph, Line
+from tracetorch.fuse.ir.plan import Plan
+
+STEPS = 40
+Function = Callable[..., Tensor]
+
+# Fill the arrays of one lane, backward with the cotangents that were given.
+RUN = """(lanes) => lanes.map(({ literals, x, params, start, dOutput, dRecord, loops }) => {
+  const zeros = (n) => new Array(n).fill(0), steps = x.length;
+  const output = zeros(steps), record = start.map(() => zeros(steps));
+  const dX = zeros(steps), dParams = zeros(params.length), dStart = zeros(start.length);
+  const [forward, backward] = window.loops[loops];
+  forward(literals, steps, x, params, start, output, record);
+  backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart);
+  return { output, record, dX, dParams, dStart };
+})"""
+
+# One step of one lane for each pair of operands: values, and the gradients of both.
+RULES = """([a, b, cotangents, literals, count]) => {
+  const [forward, backward] = window.loops[0];
+  const results = Array.from({ length: count }, () => [[], [], []]);
+  const each = (of) => Array.from({ length: 2 * count }, (_, i) => of(i));
+  for (let lane = 0; lane < a.length; lane++) {
+    const start = each((i) => i % 2 ? b[lane] : a[lane]);
+    const record = each(() => [0]), dStart = each(() => 0);
+    forward(literals, 1, [0], [], start, [0], record);
+    const slopes = each((i) => [i % 2 ? 0 : cotangents[lane]]);
+    backward(literals, 1, [0], [], start, record, [0], slopes, [0], [], dStart);
+    results.forEach((parts, i) => {
+      parts[0].push(record[2 * i][0]);
+      parts[1].push(dStart[2 * i]);
+      parts[2].push(dStart[2 * i + 1]);
+    });
+  }
+  return results;
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Any:
+    return browser.new_page()
+
+
+def eager(layer: snn.Neuron, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run one lane in PyTorch; return the arguments of the printed loops and their results."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    active = layer.active_states
+    start = dict(zip(active, noise(len(active)).tolist(), strict=True))
+    lane = run_lane(layer, (1.5 * noise(STEPS) + 0.2).tolist(), start=start)
+    ends = [lane.output, *lane.record.values()]
+    cotangents = [noise(STEPS) for _ in ends]
+    pairs = zip(ends, cotangents, strict=True)
+    slopes = lane.gradients(torch.stack([(end * weight).sum() for end, weight in pairs]).sum())
+    given = {
+        "x": lane.x.tolist(),
+        "params": [each.item() for each in lane.params.values()],
+        "start": list(start.values()),
+        "dOutput": cotangents[0].tolist(),
+        "dRecord": [each.tolist() for each in cotangents[1:]],
+    }
+    expected = {
+        "output": lane.output.tolist(),
+        "record": [each.tolist() for each in lane.record.values()],
+        "dX": slopes["x"].tolist(),
+        "dParams": [slopes[name].item() for name in lane.params],
+        "dStart": [slopes[f"start {name}"].item() for name in active],
+    }
+    return given, expected
+
+
+def loops(plan: Plan) -> str:
+    return f"[{forward_source(plan)}, {backward_source(plan)}]"
+
+
+def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> None:
+    """Assert that the printed loops compute what PyTorch does: values to the bit if ``exact``."""
+    sources, graphs, lanes, expected = [], [], [], []
+    for seed, layer in enumerate(layers):
+        program = program_of(layer, 1, torch.float64)
+        plan = Plan(program, "javascript", -1, program.states, True, True, program.params)
+        given, wanted = eager(layer, seed)
+        sources.append(loops(plan))
+        graphs += [program.forward, plan.backward]
+        lanes.append({**given, "literals": list(plan.literals), "loops": seed})
+        expected.append(wanted)
+    page.set_content("<p></p>")
+    page.add_script_tag(
+        content=f"{{{functions_source(graphs)}window.loops = [{', '.join(sources)}]}}"
+    )
+    for layer, found, wanted in zip(layers, page.evaluate(RUN, lanes), expected, strict=True):
+        if exact:
+            assert (found["output"], found["record"]) == (wanted["output"], wanted["record"]), layer
+        # by name and with the layer, which the error then has
+        got, expect = (
+            {f"{layer!r} {k}": torch.tensor(v, dtype=torch.float64) for k, v in each.items()}
+            for each in (found, wanted)
+        )
+        torch.testing.assert_close(got, expect, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_every_layer_at_random_parameters(page: Any) -> None:
+    layers = []
+    for seed in range(4):
+        for name in cases.LAYERS:
+            layer = getattr(snn, name)(1).double()
+            cases.vary(layer, seed)
+            layers.append(layer)
+    compare(page, layers)
+
+
+def test_configurations(page: Any) -> None:
+    """Every reset, detached and not, every surrogate, averages, and parts left out."""
+    layers = []
+    for name, arguments, _ in CONFIGURATIONS:
+        layers.append(cases.layer(name, 3, **{**arguments, "dim": -1}).double())
+    compare(page, layers, exact=True)
+
+
+def test_every_operation(page: Any) -> None:
+    compare(page, [everything().double()], exact=False)
+
+
+def test_random_neurons(page: Any) -> None:
+    compare(page, [random_neuron(seed).double() for seed in SEEDS], exact=False)
+
+
+def test_functions_that_math_lacks(page: Any) -> None:
+    u = torch.cat([torch.linspace(-9, 9, 721), torch.tensor([0.5, 1.5, 2.5, -0.0, 1e-9, 30.0])])
+    u = u.double()
+    v = u.flip(0)
+    z = torch.sin(97 * u) * 10.0 ** (u / 3)
+    binary: dict[str, Function] = {
+        "copysign": torch.copysign,
+        "nextafter": torch.nextafter,
+        "pow": torch.pow,
+    }
+    unary: dict[str, Function] = {
+        "erf": torch.erf,
+        "erfc": torch.erfc,
+        "lgamma": torch.lgamma,
+        "round": torch.round,
+    }
+    operations = [*binary, *unary, "fma"]
+    graph = Graph(tuple(Line("v0", op, ("x",)) for op in operations), {})
+    calls = ", ".join(f"{op}: u.map((a, i) => {op}(a, v[i], z[i]))" for op in operations)
+    page.set_content("<p></p>")
+    source = f"{{{functions_source([graph])}window.run = (u, v, z) => ({{ {calls} }})}}"
+    page.add_script_tag(content=source)
+    found = page.evaluate("([u, v, z]) => run(u, v, z)", [w.tolist() for w in (u, v, z)])
+    wanted: dict[str, Tensor] = {name: function(u, v) for name, function in binary.items()}
+    wanted |= {name: function(u) for name, function in unary.items()}
+    wanted["fma"] = torch.addcmul(z, u, v)
+    for name, value in wanted.items():
+        got = torch.tensor(found[name], dtype=torch.float64)
+        rtol = 0.0 if name in ("copysign", "nextafter", "round", "fma") else 1e-13
+        torch.testing.assert_close(got, value, rtol=rtol, atol=1e-14 if rtol else 0, equal_nan=True)
+
+
+def test_unknown_operation_is_named() -> None:
+    assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
+    assert unknown(program_of(everything(), 2, torch.float64).graph) is None
+
+
+def test_functions_come_behind_those_that_they_call() -> None:
+    source = functions_source([Graph((Line("v0", "erfc", ("x",)),), {})])
+    assert source.index("const erfTail") < source.index("const erfc")
+    assert "lgamma" not in source
+    assert functions_source([Graph((Line("v0", "add", ("x", "x")),), {})]) == ""
+
+
+def test_lowering_rules(page: Any) -> None:
+    """Every operation, on zeros, infinities, NaN, and numbers that are tiny, huge and between."""
+    # the logarithm of the gamma function is exact to 1e-14, not to four last places
+    rules = [(name, function) for name, function in test_lower.FUNCTIONS if name != "lgamma"]
+    functions = [function for _, function in rules]
+    layer = test_lower.neuron(functions, 1)
+    program = program_of(layer, 1, torch.float64, {})
+    plan = Plan(program, "javascript", -1, program.states, True, True, ())
+    source = functions_source([program.forward, plan.backward])
+    page.set_content("<p></p>")
+    page.add_script_tag(content=f"{{{source}window.loops = [{loops(plan)}]}}")
+    numbers = [each.tolist() for each in test_lower.operands(torch.float64)]
+    found = page.evaluate(RULES, [*numbers, list(plan.literals), len(functions)])
+    results = [[torch.tensor(p, dtype=torch.float64) for p in parts] for parts in found]
+    test_lower.check(rules, results, torch.float64)

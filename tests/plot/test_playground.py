@@ -1,0 +1,523 @@
+"""Drive the page of ``save_playground`` in a headless browser, and compare it with PyTorch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import torch
+
+import tracetorch as tt
+from examples import playground
+from tests.browser import Page, Visits, wait_for_frame, wait_until
+from tests.cases import LAYERS, READOUTS
+from tests.lane import run_lane
+from tests.plot.test_save_html import HOSTILE
+from tests.plot.test_save_playground import Plain
+from tracetorch import snn
+
+Open = Callable[..., Page]
+SURROGATES = (
+    tt.functional.atan_surrogate(2.0),
+    tt.functional.sigmoid_surrogate(25.0),
+    tt.functional.fast_sigmoid_surrogate(25.0),
+    tt.functional.triangular_surrogate(1.0),
+    tt.functional.boxcar_surrogate(1.0),
+    tt.functional.gaussian_surrogate(0.5),
+    tt.functional.straight_through_surrogate(),
+)
+BY_LABEL = {repr(each).replace("_surrogate(", "("): each for each in SURROGATES}
+NAMES = {"tt": tt, **{kind.__name__: kind for kind in (*playground.OWN, Plain)}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page of the documentation once: every layer is traced."""
+    path = tmp_path_factory.mktemp("page") / "playground.html"
+    playground.write(path)
+    return path
+
+
+@pytest.fixture
+def opened(visits: Visits, place: Path) -> Open:
+    def open_(fragment: str = "", path: Path = place, **options: Any) -> Page:
+        page = visits.open(path, fragment=fragment, **options)
+        page.wait_for_selector("body[data-ready='true']")
+        return page
+
+    return open_
+
+
+def go(page: Page, **settings: object) -> dict[str, Any]:
+    """Load settings through the fragment, and return the numbers that are drawn."""
+    page.evaluate("(text) => { location.hash = text; }", urlencode(settings))
+    wait_for_frame(page)
+    wait_for_frame(page)
+    return read(page)
+
+
+def read(page: Page) -> dict[str, Any]:
+    values: dict[str, Any] = page.evaluate("readPlayground()")
+    return values
+
+
+def made(text: str) -> snn.Neuron:
+    """Return the neuron that the copied Python makes."""
+    with torch.no_grad():
+        scope: dict[str, Any] = dict(NAMES)
+        exec(text, scope)
+    neuron = scope["neuron"]
+    assert isinstance(neuron, snn.Neuron)
+    return neuron
+
+
+def chosen(layer: snn.Neuron, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of a layer that the page has set, by their names in ``step``."""
+    options: dict[str, Any] = {}
+    if "reset" in choices:
+        options["reset"] = choices["reset"]
+        options["detach_reset"] = choices["detach_reset"] == "True"
+    if "surrogate" in choices:
+        spikes = [n for n in layer.options if getattr(layer, n) in SURROGATES]
+        options |= dict.fromkeys(spikes, BY_LABEL[choices["surrogate"]])
+    return options
+
+
+def compare(seen: Mapping[str, Any], layer: snn.Neuron) -> None:
+    """Assert that the page has drawn what PyTorch computes, and that its Python is this neuron."""
+    options = chosen(layer, seen["choices"])
+    lane = run_lane(layer, seen["x"], seen["params"], options=options)
+    exact = not isinstance(layer, playground.ResonateAndFire)  # cos and sin round otherwise
+    drawn = {"output": seen["output"], **seen["states"]}
+    for name, value in {"output": lane.output, **lane.record}.items():
+        found = torch.tensor(drawn[name], dtype=torch.float64)
+        if exact:
+            assert torch.equal(found, value), name
+        else:
+            torch.testing.assert_close(found, value.detach(), rtol=1e-11, atol=1e-11)
+    target = seen["target"]
+    end = lane.output if target["of"] == "output" else lane.record[target["of"]]
+    slopes = lane.gradients(end.sum() if target["all"] else end[target["step"]])
+    for name, found in seen["gradients"].items():
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), slopes[name], rtol=1e-9, atol=1e-9
+        )
+    again = made(seen["python"])
+    assert type(again) is type(layer)
+    for name, value in seen["params"].items():
+        found = getattr(again, name).detach().reshape(-1)
+        torch.testing.assert_close(found, torch.full_like(found, value), rtol=1e-5, atol=1e-6)
+    for name in layer.options:
+        if name not in seen["params"]:
+            assert getattr(again, name) == {**vars(layer), **options}[name], name
+
+
+def settings_of(layer: snn.Neuron, draw: random.Random) -> dict[str, object]:
+    """Draw random settings of the page for a layer."""
+    settings: dict[str, object] = {}
+    for name, constraint in layer.constraints.items():
+        ends = {"sigmoid": (-0.5, 1.5), "unbounded": (-1.5, 1.5)}.get(
+            constraint.__name__, (-1, 0.5)
+        )
+        number = draw.uniform(*ends)
+        shown = number if constraint.__name__ == "unbounded" else 10**number
+        settings[f"p.{name}"] = float(f"{shown:.3g}")
+    if hasattr(layer, "reset") and any("threshold" in name for name in layer.constraints):
+        settings["o.reset"] = draw.choice(["subtract", "zero", "none"])
+        settings["o.detach_reset"] = draw.choice(["False", "True"])
+        settings["o.surrogate"] = draw.choice(list(BY_LABEL))
+    settings |= {"kind": "noise", "amplitude": 1.2, "seed": draw.randrange(99)}
+    if draw.random() < 0.7:
+        silent = type(layer).__name__ in READOUTS
+        hidden = {"prev_output", "mem" if silent else ""} if hasattr(layer, "prev_output") else {""}
+        shown_states = [name for name in layer.active_states if name not in hidden]
+        settings |= {"of": draw.choice(["output", *shown_states]), "step": draw.randrange(40, 200)}
+    return settings
+
+
+# Equality with PyTorch
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_compute_what_pytorch_does(opened: Open, name: str) -> None:
+    page, layer = opened(), getattr(snn, name)(1)
+    for seed in range(8):
+        settings = settings_of(layer, random.Random(f"{name} {seed}"))
+        if "o.reset" in settings and seed < 3:  # every reset
+            settings["o.reset"] = ("subtract", "zero", "none")[seed]
+        compare(go(page, neuron=name, **settings), layer)
+
+
+@pytest.mark.parametrize("kind", playground.OWN, ids=lambda kind: kind.__name__)
+def test_own_neurons_compute_what_pytorch_does(opened: Open, kind: type[snn.Neuron]) -> None:
+    page, layer = opened(), kind(1)
+    for seed in range(3):
+        settings = settings_of(layer, random.Random(seed))
+        if kind is playground.Izhikevich:  # far from its own numbers it explodes
+            settings = {n: v for n, v in settings.items() if not n.startswith("p.")}
+        settings["o.surrogate"] = list(BY_LABEL)[seed]
+        compare(go(page, neuron=kind.__name__, **settings), layer)
+
+
+def test_page_of_a_single_layer(opened: Open, tmp_path: Path) -> None:
+    """Parameters that the constructor does not take are assigned in the copied Python."""
+    layer = Plain(2)
+    tt.plot.save_playground(layer, tmp_path / "plain.html")
+    page = opened(path=tmp_path / "plain.html")
+    assert page.locator("#chooser").is_hidden()
+    assert page.locator("#letters").is_hidden()
+    settings = {"p.beta": 3.5, "p.base": 0.6, "p.floor": 0.3, "p.gain": -2, "p.shift": 0.1}
+    seen = go(page, **settings, kind="noise", **{"o.surrogate": "gaussian(sigma=0.5)"})
+    assert seen["params"]["floor"] == -0.3
+    compare(seen, layer)
+    assert "neuron.raw_beta.data.fill_(tt.functional.sigmoid_inverse(" in seen["python"]
+
+
+def test_trained_values_are_where_the_sliders_begin(opened: Open, tmp_path: Path) -> None:
+    layer = snn.SLIF(3, beta=torch.tensor([0.5, 0.81, 0.7]), alpha=0.4, reset="zero", dim=-2)
+    tt.plot.save_playground(layer, tmp_path / "one.html", neuron=1)
+    seen = read(opened(path=tmp_path / "one.html"))
+    assert seen["params"] == {"alpha": 0.4, "beta": 0.81, "pos_threshold": 1.0}
+    assert seen["python"] == "neuron = tt.snn.SLIF(3, dim=-2, alpha=0.4, beta=0.81, reset='zero')"
+
+
+# Controls
+
+
+def knob(page: Page, name: str) -> Page:
+    return page.locator(f".knob[data-name='{name}']")
+
+
+def canvas(page: Page, row: str) -> Page:
+    return page.locator(f".row[data-row='{row}'] canvas")
+
+
+def test_letters_switch_parts_on(opened: Open) -> None:
+    page = opened()
+    assert read(page)["neuron"] == "LIF"
+    for letter, name in (("S", "SLIF"), ("R", "SRLIF"), ("B", "BSRLIF"), ("readout", "SRReadout")):
+        page.locator(f"[data-letter='{letter}']").check()
+        wait_for_frame(page)
+        assert read(page)["neuron"] == name
+    assert page.locator("[data-letter='B']").is_disabled()
+    page.locator("[data-letter='S']").uncheck()
+    page.locator("[data-letter='readout']").uncheck()
+    assert read(page)["neuron"] == "RLIF"
+    page.locator("#neuron").select_option("Izhikevich")
+    wait_for_frame(page)
+    assert page.locator("#letters").is_hidden()
+    assert set(read(page)["states"]) == {"mem", "recovery"}
+
+
+def test_values_stay_when_a_part_is_switched_on(opened: Open) -> None:
+    page = opened("#p.beta=12")
+    page.locator("[data-letter='S']").check()
+    assert read(page)["params"]["beta"] == pytest.approx(0.5 ** (1 / 12), abs=1e-12)
+
+
+def test_sliders_move_everything_at_once(opened: Open) -> None:
+    page = opened()
+    before = read(page)
+    slider = knob(page, "beta").locator("input[type=range]")
+    frame = slider.bounding_box()
+    page.mouse.move(frame["x"] + 0.4 * frame["width"], frame["y"] + frame["height"] / 2)
+    page.mouse.down()
+    seen = []
+    for place in (0.5, 0.6, 0.75):
+        page.mouse.move(frame["x"] + place * frame["width"], frame["y"] + frame["height"] / 2)
+        wait_for_frame(page)
+        seen.append(read(page))
+    page.mouse.up()
+    decays = [each["params"]["beta"] for each in seen]
+    assert decays == sorted(set(decays))
+    assert seen[-1]["states"] != before["states"]
+    assert seen[-1]["gradients"] != before["gradients"]
+    shown = float(knob(page, "beta").locator("input[type=number]").input_value())
+    assert 0.5 ** (1 / shown) == pytest.approx(decays[-1], abs=1e-12)
+    slope = knob(page, "beta").locator(".slope").inner_text().removeprefix("∂ ").replace("−", "-")
+    assert float(slope) == pytest.approx(seen[-1]["gradients"]["beta"], rel=6e-3)
+
+
+def test_fields_take_numbers_and_refuse_others(opened: Open) -> None:
+    page = opened()
+    field = page.get_by_label("beta, steps")
+    field.fill("20")
+    assert read(page)["params"]["beta"] == pytest.approx(0.5**0.05, abs=1e-12)
+    for illegal in ("-3", "0", ""):
+        field.fill(illegal)
+        assert field.get_attribute("aria-invalid") == "true"
+        assert read(page)["params"]["beta"] == pytest.approx(0.5**0.05, abs=1e-12)
+    field.blur()
+    wait_for_frame(page)
+    assert (field.input_value(), field.get_attribute("aria-invalid")) == ("20", None)
+
+
+def test_inputs(opened: Open) -> None:
+    page = opened()
+    pulses = read(page)["x"]
+    assert pulses == [0.5 if t >= 10 and (t - 10) % 60 < 25 else 0 for t in range(200)]
+    page.get_by_label("kind of input").select_option("constant")
+    assert read(page)["x"] == [0.0] * 10 + [0.5] * 190
+    page.get_by_label("kind of input").select_option("noise")
+    first = read(page)["x"]
+    assert abs(torch.tensor(first).mean()) < 0.15
+    assert torch.tensor(first).std() == pytest.approx(0.5, rel=0.2)
+    page.get_by_label("seed", exact=True).fill("2")
+    assert read(page)["x"] != first
+    page.get_by_label("seed", exact=True).fill("1")
+    assert read(page)["x"] == first
+
+
+def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
+    page = opened("#neuron=SLIF")
+    assert read(page)["target"]["all"]
+    frame = canvas(page, "syn").bounding_box()
+    wide = frame["width"] - 52 - 14  # the margins of a plot
+    page.mouse.click(frame["x"] + 52 + wide * 60.5 / 200, frame["y"] + frame["height"] / 2)
+    wait_for_frame(page)
+    seen = read(page)
+    assert seen["target"] == {"of": "syn", "step": 60, "all": False}
+    assert seen["gradients"]["beta"] == 0
+    assert seen["gradients"]["x"][60] == pytest.approx(0.5)
+    assert not any(seen["gradients"]["x"][61:])
+    page.get_by_label("sum over all steps").check()
+    wait_for_frame(page)
+    assert read(page)["target"]["all"]
+
+
+def test_reset_restores_everything(opened: Open) -> None:
+    page = opened()
+    start = read(page)
+    go(page, neuron="BRLIF", kind="noise", step=3, of="rec", **{"p.beta": 3, "o.reset": "zero"})
+    page.get_by_role("button", name="reset").click()
+    wait_for_frame(page)
+    assert read(page) == start
+    wait_until(page, "location.hash === ''")
+
+
+def test_explosions_are_shown_as_such(opened: Open) -> None:
+    page = opened("#neuron=Izhikevich&amplitude=1e6")
+    assert page.locator(".row[data-row='mem'] output").inner_text() == "not finite"
+
+
+# Keyboard, touch, theme
+
+
+def test_keyboard_reaches_and_moves_everything(opened: Open) -> None:
+    page = opened()
+    page.keyboard.press("Tab")
+    names = []
+    for _ in range(60):
+        focused = page.evaluate(
+            "() => { const e = document.activeElement; const style = getComputedStyle(e);"
+            "const label = e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText;"
+            "const ring = e.dataset.letter ? getComputedStyle(e.parentElement) : style;"
+            "return [e.tagName, (label || '').trim(), ring.outlineStyle]; }"
+        )
+        if focused[0] == "BODY":
+            break
+        assert focused[1], focused
+        assert focused[2] == "solid", focused
+        names.append(focused[1])
+        page.keyboard.press("Tab")
+    expected = page.locator(
+        "button:visible, select:visible, input:visible:enabled, canvas[tabindex], pre:visible"
+    ).count()
+    assert len(names) == expected
+
+
+def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
+    page = opened()
+    before = read(page)["params"]["pos_threshold"]
+    page.get_by_label("pos threshold, slider").focus()
+    page.keyboard.press("ArrowRight")
+    wait_for_frame(page)
+    assert read(page)["params"]["pos_threshold"] > before
+
+    canvas(page, "input").focus()
+    for key in (*["ArrowRight"] * 3, *["ArrowUp"] * 4, "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    wait_for_frame(page)
+    seen = read(page)
+    assert seen["input"] == "drawn"
+    assert seen["x"][:5] == [0, 0, 0, 0.39, 0]
+    assert canvas(page, "input").get_attribute("aria-valuetext") == "step 3: 0.39"
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowDown")
+    assert read(page)["x"][199] == pytest.approx(0.4)
+    wait_until(page, "document.getElementById('note').textContent.includes('Gradient of')")
+    assert page.locator("#note").get_attribute("aria-live") == "polite"
+
+
+def test_pointer_draws_the_input(opened: Open) -> None:
+    page = opened("#amplitude=0")
+    frame = canvas(page, "input").bounding_box()
+    wide, top = frame["width"] - 52 - 14, frame["y"] + 21
+    high = frame["height"] - 21 - 5
+    page.mouse.move(frame["x"] + 52 + wide * 0.25, top + high * 0.9)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 52 + wide * 0.5, top + high * 0.1)
+    page.mouse.up()
+    wait_for_frame(page)
+    x = read(page)["x"]
+    hand = x[50:101]
+    assert hand == sorted(hand)
+    assert hand[0] < -0.5
+    assert hand[-1] > 0.5
+    assert not any(x[:50] + x[101:])
+    page.get_by_role("button", name="clear").click()
+    assert not any(read(page)["x"])
+
+
+def test_touch_draws_at_the_width_of_a_phone(opened: Open) -> None:
+    page = opened("#neuron=BSRLIF", viewport={"width": 390, "height": 844}, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    frame = canvas(page, "input").bounding_box()
+    hands = page.context.new_cdp_session(page)
+    y = frame["y"] + frame["height"] / 2
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [{"x": a, "y": b} for a, b in points]
+        hands.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    touch("touchStart", (150, y))
+    for x in (180, 220, 260):
+        touch("touchMove", (x, y - 8))
+    touch("touchEnd")
+    wait_for_frame(page)
+    assert read(page)["input"] == "drawn"
+    assert page.evaluate("scrollY") == 0
+    # The plots stay in view while the sliders below are moved
+    knob(page, "bias").scroll_into_view_if_needed()
+    wait_for_frame(page)
+    assert page.evaluate("scrollY") > 100
+    shown = page.locator("#plots").bounding_box()
+    assert 0 <= shown["y"] < 10
+    assert knob(page, "bias").bounding_box()["y"] >= shown["y"] + shown["height"] - 60
+
+
+@pytest.mark.parametrize("width", [390, 740, 1280])
+def test_page_fits_its_window(opened: Open, width: int) -> None:
+    page = opened("#neuron=BSRLIF", viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("input", "rec", "syn", "mem", "output", "gradient"):
+        assert canvas(page, name).bounding_box()["height"] > 40
+
+
+def test_dark_and_light_themes(opened: Open) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    page = opened(color_scheme="dark")
+    dark = page.evaluate(background)
+    page.get_by_role("button", name="dark or light").click()
+    light = page.evaluate(background)
+    assert light != dark
+    page = opened(color_scheme="light")
+    assert page.evaluate(background) == light
+    page.emulate_media(color_scheme="dark")
+    wait_until(page, f"{background} === '{dark}'")
+
+
+def test_canvases_are_crisp(opened: Open) -> None:
+    page = opened(device_scale_factor=2)
+    size = canvas(page, "mem").evaluate("(e) => [e.width, e.clientWidth]")
+    assert size[0] == 2 * size[1]
+
+
+# Sharing
+
+
+STUB = "navigator.clipboard.writeText = async (text) => { window.copied = text; }"
+
+
+def test_links_restore_everything(opened: Open) -> None:
+    page = opened()
+    go(page, neuron="BSLIF", of="syn", step=7, **{"p.beta": 3.3, "o.reset": "none"})
+    canvas(page, "input").focus()
+    for key in ("ArrowRight", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    page.evaluate(STUB)
+    page.get_by_role("button", name="copy link").click()
+    wait_until(page, "document.getElementById('note').textContent === 'Link copied.'")
+    link = page.evaluate("copied")
+    assert page.url == link
+    fragment = link[link.index("#") :]
+    assert len(fragment) < 200
+    assert read(opened(fragment)) == read(page)
+
+
+def test_python_is_copied(opened: Open) -> None:
+    page = opened("#neuron=RLIF&p.beta=10&p.rec_weight=-0.5&o.reset=zero")
+    page.evaluate(STUB)
+    page.get_by_role("button", name="copy", exact=True).click()
+    wait_until(page, "document.getElementById('note').textContent === 'Python copied.'")
+    assert page.evaluate("copied") == page.locator("#python").inner_text() == read(page)["python"]
+    assert read(page)["python"] == (
+        "neuron = tt.snn.RLIF(1, beta=tt.functional.halflife_to_decay(10), rec_weight=-0.5, "
+        "reset='zero')"
+    )
+
+
+MALFORMED = (
+    "neuron=nobody",
+    "neuron=LIF&neuron=SLIF",
+    "p.beta=-1",
+    "p.beta=",
+    "p.beta=1e400",
+    "p.gamma=1",
+    "o.reset=sideways",
+    "o.nothing=1",
+    "amplitude=1e99",
+    "period=1",
+    "width=2.5",
+    "step=200",
+    "step=%20",
+    "of=gradient",
+    "of=syn",
+    "kind=drawn",
+    "drawn=1*3",
+    "drawn=nonsense",
+    "drawn=1*1000",
+    "unknown=1",
+    "p.__proto__=1",
+    "%E0%A4%A",
+    "<script>alert(1)</script>",
+)
+
+
+def test_malformed_fragments_are_ignored(opened: Open) -> None:
+    page = opened()
+    start = read(page)
+    for fragment in MALFORMED:
+        page.evaluate("document.getElementById('note').textContent = ''")
+        page.evaluate("(text) => { location.hash = text; }", fragment)
+        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
+        assert read(page) == start, fragment
+    note = opened("#" + MALFORMED[0]).locator("#note").inner_text()
+    assert note == "The settings in the address are not those of this page and were ignored."
+
+
+def test_names_with_markup_are_shown_as_text(opened: Open, tmp_path: Path) -> None:
+    kind = type(HOSTILE, (Plain,), {"__doc__": f"{HOSTILE}\n\n::\n\n    {HOSTILE}"})
+    layers: dict[str, snn.Neuron] = {HOSTILE: kind(2), "{{data}}": Plain(2)}
+    tt.plot.save_playground(layers, tmp_path / "hostile.html", title=HOSTILE)
+    page = opened(path=tmp_path / "hostile.html")
+    assert page.evaluate("window.broken") is None
+    assert page.title() == page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("img").count() == 0
+    assert page.locator("#neuron option").all_inner_texts() == [HOSTILE, "{{data}}"]
+    assert page.locator("#summary").inner_text() == HOSTILE
+    assert HOSTILE in page.locator("#python").inner_text()
+
+
+def test_the_policy_forbids_requests(visits: Visits, place: Path) -> None:
+    page = visits.open(place)
+    blocked = page.evaluate(
+        "() => new Promise((done) => { addEventListener('securitypolicyviolation', (e) =>"
+        " done(e.effectiveDirective)); fetch('https://example.com/').catch(() => {}); })"
+    )
+    assert blocked == "connect-src"
+    visits.problems.clear()  # the console reports the violation

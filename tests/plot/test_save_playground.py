@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from tests.plot.test_save_html import HOSTILE
+from tracetorch import snn
+from tracetorch.functional.surrogates import Surrogate
+
+MODULE = importlib.import_module("tracetorch.plot.save_playground")  # the name is the function's
+
+
+class Plain(snn.Neuron):
+    """Plain neuron, whose constructor takes no parameter."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, dim: int = -1, tau: float = 5.0) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 1 - 1 / tau)
+        self.threshold("base", 0.7)
+        self.threshold("floor", 0.4, negative=True, spike="low")
+        self.weight("gain", 1.5)
+        self.option("shift", torch.tensor([0.25, 0.5]))
+
+    @staticmethod
+    def step(x: Tensor, mem: Any, *, beta: Any, base: Any, floor: Any, gain: Any, **o: Any) -> Any:
+        mem = beta * mem + gain * x + o["shift"]
+        fired = o["spike"](mem - base) - o["low"](floor - mem)
+        return fired, mem - fired * base
+
+
+class Misnamed(Plain):
+    """Plain neuron whose arguments are called like parameters that they are not."""
+
+    def __init__(self, num_neurons: int, beta: float = 5.0, base: float = 0.0) -> None:
+        super().__init__(num_neurons, tau=beta)
+
+
+@dataclass(frozen=True)
+class cauchy(Surrogate):  # noqa: N801 (as the library's own)
+    width: float = 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return 1 / (1 + (u / self.width) ** 2)
+
+
+def page_of(layers: Any, tmp_path: Path, **options: Any) -> str:
+    tt.plot.save_playground(layers, tmp_path / "page.html", **options)
+    return (tmp_path / "page.html").read_text()
+
+
+def neurons_of(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="playground">(.*?)</script>', page)
+    assert found is not None
+    neurons: list[dict[str, Any]] = json.loads(found[1])["neurons"]
+    return neurons
+
+
+def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
+    layer = snn.BLIF(3, beta=torch.tensor([0.5, 0.6, 0.7]), pos_threshold=2.0, dim=-3)
+    (neuron,) = neurons_of(page_of(layer, tmp_path, neuron=1))
+    values = {each["name"]: (each["kind"], each["value"]) for each in neuron["params"]}
+    assert values["beta"] == ("decay", 0.6)
+    assert values["pos_threshold"] == ("positive", 2.0)
+    assert values["neg_threshold"] == ("negative", -1.0)
+    assert values["pos_scale"] == ("weight", 1.0)
+    assert neuron["letters"] == {"S": False, "R": False, "B": True, "readout": False}
+    assert neuron["call"] == {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"]}
+    assert neuron["about"]["equations"].startswith("mem = beta * mem + x\n")
+    assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset", "surrogate"]
+    assert len(neuron["variants"]) == 3 * 2 * 7
+
+
+def test_own_neurons_have_all_their_parameters_too(tmp_path: Path) -> None:
+    (neuron,) = neurons_of(page_of(Plain(2), tmp_path, neuron=1))
+    values = {each["name"]: each["value"] for each in neuron["params"]}
+    assert values == {"beta": 0.8, "base": 0.7, "floor": -0.4, "gain": 1.5, "shift": 0.5}
+    assert neuron["letters"] is None
+    assert neuron["label"] == "Plain"
+    assert neuron["shown"] == ["mem"]
+    assert [each["name"] for each in neuron["choices"]] == ["surrogate"]
+    assert not any(each["keyword"] for each in neuron["params"])
+
+
+def test_arguments_that_are_no_parameters_are_not_written(tmp_path: Path) -> None:
+    (neuron,) = neurons_of(page_of(Misnamed(2, beta=8.0), tmp_path))
+    assert not any(each["keyword"] for each in neuron["params"])
+
+
+def test_surrogates_of_the_layer_stand_first(tmp_path: Path) -> None:
+    layer = snn.LIF(1, surrogate_derivative=cauchy(0.5))
+    (neuron,) = neurons_of(page_of(layer, tmp_path))
+    surrogate = neuron["choices"][2]
+    assert surrogate["labels"][surrogate["index"]] == "cauchy(width=0.5)"
+    assert surrogate["keywords"][0] == {"surrogate_derivative": "cauchy(width=0.5)"}
+    two = snn.BLIF(1, neg_surrogate_derivative=cauchy(0.5))
+    (neuron,) = neurons_of(page_of(two, tmp_path))
+    assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset"]
+    assert "neg_spike=cauchy(width=0.5)" in neuron["options"]
+
+
+def test_a_readout_shows_its_membrane_once(tmp_path: Path) -> None:
+    (neuron,) = neurons_of(page_of(snn.SRReadout(1), tmp_path))
+    assert (neuron["shown"], neuron["output"]) == (["syn", "rec"], "output = mem")
+    assert (neuron["choices"], neuron["spiking"]) == ([], False)
+
+
+def test_the_layer_is_unchanged(tmp_path: Path) -> None:
+    layer = snn.BSRLIF(2)
+    layer(torch.ones(1, 2))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    mem, options, state = layer.mem, vars(layer).copy(), torch.get_rng_state()
+    page_of(layer, tmp_path)
+    assert layer.mem is mem
+    assert vars(layer).keys() == options.keys()
+    assert all(torch.equal(value, before[n]) for n, value in layer.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
+    kind = type(HOSTILE, (Plain,), {"__doc__": f"{HOSTILE}\n\n::\n\n    {HOSTILE}"})
+    page = page_of({HOSTILE: kind(2), "{{script}}": Plain(2)}, tmp_path, title=HOSTILE)
+    assert page.count("</script>") == 3  # the data, the printed loops, the page's own
+    assert "<img" not in page
+    assert page.count("window.broken") == page.count("&lt;script&gt;window.broken") + page.count(
+        "\\u003cscript\\u003ewindow.broken"
+    ) + page.count("onerror=window.broken")
+    assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
+
+
+def test_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
+    first, second = page_of(snn.RLIF(1), tmp_path), page_of(snn.RLIF(1), tmp_path)
+    assert first == second
+    assert not re.search(r"https?://", first)
+
+
+class Random(Plain):
+    @staticmethod
+    def step(x: Tensor, mem: Any, **o: Any) -> Any:
+        return torch.rand_like(x) * x, mem
+
+
+class Method(Plain):
+    def step(self, x: Tensor, mem: Any, **o: Any) -> Any:  # type: ignore[override]
+        return x, mem
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "error", "match"),
+    [
+        (
+            torch.nn.Linear(2, 2),
+            {},
+            TypeError,
+            "layers must be an snn.Neuron.*got 'Linear': Linear",
+        ),
+        ({"a": 3}, {}, TypeError, "mapping from names to them, got 'a': int"),
+        ({3: snn.LIF(1)}, {}, TypeError, "got 3: LIF"),
+        ({}, {}, ValueError, "there are no layers in the mapping"),
+        (snn.LIF(2), {"neuron": 2}, ValueError, r"from 0 to 1 for LIF\(2\), got 2"),
+        (snn.LIF(2), {"neuron": 0.5}, TypeError, "neuron must be an integer, got 0.5"),
+        (snn.LIF(2), {"title": 3}, TypeError, "title must be a string, got int"),
+        (Random(2), {}, ValueError, r"Random\(2\) cannot be compiled: .*rand_like"),
+        (Method(2), {}, ValueError, "cannot be compiled: its step is not a static method"),
+        (
+            snn.LIF(1, surrogate_derivative=torch.nn.Hardtanh()),
+            {},
+            ValueError,
+            "its 'pos_spike' holds a Hardtanh, whose changes a compiled kernel would not see",
+        ),
+    ],
+)
+def test_invalid_arguments_are_rejected(
+    layers: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text("before")
+    with pytest.raises(error, match=match):
+        page_of(layers, tmp_path, **options)
+    assert (tmp_path / "page.html").read_text() == "before"
+
+
+def test_operations_that_javascript_lacks_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = importlib.import_module("tracetorch.plot.playground_data")
+    monkeypatch.setattr(data, "unknown", lambda graph: "bessel")
+    with pytest.raises(ValueError, match="cannot be compiled: its step uses bessel"):
+        page_of(snn.LIF(1), tmp_path)
+
+
+def test_failed_save_keeps_the_previous_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").write_text("before")
+    monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        page_of(snn.Readout(1), tmp_path)
+    assert (tmp_path / "page.html").read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]

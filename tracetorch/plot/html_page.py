@@ -1,0 +1,53 @@
+"""Fill the templates of self-contained HTML pages: style, data and script in one file."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+SHARED = Path(__file__).parent / "page"
+
+
+def html_page(folder: Path, title: str, data: str) -> str:
+    """Fill ``<name>.html`` of the folder ``<name>`` with style, data and script.
+
+    Style and script are those of the folder, behind those that all pages share.
+
+    Args:
+        folder: with a page, a style and a script of its own name.
+        title: of the page, as plain text.
+        data: the elements that hold the data, as HTML.
+    """
+    template = folder / folder.name
+    style, script = (
+        "".join(part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template))
+        for kind in (".css", ".js")
+    )
+    contents = {
+        "{{title}}": html.escape(title),
+        "{{style}}": style,
+        "{{data}}": data,
+        "{{script}}": script,
+    }
+    page = template.with_suffix(".html").read_text(encoding="utf-8")
+    pieces: list[str] = []
+    for placeholder, content in contents.items():
+        # in the order of the page, so that inserted content is never searched for placeholders
+        before, page = page.split(placeholder)
+        pieces += [before, content]
+    return "".join([*pieces, page])
+
+
+def json_element(name: str, value: object) -> str:
+    r"""Return the script element ``name`` that holds ``value`` as JSON.
+
+    The characters that could end the element are escaped.
+
+    Example:
+        >>> json_element("run", {"title": "</script>"})
+        '<script type="application/json" id="run">{"title":"\\u003c/script\\u003e"}</script>'
+    """
+    text = json.dumps(value, separators=(",", ":"))
+    text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return f'<script type="application/json" id="{name}">{text}</script>'

@@ -1,0 +1,73 @@
+"""Save a neuron as an interactive HTML page: sliders, traces, spikes and the surrogate gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tracetorch.core.checks import check_integer
+from tracetorch.core.files import atomic_replace
+from tracetorch.plot.html_page import html_page, json_element
+from tracetorch.plot.playground_data import Sources, describe_neuron
+from tracetorch.snn.neuron import Neuron
+
+TEMPLATES = Path(__file__).parent / "playground"
+
+
+def save_playground(
+    layers: Neuron | Mapping[str, Neuron],
+    path: str | Path,
+    *,
+    title: str = "Neuron playground",
+    neuron: int = 0,
+) -> None:
+    """Write a neuron as one self-contained HTML page to play with: no server, no network.
+
+    The page has a slider for each parameter of the layer, decays as half-lives, and an input that
+    is drawn by hand, or pulses, noise or a constant. It shows the states, the spikes, and the
+    surrogate gradient of a chosen output or state with respect to the input at every step and to
+    every parameter. What it computes is printed from ``step`` and from its derivative, as the
+    kernels are, in float64. It writes the Python line that makes the neuron; the fragment of its
+    address holds all settings.
+
+    Args:
+        layers: a layer of any class with a ``step`` that can be compiled, or several by their names
+            on the page.
+        path: path of the file; an existing one is replaced only when all is written.
+        title: title of the page.
+        neuron: the neuron of the layer with whose parameters the sliders begin.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a layer cannot be compiled, with the reason; there is none, or no such neuron.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_playground(LIF(1, beta=0.8), f"{folder}/lif.html")
+        ...     print(Path(folder, "lif.html").read_text()[:15])
+        <!doctype html>
+
+    """
+    if not isinstance(title, str):
+        raise TypeError(f"save_playground: title must be a string, got {type(title).__name__}.")
+    neuron = check_integer("save_playground: neuron", neuron)
+    named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
+    if not named:
+        raise ValueError("save_playground: there are no layers in the mapping.")
+    for name, layer in named.items():
+        if not isinstance(name, str) or not isinstance(layer, Neuron):
+            raise TypeError(
+                "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
+                f"got {name!r}: {type(layer).__name__}."
+            )
+    sources = Sources()
+    neurons = [
+        describe_neuron("save_playground", name, layer, neuron, sources)
+        for name, layer in named.items()
+    ]
+    data = json_element("playground", {"title": title, "neurons": neurons})
+    script = f"<script>\n{sources.script()}\n</script>"
+    page = html_page(TEMPLATES, title, f"{data}\n{script}")
+    with atomic_replace(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
