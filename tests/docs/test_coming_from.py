@@ -1,0 +1,109 @@
+"""The page for newcomers from other libraries: both blocks of a pair give the same spikes."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import weighted_sum
+from tracetorch import snn
+from tracetorch.snn.unknown_arguments import _NAMES
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/use/coming_from.md").read_text()
+PEERS = {"snnTorch": "snntorch", "SpikingJelly": "spikingjelly", "Norse": "norse"}
+BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
+
+
+def pairs() -> list[tuple[str, str, str, str]]:
+    """Collect the pairs of blocks: the peer, the heading, the peer's block and ours."""
+    found = []
+    for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
+        peer = PEERS.get(part.partition("\n")[0])
+        for section in re.split(r"^### ", part, flags=re.M)[1:]:
+            theirs, ours = BLOCK.findall(section)
+            assert peer is not None, section
+            assert re.search(rf"^(import|from) {peer}\b", theirs, flags=re.M), section
+            found.append((peer, section.partition("\n")[0], theirs, ours))
+    return found
+
+
+PAIRS = pairs()
+
+
+def executed(block: str) -> dict[str, Any]:
+    """Run a block behind the first one of the page, with gradients of its input."""
+    names: dict[str, Any] = {}
+    exec(BLOCK.findall(PAGE)[0], names)
+    names["x"].requires_grad_()
+    exec(block, names)
+    return names
+
+
+def results(names: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the output of a block, and gradients by their names here."""
+    y: Tensor = names["membrane"] if "membrane" in names else names["spikes"]
+    wanted, signs = {"x": names["x"]}, {"raw_beta": 1}
+    layers = (names["first"], names["second"]) if "first" in names else names.get("net", ())
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    wanted |= {f"{number}.weight": layer.weight for number, layer in enumerate(linear)}
+    if hasattr(names.get("lif"), "w"):  # SpikingJelly's decay is 1 - sigmoid(w)
+        wanted["raw_beta"], signs["raw_beta"] = names["lif"].w, -1
+    elif isinstance(names.get("lif"), snn.LIF) and names["lif"].beta.ndim == 0:
+        wanted["raw_beta"] = names["lif"].raw_beta
+    gradients = torch.autograd.grad(weighted_sum(y), list(wanted.values()))
+    found = zip(wanted, gradients, strict=True)
+    return y.detach(), {name: signs.get(name, 1) * gradient for name, gradient in found}
+
+
+def test_every_block_is_one_of_a_pair() -> None:
+    assert len(BLOCK.findall(PAGE)) == 1 + 2 * len(PAIRS)
+    assert {peer for peer, *_ in PAIRS} == set(PEERS.values())
+
+
+@pytest.mark.parametrize(
+    "ours", [pair[3] for pair in PAIRS], ids=[f"{pair[0]}-{pair[1]}" for pair in PAIRS]
+)
+def test_our_blocks_run_compiled(ours: str) -> None:
+    with tt.fuse.backend("numba"):
+        y, gradients = results(executed(ours))
+    assert y.any()
+    assert all(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.filterwarnings("default")  # peers' own
+@pytest.mark.parametrize(
+    ("peer", "theirs", "ours"),
+    [(peer, theirs, ours) for peer, _, theirs, ours in PAIRS],
+    ids=[f"{pair[0]}-{pair[1]}" for pair in PAIRS],
+)
+def test_spikes_are_equal(peer: str, theirs: str, ours: str) -> None:
+    if find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed; the extra 'test-peers' brings it")
+    expected, their_gradients = results(executed(theirs))
+    y, gradients = results(executed(ours))
+    if "membrane" in ours:
+        torch.testing.assert_close(y, expected)
+    else:
+        assert 0.02 < float(y.mean()) < 0.9
+        assert torch.equal(y, expected)
+    assert gradients.keys() == their_gradients.keys()
+    for name, gradient in their_gradients.items():
+        scale = float(gradient.abs().max())
+        found, wanted = {name: gradients[name]}, {name: gradient}
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_names_of_peers_that_errors_explain_are_in_the_table() -> None:
+    table = PAGE.partition("## Names")[2].partition("\n## ")[0]
+    explained = {"threshold", "v_threshold", "v_th", "spike_grad", "surrogate_function"}
+    explained |= {"learn_threshold", "reset_mechanism", "v_reset", "tau", "decay_input"}
+    assert explained <= _NAMES.keys()
+    assert [name for name in sorted(explained) if not re.search(rf"`{name}\b", table)] == []
