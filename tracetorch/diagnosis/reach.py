@@ -43,8 +43,11 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
     if not names or set(states) != set(layer.active_states):
         return None
     dtype = next(iter(states.values())).dtype
-    # Each step starts from the states after the one before it, the first from zeros.
-    before = {name: torch.cat([torch.zeros_like(s[:1]), s[:-1]]) for name, s in states.items()}
+    # Each step starts from the states after the one before it, the first from initial ones.
+    before = {
+        name: torch.cat([layer.initial_state(name, s[0].shape, dtype, s.device)[None], s[:-1]])
+        for name, s in states.items()
+    }
     above: dict[str, Tensor] = {}
 
     def recording(name: str, spike: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -59,8 +59,8 @@ class Neuron(StatefulLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
-    :meth:`threshold`, :meth:`weight` and :meth:`option`, and writes ``step`` as a static method,
-    once, in pointwise PyTorch::
+    :meth:`threshold`, :meth:`weight` and :meth:`option`, states that start from other values than
+    zero with :meth:`state`, and writes ``step`` as a static method, once, in pointwise PyTorch::
 
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
 
@@ -160,6 +160,41 @@ class Neuron(StatefulLayer):
             )
 
     # Declaring
+
+    def state(self, name: str, init: Value) -> None:
+        """Declare the initial value of a state: what it is before the first step; zero if left out.
+
+        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
+        ``zero_states()`` returns to it.
+
+        Args:
+            name: one of ``states``.
+            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
+
+        Example:
+            >>> class Resting(Neuron):
+            ...     states = ("v",)
+            ...
+            ...     def __init__(self, num_neurons):
+            ...         super().__init__(num_neurons)
+            ...         self.state("v", init=-65.0)
+            ...
+            ...     @staticmethod
+            ...     def step(x, v):
+            ...         return v, v + x
+            >>> layer = Resting(2)
+            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
+            ([[-65.0, -65.0]], [[-64.0, -64.0]])
+
+        """
+        if name not in type(self).states:
+            raise ValueError(
+                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
+                f"are {type(self).states}."
+            )
+        self._check_name(f"initial_{name}")
+        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
+        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
 
     def decay(
         self,
@@ -421,8 +456,8 @@ class Neuron(StatefulLayer):
         Functions such as ``exp`` and ``log`` may differ in the last places: compiled steps call
         other libraries than PyTorch does. Gradients are summed in another order.
 
-        It starts from the states the layer holds, zeros where it holds none, and leaves the last
-        ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
+        It starts from the states the layer holds, initial ones where it holds none, and leaves the
+        last ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
         gradients. When it fails the layer is as before.
 
         Args:
@@ -477,7 +512,11 @@ class Neuron(StatefulLayer):
 
 # what a prepared sequence does without: where a class overrides one, the general way is taken
 _METHODS = OwnMethods(
-    Neuron.step_kwargs, Neuron.check_input, Neuron.states_for, CONSTRAINT_GRADIENTS
+    Neuron.step_kwargs,
+    Neuron.check_input,
+    Neuron.states_for,
+    Neuron.initial_state,
+    CONSTRAINT_GRADIENTS,
 )
 
 
