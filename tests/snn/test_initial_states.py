@@ -50,9 +50,9 @@ def made(**arguments: Any) -> Resting:
 class Zeroed(nn.Module):
     """The same neuron without initial values, its states set before the first step."""
 
-    def __init__(self, layer: Resting) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = copy.deepcopy(layer)
+        self.layer: Any = copy.deepcopy(layer)
         del self.layer.initial_v, self.layer.initial_w
 
     def run(self, x: Tensor) -> Tensor:
@@ -80,7 +80,6 @@ def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
         "step": stepped,
         "compiled step": streamed,
         "numba": on("numba"),
-        "prepared": lambda layer, x: [on("numba")(layer, x), tt.zero_states(layer)][0],
         "eager": on("eager"),
         "by step": on("auto", by="step"),
         "segments": on("auto", segment=2),

@@ -26,11 +26,15 @@ from tracetorch.snn.parameters import (
     WEIGHT,
     Constraint,
     Decay,
+    DecaySetup,
     Rank,
     SpikeFunction,
     Threshold,
+    ThresholdSetup,
     Value,
     Weight,
+    WeightSetup,
+    fraction,
     negative_softplus,
     resolve_setup,
 )
@@ -59,8 +63,9 @@ class Neuron(StatefulLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
-    :meth:`threshold`, :meth:`weight` and :meth:`option`, states that start from other values than
-    zero with :meth:`state`, and writes ``step`` as a static method, once, in pointwise PyTorch::
+    :meth:`threshold`, :meth:`weight`, :meth:`gate` and :meth:`option`, states that start from other
+    values than zero with :meth:`state`, and writes ``step`` as a static method, once, in pointwise
+    PyTorch::
 
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
 
@@ -199,7 +204,7 @@ class Neuron(StatefulLayer):
     def decay(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Decay = 0.9,
+        value: DecaySetup = 0.9,
         *,
         rank: Rank = 1,
         learnable: bool = True,
@@ -216,10 +221,32 @@ class Neuron(StatefulLayer):
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
         self._declare(name, resolve_setup(name, value, default), Decay.constraint)
 
+    def gate(
+        self,
+        name: str,
+        value: DecaySetup = 0.5,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+    ) -> None:
+        """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
+
+        As :meth:`decay`, but nothing reads a half-life off it.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+        """
+        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
+        self._declare(name, resolve_setup(name, value, default), fraction)
+
     def threshold(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Threshold = 1.0,
+        value: ThresholdSetup = 1.0,
         *,
         rank: Rank = 1,
         learnable: bool = True,
@@ -254,7 +281,7 @@ class Neuron(StatefulLayer):
     def weight(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Weight = 0.0,
+        value: WeightSetup = 0.0,
         *,
         rank: Rank = 1,
         learnable: bool = True,
