@@ -91,7 +91,7 @@ def alpha_synapse(x: Iterable[float], p: Any) -> Result:
 
 def eif(x: Iterable[float], p: Any) -> Result:
     """Fourcaud-Trocme et al. 2003: tau dV/dt = -(V - V_L) + D exp((V - V_T) / D) + R I."""
-    v, spikes = p["v_rest"], []
+    v, spikes = p["initial_v"], []
     for current in x:
         grown = p["delta"] * math.exp((v - p["v_t"]) / p["delta"])
         target = p["v_rest"] + grown + current
@@ -103,7 +103,7 @@ def eif(x: Iterable[float], p: Any) -> Result:
 
 def qif(x: Iterable[float], p: Any) -> Result:
     """Latham et al. 2000: tau dV/dt = (V - V_r)(V - V_t) / (V_t - V_r) + R I, Euler's method."""
-    v, spikes = p["v_rest"], []
+    v, spikes = p["initial_v"], []
     for current in x:
         gap = p["v_critical"] - p["v_rest"]
         v += (1 - p["beta"]) * (-(v - p["v_rest"]) * (p["v_critical"] - v) / gap + current)
@@ -113,11 +113,11 @@ def qif(x: Iterable[float], p: Any) -> Result:
 
 
 def adex(x: Iterable[float], p: Any) -> Result:
-    """Brette and Gerstner 2005, in pF, nS, pA and mV, leaks exact and the rest by Euler's method."""
+    """Brette and Gerstner 2005, in pF, nS, pA and mV; leaks exact, the rest by Euler."""
     leak = 30.0
     capacitance = -leak / math.log(p["beta"])  # for 1 ms
     a, b = leak * p["a"], leak * p["b"]
-    v, w, spikes = p["v_rest"], 0.0, []
+    v, w, spikes = p["initial_v"], 0.0, []
     for current in x:
         grown = leak * p["delta"] * math.exp(min(500.0, (v - p["v_t"]) / p["delta"]))
         target_v = p["v_rest"] + (grown - w + leak * current) / leak
@@ -132,8 +132,7 @@ def adex(x: Iterable[float], p: Any) -> Result:
 
 def izhikevich(x: Iterable[float], p: Any) -> Result:
     """Izhikevich 2003, the program of its figure: two half steps of v, then one of u."""
-    v = -65.0
-    u, spikes = p["b"] * v, []
+    v, u, spikes = -65.0, p["initial_u"], []
     for current in x:
         for _ in range(2):
             v += 0.5 * (0.04 * v**2 + 5 * v + 140 - u + current)

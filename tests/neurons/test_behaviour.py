@@ -36,7 +36,7 @@ def test_adaptation_lengthens_the_intervals(layer: snn.Neuron, current: float) -
     intervals = spike_times(layer, current, 400).diff()
     assert len(intervals) >= 4
     assert intervals[-1] > 1.4 * intervals[0]
-    assert (intervals.diff() >= -1).all()
+    assert (intervals[1:] >= intervals[0]).all()
 
 
 @pytest.mark.parametrize("period", [0, 1, 2, 5])
@@ -60,7 +60,8 @@ def test_alpha_function_sums_to_one_and_peaks_late() -> None:
     layer = neurons.AlphaLIF(1, pos_threshold=100.0)
     x = torch.zeros(400, 1, 1)
     x[0] = 1.0
-    _, seen = tt.unroll(layer, x, record=["syn"])
+    with tt.fuse.backend("eager"):
+        _, seen = tt.unroll(layer, x, record=["syn"])
     current = seen["syn"].flatten()
     alpha = math.exp(-1 / 5)
     n = torch.arange(400)
@@ -71,7 +72,7 @@ def test_alpha_function_sums_to_one_and_peaks_late() -> None:
 
 @pytest.mark.parametrize("layer", [neurons.EIF(1), neurons.QIF(1), neurons.AdEx(1)], ids=repr)
 def test_a_rheobase_divides_rest_from_firing(layer: Any) -> None:
-    rest = float(layer.v_rest)
+    rest = float(layer.v_rest.detach())
     assert len(spike_times(layer, 0.0, 300)) == 0
     # the exponential drives a little at rest
     assert float(layer.v) == pytest.approx(rest, abs=1.5)
@@ -90,27 +91,28 @@ def intervals_of(preset: str, current: float, steps: int = 1000) -> Tensor:
 
 
 def test_izhikevich_presets_fire_as_in_the_paper() -> None:
-    regular, fast, low = (intervals_of(name, 10.0) for name in ("RS", "FS", "LTS"))
-    # regular spiking adapts, and settles; fast spiking is fast and does not adapt
-    assert regular[0] < regular[-1]
-    assert (regular[3:].max() - regular[3:].min()) <= 2
-    assert len(fast) > 2 * len(regular)
-    assert fast[2:].max() - fast[2:].min() <= 2
+    regular, fast, low = (intervals_of(name, 10.0).double() for name in ("RS", "FS", "LTS"))
+    # regular spiking adapts after its first spikes
+    assert (regular[1:] > 1.5 * regular[0]).all()
+    assert 15 <= len(regular) <= 30
+    # fast spiking is fast, and does not
+    assert len(fast) > 3 * len(regular)
+    assert fast[:5].mean() == pytest.approx(fast[-5:].mean(), abs=5)
     # low-threshold spiking starts fast and adapts
-    assert low[0] < low[-1]
-    assert len(low) > len(regular)
+    assert low[:2].mean() < 0.5 * low[2:].mean()
+    assert len(low) > 2 * len(regular)
 
 
 def test_izhikevich_presets_burst() -> None:
     # intrinsically bursting: one burst, then single spikes
     once = intervals_of("IB", 10.0)
-    assert (once[:2] <= 6).all()
-    assert (once[5:] > 15).all()
-    # chattering: bursts again and again
+    assert once[0] <= 6
+    assert (once[1:] > 25).all()
+    # chattering: a burst of four, and short bursts again and again
     again = intervals_of("CH", 10.0)
-    short, long = (again <= 6).sum(), (again > 20).sum()
-    assert long >= 5
-    assert short >= 2 * long
+    assert (again[:3] <= 6).all()
+    assert ((again <= 6) | (again > 40)).all()
+    assert (again <= 6).sum() >= (again > 40).sum() >= 15
 
 
 def test_izhikevich_thalamic_cells_fire_after_inhibition() -> None:
@@ -122,16 +124,16 @@ def test_izhikevich_thalamic_cells_fire_after_inhibition() -> None:
     assert int(times.min()) >= 250
 
 
-def test_izhikevich_resonator_prefers_a_rhythm() -> None:
-    def counts(period: int) -> int:
-        layer = neurons.Izhikevich(1, **neurons.Izhikevich.presets["RZ"])
-        x = torch.zeros(400)
-        x[100::period] = 7.0
-        return len(spike_times(layer, x, 400))
-
-    found = [counts(period) for period in (5, 20, 40, 80)]
-    assert max(found) > 0
-    assert found.index(max(found)) in (1, 2)
+@pytest.mark.parametrize(("preset", "oscillates"), [("RZ", True), ("RS", False)])
+def test_izhikevich_resonator_oscillates_below_the_threshold(preset: str, oscillates: bool) -> None:
+    layer = neurons.Izhikevich(1, **neurons.Izhikevich.presets[preset]).double()
+    x = torch.zeros(600, 1, 1, dtype=torch.float64)
+    x[400] = 0.5
+    with tt.fuse.backend("eager"):
+        _, seen = tt.unroll(layer, x, record=["v"])
+    away = (seen["v"][400:500] - seen["v"][399]).flatten()
+    crossings = int((away[1:].sign() != away[:-1].sign()).sum())
+    assert (crossings >= 5) == oscillates, crossings
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_balanced_oscillation_does_not_diverge() -> None:
 
 
 def test_two_compartments_remember_without_a_leak() -> None:
-    made = neurons.TCLIF(1, pos_threshold=10.0, beta_1=1e-6)
-    x = torch.zeros(300)
-    x[0] = 0.01
-    spike_times(made, x, 300)
-    assert float(made.dendrite) == pytest.approx(0.01, rel=1e-2)
+    x = torch.zeros(600, 1, 1)
+    x[0] = 1.0
+    with tt.fuse.backend("eager"):
+        _, seen = tt.unroll(neurons.TCLIF(1, pos_threshold=10.0), x, record=["dendrite"])
+    assert seen["dendrite"][-50:].abs().max() > 0.95
 
 
 def test_levels_round_the_membrane() -> None:
@@ -182,12 +184,12 @@ def test_sigma_delta_sends_changes_and_arrives() -> None:
     torch.manual_seed(0)
     signal = torch.randn(50, 1, 4).cumsum(0)
     changes = torch.cat([signal[:1], signal.diff(dim=0)])
-    sent = tt.unroll(neurons.SigmaDelta(4, pos_threshold=0.5), changes)
+    sent = stepped(neurons.SigmaDelta(4, pos_threshold=0.5), changes)
     assert (sent == 0).float().mean() > 0.2
     torch.testing.assert_close(sent.cumsum(0), signal.relu(), rtol=0, atol=0.501)
     still = torch.zeros(20, 1, 4)
     still[0] = 1.0
-    assert (tt.unroll(neurons.SigmaDelta(4), still)[1:] == 0).all()
+    assert (stepped(neurons.SigmaDelta(4), still)[1:] == 0).all()
 
 
 def test_gates_lead_from_one_neuron_to_another() -> None:

@@ -41,6 +41,7 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
     for place in np.ndindex(*shape):
         p = {n: float(getattr(made, n)[place[dim]]) for n in made.constraints}
         p |= {n: getattr(made, n) for n in made.options}
+        p |= {n: float(b) for n, b in made.named_buffers() if n.startswith("initial_")}
         outputs, states = REFERENCES[name](x[(slice(None), *place)].tolist(), p)
         torch.testing.assert_close(y[(slice(None), *place)].tolist(), outputs)
         assert states.keys() == set(made.states)
@@ -169,17 +170,25 @@ def test_torch_compile_follows_the_neurons() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_setups_say_rank_and_what_is_learned(name: str) -> None:
-    parameters = inspect.signature(getattr(neurons, name)).parameters
-    made = getattr(neurons, name)(3)
-    for argument in made.constraints:
-        value = parameters[argument].default
-        if argument == "v_rest":  # the initial voltage too, and so a number or a tensor
-            continue
-        setup = {"value": value, "rank": 0, "learnable": False}
-        fixed = getattr(neurons, name)(3, **{argument: setup})
-        assert getattr(fixed, argument).ndim == 0
-        assert f"raw_{argument}" in dict(fixed.named_buffers())
+def test_every_argument_arrives(name: str) -> None:
+    kind = getattr(neurons, name)
+    others = {"dim": -2, "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0)}
+    others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
+    for argument, parameter in inspect.signature(kind).parameters.items():
+        if argument in kind(3).constraints and argument != "v_rest":  # which is a state's too
+            setup = {"value": 0.9 * parameter.default, "rank": 0, "learnable": False}
+            made = kind(3, **{argument: setup})
+            assert getattr(made, argument).item() == pytest.approx(setup["value"])
+            assert f"raw_{argument}" in dict(made.named_buffers())
+        else:
+            given = others[argument]
+            made = kind(**{"num_neurons": 3, argument: given})
+            found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
+            assert (
+                torch.equal(found, torch.full((3,), given))
+                if argument == "v_rest"
+                else (found == given)
+            )
 
 
 @pytest.mark.parametrize(
@@ -226,6 +235,20 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         getattr(neurons, name)(3, **arguments)
+
+
+@pytest.mark.parametrize("kind", [neurons.EIF, neurons.QIF, neurons.AdEx])
+def test_voltage_starts_at_rest(kind: Any) -> None:
+    rest = torch.tensor([-66.0, -70.5])
+    made = kind(2, v_rest=rest)
+    assert torch.equal(made.initial_v, rest)
+    assert torch.equal(made.v_rest, rest)
+
+
+def test_recovery_starts_where_it_follows_the_voltage() -> None:
+    b = torch.tensor([0.2, 0.25])
+    for given in (b, {"value": b}, snn.Weight(b, learnable=False)):
+        torch.testing.assert_close(neurons.Izhikevich(2, b=given).initial_u, -65 * b)
 
 
 def test_gates_have_no_half_life() -> None:
