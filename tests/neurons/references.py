@@ -55,7 +55,8 @@ def se_adlif(x: Iterable[float], p: Any) -> Result:
 
 def refractory(x: Iterable[float], p: Any) -> Result:
     """Silent for some steps after a spike; the threshold decays by the time since each spike."""
-    v, fired_at, spikes = 0.0, [], []
+    v, spikes = 0.0, []
+    fired_at: list[int] = []
     for t, current in enumerate(x):
         raised = sum(p["strength"] * p["rho"] ** (t - s - 1) for s in fired_at)
         silent = bool(fired_at) and t - fired_at[-1] <= p["period"]

@@ -1,4 +1,4 @@
-"""What each neuron is known for: adaptation, silence, patterns of spikes, resonance."""
+"""Behaviour of the neurons: adaptation, refractory periods, patterns of spikes, resonance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_refractory_period_is_exact(period: int) -> None:
     assert (times.diff() == period + 1).all()
 
 
-def test_relative_refractory_period_asks_for_more() -> None:
+def test_relative_refractory_period_needs_more() -> None:
     """After a spike an input fires it again only if it exceeds the raised threshold."""
     for wait, strength in ((1, 0.7788), (4, 0.7788**4)):
         for current, fires in ((1 + strength + 0.01, 1), (1 + strength - 0.01, 0)):
@@ -193,7 +193,7 @@ def test_sigma_delta_sends_changes_and_arrives() -> None:
 
 
 def test_gates_lead_from_one_neuron_to_another() -> None:
-    nearly = {"leak_gate": 1 - 1e-7, "input_gate": 1e-7}
+    nearly: Any = {"leak_gate": 1 - 1e-7, "input_gate": 1e-7}
     x = torch.rand(40, 1, 3, generator=torch.Generator().manual_seed(0))
     hard = neurons.GLIF(3, **nearly, reset_gate=1 - 1e-7, beta=0.8)
     lif = snn.LIF(3, beta=0.8, pos_threshold=0.5, reset="zero")

@@ -42,8 +42,9 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
         p = {n: float(getattr(made, n)[place[dim]]) for n in made.constraints}
         p |= {n: getattr(made, n) for n in made.options}
         p |= {n: float(b) for n, b in made.named_buffers() if n.startswith("initial_")}
-        outputs, states = REFERENCES[name](x[(slice(None), *place)].tolist(), p)
-        torch.testing.assert_close(y[(slice(None), *place)].tolist(), outputs)
+        over_time = (slice(None), *place)
+        outputs, states = REFERENCES[name](x[over_time].tolist(), p)
+        torch.testing.assert_close(y[over_time].tolist(), outputs)
         assert states.keys() == set(made.states)
         for state, value in states.items():
             assert float(getattr(made, state)[place]) == pytest.approx(value, rel=1e-9, abs=1e-9)
@@ -172,7 +173,10 @@ def test_torch_compile_follows_the_neurons() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_arrives(name: str) -> None:
     kind = getattr(neurons, name)
-    others = {"dim": -2, "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0)}
+    others: dict[str, Any] = {
+        "dim": -2,
+        "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0),
+    }
     others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
     for argument, parameter in inspect.signature(kind).parameters.items():
         if argument in kind(3).constraints and argument != "v_rest":  # which is a state's too
@@ -184,11 +188,7 @@ def test_every_argument_arrives(name: str) -> None:
             given = others[argument]
             made = kind(**{"num_neurons": 3, argument: given})
             found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
-            assert (
-                torch.equal(found, torch.full((3,), given))
-                if argument == "v_rest"
-                else (found == given)
-            )
+            assert found.tolist() == [given] * 3 if argument == "v_rest" else found == given
 
 
 @pytest.mark.parametrize(

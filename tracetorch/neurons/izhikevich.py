@@ -53,7 +53,7 @@ class Izhikevich(VoltageNeuron):
 
     states: ClassVar[tuple[str, ...]] = ("v", "u")
 
-    presets: ClassVar[Mapping[str, dict[str, float]]] = {
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {
         "RS": {"a": 0.02, "b": 0.2, "c": -65.0, "d": 8.0},
         "IB": {"a": 0.02, "b": 0.2, "c": -55.0, "d": 4.0},
         "CH": {"a": 0.02, "b": 0.2, "c": -50.0, "d": 2.0},
