@@ -18,6 +18,7 @@ from tests.cases import NEURONS, PLACES, layer, sequence, stepped, weighted_sum
 from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
+from tracetorch.diagnosis.reach import spike_inputs
 
 NAMES = tuple(NEURONS)
 
@@ -39,7 +40,7 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
     y = stepped(made, x).detach()
     assert 0.005 < (y != 0).double().mean() < 0.99
     for place in np.ndindex(*shape):
-        p = {n: float(getattr(made, n)[place[dim]]) for n in made.constraints}
+        p = {n: getattr(made, n)[place[dim]].item() for n in made.constraints}
         p |= {n: getattr(made, n) for n in made.options}
         p |= {n: float(b) for n, b in made.named_buffers() if n.startswith("initial_")}
         over_time = (slice(None), *place)
@@ -47,7 +48,7 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
         torch.testing.assert_close(y[over_time].tolist(), outputs)
         assert states.keys() == set(made.states)
         for state, value in states.items():
-            assert float(getattr(made, state)[place]) == pytest.approx(value, rel=1e-9, abs=1e-9)
+            assert getattr(made, state)[place].item() == pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,6 +250,15 @@ def test_recovery_starts_where_it_follows_the_voltage() -> None:
     b = torch.tensor([0.2, 0.25])
     for given in (b, {"value": b}, snn.Weight(b, learnable=False)):
         torch.testing.assert_close(neurons.Izhikevich(2, b=given).initial_u, -65 * b)
+
+
+def test_reach_counts_every_level() -> None:
+    made, x = neurons.MultiLevelLIF(3), torch.full((4, 2, 3), 0.5)
+    _, seen = tt.unroll(made, x, record=["mem"], by="step")
+    inputs = spike_inputs(made, x, {"mem": seen["mem"].detach()})
+    assert inputs is not None
+    assert inputs.in_reach.all()
+    assert (inputs.above["spike"] > -0.5).all()
 
 
 def test_gates_have_no_half_life() -> None:
