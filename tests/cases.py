@@ -9,11 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch import functional, snn
+from tracetorch import functional, neurons, snn
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
 LAYERS = SPIKING + READOUTS
+
+# The neurons of the room of that name, each with the scale of an input that makes it fire.
+NEURONS = {
+    "ALIF": 1.0,
+    "AdLIF": 10.0,
+    "SEAdLIF": 10.0,
+    "RefractoryLIF": 1.0,
+    "AlphaLIF": 1.5,
+    "EIF": 40.0,
+    "QIF": 60.0,
+    "AdEx": 60.0,
+    "Izhikevich": 20.0,
+    "RF": 1.0,
+    "BRF": 60.0,
+    "TCLIF": 1.0,
+    "MultiLevelLIF": 1.0,
+    "SigmaDelta": 1.0,
+    "GLIF": 1.0,
+}
+# Their steps call functions that kernels take from another library than PyTorch.
+INEXACT = ("EIF", "AdEx", "RF")
 
 SURROGATES = (
     functional.atan_surrogate(2.0),
@@ -29,20 +50,21 @@ SURROGATES = (
 PLACES = ((-1, (2, 3)), (1, (2, 3, 2)), (-3, (2, 3, 2, 1)))
 
 
-def layer(name: str, num_neurons: int = 4, **arguments: Any) -> snn.LeakyIntegrator:
+def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:
     """Build a layer by name, with random parameters so that neurons differ and recurrence acts."""
-    made: snn.LeakyIntegrator = getattr(snn, name)(num_neurons, **arguments)
-    vary(made)
+    made: snn.Neuron = getattr(neurons if name in NEURONS else snn, name)(num_neurons, **arguments)
+    vary(made, relative=name in NEURONS)
     return made
 
 
-def vary(module: nn.Module, seed: int = 0) -> None:
-    """Add seeded noise to every raw parameter."""
+def vary(module: nn.Module, seed: int = 0, relative: bool = False) -> None:
+    """Add seeded noise to every raw parameter; ``relative`` to its size, for any unit."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, raw in itertools.chain(module.named_parameters(), module.named_buffers()):
             if name.rpartition(".")[2].startswith("raw_"):
-                raw.add_(0.3 * torch.randn(raw.shape, generator=generator).to(raw))
+                noise = torch.randn(raw.shape, generator=generator).to(raw)
+                raw.add_(0.03 * noise * raw if relative else 0.3 * noise)
 
 
 def sequence(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

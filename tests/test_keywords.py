@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 import tracetorch as tt
-from tests.cases import LAYERS
+from tests.cases import LAYERS, NEURONS
 
 TESTS = sorted(path for path in Path(__file__).parent.rglob("*.py") if path != Path(__file__))
 
-# tests/snn/test_wrappers.py passes every argument of these, one by one, by names that it builds
-BUILT = {f"snn.{name}" for name in LAYERS}
+# tests/snn/test_wrappers.py and tests/neurons/test_neurons.py pass every argument of these, one by
+# one, by names that they build
+BUILT = {f"snn.{name}" for name in LAYERS} | {f"neurons.{name}" for name in NEURONS}
 # patterns of a callable and a keyword: the reason why no call in the source shows it
 EXCEPTIONS = {
     ("plot.*", "ax"): "PLOTS of tests/plot/cases.py pass it on: PLOTS[name](ax=...)",

@@ -17,6 +17,7 @@ ROOMS = (
     "ragged",
     "fuse",
     "snn",
+    "neurons",
     "events",
     "unrolling",
     "encode",

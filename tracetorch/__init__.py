@@ -21,6 +21,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "export",
     "init",
     "metrics",
+    "neurons",
     "nir",
     "plot",
     "probe",
@@ -28,7 +29,18 @@ _LATE_ROOMS: tuple[str, ...] = (
 _LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
 
 if TYPE_CHECKING:
-    from tracetorch import data, diagnosis, encode, export, init, metrics, nir, plot, probe
+    from tracetorch import (
+        data,
+        diagnosis,
+        encode,
+        export,
+        init,
+        metrics,
+        neurons,
+        nir,
+        plot,
+        probe,
+    )
     from tracetorch.diagnosis import diagnose
 
 __all__ = [
@@ -49,6 +61,7 @@ __all__ = [
     "load",
     "loss",
     "metrics",
+    "neurons",
     "nir",
     "param_groups",
     "plot",

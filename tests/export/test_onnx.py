@@ -486,6 +486,7 @@ def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
     interface = Interface(
         {"x": TensorSpec(("batch", 3), "float32")},
         {"mem": TensorSpec((f"{factor}*batch" if factor > 1 else "batch", 3), "float64")},
+        {"mem": [-65.0, 0.5, 1.0]},
         structure,
         "0.10.0",
     )

@@ -13,6 +13,7 @@ from tracetorch.functional import (
     halflife_to_decay,
     sigmoid_inverse,
     softplus_inverse,
+    time_constant_to_decay,
 )
 
 
@@ -40,6 +41,19 @@ def test_trace_is_halved_after_its_halflife(steps: float) -> None:
     assert decay_to_halflife(decay) == pytest.approx(steps, rel=1e-6)
 
 
+@given(st.floats(0.01, 1e6), st.floats(0.01, 10.0))
+def test_trace_falls_to_1_over_e_in_a_time_constant(tau: float, dt: float) -> None:
+    decay = time_constant_to_decay(tau, dt=dt)
+    assert decay == pytest.approx(math.exp(-dt / tau))
+    assert time_constant_to_decay(1.0, dt=dt / tau) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize("dt", [0.0, -1.0, math.nan])
+def test_step_has_a_length(dt: float) -> None:
+    with pytest.raises(ValueError, match="dt must be positive"):
+        time_constant_to_decay(20.0, dt=dt)
+
+
 def test_infinite_and_zero_limits() -> None:
     assert sigmoid_inverse(0.0) == -math.inf
     assert sigmoid_inverse(1.0) == math.inf
@@ -53,6 +67,7 @@ def test_infinite_and_zero_limits() -> None:
         (sigmoid_inverse, 0.3),
         (softplus_inverse, 0.3),
         (halflife_to_decay, 7),
+        (time_constant_to_decay, 7),
         (decay_to_halflife, 0.3),
     ],
 )

@@ -112,8 +112,12 @@ def agree(layer: snn.Neuron, x: Tensor, name: str, *, live: bool = False) -> Non
     """
     values, grads = ends(layer, x, cases.stepped, live=live)
     fast, fast_grads = ends(layer, x, fused(name), live=live)
+    exact = type(layer).__name__ not in cases.INEXACT
     for key, value in values.items():
-        assert torch.equal(fast[key], value), key
+        if exact or key == "output":
+            assert torch.equal(fast[key], value), key
+        else:
+            torch.testing.assert_close({key: fast[key]}, {key: value}, rtol=1e-4, atol=1e-4)
     assert fast_grads.keys() == grads.keys()
     tolerance = 1e-5 if x.dtype == torch.float32 else 1e-10
     for key, grad in grads.items():

@@ -66,6 +66,17 @@ def neurons_of(page: str) -> list[dict[str, Any]]:
     return neurons
 
 
+def test_page_has_the_initial_states_of_one_neuron(tmp_path: Path) -> None:
+    layer = tt.neurons.Izhikevich(2, b=torch.tensor([0.2, 0.25]))
+    (neuron,) = neurons_of(page_of(layer, tmp_path, neuron=1))
+    assert neuron["states"] == ["v", "u"]
+    assert neuron["start"] == [-65.0, -16.25]
+    (neuron,) = neurons_of(page_of(tt.neurons.GLIF(2), tmp_path))
+    assert neuron["start"] == [0.0, 0.0]
+    kinds = {each["name"]: each["kind"] for each in neuron["params"]}
+    assert kinds["leak_gate"] == kinds["beta"] == "decay"
+
+
 def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     layer = snn.BLIF(3, beta=torch.tensor([0.5, 0.6, 0.7]), pos_threshold=2.0, dim=-3)
     (neuron,) = neurons_of(page_of(layer, tmp_path, neuron=1))

@@ -104,21 +104,23 @@ def test_parameters_that_a_custom_neuron_declares(given: bool) -> None:
             super().__init__(2)
             if given:
                 self.decay("keep", value=0.3, rank=0, learnable=False)
+                self.gate("share", value=0.3, rank=0, learnable=False)
                 self.threshold("low", value=0.5, rank=0, learnable=False, negative=True)
                 self.weight("gain", value=2.0, rank=0, learnable=False)
             else:
                 self.decay("keep")
+                self.gate("share")
                 self.threshold("low")
                 self.weight("gain")
 
         @staticmethod
-        def step(x: Tensor, *, keep: Tensor, low: Tensor, gain: Tensor, spike: Any) -> Any:
+        def step(x: Tensor, *, keep: Any, share: Any, low: Any, gain: Any, spike: Any) -> Any:
             raise NotImplementedError
 
     made: Any = Declaring()
-    expected = (
-        {"keep": 0.3, "low": -0.5, "gain": 2.0} if given else {"keep": 0.9, "low": 1.0, "gain": 0.0}
-    )
+    expected = {"keep": 0.9, "share": 0.5, "low": 1.0, "gain": 0.0}
+    if given:
+        expected = {"keep": 0.3, "share": 0.3, "low": -0.5, "gain": 2.0}
     for name, value in expected.items():
         shape = () if given else (2,)
         torch.testing.assert_close(getattr(made, name), torch.full(shape, value))

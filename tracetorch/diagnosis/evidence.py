@@ -202,7 +202,7 @@ def _layers_zeroed_between_steps(
         before = {name: getattr(layer, name) for name in layer.active_states}
 
         def hook(module: Any, args: Any) -> None:
-            lost = any(_is_lost(state, getattr(module, name)) for name, state in before.items())
+            lost = any(_is_lost(module, name, state) for name, state in before.items())
             zeroed.setdefault(path, lost)  # a layer may be called several times in a step
 
         return hook
@@ -215,10 +215,13 @@ def _layers_zeroed_between_steps(
     return [path for path in neurons if zeroed.get(path)]
 
 
-def _is_lost(before: Tensor | None, now: Tensor | None) -> bool:
-    if before is None:
-        return False
-    return now is None or (bool(before.any()) and not bool(now.any()))
+def _is_lost(layer: Neuron, name: str, before: Tensor | None) -> bool:
+    """Whether a state that was another than the initial one is the initial one now."""
+    now: Tensor | None = getattr(layer, name)
+    if before is None or now is None:
+        return before is not None
+    start = layer.initial_state(name, now.shape, now.dtype, now.device)
+    return torch.equal(now, start) and not torch.equal(before, start)
 
 
 def _run(

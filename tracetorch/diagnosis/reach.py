@@ -19,7 +19,8 @@ class SpikeInputs(NamedTuple):
     """Inputs of a layer's spike functions, and where the surrogates have a slope.
 
     Args:
-        above: input of each spike function, membrane minus threshold, ``[T, B, ...]``.
+        above: input of each spike function, membrane minus threshold, ``[T, B, ...]``; of the
+            first call in a step.
         in_reach: mask of where the derivative of any of them is at least a tenth of its peak,
             ``[T, B, ...]``.
     """
@@ -43,13 +44,18 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
     if not names or set(states) != set(layer.active_states):
         return None
     dtype = next(iter(states.values())).dtype
-    # Each step starts from the states after the one before it, the first from zeros.
-    before = {name: torch.cat([torch.zeros_like(s[:1]), s[:-1]]) for name, s in states.items()}
+    # Each step starts from the states after the one before it, the first from initial ones.
+    before = {
+        name: torch.cat([layer.initial_state(name, s[0].shape, dtype, s.device)[None], s[:-1]])
+        for name, s in states.items()
+    }
     above: dict[str, Tensor] = {}
+    calls: list[tuple[str, Tensor]] = []  # a step may call one several times, for several levels
 
     def recording(name: str, spike: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def recorded(u: Tensor) -> Tensor:
-            above[name] = u
+            above.setdefault(name, u)
+            calls.append((name, u))
             return spike(u)
 
         return recorded
@@ -64,7 +70,7 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
     if not all(torch.allclose(after[n], s, atol=1e-4, equal_nan=True) for n, s in states.items()):
         return None
     in_reach = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    for name, u in above.items():
+    for name, u in calls:
         spike = getattr(layer, name)
         peak = float(derivative(spike, _GRID.to(u)).max())
         if peak > 0:  # a plain comparison has no slope anywhere

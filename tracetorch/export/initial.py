@@ -10,15 +10,16 @@ from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_count
 from tracetorch.core.torch_private import pytree
+from tracetorch.export.step import initial_key
 from tracetorch.export.tensor_spec import TensorSpec
 
 
 def initial_states(
     program: ExportedProgram, batch: int, *, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
-    """Return zeros for every state of a program, its states before the first step.
+    """Return the states of a program before the first step: zeros, or what a layer declares.
 
-    Their shapes are read from the program itself, also from one that ``torch.export.load`` read.
+    Shapes and values are those of the program itself, also of one that ``torch.export.load`` read.
 
     Args:
         program: a program made by ``tt.export.step`` or ``tt.export.sequence``.
@@ -37,9 +38,16 @@ def initial_states(
                 [0., 0., 0.]])}
     """
     size = check_count("batch", batch)
+    values = program.state_dict if isinstance(program, ExportedProgram) else {}
     return {
-        name: spec.zeros(size, own_device if device is None else device)
+        name: spec.full(
+            size,
+            # tt.export.sequence holds the tensors of one step under a slash
+            next((values[k] for k in (key, f"/{key}") if k in values), 0.0),
+            own_device if device is None else device,
+        )
         for name, (spec, own_device) in _state_specs(program).items()
+        for key in [initial_key(name)]
     }
 
 

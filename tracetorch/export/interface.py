@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import torch
+from torch import Tensor
+
 from tracetorch.export.tensor_spec import TensorSpec
 
 METADATA_KEY = "tracetorch"
@@ -23,14 +26,23 @@ class Interface:
     Args:
         inputs: specs of the inputs by the names of ``forward``'s arguments, in their order.
         states: specs of the states by path; the next state is the output ``<path>.next``.
+        initial: what states start from where it is not zero, by path: nested lists that broadcast.
         outputs: names of the outputs, nested like the return value of ``forward``.
         version: version of traceTorch that wrote the file.
     """
 
     inputs: Mapping[str, TensorSpec]
     states: Mapping[str, TensorSpec]
+    initial: Mapping[str, Any]
     outputs: Structure
     version: str
+
+    def initial_states(self, batch: int) -> dict[str, Tensor]:
+        """Return every state before the first step."""
+        return {
+            name: spec.full(batch, self.initial.get(name, 0.0))
+            for name, spec in self.states.items()
+        }
 
     def input_names(self) -> list[str]:
         """List the names of the graph's inputs, in order."""
@@ -64,10 +76,13 @@ class Interface:
                 }
                 for kind in ("inputs", "states")
             )
-            interface = cls(inputs, states, fields["outputs"], str(fields["version"]))
+            initial = dict(fields.get("initial", {}))
+            interface = cls(inputs, states, initial, fields["outputs"], str(fields["version"]))
             names = [*interface.input_names(), *interface.output_names()]
+            for name, value in initial.items():
+                torch.as_tensor(value).expand(states[name].sizes(1))  # raises unless they fit
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind ({error!r}).") from None
         # OnnxStream looks up values by name, and reads the batch size from an input.
         if len(set(names)) < len(names) or not interface.inputs:

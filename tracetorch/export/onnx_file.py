@@ -28,8 +28,8 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     An input is named as the argument of ``forward`` (``x``), a state as by ``tt.get_states``
     (``net.1.mem``); the outputs are ``y`` (``y.0``, ``y.aux`` where there are several) and the next
     states ``net.1.mem.next``, for an ONNX graph gives each value a name of its own. The batch is
-    free. The file's metadata holds shapes and dtypes under ``tracetorch``, so that zeros can be
-    made for the first step; :class:`tt.export.OnnxStream` does.
+    free. The file's metadata holds shapes and dtypes under ``tracetorch``, and what states
+    start from, zero unless a layer declares it; :class:`tt.export.OnnxStream` reads them.
 
     The file is that of the model in eval mode. In onnxruntime on the CPU the neurons compute bit
     for bit what they compute in PyTorch; matrix products and convolutions may round differently.
@@ -63,7 +63,11 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     with atomic_replace(path) as unfinished:
         program, signature = export_step(model, sample)
         interface = Interface(
-            _input_specs(model, sample), signature.states, _output_structure(program), __version__
+            _input_specs(model, sample),
+            signature.states,
+            {name: value.tolist() for name, value in signature.initial.items()},
+            _output_structure(program),
+            __version__,
         )
         names = [*interface.input_names(), *interface.output_names()]
         duplicates = sorted({name for name in names if names.count(name) > 1})

@@ -29,8 +29,8 @@ Array: TypeAlias = Tensor | NDArray[Any]
 class OnnxStream:
     """Run a file that ``tt.export.onnx`` wrote, step by step, with ``onnxruntime``.
 
-    A call runs one time step, like a call of the model: the states start at zero, take the batch
-    size of the first input, and are kept until ``zero_states()``. A call that fails changes
+    A call runs one time step, like a call of the model: the states start as the model's, take the
+    batch size of the first input, and are kept until ``zero_states()``. A call that fails changes
     nothing.
 
     Args:
@@ -100,7 +100,9 @@ class OnnxStream:
                 f"the states are those of a batch of {self._batch}, the input has {batch}. Call "
                 "zero_states() before a new sequence."
             )
-        states = self._zeros(batch) if self._states is None else self._states
+        states = self._states
+        if states is None:
+            states = {n: s.numpy() for n, s in self.interface.initial_states(batch).items()}
         names = self.interface.output_names()
         values = dict(zip(names, self._session.run(names, {**arrays, **states}), strict=True))
         # Only after the run: a step that fails leaves the states unchanged.
@@ -161,9 +163,6 @@ class OnnxStream:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name}: {spec}" for name, spec in self.interface.inputs.items())
         return f"OnnxStream({str(self.path)!r}, {inputs}, {len(self.interface.states)} states)"
-
-    def _zeros(self, batch: int) -> dict[str, NDArray[Any]]:
-        return {name: spec.zeros(batch).numpy() for name, spec in self.interface.states.items()}
 
     def _bind_inputs(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> dict[str, Array]:
         """Return the inputs by name, as Python binds arguments to the parameters of a function."""

@@ -61,7 +61,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
     device = pytree.tree_leaves(tensors)[0].device
     example = (
         resized(first, BATCHES[0], steps=_STEPS),
-        signature.zero_states(BATCHES[0], device),
+        signature.initial_states(BATCHES[0], device),
     )
     dynamic = (
         pytree.tree_map(lambda _: {0: time, 1: batch}, tensors),

@@ -20,7 +20,7 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.neuron import transient_attributes_of
+from tracetorch.snn.neuron import Neuron, transient_attributes_of
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.unrolling.inputs import call
 
@@ -34,16 +34,21 @@ class StepSignature:
 
     Args:
         states: shape and dtype of every state, by its name.
+        initial: values that states start from where it is not zero, by name; they broadcast.
         step_kwargs: step kwargs of each layer, by its path and the number of dimensions and the
             dtype that it is called with.
     """
 
     states: Mapping[str, TensorSpec]
+    initial: Mapping[str, Tensor]
     step_kwargs: Mapping[tuple[str, int, torch.dtype], Mapping[str, Any]]
 
-    def zero_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
-        """Return zeros for every state, by name."""
-        return {name: spec.zeros(batch, device) for name, spec in self.states.items()}
+    def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """Return every state before the first step, by name."""
+        return {
+            name: spec.full(batch, self.initial.get(name, 0.0), device)
+            for name, spec in self.states.items()
+        }
 
 
 def step_signature(model: nn.Module, sample: Any) -> StepSignature:
@@ -113,7 +118,21 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
     # Outside of the fake mode: these tensors have values, the constants of the program.
     with torch.no_grad():
         step_kwargs = {key: layers[key[0]].step_kwargs(*key[1:]) for key in calls}
-    return StepSignature(states, step_kwargs)
+    initial = {
+        join_path(path, name): _initial_value(layer, name, states[join_path(path, name)])
+        for path, layer in layers.items()
+        for name in layer.active_states
+        if join_path(path, name) in states and f"initial_{name}" in layer._buffers
+    }
+    return StepSignature(states, initial, step_kwargs)
+
+
+def _initial_value(layer: Neuron, name: str, spec: TensorSpec) -> Tensor:
+    """Return what a state starts from, of size 1 in every dimension but the neurons'."""
+    sizes = [1] * len(spec.shape)
+    sizes[layer.dim] = layer.num_neurons
+    like = spec.full(1)
+    return layer.initial_state(name, torch.Size(sizes), like.dtype, like.device)
 
 
 def resized(sample: Any, batch: int, *, steps: int | None = None) -> Any:

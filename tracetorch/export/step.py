@@ -28,7 +28,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
         y, states = program.module()(x, states)
 
     ``states`` is a flat dict, in and out, with the names of ``tt.get_states``;
-    ``tt.export.initial_states`` makes the zeros of the first step. The batch is free. The program
+    ``tt.export.initial_states`` makes those of the first step. The batch is free. The program
     is that of the model in eval mode, without gradients: a spike is ``u > 0``, and the constrained
     parameters of the neuron layers are constants in it, so that the rounding of another runtime's
     sigmoid cannot move a threshold. The model is unchanged afterwards.
@@ -73,7 +73,7 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
     device = pytree.tree_leaves(tensors)[0].device
     example = (
         resized(tensors, BATCHES[0]),
-        signature.zero_states(BATCHES[0], device),
+        signature.initial_states(BATCHES[0], device),
     )
     _check_step_from_rest(model, tensors, signature)
     with (
@@ -88,7 +88,7 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
 
 
 def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:
-    """Raise ``ValueError`` unless the step from no states equals the step from zeros.
+    """Raise ``ValueError`` unless the step from no states equals the step from initial ones.
 
     A layer at rest has the states ``None``, which a program cannot express.
     """
@@ -98,20 +98,20 @@ def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignatu
         return
     results = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        zeros = signature.zero_states(len(leaves[0]), leaves[0].device)
-        for states in ({}, zeros):
+        initial = signature.initial_states(len(leaves[0]), leaves[0].device)
+        for states in ({}, initial):
             set_states(model, states)
             y = call(model, pytree.tree_map(torch.clone, tensors))
             results.append(pytree.tree_leaves((y, get_states(model))))
-    for from_rest, from_zeros in zip(*results, strict=True):
+    for from_rest, from_initial in zip(*results, strict=True):
         if not isinstance(from_rest, Tensor):
             continue
         nan = from_rest.is_floating_point()
-        if not torch.allclose(from_rest, from_zeros, 1e-5, 1e-6, equal_nan=nan):
+        if not torch.allclose(from_rest, from_initial, 1e-5, 1e-6, equal_nan=nan):
             raise ValueError(
                 f"{type(model).__name__} gives another first step where its states are None than "
-                "from states of zeros: its forward seems to depend on them. An exported program "
-                "always starts from zeros; let forward not depend on a state being None."
+                "from their initial values: its forward seems to depend on them. An exported "
+                "program always has states; let forward not depend on a state being None."
             )
 
 
@@ -146,6 +146,9 @@ class ExplicitStep(nn.Module):
                     self._constants[layer_call][name] = buffer
                 else:
                     self._options[layer_call][name] = value
+        # The program does not read them: tt.export.initial_states does.
+        for state, value in signature.initial.items():
+            self.register_buffer(initial_key(state), value)
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return outputs and next states of one step."""
@@ -176,6 +179,11 @@ class ExplicitStep(nn.Module):
             return {**self._options[key], **constants}
 
         return step_kwargs
+
+
+def initial_key(state: str) -> str:
+    """Name the tensor of a program that holds what a state starts from."""
+    return f"{state.replace('.', '/')}/initial"
 
 
 def dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:

@@ -76,9 +76,12 @@ class TensorSpec:
                 return None
         return batches.pop() if len(batches) == 1 else None
 
-    def zeros(self, batch: int, device: torch.device | str | None = None) -> Tensor:
-        """Return zeros of this shape and dtype for a batch size."""
-        return torch.zeros(self.sizes(batch), dtype=DTYPES[self.dtype], device=device)
+    def full(
+        self, batch: int, value: Tensor | float = 0.0, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return a tensor of this shape and dtype for a batch size, filled with ``value``."""
+        filled = torch.as_tensor(value, dtype=DTYPES[self.dtype], device=device)
+        return filled.expand(self.sizes(batch)).clone(memory_format=torch.contiguous_format)
 
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.shape))}], {self.dtype}"

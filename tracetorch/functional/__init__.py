@@ -5,6 +5,7 @@ from tracetorch.functional.conversions import (
     halflife_to_decay,
     sigmoid_inverse,
     softplus_inverse,
+    time_constant_to_decay,
 )
 from tracetorch.functional.surrogates import (
     Surrogate,
@@ -29,5 +30,6 @@ __all__ = [
     "sigmoid_surrogate",
     "softplus_inverse",
     "straight_through_surrogate",
+    "time_constant_to_decay",
     "triangular_surrogate",
 ]

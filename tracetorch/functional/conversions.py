@@ -1,4 +1,4 @@
-"""Convert between decays and half-lives, and invert the sigmoid and softplus constraints."""
+"""Convert between decays, half-lives and time constants, and invert sigmoid and softplus."""
 
 from __future__ import annotations
 
@@ -143,4 +143,33 @@ def decay_to_halflife(decay: Real) -> Real:
         "lie strictly between 0 and 1",
         lambda v: (v > 0) & (v < 1),
         lambda v: -math.log(2) / torch.log(v),
+    )
+
+
+def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
+    """Convert a time constant to the decay of one step: ``exp(-dt / tau)``.
+
+    Args:
+        tau: the time constant, in milliseconds say, a number or a floating-point tensor; positive.
+        dt: length of a step, in the unit of ``tau``.
+
+    Raises:
+        TypeError: ``tau`` is neither a number nor a floating-point tensor.
+        ValueError: ``tau`` or ``dt`` is not positive.
+
+    Example:
+        >>> round(time_constant_to_decay(20.0), 4)
+        0.9512
+        >>> round(time_constant_to_decay(20.0, dt=4.0), 4)
+        0.8187
+
+    """
+    if not dt > 0:
+        raise ValueError(f"time_constant_to_decay: dt must be positive, got {dt}.")
+    return _apply_formula(
+        "time_constant_to_decay",
+        tau,
+        "be positive",
+        lambda v: v > 0,
+        lambda v: torch.exp(-dt / v),
     )

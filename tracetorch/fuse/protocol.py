@@ -80,3 +80,8 @@ class StepLayer(Protocol):
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
         """Return the states as ``step`` takes them."""
+
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return what a state is before the first step."""

@@ -17,6 +17,8 @@ _USE_EXACT = "Use mode='exact'."
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
     """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
     _check_spikes(layer)
+    if any(bool(getattr(layer, f"initial_{name}", torch.zeros(())).any()) for name in layer.states):
+        raise ValueError("starts from states other than zero, which NIR has no place for.")
     dim = neuron_dim(layer, shape)
     if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
         needed = f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's"

@@ -30,7 +30,14 @@ from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus, unbounded
+from tracetorch.snn.parameters import (
+    Constraint,
+    fraction,
+    negative_softplus,
+    sigmoid,
+    softplus,
+    unbounded,
+)
 
 SURROGATES: tuple[Surrogate, ...] = (
     atan_surrogate(),
@@ -43,6 +50,7 @@ SURROGATES: tuple[Surrogate, ...] = (
 )
 KINDS: dict[Constraint, str] = {
     sigmoid: "decay",
+    fraction: "decay",
     softplus: "positive",
     negative_softplus: "negative",
 }
@@ -156,6 +164,7 @@ def describe_neuron(
         "letters": _letters(layer),
         "about": _about(layer),
         "states": list(layer.active_states),
+        "start": [_start(layer, name, neuron) for name in layer.active_states],
         "shown": [name for name in layer.active_states if name not in hidden],
         "output": "output = mem" if silent else "output",
         "spiking": spiking or bool(_thresholds(layer)),
@@ -222,6 +231,12 @@ def _about(layer: Neuron) -> dict[str, str]:
     _, _, rest = text.partition("::\n\n")
     block = list(itertools.takewhile(lambda line: not line or line[0] == " ", rest.split("\n")))
     return {"summary": text.partition("\n")[0], "equations": inspect.cleandoc("\n".join(block))}
+
+
+def _start(layer: Neuron, name: str, neuron: int) -> float:
+    """Return what a state of one neuron is before the first step."""
+    start = getattr(layer, f"initial_{name}", torch.zeros(())).detach().reshape(-1)
+    return float(start[neuron if len(start) > 1 else 0])
 
 
 def _parameter(layer: Neuron, name: str, neuron: int, maker: Maker) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class TTModule(TraversedModule):
     """
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
-        """Set every state to ``None``, or with ``where`` reset just those samples to zero.
+        """Set every state to ``None``, or with ``where`` reset just those samples.
 
         Args:
             where: boolean mask over dimension 0, the batch; ``True`` resets the sample. States of

@@ -26,11 +26,15 @@ from tracetorch.snn.parameters import (
     WEIGHT,
     Constraint,
     Decay,
+    DecaySetup,
     Rank,
     SpikeFunction,
     Threshold,
+    ThresholdSetup,
     Value,
     Weight,
+    WeightSetup,
+    fraction,
     negative_softplus,
     resolve_setup,
 )
@@ -59,8 +63,9 @@ class Neuron(StatefulLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
-    :meth:`threshold`, :meth:`weight` and :meth:`option`, and writes ``step`` as a static method,
-    once, in pointwise PyTorch::
+    :meth:`threshold`, :meth:`weight`, :meth:`gate` and :meth:`option`, states that start from other
+    values than zero with :meth:`state`, and writes ``step`` as a static method, once, in pointwise
+    PyTorch::
 
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
 
@@ -161,10 +166,45 @@ class Neuron(StatefulLayer):
 
     # Declaring
 
+    def state(self, name: str, init: Value) -> None:
+        """Declare the initial value of a state: what it is before the first step; zero if left out.
+
+        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
+        ``zero_states()`` returns to it.
+
+        Args:
+            name: one of ``states``.
+            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
+
+        Example:
+            >>> class Resting(Neuron):
+            ...     states = ("v",)
+            ...
+            ...     def __init__(self, num_neurons):
+            ...         super().__init__(num_neurons)
+            ...         self.state("v", init=-65.0)
+            ...
+            ...     @staticmethod
+            ...     def step(x, v):
+            ...         return v, v + x
+            >>> layer = Resting(2)
+            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
+            ([[-65.0, -65.0]], [[-64.0, -64.0]])
+
+        """
+        if name not in type(self).states:
+            raise ValueError(
+                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
+                f"are {type(self).states}."
+            )
+        self._check_name(f"initial_{name}")
+        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
+        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+
     def decay(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Decay = 0.9,
+        value: DecaySetup = 0.9,
         *,
         rank: Rank = 1,
         learnable: bool = True,
@@ -181,10 +221,32 @@ class Neuron(StatefulLayer):
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
         self._declare(name, resolve_setup(name, value, default), Decay.constraint)
 
+    def gate(
+        self,
+        name: str,
+        value: DecaySetup = 0.5,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+    ) -> None:
+        """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
+
+        As :meth:`decay`, but nothing reads a half-life off it.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+        """
+        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
+        self._declare(name, resolve_setup(name, value, default), fraction)
+
     def threshold(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Threshold = 1.0,
+        value: ThresholdSetup = 1.0,
         *,
         rank: Rank = 1,
         learnable: bool = True,
@@ -219,7 +281,7 @@ class Neuron(StatefulLayer):
     def weight(
         self,
         name: str,
-        value: Value | Mapping[str, Any] | Weight = 0.0,
+        value: WeightSetup = 0.0,
         *,
         rank: Rank = 1,
         learnable: bool = True,
@@ -421,8 +483,8 @@ class Neuron(StatefulLayer):
         Functions such as ``exp`` and ``log`` may differ in the last places: compiled steps call
         other libraries than PyTorch does. Gradients are summed in another order.
 
-        It starts from the states the layer holds, zeros where it holds none, and leaves the last
-        ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
+        It starts from the states the layer holds, initial ones where it holds none, and leaves the
+        last ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
         gradients. When it fails the layer is as before.
 
         Args:
@@ -477,7 +539,11 @@ class Neuron(StatefulLayer):
 
 # what a prepared sequence does without: where a class overrides one, the general way is taken
 _METHODS = OwnMethods(
-    Neuron.step_kwargs, Neuron.check_input, Neuron.states_for, CONSTRAINT_GRADIENTS
+    Neuron.step_kwargs,
+    Neuron.check_input,
+    Neuron.states_for,
+    Neuron.initial_state,
+    CONSTRAINT_GRADIENTS,
 )
 
 

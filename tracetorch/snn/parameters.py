@@ -52,6 +52,11 @@ def sigmoid(raw: Tensor) -> Tensor:
     return torch.sigmoid(raw)
 
 
+def fraction(raw: Tensor) -> Tensor:
+    """``sigmoid(raw)`` in (0, 1): the constraint of gates, which are no decays."""
+    return torch.sigmoid(raw)
+
+
 def softplus(raw: Tensor) -> Tensor:
     """``softplus(raw) > 0``: the constraint of thresholds."""
     return F.softplus(raw)
@@ -85,6 +90,7 @@ def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Ten
 CONSTRAINT_GRADIENTS: dict[Constraint, ConstraintGradient] = {
     unbounded: ConstraintGradient(_unbounded_gradient, reads_raw=False),
     sigmoid: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
+    fraction: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
     softplus: ConstraintGradient(_softplus_gradient, reads_raw=True),
     negative_softplus: ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
 }
@@ -294,6 +300,10 @@ def _is_derivative(spike: SpikeFunction) -> bool:
 
 
 S = TypeVar("S", Weight, Decay, Threshold)
+
+WeightSetup: TypeAlias = Value | Mapping[str, Any] | Weight
+DecaySetup: TypeAlias = Value | Mapping[str, Any] | Decay
+ThresholdSetup: TypeAlias = Value | Mapping[str, Any] | Threshold
 
 DEFAULT_SURROGATE = atan_surrogate(2.0)
 

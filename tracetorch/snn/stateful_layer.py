@@ -162,7 +162,7 @@ class StatefulLayer(TTModule):
     def states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
-        """Return the states as ``step`` receives them: live ones checked, missing ones zero.
+        """Return the states as ``step`` receives them: live ones checked, missing ones initial.
 
         Args:
             x: the input, checked.
@@ -181,7 +181,7 @@ class StatefulLayer(TTModule):
             if name not in active:
                 states.append(None)
             elif state is None:
-                states.append(torch.zeros(shape, dtype=dtype, device=x.device))
+                states.append(self.initial_state(name, shape, dtype, x.device))
             else:
                 if not isinstance(state, Tensor):
                     raise TypeError(
@@ -200,10 +200,30 @@ class StatefulLayer(TTModule):
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states
 
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return what a state is before the first step: its declared value, or zeros.
+
+        Args:
+            name: of the state.
+            shape: of the tensor of one step.
+            dtype: of the arithmetic.
+            device: of the input.
+        """
+        value = self._buffers.get(f"initial_{name}")
+        if value is None:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        if value.ndim:
+            trailing = -self.dim - 1 if self.dim < 0 else len(shape) - self.dim - 1
+            value = value.reshape(-1, *[1] * trailing)
+        # a copy: no state shares memory with anything
+        return value.to(device, dtype).expand(shape).clone(memory_format=torch.contiguous_format)
+
     # Clearing, detaching, copying
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
-        """Set the states to ``None``, or those of the samples in ``where`` to zero.
+        """Set the states to ``None``, or those of the samples in ``where`` to initial values.
 
         Args, Raises: as :meth:`TTModule.zero_states`.
         """
@@ -219,7 +239,8 @@ class StatefulLayer(TTModule):
                 setattr(self, name, None)
             else:
                 mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
-                setattr(self, name, torch.where(mask, torch.zeros_like(state), state))
+                start = self.initial_state(name, state.shape, state.dtype, state.device)
+                setattr(self, name, torch.where(mask, start, state))
 
     def mark_states_current(self) -> None:
         """Note that the states belong to this trace, or to the backward pass that runs this again.

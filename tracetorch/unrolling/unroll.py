@@ -127,7 +127,7 @@ def unroll(
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment.
-        from_rest: start from states of zero and leave none behind: for evaluation, say. The states
+        from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are kept and restored.
 
     Shape:

@@ -213,6 +213,11 @@ class TestParity:
                 found.append(layer.forward_sequence(x, record=["mem", "top"]))
         torch.testing.assert_close(*found, equal_nan=True)
 
+    @pytest.mark.parametrize("name", cases.NEURONS)
+    def test_neurons(self, name: str) -> None:
+        x = cases.NEURONS[name] * cases.sequence(9, 2, 3, dtype=torch.float32)
+        agree(cases.layer(name, 3), x, exact=name not in cases.INEXACT)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
     def test_more_configurations(self, case: Any) -> None:
@@ -250,7 +255,7 @@ def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_printed_sources_compile(dtype: torch.dtype) -> None:
-    layers = [cases.layer(name, 3) for name in cases.LAYERS]
+    layers = [cases.layer(name, 3) for name in (*cases.LAYERS, *cases.NEURONS)]
     layers += [cases.layer("LIF", 3, surrogate_derivative=s) for s in cases.SURROGATES]
     for layer in [*layers, everything()]:
         for source in printed(layer, dtype):

@@ -42,13 +42,14 @@ class OwnMethods(NamedTuple):
     """Methods of a layer that a prepared sequence does without, where none is overridden.
 
     Args:
-        step_kwargs, check_input, states_for: the methods.
+        step_kwargs, check_input, states_for, initial_state: the methods.
         gradients: of every known constraint its gradient.
     """
 
     step_kwargs: Callable[..., Any]
     check_input: Callable[..., Any]
     states_for: Callable[..., Any]
+    initial_state: Callable[..., Any]
     gradients: Mapping[Callable[[Tensor], Tensor], ConstraintGradient]
 
     def hold(self, layer: StepLayer) -> bool:
@@ -117,6 +118,13 @@ class _PreparedSequence:
         self.unchanged = UnchangedStep(layer)
         self.sizes = layer.num_neurons, layer.dim
         self.states, self.constraints = layer.active_states, dict(layer.constraints)
+        # those that may start from other values than zero
+        self.initial = frozenset(
+            name
+            for name in self.states
+            if f"initial_{name}" in layer.__dict__["_buffers"]
+            or type(layer).initial_state is not methods.initial_state
+        )
         self.raw_names = layer.raw_names
         self.raws = tuple([(r.shape, r.dtype) for r in self._raws(layer)])
         self.backend, reason = select_backend(x.device)
@@ -192,6 +200,8 @@ class _PreparedSequence:
         states: list[Tensor] = []
         for name in self.states:
             state = attributes[name]
+            if state is None and name in self.initial:
+                state = layer.initial_state(name, self.step_shape, self.dtype, self.device)
             if state is None:
                 state = self._zeros() if self.rest is None else self.rest
             elif (

@@ -73,7 +73,7 @@
     const neuron = current(), zeros = () => new Float64Array(STEPS);
     const { of, step, all } = settings.target;
     const x = Float64Array.from(inputOf(settings.input));
-    const params = neuron.params.map(value), start = neuron.states.map(() => 0);
+    const params = neuron.params.map(value), start = neuron.start;
     const output = zeros(), record = neuron.states.map(zeros);
     const dOutput = zeros(), dRecord = neuron.states.map(zeros), dX = zeros();
     const dParams = params.map(() => 0), dStart = start.map(() => 0);

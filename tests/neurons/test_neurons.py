@@ -1,0 +1,265 @@
+"""Every neuron of the room: its reference, every backend, its states, and what it may become."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import NEURONS, PLACES, layer, sequence, stepped, weighted_sum
+from tests.fuse.cases import agree
+from tests.neurons.references import REFERENCES
+from tracetorch import fuse, neurons, snn
+from tracetorch.diagnosis.reach import spike_inputs
+
+NAMES = tuple(NEURONS)
+
+
+def drive(name: str, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Return an input that makes the neuron fire."""
+    return NEURONS[name] * sequence(*shape, dtype=dtype, seed=seed).abs()
+
+
+def test_lists_name_every_neuron() -> None:
+    assert set(NAMES) == set(REFERENCES) == set(neurons.__all__)
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("name", NAMES)
+def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) -> None:
+    made = layer(name, 3, dim=dim).double()
+    x = drive(name, 80, *shape, dtype=torch.float64)
+    y = stepped(made, x).detach()
+    assert 0.005 < (y != 0).double().mean() < 0.99
+    for place in np.ndindex(*shape):
+        p = {n: getattr(made, n)[place[dim]].item() for n in made.constraints}
+        p |= {n: getattr(made, n) for n in made.options}
+        p |= {n: float(b) for n, b in made.named_buffers() if n.startswith("initial_")}
+        over_time = (slice(None), *place)
+        outputs, states = REFERENCES[name](x[over_time].tolist(), p)
+        torch.testing.assert_close(y[over_time].tolist(), outputs)
+        assert states.keys() == set(made.states)
+        for state, value in states.items():
+            assert getattr(made, state)[place].item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_equal_stepping(name: str) -> None:
+    made, x = layer(name, 5), drive(name, 24, 3, 5)
+    assert fuse.unsupported_reason("numba", made, x) is None
+    agree(made, x, "numba")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_backend_equals_stepping_from_live_states(name: str) -> None:
+    agree(layer(name, 5), drive(name, 12, 3, 5), "eager", live=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streamed_step_equals_the_eager_step(name: str) -> None:
+    made, x = layer(name, 5), drive(name, 16, 2, 5)
+    with torch.no_grad():
+        out = stepped(made, x)
+        assert made._single_steps.steps[0].kernel is not None
+        found = tt.get_states(made)
+        made.zero_states()
+        with fuse.backend("eager"):
+            expected = stepped(made, x)
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(found, tt.get_states(made), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_learns(name: str) -> None:
+    made, x = layer(name, 5).double(), drive(name, 60, 3, 5, dtype=torch.float64)
+    x.requires_grad_()
+    weighted_sum(stepped(made, x)).backward()
+    gradients = {n: p.grad for n, p in made.named_parameters()} | {"x": x.grad}
+    assert all(g is not None and g.isfinite().all() and g.any() for g in gradients.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_does_not_overflow_at_strong_inputs(name: str) -> None:
+    made, x = layer(name, 5), 30 * drive(name, 40, 3, 5)
+    x.requires_grad_()
+    y = stepped(made, x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_kept_masked_copied_and_cut(name: str) -> None:
+    made, x = layer(name, 4), drive(name, 12, 2, 4)
+    with fuse.backend("eager"):
+        whole = tt.unroll(made, x)
+        made.zero_states()
+        first = tt.unroll(made, x[:5])
+        twin = pickle.loads(pickle.dumps(copy.deepcopy(made)))
+        assert torch.equal(torch.cat([first, tt.unroll(twin, x[5:])]), whole)
+        made.zero_states(where=torch.tensor([True, False]))
+        rest = tt.unroll(made, x[5:])
+        assert torch.equal(rest[:, 1], whole[5:, 1])
+        made.zero_states()
+        assert torch.equal(tt.unroll(made, x[5:])[:, 0], rest[:, 0])
+        made.zero_states()
+        assert torch.equal(tt.unroll(made, x, segment=5), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_and_repr(name: str, tmp_path: Path) -> None:
+    made, other = layer(name, 4), getattr(neurons, name)(4)
+    tt.save(made, tmp_path / "layer.safetensors")
+    tt.load(tmp_path / "layer.safetensors", other)
+    x = drive(name, 6, 2, 4)
+    assert torch.equal(stepped(other, x), stepped(made, x))
+    with pytest.raises(ValueError, match=r"only the (file|model) has it|equations"):
+        tt.load(tmp_path / "layer.safetensors", snn.RReadout(4))
+    built = eval(repr(getattr(neurons, name)(4, dim=-3)), vars(neurons))
+    assert (type(built), built.num_neurons, built.dim) == (getattr(neurons, name), 4, -3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nir_has_no_node_for_it(name: str) -> None:
+    with pytest.raises(ValueError, match="has no counterpart in NIR"):
+        tt.nir.to_nir(layer(name, 3), (3,))
+
+
+class Side(nn.Module):
+    """Every neuron on its own scale of one input, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: layer(name, 3) for name in NAMES})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([made(NEURONS[name] * x) for name, made in self.layers.items()], -1)
+
+
+@pytest.mark.slow
+def test_exported_neurons_equal_stepping(tmp_path: Path) -> None:
+    side, x = Side(), sequence(20, 2, 3, dtype=torch.float32).abs()
+    with torch.no_grad():
+        expected = stepped(side, x)
+    assert all(part.any() for part in expected.split(3, -1))
+    tt.export.onnx(side, tmp_path / "side.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "side.onnx")
+    torch.testing.assert_close(stepped(stream, x), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_follows_the_neurons() -> None:
+    side, x = Side(), sequence(6, 2, 3, dtype=torch.float32).abs()
+
+    def run(x: Tensor) -> Tensor:
+        tt.zero_states(side)
+        return tt.unroll(side, x)
+
+    expected = run(x)
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_arrives(name: str) -> None:
+    kind = getattr(neurons, name)
+    others: dict[str, Any] = {
+        "dim": -2,
+        "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0),
+    }
+    others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
+    for argument, parameter in inspect.signature(kind).parameters.items():
+        if argument in kind(3).constraints and argument != "v_rest":  # which is a state's too
+            setup = {"value": 0.9 * parameter.default, "rank": 0, "learnable": False}
+            made = kind(3, **{argument: setup})
+            assert getattr(made, argument).item() == pytest.approx(setup["value"])
+            assert f"raw_{argument}" in dict(made.named_buffers())
+        else:
+            given = others[argument]
+            made = kind(**{"num_neurons": 3, argument: given})
+            found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
+            assert found.tolist() == [given] * 3 if argument == "v_rest" else found == given
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "milliseconds"),
+    [
+        ("ALIF", "beta", 20.0),
+        ("ALIF", "rho", 700.0),
+        ("AdLIF", "beta", 15.0),
+        ("AdLIF", "rho", 180.0),
+        ("SEAdLIF", "beta", 15.0),
+        ("SEAdLIF", "rho", 180.0),
+        ("RefractoryLIF", "beta", 20.0),
+        ("RefractoryLIF", "rho", 4.0),
+        ("AlphaLIF", "alpha", 5.0),
+        ("AlphaLIF", "alpha_rise", 5.0),
+        ("AlphaLIF", "beta", 20.0),
+        ("EIF", "beta", 10.0),
+        ("QIF", "beta", 10.0),
+        ("AdEx", "beta", 281 / 30),
+        ("AdEx", "rho", 144.0),
+        ("RF", "beta", 10.0),
+    ],
+)
+def test_defaults_follow_from_milliseconds(name: str, argument: str, milliseconds: float) -> None:
+    default = inspect.signature(getattr(neurons, name)).parameters[argument].default
+    assert default == round(tt.functional.time_constant_to_decay(milliseconds), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "message"),
+    [
+        ("RefractoryLIF", {"period": -1}, ValueError, "period must not be negative, got -1"),
+        ("RefractoryLIF", {"period": 1.5}, TypeError, "period must be an integer"),
+        ("MultiLevelLIF", {"levels": 0}, ValueError, "levels must be at least 1"),
+        ("BRF", {"omega": 100.0}, ValueError, r"below 1 / dt = 100, got 100"),
+        ("ALIF", {"rho": 1.0}, ValueError, "rho must lie strictly between 0 and 1"),
+        ("GLIF", {"leak_gate": 1.5}, ValueError, "leak_gate must lie strictly between 0 and 1"),
+        ("EIF", {"surrogate_derivative": 2.0}, TypeError, "the peak: surrogate must be callable"),
+        ("Izhikevich", {"b": [0.2]}, TypeError, "b must be a number or a tensor"),
+    ],
+)
+def test_bad_arguments(
+    name: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        getattr(neurons, name)(3, **arguments)
+
+
+@pytest.mark.parametrize("kind", [neurons.EIF, neurons.QIF, neurons.AdEx])
+def test_voltage_starts_at_rest(kind: Any) -> None:
+    rest = torch.tensor([-66.0, -70.5])
+    made = kind(2, v_rest=rest)
+    assert torch.equal(made.initial_v, rest)
+    assert torch.equal(made.v_rest, rest)
+
+
+def test_recovery_starts_where_it_follows_the_voltage() -> None:
+    b = torch.tensor([0.2, 0.25])
+    for given in (b, {"value": b}, snn.Weight(b, learnable=False)):
+        torch.testing.assert_close(neurons.Izhikevich(2, b=given).initial_u, -65 * b)
+
+
+def test_reach_counts_every_level() -> None:
+    made, x = neurons.MultiLevelLIF(3), torch.full((4, 2, 3), 0.5)
+    _, seen = tt.unroll(made, x, record=["mem"], by="step")
+    inputs = spike_inputs(made, x, {"mem": seen["mem"].detach()})
+    assert inputs is not None
+    assert inputs.in_reach.all()
+    assert (inputs.above["spike"] > -0.5).all()
+
+
+def test_gates_have_no_half_life() -> None:
+    assert list(tt.plot.decays(nn.Sequential(neurons.GLIF(2), neurons.TCLIF(2)))) == ["0.beta"]

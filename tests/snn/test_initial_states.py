@@ -1,0 +1,261 @@
+"""States that start from other values than zero: every road gives what stepping from them gives."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import PLACES, sequence, stepped, vary
+from tests.fuse.cases import agree
+from tracetorch import fuse, snn
+from tracetorch.diagnosis.evidence import _is_lost
+from tracetorch.diagnosis.reach import spike_inputs
+
+START = torch.tensor([-2.0, 0.0, 1.5])
+
+
+class Resting(snn.Neuron):
+    states = ("v", "w", "plain")
+
+    def __init__(self, num_neurons: int = 3, dim: int = -1, init: Any = START) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.8)
+        self.threshold("base", 1.0)
+        self.state("v", init=init)
+        self.state("w", init=0.25)
+
+    @staticmethod
+    def step(
+        x: Tensor, v: Any, w: Any, plain: Any, *, beta: Any, base: Any, spike: Any
+    ) -> tuple[Any, ...]:
+        v = beta * v + x - w + plain
+        fired = spike(v - base)
+        return fired, v - fired * base, 0.9 * w + 0.1 * fired, 0.5 * (plain + x)
+
+
+def made(**arguments: Any) -> Resting:
+    layer = Resting(**arguments)
+    vary(layer)
+    return layer
+
+
+class Zeroed(nn.Module):
+    """The same neuron without initial values, its states set before the first step."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = copy.deepcopy(layer)
+        del self.layer.initial_v, self.layer.initial_w
+
+    def run(self, x: Tensor) -> Tensor:
+        shape = [1] * (x.ndim - 1)
+        shape[self.layer.dim] = 3
+        like = torch.zeros(x.shape[1:], dtype=x.dtype)
+        states = {"v": START.to(x.dtype).view(shape) + like, "w": 0.25 + like, "plain": like}
+        tt.set_states(self.layer, states)
+        return stepped(self.layer, x)
+
+
+def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
+    def on(name: str, **options: Any) -> Callable[[nn.Module, Tensor], Any]:
+        def run(layer: nn.Module, x: Tensor) -> Any:
+            with fuse.backend(name):
+                return tt.unroll(layer, x, **options)
+
+        return run
+
+    def streamed(layer: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return stepped(layer, x)
+
+    return {
+        "step": stepped,
+        "compiled step": streamed,
+        "numba": on("numba"),
+        "eager": on("eager"),
+        "by step": on("auto", by="step"),
+        "segments": on("auto", segment=2),
+        "from rest": on("auto", from_rest=True),
+        "recorded": lambda layer, x: on("auto", record=["v"])(layer, x)[0],
+    }
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("road", roads())
+def test_every_road_starts_from_the_initial_values(
+    road: str, dim: int, shape: tuple[int, ...]
+) -> None:
+    layer, x = made(dim=dim), sequence(6, *shape, dtype=torch.float32)
+    expected = Zeroed(layer).run(x)
+    for _ in range(2):  # the second time by what the first has prepared
+        assert torch.equal(roads()[road](layer, x), expected)
+        layer.zero_states()
+    assert expected.any()
+
+
+@pytest.mark.parametrize("name", ["numba", "eager"])
+def test_gradients_agree(name: str) -> None:
+    agree(made(), sequence(9, 2, 3, dtype=torch.float32), name)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
+def test_compiled_by_torch() -> None:
+    layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
+
+    def run(x: Tensor) -> Tensor:
+        layer.zero_states()
+        return tt.unroll(layer, x)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), Zeroed(layer).run(x))
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_recurrent_neuron_starts_from_its_values() -> None:
+    layer, x = snn.Recurrent(made(), nn.Linear(3, 3)).double(), sequence(6, 2, 3)
+    expected = stepped(layer, x)
+    layer.zero_states()
+    torch.testing.assert_close(layer.forward_sequence(x)[0], expected)
+    layer.zero_states()
+    layer(x[0])
+    other = copy.deepcopy(layer)
+    del other.neuron.initial_v
+    other.zero_states()
+    other(x[0])
+    assert not torch.equal(layer.neuron.v, other.neuron.v)
+
+
+def test_masked_samples_restart_from_the_initial_values() -> None:
+    layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
+    stepped(layer, x)
+    before = layer.v
+    layer.zero_states(where=torch.tensor([True, False]))
+    assert torch.equal(layer.v[0], START)
+    assert torch.equal(layer.w[0], torch.full((3,), 0.25))
+    assert not layer.plain[0].any()
+    assert torch.equal(layer.v[1], before[1])
+    layer.zero_states()
+    assert layer.v is None
+
+
+def test_no_state_shares_memory_with_the_initial_values() -> None:
+    layer = made()
+
+    with torch.no_grad():
+        layer.zero_states()
+        start = layer.initial_state("v", torch.Size([2, 3]), torch.float32, torch.device("cpu"))
+    start.add_(1)
+    assert torch.equal(layer.initial_v, START)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_values_are_copied_moved_and_saved(copied: Any, tmp_path: Path) -> None:
+    layer, x = made(), sequence(4, 2, 3)
+    twin = copied(layer).double()
+    assert twin.initial_v.dtype == torch.float64
+    expected = Zeroed(layer.double()).run(x)
+    assert torch.equal(stepped(twin, x), expected)
+    tt.save(layer, tmp_path / "layer.safetensors")
+    loaded = Resting(init=0.5)
+    with pytest.raises(ValueError, match="initial_v"):
+        tt.load(tmp_path / "layer.safetensors", loaded)
+    loaded = Resting(init=torch.zeros(3)).double()
+    tt.load(tmp_path / "layer.safetensors", loaded)
+    assert torch.equal(stepped(loaded, x), expected)
+
+
+def test_values_that_are_loaded_later_count() -> None:
+    layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
+    tt.unroll(layer, x, from_rest=True)  # prepares a sequence
+    layer.load_state_dict({**layer.state_dict(), "initial_v": torch.zeros(3)})
+    tt.unroll(layer, 0 * x[:1])
+    assert torch.equal(layer.v, torch.full((2, 3), -0.25))
+
+
+def test_states_of_one_layer_given_the_other_initial() -> None:
+    net = nn.Sequential(made(), made())
+    x = sequence(2, 2, 3, dtype=torch.float32)
+    net(x[0])
+    tt.set_states(net, {f"0.{n}": s for n, s in tt.get_states(net[0]).items()})
+    assert net[1].v is None
+    y = net[0](x[1])
+    tt.zero_states(net[0])
+    assert torch.equal(net[1](y), Zeroed(net[1]).run(y[None])[0])
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES[:2])
+def test_exported_programs_start_from_the_values(
+    dim: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    layer, x = made(dim=dim), sequence(5, *shape, dtype=torch.float32)
+    expected = Zeroed(layer).run(x)
+    program = tt.export.step(layer, x[0])
+    path = tmp_path / "step.pt2"
+    torch.export.save(program, path)
+    states = tt.export.initial_states(torch.export.load(path), len(x[0]))
+    outputs = []
+    for step in x.unbind():
+        y, states = program.module()(step, states)
+        outputs.append(y)
+    assert torch.equal(torch.stack(outputs), expected)
+    whole = tt.export.sequence(layer, x)
+    y, _ = whole.module()(x, tt.export.initial_states(whole, len(x[0])))
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.slow
+def test_onnx_files_start_from_the_values(tmp_path: Path) -> None:
+    layer, x = made(), sequence(5, 2, 3, dtype=torch.float32)
+    tt.export.onnx(layer, tmp_path / "layer.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "layer.onnx")
+    assert torch.equal(stepped(stream, x), Zeroed(layer).run(x))  # type: ignore[arg-type]
+
+
+def test_nir_has_no_place_for_them() -> None:
+    layer = snn.LIF(3)
+    layer.state("mem", init=0.0)
+    tt.nir.to_nir(layer, (3,))
+    layer.initial_mem += 0.5
+    with pytest.raises(ValueError, match="starts from states other than zero"):
+        tt.nir.to_nir(layer, (3,))
+
+
+def test_diagnosis_knows_where_states_start() -> None:
+    layer, x = made(), sequence(6, 2, 3, dtype=torch.float32)
+    y, seen = tt.unroll(layer, x, record=layer.states)
+    inputs = spike_inputs(layer, x, {name: state.detach() for name, state in seen.items()})
+    assert inputs is not None
+    assert torch.equal(inputs.above["spike"] > 0, y > 0)
+    lost = [_is_lost(layer, "v", before) for before in (layer.v, None)]
+    assert lost == [False, False]
+    before = layer.v
+    layer.zero_states(where=torch.ones(2, dtype=torch.bool))
+    assert _is_lost(layer, "v", before)
+    assert not _is_lost(layer, "v", layer.v)
+    layer.zero_states()
+    assert _is_lost(layer, "v", before)
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "error", "message"),
+    [
+        ("u", 0.0, ValueError, r"Resting has no state 'u' .* states are \('v', 'w', 'plain'\)"),
+        ("v", 0.0, ValueError, "cannot call a state, parameter or option 'initial_v'"),
+        ("plain", "rest", TypeError, "init of plain must be a number or a tensor, got str"),
+        ("plain", torch.zeros(4), ValueError, "init of plain has 4 values, the layer has 3"),
+        ("plain", float("nan"), ValueError, "init of plain must be finite"),
+    ],
+)
+def test_bad_declarations(name: str, init: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        made().state(name, init=init)

@@ -1,0 +1,34 @@
+"""Neurons of the literature, each in a few statements: adaptive, refractory, nonlinear, resonating.
+
+Their parameters are given as those of ``snn``'s layers, by a number or a tensor, or by a whole
+setup: ``beta={"value": 0.95, "rank": 0, "learnable": False}``. One step is one millisecond in the
+defaults; for another, ``tt.functional.time_constant_to_decay(tau, dt)`` gives a decay.
+"""
+
+from tracetorch.neurons.adaptive import ALIF, AdLIF, SEAdLIF
+from tracetorch.neurons.compartments import TCLIF
+from tracetorch.neurons.gated import GLIF
+from tracetorch.neurons.graded import MultiLevelLIF, SigmaDelta
+from tracetorch.neurons.izhikevich import Izhikevich
+from tracetorch.neurons.refractory import RefractoryLIF
+from tracetorch.neurons.resonate import BRF, RF
+from tracetorch.neurons.synaptic import AlphaLIF
+from tracetorch.neurons.voltage import EIF, QIF, AdEx
+
+__all__ = [
+    "ALIF",
+    "BRF",
+    "EIF",
+    "GLIF",
+    "QIF",
+    "RF",
+    "TCLIF",
+    "AdEx",
+    "AdLIF",
+    "AlphaLIF",
+    "Izhikevich",
+    "MultiLevelLIF",
+    "RefractoryLIF",
+    "SEAdLIF",
+    "SigmaDelta",
+]

@@ -1,0 +1,246 @@
+"""Adaptive neurons: each spike makes the next one harder."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import (
+    DEFAULT_SURROGATE,
+    DecaySetup,
+    SpikeFunction,
+    ThresholdSetup,
+    WeightSetup,
+)
+
+
+class ALIF(Neuron):
+    """Adaptive threshold: LIF whose threshold rises with each spike, and falls back slowly.
+
+    ::
+
+        mem = beta * mem + x
+        output = H(mem - pos_threshold - strength * adaptation)
+        mem = mem - output * pos_threshold
+        adaptation = rho * adaptation + output
+
+    The neuron of long short-term memory spiking networks (LSNN). The membrane forgets in 20 ms
+    (``beta = exp(-1/20)`` at 1 ms per step), the threshold in 700 ms (``rho = exp(-1/700)``); one
+    spike raises it by a quarter, ``1.8 (1 - rho) / 0.01``. The paper takes the reset off one step
+    later, here it is in the step that fires, as in all layers.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        beta: decay of the membrane, in (0, 1).
+        rho: decay of the adaptation, in (0, 1).
+        pos_threshold: threshold of a neuron that has not fired; positive.
+        strength: by how much a spike raises the threshold.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = ALIF(1, strength=1.0)
+        >>> [layer(torch.full((1, 1), 1.1)).item() for _ in range(4)]
+        [1.0, 0.0, 1.0, 0.0]
+
+    Reference: Bellec, Salaj, Subramoney, Legenstein, Maass, "Long short-term memory and
+    learning-to-learn in networks of spiking neurons", NeurIPS 2018; Bellec et al., "A solution to
+    the learning dilemma for recurrent networks of spiking neurons", Nature Communications 11
+    (2020).
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem", "adaptation")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.9512,
+        rho: DecaySetup = 0.9986,
+        pos_threshold: ThresholdSetup = 1.0,
+        strength: WeightSetup = 0.257,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.decay("rho", rho)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.weight("strength", strength)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        mem: Tensor,
+        adaptation: Tensor,
+        *,
+        beta: Tensor,
+        rho: Tensor,
+        pos_threshold: Tensor,
+        strength: Tensor,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        mem = beta * mem + x
+        fired = spike(mem - pos_threshold - strength * adaptation)
+        return fired, mem - fired * pos_threshold, rho * adaptation + fired
+
+
+class AdLIF(Neuron):
+    """Adaptive LIF (adLIF): a current that follows membrane and spikes works against both.
+
+    ::
+
+        u = beta * mem + (1 - beta) * (x - w)
+        output = H(u - pos_threshold)
+        w = rho * w + (1 - rho) * q * (a * mem + b * prev_output)
+        mem = u * (1 - output);  prev_output = output
+
+    Membrane and current form an oscillator. This is its integration by Euler's forward method;
+    :class:`SEAdLIF` integrates it better. In the paper time constants are drawn from 5 to 25 ms
+    and 60 to 300 ms; the defaults are their middles, 15 ms (``beta = exp(-1/15)`` at 1 ms per
+    step) and 180 ms (``rho = exp(-1/180)``). ``a`` is drawn from [0, 1], ``b`` from [0, 2].
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        beta: decay of the membrane, in (0, 1).
+        rho: decay of the current, in (0, 1).
+        a: how strongly the current follows the membrane; 0 to 1.
+        b: by how much a spike raises the current; 0 to 2.
+        pos_threshold: upper threshold; positive.
+        q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = AdLIF(1, beta=0.5)
+        >>> [layer(torch.full((1, 1), 2.5)).item() for _ in range(4)]
+        [1.0, 1.0, 0.0, 1.0]
+
+    Reference: Baronig, Ferrand, Sabathiel, Legenstein, "Advancing spatio-temporal processing
+    through adaptation in spiking neural networks", Nature Communications 16 (2025).
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem", "w", "prev_output")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.9355,
+        rho: DecaySetup = 0.9945,
+        a: WeightSetup = 0.5,
+        b: WeightSetup = 1.0,
+        pos_threshold: ThresholdSetup = 1.0,
+        q: float = 120.0,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.decay("rho", rho)
+        self.weight("a", a)
+        self.weight("b", b)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("q", q)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        mem: Tensor,
+        w: Tensor,
+        prev_output: Tensor,
+        *,
+        beta: Tensor,
+        rho: Tensor,
+        a: Tensor,
+        b: Tensor,
+        pos_threshold: Tensor,
+        q: float,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        u = beta * mem + (1 - beta) * (x - w)
+        fired = spike(u - pos_threshold)
+        w = rho * w + (1 - rho) * q * (a * mem + b * prev_output)
+        return fired, u * (1 - fired), w, fired
+
+
+class SEAdLIF(Neuron):
+    """Adaptive LIF, integrated by the symplectic Euler method (SE-adLIF).
+
+    ::
+
+        u = beta * mem + (1 - beta) * (x - w)
+        output = H(u - pos_threshold)
+        mem = u * (1 - output)
+        w = rho * w + (1 - rho) * q * (a * mem + b * output)
+
+    As :class:`AdLIF`, but the current follows the membrane of this step, not of the one before:
+    stable where Euler's forward method is not, and the best simple neuron of its paper.
+
+    Args:
+        num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative: as those of
+            :class:`AdLIF`, with the same defaults.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = SEAdLIF(1, beta=0.5)
+        >>> [layer(torch.full((1, 1), 2.5)).item() for _ in range(4)]
+        [1.0, 0.0, 1.0, 0.0]
+
+    Reference: as :class:`AdLIF`.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem", "w")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.9355,
+        rho: DecaySetup = 0.9945,
+        a: WeightSetup = 0.5,
+        b: WeightSetup = 1.0,
+        pos_threshold: ThresholdSetup = 1.0,
+        q: float = 120.0,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.decay("rho", rho)
+        self.weight("a", a)
+        self.weight("b", b)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("q", q)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        mem: Tensor,
+        w: Tensor,
+        *,
+        beta: Tensor,
+        rho: Tensor,
+        a: Tensor,
+        b: Tensor,
+        pos_threshold: Tensor,
+        q: float,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        u = beta * mem + (1 - beta) * (x - w)
+        fired = spike(u - pos_threshold)
+        mem = u * (1 - fired)
+        return fired, mem, rho * w + (1 - rho) * q * (a * mem + b * fired)

@@ -1,0 +1,147 @@
+"""Neurons whose spikes have a size: integers, and changes of an activation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_count
+from tracetorch.functional import boxcar_surrogate
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import (
+    DEFAULT_SURROGATE,
+    DecaySetup,
+    SpikeFunction,
+    ThresholdSetup,
+)
+
+STRAIGHT_THROUGH = boxcar_surrogate(1.0)
+
+
+class MultiLevelLIF(Neuron):
+    """Multi-level LIF (I-LIF): spikes are integers, from 0 to the number of levels.
+
+    ::
+
+        mem = beta * mem + x
+        output = round(mem / pos_threshold), between 0 and levels
+        mem = mem - output * pos_threshold
+
+    It is the sum of ``levels`` spikes with thresholds half a step apart from the integers, and so
+    learns by any surrogate; a boxcar of width 1 is the straight-through gradient of the paper. A
+    half is rounded down. In the paper ``levels = 4`` and ``beta = 0.25``, for few long steps.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        beta: decay of the membrane, in (0, 1).
+        pos_threshold: the membrane that is worth a spike of 1; positive.
+        levels: the largest spike; at least 1.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function of each level, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        TypeError, ValueError: ``levels`` is not an integer, or below 1.
+
+    Example:
+        >>> layer = MultiLevelLIF(4)
+        >>> layer(torch.tensor([[-1.0, 0.4, 2.2, 9.0]])).tolist()
+        [[0.0, 0.0, 2.0, 4.0]]
+
+    Reference: Luo, Yao, Chou, Xu, Li, "Integer-valued training and spike-driven inference spiking
+    neural network for high-performance and energy-efficient object detection", ECCV 2024.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem",)
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.25,
+        pos_threshold: ThresholdSetup = 1.0,
+        levels: int = 4,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = STRAIGHT_THROUGH,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("levels", check_count("levels", levels))
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        mem: Tensor,
+        *,
+        beta: Tensor,
+        pos_threshold: Tensor,
+        levels: int,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        mem = beta * mem + x
+        fired = spike(mem - 0.5 * pos_threshold)
+        for level in range(1, levels):
+            fired = fired + spike(mem - (level + 0.5) * pos_threshold)
+        return fired, mem - fired * pos_threshold
+
+
+class SigmaDelta(Neuron):
+    """Sigma-delta: sends the change of its activation, once that is large enough.
+
+    ::
+
+        sigma = sigma + x
+        error = max(sigma, 0) - sent
+        output = error where |error| > pos_threshold, else 0
+        sent = sent + output
+
+    Between two layers, activations travel as their changes: a layer sums up what it receives
+    (sigma), applies a rectifier, and sends what differs by more than the threshold from what it has
+    sent (delta). A signal that stands still costs nothing, and one that is constant arrives within
+    the threshold. It does not forget, so there is no time constant.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        pos_threshold: the smallest change that is sent; positive.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function that decides whether to send, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = SigmaDelta(1, pos_threshold=0.3)
+        >>> [layer(torch.full((1, 1), x)).item() for x in (0.25, 0.25, 0.0, -2.0)]
+        [0.0, 0.5, 0.0, -0.5]
+
+    Reference: O'Connor, Welling, "Sigma delta quantized networks", ICLR 2017.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("sigma", "sent")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        pos_threshold: ThresholdSetup = 0.1,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+
+    @staticmethod
+    def step(
+        x: Tensor, sigma: Tensor, sent: Tensor, *, pos_threshold: Tensor, spike: SpikeFunction
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        sigma = sigma + x
+        error = torch.relu(sigma) - sent
+        output = error * spike(error.abs() - pos_threshold)
+        return output, sigma, sent + output

@@ -1,0 +1,102 @@
+"""Izhikevich's neuron: two equations that fire in the patterns of cortical neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tracetorch.neurons.voltage import MILLIVOLTS, VoltageNeuron
+from tracetorch.snn.parameters import WEIGHT, SpikeFunction, WeightSetup, resolve_setup
+
+
+class Izhikevich(VoltageNeuron):
+    """Izhikevich's simple neuron: regular spikes, bursts or chattering by four numbers.
+
+    ::
+
+        v = v + 0.5 * (0.04 * v^2 + 5 * v + 140 - u + x)    twice
+        u = u + a * (b * v - u)
+        output = H(v - 30);  v = c and u = u + d where it fired
+
+    One step is 1 ms, in two half steps for the voltage, as in the paper's program. ``v`` starts at
+    -65 mV and ``u`` at ``-65 b``. The input is in the paper's units, 10 for a strong current.
+    ``Izhikevich.presets`` has the named patterns::
+
+        RS  regular spiking          IB  intrinsically bursting    CH  chattering
+        FS  fast spiking             LTS low-threshold spiking     TC  thalamo-cortical
+        RZ  resonator
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        a: rate of the recovery ``u``, per ms: 0.02 to 0.1.
+        b: how strongly the recovery follows the voltage: 0.2 to 0.26.
+        c: voltage after a spike, in mV: -65 to -50.
+        d: by how much a spike raises the recovery: 0.05 to 8.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function, ``u -> spikes``, of mV above 30.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = Izhikevich(1, **Izhikevich.presets["FS"])
+        >>> layer
+        Izhikevich(1, a=0.1, d=2.0)
+        >>> sum(layer(torch.full((1, 1), 10.0)).item() for _ in range(100))
+        7.0
+
+    Reference: Izhikevich, "Simple model of spiking neurons", IEEE Transactions on Neural Networks
+    14 (2003).
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("v", "u")
+
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {
+        "RS": {"a": 0.02, "b": 0.2, "c": -65.0, "d": 8.0},
+        "IB": {"a": 0.02, "b": 0.2, "c": -55.0, "d": 4.0},
+        "CH": {"a": 0.02, "b": 0.2, "c": -50.0, "d": 2.0},
+        "FS": {"a": 0.1, "b": 0.2, "c": -65.0, "d": 2.0},
+        "LTS": {"a": 0.02, "b": 0.25, "c": -65.0, "d": 2.0},
+        "TC": {"a": 0.02, "b": 0.25, "c": -65.0, "d": 0.05},
+        "RZ": {"a": 0.1, "b": 0.26, "c": -65.0, "d": 2.0},
+    }
+
+    def __init__(
+        self,
+        num_neurons: int,
+        a: WeightSetup = 0.02,
+        b: WeightSetup = 0.2,
+        c: WeightSetup = -65.0,
+        d: WeightSetup = 8.0,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = MILLIVOLTS,
+    ) -> None:
+        super().__init__(num_neurons, dim, -65.0, surrogate_derivative)
+        follows = resolve_setup("b", b, WEIGHT)
+        self.weight("a", a)
+        self.weight("b", follows)
+        self.weight("c", c)
+        self.weight("d", d)
+        self.state("u", init=-65.0 * follows.value)  # type: ignore[operator]
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        v: Tensor,
+        u: Tensor,
+        *,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
+        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
+        u = u + a * (b * v - u)
+        fired = spike(v - 30)
+        return fired, v * (1 - fired) + c * fired, u + d * fired

@@ -1,0 +1,175 @@
+"""Resonators: neurons that answer to a rhythm, not to a sum."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import (
+    DEFAULT_SURROGATE,
+    DecaySetup,
+    SpikeFunction,
+    ThresholdSetup,
+    WeightSetup,
+)
+
+
+class RF(Neuron):
+    """Resonate-and-fire: a damped oscillation that grows where the input has its frequency.
+
+    ::
+
+        real' = beta * (cos(omega) * real - sin(omega) * imag) + x
+        imag' = beta * (sin(omega) * real + cos(omega) * imag)
+        output = H(imag' - pos_threshold)
+        real' = 0 and imag' = pos_threshold where it fired
+
+    The exact solution over one step of ``z' = (b + i w) z + x`` with ``beta = exp(b dt)`` and
+    ``omega = w dt``, an angle per step; the state starts at rest. The paper leaves both open: by
+    default the period is 20 steps (50 Hz at 1 ms per step), the damping ``exp(-1/10)``.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        beta: decay of the oscillation, in (0, 1).
+        omega: angle per step, ``2 pi`` over the period in steps; below pi.
+        pos_threshold: threshold of the imaginary part; positive.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Example:
+        >>> layer = RF(1)
+        >>> [layer(torch.full((1, 1), x)).item() for x in (2.0, 0.0, 0.0, 0.0)]
+        [0.0, 0.0, 0.0, 1.0]
+
+    Reference: Izhikevich, "Resonate-and-fire neurons", Neural Networks 14 (2001).
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("real", "imag")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.9048,
+        omega: WeightSetup = 0.3142,
+        pos_threshold: ThresholdSetup = 1.0,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.weight("omega", omega)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        real: Tensor,
+        imag: Tensor,
+        *,
+        beta: Tensor,
+        omega: Tensor,
+        pos_threshold: Tensor,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        cos, sin = beta * torch.cos(omega), beta * torch.sin(omega)
+        real, imag = cos * real - sin * imag + x, sin * real + cos * imag
+        fired = spike(imag - pos_threshold)
+        return fired, real * (1 - fired), imag * (1 - fired) + pos_threshold * fired
+
+
+class BRF(Neuron):
+    """Balanced resonate-and-fire (BRF): an oscillation that neither diverges nor is reset.
+
+    ::
+
+        b = (sqrt(1 - (dt * omega)^2) - 1) / dt - |b_offset| - q
+        real' = real + dt * (b * real - omega * imag + x)
+        imag' = imag + dt * (omega * real + b * imag)
+        output = H(real' - pos_threshold - q)
+        q = gamma * q + output
+
+    ``b`` is at most what keeps Euler's method from diverging; after a spike, ``q`` raises the
+    threshold and damps the oscillation for a while. The defaults are the paper's: ``dt = 0.01``,
+    ``omega`` drawn from 5 to 10 and ``b_offset`` from 0 to 3, in radians per unit of time, so 63 to
+    126 steps to a period. In milliseconds: at 1 ms per step and ``dt = 0.01`` the unit of time is
+    100 ms, and ``omega = 2 pi f / 10`` for ``f`` hertz.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        omega: angular frequency; of a size below ``1 / dt``, for beyond it nothing is balanced.
+        b_offset: damping beyond the boundary.
+        gamma: decay of the refractory ``q``, in (0, 1).
+        pos_threshold: upper threshold; positive.
+        dt: length of a step.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        surrogate_derivative: the spike function, ``u -> spikes``.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        ValueError: ``dt`` times ``omega`` is 1 or more.
+
+    Example:
+        >>> layer = BRF(1)
+        >>> [layer(torch.full((1, 1), x)).item() for x in (60.0, 60.0, 0.0, 0.0)]
+        [0.0, 1.0, 0.0, 0.0]
+
+    Reference: Higuchi, Kairat, Bohte, Otte, "Balanced resonate-and-fire neurons", ICML 2024.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("real", "imag", "q")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        omega: WeightSetup = 7.5,
+        b_offset: WeightSetup = 1.5,
+        gamma: DecaySetup = 0.9,
+        pos_threshold: ThresholdSetup = 1.0,
+        dt: float = 0.01,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.weight("omega", omega)
+        self.weight("b_offset", b_offset)
+        self.decay("gamma", gamma)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("dt", dt)
+        fastest = self.raw_omega.detach().abs().max()
+        if not fastest.is_meta and float(fastest) * dt >= 1:
+            raise ValueError(
+                f"omega must be of a size below 1 / dt = {1 / dt:g}, got {float(fastest):g}."
+            )
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        real: Tensor,
+        imag: Tensor,
+        q: Tensor,
+        *,
+        omega: Tensor,
+        b_offset: Tensor,
+        gamma: Tensor,
+        pos_threshold: Tensor,
+        dt: float,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        turn = dt * omega
+        b = (torch.sqrt(1 - turn * turn) - 1) / dt - b_offset.abs() - q
+        grown = real + dt * (b * real - omega * imag + x)
+        imag = imag + dt * (omega * real + b * imag)
+        fired = spike(grown - pos_threshold - q)
+        return fired, grown, imag, gamma * q + fired
