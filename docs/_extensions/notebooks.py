@@ -1,4 +1,4 @@
-"""Write the notebook (.ipynb) of executed pages beside the built page, with a link to it at the page's top."""
+"""Write the notebook (.ipynb) of executed pages beside the built page, and link to it there."""
 
 from __future__ import annotations
 
