@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ def converter() -> Any:
     pytest.importorskip("myst_nb")
     sys.path.insert(0, str(DOCS / "_extensions"))
     try:
-        import notebooks
+        return import_module("notebooks")
     finally:
         sys.path.pop(0)
-    return notebooks
 
 
 def notebook(page: str, site: str = "") -> Any:
