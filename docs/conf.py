@@ -25,6 +25,7 @@ extensions = [
     "sphinx_copybutton",
     "mathml",
     "playground",
+    "notebooks",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 
@@ -44,6 +45,9 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "params_style"), "Source", "Equations"]
 
+notebooks_pages = ["tutorials/*", "course/*"]  # each can be downloaded as a notebook
+
+html_baseurl = "https://yegor-men.github.io/tracetorch/"
 html_theme = "furo"
 html_title = f"traceTorch {version}"
 html_static_path = ["_static"]

@@ -1,0 +1,53 @@
+"""Read the executed pages of the documentation: their code cells, and what these define."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+COURSE = sorted(f"course/{path.stem}" for path in (DOCS / "course").glob("*.md"))
+TUTORIALS = sorted(f"tutorials/{path.stem}" for path in (DOCS / "tutorials").glob("*.md"))
+
+
+def converter() -> Any:
+    """Import the Sphinx extension that converts a page to a notebook."""
+    pytest.importorskip("myst_nb")
+    sys.path.insert(0, str(DOCS / "_extensions"))
+    try:
+        return import_module("notebooks")
+    finally:
+        sys.path.pop(0)
+
+
+def notebook(page: str, site: str = "") -> Any:
+    """Convert a page, ``course/1_membrane``."""
+    return converter().convert((DOCS / f"{page}.md").read_text(), page, site)
+
+
+def cells(page: str) -> list[str]:
+    """Return the sources of the code cells of a page."""
+    return [cell.source for cell in notebook(page).cells if cell.cell_type == "code"]
+
+
+def definitions(page: str) -> dict[str, Any]:
+    """Run what a page imports and defines, constants in capitals too, and nothing else."""
+    namespace: dict[str, Any] = {"__name__": page}
+    for cell in cells(page):
+        for node in ast.parse(cell).body:
+            constant = isinstance(node, ast.Assign) and all(
+                isinstance(name, ast.Name) and name.id.isupper()
+                for target in node.targets
+                for name in getattr(target, "elts", [target])
+            )
+            if constant or isinstance(
+                node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+            ):
+                exec(compile(ast.Module([node], []), page, "exec"), namespace)
+    return namespace
