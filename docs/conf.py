@@ -45,7 +45,8 @@ nitpick_ignore_regex = [
         "py:class",
         r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
     ),
-    ("py:class", r"Tensor|torchmetrics.*|tracetorch(\.\w+){2,}\.(EventDataset|Real|StepLayer|Unset)"),
+    ("py:class", r"Tensor|torchmetrics.*"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Real|StepLayer|Unset)"),
 ]
 add_module_names = False
 python_use_unqualified_type_names = True
@@ -65,6 +66,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"traceTorch {version}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False

@@ -12,6 +12,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import inspect as sphinx_inspect
 from sphinx.util.docutils import SphinxDirective
 
@@ -21,7 +22,12 @@ import tracetorch
 def entry(module: str, name: str) -> list[str]:
     """Return the lines of reStructuredText that document one name."""
     path = f"{module}.{name}"
-    if inspect.isclass(getattr(importlib.import_module(module), name)):
+    thing = getattr(importlib.import_module(module), name)
+    # the signature says it once: overloads are for type checkers
+    source = ModuleAnalyzer.for_module(thing.__module__)
+    source.analyze()
+    source.overloads.clear()
+    if inspect.isclass(thing):
         return [f".. autoclass:: {path}", "   :members:", ""]
     return [f".. autofunction:: {path}", ""]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,10 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
+from tests.browser import TIMEOUT, launched
 from tests.plot.cases import recording, uniform
 from tests.plot.test_save_html import HOSTILE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra test-browser")
-
-OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-TIMEOUT = 120_000  # milliseconds; the machine may be busy with other tests
 LEFT, RIGHT, TOP, BOTTOM = 58, 20, 8, 20  # margins of a plot, as in viewer.js
 
 Page = Any
@@ -39,12 +24,8 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=list(OPTIONS), timeout=TIMEOUT
-        )
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
