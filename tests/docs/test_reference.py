@@ -33,7 +33,9 @@ def test_every_public_name_is_documented_once() -> None:
 
 def test_each_room_has_an_introduction() -> None:
     for page in PAGES:
-        introduction = re.search(r"^# .*\n\n((?:.+\n)+)", page.read_text(), flags=re.MULTILINE)
+        # after the title and the directive that declares the module
+        start = r"^# .*\n\n(?:```.*\n.*\n```\n\n)?((?:.+\n)+)"
+        introduction = re.search(start, page.read_text(), flags=re.MULTILINE)
         assert introduction is not None, page
         assert len(re.findall(r"\.(?:\s|$)", introduction[1])) >= 2, page
 
