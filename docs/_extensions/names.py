@@ -17,6 +17,7 @@ from sphinx.util import inspect as sphinx_inspect
 from sphinx.util.docutils import SphinxDirective
 
 import tracetorch
+from tracetorch.snn import Neuron
 
 
 def entry(module: str, name: str) -> list[str]:
@@ -64,10 +65,8 @@ def import_names_of_types(app: Sphinx) -> None:
 def take_signature_of_init(
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """Show the arguments of ``__init__`` where a class also has a ``__new__`` that takes any."""
-    if not isinstance(thing, type) or type(thing).__call__ is not type.__call__:
-        return None
-    if thing.__new__ is object.__new__ or thing.__init__ is object.__init__:  # type: ignore[misc]
+    """Show the arguments of ``__init__`` where a ``__new__`` takes any: of neurons."""
+    if not isinstance(thing, type) or not issubclass(thing, Neuron):
         return None
     init = sphinx_inspect.signature(thing.__init__, bound_method=True)  # type: ignore[misc]
     shown = sphinx_inspect.stringify_signature(

@@ -20,14 +20,12 @@ def unexecuted_code(text: str) -> list[str]:
     is_notebook = text.startswith("---\nfile_format: mystnb\n")
     found = []
     for kind, rest in FENCE.findall(text):
-        literal = kind in ("{code}", "{code-block}", "{sourcecode}")
-        if kind in ("python", "py", "pycon") or (literal and rest.strip().startswith("py")):
+        is_literal = kind in ("{code}", "{code-block}", "{sourcecode}")
+        is_python = kind in ("python", "py", "pycon") or (is_literal and " py" in rest)
+        is_stray_cell = kind == "{code-cell}" and not is_notebook
+        if is_python or is_stray_cell:
             found.append(f"{kind}{rest}")
-        elif kind == "{code-cell}" and not is_notebook:
-            found.append(f"{kind}{rest}")
-        elif "skip-execution" in rest:
-            found.append(f"{kind}{rest}")
-    return found
+    return found + re.findall("skip-execution", text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
