@@ -66,6 +66,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"traceTorch {version}"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_math_renderer = "mathml"

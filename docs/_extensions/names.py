@@ -9,7 +9,6 @@ import pkgutil
 import re
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -46,7 +45,8 @@ class Names(SphinxDirective):
         lines += [*(f"   {name}" for name in names), ""]
         for name in names:
             lines += entry(self.arguments[0], name)
-        return self.parse_text_to_nodes(StringList(lines, self.get_source_info()[0]))
+        nodes_of_lines: list[nodes.Node] = self.parse_text_to_nodes("\n".join(lines))
+        return nodes_of_lines
 
 
 def import_names_of_types(app: Sphinx) -> None:
@@ -68,7 +68,7 @@ def take_signature_of_init(
     """Show the arguments of ``__init__`` where a ``__new__`` takes any: of neurons."""
     if not isinstance(thing, type) or not issubclass(thing, Neuron):
         return None
-    init = sphinx_inspect.signature(thing.__init__, bound_method=True)  # type: ignore[misc]
+    init = sphinx_inspect.signature(thing.__init__, bound_method=True)
     shown = sphinx_inspect.stringify_signature(
         init, show_return_annotation=False, unqualified_typehints=True
     )

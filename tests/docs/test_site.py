@@ -49,7 +49,7 @@ def built(config: pytest.Config) -> Path | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each page that there is."""
+    """Make a test of each built page."""
     if "page" in metafunc.fixturenames:
         folder = built(metafunc.config)
         pages = [] if folder is None else sorted(folder.resolve().rglob("*.html"))
