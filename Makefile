@@ -38,7 +38,7 @@ triton: $(VENV)/.test $(VENV)/.triton
 docs: $(VENV)/.docs
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
-	$(PYTEST) tests/docs --built build/docs
+	$(PYTEST) tests/docs/test_site.py --built build/docs
 
 # mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
 # coverage; then each fault runs those that run its line, which takes some fifteen seconds.

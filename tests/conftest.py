@@ -1,13 +1,32 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.browser import Visits, launched
+
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Give the tests of a file one headless browser."""
+    with launched() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def visits(browser: Any) -> Iterator[Visits]:
+    """Open pages; at the end check that none had errors or requested other addresses."""
+    opened = Visits(browser)
+    yield opened
+    opened.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.browser import TIMEOUT, launched
+from tests.browser import TIMEOUT
 from tests.docs.test_reference import public_names
 from tests.test_package import ROOT
 
@@ -55,12 +54,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pages = [] if folder is None else sorted(folder.resolve().rglob("*.html"))
         names = [str(page.relative_to(folder.resolve())) for page in pages] if folder else []
         metafunc.parametrize("page", pages, ids=names)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -108,10 +101,10 @@ def broken_links(targets: list[str]) -> list[str]:
     return sorted(broken)
 
 
-def problems(chromium: Any, page: Path, width: int, scheme: str) -> list[str]:
+def problems(browser: Any, page: Path, width: int, scheme: str) -> list[str]:
     """Open a page from the file system, and return what is wrong with it."""
     found: list[str] = []
-    context = chromium.new_context(
+    context = browser.new_context(
         viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True
     )
     try:
@@ -139,14 +132,14 @@ def problems(chromium: Any, page: Path, width: int, scheme: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_page_is_whole(chromium: Any, page: Path) -> None:
-    found = {(w, s): problems(chromium, page, w, s) for w, s in VARIANTS}
+def test_every_page_is_whole(browser: Any, page: Path) -> None:
+    found = {(w, s): problems(browser, page, w, s) for w, s in VARIANTS}
     assert {variant: wrong for variant, wrong in found.items() if wrong} == {}
 
 
 @pytest.mark.slow
-def test_the_theme_button_changes_the_scheme_of_every_page(chromium: Any, site: Path) -> None:
-    context = chromium.new_context(color_scheme="light", viewport={"width": 1280, "height": 844})
+def test_the_theme_button_changes_the_scheme_of_every_page(browser: Any, site: Path) -> None:
+    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 844})
     tab = context.new_page()
     tab.set_default_timeout(TIMEOUT)
     tab.goto((site / "index.html").as_uri())
@@ -164,8 +157,8 @@ def test_the_theme_button_changes_the_scheme_of_every_page(chromium: Any, site: 
 
 
 @pytest.mark.slow
-def test_search_finds_a_function_without_a_server(chromium: Any, site: Path) -> None:
-    tab = chromium.new_page()
+def test_search_finds_a_function_without_a_server(browser: Any, site: Path) -> None:
+    tab = browser.new_page()
     tab.set_default_timeout(TIMEOUT)
     tab.goto((site / "search.html").as_uri() + "?q=membrane_cross_entropy")
     tab.wait_for_selector("#search-results li a")
@@ -190,10 +183,10 @@ PLANTED = """<!doctype html><html><body style="background: white">
 <script>console.error("spoken"); throw new Error("thrown");</script></body></html>"""
 
 
-def test_planted_problems_are_found(chromium: Any, tmp_path: Path) -> None:
+def test_planted_problems_are_found(browser: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(PLANTED)
-    wide, narrow = (problems(chromium, page, width, "light") for width in (1280, 390))
+    wide, narrow = (problems(browser, page, width, "light") for width in (1280, 390))
     for expected in (
         "link:.*#there",
         "link:.*nowhere.html",
@@ -206,4 +199,4 @@ def test_planted_problems_are_found(chromium: Any, tmp_path: Path) -> None:
         assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected
     assert sum(problem.startswith("link") for problem in wide) == 3
     assert "wide: too wide" in set(narrow) - set(wide)
-    assert "not dark" in problems(chromium, page, 1280, "dark")
+    assert "not dark" in problems(browser, page, 1280, "dark")

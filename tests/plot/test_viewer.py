@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +12,27 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
-from tests.browser import TIMEOUT, launched
+from tests.browser import TIMEOUT, Page, Visits, wait_for_frame
 from tests.plot.cases import recording, uniform
 from tests.plot.test_save_html import HOSTILE
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 20, 8, 20  # margins of a plot, as in viewer.js
 
-Page = Any
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as chromium:
-        yield chromium
-
-
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Open recordings; at the end check that no page had errors or requested other addresses."""
-    contexts: list[Any] = []
-    problems: list[str] = []
+def opened(visits: Visits, tmp_path: Path) -> Open:
+    """Open recordings."""
 
     def open_(recording: Any, title: str = "A run", scheme: str = "light", **options: Any) -> Page:
-        place = tmp_path / f"run{len(contexts)}.html"
+        place = tmp_path / f"run{len(visits.contexts)}.html"
         tt.plot.save_html(recording, place, title=title)
-        viewport = options.pop("viewport", {"width": 1000, "height": 700})
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(TIMEOUT)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.on("request", lambda r: problems.append(r.url) if r.url != place.as_uri() else None)
-        page.goto(place.as_uri())
+        page = visits.open(place, color_scheme=scheme, **options)
         page.wait_for_selector("body[data-ready='0']")
         return page
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert problems == []
+    return open_
 
 
 def panel(page: Page, path: str) -> Page:
@@ -77,10 +57,6 @@ def steps(page: Page) -> tuple[int, int]:
 
 def read(page: Page, path: str) -> str:
     return str(panel(page, path).locator("output").inner_text())
-
-
-def wait_for_frame(page: Page) -> None:
-    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
 
 def test_layers_are_listed_with_their_kind_and_size(opened: Open) -> None:
