@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := demo,test
+DOCS := docs,test-browser
 PYTEST := $(BIN)/python -m pytest
 PIP := -m pip install --quiet --disable-pip-version-check
 
@@ -33,8 +34,11 @@ triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
 
 # docs: build the pages into build/docs, with every code block executed; a warning fails the build.
+# Then look at each in Chromium, or report that there is none: links, pictures, width, light, dark.
 docs: $(VENV)/.docs
+	rm -rf build/docs
 	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
+	$(PYTEST) tests/docs/test_site.py --built build/docs
 
 # mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
 # coverage; then each fault runs those that run its line, which takes some fifteen seconds.
@@ -121,7 +125,7 @@ bench-peers: $(VENV)/.bench
 	.venv-0.9.2/bin/python $(PIP) --no-deps 'tracetorch==0.9.2' || rm -rf .venv-0.9.2
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
-	$(BIN)/python $(PIP) -e '.[docs]'
+	$(BIN)/python $(PIP) -e '.[$(DOCS)]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml

@@ -26,6 +26,7 @@ extensions = [
     "mathml",
     "playground",
     "notebooks",
+    "names",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 
@@ -34,23 +35,45 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else pages load a script from a network
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
+# Every reference must name something that a page documents, but for names of other packages.
+nitpicky = True
+nitpick_ignore_regex = [
+    (
+        "py:class",
+        r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
+    ),
+    ("py:class", r"Tensor|torchmetrics.*"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Real|StepLayer|Unset)"),
+]
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature shows them
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shape", "params_style"), "Source", "Equations"]
+napoleon_use_param = False  # an entry may describe several arguments
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Shape", "Reference"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 notebooks_pages = ["tutorials/*", "course/*"]  # each can be downloaded as a notebook
 
 html_baseurl = "https://yegor-men.github.io/tracetorch/"
 html_theme = "furo"
 html_title = f"traceTorch {version}"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False

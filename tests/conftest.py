@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,3 +27,9 @@ def visits(browser: Any) -> Iterator[Visits]:
     opened = Visits(browser)
     yield opened
     opened.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--built", type=Path, help="folder of the built documentation: build/docs after make docs"
+    )

@@ -146,8 +146,8 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(blocks) >= 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["model"].net[1].mem.shape == (4, 32, 26, 26)
-    assert names["model"].net[1].raw_beta.grad is not None
+    assert names["output"].shape[1:] == (4, 10)
+    assert names["model"][1].raw_beta.grad is not None
 
 
 SEED_MODEL = """
@@ -250,13 +250,31 @@ def test_architecture_page_lists_all_files() -> None:
     assert shown == files
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-)
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_between_pages_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+OWN_ADDRESS = re.compile(
+    r"https://(?:github\.com/Yegor-men/tracetorch/(?:blob|tree)|"
+    r"raw\.githubusercontent\.com/Yegor-men/tracetorch)/main/([^\s)#\"'>]+)"
+)
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "CITATION.cff", *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_addresses_in_the_repository_name_files(page: Path) -> None:
+    for target in OWN_ADDRESS.findall(page.read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_works_from_the_metadata_of_a_wheel() -> None:
+    """There, a relative link or picture leads nowhere."""
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_no_page_installs_from_an_index() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/use/scale_out.md")
-# Made by a command of the page, not of this repository.
-OTHERS = frozenset({"runs/demo"})
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+# Made by commands of the pages, not of this repository.
+OTHERS = frozenset({"build/docs", "runs/demo"})
 
 
 def missing_paths(text: str) -> list[str]:
@@ -26,9 +27,9 @@ def missing_paths(text: str) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_paths_in_backticks_exist(page: str) -> None:
-    assert missing_paths((ROOT / page).read_text()) == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_backticks_exist(page: Path) -> None:
+    assert missing_paths(page.read_text()) == []
 
 
 def test_a_planted_path_is_found() -> None:

@@ -56,7 +56,7 @@ def diagnose(
         by: as for ``tt.unroll``.
 
     Returns:
-        A :class:`Diagnosis`: print it, read its ``ok``, or iterate over its findings.
+        A :class:`tt.diagnosis.Diagnosis`: print it, read its ``ok``, or iterate over its findings.
 
     Raises:
         TypeError: an argument is of the wrong type.

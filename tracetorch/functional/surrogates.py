@@ -51,7 +51,7 @@ class _ForwardModeHeaviside(_Heaviside):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base of the surrogates: ``1 where u > 0 else 0`` forward, :meth:`derivative` backward.
+    """Base of the surrogates: ``1 where u > 0 else 0`` forward, a ``derivative`` backward.
 
     Surrogates print, compare, hash and pickle by their arguments. To write your own, subclass as a
     frozen dataclass and define ``derivative`` in pointwise operations; any other callable

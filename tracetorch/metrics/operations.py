@@ -35,7 +35,7 @@ class SynapticOperations:
 
     @property
     def effective(self) -> float:
-        """Sum of both kinds: the SynOps of neuromorphic hardware."""
+        """Sum of both kinds, the SynOps of neuromorphic hardware."""
         return self.effective_macs + self.effective_acs
 
 

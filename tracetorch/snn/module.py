@@ -77,7 +77,7 @@ class TTModule(TraversedModule):
 
 
 def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
-    """Clear the states of any module, as :meth:`TTModule.zero_states`: an ``nn.Sequential``, say.
+    """Clear the states of any module, an ``nn.Sequential`` say, as :meth:`.TTModule.zero_states`.
 
     Args:
         module: any ``nn.Module``.
@@ -106,7 +106,7 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
 
 
 def detach_states(module: nn.Module) -> None:
-    """Detach the states of any module, as :meth:`TTModule.detach_states`.
+    """Detach the states of any module, as :meth:`.TTModule.detach_states`.
 
     Args:
         module: any ``nn.Module``.

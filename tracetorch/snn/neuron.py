@@ -330,7 +330,7 @@ class Neuron(StatefulLayer):
 
     @property
     def constraints(self) -> Mapping[str, Constraint]:
-        """The constraint of every parameter by name: ``value = constraint(raw_<name>)``."""
+        """The constraint of every parameter, by name; ``value = constraint(raw_<name>)``."""
         return self._declared.constraints
 
     @property
@@ -361,7 +361,7 @@ class Neuron(StatefulLayer):
 
     @property
     def transient_attributes(self) -> frozenset[str]:
-        """Attributes that a step changes: the states, and notes that hold for one call."""
+        """The states, and what else a step changes (notes that hold for one call)."""
         notes = (
             "_single_steps",
             "_sequences",

@@ -1,0 +1,92 @@
+"""Document public names: `.. names:: tracetorch.snn`, names; an entry of autodoc for each."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import inspect as sphinx_inspect
+from sphinx.util.docutils import SphinxDirective
+
+import tracetorch
+from tracetorch.snn import Neuron
+
+
+def entry(module: str, name: str) -> list[str]:
+    """Return the lines of reStructuredText that document one name."""
+    path = f"{module}.{name}"
+    thing = getattr(importlib.import_module(module), name)
+    # the signature says it once: overloads are for type checkers
+    source = ModuleAnalyzer.for_module(thing.__module__)
+    source.analyze()
+    source.overloads.clear()
+    if inspect.isclass(thing):
+        return [f".. autoclass:: {path}", "   :members:", ""]
+    return [f".. autofunction:: {path}", ""]
+
+
+class Names(SphinxDirective):
+    """List names of a module in a table, then document each of them."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table and the entries, parsed from what autosummary and autodoc take."""
+        names = " ".join(self.content).split()
+        lines = [".. autosummary::", "   :nosignatures:", ""]
+        lines += [*(f"   {name}" for name in names), ""]
+        for name in names:
+            lines += entry(self.arguments[0], name)
+        nodes_of_lines: list[nodes.Node] = self.parse_text_to_nodes("\n".join(lines))
+        return nodes_of_lines
+
+
+def import_names_of_types(app: Sphinx) -> None:
+    """Import what modules import for type checkers alone, so that signatures can be evaluated."""
+    for info in pkgutil.walk_packages(tracetorch.__path__, "tracetorch."):
+        if info.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(info.name)
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for statement in ast.walk(node):
+                    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                        exec(ast.unparse(statement), vars(module))
+
+
+def take_signature_of_init(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the arguments of ``__init__`` where a ``__new__`` takes any: of neurons."""
+    if not isinstance(thing, type) or not issubclass(thing, Neuron):
+        return None
+    init = sphinx_inspect.signature(thing.__init__, bound_method=True)
+    shown = sphinx_inspect.stringify_signature(
+        init, show_return_annotation=False, unqualified_typehints=True
+    )
+    return shown, returns
+
+
+def expand_tt(app: Sphinx, tree: nodes.document) -> None:
+    """Let references name ``tt.unroll``, as code does, for ``tracetorch.unroll``."""
+    for reference in tree.findall(pending_xref):
+        if reference["refdomain"] == "py":
+            reference["reftarget"] = re.sub(r"^tt\.", "tracetorch.", reference["reftarget"])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive with Sphinx."""
+    app.setup_extension("sphinx.ext.autosummary")
+    app.add_directive("names", Names)
+    app.connect("builder-inited", import_names_of_types)
+    app.connect("autodoc-process-signature", take_signature_of_init)
+    app.connect("doctree-read", expand_tt)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

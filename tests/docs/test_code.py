@@ -1,0 +1,49 @@
+"""Code in the pages of ``docs`` is executed: by the build, or by a test of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_package import ROOT
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+# pages of plain Python, for other processes or other libraries, and the test that runs each
+TESTED = {
+    "docs/use/coming_from.md": "tests/docs/test_coming_from.py",
+    "docs/use/scale_out.md": "tests/scale_out/test_page.py",
+}
+FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}|:{3,})\s*(\{?[\w-]*\}?)(.*)$", flags=re.MULTILINE)
+
+
+def unexecuted_code(text: str) -> list[str]:
+    """Fences of Python that no build executes, and cells of a page that is not a notebook."""
+    is_notebook = text.startswith("---\nfile_format: mystnb\n")
+    found = []
+    for kind, rest in FENCE.findall(text):
+        is_literal = kind in ("{code}", "{code-block}", "{sourcecode}")
+        is_python = kind in ("python", "py", "pycon") or (is_literal and " py" in rest)
+        is_stray_cell = kind == "{code-cell}" and not is_notebook
+        if is_python or is_stray_cell:
+            found.append(f"{kind}{rest}")
+    return found + re.findall("skip-execution", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_code_is_executed(page: Path) -> None:
+    path = page.relative_to(ROOT).as_posix()
+    if path in TESTED:
+        assert path in (ROOT / TESTED[path]).read_text()
+    else:
+        assert unexecuted_code(page.read_text()) == []
+
+
+def test_code_that_is_not_executed_is_found() -> None:
+    cell = "```{code-cell}\n1 + 1\n```\n"
+    assert unexecuted_code("---\nfile_format: mystnb\n---\n\n" + cell) == []
+    assert unexecuted_code(cell) == ["{code-cell}"]
+    assert unexecuted_code("```bash\nmake\n```\n\n```text\npython\n```\n") == []
+    assert unexecuted_code("> ````python\n> 1 + 1\n> ````\n") == ["python"]
+    assert unexecuted_code(":::{code-block} python\n1\n:::\n") == ["{code-block} python"]

@@ -1,0 +1,51 @@
+"""The reference documents every public name of every room."""
+
+from __future__ import annotations
+
+import re
+
+import tracetorch as tt
+from tests.test_package import ROOMS, ROOT
+
+PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
+
+
+def documented_names(text: str) -> list[str]:
+    """Full names that a page documents: by ``.. names::``, by a directive each, or as a module."""
+    found: list[str] = re.findall(r"^\.\. py:module:: (\S+)", text, flags=re.MULTILINE)
+    data = re.findall(r"^\.\. py:data:: (\S+)\n {3}:module: (\S+)", text, flags=re.MULTILINE)
+    found += [f"{module}.{name}" for name, module in data]
+    for module, names in re.findall(r"^\.\. names:: (\S+)\n\n((?: {3}.*\n)+)", text, re.MULTILINE):
+        found += [f"{module}.{name}" for name in names.split()]
+    return found
+
+
+def public_names() -> set[str]:
+    """The package, its rooms, and the names in the ``__all__`` of each."""
+    return {"tracetorch"} | {
+        f"{room.__name__}.{name}" for room in [tt, *ROOMS] for name in room.__all__
+    }
+
+
+def test_every_public_name_is_documented_once() -> None:
+    found = [name for page in PAGES for name in documented_names(page.read_text())]
+    assert sorted(set(found)) == sorted(found)
+    assert set(found) == public_names()
+
+
+def test_each_room_has_an_introduction() -> None:
+    for page in PAGES:
+        # after the title and the directive that declares the module
+        start = r"^# .*\n\n(?:```.*\n.*\n```\n\n)?((?:.+\n)+)"
+        introduction = re.search(start, page.read_text(), flags=re.MULTILINE)
+        assert introduction is not None, page
+        assert len(re.findall(r"\.(?:\s|$)", introduction[1])) >= 2, page
+
+
+def test_a_missing_name_is_found() -> None:
+    page = ".. py:module:: a\n\n.. names:: a.b\n\n   c d\n   e\n\n.. py:data:: f\n   :module: a\n"
+    assert documented_names(page) == ["a", "a.f", "a.b.c", "a.b.d", "a.b.e"]
+    lacking = (ROOT / "docs/reference/decode.md").read_text().replace("first_spike", "")
+    missing = public_names() - set(documented_names(lacking))
+    assert "tracetorch.decode.first_spike" in missing
+    assert "tracetorch.decode.rate" not in missing

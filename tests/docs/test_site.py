@@ -1,0 +1,202 @@
+"""The built pages in a browser: links, pictures, network, width, light and dark.
+
+``make docs`` runs it on what it has built: ``pytest tests/docs/test_site.py --built build/docs``.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.browser import TIMEOUT
+from tests.docs.test_reference import public_names
+from tests.test_package import ROOT
+
+REPOSITORY = re.compile(r"https://github\.com/Yegor-men/tracetorch/(?:blob|tree)/main/([^#?]+)")
+VARIANTS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+BROKEN_PICTURES = """() => [...document.images]
+    .filter((image) => !(image.complete && image.naturalWidth > 0)).map((image) => image.src)"""
+LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
+# a page that is wider than the window, and the elements that make it so
+OVERFLOW = """() => {
+    const width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth <= width) return [];
+    return [...document.querySelectorAll('body *')]
+        .filter((e) => e.getBoundingClientRect().right > width + 1)
+        .map((e) => `${e.tagName}.${e.className}`).slice(0, 5).concat('too wide');
+}"""
+BRIGHTNESS = """() => {
+    const canvas = document.createElement('canvas').getContext('2d');
+    canvas.fillStyle = getComputedStyle(document.body).backgroundColor;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, opacity] = canvas.getImageData(0, 0, 1, 1).data;
+    return opacity === 0 ? 255 : (r + g + b) / 3;
+}"""
+
+
+def built(config: pytest.Config) -> Path | None:
+    folder: Path | None = config.getoption("--built")
+    return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each built page."""
+    if "page" in metafunc.fixturenames:
+        folder = built(metafunc.config)
+        pages = [] if folder is None else sorted(folder.resolve().rglob("*.html"))
+        names = [str(page.relative_to(folder.resolve())) for page in pages] if folder else []
+        metafunc.parametrize("page", pages, ids=names)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Path:
+    folder = built(request.config)
+    if folder is None:
+        pytest.skip("needs built pages: make docs")
+    return folder.resolve()
+
+
+class Anchors(HTMLParser):
+    """Collect what a fragment may name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = {"", "top"}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {value for key, value in attrs if key in ("id", "name") and value}
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    parser = Anchors()
+    parser.feed(page.read_text())
+    return frozenset(parser.names)
+
+
+def broken_links(targets: list[str]) -> list[str]:
+    """Links to files and anchors that are not there, and to missing files of our repository."""
+    broken = []
+    for target in set(targets):
+        parts = urlsplit(target)
+        if parts.scheme == "file":
+            path = Path(unquote(parts.path))
+            whole = path.is_file() and (
+                path.suffix != ".html" or unquote(parts.fragment) in anchors(path)
+            )
+        elif ours := REPOSITORY.match(target):
+            whole = (ROOT / ours[1]).exists()
+        else:
+            whole = parts.scheme in ("https", "mailto")
+        if not whole:
+            broken.append(f"link: {target}")
+    return sorted(broken)
+
+
+def problems(browser: Any, page: Path, width: int, scheme: str) -> list[str]:
+    """Open a page from the file system, and return what is wrong with it."""
+    found: list[str] = []
+    context = browser.new_context(
+        viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True
+    )
+    try:
+        tab = context.new_page()
+        tab.set_default_timeout(TIMEOUT)
+        tab.on("pageerror", lambda error: found.append(f"error: {error}"))
+        tab.on("console", lambda m: found.append(m.text) if m.type == "error" else None)
+        tab.on(
+            "request",
+            lambda r: (
+                found.append(f"network: {r.url}")
+                if urlsplit(r.url).scheme not in ("file", "data", "blob")
+                else None
+            ),
+        )
+        tab.goto(page.as_uri())
+        found += [f"picture: {source}" for source in tab.evaluate(BROKEN_PICTURES)]
+        found += [f"wide: {element}" for element in tab.evaluate(OVERFLOW)]
+        if (tab.evaluate(BRIGHTNESS) < 128) != (scheme == "dark"):
+            found.append(f"not {scheme}")
+        found += broken_links(tab.evaluate(LINKS))
+    finally:
+        context.close()
+    return found
+
+
+@pytest.mark.slow
+def test_every_page_is_whole(browser: Any, page: Path) -> None:
+    found = {(w, s): problems(browser, page, w, s) for w, s in VARIANTS}
+    assert {variant: wrong for variant, wrong in found.items() if wrong} == {}
+
+
+@pytest.mark.slow
+def test_the_theme_button_changes_the_scheme_of_every_page(browser: Any, site: Path) -> None:
+    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 844})
+    tab = context.new_page()
+    tab.set_default_timeout(TIMEOUT)
+    tab.goto((site / "index.html").as_uri())
+    seen = {}
+    for _ in range(3):
+        tab.locator(".theme-toggle-header, .theme-toggle-content").locator(
+            "visible=true"
+        ).first.click()
+        seen[tab.evaluate("document.body.dataset.theme")] = tab.evaluate(BRIGHTNESS) < 128
+    assert seen == {"auto": False, "light": False, "dark": True}
+    tab.evaluate("localStorage.setItem('theme', 'dark')")
+    tab.goto((site / "start.html").as_uri())
+    assert tab.evaluate(BRIGHTNESS) < 128
+    context.close()
+
+
+@pytest.mark.slow
+def test_search_finds_a_function_without_a_server(browser: Any, site: Path) -> None:
+    tab = browser.new_page()
+    tab.set_default_timeout(TIMEOUT)
+    tab.goto((site / "search.html").as_uri() + "?q=membrane_cross_entropy")
+    tab.wait_for_selector("#search-results li a")
+    results = tab.evaluate("[...document.querySelectorAll('#search-results a')].map((a) => a.href)")
+    assert any("reference/loss.html" in address for address in results)
+    tab.close()
+
+
+@pytest.mark.slow
+def test_every_public_name_has_an_address(site: Path) -> None:
+    """Read the inventory that other projects' documentation links by."""
+    _, _, _, _, compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)
+    names = {line.split(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
+    assert public_names() - names == set()
+
+
+PLANTED = """<!doctype html><html><body style="background: white">
+<p id="here"><a href="#here">whole</a> <a href="#there">broken</a> <a href="nowhere.html">broken</a>
+<a href="https://github.com/Yegor-men/tracetorch/blob/main/README.md">whole</a>
+<a href="https://github.com/Yegor-men/tracetorch/blob/main/nothing.md">broken</a></p>
+<img src="lost.png"><img src="http://127.0.0.1:9/remote.png"><div style="width: 800px">wide</div>
+<script>console.error("spoken"); throw new Error("thrown");</script></body></html>"""
+
+
+def test_planted_problems_are_found(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(PLANTED)
+    wide, narrow = (problems(browser, page, width, "light") for width in (1280, 390))
+    for expected in (
+        "link:.*#there",
+        "link:.*nowhere.html",
+        "link:.*nothing.md",
+        "picture:.*lost.png",
+        "network:.*remote.png",
+        "error: thrown",
+        "spoken",
+    ):
+        assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected
+    assert sum(problem.startswith("link") for problem in wide) == 3
+    assert "wide: too wide" in set(narrow) - set(wide)
+    assert "not dark" in problems(browser, page, 1280, "dark")
