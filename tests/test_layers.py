@@ -29,6 +29,7 @@ ROOMS = (
     "export",
     "checkpoint",
     "init",
+    "online_learning",
     "metrics",
     "diagnosis",
     "__init__",

@@ -22,14 +22,28 @@ _LATE_ROOMS: tuple[str, ...] = (
     "init",
     "metrics",
     "nir",
+    "online_learning",
     "plot",
     "probe",
 )
-_LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
+# and the room that each is in
+_LATE_FUNCTIONS = {"diagnose": "diagnosis", "online": "online_learning"}
 
 if TYPE_CHECKING:
-    from tracetorch import data, diagnosis, encode, export, init, metrics, nir, plot, probe
+    from tracetorch import (
+        data,
+        diagnosis,
+        encode,
+        export,
+        init,
+        metrics,
+        nir,
+        online_learning,
+        plot,
+        probe,
+    )
     from tracetorch.diagnosis import diagnose
+    from tracetorch.online_learning import online
 
 __all__ = [
     "__version__",
@@ -50,6 +64,8 @@ __all__ = [
     "loss",
     "metrics",
     "nir",
+    "online",
+    "online_learning",
     "param_groups",
     "plot",
     "probe",

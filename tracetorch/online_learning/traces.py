@@ -1,0 +1,198 @@
+"""Advance eligibility traces, and attach them to the states of a layer in the autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tracetorch.core.walk import Opaque
+from tracetorch.online_learning.lanes import LaneDerivatives
+from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
+
+Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`` is zero
+
+
+class Contribution(NamedTuple):
+    """A product that feeds a neuron layer in one step.
+
+    Args:
+        module: the linear layer or convolution.
+        x: its input.
+        factor: derivative of the layer's input by the product's output, lane by lane.
+    """
+
+    module: Product
+    x: Tensor
+    factor: Tensor
+
+
+class Traces(Opaque):
+    """The derivatives of a layer's states by what it learns.
+
+    Args:
+        shared: products have one trace for all neurons of the layer.
+        parameters: derivatives by the constrained parameters, shaped like the states.
+        products: derivatives by the weights of products before the layer, ``[M, N, K]``: samples
+            and places, neurons, inputs; ``[M, K]`` where they are shared.
+    """
+
+    def __init__(
+        self,
+        shared: bool,
+        parameters: dict[str, Trace] | None = None,
+        products: dict[Product, Trace] | None = None,
+    ) -> None:
+        self.shared = shared
+        self.parameters = parameters or {}
+        self.products = products or {}
+
+    def advanced(self, block: LaneDerivatives, inputs: Sequence[Contribution]) -> Traces:
+        """Return the traces after one more step; these stay, for graphs that are still alive.
+
+        Args:
+            block: the derivatives of the step.
+            inputs: the products that its input came from.
+        """
+        parameters: dict[str, Trace] = {}
+        for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
+            held = self.parameters.get(name)
+            parameters[name] = [
+                _sum([*_carried(row, held, lambda d: d), direct.get(name)])
+                for row, direct in zip(block.by_state, block.by_parameter, strict=True)
+            ]
+        products: dict[Product, Trace] = {}
+        for module in dict.fromkeys([*self.products, *(each.module for each in inputs)]):
+            fed = [each for each in inputs if each.module is module]
+            products[module] = self._advanced_product(block, module, fed)
+        return Traces(self.shared, parameters, products)
+
+    def _advanced_product(
+        self, block: LaneDerivatives, module: Product, fed: Sequence[Contribution]
+    ) -> Trace:
+        held = self.products.get(module)
+
+        def coefficient(derivative: Tensor) -> Tensor:
+            # what a trace is multiplied by: a number, or one a lane
+            return derivative.mean() if self.shared else lanes(module, derivative).unsqueeze(-1)
+
+        rows = [(each, features(module, each.x.detach())) for each in fed]
+        trace: Trace = []
+        for states, direct in zip(block.by_state, block.by_input, strict=True):
+            terms = list(_carried(states, held, coefficient))
+            for each, row in rows if direct is not None else ():
+                by_output = coefficient(direct * each.factor.to(direct))
+                terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
+            trace.append(_sum(terms))
+        if not self.shared:
+            return trace
+        return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
+
+    def gradients(
+        self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
+    ) -> Iterator[Tensor | None]:
+        """Multiply the gradients of the states by the traces, in the order of :meth:`tensors`.
+
+        Args:
+            by_state: of the loss by every state.
+            parameters: the constrained parameters, whose shapes the gradients take.
+        """
+        for name, value in parameters.items():
+            trace = self.parameters[name]
+            summed = _sum(_product(g, e) for g, e in zip(by_state, trace, strict=True))
+            yield None if summed is None else summed.sum_to_size(value.shape)
+        for module, trace in self.products.items():
+            equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
+            summed = _sum(
+                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
+                for g, e in zip(by_state, trace, strict=True)
+            )
+            weights = weights_of(module)
+            yield from [None] * len(weights) if summed is None else split(module, summed)
+
+    def tensors(self, parameters: dict[str, Tensor]) -> list[Tensor]:
+        """Return the tensors that there are traces for."""
+        weights = (weight for module in self.products for weight in weights_of(module))
+        return [*parameters.values(), *weights]
+
+    def restarted(self, where: Tensor) -> Traces:
+        """Return the traces with those of some samples set to zero.
+
+        Args:
+            where: boolean mask over the batch.
+        """
+
+        def cleared(trace: Trace) -> Trace:
+            return [None if each is None else _cleared(each, where) for each in trace]
+
+        return Traces(
+            self.shared,
+            {name: cleared(trace) for name, trace in self.parameters.items()},
+            {module: cleared(trace) for module, trace in self.products.items()},
+        )
+
+
+def attach(
+    traces: Traces, parameters: dict[str, Tensor], states: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return the states as functions of what there are traces for: their gradient meets the traces.
+
+    Args:
+        traces: of the layer.
+        parameters: its constrained parameters with traces, part of the graph.
+        states: its states; their own graph is cut.
+    """
+    names = {name: value for name, value in parameters.items() if name in traces.parameters}
+    held = [state.detach() for state in states]
+    results: Sequence[Tensor] = _Attach.apply(  # type: ignore[no-untyped-call]
+        traces, names, len(held), *held, *traces.tensors(names)
+    )
+    return results
+
+
+class _Attach(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, traces: Traces, parameters: dict[str, Tensor], count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.traces, ctx.parameters = traces, {n: p.detach() for n, p in parameters.items()}
+        ctx.set_materialize_grads(False)
+        return tuple(state.clone() for state in tensors[:count])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = ctx.traces.gradients(by_state, ctx.parameters)
+        return (None, None, None, *[None] * len(by_state), *found)
+
+
+def _carried(
+    derivatives: Sequence[Tensor | None],
+    trace: Trace | None,
+    coefficient: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor | None]:
+    """Multiply a row of the block by the traces of before."""
+    for derivative, each in zip(derivatives, trace or (), strict=False):
+        if derivative is not None and each is not None:
+            yield coefficient(derivative) * each
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a * b
+
+
+def _sum(terms: Any) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def _cleared(trace: Tensor, where: Tensor) -> Tensor:
+    """Set the rows of some samples to zero; a sample has several rows where it has places."""
+    rows = where.to(trace.device).repeat_interleave(len(trace) // len(where))
+    return torch.where(rows.view(-1, *[1] * (trace.ndim - 1)), torch.zeros_like(trace), trace)
