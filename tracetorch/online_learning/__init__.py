@@ -1,4 +1,4 @@
-"""Learn online: gradients at every step, by eligibility traces derived from each neuron's ``step``."""
+"""Learn online: gradients at every step, by eligibility traces derived from ``step``."""
 
 from __future__ import annotations
 

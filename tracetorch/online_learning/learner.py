@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from tracetorch.core.checks import check_module, suggestion
+from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, named_modules
@@ -125,12 +125,10 @@ class OnlineLearner(TTModule):
         >>> learner = OnlineLearner(net, "eprop")
         >>> learner(torch.rand(8, 4)).shape
         torch.Size([8, 2])
-        >>> for path in learner.dropped[1:]:
-        ...     print(path)
-        0.weight -> states of 3: earlier steps have no trace; within a step the gradient is exact
-        0.bias -> states of 3: earlier steps have no trace; within a step the gradient is exact
-        1.raw_beta -> states of 3: earlier steps have no trace; within a step the gradient is exact
-        1.raw_pos_threshold -> states of 3: earlier steps have no trace; within a step the gradient is exact
+        >>> learner.dropped[0].origin, learner.dropped[0].layer
+        ('1', '1')
+        >>> [path.origin for path in learner.dropped if path.layer == "3"]
+        ['0.bias', '0.weight', '1.raw_beta', '1.raw_pos_threshold']
     """
 
     def __init__(self, model: nn.Module, rule: Rule = "exact") -> None:
@@ -373,7 +371,7 @@ class _Step:
         self, path: str, layer: Neuron, spikes: bool, inputs: Sequence[Contribution]
     ) -> None:
         """Note what the rule and the traces leave out of a layer itself."""
-        names = dict((id(m), p) for p, m in named_modules(self.learner.model))
+        names = {id(m): p for p, m in named_modules(self.learner.model)}
         if spikes:
             self.drop(path, path, _SPIKES)
         if self.learner.rule == "ottt":
@@ -402,7 +400,7 @@ class _Step:
                 found.append(Contribution(each.module, each.x, factor))
                 if each.x.requires_grad:
                     leaves += reached([get_gradient_edge(each.x).node], ())[1]
-        names = dict((id(p), name) for p, name in _named_parameters(self.learner.model))
+        names = {id(p): name for p, name in _named_parameters(self.learner.model)}
         for origin in sorted({names.get(id(leaf), "an input") for leaf in leaves}):
             self.drop(origin, path, _NO_TRACE)
         return found

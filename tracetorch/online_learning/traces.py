@@ -83,9 +83,10 @@ class Traces(Opaque):
         trace: Trace = []
         for states, direct in zip(block.by_state, block.by_input, strict=True):
             terms = list(_carried(states, held, coefficient))
-            for each, row in rows if direct is not None else ():
-                by_output = coefficient(direct * each.factor.to(direct))
-                terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
+            if direct is not None:
+                for each, row in rows:
+                    by_output = coefficient(direct * each.factor.to(direct))
+                    terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
             trace.append(_sum(terms))
         if not self.shared:
             return trace
@@ -163,7 +164,7 @@ class _Attach(torch.autograd.Function):
         return tuple(state.clone() for state in tensors[:count])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
         found = ctx.traces.gradients(by_state, ctx.parameters)
         return (None, None, None, *[None] * len(by_state), *found)
