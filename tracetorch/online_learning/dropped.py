@@ -58,5 +58,10 @@ def reached(roots: Iterable[Any], stops: Collection[Any]) -> tuple[set[Any], lis
     return met, leaves
 
 
+def reached_from(node: Any) -> list[Tensor]:
+    """Return the leaves that a node of an autograd graph depends on."""
+    return reached(_parents(node), ())[1]
+
+
 def _parents(node: Any) -> Iterator[Any]:
     return (parent for parent, _ in node.next_functions if parent is not None)

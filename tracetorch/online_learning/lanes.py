@@ -42,6 +42,8 @@ def lane_derivatives(
     states: Sequence[Tensor | None],
     kwargs: Mapping[str, Any],
     detached: Collection[str] = (),
+    *,
+    of_output: bool = False,
 ) -> LaneDerivatives:
     """Differentiate the next states of one step by its states, its input and its parameters.
 
@@ -51,11 +53,12 @@ def lane_derivatives(
         states: as ``step`` takes them.
         kwargs: of ``step``.
         detached: names of spike functions that are constants here.
+        of_output: differentiate the output in place of the next states.
     """
-    sources, ends = _run(layer, x, states, kwargs, detached)
+    sources, output, ends = _run(layer, x, states, kwargs, detached)
     count = len(layer.active_states)
     names = list(learned_parameters(kwargs, layer.constraints))
-    rows = [_gradient(end, sources, None) for end in ends]
+    rows = [_gradient(end, sources, None) for end in ([output] if of_output else ends)]
     return LaneDerivatives(
         [row[:count] for row in rows],
         [row[count] for row in rows],
@@ -64,7 +67,7 @@ def lane_derivatives(
 
 
 def check_pointwise(layer: Neuron, x: Tensor, kwargs: Mapping[str, Any], label: str) -> None:
-    """Raise where a lane's next state depends on another lane.
+    """Raise where a lane's output or next state depends on another lane.
 
     The product of random signs with a diagonal Jacobian is the diagonal times the signs, exactly.
 
@@ -81,8 +84,8 @@ def check_pointwise(layer: Neuron, x: Tensor, kwargs: Mapping[str, Any], label: 
         return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
     states = [noise() if name in layer.active_states else None for name in layer.states]
-    sources, ends = _run(layer, x + noise(), states, kwargs)
-    for end in ends:
+    sources, output, ends = _run(layer, x + noise(), states, kwargs)
+    for end in (output, *ends):
         signs = noise().sign()
         for plain, signed in zip(
             _gradient(end, sources, None), _gradient(end, sources, signs), strict=True
@@ -106,8 +109,8 @@ def _run(
     states: Sequence[Tensor | None],
     kwargs: Mapping[str, Any],
     detached: Collection[str] = (),
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run ``step`` on leaves of the lanes' shape; return the leaves and the next active states."""
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Run ``step`` on leaves of the lanes' shape; return leaves, output and next active states."""
 
     def leaf(value: Tensor) -> Tensor:
         return value.detach().expand(x.shape).clone().requires_grad_()
@@ -118,10 +121,10 @@ def _run(
         learned = learned_parameters(kwargs, layer.constraints)
         leaves = {name: leaf(value) for name, value in learned.items()}
         constants = {name: _detached(kwargs[name]) for name in detached}
-        _, *ends = layer.step(given, *held, **{**kwargs, **leaves, **constants})
+        output, *ends = layer.step(given, *held, **{**kwargs, **leaves, **constants})
     active = layer.active_states
     sources = [*(s for s in held if s is not None), given, *leaves.values()]
-    return sources, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
+    return sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
 
 
 def _detached(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -13,15 +14,16 @@ from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.online_learning.dropped import DroppedPath, reached
+from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
 from tracetorch.online_learning.lanes import (
+    LaneDerivatives,
     check_pointwise,
     is_close,
     lane_derivatives,
     learned_parameters,
 )
 from tracetorch.online_learning.products import Product, is_product
-from tracetorch.online_learning.traces import Contribution, Traces, attach
+from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import neuron_layers, spike_functions
 from tracetorch.snn.module import TTModule, zero_states
 from tracetorch.snn.neuron import Neuron
@@ -32,10 +34,13 @@ from tracetorch.unrolling.inputs import call, parse_inputs
 
 Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 
+_Link: TypeAlias = tuple[str, nn.Linear]
+
 _NO_TRACE = "earlier steps have no trace; within a step the gradient is exact"
 _LOCAL = "earlier steps are constants"
 _SPIKES = "a spike's own effects (reset, refractoriness, recurrent traces) are constants"
 _SHARED = "its neurons share one trace, with the mean of their decays"
+_MEAN = "what it does there later decays with the mean of the neurons' decays"
 _RECURRENCE = "the outputs of the step before are constants"
 _OPTION = "a parameter of a spike function, without a trace"
 
@@ -103,6 +108,18 @@ class _Call(NamedTuple):
     shape: torch.Size
 
 
+class _Filter(NamedTuple):
+    """Traces of a layer, filtered by the layer behind the next product: derivatives of its states.
+
+    Args:
+        ndim, dtype: of the earlier layer's states, for its parameters.
+    """
+
+    traces: Traces
+    ndim: int
+    dtype: torch.dtype
+
+
 class OnlineLearner(TTModule):
     """A model that is stepped with eligibility traces; :func:`online` describes the rules.
 
@@ -142,11 +159,13 @@ class OnlineLearner(TTModule):
         self.model = model
         self.rule = rule
         self._traces: dict[str, Traces] = {}
+        # of a layer, by the earlier layer and the product between the two
+        self._filters: dict[str, dict[_Link, _Filter]] = {}
         self._left: dict[str, list[Tensor | None]] = {}
         self._dropped: dict[DroppedPath, None] = {}
         # what has been found out once: step is pointwise, and so is what is between two modules
         self._pointwise: set[str] = set()
-        self._direct: dict[tuple[str, Product], bool] = {}
+        self._direct: dict[tuple[Any, ...], bool] = {}
 
     @property
     def dropped(self) -> tuple[DroppedPath, ...]:
@@ -186,7 +205,7 @@ class OnlineLearner(TTModule):
         except BaseException:
             before.restore()
             raise
-        self._traces = step.traces
+        self._traces, self._filters = step.traces, step.filters
         self._dropped.update(step.dropped)
         self._note_states()
         return y
@@ -198,15 +217,22 @@ class OnlineLearner(TTModule):
         """
         super().zero_states(where=where)
         if where is None:
-            self._traces = {}
+            self._traces, self._filters = {}, {}
         else:
             self._traces = {p: traces.restarted(where) for p, traces in self._traces.items()}
+            self._filters = {
+                path: {
+                    link: each._replace(traces=each.traces.restarted(where))
+                    for link, each in filters.items()
+                }
+                for path, filters in self._filters.items()
+            }
         self._note_states()
 
     def detach_states(self) -> None:
         """Make constants of the states: the traces start anew from them."""
         super().detach_states()
-        self._traces = {}
+        self._traces, self._filters = {}, {}
         self._note_states()
 
     def _note_states(self) -> None:
@@ -263,16 +289,52 @@ class OnlineLearner(TTModule):
         return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))
 
 
+class _Output(NamedTuple):
+    """The output of a neuron layer in one step: its place in the graph, and its traces.
+
+    Args:
+        path: of the layer.
+        edge, shape: of the output.
+        traces: compute the traces of the output, as those of a single state.
+        leaves: what reaches the layer's states without a trace.
+        ndim, dtype: of its states.
+    """
+
+    path: str
+    edge: GradientEdge
+    shape: torch.Size
+    traces: Callable[[], Traces]
+    leaves: list[Tensor]
+    ndim: int
+    dtype: torch.dtype
+
+
+class _Feed(NamedTuple):
+    """An earlier layer's output that feeds a layer through a product.
+
+    Args:
+        output: of the earlier layer.
+        by_product: derivative of the layer's input by the product's output, lane by lane.
+        factor: derivative of the product's input by the earlier output, lane by lane.
+    """
+
+    output: _Output
+    by_product: Tensor
+    factor: Tensor
+
+
 class _Step:
     """One step of a learner in progress: what it has found, kept apart until it has succeeded."""
 
     def __init__(self, learner: OnlineLearner) -> None:
         self.learner = learner
         self.traces: dict[str, Traces] = {}
+        self.filters: dict[str, dict[_Link, _Filter]] = {}
         self.dropped: dict[DroppedPath, None] = {}
         self._entered: dict[str, list[Tensor | None]] = {}
         self._calls: list[_Call] = []
         self._called: set[str] = set()
+        self._outputs: dict[Any, _Output] = {}  # by their node in the graph
 
     def enter(self, path: str, layer: Neuron) -> None:
         """Cut the states of a layer from the last step's graph, and attach its traces to them."""
@@ -291,7 +353,8 @@ class _Step:
                         "of the learner, not of the model."
                     )
                 self.traces[path] = traces
-                replaced = attach(traces, _learned(layer, held[0].ndim, held[0].dtype), held)
+                self.filters[path] = self.learner._filters.get(path, {})
+                replaced = attach(self._attachments(path, layer, held[0]), held)
             for name, state in zip(layer.active_states, replaced, strict=True):
                 setattr(layer, name, state)
         self._entered[path] = _states_of(layer)
@@ -299,6 +362,14 @@ class _Step:
             self.drop(path, path, _RECURRENCE)
         elif self.learner.rule == "local":
             self.drop(path, path, _LOCAL)
+
+    def _attachments(self, path: str, layer: Neuron, state: Tensor) -> list[Attachment]:
+        """List the traces of a layer's states: its own, and those of layers before it."""
+        found = [_attachment(self.traces[path], layer, state.ndim, state.dtype)]
+        for (earlier, product), (traces, ndim, dtype) in self.filters[path].items():
+            neuron = self.learner._layers[earlier]
+            found.append(_attachment(traces, neuron, ndim, dtype, product))
+        return found
 
     def drop(self, origin: str, path: str, reason: str) -> None:
         """Note a path that is dropped."""
@@ -360,65 +431,124 @@ class _Step:
             shared = learner.rule == "ottt"
             spikes = [] if learner.rule == "exact" else spike_functions(layer)
             block = lane_derivatives(layer, work, states, values, spikes)
-            inputs = self._inputs(path, x)
+            inputs, fed, leaves = self._inputs(path, x)
             traces = self.traces.get(path, Traces(shared))
+
+            def of_output() -> Traces:
+                own = lane_derivatives(layer, work, states, values, of_output=True)
+                return traces.advanced(own, inputs)
+
+            if output.requires_grad:
+                edge = get_gradient_edge(output)
+                self._outputs[edge.node] = _Output(
+                    path, edge, output.shape, of_output, leaves, x.ndim, dtype
+                )
             self.traces[path] = traces.advanced(block, inputs)
-            self._note_dropped(path, layer, bool(spikes), inputs)
+            self.filters[path] = self._filtered(path, block, fed)
+            self._note_dropped(path, layer, bool(spikes), inputs, leaves)
 
         return hook
 
+    def _filtered(
+        self, path: str, block: LaneDerivatives, fed: Mapping[_Link, _Feed]
+    ) -> dict[_Link, _Filter]:
+        """Advance the traces of the layers before the products that feed a layer."""
+        held = self.filters.get(path, {})
+        advanced: dict[_Link, _Filter] = {}
+        for link in dict.fromkeys([*held, *fed]):
+            traces, ndim, dtype = held.get(link, _Filter(Traces(False), 0, torch.float32))
+            output, factor, own = Traces(False), torch.ones(()), block
+            if link in fed:
+                source, by_product, factor = fed[link]
+                output, ndim, dtype = source.traces(), source.ndim, source.dtype
+                by_input = [None if d is None else d * by_product.to(d) for d in block.by_input]
+                own = block._replace(by_input=by_input)
+            advanced[link] = _Filter(traces.filtered(output, factor, own), ndim, dtype)
+            if not all(map(_is_uniform, [*own.by_input, *itertools.chain(*own.by_state)])):
+                self.drop(link[0], path, _MEAN)
+        return advanced
+
     def _note_dropped(
-        self, path: str, layer: Neuron, spikes: bool, inputs: Sequence[Contribution]
+        self,
+        path: str,
+        layer: Neuron,
+        spikes: bool,
+        inputs: Sequence[Contribution],
+        leaves: Sequence[Tensor],
     ) -> None:
-        """Note what the rule and the traces leave out of a layer itself."""
-        names = {id(m): p for p, m in named_modules(self.learner.model)}
+        """Note what the rule and the traces of a layer leave out."""
         if spikes:
             self.drop(path, path, _SPIKES)
-        if self.learner.rule == "ottt":
+        if self.learner.rule == "ottt" and inputs:
+            names = {id(m): p for p, m in named_modules(self.learner.model)}
             for each in inputs:
                 self.drop(join_path(names[id(each.module)], "weight"), path, _SHARED)
         for name in layer.options:
             option = getattr(layer, name)
             if isinstance(option, nn.Module) and any(p.requires_grad for p in option.parameters()):
                 self.drop(join_path(path, name), path, _OPTION)
+        if leaves:
+            known = {id(p): name for p, name in _named_parameters(self.learner.model)}
+            for origin in sorted({known.get(id(leaf), "an input") for leaf in leaves}):
+                self.drop(origin, path, _NO_TRACE)
 
-    def _inputs(self, path: str, x: Tensor) -> list[Contribution]:
-        """Find the products that a layer's input came from; note all else that reaches it."""
-        if not x.requires_grad:
-            return []
-        calls = {each.edge.node: each for each in self._calls}
-        root = get_gradient_edge(x)
-        met, leaves = reached([root.node], calls.keys())
+    def _inputs(
+        self, path: str, x: Tensor
+    ) -> tuple[list[Contribution], dict[_Link, _Feed], list[Tensor]]:
+        """Find the products that a layer's input came from, and the layers before those.
+
+        Returns:
+            The products; the layers before them; and the leaves of the graph that reach the layer
+            by other paths.
+        """
         found: list[Contribution] = []
-        for node, each in calls.items():
-            if node not in met:
-                continue
-            factor = self._factor(path, x, each, root.node is node)
+        fed: dict[_Link, _Feed] = {}
+        if not x.requires_grad:
+            return found, fed, []
+        calls = {each.edge.node: each for each in self._calls}
+        met, leaves = reached([get_gradient_edge(x).node], calls.keys())
+        for node in met:
+            product = calls[node]
+            factor = self._factor((path, product.module), x, product.edge, product.shape)
             if factor is None:
-                leaves += reached([parent for parent, _ in node.next_functions], ())[1]
-            else:
-                found.append(Contribution(each.module, each.x, factor))
-                if each.x.requires_grad:
-                    leaves += reached([get_gradient_edge(each.x).node], ())[1]
-        names = {id(p): name for p, name in _named_parameters(self.learner.model)}
-        for origin in sorted({names.get(id(leaf), "an input") for leaf in leaves}):
-            self.drop(origin, path, _NO_TRACE)
-        return found
+                leaves += reached_from(node)
+                continue
+            found.append(Contribution(product.module, product.x, factor))
+            if not product.x.requires_grad:
+                continue
+            # traces of the layers before a product are filtered by e-prop and by the exact rule
+            follows = type(product.module) is nn.Linear and self.learner.rule != "ottt"
+            stops = self._outputs.keys() if follows else ()
+            outputs, others = reached([get_gradient_edge(product.x).node], stops)
+            leaves += others
+            for end in outputs:
+                output = self._outputs[end]
+                link = output.path, product.module
+                key = (output.path, path, product.module)
+                through = self._factor(key, product.x, output.edge, output.shape)
+                if through is None or link in fed:
+                    leaves += reached_from(end)
+                else:
+                    fed[link] = _Feed(output, factor, through)
+                    leaves += output.leaves
+        return found, fed, leaves
 
-    def _factor(self, path: str, x: Tensor, each: _Call, same: bool) -> Tensor | None:
-        """Differentiate a layer's input by a product's output; ``None`` if not lane by lane."""
-        ones = torch.ones_like(x)
-        if same:
+    def _factor(
+        self, key: tuple[Any, ...], y: Tensor, edge: GradientEdge, shape: torch.Size
+    ) -> Tensor | None:
+        """Differentiate a tensor by an earlier one; ``None`` where it is not lane by lane."""
+        ones = torch.ones_like(y)
+        if get_gradient_edge(y).node is edge.node:
             return ones
         direct = self.learner._direct
-        key = path, each.module
-        if x.shape != each.shape or direct.get(key) is False:
+        if y.shape != shape or direct.get(key) is False:
             return None
-        plain = _gradient(x, each.edge, ones)
+        plain = _gradient(y, edge, ones)
         if key not in direct:
+            # random signs pass through a diagonal as they are
             generator = torch.Generator().manual_seed(0)
-            signs = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device).sign()
-            direct[key] = is_close(_gradient(x, each.edge, signs), signs * plain)
+            signs = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).sign()
+            direct[key] = is_close(_gradient(y, edge, signs), signs * plain)
         return plain if direct[key] else None
 
 
@@ -430,8 +560,16 @@ def _states_of(layer: Neuron) -> list[Tensor | None]:
     return [getattr(layer, name) for name in layer.active_states]
 
 
-def _learned(layer: Neuron, ndim: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    return learned_parameters(layer.step_kwargs(ndim, dtype), layer.constraints)
+def _attachment(
+    traces: Traces, layer: Neuron, ndim: int, dtype: torch.dtype, product: nn.Linear | None = None
+) -> Attachment:
+    learned = learned_parameters(layer.step_kwargs(ndim, dtype), layer.constraints)
+    parameters = {name: learned[name] for name in traces.parameters if name in learned}
+    return Attachment(traces, parameters, product)
+
+
+def _is_uniform(derivative: Tensor | None) -> bool:
+    return derivative is None or bool((derivative == derivative.flatten()[0]).all())
 
 
 def _named_parameters(model: nn.Module) -> list[tuple[nn.Parameter, str]]:

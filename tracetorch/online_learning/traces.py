@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tracetorch.core.walk import Opaque
 from tracetorch.online_learning.lanes import LaneDerivatives
 from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
 
+Key = TypeVar("Key")
 Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`` is zero
 
 
@@ -95,7 +96,7 @@ class Traces(Opaque):
     def gradients(
         self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
     ) -> Iterator[Tensor | None]:
-        """Multiply the gradients of the states by the traces, in the order of :meth:`tensors`.
+        """Multiply the gradients of the states by the traces, parameters first, then weights.
 
         Args:
             by_state: of the loss by every state.
@@ -114,10 +115,40 @@ class Traces(Opaque):
             weights = weights_of(module)
             yield from [None] * len(weights) if summed is None else split(module, summed)
 
-    def tensors(self, parameters: dict[str, Tensor]) -> list[Tensor]:
-        """Return the tensors that there are traces for."""
-        weights = (weight for module in self.products for weight in weights_of(module))
-        return [*parameters.values(), *weights]
+    def weights(self) -> list[Tensor]:
+        """Return the weights of the products that there are traces for."""
+        return [weight for module in self.products for weight in weights_of(module)]
+
+    def filtered(self, output: Traces, factor: Tensor, block: LaneDerivatives) -> Traces:
+        """Return these traces, of the states of a later layer, after one more step.
+
+        The later layer is between a product and its own states. Its lanes are one for this: the
+        traces are multiplied by the mean of its derivatives.
+
+        Args:
+            output: the traces of the earlier layer's output, as those of a single state.
+            factor: derivative of the product's input by that output, lane by lane.
+            block: the derivatives of the later layer's step.
+        """
+        decays = [[None if d is None else d.mean() for d in row] for row in block.by_state]
+        inflows = [None if d is None else d.mean() for d in block.by_input]
+
+        def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
+            inflow = (_product(each, fed) for each in inflows)
+            return [
+                _sum([*_carried(row, held, lambda d: d), new])
+                for row, new in zip(decays, inflow, strict=True)
+            ]
+
+        parameters = {
+            name: advanced(trace, _product(factor, fed))
+            for name, trace, fed in _joined(self.parameters, output.parameters)
+        }
+        products = {
+            module: advanced(trace, _product(lanes(module, factor).unsqueeze(-1), fed))
+            for module, trace, fed in _joined(self.products, output.products)
+        }
+        return Traces(self.shared, parameters, products)
 
     def restarted(self, where: Tensor) -> Traces:
         """Return the traces with those of some samples set to zero.
@@ -136,20 +167,43 @@ class Traces(Opaque):
         )
 
 
-def attach(
-    traces: Traces, parameters: dict[str, Tensor], states: Sequence[Tensor]
-) -> Sequence[Tensor]:
+class Attachment(NamedTuple):
+    """Traces that the gradient of a layer's states is multiplied by.
+
+    Args:
+        traces: one for each of the states.
+        parameters: the constrained parameters with traces, part of the graph.
+        product: the linear layer behind which the states are, where the traces are those of the
+            layer before it.
+    """
+
+    traces: Traces
+    parameters: dict[str, Tensor]
+    product: nn.Linear | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that there are traces for."""
+        return [*self.parameters.values(), *self.traces.weights()]
+
+    def gradients(self, by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """Multiply the gradients of the states by the traces, in the order of the tensors."""
+        if self.product is not None:
+            weight = self.product.weight.detach()
+            by_state = [None if g is None else g @ weight.to(g) for g in by_state]
+        return self.traces.gradients(by_state, self.parameters)
+
+
+def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the states as functions of what there are traces for: their gradient meets the traces.
 
     Args:
-        traces: of the layer.
-        parameters: its constrained parameters with traces, part of the graph.
-        states: its states; their own graph is cut.
+        attachments: the traces.
+        states: the states; their own graph is cut.
     """
-    names = {name: value for name, value in parameters.items() if name in traces.parameters}
+    tensors = [tensor for each in attachments for tensor in each.tensors()]
     held = [state.detach() for state in states]
     results: Sequence[Tensor] = _Attach.apply(  # type: ignore[no-untyped-call]
-        traces, names, len(held), *held, *traces.tensors(names)
+        attachments, len(held), *held, *tensors
     )
     return results
 
@@ -157,17 +211,17 @@ def attach(
 class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, traces: Traces, parameters: dict[str, Tensor], count: int, *tensors: Tensor
+        ctx: Any, attachments: Sequence[Attachment], count: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.traces, ctx.parameters = traces, {n: p.detach() for n, p in parameters.items()}
+        ctx.attachments = attachments
         ctx.set_materialize_grads(False)
         return tuple(state.clone() for state in tensors[:count])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = ctx.traces.gradients(by_state, ctx.parameters)
-        return (None, None, None, *[None] * len(by_state), *found)
+        found = [gradient for each in ctx.attachments for gradient in each.gradients(by_state)]
+        return (None, None, *[None] * len(by_state), *found)
 
 
 def _carried(
@@ -179,6 +233,14 @@ def _carried(
     for derivative, each in zip(derivatives, trace or (), strict=False):
         if derivative is not None and each is not None:
             yield coefficient(derivative) * each
+
+
+def _joined(
+    held: dict[Key, Trace], output: dict[Key, Trace]
+) -> Iterator[tuple[Key, Trace | None, Tensor | None]]:
+    """Iterate over the traces that are held, and those of an output, by key."""
+    for key in dict.fromkeys([*held, *output]):
+        yield key, held.get(key), output[key][0] if key in output else None
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
