@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from examples.playground import AdaptiveLIF, Izhikevich, RefractoryLIF, ResonateAndFire
-from tests.cases import LAYERS, layer, sequence, stepped, vary, weighted_sum
+from tests.cases import LAYERS, READOUTS, layer, sequence, stepped, vary, weighted_sum
 from tests.fuse.test_random_neurons import random_neuron
 from tests.fuse.test_sequence import CustomNeuron, MixingNeuron
 from tests.init.test_response import Quadratic
@@ -100,6 +100,20 @@ def test_one_layer_is_exact(name: str) -> None:
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_neuron_is_exact(name: str) -> None:
     assert_exact(network(CUSTOM[name]()), sequence(STEPS, 4, 6))
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("hidden", ["LIF", "BSRLIF", "custom"])
+def test_hidden_layer_is_exact_before_a_readout_with_one_decay(hidden: str, readout: str) -> None:
+    ranks = {"SReadout": ("alpha",), "RReadout": ("gamma", "rec_weight")}.get(readout, ())
+    if readout == "SRReadout":
+        ranks = ("alpha", "gamma", "rec_weight")
+    last = layer(readout, 4, **{f"{name}_rank": 0 for name in ("beta", *ranks)})
+    first = CustomNeuron(5) if hidden == "custom" else layer(hidden, 5)
+    net = nn.Sequential(
+        nn.Linear(6, 5), first, nn.ReLU(), nn.Linear(5, 4), last, nn.Linear(4, 2)
+    ).double()
+    assert_exact(net, sequence(STEPS, 4, 6))
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
@@ -248,7 +262,7 @@ def test_eprop_is_exact_where_nothing_is_dropped() -> None:
 
 
 def test_ottt_is_eprop_where_neurons_decay_alike() -> None:
-    net, x = two_layers(), sequence(STEPS, 4, 6)
+    net, x = network(snn.SLIF(5)), sequence(STEPS, 4, 6)
     eprop, ottt = (online_gradients(net, x, rule) for rule in ("eprop", "ottt"))
     torch.testing.assert_close(ottt, eprop, **EXACT)
     vary(net)
@@ -270,12 +284,18 @@ def origins(learner: Any, path: str) -> set[str]:
 
 def test_dropped_paths_are_named() -> None:
     x = sequence(4, 6)
-    for rule, own, origin in (("eprop", "1", "1"), ("ottt", "0.weight", "2.weight")):
-        learner = tt.online(two_layers(), rule)  # type: ignore[arg-type]
-        learner(x)
-        assert own in origins(learner, "1")
-        first = {"0.weight", "0.bias", "1.raw_beta", "1.raw_pos_threshold"}
-        assert origins(learner, "3") == first | ({origin} if rule == "ottt" else set())
+    learner = tt.online(two_layers(), "eprop")
+    learner(x)
+    assert origins(learner, "1") == {"1"}  # its own spikes
+    assert origins(learner, "3") == set()
+    vary(learner.model)
+    learner(x)
+    assert origins(learner, "3") == {"1"}  # the readout's decays differ
+    learner = tt.online(two_layers(), "ottt")
+    learner(x)
+    first = {"0.weight", "0.bias", "1.raw_beta", "1.raw_pos_threshold"}
+    assert origins(learner, "1") == {"0.weight", "1"}
+    assert origins(learner, "3") == first | {"2.weight"}
     learner = tt.online(two_layers(), "local")
     learner(x)
     assert set(learner.dropped) == {
@@ -284,6 +304,11 @@ def test_dropped_paths_are_named() -> None:
     learner = tt.online(network(snn.Recurrent(snn.LIF(5), nn.Linear(5, 5))), "eprop")
     learner(x)
     assert origins(learner, "1") == {"1"}
+    deep = network(snn.LIF(5), nn.Linear(5, 5), snn.LIF(5), nn.Linear(5, 5), snn.Readout(5))
+    learner = tt.online(deep, "eprop")
+    learner(x)
+    assert origins(learner, "3") == {"3"}
+    assert origins(learner, "5") == first
 
 
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
@@ -374,6 +399,10 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (
+            nn.Sequential(snn.LIF(6), nn.Linear(6, 6), snn.Readout(6, torch.rand(6))),
+            "0 -> states of 2: what it does there later decays with the mean",
+        ),
         (nn.Sequential(nn.Linear(6, 6), snn.LIF(6), snn.LIF(6)), "1.raw_beta -> states of 2: ear"),
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),

@@ -296,7 +296,7 @@ class _Output(NamedTuple):
         path: of the layer.
         edge, shape: of the output.
         traces: compute the traces of the output, as those of a single state.
-        leaves: what reaches the layer's states without a trace.
+        leaves: what reaches the layer's states through layers before it, or without a trace.
         ndim, dtype: of its states.
     """
 
@@ -432,6 +432,8 @@ class _Step:
             spikes = [] if learner.rule == "exact" else spike_functions(layer)
             block = lane_derivatives(layer, work, states, values, spikes)
             inputs, fed, leaves = self._inputs(path, x)
+            # a layer behind follows this one's own parameters and products, not what is before
+            before = [leaf for each in fed.values() for leaf in reached_from(each.output.edge.node)]
             traces = self.traces.get(path, Traces(shared))
 
             def of_output() -> Traces:
@@ -441,7 +443,7 @@ class _Step:
             if output.requires_grad:
                 edge = get_gradient_edge(output)
                 self._outputs[edge.node] = _Output(
-                    path, edge, output.shape, of_output, leaves, x.ndim, dtype
+                    path, edge, output.shape, of_output, [*leaves, *before], x.ndim, dtype
                 )
             self.traces[path] = traces.advanced(block, inputs)
             self.filters[path] = self._filtered(path, block, fed)
