@@ -400,7 +400,7 @@ def test_rows_of_digits_are_learned_as_by_backpropagation(rule: Any) -> None:
                         cross_entropy(learner(step), target).backward()
                 else:
                     y = tt.unroll(net, x)
-                    sum(cross_entropy(step, target) for step in y).backward()
+                    torch.stack([cross_entropy(step, target) for step in y]).sum().backward()
                 tt.zero_states(learner)
                 optimizer.step()
                 optimizer.zero_grad()
