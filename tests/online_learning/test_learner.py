@@ -426,6 +426,15 @@ class Zeroing(nn.Module):
         return self.neuron(x)
 
 
+class Drawing(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> Any:
+        mem = 0.5 * mem + x + torch.rand_like(x)
+        return mem, mem
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -446,6 +455,7 @@ class Twice(nn.Module):
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
         (MixingNeuron(6), "has a step that mixes neurons or samples"),
+        (Drawing(6), "has other states than its step computes from the same input"),
         (Twice(), "layer 'neuron', .* is called twice in one step"),
         (Zeroing(), "layer 'neuron', .* has its states changed inside forward"),
     ],

@@ -15,7 +15,7 @@ from tracetorch.core.walk import Opaque, join_path, named_modules
 from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
-    check_pointwise,
+    check_step,
     is_close,
     lane_derivatives,
     learned_parameters,
@@ -241,7 +241,7 @@ class Step:
             ]
             values = layer.step_kwargs(x.ndim, dtype)
             if path not in held.pointwise:
-                check_pointwise(layer, work, values, layer_label(layer, path))
+                check_step(layer, work, states, values, layer_label(layer, path))
                 held.pointwise.add(path)
             shared = held.rule == "ottt"
             spikes = [] if held.rule == "exact" else spike_functions(layer)
@@ -324,8 +324,9 @@ class Step:
             return found, fed, []
         calls = {each.edge.node: each for each in self._calls}
         met, leaves = reached([get_gradient_edge(x).node], calls.keys())
-        for node in met:
-            product = calls[node]
+        for node, product in calls.items():
+            if node not in met:
+                continue
             factor = self._factor((path, product.module), x, product.edge, product.shape)
             if factor is None:
                 leaves += reached_from(node)
@@ -336,11 +337,12 @@ class Step:
             # traces of the layers before a product are filtered by e-prop and by the exact rule
             linear = product.module if type(product.module) is nn.Linear else None
             follows = linear is not None and self.held.rule != "ottt"
-            stops = self._outputs.keys() if follows else ()
-            outputs, others = reached([get_gradient_edge(product.x).node], stops)
+            outputs = self._outputs if follows else {}
+            ends, others = reached([get_gradient_edge(product.x).node], outputs.keys())
             leaves += others
-            for end in outputs:
-                output = self._outputs[end]
+            for end, output in outputs.items():
+                if end not in ends:
+                    continue
                 key = (output.path, path, product.module)
                 through = self._factor(key, product.x, output.edge, output.shape)
                 if linear is None or through is None or (output.path, linear) in fed:
