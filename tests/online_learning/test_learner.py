@@ -448,7 +448,10 @@ class Twice(nn.Module):
             nn.Sequential(snn.LIF(6), nn.Linear(6, 6), snn.Readout(6, torch.rand(6))),
             "0 -> states of 2: what it does there later decays with the mean",
         ),
-        (nn.Sequential(nn.Linear(6, 6), snn.LIF(6), snn.LIF(6)), "1.raw_beta -> states of 2: ear"),
+        (
+            nn.Sequential(nn.Linear(6, 6), snn.LIF(6), snn.LIF(6)),
+            "1.raw_beta -> states of 2: no trace of",
+        ),
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
         (MixingNeuron(6), "has a step that mixes neurons or samples"),

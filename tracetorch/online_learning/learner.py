@@ -151,7 +151,7 @@ class OnlineLearner(TTModule):
                 paths = "\n  ".join(map(str, step.dropped))
                 raise ValueError(
                     "the gradients cannot be exact online, for there are paths through time that "
-                    f"no trace follows:\n  {paths}\nThey are dropped by rule='eprop'."
+                    f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
                 )
         except BaseException:
             before.restore()

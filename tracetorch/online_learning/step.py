@@ -30,7 +30,7 @@ Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 
 Link: TypeAlias = tuple[str, nn.Linear]
 
-_NO_TRACE = "earlier steps have no trace; within a step the gradient is exact"
+_NO_TRACE = "no trace of earlier steps"
 _LOCAL = "earlier steps are constants"
 _SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
 _SHARED = "its neurons share one trace, with the mean of their decays"
