@@ -83,9 +83,9 @@ class OnlineLearner(TTModule):
 
     A call is one step, and its output is part of a graph of this step alone. The states of before
     enter it as functions of the parameters whose derivatives are the traces, so an ordinary
-    ``backward()`` gives the rule's gradients, at each step or of a sum over some of them. A layer
-    may be given states before its first step; they are constants. After that,
-    states are zeroed through the learner, so that traces go with them.
+    ``backward()`` gives the rule's gradients, at each step or of a sum over some of them. States
+    that the model holds before the first step are constants, as those of a copy are. Later they are
+    zeroed through the learner, so that traces go with them.
 
     Args:
         model: any module with neuron layers, whose call is one step.

@@ -80,6 +80,10 @@ class Held(Opaque):
         self.pointwise: set[str] = set()
         self.direct: dict[tuple[Any, ...], bool] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the states of a copy are detached: constants, which no trace belongs to
+        return {**vars(self), "traces": {}, "filters": {}, "left": {}}
+
     def restart(self, where: Tensor | None = None) -> None:
         """Forget all traces, with ``where`` those of some samples, and note the states."""
         if where is None:
