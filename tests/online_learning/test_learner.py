@@ -200,8 +200,22 @@ def test_loss_of_states_is_exact() -> None:
     assert_same(named_gradients(net), expected)
 
 
-def test_samples_restart_by_themselves() -> None:
-    net, x = network(layer("SLIF", 5)), sequence(12, 4, 6)
+def convolution() -> nn.Sequential:
+    neurons = snn.SLIF(3, dim=1)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 3, 2), neurons).double()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: network(layer("SLIF", 5)),
+        lambda: network(layer("RLIF", 5), nn.Linear(5, 5), snn.Readout(5, beta_rank=0)),
+        convolution,
+    ],
+    ids=["one layer", "filtered", "convolution"],
+)
+def test_samples_restart_by_themselves(build: Callable[[], nn.Sequential]) -> None:
+    net, x = build(), sequence(12, 4, 6)
     where = torch.tensor([True, False, False, True])
     grads = []
     for module in (net, tt.online(net)):
@@ -276,13 +290,15 @@ def test_eprop_is_exact_where_nothing_is_dropped() -> None:
     assert_same(online_gradients(net, x, "eprop"), bptt_gradients(net, x))
 
 
-def test_ottt_is_eprop_where_neurons_decay_alike() -> None:
-    net, x = network(snn.SLIF(5)), sequence(STEPS, 4, 6)
+@pytest.mark.parametrize("build", [lambda: network(snn.SLIF(5)), convolution])
+def test_ottt_is_eprop_where_neurons_decay_alike(build: Callable[[], nn.Sequential]) -> None:
+    net, x = build(), sequence(STEPS, 4, 6)
     eprop, ottt = (online_gradients(net, x, rule) for rule in ("eprop", "ottt"))
     assert_same(ottt, eprop)
     vary(net)
     eprop, ottt = (online_gradients(net, x, rule) for rule in ("eprop", "ottt"))
-    assert not torch.allclose(ottt["0.weight"], eprop["0.weight"], rtol=1e-3)
+    name = next(name for name in eprop if name.endswith("weight"))
+    assert not torch.allclose(ottt[name], eprop[name], rtol=1e-3)
 
 
 def test_last_layer_of_two_is_exact() -> None:
@@ -403,7 +419,7 @@ def test_rows_of_digits_are_learned_as_by_backpropagation() -> None:
         net.double()  # in float32, spikes that rounding moves make two runs differ by a point
         learner = tt.online(net) if online else net
         optimizer = torch.optim.Adam(net.parameters(), 2e-2)
-        for _ in range(4):
+        for _ in range(2):
             for index in torch.randperm(len(labels)).split(60):
                 if online:
                     for step in rows[:, index]:
@@ -418,7 +434,7 @@ def test_rows_of_digits_are_learned_as_by_backpropagation() -> None:
         return float((y.argmax(-1) == targets).double().mean())
 
     backpropagation = accuracy(online=False)
-    assert backpropagation > 0.6
+    assert backpropagation > 0.5
     assert abs(accuracy(online=True) - backpropagation) < 0.02
 
 
