@@ -30,6 +30,7 @@ ROOMS = (
     "export",
     "checkpoint",
     "init",
+    "online_learning",
     "metrics",
     "diagnosis",
     "__init__",

@@ -23,10 +23,12 @@ _LATE_ROOMS: tuple[str, ...] = (
     "metrics",
     "neurons",
     "nir",
+    "online_learning",
     "plot",
     "probe",
 )
-_LATE_FUNCTIONS = {"diagnose": "diagnosis"}  # and the room that each is in
+# and the room that each is in
+_LATE_FUNCTIONS = {"diagnose": "diagnosis", "online": "online_learning"}
 
 if TYPE_CHECKING:
     from tracetorch import (
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
         metrics,
         neurons,
         nir,
+        online_learning,
         plot,
         probe,
     )
     from tracetorch.diagnosis import diagnose
+    from tracetorch.online_learning import online
 
 __all__ = [
     "__version__",
@@ -63,6 +67,8 @@ __all__ = [
     "metrics",
     "neurons",
     "nir",
+    "online",
+    "online_learning",
     "param_groups",
     "plot",
     "probe",

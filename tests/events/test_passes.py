@@ -171,7 +171,7 @@ def test_wrong_inputs_raise_what_pytorch_raises() -> None:
 
 
 # PyTorch's own, in forward mode, and of torch.jit.trace itself
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_modes_and_transforms_stay_dense() -> None:
     layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
     from torch.overrides import TorchFunctionMode

@@ -1,0 +1,231 @@
+"""Step a model with a learning rule in place of backpropagation through time: ``online``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import suggestion
+from tracetorch.core.snapshot import restored
+from tracetorch.online_learning.dropped import DroppedPath
+from tracetorch.online_learning.step import Held, Rule, Step, named_parameters
+from tracetorch.probe.layers import neuron_layers
+from tracetorch.snn.module import TTModule, zero_states
+from tracetorch.snn.states import StateSnapshot
+from tracetorch.unrolling import unroll
+from tracetorch.unrolling.inputs import call, parse_inputs
+
+
+def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
+    """Learn online: step a model so that ``backward()`` at each step needs no step before it.
+
+    Instead of the graph of all steps, eligibility traces are carried along: the derivatives of
+    every state by what drives it. With the states ``s`` of one lane (a neuron of a sample), which
+    ``step`` maps to those of the next step, and a parameter or weight ``w``::
+
+        e[t] = (ds[t] / ds[t-1]) e[t-1] + ds[t] / dw          a block of S x S for S states
+        dloss[t] / dw = (dloss[t] / ds[t-1]) e[t-1] + (what one step's graph gives)
+
+    ``step`` is differentiated by autograd, so any neuron with a pointwise ``step`` will do. There
+    are traces for the parameters of every neuron layer, and for the weights of the ``nn.Linear`` or
+    ``nn.Conv2d`` before it, where everything between the two is pointwise, and of a linear
+    connection in :class:`~tracetorch.snn.Recurrent`. With ``"exact"`` and ``"eprop"`` the traces of
+    a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say, with the
+    mean of its decays: that is exact where they are all alike (``beta_rank=0``).
+
+    Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
+    ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
+    there is one more factor, the places, and as much again for each state of a filter.
+
+    The rules, from the most to the least exact:
+
+    - ``"exact"``: real-time recurrent learning, in blocks. The gradients are those of
+      backpropagation through time: for one layer of neurons, or a layer and a readout whose decays
+      are alike. Where they cannot be, the first such step raises and names the paths.
+    - ``"eprop"``: the block with the spike functions' own derivatives left out: what a spike does
+      to its own neuron later is a constant.
+    - ``"ottt"``: as ``"eprop"``, with one trace for all neurons of a layer, of its inputs alone,
+      and no filter: between layers gradients go through the graph of one step.
+    - ``"local"``: no traces; every state is a constant, so gradients know of one step alone.
+
+    Args:
+        model: any module with neuron layers, whose call is one step.
+        rule: one of the four.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no neuron layer, or there is no such rule.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2))
+        >>> learner = online(net)
+        >>> for x in torch.rand(1000, 8, 4):
+        ...     learner(x).square().sum().backward()  # adds this step's part to .grad
+        >>> learner.dropped
+        ()
+        >>> learner.zero_states()
+
+    Sources: Williams and Zipser, "A learning algorithm for continually running fully recurrent
+    neural networks", Neural Computation 1 (1989); Bellec et al., "A solution to the learning
+    dilemma for recurrent networks of spiking neurons", Nature Communications 11, 3625 (2020);
+    Xiao et al., "Online training through time for spiking neural networks", NeurIPS 2022;
+    ``"local"`` is the rule of Meng et al., "Towards memory- and time-efficient backpropagation for
+    training spiking neural networks", ICCV 2023.
+    """
+    return OnlineLearner(model, rule)
+
+
+class OnlineLearner(TTModule):
+    """A model that is stepped with eligibility traces; :func:`online` describes the rules.
+
+    A call is one step, and its output is part of a graph of this step alone. The states of before
+    enter it as functions of the parameters whose derivatives are the traces, so an ordinary
+    ``backward()`` gives the rule's gradients, at each step or of a sum over some of them. States
+    that the model holds before the first step are constants, as those of a copy are. Later they are
+    zeroed through the learner, so that traces go with them.
+
+    Args:
+        model: any module with neuron layers, whose call is one step.
+        rule: ``"exact"``, ``"eprop"``, ``"ottt"`` or ``"local"``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no neuron layer, or there is no such rule.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
+        >>> learner = OnlineLearner(net, "eprop")
+        >>> learner(torch.rand(8, 4)).shape
+        torch.Size([8, 2])
+        >>> for path in learner.dropped:
+        ...     print(path)
+        1 -> states of 1: a spike's own effects (reset, recurrent traces) are constants
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule = "exact") -> None:
+        super().__init__()
+        layers = neuron_layers(model)
+        if rule not in get_args(Rule):
+            raise ValueError(
+                f"there is no rule {rule!r}.{suggestion(rule, get_args(Rule))} There are "
+                f"{', '.join(map(repr, get_args(Rule)))}."
+            )
+        self.model = model
+        self.rule = rule
+        self._held = Held(model, layers, rule)
+        self._dropped: dict[DroppedPath, None] = {}
+
+    @property
+    def dropped(self) -> tuple[DroppedPath, ...]:
+        """The paths through time that the rule has dropped or changed, in the steps so far."""
+        return tuple(self._dropped)
+
+    def extra_repr(self) -> str:
+        """Name the rule."""
+        return f"rule={self.rule!r}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one step of the model, and advance the traces.
+
+        Raises:
+            ValueError: gradients are disabled; a state was set from outside between two steps; a
+                layer is called twice in a step, or its ``step`` is not pointwise; or the rule is
+                ``"exact"`` and the gradients would not be. Nothing has been changed then.
+        """
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "an online learner needs gradients, which are disabled here. To evaluate, call the "
+                "model itself, or tt.unroll(model, x, from_rest=True)."
+            )
+        step = Step(self._held)
+        before = StateSnapshot(self._held.layers.values())
+        try:
+            for path, layer in self._held.layers.items():
+                step.enter(path, layer)
+            with step.observed():
+                y = self.model(*args, **kwargs)
+            if self.rule == "exact" and step.dropped:
+                paths = "\n  ".join(map(str, step.dropped))
+                raise ValueError(
+                    "the gradients cannot be exact online, for there are paths through time that "
+                    f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
+                )
+        except BaseException:
+            before.restore()
+            raise
+        self._held.traces, self._held.filters = step.traces, step.filters
+        self._dropped.update(step.dropped)
+        self._held.note_states()
+        return y
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        """Set states and traces to zero, with ``where`` those of some samples.
+
+        Args, Raises: as :meth:`TTModule.zero_states`.
+        """
+        super().zero_states(where=where)
+        self._held.restart(where)
+
+    def detach_states(self) -> None:
+        """Make constants of the states: the traces start anew from them."""
+        super().detach_states()
+        self._held.restart()
+
+    def certificate(self, batch: Sequence[Any], loss: Callable[..., Tensor]) -> dict[str, float]:
+        """Compare the rule's gradients with those of backpropagation through time on a batch.
+
+        Both start from rest, and nothing of the model or the learner is changed.
+
+        Args:
+            batch: a tuple of the input, as for ``tt.unroll``, and the other arguments of the loss.
+            loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output ``[T, B, ...]``.
+
+        Returns:
+            The cosine between the two gradients by parameter: 1 where they agree in direction, 0
+            where they have nothing in common, or where one of them is zero.
+
+        Raises:
+            TypeError: ``batch`` is not a tuple.
+            ValueError: as :func:`tracetorch.unroll`, or as a step of the learner.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(4, 9), LIF(9), nn.Linear(9, 2), Readout(2))
+            >>> batch = torch.rand(20, 8, 4), torch.arange(8) % 2
+            >>> def loss(y, target):
+            ...     return nn.functional.cross_entropy(y.mean(0), target)
+            >>> cosines = online(net, "eprop").certificate(batch, loss)
+            >>> {name: round(cosine, 3) for name, cosine in cosines.items() if name[0] in "23"}
+            {'2.weight': 1.0, '2.bias': 1.0, '3.raw_beta': 1.0}
+        """
+        if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
+            raise TypeError(
+                "batch must be a tuple of the input and the other arguments of the loss, (x, "
+                f"target), got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
+            )
+        x, *rest = batch
+        inputs = parse_inputs(x, None, 0, True)
+        parameters = {name: p for p, name in named_parameters(self.model) if p.requires_grad}
+
+        def gradients(y: Tensor) -> list[Tensor]:
+            found = torch.autograd.grad(
+                loss(y, *rest), list(parameters.values()), allow_unused=True, materialize_grads=True
+            )
+            return [each.detach() for each in found]
+
+        with restored(self.model):
+            expected = gradients(unroll(self.model, x, by="step", from_rest=True))
+        with restored(self.model):
+            zero_states(self.model)
+            learner = OnlineLearner(self.model, self.rule)
+            found = gradients(torch.stack([call(learner, each) for each in inputs.each_step()]))
+        pairs = zip(found, expected, strict=True)
+        return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double().flatten(), b.double().flatten()
+    norms = float(a.norm() * b.norm())
+    return float(a @ b) / norms if norms > 0 else 0.0

@@ -1,0 +1,57 @@
+"""Describe linear layers and convolutions as products of features with a matrix of weights."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Product: TypeAlias = nn.Linear | nn.Conv2d
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether a module's weights can have traces."""
+    if type(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
+    return type(module) is nn.Linear
+
+
+def weights_of(module: Product) -> list[Tensor]:
+    """Return the weight, and the bias where there is one."""
+    return [module.weight] if module.bias is None else [module.weight, module.bias]
+
+
+def lanes(module: Product, values: Tensor) -> Tensor:
+    """Reshape values shaped like the output to ``[samples and places, outputs]``."""
+    channels_last = values if type(module) is nn.Linear else values.movedim(-3, -1)
+    return channels_last.reshape(-1, channels_last.shape[-1])
+
+
+def features(module: Product, x: Tensor) -> Tensor:
+    """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``.
+
+    A bias is one more input, which is always 1.
+    """
+    if type(module) is nn.Conv2d:
+        images = x if x.ndim == 4 else x[None]
+        padding = (0, 0) if isinstance(module.padding, str) else module.padding  # "valid"
+        patches = functional.unfold(
+            images,
+            (module.kernel_size[0], module.kernel_size[1]),
+            (module.dilation[0], module.dilation[1]),
+            (padding[0], padding[1]),
+            (module.stride[0], module.stride[1]),
+        )
+        rows = patches.transpose(1, 2).flatten(0, 1)
+    else:
+        rows = x.reshape(-1, x.shape[-1])
+    return rows if module.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+
+
+def split(module: Product, gradient: Tensor) -> list[Tensor]:
+    """Split a gradient ``[outputs, inputs]`` into those of the weight and of the bias."""
+    if module.bias is None:
+        return [gradient.view_as(module.weight)]
+    return [gradient[:, :-1].reshape(module.weight.shape), gradient[:, -1]]

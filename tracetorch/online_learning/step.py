@@ -1,0 +1,405 @@
+"""Run one step of a model with eligibility traces, and find what its autograd graph gives them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.core.walk import Opaque, join_path, named_modules
+from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
+from tracetorch.online_learning.lanes import (
+    LaneDerivatives,
+    check_step,
+    is_close,
+    lane_derivatives,
+    learned_parameters,
+)
+from tracetorch.online_learning.products import Product, is_product
+from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
+from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.stateful_layer import layer_label
+
+Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
+
+Link: TypeAlias = tuple[str, nn.Linear]
+
+_NO_TRACE = "no trace of earlier steps"
+_LOCAL = "earlier steps are constants"
+_SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
+_SHARED = "its neurons share one trace, with the mean of their decays"
+_MEAN = "what it does there later decays with the mean of the neurons' decays"
+_RECURRENCE = "the outputs of the step before are constants"
+_OPTION = "a parameter of a spike function, without a trace"
+
+
+class _Call(NamedTuple):
+    """A call of a product: its input, its output's place in the graph, and its shape."""
+
+    module: Product
+    x: Tensor
+    edge: GradientEdge
+    shape: torch.Size
+
+
+class Filter(NamedTuple):
+    """Traces of a layer, filtered by the layer behind the next product: derivatives of its states.
+
+    Args:
+        traces: of the earlier layer, one for each state of the later one.
+        ndim, dtype: of the earlier layer's states, for its parameters.
+    """
+
+    traces: Traces
+    ndim: int
+    dtype: torch.dtype
+
+
+class Held(Opaque):
+    """All that is carried from step to step, besides the states.
+
+    Args:
+        model: the model.
+        layers: its neuron layers by path.
+        rule: the learning rule.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Neuron], rule: Rule) -> None:
+        self.model, self.layers, self.rule = model, layers, rule
+        self.traces: dict[str, Traces] = {}
+        # of a layer, by the earlier layer and the product between the two
+        self.filters: dict[str, dict[Link, Filter]] = {}
+        self.left: dict[str, list[Tensor | None]] = {}  # the states after the last step
+        # what has been found out once: step is pointwise, and so is what is between two modules
+        self.pointwise: set[str] = set()
+        self.direct: dict[tuple[Any, ...], bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the states of a copy are detached: constants, which no trace belongs to
+        return {**vars(self), "traces": {}, "filters": {}, "left": {}}
+
+    def restart(self, where: Tensor | None = None) -> None:
+        """Forget all traces, with ``where`` those of some samples, and note the states."""
+        if where is None:
+            self.traces, self.filters = {}, {}
+        else:
+            self.traces = {p: traces.restarted(where) for p, traces in self.traces.items()}
+            self.filters = {
+                path: {
+                    link: each._replace(traces=each.traces.restarted(where))
+                    for link, each in filters.items()
+                }
+                for path, filters in self.filters.items()
+            }
+        self.note_states()
+
+    def note_states(self) -> None:
+        """Remember which states the traces belong to."""
+        self.left = {path: states_of(layer) for path, layer in self.layers.items()}
+
+
+class _Output(NamedTuple):
+    """The output of a neuron layer in one step: its place in the graph, and its traces.
+
+    Args:
+        path: of the layer.
+        edge, shape: of the output.
+        traces: compute the traces of the output, as those of a single state.
+        leaves: what reaches the layer's states through layers before it, or without a trace.
+        ndim, dtype: of its states.
+    """
+
+    path: str
+    edge: GradientEdge
+    shape: torch.Size
+    traces: Callable[[], Traces]
+    leaves: list[Tensor]
+    ndim: int
+    dtype: torch.dtype
+
+
+class _Feed(NamedTuple):
+    """An earlier layer's output that feeds a layer through a product.
+
+    Args:
+        output: of the earlier layer.
+        by_product: derivative of the layer's input by the product's output, lane by lane.
+        factor: derivative of the product's input by the earlier output, lane by lane.
+    """
+
+    output: _Output
+    by_product: Tensor
+    factor: Tensor
+
+
+class Step:
+    """A step in progress: it keeps what it has found apart until it has succeeded.
+
+    Args:
+        held: what is carried from step to step; unchanged by the step.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self.held = held
+        self.traces: dict[str, Traces] = {}
+        self.filters: dict[str, dict[Link, Filter]] = {}
+        self.dropped: dict[DroppedPath, None] = {}
+        self._entered: dict[str, list[Tensor | None]] = {}
+        self._calls: list[_Call] = []
+        self._called: set[str] = set()
+        self._outputs: dict[Any, _Output] = {}  # by their node in the graph
+
+    def enter(self, path: str, layer: Neuron) -> None:
+        """Cut the states of a layer from the last step's graph, and attach its traces to them."""
+        states = states_of(layer)
+        traces = self.held.traces.get(path)
+        live = [state for state in states if state is not None]
+        if live:
+            if traces is None:
+                replaced: Sequence[Tensor] = [state.detach() for state in live]
+            else:
+                left = self.held.left[path]
+                if any(now is not then for now, then in zip(states, left, strict=True)):
+                    raise ValueError(
+                        f"{layer_label(layer, path)} has other states than the learner's last step "
+                        "left: its traces do not fit them. Call zero_states() or detach_states() "
+                        "of the learner, not of the model."
+                    )
+                self.traces[path] = traces
+                self.filters[path] = self.held.filters.get(path, {})
+                replaced = attach(self._attachments(path, layer, live[0]), live)
+            for name, state in zip(layer.active_states, replaced, strict=True):
+                setattr(layer, name, state)
+        self._entered[path] = states_of(layer)
+        if not hasattr(layer, "step"):
+            self.drop(path, path, _RECURRENCE)
+        elif self.held.rule == "local":
+            self.drop(path, path, _LOCAL)
+
+    def _attachments(self, path: str, layer: Neuron, state: Tensor) -> list[Attachment]:
+        """List the traces of a layer's states: its own, and those of layers before it."""
+        found = [_attachment(self.traces[path], layer, state.ndim, state.dtype)]
+        for (earlier, product), (traces, ndim, dtype) in self.filters[path].items():
+            neuron = self.held.layers[earlier]
+            found.append(_attachment(traces, neuron, ndim, dtype, product))
+        return found
+
+    def drop(self, origin: str, path: str, reason: str) -> None:
+        """Note a path that is dropped."""
+        self.dropped[DroppedPath(origin, path, reason)] = None
+
+    def observed(self) -> Any:
+        """Observe the calls of products and neuron layers within a block."""
+        held = self.held
+        if held.rule == "local":
+            return forward_hooks()
+        layers = {p: layer for p, layer in held.layers.items() if hasattr(layer, "step")}
+        products = [m for _, m in named_modules(held.model) if is_product(m)]
+        return forward_hooks(
+            before=[(layer, self._before(path)) for path, layer in layers.items()],
+            after=[
+                *((module, self._after_product) for module in products),
+                *((layer, self._after_neuron(path)) for path, layer in layers.items()),
+            ],
+        )
+
+    def _after_product(self, module: Product, args: Any, kwargs: Any, y: Tensor) -> None:
+        if y.requires_grad:
+            x = args[0] if args else kwargs["input"]
+            self._calls.append(_Call(module, x, get_gradient_edge(y), y.shape))
+
+    def _before(self, path: str) -> Callable[[Neuron, Any], None]:
+        def hook(layer: Neuron, args: Any) -> None:
+            states = zip(states_of(layer), self._entered[path], strict=True)
+            if any(now is not then for now, then in states):
+                twice = path in self._called
+                raise ValueError(
+                    f"{layer_label(layer, path)} is called twice in one step, "
+                    "which has one trace. Build a layer for each call."
+                    if twice
+                    else f"{layer_label(layer, path)} has its states changed inside forward(), "
+                    "where its traces cannot follow. Call zero_states() of the learner instead."
+                )
+
+        return hook
+
+    def _after_neuron(self, path: str) -> Callable[..., None]:
+        held = self.held
+
+        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> None:
+            self._called.add(path)
+            x = args[0] if args else kwargs["x"]
+            dtype = layer.check_input(x)
+            work = x.detach().to(dtype)
+            entered = dict(zip(layer.active_states, self._entered[path], strict=True))
+            states = [
+                None if name not in entered else torch.zeros_like(work) if s is None else s.detach()
+                for name in layer.states
+                for s in [entered.get(name)]
+            ]
+            values = layer.step_kwargs(x.ndim, dtype)
+            if path not in held.pointwise:
+                check_step(layer, work, states, values, layer_label(layer, path))
+                held.pointwise.add(path)
+            shared = held.rule == "ottt"
+            spikes = [] if held.rule == "exact" else spike_functions(layer)
+            block = lane_derivatives(layer, work, states, values, spikes)
+            inputs, fed, leaves = self._inputs(path, x)
+            # a layer behind follows this one's own parameters and products, not what is before
+            before = [leaf for each in fed.values() for leaf in reached_from(each.output.edge.node)]
+            traces = self.traces.get(path, Traces(shared))
+
+            def of_output() -> Traces:
+                own = lane_derivatives(layer, work, states, values, of_output=True)
+                return traces.advanced(own, inputs)
+
+            if output.requires_grad:
+                edge = get_gradient_edge(output)
+                self._outputs[edge.node] = _Output(
+                    path, edge, output.shape, of_output, [*leaves, *before], x.ndim, dtype
+                )
+            self.traces[path] = traces.advanced(block, inputs)
+            self.filters[path] = self._filtered(path, block, fed)
+            self._note_dropped(path, layer, bool(spikes), inputs, leaves)
+
+        return hook
+
+    def _filtered(
+        self, path: str, block: LaneDerivatives, fed: Mapping[Link, _Feed]
+    ) -> dict[Link, Filter]:
+        """Advance the traces of the layers before the products that feed a layer."""
+        before = self.filters.get(path, {})
+        advanced: dict[Link, Filter] = {}
+        for link in dict.fromkeys([*before, *fed]):
+            traces, ndim, dtype = before.get(link, Filter(Traces(False), 0, torch.float32))
+            output, factor, own = Traces(False), torch.ones(()), block
+            if link in fed:
+                source, by_product, factor = fed[link]
+                output, ndim, dtype = source.traces(), source.ndim, source.dtype
+                by_input = [None if d is None else d * by_product.to(d) for d in block.by_input]
+                own = block._replace(by_input=by_input)
+            advanced[link] = Filter(traces.filtered(output, factor, own), ndim, dtype)
+            if not all(map(_is_uniform, [*own.by_input, *itertools.chain(*own.by_state)])):
+                self.drop(link[0], path, _MEAN)
+        return advanced
+
+    def _note_dropped(
+        self,
+        path: str,
+        layer: Neuron,
+        spikes: bool,
+        inputs: Sequence[Contribution],
+        leaves: Sequence[Tensor],
+    ) -> None:
+        """Note what the rule and the traces of a layer leave out."""
+        if spikes:
+            self.drop(path, path, _SPIKES)
+        if self.held.rule == "ottt" and inputs:
+            names = {id(m): p for p, m in named_modules(self.held.model)}
+            for each in inputs:
+                self.drop(join_path(names[id(each.module)], "weight"), path, _SHARED)
+        for name in layer.options:
+            option = getattr(layer, name)
+            if isinstance(option, nn.Module) and any(p.requires_grad for p in option.parameters()):
+                self.drop(join_path(path, name), path, _OPTION)
+        if leaves:
+            known = {id(p): name for p, name in named_parameters(self.held.model)}
+            for origin in sorted({known.get(id(leaf), "an input") for leaf in leaves}):
+                self.drop(origin, path, _NO_TRACE)
+
+    def _inputs(
+        self, path: str, x: Tensor
+    ) -> tuple[list[Contribution], dict[Link, _Feed], list[Tensor]]:
+        """Find the products that a layer's input came from, and the layers before those.
+
+        Returns:
+            The products; the layers before them; and the leaves of the graph that reach the layer
+            by other paths.
+        """
+        found: list[Contribution] = []
+        fed: dict[Link, _Feed] = {}
+        if not x.requires_grad:
+            return found, fed, []
+        calls = {each.edge.node: each for each in self._calls}
+        met, leaves = reached([get_gradient_edge(x).node], calls.keys())
+        for node, product in calls.items():
+            if node not in met:
+                continue
+            factor = self._factor((path, product.module), x, product.edge, product.shape)
+            if factor is None:
+                leaves += reached_from(node)
+                continue
+            found.append(Contribution(product.module, product.x, factor))
+            if not product.x.requires_grad:
+                continue
+            # traces of the layers before a product are filtered by e-prop and by the exact rule
+            linear = product.module if type(product.module) is nn.Linear else None
+            follows = linear is not None and self.held.rule != "ottt"
+            outputs = self._outputs if follows else {}
+            ends, others = reached([get_gradient_edge(product.x).node], outputs.keys())
+            leaves += others
+            for end, output in outputs.items():
+                if end not in ends:
+                    continue
+                key = (output.path, path, product.module)
+                through = self._factor(key, product.x, output.edge, output.shape)
+                if linear is None or through is None or (output.path, linear) in fed:
+                    leaves += reached_from(end)
+                else:
+                    fed[output.path, linear] = _Feed(output, factor, through)
+                    leaves += output.leaves
+        return found, fed, leaves
+
+    def _factor(
+        self, key: tuple[Any, ...], y: Tensor, edge: GradientEdge, shape: torch.Size
+    ) -> Tensor | None:
+        """Differentiate a tensor by an earlier one; ``None`` where it is not lane by lane."""
+        ones = torch.ones_like(y)
+        if get_gradient_edge(y).node is edge.node:
+            return ones
+        direct = self.held.direct
+        if y.shape != shape or direct.get(key) is False:
+            return None
+        plain = _gradient(y, edge, ones)
+        if key not in direct:
+            # random signs pass through a diagonal as they are
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).sign()
+            direct[key] = is_close(_gradient(y, edge, signs), signs * plain)
+        return plain if direct[key] else None
+
+
+def _gradient(x: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
+    return torch.autograd.grad(x, [edge], cotangent, retain_graph=True)[0]
+
+
+def states_of(layer: Neuron) -> list[Tensor | None]:
+    """Return the active states of a layer."""
+    return [getattr(layer, name) for name in layer.active_states]
+
+
+def _attachment(
+    traces: Traces, layer: Neuron, ndim: int, dtype: torch.dtype, product: nn.Linear | None = None
+) -> Attachment:
+    learned = learned_parameters(layer.step_kwargs(ndim, dtype), layer.constraints)
+    parameters = {name: learned[name] for name in traces.parameters if name in learned}
+    return Attachment(traces, parameters, product)
+
+
+def _is_uniform(derivative: Tensor | None) -> bool:
+    return derivative is None or bool((derivative == derivative.flatten()[0]).all())
+
+
+def named_parameters(model: nn.Module) -> list[tuple[nn.Parameter, str]]:
+    """List the parameters of a model, those of hidden modules too, each once."""
+    found: dict[nn.Parameter, str] = {}
+    for path, module in named_modules(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(parameter, join_path(path, name))
+    return list(found.items())

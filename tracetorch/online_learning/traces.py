@@ -1,0 +1,261 @@
+"""Advance eligibility traces, and attach them to the states of a layer in the autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tracetorch.core.walk import Opaque
+from tracetorch.online_learning.lanes import LaneDerivatives
+from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
+
+Key = TypeVar("Key")
+Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`` is zero
+
+
+class Contribution(NamedTuple):
+    """A product that feeds a neuron layer in one step.
+
+    Args:
+        module: the linear layer or convolution.
+        x: its input.
+        factor: derivative of the layer's input by the product's output, lane by lane.
+    """
+
+    module: Product
+    x: Tensor
+    factor: Tensor
+
+
+class Traces(Opaque):
+    """The derivatives of a layer's states by what it learns.
+
+    Args:
+        shared: products have one trace for all neurons of the layer.
+        parameters: derivatives by the constrained parameters, shaped like the states.
+        products: derivatives by the weights of products before the layer, ``[M, N, K]``: samples
+            and places, neurons, inputs; ``[M, K]`` where they are shared.
+    """
+
+    def __init__(
+        self,
+        shared: bool,
+        parameters: dict[str, Trace] | None = None,
+        products: dict[Product, Trace] | None = None,
+    ) -> None:
+        self.shared = shared
+        self.parameters = parameters or {}
+        self.products = products or {}
+
+    def advanced(self, block: LaneDerivatives, inputs: Sequence[Contribution]) -> Traces:
+        """Return the traces after one more step; these stay, for graphs that are still alive.
+
+        Args:
+            block: the derivatives of the step.
+            inputs: the products that its input came from.
+        """
+        parameters: dict[str, Trace] = {}
+        for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
+            held = self.parameters.get(name)
+            parameters[name] = [
+                _sum([*_carried(row, held, lambda d: d), direct.get(name)])
+                for row, direct in zip(block.by_state, block.by_parameter, strict=True)
+            ]
+        products: dict[Product, Trace] = {}
+        for module in dict.fromkeys([*self.products, *(each.module for each in inputs)]):
+            fed = [each for each in inputs if each.module is module]
+            products[module] = self._advanced_product(block, module, fed)
+        return Traces(self.shared, parameters, products)
+
+    def _advanced_product(
+        self, block: LaneDerivatives, module: Product, fed: Sequence[Contribution]
+    ) -> Trace:
+        held = self.products.get(module)
+
+        def coefficient(derivative: Tensor) -> Tensor:
+            # what a trace is multiplied by: a number, or one a lane
+            return derivative.mean() if self.shared else lanes(module, derivative).unsqueeze(-1)
+
+        rows = [(each, features(module, each.x.detach())) for each in fed]
+        trace: Trace = []
+        for states, direct in zip(block.by_state, block.by_input, strict=True):
+            terms = list(_carried(states, held, coefficient))
+            if direct is not None:
+                for each, row in rows:
+                    by_output = coefficient(direct * each.factor.to(direct))
+                    terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
+            trace.append(_sum(terms))
+        if not self.shared:
+            return trace
+        return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
+
+    def gradients(
+        self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
+    ) -> Iterator[Tensor | None]:
+        """Multiply the gradients of the states by the traces, parameters first, then weights.
+
+        Args:
+            by_state: of the loss by every state.
+            parameters: the constrained parameters, whose shapes the gradients take.
+        """
+        for name, value in parameters.items():
+            trace = self.parameters[name]
+            summed = _sum(_product(g, e) for g, e in zip(by_state, trace, strict=True))
+            yield None if summed is None else summed.sum_to_size(value.shape)
+        for module, trace in self.products.items():
+            equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
+            summed = _sum(
+                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
+                for g, e in zip(by_state, trace, strict=True)
+            )
+            weights = weights_of(module)
+            yield from [None] * len(weights) if summed is None else split(module, summed)
+
+    def weights(self) -> list[Tensor]:
+        """Return the weights of the products that there are traces for."""
+        return [weight for module in self.products for weight in weights_of(module)]
+
+    def filtered(self, output: Traces, factor: Tensor, block: LaneDerivatives) -> Traces:
+        """Return these traces, of the states of a later layer, after one more step.
+
+        The later layer is between a product and its own states. Its lanes are one for this: the
+        traces are multiplied by the mean of its derivatives.
+
+        Args:
+            output: the traces of the earlier layer's output, as those of a single state.
+            factor: derivative of the product's input by that output, lane by lane.
+            block: the derivatives of the later layer's step.
+        """
+        decays = [[None if d is None else d.mean() for d in row] for row in block.by_state]
+        inflows = [None if d is None else d.mean() for d in block.by_input]
+
+        def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
+            inflow = (_product(each, fed) for each in inflows)
+            return [
+                _sum([*_carried(row, held, lambda d: d), new])
+                for row, new in zip(decays, inflow, strict=True)
+            ]
+
+        parameters = {
+            name: advanced(trace, _product(factor, fed))
+            for name, trace, fed in _joined(self.parameters, output.parameters)
+        }
+        products = {
+            module: advanced(trace, _product(lanes(module, factor).unsqueeze(-1), fed))
+            for module, trace, fed in _joined(self.products, output.products)
+        }
+        return Traces(self.shared, parameters, products)
+
+    def restarted(self, where: Tensor) -> Traces:
+        """Return the traces with those of some samples set to zero.
+
+        Args:
+            where: boolean mask over the batch.
+        """
+
+        def cleared(trace: Trace) -> Trace:
+            return [None if each is None else _cleared(each, where) for each in trace]
+
+        return Traces(
+            self.shared,
+            {name: cleared(trace) for name, trace in self.parameters.items()},
+            {module: cleared(trace) for module, trace in self.products.items()},
+        )
+
+
+class Attachment(NamedTuple):
+    """Traces that the gradient of a layer's states is multiplied by.
+
+    Args:
+        traces: one for each of the states.
+        parameters: the constrained parameters with traces, part of the graph.
+        product: the linear layer behind which the states are, where the traces are those of the
+            layer before it.
+    """
+
+    traces: Traces
+    parameters: dict[str, Tensor]
+    product: nn.Linear | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that there are traces for."""
+        return [*self.parameters.values(), *self.traces.weights()]
+
+    def gradients(self, by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """Multiply the gradients of the states by the traces, in the order of the tensors."""
+        if self.product is not None:
+            weight = self.product.weight.detach()
+            by_state = [None if g is None else g @ weight.to(g) for g in by_state]
+        return self.traces.gradients(by_state, self.parameters)
+
+
+def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the states as functions of what there are traces for: their gradient meets the traces.
+
+    Args:
+        attachments: the traces.
+        states: the states; their own graph is cut.
+    """
+    tensors = [tensor for each in attachments for tensor in each.tensors()]
+    held = [state.detach() for state in states]
+    results: Sequence[Tensor] = _Attach.apply(  # type: ignore[no-untyped-call]
+        attachments, len(held), *held, *tensors
+    )
+    return results
+
+
+class _Attach(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, attachments: Sequence[Attachment], count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.attachments = attachments
+        ctx.set_materialize_grads(False)
+        return tuple(state.clone() for state in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = [gradient for each in ctx.attachments for gradient in each.gradients(by_state)]
+        return (None, None, *[None] * len(by_state), *found)
+
+
+def _carried(
+    derivatives: Sequence[Tensor | None],
+    trace: Trace | None,
+    coefficient: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor | None]:
+    """Multiply a row of the block by the traces of before."""
+    for derivative, each in zip(derivatives, trace or (), strict=False):
+        if derivative is not None and each is not None:
+            yield coefficient(derivative) * each
+
+
+def _joined(
+    held: dict[Key, Trace], output: dict[Key, Trace]
+) -> Iterator[tuple[Key, Trace | None, Tensor | None]]:
+    """Iterate over the traces that are held, and those of an output, by key."""
+    for key in dict.fromkeys([*held, *output]):
+        yield key, held.get(key), output[key][0] if key in output else None
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a * b
+
+
+def _sum(terms: Any) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def _cleared(trace: Tensor, where: Tensor) -> Tensor:
+    """Set the rows of some samples to zero; a sample has several rows where it has places."""
+    rows = where.to(trace.device).repeat_interleave(len(trace) // len(where))
+    return torch.where(rows.view(-1, *[1] * (trace.ndim - 1)), torch.zeros_like(trace), trace)
