@@ -109,9 +109,9 @@ class DelayingLayer(Neuron):
                 )
         y, window = self._run(x, dtype)
         output = self._finish(y, window, len(x), x.dtype)
-        # the past after step t is the window that begins one step behind that of its output
-        past = window[..., 1:].unfold(-1, self.max_delay, 1).movedim(-2, 0)
-        return output, {name: past.clone() for name in record}
+        # the pasts before every step, and after the last
+        pasts = window.unfold(-1, self.max_delay, 1).movedim(-2, 0)
+        return output, {name: pasts[1:].clone() for name in record}
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the outputs, time first, and past and inputs in one tensor, time last."""
@@ -185,11 +185,8 @@ class Delay(DelayingLayer):
         sigma: float = 0.0,
         learnable: bool = True,
     ) -> None:
-        max_delay, shape = (
-            check_count("max_delay", max_delay),
-            check_count("num_neurons", num_neurons),
-        )
-        raw = _initial(delay, (shape,), max_delay)
+        max_delay = check_count("max_delay", max_delay)
+        raw = _initial(delay, (check_count("num_neurons", num_neurons),), max_delay)
         super().__init__(num_neurons, dim, max_delay, sigma, raw, _flag(learnable))
 
     def _delayed(self, window: Tensor, delay: Tensor, steps: int) -> Tensor:
@@ -208,7 +205,8 @@ class Delay(DelayingLayer):
         nearest = delay.detach().round()
         time = torch.arange(largest, largest + steps, device=window.device)
         for lag in (nearest - 1, nearest, nearest + 1):
-            index = time - lag.clamp(0, largest).long().unsqueeze(-1)
+            # NaN is no index; the weight is NaN then
+            index = time - lag.nan_to_num(0.0).clamp(0, largest).long().unsqueeze(-1)
             taken = window.gather(-1, index.expand(*window.shape[:-1], steps))
             yield hat(lag - delay).unsqueeze(-1) * taken
 
