@@ -333,7 +333,8 @@ def test_past_can_be_recorded() -> None:
 def test_connection_of_a_recurrent_layer() -> None:
     connection = snn.DelayedLinear(IN, IN, max_delay=D).double()
     model, x = snn.Recurrent(layer("LIF", IN).double(), connection), sequence(9, 2, IN)
-    weight, lags = connection.linear.weight, connection.round_() or connection.delay.long()
+    connection.round_()
+    weight, lags = connection.linear.weight, connection.delay.long()
     alone = layer("LIF", IN).double()
     outputs: list[Tensor] = []
     for t, step in enumerate(x):
@@ -444,7 +445,68 @@ def test_states_that_do_not_fit() -> None:
     model(torch.ones(2, IN).double())
     with pytest.raises(ValueError, match=r"past of shape \[2, 3, 4\].* shape \[5, 3\]"):
         model(torch.ones(5, IN).double())
-    model[0].zero_states()
-    model[0](torch.ones(IN).double())
+    tt.zero_states(model)
+    model(torch.ones(IN).double())
     with pytest.raises(ValueError, match="has its neurons at dimension 0"):
         tt.zero_states(model, where=torch.tensor([True, False, True]))
+
+
+# Learning
+
+
+LAGS = (-6, -2, 2, 6)
+STEPS, FIXED = 300, 200  # the delays are rounded and fixed before the last steps
+
+
+def pairs(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw pairs of spikes in two channels; the class is the lag of the second."""
+    target = torch.randint(len(LAGS), (batch,), generator=generator)
+    x = torch.zeros(48, batch, 2)
+    for _ in range(3):
+        first = torch.randint(8, 40, (batch,), generator=generator)
+        samples = torch.arange(batch)
+        x[first, samples, 0] = 1
+        x[first + torch.tensor(LAGS)[target], samples, 1] = 1
+    return x, target
+
+
+def accuracy_on_pairs(learned: bool, seed: int) -> float:
+    """Train a network of neurons without memory, and return its accuracy with whole delays."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    options = {} if learned else {"delay": 0.0, "learnable": False}
+    hidden = snn.DelayedLinear(2, 24, max_delay=8, sigma=4.0 if learned else 0.0, **options)
+    neurons = snn.LIF(24, beta=0.05, learn_beta=False)
+    net = nn.Sequential(hidden, neurons, nn.Linear(24, len(LAGS)))
+    optimizer = torch.optim.Adam(tt.param_groups(net, 0.0, lr=0.01, neuron_lr_scale=10.0))
+    with torch.no_grad():
+        hidden.linear.weight.copy_(0.6 + 0.1 * torch.randn(24, 2))
+        hidden.linear.bias.zero_()
+    for step in range(STEPS):
+        if learned and step < FIXED:
+            hidden.sigma = 4.0 * 0.1 ** (step / FIXED)
+        if step == FIXED:
+            hidden.round_()
+            hidden.raw_delay.requires_grad_(False)
+        x, target = pairs(64, generator)
+        loss = nn.functional.cross_entropy(tt.unroll(net, x, from_rest=True).sum(0), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, target = pairs(1000, generator)
+    with torch.no_grad():
+        found = tt.unroll(net, x, from_rest=True).sum(0).argmax(-1)
+    return float((found == target).float().mean())
+
+
+@pytest.mark.slow
+def test_task_made_of_delays_is_solved_with_learned_delays_and_not_without() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    try:
+        for seed in range(3):
+            assert accuracy_on_pairs(True, seed) > 0.95
+            # a quarter is what guessing reaches
+            assert accuracy_on_pairs(False, seed) < 0.35
+    finally:
+        torch.set_num_threads(before)

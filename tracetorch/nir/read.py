@@ -29,9 +29,9 @@ def from_nir(
 
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
-    ``snn.SLIF`` and ``snn.SReadout``, ``nir.Delay`` is ``snn.Delay``. Others keep all of NIR's parameters. What
-    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if nothing was
-    edited. Every parameter can be trained on.
+    ``snn.SLIF`` and ``snn.SReadout``, ``nir.Delay`` is ``snn.Delay``. Others keep all of NIR's
+    parameters. What :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if
+    nothing was edited. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
