@@ -474,7 +474,7 @@ def accuracy_on_pairs(learned: bool, seed: int) -> float:
     """Train a network of neurons without memory, and return its accuracy with whole delays."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    options = {} if learned else {"delay": 0.0, "learnable": False}
+    options: Any = {} if learned else {"delay": 0.0, "learnable": False}
     hidden = snn.DelayedLinear(2, 24, max_delay=8, sigma=4.0 if learned else 0.0, **options)
     neurons = snn.LIF(24, beta=0.05, learn_beta=False)
     net = nn.Sequential(hidden, neurons, nn.Linear(24, len(LAGS)))
