@@ -172,7 +172,7 @@ class StatefulLayer(TTModule):
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
-        state_shape = (*shape, *self.state_tail) if self.state_tail else shape
+        state_shape = torch.Size((*shape, *self.state_tail)) if self.state_tail else shape
         states: list[Tensor | None] = []
         active = self.active_states
         # autograd may not save what inference_mode made
