@@ -96,7 +96,12 @@ def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_pat
     assert not tt.get_states(model)
 
 
-@pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
+def delayed() -> nn.Module:
+    first, second = snn.Delay(3, max_delay=4, sigma=0.7), snn.Delay(3, max_delay=2)
+    return nn.Sequential(first, snn.DelayedLinear(3, 3, max_delay=3), second)
+
+
+@pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3), delayed])
 def test_unregistered_layers_and_user_defined_neurons(make: Any, tmp_path: Path) -> None:
     model = make()
     tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3))

@@ -69,6 +69,13 @@ NETWORKS: dict[str, Any] = {
         nn.Sequential(nn.Linear(9, 6), snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), nn.Linear(6, 3)),
         batch(9),
     ),
+    "delays": lambda: (
+        nn.Sequential(
+            snn.DelayedLinear(9, 6, max_delay=4, sigma=1.0), snn.Delay(6, max_delay=3),
+            snn.Recurrent(snn.LIF(6), snn.DelayedLinear(6, 6, max_delay=2)), nn.Linear(6, 3),
+        ),
+        batch(9),
+    ),
     "dropout between": lambda: (
         nn.Sequential(nn.Linear(9, 6), nn.Identity(), snn.LIF(6), nn.Dropout(0.0), nn.Linear(6, 3)),
         batch(9),

@@ -121,6 +121,7 @@ class Endless(snn.Neuron):
             TypeError,
             "layer must be a neuron layer with a step, got Recurrent",
         ),
+        (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
         (Endless(1), ValueError, "has not ended after 20000 steps"),
         (

@@ -154,8 +154,9 @@ def test_a_layer_that_is_never_called_costs_nothing() -> None:
     [
         (nn.ConvTranspose1d(2, 2, 3), (4, 1, 2, 5)),
         (nn.Sequential(nn.Identity(), nn.Bilinear(3, 3, 2)), (4, 1, 3)),
+        (snn.DelayedLinear(3, 2, max_delay=2), (4, 1, 3)),
     ],
-    ids=["transposed", "bilinear"],
+    ids=["transposed", "bilinear", "delayed"],
 )
 def test_layers_that_cannot_be_counted_are_refused(
     module: nn.Module, shape: tuple[int, ...]
@@ -170,8 +171,17 @@ def test_layers_that_cannot_be_counted_are_refused(
                 return self.inner[1](x, x)
             return self.inner(x)
 
-    with pytest.raises(ValueError, match=r"^inner.*\((ConvTranspose1d|Bilinear)\) multiplies by w"):
+    kinds = "ConvTranspose1d|Bilinear|DelayedLinear"
+    with pytest.raises(ValueError, match=rf"^inner.*\(({kinds})\) multiplies by weights"):
         metrics.synaptic_operations(Twice(), torch.ones(shape))
+
+
+def test_a_delay_has_no_membrane() -> None:
+    first = snn.Delay(3, max_delay=4, delay=0.0)
+    net, x = nn.Sequential(first, snn.LIF(3)), torch.rand(5, 2, 3)
+    assert metrics.membrane_updates(net, x) == metrics.membrane_updates(net[1:], x, by="step")
+    row = metrics.profile(net, x).rows[0]
+    assert (row.kind, row.rate, row.parameters) == ("Delay", None, 3)
 
 
 def test_operations_errors() -> None:

@@ -330,6 +330,9 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
     (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "a connection that keeps .3., got .2."),
+    (snn.Delay(3, max_delay=2, delay=0.5), (3,), r"layer '0', Delay.*parts of a step.*round_\(\)"),
+    (snn.Delay(3, max_delay=2, delay=1.0, sigma=1.0), (3,), r"by parts of a step.*Call round_\(\)"),
+    (snn.DelayedLinear(3, 3, max_delay=2), (3,), "DelayedLinear.*a value, not a synapse"),
     (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4), "pads by 'circular'"),
     (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
     (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "count_include_pad=False"),
@@ -470,6 +473,18 @@ def test_pruned_and_normalised_weights_are_those_that_the_model_uses() -> None:
     tt.zero_states(net)
     for name, linear in (("0", net[0]), ("1", net[1])):
         assert np.array_equal(made.nodes[name].weight, linear.weight.detach().numpy())
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(-1, (3,)), (1, (3, 2)), (-3, (3, 2, 1))])
+def test_delay_in_seconds(dim: int, shape: tuple[int, ...]) -> None:
+    layer = snn.Delay(3, dim, max_delay=5, delay=torch.tensor([4.0, 0.0, 2.0]))
+    graph = tt.nir.to_nir(layer, shape, dt=DT)
+    (node,) = (each for each in graph.nodes.values() if isinstance(each, nir.Delay))
+    steps = np.array([4, 0, 2]).reshape(-1, *[1] * (len(shape) - 1))
+    np.testing.assert_array_equal(node.delay, np.broadcast_to(steps * DT, shape))
+    x = sequence(9, 2, *shape)
+    again = tt.nir.from_nir(graph, dt=DT)
+    assert torch.equal(run(again, x), run(layer, x))
 
 
 def test_a_forward_that_cannot_be_followed() -> None:

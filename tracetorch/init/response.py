@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.recurrent import Recurrent
 
 _SMALL = 1e-3  # an impulse, in distances to the threshold: the response is linear there
 _DECAYED = 1e-4  # of its peak, at which a response has ended
@@ -79,7 +78,7 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
         >>> response.distance
         tensor([2.0000], dtype=torch.float64)
     """
-    if not isinstance(layer, Neuron) or isinstance(layer, Recurrent):
+    if not isinstance(layer, Neuron) or not hasattr(layer, "step"):
         raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
     free = _FreeNeuron(layer)
     with torch.no_grad():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -58,11 +59,15 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
         module = modules[path]
         if id(module) in inside or isinstance(module, Recurrent):
             continue
-        if is_affine(module):
+        if isinstance(module, DelayedLinear):
+            source = join_path(path, "linear"), module.linear
+        elif is_affine(module):
             source = path, module
-        elif isinstance(module, Neuron) and source is not None:
+        elif isinstance(module, Neuron) and hasattr(module, "step") and source is not None:
             loop = recurrent.get(id(module))
             connection = None if loop is None else loop.connection
+            if isinstance(connection, DelayedLinear):
+                connection = connection.linear
             stage = Stage(path, module, *source, connection)
             _check(stage)
             found.append(stage)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.metrics.size import WEIGHTED
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.neuron import Neuron
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -88,6 +89,8 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
 def first_uncounted(modules: list[tuple[str, nn.Module]]) -> str | None:
     """Name the first module whose products with weights cannot be counted; ``None`` without any."""
     for path, module in modules:
+        if isinstance(module, DelayedLinear):  # whose linear layer is not called
+            return f"{path or 'the model'} (DelayedLinear)"
         if isinstance(module, (*WEIGHTED, *_WITHOUT_PRODUCTS)):
             continue
         # A matrix is multiplied with, a vector shifts or scales.

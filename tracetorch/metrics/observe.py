@@ -21,7 +21,6 @@ from tracetorch.probe.layers import call_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -176,7 +175,8 @@ def prepare_run(model: nn.Module) -> None:
 
 def membrane_name(module: nn.Module) -> str | None:
     """Name the state that is a neuron's membrane: ``mem``, or else its first state."""
-    if isinstance(module, Recurrent) or not isinstance(module, Neuron) or not module.active_states:
+    # a layer without a step, a delay or a recurrent one, has no membrane itself
+    if not isinstance(module, Neuron) or not hasattr(module, "step") or not module.active_states:
         return None
     return "mem" if "mem" in module.active_states else module.active_states[0]
 

@@ -7,24 +7,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from tracetorch.nir.graph import CONV, LINEAR, Graph, Node, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
-from tracetorch.nir.layers import to_array
+from tracetorch.nir.layers import neuron_dim, to_array
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.modules import DelayLine, Membrane, PerElement
+from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_affine
-from tracetorch.snn import LeakyIntegrator, Recurrent
+from tracetorch.snn import Delay, DelayedLinear, LeakyIntegrator, Recurrent
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _HINTS: Mapping[type[nn.Module], str] = {
     nn.MaxPool2d: "Use nn.AvgPool2d.",
     nn.MaxPool1d: "Use a convolution with a stride.",
+    DelayedLinear: "A node delays a value, not a synapse: use snn.Delay and nn.Linear.",
     nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",
 }
 
@@ -118,6 +120,16 @@ def _linear(m: nn.Linear, shape: Shape, options: WriteOptions) -> Node:
     return Node("Affine", {"weight": to_array(m.weight), "bias": to_array(m.bias)})
 
 
+def _delay(m: Delay, shape: Shape, options: WriteOptions) -> Node:
+    delay = m.delay.detach().to("cpu", torch.float64)
+    if m.sigma > 0 or not torch.equal(delay, delay.round()):
+        raise ValueError("delays by parts of a step; in NIR it must be whole ones. Call round_().")
+    seconds = delay.numpy() * options.clock.dt
+    return elementwise(
+        "Delay", shape, delay=seconds.reshape(-1, *[1] * (-neuron_dim(m, shape) - 1))
+    )
+
+
 def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node:
     if m.padding_mode != "zeros":
         raise ValueError(f"pads by {m.padding_mode!r}; NIR pads with zeros.")
@@ -197,8 +209,8 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
     nn.Conv2d: _conv,
     nn.Flatten: lambda m, shape, options: flatten_node(m.start_dim, m.end_dim, shape),
     nn.Linear: _linear,
+    Delay: _delay,
     # what the nodes of a graph were read into
-    DelayLine: DelayLine.node,
     Membrane: Membrane.node,
     PerElement: PerElement.node,
 }

@@ -13,7 +13,7 @@ from tracetorch.functional import atan_surrogate
 from tracetorch.nir.graph import Node, Shape, elementwise
 from tracetorch.nir.layers import read_values, to_array, write_values
 from tracetorch.nir.options import Array, Reset, WriteOptions
-from tracetorch.snn import Neuron, TTModule
+from tracetorch.snn import Neuron
 
 _SURROGATE = atan_surrogate(2.0)
 _PARAMETERS = ("alpha", "beta", "w_in", "r", "v_leak", "v_threshold", "v_reset")
@@ -142,30 +142,6 @@ class OneStep(Neuron):
         dtype = self.check_input(x)
         self.states_for(x, dtype)
         self.held = x.to(dtype, copy=True)
-
-
-class DelayLine(TTModule):
-    """Return ``x`` of ``steps`` ago, one number or one per element; zero before the first."""
-
-    steps: Tensor
-
-    def __init__(self, steps: Tensor, shape: Shape) -> None:
-        super().__init__()
-        self.register_buffer("steps", steps)
-        self.links = nn.ModuleList(OneStep(shape[-1]) for _ in range(int(steps.max())))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
-        # Every link holds x a step longer; each element is taken where its delay has passed.
-        y = torch.where(self.steps == 0, x, torch.zeros_like(x))
-        for passed, link in enumerate(self.links, start=1):
-            x = link(x)
-            y = torch.where(self.steps == passed, x, y)
-        return y
-
-    def node(self, shape: Shape, options: WriteOptions) -> Node:
-        """Return the node for samples of ``shape``."""
-        return elementwise("Delay", shape, delay=self.steps.cpu().numpy() * options.clock.dt)
 
 
 class PerElement(nn.Module):

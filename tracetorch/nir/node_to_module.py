@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tracetorch import snn
 from tracetorch.nir.graph import LAYER, Node, Shape, naming
 from tracetorch.nir.layers import make_layer
-from tracetorch.nir.modules import DelayLine, Membrane, PerElement
+from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims
 
 Values: TypeAlias = dict[str, Array]
 
-MAX_DELAY = 10_000  # steps in one graph; each is a module, and a copy of what it holds
+MAX_DELAY = 10_000  # steps in one graph; each is a copy of a sample
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
 
@@ -73,7 +73,10 @@ def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     if (error > 1e-6 * (delay + clock.dt)).any():
         worst = delay.flat[error.argmax()]
         raise ValueError(f"delays must be whole steps of dt={clock.dt} s, got {worst} s.")
-    return DelayLine(_one_or_all(steps.astype(np.int64)), shape)
+    axis, values = _along_one_dim({"delay": steps}, shape)
+    most, given = max(int(steps.max()), 1), torch.from_numpy(values["delay"].copy())
+    size, dim = _neurons(axis, shape)
+    return _shaped(snn.Delay(size, dim, max_delay=most, delay=given), axis, shape)
 
 
 def _one_or_all(value: Array) -> Tensor:
@@ -92,14 +95,12 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
             values[decay] = _complement(tau, values.pop(tau), clock, rounding)
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
-    size, dim = (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+    size, dim = _neurons(axis, shape)
     # A layer of our own where one computes the same, else one with all parameters of NIR.
     layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
     if layer is None:
         layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
-    if axis is not None:
-        return layer
-    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
+    return _shaped(layer, axis, shape)
 
 
 def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
@@ -125,6 +126,18 @@ def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
         if all((row == row[:, :1]).all() for row in rows.values()):
             return axis - len(shape), values | {name: row[:, 0] for name, row in rows.items()}
     return None, values | {name: value.reshape(-1) for name, value in full.items()}
+
+
+def _neurons(axis: int | None, shape: Shape) -> tuple[int, int]:
+    """Return number and dimension of neurons that differ along ``axis``; ``None``: everywhere."""
+    return (math.prod(shape), -1) if axis is None else (shape[axis], axis)
+
+
+def _shaped(layer: nn.Module, axis: int | None, shape: Shape) -> nn.Module:
+    """Return a layer for samples of ``shape``, flattened inside where ``axis`` is ``None``."""
+    if axis is not None:
+        return layer
+    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
 
 
 def _own_layer(

@@ -11,12 +11,11 @@ import torch
 from tracetorch.core.optional import require
 from tracetorch.nir.graph import Graph, Node
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.modules import DelayLine
 from tracetorch.nir.node_to_module import MAX_DELAY, module_of
 from tracetorch.nir.options import Clock, Discretization, Reset
 from tracetorch.nir.parse import parse
 from tracetorch.nir.wiring import wire
-from tracetorch.snn import TTModule
+from tracetorch.snn import Delay, TTModule
 
 
 def from_nir(
@@ -30,9 +29,9 @@ def from_nir(
 
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
-    ``snn.SLIF`` and ``snn.SReadout``. Others keep all of NIR's parameters. What
-    :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if nothing was
-    edited. Every parameter can be trained on.
+    ``snn.SLIF`` and ``snn.SReadout``, ``nir.Delay`` is ``snn.Delay``. Others keep all of NIR's
+    parameters. What :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if
+    nothing was edited. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
@@ -78,9 +77,10 @@ def from_nir(
         name: module_of(name, node, wiring.input_shape(name), clock, reset)
         for name, node in nodes.items()
     }
-    links = sum(len(m.links) for m in modules.values() if isinstance(m, DelayLine))
-    if links > MAX_DELAY:
-        count = f"{links} steps of {clock.dt} s together, more than {MAX_DELAY}"
+    parts = (part for module in modules.values() for part in module.modules())
+    steps = sum(part.max_delay for part in parts if isinstance(part, Delay))
+    if steps > MAX_DELAY:
+        count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
         raise ValueError(f"the delays of the graph are {count}.")
     return NIRModel(wiring, modules, clock).to(_dtype(checked, nodes.values()))
 

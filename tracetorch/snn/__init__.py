@@ -1,5 +1,6 @@
 """Neurons: one pure step each, states that manage themselves, parameters that stay in range."""
 
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
@@ -18,6 +19,8 @@ __all__ = [
     "SLIF",
     "SRLIF",
     "Decay",
+    "Delay",
+    "DelayedLinear",
     "LeakyIntegrator",
     "Neuron",
     "RReadout",

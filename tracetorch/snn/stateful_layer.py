@@ -79,6 +79,8 @@ class StatefulLayer(TTModule):
 
     num_neurons: int
     dim: int
+    state_tail: tuple[int, ...] = ()
+    """Sizes of the dimensions that a state has behind those of one step."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
@@ -170,6 +172,7 @@ class StatefulLayer(TTModule):
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
+        state_shape = torch.Size((*shape, *self.state_tail)) if self.state_tail else shape
         states: list[Tensor | None] = []
         active = self.active_states
         # autograd may not save what inference_mode made
@@ -181,7 +184,7 @@ class StatefulLayer(TTModule):
             if name not in active:
                 states.append(None)
             elif state is None:
-                states.append(self.initial_state(name, shape, dtype, x.device))
+                states.append(self.initial_state(name, state_shape, dtype, x.device))
             else:
                 if not isinstance(state, Tensor):
                     raise TypeError(
@@ -189,7 +192,7 @@ class StatefulLayer(TTModule):
                     )
                 if is_leaked_tracer(state, x):
                     raise ValueError(_leaked(self.label(), name))
-                if state.shape != shape or state.device != x.device or state.dtype != dtype:
+                if state.shape != state_shape or state.device != x.device or state.dtype != dtype:
                     raise ValueError(
                         f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
@@ -282,7 +285,7 @@ class StatefulLayer(TTModule):
                 continue
             if is_leaked_tracer(state):
                 raise ValueError(_leaked(label, name))
-            if self.dim in (0, -state.ndim):
+            if self.dim in (0, len(self.state_tail) - state.ndim):
                 raise ValueError(
                     f"{label} has its neurons at dimension 0, where the mask looks for the batch; "
                     f"{name} has shape {list(state.shape)}. Give the input a batch dimension."

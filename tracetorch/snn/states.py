@@ -154,10 +154,14 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
                 f"a tensor of {state.dtype}" if isinstance(state, Tensor) else type(state).__name__
             )
             raise TypeError(f"{owner} keeps {name} in float32 or float64, got {got}.")
-        if not -state.ndim <= layer.dim < state.ndim or state.shape[layer.dim] != layer.num_neurons:
+        tail = layer.state_tail
+        ndim = state.ndim - len(tail)
+        step, rest = state.shape[: max(ndim, 0)], state.shape[max(ndim, 0) :]
+        if not -ndim <= layer.dim < ndim or step[layer.dim] != layer.num_neurons or rest != tail:
+            behind = f" and {list(tail)} behind the dimensions of a step" if tail else ""
             raise ValueError(
-                f"{owner} needs {name} with {layer.num_neurons} neurons at dim {layer.dim}, got "
-                f"shape {list(state.shape)}."
+                f"{owner} needs {name} with {layer.num_neurons} neurons at dim {layer.dim}{behind},"
+                f" got shape {list(state.shape)}."
             )
     first = next(iter(states.values()))
     if any((s.shape, s.dtype) != (first.shape, first.dtype) for s in states.values()):

@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import PLACES, layer, sequence, stepped, weighted_sum
+from tracetorch import snn
+
+D = 4
+IN, OUT = 3, 5
+
+
+def delays(*shape: int, whole: bool = False) -> Tensor:
+    """Draw delays between 0 and D, both ends among them, none near a kink unless ``whole``."""
+    generator = torch.Generator().manual_seed(1)
+    lower = torch.randint(0, D, shape, generator=generator).double()
+    drawn = lower + (0 if whole else 0.1 + 0.3 * torch.rand(shape, generator=generator))
+    flat = drawn.reshape(-1)
+    flat[0], flat[-1] = (0, D) if whole else (0.2, D - 0.2)
+    return drawn
+
+
+def axonal(whole: bool = False, **options: Any) -> snn.Delay:
+    return snn.Delay(IN, max_delay=D, delay=delays(IN, whole=whole), **options).double()
+
+
+def synaptic(whole: bool = False, **options: Any) -> snn.DelayedLinear:
+    """Build a layer whose weights are small dyadic numbers, so that sums of products are exact."""
+    torch.manual_seed(0)
+    made = snn.DelayedLinear(IN, OUT, max_delay=D, delay=delays(OUT, IN, whole=whole), **options)
+    with torch.no_grad():
+        for p in made.linear.parameters():
+            p.copy_((p * 16).round() / 16)
+    return made.double()
+
+
+def dyadic(*shape: int) -> Tensor:
+    return (8 * sequence(*shape)).round() / 8
+
+
+KINDS = {"Delay": axonal, "DelayedLinear": synaptic}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_sigma = pytest.mark.parametrize("sigma", [0.0, 0.6, 3.0])
+
+
+def shifted(x: Tensor, steps: int) -> Tensor:
+    y = torch.zeros_like(x)
+    y[steps:] = x[: max(len(x) - steps, 0)]
+    return y
+
+
+# Equations
+
+
+def test_whole_delay_is_shifted_input() -> None:
+    model, x = axonal(whole=True), sequence(9, 2, IN)
+    lags = [int(lag) for lag in model.delay]
+    assert lags[0] == 0
+    assert lags[-1] == D
+    expected = torch.stack([shifted(x[..., n], lag) for n, lag in enumerate(lags)], -1)
+    assert torch.equal(tt.unroll(model, x), expected)
+    model.zero_states()
+    assert torch.equal(stepped(model, x), expected)
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+def test_neurons_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
+    model, x = (
+        snn.Delay(3, dim, max_delay=2, delay=torch.tensor([0.0, 1.0, 2.0])),
+        sequence(5, *shape),
+    )
+    expected = torch.stack([shifted(x.select(dim % len(shape) + 1, n), n) for n in range(3)])
+    assert torch.equal(tt.unroll(model, x), expected.movedim(0, dim % len(shape) + 1))
+    assert model.past.shape == (*shape, 2)
+    model.zero_states(where=torch.tensor([True, False]))
+    assert not bool(model.past[0].any())
+    assert torch.equal(model.past[1], x[-2:, 1].movedim(0, -1))
+
+
+def naive(model: snn.DelayedLinear, x: Tensor) -> Tensor:
+    """Add up the synapses one by one, each a shifted input."""
+    weight, lags = model.linear.weight.detach(), model.delay.detach()
+    y = torch.zeros(*x.shape[:-1], OUT, dtype=x.dtype)
+    for o in range(OUT):
+        for i in range(IN):
+            y[..., o] += weight[o, i] * shifted(x[..., i], int(lags[o, i]))
+    return y if model.linear.bias is None else y + model.linear.bias.detach()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 2, IN), (3, 1, IN), (7, 2, 4, IN), (1, 2, IN)])
+def test_whole_delay_of_a_synapse_is_shifted_input(shape: tuple[int, ...], bias: bool) -> None:
+    model, x = synaptic(whole=True, bias=bias), dyadic(*shape)
+    for by in ("layer", "step"):
+        assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), naive(model, x))
+
+
+def weights(delay: float, sigma: float) -> Tensor:
+    lags = torch.arange(D + 1).double()
+    if sigma == 0:
+        return (1 - (lags - delay).abs()).clamp(min=0)
+    gauss = torch.exp(-((lags - delay) ** 2) / (2 * sigma**2))
+    return gauss / gauss.sum()
+
+
+@every_sigma
+def test_interpolation(sigma: float) -> None:
+    one, x = axonal(sigma=sigma), sequence(9, 2, IN)
+    kernels = [weights(float(lag), sigma) for lag in one.delay.detach()]
+    expected = torch.stack(
+        [sum(w * shifted(x[..., n], k) for k, w in enumerate(kernels[n])) for n in range(IN)], -1
+    )
+    torch.testing.assert_close(tt.unroll(one, x), expected)
+    each = synaptic(sigma=sigma).requires_grad_(False)
+    expected = each.linear.bias.expand(9, 2, OUT).clone()
+    for o in range(OUT):
+        for i in range(IN):
+            kernel = weights(float(each.delay[o, i]), sigma) * each.linear.weight[o, i]
+            expected[..., o] += sum(w * shifted(x[..., i], k) for k, w in enumerate(kernel))
+    torch.testing.assert_close(tt.unroll(each, x), expected)
+
+
+def test_narrow_gaussian_is_finite() -> None:
+    model = snn.Delay(1, max_delay=3, delay=1.4, sigma=1e-4)
+    y = stepped(model, torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1))
+    assert y.flatten().tolist() == [0.0, 1.0, 2.0]
+
+
+@every_sigma
+def test_delay_that_is_not_a_number_shows_in_the_output(sigma: float) -> None:
+    model = axonal(sigma=sigma)
+    with torch.no_grad():
+        model.raw_delay[1] = torch.nan
+    assert model(torch.ones(1, IN).double()).isnan().tolist() == [[False, True, False]]
+
+
+# Gradients
+
+
+@every_kind
+@every_sigma
+def test_gradcheck(kind: str, sigma: float) -> None:
+    model = KINDS[kind](sigma=sigma)
+    names = [name for name, _ in model.named_parameters()]
+
+    class FromPast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, past: Tensor) -> Any:
+            tt.set_states(self.model, {"past": past})
+            return tt.unroll(self.model, x), self.model.past
+
+    over_time = FromPast()
+
+    def run(x: Tensor, past: Tensor, *tensors: Tensor) -> Any:
+        given = {f"model.{name}": t for name, t in zip(names, tensors, strict=True)}
+        return torch.func.functional_call(over_time, given, (x, past))
+
+    tensors = [sequence(6, 2, IN), sequence(2, IN, D, seed=2), *model.parameters()]
+    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in tensors])
+
+
+def test_derivative_at_a_whole_delay_is_the_mean_of_both_sides() -> None:
+    x = sequence(6, 1, 1)
+    for make in (
+        lambda lag: snn.Delay(1, max_delay=D, delay=lag).double(),
+        lambda lag: snn.DelayedLinear(1, 1, False, max_delay=D, delay=lag).double(),
+    ):
+        grads = []
+        for lag in (2.0 - 1e-3, 2.0, 2.0 + 1e-3):
+            torch.manual_seed(0)
+            model: Any = make(lag)
+            weighted_sum(tt.unroll(model, x)).backward()
+            grads.append(model.raw_delay.grad)
+        torch.testing.assert_close(grads[1], (grads[0] + grads[2]) / 2)
+        assert not torch.allclose(grads[0], grads[2])
+
+
+@every_kind
+def test_delay_outside_acts_as_the_end_and_can_come_back(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(9, 2, IN)
+    with torch.no_grad():
+        model.raw_delay.fill_(D + 2.5)
+    y = tt.unroll(model, x, from_rest=True)
+    weighted_sum(y).backward()
+    weight = model.linear.weight if isinstance(model, snn.DelayedLinear) else torch.ones(IN)
+    assert torch.equal(model.raw_delay.grad != 0, weight != 0)
+    model.raw_delay.data.fill_(D)
+    assert torch.equal(tt.unroll(model, x, from_rest=True), y)
+
+
+@every_kind
+def test_rounding_makes_shifts(kind: str) -> None:
+    model, x = KINDS[kind](sigma=1.5), dyadic(9, 2, IN)
+    with torch.no_grad():
+        model.raw_delay.view(-1)[0] = D + 3.0
+    rounded = model.delay.detach().round()
+    model.round_()
+    assert model.sigma == 0.0
+    assert torch.equal(model.raw_delay, rounded)
+    if isinstance(model, snn.DelayedLinear):
+        assert torch.equal(tt.unroll(model, x), naive(model, x))
+
+
+# States
+
+
+@every_kind
+@every_sigma
+@given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_stream_is_the_sequence_cut_anywhere(kind: str, sigma: float, cuts: list[int]) -> None:
+    model, x = KINDS[kind](sigma=sigma), dyadic(sum(cuts) + 2, 2, IN)
+    x.requires_grad_()
+    whole = tt.unroll(model, x)
+    grads = torch.autograd.grad(weighted_sum(whole), [x, *model.parameters()])
+    past = model.past
+    model.zero_states()
+    parts = []
+    for part in x.split([*cuts, 2]):
+        parts.append(model.forward_sequence(part)[0])
+    y = torch.cat(parts)
+    cut_grads = torch.autograd.grad(weighted_sum(y), [x, *model.parameters()])
+    # the sums of the convolution may be taken in another order
+    exact = torch.equal if kind == "Delay" else torch.allclose
+    assert exact(y, whole)
+    assert torch.equal(model.past, past)
+    torch.testing.assert_close(cut_grads, grads)
+    model.zero_states()
+    assert exact(stepped(model, x), whole)
+    assert torch.equal(model.past, past)
+
+
+@every_kind
+def test_state_contract(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(8, 2, IN)
+    model.zero_states()
+    expected = stepped(model, x)
+    model.zero_states()
+    stepped(model, x[:5])
+    saved = tt.get_states(model)
+    assert {name: list(state.shape) for name, state in saved.items()} == {"past": [2, IN, D]}
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), KINDS[kind]()]
+    tt.set_states(copies[2], saved)
+    for each in copies:
+        assert not each.past.requires_grad
+        torch.testing.assert_close(stepped(each, x[5:]), expected[5:])
+    assert "past" not in model.state_dict()
+    assert model.float().past.dtype == torch.float32
+    model.past.requires_grad_()
+    model(x[0].float()).sum().backward()
+    model.detach_states()
+    assert not model.past.requires_grad
+    with torch.no_grad():
+        y = model.half()(x[0].half())
+    assert y.dtype == torch.float16
+    assert model.past.dtype == torch.float32
+    assert model.to_empty(device="cpu").past is None
+
+
+@every_kind
+def test_samples_restart_by_mask(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(8, 3, IN)
+    stepped(model, x[:4])
+    model.zero_states(where=torch.tensor([False, True, False]))
+    y = stepped(model, x[4:])
+    model.zero_states()
+    fresh = stepped(model, x[4:])
+    model.zero_states()
+    going = stepped(model, x)[4:]
+    torch.testing.assert_close(y[:, 1], fresh[:, 1])
+    torch.testing.assert_close(y[:, ::2], going[:, ::2])
+
+
+def test_second_backward_names_the_way_out() -> None:
+    model, x = axonal(), sequence(2, 2, IN).requires_grad_()
+    model(x[0]).sum().backward()
+    with pytest.raises(RuntimeError, match="Call detach_states"):
+        model(x[1]).sum().backward()
+
+
+@every_kind
+def test_in_place_behind_the_layer_does_not_reach_the_state(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(3, 2, IN)
+    expected = stepped(model, x)
+    model.zero_states()
+    outputs = []
+    for step in x.clone():
+        y = model(step)
+        outputs.append(y.clone())
+        y.mul_(0.0)
+        step.mul_(0.0)
+    assert torch.equal(torch.stack(outputs), expected)
+
+
+# In models
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    return nn.Sequential(axonal(), synaptic(), layer("LIF", OUT), snn.Delay(OUT, max_delay=3)).to(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"segment": 3}, {"check": True}, {"time_dim": 1}])
+def test_unroll_by_layer_is_by_step(options: Any) -> None:
+    torch.manual_seed(0)
+    model, x = network(), sequence(8, 2, IN)
+    expected = tt.unroll(model, x, by="step", from_rest=True)
+    time_dim = options.get("time_dim", 0)
+    y = tt.unroll(model, x.movedim(0, time_dim), **options)
+    torch.testing.assert_close(y.movedim(time_dim, 0), expected)
+
+
+def test_past_can_be_recorded() -> None:
+    model, x = nn.Sequential(axonal()), sequence(6, 2, IN)
+    y, seen = tt.unroll(model, x, record=["0.past", "0.output"])
+    _, by_step = tt.unroll(model, x, record=["0.past"], by="step", from_rest=True)
+    assert torch.equal(seen["0.output"], y)
+    assert torch.equal(seen["0.past"], by_step["0.past"])
+
+
+def test_connection_of_a_recurrent_layer() -> None:
+    connection = snn.DelayedLinear(IN, IN, max_delay=D).double()
+    model, x = snn.Recurrent(layer("LIF", IN).double(), connection), sequence(9, 2, IN)
+    connection.round_()
+    weight, lags = connection.linear.weight, connection.delay.long()
+    alone = layer("LIF", IN).double()
+    outputs: list[Tensor] = []
+    for t, step in enumerate(x):
+        back = connection.linear.bias.expand(2, IN).clone()
+        for o in range(IN):
+            for i in range(IN):
+                if (source := t - 1 - int(lags[o, i])) >= 0:
+                    back[:, o] += weight[o, i] * outputs[source][:, i]
+        outputs.append(alone(step + back))
+    expected = torch.stack(outputs)
+    assert bool(expected.any())
+    assert torch.equal(stepped(model, x), expected)
+    assert list(tt.get_states(model)) == ["prev_output", "neuron.mem", "connection.past"]
+    model.zero_states()
+    assert torch.equal(tt.unroll(model, x), expected)
+    wanted = [connection.raw_delay, connection.linear.weight]
+    grads = torch.autograd.grad(weighted_sum(tt.unroll(model, x, from_rest=True)), wanted)
+    assert all(bool(grad.any()) for grad in grads)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Dynamo, about its own traces
+@every_kind
+def test_compile(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(6, 2, IN)
+
+    def run(x: Tensor) -> Tensor:
+        model.zero_states()
+        return tt.unroll(model, x)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    y, expected = compiled(x), run(x)
+    torch.testing.assert_close(y, expected)
+    loss = (weighted_sum(y), weighted_sum(expected))
+    grads = [torch.autograd.grad(each, list(model.parameters())) for each in loss]
+    torch.testing.assert_close(*grads)
+
+
+@every_kind
+def test_exported_step(kind: str) -> None:
+    model, x = (
+        nn.Sequential(KINDS[kind](), layer("LIF", IN if kind == "Delay" else OUT).double()),
+        sequence(6, 2, IN),
+    )
+    program = tt.export.step(model, x[0])
+    states = tt.export.initial_states(program, batch=2)
+    expected = tt.unroll(model, x, by="step")
+    module = program.module()
+    for step, y in zip(x, expected, strict=True):
+        got, states = module(step, states)
+        torch.testing.assert_close(got, y)
+
+
+# Errors
+
+
+ONE: dict[str, Any] = {"num_neurons": 2, "max_delay": 2}
+EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({**ONE, "max_delay": 0}, ValueError, "max_delay must be at least 1, got 0"),
+        ({**ONE, "max_delay": 2.5}, TypeError, "max_delay must be an integer"),
+        ({**ONE, "delay": 3.0}, ValueError, "between 0 and max_delay=2 .* 3 to 3"),
+        ({**ONE, "delay": torch.tensor([0.0, -1])}, ValueError, "from -1 to 0"),
+        ({**ONE, "delay": torch.ones(3)}, ValueError, r"of shape \[2\], got shape \[3\]"),
+        ({**ONE, "delay": torch.ones(2).long()}, TypeError, "delay must be a floating-point"),
+        ({**ONE, "delay": float("nan")}, ValueError, "delay must be finite"),
+        ({**ONE, "sigma": -1.0}, ValueError, "sigma must be finite and not negative"),
+        ({**ONE, "learnable": 1}, TypeError, "learnable must be True or False"),
+        ({**EACH, "delay": torch.ones(2, 3)}, ValueError, r"of shape \[3, 2\], got"),
+        ({**EACH, "in_features": 0}, ValueError, "in_features must be at least 1"),
+        ({**EACH, "bias": 1}, TypeError, "bias must be True or False"),
+    ],
+)
+def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
+    kind: Any = snn.Delay if "num_neurons" in arguments else snn.DelayedLinear
+    with pytest.raises(error, match=message):
+        kind(**arguments)
+
+
+def test_bad_inputs() -> None:
+    with pytest.raises(ValueError, match=r"takes 2 features .* has 3"):
+        snn.DelayedLinear(**EACH)(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="has 2 neurons, the input has 3"):
+        snn.Delay(**ONE)(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"has no state 'mem'.* It has past"):
+        snn.Delay(**ONE).forward_sequence(torch.ones(3, 1, 2), ["mem"])
+
+
+def test_sigma_is_checked_where_it_is_used() -> None:
+    model = axonal()
+    model.sigma = -0.5
+    with pytest.raises(ValueError, match=r"sigma must be finite .*, got -0\.5"):
+        model(torch.ones(1, IN).double())
+    assert model.past is None
+
+
+def test_states_that_do_not_fit() -> None:
+    model = nn.Sequential(axonal())
+    with pytest.raises(
+        ValueError, match=r"past with 3 neurons at dim -1 and \[4\] behind .* \[2, 3, 5\]"
+    ):
+        tt.set_states(model, {"0.past": torch.ones(2, IN, D + 1)})
+    with pytest.raises(ValueError, match=r"past with 3 neurons at dim -1 and .* got shape \[4\]"):
+        tt.set_states(model, {"0.past": torch.ones(D)})
+    model(torch.ones(2, IN).double())
+    with pytest.raises(ValueError, match=r"past of shape \[2, 3, 4\].* shape \[5, 3\]"):
+        model(torch.ones(5, IN).double())
+    tt.zero_states(model)
+    model(torch.ones(IN).double())
+    with pytest.raises(ValueError, match="has its neurons at dimension 0"):
+        tt.zero_states(model, where=torch.tensor([True, False, True]))
+
+
+# Learning
+
+
+LAGS = (-6, -2, 2, 6)
+STEPS, FIXED = 300, 200  # the delays are rounded and fixed before the last steps
+
+
+def pairs(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw pairs of spikes in two channels; the class is the lag of the second."""
+    target = torch.randint(len(LAGS), (batch,), generator=generator)
+    x = torch.zeros(48, batch, 2)
+    for _ in range(3):
+        first = torch.randint(8, 40, (batch,), generator=generator)
+        samples = torch.arange(batch)
+        x[first, samples, 0] = 1
+        x[first + torch.tensor(LAGS)[target], samples, 1] = 1
+    return x, target
+
+
+def accuracy_on_pairs(learned: bool, seed: int) -> float:
+    """Train a network of neurons without memory, and return its accuracy with whole delays."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    options: Any = {} if learned else {"delay": 0.0, "learnable": False}
+    hidden = snn.DelayedLinear(2, 24, max_delay=8, sigma=4.0 if learned else 0.0, **options)
+    neurons = snn.LIF(24, beta=0.05, learn_beta=False)
+    net = nn.Sequential(hidden, neurons, nn.Linear(24, len(LAGS)))
+    optimizer = torch.optim.Adam(tt.param_groups(net, 0.0, lr=0.01, neuron_lr_scale=10.0))
+    with torch.no_grad():
+        hidden.linear.weight.copy_(0.6 + 0.1 * torch.randn(24, 2))
+        hidden.linear.bias.zero_()
+    for step in range(STEPS):
+        if learned and step < FIXED:
+            hidden.sigma = 4.0 * 0.1 ** (step / FIXED)
+        if step == FIXED:
+            hidden.round_()
+            hidden.raw_delay.requires_grad_(False)
+        x, target = pairs(64, generator)
+        loss = nn.functional.cross_entropy(tt.unroll(net, x, from_rest=True).sum(0), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, target = pairs(1000, generator)
+    with torch.no_grad():
+        found = tt.unroll(net, x, from_rest=True).sum(0).argmax(-1)
+    return float((found == target).float().mean())
+
+
+@pytest.mark.slow
+def test_task_made_of_delays_is_solved_with_learned_delays_and_not_without() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    try:
+        for seed in range(3):
+            assert accuracy_on_pairs(True, seed) > 0.95
+            # a quarter is what guessing reaches
+            assert accuracy_on_pairs(False, seed) < 0.35
+    finally:
+        torch.set_num_threads(before)
