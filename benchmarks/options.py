@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="measure the cases again and replace their rows of the results in --out",
+        help="measure the cases again and replace or add their rows in the results in --out",
     )
     options = parser.parse_args(arguments)
     if options.again and (options.out is None or not options.cases):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, all_cases
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Run:
         return its / ours if its and ours else None
 
     def with_rows_of(self, later: Run) -> Run:
-        """Replace cases by those of a later run; ``settings["again"]`` lists them.
+        """Replace cases by those of a later run, and add others; ``settings["again"]`` lists them.
 
         Raises:
             ValueError: machine, day, number of rounds or versions of the two runs differ.
@@ -51,10 +51,14 @@ class Run:
         ):
             if mine != its:
                 raise ValueError(f"two runs of different {name} have no table: {mine}, {its}.")
-        again = [case.name for case in self.cases if case in later.cases]
+        order = {case.name: number for number, case in enumerate(all_cases())}
+        added = [case for case in later.cases if case not in self.cases]
+        cases = sorted([*self.cases, *added], key=lambda case: order.get(case.name, len(order)))
+        again = [case.name for case in cases if case in later.cases]
         settings = {**self.settings, "again": again}
         replaced = {name: later.results[name] for name in again}
-        return replace(self, settings=settings, results={**self.results, **replaced})
+        results = {**self.results, **replaced}
+        return replace(self, cases=cases, settings=settings, results=results)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Run:
