@@ -34,6 +34,15 @@ if INTERPRETED and REASON is None:
     triton.language.extra.libdevice = interpreted_libdevice
     sys.modules["triton.language.extra.libdevice"] = interpreted_libdevice
 TRITON = tuple(map(int, version("triton").split(".")[:2])) if REASON is None else (0, 0)
+
+
+def close(found: Any, expected: Any) -> None:
+    """Assert that results are near the expected ones where those are finite and not tiny."""
+    for f, e in zip(found, expected, strict=True):
+        compared = e.isfinite() & (e.abs() > 1e-6) & (e.abs() < 1e6)
+        torch.testing.assert_close(f[compared], e[compared], rtol=1e-4, atol=1e-6)
+
+
 # These run on a GPU where there is one, and otherwise by the two tests at the end of this file.
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
@@ -177,14 +186,15 @@ class TestParity:
         agree(everything(dim), x, ("mem", "top"), exact=False)
 
     @pytest.mark.skipif(not INTERPRETED, reason="a GPU has its own zeros and last places")
-    @pytest.mark.skipif(
-        TRITON < (3, 9), reason="the interpreter rounds a multiply-add twice before Triton 3.9"
-    )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_lowering_rules(self, dtype: torch.dtype) -> None:
         functions = [function for _, function in test_lower.FUNCTIONS]
         results = test_lower.by_layer(functions, dtype, "triton")
-        test_lower.check(test_lower.FUNCTIONS, results, dtype)
+        if TRITON < (3, 9):  # its interpreter rounds a multiply-add twice, and negates by 0 - x
+            for (_, function), found in zip(test_lower.FUNCTIONS, results, strict=True):
+                close(found, test_lower.expected(function, dtype))
+        else:
+            test_lower.check(test_lower.FUNCTIONS, results, dtype)
 
     def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)
