@@ -411,11 +411,7 @@ class Neuron(StatefulLayer):
                 f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Write "
                 f"raw_{name}, or give {name} to the constructor."
             )
-        if name in self.__dict__ and (value is None or type(value) is Tensor):
-            # a state, which nn.Module would look for among parameters, modules and buffers first
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""

@@ -236,10 +236,12 @@ class StatefulLayer(TTModule):
             self.mark_states_current()
         elif torch.compiler.is_dynamo_compiling():
             self._check_mask_fits(repr(self), where)
+        # in eager mode past nn.Module, which would look among parameters, modules and buffers first
+        assign = setattr if torch.compiler.is_compiling() else object.__setattr__
         for name in self.active_states:
             state = getattr(self, name)
             if where is None or state is None:
-                setattr(self, name, None)
+                assign(self, name, None)
             else:
                 mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
                 start = self.initial_state(name, state.shape, state.dtype, state.device)
