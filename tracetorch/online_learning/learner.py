@@ -164,7 +164,7 @@ class OnlineLearner(TTModule):
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set states and traces to zero, with ``where`` those of some samples.
 
-        Args, Raises: as :meth:`TTModule.zero_states`.
+        Args, Raises: as :meth:`tracetorch.snn.TTModule.zero_states`.
         """
         super().zero_states(where=where)
         self._held.restart(where)

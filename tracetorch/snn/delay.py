@@ -145,7 +145,7 @@ class Delay(DelayingLayer):
     An axonal delay: with ``sigma = 0`` a whole delay is a shift, exactly, and one between two steps
     interpolates them. A gradient tells a delay about the steps that its ``w`` reaches, so learning
     starts best from a wide ``sigma``, which is made smaller during training (``layer.sigma = ...``,
-    to about 0.5), and ends with :meth:`round_`. A delay that an optimizer pushes outside acts as
+    to about 0.5), and ends with ``round_()``. A delay that an optimizer pushes outside acts as
     the nearest end. What came before the first step is zero.
 
     Args:
@@ -219,7 +219,7 @@ class DelayedLinear(DelayingLayer):
         output[t, o] = bias[o] + sum_i  weight[o, i] * sum_k w[o, i, k] * x[t - k, i]
 
     with the interpolation ``w`` of ``delay[o, i]`` as for :class:`Delay`, where ``sigma``, its
-    schedule and :meth:`round_` are explained. Weight and bias are those of ``linear``, an
+    schedule and ``round_()`` are explained. Weight and bias are those of ``linear``, an
     ``nn.Linear``. Over time it is one convolution, dense in ``k``: time and memory grow with
     ``max_delay``.
 
