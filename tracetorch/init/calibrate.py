@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_number
+from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path
 from tracetorch.init.response import ImpulseResponse, impulse_response
-from tracetorch.init.stages import Stage, scale_rows, stages
+from tracetorch.init.stages import Stage, check_moments, scale_rows, stages
 from tracetorch.probe.layers import call_order
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling import unroll
@@ -81,9 +81,7 @@ def calibrate_(
     by layer, is of Mishkin and Matas, "All you need is a good init", ICLR 2016.
     """
     check_module(model)
-    target, mean = check_number("target", target), check_number("mean", mean)
-    if not target > 0:
-        raise ValueError(f"target must be above 0, in distances to the threshold, got {target}.")
+    target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
     found = stages(model, call_order(model, inputs, "layer"))
     reached: dict[str, Membranes] = {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_number
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.init.response import ImpulseResponse, impulse_response, simulated_rate
-from tracetorch.init.stages import stages, weight_of
+from tracetorch.init.stages import check_moments, stages, weight_of
 
 _RECURRENT = 0.1  # of the variance comes from a recurrent connection
 _LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
@@ -62,14 +62,10 @@ def fluctuation_(
     in discrete time.
     """
     check_module(model)
-    rate, target, mean = (
-        check_number(name, value)
-        for name, value in (("rate", rate), ("target", target), ("mean", mean))
-    )
+    rate = check_number("rate", rate)
     if not 0 < rate < 1:
         raise ValueError(f"rate must be in (0, 1), the share of inputs that spike, got {rate}.")
-    if not target > 0:
-        raise ValueError(f"target must be above 0, in distances to the threshold, got {target}.")
+    target, mean = check_moments(target, mean)
     drawn: list[tuple[Tensor, Tensor]] = []
     for stage in stages(model):
         response = impulse_response(stage.neuron)
@@ -127,8 +123,7 @@ def _norm(
     module: BatchNormBase, response: ImpulseResponse, target: float, mean: float
 ) -> list[tuple[Tensor, Tensor]]:
     """Set weight and bias of a batch norm; its normalised output is taken for white noise."""
-    scale = target * response.distance / response.kernel.square().sum(0).sqrt()
-    shift = mean * response.distance / response.kernel.sum(0)
+    scale, shift = response.white_drive(target, mean)
     return [(module.weight, scale), (module.bias, shift)]
 
 

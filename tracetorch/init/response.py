@@ -55,6 +55,16 @@ class ImpulseResponse(NamedTuple):
         """
         return rate * self.kernel.sum(0) / self.distance
 
+    def white_drive(self, target: float, mean: float) -> tuple[Tensor, Tensor]:
+        """Return the deviation and the mean of white noise that gives the membranes these moments.
+
+        Args:
+            target: deviation of the membranes, in distances.
+            mean: their mean, in distances.
+        """
+        scale = target * self.distance / self.kernel.square().sum(0).sqrt()
+        return scale, mean * self.distance / self.kernel.sum(0)
+
 
 def impulse_response(layer: Neuron) -> ImpulseResponse:
     """Compute the subthreshold impulse response of a neuron layer from its ``step``.
@@ -134,10 +144,10 @@ def simulated_rate(
     steps = min(max(2 * len(response.kernel), _CHUNK), _MOST_SIMULATED)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(steps, _SAMPLES, layer.num_neurons, generator=generator).double()
-    scale = target * response.distance / response.kernel.square().sum(0).sqrt()
+    scale, shift = response.white_drive(target, mean)
     drive = noise.to(scale) * scale
     if mean:
-        drive = drive + mean * response.distance / response.kernel.sum(0)
+        drive = drive + shift
     with torch.no_grad():
         output, _ = layer.double().forward_sequence(drive.reshape(steps, *shape))
     return float((output[steps // 2 :] != 0).double().mean())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from tracetorch.core.checks import check_number
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.delay import DelayedLinear
@@ -78,6 +79,16 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
             "batch norm with a weight: there is nothing to initialise."
         )
     return found
+
+
+def check_moments(target: object, mean: object) -> tuple[float, float]:
+    """Return deviation and mean that membranes shall have, checked."""
+    checked = check_number("target", target), check_number("mean", mean)
+    if not checked[0] > 0:
+        raise ValueError(
+            f"target must be above 0, in distances to the threshold, got {checked[0]}."
+        )
+    return checked
 
 
 def is_affine(module: nn.Module) -> bool:

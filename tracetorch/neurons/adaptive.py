@@ -91,7 +91,32 @@ class ALIF(Neuron):
         return fired, mem - fired * pos_threshold, rho * adaptation + fired
 
 
-class AdLIF(Neuron):
+class AdaptiveCurrentNeuron(Neuron):
+    """Base of :class:`AdLIF` and :class:`SEAdLIF`, whose parameters are the same."""
+
+    def __init__(
+        self,
+        num_neurons: int,
+        beta: DecaySetup = 0.9355,
+        rho: DecaySetup = 0.9945,
+        a: WeightSetup = 0.5,
+        b: WeightSetup = 1.0,
+        pos_threshold: ThresholdSetup = 1.0,
+        q: float = 120.0,
+        dim: int = -1,
+        *,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", beta)
+        self.decay("rho", rho)
+        self.weight("a", a)
+        self.weight("b", b)
+        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("q", q)
+
+
+class AdLIF(AdaptiveCurrentNeuron):
     """Adaptive LIF (adLIF): a current that follows membrane and spikes works against both.
 
     ::
@@ -131,27 +156,6 @@ class AdLIF(Neuron):
 
     states: ClassVar[tuple[str, ...]] = ("mem", "w", "prev_output")
 
-    def __init__(
-        self,
-        num_neurons: int,
-        beta: DecaySetup = 0.9355,
-        rho: DecaySetup = 0.9945,
-        a: WeightSetup = 0.5,
-        b: WeightSetup = 1.0,
-        pos_threshold: ThresholdSetup = 1.0,
-        q: float = 120.0,
-        dim: int = -1,
-        *,
-        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
-    ) -> None:
-        super().__init__(num_neurons, dim)
-        self.decay("beta", beta)
-        self.decay("rho", rho)
-        self.weight("a", a)
-        self.weight("b", b)
-        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("q", q)
-
     @staticmethod
     def step(
         x: Tensor,
@@ -174,7 +178,7 @@ class AdLIF(Neuron):
         return fired, u * (1 - fired), w, fired
 
 
-class SEAdLIF(Neuron):
+class SEAdLIF(AdaptiveCurrentNeuron):
     """Adaptive LIF, integrated by the symplectic Euler method (SE-adLIF).
 
     ::
@@ -203,27 +207,6 @@ class SEAdLIF(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "w")
-
-    def __init__(
-        self,
-        num_neurons: int,
-        beta: DecaySetup = 0.9355,
-        rho: DecaySetup = 0.9945,
-        a: WeightSetup = 0.5,
-        b: WeightSetup = 1.0,
-        pos_threshold: ThresholdSetup = 1.0,
-        q: float = 120.0,
-        dim: int = -1,
-        *,
-        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
-    ) -> None:
-        super().__init__(num_neurons, dim)
-        self.decay("beta", beta)
-        self.decay("rho", rho)
-        self.weight("a", a)
-        self.weight("b", b)
-        self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("q", q)
 
     @staticmethod
     def step(
