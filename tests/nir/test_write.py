@@ -317,7 +317,7 @@ class Fatigue(snn.Neuron):
 class Doubling(snn.LIF):
     """A subclass that computes something else."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return 2 * super().forward(x)
 
 

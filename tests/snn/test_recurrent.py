@@ -403,7 +403,7 @@ class DoubledLinear(nn.Linear):
 
 
 class DoubledLIF(snn.LIF):
-    def forward_step(self, x: Tensor) -> Tensor:
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward_step(2 * x)
 
 

@@ -235,14 +235,14 @@ def attribute_of_child(s: Any, x: Tensor) -> Tensor:
 class Own(snn.LIF):
     """Override the step's method alone."""
 
-    def forward_step(self, x: Tensor) -> Tensor:
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward_step(2 * x)
 
 
 class Calling(snn.LIF):
     """``forward`` goes straight to the step."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.forward_step(2 * x)
 
 
@@ -351,7 +351,7 @@ def weight_norm() -> nn.Module:
 class Wrapped(snn.LIF):
     """A ``forward`` around the layer's own."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return 2 * super().forward(x)
 
 

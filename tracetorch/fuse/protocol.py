@@ -26,7 +26,7 @@ class StepLayer(Protocol):
 
     ::
 
-        step(x, <states>, *, <step kwargs>) -> (output, <states>)
+        step(x, <further inputs>, <states>, *, <step kwargs>) -> (output, <states>)
 
     States and options are attributes of the instance. The compiled single step reads those, and the
     raw tensors in ``_parameters`` and ``_buffers``, from its ``__dict__``, and leaves new states
@@ -40,6 +40,10 @@ class StepLayer(Protocol):
     @property
     def dim(self) -> int:
         """The neuron dimension of the tensor of one step."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in the order in which ``step`` takes them, all of one shape."""
 
     @property
     def states(self) -> tuple[str, ...]:

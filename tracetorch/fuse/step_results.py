@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,20 +12,20 @@ from tracetorch.fuse.protocol import StepLayer
 
 
 def check_step_results(
-    layer: StepLayer, x: Tensor, results: tuple[Tensor | None, ...]
+    layer: StepLayer, inputs: Sequence[Tensor], results: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the output, and the active states by name.
 
     Args:
         layer: whose ``step`` has returned ``results``.
-        x: the input of the step, in the dtype of the arithmetic.
+        inputs: the inputs of the step, in the dtype of the arithmetic.
         results: the output and all states.
 
     Raises:
         ValueError: ``step`` returned another number of results, or another shape or dtype.
     """
     step = f"{type(layer).__name__}.step"
-    names = layer.states
+    names, x = layer.states, inputs[0]
     if not isinstance(results, tuple) or len(results) != 1 + len(names):
         raise ValueError(
             f"{step} must return a tuple of the output and the states {names}, got "
@@ -45,8 +47,8 @@ def check_step_results(
                     f"{step} must return {name} in the dtype it works in, {x.dtype}, "
                     f"got {value.dtype}."
                 )
-            # a later in-place operation on the output or the input must not reach into a state
-            if any(share_memory(value, other) for other in (x, *values.values())):
+            # a later in-place operation on the output or an input must not reach into a state
+            if any(share_memory(value, other) for other in (*inputs, *values.values())):
                 value = value.clone()
         values[name] = value
     return values.pop("output"), values

@@ -198,7 +198,9 @@ def _plan(layer: Neuron, overrides: Mapping[str, Any]) -> Plan:
     operation = unknown(program.graph)
     if operation is not None:
         raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
-    return Plan(program, "javascript", -1, program.states, True, True, program.params)
+    if len(program.inputs) > 1:
+        raise Unfusable("its step takes several inputs, and the page has one stimulus")
+    return Plan(program, "javascript", -1, program.states, True, program.inputs, program.params)
 
 
 def _fixed_options(layer: Neuron, changeable: Collection[str]) -> list[str]:

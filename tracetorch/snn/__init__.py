@@ -4,6 +4,7 @@ from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import Recurrent
@@ -23,6 +24,7 @@ __all__ = [
     "DelayedLinear",
     "LeakyIntegrator",
     "Neuron",
+    "Noise",
     "RReadout",
     "Readout",
     "Recurrent",

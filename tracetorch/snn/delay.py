@@ -86,13 +86,13 @@ class DelayingLayer(Neuron):
             self.raw_delay.copy_(self.delay.round())
         self.sigma = 0.0
 
-    def forward_step(self, x: Tensor) -> Tensor:
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
         """Run one time step."""
         dtype = self.check_input(x)
         y, window = self._run(x.unsqueeze(0), dtype)
         return self._finish(y.squeeze(0), window, 1, x.dtype)
 
-    def forward_sequence(
+    def forward_sequence(  # type: ignore[override]  # one input
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]`` as one operation over time.

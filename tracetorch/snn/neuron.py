@@ -39,7 +39,7 @@ from tracetorch.snn.parameters import (
     resolve_setup,
 )
 from tracetorch.snn.representation import constructor_call
-from tracetorch.snn.stateful_layer import StatefulLayer, running
+from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StatefulLayer, running
 from tracetorch.snn.unknown_arguments import check_arguments
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -68,6 +68,12 @@ class Neuron(StatefulLayer):
     PyTorch::
 
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
+
+    A neuron with several inputs lists them all, ``inputs = ("x", "modulator")``; ``step`` takes
+    them in this order before the states, and so does a call, ``layer(x, modulator)``. What
+    broadcasts to the shape of ``x`` is admitted. An input of whose name the layer holds a module is
+    not passed: it is what that module computes from ``x``, such as the numbers of a
+    :class:`Noise`.
 
     Calling the layer runs one time step. States are ``None`` until the first input, then tensors
     shaped like it; they live on the layer as plain attributes, follow ``.to()``, stay out of the
@@ -113,14 +119,15 @@ class Neuron(StatefulLayer):
 
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("x",)
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
-    layer_pass: Callable[[Neuron, Tensor], Tensor] | None
+    layer_pass: Callable[..., Tensor] | None
     """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+        def __call__(self, x: Tensor, *further: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
 
     def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
         """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
@@ -141,7 +148,7 @@ class Neuron(StatefulLayer):
             _checked_classes.add(type(self))
 
     def _check_step(self) -> None:
-        """Raise where ``step`` takes the states by other names or in another order."""
+        """Raise where ``step`` takes inputs or states by other names or in another order."""
         step = getattr(self, "step", None)
         try:
             parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
@@ -154,11 +161,17 @@ class Neuron(StatefulLayer):
             for each in parameters
             if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
         ]
-        states = type(self).states
+        label, states, further = type(self).__name__, type(self).states, type(self).inputs[1:]
         # without a * behind the states, parameters follow; those are passed by name
-        taken = tuple(names[1 : len(states) + 1])
+        first = 1 + len(further)
+        given, taken = tuple(names[1:first]), tuple(names[first : first + len(states)])
+        if given != further:
+            raise ValueError(
+                f"{label}.inputs is {type(self).inputs}, but {label}.step takes {given} after "
+                f"{''.join(names[:1])}. It receives the inputs by position, before the states: "
+                "name them alike, in one order."
+            )
         if taken != states:
-            label = type(self).__name__
             raise ValueError(
                 f"{label}.states is {states}, but {label}.step takes {taken} after x. It receives "
                 "the states by position: name them alike, in one order."
@@ -438,28 +451,75 @@ class Neuron(StatefulLayer):
 
     # Calling
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
+        if further or len(self.inputs) > 1:
+            further = self._all_further(x, further)
         if self.layer_pass is not None:
-            return self.layer_pass(self, x)
+            return self.layer_pass(self, x, *further)
         if running.by_layer and not torch.compiler.is_compiling():
             raise ValueError(
                 f"{self!r} cannot be reached through the attributes of the model that runs by "
                 "layer, only through a closure or a global: it would take all time steps for one "
                 'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
             )
-        return self.forward_step(x)
+        return self.forward_step(x, *further)
 
-    def forward_step(self, x: Tensor) -> Tensor:
+    def _all_further(self, x: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the inputs after ``x``: those that were given, and those that modules compute."""
+        modules, names = self._modules, self.inputs[1:]
+        passed = [name for name in names if modules.get(name) is None]
+        if len(given) != len(passed):
+            raise TypeError(
+                f"{self.label()} takes {1 + len(passed)} inputs, ({', '.join(('x', *passed))}), "
+                f"got {1 + len(given)}."
+            )
+        tensors = iter(given)
+        return tuple(
+            [next(tensors) if (m := modules.get(name)) is None else m(x) for name in names]
+        )
+
+    def _working(
+        self, x: Tensor, further: Sequence[Tensor], dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        """Return all inputs in the dtype of the arithmetic and the shape of ``x``, checked."""
+        if len(further) != len(self.inputs) - 1:
+            raise TypeError(
+                f"{self.label()} takes the inputs {self.inputs}, got {1 + len(further)}."
+            )
+        work = [x.to(dtype)]
+        for name, value in zip(self.inputs[1:], further, strict=True):
+            if not isinstance(value, Tensor) or value.dtype not in ARITHMETIC_DTYPE:
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"{self.label()} takes floating-point tensors as inputs, got {got} as {name}."
+                )
+            if value.shape != x.shape:
+                sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
+                if value.ndim > x.ndim or any(a not in (1, b) for a, b in sizes):
+                    raise ValueError(
+                        f"{self.label()} takes inputs of one shape; {name} has the shape "
+                        f"{list(value.shape)}, which does not broadcast to {list(x.shape)} of x."
+                    )
+                value = value.expand(x.shape)
+            work.append(value.to(dtype))
+        return tuple(work)
+
+    def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not further
+            and len(self.inputs) == 1
+        ):
             output = self._single_steps.run(self, x)
             if output is not None:
                 return output
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
-        work = x.to(dtype)
-        results = self.step(work, *states, **self.step_kwargs(x.ndim, dtype))
+        work = self._working(x, further, dtype)
+        results = self.step(*work, *states, **self.step_kwargs(x.ndim, dtype))
         output, ends = check_step_results(self, work, results)
         # a later in-place operation on the output must not reach a state of before
         if any(share_memory(output, state) for state in states if state is not None):
@@ -471,7 +531,7 @@ class Neuron(StatefulLayer):
         return output.to(x.dtype)
 
     def forward_sequence(
-        self, x: Tensor, record: Sequence[str] = ()
+        self, x: Tensor, record: Sequence[str] = (), *, further: Sequence[Tensor] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
@@ -486,6 +546,7 @@ class Neuron(StatefulLayer):
         Args:
             x: the inputs ``[T, ...]``.
             record: names of states whose trajectories are wanted too.
+            further: the inputs after ``x``, in the order of ``inputs``.
 
         Shape:
             ``x`` and the outputs ``[T, ...]`` in one dtype; each trajectory ``[T, ...]`` in the
@@ -508,6 +569,8 @@ class Neuron(StatefulLayer):
         """
         if (
             not record
+            and len(self.inputs) == 1
+            and not further
             and not torch.compiler.is_compiling()
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
         ):
@@ -526,8 +589,9 @@ class Neuron(StatefulLayer):
                 )
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
+        work = self._working(x, further, dtype)
         kwargs = self.step_kwargs(x.ndim - 1, dtype)
-        output, ends, trajectories = run_sequence(self, x.to(dtype), states, kwargs, tuple(record))
+        output, ends, trajectories = run_sequence(self, work, states, kwargs, tuple(record))
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))

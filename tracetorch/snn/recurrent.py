@@ -61,7 +61,7 @@ class Recurrent(Neuron):
         self.neuron = neuron
         self.connection = connection
 
-    def forward_step(self, x: Tensor) -> Tensor:
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
         """Run one time step."""
         dtype = self.check_input(x)
         previous = cast(Tensor, self.states_for(x, dtype)[0])
@@ -75,7 +75,7 @@ class Recurrent(Neuron):
         self.prev_output = output.to(dtype, copy=True)
         return output
 
-    def forward_sequence(
+    def forward_sequence(  # type: ignore[override]  # one input
         self,
         x: Tensor,
         record: Sequence[str] = (),

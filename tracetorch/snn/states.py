@@ -148,12 +148,15 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
     missing = [name for name in layer.active_states if name not in states]
     if missing:
         raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
+    own = layer.state_dtype
+    dtypes = (torch.float32, torch.float64) if own is None else (own,)
     for name, state in states.items():
-        if not isinstance(state, Tensor) or state.dtype not in (torch.float32, torch.float64):
+        if not isinstance(state, Tensor) or state.dtype not in dtypes:
             got = (
                 f"a tensor of {state.dtype}" if isinstance(state, Tensor) else type(state).__name__
             )
-            raise TypeError(f"{owner} keeps {name} in float32 or float64, got {got}.")
+            kept = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise TypeError(f"{owner} keeps {name} in {kept}, got {got}.")
         tail = layer.state_tail
         ndim = state.ndim - len(tail)
         step, rest = state.shape[: max(ndim, 0)], state.shape[max(ndim, 0) :]

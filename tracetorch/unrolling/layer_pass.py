@@ -73,7 +73,7 @@ class LayerPass(Opaque):
             for layer, name in written:
                 self.raise_written(layer, name)
 
-    def __call__(self, layer: Neuron, x: Tensor) -> Tensor:
+    def __call__(self, layer: Neuron, x: Tensor, *further: Tensor) -> Tensor:
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
 
         Raises:
@@ -91,18 +91,32 @@ class LayerPass(Opaque):
                 f"{layer.label()} got {got}, which does not hold {self.steps} time steps in "
                 'dimension 0: something before it does not keep the batch first. Use by="step".'
             )
+        if further:
+            further = tuple([self._unfold(layer, each, x) for each in further])
         x = x.view((self.steps, x.shape[0] // self.steps, *x.shape[1:]))
         if not self.sets_aside:
-            return self._run(layer, x)
+            return self._run(layer, x, further)
         # torch.compile, of something inside the model, cannot follow what happens to the states
         compiling = torch.compiler.is_compiling()
         written = self.give_states_outside(layer) if compiling else self.give_states(layer)
         try:
             if written is not None:
                 self.raise_written(layer, written)
-            return self._run(layer, x)
+            return self._run(layer, x, further)
         finally:
             self.take_states_outside(layer) if compiling else self.take_states(layer)
+
+    def _unfold(self, layer: Neuron, value: Tensor, x: Tensor) -> Tensor:
+        """Unfold time of an input beside ``x``; what is the same in all steps stays as it is."""
+        if not isinstance(value, Tensor) or value.ndim < x.ndim or value.shape[0] == 1:
+            return value
+        if value.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"{layer.label()} got an input of shape {list(value.shape)} beside one of "
+                f"{list(x.shape)}: it does not hold the {self.steps} time steps in dimension 0. "
+                'Use by="step".'
+            )
+        return value.reshape((self.steps, x.shape[0] // self.steps, *value.shape[1:]))
 
     def take_states(self, layer: Neuron) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
@@ -133,18 +147,25 @@ class LayerPass(Opaque):
             f'state {name} in each of them. Use unroll(..., by="step").'
         )
 
-    def _run(self, layer: Neuron, x: Tensor) -> Tensor:
+    def _run(self, layer: Neuron, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
         """Run the sequence and fold time back."""
         if self.collector is not None and self.collector.wants(layer):
-            return self._run_recorded(layer, x, self.collector)
-        y, _ = layer.forward_sequence(x)
+            return self._run_recorded(layer, x, further, self.collector)
+        # most layers have one input, and some no other argument for it
+        y, _ = layer.forward_sequence(x, further=further) if further else layer.forward_sequence(x)
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
         # without a graph a view is as good, and costs a third
         return unsafe_view(y, folded) if torch.is_grad_enabled() else y.view(folded)
 
-    def _run_recorded(self, layer: Neuron, x: Tensor, collector: TrajectoryCollector) -> Tensor:
+    def _run_recorded(
+        self,
+        layer: Neuron,
+        x: Tensor,
+        further: tuple[Tensor, ...],
+        collector: TrajectoryCollector,
+    ) -> Tensor:
         """Run the sequence and add what is wanted of the layer to the collector."""
         wanted = collector.wanted_of(layer)
         states = tuple(name for name in wanted if name not in ENDS)
@@ -159,6 +180,8 @@ class LayerPass(Opaque):
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):
                 y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
+        elif further:
+            y, trajectories = layer.forward_sequence(x, states, further=further)
         else:
             y, trajectories = layer.forward_sequence(x, states)
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):

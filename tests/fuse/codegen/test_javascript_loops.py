@@ -102,7 +102,7 @@ def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> N
     sources, graphs, lanes, expected = [], [], [], []
     for seed, layer in enumerate(layers):
         program = program_of(layer, 1, torch.float64)
-        plan = Plan(program, "javascript", -1, program.states, True, True, program.params)
+        plan = Plan(program, "javascript", -1, program.states, True, program.inputs, program.params)
         given, wanted = eager(layer, seed)
         sources.append(loops(plan))
         graphs += [program.forward, plan.backward]
@@ -200,7 +200,7 @@ def test_lowering_rules(page: Any) -> None:
     functions = [function for _, function in rules]
     layer = test_lower.neuron(functions, 1)
     program = program_of(layer, 1, torch.float64, {})
-    plan = Plan(program, "javascript", -1, program.states, True, True, ())
+    plan = Plan(program, "javascript", -1, program.states, True, program.inputs, ())
     source = functions_source([program.forward, plan.backward])
     page.set_content("<p></p>")
     page.add_script_tag(content=f"{{{source}window.loops = [{loops(plan)}]}}")

@@ -256,9 +256,9 @@ class TestParity:
 def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
     program = program_of(layer.to(dtype), 2, dtype)
     sources = []
-    for input_gradient, record in ((True, program.states), (False, ())):
+    for differentiated, record in ((program.inputs, program.states), ((), ())):
         for trained in (program.params, ()):
-            plan = Plan(program, "triton", -1, record, True, input_gradient, trained)
+            plan = Plan(program, "triton", -1, record, True, differentiated, trained)
             sources += [forward_source(plan), backward_source(plan)]
     return sources
 

@@ -106,6 +106,11 @@ def prefixed(prefix: str, names: Iterable[str]) -> list[str]:
     return [f"{prefix}_{name}" for name in names]
 
 
+def strides(inputs: Iterable[str]) -> list[str]:
+    """Return the names of the strides of time and of rows of the inputs."""
+    return [f"{part}_{name}" for name in inputs for part in ("step", "row")]
+
+
 def _read(emitter: Emitter, slots: Slots, names: Iterable[str]) -> None:
     """Load values of lane ``i`` from ``S`` into registers."""
     for name in names:
@@ -116,6 +121,21 @@ def _slice(emitter: Emitter, name: str, array: str, start: str) -> None:
     """Make ``name`` the values of the tile's lanes in ``array``, the first at ``start``."""
     emitter.line(f"begin_{name} = {start}")
     emitter.line(f"{name} = {array}[begin_{name} : begin_{name} + width]")
+
+
+def _slice_inputs(emitter: Emitter, names: Iterable[str], j: int, t: str) -> None:
+    """Print the slices of inputs at step ``t``, the ``j``-th of a pass."""
+    for name in names:
+        start = f"({t}) * step_{name} + row * row_{name} + low"
+        _slice(emitter, f"now{j}_{name}", name, start)
+
+
+def _read_inputs(emitter: Emitter, names: Iterable[str], j: int) -> dict[str, str]:
+    """Load inputs of lane ``i`` into registers; return their spelling by name."""
+    spelled = {name: f"in{j}_{name}" for name in names}
+    for name, register in spelled.items():
+        emitter.line(f"{register} = now{j}_{name}[i]")
+    return spelled
 
 
 @contextmanager
@@ -167,9 +187,9 @@ def _rows(emitter: Emitter) -> Iterator[None]:
 def forward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
     """Return the names of the forward kernel's integers and of its arrays, in order."""
     program, states = plan.program, plan.program.states
-    integers = [*_SIZES, "x_step", "x_row", *prefixed("size", program.params)]
+    integers = [*_SIZES, *strides(program.inputs), *prefixed("size", program.params)]
     return integers, [
-        *("x", *prefixed("param", program.params), "literals", "output"),
+        *(*program.inputs, *prefixed("param", program.params), "literals", "output"),
         *prefixed("start", states),
         *prefixed("end", states),
         *prefixed("record", plan.record),
@@ -237,7 +257,7 @@ def steps_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
     # Inputs and results of the steps t ... t + count - 1, as slices that begin at the tile:
     # with a plain index the loop over lanes is vectorised.
     for j in range(count):
-        _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
+        _slice_inputs(emitter, program.inputs, j, f"t + {j}")
         for result in ("output", *prefixed("record", plan.record)):
             _slice(emitter, f"{result}{j}", result, f"(t + {j}) * lanes + base")
     with emitter.indent("for i in range(width):"):
@@ -245,8 +265,8 @@ def steps_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
         _read(emitter, slots, [*states, *params])
         env = {state: state for state in states}
         for j in range(count):
-            emitter.line(f"x_{j} = x{j}[i]")
-            results = emitter.graph(graph, {**env, "x": f"x_{j}"}, f"_{j}")
+            env |= _read_inputs(emitter, program.inputs, j)
+            results = emitter.graph(graph, env, f"_{j}")
             emitter.line(f"output{j}[i] = {results['output']}")
             for name in plan.record:
                 emitter.line(f"record_{name}{j}[i] = {results[f'next_{name}']}")
@@ -263,15 +283,16 @@ def steps_forward(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> Non
 def backward_arguments(plan: Plan) -> tuple[list[str], list[str]]:
     """Return the names of the backward kernel's integers and of its arrays, in order."""
     program, states = plan.program, plan.program.states
-    integers = [*_SIZES, "x_step", "x_row", *prefixed("size", program.params), "g_step", "g_row"]
+    integers = [*_SIZES, *strides(program.inputs), *prefixed("size", program.params)]
+    integers += ["g_step", "g_row"]
     integers += [f"h_{part}_{name}" for name in plan.record for part in ("step", "row")]
     return integers, [
-        *("x", *prefixed("param", program.params), "literals", "checkpoints"),
+        *(*program.inputs, *prefixed("param", program.params), "literals", "checkpoints"),
         *prefixed("start", plan.recomputed),
         "g_output",
         *prefixed("g_end", states),
         *prefixed("h", plan.record),
-        *(["d_x"] if plan.needs_input_gradient else []),
+        *prefixed("d", plan.differentiated),
         *prefixed("d_start", states),
         *("sums", "S", "past"),
     ]
@@ -343,14 +364,14 @@ def _walk_past(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
     """Print the loop over time that advances ``past`` by ``count`` steps in one pass."""
     kept, size = plan.recomputed, len(plan.recomputed)
     used = plan.advance.reads()
+    inputs = [name for name in plan.program.inputs if name in used]
     # Nothing reads the states after the last step: < end, where the forward kernel has <= end.
     with emitter.indent(f"while t + {count} < end:"):
         # P begins at the states before step t and ends with those before step t + count.
         emitter.line(f"p = (t - begin) * {size * TILE}")
         emitter.line(f"P = past[p : p + {(count + 1) * size * TILE}]")
-        if "x" in used:
-            for j in range(count):
-                _slice(emitter, f"x{j}", "x", f"(t + {j}) * x_step + row * x_row + low")
+        for j in range(count):
+            _slice_inputs(emitter, inputs, j, f"t + {j}")
         with emitter.indent("for i in range(width):"):
             for index, name in enumerate(kept):
                 emitter.line(f"s_{name} = P[{index * TILE} + i]")
@@ -358,9 +379,8 @@ def _walk_past(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
             _read(emitter, slots, [name for name in params if name in used])
             env: dict[str, str] = {}
             for j in range(count):
-                if "x" in used:
-                    emitter.line(f"x_{j} = x{j}[i]")
-                results = emitter.graph(plan.advance, {**env, "x": f"x_{j}"}, f"_{j}")
+                env |= _read_inputs(emitter, inputs, j)
+                results = emitter.graph(plan.advance, env, f"_{j}")
                 # States pass to the next step in registers; past gets a copy.
                 env = {f"s_{name}": results[f"next_{name}"] for name in kept}
                 for index, name in enumerate(kept):
@@ -408,16 +428,15 @@ def steps_back(emitter: Emitter, plan: Plan, slots: Slots, count: int) -> None:
 def _slice_back(emitter: Emitter, plan: Plan, j: int) -> None:
     """Print the slices of inputs, cotangents and results of step ``t - j``."""
     read = plan.backward.reads()
-    if "x" in read:
-        _slice(emitter, f"x{j}", "x", f"(t - {j}) * x_step + row * x_row + low")
+    _slice_inputs(emitter, [n for n in plan.program.inputs if n in read], j, f"t - {j}")
     if "g_output" in read:
         _slice(emitter, f"g{j}", "g_output", f"(t - {j}) * g_step + row * g_row + low")
     # Cotangents of recorded trajectories have strides of their own.
     for name in plan.record:
         start = f"(t - {j}) * h_step_{name} + row * h_row_{name} + low"
         _slice(emitter, f"h_{name}{j}", f"h_{name}", start)
-    if plan.needs_input_gradient:
-        _slice(emitter, f"d{j}", "d_x", f"(t - {j}) * lanes + base")
+    for name in plan.differentiated:
+        _slice(emitter, f"d{j}_{name}", f"d_{name}", f"(t - {j}) * lanes + base")
     if "output" in plan.backward.outputs:
         _slice(emitter, f"output{j}", "output", f"(t - {j}) * lanes + base")
 
@@ -437,18 +456,17 @@ def _step_back(
         place = ((count - 1 - j) * len(plan.recomputed) + index) * TILE
         emitter.line(f"s_{name}_{j} = P[{place} + i]")
         env[f"s_{name}"] = f"s_{name}_{j}"
-    if "x" in read:
-        emitter.line(f"x_{j} = x{j}[i]")
+    env |= _read_inputs(emitter, [n for n in plan.program.inputs if n in read], j)
     if "g_output" in read:
         emitter.line(f"g_{j} = g{j}[i]")
     # A recorded state has two uses, the next step and the trajectory: its cotangents add up.
     for name in plan.record:
         emitter.line(f"h_{name}_{j} = {env[f'g_{name}']} + h_{name}{j}[i]")
         env[f"g_{name}"] = f"h_{name}_{j}"
-    env |= {"x": f"x_{j}", "g_output": f"g_{j}"}
+    env["g_output"] = f"g_{j}"
     results = emitter.graph(plan.backward, env, f"_{j}")
-    if plan.needs_input_gradient:
-        emitter.line(f"d{j}[i] = {results['d_x']}")
+    for name in plan.differentiated:
+        emitter.line(f"d{j}_{name}[i] = {results[f'd_{name}']}")
     if "output" in results:
         emitter.line(f"output{j}[i] = {results['output']}")
     for name in plan.trained:

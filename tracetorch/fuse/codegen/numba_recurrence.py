@@ -38,7 +38,7 @@ from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.plan import TILE, RecurrentPlan
 
 _SIZES = ("first", "last", "steps", "every", "columns", "neurons", "lanes")
-INTEGERS = frozenset((*_SIZES, "x_step", "input_step", "input_row"))
+INTEGERS = frozenset((*_SIZES, "step_x", "input_step", "input_row"))
 # Arrays that each worker has its own of: the last arguments, in this order.
 FORWARD_SCRATCH = ("sums_of_product", "events", "scratch")
 BACKWARD_SCRATCH = (*FORWARD_SCRATCH, "segments", "feedback")
@@ -106,7 +106,7 @@ def forward_arguments(plan: RecurrentPlan) -> list[str]:
     return [
         *_SIZES,
         *("input_step", "input_row", "input", "params", "literals", "weight", "bias"),
-        *("x_step", "x", "start_output", "output", "end_output"),
+        *("step_x", "x", "start_output", "output", "end_output"),
         *prefixed("start", states),
         *prefixed("end", states),
         *("checkpoints", *FORWARD_SCRATCH),
@@ -124,7 +124,7 @@ def forward_source(plan: RecurrentPlan) -> tuple[str, int]:
     emitter = Emitter(numba_target(program.dtype), plan.literals)
     slots = Slots([*prefixed("p", program.params), *prefixed("s", program.states)])
     with _tasks(emitter, plan, "forward", forward_arguments(plan), [program.forward]):
-        emitter.line("x_row = columns")
+        emitter.line("row_x = columns")
         with _tiles(emitter, slots):
             _load_parameters(emitter, len(program.params))
             with emitter.indent("for i in range(width):"):
@@ -141,7 +141,7 @@ def forward_source(plan: RecurrentPlan) -> tuple[str, int]:
             with emitter.indent("else:"):
                 emitter.line("k = (t - 1) * lanes + left")
                 emitter.line("previous = output[k : k + full]")
-            emitter.line("drive = x[t * x_step + left : t * x_step + left + full]")
+            emitter.line("drive = x[t * step_x + left : t * step_x + left + full]")
             product = "weight, drive, full // neurons, neurons, sums_of_product, events"
             emitter.line(f"multiply(previous, {product})")
             with _rows(emitter, "input", "drive"):
@@ -190,7 +190,7 @@ def backward_source(plan: RecurrentPlan) -> tuple[str, int]:
     past = f"past = segments[low * {size} : (low + {TILE}) * {size}]"
     with _tasks(emitter, plan, "backward", arguments, graphs):
         # The loops within a tile read x, and the cotangent of the outputs from ``feedback``.
-        emitter.line("x_step, x_row, g_step, g_row = lanes, columns, 0, 0")
+        emitter.line("step_x, row_x, g_step, g_row = lanes, columns, 0, 0")
         emitter.line("g_output = feedback")
         with _tiles(emitter, slots):
             _load_parameters(emitter, len(params))

@@ -71,7 +71,9 @@ def _past(plan: Plan, k: int) -> str:
 
 def _inputs(plan: Plan) -> list[str]:
     """Return the names of the arguments that both kernels begin with."""
-    names = ["steps", "every", "lanes", "width", "inner", "x_step", "x_row", "x", "literals"]
+    names = ["steps", "every", "lanes", "width", "inner", "literals"]
+    for name in plan.program.inputs:
+        names += [f"step_{name}", f"row_{name}", name]
     for name in plan.program.params:
         names += [f"param_{name}", f"stride_{name}"]
     return names
@@ -113,8 +115,17 @@ def _kernel(
         for param in program.params:
             if f"p_{param}" in read:
                 _load(emitter, f"p_{param}", f"param_{param} + neuron * stride_{param}")
-        emitter.line("x_lane = row * x_row + column")
+        for name in program.inputs:
+            emitter.line(f"lane_{name} = row * row_{name} + column")
         yield
+
+
+def _load_inputs(emitter: Emitter, plan: Plan, graph: Graph) -> dict[str, str]:
+    """Load the inputs of step ``t`` that ``graph`` reads; return their spelling by name."""
+    spelled = {name: f"now_{name}" for name in plan.program.inputs if name in graph.reads()}
+    for name, register in spelled.items():
+        _load(emitter, register, f"{name} + t * step_{name} + lane_{name}")
+    return spelled
 
 
 # Forward
@@ -159,9 +170,7 @@ def forward_source(plan: Plan) -> str:
 def _step_forward(emitter: Emitter, plan: Plan) -> None:
     """Print step ``t``: only inputs and results touch memory."""
     program, graph = plan.program, plan.program.forward
-    if "x" in graph.reads():
-        _load(emitter, "x_now", "x + t * x_step + x_lane")
-    results = emitter.graph(graph, {"x": "x_now"})
+    results = emitter.graph(graph, _load_inputs(emitter, plan, graph))
     _store(emitter, "output + t * lanes + lane", results["output"])
     for name in plan.record:
         _store(emitter, f"record_{name} + t * lanes + lane", results[f"next_{name}"])
@@ -180,7 +189,7 @@ def backward_arguments(plan: Plan) -> list[str]:
         *("checkpoints", "past", "g_step", "g_row", "g_output"),
         *(f"g_end_{name}" for name in states),
         *(f"h_{part}{name}" for name in plan.record for part in ("step_", "row_", "")),
-        *(["d_x"] if plan.needs_input_gradient else []),
+        *(f"d_{name}" for name in plan.differentiated),
         *(f"d_start_{name}" for name in states),
         "sums",
     ]
@@ -244,9 +253,7 @@ def _recompute(emitter: Emitter, plan: Plan) -> None:
         # Stored before the step: past holds what the step reads.
         for k, name in enumerate(kept):
             _store(emitter, _past(plan, k), f"s_{name}")
-        if "x" in plan.advance.reads():
-            _load(emitter, "x_now", "x + t * x_step + x_lane")
-        results = emitter.graph(plan.advance, {"x": "x_now"})
+        results = emitter.graph(plan.advance, _load_inputs(emitter, plan, plan.advance))
         _assign(emitter, {f"s_{name}": results[f"next_{name}"] for name in kept})
     emitter.line("tl.debug_barrier()")
 
@@ -258,14 +265,13 @@ def _step_back(emitter: Emitter, plan: Plan) -> None:
     """
     read = plan.backward.reads()
     emitter.line("t = end - 1 - after")
-    env = {"x": "x_now", "g_output": "g_now"}
+    env = {"g_output": "g_now"}
     # States before the step. A name of its own: s_<state>, assigned here, would be a variable that
     # the loop carries from step to step.
     for k, name in enumerate(plan.recomputed):
         _load(emitter, f"past_{name}", _past(plan, k))
         env[f"s_{name}"] = f"past_{name}"
-    if "x" in read:
-        _load(emitter, "x_now", "x + t * x_step + x_lane")
+    env |= _load_inputs(emitter, plan, plan.backward)
     if "g_output" in read:
         _load(emitter, "g_now", "g_output + t * g_step + g_lane")
     # A recorded state has two uses, the next step and the trajectory: its cotangents add up.
@@ -273,8 +279,8 @@ def _step_back(emitter: Emitter, plan: Plan) -> None:
         _load(emitter, f"h_now_{name}", f"h_{name} + t * h_step_{name} + h_lane_{name}")
         emitter.line(f"g_{name} += h_now_{name}")
     results = emitter.graph(plan.backward, env)
-    if plan.needs_input_gradient:
-        _store(emitter, "d_x + t * lanes + lane", results["d_x"])
+    for name in plan.differentiated:
+        _store(emitter, f"d_{name} + t * lanes + lane", results[f"d_{name}"])
     for name in plan.trained:
         emitter.line(f"sum_{name} += {results[f'd_p_{name}']}")
     _assign(emitter, {f"g_{name}": results[f"d_s_{name}"] for name in plan.program.states})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 _PLAIN = (Tensor, nn.Parameter)
 
+T = TypeVar("T")
+
 _library = torch.library.Library("tracetorch", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
-    "forward(str key, Tensor x, Tensor[] states, Tensor[] params) -> Tensor[]",
-    "backward(str key, Tensor x, Tensor[] states, Tensor[] params, Tensor checkpoints,"
+    "forward(str key, Tensor[] inputs, Tensor[] states, Tensor[] params) -> Tensor[]",
+    "backward(str key, Tensor[] inputs, Tensor[] states, Tensor[] params, Tensor checkpoints,"
     " Tensor[] grads) -> Tensor[]",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
@@ -54,14 +56,19 @@ def _runtime_of(backend: str) -> Any:
 # Forward
 
 
-def _forward(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+def _forward(
+    key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
+) -> list[Tensor]:
     plan = plan_of(key)
-    results: list[Tensor] = _runtime(plan).forward(plan, layout_of(x, plan.dim), x, states, params)
+    layout = layout_of(inputs[0], plan.dim)
+    results: list[Tensor] = _runtime(plan).forward(plan, layout, inputs, states, params)
     return results
 
 
-def _forward_fake(key: str, x: Tensor, states: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    plan = plan_of(key)
+def _forward_fake(
+    key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
+) -> list[Tensor]:
+    plan, x = plan_of(key), inputs[0]
     output, ends, records, checkpoints = allocate_results(plan, layout_of(x, plan.dim), x)
     return [output, *ends, *records, checkpoints]
 
@@ -71,38 +78,37 @@ def _forward_fake(key: str, x: Tensor, states: list[Tensor], params: list[Tensor
 
 def _backward(
     key: str,
-    x: Tensor,
+    inputs: list[Tensor],
     states: list[Tensor],
     params: list[Tensor],
     checkpoints: Tensor,
     grads: list[Tensor],
 ) -> list[Tensor]:
     plan = plan_of(key)
-    layout = layout_of(x, plan.dim)
+    layout = layout_of(inputs[0], plan.dim)
     results: list[Tensor] = _runtime(plan).backward(
-        plan, layout, x, states, params, checkpoints, grads
+        plan, layout, inputs, states, params, checkpoints, grads
     )
     return results
 
 
 def _backward_fake(
     key: str,
-    x: Tensor,
+    inputs: list[Tensor],
     states: list[Tensor],
     params: list[Tensor],
     checkpoints: Tensor,
     grads: list[Tensor],
 ) -> list[Tensor]:
-    plan = plan_of(key)
+    plan, x = plan_of(key), inputs[0]
     layout, dtype = layout_of(x, plan.dim), plan.program.dtype
     nothing = (0,)
-    d_x = (
-        layout.allocate(x, dtype, sequences=1)
-        if plan.needs_input_gradient
-        else [x.new_empty(nothing)]
-    )
+    new = iter(layout.allocate(x, dtype, sequences=len(plan.differentiated)))
     return [
-        *d_x,
+        *(
+            next(new) if name in plan.differentiated else x.new_empty(nothing, dtype=dtype)
+            for name in plan.program.inputs
+        ),
         *layout.allocate(x, dtype, steps=len(states)),
         *(
             torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
@@ -115,31 +121,42 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    ctx.key, x, states, params = inputs
-    ctx.order = layout_of(x, plan_of(ctx.key).dim).order
+    ctx.key, xs, states, params = inputs
+    ctx.order = layout_of(xs[0], plan_of(ctx.key).dim).order
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, *states, *params, output[-1])
+    ctx.save_for_backward(*xs, *states, *params, output[-1])
 
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     plan = plan_of(ctx.key)
-    x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, grads[:-1])
-    gradients = torch.ops.tracetorch.backward(ctx.key, x, states, params, checkpoints, grads_out)
-    d_x, *rest = _input_gradients(plan, gradients)
-    return None, d_x, rest[: len(states)], rest[len(states) :]
+    inputs, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, grads[:-1])
+    gradients = torch.ops.tracetorch.backward(
+        ctx.key, inputs, states, params, checkpoints, grads_out
+    )
+    of_inputs, of_states, of_params = _split(plan, _wanted_gradients(plan, gradients))
+    return None, of_inputs, of_states, of_params
 
 
 def _backward_inputs(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     """Return what a backward kernel reads; zeros where no gradient came back."""
     with explain_freed_graph():
-        x, *saved, checkpoints = ctx.saved_tensors
+        *saved, checkpoints = ctx.saved_tensors
+    inputs, states, params = _split(plan, saved)
+    x = inputs[0]
     if layout_of(x, plan.dim).order != ctx.order:
         # a hook on saved tensors gave x back in another order of memory than the checkpoints have
         x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
-    count = len(plan.program.states)
-    return x, saved[:count], saved[count:], checkpoints, incoming_gradients(x, grads, count)
+        inputs[0] = x
+    return inputs, states, params, checkpoints, incoming_gradients(x, grads, len(states))
+
+
+def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    """Split what there is of inputs, states and parameters, in this order, into the three."""
+    first = len(plan.program.inputs)
+    second = first + len(plan.program.states)
+    return list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])
 
 
 def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
@@ -169,15 +186,21 @@ def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -
     return found
 
 
-def _input_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return the gradients of all inputs, with ``None`` for one that was not computed."""
-    gradients: list[Tensor | None] = list(computed)
-    if not plan.needs_input_gradient:
-        gradients[0] = None
-    for index, name in enumerate(plan.program.params, start=1 + len(plan.program.states)):
-        if name not in plan.trained:
-            gradients[index] = None
-    return gradients
+def _wanted_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients of inputs, states, parameters; ``None`` for one not computed."""
+    of_inputs, of_states, of_params = _split(plan, computed)
+    return [
+        *_named(plan.program.inputs, of_inputs, plan.differentiated),
+        *of_states,
+        *_named(plan.program.params, of_params, plan.trained),
+    ]
+
+
+def _named(
+    names: Sequence[str], gradients: Sequence[Tensor], computed: Sequence[str]
+) -> list[Tensor | None]:
+    """Return the gradients of the names in ``computed``, ``None`` for the others."""
+    return [g if name in computed else None for name, g in zip(names, gradients, strict=True)]
 
 
 def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -210,35 +233,36 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def run(
-    plan: Plan, call: Call, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+    plan: Plan,
+    call: Call,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
-    if not are_plain((x, *states, *params)):
-        results = torch.ops.tracetorch.forward(register(plan), x, states, params)[:-1]
+    if not are_plain((*inputs, *states, *params)):
+        results = torch.ops.tracetorch.forward(register(plan), inputs, states, params)[:-1]
         return [
             end if smooth else end.detach()
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
     if plan.has_backward:
-        return _FusedLoop.apply(plan, call, x, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
-    layout = layout_of(x, plan.dim)
-    return _runtime(plan).forward(plan, layout, x, states, params)[:-1]  # type: ignore[no-any-return]
+        return _FusedLoop.apply(plan, call, *inputs, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
+    layout = layout_of(inputs[0], plan.dim)
+    return _runtime(plan).forward(plan, layout, inputs, states, params)[:-1]  # type: ignore[no-any-return]
 
 
 class _FusedLoop(torch.autograd.Function):
     """The operators without the dispatcher: one node of the graph for all of time."""
 
     @staticmethod
-    def forward(
-        ctx: Any, plan: Plan, call: Call, x: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        count = len(plan.program.states)
-        runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-        *results, checkpoints = runtime.forward(plan, layout, x, tensors[:count], tensors[count:])
+    def forward(ctx: Any, plan: Plan, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        runtime, layout = _runtime(plan), layout_of(tensors[0], plan.dim)
+        *results, checkpoints = runtime.forward(plan, layout, *_split(plan, tensors))
         ctx.plan, ctx.call, ctx.order = plan, call, layout.order
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *tensors, checkpoints)
+        ctx.save_for_backward(*tensors, checkpoints)
         # a result without a gradient by step must not seem to have one here
         if not all(plan.smooth_results):
             pairs = zip(results, plan.smooth_results, strict=True)
@@ -250,15 +274,14 @@ class _FusedLoop(torch.autograd.Function):
         plan = ctx.plan
         if torch.is_grad_enabled():  # create_graph=True
             with explain_freed_graph():
-                x, *saved, _ = ctx.saved_tensors
-            count = len(plan.program.states)
-            tensors = (x, saved[:count], saved[count:])
+                *saved, _ = ctx.saved_tensors
+            tensors = _split(plan, saved)
             return None, None, *differentiable_gradients(ctx.call, plan, *tensors, grads)
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        x, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
-        runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-        gradients = runtime.backward(plan, layout, x, states, params, checkpoints, grads_out)
-        return None, None, *_input_gradients(plan, gradients)
+        inputs, *rest = _backward_inputs(ctx, plan, resolved)
+        runtime, layout = _runtime(plan), layout_of(inputs[0], plan.dim)
+        gradients = runtime.backward(plan, layout, inputs, *rest)
+        return None, None, *_wanted_gradients(plan, gradients)
 
 
 # From raw parameters
@@ -283,7 +306,7 @@ def run_raw(
     call: Call,
     layout: Layout,
     constrained: tuple[Constrained, ...],
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     raws: Sequence[Tensor],
 ) -> Sequence[Tensor]:
@@ -292,9 +315,9 @@ def run_raw(
     With a backward pass constraints and loop are one node of the graph.
     """
     if plan.has_backward:
-        return _FusedLayer.apply(plan, call, layout, constrained, x, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedLayer.apply(plan, call, layout, constrained, *inputs, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
     values = _constrain(plan, constrained, raws)
-    return _runtime(plan).forward(plan, layout, x, states, values)[:-1]  # type: ignore[no-any-return]
+    return _runtime(plan).forward(plan, layout, inputs, states, values)[:-1]  # type: ignore[no-any-return]
 
 
 def _constrain(
@@ -320,20 +343,18 @@ class _FusedLayer(torch.autograd.Function):
         call: Call,
         layout: Layout,
         constrained: tuple[Constrained, ...],
-        x: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        count = len(plan.program.states)
-        states, raws = tensors[:count], tensors[count:]
+        inputs, states, raws = _split(plan, tensors)
         values = _constrain(plan, constrained, raws)
-        *results, checkpoints = _runtime(plan).forward(plan, layout, x, states, values)
+        *results, checkpoints = _runtime(plan).forward(plan, layout, inputs, states, values)
         ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
         pairs = list(zip(constrained, raws, strict=True))
         read = [raw if c.gradient.reads_raw else None for c, raw in pairs]
         ctx.raws = [None if c.gradient.reads_raw else raw for c, raw in pairs]
-        ctx.save_for_backward(x, *states, *values, *read, checkpoints)
+        ctx.save_for_backward(*inputs, *states, *values, *read, checkpoints)
         if not all(plan.smooth_results):
             ends = zip(results, plan.smooth_results, strict=True)
             ctx.mark_non_differentiable(*(end for end, smooth in ends if not smooth))
@@ -342,11 +363,11 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, constrained = ctx.plan, ctx.constrained
-        first, count = 1 + len(plan.program.states), len(plan.program.params)
+        count = len(plan.program.params)
         if torch.is_grad_enabled():  # create_graph=True
             with explain_freed_graph():
-                x, *saved, _ = ctx.saved_tensors
-            states, saved = saved[: first - 1], saved[first - 1 :]
+                *saved, _ = ctx.saved_tensors
+            inputs, states, saved = _split(plan, saved)
             raws = _read_raws(ctx, saved[count:])
             values = _constrain(plan, constrained, raws)
             if not all(map(torch.equal, values, saved[:count])):
@@ -355,18 +376,21 @@ class _FusedLayer(torch.autograd.Function):
                     "the backward pass, which is to be differentiated itself."
                 )
             shaped = [v.reshape(c.shape) for v, c in zip(values, constrained, strict=True)]
-            computed = differentiable_gradients(ctx.call, plan, x, states, shaped, grads)
+            computed = differentiable_gradients(ctx.call, plan, inputs, states, shaped, grads)
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-            x, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
+            inputs, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
             values, raws = saved[:count], _read_raws(ctx, saved[count:])
-            runtime, layout = _runtime(plan), layout_of(x, plan.dim)
-            gradients = runtime.backward(plan, layout, x, states, values, checkpoints, grads_out)
-            computed = _input_gradients(plan, gradients)
+            runtime, layout = _runtime(plan), layout_of(inputs[0], plan.dim)
+            gradients = runtime.backward(
+                plan, layout, inputs, states, values, checkpoints, grads_out
+            )
+            computed = _wanted_gradients(plan, gradients)
+        of_inputs, of_states, of_values = _split(plan, computed)
         of_raws: list[Tensor | None] = []
-        for grad, raw, value, each in zip(computed[first:], raws, values, constrained, strict=True):
+        for grad, raw, value, each in zip(of_values, raws, values, constrained, strict=True):
             if grad is not None:
                 grad = grad.reshape(value.shape)
                 grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
             of_raws.append(grad)
-        return None, None, None, None, *computed[:first], *of_raws
+        return None, None, None, None, *of_inputs, *of_states, *of_raws

@@ -25,7 +25,7 @@ from tracetorch.fuse.dispatch.backends import (
 from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
-from tracetorch.fuse.ir.trace import Program, trace
+from tracetorch.fuse.ir.trace import Program, input_names, trace
 from tracetorch.fuse.protocol import StepLayer
 
 _programs: dict[Hashable, Program | str] = {}
@@ -109,16 +109,16 @@ def unsupported_operation(program: Program) -> str | None:
 
 def plan_for(
     layer: StepLayer,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> Plan | None:
-    """Return the plan that runs ``layer`` over ``x``; ``None``: it runs eagerly.
+    """Return the plan that runs ``layer`` over its inputs; ``None``: it runs eagerly.
 
     Args:
         layer: whose ``step``.
-        x: the inputs ``[T, ...]`` in the dtype of the arithmetic.
+        inputs: the inputs ``[T, ...]`` in the dtype of the arithmetic.
         states: the active ones.
         kwargs: the step kwargs.
         record: states whose trajectories are wanted.
@@ -127,13 +127,13 @@ def plan_for(
         RuntimeError: the backend requested by name cannot.
 
     """
-    needs = _gradient_needs(x, states, kwargs)
+    needs, x = _gradient_needs(layer, inputs, states, kwargs), inputs[0]
     return _plan(layer, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
 
 
 def plan_key(
     layer: StepLayer,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
     record: tuple[str, ...],
@@ -144,24 +144,29 @@ def plan_key(
     numbers = _compiled_in(layer, kwargs)
     if numbers is None:
         return None
-    needs = _gradient_needs(x, states, kwargs)
+    needs, x = _gradient_needs(layer, inputs, states, kwargs), inputs[0]
     return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
 
 
 def _gradient_needs(
-    x: Tensor, states: Sequence[Tensor], kwargs: dict[str, Any]
-) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether there will be a backward pass, through ``x`` too, and through which parameters."""
+    layer: StepLayer,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    kwargs: dict[str, Any],
+) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Whether there will be a backward pass, through which inputs, and which parameters."""
     if not torch.is_grad_enabled():
-        return False, False, ()
+        return False, (), ()
     trained: list[str] = []
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.requires_grad:
             trained.append(name)
-    has_backward = bool(trained) or x.requires_grad
+    named = zip(input_names(layer), inputs, strict=True)
+    differentiated = tuple([name for name, x in named if x.requires_grad])
+    has_backward = bool(trained) or bool(differentiated)
     for state in states:
         has_backward = has_backward or state.requires_grad
-    return has_backward, x.requires_grad, tuple(trained)
+    return has_backward, differentiated, tuple(trained)
 
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
@@ -191,7 +196,7 @@ def _plan(
     device: torch.device,
     record: tuple[str, ...],
     has_backward: bool,
-    needs_input_gradient: bool,
+    differentiated: tuple[str, ...],
     trained: tuple[str, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> Plan | None:
@@ -208,7 +213,7 @@ def _plan(
         report_fallback(layer, backend, reason)
         return None
     dim = dim_from_end(layer, ndim)
-    needs = (has_backward, needs_input_gradient, trained)
+    needs = (has_backward, differentiated, trained)
     return plan_for_needs(program, backend, dim, record, *needs)
 
 
@@ -218,14 +223,14 @@ def plan_for_needs(
     dim: int,
     record: tuple[str, ...],
     has_backward: bool,
-    needs_input_gradient: bool,
+    differentiated: tuple[str, ...],
     trained: tuple[str, ...],
 ) -> Plan:
     """Return the :class:`Plan` of a program, where these gradients are wanted."""
     # a parameter that no output depends on has no gradient to compute
     trained = tuple([name for name in trained if f"p_{name}" in program.reached])
-    needs_input_gradient = needs_input_gradient and "x" in program.reached
-    return _planned(program, backend, dim, record, has_backward, needs_input_gradient, trained)
+    differentiated = tuple([name for name in differentiated if name in program.reached])
+    return _planned(program, backend, dim, record, has_backward, differentiated, trained)
 
 
 def recurrent_plan_for(
@@ -255,14 +260,16 @@ def recurrent_plan_for(
         RuntimeError: the backend requested by name cannot.
 
     """
-    has_backward, _, trained = _gradient_needs(x, states, kwargs)
+    if len(layer.inputs) > 1:
+        return None  # the kernels feed the output back to the only input
+    has_backward, _, trained = _gradient_needs(layer, (x,), states, kwargs)
     for tensor in (previous, weight, bias):
         needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         has_backward = has_backward or needs
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
-    needs_all = (has_backward, has_backward, trained)
+    needs_all = (has_backward, ("x",) if has_backward else (), trained)
     plan = _plan(layer, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
-    if plan is None or plan.backend != "numba" or plan.needs_input_gradient != has_backward:
+    if plan is None or plan.backend != "numba" or bool(plan.differentiated) != has_backward:
         return None
     return _recurrent(plan, has_backward and weight.requires_grad)
 
@@ -275,7 +282,7 @@ def _recurrent(plan: Plan, needs_weight_gradient: bool) -> RecurrentPlan:
         plan.dim,
         plan.record,
         plan.has_backward,
-        plan.needs_input_gradient,
+        plan.differentiated,
         plan.trained,
         needs_weight_gradient=needs_weight_gradient,
     )
@@ -288,11 +295,11 @@ def _planned(
     dim: int,
     record: tuple[str, ...],
     has_backward: bool,
-    needs_input_gradient: bool,
+    differentiated: tuple[str, ...],
     trained: tuple[str, ...],
 ) -> Plan:
     """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
-    return Plan(program, backend, dim, record, has_backward, needs_input_gradient, trained)
+    return Plan(program, backend, dim, record, has_backward, differentiated, trained)
 
 
 @constant_in_compile
@@ -303,12 +310,12 @@ def _constant_key(
     device: str,
     record: tuple[str, ...],
     has_backward: bool,
-    needs_input_gradient: bool,
+    differentiated: tuple[str, ...],
     trained: tuple[str, ...],
     numbers: tuple[object, ...],
 ) -> str | None:
     """Return the key of the plan, once for each compilation and each ``numbers``."""
-    needs = (has_backward, needs_input_gradient, trained)
+    needs = (has_backward, differentiated, trained)
     plan = _plan(layer, ndim, dtype, torch.device(device), record, *needs)
     return None if plan is None else register(plan)
 

@@ -233,9 +233,10 @@ class _PreparedSequence:
         if plan is None:
             trained = tuple([n for n, g in zip(self.constraints, key[2:], strict=True) if g])
             backend, program = self.backend, self.program
-            plan = plan_for_needs(program, backend, self.dim, (), any(key), key[0], trained)
+            differentiated = ("x",) if key[0] else ()
+            plan = plan_for_needs(program, backend, self.dim, (), any(key), differentiated, trained)
             self.plans[key] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
         call = Call(layer.step, layer.states, self.options, weakref.ref(layer))
-        results = operators.run_raw(plan, call, layout, self.constrained, x, states, raws)
+        results = operators.run_raw(plan, call, layout, self.constrained, (x,), states, raws)
         return results[0], dict(zip(self.states, results[1:], strict=True))

@@ -39,17 +39,17 @@ class Call(NamedTuple):
 def differentiable_gradients(
     call: Call,
     plan: Plan,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Return the gradients of ``x``, states and parameters, part of a graph of their own.
+    """Return the gradients of inputs, states and parameters, part of a graph of their own.
 
     Args:
         call: the call.
         plan: the plan that ran it.
-        x: the inputs.
+        inputs: the inputs.
         states: the active ones before the first step.
         params: the tensors among the step kwargs.
         grads: of outputs, final states and trajectories; ``None`` is zero.
@@ -65,8 +65,8 @@ def differentiable_gradients(
     with torch.enable_grad():
         # Views: where one of the inputs is computed from another, the path between them is not
         # this sequence's to differentiate.
-        inputs = [tensor.view_as(tensor) for tensor in (x, *states, *params)]
-        again, *rest = inputs
+        tensors = [tensor.view_as(tensor) for tensor in (*inputs, *states, *params)]
+        again, rest = tensors[: len(inputs)], tensors[len(inputs) :]
         starts = dict(zip(program.states, rest, strict=False))
         replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
         output, ends, records = eager.run(
@@ -81,7 +81,7 @@ def differentiable_gradients(
             for end, grad in zip((output, *ends, *records), grads, strict=True)
             if grad is not None and end.requires_grad
         ]
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs and wanted:
             results, cotangents = zip(*pairs, strict=True)
@@ -89,4 +89,4 @@ def differentiable_gradients(
                 results, wanted, cotangents, create_graph=True, allow_unused=True
             )
     gradients = iter(found)
-    return [next(gradients) if tensor.requires_grad else None for tensor in inputs]
+    return [next(gradients) if tensor.requires_grad else None for tensor in tensors]

@@ -25,7 +25,7 @@ from tracetorch.fuse.runtime import eager
 
 def run_sequence(
     layer: StepLayer,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
     record: tuple[str, ...],
@@ -34,7 +34,8 @@ def run_sequence(
 
     Args:
         layer: whose ``step``.
-        x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
+        inputs: the inputs ``[T, ...]``, all of one shape, at least one step, in the dtype of the
+            arithmetic.
         states: the states before the first step, as ``step`` takes them.
         kwargs: the step kwargs.
         record: names of states whose trajectories are wanted.
@@ -45,18 +46,18 @@ def run_sequence(
     active = [state for state in states if state is not None]
     results: Sequence[Tensor] | None = None
     if torch.compiler.is_compiling():
-        key = plan_key(layer, x, active, kwargs, record)
+        key = plan_key(layer, inputs, active, kwargs, record)
         if key is not None:
             parameters = [value for value in kwargs.values() if isinstance(value, Tensor)]
-            results = torch.ops.tracetorch.forward(key, x, active, parameters)[:-1]
+            results = torch.ops.tracetorch.forward(key, inputs, active, parameters)[:-1]
     else:
-        plan = plan_for(layer, x, active, kwargs, record)
+        plan = plan_for(layer, inputs, active, kwargs, record)
         if plan is not None:
             parameters = list(map(kwargs.__getitem__, plan.program.params))
             call = Call(layer.step, layer.states, kwargs, weakref.ref(layer))
-            results = operators.run(plan, call, x, active, parameters)
+            results = operators.run(plan, call, inputs, active, parameters)
     if results is None:
-        return eager.run(layer, x, states, kwargs, record)
+        return eager.run(layer, inputs, states, kwargs, record)
     last = 1 + len(active)
     return results[0], results[1:last], results[last:]
 

@@ -128,7 +128,7 @@ class CompiledStep:
             dim=dim,
             record=(),
             has_backward=False,
-            needs_input_gradient=False,
+            differentiated=(),
             trained=(),
         )
 

@@ -27,7 +27,7 @@ class Plan:
         dim: the neuron dimension, counted from the end.
         record: the states whose trajectories are returned.
         has_backward: whether there will be a backward pass.
-        needs_input_gradient: whether the backward pass computes the gradient of the input.
+        differentiated: the inputs whose gradients the backward pass computes.
         trained: the parameters whose gradients it computes.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
 
@@ -38,14 +38,14 @@ class Plan:
     dim: int
     record: tuple[str, ...]
     has_backward: bool
-    needs_input_gradient: bool
+    differentiated: tuple[str, ...]
     trained: tuple[str, ...]
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def backward(self) -> Graph:
         """Graph of the gradients that are needed."""
-        return self.program.backward(self.needs_input_gradient, self.trained)
+        return self.program.backward(self.differentiated, self.trained)
 
     @cached_property
     def recomputed(self) -> tuple[str, ...]:
@@ -88,9 +88,9 @@ class Plan:
     @cached_property
     def key(self) -> str:
         """Key, equal for plans that do the same."""
-        flags = f"{self.has_backward:d}{self.needs_input_gradient:d}"
-        names = (",".join(self.record), flags, ",".join(self.trained))
-        return "/".join((self.program.key, self.backend, str(self.dim), *names))
+        names = [",".join(n) for n in (self.record, self.differentiated, self.trained)]
+        flags = (str(self.dim), f"{self.has_backward:d}")
+        return "/".join((self.program.key, self.backend, *flags, *names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,6 @@ class RecurrentPlan(Plan):
     @cached_property
     def backward(self) -> Graph:
         """Graph of the gradients that are needed, and of the output where the matrix learns."""
-        graph = self.program.backward(True, self.trained)
+        graph = self.program.backward(("x",), self.trained)
         names = [*graph.outputs, *(["output"] if self.needs_weight_gradient else [])]
         return self.program.graph.select(names)

@@ -33,22 +33,25 @@ class Program:
         s_<state>    state before the step          next_<state>  state after the step
         g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
         p_<param>    parameter                      d_p_<param>   its gradient
-        x            input                          d_x           its gradient
+        x            first input                    d_x           its gradient
+        i_<input>    further input                  d_i_<input>   its gradient
         g_output     cotangent of output            output        output
 
     Args:
         layer: name of the class of the traced layer.
+        inputs: names of its inputs in the graph, ``x`` first.
         states: names of its active states.
         params: names of the tensors among its step kwargs.
         dtype: dtype of the arithmetic.
         graph: the graph.
         smooth: those of ``"output"`` and ``"next_<state>"`` that have a gradient.
-        reached: those of ``"x"``, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by
+        reached: those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by
             autograd.
 
     """
 
     layer: str
+    inputs: tuple[str, ...]
     states: tuple[str, ...]
     params: tuple[str, ...]
     dtype: torch.dtype
@@ -60,7 +63,7 @@ class Program:
     def key(self) -> str:
         """Hash, equal for programs that compute the same."""
         ends = f"{sorted(self.smooth)}{sorted(self.reached)}"
-        text = f"{self.states}{self.params}{self.dtype}{self.graph}{ends}"
+        text = f"{self.inputs}{self.states}{self.params}{self.dtype}{self.graph}{ends}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -68,14 +71,14 @@ class Program:
         """Graph of the output and the next states."""
         return self.graph.select(["output", *(f"next_{name}" for name in self.states)])
 
-    def backward(self, x: bool, params: Sequence[str]) -> Graph:
-        """Return the graph of the gradients of the states, and of ``x`` and ``params``.
+    def backward(self, inputs: Sequence[str], params: Sequence[str]) -> Graph:
+        """Return the graph of the gradients of the states, and of some inputs and parameters.
 
         Args:
-            x: whether the gradient of the input is needed.
+            inputs: the inputs whose gradients are needed.
             params: the parameters whose gradients are needed.
         """
-        names = ["d_x"] if x else []
+        names = [f"d_{name}" for name in inputs]
         names += [f"d_s_{name}" for name in self.states]
         return self.graph.select(names + [f"d_p_{name}" for name in params])
 
@@ -172,7 +175,8 @@ def _trace(
     constants = {name: value for name, value in arguments.items() if name not in params}
     device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
     recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
-    names = ["x", *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
+    entered = input_names(layer)
+    names = [*entered, *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
@@ -180,12 +184,14 @@ def _trace(
             # Forward: inactive states are None, as in an eager step.
             inputs = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(
-                inputs["x"],
+                *(inputs[name] for name in entered),
                 *(inputs.get(f"s_{name}") for name in layer.states),
                 **{name: inputs[f"p_{name}"] for name in params},
                 **constants,
             )
-            output, next_states = check_step_results(layer, inputs["x"], stepped)
+            output, next_states = check_step_results(
+                layer, [inputs[name] for name in entered], stepped
+            )
             ends = {"output": output, **{f"next_{n}": v for n, v in next_states.items()}}
             # Backward: a cotangent for each result that has a gradient. One that has none, and an
             # input that nothing depends on, get the literal 0.0.
@@ -204,4 +210,10 @@ def _trace(
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    return Program(type(layer).__name__, active, params, dtype, graph, frozenset(smooth), reached)
+    label, ends_with_gradient = type(layer).__name__, frozenset(smooth)
+    return Program(label, entered, active, params, dtype, graph, ends_with_gradient, reached)
+
+
+def input_names(layer: StepLayer) -> tuple[str, ...]:
+    """Return the names of a layer's inputs in its graph."""
+    return ("x", *[f"i_{name}" for name in layer.inputs[1:]])

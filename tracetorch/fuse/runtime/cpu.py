@@ -150,29 +150,42 @@ def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Te
     return step, row * grid.repeats, flat
 
 
+def _sequences(
+    tensors: Sequence[Tensor], layout: Layout, grid: _Grid
+) -> tuple[list[int], list[Tensor]]:
+    """Return the strides of several sequences one after the other, and their flat memory."""
+    found = [_sequence(tensor, layout, grid) for tensor in tensors]
+    return [stride for step, row, _ in found for stride in (step, row)], [f for _, _, f in found]
+
+
 # Forward
 
 
 def forward(
-    plan: Plan, layout: Layout, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+    plan: Plan,
+    layout: Layout,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
+    x = inputs[0]
     steps = x.shape[0]
     output, ends, records, checkpoints = allocate_results(plan, layout, x)
     results = [output, *ends, *records, checkpoints]
     if layout.lanes == 0:
         return results
     grid, kernel = _grid(layout), kernel_of(plan, False, _build)
-    x_step, x_row, flat = _sequence(x, layout, grid)
+    strides, flat = _sequences(inputs, layout, grid)
     params = [param.contiguous() for param in params]
     # Without checkpoints the whole sequence is one segment.
     every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
-    tensors = [flat, *params, kernel.literals, output, *_flat(states, layout)]
+    tensors = [*flat, *params, kernel.literals, output, *_flat(states, layout)]
     tensors += [*ends, *records, checkpoints]
     # In the order of numba_loops.forward_arguments.
     arguments = (
         *_sizes(layout, grid, steps, every),
-        *(x_step, x_row, *map(Tensor.numel, params)),
+        *(*strides, *map(Tensor.numel, params)),
         *(address(tensor, plan.program.dtype) for tensor in tensors),
     )
     work = steps * layout.lanes * (4 + kernel.lines)
@@ -188,38 +201,38 @@ def forward(
 def backward(
     plan: Plan,
     layout: Layout,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     checkpoints: Tensor,
     grads: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Return the gradients of ``x``, states and parameters; an empty tensor for one not needed."""
-    program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    """Return the gradients of inputs, states and parameters; an empty tensor for one not needed."""
+    program, x = plan.program, inputs[0]
+    dtype, steps = program.dtype, x.shape[0]
     # Gradients come in the order of the results: output, final states, trajectories.
     g_output, *rest = grads
     g_ends, g_records = rest[: len(states)], rest[len(states) :]
     grid = _grid(layout)
     nothing = torch.empty(0, dtype=dtype)
-    new = layout.allocate(x, dtype, sequences=int(plan.needs_input_gradient), steps=len(states))
-    d_x, d_states = (new[0], new[1:]) if plan.needs_input_gradient else (nothing, new)
+    count = len(plan.differentiated)
+    new = layout.allocate(x, dtype, sequences=count, steps=len(states))
+    d_inputs, d_states = dict(zip(plan.differentiated, new, strict=False)), new[count:]
     # in float64: a parameter's gradient sums over time, batch and space
     sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
     if layout.lanes:
         kernel = kernel_of(plan, True, _build)
         starts = dict(zip(program.states, states, strict=True))
         params = [param.contiguous() for param in params]
-        x_step, x_row, flat = _sequence(x, layout, grid)
-        g_step, g_row, g_flat = _sequence(g_output, layout, grid)
-        record_gradients = [_sequence(grad, layout, grid) for grad in g_records]
-        tensors = [flat, *params, kernel.literals, checkpoints]
+        strides, flat = _sequences(inputs, layout, grid)
+        g_strides, (g_flat, *h_flat) = _sequences([g_output, *g_records], layout, grid)
+        tensors = [*flat, *params, kernel.literals, checkpoints]
         tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
-        tensors += [*_flat(g_ends, layout), *(grad for _, _, grad in record_gradients), *new]
+        tensors += [*_flat(g_ends, layout), *h_flat, *new]
         # In the order of numba_loops.backward_arguments.
         arguments = [
             *_sizes(layout, grid, steps, plan.checkpoint_interval),
-            *(x_step, x_row, *map(Tensor.numel, params), g_step, g_row),
-            *(stride for step, row, _ in record_gradients for stride in (step, row)),
+            *(*strides, *map(Tensor.numel, params), *g_strides),
             *(address(tensor, dtype) for tensor in tensors),
             sums.data_ptr(),
         ]
@@ -235,7 +248,8 @@ def backward(
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         totals = sums.numpy().reshape(shape).sum((0, 2, 4))
         d_params |= parameter_gradients(plan, params, totals)
-    return [d_x, *d_states, *d_params.values()]
+    of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
+    return [*of_inputs, *d_states, *d_params.values()]
 
 
 def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from tracetorch.fuse.step_results import check_step_results
 
 def run(
     layer: StepLayer,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
     record: Sequence[str],
@@ -29,8 +29,8 @@ def run(
     trajectories: dict[str, list[Tensor]] = {name: [] for name in record}
     active: dict[str, Tensor] = {}
     # unbind, not x[t]: the backward pass of an index is as long as the whole sequence
-    for step in x.unbind(0):
-        output, active = check_step_results(layer, step, layer.step(step, *states, **kwargs))
+    for now in zip(*[x.unbind(0) for x in inputs], strict=True):
+        output, active = check_step_results(layer, now, layer.step(*now, *states, **kwargs))
         states = [active.get(name) for name in layer.states]
         outputs.append(output)
         for name, trajectory in trajectories.items():

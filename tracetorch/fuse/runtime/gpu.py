@@ -58,21 +58,21 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _inputs(
-    plan: Plan, layout: Layout, x: Tensor, params: Sequence[Tensor], every: int
+    plan: Plan, layout: Layout, inputs: Sequence[Tensor], params: Sequence[Tensor], every: int
 ) -> dict[str, Any]:
     """Return the arguments that both kernels take."""
-    flat, step, row = strided(x.detach(), layout)
+    x = inputs[0]
     arguments: dict[str, Any] = {
         "steps": x.shape[0],
         "every": every,
         "lanes": layout.lanes,
         "width": layout.neurons * layout.inner,
         "inner": layout.inner,
-        "x": flat,
-        "x_step": step,
-        "x_row": row,
         "literals": _literals(plan, x.device),
     }
+    for name, each in zip(plan.program.inputs, inputs, strict=True):
+        flat, step, row = strided(each.detach(), layout)
+        arguments |= {name: flat, f"step_{name}": step, f"row_{name}": row}
     # Stride 0 broadcasts one value over all neurons without a copy.
     for name, param in zip(plan.program.params, params, strict=True):
         arguments[f"param_{name}"] = param.detach().reshape(-1)
@@ -88,10 +88,15 @@ def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str,
 
 
 def forward(
-    plan: Plan, layout: Layout, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]
+    plan: Plan,
+    layout: Layout,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
-    program, steps = plan.program, x.shape[0]
+    program, x = plan.program, inputs[0]
+    steps = x.shape[0]
     output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
     ends = dict(zip(program.states, last, strict=True))
     records = dict(zip(plan.record, trajectories, strict=True))
@@ -102,7 +107,7 @@ def forward(
         every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
         # By name, because the printed kernel has an argument for each state and parameter.
         arguments = {
-            **_inputs(plan, layout, x, params, every),
+            **_inputs(plan, layout, inputs, params, every),
             **_states("start", starts, layout),
             "output": _flat(layout.arrange(output)),
             **_states("end", ends, layout),
@@ -116,22 +121,24 @@ def forward(
 def backward(
     plan: Plan,
     layout: Layout,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     checkpoints: Tensor,
     grads: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Return the gradients of ``x``, states and parameters; an empty tensor for one not needed."""
-    program, dtype, steps = plan.program, plan.program.dtype, x.shape[0]
+    """Return the gradients of inputs, states and parameters; an empty tensor for one not needed."""
+    program, x = plan.program, inputs[0]
+    dtype, steps = program.dtype, x.shape[0]
     # Gradients come in the order of the results: output, final states, trajectories.
     g_output, *rest = grads
     g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
     g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
     nothing = x.new_empty(0, dtype=dtype)
-    d_x = layout.allocate(x, dtype, sequences=1)[0] if plan.needs_input_gradient else nothing
-    new = layout.allocate(x, dtype, steps=len(program.states))
-    d_states = dict(zip(program.states, new, strict=True))
+    count = len(plan.differentiated)
+    new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
+    d_inputs = dict(zip(plan.differentiated, new, strict=False))
+    d_states = dict(zip(program.states, new[count:], strict=True))
     # One sum for each lane needs no atomics and so is deterministic; float64, because it adds up
     # all time steps.
     sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
@@ -142,7 +149,7 @@ def backward(
         # Incoming gradients keep their strides: that of a sum is expanded from one value.
         flat, step, row = strided(g_output.detach(), layout)
         arguments = {
-            **_inputs(plan, layout, x, params, plan.checkpoint_interval),
+            **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
             **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
             "checkpoints": checkpoints,
             "past": x.new_empty(past, dtype=dtype),
@@ -150,7 +157,7 @@ def backward(
             "g_step": step,
             "g_row": row,
             **_states("g_end", g_ends, layout),
-            **({"d_x": _flat(layout.arrange(d_x))} if plan.needs_input_gradient else {}),
+            **{f"d_{name}": _flat(layout.arrange(d)) for name, d in d_inputs.items()},
             **_states("d_start", d_states, layout),
             "sums": sums,
         }
@@ -165,4 +172,5 @@ def backward(
         like = params[program.params.index(name)]
         value = total.sum() if like.numel() == 1 else total
         d_params[name] = value.to(dtype).reshape(like.shape)
-    return [d_x, *d_states.values(), *d_params.values()]
+    of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
+    return [*of_inputs, *d_states.values(), *d_params.values()]

@@ -1,0 +1,174 @@
+"""``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_integer, suggestion
+from tracetorch.core.torch_private import dispatch_modes, has_values
+from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
+from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
+from tracetorch.snn.neuron import Neuron
+
+Distribution = Literal["normal", "uniform"]
+
+_STARTS = 2**62  # counters that a sequence may start from; it never reaches the end of 2**63
+
+
+class Noise(Neuron):
+    """Random numbers, one for each neuron at each step: noise as an input of a neuron's ``step``.
+
+    ::
+
+        noise[t, l] = f(Threefry(key = l, counter = position + t)),   l the place in the tensor
+
+    A ``step`` may not draw random numbers itself: a compiled loop would repeat those of its trace,
+    and nothing could run it again. It takes them as an input instead, and the layer holds a
+    ``Noise`` of that name (example). The values of the layer's own input do not matter, only its
+    shape does. The numbers have no gradient; scale them in the step to learn their size.
+
+    The state ``position`` says where in its stream of numbers each neuron is. So a sequence can be
+    cut anywhere, repeated (``tt.get_states``, ``tt.set_states``), run again backwards in segments,
+    and is the same by layer, by step, on every backend and device. Uniform numbers are equal to
+    the bit; normal ones are computed from them, and may differ in the last place.
+
+    Args:
+        num_neurons: size of the neuron dimension; at least 1.
+        dim: the neuron dimension of the tensor of one step.
+        distribution: ``"normal"``, of mean 0 and variance 1, or ``"uniform"`` in (0, 1), ends
+            excluded.
+        seed: ``None``: the first step after ``zero_states()`` draws where to start from PyTorch's
+            generator (of the CPU), so that every sequence has other numbers, and
+            ``torch.manual_seed`` repeats them. A number: every sequence has the same numbers,
+            frozen noise; two layers of one seed have the same. It is then in the ``state_dict``.
+
+    Shape:
+        Input, output and the state, an int64, have one shape. The output is float32 where the
+        input has fewer bits.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range; or as any neuron layer.
+
+    Example:
+        A neuron that fires with a probability, the escape rate.
+
+        >>> class EscapeRate(Neuron):
+        ...     inputs = ("x", "noise")
+        ...     states = ("mem",)
+        ...
+        ...     def __init__(self, num_neurons):
+        ...         super().__init__(num_neurons)
+        ...         self.noise = Noise(num_neurons, distribution="uniform", seed=0)
+        ...         self.decay("beta", 0.9)
+        ...         self.threshold("pos_threshold", 1.0)
+        ...
+        ...     @staticmethod
+        ...     def step(x, noise, mem, *, beta, pos_threshold, spike):
+        ...         mem = beta * mem + x
+        ...         probability = torch.sigmoid(4 * (mem - pos_threshold))
+        ...         fired = spike(probability - noise)
+        ...         return fired, mem - fired * pos_threshold
+        >>> layer = EscapeRate(5)
+        >>> layer(torch.ones(1, 5)).tolist()
+        [[1.0, 0.0, 1.0, 1.0, 1.0]]
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("position",)
+    state_dtype = torch.int64
+
+    position: Tensor | None
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        distribution: Distribution = "normal",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        if distribution not in ("normal", "uniform"):
+            raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}.")
+        self.distribution = distribution
+        if seed is not None:
+            start = _start_of(check_integer("seed", seed))
+            self.register_buffer("initial_position", torch.tensor(start))
+
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return the position before the first step: that of the seed, or one that is drawn.
+
+        Args:
+            name: of the state.
+            shape: of the tensor of one step.
+            dtype: of the arithmetic; the position is an int64.
+            device: of the input.
+        """
+        start = self._buffers.get("initial_position")
+        if start is None:
+            start = torch.randint(_STARTS, ())
+        return start.to(device).expand(shape).clone(memory_format=torch.contiguous_format)
+
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+        """Draw the numbers of one time step."""
+        dtype = self.check_input(x)
+        (position,) = self.states_for(x, dtype)
+        assert position is not None
+        noise = self._draw(position, 1, dtype).squeeze(0)
+        self.position = position + 1
+        return noise
+
+    def forward_sequence(  # type: ignore[override]  # one input
+        self, x: Tensor, record: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw the numbers of all the steps of ``x`` ``[T, ...]``.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: ``"position"``, where its trajectory is wanted too.
+        """
+        dtype = self.check_input(x, sequence=True)
+        for name in record:
+            if name != "position":
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has "
+                    "position."
+                )
+        (position,) = self.states_for(x, dtype, sequence=True)
+        assert position is not None
+        noise = self._draw(position, len(x), dtype)
+        passed = torch.arange(1, 1 + len(x), device=x.device).reshape(-1, *[1] * position.ndim)
+        self.position = position + len(x)
+        return noise, {name: position + passed for name in record}
+
+    def _draw(self, position: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        """Return the numbers of some steps, the first at ``position``."""
+        compiled = (
+            position.is_cpu
+            and not torch.compiler.is_compiling()
+            and not dispatch_modes()
+            and has_values(position)
+            and requested_backend() != "eager"
+            and unavailable_reason("numba", position.device) is None
+        )
+        with torch.no_grad():
+            one, other = (compiled_uniforms if compiled else uniforms)(position, steps, dtype)
+            if self.distribution == "uniform":
+                return one
+            # Box and Muller: a radius and an angle
+            return (-2 * one.log()).sqrt() * (2 * math.pi * other).cos()
+
+
+def _start_of(seed: int) -> int:
+    """Return where the stream of a seed starts; neighbouring seeds must not overlap."""
+    words = torch.tensor([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
+    zero = torch.zeros((), dtype=torch.int64)
+    low, high = threefry((words[0], words[1]), (zero, zero))
+    return (int(high) << 32 | int(low)) % _STARTS
