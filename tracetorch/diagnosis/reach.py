@@ -33,7 +33,7 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
     """Run ``step`` again on all time steps at once, and record what its spike functions receive.
 
     The states of every step are known, so that no step depends on the one before. ``None`` for a
-    layer without spike functions, or one whose ``step`` is not pointwise.
+    layer without spike functions, one with several inputs, or one whose ``step`` is not pointwise.
 
     Args:
         layer: a neuron layer.
@@ -41,7 +41,7 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
         states: the trajectories of all its states, from rest.
     """
     names = spike_functions(layer)
-    if not names or set(states) != set(layer.active_states):
+    if not names or len(layer.inputs) > 1 or set(states) != set(layer.active_states):
         return None
     dtype = next(iter(states.values())).dtype
     # Each step starts from the states after the one before it, the first from initial ones.

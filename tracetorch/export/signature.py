@@ -21,6 +21,8 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.neuron import Neuron, transient_attributes_of
+from tracetorch.snn.noise import Noise
+from tracetorch.snn.stateful_layer import layer_label
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.unrolling.inputs import call
 
@@ -63,6 +65,13 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             layer, or a state does not follow the batch.
     """
     layers = dict(named_neurons(model))
+    for path, layer in layers.items():
+        if isinstance(layer, Noise) and "initial_position" not in layer._buffers:
+            raise ValueError(
+                f"{layer_label(layer, path)} has no seed: every sequence draws where its noise "
+                "starts, which a program cannot. Build it with seed=; a caller of the program may "
+                "start from any other position."
+            )
     calls: dict[tuple[str, int, torch.dtype], None] = {}
 
     def noting(path: str, original: Any) -> Any:

@@ -78,8 +78,8 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
 
     Raises:
         TypeError: ``layer`` is not a neuron layer with a ``step`` of its own.
-        ValueError: it does not respond to its input, its response has not ended after 20,000
-            steps, or it fires without input.
+        ValueError: it has several inputs, does not respond to its input, responds for more than
+            20,000 steps, or fires without input.
 
     Example:
         >>> response = impulse_response(SLIF(1, alpha=0.5, beta=0.8, pos_threshold=2.0))
@@ -90,6 +90,11 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
     """
     if not isinstance(layer, Neuron) or not hasattr(layer, "step"):
         raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
+    if len(layer.inputs) > 1:
+        raise ValueError(
+            f"{layer!r} has several inputs, {layer.inputs}: how it responds to one depends on the "
+            "others. Set the weights before it yourself."
+        )
     free = _FreeNeuron(layer)
     with torch.no_grad():
         states, rest = free.rest()

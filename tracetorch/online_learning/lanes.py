@@ -84,6 +84,11 @@ def check_step(
         kwargs: of ``step``.
         label: of the layer, for the message.
     """
+    if len(layer.inputs) > 1:
+        raise ValueError(
+            f"{label} has several inputs, {layer.inputs}, and traces follow one. Train it by "
+            "backpropagation through time."
+        )
     ends = _run(layer, x, states, kwargs)[2]
     if not all(map(is_close, ends, (getattr(layer, name) for name in layer.active_states))):
         raise ValueError(

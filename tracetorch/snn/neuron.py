@@ -471,13 +471,12 @@ class Neuron(StatefulLayer):
         passed = [name for name in names if modules.get(name) is None]
         if len(given) != len(passed):
             raise TypeError(
-                f"{self.label()} takes {1 + len(passed)} inputs, ({', '.join(('x', *passed))}), "
-                f"got {1 + len(given)}."
+                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} inputs."
             )
-        tensors = iter(given)
-        return tuple(
-            [next(tensors) if (m := modules.get(name)) is None else m(x) for name in names]
-        )
+        tensors, further = iter(given), []
+        for name in names:
+            further.append(next(tensors) if name in passed else modules[name](x))
+        return tuple(further)
 
     def _working(
         self, x: Tensor, further: Sequence[Tensor], dtype: torch.dtype
@@ -485,7 +484,7 @@ class Neuron(StatefulLayer):
         """Return all inputs in the dtype of the arithmetic and the shape of ``x``, checked."""
         if len(further) != len(self.inputs) - 1:
             raise TypeError(
-                f"{self.label()} takes the inputs {self.inputs}, got {1 + len(further)}."
+                f"{self.label()} takes ({', '.join(self.inputs)}), got {1 + len(further)} inputs."
             )
         work = [x.to(dtype)]
         for name, value in zip(self.inputs[1:], further, strict=True):

@@ -146,7 +146,7 @@ class Noise(Neuron):
         noise = self._draw(position, len(x), dtype)
         passed = torch.arange(1, 1 + len(x), device=x.device).reshape(-1, *[1] * position.ndim)
         self.position = position + len(x)
-        return noise, {name: position + passed for name in record}
+        return noise, dict.fromkeys(record, position + passed)
 
     def _draw(self, position: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         """Return the numbers of some steps, the first at ``position``."""

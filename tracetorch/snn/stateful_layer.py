@@ -177,7 +177,7 @@ class StatefulLayer(TTModule):
         state_shape = torch.Size((*shape, *self.state_tail)) if self.state_tail else shape
         states: list[Tensor | None] = []
         active = self.active_states
-        state_dtype = self.state_dtype or dtype
+        kept = self.state_dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -195,11 +195,11 @@ class StatefulLayer(TTModule):
                     )
                 if is_leaked_tracer(state, x):
                     raise ValueError(_leaked(self.label(), name))
-                if state.shape != state_shape or state.device != x.device or state.dtype != state_dtype:
+                if state.shape != state_shape or state.device != x.device or state.dtype != kept:
                     raise ValueError(
                         f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
-                        f"needs {state_dtype} on {x.device}. Call zero_states() before a new sequence or "
+                        f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
                         "another batch size, zero_states(where=mask) to restart some samples; "
                         "states follow model.to(...)."
                     )

@@ -16,6 +16,7 @@ from tests import cases
 from tests.fuse import interpreted_libdevice
 from tests.fuse.cases import CONFIGURATIONS, make, name_of
 from tests.fuse.ir import test_lower
+from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
 from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch import plans
@@ -102,7 +103,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ends(
-    layer: snn.Neuron, x: Tensor, backend: str, record: tuple[str, ...]
+    layer: snn.Neuron,
+    x: Tensor,
+    backend: str,
+    record: tuple[str, ...],
+    further: tuple[Tensor, ...] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return results, and gradients by name of a loss on outputs, trajectories, final states."""
     generator = torch.Generator().manual_seed(3)
@@ -119,23 +124,31 @@ def ends(
     starts = {name: noise(x[0]).requires_grad_() for name in layer.active_states}
     for name, start in starts.items():
         setattr(layer, name, start)
+    others = [each.detach().requires_grad_() for each in further]
     with fuse.backend(backend):
-        y, records = layer.forward_sequence(inputs, record=record)
+        y, records = layer.forward_sequence(inputs, record=record, further=others)
     final = {name: getattr(layer, name) for name in layer.active_states}
     values = {"output": y, **final, **{f"record {n}": t for n, t in records.items()}}
     torch.stack([(value * noise(value)).sum() for value in values.values()]).sum().backward()
-    grads = {"x": inputs.grad, **{f"start {n}": s.grad for n, s in starts.items()}}
+    grads = {"x": inputs.grad, **{f"further {n}": each.grad for n, each in enumerate(others)}}
+    grads |= {**{f"start {n}": s.grad for n, s in starts.items()}}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
     inputs.grad = None
     return values, {name: grad for name, grad in grads.items() if grad is not None}
 
 
 def agree(
-    layer: snn.Neuron, x: Tensor, record: tuple[str, ...] = (), *, exact: bool = True
+    layer: snn.Neuron,
+    x: Tensor,
+    record: tuple[str, ...] = (),
+    further: tuple[Tensor, ...] = (),
+    *,
+    exact: bool = True,
 ) -> None:
     layer, x = layer.to(x.dtype).to(DEVICE), x.to(DEVICE)
-    values, grads = ends(layer, x, "eager", record)
-    found, found_grads = ends(layer, x, "triton", record)
+    further = tuple(each.to(DEVICE) for each in further)
+    values, grads = ends(layer, x, "eager", record, further)
+    found, found_grads = ends(layer, x, "triton", record, further)
     eps = torch.finfo(x.dtype).eps
     for name, value in values.items():
         if exact:
@@ -205,6 +218,12 @@ class TestParity:
         images = cases.sequence(5, 2, 3, 4, 2, dtype=torch.float32).permute(0, 1, 4, 2, 3)
         agree(cases.layer("LIF", 2, dim=-3), images)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("dim", "shape"), cases.PLACES)
+    def test_several_inputs(self, dim: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        x, modulator, current = test_inputs.inputs_of(shape, dtype)
+        agree(test_inputs.made(dim), x, ("trace",), (modulator.expand(x.shape), current))
+
     def test_no_grad(self) -> None:
         layer, x = cases.layer("BSRLIF", 7).to(DEVICE), cases.sequence(9, 3, 7).float().to(DEVICE)
         with torch.no_grad(), fuse.backend("triton"):
@@ -267,7 +286,7 @@ def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
 def test_printed_sources_compile(dtype: torch.dtype) -> None:
     layers = [cases.layer(name, 3) for name in (*cases.LAYERS, *cases.NEURONS)]
     layers += [cases.layer("LIF", 3, surrogate_derivative=s) for s in cases.SURROGATES]
-    for layer in [*layers, everything()]:
+    for layer in [*layers, everything(), test_inputs.made()]:
         for source in printed(layer, dtype):
             compile(source, type(layer).__name__, "exec")
 

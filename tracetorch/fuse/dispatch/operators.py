@@ -89,7 +89,8 @@ def _backward(
     results: list[Tensor] = _runtime(plan).backward(
         plan, layout, inputs, states, params, checkpoints, grads
     )
-    return results
+    # an operator may not return one tensor twice, as the runtimes do where there is no gradient
+    return [result if result.numel() else result.clone() for result in results]
 
 
 def _backward_fake(

@@ -1,0 +1,445 @@
+"""Neurons with several inputs: every road gives what a loop over steps gives, gradients too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import PLACES, sequence, vary
+from tracetorch import fuse, snn
+from tracetorch.fuse.dispatch.plans import plan_for, plan_key
+
+
+class ThreeFactor(snn.Neuron):
+    inputs = ("x", "modulator", "current")
+    states = ("mem", "trace")
+
+    def __init__(self, num_neurons: int = 3, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.6)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        modulator: Any,
+        current: Any,
+        mem: Any,
+        trace: Any,
+        *,
+        beta: Any,
+        base: Any,
+        spike: Any,
+    ) -> tuple[Any, ...]:
+        mem = beta * mem + x * modulator + current
+        fired = spike(mem - base - trace)
+        return fired, mem - fired * base * modulator, 0.9 * trace + 0.1 * current * fired
+
+
+def made(dim: int = -1) -> ThreeFactor:
+    layer = ThreeFactor(dim=dim)
+    vary(layer)
+    return layer
+
+
+def inputs_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return an input, one value per sample as a modulator, and a current per neuron."""
+    x = sequence(7, *shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(4)
+    modulator = torch.rand(7, shape[0], *[1] * (len(shape) - 1), generator=generator, dtype=dtype)
+    current = torch.rand(7, *shape, generator=generator, dtype=dtype)
+    return x, modulator + 0.5, 0.3 * current
+
+
+def stepped(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([layer(*step) for step in zip(*inputs, strict=True)])
+
+
+Run = Callable[[nn.Module, tuple[Tensor, ...]], Any]
+
+
+def roads() -> dict[str, Run]:
+    def on(name: str, **options: Any) -> Run:
+        def run(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+            with fuse.backend(name):
+                return tt.unroll(layer, inputs, **options)
+
+        return run
+
+    return {
+        "numba": on("numba"),
+        "eager": on("eager"),
+        "by step": on("auto", by="step"),
+        "segments": on("auto", segment=3),
+        "checked": on("auto", check=True),
+        "recorded": lambda layer, inputs: on("auto", record=["trace", "input"])(layer, inputs)[0],
+    }
+
+
+def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tensor]:
+    """Return outputs, final states, and every gradient by name."""
+    layer.zero_states()
+    layer.zero_grad()
+    leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    y = run(layer, leaves)
+    ends = {name: getattr(layer, name) for name in layer.active_states}
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    ((y * weights).sum() + sum((end * weights[0]).sum() for end in ends.values())).backward()
+    grads = {f"input {n}": leaf.grad for n, leaf in enumerate(leaves)}
+    grads |= {name: p.grad for name, p in layer.named_parameters()}
+    return {"output": y.detach(), **{n: e.detach() for n, e in ends.items()}, **grads}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("road", roads())
+def test_every_road_agrees_with_steps(road: str, dim: int, shape: tuple[int, ...]) -> None:
+    layer, inputs = made(dim), inputs_of(shape, torch.float32)
+    expected = results(layer, inputs, stepped)
+    found = results(layer, inputs, roads()[road])
+    assert expected["output"].any()
+    assert expected.keys() == found.keys()
+    for name in ("output", "mem", "trace"):
+        assert torch.equal(found[name], expected[name]), name
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("learned", [0, 1, 2])
+@pytest.mark.parametrize("name", ["numba", "eager"])
+def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
+    layer, inputs = made(), inputs_of((2, 3), torch.float64)
+    layer.double().requires_grad_(False)
+
+    def gradient(run: Run) -> Tensor:
+        layer.zero_states()
+        leaves = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
+        run(layer, tuple(leaves)).sum().backward()
+        assert all(leaf.grad is None for n, leaf in enumerate(leaves) if n != learned)
+        grad = leaves[learned].grad
+        assert grad is not None
+        return grad
+
+    torch.testing.assert_close(gradient(roads()[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["numba", "eager"])
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    class Smooth(snn.Neuron):
+        inputs = ("x", "gain")
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, gain: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.8 * mem + torch.tanh(gain * x)
+            return mem * gain, mem
+
+    def run(x: Tensor, gain: Tensor) -> Tensor:
+        with fuse.backend(name):
+            return tt.unroll(Smooth(3), (x, gain), from_rest=True)  # type: ignore[no-any-return]
+
+    x, gain = (sequence(4, 2, 3, dtype=torch.float64, seed=s).requires_grad_() for s in (1, 2))
+    assert torch.autograd.gradcheck(run, (x, gain))
+    if name == "eager":
+        assert torch.autograd.gradgradcheck(run, (x, gain))
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        pytest.param(lambda m: m.transpose(1, 2).contiguous().transpose(1, 2), id="other order"),
+        pytest.param(lambda m: m[:1].expand_as(m), id="expanded over time"),
+        pytest.param(lambda m: m[:, :1].expand_as(m), id="expanded over samples"),
+        pytest.param(lambda m: torch.stack([m, m], -1)[..., 0], id="gaps"),
+        pytest.param(lambda m: m.flip(0), id="flipped"),
+    ],
+)
+@pytest.mark.parametrize("x_last", [False, True])
+def test_memory_in_another_order(arrange: Callable[[Tensor], Tensor], x_last: bool) -> None:
+    layer = ThreeFactor(3, dim=-3)
+    vary(layer)
+    size = (6, 2, 3, 2, 2)
+    x, modulator, current = (sequence(*size, dtype=torch.float32, seed=s) for s in (1, 2, 3))
+    if x_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    inputs = (x, arrange(modulator), current)
+    expected = stepped(layer, inputs)
+    layer.zero_states()
+    with fuse.backend("numba"):
+        y, _ = layer.forward_sequence(inputs[0], further=inputs[1:])
+    assert torch.equal(y, expected)
+    assert y.any()
+
+
+def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Linear(5, 1)
+            self.current = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
+            self.drive = nn.Linear(5, 3)
+            self.neuron = made()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.neuron(self.drive(x), self.gain(x).sigmoid(), self.current)
+
+    torch.manual_seed(0)
+    net, x = Net(), sequence(6, 2, 5, dtype=torch.float32)
+    expected = torch.stack([net(step) for step in x])
+    expected.sum().backward()
+    grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    for by in ("layer", "step"):
+        tt.zero_states(net)
+        net.zero_grad()
+        y = tt.unroll(net, x, by=by)  # type: ignore[call-overload]
+        assert torch.equal(y, expected)
+        assert y.any()
+        y.sum().backward()
+        for name, grad in grads.items():
+            torch.testing.assert_close(net.get_parameter(name).grad, grad, rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_is_what_a_module_of_its_name_computes() -> None:
+    class Squared(snn.Neuron):
+        inputs = ("x", "energy", "current")
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.energy = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Softplus())
+
+        @staticmethod
+        def step(x: Tensor, energy: Any, current: Any, mem: Any) -> tuple[Any, Any]:
+            mem = 0.5 * mem + x - energy + current
+            return mem, mem
+
+    layer, size = Squared(), (5, 2, 3)
+    x, current = (sequence(*size, dtype=torch.float32, seed=s) for s in (1, 2))
+    mem, expected = torch.zeros(2, 3), []
+    for now, also in zip(x, current, strict=True):
+        mem = 0.5 * mem + now - layer.energy(now) + also
+        expected.append(mem)
+    for by in ("layer", "step"):
+        y = tt.unroll(layer, (x, current), by=by, from_rest=True)  # type: ignore[call-overload]
+        torch.testing.assert_close(y, torch.stack(expected))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
+def test_compiled_by_torch() -> None:
+    torch._dynamo.reset()
+    layer, inputs = made(), inputs_of((2, 3), torch.float32)
+
+    def run(layer: Any, inputs: tuple[Tensor, ...]) -> Any:
+        tt.zero_states(layer)
+        return tt.unroll(layer, inputs)
+
+    expected = results(layer, inputs, run)
+    found = results(layer, inputs, torch.compile(run, fullgraph=True))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+# as for one input, see tests/fuse/test_sequence.py
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("learned", [(0, 1, 2), (1,)])
+def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
+    layer = made()
+    further = inputs_of((2, 3), torch.float32)
+    inputs = [x.expand(7, 2, 3).clone().requires_grad_(n in learned) for n, x in enumerate(further)]
+    arguments = layer.step_kwargs(2, torch.float32)
+    tensors = [v.detach() for v in arguments.values() if isinstance(v, Tensor)]
+    states = [torch.randn(2, 3) for _ in layer.states]
+    with torch.enable_grad():
+        kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments.items()}
+        key = plan_key(layer, inputs, states, kwargs, ())
+    operands = (key, inputs, states, tensors)
+    torch.library.opcheck(torch.ops.tracetorch.forward, operands)
+    *ends, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
+    torch.library.opcheck(
+        torch.ops.tracetorch.backward,
+        (
+            key,
+            [x.detach() for x in inputs],
+            states,
+            tensors,
+            checkpoints,
+            [torch.randn_like(end) for end in ends],
+        ),
+    )
+
+
+def test_plans_differ_by_the_inputs_that_have_a_gradient() -> None:
+    layer = made()
+    inputs = [torch.ones(4, 2, 3) for _ in range(3)]
+    states, kwargs = [torch.zeros(2, 3)] * 2, layer.step_kwargs(2, torch.float32)
+    keys = set()
+    for learned in range(3):
+        given = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
+        plan = plan_for(layer, given, states, kwargs, ())
+        assert plan is not None
+        keys.add(plan.key)
+        assert plan.differentiated == (("x", "i_modulator", "i_current")[learned],)
+    assert len(keys) == 3
+
+
+def test_second_derivatives() -> None:
+    layer, inputs = made().double(), inputs_of((2, 3), torch.float64)
+
+    def penalty(run: Run) -> list[Tensor]:
+        layer.zero_states()
+        layer.zero_grad()
+        leaves = tuple(x.clone().requires_grad_() for x in inputs)
+        grads = torch.autograd.grad(run(layer, leaves).sum(), leaves, create_graph=True)
+        sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
+        return [leaf.grad for leaf in leaves]  # type: ignore[misc]
+
+    for found, expected in zip(
+        penalty(lambda layer, inputs: tt.unroll(layer, inputs)), penalty(stepped), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_streams_copies_and_restores() -> None:
+    layer, inputs = made(), inputs_of((2, 3), torch.float32)
+    whole = tt.unroll(layer, inputs)
+    layer.zero_states()
+    first = tt.unroll(layer, tuple(x[:3] for x in inputs))
+    saved, other = tt.get_states(layer), copy.deepcopy(layer)
+    rest = tuple(x[3:] for x in inputs)
+    assert torch.equal(torch.cat([first, tt.unroll(layer, rest)]), whole)
+    assert torch.equal(stepped(other, rest), whole[3:])
+    tt.set_states(layer, saved)
+    with torch.no_grad():
+        assert torch.equal(stepped(layer, rest), whole[3:])
+
+
+def test_half_precision() -> None:
+    layer, inputs = made(), inputs_of((2, 3), torch.float32)
+    halves = tuple(x.bfloat16() for x in inputs)
+    expected = tt.unroll(layer, tuple(x.float() for x in halves), from_rest=True)
+    y = tt.unroll(layer, halves, from_rest=True)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.float(), expected)
+
+
+def test_exports(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    layer = made()
+    inputs = tuple(x.expand(7, 2, 3).contiguous() for x in inputs_of((2, 3), torch.float32))
+    expected = tt.unroll(layer, inputs)
+    sample = tuple(x[0] for x in inputs)
+    program = tt.export.step(layer, sample)
+    states = tt.export.initial_states(program, 2)
+    tt.export.onnx(layer, tmp_path / "net.onnx", sample)
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    for t, step in enumerate(zip(*inputs, strict=True)):
+        y, states = program.module()(step, states)
+        assert torch.equal(y, expected[t])
+        found = stream(*(x.numpy() for x in step))
+        torch.testing.assert_close(torch.as_tensor(found), expected[t])
+
+
+def test_profile_and_record() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = made()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.neuron(x, x.abs(), 0.1 * x)
+
+    net, x = Net(), sequence(6, 2, 3, dtype=torch.float32)
+    y, record = tt.unroll(net, x, record=["neuron.input", "neuron.trace"])
+    assert torch.equal(record["neuron.input"], x)
+    assert torch.equal(record["neuron.trace"][-1], net.neuron.trace)
+    rate = float((y != 0).double().mean())
+    tt.zero_states(net)
+    found = {row.path: row for row in tt.metrics.profile(net, x).rows}
+    assert found["neuron"].rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ((), TypeError, r"takes \(x, modulator, current\), got 1 inputs"),
+        ((torch.ones(2, 3),) * 3, TypeError, "got 4 inputs"),
+        ((torch.ones(2, 3), 1.0), TypeError, "floating-point tensors as inputs, got float as curr"),
+        ((torch.ones(2, 3, dtype=torch.int64), torch.ones(3)), TypeError, "int64 as modulator"),
+        ((torch.ones(2, 4), torch.ones(3)), ValueError, r"modulator has the shape \[2, 4\]"),
+        ((torch.ones(3), torch.ones(1, 2, 3)), ValueError, r"current has .* not broadcast to"),
+    ],
+)
+def test_inputs_that_do_not_fit(given: Any, error: type[Exception], message: str) -> None:
+    layer = made()
+    layer(*[torch.ones(2, 3)] * 3)
+    states = tt.get_states(layer)
+    with pytest.raises(error, match=message):
+        layer(torch.ones(2, 3), *given)
+    assert all(torch.equal(getattr(layer, n), s) for n, s in states.items())
+
+
+def test_a_layer_with_one_input_takes_one() -> None:
+    with pytest.raises(TypeError, match=r"LIF\(3\) takes \(x\), got 2 inputs"):
+        snn.LIF(3)(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"takes \(x\), got 2 inputs"):
+        snn.LIF(3).forward_sequence(torch.ones(4, 2, 3), further=[torch.ones(4, 2, 3)])
+
+
+def test_by_layer_an_input_must_hold_the_steps() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = made()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.neuron(x, torch.ones(2, 3), x)
+
+    with pytest.raises(
+        ValueError, match=r"'neuron'.* input of shape \[2, 3\] beside .* by=\"step\""
+    ):
+        tt.unroll(Net(), torch.ones(4, 2, 3))
+    assert tt.unroll(Net(), torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
+
+
+def test_step_takes_the_inputs_by_their_names() -> None:
+    class Wrong(snn.Neuron):
+        inputs = ("x", "current")
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+            return mem, mem + x + current
+
+    with pytest.raises(ValueError, match=r"Wrong.inputs is .*takes \('mem',\) after x"):
+        Wrong(3)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda layer, x: tt.init.impulse_response(layer), "several inputs"),
+        (
+            lambda layer, x: tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), layer), rate=0.1),
+            "several inputs",
+        ),
+        (
+            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x),
+            "several inputs, .* and traces follow one",
+        ),
+        (lambda layer, x: tt.nir.to_nir(layer, x), "no counterpart in NIR"),
+        (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
+        (
+            lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3))(x),
+            r"'neuron', ThreeFactor.*got 1 inputs",
+        ),
+    ],
+)
+def test_what_takes_one_input_says_so(act: Callable[[Any, Tensor], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        act(made(), torch.ones(2, 3))

@@ -1,0 +1,307 @@
+"""Noise from a counter: the same by every road, fresh or frozen, and of the right distribution."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import PLACES, sequence, stepped, vary
+from tracetorch import fuse, snn
+
+
+class EscapeRate(snn.Neuron):
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int = 3, dim: int = -1, seed: int | None = None) -> None:
+        super().__init__(num_neurons, dim)
+        self.noise = snn.Noise(num_neurons, dim, distribution="uniform", seed=seed)
+        self.decay("beta", 0.9)
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(
+        x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor, base: Tensor, spike: Any
+    ) -> tuple[Tensor, Tensor]:
+        mem = beta * mem + x
+        fired = spike(torch.sigmoid(4 * (mem - base)) - noise)
+        return fired, mem - fired * base
+
+
+def made(**arguments: Any) -> EscapeRate:
+    layer = EscapeRate(**arguments)
+    vary(layer)
+    return layer
+
+
+def net(seed: int | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 3), EscapeRate(seed=seed), nn.Linear(3, 3), EscapeRate(seed=seed)
+    )
+
+
+Run = Callable[[nn.Module, Tensor], Any]
+
+
+def on(name: str, **options: Any) -> Run:
+    def run(model: nn.Module, x: Tensor) -> Any:
+        with fuse.backend(name):
+            return tt.unroll(model, x, **options)
+
+    return run
+
+
+ROADS: dict[str, Run] = {
+    "numba": on("numba"),
+    "eager": on("eager"),
+    "by step": on("auto", by="step"),
+    "by step, eagerly": on("eager", by="step"),
+    "segments": on("auto", segment=2),
+    "checked": on("auto", check=True),
+    "recorded": lambda model, x: on("auto", record=["1.noise.output"])(model, x)[0],
+}
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("road", ROADS)
+def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
+    model, x = net(seed), 2 * sequence(6, 2, 4, dtype=torch.float32)
+
+    def results(run: Run) -> dict[str, Any]:
+        tt.zero_states(model)
+        model.zero_grad()
+        torch.manual_seed(7)
+        y = run(model, x)
+        y.square().sum().backward()
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        return {"output": y.detach(), **tt.get_states(model), **grads}
+
+    expected, found = results(stepped), results(ROADS[road])
+    assert expected["output"].any()
+    for name in ("output", "1.noise.position", "3.noise.position"):
+        assert torch.equal(found[name], expected[name]), name
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_a_sequence_is_what_its_steps_are(
+    distribution: Any, dim: int, shape: tuple[int, ...]
+) -> None:
+    layer = snn.Noise(3, dim, distribution=distribution, seed=1)
+    expected = stepped(layer, torch.zeros(5, *shape))
+    layer.zero_states()
+    y, records = layer.forward_sequence(torch.zeros(5, *shape), ["position"])
+    torch.testing.assert_close(y, expected, rtol=0, atol=0 if distribution == "uniform" else 1e-6)
+    assert torch.equal(records["position"][-1], layer.position)  # type: ignore[arg-type]
+    assert torch.equal(records["position"][0], layer.position - 4)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("backend", ["numba", "eager"])
+def test_distribution_of_normal_numbers(backend: str) -> None:
+    with fuse.backend(backend):
+        drawn = snn.Noise(100, seed=3)(torch.zeros(1000, 100)).double()
+    count = drawn.numel()
+    assert abs(float(drawn.mean())) < 5 / count**0.5
+    assert float(drawn.var()) == pytest.approx(1, abs=5 * (2 / count) ** 0.5)
+    assert float(drawn.pow(4).mean()) == pytest.approx(3, abs=5 * (96 / count) ** 0.5)
+    assert bool(drawn.isfinite().all())
+
+
+def test_without_a_seed_every_sequence_has_other_numbers_and_manual_seed_repeats_them() -> None:
+    layer, x = snn.Noise(3), torch.zeros(2, 3)
+    first = layer(x)
+    assert not torch.equal(layer(x), first)
+    layer.zero_states()
+    assert not torch.equal(layer(x), first)
+    drawn = []
+    for _ in range(2):
+        layer.zero_states()
+        torch.manual_seed(1)
+        drawn.append(layer(x))
+    assert torch.equal(*drawn)
+    other = snn.Noise(3)
+    assert not torch.equal(other(x), layer(x))
+
+
+def test_with_a_seed_the_noise_is_frozen() -> None:
+    layer, x = snn.Noise(3, seed=4), torch.zeros(2, 3)
+    state = torch.get_rng_state()
+    first = torch.stack([layer(x) for _ in range(3)])
+    layer.zero_states()
+    assert torch.equal(torch.stack([layer(x) for _ in range(3)]), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(snn.Noise(3, seed=5)(x), first[0])
+    assert len(first.unique()) == first.numel()
+
+
+def test_a_sample_does_not_depend_on_the_size_of_the_batch() -> None:
+    few, many = (snn.Noise(3, seed=0)(torch.zeros(batch, 3)) for batch in (2, 5))
+    assert torch.equal(many[:2], few)
+
+
+def test_streams_copies_and_restores() -> None:
+    layer, x = made(), sequence(6, 2, 3, dtype=torch.float32)
+    tt.unroll(layer, x[:2])
+    saved = tt.get_states(layer)
+    expected = tt.unroll(layer, x[2:])
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer):
+        tt.set_states(again, saved)
+        assert torch.equal(tt.unroll(again, x[2:]), expected)
+    with pytest.raises(TypeError, match=r"keeps position in int64, got a tensor of torch\.float32"):
+        tt.set_states(layer, {**saved, "noise.position": saved["noise.position"].float()})
+    with torch.no_grad():
+        tt.set_states(layer, saved)
+        assert torch.equal(stepped(layer, x[2:]), expected)
+
+
+def test_samples_restart_alone() -> None:
+    x, mask = torch.zeros(2, 3), torch.tensor([True, False])
+    for seed in (None, 2):
+        layer = snn.Noise(3, seed=seed)
+        first, second = layer(x), layer(x)
+        layer.zero_states(where=mask)
+        third = layer(x)
+        assert torch.equal(third[0], first[0]) == (seed is not None)
+        assert not torch.equal(third[0], second[0])
+        layer.zero_states()
+
+
+def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
+    model, x = net(), sequence(4, 2, 4, dtype=torch.float32)
+    tt.unroll(model, x)
+    tt.checkpoint.save(model, tmp_path / "net.safetensors", states=True)
+    expected = tt.unroll(model, x)
+    other = net()
+    tt.checkpoint.load(tmp_path / "net.safetensors", other, states=True)
+    assert torch.equal(tt.unroll(other, x), expected)
+
+
+def test_a_seed_is_in_the_state_dict() -> None:
+    layer, other = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(torch.zeros(1, 3)), other(torch.zeros(1, 3)))
+    assert not list(layer.parameters())
+    assert not snn.Noise(3).state_dict()
+
+
+def test_half_precision_moves_and_devices() -> None:
+    layer = snn.Noise(3, distribution="uniform", seed=0)
+    expected = layer(torch.zeros(2, 3))
+    layer.zero_states()
+    y = layer.half()(torch.zeros(2, 3, dtype=torch.float16))
+    assert torch.equal(y, expected)
+    assert layer.bfloat16().position.dtype == torch.int64  # type: ignore[union-attr]
+    layer.zero_states()
+    assert torch.equal(layer(torch.zeros(2, 3, dtype=torch.float64)).float(), expected)
+
+
+def test_the_noise_has_no_gradient_and_its_size_learns() -> None:
+    class Driven(snn.Neuron):
+        inputs = ("x", "noise")
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.noise = snn.Noise(3, seed=0)
+            self.weight("sigma", 0.3)
+
+        @staticmethod
+        def step(x: Tensor, noise: Tensor, mem: Tensor, *, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            mem = 0.5 * mem + x + sigma * noise
+            return mem, mem
+
+    layer, x = Driven(), torch.zeros(5, 2, 3)
+    tt.unroll(layer, x).sum().backward()
+    drawn = tt.unroll(snn.Noise(3, seed=0), x)
+    mem, total = torch.zeros(2, 3), torch.zeros(2, 3)
+    for now in drawn:
+        mem = 0.5 * mem + now
+        total += mem
+    torch.testing.assert_close(layer.raw_sigma.grad, total.sum(0))
+    assert not drawn.requires_grad
+
+
+def test_in_a_recurrent_layer() -> None:
+    layer = snn.Recurrent(made(seed=1), nn.Linear(3, 3))
+    x = sequence(6, 2, 3, dtype=torch.float32)
+    expected = stepped(layer, x)
+    for by in ("layer", "step"):
+        tt.zero_states(layer)
+        assert torch.equal(tt.unroll(layer, x, by=by), expected)  # type: ignore[call-overload]
+
+
+def test_channels_last_has_the_noise_of_the_same_places() -> None:
+    layer, x = made(dim=-3, seed=1), sequence(4, 2, 3, 2, 5, dtype=torch.float32)
+    last = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    expected = tt.unroll(layer, x)
+    layer.zero_states()
+    assert torch.equal(tt.unroll(layer, last), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
+@pytest.mark.parametrize("seed", [None, 1])
+def test_compiled_by_torch(seed: int | None) -> None:
+    torch._dynamo.reset()
+    layer, x = made(seed=seed), sequence(4, 2, 3, dtype=torch.float32)
+
+    def run(x: Tensor) -> Any:
+        tt.zero_states(layer)
+        return tt.unroll(layer, x)
+
+    expected, compiled = run(x), torch.compile(run, fullgraph=True)
+    found = compiled(x)
+    assert torch.equal(found, expected) == (seed is not None)
+    assert torch.equal(compiled(x), found) == (seed is not None)
+
+
+def test_exports_with_a_seed(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, x = net(seed=3).eval(), 2 * sequence(6, 2, 4, dtype=torch.float32)
+    expected = tt.unroll(model, x)
+    tt.zero_states(model)
+    program = tt.export.step(model, x[0])
+    states = tt.export.initial_states(program, 2)
+    tt.export.onnx(model, tmp_path / "net.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    assert expected.any()
+    for t, step in enumerate(x):
+        y, states = program.module()(step, states)
+        assert torch.equal(y, expected[t])
+        assert torch.equal(torch.as_tensor(stream(step.numpy())), expected[t])
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda: snn.Noise(3, distribution="gauss"), ValueError, "'normal' or 'uniform', got 'gau"),  # type: ignore[arg-type]
+        (lambda: snn.Noise(3, seed=1.5), TypeError, "seed must be an integer"),  # type: ignore[arg-type]
+        (lambda: snn.Noise(3)(torch.ones(2, 4)), ValueError, "has 3 neurons"),
+        (
+            lambda: snn.Noise(3).forward_sequence(torch.ones(2, 1, 3), ["mem"]),
+            ValueError,
+            "no state 'mem'. It has position",
+        ),
+        (lambda: tt.export.step(net(), torch.ones(1, 4)), ValueError, "'1.noise', .* has no seed"),
+        (
+            lambda: tt.nir.to_nir(snn.Noise(3), torch.ones(1, 3)),
+            ValueError,
+            "no counterpart in NIR",
+        ),
+    ],
+)
+def test_what_cannot_be_says_so(
+    act: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        act()
