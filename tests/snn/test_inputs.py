@@ -94,7 +94,7 @@ def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tenso
     ((y * weights).sum() + sum((end * weights[0]).sum() for end in ends.values())).backward()
     grads = {f"input {n}": leaf.grad for n, leaf in enumerate(leaves)}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
-    return {"output": y.detach(), **{n: e.detach() for n, e in ends.items()}, **grads}  # type: ignore[dict-item]
+    return {"output": y.detach(), **{n: e.detach() for n, e in ends.items()}, **grads}
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
@@ -142,7 +142,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
     def run(x: Tensor, gain: Tensor) -> Tensor:
         with fuse.backend(name):
-            return tt.unroll(Smooth(3), (x, gain), from_rest=True)  # type: ignore[no-any-return]
+            return tt.unroll(Smooth(3), (x, gain), from_rest=True)
 
     x, gain = (sequence(4, 2, 3, dtype=torch.float64, seed=s).requires_grad_() for s in (1, 2))
     assert torch.autograd.gradcheck(run, (x, gain))
@@ -197,7 +197,7 @@ def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
     for by in ("layer", "step"):
         tt.zero_states(net)
         net.zero_grad()
-        y = tt.unroll(net, x, by=by)  # type: ignore[call-overload]
+        y = tt.unroll(net, x, by=by)
         assert torch.equal(y, expected)
         assert y.any()
         y.sum().backward()
@@ -226,7 +226,7 @@ def test_an_input_is_what_a_module_of_its_name_computes() -> None:
         mem = 0.5 * mem + now - layer.energy(now) + also
         expected.append(mem)
     for by in ("layer", "step"):
-        y = tt.unroll(layer, (x, current), by=by, from_rest=True)  # type: ignore[call-overload]
+        y = tt.unroll(layer, (x, current), by=by, from_rest=True)
         torch.testing.assert_close(y, torch.stack(expected))
 
 
@@ -297,7 +297,7 @@ def test_second_derivatives() -> None:
         leaves = tuple(x.clone().requires_grad_() for x in inputs)
         grads = torch.autograd.grad(run(layer, leaves).sum(), leaves, create_graph=True)
         sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
-        return [leaf.grad for leaf in leaves]  # type: ignore[misc]
+        return [leaf.grad for leaf in leaves]
 
     for found, expected in zip(
         penalty(lambda layer, inputs: tt.unroll(layer, inputs)), penalty(stepped), strict=True

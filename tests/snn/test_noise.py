@@ -103,8 +103,8 @@ def test_a_sequence_is_what_its_steps_are(
     layer.zero_states()
     y, records = layer.forward_sequence(torch.zeros(5, *shape), ["position"])
     torch.testing.assert_close(y, expected, rtol=0, atol=0 if distribution == "uniform" else 1e-6)
-    assert torch.equal(records["position"][-1], layer.position)  # type: ignore[arg-type]
-    assert torch.equal(records["position"][0], layer.position - 4)  # type: ignore[operator]
+    assert torch.equal(records["position"][-1], layer.position)
+    assert torch.equal(records["position"][0], layer.position - 4)
 
 
 @pytest.mark.parametrize("backend", ["numba", "eager"])
@@ -201,7 +201,7 @@ def test_half_precision_moves_and_devices() -> None:
     layer.zero_states()
     y = layer.half()(torch.zeros(2, 3, dtype=torch.float16))
     assert torch.equal(y, expected)
-    assert layer.bfloat16().position.dtype == torch.int64  # type: ignore[union-attr]
+    assert layer.bfloat16().position.dtype == torch.int64
     layer.zero_states()
     assert torch.equal(layer(torch.zeros(2, 3, dtype=torch.float64)).float(), expected)
 
@@ -238,7 +238,7 @@ def test_in_a_recurrent_layer() -> None:
     expected = stepped(layer, x)
     for by in ("layer", "step"):
         tt.zero_states(layer)
-        assert torch.equal(tt.unroll(layer, x, by=by), expected)  # type: ignore[call-overload]
+        assert torch.equal(tt.unroll(layer, x, by=by), expected)
 
 
 def test_channels_last_has_the_noise_of_the_same_places() -> None:

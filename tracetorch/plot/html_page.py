@@ -12,7 +12,7 @@ SHARED = Path(__file__).parent / "page"
 def html_page(folder: Path, title: str, data: str) -> str:
     """Fill ``<name>.html`` of the folder ``<name>`` with style, data and script.
 
-    Style and script are those of the folder, behind those that all pages share.
+    Head, style and script are those of the folder, behind those that all pages share.
 
     Args:
         folder: with a page, a style and a script of its own name.
@@ -20,9 +20,9 @@ def html_page(folder: Path, title: str, data: str) -> str:
         data: the elements that hold the data, as HTML.
     """
     template = folder / folder.name
-    style, script = (
+    page, style, script = (
         "".join(part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template))
-        for kind in (".css", ".js")
+        for kind in (".html", ".css", ".js")
     )
     contents = {
         "{{title}}": html.escape(title),
@@ -30,7 +30,6 @@ def html_page(folder: Path, title: str, data: str) -> str:
         "{{data}}": data,
         "{{script}}": script,
     }
-    page = template.with_suffix(".html").read_text(encoding="utf-8")
     pieces: list[str] = []
     for placeholder, content in contents.items():
         # in the order of the page, so that inserted content is never searched for placeholders

@@ -467,8 +467,9 @@ class Neuron(StatefulLayer):
 
     def _all_further(self, x: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the inputs after ``x``: those that were given, and those that modules compute."""
-        modules, names = self._modules, self.inputs[1:]
-        passed = [name for name in names if modules.get(name) is None]
+        modules = {n: m for n, m in self._modules.items() if m is not None}
+        names = self.inputs[1:]
+        passed = [name for name in names if name not in modules]
         if len(given) != len(passed):
             raise TypeError(
                 f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} inputs."
