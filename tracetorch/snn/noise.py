@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Noise(Neuron):
         ...         return fired, mem - fired * pos_threshold
         >>> layer = EscapeRate(5)
         >>> layer(torch.ones(1, 5)).tolist()
-        [[1.0, 0.0, 1.0, 1.0, 1.0]]
+        [[1.0, 1.0, 1.0, 0.0, 1.0]]
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
@@ -119,8 +119,7 @@ class Noise(Neuron):
     def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
         """Draw the numbers of one time step."""
         dtype = self.check_input(x)
-        (position,) = self.states_for(x, dtype)
-        assert position is not None
+        (position,) = cast(list[Tensor], self.states_for(x, dtype))
         noise = self._draw(position, 1, dtype).squeeze(0)
         self.position = position + 1
         return noise
@@ -141,8 +140,7 @@ class Noise(Neuron):
                     f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has "
                     "position."
                 )
-        (position,) = self.states_for(x, dtype, sequence=True)
-        assert position is not None
+        (position,) = cast(list[Tensor], self.states_for(x, dtype, sequence=True))
         noise = self._draw(position, len(x), dtype)
         passed = torch.arange(1, 1 + len(x), device=x.device).reshape(-1, *[1] * position.ndim)
         self.position = position + len(x)
