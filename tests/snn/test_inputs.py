@@ -384,6 +384,32 @@ def test_inputs_that_do_not_fit(given: Any, error: type[Exception], message: str
     assert all(torch.equal(getattr(layer, n), s) for n, s in states.items())
 
 
+def test_inputs_by_name() -> None:
+    layer, (x, modulator, current) = made(), inputs_of((2, 3), torch.float32)
+    expected = stepped(layer, (x, modulator, current))
+    layer.zero_states()
+    y = [layer(a, current=c, modulator=b) for a, b, c in zip(x, modulator, current, strict=True)]
+    assert torch.equal(torch.stack(y), expected)
+    layer.zero_states()
+    y = [layer(a, b, current=c) for a, b, c in zip(x, modulator, current, strict=True)]
+    assert torch.equal(torch.stack(y), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "message"),
+    [
+        (1, ["modulator"], "got 2 inputs and modulator"),
+        (1, ["gain"], "got 2 inputs and gain"),
+        (0, ["modulator"], "got 1 inputs and modulator"),
+        (2, ["current"], "got 3 inputs and current"),
+    ],
+)
+def test_names_that_do_not_fit(given: int, named: list[str], message: str) -> None:
+    one = torch.ones(2, 3)
+    with pytest.raises(TypeError, match=message):
+        made()(one, *[one] * given, **dict.fromkeys(named, one))
+
+
 def test_a_layer_with_one_input_takes_one() -> None:
     with pytest.raises(TypeError, match=r"LIF\(3\) takes \(x\), got 2 inputs"):
         snn.LIF(3)(torch.ones(2, 3), torch.ones(2, 3))

@@ -70,10 +70,10 @@ class Neuron(StatefulLayer):
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
 
     A neuron with several inputs lists them all, ``inputs = ("x", "modulator")``; ``step`` takes
-    them in this order before the states, and so does a call, ``layer(x, modulator)``. What
-    broadcasts to the shape of ``x`` is admitted. An input of whose name the layer holds a module is
-    not passed: it is what that module computes from ``x``, such as the numbers of a
-    :class:`Noise`.
+    them in this order before the states, and so does a call, ``layer(x, modulator)`` or
+    ``layer(x, modulator=modulator)``. What broadcasts to the shape of ``x`` is admitted. An input
+    of whose name the layer holds a module is not passed: it is what that module computes from
+    ``x``, such as the numbers of a :class:`Noise`.
 
     Calling the layer runs one time step. States are ``None`` until the first input, then tensors
     shaped like it; they live on the layer as plain attributes, follow ``.to()``, stay out of the
@@ -127,7 +127,7 @@ class Neuron(StatefulLayer):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, *further: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+        def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
 
     def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
         """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
@@ -451,10 +451,10 @@ class Neuron(StatefulLayer):
 
     # Calling
 
-    def forward(self, x: Tensor, *further: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        if further or len(self.inputs) > 1:
-            further = self._all_further(x, further)
+        if further or named or len(self.inputs) > 1:
+            further = self._all_further(x, further, named)
         if self.layer_pass is not None:
             return self.layer_pass(self, x, *further)
         if running.by_layer and not torch.compiler.is_compiling():
@@ -465,18 +465,24 @@ class Neuron(StatefulLayer):
             )
         return self.forward_step(x, *further)
 
-    def _all_further(self, x: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _all_further(
+        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]:
         """Return the inputs after ``x``: those that were given, and those that modules compute."""
         modules = {n: m for n, m in self._modules.items() if m is not None}
         names = self.inputs[1:]
         passed = [name for name in names if name not in modules]
-        if len(given) != len(passed):
+        # by position first, as the arguments of any function
+        values = {**dict(zip(passed, given, strict=False)), **named}
+        if len(given) + len(named) != len(passed) or values.keys() != set(passed):
+            by_name = "".join(f" and {name}" for name in named)
             raise TypeError(
-                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} inputs."
+                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
+                f"inputs{by_name}."
             )
-        tensors, further = iter(given), []
+        further = []
         for name in names:
-            further.append(next(tensors) if name in passed else modules[name](x))
+            further.append(values[name] if name in values else modules[name](x))
         return tuple(further)
 
     def _working(
