@@ -27,16 +27,17 @@ class SpikeTrace(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)
+    trace: Tensor
 
     def __init__(self, num_neurons: int, tau: float, nearest: bool = False, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self.option("decay", math.exp(-1 / tau))
+        self.option("factor", math.exp(-1 / tau))
         self.option("nearest", nearest)
 
     @staticmethod
-    def step(x: Tensor, trace: Tensor, *, decay: float, nearest: bool) -> tuple[Any, ...]:
+    def step(x: Tensor, trace: Tensor, *, factor: float, nearest: bool) -> tuple[Any, ...]:
         """Run one step."""
-        before = decay * trace
+        before = factor * trace
         kept = before * (x == 0) if nearest else before
         return before, kept + x
 
@@ -50,7 +51,7 @@ class EligibilityTrace(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)
-    trace: Tensor | None
+    trace: Tensor
 
     def __init__(self, num_neurons: int, inputs: int) -> None:
         super().__init__(num_neurons)

@@ -12,7 +12,7 @@ from tracetorch.core.checks import check_nonnegative, check_number
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
-from tracetorch.ragged import check_mask
+from tracetorch.ragged import check_mask, check_sequence
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 from tracetorch.snn.states import StateSnapshot
@@ -121,10 +121,10 @@ class STDP(TTModule):
         self.rule = rule
         self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
         full = rule.triplet() if isinstance(rule, PairRule) else rule
-        linear = isinstance(connection, nn.Linear)
-        inputs = connection.in_features if linear else connection.in_channels
-        outputs = connection.out_features if linear else connection.out_channels
-        dim = -1 if linear else -3
+        if isinstance(connection, nn.Linear):
+            inputs, outputs, dim = connection.in_features, connection.out_features, -1
+        else:
+            inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
         self._full = full
         self.pre_trace = SpikeTrace(inputs, full.tau_plus, full.nearest, dim)
         self.post_trace = SpikeTrace(outputs, full.tau_minus, full.nearest, dim)
@@ -169,9 +169,12 @@ class STDP(TTModule):
         wrong = next((x for x in (pre, post) if not isinstance(x, Tensor)), None)
         if wrong is not None:
             raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
-        if mask is not None and not bool(mask.any()):
-            return
-        self._learn(pre[None], post[None], reward, None if mask is None else mask[None])
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
+                raise TypeError(f"mask must be a tensor of booleans [B] in a step, got {mask!r}.")
+            # nothing happens in the other samples
+            mask = mask[None]
+        self._learn(pre[None], post[None], reward, mask)
 
     def unroll(
         self, pre: Tensor, post: Tensor, reward: Tensor | None = None, mask: Tensor | None = None
@@ -184,6 +187,9 @@ class STDP(TTModule):
             reward: ``[T]``, or ``[T, B]``, one a sample.
             mask: ``[T, B]``, true where a step is real; others are left out.
         """
+        check_sequence("pre", pre, batched=True)
+        check_sequence("post", post, batched=True)
+        check_mask(mask, "pre", pre)
         self._learn(pre, post, reward, mask)
 
     @torch.no_grad()
@@ -208,21 +214,19 @@ class STDP(TTModule):
         self._potentiation = self._depression = None
 
     @torch.no_grad()
-    def _learn(
-        self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None
-    ) -> None:
+    def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
         reward = self._checked(pre, post, reward, mask)
         dtype = ARITHMETIC_DTYPE[pre.dtype]
         pre, post = pre.to(dtype), post.to(dtype)
         if mask is not None:
             # real steps first: what is behind them is without spikes
-            order = (~mask).byte().argsort(0, stable=True)
+            order = (~mask).byte().argsort(dim=0, stable=True)
             lengths = mask.sum(0)
             padding = torch.arange(len(mask), device=mask.device)[:, None] >= lengths
             pre, post = (_compacted(x, order, padding) for x in (pre, post))
             reward = None if reward is None else _compacted(reward, order, padding)
         else:
-            lengths = torch.full((pre.shape[1],), len(pre), device=pre.device)
+            lengths = None
         before = StateSnapshot(self._traces())
         try:
             factors = self._factors(pre, post, lengths)
@@ -247,19 +251,20 @@ class STDP(TTModule):
         """Return the reward as ``[T, B]``; raise where an argument does not fit."""
         for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
             trace.check_input(x, sequence=True)
-        ndim = 2 - self.pre_trace.dim - 0 if self.pre_trace.dim == -1 else 5
+        ndim = 3 if isinstance(self.connection, nn.Linear) else 5
         if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
             step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
             raise ValueError(
-                f"pre and post must have one batch and the shape {step} in a step, with [T] in "
-                f"front in unroll(), got {list(pre.shape[1:])} and {list(post.shape[1:])} in a step."
+                f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
+                f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
             )
         if pre.dtype != post.dtype or pre.device != post.device:
             raise TypeError(
-                f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} and "
-                f"{post.dtype} on {post.device}."
+                f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} "
+                f"and {post.dtype} on {post.device}."
             )
-        check_mask(mask, "pre", pre)
+        if mask is not None and mask.shape != pre.shape[:2]:
+            raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
         if reward is None:
             return None
         if self.eligibility is None:
@@ -283,7 +288,7 @@ class STDP(TTModule):
         )
         return [each for each in every if each is not None]
 
-    def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor) -> _Factors:
+    def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor | None) -> _Factors:
         """Run the traces over the sequence."""
         rule = self._full
         _, pre_after = _run(self.pre_trace, pre, lengths)
@@ -313,7 +318,7 @@ class STDP(TTModule):
         eligibility: EligibilityTrace,
         factors: _Factors,
         reward: Tensor | None,
-        lengths: Tensor,
+        lengths: Tensor | None,
     ) -> Tensor:
         """Move the eligibility trace to the last step; return the changes by the reward.
 
@@ -335,9 +340,11 @@ class STDP(TTModule):
             total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
             total += self._weighted(later, factors)
         # what is left of each change after the last real step
-        age = lengths - 1 - torch.arange(steps, device=lengths.device)[:, None]
-        left = torch.where(age >= 0, decay ** age.clamp(min=0).to(shape.dtype), 0.0).to(shape)
-        decayed = decay ** lengths.to(shape.dtype)
+        if lengths is None:
+            lengths = torch.full((batch,), steps, device=shape.device)
+        age = lengths - 1 - torch.arange(steps, device=shape.device)[:, None]
+        left = (decay ** age.clamp(min=0).to(shape)).masked_fill(age < 0, 0.0)
+        decayed = decay ** lengths.to(shape)
         eligibility.trace = decayed[:, None, None] * held + self._by_sample(left, factors)
         return total
 
@@ -364,11 +371,19 @@ class STDP(TTModule):
         return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
 
 
-def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return a trace before and after the spikes of each step; it is left at the last real step."""
-    before, states = trace.forward_sequence(x, ["trace"])
-    after = states["trace"]
-    trace.trace = after[lengths - 1, torch.arange(len(lengths), device=x.device)]
+    (held,) = trace.states_for(x, x.dtype, sequence=True)
+    if len(x) == 1:  # by the compiled step, which costs less than a sequence of one
+        before = trace(x[0])[None]
+        after = trace.trace[None]
+    else:
+        before, states = trace.forward_sequence(x, ["trace"])
+        after = states["trace"]
+    if lengths is not None and held is not None:
+        ends = after[(lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)]
+        empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
+        trace.trace = torch.where(empty, held, ends)
     return before, after
 
 

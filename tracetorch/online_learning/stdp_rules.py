@@ -62,12 +62,6 @@ class TripletRule:
         _check(self)
 
 
-TripletRule.presets = {
-    "visual cortex": TripletRule(5e-10, 6.2e-3, 7e-3, 2.3e-4, tau_x=101.0, tau_y=125.0),
-    "visual cortex, minimal": TripletRule(0.0, 6.5e-3, 7.1e-3, 0.0, tau_y=114.0),
-}
-
-
 @dataclass(frozen=True)
 class PairRule:
     """Pair rule: an input that spikes before the output gains weight, one that is late loses some.
@@ -123,3 +117,9 @@ def _check(rule: PairRule | TripletRule) -> None:
             check_flag(field.name, value)
         elif check_number(field.name, value) <= 0 and field.name.startswith("tau"):
             raise ValueError(f"{field.name} must be above 0, in steps, got {value}.")
+
+
+TripletRule.presets = {
+    "visual cortex": TripletRule(5e-10, 6.2e-3, 7e-3, 2.3e-4, tau_x=101.0, tau_y=125.0),
+    "visual cortex, minimal": TripletRule(0.0, 6.5e-3, 7.1e-3, 0.0, tau_y=114.0),
+}
