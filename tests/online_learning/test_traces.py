@@ -79,9 +79,11 @@ def test_last_layer_of_two_is_exact() -> None:
     assert not torch.allclose(found["0.weight"], expected["0.weight"], rtol=1e-2)
 
 
-def live_tensors() -> int:
+def live_tensors() -> tuple[int, int]:
+    """Count all tensors that there are, and their bytes."""
     gc.collect()
-    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+    found = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+    return len(found), sum(each.numel() * each.element_size() for each in found)
 
 
 def test_steps_leave_nothing_behind() -> None:
