@@ -17,7 +17,7 @@ import tracetorch as tt
 from tracetorch import snn
 from tracetorch.online_learning import STDP, PairRule, TripletRule
 
-RULES = {
+RULES: dict[str, PairRule | TripletRule] = {
     "pair": PairRule(0.1, 0.2, 5.0, 8.0),
     "pair, nearest": PairRule(0.1, 0.2, 5.0, 8.0, nearest=True),
     "triplet": TripletRule(0.1, 0.3, 0.2, 0.4, 5.0, 8.0, 12.0, 15.0),
@@ -229,20 +229,19 @@ def test_a_reward_moves_weights_by_its_sign_and_delay() -> None:
     pre[5], post[8] = 1, 1
 
     def change(reward: float, at: int) -> float:
+        rewards = torch.zeros(60, 1).double()
+        rewards[at] = reward
         stdp = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
-        return moved(
-            stdp,
-            lambda s: [
-                s(a, b, reward if t == at else 0.0)
-                for t, (a, b) in enumerate(zip(pre, post, strict=True))
-            ],  # type: ignore[func-returns-value]
-        ).item()
+        return moved(stdp, in_steps(pre, post, reward=rewards)).item()
 
     window = 0.1 * np.exp(-3 / 5)
     assert change(1.0, 8) == pytest.approx(window)
     assert change(1.0, 48) == pytest.approx(window * np.exp(-40 / 20))
     assert change(-2.0, 48) == pytest.approx(-2 * window * np.exp(-40 / 20))
     assert change(1.0, 7) == 0  # before there is anything to reward
+    number = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
+    number(pre[5], pre[5], 1.0)
+    number.update_()
 
 
 def test_a_reward_that_comes_later_finds_the_eligibility_of_before() -> None:
