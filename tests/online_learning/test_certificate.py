@@ -47,6 +47,16 @@ def test_certificate_of_an_exact_rule_is_one() -> None:
     assert min(cosines.values()) == pytest.approx(1.0)
 
 
+def test_certificate_repeats_a_static_input() -> None:
+    net, x = network(layer("LIF", 5)), sequence(4, 6)
+    expected = tt.online(net).certificate((x.expand(STEPS, 4, 6),), weighted_sum)
+    learner = tt.online(net, "eprop")
+    assert tt.online(net).certificate((x,), weighted_sum, steps=STEPS) == pytest.approx(expected)
+    assert not learner.dropped
+    learner.certificate((x,), weighted_sum, steps=STEPS)
+    assert [each.origin for each in learner.dropped] == ["1"]
+
+
 def test_wrong_batch() -> None:
     with pytest.raises(TypeError, match=r"batch must be a tuple .* got a tensor"):
         tt.online(snn.LIF(2)).certificate(torch.ones(3, 2, 2), weighted_sum)  # type: ignore[arg-type]

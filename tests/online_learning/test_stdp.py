@@ -41,7 +41,7 @@ def trains(*pre: int, post: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def moved(stdp: STDP, learn: Callable[[STDP], None]) -> Tensor:
-    """Learn, update, and return by how much the weights have moved; they are put back."""
+    """Learn, update, and return by how much the weights have moved; they are restored."""
     before = stdp.connection.weight.detach().clone()
     learn(stdp)
     stdp.update_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -329,8 +329,7 @@ class STDP(TTModule):
         steps, batch = factors.pre.shape[:2]
         decay = math.exp(-1 / float(self.tau_eligibility or 1))
         shape = factors.pre.new_empty(batch, eligibility.num_neurons)
-        (held,) = eligibility.states_for(shape, shape.dtype)
-        assert held is not None
+        held: Any = eligibility.states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
         total = factors.pre.new_zeros(weight.shape)
         if reward is not None:
