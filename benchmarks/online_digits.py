@@ -19,7 +19,7 @@ import tracetorch as tt
 from tracetorch import snn
 from tracetorch.online_learning.step import Rule
 
-_BATCH, _RATE = 60, 5e-2
+_BATCH = 60
 
 
 def network(detach_reset: bool) -> nn.Sequential:
@@ -28,7 +28,9 @@ def network(detach_reset: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(28, 64), hidden, nn.Linear(64, 10), snn.Readout(10, beta_rank=0))
 
 
-def accuracy(rule: Rule | None, epochs: int, seed: int, *, detach_reset: bool = False) -> float:
+def accuracy(
+    rule: Rule | None, epochs: int, seed: int, rate: float, *, detach_reset: bool = False
+) -> float:
     """Train by a rule, or by backpropagation through time; return the held-out accuracy in %."""
     digits = tt.data.load_digits()
     (rows, labels), (held_out, targets) = digits.train.tensors, digits.held_out.tensors
@@ -36,7 +38,7 @@ def accuracy(rule: Rule | None, epochs: int, seed: int, *, detach_reset: bool = 
     torch.manual_seed(seed)
     net = network(detach_reset)
     learner = net if rule is None else tt.online(net, rule)
-    optimizer = torch.optim.Adam(net.parameters(), _RATE)
+    optimizer = torch.optim.Adam(net.parameters(), rate)
     for _ in range(epochs):
         for index in torch.randperm(len(labels)).split(_BATCH):
             x = rows[:, index]
@@ -55,13 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rate", type=float, default=5e-2, help="learning rate of Adam")
     parser.add_argument("--rules", nargs="*", default=["exact", "eprop"], choices=get_args(Rule))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for epochs in options.epochs:
         for rule, detached in [(None, False), (None, True), *((r, False) for r in options.rules)]:
             start = time.perf_counter()
-            found = [accuracy(rule, epochs, s, detach_reset=detached) for s in options.seeds]
+            found = [
+                accuracy(rule, epochs, seed, options.rate, detach_reset=detached)
+                for seed in options.seeds
+            ]
             name = rule or ("by time, reset detached" if detached else "by time")
             cells = " ".join(f"{each:5.1f}" for each in found)
             print(
