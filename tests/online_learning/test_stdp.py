@@ -387,6 +387,13 @@ def test_wrong_settings(
         STDP(*arguments, **options)
 
 
+def test_places_of_a_convolution_must_fit() -> None:
+    stdp = STDP(nn.Conv2d(2, 3, 2))
+    with pytest.raises(ValueError, match=r"like the output of Conv2d.* got \[3, 4, 4\] for an inp"):
+        stdp(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 4, 4))
+    assert tt.get_states(stdp) == {}
+
+
 ONE = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
 
 

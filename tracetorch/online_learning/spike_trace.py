@@ -48,11 +48,13 @@ class EligibilityTrace(Neuron):
     Args:
         num_neurons: outputs of the connection.
         inputs: weights of each output.
+        tau: time constant, in steps.
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)
     trace: Tensor
 
-    def __init__(self, num_neurons: int, inputs: int) -> None:
+    def __init__(self, num_neurons: int, inputs: int, tau: float) -> None:
         super().__init__(num_neurons)
         self.state_tail = (inputs,)
+        self.tau = tau

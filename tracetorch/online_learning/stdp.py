@@ -141,7 +141,8 @@ class STDP(TTModule):
                 raise ValueError(
                     f"tau_eligibility must be above 0, in steps, got {tau_eligibility}."
                 )
-            self.eligibility = EligibilityTrace(outputs, connection.weight[0].numel())
+            inputs = connection.weight[0].numel()
+            self.eligibility = EligibilityTrace(outputs, inputs, float(tau_eligibility))
         # as gradients, they add up and belong to no checkpoint
         self.register_buffer("_potentiation", None, persistent=False)
         self.register_buffer("_depression", None, persistent=False)
@@ -171,7 +172,8 @@ class STDP(TTModule):
             raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
-                raise TypeError(f"mask must be a tensor of booleans [B] in a step, got {mask!r}.")
+                got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"mask must be a tensor of booleans [B] in a step, got {got}.")
             # nothing happens in the other samples
             mask = mask[None]
         self._learn(pre[None], post[None], reward, mask)
@@ -308,10 +310,14 @@ class STDP(TTModule):
 
     def _rows(self, output: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return values of outputs and inputs, a row for each step, sample and place."""
-        return (
-            lanes(self.connection, output.flatten(0, 1)),
-            features(self.connection, given.flatten(0, 1)),
-        )
+        rows = lanes(self.connection, output.flatten(0, 1))
+        columns = features(self.connection, given.flatten(0, 1))
+        if len(rows) != len(columns):
+            raise ValueError(
+                f"post must be shaped like the output of {self.connection!r}, got "
+                f"{list(output.shape[2:])} for an input of {list(given.shape[2:])}."
+            )
+        return rows, columns
 
     def _rewarded(
         self,
@@ -327,13 +333,13 @@ class STDP(TTModule):
         eligibility is ever there as a matrix for each sample.
         """
         steps, batch = factors.pre.shape[:2]
-        decay = math.exp(-1 / float(self.tau_eligibility or 1))
+        decay = math.exp(-1 / eligibility.tau)
         shape = factors.pre.new_empty(batch, eligibility.num_neurons)
         held: Any = eligibility.states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
         total = factors.pre.new_zeros(weight.shape)
         if reward is not None:
-            clock = SpikeTrace(1, float(self.tau_eligibility or 1))
+            clock = SpikeTrace(1, eligibility.tau)
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
             total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
