@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import overload
 
 from torch import Tensor
@@ -80,7 +80,7 @@ class Diagnosis(Sequence[Finding]):
     loss: float
     steps: int
     batch: int
-    cosines: dict[str, float] = field(default_factory=dict)
+    cosines: dict[str, float]
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
