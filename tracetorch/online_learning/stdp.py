@@ -36,7 +36,8 @@ class STDP(TTModule):
     Every input and output carries an exponential trace of its spikes; at a spike of the output the
     weights grow with the traces of the inputs, at a spike of an input they shrink with the traces
     of the outputs. A spike that arrives in the very step of the output's spike has caused it, and
-    counts as before it. :class:`PairRule` and :class:`TripletRule` say by how much.
+    counts as before it. The rule says by how much, :class:`~tracetorch.online_learning.PairRule` or
+    :class:`~tracetorch.online_learning.TripletRule`.
 
     A call takes the spikes of one step, :meth:`unroll` those of a whole sequence, whose traces are
     compiled loops and whose changes are one product of matrices. Changes add up, as gradients do,
@@ -53,7 +54,7 @@ class STDP(TTModule):
     Args:
         connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
             bias is left alone.
-        rule: a :class:`PairRule` or a :class:`TripletRule`.
+        rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
             multiplied by: 0 leaves it as it is (hard bounds), 1 makes it proportional (soft).

@@ -56,7 +56,7 @@ class TripletRule:
     nearest: bool = False
 
     presets: ClassVar[dict[str, TripletRule]]
-    """The constants of the paper: ``"visual cortex"``, and ``"visual cortex, minimal"``."""
+    """Rules with the constants of the paper, ``"visual cortex"`` and its ``", minimal"`` form."""
 
     def __post_init__(self) -> None:
         _check(self)
