@@ -32,7 +32,7 @@ def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
         warm()
     gc.collect()
     _trim()  # free memory that the run would use again without growth
-    before = _current()
+    before = resident()
     task.run()
     growth = _peak() - before
     return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
@@ -57,7 +57,7 @@ def _status(field: str) -> int:
     raise RuntimeError(f"{_STATUS} has no {field}")
 
 
-def _current() -> int:
+def resident() -> int:
     return _status("VmRSS") if _STATUS.exists() else _peak()
 
 

@@ -29,6 +29,10 @@ BUILT = {f"snn.{name}" for name in LAYERS} | {f"neurons.{name}" for name in NEUR
 EXCEPTIONS = {
     ("plot.*", "ax"): "PLOTS of tests/plot/cases.py pass it on: PLOTS[name](ax=...)",
     ("plot.*", "title"): "as ax",
+    (
+        "*STDP.forward",
+        "mask",
+    ): "in_steps of tests/online_learning/test_stdp.py passes it on by step",
 }
 
 

@@ -28,7 +28,11 @@ _LATE_ROOMS: tuple[str, ...] = (
     "probe",
 )
 # and the room that each is in
-_LATE_FUNCTIONS = {"diagnose": "diagnosis", "online": "online_learning"}
+_LATE_FUNCTIONS = {
+    "STDP": "online_learning",
+    "diagnose": "diagnosis",
+    "online": "online_learning",
+}
 
 if TYPE_CHECKING:
     from tracetorch import (
@@ -45,9 +49,10 @@ if TYPE_CHECKING:
         probe,
     )
     from tracetorch.diagnosis import diagnose
-    from tracetorch.online_learning import online
+    from tracetorch.online_learning import STDP, online
 
 __all__ = [
+    "STDP",
     "__version__",
     "checkpoint",
     "data",

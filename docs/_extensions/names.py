@@ -27,6 +27,10 @@ def entry(module: str, name: str) -> list[str]:
     source = ModuleAnalyzer.for_module(thing.__module__)
     source.analyze()
     source.overloads.clear()
+    room = ".".join(thing.__module__.split(".")[:2])
+    if inspect.isclass(thing) and room != module:
+        # one entry alone may be that of the class itself
+        return [f".. py:class:: {path}", "", f"   As :class:`{room}.{name}`.", ""]
     if inspect.isclass(thing):
         return [f".. autoclass:: {path}", "   :members:", ""]
     return [f".. autofunction:: {path}", ""]

@@ -723,6 +723,35 @@ def test_a_network_learns_with_the_advised_memory_and_not_without(seed: int) -> 
         assert learned(0.9) > 0.65  # guessing one of two classes: 0.69
 
 
+@pytest.mark.parametrize("rule", ["eprop", "ottt"])
+def test_cosines_of_a_rule_of_online_learning(rule: Any) -> None:
+    model = dense()
+    d = tt.diagnose(model, (x(), target()), mean, online=rule)
+    assert d.ok, str(d)
+    assert d.cosines == tt.online(model, rule).certificate((x(), target()), mean)
+    assert re.search(r"gradients online .*\n  0.weight +0\.\d{3}\n", str(d))
+    assert not tt.diagnose(model, (x(), target()), mean).cosines
+
+
+def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
+    model = dense(beta=0.99)
+    d = tt.diagnose(model, (x()[0], target()), last, steps=40, online="local")
+    finding = found(d, "online-gradient", min(d.cosines, key=lambda n: d.cosines[n]), "warning")
+    assert finding.value == min(d.cosines.values()) < 0.5
+    assert "(1 -> states of 1: earlier steps are constants)" in finding.figure
+    assert finding.advice.startswith("Take a rule that drops less, 'ottt', 'eprop' or 'exact'.")
+    # its way out
+    advised = tt.diagnose(model, (x()[0], target()), last, steps=40, online="eprop")
+    assert not advised.named("online-gradient")
+
+
+def test_a_rule_of_online_learning_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"no rule 'eprob'\. Did you mean 'eprop'"):
+        tt.diagnose(dense(), (x(), target()), mean, online="eprob")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the gradients cannot be exact online"):
+        tt.diagnose(deep(2), (x(), target()), mean, online="exact")
+
+
 def test_diagnosis_prints_and_is_a_sequence() -> None:
     d = tt.diagnose(scaled(dense(), 0.01, bias=0.0), (x(scale=1e-4), target()), mean)
     text = str(d).splitlines()

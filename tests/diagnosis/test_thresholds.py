@@ -276,5 +276,5 @@ def test_density_against_the_crossover(called: list[Product], value: float | Non
 def test_report_is_of_the_same_limits() -> None:
     """A note alone keeps a diagnosis ``ok``."""
     note, warning = (Finding(s, "n", "", 0.0, "f", "m", "a") for s in ("note", "warning"))
-    assert Diagnosis((note,), (), 1.0, STEPS, B).ok
-    assert not Diagnosis((note, warning), (), 1.0, STEPS, B).ok
+    assert Diagnosis((note,), (), 1.0, STEPS, B, {}).ok
+    assert not Diagnosis((note, warning), (), 1.0, STEPS, B, {}).ok

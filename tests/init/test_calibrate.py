@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS
-from tests.init.test_fluctuation import free_membranes, quiet
+from tests.init.test_fluctuation import LINEAR, free_membranes, quiet
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
 
@@ -23,23 +23,25 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
     return (torch.rand(T, B, *sample, generator=generator) < rate).float()
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_membranes_have_the_target_on_the_batch(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "mean"), [(name, 0.2 if name in LAYERS else 0.0) for name in LINEAR]
+)
+def test_membranes_have_the_target_on_the_batch(name: str, mean: float) -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(20, 12), quiet(name, 12), nn.Linear(12, 6), quiet(name, 6))
     x = batch(20)
-    reached = calibrate_(net, x, target=0.4, mean=0.2)
+    reached = calibrate_(net, x, target=0.4, mean=mean)
     assert list(reached) == ["1", "3"]
     for path, membranes in reached.items():
         assert membranes.deviation == pytest.approx(0.4, rel=0.02)
-        assert membranes.mean == pytest.approx(0.2, abs=0.02)
+        assert membranes.mean == pytest.approx(mean, abs=0.02)
         neuron = net[int(path)]
         _, seen = tt.unroll(net, x, record=f"{path}.input", from_rest=True)
         with torch.no_grad():
             free = free_membranes(neuron, seen[f"{path}.input"].double())
         deviation = free.flatten(0, 1).std(0, correction=0).square().mean().sqrt()
         assert float(deviation) == pytest.approx(0.4, rel=0.05)
-        assert float(free.mean()) == pytest.approx(0.2, abs=0.02)
+        assert float(free.mean()) == pytest.approx(mean, abs=0.02)
 
 
 class Residual(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer
-from tracetorch import snn
+from tests.cases import LAYERS, NEURONS, layer
+from tracetorch import neurons, snn
 from tracetorch.init import fluctuation_, impulse_response
 from tracetorch.init.response import simulated_rate
 from tracetorch.probe.layers import spike_functions
@@ -34,7 +34,7 @@ def free_membranes(module: snn.Neuron, drive: Tensor) -> Tensor:
     kwargs: dict[str, Any] = module.step_kwargs(drive.ndim - 1, drive.dtype)
 
     def silent(u: Tensor) -> Tensor:
-        received.append(u)
+        received.append(u)  # several times where a spike has levels; the first is the lowest
         return torch.zeros_like(u)
 
     kwargs |= dict.fromkeys(names, silent)
@@ -50,10 +50,10 @@ def free_membranes(module: snn.Neuron, drive: Tensor) -> Tensor:
     return (above + distance if names else above) / distance
 
 
-def quiet(name: str, num_neurons: int) -> snn.LeakyIntegrator:
+def quiet(name: str, num_neurons: int) -> Any:
     """Build a layer with random parameters and without a bias, which would move its rest."""
     made = layer(name, num_neurons)
-    if made.bias is not None:
+    if getattr(made, "bias", None) is not None:
         nn.init.zeros_(made.raw_bias)
     return made
 
@@ -63,19 +63,34 @@ def moments(membranes: Tensor, skip: int = 200) -> tuple[Tensor, Tensor]:
     return flat.mean(0), flat.std(0)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize(("target", "mean"), [(0.5, 0.0), (0.3, 0.4)])
+# A response that never ends has no integral; and these are linear near their rest alone, far below
+# the voltage at which a spike is cut off.
+ENDLESS = ("SigmaDelta", "TCLIF")
+VOLTAGES = ("AdEx", "EIF", "Izhikevich", "QIF")
+LINEAR = (*LAYERS, *(name for name in NEURONS if name not in (*ENDLESS, *VOLTAGES)))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "mean"),
+    [
+        *((name, 0.5, 0.0) for name in LINEAR),
+        *((name, 0.3, 0.4) for name in LAYERS),
+        *((name, 0.005, 0.0) for name in VOLTAGES),
+    ],
+)
 def test_membranes_have_the_target_of_mean_and_deviation(
     name: str, target: float, mean: float
 ) -> None:
     torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(INPUTS, N), quiet(name, N)).double()
+    made = getattr(neurons, name)(N) if name in VOLTAGES else quiet(name, N)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, N), made).double()
     fluctuation_(net, rate=RATE, target=target, mean=mean)
     assert not net[0].bias.any()
     with torch.no_grad():
         means, deviations = moments(free_membranes(net[1], net[0](events(INPUTS))))
-    assert (means - mean).abs().max() < 0.05
-    # of each neuron by itself, from 200 correlated steps of 32 samples
+    # of each neuron by itself, from 200 correlated steps of 32 samples; 5 % of all of them
+    assert (means - mean).abs().max() < 0.15 * target
+    assert abs(float(means.mean()) - mean) < 0.05 * target
     assert (deviations / target - 1).abs().max() < 0.1
     assert abs(float(deviations.square().mean().sqrt()) / target - 1) < 0.05
 

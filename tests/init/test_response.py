@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import LAYERS, PLACES, READOUTS, layer
-from tests.init.test_fluctuation import quiet
-from tracetorch import snn
+from tests.init.test_fluctuation import ENDLESS, quiet
+from tracetorch import neurons, snn
 from tracetorch.init import impulse_response
 
 
@@ -96,6 +96,11 @@ def test_the_layer_is_left_as_it_is() -> None:
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
 
 
+def test_the_lowest_level_of_several_is_the_threshold() -> None:
+    distance = impulse_response(neurons.MultiLevelLIF(2, pos_threshold=2.0)).distance
+    torch.testing.assert_close(distance, torch.ones(2).double())
+
+
 class Deaf(snn.Neuron):
     states = ("mem",)
 
@@ -124,6 +129,15 @@ class Endless(snn.Neuron):
         (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
         (Endless(1), ValueError, "has not ended after 20000 steps"),
+        *(
+            pytest.param(
+                layer(name),
+                ValueError,
+                "has not ended after 20000 steps: it does not forget",
+                marks=pytest.mark.slow,
+            )
+            for name in ENDLESS
+        ),
         (
             snn.LeakyIntegrator(
                 1,

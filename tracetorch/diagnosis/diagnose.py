@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracetorch.diagnosis import activity, data, gradients, memory, parameters, products
+from tracetorch.diagnosis import online as online_gradients
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
 from tracetorch.diagnosis.finding import SEVERITIES
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
+from tracetorch.online_learning import DroppedPath
+from tracetorch.online_learning.step import Rule
 from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
 
@@ -27,6 +30,7 @@ def diagnose(
     stream: bool = False,
     steps: int | None = None,
     by: Literal["layer", "step"] = "layer",
+    online: Rule | None = None,
 ) -> Diagnosis:
     """Diagnose why a model does not learn, from one forward and backward pass.
 
@@ -37,7 +41,8 @@ def diagnose(
     over layers or over time; half-lives too short for the sequence, or averages too slow for it;
     states carried over from an earlier batch, or zeroed between steps; parameters that the loss
     does not depend on, that are frozen, or that the optimizer does not have; layers whose input is
-    too busy for their product to be computed with events.
+    too busy for their product to be computed with events. With ``online``, also parameters that a
+    rule of :func:`tracetorch.online` would move elsewhere.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -54,13 +59,16 @@ def diagnose(
         stream: whether states are carried from batch to batch on purpose.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
+        online: a rule of :func:`tracetorch.online`, ``"eprop"`` say, whose gradients are compared
+            with those of backpropagation through time.
 
     Returns:
         A :class:`tt.diagnosis.Diagnosis`: print it, read its ``ok``, or iterate over its findings.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the model has no neuron layer; the loss is not a scalar; or as ``tt.unroll``.
+        ValueError: the model has no neuron layer; the loss is not a scalar; or as ``tt.unroll``,
+            and with ``online`` as a step of the learner.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
@@ -89,6 +97,10 @@ def diagnose(
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
     evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)
+    cosines: dict[str, float] = {}
+    dropped: tuple[DroppedPath, ...] = ()
+    if online is not None:
+        cosines, dropped = online_gradients.compare(model, batch, loss, online, steps)
     # In the order of cause and effect, which the sort by severity keeps among equals.
     found = [
         *data.inputs(evidence),
@@ -100,6 +112,7 @@ def diagnose(
         *data.equal_outputs(evidence),
         *gradients.findings(evidence),
         *memory.findings(evidence),
+        *(online_gradients.findings(evidence, online, cosines, dropped) if online else ()),
         *products.findings(evidence),
     ]
     return Diagnosis(
@@ -108,6 +121,7 @@ def diagnose(
         loss=float(evidence.loss),
         steps=inputs.steps,
         batch=inputs.batch,
+        cosines=cosines,
     )
 
 

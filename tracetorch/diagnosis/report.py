@@ -63,6 +63,8 @@ class Diagnosis(Sequence[Finding]):
         loss: value of the loss.
         steps: number of time steps.
         batch: number of samples.
+        cosines: of the gradients of a rule of online learning to those of backpropagation through
+            time, by parameter; empty where no rule is given.
 
     Example:
         >>> from tracetorch.diagnosis import diagnose
@@ -78,6 +80,7 @@ class Diagnosis(Sequence[Finding]):
     loss: float
     steps: int
     batch: int
+    cosines: dict[str, float]
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -107,6 +110,9 @@ class Diagnosis(Sequence[Finding]):
             "",
             *self._table(),
         ]
+        if self.cosines:
+            lines += ["", "cosine of the gradients online to backpropagation through time:"]
+            lines += [f"  {name:<24} {cosine:6.3f}" for name, cosine in self.cosines.items()]
         for finding in self:
             lines += ["", str(finding)]
         if self.ok:

@@ -70,8 +70,8 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
     """Compute the subthreshold impulse response of a neuron layer from its ``step``.
 
     The layer runs without input until it is at rest, then with a small impulse, its spike functions
-    replaced by zero. Its membrane is what the first spike function receives; of a layer without
-    one, the output. The layer itself is not changed.
+    replaced by zero. Its membrane is what the first spike function receives first; of a layer
+    without one, the output. The layer itself is not changed.
 
     Args:
         layer: any neuron layer; of an :class:`~tracetorch.snn.Recurrent`, give the neuron inside.
@@ -186,13 +186,14 @@ class _FreeNeuron:
 
     def _silent(self, name: str) -> Callable[[Tensor], Tensor]:
         def spike(u: Tensor) -> Tensor:
-            self.received[name] = u
+            self.received.setdefault(name, u)  # the lowest of several levels
             return torch.zeros_like(u)
 
         return spike
 
     def step(self, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the membranes ``[num_neurons]`` and the next states."""
+        self.received.clear()
         output, *after = self.layer.step(x.reshape(self.shape), *states, **self.kwargs)
         membrane = self.received[self.spikes[0]] if self.spikes else output
         return membrane.expand(self.shape).reshape(-1), list(after)

@@ -102,7 +102,7 @@ def check_step(
     def noise() -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
-    drawn = [noise() if name in layer.active_states else None for name in layer.states]
+    drawn = [None if state is None else state + noise() for state in states]
     sources, output, ends = _run(layer, x + noise(), drawn, kwargs)
     for end in (output, *ends):
         signs = noise().sign()

@@ -174,14 +174,18 @@ class OnlineLearner(TTModule):
         super().detach_states()
         self._held.restart()
 
-    def certificate(self, batch: Sequence[Any], loss: Callable[..., Tensor]) -> dict[str, float]:
+    def certificate(
+        self, batch: Sequence[Any], loss: Callable[..., Tensor], *, steps: int | None = None
+    ) -> dict[str, float]:
         """Compare the rule's gradients with those of backpropagation through time on a batch.
 
-        Both start from rest, and nothing of the model or the learner is changed.
+        Both start from rest. States, traces and gradients stay as they are; :attr:`dropped` lists
+        what the rule drops on the batch, too.
 
         Args:
             batch: a tuple of the input, as for ``tt.unroll``, and the other arguments of the loss.
             loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output ``[T, B, ...]``.
+            steps: as for ``tt.unroll``.
 
         Returns:
             The cosine between the two gradients by parameter: 1 where they agree in direction, 0
@@ -206,7 +210,7 @@ class OnlineLearner(TTModule):
                 f"target), got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
             )
         x, *rest = batch
-        inputs = parse_inputs(x, None, 0, True)
+        inputs = parse_inputs(x, steps, 0, True)
         parameters = {name: p for p, name in named_parameters(self.model) if p.requires_grad}
 
         def gradients(y: Tensor) -> list[Tensor]:
@@ -216,11 +220,13 @@ class OnlineLearner(TTModule):
             return [each.detach() for each in found]
 
         with restored(self.model):
-            expected = gradients(unroll(self.model, x, by="step", from_rest=True))
+            y = unroll(self.model, x, steps=steps, by="step", from_rest=True)
+            expected = gradients(y)
         with restored(self.model):
             zero_states(self.model)
             learner = OnlineLearner(self.model, self.rule)
             found = gradients(torch.stack([call(learner, each) for each in inputs.each_step()]))
+        self._dropped.update(learner._dropped)
         pairs = zip(found, expected, strict=True)
         return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))
 

@@ -239,7 +239,11 @@ class Step:
             work = x.detach().to(dtype)
             entered = dict(zip(layer.active_states, self._entered[path], strict=True))
             states = [
-                None if name not in entered else torch.zeros_like(work) if s is None else s.detach()
+                None
+                if name not in entered
+                else layer.initial_state(name, work.shape, dtype, work.device)
+                if s is None
+                else s.detach()
                 for name in layer.states
                 for s in [entered.get(name)]
             ]

@@ -1,0 +1,461 @@
+"""Test STDP: textbook windows, a scalar reference, and steps against whole sequences."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import tracetorch as tt
+from tracetorch import snn
+from tracetorch.online_learning import STDP, PairRule, TripletRule
+
+RULES: dict[str, PairRule | TripletRule] = {
+    "pair": PairRule(0.1, 0.2, 5.0, 8.0),
+    "pair, nearest": PairRule(0.1, 0.2, 5.0, 8.0, nearest=True),
+    "triplet": TripletRule(0.1, 0.3, 0.2, 0.4, 5.0, 8.0, 12.0, 15.0),
+    "triplet, nearest": TripletRule(0.1, 0.3, 0.2, 0.4, 5.0, 8.0, 12.0, 15.0, nearest=True),
+    "triplet, minimal": TripletRule.presets["visual cortex, minimal"],
+}
+T, B, INPUTS, OUTPUTS = 30, 3, 4, 2
+
+
+def linear(**arguments: Any) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(INPUTS, OUTPUTS, **arguments).double()
+
+
+def spikes(*shape: int, seed: int = 0, rate: float = 0.3) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < rate).double()
+
+
+def trains(*pre: int, post: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return spikes(T, B, *pre), spikes(T, B, *post, seed=1)
+
+
+def moved(stdp: STDP, learn: Callable[[STDP], None]) -> Tensor:
+    """Learn, update, and return by how much the weights have moved; they are restored."""
+    before = stdp.connection.weight.detach().clone()
+    learn(stdp)
+    stdp.update_()
+    change = stdp.connection.weight.detach() - before
+    with torch.no_grad():
+        stdp.connection.weight.copy_(before)
+    return change
+
+
+def in_steps(pre: Tensor, post: Tensor, **others: Tensor | None) -> Callable[[STDP], None]:
+    def learn(stdp: STDP) -> None:
+        for t in range(len(pre)):
+            stdp(pre[t], post[t], **{n: x[t] for n, x in others.items() if x is not None})
+
+    return learn
+
+
+# The windows of the textbook
+
+
+@pytest.mark.parametrize("lag", [*range(-40, 41, 8), -1, 1])
+@pytest.mark.parametrize("nearest", [False, True])
+def test_a_pair_of_spikes_moves_the_weight_by_the_window(lag: int, nearest: bool) -> None:
+    rule = PairRule(0.02, 0.03, tau_plus=17.0, tau_minus=34.0, nearest=nearest)
+    pre, post = torch.zeros(100, 1, 1).double(), torch.zeros(100, 1, 1).double()
+    pre[50], post[50 + lag] = 1, 1
+    expected = 0.02 * np.exp(-lag / 17) if lag >= 0 else -0.03 * np.exp(lag / 34)
+    change = moved(STDP(nn.Linear(1, 1).double(), rule), lambda s: s.unroll(pre, post))
+    assert change.item() == pytest.approx(expected, abs=1e-15, rel=1e-12)
+
+
+def pairing(rule: PairRule | TripletRule, lag: int, period: int, pairs: int = 60) -> float:
+    """Repeat pairs of spikes, in steps of a millisecond, as Sjostrom et al. (2001) did."""
+    steps = pairs * period + 2 * abs(lag)
+    pre, post = torch.zeros(steps, 1, 1).double(), torch.zeros(steps, 1, 1).double()
+    at = torch.arange(pairs) * period + abs(lag)
+    pre[at], post[at + lag] = 1, 1
+    return moved(STDP(nn.Linear(1, 1).double(), rule), lambda s: s.unroll(pre, post)).item()
+
+
+def test_triplets_depend_on_the_rate_of_pairs_as_in_cortex() -> None:
+    """The minimal and the full rule against the data that they were fitted to, qualitatively.
+
+    Sjostrom, Turrigiano and Nelson, Neuron 32, 1149 (2001), figures 1D and 7B, as in table 1 of
+    Pfister and Gerstner: at 10 and 50 Hz 0.14 and 0.56 for a lag of 10 ms, -0.41 and 0.75 for -10.
+    """
+    for preset in TripletRule.presets.values():
+        causal, acausal = (
+            [pairing(preset, lag, p) for p in (100, 50, 25, 20)] for lag in (10, -10)
+        )
+        assert causal == sorted(causal)
+        assert acausal[0] < -0.2
+        assert causal[0] == pytest.approx(0.14, abs=0.15)
+        assert causal[-1] == pytest.approx(0.56, abs=0.26)
+        assert acausal[-1] > 0.4  # potentiation, whatever the order
+    # pairs alone cannot: the higher the rate, the more each spike finds on its other side
+    pair = PairRule(0.0065, 0.0071, 16.8, 33.7)
+    assert pairing(pair, 10, 20) < pairing(pair, 10, 100)
+
+
+# A scalar reference
+
+
+def reference(
+    rule: PairRule | TripletRule,
+    pre: np.ndarray,
+    post: np.ndarray,
+    mask: np.ndarray | None = None,
+    reward: np.ndarray | None = None,
+    tau: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum potentiation and depression, one weight and one sample at a time, from the equations."""
+    full = rule.triplet() if isinstance(rule, PairRule) else rule
+    steps, batch, inputs = pre.shape
+    outputs = post.shape[2]
+    up, down = np.zeros((outputs, inputs)), np.zeros((outputs, inputs))
+    for b, i, j in itertools.product(range(batch), range(inputs), range(outputs)):
+        r1 = r2 = o1 = o2 = eligible = 0.0
+        for t in range(steps):
+            if mask is not None and not mask[t, b]:
+                continue
+            r1, r2 = r1 * np.exp(-1 / full.tau_plus), r2 * np.exp(-1 / full.tau_x)
+            o1, o2 = o1 * np.exp(-1 / full.tau_minus), o2 * np.exp(-1 / full.tau_y)
+            gain = cost = 0.0
+            if pre[t, b, i]:
+                cost = o1 * (full.a2_minus + full.a3_minus * r2)
+                r1, r2 = (1.0, 1.0) if full.nearest else (r1 + 1, r2 + 1)
+            if post[t, b, j]:
+                gain = r1 * (full.a2_plus + full.a3_plus * o2)
+                o1, o2 = (1.0, 1.0) if full.nearest else (o1 + 1, o2 + 1)
+            if tau is None:
+                up[j, i] += gain
+                down[j, i] += cost
+            else:
+                assert reward is not None
+                eligible = eligible * np.exp(-1 / tau) + gain - cost
+                up[j, i] += reward[t, b] * eligible
+    return up, down
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("rewarded", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_weights_are_those_of_the_reference(
+    name: str, masked: bool, rewarded: bool, reduction: Any
+) -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    mask = spikes(T, B, seed=2, rate=0.7).bool() if masked else None
+    reward = torch.randn(T, B, generator=torch.Generator().manual_seed(3)).double()
+    tau = 9.0 if rewarded else None
+    stdp = STDP(linear(), RULES[name], reduction=reduction, tau_eligibility=tau)
+    others = {"reward": reward if rewarded else None, "mask": mask}
+    up, down = reference(
+        RULES[name],
+        pre.numpy(),
+        post.numpy(),
+        None if mask is None else mask.numpy(),
+        reward.numpy() if rewarded else None,
+        tau,
+    )
+    expected = torch.from_numpy(up - down) / (B if reduction == "mean" else 1)
+    for learn in (in_steps(pre, post, **others), lambda s: s.unroll(pre, post, **others)):
+        stdp.zero_states()
+        torch.testing.assert_close(moved(stdp, learn), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3, 1.0])
+def test_bounds_are_those_of_the_reference(mu: float) -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    connection = linear(bias=False)
+    with torch.no_grad():
+        connection.weight.uniform_(-0.4, 1.4)
+        connection.weight[0, :2] = torch.tensor([-0.5, 1.5])
+    w = connection.weight.detach().clone()
+    up, down = (torch.from_numpy(x) for x in reference(RULES["pair"], pre.numpy(), post.numpy()))
+    stdp = STDP(connection, RULES["pair"], bounds=(-0.5, 1.5), mu=mu, reduction="sum")
+    stdp.unroll(pre, post)
+    stdp.update_()
+    expected = w + up * ((1.5 - w) / 2) ** mu - down * ((w + 0.5) / 2) ** mu
+    torch.testing.assert_close(
+        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
+    )
+    if mu:  # a weight at a bound moves away from it alone
+        assert connection.weight[0, 0] >= -0.5
+        assert connection.weight[0, 1] <= 1.5
+    stdp.update_()  # nothing is left
+    torch.testing.assert_close(
+        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["pair", "triplet"])
+@pytest.mark.parametrize("tau", [None, 9.0])
+def test_convolution_is_the_linear_layer_of_its_patches(name: str, tau: float | None) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 3, 2, stride=2, padding=1).double()
+    pre, post = trains(2, 4, 4, post=(3, 3, 3))
+    reward = None if tau is None else torch.linspace(-1, 2, T).double()
+    patches = nn.functional.unfold(pre.flatten(0, 1), 2, padding=1, stride=2)  # [T B, 8, places]
+    flat = STDP(nn.Linear(8, 3).double(), RULES[name], reduction="sum", tau_eligibility=tau)
+    expected = moved(
+        flat,
+        lambda s: s.unroll(
+            patches.unflatten(0, (T, B)).transpose(2, 3).flatten(1, 2),
+            post.flatten(3).transpose(2, 3).flatten(1, 2),
+            reward,
+        ),
+    )
+    stdp = STDP(conv, RULES[name], reduction="sum", tau_eligibility=tau)
+    for learn in (
+        lambda s: s.unroll(pre, post, reward),
+        in_steps(pre, post, reward=None if reward is None else reward[:, None].expand(T, B)),
+    ):
+        stdp.zero_states()
+        found = moved(stdp, learn).flatten(1)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+# Reward
+
+
+def test_a_reward_moves_weights_by_its_sign_and_delay() -> None:
+    pre, post = torch.zeros(60, 1, 1).double(), torch.zeros(60, 1, 1).double()
+    pre[5], post[8] = 1, 1
+
+    def change(reward: float, at: int) -> float:
+        rewards = torch.zeros(60, 1).double()
+        rewards[at] = reward
+        stdp = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
+        return moved(stdp, in_steps(pre, post, reward=rewards)).item()
+
+    window = 0.1 * np.exp(-3 / 5)
+    assert change(1.0, 8) == pytest.approx(window)
+    assert change(1.0, 48) == pytest.approx(window * np.exp(-40 / 20))
+    assert change(-2.0, 48) == pytest.approx(-2 * window * np.exp(-40 / 20))
+    assert change(1.0, 7) == 0  # before there is anything to reward
+    number = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
+    number(pre[5], pre[5], 1.0)
+    number.update_()
+
+
+def test_a_reward_that_comes_later_finds_the_eligibility_of_before() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    reward = torch.zeros(T, B).double()
+    reward[20] = torch.tensor([1.0, -1.0, 0.0])
+    whole = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
+    cut = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
+    expected = moved(whole, lambda s: s.unroll(pre, post, reward))
+
+    def parts(stdp: STDP) -> None:
+        stdp.unroll(pre[:20], post[:20])  # none yet
+        stdp.unroll(pre[20:], post[20:], reward[20:])
+
+    torch.testing.assert_close(moved(cut, parts), expected, rtol=1e-10, atol=1e-12)
+    for name, state in tt.get_states(whole).items():
+        torch.testing.assert_close(tt.get_states(cut)[name], state, rtol=1e-10, atol=1e-12)
+
+
+# Use
+
+
+def test_a_sequence_may_be_cut_anywhere_and_samples_restarted() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    where = torch.tensor([True, False, True])
+    changes = []
+    for by_step in (False, True):
+        stdp = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
+
+        def learn(stdp: STDP, by_step: bool = by_step) -> None:
+            for part in (slice(0, 11), slice(11, 12), slice(12, T)):
+                reward = torch.linspace(-1, 1, T).double()[part, None].expand(-1, B)
+                if by_step:
+                    in_steps(pre[part], post[part], reward=reward)(stdp)
+                else:
+                    stdp.unroll(pre[part], post[part], reward)
+                if part.stop == 11:
+                    stdp.zero_states(where=where)
+
+        changes.append(moved(stdp, learn))
+    torch.testing.assert_close(changes[1], changes[0], rtol=1e-10, atol=1e-12)
+
+
+def test_padding_holds_anything() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    mask = torch.ones(T, B, dtype=torch.bool)
+    mask[20:, 0], mask[:4, 1] = False, False
+    stdp = STDP(linear(), RULES["pair"])
+    expected = moved(stdp, lambda s: s.unroll(pre, post, mask=mask))
+    states = tt.get_states(stdp)
+    pre[~mask], post[~mask] = torch.nan, torch.inf
+    for learn in (lambda s: s.unroll(pre, post, mask=mask), in_steps(pre, post, mask=mask)):
+        stdp.zero_states()
+        torch.testing.assert_close(moved(stdp, learn), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(tt.get_states(stdp), states)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arithmetic_is_single_at_least(dtype: torch.dtype) -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    expected = moved(STDP(linear(), RULES["pair"]), lambda s: s.unroll(pre, post))
+    connection = linear().to(dtype)
+    before = connection.weight.detach().clone()
+    stdp = STDP(connection, RULES["pair"])
+    stdp.unroll(pre.to(dtype), post.to(dtype))
+    assert all(state.dtype == torch.float32 for state in tt.get_states(stdp).values())
+    stdp.update_()
+    assert connection.weight.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(
+        (connection.weight - before).double(), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_a_network_learns_in_a_loop_and_over_sequences() -> None:
+    x = spikes(T, B, INPUTS).float()
+    nets: list[Any] = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(nn.Sequential(nn.Linear(INPUTS, 5), snn.LIF(5), nn.Linear(5, 2), snn.LIF(2)))
+    rules = [
+        [STDP(net[0], bounds=(-1, 1)), STDP(net[2], TripletRule(), bounds=(-1, 1))] for net in nets
+    ]
+    for step in x:
+        hidden = nets[0][:2](step)
+        output = nets[0][2:](hidden)
+        rules[0][0](step, hidden)
+        rules[0][1](hidden, output)
+    output, seen = tt.unroll(nets[1], x, record=["1.output"])
+    rules[1][0].unroll(x, seen["1.output"])
+    rules[1][1].unroll(seen["1.output"], output)
+    assert all(p.grad is None for net in nets for p in net.parameters())
+    torch.manual_seed(0)
+    start = nn.Linear(INPUTS, 5).weight
+    for each in (*rules[0], *rules[1]):
+        each.update_()
+    assert not torch.equal(nets[0][0].weight, start)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_changes_and_traces_are_copied_and_moved_and_not_saved() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    stdp = STDP(linear(), RULES["pair"], tau_eligibility=5.0)
+    stdp.unroll(pre[:9], post[:9], torch.ones(9).double())
+    assert set(stdp.state_dict()) == {"connection.weight", "connection.bias"}
+    copied = copy.deepcopy(stdp)
+    changes = [
+        moved(each, lambda s: s.unroll(pre[9:], post[9:], torch.ones(T - 9).double()))
+        for each in (stdp, copied)
+    ]
+    assert torch.equal(*changes)
+    assert repr(stdp).startswith("STDP(\n  rule=PairRule(a_plus=0.1")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((nn.ReLU(),), {}, TypeError, r"connection must be an nn\.Linear, .* got ReLU"),
+        ((nn.Conv2d(2, 2, 1, groups=2),), {}, TypeError, "with groups=1 and"),
+        ((weight_norm(nn.Linear(2, 2)),), {}, TypeError, "not parametrized"),
+        ((nn.Linear(2, 2), "pair"), {}, TypeError, "rule must be a PairRule or a TripletRule"),
+        ((nn.Linear(2, 2),), {"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
+        ((nn.Linear(2, 2),), {"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),
+        ((nn.Linear(2, 2),), {"bounds": (0, "1")}, TypeError, "a bound must be a number"),
+        ((nn.Linear(2, 2),), {"mu": 1.0}, ValueError, "makes bounds soft, and there are none"),
+        (
+            (nn.Linear(2, 2),),
+            {"mu": -1.0, "bounds": (0, 1)},
+            ValueError,
+            "mu must be finite and not",
+        ),
+        ((nn.Linear(2, 2),), {"tau_eligibility": 0}, ValueError, "tau_eligibility must be above 0"),
+    ],
+)
+def test_wrong_settings(
+    arguments: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        STDP(*arguments, **options)
+
+
+def test_places_of_a_convolution_must_fit() -> None:
+    stdp = STDP(nn.Conv2d(2, 3, 2))
+    with pytest.raises(ValueError, match=r"like the output of Conv2d.* got \[3, 4, 4\] for an inp"):
+        stdp(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 4, 4))
+    assert tt.get_states(stdp) == {}
+
+
+ONE = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("pre", "post", "others", "error", "message"),
+    [
+        (5, ONE[1], {}, TypeError, "pre must be a tensor, got int"),
+        (ONE[0], ONE[1][:4], {}, ValueError, "of one length and batch, got steps of"),
+        (ONE[0][:, 0], ONE[1][:, 0], {}, ValueError, r"must be \[B, inputs\] in a step"),
+        (ONE[0], ONE[1].double(), {}, TypeError, "of one dtype and device, got torch.float32"),
+        (ONE[0], ONE[0], {}, ValueError, "has 2 neurons, one step of the input"),
+        (ONE[0], ONE[1], {"reward": torch.ones(5)}, ValueError, "needs an eligibility trace"),
+        (
+            ONE[0],
+            ONE[1],
+            {"mask": torch.ones(5, 3)},
+            TypeError,
+            "mask must be a tensor of booleans",
+        ),
+        (
+            ONE[0],
+            ONE[1],
+            {"mask": torch.zeros(5, 3).bool()},
+            ValueError,
+            "sequence 0 of the batch has no real step",
+        ),
+        (ONE[0][:, :2], ONE[1][:, :2], {}, ValueError, "holds the state trace of shape"),
+    ],
+)
+def test_spikes_that_do_not_fit_change_nothing(
+    pre: Any, post: Any, others: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    stdp = STDP(nn.Linear(4, 2), TripletRule())
+    stdp.unroll(*ONE)
+    before = tt.get_states(stdp)
+    with pytest.raises(error, match=message):
+        stdp.unroll(pre, post, **others)
+    torch.testing.assert_close(tt.get_states(stdp), before, rtol=0, atol=0)
+    other = STDP(copy.deepcopy(stdp.connection), TripletRule())
+    other.unroll(*ONE)
+    stdp.update_()
+    other.update_()
+    assert torch.equal(stdp.connection.weight, other.connection.weight)
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"reward": torch.ones(2)}, ValueError, "one value for each step"),
+        ({"reward": "1"}, TypeError, "reward must be a number"),
+        ({"mask": torch.ones(3)}, TypeError, r"booleans \[B\] in a step"),
+        ({"mask": torch.ones(2).bool()}, ValueError, "mask has 2 samples, pre has 3"),
+    ],
+)
+def test_a_step_that_does_not_fit(
+    others: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    stdp = STDP(nn.Linear(4, 2), tau_eligibility=5.0)
+    with pytest.raises(error, match=message):
+        stdp(ONE[0][0], ONE[1][0], **others)
+    with pytest.raises(TypeError, match="pre and post must be tensors, got str"):
+        stdp("pre", ONE[1][0])
+    with pytest.raises(TypeError, match="reward must be a tensor over time, got float"):
+        stdp.unroll(*ONE, reward=1.0)  # type: ignore[arg-type]
+    assert tt.get_states(stdp) == {}

@@ -1,0 +1,399 @@
+"""Change weights by the timing of spikes: ``STDP``, by pairs, by triplets, or by a reward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_nonnegative, check_number
+from tracetorch.online_learning.products import Product, features, is_product, lanes, split
+from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
+from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
+from tracetorch.ragged import check_mask, check_sequence
+from tracetorch.snn.module import TTModule
+from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.states import StateSnapshot
+
+Reward: TypeAlias = float | Tensor
+
+
+class _Factors(NamedTuple):
+    """The factors of all changes: input times output, ``[T, B, ...]`` each, in the arithmetic."""
+
+    before_post: Tensor  # trace of the input, which is potentiated
+    post: Tensor  # spikes of the output, each with what it is worth
+    pre: Tensor  # spikes of the input, each with what it costs
+    before_pre: Tensor  # trace of the output, which is depressed
+
+
+class STDP(TTModule):
+    """Spike-timing-dependent plasticity (STDP) of a linear layer or a convolution.
+
+    An input that spikes before the output it drives gains weight, one that comes late loses some.
+    Every input and output carries an exponential trace of its spikes; at a spike of the output the
+    weights grow with the traces of the inputs, at a spike of an input they shrink with the traces
+    of the outputs. A spike that arrives in the very step of the output's spike has caused it, and
+    counts as before it. The rule says by how much, :class:`~tracetorch.online_learning.PairRule` or
+    :class:`~tracetorch.online_learning.TripletRule`.
+
+    A call takes the spikes of one step, :meth:`unroll` those of a whole sequence, whose traces are
+    compiled loops and whose changes are one product of matrices. Changes add up, as gradients do,
+    until :meth:`update_` moves the weights; both ways add up the same.
+
+    With ``tau_eligibility`` a change waits for a **reward**: it goes into an eligibility trace of
+    the weight, and the weights move by the reward times that trace::
+
+        eligibility = exp(-1 / tau_eligibility) * eligibility + change
+        dw          = reward * eligibility
+
+    Gradients play no part: nothing is recorded, and ``requires_grad`` does not matter.
+
+    Args:
+        connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
+            bias is left alone.
+        rule: of pairs or of triplets.
+        bounds: lowest and highest weight, to which every update clips; none where left out.
+        mu: exponent of the distance to the bound, as a share of their range, that a change is
+            multiplied by: 0 leaves it as it is (hard bounds), 1 makes it proportional (soft).
+        reduction: ``"mean"`` or ``"sum"`` of the changes over the batch; over the places of a
+            convolution they are summed.
+        tau_eligibility: time constant of the eligibility trace, in steps; without it there is none,
+            and every change counts as it is.
+
+    Shape:
+        ``pre`` ``[B, ...]``, what the connection is given, and ``post`` ``[B, ...]``, the spikes of
+        the neurons behind it, shaped like its output; with ``[T]`` in front in :meth:`unroll`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range; the shapes do not fit; or a reward is given without
+            ``tau_eligibility``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 5, bias=False), LIF(5))
+        >>> stdp = STDP(net[0], PairRule(a_plus=0.01), bounds=(0, 1))
+        >>> x = (torch.rand(100, 8, 20) < 0.1).float()
+        >>> for step in x:
+        ...     spikes = net(step)
+        ...     stdp(step, spikes)
+        ...     stdp.update_()
+
+    Source: the traces are those of Morrison, Diesmann and Gerstner, "Phenomenological models of
+    synaptic plasticity based on spike timing", Biological Cybernetics 98, 459 (2008); ``mu`` is of
+    Guetig et al., Journal of Neuroscience 23, 3697 (2003); the reward of Izhikevich, "Solving the
+    distal reward problem through linkage of STDP and dopamine signaling", Cerebral Cortex 17, 2443
+    (2007), and of Florian, Neural Computation 19, 1468 (2007).
+    """
+
+    _potentiation: Tensor | None
+    _depression: Tensor | None
+
+    def __init__(
+        self,
+        connection: Product,
+        rule: PairRule | TripletRule = PairRule(),  # noqa: B008 (frozen)
+        *,
+        bounds: tuple[float, float] | None = None,
+        mu: float = 0.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        tau_eligibility: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(connection, nn.Module) or not is_product(connection):
+            raise TypeError(
+                "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
+                f"zeros, in numbers, not parametrized, got {connection!r}."
+            )
+        if not isinstance(rule, PairRule | TripletRule):
+            raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
+        if bounds is not None:
+            lowest, highest = (check_number("a bound", each) for each in bounds)
+            if not lowest < highest:
+                raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
+            bounds = lowest, highest
+        if check_nonnegative("mu", mu) > 0 and bounds is None:
+            raise ValueError(f"mu={mu} makes bounds soft, and there are none. Give bounds=(0, 1).")
+        self.connection = connection
+        self.rule = rule
+        self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
+        full = rule.triplet() if isinstance(rule, PairRule) else rule
+        if isinstance(connection, nn.Linear):
+            inputs, outputs, dim = connection.in_features, connection.out_features, -1
+        else:
+            inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
+        self._full = full
+        self.pre_trace = SpikeTrace(inputs, full.tau_plus, full.nearest, dim)
+        self.post_trace = SpikeTrace(outputs, full.tau_minus, full.nearest, dim)
+        self.slow_pre_trace = (
+            SpikeTrace(inputs, full.tau_x, full.nearest, dim) if full.a3_minus else None
+        )
+        self.slow_post_trace = (
+            SpikeTrace(outputs, full.tau_y, full.nearest, dim) if full.a3_plus else None
+        )
+        self.tau_eligibility = tau_eligibility
+        self.eligibility: EligibilityTrace | None = None
+        if tau_eligibility is not None:
+            if not check_number("tau_eligibility", tau_eligibility) > 0:
+                raise ValueError(
+                    f"tau_eligibility must be above 0, in steps, got {tau_eligibility}."
+                )
+            inputs = connection.weight[0].numel()
+            self.eligibility = EligibilityTrace(outputs, inputs, float(tau_eligibility))
+        # as gradients, they add up and belong to no checkpoint
+        self.register_buffer("_potentiation", None, persistent=False)
+        self.register_buffer("_depression", None, persistent=False)
+
+    def extra_repr(self) -> str:
+        """Name the settings."""
+        names = ("rule", "bounds", "mu", "reduction", "tau_eligibility")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def forward(
+        self, pre: Tensor, post: Tensor, reward: Reward | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Take the spikes of one step: move the traces on, and add up the changes.
+
+        Args:
+            pre: ``[B, ...]``, the input of the connection.
+            post: ``[B, ...]``, the spikes of the neurons behind it.
+            reward: a number, or one a sample, ``[B]``; none is a reward of 0.
+            mask: ``[B]``, true where the step is real; a sample without stays as it is.
+        """
+        if isinstance(reward, Tensor):
+            reward = reward[None]
+        elif reward is not None:
+            reward = torch.tensor([check_number("reward", reward)], dtype=torch.float64)
+        wrong = next((x for x in (pre, post) if not isinstance(x, Tensor)), None)
+        if wrong is not None:
+            raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
+                got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"mask must be a tensor of booleans [B] in a step, got {got}.")
+            # nothing happens in the other samples
+            mask = mask[None]
+        self._learn(pre[None], post[None], reward, mask)
+
+    def unroll(
+        self, pre: Tensor, post: Tensor, reward: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Take the spikes of a whole sequence: what calls with each of its steps would add up.
+
+        Args:
+            pre: ``[T, B, ...]``, the input of the connection.
+            post: ``[T, B, ...]``, the spikes of the neurons behind it.
+            reward: ``[T]``, or ``[T, B]``, one a sample.
+            mask: ``[T, B]``, true where a step is real; others are left out.
+        """
+        check_sequence("pre", pre, batched=True)
+        check_sequence("post", post, batched=True)
+        check_mask(mask, "pre", pre)
+        self._learn(pre, post, reward, mask)
+
+    @torch.no_grad()
+    def update_(self) -> None:
+        """Move the weights by the changes that have added up, within the bounds."""
+        if self._potentiation is None or self._depression is None:
+            return
+        weight = self.connection.weight.to(self._potentiation.dtype)
+        # what lowers a weight by a negative reward or amplitude nears the lower bound, too
+        up = self._potentiation.clamp(min=0)
+        down = self._depression - self._potentiation.clamp(max=0)
+        if self.bounds is not None:
+            lowest, highest = self.bounds
+            if self.mu:
+                span = highest - lowest
+                up = up * ((highest - weight) / span).clamp(0, 1) ** self.mu
+                down = down * ((weight - lowest) / span).clamp(0, 1) ** self.mu
+            moved = (weight + up - down).clamp(lowest, highest)
+        else:
+            moved = weight + up - down
+        self.connection.weight.copy_(moved)
+        self._potentiation = self._depression = None
+
+    @torch.no_grad()
+    def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
+        reward = self._checked(pre, post, reward, mask)
+        dtype = ARITHMETIC_DTYPE[pre.dtype]
+        pre, post = pre.to(dtype), post.to(dtype)
+        if mask is not None:
+            # real steps first: what is behind them is without spikes
+            order = (~mask).byte().argsort(dim=0, stable=True)
+            lengths = mask.sum(0)
+            padding = torch.arange(len(mask), device=mask.device)[:, None] >= lengths
+            pre, post = (_compacted(x, order, padding) for x in (pre, post))
+            reward = None if reward is None else _compacted(reward, order, padding)
+        else:
+            lengths = None
+        before = StateSnapshot(self._traces())
+        try:
+            factors = self._factors(pre, post, lengths)
+            if self.eligibility is None:
+                up = self._product(factors.post, factors.before_post)
+                down = self._product(factors.before_pre, factors.pre)
+            else:
+                up = self._rewarded(self.eligibility, factors, reward, lengths)
+                down = torch.zeros_like(up)
+        except BaseException:
+            before.restore()
+            raise
+        if self.reduction == "mean":
+            up, down = up / pre.shape[1], down / pre.shape[1]
+        held = self._potentiation, self._depression
+        self._potentiation = up if held[0] is None else held[0] + up
+        self._depression = down if held[1] is None else held[1] + down
+
+    def _checked(
+        self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
+        """Return the reward as ``[T, B]``; raise where an argument does not fit."""
+        for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
+            trace.check_input(x, sequence=True)
+        ndim = 3 if isinstance(self.connection, nn.Linear) else 5
+        if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
+            step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
+            raise ValueError(
+                f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
+                f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
+            )
+        if pre.dtype != post.dtype or pre.device != post.device:
+            raise TypeError(
+                f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} "
+                f"and {post.dtype} on {post.device}."
+            )
+        if mask is not None and mask.shape != pre.shape[:2]:
+            raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
+        if reward is None:
+            return None
+        if self.eligibility is None:
+            raise ValueError(
+                "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility."
+            )
+        if not isinstance(reward, Tensor):
+            raise TypeError(f"reward must be a tensor over time, got {type(reward).__name__}.")
+        if reward.shape not in (pre.shape[:1], pre.shape[:2]):
+            raise ValueError(
+                f"reward must have one value for each step, or for each step and sample, "
+                f"{list(pre.shape[:2])}, got {list(reward.shape)}."
+            )
+        reward = reward.to(pre.device, ARITHMETIC_DTYPE[pre.dtype])
+        return (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
+
+    def _traces(self) -> list[SpikeTrace | EligibilityTrace]:
+        every = (
+            *(self.pre_trace, self.post_trace, self.slow_pre_trace, self.slow_post_trace),
+            self.eligibility,
+        )
+        return [each for each in every if each is not None]
+
+    def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor | None) -> _Factors:
+        """Run the traces over the sequence."""
+        rule = self._full
+        _, pre_after = _run(self.pre_trace, pre, lengths)
+        post_before, _ = _run(self.post_trace, post, lengths)
+        # a spike counts once in its pair, and again with the trace of those before it
+        worth, cost = rule.a2_plus * post, rule.a2_minus * pre
+        if self.slow_post_trace is not None:
+            worth = worth + rule.a3_plus * post * _run(self.slow_post_trace, post, lengths)[0]
+        if self.slow_pre_trace is not None:
+            cost = cost + rule.a3_minus * pre * _run(self.slow_pre_trace, pre, lengths)[0]
+        return _Factors(pre_after, worth, cost, post_before)
+
+    def _product(self, output: Tensor, given: Tensor) -> Tensor:
+        """Multiply values of outputs and inputs; sum over steps, samples and places."""
+        rows, columns = self._rows(output, given)
+        return split(self.connection, rows.t() @ columns)[0]
+
+    def _rows(self, output: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values of outputs and inputs, a row for each step, sample and place."""
+        rows = lanes(self.connection, output.flatten(0, 1))
+        columns = features(self.connection, given.flatten(0, 1))
+        if len(rows) != len(columns):
+            raise ValueError(
+                f"post must be shaped like the output of {self.connection!r}, got "
+                f"{list(output.shape[2:])} for an input of {list(given.shape[2:])}."
+            )
+        return rows, columns
+
+    def _rewarded(
+        self,
+        eligibility: EligibilityTrace,
+        factors: _Factors,
+        reward: Tensor | None,
+        lengths: Tensor | None,
+    ) -> Tensor:
+        """Move the eligibility trace to the last step; return the changes by the reward.
+
+        The trace after a step holds each change of before, decayed. So a change counts with all the
+        rewards from its step on, decayed: a trace of the reward, backwards. Only the last
+        eligibility is ever there as a matrix for each sample.
+        """
+        steps, batch = factors.pre.shape[:2]
+        decay = math.exp(-1 / eligibility.tau)
+        shape = factors.pre.new_empty(batch, eligibility.num_neurons)
+        held: Any = eligibility.states_for(shape, shape.dtype)[0]
+        weight = self.connection.weight
+        total = factors.pre.new_zeros(weight.shape)
+        if reward is not None:
+            clock = SpikeTrace(1, eligibility.tau)
+            _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
+            later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
+            total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
+            total += self._weighted(later, factors)
+        # what is left of each change after the last real step
+        if lengths is None:
+            lengths = torch.full((batch,), steps, device=shape.device)
+        age = lengths - 1 - torch.arange(steps, device=shape.device)[:, None]
+        left = (decay ** age.clamp(min=0).to(shape)).masked_fill(age < 0, 0.0)
+        decayed = decay ** lengths.to(shape)
+        eligibility.trace = decayed[:, None, None] * held + self._by_sample(left, factors)
+        return total
+
+    def _weighted(self, by: Tensor, factors: _Factors) -> Tensor:
+        """Sum the changes over steps and samples, each with a weight, ``[T, B]``."""
+        scale = by.reshape(*by.shape, *[1] * (factors.post.ndim - 2))
+        gained = self._product(scale * factors.post, factors.before_post)
+        return gained - self._product(scale * factors.before_pre, factors.pre)
+
+    def _by_sample(self, by: Tensor, factors: _Factors) -> Tensor:
+        """Sum the weighted changes over steps, ``[B, outputs, inputs]``."""
+        steps, batch = by.shape
+        scale = by.reshape(steps, batch, *[1] * (factors.post.ndim - 2))
+
+        def summed(output: Tensor, given: Tensor) -> Tensor:
+            rows, columns = self._rows(scale * output, given)
+            columns = columns[:, : self.connection.weight[0].numel()]  # without a bias
+            rows, columns = (
+                x.view(steps, batch, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
+                for x in (rows, columns)
+            )
+            return rows.transpose(1, 2) @ columns
+
+        return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
+
+
+def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return a trace before and after the spikes of each step; it is left at the last real step."""
+    (held,) = trace.states_for(x, x.dtype, sequence=True)
+    if len(x) == 1:  # by the compiled step, which costs less than a sequence of one
+        before = trace(x[0])[None]
+        after = trace.trace[None]
+    else:
+        before, states = trace.forward_sequence(x, ["trace"])
+        after = states["trace"]
+    if lengths is not None and held is not None:
+        ends = after[(lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)]
+        empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
+        trace.trace = torch.where(empty, held, ends)
+    return before, after
+
+
+def _compacted(x: Tensor, order: Tensor, padding: Tensor) -> Tensor:
+    """Bring the real steps of each sample to the front; what is behind them is 0."""
+    index, behind = (each.reshape(*each.shape, *[1] * (x.ndim - 2)) for each in (order, padding))
+    return x.gather(0, index.expand(x.shape)).masked_fill(behind, 0.0)
