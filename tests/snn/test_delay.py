@@ -426,12 +426,11 @@ def test_bad_inputs() -> None:
         snn.Delay(**ONE).forward_sequence(torch.ones(3, 1, 2), ["mem"])
 
 
-def test_sigma_is_checked_where_it_is_used() -> None:
-    model = axonal()
-    model.sigma = -0.5
+def test_sigma_is_checked_where_it_is_assigned() -> None:
+    model = axonal(sigma=0.25)
     with pytest.raises(ValueError, match=r"sigma must be finite .*, got -0\.5"):
-        model(torch.ones(1, IN).double())
-    assert model.past is None
+        model.sigma = -0.5
+    assert model.sigma == 0.25
 
 
 def test_states_that_do_not_fit() -> None:

@@ -1,0 +1,35 @@
+"""Interpolate delays between two steps: the weight of every past step, linear or Gaussian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hat(distance: Tensor) -> Tensor:
+    """Return ``max(0, 1 - |distance|)``, the weight in linear interpolation.
+
+    Its derivative at a kink is the mean of both sides: ``maximum`` divides a tie, ``relu`` would
+    give a whole delay no gradient.
+    """
+    return torch.maximum(1 - distance.abs(), torch.zeros_like(distance))
+
+
+def taps(delay: Tensor, max_delay: int, sigma: float) -> Tensor:
+    """Return the weights of all steps, ``[max_delay + 1, ...]``, the oldest first.
+
+    Args:
+        delay: in steps.
+        max_delay: the largest delay.
+        sigma: the width of a Gaussian, or 0 for linear interpolation.
+
+    Example:
+        >>> taps(torch.tensor([0.25, 2.0]), 2, 0.0)
+        tensor([[0.0000, 1.0000],
+                [0.2500, 0.0000],
+                [0.7500, 0.0000]])
+    """
+    lags = torch.arange(max_delay, -1, -1, dtype=delay.dtype, device=delay.device)
+    distance = lags.reshape(-1, *[1] * delay.ndim) - delay
+    # softmax, for the terms of a narrow Gaussian may all be too small for their sum
+    return (-0.5 * (distance / sigma).square()).softmax(0) if sigma > 0 else hat(distance)
