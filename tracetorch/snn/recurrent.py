@@ -145,9 +145,9 @@ class Recurrent(Neuron):
         if within:
             running.by_layer = False
         delays = self.connection if isinstance(self.connection, SynapticDelays) else None
-        if delays is not None:
-            delays.hold_kernel(self.check_input(x, sequence=True))
         try:
+            if delays is not None:
+                delays.hold_kernel(self.check_input(x, sequence=True))
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
