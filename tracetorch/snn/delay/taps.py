@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 
@@ -30,6 +33,10 @@ def taps(delay: Tensor, max_delay: int, sigma: float) -> Tensor:
                 [0.7500, 0.0000]])
     """
     lags = torch.arange(max_delay, -1, -1, dtype=delay.dtype, device=delay.device)
-    distance = lags.reshape(-1, *[1] * delay.ndim) - delay
-    # softmax, for the terms of a narrow Gaussian may all be too small for their sum
-    return (-0.5 * (distance / sigma).square()).softmax(0) if sigma > 0 else hat(distance)
+    lags = lags.reshape(-1, *[1] * delay.ndim)
+    if sigma == 0:
+        return hat(lags - delay)
+    # scaled before they are subtracted, for there are many distances
+    scale = 1 / (sigma * math.sqrt(2))
+    # softmin, for the terms of a narrow Gaussian may all be too small for their sum
+    return F.softmin((lags * scale - delay * scale).square(), 0)
