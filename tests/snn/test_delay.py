@@ -135,7 +135,9 @@ def test_whole_delay_of_a_synapse_is_shifted_input(shape: tuple[int, ...], bias:
     ids=["plain", "strided", "grouped"],
 )
 @pytest.mark.parametrize("shape", [(7, 2, 4, 5), (7, 2, 3, 4, 5), (1, 2, 4, 5)])
-def test_whole_delay_in_a_convolution_is_shifted_input(shape: tuple[int, ...], options: Any) -> None:
+def test_whole_delay_in_a_convolution_is_shifted_input(
+    shape: tuple[int, ...], options: Any
+) -> None:
     torch.manual_seed(0)
     model = snn.DelayedConv1d(4, 6, 3, max_delay=D, **options).double()
     with torch.no_grad():
@@ -293,7 +295,9 @@ def test_state_contract(kind: str) -> None:
     model.zero_states()
     stepped(model, x[:5])
     saved = tt.get_states(model)
-    assert {name: list(state.shape) for name, state in saved.items()} == {"past": [*SHAPES[kind], D]}
+    assert {name: list(state.shape) for name, state in saved.items()} == {
+        "past": [*SHAPES[kind], D]
+    }
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), KINDS[kind]()]
     tt.set_states(copies[2], saved)
     for each in copies:

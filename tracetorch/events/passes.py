@@ -149,7 +149,9 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         return plain()  # type: ignore[no-any-return]
     if isinstance(module, nn.Linear):
         rows = input.numel() // weight.shape[1]
-        events = _events(module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1]))
+        events = _events(
+            module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1])
+        )
         return plain() if events is None else linear(input, weight, bias, events)
     at = window(module, *input.shape[2:])
     limit = conv_crossover(input.shape, weight.shape, at.size)
@@ -189,7 +191,9 @@ def _convolve(
     conv1d = module.conv
     (stride,), (padding,), (dilation,) = conv1d.stride, conv1d.padding, conv1d.dilation
     images = past.reshape(-1, *past.shape[-3:]).contiguous()
-    places = (images.shape[2] + 2 * int(padding) - dilation * (kernel.shape[2] - 1) - 1) // stride + 1
+    places = (
+        images.shape[2] + 2 * int(padding) - dilation * (kernel.shape[2] - 1) - 1
+    ) // stride + 1
     at = Window((stride, 1), (int(padding), 0), (dilation, 1), (places, steps))
     limit = conv_crossover(images.shape, kernel.shape, at.size)
     matrix = images.detach().view(len(images) * images.shape[1], -1)

@@ -192,7 +192,10 @@ class DelayedLinear(SynapticDelays):
         if steps == 0:
             return window.new_zeros(*lead, self.out_features, 0)
         if steps == 1:  # one product, of what lies so in memory
-            rows, table = window.transpose(-1, -2).flatten(-2), kernel.permute(2, 1, 0).flatten(0, 1)
+            rows, table = (
+                window.transpose(-1, -2).flatten(-2),
+                kernel.permute(2, 1, 0).flatten(0, 1),
+            )
             y = rows @ table
             return (y if bias is None else y + bias).unsqueeze(-1)
         batch = window.reshape(math.prod(lead), *window.shape[-2:])
