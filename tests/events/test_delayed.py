@@ -18,8 +18,8 @@ from tracetorch.events.delayed import _window_gradient
 
 D = 3
 
-# steps, samples, and what makes the layer; places for a convolution
-LINEAR: tuple[tuple[int, ...], ...] = (
+# steps, samples, inputs, outputs
+LINEAR = (
     (1, 1, 1, 1),
     (9, 2, 17, 5),
     (40, 3, 33, 16),

@@ -42,7 +42,6 @@ _PRODUCTS: dict[type, tuple[str, Any]] = {
 _PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "convolve", "__getstate__")
-_SHAPES = "the shapes are not those of rows and a weight"
 # A sample of few rows errs: up to this multiple of the crossover the input is counted.
 _DOUBT = 1.5
 
@@ -136,10 +135,13 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is None:
         if isinstance(module, nn.Conv2d):
             reason = _dense_window(module, input)
-        elif input.ndim < 2 or input.numel() == 0 or weight.ndim != 2:
-            reason = _SHAPES
-        elif input.shape[-1] != weight.shape[1]:
-            reason = _SHAPES
+        elif (
+            input.ndim < 2
+            or weight.ndim != 2
+            or input.numel() == 0
+            or input.shape[-1] != weight.shape[1]
+        ):
+            reason = "the shapes are not those of rows and a weight"
     if reason is None and bias is not None and bias.shape != weight.shape[:1]:
         reason = "the shapes are not those of a weight and its bias"
     if reason is None and not input.is_contiguous():
@@ -163,7 +165,14 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
 def _convolve(
     module: DelayedLinear | DelayedConv1d, past: Tensor, kernel: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Compute a layer with delays, in place of its own ``convolve``; ``past`` has the inputs too."""
+    """Compute a layer with delays, in place of its own ``convolve``.
+
+    Args:
+        module: the layer.
+        past: the past and the inputs, time last.
+        kernel: the weight at every past step.
+        bias: of the outputs.
+    """
     plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
     if torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
@@ -188,8 +197,8 @@ def _convolve(
             return plain()  # type: ignore[no-any-return]
         y = delayed(by_step, kernel.permute(2, 1, 0), bias, events)
         return y.view(steps, *lead, outputs).movedim(0, -1)
-    conv1d = module.conv
-    (stride,), (padding,), (dilation,) = conv1d.stride, conv1d.padding, conv1d.dilation
+    layer = module.conv
+    (stride,), (padding,), (dilation,) = layer.stride, layer.padding, layer.dilation
     images = past.reshape(-1, *past.shape[-3:]).contiguous()
     places = (
         images.shape[2] + 2 * int(padding) - dilation * (kernel.shape[2] - 1) - 1

@@ -66,7 +66,7 @@ class DelayingLayer(Neuron):
         super().__init__(num_neurons, dim)
         check_flag("learnable", learnable)
         self.option("max_delay", max_delay)
-        # The buffer is for the state_dict. What is computed with is a number, which no device holds.
+        # the buffer is for the state_dict: a number on a device would have to be waited for
         self._buffers["sigma"] = torch.zeros(())
         self.sigma = sigma
         self.state_tail = (max_delay,)
