@@ -197,13 +197,10 @@ def _convolve(
             return plain()  # type: ignore[no-any-return]
         y = delayed(by_step, kernel.permute(2, 1, 0), bias, events)
         return y.view(steps, *lead, outputs).movedim(0, -1)
-    layer = module.conv
-    (stride,), (padding,), (dilation,) = layer.stride, layer.padding, layer.dilation
+    places = module.places(past.shape[-2])
+    options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
+    at = Window(*options, (places.size, steps))
     images = past.reshape(-1, *past.shape[-3:]).contiguous()
-    places = (
-        images.shape[2] + 2 * int(padding) - dilation * (kernel.shape[2] - 1) - 1
-    ) // stride + 1
-    at = Window((stride, 1), (int(padding), 0), (dilation, 1), (places, steps))
     limit = conv_crossover(images.shape, kernel.shape, at.size)
     matrix = images.detach().view(len(images) * images.shape[1], -1)
     events = _events(module, matrix, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -202,6 +203,22 @@ class DelayedLinear(SynapticDelays):
         return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
 
 
+class Places(NamedTuple):
+    """The places of a convolution's output.
+
+    Args:
+        stride: from one output to the next.
+        padding: zeros at both ends of the input.
+        dilation: from one weight to the next.
+        size: number of outputs.
+    """
+
+    stride: int
+    padding: int
+    dilation: int
+    size: int
+
+
 class DelayedConv1d(SynapticDelays):
     """One-dimensional convolution with a delay for every weight, which can be learned.
 
@@ -295,10 +312,21 @@ class DelayedConv1d(SynapticDelays):
             kernel: ``[out_channels, in_channels / groups, kernel_size, max_delay + 1]``.
             bias: ``[out_channels]``.
         """
-        lead, conv = window.shape[:-3], self.conv
+        lead, conv, at = window.shape[:-3], self.conv, self.places(window.shape[-2])
+        steps = window.shape[-1] - self.max_delay
+        if steps == 0:
+            return window.new_zeros(*lead, conv.out_channels, at.size, 0)
         images = window.reshape(math.prod(lead), *window.shape[-3:])
-        (stride,), (padding,), (dilation,) = conv.stride, conv.padding, conv.dilation
-        y = F.conv2d(
-            images, kernel, bias, (stride, 1), (int(padding), 0), (dilation, 1), conv.groups
-        )
+        options = ((at.stride, 1), (at.padding, 0), (at.dilation, 1))
+        y = F.conv2d(images, kernel, bias, *options, conv.groups)
         return y.reshape(*lead, *y.shape[1:])
+
+    def places(self, length: int) -> Places:
+        """Return the places of the output, and where each of them reads an input.
+
+        Args:
+            length: of the input.
+        """
+        (stride,), (dilation,) = self.conv.stride, self.conv.dilation
+        padding, reach = int(self.conv.padding[0]), dilation * (self.conv.kernel_size[0] - 1)
+        return Places(stride, padding, dilation, (length + 2 * padding - reach - 1) // stride + 1)
