@@ -72,14 +72,13 @@ def _module(part: Part) -> nn.Module:
     if isinstance(part, Residual):
         return ResidualBlock(_network(part.parts))
     if isinstance(part, DelayedProduct):
-        linear = part.layer
         delayed = snn.DelayedLinear(
-            *(linear.in_features, linear.out_features),
+            *part.layer.weight.shape[::-1],
             max_delay=MAX_DELAY,
             delay=part.delay.detach(),
             sigma=SIGMA,
         )
-        delayed.linear = linear
+        delayed.linear.load_state_dict(part.layer.state_dict())
         return delayed
     assert isinstance(part, nn.Module)
     return part

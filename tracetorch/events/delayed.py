@@ -17,9 +17,7 @@ from tracetorch.fuse.runtime.memory import large_empty
 _TILE = 5  # times the steps of the kernel that a transform is long, at least
 
 
-def delayed(
-    window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists | None
-) -> Tensor:
+def delayed(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
     """Return ``[steps, samples, out]``, part of the graph.
 
     Args:

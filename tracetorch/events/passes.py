@@ -114,7 +114,7 @@ def is_set_by_pass(value: object) -> bool:
 
 def _state(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module for its copy or pickle."""
-    attributes = type(module).__getstate__(module)
+    attributes: dict[str, Any] = type(module).__getstate__(module)  # type: ignore[no-untyped-call]
     return {name: value for name, value in attributes.items() if name not in _NAMES}
 
 

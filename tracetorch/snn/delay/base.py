@@ -114,7 +114,7 @@ class DelayingLayer(Neuron):
                 buffer.fill_(self.sigma)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args, **kwargs)
         # not where it has nothing: a buffer rounds the number
         state_dict, prefix = args[:2]
         if f"{prefix}sigma" in state_dict:
