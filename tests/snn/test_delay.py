@@ -573,6 +573,7 @@ def test_exported_step(kind: str) -> None:
 
 ONE: dict[str, Any] = {"num_neurons": 2, "max_delay": 2}
 EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
+ALONG: dict[str, Any] = {"in_channels": 2, "out_channels": 3, "kernel_size": 4, "max_delay": 2}
 
 
 @pytest.mark.parametrize(
@@ -590,10 +591,17 @@ EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
         ({**EACH, "delay": torch.ones(2, 3)}, ValueError, r"of shape \[3, 2\], got"),
         ({**EACH, "in_features": 0}, ValueError, "in_features must be at least 1"),
         ({**EACH, "bias": 1}, TypeError, "bias must be True or False"),
+        ({**ALONG, "bias": 1}, TypeError, "bias must be True or False"),
+        ({**ALONG, "stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({**ALONG, "padding": -1}, ValueError, "padding must not be negative, got -1"),
+        ({**ALONG, "padding": "same"}, TypeError, "padding must be an integer"),
+        ({**ALONG, "groups": 2}, ValueError, "out_channels must be divisible by groups"),
+        ({**ALONG, "delay": torch.ones(3, 2)}, ValueError, r"of shape \[3, 2, 4\], got shape"),
     ],
 )
 def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    kind: Any = snn.Delay if "num_neurons" in arguments else snn.DelayedLinear
+    sizes = {"num_neurons": snn.Delay, "in_features": snn.DelayedLinear}
+    kind: Any = next((k for n, k in sizes.items() if n in arguments), snn.DelayedConv1d)
     with pytest.raises(error, match=message):
         kind(**arguments)
 
@@ -601,6 +609,10 @@ def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> 
 def test_bad_inputs() -> None:
     with pytest.raises(ValueError, match=r"takes 2 features .* has 3"):
         snn.DelayedLinear(**EACH)(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"takes 2 channels .* has 3, shape \[1, 3, 9\]"):
+        snn.DelayedConv1d(**ALONG)(torch.ones(1, 3, 9))
+    with pytest.raises(ValueError, match=r"kernel that is longer .* shape \[1, 2, 3\].* Pad more"):
+        snn.DelayedConv1d(**ALONG)(torch.ones(1, 2, 3))
     with pytest.raises(ValueError, match="has 2 neurons, the input has 3"):
         snn.Delay(**ONE)(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"has no state 'mem'.* It has past"):

@@ -48,6 +48,25 @@ class SynapticDelays(DelayingLayer):
         """The layer of weight and bias."""
         raise NotImplementedError
 
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front.
+        """
+        if isinstance(x, Tensor) and x.ndim - sequence >= -self.dim:
+            size = x.shape[self.dim]
+            if size != self.num_neurons:
+                inputs = (
+                    "features in the last" if self.dim == -1 else "channels in the last but one"
+                )
+                raise ValueError(
+                    f"{self.label()} takes {self.num_neurons} {inputs} dimension, the input has "
+                    f"{size}, shape {list(x.shape)}."
+                )
+        return super().check_input(x, sequence=sequence)
+
     def kernel(self, delay: Tensor) -> Tensor:
         """Return the weight of every synapse at every past step, ``[*weight.shape, steps]``.
 
@@ -162,20 +181,6 @@ class DelayedLinear(SynapticDelays):
     def product(self) -> nn.Linear:
         """The layer of weight and bias."""
         return self.linear
-
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front.
-        """
-        if isinstance(x, Tensor) and x.ndim > sequence and x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.label()} takes {self.in_features} features in the last dimension, the "
-                f"input has {x.shape[-1]}, shape {list(x.shape)}."
-            )
-        return super().check_input(x, sequence=sequence)
 
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
         # features last in memory: products with events read it by steps
@@ -303,6 +308,22 @@ class DelayedConv1d(SynapticDelays):
     def product(self) -> nn.Conv1d:
         """The layer of weight and bias."""
         return self.conv
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front.
+        """
+        dtype = super().check_input(x, sequence=sequence)
+        assert isinstance(x, Tensor)
+        if self.places(x.shape[-1]).size < 1:
+            raise ValueError(
+                f"{self.label()} has a kernel that is longer than the input, shape "
+                f"{list(x.shape)}, with its padding. Pad more, or use a smaller kernel_size."
+            )
+        return dtype
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution over places and time ``[..., out_channels, length out, steps]``.
