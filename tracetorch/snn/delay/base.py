@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,8 +156,7 @@ class DelayingLayer(Neuron):
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the outputs, time first, and past and inputs in one tensor, time last."""
-        (past,) = self.states_for(x, dtype, sequence=True)
-        assert past is not None
+        past = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
         window = self._window(past, x.to(dtype))
         return self._delayed(window, x.ndim - 1, len(x)).movedim(-1, 0), window
 

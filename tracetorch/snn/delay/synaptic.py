@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -263,7 +263,7 @@ class DelayedConv1d(SynapticDelays):
     Example:
         >>> layer = DelayedConv1d(1, 1, 3, padding=1, bias=False, max_delay=2, delay=1.0)
         >>> _ = nn.init.ones_(layer.conv.weight)
-        >>> [layer(torch.tensor([[x]])).tolist() for x in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0])]
+        >>> [layer(torch.tensor([[x]])).tolist()[0] for x in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0])]
         [[[0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0]]]
 
     Reference: as for :class:`DelayedLinear`.
@@ -317,11 +317,11 @@ class DelayedConv1d(SynapticDelays):
             sequence: ``x`` has time in front.
         """
         dtype = super().check_input(x, sequence=sequence)
-        assert isinstance(x, Tensor)
-        if self.places(x.shape[-1]).size < 1:
+        shape = cast(Tensor, x).shape
+        if self.places(shape[-1]).size < 1:
             raise ValueError(
                 f"{self.label()} has a kernel that is longer than the input, shape "
-                f"{list(x.shape)}, with its padding. Pad more, or use a smaller kernel_size."
+                f"{list(shape)}, with its padding. Pad more, or use a smaller kernel_size."
             )
         return dtype
 
