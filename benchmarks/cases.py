@@ -7,12 +7,18 @@ from typing import Literal
 
 Kind = Literal[
     "shd", "recurrent", "static", "events", "dvs", "maps", "conv", "accuracy", "linear",
-    "lif", "bsrlif", "stream", "growth", "memory",
+    "lif", "bsrlif", "alif", "seadlif", "delays", "recurrent delays", "stream", "growth", "memory",
 ]  # fmt: skip
 Pass = Literal["forward", "train"]
 
-NETWORKS: tuple[Kind, ...] = ("shd", "static", "events", "dvs", "maps", "conv", "linear")
+NETWORKS: tuple[Kind, ...] = (
+    "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear",
+)  # fmt: skip
 DECAY = 0.9
+ADAPTATION_DECAY = 0.98
+ADAPTATION = 0.2  # by how much a spike raises the threshold
+MAX_DELAY = 25
+SIGMA = 1.0  # of the Gaussian that interpolates delays
 CONV_DECAY = 0.5
 THRESHOLD = 1.0
 # of one sample; (N,) elsewhere
@@ -64,7 +70,16 @@ def _both(
 def all_cases() -> list[Case]:
     """Return the cases of a full run, in the order of the table: whole networks first."""
     found = _both("SHD shape 700-256-256-20, input 2 %", "shd", 100, 64, 700, density=0.02)
+    # no peer has delays: SpikingJelly's neurons behind convolutions over time in plain PyTorch
+    found += _both(
+        f"Delays to {MAX_DELAY}, 140-256-256-20, input 5 %", "delays", 100, 32, 140,
+        ("tracetorch", "spikingjelly", "floor"), density=0.05,
+    )  # fmt: skip
     found += _both("Recurrent LIF N=128", "recurrent", 100, 32, 128)
+    found += _both(
+        f"Recurrent LIF N=128, delays to {MAX_DELAY}", "recurrent delays", 100, 32, 128,
+        ("tracetorch", "floor"),
+    )  # fmt: skip
     found += _both("784-256-256-10, same input each step", "static", 4, 256, 784)
     for density in DENSITIES:
         name = f"Linear+LIF N=512, input {100 * density:g} %"
@@ -77,10 +92,14 @@ def all_cases() -> list[Case]:
     found.append(Case(f"digits to {100 * ACCURACY:g} %", "accuracy", 4, 100, 784, "train"))
     for N in (128, 512, 2048, 8192):
         found += _both(f"LIF N={N}", "lif", 100, 32, N)
-    # no peer has a neuron of this kind
     found += _both(
-        "BSRLIF N=512", "bsrlif", 100, 32, 512, ("tracetorch", "tracetorch-eager", "0.9.2", "floor")
-    )
+        "ALIF N=512", "alif", 100, 32, 512,
+        ("tracetorch", "tracetorch-eager", "norse", "sinabs", "floor"),
+    )  # fmt: skip
+    # no peer has a neuron of these kinds
+    few = ("tracetorch", "tracetorch-eager", "floor")
+    found += _both("SEAdLIF N=512", "seadlif", 100, 32, 512, few)
+    found += _both("BSRLIF N=512", "bsrlif", 100, 32, 512, (*few, "0.9.2"))
     found.append(Case("one step B=1 N=128", "stream", 1, 1, 128, "forward", threads=1))
     found.append(Case("peak memory LIF N=2048", "memory", 100, 32, 2048, "train"))
     # time as the sequence or the batch grows; as the layer grows, the rows of LIF tell

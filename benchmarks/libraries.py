@@ -37,7 +37,8 @@ LIBRARIES = (
         "spikingjelly",
         ".venv-peers",
         "multi-step, its torch backend; one decay per layer learns, the threshold does not; "
-        "its LinearRecurrentContainer multiplies the input too",
+        "its LinearRecurrentContainer multiplies the input too; delays are "
+        "a convolution in plain PyTorch",
     ),
     Library(
         "spikingjelly-compiled",
@@ -56,13 +57,15 @@ LIBRARIES = (
         "norse",
         "norse",
         ".venv-peers",
-        "LIFBoxCell in a loop over unbind(0); per-neuron time constant and threshold learn",
+        "LIFBoxCell in a loop over unbind(0); per-neuron time constant and threshold learn; "
+        "its LSNNCell resets to zero and takes the input a step later",
     ),
     Library(
         "sinabs",
         "sinabs",
         ".venv-peers",
-        "batch first; per-neuron decay learns, the threshold does not",
+        "batch first; per-neuron decay learns, the threshold does not; its ALIF subtracts the "
+        "raised threshold",
     ),
     Library(
         "spyx",

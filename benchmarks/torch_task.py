@@ -10,7 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import ACCURACY, CONV_DECAY, DECAY, NETWORKS, SHAPES, Case
+from benchmarks.cases import (
+    ACCURACY,
+    CONV_DECAY,
+    DECAY,
+    MAX_DELAY,
+    NETWORKS,
+    SHAPES,
+    SIGMA,
+    Case,
+)
 from benchmarks.task import Task
 
 
@@ -50,7 +59,10 @@ def inputs(case: Case) -> Tensor:
     if case.density:
         return (torch.rand(case.T, case.B, *sample, generator=generator) < case.density).float()
     noise = torch.randn(case.T, case.B, case.N, generator=generator)
-    return noise if case.kind == "linear" else noise * 0.5 + 0.3
+    if case.kind == "linear":
+        return noise
+    # a neuron that multiplies its input by 1 - decay
+    return (noise * 0.5 + 0.3) * (10 if case.kind == "seadlif" else 1)
 
 
 def linear(N: int) -> nn.Linear:
@@ -59,6 +71,33 @@ def linear(N: int) -> nn.Linear:
     layer = nn.Linear(N, N)
     nn.init.constant_(layer.bias, 0.3)
     return layer
+
+
+class DelayedProduct:
+    """Linear layer with a learned delay for every weight: a convolution over a whole sequence.
+
+    It is what users of libraries without delays write (dilated convolutions with learnable
+    spacings): the weight times a Gaussian around the delay, and PyTorch's convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
+        self.layer = weights(nn.Linear(inputs, outputs), gain)
+        self.delay = nn.Parameter(torch.rand(outputs, inputs) * MAX_DELAY)
+        self.lags = torch.arange(MAX_DELAY, -1, -1).float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return outputs ``[T, B, out]`` for ``[T, B, in]``."""
+        distance = (self.lags - self.delay.unsqueeze(-1)) / SIGMA
+        kernel = self.layer.weight.unsqueeze(-1) * (-0.5 * distance.square()).softmax(-1)
+        past = nn.functional.pad(x.permute(1, 2, 0), (MAX_DELAY, 0))
+        return nn.functional.conv1d(past, kernel, self.layer.bias).permute(2, 0, 1)
+
+    def reset(self) -> None:
+        """Do nothing: a sequence begins with zeros."""
+
+    def parameters(self) -> Sequence[Tensor]:
+        """Return the learnable parameters."""
+        return [*self.layer.parameters(), self.delay]
 
 
 def weights(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
@@ -81,6 +120,14 @@ def parts(case: Case, cell: MakeCell) -> list[Part]:
             weights(nn.Linear(256, 256), 3.5),
             cell(256, DECAY, -1),
             nn.Linear(256, 20),
+        ]
+    if case.kind == "delays":
+        return [
+            DelayedProduct(case.N, 256, 7.0),
+            cell(256, DECAY, -1),
+            DelayedProduct(256, 256, 4.5),
+            cell(256, DECAY, -1),
+            DelayedProduct(256, 20, 1.0),
         ]
     if case.kind in ("static", "accuracy"):
         return [

@@ -13,7 +13,7 @@ __all__ = ["prepare", "unsupported_reason", "version"]
 
 
 def unsupported_reason(case: Case) -> str | None:
-    return None if case.kind == "bsrlif" else "it is measured on BSRLIF only"
+    return None if case.kind in ("bsrlif", "alif", "seadlif") else "it is measured on few neurons"
 
 
 def prepare(case: Case) -> TorchTask:

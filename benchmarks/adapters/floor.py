@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.adapters.relu import stateless
-from benchmarks.cases import NETWORKS, Case
+from benchmarks.cases import MAX_DELAY, NETWORKS, Case
 from benchmarks.task import Task
 from benchmarks.torch_task import TorchTask, inputs
 
@@ -30,11 +30,12 @@ class Copy:
 
 
 def recurrent_products(case: Case) -> Task:
-    """Build the products of a recurrent layer: one for each step."""
-    layer = nn.Linear(case.N, case.N)
+    """Build the products of a recurrent layer: one for each step, of all that is delayed."""
+    times = MAX_DELAY + 1 if case.kind == "recurrent delays" else 1
+    layer = nn.Linear(times * case.N, case.N)
 
     def run(x: Tensor) -> Tensor:
-        return torch.stack([layer(step) for step in x.unbind(0)])
+        return torch.stack([layer(step.repeat(1, times)) for step in x.unbind(0)])
 
     nothing = lambda: torch.tensor(float("nan"))  # noqa: E731
     return TorchTask(case, inputs(case), run, lambda: None, [*layer.parameters()], nothing)
@@ -45,13 +46,14 @@ def version() -> str:
 
 
 def unsupported_reason(case: Case) -> str | None:
-    if case.kind in ("lif", "growth", "bsrlif", "recurrent", *NETWORKS):
+    kinds = ("lif", "growth", "bsrlif", "alif", "seadlif", "recurrent", "recurrent delays")
+    if case.kind in (*kinds, *NETWORKS):
         return None
     return "it is no bound for this case"
 
 
 def prepare(case: Case) -> Task:
-    if case.kind == "recurrent":
+    if case.kind in ("recurrent", "recurrent delays"):
         return recurrent_products(case)
     # the network without its neurons
     return stateless(case, nn.Identity) if case.kind in NETWORKS else Copy(case)

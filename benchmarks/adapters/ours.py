@@ -6,10 +6,19 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from benchmarks.cases import DECAY, NETWORKS, Case
+from benchmarks.cases import ADAPTATION, ADAPTATION_DECAY, DECAY, MAX_DELAY, NETWORKS, SIGMA, Case
 from benchmarks.task import Task
-from benchmarks.torch_task import Built, Part, Residual, TorchTask, Training, inputs, parts
-from tracetorch import snn
+from benchmarks.torch_task import (
+    Built,
+    DelayedProduct,
+    Part,
+    Residual,
+    TorchTask,
+    Training,
+    inputs,
+    parts,
+)
+from tracetorch import neurons, snn
 from tracetorch.demo.network import ConvSNN
 
 
@@ -41,9 +50,16 @@ def model_of(case: Case) -> nn.Module:
         return ConvSNN()
     if case.kind == "bsrlif":
         return snn.BSRLIF(case.N)
-    if case.kind == "recurrent":
+    if case.kind == "alif":
+        return neurons.ALIF(case.N, DECAY, ADAPTATION_DECAY, strength=ADAPTATION)
+    if case.kind == "seadlif":
+        return neurons.SEAdLIF(case.N, DECAY)
+    if case.kind in ("recurrent", "recurrent delays"):
         torch.manual_seed(0)
-        return snn.Recurrent(snn.LIF(case.N, beta=DECAY), nn.Linear(case.N, case.N))
+        connection: nn.Module = nn.Linear(case.N, case.N)
+        if case.kind == "recurrent delays":
+            connection = snn.DelayedLinear(case.N, case.N, max_delay=MAX_DELAY, sigma=SIGMA)
+        return snn.Recurrent(snn.LIF(case.N, beta=DECAY), connection)
     layers = parts(case, lambda num, decay, dim: snn.LIF(num, beta=decay, dim=dim))
     return _module(layers[0]) if len(layers) == 1 else _network(layers)
 
@@ -55,6 +71,15 @@ def _network(layers: list[Part]) -> nn.Sequential:
 def _module(part: Part) -> nn.Module:
     if isinstance(part, Residual):
         return ResidualBlock(_network(part.parts))
+    if isinstance(part, DelayedProduct):
+        delayed = snn.DelayedLinear(
+            *part.layer.weight.shape[::-1],
+            max_delay=MAX_DELAY,
+            delay=part.delay.detach(),
+            sigma=SIGMA,
+        )
+        delayed.linear.load_state_dict(part.layer.state_dict())
+        return delayed
     assert isinstance(part, nn.Module)
     return part
 

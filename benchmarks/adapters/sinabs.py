@@ -1,4 +1,4 @@
-"""Sinabs: ``LIF`` over ``[B, T, ...]``, one spike a step at most, reset by subtraction."""
+"""Sinabs: ``LIF``, ``ALIF`` over ``[B, T, ...]``, one spike a step at most, subtracted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from importlib.metadata import version as installed
 
 import torch
 from sinabs.activation import SingleSpike
-from sinabs.layers import LIF
+from sinabs.layers import ALIF, LIF
 from torch import Tensor
 
-from benchmarks.cases import THRESHOLD, Case
+from benchmarks.cases import ADAPTATION, ADAPTATION_DECAY, THRESHOLD, Case
 from benchmarks.task import Task
 from benchmarks.torch_task import assemble
 
@@ -45,6 +45,21 @@ class Cell:
         return list(self.layer.parameters())
 
 
+class AdaptiveCell(Cell):
+    """Spiking layer of Sinabs whose threshold adapts."""
+
+    def __init__(self, num: int, decay: float, dim: int) -> None:
+        self.layer = ALIF(
+            tau_mem=torch.full((num,), -1 / math.log(decay)),
+            tau_adapt=torch.full((num,), -1 / math.log(ADAPTATION_DECAY)),
+            adapt_scale=ADAPTATION / (1 - ADAPTATION_DECAY),
+            spike_threshold=torch.full((num,), THRESHOLD),
+            spike_fn=SingleSpike,
+            train_alphas=True,
+            norm_input=False,
+        )
+
+
 def version() -> str:
     return f"{installed('sinabs')}, torch {torch.__version__}"
 
@@ -54,4 +69,5 @@ def unsupported_reason(case: Case) -> str | None:
 
 
 def prepare(case: Case) -> Task:
-    return assemble(case, Cell, folded=True, batch_first=True)
+    cell = AdaptiveCell if case.kind == "alif" else Cell
+    return assemble(case, cell, folded=True, batch_first=True)

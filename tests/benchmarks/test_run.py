@@ -31,6 +31,7 @@ def quick_run(folder, cases: list[str], peers: list[str]) -> dict:
 
 def test_quick_run_writes_table_json_and_plots(tmp_path):
     cases = ["LIF N=128", "input 5 %, train", "BSRLIF N=512, train", "Recurrent LIF N=128, train"]
+    cases += ["ALIF N=512, train", "SEAdLIF N=512, forward", "elays to 25"]
     results = quick_run(tmp_path, cases, ["tracetorch-eager", "floor"])
     assert results["ratios"]["BSRLIF N=512, train"]["tracetorch-eager"] > 0
     assert results["cold_ratios"]["LIF N=128, train"]["floor"] > 0

@@ -78,6 +78,14 @@ NETWORKS: dict[str, Any] = {
         ),
         batch(9),
     ),
+    "delays along places": lambda: (
+        nn.Sequential(
+            snn.DelayedConv1d(3, 6, 3, padding=1, max_delay=4, sigma=1.0),
+            snn.Recurrent(snn.LIF(6, dim=-2), snn.DelayedConv1d(6, 6, 1, max_delay=2)),
+            nn.Flatten(), nn.Linear(18, 3),
+        ),
+        batch(9).unflatten(-1, (3, 3)),
+    ),
     "dropout between": lambda: (
         nn.Sequential(nn.Linear(9, 6), nn.Identity(), snn.LIF(6), nn.Dropout(0.0), nn.Linear(6, 3)),
         batch(9),

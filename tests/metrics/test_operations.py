@@ -154,9 +154,8 @@ def test_a_layer_that_is_never_called_costs_nothing() -> None:
     [
         (nn.ConvTranspose1d(2, 2, 3), (4, 1, 2, 5)),
         (nn.Sequential(nn.Identity(), nn.Bilinear(3, 3, 2)), (4, 1, 3)),
-        (snn.DelayedLinear(3, 2, max_delay=2), (4, 1, 3)),
     ],
-    ids=["transposed", "bilinear", "delayed"],
+    ids=["transposed", "bilinear"],
 )
 def test_layers_that_cannot_be_counted_are_refused(
     module: nn.Module, shape: tuple[int, ...]
@@ -171,9 +170,37 @@ def test_layers_that_cannot_be_counted_are_refused(
                 return self.inner[1](x, x)
             return self.inner(x)
 
-    kinds = "ConvTranspose1d|Bilinear|DelayedLinear"
+    kinds = "ConvTranspose1d|Bilinear"
     with pytest.raises(ValueError, match=rf"^inner.*\(({kinds})\) multiplies by weights"):
         metrics.synaptic_operations(Twice(), torch.ones(shape))
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("kind", ["DelayedLinear", "DelayedConv1d"])
+def test_whole_delays_cost_what_the_layer_without_them_costs(kind: str, by: Any) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(6, 2, 3) < 0.4).float()
+    delayed: Any = snn.DelayedLinear(3, 5, max_delay=4)
+    if kind == "DelayedConv1d":
+        x = (torch.rand(6, 2, 3, 7) < 0.4).float()
+        delayed = snn.DelayedConv1d(3, 5, 3, 2, 1, max_delay=4)
+    delayed.product.weight.data[0, 0] = 0.0
+    delayed.round_()
+    for given in (x, x * 0.5):
+        expected = metrics.synaptic_operations(nn.Sequential(delayed.product), given, by=by)
+        counted = metrics.synaptic_operations(nn.Sequential(delayed), given, by=by)
+        assert counted.effective_acs == expected.effective_acs
+        assert counted.effective_macs == expected.effective_macs
+        assert counted.effective > 0
+        assert counted.dense == 5 * expected.dense  # the steps of its kernel
+    delayed.sigma = 10.0  # every step has a weight
+    spread = metrics.synaptic_operations(nn.Sequential(delayed), x, by=by)
+    assert spread.effective == 5 * metrics.synaptic_operations(delayed.product, x).effective
+    (row,) = metrics.profile(nn.Sequential(delayed), x, by=by).rows
+    assert (row.kind, row.acs, row.dense) == (kind, spread.effective_acs, spread.dense)
+    assert row.parameters == sum(p.numel() for p in delayed.parameters())
+    assert row.energy_pj is not None
+    assert row.energy_pj > 0
 
 
 def test_a_delay_has_no_membrane() -> None:

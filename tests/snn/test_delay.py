@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -46,7 +47,19 @@ def dyadic(*shape: int) -> Tensor:
     return (8 * sequence(*shape)).round() / 8
 
 
-KINDS = {"Delay": axonal, "DelayedLinear": synaptic}
+def convolved(whole: bool = False, **options: Any) -> snn.DelayedConv1d:
+    """Build a convolution over three places, whose weights are such numbers too."""
+    torch.manual_seed(0)
+    given = delays(OUT, IN, 3, whole=whole)
+    made = snn.DelayedConv1d(IN, OUT, 3, padding=1, max_delay=D, delay=given, **options)
+    with torch.no_grad():
+        for p in made.conv.parameters():
+            p.copy_((p * 16).round() / 16)
+    return made.double()
+
+
+KINDS = {"Delay": axonal, "DelayedLinear": synaptic, "DelayedConv1d": convolved}
+SHAPES = {"Delay": (2, IN), "DelayedLinear": (2, IN), "DelayedConv1d": (2, IN, 4)}  # of one step
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_sigma = pytest.mark.parametrize("sigma", [0.0, 0.6, 3.0])
 
@@ -85,20 +98,53 @@ def test_neurons_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
     assert torch.equal(model.past[1], x[-2:, 1].movedim(0, -1))
 
 
-def naive(model: snn.DelayedLinear, x: Tensor) -> Tensor:
+def naive(model: snn.DelayedLinear | snn.DelayedConv1d, x: Tensor) -> Tensor:
     """Add up the synapses one by one, each a shifted input."""
-    weight, lags = model.linear.weight.detach(), model.delay.detach()
-    y = torch.zeros(*x.shape[:-1], OUT, dtype=x.dtype)
-    for o in range(OUT):
-        for i in range(IN):
-            y[..., o] += weight[o, i] * shifted(x[..., i], int(lags[o, i]))
-    return y if model.linear.bias is None else y + model.linear.bias.detach()
+    weight, lags = model.product.weight.detach(), model.delay.detach()
+    if isinstance(model, snn.DelayedLinear):
+        weight, lags, x = weight.unsqueeze(-1), lags.unsqueeze(-1), x.unsqueeze(-1)
+        stride, padding, dilation, length = 1, 0, 1, 1
+    else:
+        conv = model.conv
+        stride, padding, dilation = conv.stride[0], int(conv.padding[0]), conv.dilation[0]
+        reach = dilation * (weight.shape[-1] - 1)
+        length = (x.shape[-1] + 2 * padding - reach - 1) // stride + 1
+    outputs, each, size = weight.shape
+    x = nn.functional.pad(x, (padding, padding))
+    y = torch.zeros(*x.shape[:-2], outputs, length, dtype=x.dtype)
+    for o, i, j in itertools.product(range(outputs), range(each), range(size)):
+        group = o // (outputs // (x.shape[-2] // each))
+        places = slice(dilation * j, dilation * j + stride * (length - 1) + 1, stride)
+        taken = x[..., group * each + i, places]
+        y[..., o, :] += weight[o, i, j] * shifted(taken, int(lags[o, i, j]))
+    y = y if model.product.bias is None else y + model.product.bias.detach().unsqueeze(-1)
+    return y.squeeze(-1) if isinstance(model, snn.DelayedLinear) else y
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 2, IN), (3, 1, IN), (7, 2, 4, IN), (1, 2, IN)])
 def test_whole_delay_of_a_synapse_is_shifted_input(shape: tuple[int, ...], bias: bool) -> None:
     model, x = synaptic(whole=True, bias=bias), dyadic(*shape)
+    for by in ("layer", "step"):
+        assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), naive(model, x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": False}, {"stride": 2, "padding": 2, "dilation": 2}, {"padding": 1, "groups": 2}],
+    ids=["plain", "strided", "grouped"],
+)
+@pytest.mark.parametrize("shape", [(7, 2, 4, 5), (7, 2, 3, 4, 5), (1, 2, 4, 5)])
+def test_whole_delay_in_a_convolution_is_shifted_input(
+    shape: tuple[int, ...], options: Any
+) -> None:
+    torch.manual_seed(0)
+    model = snn.DelayedConv1d(4, 6, 3, max_delay=D, **options).double()
+    with torch.no_grad():
+        for p in model.conv.parameters():
+            p.copy_((p * 16).round() / 16)
+    model.round_()
+    x = dyadic(*shape)
     for by in ("layer", "step"):
         assert torch.equal(tt.unroll(model, x, by=by, from_rest=True), naive(model, x))
 
@@ -166,7 +212,7 @@ def test_gradcheck(kind: str, sigma: float) -> None:
         given = {f"model.{name}": t for name, t in zip(names, tensors, strict=True)}
         return torch.func.functional_call(over_time, given, (x, past))
 
-    tensors = [sequence(6, 2, IN), sequence(2, IN, D, seed=2), *model.parameters()]
+    tensors = [sequence(6, *SHAPES[kind]), sequence(*SHAPES[kind], D, seed=2), *model.parameters()]
     assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in tensors])
 
 
@@ -188,12 +234,12 @@ def test_derivative_at_a_whole_delay_is_the_mean_of_both_sides() -> None:
 
 @every_kind
 def test_delay_outside_acts_as_the_end_and_can_come_back(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(9, 2, IN)
+    model, x = KINDS[kind](), sequence(9, *SHAPES[kind])
     with torch.no_grad():
         model.raw_delay.fill_(D + 2.5)
     y = tt.unroll(model, x, from_rest=True)
     weighted_sum(y).backward()
-    weight = model.linear.weight if isinstance(model, snn.DelayedLinear) else torch.ones(IN)
+    weight = torch.ones(IN) if isinstance(model, snn.Delay) else model.product.weight
     assert torch.equal(model.raw_delay.grad != 0, weight != 0)
     model.raw_delay.data.fill_(D)
     assert torch.equal(tt.unroll(model, x, from_rest=True), y)
@@ -201,14 +247,14 @@ def test_delay_outside_acts_as_the_end_and_can_come_back(kind: str) -> None:
 
 @every_kind
 def test_rounding_makes_shifts(kind: str) -> None:
-    model, x = KINDS[kind](sigma=1.5), dyadic(9, 2, IN)
+    model, x = KINDS[kind](sigma=1.5), dyadic(9, *SHAPES[kind])
     with torch.no_grad():
         model.raw_delay.view(-1)[0] = D + 3.0
     rounded = model.delay.detach().round()
     model.round_()
     assert model.sigma == 0.0
     assert torch.equal(model.raw_delay, rounded)
-    if isinstance(model, snn.DelayedLinear):
+    if isinstance(model, (snn.DelayedLinear, snn.DelayedConv1d)):
         assert torch.equal(tt.unroll(model, x), naive(model, x))
 
 
@@ -220,7 +266,7 @@ def test_rounding_makes_shifts(kind: str) -> None:
 @given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=6))
 @settings(max_examples=10, deadline=None)
 def test_stream_is_the_sequence_cut_anywhere(kind: str, sigma: float, cuts: list[int]) -> None:
-    model, x = KINDS[kind](sigma=sigma), dyadic(sum(cuts) + 2, 2, IN)
+    model, x = KINDS[kind](sigma=sigma), dyadic(sum(cuts) + 2, *SHAPES[kind])
     x.requires_grad_()
     whole = tt.unroll(model, x)
     grads = torch.autograd.grad(weighted_sum(whole), [x, *model.parameters()])
@@ -243,13 +289,15 @@ def test_stream_is_the_sequence_cut_anywhere(kind: str, sigma: float, cuts: list
 
 @every_kind
 def test_state_contract(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(8, 2, IN)
+    model, x = KINDS[kind](), sequence(8, *SHAPES[kind])
     model.zero_states()
     expected = stepped(model, x)
     model.zero_states()
     stepped(model, x[:5])
     saved = tt.get_states(model)
-    assert {name: list(state.shape) for name, state in saved.items()} == {"past": [2, IN, D]}
+    assert {name: list(state.shape) for name, state in saved.items()} == {
+        "past": [*SHAPES[kind], D]
+    }
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), KINDS[kind]()]
     tt.set_states(copies[2], saved)
     for each in copies:
@@ -270,7 +318,7 @@ def test_state_contract(kind: str) -> None:
 
 @every_kind
 def test_samples_restart_by_mask(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(8, 3, IN)
+    model, x = KINDS[kind](), sequence(8, 3, *SHAPES[kind][1:])
     stepped(model, x[:4])
     model.zero_states(where=torch.tensor([False, True, False]))
     y = stepped(model, x[4:])
@@ -291,7 +339,7 @@ def test_second_backward_names_the_way_out() -> None:
 
 @every_kind
 def test_in_place_behind_the_layer_does_not_reach_the_state(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(3, 2, IN)
+    model, x = KINDS[kind](), sequence(3, *SHAPES[kind])
     expected = stepped(model, x)
     model.zero_states()
     outputs = []
@@ -330,35 +378,104 @@ def test_past_can_be_recorded() -> None:
     assert torch.equal(seen["0.past"], by_step["0.past"])
 
 
-def test_connection_of_a_recurrent_layer() -> None:
-    connection = snn.DelayedLinear(IN, IN, max_delay=D).double()
-    model, x = snn.Recurrent(layer("LIF", IN).double(), connection), sequence(9, 2, IN)
-    connection.round_()
-    weight, lags = connection.linear.weight, connection.delay.long()
-    alone = layer("LIF", IN).double()
+def looped(connection: str = "DelayedLinear", **options: Any) -> tuple[snn.Recurrent, Tensor]:
+    """Build a layer whose feedback is delayed, and an input."""
+    torch.manual_seed(0)
+    if connection == "DelayedLinear":
+        made: Any = snn.DelayedLinear(IN, IN, max_delay=D, **options)
+        neurons = layer("LIF", IN)
+    else:
+        made = snn.DelayedConv1d(IN, IN, 3, padding=1, max_delay=D, **options)
+        neurons = layer("LIF", IN, dim=-2)
+    return snn.Recurrent(neurons, made).double(), sequence(9, *SHAPES[connection])
+
+
+every_connection = pytest.mark.parametrize("connection", ["DelayedLinear", "DelayedConv1d"])
+
+
+@every_connection
+def test_connection_of_a_recurrent_layer(connection: str) -> None:
+    model, x = looped(connection)
+    delayed: Any = model.connection
+    delayed.round_()
+    alone = copy.deepcopy(model.neuron)
     outputs: list[Tensor] = []
-    for t, step in enumerate(x):
-        back = connection.linear.bias.expand(2, IN).clone()
-        for o in range(IN):
-            for i in range(IN):
-                if (source := t - 1 - int(lags[o, i])) >= 0:
-                    back[:, o] += weight[o, i] * outputs[source][:, i]
-        outputs.append(alone(step + back))
+    with torch.no_grad():
+        for t, step in enumerate(x):
+            before = torch.stack([torch.zeros_like(x[0]), *outputs])
+            outputs.append(alone(step + naive(delayed, before)[t]))
     expected = torch.stack(outputs)
     assert bool(expected.any())
-    assert torch.equal(stepped(model, x), expected)
+    torch.testing.assert_close(stepped(model, x), expected)
     assert list(tt.get_states(model)) == ["prev_output", "neuron.mem", "connection.past"]
+    torch.testing.assert_close(tt.unroll(model, x, from_rest=True), expected)
+    assert delayed._held is None
+
+
+@every_connection
+def test_recurrent_layer_by_layer_is_by_step(connection: str) -> None:
+    model, x = looped(connection, sigma=1.0)
+    x.requires_grad_()
+    wanted = {"x": x, **dict(model.named_parameters())}
+    found = []
+    for by in ("step", "layer"):
+        y = tt.unroll(model, x, by=by, from_rest=True)
+        found.append((y, *torch.autograd.grad(weighted_sum(y), list(wanted.values()))))
+    assert all(bool(grad.any()) for grad in found[0])
+    for name, expected, value in zip(("y", *wanted), *found, strict=True):
+        torch.testing.assert_close(value, expected, msg=name)
+
+
+@every_connection
+def test_recurrent_layer_as_a_stream(connection: str) -> None:
+    model, x = looped(connection)
+    expected = tt.unroll(model, x)
+    ends = tt.get_states(model)
     model.zero_states()
-    assert torch.equal(tt.unroll(model, x), expected)
-    wanted = [connection.raw_delay, connection.linear.weight]
-    grads = torch.autograd.grad(weighted_sum(tt.unroll(model, x, from_rest=True)), wanted)
-    assert all(bool(grad.any()) for grad in grads)
+    tt.unroll(model, x[:4])
+    again, saved = copy.deepcopy(model), tt.get_states(model)
+    for part in (x[4:5], x[5:]):
+        tt.unroll(model, part)
+    restored = looped(connection)[0]
+    tt.set_states(restored, saved)
+    for each in (again, restored):
+        torch.testing.assert_close(tt.unroll(each, x[4:]), expected[4:])
+        torch.testing.assert_close(tt.get_states(each), ends)
+    torch.testing.assert_close(tt.get_states(model), ends)
+    mask = torch.tensor([True, False])
+    model.zero_states(where=mask)
+    y = tt.unroll(model, x)
+    torch.testing.assert_close(y[:, 0], expected[:, 0])
+    assert not torch.equal(y[:, 1], expected[:, 1])
+
+
+def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
+    model, x = looped()
+    calls: list[int] = []
+    delayed: Any = model.connection
+    kernel = delayed.kernel
+
+    def counted(delay: Tensor) -> Tensor:
+        calls.append(1)
+        result: Tensor = kernel(delay)
+        return result
+
+    vars(delayed)["kernel"] = counted
+    tt.unroll(model, x)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="takes 3 features"):
+        tt.unroll(snn.Recurrent(snn.LIF(4), delayed), torch.ones(2, 1, 4), from_rest=True)
+    assert delayed._held is None
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Dynamo, about its own traces
-@every_kind
+@pytest.mark.parametrize("kind", [*KINDS, "Recurrent"])
 def test_compile(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(6, 2, IN)
+    model: Any
+    if kind == "Recurrent":
+        model, x = looped(sigma=1.0)
+    else:
+        model, x = KINDS[kind](), sequence(6, *SHAPES[kind])
 
     def run(x: Tensor) -> Tensor:
         model.zero_states()
@@ -372,11 +489,75 @@ def test_compile(kind: str) -> None:
     torch.testing.assert_close(*grads)
 
 
+# The width
+
+
+@every_kind
+def test_sigma_is_saved(kind: str, tmp_path: Any) -> None:
+    model, other = KINDS[kind](sigma=3.0), KINDS[kind]()
+    model.sigma = 0.75
+    saved = copy.deepcopy(model.state_dict())
+    assert saved["sigma"] == 0.75
+    other.load_state_dict(saved)
+    assert other.sigma == 0.75
+    x = sequence(5, *SHAPES[kind])
+    assert torch.equal(tt.unroll(other, x), tt.unroll(model, x, from_rest=True))
+    again = KINDS[kind]()
+    again.load_state_dict(saved, assign=True)
+    tt.save(model, tmp_path / "model.safetensors")
+    third = KINDS[kind](sigma=2.0)
+    tt.load(tmp_path / "model.safetensors", third)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert [each.sigma for each in (again, third, copied)] == [0.75] * 3
+    again.sigma = 0.5  # another tensor than before
+    assert again.state_dict()["sigma"] == 0.5
+
+
+def test_state_dict_without_sigma() -> None:
+    saved = axonal().state_dict()
+    del saved["sigma"]
+    model = axonal(sigma=0.3)
+    with pytest.raises(RuntimeError, match=r"Missing key.*sigma"):
+        model.load_state_dict(saved)
+    assert model.load_state_dict(saved, strict=False).missing_keys == ["sigma"]
+    assert model.sigma == 0.3
+
+
+def test_sigma_survives_a_failed_load(tmp_path: Any) -> None:
+    class Refuses(snn.LIF):
+        def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("refused")
+
+    tt.save(nn.Sequential(axonal(sigma=2.0), snn.LIF(IN).double()), tmp_path / "model.safetensors")
+    model = nn.Sequential(axonal(sigma=0.5), snn.LIF(IN).double())
+    model[1].__class__ = Refuses
+    with pytest.raises(Exception, match="refused"):
+        tt.load(tmp_path / "model.safetensors", model)
+    assert model[0].sigma == 0.5
+    assert model[0].state_dict()["sigma"] == 0.5
+
+
+def test_sigma_follows_no_dtype_and_no_device() -> None:
+    model = snn.Delay(2, max_delay=3, sigma=0.3)
+    model.half().double()
+    assert model.sigma == 0.3
+    assert model.state_dict()["sigma"] == 0.3
+    meta = snn.Delay(2, max_delay=3, sigma=0.3).to("meta")
+    meta.sigma = 0.7
+    assert meta.to_empty(device="cpu").state_dict()["sigma"] == torch.tensor(0.7)
+
+
+# Export
+
+
 @every_kind
 def test_exported_step(kind: str) -> None:
     model, x = (
-        nn.Sequential(KINDS[kind](), layer("LIF", IN if kind == "Delay" else OUT).double()),
-        sequence(6, 2, IN),
+        nn.Sequential(
+            KINDS[kind](),
+            layer("LIF", IN if kind == "Delay" else OUT, dim=1).double(),
+        ),
+        sequence(6, *SHAPES[kind]),
     )
     program = tt.export.step(model, x[0])
     states = tt.export.initial_states(program, batch=2)
@@ -392,6 +573,7 @@ def test_exported_step(kind: str) -> None:
 
 ONE: dict[str, Any] = {"num_neurons": 2, "max_delay": 2}
 EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
+ALONG: dict[str, Any] = {"in_channels": 2, "out_channels": 3, "kernel_size": 4, "max_delay": 2}
 
 
 @pytest.mark.parametrize(
@@ -409,10 +591,17 @@ EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
         ({**EACH, "delay": torch.ones(2, 3)}, ValueError, r"of shape \[3, 2\], got"),
         ({**EACH, "in_features": 0}, ValueError, "in_features must be at least 1"),
         ({**EACH, "bias": 1}, TypeError, "bias must be True or False"),
+        ({**ALONG, "bias": 1}, TypeError, "bias must be True or False"),
+        ({**ALONG, "stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({**ALONG, "padding": -1}, ValueError, "padding must not be negative, got -1"),
+        ({**ALONG, "padding": "same"}, TypeError, "padding must be an integer"),
+        ({**ALONG, "groups": 2}, ValueError, "out_channels must be divisible by groups"),
+        ({**ALONG, "delay": torch.ones(3, 2)}, ValueError, r"of shape \[3, 2, 4\], got shape"),
     ],
 )
 def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    kind: Any = snn.Delay if "num_neurons" in arguments else snn.DelayedLinear
+    sizes = {"num_neurons": snn.Delay, "in_features": snn.DelayedLinear}
+    kind: Any = next((k for n, k in sizes.items() if n in arguments), snn.DelayedConv1d)
     with pytest.raises(error, match=message):
         kind(**arguments)
 
@@ -420,18 +609,21 @@ def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> 
 def test_bad_inputs() -> None:
     with pytest.raises(ValueError, match=r"takes 2 features .* has 3"):
         snn.DelayedLinear(**EACH)(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"takes 2 channels .* has 3, shape \[1, 3, 9\]"):
+        snn.DelayedConv1d(**ALONG)(torch.ones(1, 3, 9))
+    with pytest.raises(ValueError, match=r"kernel that is longer .* shape \[1, 2, 3\].* Pad more"):
+        snn.DelayedConv1d(**ALONG)(torch.ones(1, 2, 3))
     with pytest.raises(ValueError, match="has 2 neurons, the input has 3"):
         snn.Delay(**ONE)(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"has no state 'mem'.* It has past"):
         snn.Delay(**ONE).forward_sequence(torch.ones(3, 1, 2), ["mem"])
 
 
-def test_sigma_is_checked_where_it_is_used() -> None:
-    model = axonal()
-    model.sigma = -0.5
+def test_sigma_is_checked_where_it_is_assigned() -> None:
+    model = axonal(sigma=0.25)
     with pytest.raises(ValueError, match=r"sigma must be finite .*, got -0\.5"):
-        model(torch.ones(1, IN).double())
-    assert model.past is None
+        model.sigma = -0.5
+    assert model.sigma == 0.25
 
 
 def test_states_that_do_not_fit() -> None:

@@ -20,8 +20,8 @@ _ARGUMENTS = {
     "scan": "iiirhll",
     "fill": "iiirhlnri",
     "sort": "iiilnrilnr",
-    "forward": "iilnrirrir",
-    "backward": "iiiillnririr",
+    "forward": "iiiiilnrirrir",
+    "backward": "iiiiillnririr",
     "conv_forward": "i" * 16 + "lnrrrr",
     "conv_backward": "i" * 20 + "lnrrr",
 }

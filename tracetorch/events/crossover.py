@@ -17,13 +17,14 @@ _TRANSPOSED = 1.5  # a weight that is transposed
 _CALLED = 300_000.0  # the calls around the kernels
 
 
-def crossover(rows: int, inputs: int, outputs: int) -> float:
+def crossover(rows: int, inputs: int, outputs: int, taps: int = 1) -> float:
     """Return the density at which both take the same time; 0 where the dense product always wins.
 
     Args:
         rows: products of a vector with the weight: time steps times samples.
         inputs: of the layer.
         outputs: of the layer.
+        taps: steps of the input that an output is made of, more than one in a layer with delays.
 
     Example:
         >>> 0.3 < crossover(6400, 256, 256) < 0.4, crossover(1, 16, 16)
@@ -31,10 +32,10 @@ def crossover(rows: int, inputs: int, outputs: int) -> float:
     """
     values = max(1, rows * inputs)
     # for each value of the input
-    dense = _READ + _DENSE * outputs
+    dense = _READ + _DENSE * outputs * taps
     fixed = _SCANNED + _WRITTEN * outputs / max(1, inputs) + _CALLED / values
-    fixed += _TRANSPOSED * outputs / max(1, rows)
-    return max(0.0, (dense - fixed) / (_ADDED * outputs + _LISTED))
+    fixed += _TRANSPOSED * outputs * taps / max(1, rows)
+    return max(0.0, (dense - fixed) / (_ADDED * outputs * taps + _LISTED))
 
 
 # The same of convolutions, of 3x3 kernels from 16 channels to 32, and 32 to 64. A multiplication

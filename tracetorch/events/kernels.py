@@ -228,20 +228,49 @@ def sort(
                     scales[place] = values[event]
 
 
-# A linear layer
+# A linear layer, and one with a delay for every weight
+#
+# With delays, the rows of the input are the steps of one sample after the other, ``reach`` more of
+# them for each than there are outputs. An output is a sum over the window of its row and the
+# ``reach`` rows behind it, each of which has a table of its own. Without, ``reach`` is 0.
 
 
 def forward(
-    first, last, per_task, rows, starts, indices, values, weighted, table, bias, width, out
+    first,
+    last,
+    per_task,
+    rows,
+    steps,
+    reach,
+    row_size,
+    starts,
+    indices,
+    values,
+    weighted,
+    table,
+    bias,
+    width,
+    out,
 ):
-    """Write some rows of the output: the bias, and rows of the transposed weight."""
+    """Write some rows of the output: the bias, and rows of the transposed weights.
+
+    ``rows`` are those of the output, ``steps`` those of a sample. With delays an index counts the
+    values of all rows before it too, ``row_size`` in each, so that a window is one list; and the
+    output has its steps in front of its samples.
+    """
     column = 0
     while column < width:  # the outer loop, so that the columns of the table stay in cache
         left, done = width - column, 16
         for row in range(first * per_task, min(rows, last * per_task)):
-            at = row * width + column
-            lists = (indices, values, weighted, starts[row], starts[row + 1])
-            done = gather(out, at, bias, column, table, column, *lists, width, left)
+            begin, at = row, row
+            if reach:
+                sample = row // steps
+                begin = row + sample * reach
+                at = (row - sample * steps) * (rows // steps) + sample
+            origin = column - begin * row_size * width
+            lists = (indices, values, weighted, starts[begin], starts[begin + reach + 1])
+            place = at * width + column
+            done = gather(out, place, bias, column, table, origin, *lists, width, left)
         column += done
 
 
@@ -252,6 +281,7 @@ def backward(
     columns,
     chunks,
     per_chunk,
+    reach,
     starts,
     ends,
     sources,
@@ -261,18 +291,22 @@ def backward(
     width,
     out,
 ):
-    """Add to some rows of the transposed weight's gradient: gradients of the output, by event.
+    """Add to some rows of the transposed weights' gradient: gradients of the output, by event.
 
-    Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart.
+    Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart. With
+    delays ``grads`` has ``reach`` rows of zeros before each sample, and behind the last; ``out`` is
+    ``[reach + 1, columns, width]``.
     """
     for chunk in range(chunks):
         base, column = chunk * (columns + 1), 0
         while column < width:
             left, done = width - column, 16
-            for row in range(first * per_task, min(columns, last * per_task)):
-                begin = ends[base + row - 1] if row else starts[chunk * per_chunk]
-                at, end = row * width + column, ends[base + row]
-                if begin < end:
-                    lists = (sources, scales, weighted, begin, end)
-                    done = gather(out, at, out, at, grads, column, *lists, width, left)
+            for late in range(reach + 1):
+                origin = (reach - late) * width + column
+                for row in range(first * per_task, min(columns, last * per_task)):
+                    begin = ends[base + row - 1] if row else starts[chunk * per_chunk]
+                    at, end = (late * columns + row) * width + column, ends[base + row]
+                    if begin < end:
+                        lists = (sources, scales, weighted, begin, end)
+                        done = gather(out, at, out, at, grads, origin, *lists, width, left)
             column += done

@@ -11,8 +11,8 @@ from tracetorch.events.compiled import LANES, check_incoming, run, shared_out
 from tracetorch.events.lists import EventLists, by_column
 from tracetorch.fuse.runtime.memory import large_empty
 
-_LEAST_ROWS = 64  # of a task
-_LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
+LEAST_ROWS = 64  # of a task
+LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -
     return _forward(x, weight, bias, events)
 
 
-def _padded(matrix: Tensor) -> Tensor:
+def padded(matrix: Tensor) -> Tensor:
     """Return a contiguous copy of a matrix, its rows filled up to full vectors."""
     rows, columns = matrix.shape
     width = -(-columns // LANES) * LANES
@@ -47,16 +47,17 @@ def _copied(matrix: Tensor) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
     outputs = len(weight)
-    table = _padded(weight.detach().t())
+    table = padded(weight.detach().t())
     width = table.shape[1]
     start = table.new_zeros(width)
     if bias is not None:
         start[:outputs] = bias.detach()
     rows = events.rows
     y = large_empty((rows, width), x.dtype)
-    per_task, tasks = shared_out(rows, _LEAST_ROWS)
-    arguments = (*events[1:], events.weighted, table, start, width, y)
-    run("forward", x.dtype, tasks, per_task, rows, *arguments, work=_additions(events, width))
+    per_task, tasks = shared_out(rows, LEAST_ROWS)
+    # without delays the steps are not looked at
+    arguments = (rows, 1, 0, 0, *events[1:], events.weighted, table, start, width, y)
+    run("forward", x.dtype, tasks, per_task, *arguments, work=additions(events, width))
     if width != outputs:
         y = _copied(y[:, :outputs])
     # no view of another tensor, which nobody behind the layer could change in place
@@ -66,20 +67,21 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
 def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
     """Return the gradient ``[out, in]`` for the gradient ``[rows, out]`` of the output."""
     outputs = grad.shape[1]
-    table = grad.contiguous() if outputs % LANES == 0 else _padded(grad)
+    table = grad.contiguous() if outputs % LANES == 0 else padded(grad)
     width, columns = table.shape[1], events.columns
     lists = by_column(events)
     total = table.new_zeros((columns, width))
-    per_task, tasks = shared_out(columns, _LEAST_INPUTS)
+    per_task, tasks = shared_out(columns, LEAST_INPUTS)
     arguments = (
-        *(per_task, columns, lists.chunks, lists.per_chunk, events.starts),
+        *(per_task, columns, lists.chunks, lists.per_chunk, 0, events.starts),
         *(lists.ends, lists.sources, lists.scales, events.weighted, table, width, total),
     )
-    run("backward", grad.dtype, tasks, *arguments, work=_additions(events, width))
+    run("backward", grad.dtype, tasks, *arguments, work=additions(events, width))
     return _copied(total[:, :outputs].t())
 
 
-def _additions(events: EventLists, width: int) -> int:
+def additions(events: EventLists, width: int) -> int:
+    """Return how many values a kernel adds, or writes."""
     return (len(events.indices) + events.rows) * width
 
 

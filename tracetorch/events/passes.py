@@ -22,24 +22,32 @@ from tracetorch.core.torch_private import (
     is_compiled,
     is_tracing,
 )
-from tracetorch.events.conv import conv, window
+from tracetorch.events.conv import Window, conv, window
 from tracetorch.events.crossover import conv_crossover, crossover
+from tracetorch.events.delayed import delayed
 from tracetorch.events.linear import linear
-from tracetorch.events.lists import list_events, sampled_density
+from tracetorch.events.lists import EventLists, list_events, sampled_density
 from tracetorch.events.observed import Product, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend, unavailable_reason
+from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
 
-_FORWARDS: dict[type, Any] = {nn.Linear: nn.Linear.forward, nn.Conv2d: nn.Conv2d.forward}
+# the method of each class that computes the product
+_PRODUCTS: dict[type, tuple[str, Any]] = {
+    nn.Linear: ("forward", nn.Linear.forward),
+    nn.Conv2d: ("forward", nn.Conv2d.forward),
+    DelayedLinear: ("convolve", DelayedLinear.convolve),
+    DelayedConv1d: ("convolve", DelayedConv1d.convolve),
+}
 _PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
-_NAMES = ("forward", "__getstate__")
+_NAMES = ("forward", "convolve", "__getstate__")
 # A sample of few rows errs: up to this multiple of the crossover the input is counted.
 _DOUBT = 1.5
 
 
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return the modules that may compute with events: ``nn.Linear`` and ``nn.Conv2d``, each once.
+    """Return the modules that may compute with events, each once: linear, convolved, with delays.
 
     Their type is exactly that: a subclass may do anything, and a parametrized module is one. Where
     ``torch.compile`` has compiled a part of the model there are none: it would compile what is set
@@ -50,7 +58,7 @@ def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     for module in modules:
         if compiler_loaded and is_compiled(module):
             return ()
-        if type(module) in _FORWARDS:
+        if type(module) in _PRODUCTS:
             found[id(module)] = module
     return tuple(found.values())
 
@@ -70,8 +78,9 @@ def unavailable() -> str | None:
 def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Within a block, let each of ``modules`` decide at every call whether to use events.
 
-    Only ``forward`` is replaced, in the instance: hooks, ``functional_call`` and engines around the
-    modules work as ever. A copy or a pickle that is made within the block does not have it.
+    Only ``forward`` is replaced, in the instance, or ``convolve`` of a layer with delays: hooks,
+    ``functional_call`` and engines around the modules work as ever. A copy or a pickle that is made
+    within the block does not have it.
 
     Args:
         modules: what :func:`event_modules` returns.
@@ -86,7 +95,9 @@ def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
             # not where a user's own is set, or another thread's
             if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(type(module)):
                 changed.append(attributes)
-                attributes["forward"] = MethodType(_forward, module)
+                name = _PRODUCTS[type(module)][0]
+                replacement = _convolve if name == "convolve" else _forward
+                attributes[name] = MethodType(replacement, module)
                 attributes["__getstate__"] = partial(_state, module)
         yield
     finally:
@@ -98,70 +109,131 @@ def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
 def is_set_by_pass(value: object) -> bool:
     """Whether an attribute of a module is there for the length of a pass alone."""
     function = value.__func__ if isinstance(value, MethodType) else getattr(value, "func", None)
-    return function is _forward or function is _state
+    return function in (_forward, _convolve, _state)
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module for its copy or pickle."""
-    return {name: value for name, value in vars(module).items() if name not in _NAMES}
+    attributes: dict[str, Any] = type(module).__getstate__(module)  # type: ignore[no-untyped-call]
+    return {name: value for name, value in attributes.items() if name not in _NAMES}
 
 
 def _is_plain(kind: type) -> bool:
     """Whether nobody has replaced what a class computes."""
     own = kind is not nn.Conv2d or computes_as_conv2d(nn.Conv2d)
-    return own and kind.forward is _FORWARDS[kind]  # type: ignore[attr-defined]
+    name, method = _PRODUCTS[kind]
+    return own and getattr(kind, name) is method
 
 
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
+    plain = partial(_PRODUCTS[type(module)][1], module, input)
     if torch.compiler.is_compiling():
-        return _plain(module, input)
-    reason = _dense_reason(module, input)
+        return plain()  # type: ignore[no-any-return]
+    weight, bias = module.weight, module.bias
+    reason = _plain_reason(input, weight, bias)
+    if reason is None:
+        if isinstance(module, nn.Conv2d):
+            reason = _dense_window(module, input)
+        elif (
+            input.ndim < 2
+            or weight.ndim != 2
+            or input.numel() == 0
+            or input.shape[-1] != weight.shape[1]
+        ):
+            reason = "the shapes are not those of rows and a weight"
+    if reason is None and bias is not None and bias.shape != weight.shape[:1]:
+        reason = "the shapes are not those of a weight and its bias"
+    if reason is None and not input.is_contiguous():
+        reason = "the input is not contiguous"
     if reason is not None:
-        return _dense(module, input, Product(False, None, 0.0, reason))
+        report(module, Product(False, None, 0.0, reason))
+        return plain()  # type: ignore[no-any-return]
     if isinstance(module, nn.Linear):
-        rows = input.numel() // module.weight.shape[1]
-        limit = crossover(rows, *module.weight.shape[::-1])
-        at = None
-    else:
-        at = window(module, *input.shape[2:])
-        rows = len(input) * module.weight.shape[1]
-        limit = conv_crossover(input.shape, module.weight.shape, at.size)
-    matrix = input.detach().view(rows, -1)
+        rows = input.numel() // weight.shape[1]
+        events = _events(
+            module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1])
+        )
+        return plain() if events is None else linear(input, weight, bias, events)
+    at = window(module, *input.shape[2:])
+    limit = conv_crossover(input.shape, weight.shape, at.size)
+    matrix = input.detach().view(len(input) * weight.shape[1], -1)
+    events = _events(module, matrix, limit)
+    return plain() if events is None else conv(input, weight, bias, events, at)
+
+
+def _convolve(
+    module: DelayedLinear | DelayedConv1d, past: Tensor, kernel: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Compute a layer with delays, in place of its own ``convolve``.
+
+    Args:
+        module: the layer.
+        past: the past and the inputs, time last.
+        kernel: the weight at every past step.
+        bias: of the outputs.
+    """
+    plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
+    if torch.compiler.is_compiling():
+        return plain()  # type: ignore[no-any-return]
+    reason = _plain_reason(past, kernel, bias)
+    if reason is None and (past.numel() == 0 or past.shape[-1] < kernel.shape[-1]):
+        reason = "there is no step"
+    if reason is None and isinstance(module, DelayedConv1d) and module.conv.groups != 1:
+        reason = "the convolution has groups"
+    if reason is None and past.numel() >= 2**31:
+        reason = "the input has more values than an index can count"
+    if reason is not None:
+        report(module, Product(False, None, 0.0, reason))
+        return plain()  # type: ignore[no-any-return]
+    taps = kernel.shape[-1]
+    steps = past.shape[-1] - taps + 1
+    if isinstance(module, DelayedLinear):
+        lead, (outputs, inputs) = past.shape[:-2], kernel.shape[:2]
+        by_step = past.transpose(-1, -2).reshape(-1, steps + taps - 1, inputs)
+        limit = crossover(len(by_step) * steps, inputs, outputs, taps)
+        events = _events(module, by_step.detach().contiguous().view(-1, inputs), limit)
+        if events is None:
+            return plain()  # type: ignore[no-any-return]
+        y = delayed(by_step, kernel.permute(2, 1, 0), bias, events)
+        return y.view(steps, *lead, outputs).movedim(0, -1)
+    places = module.places(past.shape[-2])
+    options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
+    at = Window(*options, (places.size, steps))
+    images = past.reshape(-1, *past.shape[-3:]).contiguous()
+    limit = conv_crossover(images.shape, kernel.shape, at.size)
+    matrix = images.detach().view(len(images) * images.shape[1], -1)
+    events = _events(module, matrix, limit)
+    if events is None:
+        return plain()  # type: ignore[no-any-return]
+    y = conv(images, kernel, bias, events, at)
+    return y.view(*past.shape[:-3], *y.shape[1:])
+
+
+def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
+    """Return the events of the input; ``None`` where the dense product is faster. Report either."""
     if requested_mode() == "always":
         limit = 1.0
     elif limit <= 0:
-        return _dense(module, input, Product(False, None, limit, "too small for events"))
+        report(module, Product(False, None, limit, "too small for events"))
+        return None
     elif (density := sampled_density(matrix)) > _DOUBT * limit:
-        return _dense(module, input, Product(False, density, limit, "too busy for events"))
+        report(module, Product(False, density, limit, "too busy for events"))
+        return None
     events, density = list_events(matrix, limit)
-    if events is None:
-        return _dense(module, input, Product(False, density, limit, "too busy for events"))
-    report(module, Product(True, density, limit, None))
-    if at is None:
-        return linear(input, module.weight, module.bias, events)
-    return conv(input, module.weight, module.bias, events, at)
+    reason = "too busy for events" if events is None else None
+    report(module, Product(events is not None, density, limit, reason))
+    return events
 
 
-def _plain(module: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    y: Tensor = _FORWARDS[type(module)](module, x)
-    return y
-
-
-def _dense(module: nn.Linear | nn.Conv2d, x: Tensor, product: Product) -> Tensor:
-    report(module, product)
-    return _plain(module, x)
-
-
-def _dense_reason(module: nn.Linear | nn.Conv2d, x: Tensor) -> str | None:
-    """Return why a call must be dense, whatever its input holds."""
+def _plain_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Return why a call must be dense, whatever its shapes are and its input holds."""
     if dispatch_modes() or function_modes() or is_tracing():
         return "a mode must see every operation"
     if functorch_active() or forward_ad_active():
         return "a transform sees through plain operations alone"
     if torch.is_autocast_enabled("cpu"):
         return "autocast computes in another dtype"
-    weight, bias = module.weight, module.bias
     dtype = x.dtype if type(x) in _PLAIN else None
     if dtype not in _DTYPES:
         return "the input is not a plain tensor of float32 or float64"
@@ -175,15 +247,7 @@ def _dense_reason(module: nn.Linear | nn.Conv2d, x: Tensor) -> str | None:
             or not has_values(tensor)
         ):
             return "a tensor is not plain memory of one dtype on the CPU"
-    if isinstance(module, nn.Conv2d):
-        reason = _dense_window(module, x)
-        if reason is not None:
-            return reason
-    elif x.ndim < 2 or x.numel() == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
-        return "the shapes are not those of rows and a weight"
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return "the shapes are not those of a weight and its bias"
-    return None if x.is_contiguous() else "the input is not contiguous"
+    return None
 
 
 def _dense_window(module: nn.Conv2d, x: Tensor) -> str | None:

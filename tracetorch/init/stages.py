@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tracetorch.core.checks import check_number
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.delay import DelayedLinear
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -60,15 +60,15 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
         module = modules[path]
         if id(module) in inside or isinstance(module, Recurrent):
             continue
-        if isinstance(module, DelayedLinear):
-            source = join_path(path, "linear"), module.linear
+        if isinstance(module, SynapticDelays):
+            source = next((join_path(path, n), m) for n, m in module.named_children())
         elif is_affine(module):
             source = path, module
         elif isinstance(module, Neuron) and hasattr(module, "step") and source is not None:
             loop = recurrent.get(id(module))
             connection = None if loop is None else loop.connection
-            if isinstance(connection, DelayedLinear):
-                connection = connection.linear
+            if isinstance(connection, SynapticDelays):
+                connection = connection.product
             stage = Stage(path, module, *source, connection)
             _check(stage)
             found.append(stage)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.metrics.size import WEIGHTED
-from tracetorch.snn.delay import DelayedLinear
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
+
+# Layers whose products are counted, where they are called; those of delays call no other layer.
+COUNTED = (*WEIGHTED, SynapticDelays)
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
@@ -41,7 +44,7 @@ class OperationCounts:
         """Add the operations of one call on ``x`` ``[S, B, ...]``, judging each of the ``S`` steps.
 
         Args:
-            layer: a linear or convolutional layer.
+            layer: one of ``COUNTED``.
             x: its input, zero where it is padding.
             share: share of ``x`` that is no padding.
         """
@@ -56,21 +59,28 @@ class OperationCounts:
 
 def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
     """Count products without a zero factor, by step, and all products together."""
+    taps = 1
+    if isinstance(layer, SynapticDelays):
+        # An input is multiplied now and at the steps to come, where the interpolation is not zero.
+        kernel = layer.kernel(layer.delay)
+        taps = kernel.shape[-1]
+        weight = (kernel != 0).sum(-1, dtype=torch.float64)
+        layer = layer.product
+    else:
+        weight = (cast("Convolution", layer).weight != 0).to(torch.float64)
     if isinstance(layer, nn.Linear):
         # Each nonzero input is multiplied by every nonzero weight of its column.
         nonzero = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
-        fan_out = (layer.weight != 0).sum(0, dtype=torch.float64)
-        return nonzero @ fan_out, float(x.numel()) * layer.out_features
+        return nonzero @ weight.sum(0), float(x.numel()) * layer.out_features * taps
     conv = cast("Convolution", layer)
     if x.ndim == conv.weight.ndim:  # without a batch
         x = x.unsqueeze(1)
     # Convolving zeros and ones counts the products. A convolution is linear: the count over the
     # batch is the convolution of the inputs' sum.
     nonzero = (x != 0).sum(1, dtype=torch.float64)
-    weight = (conv.weight != 0).to(torch.float64)
     effective = _convolve(conv, nonzero, weight).flatten(1).sum(1)
     dense = _convolve(conv, torch.ones_like(nonzero[:1]), torch.ones_like(weight)).sum()
-    return effective, float(dense) * x.shape[0] * x.shape[1]
+    return effective, float(dense) * x.shape[0] * x.shape[1] * taps
 
 
 def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
@@ -89,8 +99,6 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
 def first_uncounted(modules: list[tuple[str, nn.Module]]) -> str | None:
     """Name the first module whose products with weights cannot be counted; ``None`` without any."""
     for path, module in modules:
-        if isinstance(module, DelayedLinear):  # whose linear layer is not called
-            return f"{path or 'the model'} (DelayedLinear)"
         if isinstance(module, (*WEIGHTED, *_WITHOUT_PRODUCTS)):
             continue
         # A matrix is multiplied with, a vector shifts or scales.

@@ -15,8 +15,7 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
-from tracetorch.metrics.connections import OperationCounts
-from tracetorch.metrics.size import WEIGHTED
+from tracetorch.metrics.connections import COUNTED, OperationCounts
 from tracetorch.probe.layers import call_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.module import zero_states
@@ -194,7 +193,7 @@ def _measure_call(
 ) -> None:
     """Add one call of a module to its measurements: a hook on its forward pass."""
     x = args[0] if args else next(iter(kwargs.values()), None)
-    if isinstance(module, WEIGHTED) and isinstance(x, Tensor):
+    if isinstance(module, COUNTED) and isinstance(x, Tensor):
         x_steps = _unfold_steps(x, steps, batch)
         mask = step_mask.select(stats, x_steps)
         share = 1.0 if mask is None else float(mask.double().mean())

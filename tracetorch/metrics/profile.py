@@ -15,11 +15,12 @@ from tracetorch.core.checks import check_count
 from tracetorch.core.hooks import Hook, PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
+from tracetorch.metrics.connections import COUNTED
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations
-from tracetorch.metrics.size import WEIGHTED
 from tracetorch.metrics.table import LayerProfile, Profile
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling import unroll
@@ -106,10 +107,14 @@ def profile(
 
 def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     """Whether a module has a row: it has no submodules, or parameters of its own."""
-    # A parametrization belongs to the layer whose weight it computes.
+    # A parametrization belongs to the layer whose weight it computes, and the layer of weight and
+    # bias to the one that delays it.
     if any(
-        isinstance(other.module, nn.utils.parametrize.ParametrizationList)
-        and f"{stats.path}.".startswith(f"{other.path}.")
+        (
+            isinstance(other.module, nn.utils.parametrize.ParametrizationList)
+            and f"{stats.path}.".startswith(f"{other.path}.")
+        )
+        or (isinstance(other.module, SynapticDelays) and other.module.product is stats.module)
         for other in modules
     ):
         return False
@@ -123,9 +128,12 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
 def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
     """Return parameters and buffers of a module and of its parametrizations."""
     parts = [module]
-    if nn.utils.parametrize.is_parametrized(module):
-        # Their tensors take the place of the layer's own weight.
-        parts += list(cast("nn.Module", module.parametrizations).modules())
+    if isinstance(module, SynapticDelays):
+        parts.append(module.product)
+    for part in tuple(parts):
+        if nn.utils.parametrize.is_parametrized(part):
+            # Their tensors take the place of the layer's own weight.
+            parts += list(cast("nn.Module", part.parametrizations).modules())
     parameters = [p for part in parts for p in part.parameters(recurse=False)]
     return parameters, [b for part in parts for b in part.buffers(recurse=False)]
 
@@ -144,7 +152,7 @@ def _row(
         rate = float(stats.fired.sum() / stats.total.sum())
         dead = float((stats.fired == 0).double().mean())
         saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
-    multiplies = isinstance(stats.module, WEIGHTED)
+    multiplies = isinstance(stats.module, COUNTED)
     operations = sum_operations([stats], batch)
     updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
     # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.

@@ -19,7 +19,7 @@ from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_affine
-from tracetorch.snn import Delay, DelayedLinear, LeakyIntegrator, Recurrent
+from tracetorch.snn import Delay, DelayedConv1d, DelayedLinear, LeakyIntegrator, Recurrent
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -27,6 +27,7 @@ _HINTS: Mapping[type[nn.Module], str] = {
     nn.MaxPool2d: "Use nn.AvgPool2d.",
     nn.MaxPool1d: "Use a convolution with a stride.",
     DelayedLinear: "A node delays a value, not a synapse: use snn.Delay and nn.Linear.",
+    DelayedConv1d: "A node delays a value, not a synapse: use snn.Delay and nn.Conv1d.",
     nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",
 }
 

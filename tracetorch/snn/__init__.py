@@ -1,6 +1,6 @@
 """Neurons: one pure step each, states that manage themselves, parameters that stay in range."""
 
-from tracetorch.snn.delay import Delay, DelayedLinear
+from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
@@ -21,6 +21,7 @@ __all__ = [
     "SRLIF",
     "Decay",
     "Delay",
+    "DelayedConv1d",
     "DelayedLinear",
     "LeakyIntegrator",
     "Neuron",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import running
 
@@ -143,12 +144,17 @@ class Recurrent(Neuron):
         within = not torch.compiler.is_compiling() and running.by_layer
         if within:
             running.by_layer = False
+        delays = self.connection if isinstance(self.connection, SynapticDelays) else None
         try:
+            if delays is not None:
+                delays.hold_kernel(self.check_input(x, sequence=True))
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
                     after_step()
         finally:
+            if delays is not None:
+                delays.hold_kernel(None)
             if within:
                 running.by_layer = True
         return torch.stack(outputs)

@@ -1,0 +1,201 @@
+"""``DelayingLayer``: keep the inputs of the last steps, and the delays that are applied to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_flag, check_nonnegative, suggestion
+from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import Constraint, Value, Weight
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Clamp to ``[0, largest]``; the gradient passes, so that a value can come back from outside.
+
+    Args:
+        largest: the upper end.
+    """
+
+    largest: int
+
+    __name__: ClassVar[str] = "clamp"
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Return ``raw`` clamped."""
+        return raw.clamp(0, self.largest).detach() + (raw - raw.detach())
+
+
+class DelayingLayer(Neuron):
+    """Base of layers that keep the inputs of the last ``max_delay`` steps.
+
+    The state ``past`` has the shape of one step and time behind it, the oldest input first.
+
+    Args:
+        num_neurons: size of the input at ``dim``.
+        dim: the dimension of the tensor of one step.
+        max_delay: the largest delay in steps; at least 1.
+        sigma: width of the interpolation in steps.
+        raw_delay: the initial delays, in steps.
+        learnable: whether they are learned.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("past",)
+
+    max_delay: int
+    sigma: float
+    delay: Tensor
+    past: Tensor | None
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        max_delay: int,
+        sigma: float,
+        raw_delay: Tensor,
+        learnable: bool,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        check_flag("learnable", learnable)
+        self.option("max_delay", max_delay)
+        # the buffer is for the state_dict: a number on a device would have to be waited for
+        self._buffers["sigma"] = torch.zeros(())
+        self.sigma = sigma
+        self.state_tail = (max_delay,)
+        if learnable:
+            self.raw_delay = nn.Parameter(raw_delay)
+        else:
+            self.register_buffer("raw_delay", raw_delay)
+        clamp: Constraint = Clamp(max_delay)
+        self._declared.constraints["delay"] = clamp
+
+    def round_(self) -> None:
+        """Round every delay to a whole number of steps, and set ``sigma`` to 0.
+
+        From then on a delay is a shift, in training and evaluation alike. Freeze ``raw_delay``
+        (``requires_grad_(False)``) to train the rest further.
+        """
+        with torch.no_grad():
+            self.raw_delay.copy_(self.delay.round())
+        self.sigma = 0.0
+
+    # The width: a number, and its buffer
+
+    def __getattr__(self, name: str) -> Any:
+        return self.__dict__["_sigma"] if name == "sigma" else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "sigma":
+            super().__setattr__(name, value)
+        elif isinstance(value, Tensor):  # load_state_dict(assign=True)
+            self._buffers["sigma"] = value
+            self._read_sigma()
+        else:
+            self.__dict__["_sigma"] = check_nonnegative("sigma", value, unit="steps")
+            self._write_sigma()
+
+    def _read_sigma(self) -> None:
+        buffer = self._buffers["sigma"]
+        if buffer is not None and not buffer.is_meta:
+            self.__dict__["_sigma"] = float(buffer)
+
+    def _write_sigma(self) -> None:
+        buffer = self._buffers["sigma"]
+        if buffer is not None and not buffer.is_meta:
+            with torch.no_grad():
+                buffer.fill_(self.sigma)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # not where it has nothing: a buffer rounds the number
+        state_dict, prefix = args[:2]
+        if f"{prefix}sigma" in state_dict:
+            self._read_sigma()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DelayingLayer:
+        super()._apply(fn, recurse)
+        self._write_sigma()  # to_empty() clears it, another dtype rounds it
+        return self
+
+    # Running
+
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+        """Run one time step."""
+        dtype = self.check_input(x)
+        y, window = self._run(x.unsqueeze(0), dtype)
+        return self._finish(y.squeeze(0), window, 1, x.dtype)
+
+    def forward_sequence(  # type: ignore[override]  # one input
+        self, x: Tensor, record: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all the steps of ``x`` ``[T, ...]`` as one operation over time.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: ``"past"``, where its trajectory is wanted too.
+        """
+        dtype = self.check_input(x, sequence=True)
+        for name in record:
+            if name != "past":
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has past."
+                )
+        y, window = self._run(x, dtype)
+        output = self._finish(y, window, len(x), x.dtype)
+        # the pasts before every step, and after the last
+        pasts = window.unfold(-1, self.max_delay, 1).movedim(-2, 0)
+        return output, {name: pasts[1:].clone() for name in record}
+
+    def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the outputs, time first, and past and inputs in one tensor, time last."""
+        past = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        window = self._window(past, x.to(dtype))
+        return self._delayed(window, x.ndim - 1, len(x)).movedim(-1, 0), window
+
+    def _window(self, past: Tensor, x: Tensor) -> Tensor:
+        """Return the past ``[..., max_delay]`` and inputs ``[T, ...]`` in one, time last."""
+        return torch.cat([past, x.movedim(0, -1)], -1)
+
+    def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
+        """Return the outputs of the last steps of ``window`` ``[..., max_delay + steps]``.
+
+        Args:
+            window: past and inputs.
+            ndim: number of dimensions of the tensor of one step.
+            steps: how many.
+        """
+        raise NotImplementedError
+
+    def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        """Keep the last inputs, part of the graph, and return the output."""
+        # a copy, for a view would keep the whole window in memory
+        past = window[..., steps:].clone(memory_format=torch.contiguous_format)
+        output, self.past = explain_double_backward([y, past])
+        return output.to(dtype)
+
+
+def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) -> Tensor:
+    """Return initial delays of a shape, as given, or drawn where ``delay`` is ``None``."""
+    if delay is None:
+        return torch.empty(shape).uniform_(0, max_delay)
+    if isinstance(delay, Tensor) and delay.ndim and delay.shape != shape:
+        raise ValueError(
+            f"delay must be a number or a tensor of shape {list(shape)}, got shape "
+            f"{list(delay.shape)}."
+        )
+    flat = delay.reshape(-1) if isinstance(delay, Tensor) and delay.ndim else delay
+    raw = Weight(flat, 1).raw("delay", math.prod(shape))
+    if not bool(((raw >= 0) & (raw <= max_delay)).all()):
+        raise ValueError(
+            f"delay must lie between 0 and max_delay={max_delay} steps, got values from "
+            f"{raw.min().item():g} to {raw.max().item():g}."
+        )
+    return raw.expand(shape).clone() if raw.ndim == 0 else raw.reshape(shape)

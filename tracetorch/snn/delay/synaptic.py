@@ -1,0 +1,353 @@
+"""``DelayedLinear``, ``DelayedConv1d``: products with a learnable delay for every weight."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.snn.delay.base import DelayingLayer, initial_delays
+from tracetorch.snn.delay.taps import taps
+from tracetorch.snn.parameters import Value
+
+
+class SynapticDelays(DelayingLayer):
+    """Base of layers with a delay for every weight: products that are convolutions over time.
+
+    Args:
+        product: the layer of weight and bias, a submodule; its own forward is not called.
+        inputs: size of the input at ``dim``.
+        dim: the dimension of the tensor of one step.
+        max_delay: the largest delay in steps; at least 1.
+        delay: initial delays in steps, a number or a tensor of the weight's shape.
+        sigma: width of the interpolation in steps.
+        learnable: whether the delays are learned.
+    """
+
+    def __init__(
+        self,
+        product: nn.Linear | nn.Conv1d,
+        inputs: int,
+        dim: int,
+        max_delay: int,
+        delay: Value | None,
+        sigma: float,
+        learnable: bool,
+    ) -> None:
+        max_delay = check_count("max_delay", max_delay)
+        raw = initial_delays(delay, tuple(product.weight.shape), max_delay)
+        super().__init__(inputs, dim, max_delay, sigma, raw, learnable)
+        self._held: Tensor | None = None
+
+    @property
+    def product(self) -> nn.Linear | nn.Conv1d:
+        """The layer of weight and bias."""
+        raise NotImplementedError
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front.
+        """
+        if isinstance(x, Tensor) and x.ndim - sequence >= -self.dim:
+            size = x.shape[self.dim]
+            if size != self.num_neurons:
+                inputs = (
+                    "features in the last" if self.dim == -1 else "channels in the last but one"
+                )
+                raise ValueError(
+                    f"{self.label()} takes {self.num_neurons} {inputs} dimension, the input has "
+                    f"{size}, shape {list(x.shape)}."
+                )
+        return super().check_input(x, sequence=sequence)
+
+    def kernel(self, delay: Tensor) -> Tensor:
+        """Return the weight of every synapse at every past step, ``[*weight.shape, steps]``.
+
+        Args:
+            delay: of the weight's shape, in the dtype of the arithmetic.
+        """
+        weight = self.product.weight.to(delay.dtype)
+        backwards = tuple(reversed(range(weight.ndim)))
+        # in memory steps first and outputs last, as products with events read it
+        weight, delay = (each.permute(backwards).contiguous() for each in (weight, delay))
+        kernel = weight * taps(delay, self.max_delay, self.sigma)
+        return kernel.permute(*(n + 1 for n in backwards), 0)
+
+    def hold_kernel(self, dtype: torch.dtype | None) -> None:
+        """Compute the kernel once for all steps to come, until ``None`` releases it.
+
+        Args:
+            dtype: of the arithmetic.
+        """
+        self._held = None if dtype is None else self._kernel_of(0, dtype)
+
+    def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution over time, the last dimension of ``window``.
+
+        A pass by layer replaces it, where it computes with events.
+
+        Args:
+            window: ``[..., max_delay + steps]``.
+            kernel: what :meth:`kernel` returned.
+            bias: of the outputs.
+        """
+        raise NotImplementedError
+
+    def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
+        bias, dtype = self.product.bias, window.dtype
+        kernel = self._held
+        if kernel is None or kernel.dtype != dtype:
+            kernel = self._kernel_of(ndim, dtype)
+        return self.convolve(window, kernel, None if bias is None else bias.to(dtype))
+
+    def _kernel_of(self, ndim: int, dtype: torch.dtype) -> Tensor:
+        delay: Tensor = self.step_kwargs(ndim, dtype)["delay"]
+        # whose shape is by then the one that broadcasts the values of neurons
+        return self.kernel(delay.reshape(self.product.weight.shape))
+
+
+class DelayedLinear(SynapticDelays):
+    """Linear layer with a delay for every synapse, which can be learned.
+
+    ::
+
+        output[t, o] = bias[o] + sum_i  weight[o, i] * sum_k w[o, i, k] * x[t - k, i]
+
+    with the interpolation ``w`` of ``delay[o, i]`` as for :class:`Delay`, where ``sigma``, its
+    schedule and ``round_()`` are explained. Weight and bias are those of ``linear``, an
+    ``nn.Linear``. Over time it is one convolution, dense in ``k``: time and memory grow with
+    ``max_delay``. ``tt.unroll`` by layer computes it with the events of a sparse input, and the
+    gradient of the input by Fourier transforms, on the CPU.
+
+    As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
+    has itself.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: whether there is one.
+        max_delay: the largest delay in steps; at least 1.
+        delay: initial delays in steps, a number or a tensor ``[out_features, in_features]``;
+            ``None`` draws them uniformly between 0 and ``max_delay``.
+        sigma: width of the interpolation in steps.
+        learnable: whether the delays are learned; the weights are.
+
+    Shape:
+        Input ``[..., in_features]``, output ``[..., out_features]``; the state ``past`` is
+        ``[..., in_features, max_delay]``.
+
+    Raises:
+        TypeError: an argument or the input is of the wrong type.
+        ValueError: an argument is out of range, or the input has another number of features.
+
+    Example:
+        >>> layer = DelayedLinear(2, 1, bias=False, max_delay=3, delay=torch.tensor([[2.0, 0.0]]))
+        >>> _ = nn.init.ones_(layer.linear.weight)
+        >>> [layer(torch.tensor([x])).item() for x in ([1.0, 0.0], [0.0, 0.0], [0.0, 1.0])]
+        [0.0, 0.0, 2.0]
+
+    Reference: Khalfaoui-Hassani, Pellegrini and Masquelier, Dilated convolution with learnable
+    spacings, ICLR 2023; Hammouamri, Khalfaoui-Hassani and Masquelier, Learning delays in spiking
+    neural networks using dilated convolutions with learnable spacings, ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        max_delay: int,
+        delay: Value | None = None,
+        sigma: float = 0.0,
+        learnable: bool = True,
+    ) -> None:
+        in_features = check_count("in_features", in_features)
+        out_features = check_count("out_features", out_features)
+        check_flag("bias", bias)
+        linear = nn.Linear(in_features, out_features, bias)
+        super().__init__(linear, in_features, -1, max_delay, delay, sigma, learnable)
+        self.in_features, self.out_features = in_features, out_features
+        self.linear = linear
+
+    @property
+    def product(self) -> nn.Linear:
+        """The layer of weight and bias."""
+        return self.linear
+
+    def _window(self, past: Tensor, x: Tensor) -> Tensor:
+        # features last in memory: products with events read it by steps
+        return torch.cat([past.movedim(-1, -2), x.movedim(0, -2)], -2).movedim(-2, -1)
+
+    def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution over time ``[..., out_features, steps]``.
+
+        Args:
+            window: ``[..., in_features, max_delay + steps]``.
+            kernel: ``[out_features, in_features, max_delay + 1]``.
+            bias: ``[out_features]``.
+        """
+        lead, steps = window.shape[:-2], window.shape[-1] - self.max_delay
+        if steps == 0:
+            return window.new_zeros(*lead, self.out_features, 0)
+        if steps == 1:  # one product, of what lies so in memory
+            rows, table = (
+                window.transpose(-1, -2).flatten(-2),
+                kernel.permute(2, 1, 0).flatten(0, 1),
+            )
+            y = rows @ table
+            return (y if bias is None else y + bias).unsqueeze(-1)
+        batch = window.reshape(math.prod(lead), *window.shape[-2:])
+        return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
+
+
+class Places(NamedTuple):
+    """The places of a convolution's output.
+
+    Args:
+        stride: from one output to the next.
+        padding: zeros at both ends of the input.
+        dilation: from one weight to the next.
+        size: number of outputs.
+    """
+
+    stride: int
+    padding: int
+    dilation: int
+    size: int
+
+
+class DelayedConv1d(SynapticDelays):
+    """One-dimensional convolution with a delay for every weight, which can be learned.
+
+    ::
+
+        output[t, o, l] = bias[o] + sum_{c, j}  weight[o, c, j]
+                          * sum_k w[o, c, j, k] * x[t - k, c, stride * l + dilation * j - padding]
+
+    with the interpolation ``w`` of ``delay[o, c, j]`` as for :class:`Delay`, where ``sigma``, its
+    schedule and ``round_()`` are explained. ``l`` is a place, a frequency of a sound say; time is
+    not among the dimensions of a step. Weight and bias are those of ``conv``, an ``nn.Conv1d``.
+    Over time it is a convolution in two dimensions, place and time: cost as :class:`DelayedLinear`.
+
+    Args:
+        in_channels: size of the input at dimension -2.
+        out_channels: size of the output there.
+        kernel_size: weights along the last dimension.
+        stride: from one output to the next.
+        padding: zeros at both ends.
+        dilation: from one weight to the next.
+        groups: of channels, as in ``nn.Conv1d``.
+        bias: whether there is one.
+        max_delay: the largest delay in steps; at least 1.
+        delay: initial delays in steps, a number or a tensor ``[out_channels, in_channels / groups,
+            kernel_size]``; ``None`` draws them uniformly between 0 and ``max_delay``.
+        sigma: width of the interpolation in steps.
+        learnable: whether the delays are learned; the weights are.
+
+    Shape:
+        Input ``[..., in_channels, length]``, output ``[..., out_channels, length out]``; the state
+        ``past`` is ``[..., in_channels, length, max_delay]``.
+
+    Raises:
+        TypeError: an argument or the input is of the wrong type.
+        ValueError: an argument is out of range, or the input has another number of channels.
+
+    Example:
+        >>> layer = DelayedConv1d(1, 1, 3, padding=1, bias=False, max_delay=2, delay=1.0)
+        >>> _ = nn.init.ones_(layer.conv.weight)
+        >>> [layer(torch.tensor([[x]])).tolist()[0] for x in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0])]
+        [[[0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0]]]
+
+    Reference: as for :class:`DelayedLinear`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        max_delay: int,
+        delay: Value | None = None,
+        sigma: float = 0.0,
+        learnable: bool = True,
+    ) -> None:
+        counts = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "dilation": dilation,
+            "groups": groups,
+        }
+        for name, value in counts.items():
+            check_count(name, value)
+        if check_integer("padding", padding) < 0:
+            raise ValueError(f"padding must not be negative, got {padding}.")
+        check_flag("bias", bias)
+        conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        super().__init__(conv, in_channels, -2, max_delay, delay, sigma, learnable)
+        self.conv = conv
+
+    @property
+    def product(self) -> nn.Conv1d:
+        """The layer of weight and bias."""
+        return self.conv
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front.
+        """
+        dtype = super().check_input(x, sequence=sequence)
+        shape = cast(Tensor, x).shape
+        if self.places(shape[-1]).size < 1:
+            raise ValueError(
+                f"{self.label()} has a kernel that is longer than the input, shape "
+                f"{list(shape)}, with its padding. Pad more, or use a smaller kernel_size."
+            )
+        return dtype
+
+    def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution over places and time ``[..., out_channels, length out, steps]``.
+
+        Args:
+            window: ``[..., in_channels, length, max_delay + steps]``.
+            kernel: ``[out_channels, in_channels / groups, kernel_size, max_delay + 1]``.
+            bias: ``[out_channels]``.
+        """
+        lead, conv, at = window.shape[:-3], self.conv, self.places(window.shape[-2])
+        steps = window.shape[-1] - self.max_delay
+        if steps == 0:
+            return window.new_zeros(*lead, conv.out_channels, at.size, 0)
+        images = window.reshape(math.prod(lead), *window.shape[-3:])
+        options = ((at.stride, 1), (at.padding, 0), (at.dilation, 1))
+        y = F.conv2d(images, kernel, bias, *options, conv.groups)
+        return y.reshape(*lead, *y.shape[1:])
+
+    def places(self, length: int) -> Places:
+        """Return the places of the output, and where each of them reads an input.
+
+        Args:
+            length: of the input.
+        """
+        (stride,), (dilation,) = self.conv.stride, self.conv.dilation
+        padding, reach = int(self.conv.padding[0]), dilation * (self.conv.kernel_size[0] - 1)
+        return Places(stride, padding, dilation, (length + 2 * padding - reach - 1) // stride + 1)
