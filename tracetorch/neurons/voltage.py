@@ -52,6 +52,7 @@ class EIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. The
+    defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time. The
     membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the leak, one step of
     Euler's method for the rest. The exponent is held at 10, where the next step fires anyway.
 
@@ -130,7 +131,8 @@ class QIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. Euler's
-    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step.
+    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. Rest, critical voltage
+    and with them the curvature, 1/15 per mV, are the paper's (BrainPy's ``QuaIF`` rounds to 0.07).
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -204,6 +206,8 @@ class AdEx(VoltageNeuron):
         w = rho * w + (1 - rho) * a * (v - v_rest)
         output = H(v' - v_peak);  v' = v_reset where it fired;  w = w + b * output
 
+    The defaults are the paper's (as ModelDB 154770 and Brian 2 have them); Naud et al., "Firing
+    patterns in the adaptive exponential integrate-and-fire model" (2008), have others for bursts.
     Currents are divided by the leak conductance and so in mV: with ``g = 30 nS`` the paper's
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
