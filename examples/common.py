@@ -83,7 +83,7 @@ class Options(argparse.ArgumentParser):
             type=Path,
             default=Path("runs") / task,
             metavar="DIR",
-            help="where models and figures go (%(default)s)",
+            help="where models, figures and rows go (%(default)s)",
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -159,6 +159,7 @@ def run(
                 flush=True,
             )
             rows.append(row)
+            record(row, options.out)
             if options.record:
                 record(row, RESULTS)
     except KeyboardInterrupt:

@@ -212,7 +212,9 @@ class AdEx(VoltageNeuron):
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
     step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at ``v_rest``; the
-    exponent is held at 10, where the next step fires anyway.
+    exponent is held at 10, where the next step fires anyway. A spike is counted at
+    ``v_t + 5 delta``, as in Brette's program for Brian: from there to the paper's 20 mV it takes
+    less than a step, and a surrogate up there is out of the reach of any membrane.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -253,7 +255,7 @@ class AdEx(VoltageNeuron):
         v_t: WeightSetup = -50.4,
         delta: WeightSetup = 2.0,
         v_reset: WeightSetup = -70.6,
-        v_peak: WeightSetup = 20.0,
+        v_peak: WeightSetup = -40.4,
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
