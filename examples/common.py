@@ -76,7 +76,7 @@ class Options(argparse.ArgumentParser):
         add(
             "--record",
             action="store_true",
-            help="add the runs to examples/results, for python -m examples.table",
+            help="add the rows to examples/results, for python -m examples.table",
         )
         add(
             "--out",
@@ -161,7 +161,8 @@ def run(
             rows.append(row)
             record(row, options.out)
             if options.record:
-                record(row, RESULTS)
+                chooses = getattr(options, "validation", False)
+                record(row, RESULTS / "validation" if chooses else RESULTS)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {len(rows)} of {len(options.seeds)} runs are in {options.out}.")
         return 130

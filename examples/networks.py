@@ -71,6 +71,8 @@ def configuration(options: argparse.Namespace) -> str:
         + (" recurrent" if options.recurrent else "")
         + (f" delays {options.delays}" if options.delays else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
+        # runs that choose a rate differ by it
+        + (f", lr {options.lr:g}" if options.validation else "")
     )
 
 

@@ -150,8 +150,8 @@ def write_recordings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "more", "learnt"),
     [
-        ("shd", ("--neuron", "SEAdLIF", "--recurrent", "--delays", "4"), 4),
-        ("ssc", ("--neuron", "TCLIF"), 8),
+        ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
+        ("ssc", ("--recurrent",), 8),
         ("nmnist", ("--neuron", "AdEx"), 18),
         ("dvs_gesture", (), 2),
     ],
