@@ -52,9 +52,12 @@ class EIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. The
-    defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time. The
-    membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the leak, one step of
-    Euler's method for the rest. The exponent is held at 10, where the next step fires anyway.
+    defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time and but
+    for the peak. The membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the
+    leak, one step of Euler's method for the rest. The exponent is held at 10, where the next step
+    fires anyway. A spike is counted at ``v_t + 5 delta``, as programs for Brian do, not at the
+    paper's -30 mV: what passes there is far beyond it a step later, and out of reach of a surrogate
+    at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -73,7 +76,7 @@ class EIF(VoltageNeuron):
     Example:
         >>> layer = EIF(1)
         >>> sum(layer(torch.full((1, 1), 20.0)).item() for _ in range(100))
-        9.0
+        10.0
 
     Reference: Fourcaud-Trocme, Hansel, van Vreeswijk, Brunel, "How spike generation mechanisms
     determine the neuronal response to fluctuating inputs", Journal of Neuroscience 23 (2003).
@@ -89,7 +92,7 @@ class EIF(VoltageNeuron):
         v_t: WeightSetup = -59.9,
         delta: WeightSetup = 3.48,
         v_reset: WeightSetup = -68.0,
-        v_peak: WeightSetup = -30.0,
+        v_peak: WeightSetup = -42.5,
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
@@ -213,8 +216,8 @@ class AdEx(VoltageNeuron):
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
     step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at ``v_rest``; the
     exponent is held at 10, where the next step fires anyway. A spike is counted at
-    ``v_t + 5 delta``, as in Brette's program for Brian: from there to the paper's 20 mV it takes
-    less than a step, and a surrogate up there is out of the reach of any membrane.
+    ``v_t + 5 delta``, as programs for Brian do, not at the paper's 20 mV: what passes there is far
+    beyond it a step later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
