@@ -24,6 +24,8 @@ BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 NEURONS = (*SPIKING, *tt.neurons.__all__)
 # their response to a pulse does not end: calibrate_ cannot take its integral
 WITHOUT_LEAK = ("TCLIF", "SigmaDelta")
+# deviations in distances to the peak, which is five times as far as what makes these neurons spike
+TARGETS = {"QIF": 0.1, "Izhikevich": 0.1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +107,7 @@ def neurons(name: str, width: int, longest: float, dim: int = -1) -> snn.Neuron:
     Everything else, and the membrane of a neuron that has no ``beta``, is at its default.
     """
     kind: Any = getattr(snn, name, None) or getattr(tt.neurons, name)
-    settings: dict[str, Any] = {"dim": dim}
+    settings: dict[str, Any] = {} if dim == -1 else {"dim": dim}
     if "beta" in inspect.signature(kind).parameters:
         # evenly on a logarithmic scale
         halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
@@ -144,7 +146,7 @@ def hidden(
 def calibrate(model: nn.Module, name: str, x: Tensor) -> None:
     """Scale the input of neurons to their own units, by a batch ``[T, B, ...]``."""
     if name not in WITHOUT_LEAK:
-        tt.init.calibrate_(model, x)
+        tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5))
 
 
 def sharpen(model: nn.Module, progress: float) -> None:

@@ -18,8 +18,9 @@ from tracetorch.snn.parameters import (
     resolve_setup,
 )
 
-# that of the other layers in units of 20 mV, about the way from rest to threshold
-MILLIVOLTS = atan_surrogate(0.1)
+# that of the other layers in units of 20 mV, about the way from rest to threshold; and in units of
+# 100 mV, about that from rest to a peak of an action potential
+MILLIVOLTS, HIGH_PEAK = atan_surrogate(0.1), atan_surrogate(0.02)
 # where the exponential is held, beyond the threshold: from there the next step fires anyway, and
 # without this a strong input would overflow
 HIGHEST_EXPONENT = 10.0
@@ -171,7 +172,7 @@ class QIF(VoltageNeuron):
         v_peak: WeightSetup = 20.0,
         dim: int = -1,
         *,
-        surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        surrogate_derivative: SpikeFunction = HIGH_PEAK,
     ) -> None:
         super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
         self.decay("beta", beta)
