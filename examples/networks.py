@@ -25,7 +25,7 @@ NEURONS = (*SPIKING, *tt.neurons.__all__)
 # their response to a pulse does not end: calibrate_ cannot take its integral
 WITHOUT_LEAK = ("TCLIF", "SigmaDelta")
 # deviations in distances to the peak, which is five times as far as what makes these neurons spike
-TARGETS = {"QIF": 0.1, "Izhikevich": 0.1}
+TARGETS = {"EIF": 0.1, "Izhikevich": 0.1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

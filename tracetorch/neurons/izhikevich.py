@@ -7,8 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tracetorch.neurons.voltage import HIGH_PEAK, VoltageNeuron
+from tracetorch.functional import atan_surrogate
+from tracetorch.neurons.voltage import VoltageNeuron
 from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
+
+# that of the other layers in units of 100 mV, about the way from rest to the peak
+HIGH_PEAK = atan_surrogate(0.02)
 
 
 class Izhikevich(VoltageNeuron):

@@ -18,9 +18,8 @@ from tracetorch.snn.parameters import (
     resolve_setup,
 )
 
-# that of the other layers in units of 20 mV, about the way from rest to threshold; and in units of
-# 100 mV, about that from rest to a peak of an action potential
-MILLIVOLTS, HIGH_PEAK = atan_surrogate(0.1), atan_surrogate(0.02)
+# that of the other layers in units of 20 mV, about the way from rest to threshold
+MILLIVOLTS = atan_surrogate(0.1)
 # where the exponential is held, beyond the threshold: from there the next step fires anyway, and
 # without this a strong input would overflow
 HIGHEST_EXPONENT = 10.0
@@ -135,8 +134,9 @@ class QIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. Euler's
-    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. Rest, critical voltage
-    and with them the curvature, 1/15 per mV, are the paper's (BrainPy's ``QuaIF`` rounds to 0.07).
+    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. The defaults are those
+    that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the curvature of
+    1/15 per mV, there 0.07.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -154,7 +154,7 @@ class QIF(VoltageNeuron):
     Example:
         >>> layer = QIF(1)
         >>> sum(layer(torch.full((1, 1), 20.0)).item() for _ in range(100))
-        4.0
+        5.0
 
     Reference: Latham, Richmond, Nelson, Nirenberg, "Intrinsic dynamics in neuronal networks. I.
     Theory", Journal of Neurophysiology 83 (2000).
@@ -168,11 +168,11 @@ class QIF(VoltageNeuron):
         beta: DecaySetup = 0.9048,
         v_rest: Value = -65.0,
         v_critical: WeightSetup = -50.0,
-        v_reset: WeightSetup = -80.0,
-        v_peak: WeightSetup = 20.0,
+        v_reset: WeightSetup = -68.0,
+        v_peak: WeightSetup = -30.0,
         dim: int = -1,
         *,
-        surrogate_derivative: SpikeFunction = HIGH_PEAK,
+        surrogate_derivative: SpikeFunction = MILLIVOLTS,
     ) -> None:
         super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
         self.decay("beta", beta)
