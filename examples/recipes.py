@@ -256,7 +256,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def learn(options: argparse.Namespace, data: Data, seed: int) -> tuple[nn.Module, common.Scores]:
-    """Train a network; return it, as it was after the best epoch, with its scores."""
+    """Train a network; return it with the weights of the best epoch, and its scores."""
     from tqdm import tqdm
 
     device = torch.device(options.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples import common, table
+from tracetorch import neurons
 
 ROW = common.Row(
     task="row_digits",
@@ -133,6 +134,10 @@ def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
         assert [row.seed for row in rows] == seeds, command
         assert len(seeds) >= 3
         assert {row.threads for row in rows} == {1}
+
+
+def test_every_neuron_is_in_the_table() -> None:
+    assert set(neurons.__all__) <= {network.split()[1] for network in table.CALIBRATED}
 
 
 def test_rates_are_the_best_on_the_validation_digits() -> None:
