@@ -87,8 +87,8 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
         networks.calibrate(model, options.neuron, torch.randn(30, 40, 12))
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     losses = []
-    # its gradients are dominated by few steps
-    for _ in range(200 if options.neuron == "Izhikevich" else 60):
+    # the gradients of these are dominated by few steps
+    for _ in range(200 if options.neuron in ("EIF", "Izhikevich") else 60):
         loss = cross_entropy(vowels.logits(model, x, mask), y)
         optimizer.zero_grad()
         loss.backward()
