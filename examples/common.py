@@ -76,14 +76,14 @@ class Options(argparse.ArgumentParser):
         add(
             "--record",
             action="store_true",
-            help="add the runs to examples/results, for python -m examples.table",
+            help="add the rows to examples/results, for python -m examples.table",
         )
         add(
             "--out",
             type=Path,
             default=Path("runs") / task,
             metavar="DIR",
-            help="where models and figures go (%(default)s)",
+            help="where models, figures and rows go (%(default)s)",
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -159,8 +159,10 @@ def run(
                 flush=True,
             )
             rows.append(row)
+            record(row, options.out)
             if options.record:
-                record(row, RESULTS)
+                chooses = getattr(options, "validation", False)
+                record(row, RESULTS / "validation" if chooses else RESULTS)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {len(rows)} of {len(options.seeds)} runs are in {options.out}.")
         return 130

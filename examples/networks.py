@@ -1,8 +1,9 @@
-"""Classifiers of sequences: a spiking network of any layer, and baselines."""
+"""Classifiers of sequences: a spiking network of any layer or neuron, and baselines."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -14,17 +15,28 @@ from torch.utils.data import DataLoader, Dataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
+from tracetorch.demo.options import count
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
 Logits: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model, x and a mask
 BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
+NEURONS = (*SPIKING, *tt.neurons.__all__)
+# their response to a pulse does not end: calibrate_ cannot take its integral
+WITHOUT_LEAK = ("TCLIF", "SigmaDelta")
+# deviations in distances to the peak, which is five times as far as what makes these neurons spike
+TARGETS = {"EIF": 0.1, "Izhikevich": 0.1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a network: ``--layer`` and ``--readout``, or ``--baseline``."""
+    """Add the options that choose a network: ``--layer``, ``--neuron`` or ``--baseline``."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--layer", choices=SPIKING + READOUTS, help="the hidden neurons (LIF)")
+    which.add_argument(
+        "--neuron",
+        choices=NEURONS,
+        help="hidden neurons behind batch norms, calibrated: any that spikes, in its own units",
+    )
     which.add_argument(
         "--baseline",
         choices=BASELINES,
@@ -37,7 +49,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
     )
+    add_delays(parser)
     parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
+
+
+def add_delays(parser: argparse.ArgumentParser) -> None:
+    """Add ``--delays``."""
+    parser.add_argument(
+        "--delays",
+        type=count,
+        default=0,
+        metavar="N",
+        help="learn a delay of up to N steps for every synapse of the hidden layers",
+    )
 
 
 def configuration(options: argparse.Namespace) -> str:
@@ -45,9 +69,12 @@ def configuration(options: argparse.Namespace) -> str:
     if options.baseline:
         return str(options.baseline)
     return (
-        (options.layer or "LIF")
+        (options.layer or (f"{options.neuron}, calibrated" if options.neuron else "LIF"))
         + (" recurrent" if options.recurrent else "")
+        + (f" delays {options.delays}" if options.delays else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
+        # runs that choose a rate differ by it
+        + (f", lr {options.lr:g}" if options.validation else "")
     )
 
 
@@ -64,19 +91,83 @@ def build(
     return Spiking(
         inputs,
         classes,
-        options.layer or "LIF",
+        options.layer or options.neuron or "LIF",
         options.readout,
         width=width,
         longest=longest,
         recurrent=options.recurrent,
+        norm=options.neuron is not None,
+        delays=options.delays,
     )
+
+
+def neurons(name: str, width: int, longest: float, dim: int = -1) -> snn.Neuron:
+    """Build neurons of a name; their membranes' half-lives are spread from one step to ``longest``.
+
+    Everything else, and the membrane of a neuron that has no ``beta``, is at its default.
+    """
+    kind: Any = getattr(snn, name, None) or getattr(tt.neurons, name)
+    settings: dict[str, Any] = {} if dim == -1 else {"dim": dim}
+    if "beta" in inspect.signature(kind).parameters:
+        # evenly on a logarithmic scale
+        halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
+        settings["beta"] = tt.functional.halflife_to_decay(halflives)
+    made: snn.Neuron = kind(width, **settings)
+    return made
+
+
+def hidden(
+    inputs: int,
+    width: int,
+    name: str,
+    *,
+    longest: float,
+    dropout: float,
+    recurrent: bool = False,
+    norm: bool = False,
+    delays: int = 0,
+) -> list[nn.Module]:
+    """Build a hidden layer: its linear layer, a batch norm where there is one, neurons, dropout."""
+    linear: nn.Module = nn.Linear(inputs, width)
+    if delays:
+        linear = snn.DelayedLinear(inputs, width, max_delay=delays, sigma=delays / 2)
+    layer = neurons(name, width, longest)
+    if recurrent:
+        connection = nn.Linear(width, width, bias=False)
+        # of equal gain in all directions, and weak beside the input
+        nn.init.orthogonal_(connection.weight, 0.2)
+        layer = snn.Recurrent(layer, connection)
+    norms = [nn.BatchNorm1d(width)] if norm else []
+    # without a ReLU a network that does not spike would be linear
+    relu = [nn.ReLU()] if name in READOUTS else []
+    return [linear, *norms, layer, *relu, nn.Dropout(dropout)]
+
+
+def calibrate(model: nn.Module, name: str, x: Tensor) -> None:
+    """Scale the input of neurons to their own units, by a batch ``[T, B, ...]``."""
+    if name not in WITHOUT_LEAK:
+        tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5))
+
+
+def sharpen(model: nn.Module, progress: float) -> None:
+    """Make the interpolation of delays narrower; after training make them whole steps.
+
+    Its width falls from half the longest delay to 0.5 in the first half of the training.
+
+    Args:
+        model: the network.
+        progress: share of the training that is over; 1 at its end.
+    """
+    for layer in model.modules():
+        if isinstance(layer, snn.DelayedLinear):
+            widest = layer.max_delay / 2
+            layer.sigma = max(0.5, widest * (0.5 / widest) ** min(1.0, 2 * progress))
+            if progress >= 1:
+                layer.round_()
 
 
 class Spiking(snn.TTModule):
     """Spiking network: two hidden layers of any neuron, and a readout.
-
-    The neurons' half-lives are spread from one step to ``longest``, evenly on a logarithmic scale.
-    A layer that does not spike is followed by a ReLU, for without one the network would be linear.
 
     Args:
         inputs: features per step.
@@ -87,6 +178,8 @@ class Spiking(snn.TTModule):
         width: hidden neurons per layer.
         longest: longest half-life, in steps.
         dropout: share of the hidden neurons' output left out in training.
+        norm: whether a batch norm precedes the hidden neurons.
+        delays: longest delay of a hidden synapse, in steps; 0 for none.
 
     Shape:
         Input ``[B, inputs]``, one step; output ``[B, classes]``.
@@ -102,23 +195,26 @@ class Spiking(snn.TTModule):
         longest: float = 32.0,
         dropout: float = 0.2,
         recurrent: bool = False,
+        norm: bool = False,
+        delays: int = 0,
     ) -> None:
         super().__init__()
-
-        def hidden(inputs: int) -> list[nn.Module]:
-            halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
-            beta = tt.functional.halflife_to_decay(halflives)
-            neurons: snn.Neuron = getattr(snn, layer)(width, beta=beta)
-            if recurrent:
-                connection = nn.Linear(width, width, bias=False)
-                # of equal gain in all directions, and weak beside the input
-                nn.init.orthogonal_(connection.weight, 0.2)
-                neurons = snn.Recurrent(neurons, connection)
-            relu = [] if layer in SPIKING else [nn.ReLU()]
-            return [nn.Linear(inputs, width), neurons, *relu, nn.Dropout(dropout)]
-
+        layers = [
+            module
+            for size in (inputs, width)
+            for module in hidden(
+                size,
+                width,
+                layer,
+                longest=longest,
+                dropout=dropout,
+                recurrent=recurrent,
+                norm=norm,
+                delays=delays,
+            )
+        ]
         last: nn.Module = getattr(snn, readout)(classes, beta=0.95)
-        self.net = nn.Sequential(*hidden(inputs), *hidden(width), nn.Linear(width, classes), last)
+        self.net = nn.Sequential(*layers, nn.Linear(width, classes), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
@@ -201,7 +297,7 @@ def baseline(
 @torch.no_grad()
 def firing_rate(model: nn.Module, x: Tensor, mask: Tensor) -> dict[str, float]:
     """Measure spikes per hidden neuron and real step; return nothing without spiking layers."""
-    layers = [name for name, m in model.named_modules() if type(m).__name__ in SPIKING]
+    layers = [name for name, m in model.named_modules() if type(m).__name__ in NEURONS]
     if not layers:
         return {}
     model.eval()  # dropout would lower the rates
@@ -230,13 +326,20 @@ def learn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
     )
+    if options.neuron:
+        first, _, _ = next(iter(DataLoader(data, 200, collate_fn=tt.data.collate)))
+        calibrate(model, options.neuron, first)
+    done = 0
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
         for x, y, mask in loader:
+            sharpen(model, done / schedule.total_steps)
+            done += 1
             loss = cross_entropy(logits(model, x, mask), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+    sharpen(model, 1.0)
 
 
 def scores(

@@ -22,6 +22,38 @@ README = Path(__file__).parent / "README.md"
 THREE = "--seeds 0 1 2"
 FIVE = "--seeds 0 1 2 3 4"
 
+# networks of any neuron, each with the best of three learning rates on the validation digits
+CALIBRATED = {
+    "--neuron LIF --epochs 10": "4e-2",
+    "--neuron SLIF --epochs 10": "4e-2",
+    "--neuron RLIF --epochs 10": "4e-2",
+    "--neuron BSRLIF --epochs 10": "4e-2",
+    "--neuron ALIF --epochs 10": "4e-2",
+    "--neuron AdLIF --epochs 10": "1e-2",
+    "--neuron SEAdLIF --epochs 10": "4e-2",
+    "--neuron RefractoryLIF --epochs 10": "1e-2",
+    "--neuron AlphaLIF --epochs 10": "4e-2",
+    "--neuron EIF --epochs 10": "1e-2",
+    "--neuron QIF --epochs 10": "4e-2",
+    "--neuron AdEx --epochs 10": "4e-2",
+    "--neuron Izhikevich --epochs 10": "2e-2",
+    "--neuron RF --epochs 10": "2e-2",
+    "--neuron BRF --epochs 10": "4e-2",
+    "--neuron TCLIF --epochs 10": "4e-2",
+    "--neuron GLIF --epochs 10": "1e-2",
+    "--neuron MultiLevelLIF --epochs 10": "4e-2",
+    "--neuron SigmaDelta --epochs 10": "1e-2",
+    "--neuron LIF --delays 8 --epochs 10": "4e-2",
+    "--neuron SEAdLIF --delays 8 --epochs 10": "2e-2",
+}
+RATES = ("1e-2", "2e-2", "4e-2")
+# their seed is none of the seeds of the results
+CHOICES: tuple[tuple[str, str], ...] = tuple(
+    ("row_digits", f"{network} --lr {rate} --validation --seeds 3")
+    for network in CALIBRATED
+    for rate in RATES
+)
+
 # every run of the tables, in their order
 RUNS: tuple[tuple[str, str], ...] = (
     *(("row_digits", f"--layer {name} {THREE}") for name in networks.SPIKING + networks.READOUTS),
@@ -30,6 +62,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     *(("row_digits", f"--baseline {name} {THREE}") for name in networks.BASELINES[:-1]),
     # its best learning rate of four on the validation digits; the others use the script's default
     ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
+    *(("row_digits", f"{network} --lr {rate} {THREE}") for network, rate in CALIBRATED.items()),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
     ("vowels", f"--recurrent {FIVE}"),
@@ -66,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_missing(tasks: Sequence[str]) -> int:
-    """Make the runs of :data:`RUNS` whose rows are incomplete; of some tasks, or of all."""
-    for task, arguments in RUNS:
-        command = f"python -m examples.{task} {arguments}"
+    """Make the runs whose rows are incomplete; of some tasks, or of all."""
+    for task, arguments in CHOICES + RUNS:
         seeds = arguments.partition("--seeds ")[2].split()
-        rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
+        rows = recorded(task, arguments)
+        command = f"python -m examples.{task} {arguments}"
         if (tasks and task not in tasks) or len(rows) == len(seeds):
             continue
         print(command, flush=True)
@@ -82,6 +115,13 @@ def run_missing(tasks: Sequence[str]) -> int:
 
 
 Runs = list[common.Row]  # of one command, a seed each
+
+
+def recorded(task: str, arguments: str) -> Runs:
+    """Return the rows of a command."""
+    folder = common.RESULTS / "validation" if "--validation" in arguments else common.RESULTS
+    command = f"python -m examples.{task} {arguments}"
+    return [row for row in common.read(folder / f"{task}.jsonl") if row.command == command]
 
 
 def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
@@ -102,7 +142,12 @@ def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
 
 def update_tables(page: str, found: dict[tuple[str, str], Runs]) -> str:
     """Return the page with new tables between ``<!-- name -->`` and ``<!-- /name -->``."""
-    for name, table in (("neurons", neurons(found)), ("results", results(found))):
+    tables = {
+        "neurons": neurons(found),
+        "calibrated": calibrated(found),
+        "results": results(found),
+    }
+    for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         literal = table.replace("\\", r"\\")  # a replacement reads backslashes as escapes
         page, times = re.subn(pattern, rf"\g<1>{literal}\g<2>", page, flags=re.DOTALL)
@@ -119,7 +164,7 @@ def neurons(found: dict[tuple[str, str], Runs]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, name in found:
-        if task != "row_digits":
+        if task != "row_digits" or ", calibrated" in name:
             continue
         cells = [
             cell
@@ -127,6 +172,20 @@ def neurons(found: dict[tuple[str, str], Runs]) -> str:
             for cell in (_cells(found[other, name]) if (other, name) in found else ["", "", "", ""])
         ]
         lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def calibrated(found: dict[tuple[str, str], Runs]) -> str:
+    """Return a line per network of ``--neuron``, with its learning rate."""
+    lines = [
+        "| network | learning rate | digits row by row | spikes | parameters | CPU seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (_, name), rows in found.items():
+        if ", calibrated" in name:
+            rate = re.search(r"--lr (\S+)", rows[0].command)
+            cells = [name.replace(", calibrated", ""), rate[1] if rate else "", *_cells(rows)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

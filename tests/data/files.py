@@ -11,8 +11,13 @@ import numpy as np
 Event = tuple[int, int, int, int]  # x, y, t, p
 
 
-def write_heidelberg(path: Path, samples: Sequence[Sequence[tuple[float, int]]]) -> None:
-    """Write samples of (seconds, unit) like zenkelab.org: ragged float16 and uint16."""
+def write_heidelberg(
+    path: Path, samples: Sequence[Sequence[tuple[float, int]]], speakers: int = 1
+) -> None:
+    """Write samples of (seconds, unit) like zenkelab.org: ragged float16 and uint16.
+
+    The speakers take turns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         spikes = file.create_group("spikes")
@@ -21,7 +26,7 @@ def write_heidelberg(path: Path, samples: Sequence[Sequence[tuple[float, int]]])
             for number, sample in enumerate(samples):
                 data[number] = np.array([spike[column] for spike in sample], dtype)
         file["labels"] = np.arange(len(samples), dtype=np.uint16) % 20
-        file["extra/speaker"] = np.zeros(len(samples), np.uint16)
+        file["extra/speaker"] = np.arange(len(samples), dtype=np.uint16) % speakers
 
 
 def nmnist_bytes(events: Sequence[Event]) -> bytes:

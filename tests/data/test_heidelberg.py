@@ -41,6 +41,11 @@ def test_events_are_read_in_microseconds(folder: Path) -> None:
     assert data[-1][0]["t"].tolist() == [750_000] * 5
 
 
+def test_speakers_are_those_of_the_samples(tmp_path: Path) -> None:
+    write_heidelberg(tmp_path / "shd_train.h5", SAMPLES, speakers=3)
+    assert tt.data.SHD(tmp_path).speakers.tolist() == [0, 1, 2, 0]
+
+
 def test_parts_are_separate_files(folder: Path) -> None:
     assert len(tt.data.SHD(folder, "test")) == 1
     assert len(tt.data.SSC(folder, "valid")) == 2
@@ -107,6 +112,13 @@ def test_hdf5_file_of_another_format_is_rejected(tmp_path: Path) -> None:
         file["labels"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"is not a file of SHD: .*spikes/times"):
         tt.data.SHD(tmp_path)
+
+
+def test_file_without_speakers_is_rejected(folder: Path) -> None:
+    with h5py.File(folder / "shd_train.h5", "a") as file:
+        del file["extra/speaker"]
+    with pytest.raises(ValueError, match=r"is not a file of SHD: .*Expected .*extra/speaker"):
+        tt.data.SHD(folder)
 
 
 def test_wrong_number_of_labels_is_rejected(folder: Path) -> None:

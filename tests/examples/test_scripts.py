@@ -16,9 +16,10 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from examples import cartpole, common, memorise, networks, shd, table
+from examples import cartpole, common, memorise, networks, recipes, table
 from tests.cases import LAYERS, READOUTS, SPIKING
-from tests.data.files import write_heidelberg
+from tests.data.files import write_gesture, write_heidelberg, write_nmnist
+from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels")
@@ -67,7 +68,9 @@ def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
         *(("--layer", name) for name in LAYERS),
         *(("--readout", name) for name in READOUTS),
         *(("--baseline", name) for name in networks.BASELINES),
+        *(("--neuron", name) for name in networks.NEURONS),
         ("--recurrent",),
+        ("--delays", "3"),
     ],
 )
 def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
@@ -80,9 +83,12 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     x, y = torch.randn(6, 9, 12), torch.arange(9)
     mask = torch.ones(6, 9, dtype=torch.bool)
     mask[3:, ::2] = False
+    if options.neuron:
+        networks.calibrate(model, options.neuron, torch.randn(30, 40, 12))
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     losses = []
-    for _ in range(60):
+    # the gradients of these are dominated by few steps
+    for _ in range(200 if options.neuron in ("EIF", "Izhikevich") else 60):
         loss = cross_entropy(vowels.logits(model, x, mask), y)
         optimizer.zero_grad()
         loss.backward()
@@ -91,7 +97,7 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
     assert networks.configuration(options).startswith(
-        choice[-1].strip("-") if choice[0] in ("--layer", "--baseline") else "LIF"
+        "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
     )
 
 
@@ -128,30 +134,118 @@ def test_padding_changes_no_output() -> None:
         assert torch.allclose(model(x, mask)[1:], alone, atol=1e-6)
 
 
-def test_heidelberg_digits_run_with_files_on_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("shd", tmp_path / "out", "--data", str(tmp_path)) == 1
-    assert "SHD is not in" in capsys.readouterr().err
+def write_recordings(folder: Path) -> None:
+    """Write a few recordings of each data set of the recipes, in their formats."""
     samples = [[(0.01 * k, 7 * k), (0.02 * k, 690)] for k in range(8)]
-    for part in ("train", "test"):
-        write_heidelberg(tmp_path / f"shd_{part}.h5", samples)
-    for more in ((), ("--feedforward", "--width", "16")):
-        out = tmp_path / f"out{len(more)}"
-        assert run("shd", out, "--data", str(tmp_path), *more) == 0
-        assert saved_files(out)
+    for name in ("shd_train", "shd_test", "ssc_train", "ssc_valid", "ssc_test"):
+        write_heidelberg(folder / f"{name}.h5", samples, speakers=4)
+    events = [(3 * k, 2 * k, 9_000 * k, k % 2) for k in range(11)]
+    for part in ("Train", "Test"):
+        paths = [f"{part}/{k % 10}/{k:05}.bin" for k in range(20 if part == "Train" else 3)]
+        write_nmnist(folder, dict.fromkeys(paths, events))
+        for user in range(1, 7 if part == "Train" else 3):
+            rows = [(9 * k, 8 * k, k % 2, 300.0 * k) for k in range(11)]
+            write_gesture(folder / f"ibmGesture{part}/user{user:02}_led/{user}.npy", rows)
 
 
-def test_channel_shift_does_not_wrap_around() -> None:
-    x = torch.zeros(200, 1, 20)
-    x[:, 0, [0, 10, 19]] = torch.tensor([1.0, 2.0, 3.0])
-    moved = shd.shift_channels(x, torch.Generator().manual_seed(0))
-    places = (moved == 2).nonzero()[:, 2]
-    assert set(places.tolist()) == set(range(6, 15))
-    for row, place in zip(moved[:, 0], places.tolist(), strict=True):
-        assert row[:place].max() <= 1
-        assert row[place + 1 :].max() in (0, 3)
-        assert (row == 1).nonzero().flatten().tolist() in ([], [place - 10])
+@pytest.mark.parametrize(
+    ("task", "more", "learnt"),
+    [
+        ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
+        ("ssc", ("--recurrent",), 8),
+        ("nmnist", ("--neuron", "AdEx"), 18),
+        ("dvs_gesture", (), 2),
+    ],
+)
+def test_recipes_run_with_files_on_disk(
+    task: str,
+    more: tuple[str, ...],
+    learnt: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run_task(out: Path) -> int:
+        arguments = [task, "--data", str(tmp_path), "--width", "4", "--batch", "4", *more]
+        return recipes.main([*arguments, "--quick", "--out", str(out)])
+
+    assert run_task(tmp_path / "missing") == 1
+    assert "is not in" in capsys.readouterr().err
+    write_recordings(tmp_path)
+    assert run_task(tmp_path / "out") == 0
+    assert saved_files(tmp_path / "out")
+    (row,) = common.read(tmp_path / "out" / f"{task}.jsonl")
+    assert list(row.scores) == ["accuracy", "validation accuracy", "training accuracy", "epoch"]
+    assert row.command.startswith(f"python -m examples.recipes {task}")
+    options = argparse.Namespace(task=task, data=tmp_path, download=False, quick=True)
+    assert len(recipes.load(options).learnt) == learnt
+
+
+def test_recipes_validate_on_other_speakers(tmp_path: Path) -> None:
+    """The recordings of two speakers of the training part, whole, and none of the test part."""
+    samples = [[(0.01, 5 * k)] for k in range(8)]
+    write_heidelberg(tmp_path / "shd_train.h5", samples, speakers=4)
+    write_heidelberg(tmp_path / "shd_test.h5", samples[:1], speakers=4)
+    options = argparse.Namespace(task="shd", data=tmp_path, download=False, quick=False)
+    data = recipes.load(options)
+    assert data.learnt.tensors[0].nonzero()[:, 2].tolist() == [0, 1, 4, 5]
+    assert data.validation.tensors[0].nonzero()[:, 2].tolist() == [2, 3, 6, 7]
+    assert len(data.test) == 1
+    write_heidelberg(tmp_path / "shd_train.h5", samples, speakers=2)
+    with pytest.raises(FileNotFoundError, match=r"of more than 2 groups are needed.*\[0, 1\]"):
+        recipes.load(options)
+
+
+def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recordings(tmp_path)
+    write_heidelberg(tmp_path / "ssc_valid.h5", [[(0.01, 5)]] * 3)
+    reached = iter([0.2, 0.6, 0.4, 0.5, 0.9])
+    measured = recipes.accuracy
+
+    def accuracy(model: Any, data: Any, options: Any) -> float:
+        return next(reached) if len(data) == 3 else measured(model, data, options)
+
+    monkeypatch.setattr(recipes, "accuracy", accuracy)
+    arguments = ["ssc", "--data", str(tmp_path), "--width", "4", "--epochs", "5"]
+    assert recipes.main([*arguments, "--patience", "2", "--out", str(tmp_path / "out")]) == 0
+    (row,) = common.read(tmp_path / "out" / "ssc.jsonl")
+    assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nmnist", "--delays", "3"], "--recurrent and --delays are for shd and ssc"),
+        (["--quick", "nmnist"], "nmnist must be the first argument"),
+        ([], "required: task"),
+    ],
+)
+def test_recipes_name_a_bad_argument(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        recipes.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", recipes.TASKS)
+def test_help_names_the_defaults_of_the_task(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        recipes.main([task, "--help"])
+    assert f"passes ({recipes.TASKS[task].epochs})" in capsys.readouterr().out
+
+
+def test_delays_sharpen_and_end_in_whole_steps() -> None:
+    torch.manual_seed(0)
+    layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
+    widths = []
+    for progress in (0.0, 0.25, 0.5, 0.75):
+        networks.sharpen(layer, progress)
+        widths.append(layer.sigma)
+    assert widths == pytest.approx([4.0, 2**0.5, 0.5, 0.5])
+    assert not torch.equal(layer.delay, layer.delay.round())
+    networks.sharpen(layer, 1.0)
+    assert layer.sigma == 0
+    assert torch.equal(layer.delay, layer.delay.round())
 
 
 def test_advantages_stop_at_the_end_of_an_episode() -> None:
@@ -247,7 +341,7 @@ def test_missing_package_is_an_error_of_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "shd", "table"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "recipes", "table"])
 def test_help(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         import_module(f"examples.{script}").main(["--help"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples import common, table
+from tracetorch import neurons
 
 ROW = common.Row(
     task="row_digits",
@@ -24,7 +25,8 @@ ROW = common.Row(
     tracetorch="0.10.0",
 )
 PAGE = (
-    "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- results -->\n<!-- /results -->\nafter\n"
+    "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- calibrated -->\n<!-- /calibrated -->\n"
+    "<!-- results -->\n<!-- /results -->\nafter\n"
 )
 
 
@@ -40,6 +42,10 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     common.record(
         replace(ROW, configuration="SReadout", command="other", scores={"accuracy": 0.5}),
         common.RESULTS,
+    )
+    command = "python -m examples.row_digits --neuron ALIF --lr 1e-2 --seeds 0"
+    common.record(
+        replace(ROW, configuration="ALIF, calibrated delays 8", command=command), common.RESULTS
     )
     vowels = replace(ROW, task="vowels", parameters=678, scores={"accuracy": 0.75})
     common.record(vowels, common.RESULTS)
@@ -62,6 +68,8 @@ def test_tables_are_made_of_the_recorded_rows(page: Path) -> None:
         "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4.0 | 75.0 % |  | 678 | 4.0 |\n"
         "| SReadout and ReLU | 50.0 % |  | 12,345 | 4.0 |  |  |  |  |\n"
     ) in text
+    assert "-->\n| network | learning rate |" in text
+    assert "|\n| ALIF delays 8 | 1e-2 | 90.0 % | 0.25 | 12,345 | 4.0 |\n<!--" in text
     assert (
         "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4.0 | 2026-11-24 "
         "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
@@ -88,6 +96,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
             return 1 if "4" in arguments else 0
 
     monkeypatch.setattr(importlib, "import_module", lambda name: Script)
+    monkeypatch.setattr(table, "CHOICES", (("row_digits", "--lr 1 --validation --seeds 3"),))
     monkeypatch.setattr(
         table,
         "RUNS",
@@ -101,6 +110,8 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
         command = "python -m examples.row_digits --layer LIF --seeds 0 1"
         common.record(replace(row, command=command), common.RESULTS)
+    command = "python -m examples.row_digits --lr 1 --validation --seeds 3"
+    common.record(replace(ROW, command=command), common.RESULTS / "validation")
     assert table.main(["--run", "row_digits"]) == 0
     assert ran == [["--layer", "LIF", "--seeds", "0", "1", "2", "--record"]]
     assert table.main(["--run", "vowels"]) == 1
@@ -123,3 +134,17 @@ def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
         assert [row.seed for row in rows] == seeds, command
         assert len(seeds) >= 3
         assert {row.threads for row in rows} == {1}
+
+
+def test_every_neuron_is_in_the_table() -> None:
+    assert set(neurons.__all__) <= {network.split()[1] for network in table.CALIBRATED}
+
+
+def test_rates_are_the_best_on_the_validation_digits() -> None:
+    for network, chosen in table.CALIBRATED.items():
+        reached = {}
+        for rate in table.RATES:
+            arguments = f"{network} --lr {rate} --validation --seeds 3"
+            (row,) = table.recorded("row_digits", arguments)
+            reached[rate] = row.scores["accuracy"]
+        assert reached[chosen] == max(reached.values()), network

@@ -139,7 +139,7 @@ def test_izhikevich_resonator_oscillates_below_the_threshold(preset: str, oscill
 @pytest.mark.parametrize(
     ("layer", "strength", "periods"),
     [
-        (neurons.RF(1), 0.28, (8, 20, 60)),
+        (neurons.RF(1), 0.12, (8, 20, 60)),
         (neurons.BRF(1, omega=10.0, b_offset=0.5), 3.0, (20, 63, 200)),
     ],
     ids=["RF", "BRF"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def test_every_argument_arrives(name: str) -> None:
         ("QIF", "beta", 10.0),
         ("AdEx", "beta", 281 / 30),
         ("AdEx", "rho", 144.0),
-        ("RF", "beta", 10.0),
+        ("RF", "beta", 100 / math.pi),
     ],
 )
 def test_defaults_follow_from_milliseconds(name: str, argument: str, milliseconds: float) -> None:

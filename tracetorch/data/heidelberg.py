@@ -86,8 +86,9 @@ class SHD(Heidelberg):
 
     A sample is a pair of events (fields ``t`` in microseconds, ``x`` the channel, ``p`` 1) and a
     label from 0 to 19, of about one second. There are 8,156 for training and 2,264 for testing, of
-    which two speakers are not in the training part. :class:`~tracetorch.data.Frames` turns the
-    events into sequences.
+    which two speakers are not in the training part; ``speakers`` is a tensor of the speaker of each
+    sample, so that validation data can be of other speakers too. :class:`~tracetorch.data.Frames`
+    turns the events into sequences.
 
     Args:
         folder: folder with ``shd_train.h5`` and ``shd_test.h5``.
@@ -120,6 +121,8 @@ class SHD(Heidelberg):
         ),
     }
 
+    speakers: Tensor
+
     def __init__(
         self,
         folder: str | Path,
@@ -128,6 +131,14 @@ class SHD(Heidelberg):
         download: bool = False,
     ) -> None:
         super().__init__(folder, part, download)
+        try:
+            speakers = self._file()["extra/speaker"]
+        except KeyError as error:
+            raise ValueError(
+                f"{self.path} is not a file of SHD: {error}. Expected HDF5 with extra/speaker. "
+                "Remove it or replace it."
+            ) from error
+        self.speakers = torch.from_numpy(speakers[:].astype(np.int64))
 
 
 class SSC(Heidelberg):

@@ -26,10 +26,12 @@ class ALIF(Neuron):
         mem = mem - output * pos_threshold
         adaptation = rho * adaptation + output
 
-    The neuron of long short-term memory spiking networks (LSNN). The membrane forgets in 20 ms
-    (``beta = exp(-1/20)`` at 1 ms per step), the threshold in 700 ms (``rho = exp(-1/700)``); one
-    spike raises it by a quarter, ``1.8 (1 - rho) / 0.01``. The paper takes the reset off one step
-    later, here it is in the step that fires, as in all layers.
+    The neuron of long short-term memory spiking networks (LSNN). The defaults are those of the
+    authors' program for digits pixel by pixel (IGITUGraz/LSNN-official, 2018): the membrane forgets
+    in 20 ms (``beta = exp(-1/20)`` at 1 ms per step), the threshold in 700 ms
+    (``rho = exp(-1/700)``); one spike raises it by a quarter, ``1.8 (1 - rho) / 0.01``, with 1.8
+    for their scale and 0.01 for their threshold. Equations and reset are those of 2020 (2018 takes
+    off the raised threshold); the reset is in the step that fires, there one step later.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -127,9 +129,11 @@ class AdLIF(AdaptiveCurrentNeuron):
         mem = u * (1 - output);  prev_output = output
 
     Membrane and current form an oscillator. This is its integration by Euler's forward method;
-    :class:`SEAdLIF` integrates it better. In the paper time constants are drawn from 5 to 25 ms
-    and 60 to 300 ms; the defaults are their middles, 15 ms (``beta = exp(-1/15)`` at 1 ms per
-    step) and 180 ms (``rho = exp(-1/180)``). ``a`` is drawn from [0, 1], ``b`` from [0, 2].
+    :class:`SEAdLIF` integrates it better. Paper and program (IGITUGraz/SE-adlif) draw the time
+    constants of spoken digits from 5 to 25 and 60 to 300 ms, a step being called 1 ms whatever the
+    frames are, ``a`` from [0, 1] and ``b`` from [0, 2], with ``q = 120`` and a threshold of 1. The
+    defaults are the middles: 15 ms (``beta = exp(-1/15)``) and 180 ms (``rho = exp(-1/180)``).
+    Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -151,7 +155,9 @@ class AdLIF(AdaptiveCurrentNeuron):
         [1.0, 1.0, 0.0, 1.0]
 
     Reference: Baronig, Ferrand, Sabathiel, Legenstein, "Advancing spatio-temporal processing
-    through adaptation in spiking neural networks", Nature Communications 16 (2025).
+    through adaptation in spiking neural networks", Nature Communications 16 (2025); Bittar, Garner,
+    "A surrogate gradient spiking baseline for speech command recognition", Frontiers in
+    Neuroscience 16 (2022).
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "w", "prev_output")

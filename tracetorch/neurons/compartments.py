@@ -27,8 +27,10 @@ class TCLIF(Neuron):
         dendrite = dendrite - gamma * output;  soma = soma - pos_threshold * output
 
     The soma holds the dendrite back, the dendrite drives the soma: together they keep a memory
-    longer than a leak would. The defaults are the paper's, where both couplings start at
-    ``sigmoid(0)``; there is no time constant in them, so a step may be of any length.
+    longer than a leak would. The defaults are those of the authors' program
+    (ZhangShimin1/TC-LIF) for digits without recurrence: both couplings start at ``sigmoid(0)``,
+    ``gamma`` is 0.5 and the threshold 1 (1.5 for spoken digits). There is no time constant in
+    them, so a step may be of any length.
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -30,7 +30,9 @@ class GLIF(Neuron):
     ``leak_gate`` leads from a linear leak (0) to an exponential one (1), ``input_gate`` from the
     whole input to a scaled one, ``reset_gate`` from a reset by subtraction to one to zero. The
     paper has a conductance for each step of a short sequence; here it is one. The defaults are the
-    paper's for 4 steps, with gates that are undecided; there is no time constant in them.
+    paper's, as SpikingJelly has them, for ``T = 4`` steps: ``beta = 0.25``, a threshold and a reset
+    of 0.5, a linear leak of ``0.5 / (2 T)``, a conductance of 0.5, and gates that are undecided.
+    There is no time constant in them.
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -31,7 +31,8 @@ class MultiLevelLIF(Neuron):
 
     It is the sum of ``levels`` spikes with thresholds half a step apart from the integers, and so
     learns by any surrogate; a boxcar of width 1 is the straight-through gradient of the paper. A
-    half is rounded down. In the paper ``levels = 4`` and ``beta = 0.25``, for few long steps.
+    half is rounded down. ``levels = 4`` and ``beta = 0.25`` are those of the authors' program
+    (BICLab/SpikeYOLO), for few long steps.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -104,7 +105,8 @@ class SigmaDelta(Neuron):
     Between two layers, activations travel as their changes: a layer sums up what it receives
     (sigma), applies a rectifier, and sends what differs by more than the threshold from what it has
     sent (delta). A signal that stands still costs nothing, and one that is constant arrives within
-    the threshold. It does not forget, so there is no time constant.
+    the threshold. It does not forget, so there is no time constant; the default threshold is that
+    of lava-dl's PilotNet.
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -7,8 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tracetorch.neurons.voltage import MILLIVOLTS, VoltageNeuron
-from tracetorch.snn.parameters import WEIGHT, SpikeFunction, WeightSetup, resolve_setup
+from tracetorch.functional import atan_surrogate
+from tracetorch.neurons.voltage import VoltageNeuron
+from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
+
+# that of the other layers in units of 100 mV, about the way from rest to the peak
+HIGH_PEAK = atan_surrogate(0.02)
 
 
 class Izhikevich(VoltageNeuron):
@@ -30,7 +34,7 @@ class Izhikevich(VoltageNeuron):
 
     Args:
         num_neurons: size of the neuron dimension.
-        a: rate of the recovery ``u``, per ms: 0.02 to 0.1.
+        a: rate of the recovery ``u``, per ms, in (0, 1): 0.02 to 0.1.
         b: how strongly the recovery follows the voltage: 0.2 to 0.26.
         c: voltage after a spike, in mV: -65 to -50.
         d: by how much a spike raises the recovery: 0.05 to 8.
@@ -66,17 +70,18 @@ class Izhikevich(VoltageNeuron):
     def __init__(
         self,
         num_neurons: int,
-        a: WeightSetup = 0.02,
+        a: DecaySetup = 0.02,
         b: WeightSetup = 0.2,
         c: WeightSetup = -65.0,
         d: WeightSetup = 8.0,
         dim: int = -1,
         *,
-        surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        surrogate_derivative: SpikeFunction = HIGH_PEAK,
     ) -> None:
         super().__init__(num_neurons, dim, -65.0, surrogate_derivative)
         follows = resolve_setup("b", b, WEIGHT)
-        self.weight("a", a)
+        # a rate: below 0, or above 1, the recovery diverges
+        self.gate("a", a)
         self.weight("b", follows)
         self.weight("c", c)
         self.weight("d", d)

@@ -32,6 +32,7 @@ class RefractoryLIF(Neuron):
     while the threshold, raised by ``strength``, falls back (the relative one). So two spikes are at
     least ``period + 1`` steps apart. At 1 ms per step the defaults are a membrane of 20 ms
     (``exp(-1/20)``), 2 ms of silence, and a threshold that is back in some 4 ms (``exp(-1/4)``).
+    The 2 ms are those of the book's exercises; the rest, which it leaves open, is of usual size.
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -28,8 +28,10 @@ class RF(Neuron):
         real' = 0 and imag' = pos_threshold where it fired
 
     The exact solution over one step of ``z' = (b + i w) z + x`` with ``beta = exp(b dt)`` and
-    ``omega = w dt``, an angle per step; the state starts at rest. The paper leaves both open: by
-    default the period is 20 steps (50 Hz at 1 ms per step), the damping ``exp(-1/10)``.
+    ``omega = w dt``, an angle per step; the state starts at rest. The paper leaves the unit of time
+    open and has ``b = -1`` and ``w = 10`` (as BrainPy transcribes it). By default ``dt`` is
+    ``pi / 100`` of that unit: a period of 20 steps (50 Hz at 1 ms per step), ``omega = 2 pi / 20``,
+    and a damping of 31.8 steps, ``beta = exp(-pi / 100)``.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -44,7 +46,7 @@ class RF(Neuron):
 
     Example:
         >>> layer = RF(1)
-        >>> [layer(torch.full((1, 1), x)).item() for x in (2.0, 0.0, 0.0, 0.0)]
+        >>> [layer(torch.full((1, 1), x)).item() for x in (1.5, 0.0, 0.0, 0.0)]
         [0.0, 0.0, 0.0, 1.0]
 
     Reference: Izhikevich, "Resonate-and-fire neurons", Neural Networks 14 (2001).
@@ -55,7 +57,7 @@ class RF(Neuron):
     def __init__(
         self,
         num_neurons: int,
-        beta: DecaySetup = 0.9048,
+        beta: DecaySetup = 0.9691,
         omega: WeightSetup = 0.3142,
         pos_threshold: ThresholdSetup = 1.0,
         dim: int = -1,
@@ -97,10 +99,12 @@ class BRF(Neuron):
         q = gamma * q + output
 
     ``b`` is at most what keeps Euler's method from diverging; after a spike, ``q`` raises the
-    threshold and damps the oscillation for a while. The defaults are the paper's: ``dt = 0.01``,
-    ``omega`` drawn from 5 to 10 and ``b_offset`` from 0 to 3, in radians per unit of time, so 63 to
-    126 steps to a period. In milliseconds: at 1 ms per step and ``dt = 0.01`` the unit of time is
-    100 ms, and ``omega = 2 pi f / 10`` for ``f`` hertz.
+    threshold and damps the oscillation for a while. The authors' program
+    (AdaptiveAILab/brf-neurons) has ``dt = 0.01``, ``gamma = 0.9`` and a threshold of 1, and draws
+    ``omega`` from 5 to 10 and ``b_offset`` from 0 to 3 (for digits pixel by pixel from 15 to 50 and
+    0.1 to 1), in radians per unit of time, so 63 to 126 steps to a period; the defaults are the
+    middles. In milliseconds: at 1 ms per step the unit of time is 100 ms, and
+    ``omega = 2 pi f / 10`` for ``f`` hertz.
 
     Args:
         num_neurons: size of the neuron dimension.

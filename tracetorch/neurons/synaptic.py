@@ -27,8 +27,9 @@ class AlphaLIF(Neuron):
 
     With both synaptic decays equal, as they are by default, one input spike becomes the alpha
     function of the literature in discrete time, ``(1 - alpha)^2 (n + 1) alpha^n``, which sums to
-    one; with two that differ, a double exponential. At 1 ms per step the synapse has 5 ms
-    (``exp(-1/5)``), the membrane 20 ms (``exp(-1/20)``).
+    one; with two that differ, a double exponential. The source gives the function and no constants;
+    at 1 ms per step the defaults are a fast synapse of 5 ms (``exp(-1/5)``) and a membrane of 20 ms
+    (``exp(-1/20)``).
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -52,8 +52,12 @@ class EIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. The
-    membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the leak, one step of
-    Euler's method for the rest. The exponent is held at 10, where the next step fires anyway.
+    defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time and but
+    for the peak. The membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the
+    leak, one step of Euler's method for the rest. The exponent is held at 10, where the next step
+    fires anyway. A spike is counted at ``v_t + 5 delta``, as programs for Brian do, not at the
+    paper's -30 mV: what passes there is far beyond it a step later, and out of reach of a surrogate
+    at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -72,7 +76,7 @@ class EIF(VoltageNeuron):
     Example:
         >>> layer = EIF(1)
         >>> sum(layer(torch.full((1, 1), 20.0)).item() for _ in range(100))
-        9.0
+        10.0
 
     Reference: Fourcaud-Trocme, Hansel, van Vreeswijk, Brunel, "How spike generation mechanisms
     determine the neuronal response to fluctuating inputs", Journal of Neuroscience 23 (2003).
@@ -88,7 +92,7 @@ class EIF(VoltageNeuron):
         v_t: WeightSetup = -59.9,
         delta: WeightSetup = 3.48,
         v_reset: WeightSetup = -68.0,
-        v_peak: WeightSetup = -30.0,
+        v_peak: WeightSetup = -42.5,
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
@@ -130,7 +134,9 @@ class QIF(VoltageNeuron):
         output = H(v - v_peak);  v = v_reset where it fired
 
     The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. Euler's
-    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step.
+    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. The defaults are those
+    that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the curvature of
+    1/15 per mV, there 0.07.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -148,7 +154,7 @@ class QIF(VoltageNeuron):
     Example:
         >>> layer = QIF(1)
         >>> sum(layer(torch.full((1, 1), 20.0)).item() for _ in range(100))
-        4.0
+        5.0
 
     Reference: Latham, Richmond, Nelson, Nirenberg, "Intrinsic dynamics in neuronal networks. I.
     Theory", Journal of Neurophysiology 83 (2000).
@@ -162,8 +168,8 @@ class QIF(VoltageNeuron):
         beta: DecaySetup = 0.9048,
         v_rest: Value = -65.0,
         v_critical: WeightSetup = -50.0,
-        v_reset: WeightSetup = -80.0,
-        v_peak: WeightSetup = 20.0,
+        v_reset: WeightSetup = -68.0,
+        v_peak: WeightSetup = -30.0,
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
@@ -204,11 +210,15 @@ class AdEx(VoltageNeuron):
         w = rho * w + (1 - rho) * a * (v - v_rest)
         output = H(v' - v_peak);  v' = v_reset where it fired;  w = w + b * output
 
+    The defaults are the paper's (as ModelDB 154770 and Brian 2 have them); Naud et al., "Firing
+    patterns in the adaptive exponential integrate-and-fire model" (2008), have others for bursts.
     Currents are divided by the leak conductance and so in mV: with ``g = 30 nS`` the paper's
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
     step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at ``v_rest``; the
-    exponent is held at 10, where the next step fires anyway.
+    exponent is held at 10, where the next step fires anyway. A spike is counted at
+    ``v_t + 5 delta``, as programs for Brian do, not at the paper's 20 mV: what passes there is far
+    beyond it a step later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -249,7 +259,7 @@ class AdEx(VoltageNeuron):
         v_t: WeightSetup = -50.4,
         delta: WeightSetup = 2.0,
         v_reset: WeightSetup = -70.6,
-        v_peak: WeightSetup = 20.0,
+        v_peak: WeightSetup = -40.4,
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
