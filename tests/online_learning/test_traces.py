@@ -106,7 +106,9 @@ def test_steps_leave_nothing_behind() -> None:
         for _ in range(20):
             learner(x).sum().backward()
         counts.append(live_tensors())
-    assert counts[1] == counts[2]
+    # what other tests have left may go meanwhile
+    assert counts[2][0] <= counts[1][0]
+    assert counts[2][1] <= counts[1][1]
 
 
 @pytest.mark.slow
