@@ -121,6 +121,10 @@ class BatchNormThroughTime(Neuron):
         check_flag("bias", bias)
         self.norm = StepwiseNorm(num_neurons, steps, eps, momentum, bias)
 
+    def __repr__(self) -> str:
+        # without the values inside, which are no module that is called
+        return super().__repr__().partition("(\n")[0]
+
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
 
