@@ -26,12 +26,14 @@ def tdbn_(
 
     ::
 
-        output = weight * (x - mean) / sqrt(var + eps) + bias,     weight = alpha * threshold
+        output = weight * (x - mean) / sqrt(var + eps) + bias
+        weight = alpha * threshold / sqrt(branches)
 
     Under :func:`tracetorch.unroll` by layer an ordinary batch norm takes its statistics over time
     and batch together, which is the rest of tdBN. The threshold is the distance that the membrane
-    has from rest to it, one per neuron, for any neuron. The paper keeps ``alpha * threshold`` apart
-    from a weight that starts at 1; here their product is learned.
+    has from rest to it, one per neuron, for any neuron; branches are the norms whose outputs add up
+    before the neurons, two in a residual block. The paper keeps ``alpha * threshold`` apart from a
+    weight that starts at 1; here their product is learned.
 
     Which neurons a norm drives is followed in the autograd graph of one step, so additions and
     pooling may stand between, and branches are told apart.
@@ -39,8 +41,8 @@ def tdbn_(
     Args:
         model: any module; give a part of it where some norms shall stay as they are.
         x: a batch, as ``unroll`` takes it, ``[T, B, ...]``; one step of it is run.
-        alpha: factor of the threshold; above 0. The paper has 1, and ``1 / sqrt(2)`` for both norms
-            before neurons that add up two branches.
+        alpha: factor of the threshold; above 0. It is 1 in the paper, which writes the root as
+            another ``alpha``.
         steps: as in ``unroll``.
 
     Returns:
@@ -86,7 +88,8 @@ def tdbn_(
                 "(pos_threshold_rank=0)."
             )
         found[path] = driven[path][0]
-        values.append((weight, (alpha * distance).to(weight).expand_as(weight)))
+        value = alpha * distance / _branches(found[path], driven, norms, modules) ** 0.5
+        values.append((weight, value.to(weight).expand_as(weight)))
     with torch.no_grad():
         for weight, value in values:
             weight.copy_(value)
@@ -170,6 +173,18 @@ def _ends_a_path(module: nn.Module) -> bool:
     if isinstance(module, Neuron):
         return hasattr(module, "step")
     return any(True for _ in module.parameters(recurse=False))
+
+
+def _branches(
+    neuron: str,
+    driven: dict[str, list[str]],
+    norms: dict[str, BatchNormBase],
+    modules: dict[str, nn.Module],
+) -> int:
+    """Count the norms that add up before a neuron layer; of other sizes they are put together."""
+    size = modules[neuron].num_neurons
+    adding = [p for p, paths in driven.items() if neuron in paths and norms[p].num_features == size]
+    return max(1, len(adding))
 
 
 def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]) -> Tensor:
