@@ -55,7 +55,10 @@ def test_what_may_stand_between() -> None:
     thresholds = torch.tensor([0.5, 1.0, 1.5])
     between = (nn.ReLU(inplace=True), nn.Dropout(), snn.Delay(3, -3, max_delay=2), nn.MaxPool2d(2))
     net: Any = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), *between, snn.LIF(3, pos_threshold=thresholds, dim=-3)
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        *between,
+        snn.LIF(3, pos_threshold=thresholds, dim=-3),
     )
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert tdbn_(net, x[0], steps=2) == {"1": "6"}
@@ -146,9 +149,18 @@ class Unused(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (no_neuron(snn.Readout(3)), r"'1' \(BatchNorm1d\) drives '2' \(Readout\), which has no thr"),
-        (no_neuron(nn.Linear(3, 2), snn.LIF(2)), r"'1' .* drives '2' \(Linear\), which is no neuron"),
-        (no_neuron(nn.BatchNorm1d(3), snn.LIF(3)), r"'1' .* drives '2' \(BatchNorm1d\), which is no"),
+        (
+            no_neuron(snn.Readout(3)),
+            r"'1' .* drives '2' \(Readout\), which has no threshold",
+        ),
+        (
+            no_neuron(nn.Linear(3, 2), snn.LIF(2)),
+            r"'1' .* drives '2' \(Linear\), which is no",
+        ),
+        (
+            no_neuron(nn.BatchNorm1d(3), snn.LIF(3)),
+            r"'1' .* drives '2' \(BatchNorm1d\)",
+        ),
         (no_neuron(nn.ReLU()), r"'1' \(BatchNorm1d\) drives no neuron layer"),
         (nn.Sequential(nn.BatchNorm1d(4, affine=False), snn.LIF(4)), r"'0' .* has no weight"),
         (nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), "the model has no batch norm"),
