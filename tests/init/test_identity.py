@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import NEURONS, layer
+from tests.cases import NEURONS
 from tracetorch import neurons, snn
 from tracetorch.init import identity_
 
@@ -37,13 +37,13 @@ def test_output_is_the_input(combine: Any, options: Any, by: Any) -> None:
     assert bool(norm.weight.grad.any()) or combine == "and"  # from where it can leave
 
 
-CANNOT_FIRE_AT_EVERY_STEP = ("RefractoryLIF",)
+CANNOT_FIRE_AT_EVERY_STEP = ("RefractoryLIF", "RF", "BRF", "MultiLevelLIF", "SigmaDelta")
 
 
 @pytest.mark.parametrize("name", ["SLIF", *NEURONS])
 @pytest.mark.parametrize("combine", ["add", "and"])
 def test_any_neuron_is_silent_or_refused(name: str, combine: Any) -> None:
-    made = block(combine, layer(name, 4))
+    made = block(combine, getattr(neurons if name in NEURONS else snn, name)(4))
     if combine == "and" and name in CANNOT_FIRE_AT_EVERY_STEP:
         with pytest.raises(ValueError, match="fires at every step from no drive"):
             identity_(made)

@@ -106,7 +106,7 @@ def test_channels_put_together_are_no_branches() -> None:
 
 @pytest.mark.parametrize("name", ["LIF", "SRLIF", "BSLIF", *NEURONS])
 def test_threshold_of_any_neuron(name: str) -> None:
-    neuron = layer(name, 3)
+    neuron = getattr(neurons, name)(3) if name in NEURONS else layer(name, 3)
     net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), neuron)
     tdbn_(net, torch.rand(3, 5, 4))
     torch.testing.assert_close(net[1].weight.double().detach(), distance_to_threshold(neuron))
