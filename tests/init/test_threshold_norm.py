@@ -110,7 +110,7 @@ def test_threshold_of_any_neuron(name: str) -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), neuron)
     tdbn_(net, torch.rand(3, 5, 4))
     torch.testing.assert_close(net[1].weight.double().detach(), distance_to_threshold(neuron))
-    if "pos_threshold" in neuron.constraints and name != "SRLIF":  # whose bias moves its rest
+    if name in ("LIF", "BSLIF"):  # of others the rest is not at 0
         torch.testing.assert_close(net[1].weight.detach(), neuron.pos_threshold.detach())
 
 
