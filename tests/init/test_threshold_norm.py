@@ -37,7 +37,9 @@ class Block(nn.Module):
 
 
 def test_branches_of_a_residual_network() -> None:
-    net = nn.Sequential(Block(2, 4, 2, 0.5), Block(4, 4, 1, 2.0), nn.Flatten(), nn.Linear(64, 3))
+    net: Any = nn.Sequential(
+        Block(2, 4, 2, 0.5), Block(4, 4, 1, 2.0), nn.Flatten(), nn.Linear(64, 3)
+    )
     found = tdbn_(net.requires_grad_(False), x, alpha=0.8)
     for number, threshold in (("0", 0.5), ("1", 2.0)):
         block: Any = net[int(number)]
@@ -98,7 +100,7 @@ def test_channels_put_together_are_no_branches() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.lif(torch.cat([norm(x) for norm in self.norms], -1))
 
-    net = Together()
+    net: Any = Together()
     tdbn_(net, torch.rand(3, 5, 2))
     for norm in net.norms:
         torch.testing.assert_close(norm.weight.detach(), torch.ones(2))

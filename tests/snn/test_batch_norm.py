@@ -128,7 +128,7 @@ def test_stream_is_the_sequence_cut_anywhere(training: bool, cuts: list[int]) ->
             y = stepped(layer, x)
         else:
             y = torch.cat([layer.forward_sequence(part)[0] for part in x.split(parts)])
-        grads = torch.autograd.grad(weighted_sum(y), layer.parameters())
+        grads = torch.autograd.grad(weighted_sum(y), list(layer.parameters()))
         results.append(([y, layer.position, *layer.norm.buffers()], grads))
     for values, grads in results[1:]:
         for value, expected in zip(values, results[0][0], strict=True):
@@ -136,7 +136,7 @@ def test_stream_is_the_sequence_cut_anywhere(training: bool, cuts: list[int]) ->
         torch.testing.assert_close(grads, results[0][1])
 
 
-def network() -> nn.Sequential:
+def network() -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), snn.BatchNormThroughTime(5, steps=K), snn.LIF(5))
     with torch.no_grad():
@@ -150,7 +150,8 @@ def network() -> nn.Sequential:
 def test_network_by_layer(training: bool, options: Any) -> None:
     x = (8 * sequence(6, 8, 3)).round() / 8
     results = []
-    for each in ({}, options):
+    ways: list[Any] = [{}, options]
+    for each in ways:
         net = network().train(training)
         y = tt.unroll(net, x, **each)
         weighted_sum(y).backward()
@@ -199,7 +200,8 @@ def test_samples_restart_by_mask_in_evaluation() -> None:
 
 
 def test_training_needs_samples_at_one_step() -> None:
-    net, x = nn.Sequential(bntt()), sequence(3, 2, 3)
+    net: Any = nn.Sequential(bntt())
+    x = sequence(3, 2, 3)
     net(x[0])
     tt.zero_states(net, where=torch.tensor([False, True]))
     buffers = copy.deepcopy(net[0].norm.state_dict())

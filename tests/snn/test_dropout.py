@@ -55,7 +55,7 @@ def test_evaluation_is_the_identity_and_keeps_the_mask(T: int) -> None:
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_in_place_behind_evaluation_does_not_reach_the_input(by: Any) -> None:
-    net = nn.Sequential(nn.Linear(3, 3), snn.LockedDropout(3), nn.ReLU(inplace=True)).eval()
+    net: Any = nn.Sequential(nn.Linear(3, 3), snn.LockedDropout(3), nn.ReLU(inplace=True)).eval()
     x = sequence(4, 2, 3, dtype=torch.float32)
     y = tt.unroll(net, x, by=by)
     assert torch.equal(y, tt.unroll(net[0], x).relu())
@@ -97,7 +97,7 @@ def test_segments_repeat_the_mask() -> None:
     for segment in (None, 3):
         tt.zero_states(net)
         y = seeded(net, x, segment=segment)
-        grads.append([y, *torch.autograd.grad(weighted_sum(y), net.parameters())])
+        grads.append([y, *torch.autograd.grad(weighted_sum(y), list(net.parameters()))])
     torch.testing.assert_close(grads[0], grads[1])
 
 
@@ -114,7 +114,7 @@ def test_recurrent_dropout() -> None:
 
 
 def test_model_is_checked_and_recorded() -> None:
-    net = nn.Sequential(nn.Linear(3, 8), snn.LockedDropout(8), snn.LIF(8))
+    net: Any = nn.Sequential(nn.Linear(3, 8), snn.LockedDropout(8), snn.LIF(8))
     x = sequence(5, 2, 3, dtype=torch.float32)
     tt.unroll(net, x, check=True, from_rest=True)
     _, seen = tt.unroll(net, x, record=["mask", "1.output"])

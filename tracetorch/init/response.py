@@ -188,13 +188,14 @@ class _FreeNeuron:
 
     def _silent(self, name: str) -> Callable[[Tensor], Tensor]:
         def spike(u: Tensor) -> Tensor:
-            self.received[name] = u
+            self.received.setdefault(name, u)  # a step may call one for several levels
             return torch.zeros_like(u)
 
         return spike
 
     def step(self, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the membranes ``[num_neurons]`` and the next states."""
+        self.received.clear()
         output, *after = self.layer.step(x.reshape(self.shape), *states, **self.kwargs)
         membrane = self.received[self.spikes[0]] if self.spikes else output
         return membrane.expand(self.shape).reshape(-1), list(after)
