@@ -82,7 +82,7 @@ class StatefulLayer(TTModule):
     state_tail: tuple[int, ...] = ()
     """Sizes of the dimensions that a state has behind those of one step."""
     state_per_sample: ClassVar[bool] = False
-    """Whether a state has one value per sample: size 1 in every dimension but that of the batch."""
+    """Whether a state has one value per sample, and size 1 in every dimension but the batch's."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
