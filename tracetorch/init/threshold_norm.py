@@ -36,7 +36,7 @@ def tdbn_(
     weight that starts at 1; here their product is learned.
 
     Which neurons a norm drives is followed in the autograd graph of one step, so additions and
-    pooling may stand between, and branches are told apart.
+    pooling may stand between, and branches are kept apart.
 
     Args:
         model: any module; give a part of it where some norms shall stay as they are.

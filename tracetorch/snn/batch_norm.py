@@ -16,7 +16,7 @@ from tracetorch.core.checks import (
     check_number,
     suggestion,
 )
-from tracetorch.core.torch_private import BatchNormBase, functorch_active
+from tracetorch.core.torch_private import BatchNormBase, assert_async, functorch_active
 from tracetorch.snn.neuron import Neuron
 
 
@@ -189,7 +189,7 @@ class BatchNormThroughTime(Neuron):
         """Raise where the samples stand at different steps."""
         same = (position == position[:1]).all()
         if torch.compiler.is_compiling():
-            torch._assert_async(same, _DIFFERENT)
+            assert_async(same, _DIFFERENT)
         elif not functorch_active() and not bool(same):
             raise ValueError(f"{self.label()} {_DIFFERENT}")
 
