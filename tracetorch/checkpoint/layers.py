@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.states import named_neurons
 
@@ -21,14 +22,18 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
     """Describe every neuron layer of a model by path, in types that JSON has.
 
     ``equations`` is the class that defines ``step``, so that a wrapper and the ``LeakyIntegrator``
-    that it configures are the same. Surrogates, and whether a parameter is learnable, are left
-    out: they change no output.
+    that it configures are the same. Surrogates, whether a parameter is learnable, and dropout are
+    left out: they change no output in evaluation.
 
     Example:
         >>> describe_layers(LIF(3, reset="zero"))[""]["options"]["reset"]
         'zero'
     """
-    return {path: _describe(layer) for path, layer in named_neurons(model)}
+    return {
+        path: _describe(layer)
+        for path, layer in named_neurons(model)
+        if not isinstance(layer, LockedDropout)
+    }
 
 
 def _describe(layer: Neuron) -> LayerDescription:

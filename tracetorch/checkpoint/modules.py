@@ -16,6 +16,7 @@ from torch import nn
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.neuron import Neuron
 
 ModuleDescription: TypeAlias = dict[str, str]
@@ -23,7 +24,7 @@ ModuleDescription: TypeAlias = dict[str, str]
 # Modules that change no output in evaluation mode: a model may gain, lose or replace them.
 _NEUTRAL: tuple[type, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout, LockedDropout),
 )
 # 1d, 2d, 3d and Sync differ in the inputs that they take.
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -38,6 +38,7 @@ __all__ = [
     "FuncTorchInterpreter",
     "TorchDispatchMode",
     "VmapInterpreter",
+    "assert_async",
     "computes_as_conv2d",
     "constant_in_compile",
     "current_backward",
@@ -104,6 +105,9 @@ make_wrapper_tensor: Callable[..., Any] = Tensor._make_wrapper_subclass
 unsafe_view: Callable[[Tensor, tuple[int, ...]], Tensor] = torch.ops.aten._unsafe_view
 """Reshape a contiguous tensor without recording a view: FSDP loses gradients where the output of a
 module is a view that is changed in place."""
+
+assert_async: Callable[[Tensor, str], None] = torch._assert_async
+"""Check a value inside a compiled program, which cannot branch on it."""
 
 DropoutBase = nn.modules.dropout._DropoutNd
 """Base class of PyTorch's own dropouts, which treat the samples of a batch independently."""

@@ -73,7 +73,7 @@ def fluctuation_(
         share = _RECURRENT if stage.connection is not None else 0.0
         own = target * (1 - share) ** 0.5
         if isinstance(stage.source, BatchNormBase):
-            drawn += _norm(stage.source, response, own, mean)
+            drawn += _norm(stage.source, stage.path, response, own, mean)
         else:
             drawn += _product(stage.source, stage.path, response, rate, own, mean, generator)
         if stage.connection is not None:
@@ -120,11 +120,19 @@ def _product(
 
 
 def _norm(
-    module: BatchNormBase, response: ImpulseResponse, target: float, mean: float
+    module: BatchNormBase, path: str, response: ImpulseResponse, target: float, mean: float
 ) -> list[tuple[Tensor, Tensor]]:
     """Set weight and bias of a batch norm; its normalised output is taken for white noise."""
     scale, shift = response.white_drive(target, mean)
-    return [(module.weight, scale), (module.bias, shift)]
+    drawn: list[tuple[Tensor, Tensor]] = [(module.weight, scale.expand_as(module.weight))]
+    if isinstance(module.bias, Tensor):
+        drawn.append((module.bias, shift.expand_as(module.bias)))
+    elif mean != 0:
+        raise ValueError(
+            f"the membranes of {path!r} have no mean: the norm before them has no bias. Give it "
+            "one, or leave mean at 0."
+        )
+    return drawn
 
 
 def _ratio(mean: float, response: Tensor, path: str) -> Tensor:

@@ -97,13 +97,7 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
         )
     free = _FreeNeuron(layer)
     with torch.no_grad():
-        states, rest = free.rest()
-        distance = torch.ones_like(rest) if free.spikes == [] else -rest
-        if not bool((distance > 0).all()):
-            raise ValueError(
-                f"{layer!r} fires without input: a membrane at rest is at its threshold or above. "
-                "Raise its threshold, or lower its bias."
-            )
+        states, distance = free.rest()
         impulse = _SMALL * distance
         changes: list[Tensor] = []
         # beside a run without impulse, so that what is still moving drops out
@@ -129,6 +123,19 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
                 )
 
 
+def distance_to_threshold(layer: Neuron) -> Tensor:
+    """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``.
+
+    Args:
+        layer: a neuron layer with a ``step``.
+
+    Raises:
+        ValueError: it fires without input.
+    """
+    with torch.no_grad():
+        return _FreeNeuron(layer).rest()[1]
+
+
 def simulated_rate(
     layer: Neuron, response: ImpulseResponse, target: float, mean: float
 ) -> float | None:
@@ -145,7 +152,7 @@ def simulated_rate(
     names = spike_functions(layer)
     if not names:
         return None
-    layer, shape = _resting_copy(layer, _SAMPLES)
+    layer, shape = resting_copy(layer, _SAMPLES)
     steps = min(max(2 * len(response.kernel), _CHUNK), _MOST_SIMULATED)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(steps, _SAMPLES, layer.num_neurons, generator=generator).double()
@@ -158,7 +165,7 @@ def simulated_rate(
     return float((output[steps // 2 :] != 0).double().mean())
 
 
-def _resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
+def resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
     """Return a copy of a layer without states, and the shape of one step for it.
 
     The batch is in front, and every other dimension but the neurons' has one value.
@@ -174,7 +181,7 @@ class _FreeNeuron:
     """Step a sample of a layer in float64, with spike functions that give zero."""
 
     def __init__(self, layer: Neuron) -> None:
-        layer, self.shape = _resting_copy(layer, 1)
+        layer, self.shape = resting_copy(layer, 1)
         self.layer = layer
         device = next((t.device for t in [*layer.parameters(), *layer.buffers()]), None)
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
@@ -199,7 +206,11 @@ class _FreeNeuron:
         return membrane.expand(self.shape).reshape(-1), list(after)
 
     def rest(self) -> tuple[list[Tensor | None], Tensor]:
-        """Return the states and the membranes after a run without input."""
+        """Return the states after a run without input, and the distances to the thresholds.
+
+        Raises:
+            ValueError: a membrane at rest is at its threshold or above.
+        """
         states = self.layer.states_for(self.nothing, torch.float64)
         membrane, states = self.step(self.nothing, states)
         for _ in range(_MOST_STEPS // _CHUNK):
@@ -208,4 +219,10 @@ class _FreeNeuron:
                 membrane, states = self.step(self.nothing, states)
             if torch.allclose(membrane, before, rtol=1e-9, atol=1e-12):
                 break
-        return states, membrane
+        distance = -membrane if self.spikes else torch.ones_like(membrane)
+        if not bool((distance > 0).all()):
+            raise ValueError(
+                f"{self.layer!r} fires without input: a membrane at rest is at its threshold or "
+                "above. Raise its threshold, or lower its bias."
+            )
+        return states, distance

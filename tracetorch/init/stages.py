@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tracetorch.core.checks import check_number
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -62,6 +63,8 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
             continue
         if isinstance(module, SynapticDelays):
             source = next((join_path(path, n), m) for n, m in module.named_children())
+        elif isinstance(module, BatchNormThroughTime):
+            source = join_path(path, "norm"), module.norm
         elif is_affine(module):
             source = path, module
         elif isinstance(module, Neuron) and hasattr(module, "step") and source is not None:
@@ -113,15 +116,16 @@ def _check(stage: Stage) -> None:
             )
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
-        if len(weight_of(module)) != neuron.num_neurons:
+        outputs = module.num_features if isinstance(module, BatchNormBase) else len(module.weight)  # type: ignore[arg-type]
+        if outputs != neuron.num_neurons:
             raise ValueError(
-                f"{source_path!r} has {len(weight_of(module))} outputs, {path!r} behind it has "
+                f"{source_path!r} has {outputs} outputs, {path!r} behind it has "
                 f"{neuron.num_neurons} neurons: it is not known what drives them."
             )
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of an affine layer, its outputs or channels first."""
+    """Return the weight of an affine layer, its outputs first; those of a norm are last."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     return weight
 
@@ -135,6 +139,7 @@ def scale_rows(module: nn.Module, factors: Tensor) -> None:
     """
     with torch.no_grad():
         weight = weight_of(module)
-        weight.mul_(factors.to(weight).view(-1, *[1] * (weight.ndim - 1)))
+        behind = 0 if isinstance(module, BatchNormBase) else weight.ndim - 1
+        weight.mul_(factors.to(weight).view(-1, *[1] * behind))
         if isinstance(module.bias, Tensor):
             module.bias.mul_(factors.to(module.bias))

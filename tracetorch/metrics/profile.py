@@ -106,7 +106,7 @@ def profile(
 
 
 def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
-    """Whether a module has a row: it has no submodules, or parameters of its own."""
+    """Whether a module has a row: a neuron layer, or without submodules, or with parameters."""
     # A parametrization belongs to the layer whose weight it computes, and the layer of weight and
     # bias to the one that delays it.
     if any(
@@ -122,7 +122,9 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
         return True
     prefix = f"{stats.path}." if stats.path else ""
     has_submodules = any(other is not stats and other.path.startswith(prefix) for other in modules)
-    return not has_submodules and not isinstance(stats.module, Recurrent)
+    # a neuron layer is called, whatever it keeps in modules inside
+    called = isinstance(stats.module, Neuron) or not has_submodules
+    return called and not isinstance(stats.module, Recurrent)
 
 
 def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:

@@ -19,13 +19,26 @@ from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_affine
-from tracetorch.snn import Delay, DelayedConv1d, DelayedLinear, LeakyIntegrator, Recurrent
+from tracetorch.snn import (
+    BatchNormThroughTime,
+    Delay,
+    DelayedConv1d,
+    DelayedLinear,
+    LeakyIntegrator,
+    LockedDropout,
+    Recurrent,
+)
 
 # Modules that pass their input on where nothing is trained.
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+PASSING = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    LockedDropout,
+)
 _HINTS: Mapping[type[nn.Module], str] = {
     nn.MaxPool2d: "Use nn.AvgPool2d.",
     nn.MaxPool1d: "Use a convolution with a stride.",
+    BatchNormThroughTime: "Its values differ from step to step, those of a node do not: use "
+    "nn.BatchNorm1d or nn.BatchNorm2d.",
     DelayedLinear: "A node delays a value, not a synapse: use snn.Delay and nn.Linear.",
     DelayedConv1d: "A node delays a value, not a synapse: use snn.Delay and nn.Conv1d.",
     nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",

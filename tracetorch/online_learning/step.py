@@ -23,6 +23,8 @@ from tracetorch.online_learning.lanes import (
 from tracetorch.online_learning.products import Product, is_product
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.batch_norm import BatchNormThroughTime
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import layer_label
 
@@ -35,6 +37,8 @@ _LOCAL = "earlier steps are constants"
 _SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
 _SHARED = "its neurons share one trace, with the mean of their decays"
 _MEAN = "what it does there later decays with the mean of the neurons' decays"
+# layers whose states follow from nothing that is learned
+_WITHOUT_GRADIENT = (BatchNormThroughTime, LockedDropout)
 _RECURRENCE = "the outputs of the step before are constants"
 _OPTION = "a parameter of a spike function, without a trace"
 
@@ -178,7 +182,8 @@ class Step:
                 setattr(layer, name, state)
         self._entered[path] = states_of(layer)
         if not hasattr(layer, "step"):
-            self.drop(path, path, _RECURRENCE)
+            if not isinstance(layer, _WITHOUT_GRADIENT):
+                self.drop(path, path, _RECURRENCE)
         elif self.held.rule == "local":
             self.drop(path, path, _LOCAL)
 

@@ -83,6 +83,8 @@ class StatefulLayer(TTModule):
     """The dtype of the states; that of the arithmetic if ``None``."""
     state_tail: tuple[int, ...] = ()
     """Sizes of the dimensions that a state has behind those of one step."""
+    state_per_sample: ClassVar[bool] = False
+    """Whether a state has one value per sample, and size 1 in every dimension but the batch's."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
@@ -175,6 +177,8 @@ class StatefulLayer(TTModule):
         """
         shape = x.shape[1:] if sequence else x.shape
         state_shape = torch.Size((*shape, *self.state_tail)) if self.state_tail else shape
+        if self.state_per_sample:
+            state_shape = torch.Size((shape[0], *[1] * (len(shape) - 1)))
         states: list[Tensor | None] = []
         active = self.active_states
         kept = self.state_dtype or dtype

@@ -160,10 +160,12 @@ def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
         tail = layer.state_tail
         ndim = state.ndim - len(tail)
         step, rest = state.shape[: max(ndim, 0)], state.shape[max(ndim, 0) :]
-        if not -ndim <= layer.dim < ndim or step[layer.dim] != layer.num_neurons or rest != tail:
+        size = 1 if layer.state_per_sample else layer.num_neurons
+        if not -ndim <= layer.dim < ndim or step[layer.dim] != size or rest != tail:
             behind = f" and {list(tail)} behind the dimensions of a step" if tail else ""
+            wanted = "one value per sample" if layer.state_per_sample else f"{size} neurons"
             raise ValueError(
-                f"{owner} needs {name} with {layer.num_neurons} neurons at dim {layer.dim}{behind},"
+                f"{owner} needs {name} with {wanted} at dim {layer.dim}{behind},"
                 f" got shape {list(state.shape)}."
             )
     first = next(iter(states.values()))

@@ -109,7 +109,8 @@ class TrajectoryCollector:
         """Add the states that are wanted of ``layers`` after one step."""
         for layer in layers:
             for name in self.wanted_of(layer):
-                if name not in ENDS:
+                # None: the mask of a dropout in evaluation
+                if name not in ENDS and getattr(layer, name) is not None:
                     self._add(layer, name, getattr(layer, name))
 
     @contextmanager

@@ -1,0 +1,106 @@
+"""Test the start of residual blocks as the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import NEURONS
+from tracetorch import neurons, snn
+from tracetorch.init import identity_
+
+generator = torch.Generator().manual_seed(0)
+x = (torch.rand(30, 3, 4, generator=generator) < 0.5).float()
+
+
+def block(combine: Any, neuron: nn.Module | None = None, **options: Any) -> snn.SEWBlock:
+    torch.manual_seed(0)
+    parts = (nn.Linear(4, 6), snn.LIF(6), nn.Linear(6, 4), nn.BatchNorm1d(4))
+    return snn.SEWBlock(nn.Sequential(*parts, neuron or snn.LIF(4, **options)), combine)
+
+
+@pytest.mark.parametrize("combine", ["add", "and", "iand"])
+@pytest.mark.parametrize("options", [{}, {"beta_ema": True}, {"reset": "zero"}])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_output_is_the_input(combine: Any, options: Any, by: Any) -> None:
+    net: Any = nn.Sequential(block(combine, **options), block(combine, **options))
+    identity_(net)
+    y = tt.unroll(net, x, by=by, from_rest=True)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    norm: Any = net[0].body[3]
+    assert not bool(norm.weight.any())
+    assert bool(norm.weight.grad.any()) or combine == "and"  # from where it can leave
+
+
+CANNOT_FIRE_AT_EVERY_STEP = ("RefractoryLIF", "RF", "BRF", "SigmaDelta")
+
+
+@pytest.mark.parametrize("name", ["SLIF", *NEURONS])
+@pytest.mark.parametrize("combine", ["add", "and"])
+def test_any_neuron_is_silent_or_refused(name: str, combine: Any) -> None:
+    made = block(combine, getattr(neurons if name in NEURONS else snn, name)(4))
+    if combine == "and" and name in CANNOT_FIRE_AT_EVERY_STEP:
+        with pytest.raises(ValueError, match="fires at every step from no drive"):
+            identity_(made)
+        return
+    identity_(made)
+    assert torch.equal(tt.unroll(made, x), x)
+
+
+def test_convolutions_a_shortcut_and_a_norm_per_step() -> None:
+    body = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        snn.BatchNormThroughTime(4, -3, steps=3),
+        snn.LIF(4, dim=-3),
+    )
+    shortcut = nn.Sequential(nn.Conv2d(2, 4, 1), snn.LIF(4, dim=-3))
+    made = snn.SEWBlock(body, shortcut=shortcut)
+    identity_(made)
+    clip = torch.rand(5, 3, 2, 6, 6)
+    assert torch.equal(tt.unroll(made, clip), tt.unroll(shortcut, clip, from_rest=True))
+
+
+def fires() -> snn.RLIF:
+    return snn.RLIF(4, bias=0.3)  # adds up to more than the threshold, slowly
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(3, 3), r"Linear has no snn\.SEWBlock"),
+        (
+            nn.Sequential(block("and", neurons.RefractoryLIF(4))),
+            r"'0\.body\.4' fires at every step",
+        ),
+        (block("iand", fires()), "fires without input"),
+        (
+            snn.SEWBlock(nn.Sequential(nn.Linear(4, 4, bias=False), snn.LIF(4)), "and"),
+            r"'body\.0' has no bias, without which 'body\.1'",
+        ),
+        (block("add", snn.Readout(4)), r"'body' does not end in neurons that spike"),
+        (
+            snn.SEWBlock(nn.Sequential(nn.Linear(4, 4), snn.LIF(4), snn.LIF(4))),
+            "'body' does not end in neurons that spike, behind a layer with a weight",
+        ),
+        (
+            nn.Sequential(block("add", snn.Recurrent(snn.LIF(4), nn.Linear(4, 4)))),
+            r"'0\.body\.4\.neuron' is recurrent",
+        ),
+    ],
+)
+def test_refused_by_path(model: nn.Module, message: str) -> None:
+    net = nn.ModuleList([block("add"), model]) if isinstance(model, snn.SEWBlock) else model
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message.replace("'body", r"'1\.body")):
+        identity_(net)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
+        identity_("model")  # type: ignore[arg-type]

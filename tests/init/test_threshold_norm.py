@@ -1,0 +1,196 @@
+"""Test threshold-dependent batch norm: which neurons a norm drives, and the weight it gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import NEURONS, layer
+from tracetorch import neurons, snn
+from tracetorch.init import tdbn_
+from tracetorch.init.response import distance_to_threshold
+
+x = torch.rand(3, 4, 2, 8, 8)
+
+
+class Block(nn.Module):
+    """A residual block with a shortcut that has a norm of its own, and an addition in place."""
+
+    def __init__(self, into: int, out: int, stride: int, threshold: float) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride), nn.BatchNorm2d(out))
+        self.second = nn.BatchNorm2d(out)  # registered before what is called before it
+        self.first = nn.BatchNorm2d(out)
+        self.conv1 = nn.Conv2d(into, out, 3, stride, 1)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.middle = snn.LIF(out, dim=-3)
+        self.last = snn.LIF(out, dim=-3, pos_threshold=threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.conv2(self.middle(self.first(self.conv1(x)))))
+        y += self.shortcut(x)
+        return self.last(y)
+
+
+def test_branches_of_a_residual_network() -> None:
+    net: Any = nn.Sequential(
+        Block(2, 4, 2, 0.5), Block(4, 4, 1, 2.0), nn.Flatten(), nn.Linear(64, 3)
+    )
+    found = tdbn_(net.requires_grad_(False), x, alpha=0.8)
+    for number, threshold in (("0", 0.5), ("1", 2.0)):
+        block: Any = net[int(number)]
+        branch = torch.full((4,), 0.8 * threshold / 2**0.5)
+        torch.testing.assert_close(block.second.weight, branch)
+        torch.testing.assert_close(block.shortcut[1].weight, branch)
+        torch.testing.assert_close(block.first.weight, torch.full((4,), 0.8))
+        assert found[f"{number}.second"] == found[f"{number}.shortcut.1"] == f"{number}.last"
+        assert found[f"{number}.first"] == f"{number}.middle"
+    assert len(found) == 6
+    assert not net[0].first.weight.requires_grad
+
+
+def test_what_may_stand_between() -> None:
+    thresholds = torch.tensor([0.5, 1.0, 1.5])
+    between = (nn.ReLU(inplace=True), nn.Dropout(), snn.Delay(3, -3, max_delay=2), nn.MaxPool2d(2))
+    net: Any = nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        *between,
+        snn.LIF(3, pos_threshold=thresholds, dim=-3),
+    )
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert tdbn_(net, x[0], steps=2) == {"1": "6"}
+    torch.testing.assert_close(net[1].weight.detach(), thresholds)
+    del before["1.weight"]
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert net.training
+    assert net[4].past is None
+
+
+def test_output_is_that_of_the_paper() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), snn.LIF(3, pos_threshold=0.7))
+    clip = torch.rand(6, 5, 4)
+    tdbn_(net, clip)
+    _, seen = tt.unroll(net, clip, record="2.input")
+    drive = net[0](clip)
+    mean, var = drive.mean((0, 1)), drive.var((0, 1), correction=0)
+    torch.testing.assert_close(seen["2.input"], 0.7 * (drive - mean) / (var + 1e-5).sqrt())
+
+
+def test_norm_of_each_step_and_recurrence() -> None:
+    norm = snn.BatchNormThroughTime(3, steps=5)
+    loop = snn.Recurrent(snn.LIF(3, pos_threshold=0.5), nn.Linear(3, 3))
+    assert tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4)) == {
+        "1": "2.neuron"
+    }
+    torch.testing.assert_close(norm.norm.weight.detach(), torch.full((5, 3), 0.5))
+
+
+def test_channels_put_together_are_no_branches() -> None:
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
+            self.lif = snn.LIF(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lif(torch.cat([norm(x) for norm in self.norms], -1))
+
+    net: Any = Together()
+    tdbn_(net, torch.rand(3, 5, 2))
+    for norm in net.norms:
+        torch.testing.assert_close(norm.weight.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["LIF", "SRLIF", "BSLIF", *NEURONS])
+def test_threshold_of_any_neuron(name: str) -> None:
+    neuron = getattr(neurons, name)(3) if name in NEURONS else layer(name, 3)
+    net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), neuron)
+    tdbn_(net, torch.rand(3, 5, 4))
+    torch.testing.assert_close(net[1].weight.double().detach(), distance_to_threshold(neuron))
+    if name in ("LIF", "BSLIF"):  # of others the rest is not at 0
+        torch.testing.assert_close(net[1].weight.detach(), neuron.pos_threshold.detach())
+
+
+def test_distance_of_what_does_not_forget_and_rests_in_millivolts() -> None:
+    keeps = snn.LIF(2, beta=torch.ones(2), pos_threshold=0.5)
+    torch.testing.assert_close(distance_to_threshold(keeps), torch.full((2,), 0.5).double())
+    assert bool((distance_to_threshold(neurons.AdEx(2)) > 5).all())
+
+
+def no_neuron(*parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), *parts)
+
+
+class Fork(nn.Module):
+    """A norm that drives two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.a, self.b = snn.LIF(4), snn.LIF(4, pos_threshold=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.a(y) + self.b(y)
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.lif = nn.BatchNorm1d(4), snn.LIF(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            no_neuron(snn.Readout(3)),
+            r"'1' .* drives '2' \(Readout\), which has no threshold",
+        ),
+        (
+            no_neuron(nn.Linear(3, 2), snn.LIF(2)),
+            r"'1' .* drives '2' \(Linear\), which is no",
+        ),
+        (
+            no_neuron(nn.BatchNorm1d(3), snn.LIF(3)),
+            r"'1' .* drives '2' \(BatchNorm1d\)",
+        ),
+        (no_neuron(nn.ReLU()), r"'1' \(BatchNorm1d\) drives no neuron layer"),
+        (nn.Sequential(nn.BatchNorm1d(4, affine=False), snn.LIF(4)), r"'0' .* has no weight"),
+        (nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), "the model has no batch norm"),
+        (Fork(), r"'norm' \(BatchNorm1d\) drives 'a', 'b', whose thresholds differ"),
+        (Unused(), r"'norm' \(BatchNorm1d\) is not called in one step"),
+        (
+            nn.Sequential(
+                nn.Unflatten(1, (2, 2)),
+                nn.BatchNorm1d(2),
+                nn.Flatten(),
+                snn.LIF(4, pos_threshold=torch.arange(1.0, 5.0)),
+            ),
+            r"'1' .* has 2 channels, '3' behind it 4 neurons whose thresholds differ",
+        ),
+    ],
+)
+def test_refused_by_path(model: nn.Module, message: str) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        tdbn_(model, torch.rand(3, 5, 4))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_bad_arguments() -> None:
+    for alpha in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="alpha must be above 0"):
+            tdbn_(Fork(), torch.rand(3, 5, 4), alpha=alpha)
+    with pytest.raises(TypeError, match="alpha must be a number"):
+        tdbn_(Fork(), torch.rand(3, 5, 4), alpha="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
+        tdbn_("model", torch.rand(3, 5, 4))  # type: ignore[arg-type]

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import PLACES, sequence, stepped, weighted_sum
+from tracetorch import snn
+
+K = 4  # steps with values of their own
+
+
+def bntt(dim: int = -1, seed: int = 0, **options: Any) -> snn.BatchNormThroughTime:
+    """Build a layer with random values, in float64."""
+    options = {"steps": K, "bias": True, **options}
+    layer = snn.BatchNormThroughTime(3, dim, **options).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in (*layer.parameters(), layer.norm.running_mean):
+            tensor.add_(torch.randn(tensor.shape, generator=generator))
+        layer.norm.running_var.add_(torch.rand(K, 3, generator=generator))
+    return layer
+
+
+class Norms(nn.Module):
+    """The reference: one of PyTorch's norms for each step, called in turn."""
+
+    def __init__(self, layer: snn.BatchNormThroughTime, kind: type[nn.Module]) -> None:
+        super().__init__()
+        norms = [kind(3, eps=layer.norm.eps, momentum=layer.norm.momentum) for _ in range(K)]
+        self.norms = nn.ModuleList(norms).double()
+        for k, norm in enumerate(self.norms):
+            values = {name: t[k] for name, t in layer.norm.state_dict().items() if t.ndim}
+            norm.load_state_dict({**norm.state_dict(), **values})
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = enumerate(x.unbind())
+        return torch.stack([self.norms[min(t, K - 1)](step) for t, step in steps])
+
+    def values(self, name: str) -> Tensor:
+        return torch.stack([getattr(norm, name) for norm in self.norms])
+
+    def gradient(self, name: str) -> Tensor:
+        grads = [getattr(norm, name).grad for norm in self.norms]
+        return torch.stack([torch.zeros(3) if g is None else g for g in grads]).double()
+
+
+# Equations
+
+
+@pytest.mark.parametrize("T", [1, K, K + 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("dim", "kind", "shape"),
+    [
+        (-1, nn.BatchNorm1d, (5, 3)),
+        (1, nn.BatchNorm1d, (5, 3, 4)),
+        (-3, nn.BatchNorm2d, (2, 3, 2, 3)),
+        (-4, nn.BatchNorm3d, (2, 3, 1, 2, 2)),
+    ],
+)
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_norm_of_each_step(
+    by: Any, dim: int, kind: type[nn.Module], shape: tuple[int, ...], training: bool, T: int
+) -> None:
+    layer = bntt(dim, eps=1e-3, momentum=0.3).train(training)
+    reference = Norms(layer, kind).train(training)
+    x, other = (sequence(T, *shape).requires_grad_() for _ in range(2))
+    y, expected = tt.unroll(layer, x, by=by), reference(other)
+    torch.testing.assert_close(y, expected)
+    weighted_sum(y).backward()
+    weighted_sum(expected).backward()
+    torch.testing.assert_close(x.grad, other.grad)
+    for name in ("weight", "bias"):
+        grad = getattr(layer.norm, name).grad
+        torch.testing.assert_close(grad, reference.gradient(name), msg=name)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(layer.norm, name), reference.values(name), msg=name)
+    assert layer.norm.num_batches_tracked == (T if training else 0)
+    assert layer.position.shape == (shape[0], *[1] * (len(shape) - 1))
+    assert set(layer.position.flatten().tolist()) == {min(T, K)}
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+def test_channels_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
+    layer, x = bntt(dim, bias=False), sequence(3, *shape)
+    y = tt.unroll(layer, x).movedim(dim % len(shape) + 1, -1).flatten(1, -2)
+    weight = layer.norm.weight[:3].unsqueeze(1)
+    torch.testing.assert_close(y.mean(1, keepdim=True), torch.zeros_like(weight))
+    torch.testing.assert_close(
+        y.std(1, keepdim=True, correction=0), weight.abs(), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck(training: bool) -> None:
+    layer = bntt(momentum=0.0).train(training)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        layer.zero_states()
+        given = {"norm.weight": weight, "norm.bias": bias}
+        steps = [torch.func.functional_call(layer, given, step) for step in x.unbind()]
+        return torch.stack(steps)
+
+    inputs = [sequence(K + 1, 4, 3), layer.norm.weight, layer.norm.bias]
+    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in inputs])
+
+
+# By layer and by step, streaming
+
+
+@pytest.mark.parametrize("training", [True, False])
+@given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5))
+@settings(max_examples=10, deadline=None)
+def test_stream_is_the_sequence_cut_anywhere(training: bool, cuts: list[int]) -> None:
+    x = sequence(sum(cuts) + 2, 4, 3)
+    results = []
+    for parts in ([len(x)], [*cuts, 2], None):
+        layer = bntt().train(training)
+        if parts is None:
+            y = stepped(layer, x)
+        else:
+            y = torch.cat([layer.forward_sequence(part)[0] for part in x.split(parts)])
+        grads = torch.autograd.grad(weighted_sum(y), list(layer.parameters()))
+        results.append(([y, layer.position, *layer.norm.buffers()], grads))
+    for values, grads in results[1:]:
+        for value, expected in zip(values, results[0][0], strict=True):
+            assert torch.equal(value, expected)
+        torch.testing.assert_close(grads, results[0][1])
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), snn.BatchNormThroughTime(5, steps=K), snn.LIF(5))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((p * 16).round() / 16)
+    return net.double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{"by": "step"}, {"segment": 2}, {"check": True}])
+def test_network_by_layer(training: bool, options: Any) -> None:
+    x = (8 * sequence(6, 8, 3)).round() / 8
+    results = []
+    ways: list[Any] = [{}, options]
+    for each in ways:
+        net = network().train(training)
+        y = tt.unroll(net, x, **each)
+        weighted_sum(y).backward()
+        grads = {name: p.grad for name, p in net.named_parameters()}
+        results.append((y, dict(net.named_buffers()), net[1].position, grads))
+    torch.testing.assert_close(results[1], results[0])
+    assert bool(results[0][0].any())
+
+
+def test_lengths_may_differ_between_calls() -> None:
+    layer = bntt()
+    for T, B in ((2, 5), (K + 2, 3), (1, 2)):
+        x = sequence(T, B, 3)
+        assert tt.unroll(layer, x, from_rest=True).shape == x.shape
+        assert layer.position is None
+    with torch.no_grad():
+        assert layer.eval().forward_sequence(torch.ones(0, 2, 3))[0].shape == (0, 2, 3)
+        assert layer.train().forward_sequence(torch.ones(0, 2, 3))[0].shape == (0, 2, 3)
+    assert layer.position is None
+
+
+def test_recorded_position() -> None:
+    net = network()
+    _, seen = tt.unroll(net, sequence(K + 2, 2, 3), record="position")
+    assert seen["1.position"].flatten(1)[:, 0].tolist() == [1, 2, 3, 4, 4, 4]
+    _, stepwise = tt.unroll(
+        net, sequence(K + 2, 2, 3), record="position", by="step", from_rest=True
+    )
+    assert torch.equal(stepwise["1.position"], seen["1.position"])
+    with pytest.raises(ValueError, match=r"has no state 'mem'.* It has position"):
+        net[1].forward_sequence(torch.ones(5, 2, 5), ["mem"])
+
+
+# Samples, padding
+
+
+def test_samples_restart_by_mask_in_evaluation() -> None:
+    layer, x = bntt().eval(), sequence(6, 3, 3)
+    tt.unroll(layer, x[:2])
+    layer.zero_states(where=torch.tensor([False, True, False]))
+    y = tt.unroll(layer, x[2:])
+    assert layer.position.flatten().tolist() == [4, 4, 4]
+    expected = tt.unroll(layer, x, from_rest=True)[2:]
+    expected[:, 1] = tt.unroll(layer, x[2:, 1:2], from_rest=True)[:, 0]
+    assert torch.equal(y, expected)
+
+
+def test_training_needs_samples_at_one_step() -> None:
+    net: Any = nn.Sequential(bntt())
+    x = sequence(3, 2, 3)
+    net(x[0])
+    tt.zero_states(net, where=torch.tensor([False, True]))
+    buffers = copy.deepcopy(net[0].norm.state_dict())
+    with pytest.raises(ValueError, match=r"layer '0', .* has samples at different steps"):
+        tt.unroll(net, x)
+    assert net[0].position.flatten().tolist() == [1, 0]
+    assert all(torch.equal(t, buffers[name]) for name, t in net[0].norm.state_dict().items())
+    tt.unroll(net.eval(), x)
+    # from the last step on all stand at one
+    tt.unroll(net, x)
+    net.train()(x[0])
+
+
+def test_padding_enters_statistics_and_no_sample_in_evaluation() -> None:
+    layer, x = bntt(), sequence(4, 3, 3)
+    padded = x.clone()
+    padded[2:, 1] = 100.0
+    y, other = (tt.unroll(layer, each, from_rest=True) for each in (x, padded))
+    assert torch.equal(y[:2], other[:2])
+    assert not torch.isclose(y[2:, 0], other[2:, 0]).any()
+    layer.eval()
+    y, other = (tt.unroll(layer, each, from_rest=True) for each in (x, padded))
+    assert torch.equal(y[:, ::2], other[:, ::2])
+    assert torch.equal(y[:2, 1], other[:2, 1])
+
+
+# States, copies, files
+
+
+def test_state_contract(tmp_path: Any) -> None:
+    layer, x = bntt().eval(), sequence(K, 2, 3)
+    expected = stepped(layer, x)
+    layer.zero_states()
+    stepped(layer, x[:2])
+    saved = tt.get_states(layer)
+    assert {name: list(state.shape) for name, state in saved.items()} == {"position": [2, 1]}
+    tt.save(layer, tmp_path / "layer.safetensors")
+    other = bntt(seed=1).eval()
+    tt.load(tmp_path / "layer.safetensors", other)
+    tt.set_states(other, saved)
+    for each in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), other):
+        assert torch.equal(stepped(each, x[2:]), expected[2:])
+    assert not any("position" in name for name in layer.state_dict())
+    with pytest.raises(ValueError, match=r"position of shape \[2, 1\].* shape \[5, 3\]"):
+        layer(torch.ones(5, 3).double())
+    with pytest.raises(ValueError, match=r"needs position with one value per sample at dim -1"):
+        tt.set_states(layer, {"position": torch.ones(2, 3)})
+    layer.half().zero_states()
+    y = layer(x[0].half())
+    assert y.dtype == torch.float16
+    assert layer.norm.running_mean.dtype == torch.float16
+    assert layer.train()(x[0].half()).dtype == torch.float16
+
+
+def test_checkpoint_of_another_number_of_steps_is_refused(tmp_path: Any) -> None:
+    tt.save(nn.Sequential(bntt()), tmp_path / "net.safetensors")
+    other = nn.Sequential(snn.BatchNormThroughTime(3, steps=K + 1, bias=True).double())
+    with pytest.raises(ValueError, match=r"layer '0'.* steps: 4 in the file, 5 in the model"):
+        tt.load(tmp_path / "net.safetensors", other)
+    other = nn.Sequential(bntt(eps=0.5))
+    with pytest.raises(ValueError, match=r"eps: 1e-05 in the file, 0.5 in the model"):
+        tt.load(tmp_path / "net.safetensors", other)
+
+
+def test_exported_step(tmp_path: Any) -> None:
+    net, x = network().eval(), sequence(K + 2, 3, 3)
+    with torch.no_grad():
+        tt.unroll(net.train(), x, from_rest=True)
+        expected = stepped(net.eval(), x)
+    program = tt.export.step(net, x[0])
+    states = tt.export.initial_states(program, batch=3)
+    for step, wanted in zip(x, expected, strict=True):
+        y, states = program.module()(step, states)
+        torch.testing.assert_close(y, wanted)
+    pytest.importorskip("onnxruntime")
+    tt.export.onnx(net.float(), tmp_path / "net.onnx", x[0].float())
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    for step, wanted in zip(x.float(), expected.float(), strict=True):
+        torch.testing.assert_close(torch.as_tensor(stream(step.numpy())), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled(training: bool) -> None:
+    layer, x = bntt().train(training), sequence(K + 2, 4, 3)
+    other = copy.deepcopy(layer)
+    step = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    y = [step(each) for each in x]
+    torch.testing.assert_close(torch.stack(y), stepped(other, x))
+    torch.testing.assert_close(layer.norm.state_dict(), other.norm.state_dict())
+    layer.position = torch.arange(4.0, dtype=torch.float64).view(4, 1)
+    if training:
+        with pytest.raises(RuntimeError, match="has samples at different steps"):
+            step(x[0])
+
+
+def test_weight_decay_leaves_it_alone() -> None:
+    net = network()
+    groups = tt.param_groups(net, 0.1, decay_biases=False)
+    named = {group["name"]: group["params"] for group in groups}
+    assert any(p is net[1].norm.weight for p in named["biases and norms"])
+
+
+def test_profile_has_a_row() -> None:
+    rows = {row.path: row for row in tt.metrics.profile(network(), sequence(3, 4, 3)).rows}
+    assert (rows["1"].kind, rows["1"].shape) == ("BatchNormThroughTime", (5,))
+    assert (rows["1.norm"].parameters, rows["1.norm"].shape) == (K * 5, None)
+
+
+def test_nir_says_why_not() -> None:
+    with pytest.raises(ValueError, match=r"'1', .*no counterpart in NIR. Its values differ from"):
+        tt.nir.to_nir(network().eval(), (3,), dt=1e-4)
+
+
+def test_online_learning_refuses_statistics_of_a_batch() -> None:
+    net, x = network(), sequence(2, 4, 3)
+    with pytest.raises(ValueError, match=r"0\.weight -> states of 2"):
+        tt.online(net, "exact")(x[0])
+    net[1].requires_grad_(False)  # its weights have no traces
+    learner = tt.online(net.eval(), "exact")
+    for step in x:
+        learner(step).sum().backward()
+    assert [str(path) for path in learner.dropped] == []
+
+
+def test_repr() -> None:
+    call = "BatchNormThroughTime(3, dim=-3, steps=4)"
+    assert repr(snn.BatchNormThroughTime(3, -3, steps=4)) == call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
+        ({"momentum": 1.5}, ValueError, r"momentum must be in \[0, 1\], got 1.5"),
+        ({"momentum": None}, TypeError, "momentum must be a number"),
+        ({"bias": 1}, TypeError, "bias must be True or False"),
+    ],
+)
+def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.BatchNormThroughTime(3, **{"steps": 2, **arguments})
+
+
+def test_bad_inputs() -> None:
+    layer = snn.BatchNormThroughTime(3, steps=2)
+    with pytest.raises(ValueError, match=r"has 3 neurons, the input has 4"):
+        layer(torch.ones(2, 4))
+    with pytest.raises(ValueError, match="takes the batch in dimension 0"):
+        layer(torch.ones(3))
+    for x in (torch.ones(1, 3), torch.ones(0, 3)):
+        with pytest.raises(ValueError, match=r"has [01] values per channel.*drop_last=True"):
+            layer(x)
+    assert layer.position is None
+    assert layer.eval()(torch.ones(1, 3)).shape == (1, 3)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import stepped, weighted_sum
+from tracetorch import snn
+
+
+def spikes(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5).double()
+
+
+class Fixed(nn.Module):
+    """Gives the same spikes for every sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 1.0, 0.0, 0.0]).to(x).expand(len(x), 4)
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"), [("add", [2, 1, 1, 0]), ("and", [1, 0, 0, 0]), ("iand", [0, 0, 1, 0])]
+)
+def test_combinations(combine: Any, expected: list[float]) -> None:
+    x = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    assert snn.SEWBlock(Fixed(), combine)(x).tolist() == [expected]
+    y = snn.SEWBlock(Fixed(), combine, Fixed())(torch.ones(1, 2))
+    first = {"add": 2.0, "and": 1.0, "iand": 0.0}[combine]
+    assert y.tolist() == [[first, first, 0, 0]]
+
+
+def network(combine: Any) -> Any:
+    torch.manual_seed(0)
+
+    def body(into: int, stride: int) -> nn.Sequential:
+        conv = nn.Conv2d(into, 4, 3, stride, 1)
+        return nn.Sequential(conv, nn.BatchNorm2d(4), snn.LIF(4, dim=-3))
+
+    shortcut = nn.Sequential(nn.Conv2d(4, 4, 1, 2), nn.BatchNorm2d(4), snn.LIF(4, dim=-3))
+    return nn.Sequential(
+        body(2, 1),
+        snn.SEWBlock(body(4, 1), combine),
+        snn.SEWBlock(nn.Sequential(body(4, 2)), combine, shortcut),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+        snn.Readout(3),
+    ).double()
+
+
+@pytest.mark.parametrize("combine", ["add", "and", "iand"])
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_run_by_layer_and_by_step(combine: Any, training: bool) -> None:
+    net, x = network(combine).train(training), spikes(5, 3, 2, 4, 4)
+    other = copy.deepcopy(net)
+    y = tt.unroll(net, x)
+    weighted_sum(y).backward()
+    if training:  # a batch norm sees all steps by layer
+        net = copy.deepcopy(net).eval()
+        assert torch.equal(tt.unroll(net, x, from_rest=True, check=True).isfinite(), y.isfinite())
+        return
+    stacked = stepped(other, x)
+    weighted_sum(stacked).backward()
+    torch.testing.assert_close(stacked, y)
+    for (name, p), (_, q) in zip(net.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    net[1].zero_states()
+    assert net[1].body[2].mem is None
+    assert net[2].body[0][2].mem is not None
+
+
+def test_outputs_stay_binary_but_for_add() -> None:
+    x = spikes(6, 2, 2, 4, 4)
+    found = {}
+    for combine in ("add", "and", "iand"):
+        net: Any = network(combine)
+        with torch.no_grad():
+            found[combine] = set(tt.unroll(net[:3], x).unique().tolist())
+    assert found["add"] == {0.0, 1.0, 2.0}
+    assert found["and"] <= {0.0, 1.0}
+    assert found["iand"] <= {0.0, 1.0}
+
+
+def test_nir_adds_and_refuses_products() -> None:
+    body = nn.Sequential(nn.Linear(4, 4), snn.LIF(4)).double()
+    net, x = nn.Sequential(snn.SEWBlock(body)), spikes(5, 2, 4)
+    read = tt.nir.from_nir(tt.nir.to_nir(net, (4,), dt=1e-4), dt=1e-4)
+    with torch.no_grad():
+        expected = tt.unroll(net, x)
+        assert torch.equal(stepped(read, x), expected)
+    with pytest.raises(ValueError, match=r"mul\(\) in the model's forward has no counterpart"):
+        tt.nir.to_nir(snn.SEWBlock(body, "and"), (4,), dt=1e-4)
+
+
+def test_exported_step() -> None:
+    net, x = network("iand").eval(), spikes(1, 3, 2, 4, 4)[0]
+    program = tt.export.step(net, x)
+    y, _ = program.module()(x, tt.export.initial_states(program, batch=3))
+    with torch.no_grad():
+        torch.testing.assert_close(y, net(x))
+
+
+def test_repr_and_checkpoints_say_how(tmp_path: Any) -> None:
+    assert "combine='iand'" in repr(network("iand"))
+    tt.save(network("iand"), tmp_path / "net.safetensors")
+    tt.load(tmp_path / "net.safetensors", network("iand"))
+    with pytest.raises(ValueError, match="combine: 'iand' in the file, 'and' in the model"):
+        tt.load(tmp_path / "net.safetensors", network("and"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("body",), TypeError, r"body must be an nn\.Module, got str"),
+        ((None,), TypeError, r"body must be an nn\.Module, got NoneType"),
+        ((Fixed(), "add", 1), TypeError, r"shortcut must be an nn\.Module, got int"),
+        ((Fixed(), "or"), ValueError, 'combine must be "add", "and" or "iand", got \'or\''),
+    ],
+)
+def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.SEWBlock(*arguments)
+
+
+def test_shapes_that_differ_do_not_broadcast() -> None:
+    net = nn.Sequential(snn.SEWBlock(nn.Linear(4, 1)))
+    message = r"block '0' combines .* body gave \[2, 1\], its shortcut \[2, 4\]"
+    with pytest.raises(ValueError, match=message):
+        net(torch.ones(2, 4))

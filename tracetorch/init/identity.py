@@ -1,0 +1,108 @@
+"""Start residual blocks as the identity: ``identity_``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_module
+from tracetorch.core.walk import join_path, named_modules
+from tracetorch.init.response import distance_to_threshold, resting_copy
+from tracetorch.init.stages import Stage, stages, weight_of
+from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.residual import SEWBlock
+
+_STEPS = 50  # in which a neuron must keep silent, or fire at each
+_MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the threshold
+
+
+def identity_(model: nn.Module) -> None:
+    """Start every :class:`~tracetorch.snn.SEWBlock` as the identity: its output is its shortcut's.
+
+    The last batch norm, linear layer or convolution of the body gets a weight of 0, and a bias of
+    0, so that the body is silent; with ``"and"`` a bias from which it fires at every step. The
+    neuron behind it is run, to be sure that it does.
+
+    Args:
+        model: any module with such blocks.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
+            with a weight, is recurrent there, needs a bias that it does not have, or does not keep
+            silent, or fire, as it should. Nothing has been changed then.
+
+    Example:
+        >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))
+        >>> block = SEWBlock(body)
+        >>> identity_(block)
+        >>> block(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])).tolist()
+        [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+
+    Source: Fang et al., Deep residual learning in spiking neural networks, NeurIPS 2021, section 3.
+    """
+    check_module(model)
+    blocks = {path: m for path, m in named_modules(model) if isinstance(m, SEWBlock)}
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no snn.SEWBlock to start as the identity.")
+    values: list[tuple[Tensor, Tensor]] = []
+    for path, block in blocks.items():
+        stage = _last_stage(join_path(path, "body"), block.body)
+        source = stage.source
+        bias = _bias(path, block, stage)
+        if isinstance(source.bias, Tensor):
+            values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
+        weight = weight_of(source)
+        values.append((weight, torch.zeros_like(weight)))
+    with torch.no_grad():
+        for parameter, value in values:
+            parameter.copy_(value)
+
+
+def _last_stage(path: str, body: nn.Module) -> Stage:
+    """Return the neurons that a body ends in, and the layer before them."""
+    last = stages(body)[-1]
+    neurons = [m for _, m in named_modules(body) if isinstance(m, Neuron) and hasattr(m, "step")]
+    if last.neuron is not neurons[-1] or not spike_functions(last.neuron):
+        raise ValueError(
+            f"{path!r} does not end in neurons that spike, behind a layer with a weight of its own."
+        )
+    if last.connection is not None:
+        raise ValueError(
+            f"{join_path(path, last.path)!r} is recurrent: what it feeds back would have to be 0 "
+            "too. Let the body end in neurons without a connection."
+        )
+    return last
+
+
+def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
+    """Return the drive by which the neurons are silent, or fire at every step: ``[neurons]``."""
+    name = join_path(path, f"body.{stage.path}".rstrip("."))
+    distance = distance_to_threshold(stage.neuron)
+    if block.combine != "and":
+        if not _always(stage.neuron, torch.zeros_like(distance), 0.0):
+            raise ValueError(f"{name!r} fires without input, so its block is not the identity.")
+        return torch.zeros_like(distance)
+    if not isinstance(stage.source.bias, Tensor):
+        raise ValueError(
+            f"{join_path(path, f'body.{stage.source_path}')!r} has no bias, without which {name!r} "
+            'cannot fire at every step, as combine="and" needs it.'
+        )
+    for doubled in range(1, _MOST_DOUBLED + 1):
+        drive = distance * float(2**doubled)
+        if _always(stage.neuron, drive, 1.0):
+            return drive
+    raise ValueError(
+        f'{name!r} fires at every step from no drive, as combine="and" needs it: it is refractory '
+        'or slow. Use combine="add" or "iand".'
+    )
+
+
+def _always(neuron: Neuron, drive: Tensor, spike: float) -> bool:
+    """Whether neurons give this output at every step, from rest, for a constant drive."""
+    layer, shape = resting_copy(neuron, 1)
+    with torch.no_grad():
+        x = drive.reshape(shape).expand(_STEPS, *shape).contiguous()
+        output, _ = layer.double().forward_sequence(x)
+    return bool((output == spike).all())

@@ -1,0 +1,211 @@
+"""Scale batch norms by the thresholds of the neurons behind them, as tdBN does: ``tdbn_``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_module, check_number
+from tracetorch.core.hooks import Hook, PreHook, forward_hooks
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import BatchNormBase, pytree
+from tracetorch.core.walk import named_modules
+from tracetorch.init.response import distance_to_threshold
+from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.batch_norm import BatchNormThroughTime
+from tracetorch.snn.neuron import Neuron
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+
+
+def tdbn_(
+    model: nn.Module, x: Any, *, alpha: float = 1.0, steps: int | None = None
+) -> dict[str, str]:
+    """Scale batch norms by the thresholds behind them: threshold-dependent batch norm (tdBN).
+
+    ::
+
+        output = weight * (x - mean) / sqrt(var + eps) + bias
+        weight = alpha * threshold / sqrt(branches)
+
+    Under :func:`tracetorch.unroll` by layer an ordinary batch norm takes its statistics over time
+    and batch together, which is the rest of tdBN. The threshold is the distance that the membrane
+    has from rest to it, one per neuron, for any neuron; branches are the norms whose outputs add up
+    before the neurons, two in a residual block. The paper keeps ``alpha * threshold`` apart from a
+    weight that starts at 1; here their product is learned.
+
+    Which neurons a norm drives is followed in the autograd graph of one step, so additions and
+    pooling may stand between, and branches are kept apart.
+
+    Args:
+        model: any module; give a part of it where some norms shall stay as they are.
+        x: a batch, as ``unroll`` takes it, ``[T, B, ...]``; one step of it is run.
+        alpha: factor of the threshold; above 0. It is 1 in the paper, which writes the root as
+            another ``alpha``.
+        steps: as in ``unroll``.
+
+    Returns:
+        The path of the neuron layer behind each norm, by path of the norm.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``alpha`` is out of range, or the model has no batch norm; a norm has no weight,
+            is not called, or drives something else than neurons that spike, or neurons of
+            thresholds that differ from each other. Nothing has been changed then.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), LIF(3, pos_threshold=0.5))
+        >>> tdbn_(net, torch.rand(10, 8, 4))
+        {'1': '2'}
+        >>> [round(value, 4) for value in net[1].weight.tolist()]
+        [0.5, 0.5, 0.5]
+
+    Source: Zheng, Wu, Deng, Hu and Li, Going deeper with directly-trained larger spiking neural
+    networks, AAAI 2021.
+    """
+    check_module(model)
+    alpha = check_number("alpha", alpha)
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be above 0, a factor of the threshold, got {alpha}.")
+    modules = dict(named_modules(model))
+    norms = _norms(modules)
+    driven = _driven(model, modules, norms, parse_inputs(x, steps, 0, True))
+    found: dict[str, str] = {}
+    values: list[tuple[Tensor, Tensor]] = []
+    for path, norm in norms.items():
+        title = f"{path!r} ({type(modules[path]).__name__})"
+        weight: Tensor | None = norm.weight
+        if weight is None:
+            raise ValueError(f"{title} has no weight to scale. Build it with affine=True.")
+        if path not in driven:
+            raise ValueError(f"{title} is not called in one step on this input.")
+        distance = _common_distance(title, driven[path], modules)
+        if len(distance) not in (1, norm.num_features):
+            raise ValueError(
+                f"{title} has {norm.num_features} channels, {driven[path][0]!r} behind it "
+                f"{len(distance)} neurons whose thresholds differ. Give it one threshold "
+                "(pos_threshold_rank=0)."
+            )
+        found[path] = driven[path][0]
+        value = alpha * distance / _branches(found[path], driven, norms, modules) ** 0.5
+        values.append((weight, value.to(weight).expand_as(weight)))
+    with torch.no_grad():
+        for weight, value in values:
+            weight.copy_(value)
+    return found
+
+
+def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:
+    """Return what holds the weight of each batch norm, by the path of the module to call."""
+    norms: dict[str, BatchNormBase] = {}
+    inside: set[int] = set()
+    for path, module in modules.items():
+        if isinstance(module, BatchNormThroughTime):
+            norms[path] = module.norm
+            inside.add(id(module.norm))
+        elif isinstance(module, BatchNormBase) and id(module) not in inside:
+            norms[path] = module
+    if not norms:
+        raise ValueError("the model has no batch norm: there is nothing to scale.")
+    return norms
+
+
+def _driven(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    norms: dict[str, BatchNormBase],
+    inputs: Inputs,
+) -> dict[str, list[str]]:
+    """Return the paths of the modules that each norm drives, by path of the norm.
+
+    Runs one step from the current states. The output of every module that ends a path is cut from
+    its graph, that of a norm becomes a leaf: a module that a leaf's gradient reaches is driven.
+    """
+    leaves: list[tuple[str, Tensor]] = []
+    driven: dict[str, list[str]] = {}
+
+    def meet(path: str) -> PreHook:
+        def hook(module: Any, args: Any) -> None:
+            given = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+            given = [t for t in given if t.requires_grad]
+            if not given or not leaves:
+                return
+            grads = torch.autograd.grad(
+                given,
+                [leaf for _, leaf in leaves],
+                list(map(torch.ones_like, given)),
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for (norm, _), grad in zip(leaves, grads, strict=True):
+                if grad is not None and path not in driven[norm]:
+                    driven[norm].append(path)
+
+        return hook
+
+    def cut(path: str) -> Hook:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            if path not in norms:
+                return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
+            leaf = output.detach().requires_grad_()
+            leaves.append((path, leaf))
+            driven.setdefault(path, [])
+            return leaf.clone()  # which may be written into
+
+        return hook
+
+    ends = [(path, m) for path, m in modules.items() if path in norms or _ends_a_path(m)]
+    with (
+        restored(model, tensors=False, training=False),
+        forward_hooks(
+            before=[(module, meet(path)) for path, module in ends],
+            after=[(module, cut(path)) for path, module in ends],
+        ),
+        torch.enable_grad(),
+    ):
+        call(model, next(inputs.first(1).each_step()))
+    return driven
+
+
+def _ends_a_path(module: nn.Module) -> bool:
+    """Whether a module makes something of its own of what a norm gives: neurons, or weights."""
+    if isinstance(module, Neuron):
+        return hasattr(module, "step")
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def _branches(
+    neuron: str,
+    driven: dict[str, list[str]],
+    norms: dict[str, BatchNormBase],
+    modules: dict[str, nn.Module],
+) -> int:
+    """Count the norms that add up before a neuron layer; of other sizes they are put together."""
+    size = modules[neuron].num_neurons
+    adding = [p for p, paths in driven.items() if neuron in paths and norms[p].num_features == size]
+    return max(1, len(adding))
+
+
+def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]) -> Tensor:
+    """Return the distances to the thresholds of the neurons that a norm drives, or the one."""
+    if not paths:
+        raise ValueError(
+            f"{title} drives no neuron layer: its output ends elsewhere. Give the part of the "
+            "model whose norms stand before neurons."
+        )
+    distances: list[Tensor] = []
+    for path in paths:
+        module = modules[path]
+        if not isinstance(module, Neuron) or not spike_functions(module):
+            problem = "has no threshold" if isinstance(module, Neuron) else "is no neuron layer"
+            raise ValueError(
+                f"{title} drives {path!r} ({type(module).__name__}), which {problem}. Give the "
+                "part of the model whose norms stand before neurons that spike."
+            )
+        distance = distance_to_threshold(module)
+        distances.append(distance[:1] if bool((distance == distance[0]).all()) else distance)
+    first = distances[0]
+    if any(d.shape != first.shape or not torch.allclose(d, first) for d in distances):
+        raise ValueError(f"{title} drives {', '.join(map(repr, paths))}, whose thresholds differ.")
+    return first

@@ -1,0 +1,251 @@
+"""``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.core.checks import (
+    check_count,
+    check_flag,
+    check_nonnegative,
+    check_number,
+    suggestion,
+)
+from tracetorch.core.torch_private import BatchNormBase, assert_async, functorch_active
+from tracetorch.snn.neuron import Neuron
+
+
+class StepwiseNorm(BatchNormBase):
+    """Statistics and parameters of a batch norm per step; its forward is not called.
+
+    Args:
+        num_features: channels.
+        steps: steps that have values of their own.
+        eps: added to the variance.
+        momentum: weight of new statistics in the running ones.
+        bias: whether there is one.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None  # type: ignore[assignment]
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, num_features: int, steps: int, eps: float, momentum: float, bias: bool
+    ) -> None:
+        super().__init__(num_features, eps, momentum)
+        self.weight = nn.Parameter(torch.ones(steps, num_features))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(steps, num_features)) if bias else None
+        )
+        self.running_mean = torch.zeros(steps, num_features)
+        self.running_var = torch.ones(steps, num_features)
+
+
+class BatchNormThroughTime(Neuron):
+    """Batch norm per time step (BNTT): statistics and scale of their own for each of ``steps``.
+
+    ::
+
+        output[t] = weight[t] * (x[t] - mean[t]) / sqrt(var[t] + eps)  [+ bias[t]]
+
+    In training ``mean`` and ``var`` are those of step ``t`` over the batch, and over places if the
+    input has any; in evaluation they are the running ones of step ``t``. The step is counted from
+    the last ``zero_states()``, per sample, in the state ``position``. **Steps from the last on
+    share the values of the last**: any sequence length will do.
+
+    Under ``tt.unroll`` a plain ``nn.BatchNorm1d`` sees all steps as one batch, and has one
+    set of values for them; that suits most networks, and ``tt.init.tdbn_`` makes it the
+    threshold-dependent one. In training all samples must stand at one step, so that there is a
+    batch to take statistics of: ``zero_states(where=...)`` is for evaluation. Padded steps enter
+    the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``.
+
+    Args:
+        num_neurons: size of the input at ``dim``, the channels.
+        dim: the dimension of the channels in the tensor of one step, not the batch's: -3 for
+            ``[B, C, H, W]``.
+        steps: time steps that have values of their own; at least 1.
+        eps: added to the variance.
+        momentum: weight of a batch's statistics in the running ones, in [0, 1].
+        bias: whether there is one; the paper leaves it out, for neurons have a threshold.
+
+    Shape:
+        Input and output have one shape, ``[B, ...]`` with ``num_neurons`` at ``dim``; the state
+        ``position`` is ``[B, 1, ...]``.
+
+    Raises:
+        TypeError: an argument or the input is of the wrong type.
+        ValueError: an argument is out of range, the input has no batch, or, in training, one value
+            per channel alone, or samples at different steps; or as any neuron layer.
+
+    Example:
+        >>> layer = BatchNormThroughTime(2, steps=4)
+        >>> y = torch.stack([layer(x) for x in torch.randn(6, 64, 2)])
+        >>> bool(y.mean(1).abs().max() < 1e-5), layer.position[0].item()
+        (True, 4.0)
+        >>> layer.norm.weight.shape
+        torch.Size([4, 2])
+
+    Reference: Kim and Panda, Revisiting batch normalization for training low-latency deep spiking
+    neural networks from scratch, Frontiers in Neuroscience 15 (2021).
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("position",)
+    state_per_sample: ClassVar[bool] = True
+
+    steps: int
+    position: Tensor | None
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        steps: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        self.option("steps", check_count("steps", steps))
+        eps, momentum = check_nonnegative("eps", eps), check_number("momentum", momentum)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
+        check_flag("bias", bias)
+        self.norm = StepwiseNorm(num_neurons, steps, eps, momentum, bias)
+
+    def __repr__(self) -> str:
+        # without the values inside, which are no module that is called
+        return super().__repr__().partition("(\n")[0]
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front.
+        """
+        dtype = super().check_input(x, sequence=sequence)
+        shape = cast(Tensor, x).shape[sequence:]
+        if self.dim in (0, -len(shape)):
+            raise ValueError(
+                f"{self.label()} takes the batch in dimension 0, where it has its channels (dim="
+                f"{self.dim}); one step of the input is {list(shape)}. Give it a batch dimension."
+            )
+        if self.training and shape.numel() < 2 * self.num_neurons:
+            raise ValueError(
+                f"{self.label()} takes statistics over the batch in training, and an input of "
+                f"shape {list(shape)} has {shape.numel() // self.num_neurons} values per channel. "
+                "Leave out a last batch of one sample (drop_last=True), or call model.eval()."
+            )
+        return dtype
+
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+        """Run one time step."""
+        dtype = self.check_input(x)
+        y, positions = self._run(x.unsqueeze(0), dtype)
+        self.position = positions[-1]
+        return y.squeeze(0).to(x.dtype)
+
+    def forward_sequence(  # type: ignore[override]  # one input
+        self, x: Tensor, record: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all the steps of ``x`` ``[T, ...]``, in training one after the other.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: ``"position"``, where its trajectory is wanted too.
+        """
+        dtype = self.check_input(x, sequence=True)
+        for name in record:
+            if name != "position":
+                hint = suggestion(name, self.states)
+                raise ValueError(f"{self!r} has no state {name!r}.{hint} It has position.")
+        y, positions = self._run(x, dtype)
+        if len(x):
+            self.position = positions[-1].clone()
+        return y.to(x.dtype), dict.fromkeys(record, positions)
+
+    def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the outputs, and the positions after every step."""
+        start = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        if self.training and self.position is not None:
+            self._check_one_step(start)
+        passed = torch.arange(len(x), dtype=dtype, device=x.device).view(-1, *[1] * start.ndim)
+        # the step of every sample, the last one for all behind it
+        index = (start + passed).clamp(max=self.steps - 1).long().flatten(1)
+        work = x.to(dtype)
+        y = self._by_batch(work, index[:, :1]) if self.training else self._by_running(work, index)
+        return y, (start + passed + 1).clamp(max=self.steps)
+
+    def _check_one_step(self, position: Tensor) -> None:
+        """Raise where the samples stand at different steps."""
+        same = (position == position[:1]).all()
+        if torch.compiler.is_compiling():
+            assert_async(same, _DIFFERENT)
+        elif not functorch_active() and not bool(same):
+            raise ValueError(f"{self.label()} {_DIFFERENT}")
+
+    def _by_batch(self, x: Tensor, index: Tensor) -> Tensor:
+        """Normalise every step by its own batch, and track the statistics.
+
+        Args:
+            x: inputs ``[T, B, ...]``.
+            index: the row of each step in the values, ``[T, 1]``.
+        """
+        if not len(x):
+            return x.clone()
+        norm = self.norm
+        weights = norm.weight.to(x.dtype)[index.flatten()].unbind()
+        biases = None if norm.bias is None else norm.bias.to(x.dtype)[index.flatten()].unbind()
+        outputs: list[Tensor] = []
+        for t, (step, row) in enumerate(zip(x.unbind(), index.unbind(), strict=True)):
+            running = norm.running_mean, norm.running_var
+            mean, var = (tracked[row].squeeze(0).to(x.dtype) for tracked in running)
+            y = F.batch_norm(
+                step.movedim(self.dim, 1),
+                mean,
+                var,
+                weights[t],
+                None if biases is None else biases[t],
+                training=True,
+                momentum=cast(float, norm.momentum),
+                eps=norm.eps,
+            )
+            outputs.append(y.movedim(1, self.dim))
+            for tracked, value in zip(running, (mean, var), strict=True):
+                tracked.index_copy_(0, row, value.unsqueeze(0).to(tracked.dtype))
+        norm.num_batches_tracked.add_(len(x))
+        return torch.stack(outputs)
+
+    def _by_running(self, x: Tensor, index: Tensor) -> Tensor:
+        """Normalise every sample by the running statistics of its step.
+
+        Args:
+            x: inputs ``[T, B, ...]``.
+            index: the row of each sample in the values, ``[T, B]``.
+        """
+        norm = self.norm
+        scale = norm.weight.to(x.dtype) * (norm.running_var.to(x.dtype) + norm.eps).rsqrt()
+        shift = -norm.running_mean.to(x.dtype) * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.to(x.dtype)
+        sizes = [1] * (x.ndim - 1)
+        sizes[self.dim] = self.num_neurons
+        shape = (*index.shape, *sizes[1:])
+        rows = (F.embedding(index, values).reshape(shape) for values in (shift, scale))
+        shifts, scales = rows
+        return torch.addcmul(shifts, x, scales)
+
+
+_DIFFERENT = (
+    "has samples at different steps: in training its statistics are those of one step, over the "
+    "batch. Call zero_states() for all samples, or model.eval()."
+)

@@ -1,0 +1,119 @@
+"""``LockedDropout``: dropout with one mask over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor
+
+from tracetorch.core.checks import check_number, suggestion
+from tracetorch.snn.neuron import Neuron
+
+
+class LockedDropout(Neuron):
+    """Dropout with one mask over time: what is dropped at a sample's first step stays dropped.
+
+    ::
+
+        output = x * mask,  mask = 0 with probability p, else 1 / (1 - p)
+
+    ``nn.Dropout`` draws anew at every step, which a membrane averages out. The mask is a state: it
+    is drawn at the first step in training and kept until ``zero_states()``;
+    ``zero_states(where=...)`` draws another for those samples alone. In evaluation the output is
+    the input, and a mask that is held waits. By layer and by step the numbers are the same from one
+    random state, if nothing else in the model draws any between the steps.
+
+    As the ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
+
+    Args:
+        num_neurons: size of the input at ``dim``.
+        p: probability that a value is dropped, in [0, 1]; an attribute that may be assigned anew,
+            for the next mask.
+        dim: the dimension of the neurons in the tensor of one step.
+
+    Shape:
+        Input, output and the state ``mask`` have one shape, any that has ``num_neurons`` at
+        ``dim``.
+
+    Raises:
+        TypeError: an argument or the input is of the wrong type.
+        ValueError: an argument is out of range; or as any neuron layer.
+
+    Example:
+        >>> layer = LockedDropout(8, p=0.5)
+        >>> first, second = layer(torch.ones(2, 8)), layer(torch.ones(2, 8))
+        >>> torch.equal(first, second)
+        True
+        >>> layer.eval()(torch.ones(1, 8)).sum().item()
+        8.0
+
+    Reference: Gal and Ghahramani, A theoretically grounded application of dropout in recurrent
+    neural networks, NeurIPS 2016; the name is that of Merity, Keskar and Socher, Regularizing and
+    optimizing LSTM language models, ICLR 2018.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mask",)
+
+    p: float
+    mask: Tensor | None
+
+    def __init__(self, num_neurons: int, p: float = 0.5, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.option("p", _probability(p))
+
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Draw a mask.
+
+        Args:
+            name: of the state.
+            shape: of the tensor of one step.
+            dtype: of the arithmetic.
+            device: of the input.
+        """
+        return F.dropout(torch.ones(shape, dtype=dtype, device=device), _probability(self.p))
+
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+        """Run one time step."""
+        dtype = self.check_input(x)
+        return self._masked(x, dtype) if self.training else x
+
+    def forward_sequence(  # type: ignore[override]  # one input
+        self, x: Tensor, record: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all the steps of ``x`` ``[T, ...]`` at once.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: ``"mask"``, where its trajectory is wanted too; there is none in evaluation.
+        """
+        dtype = self.check_input(x, sequence=True)
+        for name in record:
+            if name != "mask":
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has mask."
+                )
+        if not self.training:
+            # a copy: what the model does in place with the output must not reach the input
+            return x.clone(), {}
+        output = self._masked(x, dtype, sequence=True)
+        mask = cast(Tensor, self.mask)
+        return output, {name: mask.expand(len(x), *mask.shape).clone() for name in record}
+
+    def _masked(self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False) -> Tensor:
+        """Multiply by the mask, and keep it."""
+        mask = cast(Tensor, self.states_for(x, dtype, sequence=sequence)[0])
+        output = (x.to(dtype) * mask).to(x.dtype)
+        self.mask = mask
+        return output
+
+
+def _probability(p: object) -> float:
+    checked = check_number("p", p)
+    if not 0 <= checked <= 1:
+        raise ValueError(f"p must be in [0, 1], the share of values that are dropped, got {p}.")
+    return checked

@@ -1,0 +1,85 @@
+"""``SEWBlock``: a residual block that combines spikes with spikes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from tracetorch.core.walk import path_on_stack
+from tracetorch.snn.module import TTModule
+
+Combination: TypeAlias = Literal["add", "and", "iand"]
+
+
+class SEWBlock(TTModule):
+    """Spike-element-wise residual block: combine the spikes of a body with those of its input.
+
+    ::
+
+        a = body(x),  s = shortcut(x)      s = x without a shortcut
+        "add":   output = a + s            0, 1 or 2
+        "and":   output = a * s
+        "iand":  output = (1 - a) * s      and not
+
+    The last layer of the body spikes, so that a block is the identity where the body is silent
+    (``"add"``, ``"iand"``) or always fires (``"and"``): ``tt.init.identity_`` starts it there.
+    ``"add"`` learns best, and its outputs are counts that grow by up to one a block; the others
+    keep spikes binary, and are defined for spikes of 0 and 1 alone.
+
+    Args:
+        body: any module that ends in spikes.
+        combine: ``"add"``, ``"and"`` or ``"iand"``.
+        shortcut: a module in place of the identity, where the body changes the shape; it ends in
+            spikes too.
+
+    Shape:
+        Input as the body's and the shortcut's, whose outputs have one shape, that of the output.
+
+    Raises:
+        TypeError: ``body`` or ``shortcut`` is not a module.
+        ValueError: there is no such ``combine``, or the two outputs differ in shape.
+
+    Example:
+        >>> block = SEWBlock(nn.Sequential(nn.Linear(3, 3), LIF(3)), "iand")
+        >>> block(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+
+    Reference: Fang, Yu, Chen, Huang, Masquelier and Tian, Deep residual learning in spiking neural
+    networks, NeurIPS 2021.
+    """
+
+    combine: Combination
+
+    def __init__(
+        self, body: nn.Module, combine: Combination = "add", shortcut: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        for name, module in (("body", body), ("shortcut", shortcut)):
+            if not isinstance(module, nn.Module) and (name == "body" or module is not None):
+                raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}.")
+        if combine not in get_args(Combination):
+            raise ValueError(f'combine must be "add", "and" or "iand", got {combine!r}.')
+        self.body = body
+        self.combine = combine
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        a: Tensor = self.body(x)
+        s: Tensor = self.shortcut(x)
+        # torch.fx, with which tt.nir follows a forward, has no shapes
+        if isinstance(a, Tensor) and a.shape != s.shape:
+            path = path_on_stack(self)
+            raise ValueError(
+                f"{f'block {path!r}' if path else 'the block'} combines outputs of one shape; its "
+                f"body gave {list(a.shape)}, its shortcut {list(s.shape)}. Give it a shortcut that "
+                "changes the shape as the body does."
+            )
+        if self.combine == "add":
+            return a + s
+        return a * s if self.combine == "and" else (1 - a) * s
+
+    def extra_repr(self) -> str:
+        """Show how the spikes are combined."""
+        return f"combine={self.combine!r}"
