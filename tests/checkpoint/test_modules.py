@@ -358,6 +358,7 @@ SAME: dict[str, tuple[Make, Make]] = {
     "synchronised norm": (lambda: nn.BatchNorm2d(3), lambda: nn.SyncBatchNorm(3)),
     "dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq(nn.Dropout(0.5))),
     "without dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq()),
+    "one mask": (lambda: seq(snn.LockedDropout(3)), lambda: seq(nn.Dropout(0.1))),
     "dropout in the module": (
         encoder(nhead=2, dropout=0.1),
         encoder(nhead=2, dropout=0.2),

@@ -173,3 +173,8 @@ def test_bad_input() -> None:
     for each in (layer, layer.eval()):
         with pytest.raises(ValueError, match="has 3 neurons, the input has 4"):
             each(torch.ones(1, 4))
+
+
+def test_nir_passes_the_input_on() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), snn.LockedDropout(4), snn.LIF(4))
+    assert set(tt.nir.to_nir(net, (3,), dt=1e-4).nodes) == {"input", "0", "2", "output"}
