@@ -417,20 +417,51 @@ def test_a_layer_with_one_input_takes_one() -> None:
         snn.LIF(3).forward_sequence(torch.ones(4, 2, 3), further=[torch.ones(4, 2, 3)])
 
 
-def test_by_layer_an_input_must_hold_the_steps() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.neuron = made()
+class Beside(nn.Module):
+    """Give a neuron a tensor of its own beside the input."""
 
-        def forward(self, x: Tensor) -> Any:
-            return self.neuron(x, torch.ones(2, 3), x)
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+        self.neuron = made()
 
+    def forward(self, x: Tensor) -> Any:
+        return self.neuron(x, self.value, x)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
+def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
+    value = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    model, x = Beside(value), sequence(4, 2, 3, dtype=torch.float32)
+    expected = stepped(model, (x,))
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model, x), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (8,)])
+def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...]) -> None:
+    x = torch.ones(4, 2, 3)
     with pytest.raises(
-        ValueError, match=r"'neuron'.* input of shape \[2, 3\] beside .* by=\"step\""
+        ValueError, match=r"'neuron'.* of shape \[\d.* beside one of \[8, 3\]"
     ):
-        tt.unroll(Net(), torch.ones(4, 2, 3))
-    assert tt.unroll(Net(), torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
+        tt.unroll(Beside(torch.ones(shape)), x)
+
+
+def test_samples_are_not_taken_for_neurons() -> None:
+    class Gain(snn.Neuron):
+        inputs = ("x", "gain")
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, gain: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return gain * x, mem + x
+
+    x, gain = torch.rand(5, 1, 5), torch.rand(5, 1)
+    assert torch.equal(tt.unroll(Gain(5), (x, gain), by="step"), x * gain[..., None])
+    with pytest.raises(
+        ValueError, match=r"\[5\] beside one of \[5, 5\].* as many dimensions"
+    ):
+        tt.unroll(Gain(5), (x, gain))
 
 
 def test_step_takes_the_inputs_by_their_names() -> None:
@@ -443,6 +474,19 @@ def test_step_takes_the_inputs_by_their_names() -> None:
             return mem, mem + x + current
 
     with pytest.raises(ValueError, match=r"Wrong.inputs is .*takes \('mem',\) after x"):
+        Wrong(3)
+
+
+@pytest.mark.parametrize("named", ["x", ("drive", "gain"), ("gain", "x"), ()])
+def test_inputs_begin_with_x(named: Any) -> None:
+    class Wrong(snn.Neuron):
+        inputs = named
+
+        @staticmethod
+        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tensors
+
+    with pytest.raises(TypeError, match=r"Wrong\.inputs must be a tuple .* begins with 'x', got"):
         Wrong(3)
 
 
@@ -461,8 +505,8 @@ def test_step_takes_the_inputs_by_their_names() -> None:
         (lambda layer, x: tt.nir.to_nir(layer, x), "no counterpart in NIR"),
         (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
         (
-            lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3))(x),
-            r"'neuron', ThreeFactor.*got 1 inputs",
+            lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3)),
+            r"one input, and ThreeFactor takes \(x, modulator, current\)",
         ),
     ],
 )

@@ -165,6 +165,33 @@ def test_streams_copies_and_restores() -> None:
         assert torch.equal(stepped(layer, x[2:]), expected)
 
 
+def test_a_failed_call_leaves_the_noise_where_it_was() -> None:
+    class Failing(EscapeRate):
+        @staticmethod
+        def step(*tensors: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            raise RuntimeError("no step")
+
+    layer, x = made(), torch.ones(2, 3)
+    layer(x)
+    before = tt.get_states(layer)
+    with pytest.raises(ValueError, match="Call zero_states"):
+        layer(torch.ones(5, 3))
+    layer.__class__ = Failing
+    with pytest.raises(RuntimeError, match="no step"):
+        layer(x)
+    with pytest.raises(RuntimeError, match="no step"):
+        tt.unroll(layer, x[None])
+    after = tt.get_states(layer)
+    assert all(torch.equal(after[name], state) for name, state in before.items())
+
+
+def test_no_steps_draw_nothing() -> None:
+    layer = snn.Noise(3)
+    y, records = layer.forward_sequence(torch.ones(0, 2, 3), ["position"])
+    assert y.shape == records["position"].shape == (0, 2, 3)
+    assert layer.position is None
+
+
 def test_samples_restart_alone() -> None:
     x, mask = torch.zeros(2, 3), torch.tensor([True, False])
     for seed in (None, 2):
@@ -185,6 +212,14 @@ def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
     other = net()
     tt.checkpoint.load(tmp_path / "net.safetensors", other, states=True)
     assert torch.equal(tt.unroll(other, x), expected)
+
+
+def test_a_checkpoint_of_another_distribution_does_not_load(tmp_path: Path) -> None:
+    tt.checkpoint.save(snn.Noise(3, seed=1), tmp_path / "noise.safetensors")
+    with pytest.raises(ValueError, match="distribution"):
+        tt.checkpoint.load(
+            tmp_path / "noise.safetensors", snn.Noise(3, distribution="uniform", seed=1)
+        )
 
 
 def test_a_seed_is_in_the_state_dict() -> None:
@@ -287,6 +322,11 @@ def test_exports_with_a_seed(tmp_path: Path) -> None:
         (lambda: snn.Noise(3, distribution="gauss"), ValueError, "'normal' or 'uniform', got 'gau"),  # type: ignore[arg-type]
         (lambda: snn.Noise(3, seed=1.5), TypeError, "seed must be an integer"),  # type: ignore[arg-type]
         (lambda: snn.Noise(3)(torch.ones(2, 4)), ValueError, "has 3 neurons"),
+        (
+            lambda: made().forward_sequence(torch.ones(4, 2, 3)),
+            TypeError,
+            r"takes \(x, noise\), got 1 inputs. Call the layer itself, or tt.unroll",
+        ),
         (
             lambda: snn.Noise(3).forward_sequence(torch.ones(2, 1, 3), ["mem"]),
             ValueError,

@@ -53,7 +53,7 @@ def _forward(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventL
     if bias is not None:
         start[:outputs] = bias.detach()
     # a list of indices for all of a window
-    rows = torch.arange(events.rows, dtype=torch.int32)
+    rows = torch.arange(events.rows, dtype=torch.int32, device="cpu")
     indices = rows.repeat_interleave(events.starts.diff(), output_size=len(events.indices))
     indices = indices.mul_(inputs).add_(events.indices)
     y = large_empty((steps, samples, width), window.dtype)

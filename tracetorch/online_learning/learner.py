@@ -14,7 +14,7 @@ from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.step import Held, Rule, Step, named_parameters
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.states import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
 

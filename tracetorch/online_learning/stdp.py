@@ -14,8 +14,7 @@ from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
 from tracetorch.ragged import check_mask, check_sequence
 from tracetorch.snn.module import TTModule
-from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
-from tracetorch.snn.states import StateSnapshot
+from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
 
 Reward: TypeAlias = float | Tensor
 

@@ -14,7 +14,6 @@ from tracetorch.core.checks import (
     check_flag,
     check_nonnegative,
     check_number,
-    suggestion,
 )
 from tracetorch.core.torch_private import BatchNormBase, assert_async, functorch_active
 from tracetorch.snn.neuron import Neuron
@@ -164,10 +163,7 @@ class BatchNormThroughTime(Neuron):
             record: ``"position"``, where its trajectory is wanted too.
         """
         dtype = self.check_input(x, sequence=True)
-        for name in record:
-            if name != "position":
-                hint = suggestion(name, self.states)
-                raise ValueError(f"{self!r} has no state {name!r}.{hint} It has position.")
+        self.check_record(record)
         y, positions = self._run(x, dtype)
         if len(x):
             self.position = positions[-1].clone()

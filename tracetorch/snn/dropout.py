@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
-from tracetorch.core.checks import check_number, suggestion
+from tracetorch.core.checks import check_number
 from tracetorch.snn.neuron import Neuron
 
 
@@ -92,11 +92,7 @@ class LockedDropout(Neuron):
             record: ``"mask"``, where its trajectory is wanted too; there is none in evaluation.
         """
         dtype = self.check_input(x, sequence=True)
-        for name in record:
-            if name != "mask":
-                raise ValueError(
-                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has mask."
-                )
+        self.check_record(record)
         if not self.training:
             # a copy: what the model does in place with the output must not reach the input
             return x.clone(), {}

@@ -11,7 +11,6 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import suggestion
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 from tracetorch.core.walk import Opaque
@@ -39,7 +38,12 @@ from tracetorch.snn.parameters import (
     resolve_setup,
 )
 from tracetorch.snn.representation import constructor_call
-from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StatefulLayer, running
+from tracetorch.snn.stateful_layer import (
+    ARITHMETIC_DTYPE,
+    StatefulLayer,
+    StateSnapshot,
+    running,
+)
 from tracetorch.snn.unknown_arguments import check_arguments
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -149,6 +153,11 @@ class Neuron(StatefulLayer):
 
     def _check_step(self) -> None:
         """Raise where ``step`` takes inputs or states by other names or in another order."""
+        label, states, inputs = type(self).__name__, type(self).states, type(self).inputs
+        if not isinstance(inputs, tuple) or inputs[:1] != ("x",):
+            raise TypeError(
+                f"{label}.inputs must be a tuple of names that begins with 'x', got {inputs!r}."
+            )
         step = getattr(self, "step", None)
         try:
             parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
@@ -161,20 +170,20 @@ class Neuron(StatefulLayer):
             for each in parameters
             if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
         ]
-        label, states, further = type(self).__name__, type(self).states, type(self).inputs[1:]
+        further = inputs[1:]
         # without a * behind the states, parameters follow; those are passed by name
         first = 1 + len(further)
         given, taken = tuple(names[1:first]), tuple(names[first : first + len(states)])
         if given != further:
             raise ValueError(
-                f"{label}.inputs is {type(self).inputs}, but {label}.step takes {given} after "
+                f"{label}.inputs is {inputs}, but {label}.step takes {given} after "
                 f"{''.join(names[:1])}. It receives the inputs by position, before the states: "
                 "name them alike, in one order."
             )
         if taken != states:
             raise ValueError(
-                f"{label}.states is {states}, but {label}.step takes {taken} after x. It receives "
-                "the states by position: name them alike, in one order."
+                f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
+                "It receives the states by position: name them alike, in one order."
             )
 
     # Declaring
@@ -337,6 +346,12 @@ class Neuron(StatefulLayer):
     # Reading
 
     @property
+    def passed_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that a call passes; modules of the layer compute the others."""
+        modules = self._modules
+        return tuple([n for n in self.inputs if n == "x" or modules.get(n) is None])
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Names of the constants that ``step`` receives."""
         return self._declared.options
@@ -454,7 +469,24 @@ class Neuron(StatefulLayer):
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
         if further or named or len(self.inputs) > 1:
-            further = self._all_further(x, further, named)
+            return self._forward_several(x, further, named)
+        return self._forward(x)
+
+    def _forward_several(
+        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the modules that compute inputs, and then the layer."""
+        if self.layer_pass is not None or torch.compiler.is_compiling():
+            return self._forward(x, *self._all_further(x, given, named))
+        within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
+        before = StateSnapshot(each for each in within if each is not self)
+        try:
+            return self._forward(x, *self._all_further(x, given, named))
+        except BaseException:
+            before.restore()  # a failed call changes no state, those of noise included
+            raise
+
+    def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
         if self.layer_pass is not None:
             return self.layer_pass(self, x, *further)
         if running.by_layer and not torch.compiler.is_compiling():
@@ -469,9 +501,7 @@ class Neuron(StatefulLayer):
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
         """Return the inputs after ``x``: those that were given, and those that modules compute."""
-        modules = {n: m for n, m in self._modules.items() if m is not None}
-        names = self.inputs[1:]
-        passed = [name for name in names if name not in modules]
+        passed = self.passed_inputs[1:]
         # by position first, as the arguments of any function
         values = {**dict(zip(passed, given, strict=False)), **named}
         if len(given) + len(named) != len(passed) or values.keys() != set(passed):
@@ -481,8 +511,8 @@ class Neuron(StatefulLayer):
                 f"inputs{by_name}."
             )
         further = []
-        for name in names:
-            further.append(values[name] if name in values else modules[name](x))
+        for name in self.inputs[1:]:
+            further.append(values[name] if name in values else getattr(self, name)(x))
         return tuple(further)
 
     def _working(
@@ -492,6 +522,11 @@ class Neuron(StatefulLayer):
         if len(further) != len(self.inputs) - 1:
             raise TypeError(
                 f"{self.label()} takes ({', '.join(self.inputs)}), got {1 + len(further)} inputs."
+                + (
+                    " Call the layer itself, or tt.unroll(layer, x)."
+                    if len(self.inputs) > 1
+                    else ""
+                )
             )
         work = [x.to(dtype)]
         for name, value in zip(self.inputs[1:], further, strict=True):
@@ -587,12 +622,7 @@ class Neuron(StatefulLayer):
         dtype = self.check_input(x, sequence=True)
         states = self.states_for(x, dtype, sequence=True)
         active = self.active_states
-        for name in record:
-            if name not in active:
-                raise ValueError(
-                    f"{self!r} has no state {name!r}.{suggestion(name, active)} It has "
-                    f"{', '.join(active)}."
-                )
+        self.check_record(record)
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)

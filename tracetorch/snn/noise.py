@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer, suggestion
+from tracetorch.core.checks import check_integer
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
@@ -83,6 +83,7 @@ class Noise(Neuron):
     state_dtype = torch.int64
 
     position: Tensor | None
+    distribution: Distribution
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Noise(Neuron):
         super().__init__(num_neurons, dim)
         if distribution not in ("normal", "uniform"):
             raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}.")
-        self.distribution = distribution
+        self.option("distribution", distribution)
         if seed is not None:
             start = _start_of(check_integer("seed", seed))
             self.register_buffer("initial_position", torch.tensor(start))
@@ -134,12 +135,9 @@ class Noise(Neuron):
             record: ``"position"``, where its trajectory is wanted too.
         """
         dtype = self.check_input(x, sequence=True)
-        for name in record:
-            if name != "position":
-                raise ValueError(
-                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has "
-                    "position."
-                )
+        self.check_record(record)
+        if len(x) == 0:
+            return x.to(dtype, copy=True), {name: x.to(torch.int64) for name in record}
         (position,) = cast(list[Tensor], self.states_for(x, dtype, sequence=True))
         noise = self._draw(position, len(x), dtype)
         passed = torch.arange(1, 1 + len(x), device=x.device).reshape(-1, *[1] * position.ndim)

@@ -56,6 +56,12 @@ class Recurrent(Neuron):
     def __init__(self, neuron: Neuron, connection: nn.Module) -> None:
         if not isinstance(neuron, Neuron):
             raise TypeError(f"neuron must be a neuron layer, got {type(neuron).__name__}.")
+        if len(neuron.passed_inputs) > 1:
+            raise ValueError(
+                f"Recurrent has one input, and {type(neuron).__name__} takes "
+                f"({', '.join(neuron.passed_inputs)}). Write the loop in a module of your own, "
+                "or let the neuron hold modules that compute the others."
+            )
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         super().__init__(neuron.num_neurons, neuron.dim)
@@ -144,17 +150,17 @@ class Recurrent(Neuron):
         within = not torch.compiler.is_compiling() and running.by_layer
         if within:
             running.by_layer = False
-        delays = self.connection if isinstance(self.connection, SynapticDelays) else None
+        delays = [m for m in self.connection.modules() if isinstance(m, SynapticDelays)]
         try:
-            if delays is not None:
-                delays.hold_kernel(self.check_input(x, sequence=True))
+            for each in delays:
+                each.hold_kernel(self.check_input(x, sequence=True))
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
                     after_step()
         finally:
-            if delays is not None:
-                delays.hold_kernel(None)
+            for each in delays:
+                each.hold_kernel(None)
             if within:
                 running.by_layer = True
         return torch.stack(outputs)

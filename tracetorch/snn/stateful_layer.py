@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
@@ -230,6 +230,20 @@ class StatefulLayer(TTModule):
         # a copy: no state shares memory with anything
         return value.to(device, dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
+    def check_record(self, record: Iterable[str]) -> None:
+        """Raise where a trajectory of a state is wanted that the layer does not have.
+
+        Args:
+            record: names.
+        """
+        active = self.active_states
+        for name in record:
+            if name not in active:
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{suggestion(name, active)} It has "
+                    f"{', '.join(active)}."
+                )
+
     # Clearing, detaching, copying
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
@@ -352,6 +366,27 @@ class StatefulLayer(TTModule):
             f"{self!r}: nn.DataParallel runs copies of the model and throws their states away at "
             "every call. Use DistributedDataParallel, one process per device."
         )
+
+
+class StateSnapshot:
+    """The states of some layers at one time, to be restored where a call fails.
+
+    Args:
+        layers: whose states.
+    """
+
+    def __init__(self, layers: Iterable[StatefulLayer]) -> None:
+        self.states: list[tuple[StatefulLayer, str, Tensor | None]] = []
+        for layer in layers:
+            attributes = layer.__dict__
+            for name in layer.states:
+                state = attributes[name] if name in attributes else getattr(layer, name)
+                self.states.append((layer, name, state))
+
+    def restore(self) -> None:
+        """Give the layers these states back."""
+        for layer, name, state in self.states:
+            setattr(layer, name, state)
 
 
 class _EmptyLikeDetector(TorchFunctionMode):

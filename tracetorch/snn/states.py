@@ -20,27 +20,6 @@ def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
             yield path, found
 
 
-class StateSnapshot:
-    """The states of some layers at one time, to be restored where a call fails.
-
-    Args:
-        layers: whose states.
-    """
-
-    def __init__(self, layers: Iterable[Neuron]) -> None:
-        self.states: list[tuple[Neuron, str, Tensor | None]] = []
-        for layer in layers:
-            attributes = layer.__dict__
-            for name in layer.states:
-                state = attributes[name] if name in attributes else getattr(layer, name)
-                self.states.append((layer, name, state))
-
-    def restore(self) -> None:
-        """Give the layers these states back."""
-        for layer, name, state in self.states:
-            setattr(layer, name, state)
-
-
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """Get every live state in ``module`` by path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
 
@@ -84,7 +63,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
 
     Raises:
         TypeError: ``module`` is not an ``nn.Module``, ``states`` is not a mapping, or one of its
-            values is not a float32 or float64 tensor.
+            values is not a tensor of the dtype that the layer keeps.
         ValueError: a name is unknown, a layer is given only some of its states, their shapes or
             dtypes differ, or they do not have the layer's neurons. Nothing has been changed then.
 

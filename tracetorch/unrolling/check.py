@@ -23,7 +23,7 @@ from tracetorch.core.torch_private import BatchNormBase, DropoutBase, is_compile
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.states import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import LayerPass
 

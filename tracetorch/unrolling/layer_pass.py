@@ -108,15 +108,21 @@ class LayerPass(Opaque):
 
     def _unfold(self, layer: Neuron, value: Tensor, x: Tensor) -> Tensor:
         """Unfold time of an input beside ``x``; what is the same in all steps stays as it is."""
-        if not isinstance(value, Tensor) or value.ndim < x.ndim or value.shape[0] == 1:
+        if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        if value.shape[0] != x.shape[0]:
+        folded = value.shape[0] == x.shape[0]
+        if value.ndim == x.ndim and folded:
+            return value.reshape((self.steps, x.shape[0] // self.steps, *value.shape[1:]))
+        # of fewer dimensions it may be one value per neuron, or time folded into samples, which
+        # would then be taken for neurons
+        constant = value.shape[0] in (1, x.shape[0] // self.steps) or value.ndim < x.ndim
+        if not constant or (folded and self.steps > 1):
             raise ValueError(
                 f"{layer.label()} got an input of shape {list(value.shape)} beside one of "
-                f"{list(x.shape)}: it does not hold the {self.steps} time steps in dimension 0. "
-                'Use by="step".'
+                f"{list(x.shape)}, which holds {self.steps} time steps in dimension 0. Give it as "
+                'many dimensions and as many steps, or use by="step".'
             )
-        return value.reshape((self.steps, x.shape[0] // self.steps, *value.shape[1:]))
+        return value
 
     def take_states(self, layer: Neuron) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""

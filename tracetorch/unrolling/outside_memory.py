@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tracetorch.core.walk import Walk, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.states import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
 
 # A longer container is data, a replay buffer say: only its length and its ends are compared.

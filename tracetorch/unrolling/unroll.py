@@ -19,8 +19,7 @@ from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.stateful_layer import running
-from tracetorch.snn.states import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 from tracetorch.unrolling.layer_pass import LayerPass

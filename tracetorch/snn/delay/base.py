@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag, check_nonnegative, suggestion
+from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, Value, Weight
@@ -143,11 +143,7 @@ class DelayingLayer(Neuron):
             record: ``"past"``, where its trajectory is wanted too.
         """
         dtype = self.check_input(x, sequence=True)
-        for name in record:
-            if name != "past":
-                raise ValueError(
-                    f"{self!r} has no state {name!r}.{suggestion(name, self.states)} It has past."
-                )
+        self.check_record(record)
         y, window = self._run(x, dtype)
         output = self._finish(y, window, len(x), x.dtype)
         # the pasts before every step, and after the last
