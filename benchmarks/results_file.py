@@ -41,13 +41,16 @@ class Run:
     def with_rows_of(self, later: Run) -> Run:
         """Replace cases by those of a later run, and add others; ``settings["again"]`` lists them.
 
+        Libraries that only the later one has measured are added; their other cells stay empty.
+
         Raises:
             ValueError: machine, day, number of rounds or versions of the two runs differ.
         """
+        versions = {**self.versions, **later.versions}
         for name, mine, its in (
             ("machine or day", self.machine, later.machine),
             ("rounds", self.settings["rounds"], later.settings["rounds"]),
-            ("versions", self.versions, later.versions),
+            ("versions", {**versions, **self.versions}, versions),
         ):
             if mine != its:
                 raise ValueError(f"two runs of different {name} have no table: {mine}, {its}.")
@@ -58,7 +61,7 @@ class Run:
         settings = {**self.settings, "again": again}
         replaced = {name: later.results[name] for name in again}
         results = {**self.results, **replaced}
-        return replace(self, cases=cases, settings=settings, results=results)
+        return replace(self, cases=cases, settings=settings, versions=versions, results=results)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Run:

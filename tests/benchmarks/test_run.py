@@ -69,11 +69,15 @@ def test_cases_measured_again_replace_their_rows(tmp_path, capsys):
     quick_run = ["--quick", "--peers", "--out", str(tmp_path)]
     assert main([*quick_run, "--cases", "LIF N=8192", "one step"]) == 0
     before = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert main([*quick_run, "--cases", "LIF N=8192, forward", "--again"]) == 0
+    with_floor = ["--quick", "--peers", "floor", "--out", str(tmp_path)]
+    assert main([*with_floor, "--cases", "LIF N=8192, forward", "--again"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     changed = {name for name in before if results["results"][name] != before[name]}
     assert changed == {"LIF N=8192, forward"}
     assert results["settings"]["again"] == ["LIF N=8192, forward"]
+    # a library that was not in the first run is added
+    assert list(results["versions"]) == ["tracetorch", "floor"]
+    assert results["results"]["LIF N=8192, forward"].keys() == {"tracetorch", "floor"}
     page = (tmp_path / "table.md").read_text()
     assert "Measured again in a run of their own, after the others: LIF N=8192, forward." in page
     assert "| one step B=1 N=128 |" in page

@@ -441,9 +441,7 @@ def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(5, 3), (8,)])
 def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...]) -> None:
     x = torch.ones(4, 2, 3)
-    with pytest.raises(
-        ValueError, match=r"'neuron'.* of shape \[\d.* beside one of \[8, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"'neuron'.* of shape \[\d.* beside one of \[8, 3\]"):
         tt.unroll(Beside(torch.ones(shape)), x)
 
 
@@ -458,9 +456,7 @@ def test_samples_are_not_taken_for_neurons() -> None:
 
     x, gain = torch.rand(5, 1, 5), torch.rand(5, 1)
     assert torch.equal(tt.unroll(Gain(5), (x, gain), by="step"), x * gain[..., None])
-    with pytest.raises(
-        ValueError, match=r"\[5\] beside one of \[5, 5\].* as many dimensions"
-    ):
+    with pytest.raises(ValueError, match=r"\[5\] beside one of \[5, 5\].* as many dimensions"):
         tt.unroll(Gain(5), (x, gain))
 
 
