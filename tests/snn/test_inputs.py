@@ -455,8 +455,8 @@ def test_step_takes_the_inputs_by_their_names() -> None:
             "several inputs",
         ),
         (
-            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x),
-            "several inputs, .* and traces follow one",
+            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
+            "a further input, modulator, with a gradient",
         ),
         (lambda layer, x: tt.nir.to_nir(layer, x), "no counterpart in NIR"),
         (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
