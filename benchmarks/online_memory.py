@@ -1,7 +1,7 @@
 """Measure the memory of learning online as the sequence grows: resident memory by number of steps.
 
 ``python -m benchmarks.online_memory`` steps a small network a million times, with a backward pass
-at every step, and prints a line at each power of ten.
+at every step, and prints a line at each power of ten and at the last step.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def network() -> nn.Sequential:
 
 
 def measure(steps: int) -> Iterator[tuple[int, int]]:
-    """Learn for so many steps of one sequence; yield steps and resident bytes at powers of ten."""
+    """Learn for so many steps; yield steps and resident bytes at powers of ten and at the last."""
     learner = tt.online(network())
     generator = torch.Generator().manual_seed(0)
     at = _FIRST
     for step in range(1, steps + 1):
         x = torch.rand(1, 4, generator=generator)
         learner(x).square().sum().backward()
-        if step == at:
+        if step in (at, steps):
             gc.collect()
             yield step, resident()
+        if step == at:
             at *= 10
 
 

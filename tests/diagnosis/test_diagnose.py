@@ -748,8 +748,17 @@ def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
 def test_a_rule_of_online_learning_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match=r"no rule 'eprob'\. Did you mean 'eprop'"):
         tt.diagnose(dense(), (x(), target()), mean, online="eprob")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the gradients cannot be exact online"):
-        tt.diagnose(deep(2), (x(), target()), mean, online="exact")
+
+
+def test_a_rule_of_online_learning_that_refuses_the_model() -> None:
+    model = deep(2)
+    expected = tt.diagnose(model, (x(), target()), mean)
+    d = tt.diagnose(model, (x(), target()), mean, online="exact")
+    finding = found(d, "online-refused", "", "note")
+    assert "'exact': the gradients cannot be exact online, for there are" in finding.figure
+    assert not d.cosines
+    assert [f for f in d if f is not finding] == list(expected)
+    assert "rule='eprop' drops or changes them." in str(d)
 
 
 def test_diagnosis_prints_and_is_a_sequence() -> None:

@@ -170,18 +170,22 @@ def test_weights_are_those_of_the_reference(
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.3, 1.0])
-def test_bounds_are_those_of_the_reference(mu: float) -> None:
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_bounds_are_those_of_the_reference(mu: float, signs: tuple[int, int]) -> None:
+    rule = PairRule(0.01 * signs[0], 0.02 * signs[1], 5.0, 8.0)
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     connection = linear(bias=False)
     with torch.no_grad():
         connection.weight.uniform_(-0.4, 1.4)
         connection.weight[0, :2] = torch.tensor([-0.5, 1.5])
     w = connection.weight.detach().clone()
-    up, down = (torch.from_numpy(x) for x in reference(RULES["pair"], pre.numpy(), post.numpy()))
-    stdp = STDP(connection, RULES["pair"], bounds=(-0.5, 1.5), mu=mu, reduction="sum")
+    up, down = (torch.from_numpy(x) for x in reference(rule, pre.numpy(), post.numpy()))
+    stdp = STDP(connection, rule, bounds=(-0.5, 1.5), mu=mu, reduction="sum")
     stdp.unroll(pre, post)
     stdp.update_()
-    expected = w + up * ((1.5 - w) / 2) ** mu - down * ((w + 0.5) / 2) ** mu
+    expected = w + sum(
+        change * torch.where(change > 0, 1.5 - w, w + 0.5).div(2) ** mu for change in (up, -down)
+    )
     torch.testing.assert_close(
         connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
     )
@@ -347,14 +351,58 @@ def test_changes_and_traces_are_copied_and_moved_and_not_saved() -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     stdp = STDP(linear(), RULES["pair"], tau_eligibility=5.0)
     stdp.unroll(pre[:9], post[:9], torch.ones(9).double())
-    assert set(stdp.state_dict()) == {"connection.weight", "connection.bias"}
     copied = copy.deepcopy(stdp)
     changes = [
         moved(each, lambda s: s.unroll(pre[9:], post[9:], torch.ones(T - 9).double()))
         for each in (stdp, copied)
     ]
     assert torch.equal(*changes)
-    assert repr(stdp).startswith("STDP(\n  rule=PairRule(a_plus=0.1")
+    assert "connection=Linear(in_features=4, out_features=2, bias=True), rule=Pair" in repr(stdp)
+
+
+class Plastic(nn.Module):
+    """A model that holds its rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = nn.Linear(INPUTS, OUTPUTS)
+        self.stdp = STDP(self.connection, RULES["pair"], tau_eligibility=5.0)
+
+
+def test_the_connection_is_the_model_s_alone() -> None:
+    model = Plastic()
+    assert set(model.state_dict()) == {"connection.weight", "connection.bias"}
+    assert not model.stdp.state_dict()
+    assert not list(model.stdp.parameters())
+    copied = copy.deepcopy(model).double()
+    assert copied.stdp.connection is copied.connection is not model.connection
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    changes = []
+    for each, dtype in ((model, torch.float32), (copied, torch.float64)):
+        each.stdp.unroll(pre[:9].to(dtype), post[:9].to(dtype))
+        each.double()  # traces and changes go along
+        changes.append(
+            moved(each.stdp, lambda s: s.unroll(pre[9:], post[9:], torch.ones(T - 9).double()))
+        )
+    torch.testing.assert_close(*changes, rtol=1e-5, atol=1e-6)
+    assert changes[1].any()
+
+
+@pytest.mark.parametrize("tau", [None, 5.0])
+def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    stdp = STDP(linear(), RULES["triplet"], bounds=(-1, 1), mu=1.0, tau_eligibility=tau)
+    stdp.unroll(pre, post)
+    states = tt.get_states(stdp)
+
+    def learn(stdp: STDP) -> None:
+        for part in (slice(0, 5), slice(5, 6)):
+            stdp.unroll(pre[part, :0], post[part, :0])
+        stdp(pre[0, :0], post[0, :0], mask=torch.ones(0, dtype=torch.bool))
+
+    stdp.update_()
+    assert not moved(stdp, learn).any()
+    torch.testing.assert_close(tt.get_states(stdp), states, rtol=0, atol=0)
 
 
 # Errors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,12 +36,76 @@ def tied() -> nn.Module:
     return nn.Sequential(product, layer("LIF", 6), product)
 
 
+class Noisy(nn.Module):
+    """Noise in front of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product, self.noise, self.neuron = (
+            nn.Linear(6, 5),
+            snn.Noise(5, seed=0),
+            layer("SLIF", 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return self.neuron(y + 0.3 * self.noise(y))
+
+
+class Inner(snn.Neuron):
+    """A noise of its own, and an input that is given, whose sizes are learned."""
+
+    inputs = ("x", "noise", "modulator")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.noise = snn.Noise(num_neurons, seed=0)
+        self.decay("beta", 0.9)
+        self.weight("size", 0.3)
+        self.threshold("pos_threshold", 0.5)
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        noise: Tensor,
+        modulator: Tensor,
+        mem: Tensor,
+        *,
+        beta: Tensor,
+        size: Tensor,
+        pos_threshold: Tensor,
+        spike: Any,
+    ) -> Any:
+        mem = beta * mem + modulator * x + size * noise
+        fired = spike(mem - pos_threshold)
+        return fired, mem - fired * pos_threshold
+
+
+class Modulated(nn.Module):
+    """A neuron with three inputs: the product, its noise, and a value for each sample."""
+
+    def __init__(self, named: bool, gradient: bool = False) -> None:
+        super().__init__()
+        self.product, self.neuron = nn.Linear(6, 5), Inner(5)
+        self.named = named
+        self.gate = nn.Parameter(torch.ones(()), requires_grad=gradient)
+
+    def forward(self, x: Tensor) -> Tensor:
+        modulator = self.gate * x.detach().mean(-1, keepdim=True).abs()
+        y = self.product(x)
+        return self.neuron(y, modulator=modulator) if self.named else self.neuron(y, modulator)
+
+
 PLACED = {
     "places": lambda: nn.Sequential(nn.Linear(6, 5), layer("LIF", 5)),
     "between": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), layer("SLIF", 5), nn.Tanh()),
     "no product": lambda: nn.Sequential(layer("LIF", 6), nn.Linear(6, 2)),
     "parallel": Parallel,
     "tied": tied,
+    "noise": lambda: nn.Sequential(Noisy()),
+    "noise inside": lambda: nn.Sequential(Modulated(named=False)),
+    "named input": lambda: nn.Sequential(Modulated(named=True)),
 }
 
 
@@ -82,6 +148,7 @@ class Twice(nn.Module):
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
         (Twice(), "layer 'neuron', .* is called twice in one step"),
+        (Modulated(True, gradient=True), "a further input, modulator, with a gradient"),
         (Zeroing(), "layer 'neuron', .* has its states changed inside forward"),
     ],
 )

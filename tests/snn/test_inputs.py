@@ -495,8 +495,8 @@ def test_inputs_begin_with_x(named: Any) -> None:
             "several inputs",
         ),
         (
-            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x),
-            "several inputs, .* and traces follow one",
+            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
+            "a further input, modulator, with a gradient",
         ),
         (lambda layer, x: tt.nir.to_nir(layer, x), "no counterpart in NIR"),
         (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),

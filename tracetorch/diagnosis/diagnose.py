@@ -12,9 +12,8 @@ from torch.optim import Optimizer
 from tracetorch.diagnosis import activity, data, gradients, memory, parameters, products
 from tracetorch.diagnosis import online as online_gradients
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
-from tracetorch.diagnosis.finding import SEVERITIES
+from tracetorch.diagnosis.finding import SEVERITIES, Finding
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
-from tracetorch.online_learning import DroppedPath
 from tracetorch.online_learning.step import Rule
 from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
@@ -42,7 +41,7 @@ def diagnose(
     states carried over from an earlier batch, or zeroed between steps; parameters that the loss
     does not depend on, that are frozen, or that the optimizer does not have; layers whose input is
     too busy for their product to be computed with events. With ``online``, also parameters that a
-    rule of :func:`tracetorch.online` would move elsewhere.
+    rule of :func:`tracetorch.online` would move elsewhere, or why it cannot run the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -67,8 +66,8 @@ def diagnose(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the model has no neuron layer; the loss is not a scalar; or as ``tt.unroll``,
-            and with ``online`` as a step of the learner.
+        ValueError: the model has no neuron layer; the loss is not a scalar; there is no such rule;
+            or as ``tt.unroll``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
@@ -98,9 +97,9 @@ def diagnose(
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
     evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)
     cosines: dict[str, float] = {}
-    dropped: tuple[DroppedPath, ...] = ()
+    by_rule: list[Finding] = []
     if online is not None:
-        cosines, dropped = online_gradients.compare(model, batch, loss, online, steps)
+        cosines, by_rule = online_gradients.compare(evidence, model, batch, loss, online, steps)
     # In the order of cause and effect, which the sort by severity keeps among equals.
     found = [
         *data.inputs(evidence),
@@ -112,7 +111,7 @@ def diagnose(
         *data.equal_outputs(evidence),
         *gradients.findings(evidence),
         *memory.findings(evidence),
-        *(online_gradients.findings(evidence, online, cosines, dropped) if online else ()),
+        *by_rule,
         *products.findings(evidence),
     ]
     return Diagnosis(

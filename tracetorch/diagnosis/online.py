@@ -17,15 +17,36 @@ _LOW = 0.5  # a cosine: 60 degrees away, where half of a step is lost
 
 
 def compare(
-    model: nn.Module, batch: Sequence[Any], loss: Loss, rule: Rule, steps: int | None
-) -> tuple[dict[str, float], tuple[DroppedPath, ...]]:
-    """Return the cosine by parameter, and the paths that the rule drops."""
-    with torch.inference_mode(False), torch.enable_grad():
-        learner = OnlineLearner(model, rule)
-        return learner.certificate(batch, loss, steps=steps), learner.dropped
+    evidence: Evidence,
+    model: nn.Module,
+    batch: Sequence[Any],
+    loss: Loss,
+    rule: Rule,
+    steps: int | None,
+) -> tuple[dict[str, float], list[Finding]]:
+    """Return the cosine by parameter, and what is found; none of them where a step is refused."""
+    learner = OnlineLearner(model, rule)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            cosines = learner.certificate(batch, loss, steps=steps)
+    except ValueError as refusal:
+        return {}, [_refused(rule, refusal)]
+    return cosines, list(_findings(evidence, rule, cosines, learner.dropped))
 
 
-def findings(
+def _refused(rule: Rule, refusal: ValueError) -> Finding:
+    return Finding(
+        "note",
+        "online-refused",
+        "",
+        0.0,
+        f"tt.online cannot run the model with the rule {rule!r}: {refusal}",
+        "There are no gradients online to compare with those of backpropagation through time.",
+        "Do what the reason says, or train by backpropagation through time.",
+    )
+
+
+def _findings(
     evidence: Evidence, rule: Rule, cosines: dict[str, float], dropped: Sequence[DroppedPath]
 ) -> Iterator[Finding]:
     """Find parameters whose gradient online has little in common with the true one."""

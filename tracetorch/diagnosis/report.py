@@ -64,7 +64,7 @@ class Diagnosis(Sequence[Finding]):
         steps: number of time steps.
         batch: number of samples.
         cosines: of the gradients of a rule of online learning to those of backpropagation through
-            time, by parameter; empty where no rule is given.
+            time, by parameter; empty where no rule is given, or where it cannot run the model.
 
     Example:
         >>> from tracetorch.diagnosis import diagnose

@@ -44,6 +44,7 @@ def lane_derivatives(
     detached: Collection[str] = (),
     *,
     of_output: bool = False,
+    further: Sequence[Tensor] = (),
 ) -> LaneDerivatives:
     """Differentiate the next states of one step by its states, its input and its parameters.
 
@@ -54,8 +55,9 @@ def lane_derivatives(
         kwargs: of ``step``.
         detached: names of spike functions that are constants here.
         of_output: differentiate the output in place of the next states.
+        further: inputs after ``x``, constants, of its shape.
     """
-    sources, output, ends = _run(layer, x, states, kwargs, detached)
+    sources, output, ends = _run(layer, x, further, states, kwargs, detached)
     count = len(layer.active_states)
     names = list(learned_parameters(kwargs, layer.constraints))
     rows = [_gradient(end, sources, None) for end in ([output] if of_output else ends)]
@@ -72,6 +74,7 @@ def check_step(
     states: Sequence[Tensor | None],
     kwargs: Mapping[str, Any],
     label: str,
+    further: Sequence[Tensor] = (),
 ) -> None:
     """Raise where a call is more than its ``step``, or a lane depends on another lane.
 
@@ -83,13 +86,9 @@ def check_step(
         states: before the call, as ``step`` takes them.
         kwargs: of ``step``.
         label: of the layer, for the message.
+        further: inputs after ``x``, constants, of its shape.
     """
-    if len(layer.inputs) > 1:
-        raise ValueError(
-            f"{label} has several inputs, {layer.inputs}, and traces follow one. Train it by "
-            "backpropagation through time."
-        )
-    ends = _run(layer, x, states, kwargs)[2]
+    ends = _run(layer, x, further, states, kwargs)[2]
     if not all(map(is_close, ends, (getattr(layer, name) for name in layer.active_states))):
         raise ValueError(
             f"{label} has other states than its step computes from the same input: it draws random "
@@ -103,7 +102,7 @@ def check_step(
         return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
     drawn = [None if state is None else state + noise() for state in states]
-    sources, output, ends = _run(layer, x + noise(), drawn, kwargs)
+    sources, output, ends = _run(layer, x + noise(), further, drawn, kwargs)
     for end in (output, *ends):
         signs = noise().sign()
         for plain, signed in zip(
@@ -126,6 +125,7 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 def _run(
     layer: Neuron,
     x: Tensor,
+    further: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: Mapping[str, Any],
     detached: Collection[str] = (),
@@ -141,7 +141,7 @@ def _run(
         learned = learned_parameters(kwargs, layer.constraints)
         leaves = {name: leaf(value) for name, value in learned.items()}
         constants = {name: _detached(kwargs[name]) for name in detached}
-        output, *ends = layer.step(given, *held, **{**kwargs, **leaves, **constants})
+        output, *ends = layer.step(given, *further, *held, **{**kwargs, **leaves, **constants})
     active = layer.active_states
     sources = [*(s for s in held if s is not None), given, *leaves.values()]
     return sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]

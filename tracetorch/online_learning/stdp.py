@@ -52,7 +52,8 @@ class STDP(TTModule):
 
     Args:
         connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
-            bias is left alone.
+            bias is left alone. It stays part of its model alone: :meth:`state_dict` and ``to()``
+            of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
@@ -87,6 +88,7 @@ class STDP(TTModule):
     (2007), and of Florian, Neural Computation 19, 1468 (2007).
     """
 
+    connection: Product
     _potentiation: Tensor | None
     _depression: Tensor | None
 
@@ -117,22 +119,23 @@ class STDP(TTModule):
             bounds = lowest, highest
         if check_nonnegative("mu", mu) > 0 and bounds is None:
             raise ValueError(f"mu={mu} makes bounds soft, and there are none. Give bounds=(0, 1).")
-        self.connection = connection
+        # not registered: it is part of a model, which moves it and has it in its state_dict
+        object.__setattr__(self, "connection", connection)
         self.rule = rule
         self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
-        full = rule.triplet() if isinstance(rule, PairRule) else rule
+        triplet = rule.triplet() if isinstance(rule, PairRule) else rule
         if isinstance(connection, nn.Linear):
             inputs, outputs, dim = connection.in_features, connection.out_features, -1
         else:
             inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
-        self._full = full
-        self.pre_trace = SpikeTrace(inputs, full.tau_plus, full.nearest, dim)
-        self.post_trace = SpikeTrace(outputs, full.tau_minus, full.nearest, dim)
+        self._triplet = triplet
+        self.pre_trace = SpikeTrace(inputs, triplet.tau_plus, triplet.nearest, dim)
+        self.post_trace = SpikeTrace(outputs, triplet.tau_minus, triplet.nearest, dim)
         self.slow_pre_trace = (
-            SpikeTrace(inputs, full.tau_x, full.nearest, dim) if full.a3_minus else None
+            SpikeTrace(inputs, triplet.tau_x, triplet.nearest, dim) if triplet.a3_minus else None
         )
         self.slow_post_trace = (
-            SpikeTrace(outputs, full.tau_y, full.nearest, dim) if full.a3_plus else None
+            SpikeTrace(outputs, triplet.tau_y, triplet.nearest, dim) if triplet.a3_plus else None
         )
         self.tau_eligibility = tau_eligibility
         self.eligibility: EligibilityTrace | None = None
@@ -149,7 +152,7 @@ class STDP(TTModule):
 
     def extra_repr(self) -> str:
         """Name the settings."""
-        names = ("rule", "bounds", "mu", "reduction", "tau_eligibility")
+        names = ("connection", "rule", "bounds", "mu", "reduction", "tau_eligibility")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -199,10 +202,10 @@ class STDP(TTModule):
         """Move the weights by the changes that have added up, within the bounds."""
         if self._potentiation is None or self._depression is None:
             return
-        weight = self.connection.weight.to(self._potentiation.dtype)
-        # what lowers a weight by a negative reward or amplitude nears the lower bound, too
-        up = self._potentiation.clamp(min=0)
-        down = self._depression - self._potentiation.clamp(max=0)
+        weight = self.connection.weight.to(self._potentiation)
+        # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
+        up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
+        down = self._depression.clamp(min=0) - self._potentiation.clamp(max=0)
         if self.bounds is not None:
             lowest, highest = self.bounds
             if self.mu:
@@ -218,6 +221,8 @@ class STDP(TTModule):
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
         reward = self._checked(pre, post, reward, mask)
+        if not pre.shape[1]:  # an empty batch has no mean
+            return
         dtype = ARITHMETIC_DTYPE[pre.dtype]
         pre, post = pre.to(dtype), post.to(dtype)
         if mask is not None:
@@ -292,7 +297,7 @@ class STDP(TTModule):
 
     def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor | None) -> _Factors:
         """Run the traces over the sequence."""
-        rule = self._full
+        rule = self._triplet
         _, pre_after = _run(self.pre_trace, pre, lengths)
         post_before, _ = _run(self.post_trace, post, lengths)
         # a spike counts once in its pair, and again with the trace of those before it
@@ -378,14 +383,14 @@ class STDP(TTModule):
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return a trace before and after the spikes of each step; it is left at the last real step."""
-    (held,) = trace.states_for(x, x.dtype, sequence=True)
+    held: Any = trace.states_for(x, x.dtype, sequence=True)[0]
     if len(x) == 1:  # by the compiled step, which costs less than a sequence of one
         before = trace(x[0])[None]
         after = trace.trace[None]
     else:
         before, states = trace.forward_sequence(x, ["trace"])
         after = states["trace"]
-    if lengths is not None and held is not None:
+    if lengths is not None:
         ends = after[(lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)]
         empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
         trace.trace = torch.where(empty, held, ends)

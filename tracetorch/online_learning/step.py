@@ -23,8 +23,6 @@ from tracetorch.online_learning.lanes import (
 from tracetorch.online_learning.products import Product, is_product
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
-from tracetorch.snn.batch_norm import BatchNormThroughTime
-from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import layer_label
 
@@ -37,8 +35,6 @@ _LOCAL = "earlier steps are constants"
 _SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
 _SHARED = "its neurons share one trace, with the mean of their decays"
 _MEAN = "what it does there later decays with the mean of the neurons' decays"
-# layers whose states follow from nothing that is learned
-_WITHOUT_GRADIENT = (BatchNormThroughTime, LockedDropout)
 _RECURRENCE = "the outputs of the step before are constants"
 _OPTION = "a parameter of a spike function, without a trace"
 
@@ -158,6 +154,8 @@ class Step:
         self._calls: list[_Call] = []
         self._called: set[str] = set()
         self._outputs: dict[Any, _Output] = {}  # by their node in the graph
+        # further inputs of a layer that its own modules compute, by path and name
+        self._computed: dict[tuple[str, str], Tensor] = {}
 
     def enter(self, path: str, layer: Neuron) -> None:
         """Cut the states of a layer from the last step's graph, and attach its traces to them."""
@@ -182,7 +180,7 @@ class Step:
                 setattr(layer, name, state)
         self._entered[path] = states_of(layer)
         if not hasattr(layer, "step"):
-            if not isinstance(layer, _WITHOUT_GRADIENT):
+            if layer.states_have_gradient:
                 self.drop(path, path, _RECURRENCE)
         elif self.held.rule == "local":
             self.drop(path, path, _LOCAL)
@@ -206,10 +204,17 @@ class Step:
             return forward_hooks()
         layers = {p: layer for p, layer in held.layers.items() if hasattr(layer, "step")}
         products = [m for _, m in named_modules(held.model) if is_product(m)]
+        further = [
+            (module, self._after_input(path, name))
+            for path, layer in layers.items()
+            for name, module in layer.named_children()
+            if name in layer.inputs
+        ]
         return forward_hooks(
             before=[(layer, self._before(path)) for path, layer in layers.items()],
             after=[
                 *((module, self._after_product) for module in products),
+                *further,
                 *((layer, self._after_neuron(path)) for path, layer in layers.items()),
             ],
         )
@@ -218,6 +223,27 @@ class Step:
         if y.requires_grad:
             x = args[0] if args else kwargs["input"]
             self._calls.append(_Call(module, x, get_gradient_edge(y), y.shape))
+
+    def _after_input(self, path: str, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, y: Tensor) -> None:
+            self._computed[path, name] = y
+
+        return hook
+
+    def _further(self, path: str, layer: Neuron, args: Any, kwargs: Any) -> list[Tensor]:
+        """Return the inputs of a call after ``x``, which must be constants."""
+        given = iter(args[1:])
+        found: list[Tensor] = []
+        for name in layer.inputs[1:]:
+            known = self._computed.get((path, name), kwargs.get(name))
+            value = next(given) if known is None else known
+            if value.requires_grad:
+                raise ValueError(
+                    f"{layer_label(layer, path)} has a further input, {name}, with a gradient, and "
+                    "traces follow x alone. Detach it, or train by backpropagation through time."
+                )
+            found.append(value)
+        return found
 
     def _before(self, path: str) -> Callable[[Neuron, Any], None]:
         def hook(layer: Neuron, args: Any) -> None:
@@ -241,7 +267,8 @@ class Step:
             self._called.add(path)
             x = args[0] if args else kwargs["x"]
             dtype = layer.check_input(x)
-            work = x.detach().to(dtype)
+            further = self._further(path, layer, args, kwargs)
+            work, *constants = (each.detach().to(dtype).expand(x.shape) for each in (x, *further))
             entered = dict(zip(layer.active_states, self._entered[path], strict=True))
             states = [
                 None
@@ -254,18 +281,20 @@ class Step:
             ]
             values = layer.step_kwargs(x.ndim, dtype)
             if path not in held.pointwise:
-                check_step(layer, work, states, values, layer_label(layer, path))
+                check_step(layer, work, states, values, layer_label(layer, path), constants)
                 held.pointwise.add(path)
             shared = held.rule == "ottt"
             spikes = [] if held.rule == "exact" else spike_functions(layer)
-            block = lane_derivatives(layer, work, states, values, spikes)
+            block = lane_derivatives(layer, work, states, values, spikes, further=constants)
             inputs, fed, leaves = self._inputs(path, x)
             # a layer behind follows this one's own parameters and products, not what is before
             before = [leaf for each in fed.values() for leaf in reached_from(each.output.edge.node)]
             traces = self.traces.get(path, Traces(shared))
 
             def of_output() -> Traces:
-                own = lane_derivatives(layer, work, states, values, of_output=True)
+                own = lane_derivatives(
+                    layer, work, states, values, of_output=True, further=constants
+                )
                 return traces.advanced(own, inputs)
 
             if output.requires_grad:

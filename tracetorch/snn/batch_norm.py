@@ -98,6 +98,7 @@ class BatchNormThroughTime(Neuron):
 
     states: ClassVar[tuple[str, ...]] = ("position",)
     state_per_sample: ClassVar[bool] = True
+    states_have_gradient: ClassVar[bool] = False
 
     steps: int
     position: Tensor | None

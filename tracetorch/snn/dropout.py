@@ -56,6 +56,7 @@ class LockedDropout(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mask",)
+    states_have_gradient: ClassVar[bool] = False
 
     p: float
     mask: Tensor | None

@@ -81,6 +81,7 @@ class Noise(Neuron):
 
     states: ClassVar[tuple[str, ...]] = ("position",)
     state_dtype = torch.int64
+    states_have_gradient: ClassVar[bool] = False
 
     position: Tensor | None
     distribution: Distribution

@@ -85,6 +85,8 @@ class StatefulLayer(TTModule):
     """Sizes of the dimensions that a state has behind those of one step."""
     state_per_sample: ClassVar[bool] = False
     """Whether a state has one value per sample, and size 1 in every dimension but the batch's."""
+    states_have_gradient: ClassVar[bool] = True
+    """Whether a state may follow from what is learned, unlike a mask or a counter."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
