@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, check_number
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.init.response import ImpulseResponse, impulse_response, simulated_rate
+from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
 from tracetorch.init.stages import Stage, check_moments, stages, weight_of
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -72,7 +72,7 @@ def fluctuation_(
     target, mean = check_moments(target, mean)
     drawn: list[tuple[Tensor, Tensor]] = []
     for stage in stages(model):
-        resting = impulse_response(stage.neuron)
+        resting = response_of(stage.neuron, stage.path)
         fired = simulated_rate(stage.neuron, resting, target, mean)
         response = _delayed(resting, stage)
         share = _RECURRENT if stage.connection is not None else 0.0
