@@ -22,7 +22,7 @@ _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the thresho
 _COMPARED = 10  # steps of a block and its shortcut
 _SAMPLES = 4
 _PLACES = (8, 32)  # of an input with channels, along each dimension
-_NORMED = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
+_NORMED: dict[type, int] = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
 
 
 def identity_(model: nn.Module) -> None:

@@ -67,7 +67,8 @@ class BatchNormThroughTime(Neuron):
     batch to take statistics of: ``zero_states(where=...)`` is for evaluation. Padded steps enter
     the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
     ``layer.norm.eval()`` freezes the statistics in a model that goes on training. Under
-    ``DistributedDataParallel`` they are those of each process: ``SyncBatchNorm`` does not convert it.
+    ``DistributedDataParallel`` they are those of each process: ``SyncBatchNorm`` does not convert
+    it.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
@@ -128,7 +129,7 @@ class BatchNormThroughTime(Neuron):
         return super().__repr__().partition("(\n")[0]
 
     @property
-    def by_batch(self) -> bool:
+    def uses_batch_statistics(self) -> bool:
         """Whether statistics are those of the batch: in training, unless ``norm`` is frozen."""
         return self.training and self.norm.training
 
