@@ -206,7 +206,7 @@ def test_every_initialisation_takes_noise(distribution: Any) -> None:
     torch.testing.assert_close(deviation, torch.full((6,), 0.5), rtol=0.02, atol=0)
     normed = nn.Sequential(nn.BatchNorm1d(6), neuron)
     assert tdbn_(normed, torch.rand(3, 4, 6)) == {"0": "1"}
-    identity_(snn.SEWBlock(net))
+    identity_(snn.SEWBlock(nn.Sequential(nn.Linear(6, 6), neuron)))
 
 
 class Flat(Noisy):
@@ -220,7 +220,9 @@ class Flat(Noisy):
 
 
 def test_noise_that_the_membrane_never_passes_at_its_mean_is_refused_in_one_line() -> None:
-    message = r"layer '1', Flat\(2, 'uniform'\), comes to its threshold from no impulse"
+    message = (
+        r"layer '1', Flat\(2, distribution='uniform'\), comes to its threshold from no impulse"
+    )
     net = nn.Sequential(nn.Linear(3, 2), Flat(2, "uniform"))
     with pytest.raises(ValueError, match=message) as caught:
         fluctuation_(net)
