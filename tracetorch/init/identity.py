@@ -154,7 +154,7 @@ def _check_identity(path: str, block: SEWBlock) -> None:
         )
     raise ValueError(
         f"{title} takes none of the shapes that its layers show, so whether it is the identity "
-        "cannot be seen ({failure}). Let it begin with a layer that says its input's size."
+        f"cannot be seen ({failure}). Let it begin with a layer that says its input's size."
     ) from failure
 
 
