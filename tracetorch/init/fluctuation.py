@@ -56,6 +56,7 @@ def fluctuation_(
             then.
 
     Example:
+        >>> from tracetorch.init import impulse_response
         >>> net = nn.Sequential(nn.Linear(100, 50), LIF(50), nn.Linear(50, 10), Readout(10))
         >>> fluctuation_(net, rate=0.02)
         >>> deviation = net[0].weight[0].norm() * impulse_response(net[1]).deviation(0.02)[0]
