@@ -105,6 +105,61 @@ def test_convolution_drives_channels() -> None:
     assert (deviations / 0.5 - 1).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("sigma", [0.0, 3.0])
+@pytest.mark.parametrize("mean", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["linear", "conv", "axonal", "norm"])
+def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sigma: float) -> None:
+    torch.manual_seed(0)
+    options: Any = {"max_delay": 25, "sigma": sigma}
+    parts: dict[str, Any] = {
+        "linear": [snn.DelayedLinear(INPUTS, N, **options)],
+        "conv": [snn.DelayedConv1d(20, N, 3, **options)],
+        "axonal": [nn.Linear(INPUTS, N), snn.Delay(N, **options)],
+        "norm": [nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.Delay(N, **options)],
+    }
+    neuron = snn.LIF(N, dim=-2 if kind == "conv" else -1, beta=0.5)
+    net: Any = nn.Sequential(*parts[kind], neuron).double()
+    fluctuation_(net, rate=RATE, mean=mean)
+    x = events(20, 8) if kind == "conv" else events(INPUTS)
+    with torch.no_grad():
+        means, deviations = moments(free_membranes(neuron, tt.unroll(net[:-1], x)), 50)
+    assert (means - mean).abs().max() < 0.15 * 0.5
+    assert (deviations / 0.5 - 1).abs().max() < 0.1
+    assert abs(float(deviations.square().mean().sqrt()) / 0.5 - 1) < 0.05
+
+
+def test_delays_of_a_connection_and_a_kernel_that_is_shorter() -> None:
+    torch.manual_seed(0)
+    connection = snn.DelayedLinear(N, N, max_delay=200, sigma=3.0)
+    loop: Any = snn.Recurrent(snn.LIF(N), connection)
+    fluctuation_(nn.Sequential(nn.Linear(INPUTS, N), loop), rate=RATE)
+    response = impulse_response(loop.neuron)
+    fired = simulated_rate(loop.neuron, response, 0.5, 0.0)
+    assert fired is not None
+    kernels = connection.kernel(connection.delay.double()).flip(-1)  # the latest step first
+    length = len(response.kernel) + 200
+    spectra = torch.fft.rfft(kernels, length) * torch.fft.rfft(response.kernel.T, length)[:, None]
+    squares = torch.fft.irfft(spectra, length).square().sum((1, 2))
+    variance = fired * (1 - fired) * squares.detach() / response.distance.square()
+    torch.testing.assert_close(variance, torch.full((N,), 0.025).double())
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("0", [snn.Delay(3, max_delay=2, delay=0.5), *PAIR]),
+        ("0", [snn.DelayedLinear(3, 3, max_delay=2, sigma=1.0), nn.BatchNorm1d(3), snn.LIF(3)]),
+        ("1", [nn.Linear(3, 4), snn.Delay(2, dim=-2, max_delay=2), nn.Flatten(), snn.LIF(4)]),
+    ],
+)
+def test_delays_elsewhere_are_refused_unless_whole(path: str, parts: list[nn.Module]) -> None:
+    net: Any = nn.Sequential(*parts)
+    with pytest.raises(ValueError, match=f"'{path}' spreads each spike .* calibrate_"):
+        fluctuation_(net)
+    net.get_submodule(path).round_()
+    fluctuation_(net)
+
+
 def test_recurrence_has_a_tenth_of_the_variance() -> None:
     torch.manual_seed(0)
     loop: Any = snn.Recurrent(snn.LIF(N), nn.Linear(N, N))

@@ -65,6 +65,22 @@ def test_convolutions_a_shortcut_and_a_norm_per_step() -> None:
     assert torch.equal(tt.unroll(made, clip), tt.unroll(shortcut, clip, from_rest=True))
 
 
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n = nn.Linear(4, 4), nn.Linear(4, 4), snn.LIF(4, pos_threshold=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.n(self.a(x) + self.b(x))
+        return y
+
+
+def delayed() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), snn.LIF(4), snn.Delay(4, max_delay=2, delay=1.0)
+    )
+
+
 def fires() -> snn.RLIF:
     return snn.RLIF(4, bias=0.3)  # adds up to more than the threshold, slowly
 
@@ -91,14 +107,39 @@ def fires() -> snn.RLIF:
             nn.Sequential(block("add", snn.Recurrent(snn.LIF(4), nn.Linear(4, 4)))),
             r"'0\.body\.4\.neuron' is recurrent",
         ),
+        (
+            snn.SEWBlock(nn.Sequential(nn.Linear(4, 4), snn.LIF(4), nn.Linear(4, 4))),
+            "block '1' is not the identity",
+        ),
+        (snn.SEWBlock(delayed(), "and"), "block '1' is not the identity"),
+        (snn.SEWBlock(Branches()), "block '1' is not the identity"),
+        (
+            snn.SEWBlock(
+                nn.Sequential(nn.Unflatten(1, (5, 2)), nn.Linear(2, 4), snn.LIF(4), nn.Flatten())
+            ),
+            "block '1' takes none of the shapes",
+        ),
     ],
 )
 def test_refused_by_path(model: nn.Module, message: str) -> None:
     net = nn.ModuleList([block("add"), model]) if isinstance(model, snn.SEWBlock) else model
+    tt.zero_states(net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ValueError, match=message.replace("'body", r"'1\.body")):
         identity_(net)
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert not tt.get_states(net)
+
+
+@pytest.mark.parametrize("combine", ["add", "iand"])
+def test_a_silent_body_may_have_a_delay_behind_and_keeps_its_states(combine: Any) -> None:
+    made = snn.SEWBlock(delayed(), combine)
+    tt.unroll(made, x)
+    states = tt.get_states(made)
+    identity_(made)
+    after = tt.get_states(made)
+    assert all(torch.equal(after[name], state) for name, state in states.items())
+    assert torch.equal(tt.unroll(made, x, from_rest=True), x)
 
 
 def test_bad_arguments() -> None:

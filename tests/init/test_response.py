@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.cases import LAYERS, PLACES, READOUTS, layer
 from tests.init.test_fluctuation import ENDLESS, quiet
 from tracetorch import neurons, snn
-from tracetorch.init import impulse_response
+from tracetorch.init import calibrate_, fluctuation_, identity_, impulse_response, tdbn_
 
 
 def from_steps(module: snn.Neuron, length: int) -> Tensor:
@@ -153,3 +153,75 @@ class Endless(snn.Neuron):
 def test_what_has_no_response_is_refused(module: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         impulse_response(module)
+
+
+class Noisy(snn.Neuron):
+    """A leaky integrator with noise: added to its membrane, or against a probability to fire."""
+
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, distribution: Any) -> None:
+        super().__init__(num_neurons)
+        self.noise = snn.Noise(num_neurons, distribution=distribution)
+        self.decay("beta", 0.9)
+        self.threshold("pos_threshold", 1.0)
+        self.option("escapes", distribution == "uniform")
+
+    @staticmethod
+    def step(
+        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
+    ) -> Any:
+        mem = beta * mem + x
+        u = mem - pos_threshold
+        fired = spike(torch.sigmoid(10 * u) - noise if escapes else u + 0.1 * noise)
+        return fired, mem - fired * pos_threshold
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_noise_of_its_own_has_its_mean(distribution: Any) -> None:
+    noisy, plain = impulse_response(Noisy(2, distribution)), impulse_response(snn.LIF(2, beta=0.9))
+    found = noisy.kernel / noisy.distance
+    size = min(len(found), len(plain.kernel))
+    torch.testing.assert_close(found[:size], plain.kernel[:size], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_every_initialisation_takes_noise(distribution: Any) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(40, 16, 20) < 0.1).float()
+    neuron = Noisy(6, distribution)
+    net: Any = nn.Sequential(nn.Linear(20, 6), neuron)
+    before = torch.get_rng_state()
+    fluctuation_(net, rate=0.1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = torch.full((6,), 0.5 / (0.09 / (1 - 0.81)) ** 0.5)
+    torch.testing.assert_close(net[0].weight.norm(dim=1), expected, rtol=1e-2, atol=0)
+    calibrate_(net, x)
+    drive = net[0](x).detach()
+    mem = [torch.zeros(16, 6)]
+    for step in drive:
+        mem.append(0.9 * mem[-1] + step)
+    deviation = torch.stack(mem[1:]).flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(deviation, torch.full((6,), 0.5), rtol=0.02, atol=0)
+    normed = nn.Sequential(nn.BatchNorm1d(6), neuron)
+    assert tdbn_(normed, torch.rand(3, 4, 6)) == {"0": "1"}
+    identity_(snn.SEWBlock(nn.Sequential(nn.Linear(6, 6), neuron)))
+
+
+class Flat(Noisy):
+    @staticmethod
+    def step(
+        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
+    ) -> Any:
+        mem = beta * mem + x
+        fired = spike(0.3 * torch.sigmoid(mem) - noise)
+        return fired, mem - fired * pos_threshold
+
+
+def test_noise_that_the_membrane_never_passes_at_its_mean_is_refused_in_one_line() -> None:
+    message = r"layer '1', Flat.*'uniform'\), comes to its threshold from no impulse"
+    net = nn.Sequential(nn.Linear(3, 2), Flat(2, "uniform"))
+    with pytest.raises(ValueError, match=message) as caught:
+        fluctuation_(net)
+    assert "\n" not in str(caught.value)

@@ -88,6 +88,27 @@ def test_norm_of_each_step(
     assert set(layer.position.flatten().tolist()) == {min(T, K)}
 
 
+def test_a_frozen_norm_keeps_its_statistics_in_training() -> None:
+    layer, evaluated, x = bntt(), bntt().eval(), sequence(K, 1, 3)  # one sample has no statistics
+    layer.norm.eval()
+    before = [buffer.clone() for buffer in layer.norm.buffers()]
+    assert layer.training
+    for by in ("layer", "step"):
+        y = tt.unroll(layer, x, by=by, from_rest=True)
+        assert torch.equal(y, tt.unroll(evaluated, x, by=by, from_rest=True))
+    assert all(map(torch.equal, before, layer.norm.buffers()))
+    layer.train()
+    assert layer.uses_batch_statistics
+
+
+def test_conversion_to_synchronised_norms_leaves_it() -> None:
+    net = nn.Sequential(bntt(), nn.BatchNorm1d(3))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert converted[0] is net[0]
+    assert type(net[0].norm).__name__ == "StepwiseNorm"
+    assert isinstance(converted[1], nn.SyncBatchNorm)
+
+
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 def test_channels_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
     layer, x = bntt(dim, bias=False), sequence(3, *shape)

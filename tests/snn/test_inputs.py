@@ -486,6 +486,17 @@ def test_inputs_begin_with_x(named: Any) -> None:
         Wrong(3)
 
 
+class Driven(nn.Module):
+    """A layer with further inputs behind a norm."""
+
+    def __init__(self, neuron: ThreeFactor) -> None:
+        super().__init__()
+        self.norm, self.neuron = nn.BatchNorm1d(3), neuron
+
+    def forward(self, x: Tensor) -> Any:
+        return self.neuron(self.norm(x), x, x)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -493,6 +504,18 @@ def test_inputs_begin_with_x(named: Any) -> None:
         (
             lambda layer, x: tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), layer), rate=0.1),
             "several inputs",
+        ),
+        (
+            lambda layer, x: tt.init.tdbn_(Driven(layer), x[None]),
+            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
+        ),
+        (
+            lambda layer, x: tt.init.calibrate_(Driven(layer), x[None]),
+            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
+        ),
+        (
+            lambda layer, x: tt.init.identity_(snn.SEWBlock(nn.Sequential(nn.Linear(3, 3), layer))),
+            r"layer 'body\.1', ThreeFactor.* has several inputs",
         ),
         (
             lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),

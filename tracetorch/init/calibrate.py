@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path
-from tracetorch.init.response import ImpulseResponse, impulse_response
+from tracetorch.init.response import ImpulseResponse, response_of
 from tracetorch.init.stages import Stage, check_moments, scale_rows, stages
 from tracetorch.probe.layers import call_order
 from tracetorch.snn.neuron import Neuron
@@ -107,7 +107,7 @@ def _calibrate(
     model: nn.Module, x: Any, steps: int | None, stage: Stage, target: float, mean: float
 ) -> Membranes:
     """Scale one layer; several rounds, for what is between may not be linear."""
-    response = impulse_response(stage.neuron)
+    response = response_of(stage.neuron, stage.path)
     shift = stage.source.bias if isinstance(stage.source.bias, Tensor) else None
     for number in range(_ROUNDS + 1):
         means, deviations, gain = _measure(model, x, steps, stage, response)

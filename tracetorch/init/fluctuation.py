@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, check_number
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.init.response import ImpulseResponse, impulse_response, simulated_rate
-from tracetorch.init.stages import check_moments, stages, weight_of
+from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
+from tracetorch.init.stages import Stage, check_moments, stages, weight_of
+from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay.taps import taps
 
 _RECURRENT = 0.1  # of the variance comes from a recurrent connection
 _LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
@@ -29,7 +32,8 @@ def fluctuation_(
         deviation^2 = sum_j w_j^2 * rate (1 - rate) * sum_s kernel(s)^2 = (target * distance)^2
         mean        = sum_j w_j   * rate            * sum_s kernel(s)   = mean * distance
 
-    with the kernel the membrane's impulse response, taken from the neuron's ``step``. The weights
+    with the kernel the membrane's impulse response, taken from the neuron's ``step``; a delay that
+    spreads a spike over several steps is part of the kernel of its synapse. The weights
     of a neuron are normal, moved and scaled so that both sums hold exactly; its bias becomes 0. In
     an :class:`~tracetorch.snn.Recurrent` a tenth of the variance comes from the connection. A batch
     norm before a neuron gets its weight and bias instead: its output has a deviation of 1 whatever
@@ -52,6 +56,7 @@ def fluctuation_(
             then.
 
     Example:
+        >>> from tracetorch.init import impulse_response
         >>> net = nn.Sequential(nn.Linear(100, 50), LIF(50), nn.Linear(50, 10), Readout(10))
         >>> fluctuation_(net, rate=0.02)
         >>> deviation = net[0].weight[0].norm() * impulse_response(net[1]).deviation(0.02)[0]
@@ -68,19 +73,29 @@ def fluctuation_(
     target, mean = check_moments(target, mean)
     drawn: list[tuple[Tensor, Tensor]] = []
     for stage in stages(model):
-        response = impulse_response(stage.neuron)
-        fired = simulated_rate(stage.neuron, response, target, mean)
+        resting = response_of(stage.neuron, stage.path)
+        fired = simulated_rate(stage.neuron, resting, target, mean)
+        response = _delayed(resting, stage)
         share = _RECURRENT if stage.connection is not None else 0.0
         own = target * (1 - share) ** 0.5
         if isinstance(stage.source, BatchNormBase):
             drawn += _norm(stage.source, stage.path, response, own, mean)
         else:
-            drawn += _product(stage.source, stage.path, response, rate, own, mean, generator)
+            drawn += _product(
+                stage.source, stage.delays, stage.path, response, rate, own, mean, generator
+            )
         if stage.connection is not None:
             recurrent = target * share**0.5
             back = rate if fired is None else max(fired, _LEAST_RATE)
             drawn += _product(
-                stage.connection, stage.path, response, back, recurrent, 0.0, generator
+                stage.connection,
+                stage.connection_delays,
+                stage.path,
+                resting,
+                back,
+                recurrent,
+                0.0,
+                generator,
             )
         if fired is not None:  # what the next layer receives
             rate = max(fired, _LEAST_RATE)
@@ -89,8 +104,58 @@ def fluctuation_(
             parameter.copy_(value.view_as(parameter))
 
 
+def _delayed(response: ImpulseResponse, stage: Stage) -> ImpulseResponse:
+    """Return the response to what the source gives, through the delays behind it.
+
+    Raises:
+        ValueError: a delay spreads spikes where their sums are not known.
+    """
+    known = [m for m in stage.behind.values() if m.num_neurons == stage.neuron.num_neurons]
+    for path, module in {**stage.before, **stage.behind}.items():
+        if isinstance(module, DelayingLayer) and module not in known and _spreads(module):
+            raise ValueError(
+                f"{path!r} spreads each spike over several steps on its way to {stage.path!r}, "
+                "where fluctuation_ does not follow it: delays that belong to the weights before "
+                "the neurons, or stand between the two. Use calibrate_ with a batch, or round_() "
+                "the delays first."
+            )
+    kernel = response.kernel
+    for module in known:
+        weights = _taps(module)
+        longer = kernel.new_zeros(len(kernel) + len(weights) - 1, kernel.shape[1])
+        for start, weight in enumerate(weights):
+            longer[start : start + len(kernel)] += weight * kernel
+        kernel = longer
+    return response._replace(kernel=kernel)
+
+
+def _taps(layer: DelayingLayer) -> Tensor:
+    """Return the part of a spike that arrives in each step, ``[steps, *raw_delay.shape]``."""
+    return taps(layer.delay.detach().double(), layer.max_delay, layer.sigma)
+
+
+def _spreads(layer: DelayingLayer) -> bool:
+    return bool((_taps(layer).amax(0) < 1 - 1e-6).any())
+
+
+def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
+    """Return the sum of the squared response of every synapse, relative to one without a delay.
+
+    It is ``[neurons, inputs]``, from the correlation of the kernel with itself.
+    """
+    kernel, weights = response.kernel, _taps(delays).flatten(2)
+    lags = torch.arange(len(weights), device=kernel.device)
+    products = [
+        (kernel[lag:] * kernel[: max(0, len(kernel) - lag)]).sum(0) for lag in lags.tolist()
+    ]
+    correlation = torch.stack(products) / products[0]
+    between = correlation[(lags[:, None] - lags).abs()]
+    return (torch.einsum("klo,loi->koi", between, weights) * weights).sum(0)
+
+
 def _product(
     module: nn.Module,
+    delays: SynapticDelays | None,
     path: str,
     response: ImpulseResponse,
     rate: float,
@@ -106,13 +171,17 @@ def _product(
     if inputs > 1:
         noise -= noise.mean(1, keepdim=True)
     center = _ratio(mean, response.mean(rate), path) / inputs
-    square = (target / response.deviation(rate)).square() - inputs * center.square()
-    if not bool((square > 0).all()):
+    squares = torch.ones_like(noise) if delays is None else _squares(response, delays)
+    free = (target / response.deviation(rate)).square() - squares.sum(1) * center.square()
+    if not bool((free > 0).all()):
         raise ValueError(
             f"{path!r} has {inputs} inputs: with a mean of {mean} their spikes alone make a larger "
             f"deviation than {target:.3g}. Choose a smaller mean, or a larger target."
         )
-    scale = square.sqrt() / noise.norm(dim=1)
+    # what scale adds that much to the square, with the part that noise and mean have in common
+    common = center * (squares * noise).sum(1)
+    noisy = (squares * noise.square()).sum(1)
+    scale = ((common.square() + noisy * free).sqrt() - common) / noisy
     drawn = [(weight, center[:, None] + noise * scale[:, None])]
     if isinstance(module.bias, Tensor):
         drawn.append((module.bias, torch.zeros_like(module.bias)))

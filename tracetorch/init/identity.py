@@ -6,15 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.init.response import distance_to_threshold, resting_copy
+from tracetorch.init.response import distance_to_threshold, run_from_rest
 from tracetorch.init.stages import Stage, stages, weight_of
 from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.residual import SEWBlock
 
 _STEPS = 50  # in which a neuron must keep silent, or fire at each
 _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the threshold
+_COMPARED = 10  # steps of a block and its shortcut
+_SAMPLES = 4
+_PLACES = (8, 32)  # of an input with channels, along each dimension
+_NORMED: dict[type, int] = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
 
 
 def identity_(model: nn.Module) -> None:
@@ -22,7 +30,7 @@ def identity_(model: nn.Module) -> None:
 
     The last batch norm, linear layer or convolution of the body gets a weight of 0, and a bias of
     0, so that the body is silent; with ``"and"`` a bias from which it fires at every step. The
-    neuron behind it is run, to be sure that it does.
+    neuron behind it is run, to be sure that it does, and then the block, on random spikes.
 
     Args:
         model: any module with such blocks.
@@ -31,7 +39,8 @@ def identity_(model: nn.Module) -> None:
         TypeError: ``model`` is not a module.
         ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
             with a weight, is recurrent there, needs a bias that it does not have, or does not keep
-            silent, or fire, as it should. Nothing has been changed then.
+            silent, or fire, as it should; or the block is not the identity then, or takes another
+            shape than its layers show. Nothing has been changed then.
 
     Example:
         >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))
@@ -55,6 +64,17 @@ def identity_(model: nn.Module) -> None:
             values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
         weight = weight_of(source)
         values.append((weight, torch.zeros_like(weight)))
+    saved = [(parameter, parameter.detach().clone()) for parameter, _ in values]
+    try:
+        _set(values)
+        for path, block in blocks.items():
+            _check_identity(path, block)
+    except BaseException:
+        _set(saved)
+        raise
+
+
+def _set(values: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for parameter, value in values:
             parameter.copy_(value)
@@ -79,7 +99,7 @@ def _last_stage(path: str, body: nn.Module) -> Stage:
 def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
     """Return the drive by which the neurons are silent, or fire at every step: ``[neurons]``."""
     name = join_path(path, f"body.{stage.path}".rstrip("."))
-    distance = distance_to_threshold(stage.neuron)
+    distance = distance_to_threshold(stage.neuron, name)
     if block.combine != "and":
         if not _always(stage.neuron, torch.zeros_like(distance), 0.0):
             raise ValueError(f"{name!r} fires without input, so its block is not the identity.")
@@ -101,8 +121,57 @@ def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
 
 def _always(neuron: Neuron, drive: Tensor, spike: float) -> bool:
     """Whether neurons give this output at every step, from rest, for a constant drive."""
-    layer, shape = resting_copy(neuron, 1)
-    with torch.no_grad():
-        x = drive.reshape(shape).expand(_STEPS, *shape).contiguous()
-        output, _ = layer.double().forward_sequence(x)
+    output = run_from_rest(neuron, drive.expand(_STEPS, 1, -1).contiguous())
     return bool((output == spike).all())
+
+
+def _check_identity(path: str, block: SEWBlock) -> None:
+    """Raise where the output of a block on random spikes is not that of its shortcut."""
+    title = f"block {path!r}" if path else "the block"
+    shortcuts: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    weight = next(block.parameters())
+    for shape in _shapes(block):
+        spikes = torch.rand(_COMPARED, *shape, generator=generator) < 0.5
+        with (
+            restored(block, training=False),
+            forward_hooks(after=[(block.shortcut, lambda m, a, k, y: shortcuts.append(y))]),
+            torch.no_grad(),
+        ):
+            zero_states(block)
+            shortcuts.clear()
+            try:
+                outputs = [block(x) for x in spikes.to(weight)]
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                failure = error
+                continue
+        if all(map(torch.equal, outputs, shortcuts)):
+            return
+        raise ValueError(
+            f"{title} is not the identity with the last neurons of its body silent, or firing at "
+            f'every step for "and": its output on random spikes {list(shape)} is not its '
+            "shortcut's. Let the body return what its last neurons give, and nothing else."
+        )
+    raise ValueError(
+        f"{title} takes none of the shapes that its layers show, so whether it is the identity "
+        f"cannot be seen ({failure}). Let it begin with a layer that says its input's size."
+    ) from failure
+
+
+def _shapes(block: SEWBlock) -> list[tuple[int, ...]]:
+    """Return shapes of one step that layers of a block take, those of the first layer in front."""
+    shapes: list[tuple[int, ...]] = []
+    for _, module in named_modules(block):
+        if isinstance(module, nn.Linear):
+            size, dim = module.in_features, -1
+        elif isinstance(module, Neuron):
+            size, dim = module.num_neurons, module.dim
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            size, dim = module.in_channels, 1 - module.weight.ndim
+        elif isinstance(module, BatchNormBase):
+            size, dim = module.num_features, _NORMED.get(type(module), -1)
+        else:
+            continue
+        front, behind = max(0, dim - 1), max(0, -1 - dim)
+        shapes += [(_SAMPLES, *[n] * front, size, *[n] * behind) for n in _PLACES]
+    return list(dict.fromkeys(shapes))

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.noise import Noise
+from tracetorch.snn.stateful_layer import layer_label
 
 _SMALL = 1e-3  # an impulse, in distances to the threshold: the response is linear there
 _DECAYED = 1e-4  # of its peak, at which a response has ended
@@ -18,6 +21,9 @@ _CHUNK = 64  # steps between two looks at whether it has
 _MOST_STEPS = 20_000
 _SAMPLES = 32  # of a simulation
 _MOST_SIMULATED = 500  # steps of it
+_MEANS = {"normal": 0.0, "uniform": 0.5}  # of the distributions of a Noise
+_DOUBLED = 40  # an impulse that brings a membrane to its threshold, from a small one
+_HALVED = 50  # and the interval that it lies in
 
 
 class ImpulseResponse(NamedTuple):
@@ -73,13 +79,18 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
     replaced by zero. Its membrane is what the first spike function receives first; of a layer
     without one, the output. The layer itself is not changed.
 
+    An input that the layer's own :class:`~tracetorch.snn.Noise` gives has its mean. What the spike
+    function receives then may be a probability, nearly flat at rest: the response is scaled so that
+    an impulse that reaches the threshold at its peak does so in the response too.
+
     Args:
         layer: any neuron layer; of an :class:`~tracetorch.snn.Recurrent`, give the neuron inside.
 
     Raises:
         TypeError: ``layer`` is not a neuron layer with a ``step`` of its own.
-        ValueError: it has several inputs, does not respond to its input, responds for more than
-            20,000 steps, or fires without input.
+        ValueError: it takes further inputs that no ``Noise`` of its own gives, does not respond to
+            its input, responds for more than 20,000 steps, fires without input, or, with noise,
+            from no impulse.
 
     Example:
         >>> response = impulse_response(SLIF(1, alpha=0.5, beta=0.8, pos_threshold=2.0))
@@ -90,15 +101,20 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
     """
     if not isinstance(layer, Neuron) or not hasattr(layer, "step"):
         raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
-    if len(layer.inputs) > 1:
-        raise ValueError(
-            f"{layer!r} has several inputs, {layer.inputs}: how it responds to one depends on the "
-            "others. Set the weights before it yourself."
-        )
-    free = _FreeNeuron(layer)
+    return response_of(layer, None)
+
+
+def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
+    """Compute the impulse response of a layer as :func:`impulse_response`.
+
+    Args:
+        layer: a neuron layer with a ``step``.
+        path: its path in the model, for messages.
+    """
+    free, label = _FreeNeuron(layer, path), layer_label(layer, path)
     with torch.no_grad():
-        states, distance = free.rest()
-        impulse = _SMALL * distance
+        rest, distance = free.rest()
+        states, impulse = rest, _SMALL * distance
         changes: list[Tensor] = []
         # beside a run without impulse, so that what is still moving drops out
         quiet = states
@@ -111,29 +127,29 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
             kernel = torch.stack(changes)
             peak = kernel.abs().amax(0)
             if not bool(torch.isfinite(kernel).all() and (peak > 0).all()):
-                raise ValueError(
-                    f"{layer!r} does not respond to a small input with a finite value."
-                )
+                raise ValueError(f"{label} does not respond to a small input with a finite value.")
             if bool((kernel[-_CHUNK:].abs().amax(0) <= _DECAYED * peak).all()):
-                return ImpulseResponse(kernel, distance)
+                scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
+                return ImpulseResponse(kernel * scale, distance)
             if len(changes) >= _MOST_STEPS:
                 raise ValueError(
-                    f"the response of {layer!r} to an impulse has not ended after {_MOST_STEPS} "
+                    f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
                     "steps: it does not forget. Give it a faster decay."
                 )
 
 
-def distance_to_threshold(layer: Neuron) -> Tensor:
+def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:
     """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``.
 
     Args:
         layer: a neuron layer with a ``step``.
+        path: its path in the model, for messages.
 
     Raises:
-        ValueError: it fires without input.
+        ValueError: it fires without input, or takes inputs that no ``Noise`` of its own gives.
     """
     with torch.no_grad():
-        return _FreeNeuron(layer).rest()[1]
+        return _FreeNeuron(layer, path).rest()[1]
 
 
 def simulated_rate(
@@ -152,7 +168,6 @@ def simulated_rate(
     names = spike_functions(layer)
     if not names:
         return None
-    layer, shape = resting_copy(layer, _SAMPLES)
     steps = min(max(2 * len(response.kernel), _CHUNK), _MOST_SIMULATED)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(steps, _SAMPLES, layer.num_neurons, generator=generator).double()
@@ -160,9 +175,24 @@ def simulated_rate(
     drive = noise.to(scale) * scale
     if mean:
         drive = drive + shift
-    with torch.no_grad():
-        output, _ = layer.double().forward_sequence(drive.reshape(steps, *shape))
-    return float((output[steps // 2 :] != 0).double().mean())
+    return float((run_from_rest(layer, drive)[steps // 2 :] != 0).double().mean())
+
+
+def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
+    """Return the outputs of a copy of a layer, with the same noise in each call.
+
+    Args:
+        layer: a neuron layer with a ``step``.
+        drive: its input ``[steps, samples, num_neurons]``, float64.
+    """
+    layer, shape = resting_copy(layer, drive.shape[1])
+    x = drive.reshape(len(drive), *shape)
+    with torch.no_grad(), torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)  # from which noise without a seed starts
+        held = [getattr(layer, name) for name in layer.inputs[1:]]
+        further = [noise.forward_sequence(x)[0] for noise in held]
+        output, _ = layer.double().forward_sequence(x, further=further)
+    return output
 
 
 def resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
@@ -171,20 +201,43 @@ def resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
     The batch is in front, and every other dimension but the neurons' has one value.
     """
     layer = deepcopy(layer)
-    layer.zero_states()
+    zero_states(layer)
     front = 1 if layer.dim < 0 else layer.dim
     behind = -1 - layer.dim if layer.dim < 0 else 0
     return layer, (batch, *[1] * (front - 1), layer.num_neurons, *[1] * behind)
 
 
 class _FreeNeuron:
-    """Step a sample of a layer in float64, with spike functions that give zero."""
+    """Step a sample of a layer in float64, with spike functions that give zero, and mean noise.
 
-    def __init__(self, layer: Neuron) -> None:
+    Args:
+        layer: a neuron layer with a ``step``.
+        path: its path in the model, for messages.
+
+    Raises:
+        ValueError: it takes an input that no ``Noise`` of its own gives.
+    """
+
+    def __init__(self, layer: Neuron, path: str | None) -> None:
+        self.label = layer_label(layer, path)
+        held = {name: getattr(layer, name, None) for name in layer.inputs[1:]}
+        outside = [name for name, module in held.items() if not isinstance(module, Noise)]
+        if outside:
+            raise ValueError(
+                f"{self.label} has several inputs, and how it responds to x depends on "
+                f"{', '.join(outside)}, which no snn.Noise of its own gives: tt.init does not know "
+                "these. Initialise the parts of the model without it, and set the weights before "
+                "it yourself."
+            )
         layer, self.shape = resting_copy(layer, 1)
         self.layer = layer
         device = next((t.device for t in [*layer.parameters(), *layer.buffers()]), None)
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
+        self.noise = [
+            torch.full_like(self.nothing, _MEANS[module.distribution])
+            for module in held.values()
+            if isinstance(module, Noise)
+        ]
         self.kwargs: dict[str, Any] = layer.step_kwargs(len(self.shape), torch.float64)
         self.spikes = spike_functions(layer)
         self.received: dict[str, Tensor] = {}
@@ -201,7 +254,8 @@ class _FreeNeuron:
     def step(self, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the membranes ``[num_neurons]`` and the next states."""
         self.received.clear()
-        output, *after = self.layer.step(x.reshape(self.shape), *states, **self.kwargs)
+        inputs = x.reshape(self.shape), *self.noise
+        output, *after = self.layer.step(*inputs, *states, **self.kwargs)
         membrane = self.received[self.spikes[0]] if self.spikes else output
         return membrane.expand(self.shape).reshape(-1), list(after)
 
@@ -222,7 +276,49 @@ class _FreeNeuron:
         distance = -membrane if self.spikes else torch.ones_like(membrane)
         if not bool((distance > 0).all()):
             raise ValueError(
-                f"{self.layer!r} fires without input: a membrane at rest is at its threshold or "
+                f"{self.label} fires without input: a membrane at rest is at its threshold or "
                 "above. Raise its threshold, or lower its bias."
             )
         return states, distance
+
+    def noisy_scale(
+        self, kernel: Tensor, rest: list[Tensor | None], distance: Tensor
+    ) -> Tensor | float:
+        """Return the factor by which the response reaches the threshold as the membrane does.
+
+        It is 1 where the spike function receives what is linear in the membrane.
+
+        Args:
+            kernel: the response to a small impulse.
+            rest: the states at rest.
+            distance: of the membranes at rest to their thresholds.
+
+        Raises:
+            ValueError: no impulse brings a membrane to its threshold.
+        """
+        if not self.spikes:
+            return 1.0
+        largest, peak = kernel.abs().max(0)
+        sign = kernel.gather(0, peak[None])[0].sign()
+
+        def reached(size: Tensor) -> Tensor:
+            states, seen = rest, []
+            for number in range(int(peak.max()) + 1):
+                membrane, states = self.step(sign * size * (number == 0), states)
+                seen.append(membrane)
+            return torch.stack(seen).gather(0, peak[None])[0] >= 0
+
+        below, above = torch.zeros_like(distance), _SMALL * distance
+        for _ in range(_DOUBLED):
+            high = reached(above)
+            below, above = torch.where(high, below, above), torch.where(high, above, 2 * above)
+        if not bool(reached(above).all()):
+            raise ValueError(
+                f"{self.label} comes to its threshold from no impulse while its noise is at its "
+                "mean: how far away it is cannot be known. Set the weights before it yourself."
+            )
+        for _ in range(_HALVED):
+            middle = (below + above) / 2
+            high = reached(middle)
+            below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+        return distance / (above * largest)

@@ -13,7 +13,7 @@ from tracetorch.core.checks import check_number
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -30,6 +30,10 @@ class Stage(NamedTuple):
         source: a linear layer, a convolution, or a batch norm with a weight; its outputs, or
             channels, are the neurons.
         connection: the linear layer or convolution that feeds its output back, or ``None``.
+        delays: the layer whose product the source is, or ``None``.
+        connection_delays: the layer whose product the connection is, or ``None``.
+        before: what comes before the source since the last neurons, by path.
+        behind: the delays between the source and the neurons, by path.
     """
 
     path: str
@@ -37,6 +41,10 @@ class Stage(NamedTuple):
     source_path: str
     source: nn.Module
     connection: nn.Module | None
+    delays: SynapticDelays | None
+    connection_delays: SynapticDelays | None
+    before: dict[str, nn.Module]
+    behind: dict[str, Delay]
 
 
 def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
@@ -55,33 +63,56 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
     modules = dict(named_modules(model))
     recurrent = {id(m.neuron): m for m in modules.values() if isinstance(m, Recurrent)}
     inside = {id(part) for each in recurrent.values() for _, part in named_modules(each.connection)}
+    inside |= {id(m.product) for m in modules.values() if isinstance(m, SynapticDelays)}
+    inside |= {id(m.norm) for m in modules.values() if isinstance(m, BatchNormThroughTime)}
     found: list[Stage] = []
-    source: tuple[str, nn.Module] | None = None
+    before: dict[str, nn.Module] = {}
     for path in modules if order is None else order:
         module = modules[path]
         if id(module) in inside or isinstance(module, Recurrent):
             continue
-        if isinstance(module, SynapticDelays):
-            source = next((join_path(path, n), m) for n, m in module.named_children())
-        elif isinstance(module, BatchNormThroughTime):
-            source = join_path(path, "norm"), module.norm
-        elif is_affine(module):
-            source = path, module
-        elif isinstance(module, Neuron) and hasattr(module, "step") and source is not None:
-            loop = recurrent.get(id(module))
-            connection = None if loop is None else loop.connection
-            if isinstance(connection, SynapticDelays):
-                connection = connection.product
-            stage = Stage(path, module, *source, connection)
-            _check(stage)
-            found.append(stage)
-            source = None
+        if isinstance(module, (Delay, SynapticDelays, BatchNormThroughTime)) or is_affine(module):
+            before[path] = module
+        elif isinstance(module, Neuron) and hasattr(module, "step"):
+            stage = _stage(path, module, before, recurrent.get(id(module)))
+            if stage is not None:
+                _check(stage)
+                found.append(stage)
+            before = {}
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
     return found
+
+
+def _stage(
+    path: str, neuron: Neuron, before: dict[str, nn.Module], loop: Recurrent | None
+) -> Stage | None:
+    """Return a neuron layer and what drives it; ``None`` where that is no affine layer."""
+    before, behind = dict(before), {}
+    while before:
+        source_path, source = before.popitem()
+        if not isinstance(source, Delay):
+            break
+        behind[source_path] = source
+    else:
+        return None
+    connection = None if loop is None else loop.connection
+    delays, connection_delays = (
+        module if isinstance(module, SynapticDelays) else None for module in (source, connection)
+    )
+    if delays is not None:
+        name = next(n for n, m in delays.named_children() if m is delays.product)
+        source_path, source = join_path(source_path, name), delays.product
+    elif isinstance(source, BatchNormThroughTime):
+        source_path, source = join_path(source_path, "norm"), source.norm
+    if connection_delays is not None:
+        connection = connection_delays.product
+    return Stage(
+        path, neuron, source_path, source, connection, delays, connection_delays, before, behind
+    )
 
 
 def check_moments(target: object, mean: object) -> tuple[float, float]:
@@ -102,7 +133,7 @@ def is_affine(module: nn.Module) -> bool:
 
 
 def _check(stage: Stage) -> None:
-    path, neuron, source_path, source, connection = stage
+    path, neuron, source_path, source, connection, *_ = stage
     if connection is not None and not isinstance(connection, _PRODUCTS):
         raise ValueError(
             f"the recurrent connection of {path!r} is {type(connection).__name__}: only linear "

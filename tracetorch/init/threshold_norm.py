@@ -125,7 +125,7 @@ def _driven(
     leaves: list[tuple[str, Tensor]] = []
     driven: dict[str, list[str]] = {}
 
-    def meet(path: str) -> PreHook:
+    def find_norms_before(path: str) -> PreHook:
         def hook(module: Any, args: Any) -> None:
             given = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
             given = [t for t in given if t.requires_grad]
@@ -144,7 +144,7 @@ def _driven(
 
         return hook
 
-    def cut(path: str) -> Hook:
+    def detach_output(path: str) -> Hook:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
             if path not in norms:
                 return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
@@ -159,8 +159,8 @@ def _driven(
     with (
         restored(model, tensors=False, training=False),
         forward_hooks(
-            before=[(module, meet(path)) for path, module in ends],
-            after=[(module, cut(path)) for path, module in ends],
+            before=[(module, find_norms_before(path)) for path, module in ends],
+            after=[(module, detach_output(path)) for path, module in ends],
         ),
         torch.enable_grad(),
     ):
@@ -203,7 +203,7 @@ def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]
                 f"{title} drives {path!r} ({type(module).__name__}), which {problem}. Give the "
                 "part of the model whose norms stand before neurons that spike."
             )
-        distance = distance_to_threshold(module)
+        distance = distance_to_threshold(module, path)
         distances.append(distance[:1] if bool((distance == distance[0]).all()) else distance)
     first = distances[0]
     if any(d.shape != first.shape or not torch.allclose(d, first) for d in distances):

@@ -64,7 +64,10 @@ class BatchNormThroughTime(Neuron):
     set of values for them; that suits most networks, and ``tt.init.tdbn_`` makes it the
     threshold-dependent one. In training all samples must stand at one step, so that there is a
     batch to take statistics of: ``zero_states(where=...)`` is for evaluation. Padded steps enter
-    the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``.
+    the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
+    ``layer.norm.eval()`` freezes the statistics in a model that goes on training. Under
+    ``DistributedDataParallel`` they are those of each process: ``SyncBatchNorm`` does not convert
+    it.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
@@ -125,6 +128,11 @@ class BatchNormThroughTime(Neuron):
         # without the values inside, which are no module that is called
         return super().__repr__().partition("(\n")[0]
 
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether statistics are those of the batch: in training, unless ``norm`` is frozen."""
+        return self.training and self.norm.training
+
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
 
@@ -139,7 +147,7 @@ class BatchNormThroughTime(Neuron):
                 f"{self.label()} takes the batch in dimension 0, where it has its channels (dim="
                 f"{self.dim}); one step of the input is {list(shape)}. Give it a batch dimension."
             )
-        if self.training and shape.numel() < 2 * self.num_neurons:
+        if self.uses_batch_statistics and shape.numel() < 2 * self.num_neurons:
             raise ValueError(
                 f"{self.label()} takes statistics over the batch in training, and an input of "
                 f"shape {list(shape)} has {shape.numel() // self.num_neurons} values per channel. "
@@ -173,13 +181,17 @@ class BatchNormThroughTime(Neuron):
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the outputs, and the positions after every step."""
         start = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
-        if self.training and self.position is not None:
+        if self.uses_batch_statistics and self.position is not None:
             self._check_one_step(start)
         passed = torch.arange(len(x), dtype=dtype, device=x.device).view(-1, *[1] * start.ndim)
         # the step of every sample, the last one for all behind it
         index = (start + passed).clamp(max=self.steps - 1).long().flatten(1)
         work = x.to(dtype)
-        y = self._by_batch(work, index[:, :1]) if self.training else self._by_running(work, index)
+        y = (
+            self._by_batch(work, index[:, :1])
+            if self.uses_batch_statistics
+            else self._by_running(work, index)
+        )
         return y, (start + passed + 1).clamp(max=self.steps)
 
     def _check_one_step(self, position: Tensor) -> None:

@@ -404,8 +404,9 @@ class _EmptyLikeDetector(TorchFunctionMode):
 
 
 def layer_label(layer: StatefulLayer, path: str | None) -> str:
-    """Name a layer for messages, with its path where it is known."""
-    return f"layer {path!r}, {layer!r}," if path else f"{layer!r}"
+    """Name a layer for messages in one line, with its path where it is known."""
+    call = repr(layer).partition("(\n")[0]  # without the modules inside
+    return f"layer {path!r}, {call}," if path else call
 
 
 def _leaked(label: str, name: str) -> str:
