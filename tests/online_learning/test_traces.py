@@ -72,7 +72,9 @@ def test_eprop_is_backpropagation_with_the_reset_detached(kind: Any, detach_rese
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("build", [lambda: network(snn.SLIF(5)), convolution])
+@pytest.mark.parametrize(
+    "build", [lambda: network(snn.SLIF(5)), pytest.param(convolution, marks=pytest.mark.slow)]
+)
 def test_ottt_is_eprop_where_neurons_decay_alike(build: Callable[[], nn.Sequential]) -> None:
     net, x = build(), sequence(STEPS, 4, 6)
     eprop, ottt = (online_gradients(net, x, rule) for rule in ("eprop", "ottt"))

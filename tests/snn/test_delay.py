@@ -191,6 +191,7 @@ def test_delay_that_is_not_a_number_shows_in_the_output(sigma: float) -> None:
 # Gradients
 
 
+@pytest.mark.slow
 @every_kind
 @every_sigma
 def test_gradcheck(kind: str, sigma: float) -> None:
@@ -469,7 +470,7 @@ def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Dynamo, about its own traces
-@pytest.mark.parametrize("kind", [*KINDS, "Recurrent"])
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param("Recurrent", marks=pytest.mark.slow)])
 def test_compile(kind: str) -> None:
     model: Any
     if kind == "Recurrent":

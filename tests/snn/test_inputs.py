@@ -328,6 +328,7 @@ def test_half_precision() -> None:
     assert torch.equal(y.float(), expected)
 
 
+@pytest.mark.slow
 def test_exports(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     layer = made()

@@ -285,7 +285,7 @@ def test_channels_last_has_the_noise_of_the_same_places() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("seed", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_compiled_by_torch(seed: int | None) -> None:
     torch._dynamo.reset()
     layer, x = made(seed=seed), sequence(4, 2, 3, dtype=torch.float32)
@@ -300,6 +300,7 @@ def test_compiled_by_torch(seed: int | None) -> None:
     assert torch.equal(compiled(x), found) == (seed is not None)
 
 
+@pytest.mark.slow
 def test_exports_with_a_seed(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, x = net(seed=3).eval(), 2 * sequence(6, 2, 4, dtype=torch.float32)
