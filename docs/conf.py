@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
         r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
     ),
     ("py:class", r"Tensor|torchmetrics.*"),
-    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Real|StepLayer|Unset)"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Places|Real|StepLayer|Unset)"),
 ]
 add_module_names = False
 python_use_unqualified_type_names = True

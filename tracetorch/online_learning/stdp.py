@@ -52,7 +52,7 @@ class STDP(TTModule):
 
     Args:
         connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
-            bias is left alone. It stays part of its model alone: :meth:`state_dict` and ``to()``
+            bias is left alone. It stays part of its model alone: ``state_dict()`` and ``to()``
             of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.

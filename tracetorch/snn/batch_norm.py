@@ -130,7 +130,7 @@ class BatchNormThroughTime(Neuron):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether statistics are those of the batch: in training, unless ``norm`` is frozen."""
+        """Whether statistics are those of the batch, in training and unless ``norm`` is frozen."""
         return self.training and self.norm.training
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
