@@ -30,7 +30,8 @@ def entry(module: str, name: str) -> list[str]:
     room = ".".join(thing.__module__.split(".")[:2])
     if inspect.isclass(thing) and room != module:
         # one entry alone may be that of the class itself
-        return [f".. py:class:: {path}", "", f"   As :class:`{room}.{name}`.", ""]
+        lines = [f".. py:class:: {name}", f"   :module: {module}", ""]
+        return [*lines, f"   As :class:`{room}.{name}`.", ""]
     if inspect.isclass(thing):
         return [f".. autoclass:: {path}", "   :members:", ""]
     return [f".. autofunction:: {path}", ""]
