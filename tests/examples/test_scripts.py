@@ -62,13 +62,19 @@ def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     assert first != other
 
 
+FEW = ("SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
+
+
 @pytest.mark.parametrize(
     "choice",
     [
         *(("--layer", name) for name in LAYERS),
         *(("--readout", name) for name in READOUTS),
         *(("--baseline", name) for name in networks.BASELINES),
-        *(("--neuron", name) for name in networks.NEURONS),
+        *(
+            pytest.param(("--neuron", name), marks=[pytest.mark.slow] * (name not in FEW))
+            for name in networks.NEURONS
+        ),
         ("--recurrent",),
         ("--delays", "3"),
     ],
