@@ -57,9 +57,10 @@ class Run:
         order = {case.name: number for number, case in enumerate(all_cases())}
         added = [case for case in later.cases if case not in self.cases]
         cases = sorted([*self.cases, *added], key=lambda case: order.get(case.name, len(order)))
-        again = [case.name for case in cases if case in later.cases]
+        replaced = {case.name: later.results[case.name] for case in later.cases}
+        before = self.settings.get("again", [])
+        again = [case.name for case in cases if case.name in (*replaced, *before)]
         settings = {**self.settings, "again": again}
-        replaced = {name: later.results[name] for name in again}
         results = {**self.results, **replaced}
         return replace(self, cases=cases, settings=settings, versions=versions, results=results)
 
