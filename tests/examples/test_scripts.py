@@ -62,13 +62,16 @@ def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     assert first != other
 
 
-FEW = ("SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
+FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        *(("--layer", name) for name in LAYERS),
+        *(
+            pytest.param(("--layer", name), marks=[pytest.mark.slow] * (name not in FEW))
+            for name in LAYERS
+        ),
         *(("--readout", name) for name in READOUTS),
         *(("--baseline", name) for name in networks.BASELINES),
         *(

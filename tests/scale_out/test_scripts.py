@@ -64,6 +64,7 @@ def test_batch_that_cannot_be_shared_is_refused() -> None:
         run_together([[*TORCHRUN, *DISTRIBUTED, "--quick", "--batch-size", "25"]])
 
 
+@pytest.mark.slow
 @needs_digits
 @needs_lightning
 def test_resumed_lightning_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

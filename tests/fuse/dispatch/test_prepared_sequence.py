@@ -302,7 +302,9 @@ def test_hooks_of_parameters_run_once_and_may_change_the_gradient() -> None:
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_equal_those_of_constraints_outside_the_node(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
