@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.events.compiled import LANES, check_incoming, run
-from tracetorch.events.lists import EventLists
+from tracetorch.events.compiled import LANES, run
+from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
 _TASKS = 16  # of the weight gradient, whose partial sums are added in their order
@@ -154,30 +154,24 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window
     ) -> Tensor:
-        needs_input, needs_weight = ctx.needs_input_grad[:2]
-        ctx.columns, ctx.window = events.columns, at
-        ctx.shape, ctx.weight_shape = x.shape, weight.shape
-        ctx.save_for_backward(
-            weight if needs_input else None, *(events[1:] if needs_weight else ())
-        )
+        save_operands(ctx, weight, events)
+        ctx.window, ctx.shape, ctx.weight_shape = at, x.shape, weight.shape
         return _forward(x, weight, bias, events, at)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *lists = ctx.saved_tensors
+        weight, events = saved_operands(ctx, grad)
         at: Window = ctx.window
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        check_incoming(grad, needs_weight)
         d_x = d_weight = None
-        if needs_input:
+        if weight is not None:
             # the values of the input are not looked at for its own gradient
             like = grad.new_empty(1).expand(ctx.shape)
             d_x = torch.ops.aten.convolution_backward(
                 *(grad, like, weight, None, at.stride, at.padding, at.dilation),
                 *(False, [0, 0], 1, [True, False, False]),
             )[0]
-        if needs_weight:
+        if events is not None:
             flat = grad.resolve_neg().contiguous()
-            lists = EventLists(ctx.columns, *lists)
-            d_weight = _weight_gradient(flat, ctx.weight_shape, ctx.shape, lists, at)
-        return d_x, d_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
+            d_weight = _weight_gradient(flat, ctx.weight_shape, ctx.shape, events, at)
+        d_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return d_x, d_weight, d_bias, None, None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, check_incoming, run, shared_out
+from tracetorch.events.compiled import LANES, run, shared_out
 from tracetorch.events.linear import LEAST_INPUTS, LEAST_ROWS, additions
-from tracetorch.events.lists import EventLists, by_column
+from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
 _TILE = 5  # times the steps of the kernel that a transform is long, at least
@@ -161,24 +161,17 @@ class _Delayed(torch.autograd.Function):
     def forward(
         ctx: Any, window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists
     ) -> Tensor:
-        needs_input, needs_kernel = ctx.needs_input_grad[:2]
-        ctx.columns, ctx.taps = events.columns, len(kernel)
-        ctx.save_for_backward(
-            kernel if needs_input else None, *(events[1:] if needs_kernel else ())
-        )
+        save_operands(ctx, kernel, events)
+        ctx.taps = len(kernel)
         return _forward(window, kernel, bias, events)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, *lists = ctx.saved_tensors
-        needs_input, needs_kernel, needs_bias = ctx.needs_input_grad[:3]
-        check_incoming(grad, needs_kernel)
+        kernel, events = saved_operands(ctx, grad)
         grad = grad.resolve_neg()
         return (
-            _window_gradient(grad, kernel) if needs_input else None,
-            _kernel_gradient(grad, EventLists(ctx.columns, *lists), len(grad), ctx.taps)
-            if needs_kernel
-            else None,
-            grad.sum((0, 1)) if needs_bias else None,
+            None if kernel is None else _window_gradient(grad, kernel),
+            None if events is None else _kernel_gradient(grad, events, len(grad), ctx.taps),
+            grad.sum((0, 1)) if ctx.needs_input_grad[2] else None,
             None,
         )

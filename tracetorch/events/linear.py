@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, check_incoming, run, shared_out
-from tracetorch.events.lists import EventLists, by_column
+from tracetorch.events.compiled import LANES, run, shared_out
+from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
 LEAST_ROWS = 64  # of a task
@@ -92,24 +92,16 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists
     ) -> Tensor:
-        needs_input, needs_weight = ctx.needs_input_grad[:2]
-        ctx.columns = events.columns
-        ctx.save_for_backward(
-            weight if needs_input else None, *(events[1:] if needs_weight else ())
-        )
+        save_operands(ctx, weight, events)
         return _forward(x, weight, bias, events)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *lists = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        check_incoming(grad, needs_weight)
+        weight, events = saved_operands(ctx, grad)
         flat = grad.flatten(0, -2)
         return (
-            grad @ weight if needs_input else None,
-            _weight_gradient(flat.resolve_neg(), EventLists(ctx.columns, *lists))
-            if needs_weight
-            else None,
-            flat.sum(0) if needs_bias else None,
+            None if weight is None else grad @ weight,
+            None if events is None else _weight_gradient(flat.resolve_neg(), events),
+            flat.sum(0) if ctx.needs_input_grad[2] else None,
             None,
         )

@@ -157,8 +157,7 @@ class LayerPass(Opaque):
         """Run the sequence and fold time back."""
         if self.collector is not None and self.collector.wants(layer):
             return self._run_recorded(layer, x, further, self.collector)
-        # most layers have one input, and some no other argument for it
-        y, _ = layer.forward_sequence(x, further=further) if further else layer.forward_sequence(x)
+        y, _ = layer.forward_sequence(x, **_named(further))
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
@@ -186,13 +185,16 @@ class LayerPass(Opaque):
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):
                 y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
-        elif further:
-            y, trajectories = layer.forward_sequence(x, states, further=further)
         else:
-            y, trajectories = layer.forward_sequence(x, states)
+            y, trajectories = layer.forward_sequence(x, states, **_named(further))
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
             if name in wanted:
                 collector.add_whole(layer, name, trajectory)
         if "output" in wanted:
             y = y.clone()  # nor what it does with the output
         return y.flatten(0, 1)
+
+
+def _named(further: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Name the inputs beside ``x``, where there are any: some layers have no argument for them."""
+    return {"further": further} if further else {}

@@ -84,13 +84,16 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
     return a, b
 
 
-def words(position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return two sequences of 32 random bits, as int64: lane l of step t has the key l.
+def uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return two sequences of random numbers, uniform in (0, 1): lane l of step t has the key l.
+
+    They are the same in every dtype.
 
     Args:
         position: the counter of every lane at the first step, int64, not negative; it advances by
             one in each step.
         steps: how many.
+        dtype: float32 or float64.
 
     Shape:
         ``position`` ``[...]``; both results ``[steps, ...]``.
@@ -98,16 +101,9 @@ def words(position: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     time = torch.arange(steps, device=position.device).reshape(steps, *[1] * position.ndim)
     lane = torch.arange(position.numel(), device=position.device).reshape(position.shape)
     counter = position + time
-    return threefry((lane & _MASK, lane >> 32), (counter & _MASK, counter >> 32))
-
-
-def uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two sequences of random numbers, uniform in (0, 1), the same in every dtype.
-
-    Args, Shape: as :func:`words`; ``dtype`` is float32 or float64.
-    """
+    words = threefry((lane & _MASK, lane >> 32), (counter & _MASK, counter >> 32))
     # 23 bits, and half of the last one: never 0, never 1, and exact in float32
-    one, other = [((word >> 9).to(dtype) + 0.5) * 2.0**-23 for word in words(position, steps)]
+    one, other = [((word >> 9).to(dtype) + 0.5) * 2.0**-23 for word in words]
     return one, other
 
 
