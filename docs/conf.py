@@ -11,6 +11,8 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
 matplotlib.use("agg")
 
+from notebooks import digest  # noqa: E402
+
 from tracetorch import __version__  # noqa: E402
 
 project = "traceTorch"
@@ -30,11 +32,15 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 
-# Pages are MyST Markdown; those with a `kernelspec` are executed, a failing block fails the build.
+# Pages are MyST Markdown; those with a `kernelspec` are executed. A failing block is a warning with
+# its traceback, and fails a build with -W: an exception in a parallel build is reported without it.
+# What a block printed is kept for as long as the code that it runs is the same.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_raise_on_error = True
+nb_execution_cache_path = str(
+    DOCS.parent / "build/notebooks" / digest(DOCS.parent / "tracetorch", DOCS.parent / "examples")
+)
 nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else pages load a script from a network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 from collections.abc import Sequence
@@ -16,6 +17,19 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 
 INSTALL = "pip install -e '.[examples]'"
+
+
+def digest(*folders: Path) -> str:
+    """Hash the Python sources in folders, which pages run.
+
+    The cache of executed pages compares a page with what it was, and not the code that it calls.
+    """
+    sources = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            sources.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            sources.update(path.read_bytes())
+    return sources.hexdigest()[:16]
 
 
 def convert(

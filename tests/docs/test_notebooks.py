@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,6 +83,25 @@ def test_link_stands_below_the_title(tmp_path: Any) -> None:
     converter().add_notebook(app, "tutorials/a", "page.html", context, object())
     assert '</h1>\n<p><a href="a.ipynb" download>' in context["body"]
     assert (tmp_path / "out" / "a.ipynb").read_text().count("print(x + 1)") == 1
+
+
+def test_digest_follows_every_source(tmp_path: Path) -> None:
+    def written(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return converter().digest(tmp_path)
+
+    digests = [
+        written("a.py", "x = 1"),
+        written("a.py", "x = 2"),
+        written("inner/b.py", ""),
+        written("inner/b.py", "y"),
+    ]
+    assert len(set(digests)) == 4
+    assert written("notes.txt", "no source") == digests[-1]
+    (tmp_path / "inner" / "b.py").rename(tmp_path / "inner" / "c.py")
+    assert converter().digest(tmp_path) not in digests
 
 
 @pytest.mark.slow
