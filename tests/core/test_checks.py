@@ -16,6 +16,7 @@ from tracetorch.core.checks import (
     check_module,
     check_nonnegative,
     check_number,
+    check_share,
     suggestion,
 )
 
@@ -40,6 +41,9 @@ def test_flag_accepts_bools(value: bool) -> None:
         (check_number, INF, INF),
         (check_nonnegative, 0, 0.0),
         (check_nonnegative, 1.5, 1.5),
+        (check_share, 0, 0.0),
+        (check_share, 1, 1.0),
+        (check_share, 0.25, 0.25),
     ],
 )
 def test_valid_numbers_come_back_as_python_numbers(
@@ -69,6 +73,10 @@ def test_valid_numbers_come_back_as_python_numbers(
         (check_nonnegative, -0.1, ValueError, r"^n must be finite and not negative, got -0\.1.$"),
         (check_nonnegative, INF, ValueError, "^n must be finite and not negative, got inf.$"),
         (check_nonnegative, NAN, ValueError, "^n must be finite and not negative, got nan.$"),
+        (check_share, "1", TypeError, "^n must be a number, got '1'.$"),
+        (check_share, 1.5, ValueError, r"^n must lie in \[0, 1\], got 1\.5.$"),
+        (check_share, -0.1, ValueError, r"^n must lie in \[0, 1\], got -0\.1.$"),
+        (check_share, NAN, ValueError, r"^n must lie in \[0, 1\], got nan.$"),
     ],
 )
 def test_error_names_the_argument_and_its_value(

@@ -269,7 +269,7 @@ def test_state_contract(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"position of shape \[2, 1\].* shape \[5, 3\]"):
         layer(torch.ones(5, 3).double())
     with pytest.raises(ValueError, match=r"needs position with one value per sample at dim -1"):
-        tt.set_states(layer, {"position": torch.ones(2, 3)})
+        tt.set_states(layer, {"position": torch.ones(2, 3, dtype=torch.int64)})
     layer.half().zero_states()
     y = layer(x[0].half())
     assert y.dtype == torch.float16
@@ -313,7 +313,7 @@ def test_compiled(training: bool) -> None:
     y = [step(each) for each in x]
     torch.testing.assert_close(torch.stack(y), stepped(other, x))
     torch.testing.assert_close(layer.norm.state_dict(), other.norm.state_dict())
-    layer.position = torch.arange(4.0, dtype=torch.float64).view(4, 1)
+    layer.position = torch.arange(4).view(4, 1)
     if training:
         with pytest.raises(RuntimeError, match="has samples at different steps"):
             step(x[0])
@@ -358,7 +358,7 @@ def test_repr() -> None:
     [
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
-        ({"momentum": 1.5}, ValueError, r"momentum must be in \[0, 1\], got 1.5"),
+        ({"momentum": 1.5}, ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
         ({"momentum": None}, TypeError, "momentum must be a number"),
         ({"bias": 1}, TypeError, "bias must be True or False"),
     ],

@@ -153,8 +153,8 @@ def test_online_learning_drops_nothing() -> None:
 @pytest.mark.parametrize(
     ("p", "error", "message"),
     [
-        (1.5, ValueError, r"p must be in \[0, 1\].* got 1.5"),
-        (float("nan"), ValueError, r"p must be in \[0, 1\]"),
+        (1.5, ValueError, r"p must lie in \[0, 1\].* got 1.5"),
+        (float("nan"), ValueError, r"p must lie in \[0, 1\]"),
         ("half", TypeError, "p must be a number"),
     ],
 )

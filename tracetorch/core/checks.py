@@ -50,6 +50,14 @@ def check_nonnegative(name: str, value: object, *, unit: str = "") -> float:
     return number
 
 
+def check_share(name: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1], a share or a probability; raise otherwise."""
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    return number
+
+
 def check_module(module: object) -> None:
     """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
     if not isinstance(module, nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_share
 from tracetorch.loss.cross_entropy import sample_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled, lengths
@@ -59,8 +60,7 @@ def temporal_cross_entropy(
 
     """
     check_reduction(reduction)
-    if not 0 <= mse_weight <= 1:
-        raise ValueError(f"mse_weight must lie in [0, 1], got {mse_weight}.")
+    check_share("mse_weight", mse_weight)
     check_sequence("output", output, batched=True)
     check_mask(mask, "output", output)
     if not isinstance(target, Tensor):

@@ -13,7 +13,7 @@ from tracetorch.core.checks import (
     check_count,
     check_flag,
     check_nonnegative,
-    check_number,
+    check_share,
 )
 from tracetorch.core.torch_private import BatchNormBase, assert_async, functorch_active
 from tracetorch.snn.neuron import Neuron
@@ -91,7 +91,7 @@ class BatchNormThroughTime(Neuron):
         >>> layer = BatchNormThroughTime(2, steps=4)
         >>> y = torch.stack([layer(x) for x in torch.randn(6, 64, 2)])
         >>> bool(y.mean(1).abs().max() < 1e-5), layer.position[0].item()
-        (True, 4.0)
+        (True, 4)
         >>> layer.norm.weight.shape
         torch.Size([4, 2])
 
@@ -100,6 +100,7 @@ class BatchNormThroughTime(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
+    state_dtype = torch.int64
     state_per_sample: ClassVar[bool] = True
     states_have_gradient: ClassVar[bool] = False
 
@@ -118,9 +119,7 @@ class BatchNormThroughTime(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         self.option("steps", check_count("steps", steps))
-        eps, momentum = check_nonnegative("eps", eps), check_number("momentum", momentum)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
+        eps, momentum = check_nonnegative("eps", eps), check_share("momentum", momentum)
         check_flag("bias", bias)
         self.norm = StepwiseNorm(num_neurons, steps, eps, momentum, bias)
 
@@ -183,9 +182,9 @@ class BatchNormThroughTime(Neuron):
         start = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
         if self.uses_batch_statistics and self.position is not None:
             self._check_one_step(start)
-        passed = torch.arange(len(x), dtype=dtype, device=x.device).view(-1, *[1] * start.ndim)
+        passed = torch.arange(len(x), device=x.device).view(-1, *[1] * start.ndim)
         # the step of every sample, the last one for all behind it
-        index = (start + passed).clamp(max=self.steps - 1).long().flatten(1)
+        index = (start + passed).clamp(max=self.steps - 1).flatten(1)
         work = x.to(dtype)
         y = (
             self._by_batch(work, index[:, :1])

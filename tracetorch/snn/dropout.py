@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
-from tracetorch.core.checks import check_number
+from tracetorch.core.checks import check_share
 from tracetorch.snn.neuron import Neuron
 
 
@@ -63,7 +63,7 @@ class LockedDropout(Neuron):
 
     def __init__(self, num_neurons: int, p: float = 0.5, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self.option("p", _probability(p))
+        self.option("p", check_share("p", p))
 
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
@@ -76,7 +76,7 @@ class LockedDropout(Neuron):
             dtype: of the arithmetic.
             device: of the input.
         """
-        return F.dropout(torch.ones(shape, dtype=dtype, device=device), _probability(self.p))
+        return F.dropout(torch.ones(shape, dtype=dtype, device=device), check_share("p", self.p))
 
     def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
         """Run one time step."""
@@ -107,10 +107,3 @@ class LockedDropout(Neuron):
         output = (x.to(dtype) * mask).to(x.dtype)
         self.mask = mask
         return output
-
-
-def _probability(p: object) -> float:
-    checked = check_number("p", p)
-    if not 0 <= checked <= 1:
-        raise ValueError(f"p must be in [0, 1], the share of values that are dropped, got {p}.")
-    return checked

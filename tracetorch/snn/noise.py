@@ -110,7 +110,7 @@ class Noise(Neuron):
         Args:
             name: of the state.
             shape: of the tensor of one step.
-            dtype: of the arithmetic; the position is an int64.
+            dtype: of the position, int64.
             device: of the input.
         """
         start = self._buffers.get("initial_position")

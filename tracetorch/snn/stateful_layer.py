@@ -193,7 +193,7 @@ class StatefulLayer(TTModule):
             if name not in active:
                 states.append(None)
             elif state is None:
-                states.append(self.initial_state(name, state_shape, dtype, x.device))
+                states.append(self.initial_state(name, state_shape, kept, x.device))
             else:
                 if not isinstance(state, Tensor):
                     raise TypeError(
@@ -220,7 +220,7 @@ class StatefulLayer(TTModule):
         Args:
             name: of the state.
             shape: of the tensor of one step.
-            dtype: of the arithmetic.
+            dtype: of the state.
             device: of the input.
         """
         value = self._buffers.get(f"initial_{name}")
