@@ -215,6 +215,7 @@ def test_backend_choice_applies_to_single_steps() -> None:
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
         assert made._single_steps.run(made, torch.ones(1, 2)) is None
+        assert not made._single_steps.steps, "nothing is compiled that will not run"
     with torch.no_grad(), fuse.backend("numba"):
         assert made._single_steps.run(made, torch.ones(1, 2)) is not None
     with torch.no_grad():

@@ -60,6 +60,7 @@ class SingleStepCache(Opaque):
             or is_jit_tracing()
             or forward_ad_active()
             or x.is_neg()
+            or requested_backend() not in ("auto", "numba")
         ):
             return None
         steps = self.steps
@@ -141,11 +142,7 @@ class CompiledStep:
 
     def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
         """Return the output, new states on the layer; ``None`` where it cannot run here."""
-        if (
-            self.kernel is None
-            or not x.is_contiguous()
-            or requested_backend() not in ("auto", "numba")
-        ):
+        if self.kernel is None or not x.is_contiguous():
             return None
         attributes = layer.__dict__
         states = [attributes[name] for name in self.states]
