@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,11 @@ from tracetorch import functional, neurons, snn
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
 LAYERS = SPIKING + READOUTS
+# For tests whose cost is a compilation for each layer: the fast ones take three.
+FEW_LAYERS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("LIF", "BSRLIF", "SRReadout")))
+    for name in LAYERS
+]
 
 # The neurons of the room of that name, each with the scale of an input that makes it fire.
 NEURONS = {

@@ -380,7 +380,7 @@ def gradients_of_gradients(
     return detached, dict(zip(names, second, strict=True))
 
 
-@pytest.mark.parametrize("name", cases.LAYERS)
+@pytest.mark.parametrize("name", cases.FEW_LAYERS)
 def test_second_derivatives_are_those_of_the_steps(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

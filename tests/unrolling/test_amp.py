@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, weighted_sum
+from tests.cases import FEW_LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
@@ -37,7 +37,7 @@ def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", FEW_LAYERS)
 def test_by_layer_equals_by_step_under_autocast(name: str, dtype: torch.dtype) -> None:
     made = layer(name, 4)
     linear = nn.Linear(4, 4)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence
+from tests.cases import FEW_LAYERS, layer, sequence
 from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse
 
@@ -57,7 +57,7 @@ def test_per_sample_gradients(name: str, by: str) -> None:
             torch.testing.assert_close(found[n][i], p.grad, msg=n)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", FEW_LAYERS)
 def test_every_layer(name: str) -> None:
     whole = WholeThenZero(layer(name, 3).double(), batched=False)
     x = sequence(6, 4, 3)

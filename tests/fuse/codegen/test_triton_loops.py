@@ -315,7 +315,7 @@ def everything_graph() -> Graph:
 def interpret(marked: str) -> None:
     """Run the tests of this file that ``marked`` selects in a process with the interpreter on."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [*command, "-m", marked, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -67,7 +67,6 @@ def test_concurrent_compiles_and_truncated_cache_files(tmp_path: Path, expected:
 def test_cache_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert finish(start(tmp_path / "file" / "kernels")) == expected
-    assert finish(start("/proc/nowhere")) == expected
 
 
 # In this process: each call of `load` is like the first of another process.
