@@ -39,7 +39,7 @@ def run_lane(
     start: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Lane:
-    """Step through ``x``, with the parameters of the layer's first neuron or with others."""
+    """Step through ``x`` from rest, with the parameters of the first neuron or with others."""
     kwargs = {**layer.step_kwargs(1, torch.float64), **(options or {})}
     leaves: dict[str, Tensor] = {}
     for name, value in kwargs.items():
@@ -48,8 +48,10 @@ def run_lane(
             given = first if params is None else torch.tensor(params[name], dtype=torch.float64)
             leaves[name] = kwargs[name] = given.requires_grad_()
     inputs = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    shape = (torch.Size([layer.num_neurons]), torch.float64, torch.device("cpu"))
+    rest = {name: layer.initial_state(name, *shape)[0].item() for name in layer.active_states}
     starts = {
-        name: torch.tensor((start or {}).get(name, 0.0), dtype=torch.float64, requires_grad=True)
+        name: torch.tensor((start or rest)[name], dtype=torch.float64, requires_grad=True)
         for name in layer.active_states
     }
     states: list[Any] = [starts.get(name) for name in layer.states]

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from examples.playground import AdaptiveLIF
 from tests.cases import LAYERS, NEURONS, READOUTS, layer, sequence, stepped, weighted_sum
 from tests.fuse.test_random_neurons import random_neuron
 from tests.fuse.test_sequence import CustomNeuron
@@ -49,7 +48,7 @@ def test_neuron_of_the_literature_is_exact(name: str) -> None:
 CUSTOM: dict[str, Callable[[], snn.Neuron]] = {
     **{
         kind.__name__: lambda kind=kind: kind(5)  # type: ignore[misc]
-        for kind in (AdaptiveLIF, CustomNeuron, Quadratic)
+        for kind in (CustomNeuron, Quadratic)
     },
     **{f"random {seed}": lambda seed=seed: random_neuron(seed) for seed in range(8)},  # type: ignore[misc]
 }

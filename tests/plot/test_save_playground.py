@@ -74,7 +74,25 @@ def test_page_has_the_initial_states_of_one_neuron(tmp_path: Path) -> None:
     (neuron,) = neurons_of(page_of(tt.neurons.GLIF(2), tmp_path))
     assert neuron["start"] == [0.0, 0.0]
     kinds = {each["name"]: each["kind"] for each in neuron["params"]}
-    assert kinds["leak_gate"] == kinds["beta"] == "decay"
+    assert (kinds["leak_gate"], kinds["beta"]) == ("fraction", "decay")
+    assert neuron["call"]["name"] == "tt.neurons.GLIF"
+
+
+def test_unit_of_the_input_is_that_of_the_neuron(tmp_path: Path) -> None:
+    for layer, neuron, unit in (
+        (snn.LIF(2), 0, 1.0),
+        (snn.SReadout(2), 0, 1.0),  # does not fire
+        (snn.LIF(2, pos_threshold=torch.tensor([1.0, 40.0]), dim=-2), 1, 10.0),
+        (snn.LIF(2, pos_threshold=1e9), 0, 1.0),  # never
+        (tt.neurons.SEAdLIF(1), 0, 10.0),
+        (tt.neurons.AdEx(1), 0, 100.0),
+    ):
+        layer(torch.ones(2, 2, 2) if layer.num_neurons == 2 else torch.ones(1, 1))
+        before = tt.get_states(layer)
+        (found,) = neurons_of(page_of(layer, tmp_path, neuron=neuron))
+        assert found["unit"] == unit, layer
+        for name, state in tt.get_states(layer).items():
+            assert torch.equal(state, before[name])
 
 
 def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch import snn
+from tracetorch import fuse, neurons, snn
 from tracetorch.functional import (
     atan_surrogate,
     boxcar_surrogate,
@@ -50,17 +51,21 @@ SURROGATES: tuple[Surrogate, ...] = (
 )
 KINDS: dict[Constraint, str] = {
     sigmoid: "decay",
-    fraction: "decay",
+    fraction: "fraction",
     softplus: "positive",
     negative_softplus: "negative",
 }
 # How a raw tensor follows from the value that the page shows, by kind.
 INVERSES = {
     "decay": "tt.functional.sigmoid_inverse({})",
+    "fraction": "tt.functional.sigmoid_inverse({})",
     "positive": "tt.functional.softplus_inverse({})",
     "negative": "tt.functional.softplus_inverse({})",
     "weight": "{}",
 }
+UNITS = (1.0, 10.0, 100.0, 1000.0)
+"""Of an input: what the page multiplies all it is given by."""
+_PULSE = 25  # steps, as the page begins
 VALUES: dict[str, tuple[Any, ...]] = {
     "reset": ("subtract", "zero", "none"),
     "detach_reset": (False, True),
@@ -158,6 +163,7 @@ def describe_neuron(
     changeable = {name for names in options.values() for name in names}
     spiking = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
     silent = isinstance(layer, LeakyIntegrator) and not _thresholds(layer)
+    spiking = spiking or bool(_thresholds(layer))
     hidden = {"prev_output", "mem" if silent else ""} if isinstance(layer, LeakyIntegrator) else ()
     return {
         "label": label,
@@ -167,7 +173,8 @@ def describe_neuron(
         "start": [_start(layer, name, neuron) for name in layer.active_states],
         "shown": [name for name in layer.active_states if name not in hidden],
         "output": "output = mem" if silent else "output",
-        "spiking": spiking or bool(_thresholds(layer)),
+        "spiking": spiking,
+        "unit": _unit(layer, neuron) if spiking else UNITS[0],
         "params": [_parameter(layer, name, neuron, maker) for name in plan.program.params],
         "options": _fixed_options(layer, {*changeable, *plan.program.params}),
         "choices": [
@@ -241,6 +248,25 @@ def _start(layer: Neuron, name: str, neuron: int) -> float:
     return float(start[neuron if len(start) > 1 else 0])
 
 
+def _unit(layer: Neuron, neuron: int) -> float:
+    """Return the first unit of the input of which a half makes the neuron fire within a pulse.
+
+    The millivolts of one neuron are the thresholds of another. It is the smallest where none does.
+    """
+    made = copy.deepcopy(layer).double()
+    made.zero_states()
+    shape = [1] * (-layer.dim if layer.dim < 0 else layer.dim + 1)
+    shape[layer.dim] = layer.num_neurons
+    for unit in UNITS:
+        x = torch.full((_PULSE, *shape), unit / 2, dtype=torch.float64)
+        with torch.no_grad(), fuse.backend("eager"):
+            output = made.forward_sequence(x)[0]
+        made.zero_states()
+        if bool(output.movedim(layer.dim % len(shape) + 1, -1)[..., neuron].any()):
+            return unit
+    return UNITS[0]
+
+
 def _parameter(layer: Neuron, name: str, neuron: int, maker: Maker) -> dict[str, Any]:
     """Describe a parameter: kind, value, and how Python sets it."""
     constraint = layer.constraints.get(name, unbounded)
@@ -275,8 +301,9 @@ class Maker:
     def __init__(self, layer: Neuron, options: Sequence[str]) -> None:
         self.kind = type(layer)
         self.name = self.kind.__qualname__
-        if self.kind in vars(snn).values():
-            self.name = f"tt.snn.{self.kind.__name__}"
+        for package in (snn, neurons):
+            if self.kind in vars(package).values():
+                self.name = f"tt.{package.__name__.rpartition('.')[2]}.{self.kind.__name__}"
         signature = inspect.signature(self.kind.__init__)
         self.defaults = {n: p.default for n, p in signature.parameters.items()}
         positional, keywords = _call_of(layer)

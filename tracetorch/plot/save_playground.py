@@ -24,11 +24,11 @@ def save_playground(
     """Write a neuron as one self-contained HTML page to play with: no server, no network.
 
     The page has a slider for each parameter of the layer, decays as half-lives, and an input that
-    is drawn by hand, or pulses, noise or a constant. It shows the states, the spikes, and the
-    surrogate gradient of a chosen output or state with respect to the input at every step and to
-    every parameter. What it computes is printed from ``step`` and from its derivative, as the
-    kernels are, in float64. It writes the Python line that makes the neuron; the fragment of its
-    address holds all settings.
+    is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron fires, 1, 10,
+    100 or 1000. It shows the states, the spikes, and the surrogate gradient of a chosen output or
+    state with respect to the input at every step and to every parameter. What it computes is
+    printed from ``step`` and from its derivative, as the kernels are, in float64. It writes the
+    Python line that makes the neuron; the fragment of its address holds all settings.
 
     Args:
         layers: a layer of any class with a ``step`` that can be compiled, or several by their names

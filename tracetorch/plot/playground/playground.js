@@ -32,7 +32,7 @@
   const valueOf = (param, shown) => param.kind === "decay" ? Math.exp(-Math.LN2 / shown)
     : param.kind === "negative" ? -shown : shown;
   const isLegal = (param, shown) => Number.isFinite(shown) && (param.kind === "weight" || shown > 0)
-    && Number.isFinite(valueOf(param, shown)) && (param.kind !== "decay" || (valueOf(param, shown) > 0 && valueOf(param, shown) < 1));
+    && Number.isFinite(valueOf(param, shown)) && (!["decay", "fraction"].includes(param.kind) || (valueOf(param, shown) > 0 && valueOf(param, shown) < 1));
   const changedOf = (param) => changes().values[`${param.kind} ${param.name}`];
   const shown = (param) => changedOf(param) ?? round(shownOf(param, param.value));
   const value = (param) => changedOf(param) === undefined ? param.value : valueOf(param, changedOf(param));
@@ -59,6 +59,7 @@
     return Array.from({ length: STEPS }, () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform()));
   }
 
+  // In units of the neuron's input, as all settings are; `compute` multiplies by the unit.
   function inputOf({ kind, amplitude, period, width, seed, drawn }) {
     if (kind === "drawn") return drawn;
     if (kind === "noise") return noise(seed).map((n) => amplitude * n);
@@ -72,7 +73,7 @@
   function compute() {
     const neuron = current(), zeros = () => new Float64Array(STEPS);
     const { of, step, all } = settings.target;
-    const x = Float64Array.from(inputOf(settings.input));
+    const x = Float64Array.from(inputOf(settings.input), (each) => neuron.unit * each);
     const params = neuron.params.map(value), start = neuron.start;
     const output = zeros(), record = neuron.states.map(zeros);
     const dOutput = zeros(), dRecord = neuron.states.map(zeros), dX = zeros();
@@ -234,6 +235,7 @@
       const original = Math.abs(param.value) || 1, scale = Math.max(3, 2 * original);
       const ends = [shownOf(param, param.value), ...HALFLIVES];
       const range = param.kind === "decay" ? logarithmic(Math.min(...ends), Math.max(...ends))
+        : param.kind === "fraction" ? linear(Math.min(0.001, original), Math.max(0.999, original), 0.001)
         : param.kind === "weight" ? linear(-scale, scale, scale / 300) : logarithmic(original / 20, original * 20);
       return knob(param.name, words(param.name), {
         ...range, unit: param.kind === "decay" ? "steps" : "", slope: true,
@@ -289,6 +291,7 @@
       ["pulses noise constant", knob("amplitude", "amplitude", {
         ...linear(-3, 3, 0.02), get: () => input().amplitude, set: (given) => { input().amplitude = given; },
         legal: (given) => Math.abs(given) <= LIMITS.amplitude[1],
+        note: () => current().unit === 1 ? "" : `times ${current().unit}`,
       })],
       ["pulses", knob("period", "period", { ...linear(2, 120, 1), unit: "steps", ...integers("period") })],
       ["pulses", knob("width", "width", { ...linear(1, 60, 1), unit: "steps", ...integers("width") })],
@@ -403,7 +406,7 @@
     const include = (value) => { if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); } };
     row.values().forEach(include);
     if (row.membrane) thresholds().forEach(include);
-    if (row.kind === "input") { include(1); if (low < 0 || settings.input.kind === "drawn") include(-1); }
+    if (row.kind === "input") { include(current().unit); if (low < 0 || settings.input.kind === "drawn") include(-current().unit); }
     if (row.kind === "output" && current().spiking) include(1);
     if (low === high) { low = -1; high = 1; }
     const [first, second] = ticks(low, high, 5), step = second - first, room = 0.06 * (high - low);
@@ -531,7 +534,7 @@
   function drawn() {
     const input = settings.input;
     if (input.kind !== "drawn") {
-      input.drawn = [...run.x].map((each) => Math.round(100 * each) / 100);
+      input.drawn = [...inputOf(input)].map((each) => Math.round(100 * each) / 100);
       input.kind = "drawn";
     }
     return input.drawn;
@@ -543,7 +546,7 @@
     const put = (event) => {
       const b = box(row), [low, high] = row.frozen, t = stepAt(row, event);
       const y = clamp((event.clientY - canvas.getBoundingClientRect().top - b.y) / b.h, 0, 1);
-      const value = Math.round(100 * (high - y * (high - low))) / 100;
+      const value = Math.round(100 * (high - y * (high - low)) / current().unit) / 100;
       // steps between two positions of a fast hand are filled in
       const from = last ?? { t, value }, hand = drawn();
       for (let k = Math.min(t, from.t); k <= Math.max(t, from.t); k++) {
