@@ -83,7 +83,8 @@ def test_norm_of_each_step(
         torch.testing.assert_close(grad, reference.gradient(name), msg=name)
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(layer.norm, name), reference.values(name), msg=name)
-    assert layer.norm.num_batches_tracked == (T if training else 0)
+    counted = torch.bincount(torch.arange(T).clamp(max=K - 1), minlength=K)
+    assert torch.equal(layer.norm.num_batches_tracked, counted * training)
     assert layer.position.shape == (shape[0], *[1] * (len(shape) - 1))
     assert set(layer.position.flatten().tolist()) == {min(T, K)}
 
@@ -101,12 +102,43 @@ def test_a_frozen_norm_keeps_its_statistics_in_training() -> None:
     assert layer.uses_batch_statistics
 
 
-def test_conversion_to_synchronised_norms_leaves_it() -> None:
-    net = nn.Sequential(bntt(), nn.BatchNorm1d(3))
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    assert converted[0] is net[0]
-    assert type(net[0].norm).__name__ == "StepwiseNorm"
-    assert isinstance(converted[1], nn.SyncBatchNorm)
+@pytest.mark.parametrize("bias", [True, False])
+def test_conversion_to_synchronised_norms_changes_nothing(bias: bool) -> None:
+    layer, twin, x = bntt(bias=bias), bntt(bias=bias), sequence(K + 1, 4, 3)
+    nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+    assert isinstance(layer.norm, nn.SyncBatchNorm)
+    for training in (True, False):
+        layer.train(training), twin.train(training)
+        assert torch.equal(*(tt.unroll(each, x, from_rest=True) for each in (layer, twin)))
+    for name, buffer in twin.norm.named_buffers():
+        assert torch.equal(layer.norm.get_buffer(name), buffer)
+
+
+class Unrolled(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tt.unroll(self.layer, x, from_rest=True)
+
+
+def test_tools_of_pytorch_find_it() -> None:
+    layer, batches = bntt(), [sequence(K + 1, 4, 3, seed=seed) for seed in range(3)]
+    tt.unroll(layer, 100 + batches[0], from_rest=True)
+    torch.optim.swa_utils.update_bn(batches, Unrolled(layer).eval())
+    first = torch.stack([batch[:-2] for batch in batches])  # of steps that share with no other
+    torch.testing.assert_close(layer.norm.running_mean[:-1], first.mean((0, 2)))
+    last = torch.cat([batch[-2:] for batch in batches])
+    torch.testing.assert_close(layer.norm.running_mean[-1], last.mean((0, 1)))
+    assert layer.norm.momentum == 0.1
+    frozen = [m.eval() for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert frozen == [layer.norm]
+    assert not layer.uses_batch_statistics
+
+    torch.func.replace_all_batch_norm_modules_(layer)
+    y = tt.unroll(layer.eval(), batches[0], from_rest=True)  # by its batch, for none is tracked
+    torch.testing.assert_close(y.mean(1), layer.norm.bias[[0, 1, 2, 3, 3][: K + 1]])
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)

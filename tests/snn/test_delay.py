@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
 from tests.cases import PLACES, layer, sequence, stepped, weighted_sum
@@ -512,6 +515,124 @@ def test_sigma_is_saved(kind: str, tmp_path: Any) -> None:
     assert [each.sigma for each in (again, third, copied)] == [0.75] * 3
     again.sigma = 0.5  # another tensor than before
     assert again.state_dict()["sigma"] == 0.5
+
+
+@every_kind
+def test_sigma_follows_whatever_writes_to_its_buffer(kind: str) -> None:
+    model: Any = nn.Sequential(KINDS[kind](sigma=3.0))
+    x = sequence(5, *SHAPES[kind])
+    mean = AveragedModel(model)
+    model[0].sigma = 0.0
+    expected = tt.unroll(model, x, from_rest=True)
+    mean.update_parameters(model)
+    assert torch.equal(tt.unroll(mean, x, from_rest=True), expected)
+    by_values = nn.Sequential(KINDS[kind](sigma=3.0))
+    for name, value in by_values.state_dict().items():
+        value.copy_(model.state_dict()[name])
+    assert by_values[0].sigma == 0.0
+    model[0].sigma = 0.3  # a buffer rounds it
+    assert copy.deepcopy(model)[0].sigma == 0.3
+
+
+def test_sigma_in_functional_calls() -> None:
+    wide, sharp, x = axonal(sigma=3.0), axonal(sigma=0.0), sequence(1, 2, IN)[0]
+    values = [each.state_dict() for each in (wide, sharp)]
+    found = []
+    for named in values * 2:
+        wide.zero_states()
+        found.append(functional_call(wide, named, (x,)).detach())
+        wide.zero_states()
+    expected = [wide(x).detach(), sharp(x).detach()]
+    assert all(map(torch.equal, found, expected * 2))
+    wide.zero_states()
+
+    def run(named: dict[str, Tensor]) -> Tensor:
+        y: Tensor = functional_call(wide, named, (x,))
+        wide.zero_states()
+        return y
+
+    alike = {name: torch.stack([value, value]) for name, value in values[1].items()}
+    assert torch.equal(vmap(run)(alike)[0], expected[1])
+    assert wide.sigma == 3.0
+    differing = {name: torch.stack([values[0][name], values[1][name]]) for name in alike}
+    with pytest.raises(ValueError, match=r"several models in one vmap, whose sigma .*\[3.0, 0.0\]"):
+        vmap(run)(differing)
+
+
+def test_a_tensor_that_is_assigned_to_sigma_is_copied() -> None:
+    model: Any = axonal()
+    schedule = torch.linspace(4.0, 0.5, 8)
+    for value in schedule:
+        model.sigma = value
+    model.round_()
+    assert model.sigma == 0.0
+    assert schedule[-1] == 0.5
+    for wrong, error, message in (
+        (torch.tensor(-1.0), ValueError, r"sigma must be finite and not negative, got -1\.0"),
+        (torch.ones(2), ValueError, r"sigma must be one number, got shape \[2\]"),
+        (nn.Parameter(torch.ones(())), TypeError, "sigma is not learned"),
+    ):
+        with pytest.raises(error, match=message):
+            model.sigma = wrong
+    assert (model.sigma, model.state_dict()["sigma"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("largest", [1, 3])
+@pytest.mark.parametrize("outside", [0.0, 0.7])
+def test_gradient_of_a_delay_at_an_end(largest: int, outside: float) -> None:
+    """It is the mean of both sides, of which the one outside is flat; the same for every kind."""
+    x = sequence(8, 2, 1)
+    for end in (0, largest):
+        one = snn.Delay(1, max_delay=largest, delay=float(end)).double()
+        each = snn.DelayedLinear(1, 1, bias=False, max_delay=largest, delay=float(end)).double()
+        conv = snn.DelayedConv1d(1, 1, 1, bias=False, max_delay=largest, delay=float(end)).double()
+        nn.init.ones_(each.linear.weight)
+        nn.init.ones_(conv.conv.weight)
+        models: tuple[Any, ...] = one, each, conv
+        for model in models:
+            with torch.no_grad():
+                model.raw_delay += outside if end else -outside
+            steps = x.unsqueeze(-1) if model is conv else x
+            weighted_sum(tt.unroll(model, steps)).backward()
+        inside = shifted(x, 1) - x if end == 0 else shifted(x, largest) - shifted(x, largest - 1)
+        expected = weighted_sum(inside) / 2
+        for model in models:
+            torch.testing.assert_close(model.raw_delay.grad.sum(), expected)
+
+
+def test_max_delay_is_fixed() -> None:
+    model = axonal()
+    with pytest.raises(AttributeError, match="max_delay is fixed by the constructor"):
+        model.max_delay = 2
+    assert model.max_delay == D
+
+
+class Adapted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_product_that_does_more_than_its_weight_is_refused() -> None:
+    for change in (
+        lambda model: prune.l1_unstructured(model.linear, "weight", 0.5),
+        lambda model: setattr(model, "linear", Adapted(IN, OUT).double()),
+    ):
+        model = synaptic()
+        change(model)
+        with pytest.raises(ValueError, match="reads the weight of its linear, and does not call"):
+            tt.unroll(model, sequence(3, 2, IN))
+    model = synaptic()
+    prune.l1_unstructured(model.linear, "weight", 0.5)
+    prune.remove(model.linear, "weight")
+    tt.unroll(model, sequence(3, 2, IN))
+
+
+def test_parametrized_delays_are_not_rounded() -> None:
+    model = axonal(sigma=0.5)
+    parametrize.register_parametrization(model, "raw_delay", nn.Identity())
+    with pytest.raises(ValueError, match="parametrized delays, which cannot be written"):
+        model.round_()
+    assert model.sigma == 0.5
 
 
 def test_state_dict_without_sigma() -> None:

@@ -250,7 +250,7 @@ def test_diagnosis_knows_where_states_start() -> None:
     ("name", "init", "error", "message"),
     [
         ("u", 0.0, ValueError, r"Resting has no state 'u' .* states are \('v', 'w', 'plain'\)"),
-        ("v", 0.0, ValueError, "cannot call a state, parameter or option 'initial_v'"),
+        ("v", 0.0, ValueError, "cannot call an input, state, parameter or option 'initial_v'"),
         ("plain", "rest", TypeError, "init of plain must be a number or a tensor, got str"),
         ("plain", torch.zeros(4), ValueError, "init of plain has 4 values, the layer has 3"),
         ("plain", float("nan"), ValueError, "init of plain must be finite"),

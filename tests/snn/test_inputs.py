@@ -439,26 +439,57 @@ def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
     assert torch.equal(tt.unroll(model, x), expected)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (8,)])
-def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...]) -> None:
-    x = torch.ones(4, 2, 3)
-    with pytest.raises(ValueError, match=r"'neuron'.* of shape \[\d.* beside one of \[8, 3\]"):
-        tt.unroll(Beside(torch.ones(shape)), x)
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 3), r"'neuron'.* of shape \[5, 3\] beside one of \[8, 3\]"),
+        ((8,), r"modulator has the shape \[8\], which does not broadcast to \[4, 2, 3\]"),
+    ],
+)
+def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(Beside(torch.ones(shape)), torch.ones(4, 2, 3))
+
+
+class Gain(snn.Neuron):
+    inputs = ("x", "gain")
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, gain: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        return gain * x, mem + x
+
+
+class Fixed(nn.Module):
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__()
+        self.neuron = Gain(gain.shape[0])
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.neuron(x, self.gain)
+        return y
+
+
+def test_neurons_may_be_as_many_as_steps_times_samples() -> None:
+    gain, x = torch.rand(8), torch.rand(4, 2, 8)
+    assert torch.equal(tt.unroll(Fixed(gain), x), x * gain)
+    with pytest.raises(ValueError, match="the same in all steps, with a dimension of size 1 in fr"):
+        tt.unroll(Fixed(gain), x.reshape(8, 1, 8))
 
 
 def test_samples_are_not_taken_for_neurons() -> None:
-    class Gain(snn.Neuron):
-        inputs = ("x", "gain")
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, gain: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return gain * x, mem + x
-
     x, gain = torch.rand(5, 1, 5), torch.rand(5, 1)
     assert torch.equal(tt.unroll(Gain(5), (x, gain), by="step"), x * gain[..., None])
     with pytest.raises(ValueError, match=r"\[5\] beside one of \[5, 5\].* as many dimensions"):
         tt.unroll(Gain(5), (x, gain))
+
+
+@pytest.mark.parametrize("name", ["training", "dim", "mem"])
+def test_an_input_may_not_have_the_name_of_something_else(name: str) -> None:
+    kind = type("Odd", (snn.Neuron,), {"inputs": ("x", name), "states": ("mem",), "step": None})
+    with pytest.raises(ValueError, match=f"Odd cannot call an input, .* '{name}'"):
+        kind(2)
 
 
 def test_step_takes_the_inputs_by_their_names() -> None:

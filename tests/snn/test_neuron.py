@@ -283,7 +283,7 @@ def test_state_leaked_by_a_transform_is_refused() -> None:
 @pytest.mark.parametrize("name", ["forward", "mem", "beta", "two words", "raw_beta"])
 def test_error_names_a_name_that_is_taken(name: str) -> None:
     neurons = AdaptiveLIF(2)
-    with pytest.raises(ValueError, match=f"AdaptiveLIF cannot call a state, .* '{name}'"):
+    with pytest.raises(ValueError, match=f"AdaptiveLIF cannot call an input, state, .* '{name}'"):
         neurons.decay(name)
 
 

@@ -214,6 +214,13 @@ def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
     assert torch.equal(tt.unroll(other, x), expected)
 
 
+def test_a_distribution_that_is_assigned_is_checked() -> None:
+    noise = snn.Noise(3, seed=1)
+    noise.distribution = "unifrom"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="distribution must be 'normal' or 'uniform', got 'unifro"):
+        noise(torch.zeros(2, 3))
+
+
 def test_a_checkpoint_of_another_distribution_does_not_load(tmp_path: Path) -> None:
     tt.checkpoint.save(snn.Noise(3, seed=1), tmp_path / "noise.safetensors")
     with pytest.raises(ValueError, match="distribution"):

@@ -132,3 +132,12 @@ def test_shapes_that_differ_do_not_broadcast() -> None:
     message = r"block '0' combines .* body gave \[2, 1\], its shortcut \[2, 4\]"
     with pytest.raises(ValueError, match=message):
         net(torch.ones(2, 4))
+
+
+def test_a_block_that_is_changed_is_checked() -> None:
+    block = snn.SEWBlock(nn.Linear(3, 3))
+    block.combine = "or"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match='combine must be "add", "and" or "iand", got \'or\''):
+        block(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="the body of the block must return a tensor, got tuple"):
+        snn.SEWBlock(nn.LSTM(3, 3))(torch.ones(2, 3))

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "COMPOSITE",
     "NO_BACKWARD",
+    "BatchNorm",
     "BatchNormBase",
     "DataDependentOutputException",
     "DropoutBase",
@@ -57,6 +58,7 @@ __all__ = [
     "is_exporting",
     "is_jit_tracing",
     "is_tracing",
+    "lowest_wrapped",
     "make_wrapper_tensor",
     "pytree",
     "retrieve_all_functorch_interpreters",
@@ -112,6 +114,9 @@ assert_async: Callable[[Tensor, str], None] = torch._assert_async
 DropoutBase = nn.modules.dropout._DropoutNd
 """Base class of PyTorch's own dropouts, which treat the samples of a batch independently."""
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+"""Class of batch norms alone, by which PyTorch's tools find them: ``update_bn`` and others."""
+
 BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
@@ -143,6 +148,13 @@ def is_tracing() -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
     return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+
+
+def lowest_wrapped(tensor: Tensor) -> Tensor:
+    """Return what ``torch.func`` transforms have wrapped, all samples of a ``vmap`` in one."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 _CONV_FORWARD = torch.nn.Conv2d._conv_forward

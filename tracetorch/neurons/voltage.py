@@ -51,7 +51,8 @@ class EIF(VoltageNeuron):
         v = v_rest + beta * (v - v_rest) + (1 - beta) * (delta * exp((v - v_t) / delta) + x)
         output = H(v - v_peak);  v = v_reset where it fired
 
-    The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. The
+    The input is a current times the resistance, in mV; the voltage starts at the value that
+    is given as ``v_rest``. The
     defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time and but
     for the peak. The membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the
     leak, one step of Euler's method for the rest. The exponent is held at 10, where the next step
@@ -133,7 +134,8 @@ class QIF(VoltageNeuron):
         v = v + (1 - beta) * ((v - v_rest) * (v - v_critical) / (v_critical - v_rest) + x)
         output = H(v - v_peak);  v = v_reset where it fired
 
-    The input is a current times the resistance, in mV; the voltage starts at ``v_rest``. Euler's
+    The input is a current times the resistance, in mV; the voltage starts at the value that
+    is given as ``v_rest``. Euler's
     method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. The defaults are those
     that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the curvature of
     1/15 per mV, there 0.07.
@@ -215,7 +217,8 @@ class AdEx(VoltageNeuron):
     Currents are divided by the leak conductance and so in mV: with ``g = 30 nS`` the paper's
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
-    step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at ``v_rest``; the
+    step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at the value
+    that is given as ``v_rest``; the
     exponent is held at 10, where the next step fires anyway. A spike is counted at
     ``v_t + 5 delta``, as programs for Brian do, not at the paper's 20 mV: what passes there is far
     beyond it a step later, and out of reach of a surrogate at the peak.

@@ -15,12 +15,14 @@ from tracetorch.core.checks import (
     check_nonnegative,
     check_share,
 )
-from tracetorch.core.torch_private import BatchNormBase, assert_async, functorch_active
+from tracetorch.core.torch_private import BatchNorm, assert_async, functorch_active
 from tracetorch.snn.neuron import Neuron
 
 
-class StepwiseNorm(BatchNormBase):
+class StepwiseNorm(BatchNorm):
     """Statistics and parameters of a batch norm per step; its forward is not called.
+
+    PyTorch's tools take it for the batch norm that it is: ``update_bn``, freezing by class.
 
     Args:
         num_features: channels.
@@ -32,9 +34,9 @@ class StepwiseNorm(BatchNormBase):
 
     weight: nn.Parameter
     bias: nn.Parameter | None  # type: ignore[assignment]
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def __init__(
         self, num_features: int, steps: int, eps: float, momentum: float, bias: bool
@@ -46,6 +48,7 @@ class StepwiseNorm(BatchNormBase):
         )
         self.running_mean = torch.zeros(steps, num_features)
         self.running_var = torch.ones(steps, num_features)
+        self.num_batches_tracked = torch.zeros(steps, dtype=torch.long)
 
 
 class BatchNormThroughTime(Neuron):
@@ -66,8 +69,8 @@ class BatchNormThroughTime(Neuron):
     batch to take statistics of: ``zero_states(where=...)`` is for evaluation. Padded steps enter
     the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
     ``layer.norm.eval()`` freezes the statistics in a model that goes on training. Under
-    ``DistributedDataParallel`` they are those of each process: ``SyncBatchNorm`` does not convert
-    it.
+    ``DistributedDataParallel`` they are those of each process, also after a conversion to
+    ``SyncBatchNorm``, whose forward is not called either.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
@@ -118,7 +121,7 @@ class BatchNormThroughTime(Neuron):
         bias: bool = False,
     ) -> None:
         super().__init__(num_neurons, dim)
-        self.option("steps", check_count("steps", steps))
+        self.option("steps", check_count("steps", steps), fixed=True)
         eps, momentum = check_nonnegative("eps", eps), check_share("momentum", momentum)
         check_flag("bias", bias)
         self.norm = StepwiseNorm(num_neurons, steps, eps, momentum, bias)
@@ -130,7 +133,7 @@ class BatchNormThroughTime(Neuron):
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether statistics are those of the batch, in training and unless ``norm`` is frozen."""
-        return self.training and self.norm.training
+        return (self.training and self.norm.training) or self.norm.running_mean is None
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
@@ -213,10 +216,18 @@ class BatchNormThroughTime(Neuron):
         norm = self.norm
         weights = norm.weight.to(x.dtype)[index.flatten()].unbind()
         biases = None if norm.bias is None else norm.bias.to(x.dtype)[index.flatten()].unbind()
+        running = norm.running_mean, norm.running_var
         outputs: list[Tensor] = []
         for t, (step, row) in enumerate(zip(x.unbind(), index.unbind(), strict=True)):
-            running = norm.running_mean, norm.running_var
-            mean, var = (tracked[row].squeeze(0).to(x.dtype) for tracked in running)
+            mean, var = (
+                None if tracked is None else tracked[row].squeeze(0).to(x.dtype)
+                for tracked in running
+            )
+            momentum = norm.momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.index_add_(0, row, torch.ones_like(row))
+                if momentum is None:  # the mean of all batches
+                    momentum = 1 / float(norm.num_batches_tracked[row])
             y = F.batch_norm(
                 step.movedim(self.dim, 1),
                 mean,
@@ -224,13 +235,13 @@ class BatchNormThroughTime(Neuron):
                 weights[t],
                 None if biases is None else biases[t],
                 training=True,
-                momentum=cast(float, norm.momentum),
+                momentum=momentum or 0.0,
                 eps=norm.eps,
             )
             outputs.append(y.movedim(1, self.dim))
             for tracked, value in zip(running, (mean, var), strict=True):
-                tracked.index_copy_(0, row, value.unsqueeze(0).to(tracked.dtype))
-        norm.num_batches_tracked.add_(len(x))
+                if tracked is not None and value is not None:
+                    tracked.index_copy_(0, row, value.unsqueeze(0).to(tracked.dtype))
         return torch.stack(outputs)
 
     def _by_running(self, x: Tensor, index: Tensor) -> Tensor:
@@ -241,8 +252,9 @@ class BatchNormThroughTime(Neuron):
             index: the row of each sample in the values, ``[T, B]``.
         """
         norm = self.norm
-        scale = norm.weight.to(x.dtype) * (norm.running_var.to(x.dtype) + norm.eps).rsqrt()
-        shift = -norm.running_mean.to(x.dtype) * scale
+        mean, var = (cast(Tensor, each) for each in (norm.running_mean, norm.running_var))
+        scale = norm.weight.to(x.dtype) * (var.to(x.dtype) + norm.eps).rsqrt()
+        shift = -mean.to(x.dtype) * scale
         if norm.bias is not None:
             shift = shift + norm.bias.to(x.dtype)
         sizes = [1] * (x.ndim - 1)

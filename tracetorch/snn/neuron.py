@@ -56,11 +56,15 @@ _checked_classes: WeakSet[type[Neuron]] = WeakSet()
 
 
 class Declarations(Opaque):
-    """The declarations of a layer: the constraint of every parameter, the names of its options."""
+    """The declarations of a layer: the constraint of every parameter, the names of its options.
+
+    Those in ``fixed`` cannot be assigned anew.
+    """
 
     def __init__(self) -> None:
         self.constraints: dict[str, Constraint] = {}
         self.options: tuple[str, ...] = ()
+        self.fixed: tuple[str, ...] = ()
 
 
 class Neuron(StatefulLayer):
@@ -158,6 +162,8 @@ class Neuron(StatefulLayer):
             raise TypeError(
                 f"{label}.inputs must be a tuple of names that begins with 'x', got {inputs!r}."
             )
+        for name in inputs:
+            self._check_name(name)
         step = getattr(self, "step", None)
         try:
             parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
@@ -321,11 +327,17 @@ class Neuron(StatefulLayer):
         default = Weight(WEIGHT.value, rank, learnable)
         self._declare(name, resolve_setup(name, value, default), Weight.constraint)
 
-    def option(self, name: str, value: object) -> None:
+    def option(self, name: str, value: object, *, fixed: bool = False) -> None:
         """Declare a constant that ``step`` receives: a flag, a word, a number, a spike function.
 
         It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
         learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: the constant.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size.
+
         """
         self._check_name(name)
         if isinstance(value, Tensor):
@@ -333,6 +345,8 @@ class Neuron(StatefulLayer):
         else:
             setattr(self, name, value)
         self._declared.options += (name,)
+        if fixed:
+            self._declared.fixed += (name,)
 
     def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
         self._check_name(name)
@@ -439,6 +453,11 @@ class Neuron(StatefulLayer):
                 f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Write "
                 f"raw_{name}, or give {name} to the constructor."
             )
+        if declared is not None and name in declared.fixed:
+            raise AttributeError(
+                f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
+                "another layer."
+            )
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
@@ -508,7 +527,7 @@ class Neuron(StatefulLayer):
             by_name = "".join(f" and {name}" for name in named)
             raise TypeError(
                 f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
-                f"inputs{by_name}."
+                f"inputs{by_name}. A module of the layer computes an input if it has its name."
             )
         further = []
         for name in self.inputs[1:]:
@@ -562,8 +581,8 @@ class Neuron(StatefulLayer):
         work = self._working(x, further, dtype)
         results = self.step(*work, *states, **self.step_kwargs(x.ndim, dtype))
         output, ends = check_step_results(self, work, results)
-        # a later in-place operation on the output must not reach a state of before
-        if any(share_memory(output, state) for state in states if state is not None):
+        # a later in-place operation on the output must reach neither an input nor a state of before
+        if any(share_memory(output, each) for each in (*work, *states) if each is not None):
             output = output.clone()
         output, *values = explain_double_backward([output, *ends.values()])
         # assigned last and all together, so that a failed call changes nothing

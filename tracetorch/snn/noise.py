@@ -95,9 +95,8 @@ class Noise(Neuron):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_neurons, dim)
-        if distribution not in ("normal", "uniform"):
-            raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}.")
         self.option("distribution", distribution)
+        self._check_distribution()
         if seed is not None:
             start = _start_of(check_integer("seed", seed))
             self.register_buffer("initial_position", torch.tensor(start))
@@ -145,8 +144,15 @@ class Noise(Neuron):
         self.position = position + len(x)
         return noise, dict.fromkeys(record, position + passed)
 
+    def _check_distribution(self) -> None:
+        if self.distribution not in ("normal", "uniform"):
+            raise ValueError(
+                f"distribution must be 'normal' or 'uniform', got {self.distribution!r}."
+            )
+
     def _draw(self, position: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         """Return the numbers of some steps, the first at ``position``."""
+        self._check_distribution()
         compiled = (
             position.is_cpu
             and not torch.compiler.is_compiling()

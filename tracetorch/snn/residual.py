@@ -58,16 +58,25 @@ class SEWBlock(TTModule):
         for name, module in (("body", body), ("shortcut", shortcut)):
             if not isinstance(module, nn.Module) and (name == "body" or module is not None):
                 raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}.")
-        if combine not in get_args(Combination):
-            raise ValueError(f'combine must be "add", "and" or "iand", got {combine!r}.')
         self.body = body
         self.combine = combine
+        self._check_combine()
         self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def _check_combine(self) -> None:
+        if self.combine not in get_args(Combination):
+            raise ValueError(f'combine must be "add", "and" or "iand", got {self.combine!r}.')
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        self._check_combine()
         a: Tensor = self.body(x)
         s: Tensor = self.shortcut(x)
+        for name, output in (("body", a), ("shortcut", s)):
+            if isinstance(output, (tuple, list, dict)):
+                raise TypeError(
+                    f"the {name} of the block must return a tensor, got {type(output).__name__}."
+                )
         # torch.fx, with which tt.nir follows a forward, has no shapes
         if isinstance(a, Tensor) and a.shape != s.shape:
             path = path_on_stack(self)

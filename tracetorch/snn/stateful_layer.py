@@ -107,8 +107,8 @@ class StatefulLayer(TTModule):
     def _check_name(self, name: str) -> None:
         if not name.isidentifier() or hasattr(self, name):
             raise ValueError(
-                f"{type(self).__name__} cannot call a state, parameter or option {name!r}: it must "
-                "be an identifier that is not yet taken."
+                f"{type(self).__name__} cannot call an input, state, parameter or option {name!r}: "
+                "it must be an identifier that is not yet taken."
             )
 
     @property

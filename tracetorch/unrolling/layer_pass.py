@@ -113,14 +113,16 @@ class LayerPass(Opaque):
         folded = value.shape[0] == x.shape[0]
         if value.ndim == x.ndim and folded:
             return value.reshape((self.steps, x.shape[0] // self.steps, *value.shape[1:]))
-        # of fewer dimensions it may be one value per neuron, or time folded into samples, which
-        # would then be taken for neurons
-        constant = value.shape[0] in (1, x.shape[0] // self.steps) or value.ndim < x.ndim
-        if not constant or (folded and self.steps > 1):
+        # Of fewer dimensions it may be one value per neuron, or, with one sample, time folded into
+        # samples, which would then be taken for neurons.
+        samples = x.shape[0] // self.steps
+        constant = value.shape[0] in (1, samples) or value.ndim < x.ndim
+        if not constant or (folded and self.steps > 1 and samples == 1):
             raise ValueError(
                 f"{layer.label()} got an input of shape {list(value.shape)} beside one of "
                 f"{list(x.shape)}, which holds {self.steps} time steps in dimension 0. Give it as "
-                'many dimensions and as many steps, or use by="step".'
+                "many dimensions and as many steps, or, what is the same in all steps, with a "
+                'dimension of size 1 in front; or use by="step".'
             )
         return value
 

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.torch_private import FakeTensor, functorch, is_tracing, lowest_wrapped
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, Value, Weight
 
@@ -65,8 +67,9 @@ class DelayingLayer(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         check_flag("learnable", learnable)
-        self.option("max_delay", max_delay)
-        # the buffer is for the state_dict: a number on a device would have to be waited for
+        self.option("max_delay", max_delay, fixed=True)
+        # A number, for one on a device would have to be waited for at every step, and a buffer, for
+        # the state_dict. Whatever else writes to the buffer is noticed by its identity and version.
         self._buffers["sigma"] = torch.zeros(())
         self.sigma = sigma
         self.state_tail = (max_delay,)
@@ -82,7 +85,15 @@ class DelayingLayer(Neuron):
 
         From then on a delay is a shift, in training and evaluation alike. Freeze ``raw_delay``
         (``requires_grad_(False)``) to train the rest further.
+
+        Raises:
+            ValueError: the delays are parametrized: what is written to them would not last.
         """
+        if parametrize.is_parametrized(self, "raw_delay"):
+            raise ValueError(
+                f"{self.label()} has parametrized delays, which cannot be written. Call "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'raw_delay') first."
+            )
         with torch.no_grad():
             self.raw_delay.copy_(self.delay.round())
         self.sigma = 0.0
@@ -90,35 +101,63 @@ class DelayingLayer(Neuron):
     # The width: a number, and its buffer
 
     def __getattr__(self, name: str) -> Any:
-        return self.__dict__["_sigma"] if name == "sigma" else super().__getattr__(name)
+        if name != "sigma":
+            return super().__getattr__(name)
+        self._read_sigma()
+        return self.__dict__["_sigma"]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "sigma":
             super().__setattr__(name, value)
-        elif isinstance(value, Tensor):  # load_state_dict(assign=True)
-            self._buffers["sigma"] = value
+        elif isinstance(value, nn.Parameter):
+            raise TypeError("sigma is not learned: assign a number, or the value of the parameter.")
+        elif isinstance(value, Tensor):  # load_state_dict(assign=True) assigns one
+            if value.numel() != 1:
+                raise ValueError(f"sigma must be one number, got shape {list(value.shape)}.")
+            if not value.is_meta:
+                check_nonnegative("sigma", value.item(), unit="steps")
+            self._buffers["sigma"] = value.detach().clone().reshape(())
             self._read_sigma()
         else:
             self.__dict__["_sigma"] = check_nonnegative("sigma", value, unit="steps")
             self._write_sigma()
 
+    @property
+    def transient_attributes(self) -> frozenset[str]:
+        """Those of any layer, and the number that follows the buffer of ``sigma``."""
+        return super().transient_attributes | {"_sigma", "_known_sigma"}
+
     def _read_sigma(self) -> None:
+        """Take the number from the buffer, if anything else has written to that."""
         buffer = self._buffers["sigma"]
-        if buffer is not None and not buffer.is_meta:
-            self.__dict__["_sigma"] = float(buffer)
+        # a compilation and an export take it for a constant
+        if torch.compiler.is_compiling() or is_tracing() or buffer is None:
+            return
+        known, version = self.__dict__.get("_known_sigma", (None, None))
+        if buffer is known and version is not None and version == _version(buffer):
+            return
+        values = lowest_wrapped(buffer)
+        if values.is_meta or isinstance(values, FakeTensor):
+            return
+        found = float(values.reshape(-1)[0])
+        if bool((values != found).any()):
+            raise ValueError(
+                f"{self.label()} is one of several models in one vmap, whose sigma differ, "
+                f"{values.flatten().tolist()}: their steps are not the same operations. Give all "
+                "one sigma, or run them one after the other."
+            )
+        # a buffer rounds the number that it was written with
+        if found != float(values.new_tensor(self.__dict__.get("_sigma", found))):
+            self.__dict__["_sigma"] = check_nonnegative("sigma", found, unit="steps")
+        self.__dict__.setdefault("_sigma", found)
+        self.__dict__["_known_sigma"] = (buffer, _version(buffer))
 
     def _write_sigma(self) -> None:
         buffer = self._buffers["sigma"]
         if buffer is not None and not buffer.is_meta:
             with torch.no_grad():
-                buffer.fill_(self.sigma)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        # not where it has nothing: a buffer rounds the number
-        state_dict, prefix = args[:2]
-        if f"{prefix}sigma" in state_dict:
-            self._read_sigma()
+                buffer.fill_(self.__dict__["_sigma"])
+            self.__dict__["_known_sigma"] = (buffer, _version(buffer))
 
     def _apply(self, fn: Any, recurse: bool = True) -> DelayingLayer:
         super()._apply(fn, recurse)
@@ -176,6 +215,12 @@ class DelayingLayer(Neuron):
         past = window[..., steps:].clone(memory_format=torch.contiguous_format)
         output, self.past = explain_double_backward([y, past])
         return output.to(dtype)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Return how often a tensor has been written to; ``None`` where nobody counts that."""
+    uncounted = buffer.is_inference() or functorch.is_functorch_wrapped_tensor(buffer)
+    return None if uncounted else buffer._version
 
 
 def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays
 from tracetorch.snn.delay.taps import taps
 from tracetorch.snn.parameters import Value
@@ -107,7 +108,22 @@ class SynapticDelays(DelayingLayer):
             kernel = self._kernel_of(ndim, dtype)
         return self.convolve(window, kernel, None if bias is None else bias.to(dtype))
 
+    def _check_product(self) -> None:
+        """Raise where a call of the product would do more than its class: nobody calls it."""
+        product = self.product
+        # not the forward of the instance, nor other pre-hooks: tt.unroll has some of its own
+        own = type(product).forward in (nn.Linear.forward, nn.Conv1d.forward)
+        if own and not has_weight_hooks(product):
+            return
+        (name,) = (name for name, each in self.named_children() if each is product)
+        raise ValueError(
+            f"{self.label()} reads the weight of its {name}, and does not call it: pruning, an "
+            "old weight norm or another forward (an adapter) would have no effect. "
+            f"Use torch.nn.utils.parametrize on {name}.weight, or make the pruning permanent."
+        )
+
     def _kernel_of(self, ndim: int, dtype: torch.dtype) -> Tensor:
+        self._check_product()
         delay: Tensor = self.step_kwargs(ndim, dtype)["delay"]
         # whose shape is by then the one that broadcasts the values of neurons
         return self.kernel(delay.reshape(self.product.weight.shape))
@@ -124,7 +140,8 @@ class DelayedLinear(SynapticDelays):
     schedule and ``round_()`` are explained. Weight and bias are those of ``linear``, an
     ``nn.Linear``. Over time it is one convolution, dense in ``k``: time and memory grow with
     ``max_delay``. ``tt.unroll`` by layer computes it with the events of a sparse input, and the
-    gradient of the input by Fourier transforms, on the CPU.
+    gradient of the input by Fourier transforms, on the CPU. ``linear`` is read and not called: a
+    parametrization of its weight acts, a hook on it is an error or never runs.
 
     As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
     has itself.

@@ -35,7 +35,11 @@ def taps(delay: Tensor, max_delay: int, sigma: float) -> Tensor:
     lags = torch.arange(max_delay, -1, -1, dtype=delay.dtype, device=delay.device)
     lags = lags.reshape(-1, *[1] * delay.ndim)
     if sigma == 0:
-        return hat(lags - delay)
+        weights = hat(lags - delay)
+        # The steps beyond an end are taken for the end. Their weights are zero, but not their
+        # derivatives where a delay is at the end: without them it would have half a gradient there.
+        oldest, newest = hat(max_delay + 1 - delay), hat(-1 - delay)
+        return torch.cat([weights[:1] + oldest, weights[1:-1], weights[-1:] + newest])
     # scaled before they are subtracted, for there are many distances
     scale = 1 / (sigma * math.sqrt(2))
     # softmin, for the terms of a narrow Gaussian may all be too small for their sum
