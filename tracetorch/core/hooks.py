@@ -7,17 +7,24 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tracetorch.core.torch_private import global_hooks, is_compiled
 
 PreHook: TypeAlias = Callable[[Any, Any], Any]
 Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 
+# hooks that compute a module's own weight anew, and nothing else
+WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
+
 
 @contextmanager
 def forward_hooks(
     *,
     before: Iterable[tuple[nn.Module, PreHook]] = (),
+    first: Iterable[tuple[nn.Module, Hook]] = (),
     after: Iterable[tuple[nn.Module, Hook]] = (),
 ) -> Iterator[None]:
     """Call hooks around the forward pass of modules, and remove all of them at the end.
@@ -25,8 +32,9 @@ def forward_hooks(
     Args:
         before: modules and ``hook(module, args)``, called before ``forward``; what it returns
             replaces the arguments, unless it is ``None``.
-        after: modules and ``hook(module, args, kwargs, output)``, called after it; what it returns
-            replaces the output, unless it is ``None``.
+        first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
+            module's other hooks; what it returns replaces the output, unless it is ``None``.
+        after: the same, called after the module's other hooks.
 
     Example:
         >>> shapes = []
@@ -42,8 +50,11 @@ def forward_hooks(
     with ExitStack() as stack:
         for module, pre_hook in before:
             stack.enter_context(module.register_forward_pre_hook(pre_hook))
-        for module, hook in after:
-            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+        for prepend, hooks in ((True, first), (False, after)):
+            for module, hook in hooks:
+                stack.enter_context(
+                    module.register_forward_hook(hook, with_kwargs=True, prepend=prepend)
+                )
         yield
 
 
@@ -68,3 +79,16 @@ def call_is_forward(module: nn.Module) -> bool:
         or global_hooks()
     )
     return not (hooked or "forward" in vars(module) or is_compiled(module))
+
+
+def has_weight_hooks(module: nn.Module) -> bool:
+    """Whether a pre-hook of ``torch.nn.utils`` computes a parameter at every call: pruning, norms.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> has_weight_hooks(layer)
+        False
+        >>> has_weight_hooks(prune.random_unstructured(layer, "weight", 0.5))
+        True
+    """
+    return any(isinstance(hook, WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values())

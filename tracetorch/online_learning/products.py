@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracetorch.core.hooks import has_weight_hooks
+
 Product: TypeAlias = nn.Linear | nn.Conv2d
 
 
 def is_product(module: nn.Module) -> bool:
     """Whether a module's weights can have traces."""
+    # a weight that a hook computes is no parameter, and that of the last call before it runs
+    if "forward" in vars(module) or has_weight_hooks(module):
+        return False
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     return type(module) is nn.Linear
