@@ -38,6 +38,10 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
     a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say, with the
     mean of its decays: that is exact where they are all alike (``beta_rank=0``).
 
+    A forward hook is followed like any operation behind its module, and a backward hook is refused;
+    a hook that ``forward`` registers on a tensor is called once more for each trace, with
+    derivatives in place of the loss's gradient, so let none be there.
+
     Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
     ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
     there is one more factor, the places, and as much again for each state of a filter.

@@ -15,12 +15,21 @@ Product: TypeAlias = nn.Linear | nn.Conv2d
 
 def is_product(module: nn.Module) -> bool:
     """Whether a module's weights can have traces."""
-    # a weight that a hook computes is no parameter, and that of the last call before it runs
-    if "forward" in vars(module) or has_weight_hooks(module):
+    if replaced_part(module) is not None:
         return False
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     return type(module) is nn.Linear
+
+
+def replaced_part(module: nn.Module) -> str | None:
+    """Return what a module does otherwise than its class: its forward, or its weight.
+
+    A weight that a hook computes is no parameter, and before the call it is that of the last one.
+    """
+    if "forward" in vars(module):
+        return "its module has a forward of its own"
+    return "a hook computes its module's weight anew" if has_weight_hooks(module) else None
 
 
 def weights_of(module: Product) -> list[Tensor]:

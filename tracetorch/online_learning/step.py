@@ -21,7 +21,7 @@ from tracetorch.online_learning.lanes import (
     lane_derivatives,
     learned_parameters,
 )
-from tracetorch.online_learning.products import Product, is_product
+from tracetorch.online_learning.products import Product, is_product, replaced_part
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.neuron import Neuron
@@ -389,8 +389,11 @@ class Step:
                 self.drop(join_path(path, name), path, _OPTION)
         if leaves:
             known = {id(p): name for name, p in named_parameters(self.held.model).items()}
+            modules = dict(named_modules(self.held.model))
             for origin in sorted({known.get(id(leaf), "an input") for leaf in leaves}):
-                self.drop(origin, path, _NO_TRACE)
+                owner = modules.get(origin.rpartition(".")[0])
+                why = None if owner is None else replaced_part(owner)
+                self.drop(origin, path, _NO_TRACE if why is None else f"{_NO_TRACE}: {why}")
 
     def _inputs(
         self, path: str, x: Tensor
