@@ -207,14 +207,16 @@ def test_states_set_from_outside_are_refused() -> None:
 
 @pytest.mark.parametrize("edit", ["in place", "assigned"])
 def test_edited_state_is_refused(edit: str) -> None:
-    net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5))
+    neuron = snn.LIF(5)
+    net = nn.Sequential(nn.Linear(6, 5), neuron)
     learner = tt.online(net)
     learner(torch.ones(2, 6))
+    assert neuron.mem is not None
     with torch.no_grad():
         if edit == "in place":
-            net[1].mem[0] = 0
+            neuron.mem[0] = 0
         else:
-            net[1].mem = net[1].mem.clone()
+            neuron.mem = neuron.mem.clone()
     with pytest.raises(ValueError, match=r"layer '1', .* has other states than the learner's last"):
         learner(torch.ones(2, 6))
 
