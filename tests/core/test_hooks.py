@@ -54,6 +54,15 @@ def test_hook_after_receives_keyword_arguments() -> None:
     assert received[0]["input"] is x
 
 
+def test_first_hook_gets_the_output_before_other_hooks() -> None:
+    module, seen = nn.Identity(), []
+    module.register_forward_hook(lambda module, args, y: y + 1)
+    note = lambda module, args, kwargs, y: seen.append(y.item())  # noqa: E731
+    with forward_hooks(first=[(module, note)], after=[(module, note)]):
+        module(torch.tensor(3.0))
+    assert seen == [3.0, 4.0]
+
+
 def test_other_hooks_stay() -> None:
     module = nn.Identity()
     module.register_forward_pre_hook(double)
@@ -80,7 +89,7 @@ def failing(module: nn.Module, hook: Any) -> Iterator[tuple[nn.Module, Any]]:
     raise RuntimeError("failed midway")
 
 
-@pytest.mark.parametrize("argument", ["before", "after"])
+@pytest.mark.parametrize("argument", ["before", "first", "after"])
 def test_error_while_registering_removes_all_hooks(argument: str) -> None:
     first, second = nn.Identity(), nn.Identity()
     hooks: dict[str, Any] = {"before": [(first, observe)], argument: failing(second, observe)}

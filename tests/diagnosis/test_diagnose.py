@@ -33,8 +33,8 @@ from tests.diagnosis.cases import (
     x,
 )
 from tracetorch import functional, snn
+from tracetorch.core.walk import named_parameters
 from tracetorch.diagnosis import Diagnosis, Finding
-from tracetorch.diagnosis.evidence import named_parameters
 
 
 def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:

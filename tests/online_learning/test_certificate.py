@@ -57,6 +57,14 @@ def test_certificate_repeats_a_static_input() -> None:
     assert [each.origin for each in learner.dropped] == ["1"]
 
 
+def test_certificate_does_not_depend_on_the_mode_of_the_caller() -> None:
+    learner, batch = tt.online(network(layer("LIF", 5)), "eprop"), (sequence(9, 4, 6),)
+    expected = learner.certificate(batch, weighted_sum)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert learner.certificate(batch, weighted_sum) == expected
+
+
 def test_wrong_batch() -> None:
     with pytest.raises(TypeError, match=r"batch must be a tuple .* got a tensor"):
         tt.online(snn.LIF(2)).certificate(torch.ones(3, 2, 2), weighted_sum)  # type: ignore[arg-type]

@@ -205,6 +205,37 @@ def test_states_set_from_outside_are_refused() -> None:
     learner(torch.ones(3, 6))
 
 
+@pytest.mark.parametrize("edit", ["in place", "assigned"])
+def test_edited_state_is_refused(edit: str) -> None:
+    neuron = snn.LIF(5)
+    net = nn.Sequential(nn.Linear(6, 5), neuron)
+    learner = tt.online(net)
+    learner(torch.ones(2, 6))
+    assert neuron.mem is not None
+    with torch.no_grad():
+        if edit == "in place":
+            neuron.mem[0] = 0
+        else:
+            neuron.mem = neuron.mem.clone()
+    with pytest.raises(ValueError, match=r"layer '1', .* has other states than the learner's last"):
+        learner(torch.ones(2, 6))
+
+
+def test_layer_without_values_is_refused() -> None:
+    net = nn.Sequential(nn.LazyLinear(5), snn.LIF(5))
+    with pytest.raises(ValueError, match=r"'0.weight' has no values yet. Run the model once"):
+        tt.online(net)
+    net(torch.ones(2, 6))
+    tt.online(net)
+
+
+def test_unroll_by_layer_is_refused() -> None:
+    learner, x = tt.online(network(snn.LIF(5))), sequence(5, 4, 6)
+    with pytest.raises(ValueError, match=r"takes one step at a time.*by=\"step\""):
+        tt.unroll(learner, x)
+    assert tt.unroll(learner, x, by="step").requires_grad
+
+
 def test_disabled_gradients_are_refused() -> None:
     with torch.no_grad(), pytest.raises(ValueError, match="gradients, which are disabled here"):
         tt.online(snn.LIF(6))(torch.ones(2, 6))

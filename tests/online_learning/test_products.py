@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import tracetorch as tt
 from tests.cases import layer, sequence
@@ -30,3 +32,14 @@ def test_convolution_is_exact(options: Any) -> None:
     net(sequence(2, 2, 5, 6))
     tt.zero_states(net)
     assert_exact(net.eval(), sequence(10, 2, 2, 5, 6))
+
+
+def test_pruned_product_has_no_trace() -> None:
+    net = nn.Sequential(nn.Linear(6, 5), layer("LIF", 5), nn.Linear(5, 4))
+    prune.random_unstructured(net[0], "weight", 0.3)
+    with pytest.raises(ValueError, match=r"0.weight_orig -> states of 1: .*: a hook computes its"):
+        tt.online(net)(torch.rand(2, 6))
+    tt.zero_states(net)
+    learner = tt.online(net, "eprop")
+    for step in torch.rand(3, 2, 6):
+        learner(step).sum().backward()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import tracetorch as tt
 from tests.cases import layer, sequence
@@ -14,6 +15,8 @@ from tests.online_learning.cases import (
     STEPS,
     assert_exact,
     assert_refused,
+    assert_same,
+    named_gradients,
 )
 from tracetorch import snn
 
@@ -34,6 +37,19 @@ class Parallel(nn.Module):
 def tied() -> nn.Module:
     product = nn.Linear(6, 6)
     return nn.Sequential(product, layer("LIF", 6), product)
+
+
+def hooked() -> nn.Module:
+    """Forward hooks that change outputs and inputs, or only look, beside products and neurons."""
+    net = nn.Sequential(
+        nn.Linear(6, 5), layer("LIF", 5), nn.Linear(5, 4), layer("Readout", 4, beta_rank=0)
+    )
+    net[0].register_forward_hook(lambda module, args, y: 2 * y)
+    net[0].register_forward_hook(lambda module, args, y: None)
+    net[1].register_forward_pre_hook(lambda module, args: (args[0].tanh() * 2,))
+    net[1].register_forward_hook(lambda module, args, y: 3 * y)
+    net[2].register_forward_hook(lambda module, args, y: y.mul_(0.5))
+    return net
 
 
 class Noisy(nn.Module):
@@ -105,6 +121,7 @@ PLACED = {
     "tied": tied,
     "noise": lambda: nn.Sequential(Noisy()),
     "noise inside": lambda: nn.Sequential(Modulated(named=False)),
+    "hooks": lambda: hooked(),
     "named input": lambda: nn.Sequential(Modulated(named=True)),
 }
 
@@ -116,13 +133,45 @@ def test_what_stands_around_a_layer_is_exact(name: str) -> None:
 
 
 class Zeroing(nn.Module):
+    def __init__(self, after: bool = False) -> None:
+        super().__init__()
+        self.neuron, self.after = snn.LIF(6), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.after:
+            tt.zero_states(self.neuron)
+        y = self.neuron(x)
+        if self.after:
+            tt.zero_states(self.neuron)
+        return y
+
+
+class Direct(nn.Module):
+    """Calls a layer's forward, around all hooks."""
+
     def __init__(self) -> None:
         super().__init__()
         self.neuron = snn.LIF(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        tt.zero_states(self.neuron)
-        return self.neuron(x)
+        return self.neuron.forward(x)
+
+
+class Doubling(snn.LIF):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * super().forward(x)
+
+
+def own_forward(module: Any) -> nn.Module:
+    forward = module.forward
+    module.forward = lambda x: 2 * forward(x)
+    return nn.Sequential(module, snn.LIF(6))
+
+
+def backward_hook() -> nn.Module:
+    tanh = nn.Tanh()
+    tanh.register_full_backward_hook(lambda module, by_input, by_output: None)
+    return nn.Sequential(nn.Linear(6, 6), tanh, snn.LIF(6))
 
 
 class Twice(nn.Module):
@@ -146,10 +195,17 @@ class Twice(nn.Module):
             "1.raw_beta -> states of 2: no trace of",
         ),
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
+        (snn.Delay(6, max_delay=3), "what it holds of earlier steps is constant, for it has no s"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
         (Twice(), "layer 'neuron', .* is called twice in one step"),
         (Modulated(True, gradient=True), "a further input, modulator, with a gradient"),
         (Zeroing(), "layer 'neuron', .* has its states changed inside forward"),
+        (Zeroing(after=True), "layer 'neuron', .* has its states changed inside forward"),
+        (Direct(), "layer 'neuron', .* has its states changed inside forward"),
+        (nn.Sequential(nn.Linear(6, 6), Doubling(6)), "layer '1', .* has a forward of its own"),
+        (own_forward(snn.LIF(6)), "layer '0', .* has a forward of its own, and traces"),
+        (own_forward(nn.Linear(6, 6)), "0.weight -> states of 1: .*: its module has a forward of"),
+        (backward_hook(), r"layer '1', Tanh\(\), has a backward hook"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(model: nn.Module, message: str) -> None:
@@ -168,3 +224,89 @@ def test_learned_slope_of_a_surrogate_is_dropped() -> None:
     net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5, surrogate_derivative=Slope()))
     with pytest.raises(ValueError, match="pos_spike -> states of 1: a param"):
         tt.online(net)(torch.ones(2, 6))
+
+
+def between(*modules: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5, bias=False), *modules, snn.LIF(5), nn.Linear(5, 2))
+
+
+def test_what_mixes_neurons_is_found_behind_a_silent_first_step() -> None:
+    learner = tt.online(between(nn.ReLU(), nn.LayerNorm(5, elementwise_affine=False)))
+    learner(torch.zeros(3, 6))
+    with pytest.raises(ValueError, match=r"0.weight -> states of 3: no trace"):
+        learner(torch.rand(3, 6))
+
+
+def test_what_mixes_samples_is_found_when_the_mode_changes() -> None:
+    norm = nn.BatchNorm1d(5, affine=False)
+    learner = tt.online(between(norm.eval()))
+    learner(torch.rand(3, 6))
+    learner.zero_states()
+    norm.train()
+    with pytest.raises(ValueError, match=r"0.weight -> states of 2: no trace"):
+        learner(torch.rand(3, 6))
+
+
+class Centred(snn.Neuron):
+    """Subtracts the mean of the batch."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> Any:
+        mem = 0.9 * mem + x - x.mean(0)
+        return mem, mem
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_mixes_samples_is_found_when_the_batch_grows(inside: bool) -> None:
+    class Centre(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    learner = tt.online(Centred(6) if inside else between(Centre()))
+    learner(torch.rand(1, 6))
+    learner.zero_states()
+    with pytest.raises(ValueError, match=r"mixes neurons or samples|0.weight -> states of 2"):
+        learner(torch.rand(2, 6))
+
+
+def test_hook_on_all_modules_is_refused() -> None:
+    learner = tt.online(between())
+    handle = register_module_forward_hook(lambda module, args, y: None)
+    with handle, pytest.raises(ValueError, match="a hook is registered on all modules"):
+        learner(torch.rand(2, 6))
+    learner(torch.rand(2, 6))
+
+
+class Watched(nn.Module):
+    """A neuron layer that is fed, and forgets, where gradients are disabled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.monitor = nn.Sequential(nn.Linear(6, 5), layer("LIF", 5)), snn.Readout(5)
+        self.quiet = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.quiet):
+            y = self.net(x)
+        with torch.no_grad():
+            self.monitor(y[:])
+        return y + self.net[0](x)
+
+
+def test_layer_where_gradients_are_disabled_has_constant_states() -> None:
+    model, x = Watched().double(), sequence(12, 4, 6)
+    grads = []
+    learner = tt.online(model)
+    for module in (model, learner):
+        tt.zero_states(model)
+        losses = []
+        for t, step in enumerate(x):
+            model.quiet = 4 <= t < 6
+            losses.append(module(step).square().sum())
+        torch.stack(losses).sum().backward()
+        grads.append(named_gradients(model))
+    assert_same(grads[1], grads[0])
+    assert learner.dropped == ()

@@ -24,6 +24,7 @@ WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 def forward_hooks(
     *,
     before: Iterable[tuple[nn.Module, PreHook]] = (),
+    first: Iterable[tuple[nn.Module, Hook]] = (),
     after: Iterable[tuple[nn.Module, Hook]] = (),
 ) -> Iterator[None]:
     """Call hooks around the forward pass of modules, and remove all of them at the end.
@@ -31,8 +32,9 @@ def forward_hooks(
     Args:
         before: modules and ``hook(module, args)``, called before ``forward``; what it returns
             replaces the arguments, unless it is ``None``.
-        after: modules and ``hook(module, args, kwargs, output)``, called after it; what it returns
-            replaces the output, unless it is ``None``.
+        first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
+            module's other hooks; what it returns replaces the output, unless it is ``None``.
+        after: the same, called after the module's other hooks.
 
     Example:
         >>> shapes = []
@@ -48,8 +50,11 @@ def forward_hooks(
     with ExitStack() as stack:
         for module, pre_hook in before:
             stack.enter_context(module.register_forward_pre_hook(pre_hook))
-        for module, hook in after:
-            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+        for prepend, hooks in ((True, first), (False, after)):
+            for module, hook in hooks:
+                stack.enter_context(
+                    module.register_forward_hook(hook, with_kwargs=True, prepend=prepend)
+                )
         yield
 
 

@@ -225,6 +225,15 @@ def named_modules(
     return walk(root, closed=closed).modules
 
 
+def named_parameters(root: object) -> dict[str, nn.Parameter]:
+    """Return every parameter by path, each once, those of unregistered modules too."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in named_modules(root):
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(id(parameter), (join_path(path, name), parameter))
+    return dict(found.values())
+
+
 def modules_of(
     root: nn.Module, *, closed: type[nn.Module] | None = None
 ) -> list[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import join_path, modules_of, named_modules
+from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
 from tracetorch.probe.layers import (
@@ -167,15 +167,6 @@ def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
         and (state.shape, state.dtype, state.device)
         != (new[name].shape, new[name].dtype, new[name].device)
     ]
-
-
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter by path, each once, those of unregistered modules too."""
-    found: dict[int, tuple[str, nn.Parameter]] = {}
-    for path, module in named_modules(model):
-        for name, parameter in module.named_parameters(recurse=False):
-            found.setdefault(id(parameter), (join_path(path, name), parameter))
-    return dict(found.values())
 
 
 def _by_path(

@@ -60,7 +60,7 @@ def lane_derivatives(
     sources, output, ends = _run(layer, x, further, states, kwargs, detached)
     count = len(layer.active_states)
     names = list(learned_parameters(kwargs, layer.constraints))
-    rows = [_gradient(end, sources, None) for end in ([output] if of_output else ends)]
+    rows = [_gradients(end, sources, None) for end in ([output] if of_output else ends)]
     return LaneDerivatives(
         [row[:count] for row in rows],
         [row[count] for row in rows],
@@ -106,7 +106,7 @@ def check_step(
     for end in (output, *ends):
         signs = noise().sign()
         for plain, signed in zip(
-            _gradient(end, sources, None), _gradient(end, sources, signs), strict=True
+            _gradients(end, sources, None), _gradients(end, sources, signs), strict=True
         ):
             if plain is not None and signed is not None and not is_close(signed, signs * plain):
                 raise ValueError(
@@ -151,7 +151,7 @@ def _detached(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return lambda u: function(u).detach()
 
 
-def _gradient(
+def _gradients(
     end: Tensor, sources: Sequence[Tensor], weights: Tensor | None
 ) -> list[Tensor | None]:
     """Gradient of the sum over all lanes; the graph is kept for the next states."""

@@ -7,14 +7,16 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tracetorch.core.checks import suggestion
 from tracetorch.core.snapshot import restored
+from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.step import Held, Rule, Step, named_parameters
+from tracetorch.online_learning.step import Held, Rule, Step
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.stateful_layer import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot, running
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -35,6 +37,10 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
     connection in :class:`~tracetorch.snn.Recurrent`. With ``"exact"`` and ``"eprop"`` the traces of
     a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say, with the
     mean of its decays: that is exact where they are all alike (``beta_rank=0``).
+
+    A forward hook is followed like any operation behind its module, and a backward hook is refused;
+    a hook that ``forward`` registers on a tensor is called once more for each trace, with
+    derivatives in place of the loss's gradient, so let none be there.
 
     Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
     ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
@@ -113,6 +119,9 @@ class OnlineLearner(TTModule):
                 f"there is no rule {rule!r}.{suggestion(rule, get_args(Rule))} There are "
                 f"{', '.join(map(repr, get_args(Rule)))}."
             )
+        for name, parameter in named_parameters(model).items():
+            if is_lazy(parameter):
+                raise ValueError(f"{name!r} has no values yet. Run the model once before.")
         self.model = model
         self.rule = rule
         self._held = Held(model, layers, rule)
@@ -132,9 +141,16 @@ class OnlineLearner(TTModule):
 
         Raises:
             ValueError: gradients are disabled; a state was set from outside between two steps; a
-                layer is called twice in a step, or its ``step`` is not pointwise; or the rule is
-                ``"exact"`` and the gradients would not be. Nothing has been changed then.
+                layer is called twice in a step, has a ``forward`` of its own or a ``step`` that is
+                not pointwise; a module has a backward hook; or the rule is ``"exact"`` and the
+                gradients would not be. States and traces are as before then; what else the model's
+                forward has changed, running statistics or the random state say, is not undone.
         """
+        if running.by_layer:
+            raise ValueError(
+                "an online learner takes one step at a time, so that it can be called at each: "
+                'call it in a loop, or use tt.unroll(learner, x, by="step").'
+            )
         if not torch.is_grad_enabled():
             raise ValueError(
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
@@ -147,6 +163,7 @@ class OnlineLearner(TTModule):
                 step.enter(path, layer)
             with step.observed():
                 y = self.model(*args, **kwargs)
+            step.leave()
             if self.rule == "exact" and step.dropped:
                 paths = "\n  ".join(map(str, step.dropped))
                 raise ValueError(
@@ -211,7 +228,7 @@ class OnlineLearner(TTModule):
             )
         x, *rest = batch
         inputs = parse_inputs(x, steps, 0, True)
-        parameters = {name: p for p, name in named_parameters(self.model) if p.requires_grad}
+        parameters = {n: p for n, p in named_parameters(self.model).items() if p.requires_grad}
 
         def gradients(y: Tensor) -> list[Tensor]:
             found = torch.autograd.grad(
@@ -219,13 +236,15 @@ class OnlineLearner(TTModule):
             )
             return [each.detach() for each in found]
 
-        with restored(self.model):
-            y = unroll(self.model, x, steps=steps, by="step", from_rest=True)
-            expected = gradients(y)
-        with restored(self.model):
-            zero_states(self.model)
-            learner = OnlineLearner(self.model, self.rule)
-            found = gradients(torch.stack([call(learner, each) for each in inputs.each_step()]))
+        # whatever the caller's mode: gradients are what is compared
+        with torch.inference_mode(False), torch.enable_grad():
+            with restored(self.model):
+                y = unroll(self.model, x, steps=steps, by="step", from_rest=True)
+                expected = gradients(y)
+            with restored(self.model):
+                zero_states(self.model)
+                learner = OnlineLearner(self.model, self.rule)
+                found = gradients(torch.stack([call(learner, each) for each in inputs.each_step()]))
         self._dropped.update(learner._dropped)
         pairs = zip(found, expected, strict=True)
         return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))

@@ -8,14 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracetorch.core.hooks import has_weight_hooks
+
 Product: TypeAlias = nn.Linear | nn.Conv2d
 
 
 def is_product(module: nn.Module) -> bool:
     """Whether a module's weights can have traces."""
+    if replaced_part(module) is not None:
+        return False
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     return type(module) is nn.Linear
+
+
+def replaced_part(module: nn.Module) -> str | None:
+    """Return what a module does otherwise than its class: its forward, or its weight.
+
+    A weight that a hook computes is no parameter, and before the call it is that of the last one.
+    """
+    if "forward" in vars(module):
+        return "its module has a forward of its own"
+    return "a hook computes its module's weight anew" if has_weight_hooks(module) else None
 
 
 def weights_of(module: Product) -> list[Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.core.walk import Opaque, join_path, named_modules
+from tracetorch.core.torch_private import global_hooks
+from tracetorch.core.walk import Opaque, join_path, named_modules, named_parameters
 from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
@@ -20,15 +21,19 @@ from tracetorch.online_learning.lanes import (
     lane_derivatives,
     learned_parameters,
 )
-from tracetorch.online_learning.products import Product, is_product
+from tracetorch.online_learning.products import Product, is_product, replaced_part
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.stateful_layer import layer_label
 
 Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 
 Link: TypeAlias = tuple[str, nn.Linear]
+
+Marks: TypeAlias = list[tuple[Tensor | None, int]]
+"""The states of a layer, with their versions: an assignment and an edit in place show."""
 
 _NO_TRACE = "no trace of earlier steps"
 _LOCAL = "earlier steps are constants"
@@ -36,6 +41,7 @@ _SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
 _SHARED = "its neurons share one trace, with the mean of their decays"
 _MEAN = "what it does there later decays with the mean of the neurons' decays"
 _RECURRENCE = "the outputs of the step before are constants"
+_STORED = "what it holds of earlier steps is constant, for it has no step"
 _OPTION = "a parameter of a spike function, without a trace"
 
 
@@ -75,10 +81,10 @@ class Held(Opaque):
         self.traces: dict[str, Traces] = {}
         # of a layer, by the earlier layer and the product between the two
         self.filters: dict[str, dict[Link, Filter]] = {}
-        self.left: dict[str, list[Tensor | None]] = {}  # the states after the last step
-        # what has been found out once: step is pointwise, and so is what is between two modules
-        self.pointwise: set[str] = set()
-        self.direct: dict[tuple[Any, ...], bool] = {}
+        self.left: dict[str, Marks] = {}  # the states after the last step
+        # for which inputs the step of a layer has been found pointwise: its path, and their shape
+        self.pointwise: set[tuple[str, torch.Size]] = set()
+        self.probes: dict[tuple[Any, ...], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # the states of a copy are detached: constants, which no trace belongs to
@@ -101,7 +107,21 @@ class Held(Opaque):
 
     def note_states(self) -> None:
         """Remember which states the traces belong to."""
-        self.left = {path: states_of(layer) for path, layer in self.layers.items()}
+        self.left = {path: _marks(layer) for path, layer in self.layers.items()}
+
+    def probe(self, y: Tensor) -> Tensor:
+        """Return 16 powers of two with signs, in random order, as often as ``y`` has values.
+
+        A product with one is exact, and two lanes that are mixed have two of them.
+        """
+        key = y.shape, y.dtype, y.device
+        if key not in self.probes:
+            # a generator of its own: the user's random numbers are not drawn from
+            generator = torch.Generator().manual_seed(0)
+            kinds = torch.randperm(y.numel(), generator=generator) % 16
+            values = (1 - 2 * (kinds % 2)) * 2 ** (kinds // 2)
+            self.probes[key] = values.view(y.shape).to(y.device, y.dtype)
+        return self.probes[key]
 
 
 class _Output(NamedTuple):
@@ -150,9 +170,9 @@ class Step:
         self.traces: dict[str, Traces] = {}
         self.filters: dict[str, dict[Link, Filter]] = {}
         self.dropped: dict[DroppedPath, None] = {}
-        self._entered: dict[str, list[Tensor | None]] = {}
+        self._entered: dict[str, Marks] = {}
+        self._exited: dict[str, Marks] = {}
         self._calls: list[_Call] = []
-        self._called: set[str] = set()
         self._outputs: dict[Any, _Output] = {}  # by their node in the graph
         # further inputs of a layer that its own modules compute, by path and name
         self._computed: dict[tuple[str, str], Tensor] = {}
@@ -166,8 +186,7 @@ class Step:
             if traces is None:
                 replaced: Sequence[Tensor] = [state.detach() for state in live]
             else:
-                left = self.held.left[path]
-                if any(now is not then for now, then in zip(states, left, strict=True)):
+                if not _same(_marks(layer), self.held.left[path]):
                     raise ValueError(
                         f"{layer_label(layer, path)} has other states than the learner's last step "
                         "left: its traces do not fit them. Call zero_states() or detach_states() "
@@ -178,10 +197,11 @@ class Step:
                 replaced = attach(self._attachments(path, layer, live[0]), live)
             for name, state in zip(layer.active_states, replaced, strict=True):
                 setattr(layer, name, state)
-        self._entered[path] = states_of(layer)
+        self._entered[path] = _marks(layer)
         if not hasattr(layer, "step"):
             if layer.states_have_gradient:
-                self.drop(path, path, _RECURRENCE)
+                reason = _RECURRENCE if isinstance(layer, Recurrent) else _STORED
+                self.drop(path, path, reason)
         elif self.held.rule == "local":
             self.drop(path, path, _LOCAL)
 
@@ -198,12 +218,20 @@ class Step:
         self.dropped[DroppedPath(origin, path, reason)] = None
 
     def observed(self) -> Any:
-        """Observe the calls of products and neuron layers within a block."""
+        """Observe the calls of products and neuron layers within a block.
+
+        Raises:
+            ValueError: a hook or a forward of the user's would make the traces wrong.
+        """
         held = self.held
         if held.rule == "local":
             return forward_hooks()
+        modules = named_modules(held.model)
+        _check_backward_hooks(modules)
         layers = {p: layer for p, layer in held.layers.items() if hasattr(layer, "step")}
-        products = [m for _, m in named_modules(held.model) if is_product(m)]
+        for path, layer in layers.items():
+            _check_forward(path, layer)
+        products = [module for _, module in modules if is_product(module)]
         further = [
             (module, self._after_input(path, name))
             for path, layer in layers.items()
@@ -212,12 +240,22 @@ class Step:
         ]
         return forward_hooks(
             before=[(layer, self._before(path)) for path, layer in layers.items()],
-            after=[
+            # What the user's hooks make of an output is like any operation behind the module.
+            first=[
                 *((module, self._after_product) for module in products),
-                *further,
                 *((layer, self._after_neuron(path)) for path, layer in layers.items()),
             ],
+            after=further,
         )
+
+    def leave(self) -> None:
+        """Raise where a layer's states are not those that its observed call has left."""
+        if self.held.rule == "local":
+            return
+        for path, layer in self.held.layers.items():
+            expected = self._exited.get(path, self._entered[path])
+            if hasattr(layer, "step") and not _same(_marks(layer), expected):
+                raise ValueError(_changed_inside(layer, path))
 
     def _after_product(self, module: Product, args: Any, kwargs: Any, y: Tensor) -> None:
         if y.requires_grad:
@@ -247,15 +285,12 @@ class Step:
 
     def _before(self, path: str) -> Callable[[Neuron, Any], None]:
         def hook(layer: Neuron, args: Any) -> None:
-            states = zip(states_of(layer), self._entered[path], strict=True)
-            if any(now is not then for now, then in states):
-                twice = path in self._called
+            if not _same(_marks(layer), self._entered[path]):
                 raise ValueError(
                     f"{layer_label(layer, path)} is called twice in one step, "
                     "which has one trace. Build a layer for each call."
-                    if twice
-                    else f"{layer_label(layer, path)} has its states changed inside forward(), "
-                    "where its traces cannot follow. Call zero_states() of the learner instead."
+                    if path in self._exited
+                    else _changed_inside(layer, path)
                 )
 
         return hook
@@ -264,7 +299,12 @@ class Step:
         held = self.held
 
         def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> None:
-            self._called.add(path)
+            self._exited[path] = _marks(layer)
+            if not torch.is_grad_enabled():
+                # its new states are constants, whatever came in: a monitor, an encoder
+                self.traces.pop(path, None)
+                self.filters.pop(path, None)
+                return
             x = args[0] if args else kwargs["x"]
             dtype = layer.check_input(x)
             further = self._further(path, layer, args, kwargs)
@@ -277,12 +317,13 @@ class Step:
                 if s is None
                 else s.detach()
                 for name in layer.states
-                for s in [entered.get(name)]
+                for s, _ in [entered.get(name, (None, 0))]
             ]
             values = layer.step_kwargs(x.ndim, dtype)
-            if path not in held.pointwise:
+            # what mixes samples cannot show in a batch of one
+            if (path, work.shape) not in held.pointwise:
                 check_step(layer, work, states, values, layer_label(layer, path), constants)
-                held.pointwise.add(path)
+                held.pointwise.add((path, work.shape))
             shared = held.rule == "ottt"
             spikes = [] if held.rule == "exact" else spike_functions(layer)
             block = lane_derivatives(layer, work, states, values, spikes, further=constants)
@@ -347,9 +388,12 @@ class Step:
             if isinstance(option, nn.Module) and any(p.requires_grad for p in option.parameters()):
                 self.drop(join_path(path, name), path, _OPTION)
         if leaves:
-            known = {id(p): name for p, name in named_parameters(self.held.model)}
+            known = {id(p): name for name, p in named_parameters(self.held.model).items()}
+            modules = dict(named_modules(self.held.model))
             for origin in sorted({known.get(id(leaf), "an input") for leaf in leaves}):
-                self.drop(origin, path, _NO_TRACE)
+                owner = modules.get(origin.rpartition(".")[0])
+                why = None if owner is None else replaced_part(owner)
+                self.drop(origin, path, _NO_TRACE if why is None else f"{_NO_TRACE}: {why}")
 
     def _inputs(
         self, path: str, x: Tensor
@@ -369,7 +413,7 @@ class Step:
         for node, product in calls.items():
             if node not in met:
                 continue
-            factor = self._factor((path, product.module), x, product.edge, product.shape)
+            factor = self._factor(x, product.edge, product.shape)
             if factor is None:
                 leaves += reached_from(node)
                 continue
@@ -385,8 +429,7 @@ class Step:
             for end, output in outputs.items():
                 if end not in ends:
                     continue
-                key = (output.path, path, product.module)
-                through = self._factor(key, product.x, output.edge, output.shape)
+                through = self._factor(product.x, output.edge, output.shape)
                 if linear is None or through is None or (output.path, linear) in fed:
                     leaves += reached_from(end)
                 else:
@@ -394,32 +437,78 @@ class Step:
                     leaves += output.leaves
         return found, fed, leaves
 
-    def _factor(
-        self, key: tuple[Any, ...], y: Tensor, edge: GradientEdge, shape: torch.Size
-    ) -> Tensor | None:
+    def _factor(self, y: Tensor, edge: GradientEdge, shape: torch.Size) -> Tensor | None:
         """Differentiate a tensor by an earlier one; ``None`` where it is not lane by lane."""
         ones = torch.ones_like(y)
         if get_gradient_edge(y).node is edge.node:
             return ones
-        direct = self.held.direct
-        if y.shape != shape or direct.get(key) is False:
+        if y.shape != shape:
             return None
-        plain = _gradient(y, edge, ones)
-        if key not in direct:
-            # random signs pass through a diagonal as they are
-            generator = torch.Generator().manual_seed(0)
-            signs = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).sign()
-            direct[key] = is_close(_gradient(y, edge, signs), signs * plain)
-        return plain if direct[key] else None
+        plain = _pulled_back(y, edge, ones)
+        # At each step, for no answer holds for the next: derivatives that are zero now mix nothing,
+        # and a mode, a batch or a branch may change. It is one more pass through what is between
+        # the two modules, which the step differentiates once already. A probe passes through a
+        # diagonal Jacobian as it is.
+        probe = self.held.probe(y)
+        return plain if is_close(_pulled_back(y, edge, probe), probe * plain) else None
 
 
-def _gradient(x: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
-    return torch.autograd.grad(x, [edge], cotangent, retain_graph=True)[0]
+def _pulled_back(y: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
+    """Multiply a cotangent by the Jacobian of a tensor by an earlier one."""
+    return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]
+
+
+def _check_backward_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
+    """Raise where a hook would be called with, or change, the derivatives of the traces."""
+    for path, module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise ValueError(
+                f"{layer_label(module, path)} has a backward hook: it would be called with "
+                "derivatives that traces are computed from, and could not act on those of earlier "
+                "steps. Remove it with its handle's remove(), or train by backpropagation through "
+                "time."
+            )
+    if global_hooks():
+        raise ValueError(
+            "a hook is registered on all modules there are, by "
+            "torch.nn.modules.module.register_module_..._hook: what it changes cannot be seen by "
+            "traces. Remove it with its handle's remove(), or register it on single modules."
+        )
+
+
+def _check_forward(path: str, layer: Neuron) -> None:
+    """Raise where a call of a layer is not ``Neuron``'s, which runs ``step``."""
+    for name in ("forward", "forward_step"):
+        if name in vars(layer) or getattr(type(layer), name) is not getattr(Neuron, name):
+            raise ValueError(
+                f"{layer_label(layer, path)} has a {name} of its own, and traces are derived from "
+                "step alone. Put what it adds into step, or into a module before or behind the "
+                "layer."
+            )
+
+
+def _changed_inside(layer: Neuron, path: str) -> str:
+    return (
+        f"{layer_label(layer, path)} has its states changed inside forward(), where its traces "
+        "cannot follow. Call the layer itself, and zero_states() of the learner instead."
+    )
 
 
 def states_of(layer: Neuron) -> list[Tensor | None]:
     """Return the active states of a layer."""
     return [getattr(layer, name) for name in layer.active_states]
+
+
+def _marks(layer: Neuron) -> Marks:
+    # a tensor of inference mode counts no versions
+    return [
+        (state, -1 if state is None or state.is_inference() else state._version)
+        for state in states_of(layer)
+    ]
+
+
+def _same(now: Marks, then: Marks) -> bool:
+    return all(a is b and v == w for (a, v), (b, w) in zip(now, then, strict=True))
 
 
 def _attachment(
@@ -432,12 +521,3 @@ def _attachment(
 
 def _is_uniform(derivative: Tensor | None) -> bool:
     return derivative is None or bool((derivative == derivative.flatten()[0]).all())
-
-
-def named_parameters(model: nn.Module) -> list[tuple[nn.Parameter, str]]:
-    """List the parameters of a model, those of hidden modules too, each once."""
-    found: dict[nn.Parameter, str] = {}
-    for path, module in named_modules(model):
-        for name, parameter in module.named_parameters(recurse=False):
-            found.setdefault(parameter, join_path(path, name))
-    return list(found.items())

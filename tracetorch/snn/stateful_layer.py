@@ -403,7 +403,7 @@ class _EmptyLikeDetector(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def layer_label(layer: StatefulLayer, path: str | None) -> str:
+def layer_label(layer: object, path: str | None) -> str:
     """Name a layer for messages in one line, with its path where it is known."""
     call = repr(layer).partition("(\n")[0]  # without the modules inside
     return f"layer {path!r}, {call}," if path else call
