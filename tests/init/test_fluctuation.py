@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
@@ -245,6 +247,24 @@ def test_same_generator_gives_the_same_weights() -> None:
             {},
             ValueError,
             "'0', before '1', is parametrized",
+        ),
+        (
+            nn.Sequential(prune.random_unstructured(nn.Linear(3, 3), "weight", 0.5), snn.LIF(3)),
+            {},
+            ValueError,
+            "'0', before '1', is pruned, or has a norm of torch.nn.utils",
+        ),
+        (
+            nn.Sequential(
+                nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), old_spectral_norm(nn.Linear(3, 3)))
+            ),
+            {},
+            ValueError,
+            "the recurrent connection of '1.neuron' is pruned",
+        ),
+        *(
+            (nn.Sequential(*PAIR), {name: value}, ValueError, f"{name} must be finite")
+            for name, value in (("target", float("inf")), ("mean", float("nan")))
         ),
         (nn.Sequential(nn.LazyLinear(3), snn.LIF(3)), {}, ValueError, "'0' has no values yet"),
         (

@@ -7,11 +7,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tracetorch.core.torch_private import global_hooks, is_compiled
 
 PreHook: TypeAlias = Callable[[Any, Any], Any]
 Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
+
+# hooks that compute a module's own weight anew, and nothing else
+WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 @contextmanager
@@ -68,3 +74,16 @@ def call_is_forward(module: nn.Module) -> bool:
         or global_hooks()
     )
     return not (hooked or "forward" in vars(module) or is_compiled(module))
+
+
+def has_weight_hooks(module: nn.Module) -> bool:
+    """Whether a pre-hook of ``torch.nn.utils`` computes a parameter at every call: pruning, norms.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> has_weight_hooks(layer)
+        False
+        >>> has_weight_hooks(prune.random_unstructured(layer, "weight", 0.5))
+        True
+    """
+    return any(isinstance(hook, WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values())

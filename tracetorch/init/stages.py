@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import check_number
+from tracetorch.core.checks import check_finite
+from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
@@ -117,7 +118,7 @@ def _stage(
 
 def check_moments(target: object, mean: object) -> tuple[float, float]:
     """Return deviation and mean that membranes shall have, checked."""
-    checked = check_number("target", target), check_number("mean", mean)
+    checked = check_finite("target", target), check_finite("mean", mean)
     if not checked[0] > 0:
         raise ValueError(
             f"target must be above 0, in distances to the threshold, got {checked[0]}."
@@ -140,11 +141,12 @@ def _check(stage: Stage) -> None:
             "layers and convolutions can be initialised."
         )
     for module in (source,) if connection is None else (source, connection):
-        if is_parametrized(module):
-            raise ValueError(
-                f"{source_path!r}, before {path!r}, is parametrized: its weight follows from other "
-                "values. Initialise the network before you add the parametrization."
-            )
+        check_own_weight(
+            f"{source_path!r}, before {path!r},"
+            if module is source
+            else f"the recurrent connection of {path!r}",
+            module,
+        )
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
         outputs = module.num_features if isinstance(module, BatchNormBase) else len(module.weight)  # type: ignore[arg-type]
@@ -153,6 +155,18 @@ def _check(stage: Stage) -> None:
                 f"{source_path!r} has {outputs} outputs, {path!r} behind it has "
                 f"{neuron.num_neurons} neurons: it is not known what drives them."
             )
+
+
+def check_own_weight(title: str, module: nn.Module) -> None:
+    """Raise where a weight is computed from other values, which what is written into it leaves."""
+    problem = "is parametrized" if is_parametrized(module) else ""
+    if has_weight_hooks(module):
+        problem = "is pruned, or has a norm of torch.nn.utils"
+    if problem:
+        raise ValueError(
+            f"{title} {problem}: its weight follows from other values. Initialise the network "
+            "before you add this."
+        )
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.init.response import distance_to_threshold
+from tracetorch.init.stages import check_own_weight
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
@@ -78,6 +79,7 @@ def tdbn_(
         weight: Tensor | None = norm.weight
         if weight is None:
             raise ValueError(f"{title} has no weight to scale. Build it with affine=True.")
+        check_own_weight(title, norm)
         if path not in driven:
             raise ValueError(f"{title} is not called in one step on this input.")
         distance = _common_distance(title, driven[path], modules)
