@@ -63,29 +63,81 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
     """
     modules = dict(named_modules(model))
     recurrent = {id(m.neuron): m for m in modules.values() if isinstance(m, Recurrent)}
-    inside = {id(part) for each in recurrent.values() for _, part in named_modules(each.connection)}
-    inside |= {id(m.product) for m in modules.values() if isinstance(m, SynapticDelays)}
-    inside |= {id(m.norm) for m in modules.values() if isinstance(m, BatchNormThroughTime)}
+    passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
     found: list[Stage] = []
     before: dict[str, nn.Module] = {}
     for path in modules if order is None else order:
         module = modules[path]
-        if id(module) in inside or isinstance(module, Recurrent):
-            continue
-        if isinstance(module, (Delay, SynapticDelays, BatchNormThroughTime)) or is_affine(module):
+        if path in passed:
             before[path] = module
         elif isinstance(module, Neuron) and hasattr(module, "step"):
             stage = _stage(path, module, before, recurrent.get(id(module)))
             if stage is not None:
                 _check(stage)
                 found.append(stage)
+            elif order is None:
+                _check_registration(path, found)
             before = {}
+    _check_untied(found)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
     return found
+
+
+def sources(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what may drive neurons, by path: affine layers, and what holds one as its own."""
+    modules = dict(named_modules(model))
+    inside: set[int] = set()
+    for module in modules.values():
+        if isinstance(module, Recurrent):
+            inside |= {id(part) for _, part in named_modules(module.connection)}
+        elif isinstance(module, SynapticDelays):
+            inside.add(id(module.product))
+        elif isinstance(module, BatchNormThroughTime):
+            inside.add(id(module.norm))
+    return {
+        path: module
+        for path, module in modules.items()
+        if id(module) not in inside
+        and (isinstance(module, (SynapticDelays, BatchNormThroughTime)) or is_affine(module))
+    }
+
+
+def _check_registration(path: str, found: list[Stage]) -> None:
+    """Raise where layers are registered in groups: not each before the neurons it drives."""
+    for stage in found:
+        products = [
+            name
+            for name, module in stage.before.items()
+            if isinstance(module, (*_PRODUCTS, SynapticDelays))
+        ]
+        if isinstance(stage.source, BatchNormBase):
+            products = products[:-1]  # the last one is that of the norm
+        if products:
+            raise ValueError(
+                f"{path!r} has no layer with a weight registered between the neurons before it and "
+                f"itself, and {products[-1]!r} has no neurons behind it, before "
+                f"{stage.source_path!r}: so it is not known what drives them. Register layers in "
+                "the order of their calls, or use calibrate_, which follows the calls."
+            )
+
+
+def _check_untied(found: list[Stage]) -> None:
+    """Raise where neuron layers share a weight or a bias, which can have one scale alone."""
+    owners: dict[int, Stage] = {}
+    for stage in found:
+        for module in (stage.source, stage.connection):
+            for parameter in () if module is None else module.parameters():
+                owner = owners.setdefault(id(parameter), stage)
+                if owner is not stage:
+                    raise ValueError(
+                        f"{owner.path!r} and {stage.path!r} are driven by one parameter, of "
+                        f"{owner.source_path!r} and {stage.source_path!r}, which cannot fit both. "
+                        "Initialise the network before you tie them, or give each its own layer."
+                    )
 
 
 def _stage(
