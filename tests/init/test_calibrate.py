@@ -215,7 +215,7 @@ def test_eight_layers_train_from_it_and_not_from_the_default(start: str) -> None
 
 
 class Forked(nn.Module):
-    """One linear layer before two layers of neurons."""
+    """A linear layer that drives two layers of neurons."""
 
     def __init__(self) -> None:
         super().__init__()
