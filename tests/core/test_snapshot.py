@@ -118,7 +118,12 @@ def test_values_come_back_where_a_block_fails_alone() -> None:
     with restored_on_error([tensor]), torch.no_grad():
         tensor.fill_(2.0)
     assert bool((tensor == 2).all())
-    with pytest.raises(RuntimeError, match="failed"), restored_on_error([tensor]):
-        tensor.data.fill_(3.0)
-        raise RuntimeError("failed")
+
+    def fail() -> None:
+        with restored_on_error([tensor]):
+            tensor.data.fill_(3.0)
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        fail()
     assert bool((tensor == 2).all())
