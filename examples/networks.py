@@ -35,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--neuron",
         choices=NEURONS,
-        help="hidden neurons behind batch norms, calibrated: any that spikes, in its own units",
+        help="hidden neurons behind batch norms, in their own units: calibrated, but for "
+        + " and ".join(WITHOUT_LEAK),
     )
     which.add_argument(
         "--baseline",
@@ -62,6 +63,18 @@ def add_delays(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="learn a delay of up to N steps for every synapse of the hidden layers",
     )
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a usage error where a baseline is combined with what it does not have."""
+    spiking = {
+        "--readout": options.readout != "Readout",
+        "--recurrent": options.recurrent,
+        "--delays": options.delays > 0,
+    }
+    given = [name for name, value in spiking.items() if value]
+    if options.baseline and given:
+        parser.error(f"--baseline {options.baseline} is no spiking network: leave out {given[0]}")
 
 
 def configuration(options: argparse.Namespace) -> str:

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = common.Options("examples.row_digits", __doc__ or "", epochs=20, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
+    networks.check_options(options, parsed)
     return common.run("row_digits", networks.configuration(parsed), parsed, load, learn, draw)
 
 

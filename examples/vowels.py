@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = common.Options("examples.vowels", __doc__ or "", epochs=60, lr=2e-2)
     networks.add_options(options)
     parsed = options.parse(arguments)
+    networks.check_options(options, parsed)
     return common.run("vowels", networks.configuration(parsed), parsed, load, learn, draw)
 
 

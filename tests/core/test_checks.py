@@ -11,6 +11,7 @@ from torch import nn
 
 from tracetorch.core.checks import (
     check_count,
+    check_finite,
     check_flag,
     check_integer,
     check_module,
@@ -39,6 +40,7 @@ def test_flag_accepts_bools(value: bool) -> None:
         (check_number, np.float32(0.5), 0.5),
         (check_number, Fraction(1, 4), 0.25),
         (check_number, INF, INF),
+        (check_finite, -1.5, -1.5),
         (check_nonnegative, 0, 0.0),
         (check_nonnegative, 1.5, 1.5),
         (check_share, 0, 0.0),
@@ -69,6 +71,9 @@ def test_valid_numbers_come_back_as_python_numbers(
         (check_number, "1", TypeError, "^n must be a number, got '1'.$"),
         (check_number, 1j, TypeError, "^n must be a number, got 1j.$"),
         (check_number, torch.tensor(1.0), TypeError, r"^n must be a number, got tensor\(1\.\).$"),
+        (check_finite, None, TypeError, "^n must be a number, got None.$"),
+        (check_finite, INF, ValueError, "^n must be finite, got inf.$"),
+        (check_finite, NAN, ValueError, "^n must be finite, got nan.$"),
         (check_nonnegative, None, TypeError, "^n must be a number, got None.$"),
         (check_nonnegative, -0.1, ValueError, r"^n must be finite and not negative, got -0\.1.$"),
         (check_nonnegative, INF, ValueError, "^n must be finite and not negative, got inf.$"),
@@ -86,7 +91,7 @@ def test_error_names_the_argument_and_its_value(
         check("n", value)
 
 
-@pytest.mark.parametrize("check", [check_number, check_nonnegative])
+@pytest.mark.parametrize("check", [check_number, check_finite, check_nonnegative])
 def test_error_names_the_unit(check: Callable[..., float]) -> None:
     with pytest.raises(TypeError, match=r"^dt must be a number of seconds, got '1'\.$"):
         check("dt", "1", unit="seconds")

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm
 
-from tracetorch.core.hooks import forward_hooks
+from tracetorch.core.hooks import forward_hooks, has_weight_hooks
 
 
 def double(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -96,3 +97,18 @@ def test_error_while_registering_removes_all_hooks(argument: str) -> None:
     with pytest.raises(RuntimeError, match=r"^failed midway$"), forward_hooks(**hooks):
         pytest.fail("the block ran")
     assert hook_count(first, second) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda layer: layer, False),
+        (lambda layer: layer.register_forward_pre_hook(observe), False),
+        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), True),
+        (spectral_norm, True),
+    ],
+)
+def test_hooks_that_compute_a_weight(change: Any, expected: bool) -> None:
+    layer = nn.Linear(2, 3)
+    change(layer)
+    assert has_weight_hooks(layer) is expected

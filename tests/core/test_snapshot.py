@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
-from tracetorch.core.snapshot import restored
+from tracetorch.core.snapshot import restored, restored_on_error
 
 
 class ChangedByARun(snn.TTModule):
@@ -111,3 +111,19 @@ def test_measurements_restore_tensors_changed_in_place(look: Any) -> None:
     look(model, x)
     for held in (model.plain, model.listed[0], model.keyed["deep"][0]):
         assert held.count_nonzero() == 0
+
+
+def test_values_come_back_where_a_block_fails_alone() -> None:
+    tensor = nn.Parameter(torch.ones(3))
+    with restored_on_error([tensor]), torch.no_grad():
+        tensor.fill_(2.0)
+    assert bool((tensor == 2).all())
+
+    def fail() -> None:
+        with restored_on_error([tensor]):
+            tensor.data.fill_(3.0)
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        fail()
+    assert bool((tensor == 2).all())

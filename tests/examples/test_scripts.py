@@ -110,6 +110,16 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     )
 
 
+@pytest.mark.parametrize("option", [("--delays", "5"), ("--recurrent",), ("--readout", "SReadout")])
+def test_a_baseline_takes_no_option_of_spiking_networks(
+    option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vowels: Any = import_module("examples.vowels")
+    with pytest.raises(SystemExit):
+        vowels.main(["--baseline", "gru", *option])
+    assert f"--baseline gru is no spiking network: leave out {option[0]}" in capsys.readouterr().err
+
+
 def test_layers_match_those_of_the_library() -> None:
     assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
 

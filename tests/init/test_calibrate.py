@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS
-from tests.init.test_fluctuation import LINEAR, free_membranes, quiet
+from tests.init.test_fluctuation import LINEAR, Grouped, free_membranes, quiet, tied
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
 
@@ -136,6 +136,13 @@ def test_static_input() -> None:
     ("x", "arguments", "error", "message"),
     [
         (torch.zeros(5, 2, 9), {}, ValueError, "'1' gets the same input at every step"),
+        (
+            batch(9).fill_(torch.inf),
+            {},
+            ValueError,
+            "'1' gets an input on this batch that is not fi",
+        ),
+        (batch(9), {"target": torch.inf}, ValueError, "target must be finite, got inf"),
         (batch(9), {"target": -1}, ValueError, "target must be above 0"),
         (batch(9), {"mean": None}, TypeError, "mean"),
         (5, {}, TypeError, "x must be a tensor"),
@@ -205,3 +212,72 @@ def test_eight_layers_train_from_it_and_not_from_the_default(start: str) -> None
     STARTS[start](net, x)
     accuracy = train(net, x, y)
     assert accuracy <= 0.75 if start == "default" else accuracy == 1.0
+
+
+class Forked(nn.Module):
+    """A linear layer that drives two layers of neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.a, self.b = nn.Linear(3, 3), snn.LIF(3), snn.LIF(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return self.a(y) + self.b(y)
+
+
+class Branches(nn.Module):
+    """Both products are called before any neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.a, self.b = (
+            *(nn.Linear(3, 3), nn.Linear(3, 3)),
+            *(snn.LIF(3), snn.LIF(3)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.first(x), self.second(x)
+        return self.a(y) + self.b(z)
+
+
+def silenced() -> nn.Sequential:
+    net: Any = nn.Sequential(nn.Linear(3, 3), snn.LIF(3))
+    nn.init.zeros_(net[0].weight)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (tied(), "'1' and '3' are driven by one parameter"),
+        (Grouped(shared=True), "'f1' drives 'a', 'b': one scale cannot fit"),
+        (Forked(), "'linear' drives 'a', 'b': one scale cannot fit"),
+        (silenced(), "the weight of '0', before '1', is 0, as after identity_"),
+    ],
+)
+def test_what_has_no_scale_of_its_own_is_refused(net: nn.Module, message: str) -> None:
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=message):
+        calibrate_(net, batch(3))
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+@pytest.mark.parametrize("kind", [Grouped, Branches])
+def test_the_calls_decide_what_drives_neurons(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = kind()
+    reached = calibrate_(net, batch(3, rate=0.5))
+    assert set(reached) == {"a", "b"}
+    assert calibrate_(net, batch(3, rate=0.5)).keys() == reached.keys()
+
+
+def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None:
+    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6)).requires_grad_(False)
+    weight = net[0].weight.clone()
+    net(torch.ones(3, 9))
+    membranes = net[1].mem
+    calibrate_(net, batch(9))
+    assert net[1].mem is membranes
+    assert not torch.equal(net[0].weight, weight)
+    assert not net[0].weight.requires_grad

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
@@ -246,6 +248,24 @@ def test_same_generator_gives_the_same_weights() -> None:
             ValueError,
             "'0', before '1', is parametrized",
         ),
+        (
+            nn.Sequential(prune.random_unstructured(nn.Linear(3, 3), "weight", 0.5), snn.LIF(3)),
+            {},
+            ValueError,
+            "'0', before '1', is pruned, or has a norm of torch.nn.utils",
+        ),
+        (
+            nn.Sequential(
+                nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), old_spectral_norm(nn.Linear(3, 3)))
+            ),
+            {},
+            ValueError,
+            "the recurrent connection of '1.neuron' is pruned",
+        ),
+        *(
+            (nn.Sequential(*PAIR), {name: value}, ValueError, f"{name} must be finite")
+            for name, value in (("target", float("inf")), ("mean", float("nan")))
+        ),
         (nn.Sequential(nn.LazyLinear(3), snn.LIF(3)), {}, ValueError, "'0' has no values yet"),
         (
             nn.Sequential(nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), nn.Identity())),
@@ -269,3 +289,49 @@ def test_layers_without_a_product_before_them_are_left_alone() -> None:
     net: Any = nn.Sequential(snn.LIF(3), nn.Linear(3, 3), snn.LIF(3))
     fluctuation_(net)
     assert tt.unroll(net, torch.ones(2, 1, 3)).shape == (2, 1, 3)
+
+
+class Grouped(nn.Module):
+    """Its linear layers are registered before its neurons, whatever the order of the calls."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        super().__init__()
+        self.f1, self.f2, self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3), snn.LIF(3), snn.LIF(3)
+        if shared:
+            self.f2 = self.f1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.f2(self.a(self.f1(x))))
+        return y
+
+
+def tied() -> nn.Sequential:
+    net: Any = nn.Sequential(*PAIR, nn.Linear(3, 3), snn.LIF(3))
+    net[2].weight = net[0].weight
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Grouped(), "'b' has no layer .* 'f1' has no neurons behind it, .* use calibrate_"),
+        (tied(), "'1' and '3' are driven by one parameter, of '0' and '2'"),
+    ],
+)
+def test_layers_whose_neurons_are_not_known_are_refused(net: nn.Module, message: str) -> None:
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=message):
+        fluctuation_(net)
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [snn.LIF(3), nn.Linear(3, 3), nn.Linear(3, 3), snn.LIF(3), nn.Linear(3, 3)],
+        [nn.Linear(3, 3), nn.BatchNorm1d(3), snn.LIF(3), snn.LIF(3), nn.Linear(3, 2)],
+        [*PAIR, nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)],
+    ],
+)
+def test_layers_that_rightly_have_no_partner(parts: list[nn.Module]) -> None:
+    fluctuation_(nn.Sequential(*parts))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tracetorch as tt
 from tests.cases import NEURONS, layer
@@ -194,3 +195,20 @@ def test_bad_arguments() -> None:
         tdbn_(Fork(), torch.rand(3, 5, 4), alpha="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected an nn\.Module"):
         tdbn_("model", torch.rand(3, 5, 4))  # type: ignore[arg-type]
+
+
+def test_states_of_another_batch_and_inference_mode() -> None:
+    net: Any = no_neuron(snn.LIF(3, pos_threshold=0.5))
+    net(torch.ones(7, 4))
+    membranes = net[2].mem
+    with torch.inference_mode():
+        assert tdbn_(net, torch.rand(3, 5, 4)) == {"1": "2"}
+    assert net[2].mem is membranes
+    torch.testing.assert_close(net[1].weight.detach(), torch.full((3,), 0.5))
+
+
+def test_a_norm_whose_weight_is_computed() -> None:
+    net: Any = no_neuron(snn.LIF(3))
+    prune.random_unstructured(net[1], "weight", 1)
+    with pytest.raises(ValueError, match=r"'1' \(BatchNorm1d\) is pruned"):
+        tdbn_(net, torch.rand(3, 5, 4))

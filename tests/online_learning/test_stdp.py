@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
@@ -417,6 +419,19 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
         ((nn.Linear(2, 2), "pair"), {}, TypeError, "rule must be a PairRule or a TripletRule"),
         ((nn.Linear(2, 2),), {"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
         ((nn.Linear(2, 2),), {"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),
+        ((nn.Linear(2, 2),), {"bounds": (0, 1, 2)}, ValueError, r"\(lowest, highest\), got \(0, 1"),
+        (
+            (nn.Linear(2, 2),),
+            {"bounds": 1.0},
+            TypeError,
+            r"bounds must be .* two numbers, got 1\.0",
+        ),
+        (
+            (nn.Linear(2, 2),),
+            {"bounds": (0, float("inf")), "mu": 1.0},
+            ValueError,
+            r"makes bounds soft, and \(0\.0, inf\) are not finite",
+        ),
         ((nn.Linear(2, 2),), {"bounds": (0, "1")}, TypeError, "a bound must be a number"),
         ((nn.Linear(2, 2),), {"mu": 1.0}, ValueError, "makes bounds soft, and there are none"),
         (
@@ -433,6 +448,39 @@ def test_wrong_settings(
 ) -> None:
     with pytest.raises(error, match=message):
         STDP(*arguments, **options)
+
+
+COMPUTED_WEIGHTS = {
+    "pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    "spectral norm": old_spectral_norm,
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED_WEIGHTS)
+def test_a_weight_that_is_computed_is_refused(kind: str) -> None:
+    connection = nn.Linear(2, 2)
+    stdp = STDP(connection)
+    stdp(torch.ones(1, 2), torch.ones(1, 2))
+    COMPUTED_WEIGHTS[kind](connection)
+    before = [p.detach().clone() for p in connection.parameters()]
+    with pytest.raises(ValueError, match="its weight follows from other values"):
+        stdp.update_()
+    assert all(map(torch.equal, before, connection.parameters()))
+    with pytest.raises(ValueError, match="its weight follows from other values"):
+        STDP(connection)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": (0, 2)}, {"dilation": (1, 2), "padding": "valid"}]
+)
+def test_output_of_a_convolution_may_not_be_transposed(options: Any) -> None:
+    conv = nn.Conv2d(1, 2, 3, **options)
+    pre = torch.ones(2, 1, 7, 10)
+    post = conv(pre).detach()
+    stdp = STDP(conv)
+    with pytest.raises(ValueError, match=r"like the output of Conv2d.* for an input of \[1, 7, 10"):
+        stdp(pre, post.mT)
+    stdp(pre, post)
 
 
 def test_places_of_a_convolution_must_fit() -> None:
@@ -491,6 +539,8 @@ def test_spikes_that_do_not_fit_change_nothing(
     ("others", "error", "message"),
     [
         ({"reward": torch.ones(2)}, ValueError, "one value for each step"),
+        ({"reward": float("nan")}, ValueError, "reward must be finite, got nan"),
+        ({"reward": torch.tensor([0.0, 1.0, float("inf")])}, ValueError, "reward must be finite"),
         ({"reward": "1"}, TypeError, "reward must be a number"),
         ({"mask": torch.ones(3)}, TypeError, r"booleans \[B\] in a step"),
         ({"mask": torch.ones(2).bool()}, ValueError, "mask has 2 samples, pre has 3"),

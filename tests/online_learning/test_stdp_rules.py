@@ -29,6 +29,7 @@ def test_presets_are_those_of_the_paper() -> None:
     [
         ({"tau_plus": 0}, ValueError, "tau_plus must be above 0, in steps, got 0"),
         ({"tau_minus": "20"}, TypeError, "tau_minus must be a number"),
+        ({"tau_plus": float("nan")}, ValueError, "tau_plus must be finite, got nan"),
         ({"nearest": 1}, TypeError, "nearest must be True or False"),
     ],
 )
@@ -37,3 +38,8 @@ def test_wrong_constants(
 ) -> None:
     with pytest.raises(error, match=message):
         kind(**options)
+
+
+def test_amplitudes_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="a_plus must be finite, got nan"):
+        PairRule(a_plus=float("nan"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 
@@ -39,6 +40,14 @@ def check_number(name: str, value: object, *, unit: str = "") -> float:
         kind = f"a number of {unit}" if unit else "a number"
         raise TypeError(f"{name} must be {kind}, got {value!r}.")
     return float(value)
+
+
+def check_finite(name: str, value: object, *, unit: str = "") -> float:
+    """Return ``value`` as a float that is neither infinite nor NaN; raise otherwise."""
+    number = check_number(name, value, unit=unit)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}.")
+    return number
 
 
 def check_nonnegative(name: str, value: object, *, unit: str = "") -> float:

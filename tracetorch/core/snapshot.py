@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -193,6 +193,19 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
                 if tensor.is_leaf:
                     tensor.grad = grad
                     tensor.requires_grad_(requires_grad)
+
+
+@contextmanager
+def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors the values that they had before a block, where the block fails."""
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in saved:
+                tensor.copy_(value)
+        raise
 
 
 def _restore_value(tensor: Tensor, value: Tensor) -> None:

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.snapshot import restored
+from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.walk import join_path
+from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import ImpulseResponse, response_of
-from tracetorch.init.stages import Stage, check_moments, scale_rows, stages
-from tracetorch.probe.layers import call_order
+from tracetorch.init.stages import Stage, check_moments, scale_rows, sources, stages, weight_of
+from tracetorch.probe.layers import call_order, neuron_layers
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import parse_inputs
+from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 _ROUNDS = 8
 _AIMED = 0.01  # difference from the target, relative to it, at which no further round follows
@@ -52,7 +53,8 @@ def calibrate_(
     Of every neuron the weights are multiplied, and its bias is moved, until its membrane has the
     target's deviation and mean on this batch. The membrane is what the neuron makes of its input
     below the threshold: the input, convolved with the impulse response of its ``step``. What comes
-    later sees the spikes that come of it. A neuron that gets no input is scaled as its layer is.
+    later sees the spikes that come of it. A neuron that gets no input is scaled as its layer is. A
+    layer that is frozen, with ``requires_grad`` false, is scaled as well.
 
     Args:
         model: any module that runs by layer in :func:`tracetorch.unroll`; each neuron layer is
@@ -68,8 +70,9 @@ def calibrate_(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, a layer gets no input, or its deviation does not
-            reach the target; or as :func:`impulse_response`. Nothing has been changed then.
+        ValueError: an argument is out of range; a layer gets no input, or its deviation does not
+            reach the target; or layers of neurons share what drives them, its weight follows from
+            other values or is 0; or as :func:`impulse_response`. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 10), LIF(10))
@@ -83,24 +86,38 @@ def calibrate_(
     check_module(model)
     target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
-    found = stages(model, call_order(model, inputs, "layer"))
-    reached: dict[str, Membranes] = {}
-    saved = [
-        (parameter, parameter.detach().clone())
+    found = stages(model, _order(model, inputs))
+    scaled = [
+        parameter
         for stage in found
         for module in (stage.source, stage.connection)
         if module is not None
         for parameter in module.parameters()
     ]
-    try:
-        for stage in found:
-            reached[stage.path] = _calibrate(model, x, steps, stage, target, mean)
-    except BaseException:
-        with torch.no_grad():
-            for parameter, value in saved:
-                parameter.copy_(value)
-        raise
-    return reached
+    with restored_on_error(scaled):
+        return {stage.path: _calibrate(model, x, steps, stage, target, mean) for stage in found}
+
+
+def _order(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Return the order of the calls, with what drives a neuron layer directly before it."""
+    order = call_order(model, inputs, "layer")
+    neurons = neuron_layers(model)
+    last: dict[str, str] = {}  # the neurons that a source drives, by its path
+    for source, paths in driven_modules(model, sources(model), inputs).items():
+        driven = [path for path in paths if path in neurons]
+        if len(driven) > 1:
+            raise ValueError(
+                f"{source!r} drives {', '.join(map(repr, driven))}: one scale cannot fit them all. "
+                "Give each neuron layer a layer with weights of its own."
+            )
+        if driven:
+            last[source] = driven[0]
+    arranged: list[str] = []
+    for path in order:
+        if path not in last:
+            arranged += [source for source in order if last.get(source) == path]
+            arranged.append(path)
+    return arranged
 
 
 def _calibrate(
@@ -111,10 +128,20 @@ def _calibrate(
     shift = stage.source.bias if isinstance(stage.source.bias, Tensor) else None
     for number in range(_ROUNDS + 1):
         means, deviations, gain = _measure(model, x, steps, stage, response)
+        if not bool(torch.isfinite(torch.cat([means, deviations])).all()):
+            raise ValueError(
+                f"{stage.path!r} gets an input on this batch that is not finite: x, or a weight "
+                "before it, is infinite or NaN."
+            )
         driven = deviations > _STILL * deviations.mean()
         membranes = Membranes(
             float(means[driven].mean()), float(deviations[driven].square().mean().sqrt())
         )
+        if not bool(weight_of(stage.source).any()):
+            raise ValueError(
+                f"the weight of {stage.source_path!r}, before {stage.path!r}, is 0, as after "
+                "identity_: it has no scale. Draw it first, or calibrate before identity_."
+            )
         if not bool(driven.any()):
             raise ValueError(
                 f"{stage.path!r} gets the same input at every step of every sample, or none: the "

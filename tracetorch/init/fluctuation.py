@@ -37,7 +37,7 @@ def fluctuation_(
     of a neuron are normal, moved and scaled so that both sums hold exactly; its bias becomes 0. In
     an :class:`~tracetorch.snn.Recurrent` a tenth of the variance comes from the connection. A batch
     norm before a neuron gets its weight and bias instead: its output has a deviation of 1 whatever
-    comes before. No data are needed; :func:`calibrate_` takes a batch.
+    comes before. Frozen layers are drawn too. No data are needed; :func:`calibrate_` takes a batch.
 
     Args:
         model: any module; each neuron layer is driven by the linear layer, convolution or batch
@@ -51,9 +51,10 @@ def fluctuation_(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, the mean is out of reach, or the model has nothing
-            to initialise, as :func:`impulse_response` and the message say. Nothing has been changed
-            then.
+        ValueError: an argument is out of range, the mean is out of reach, the model has nothing to
+            initialise, shares weights between neuron layers or computes them from other values, or
+            is registered in groups, so that it is not known what drives which neurons; or as
+            :func:`impulse_response`. Nothing has been changed then.
 
     Example:
         >>> from tracetorch.init import impulse_response

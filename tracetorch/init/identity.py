@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.core.snapshot import restored
+from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.response import distance_to_threshold, run_from_rest
@@ -64,20 +64,12 @@ def identity_(model: nn.Module) -> None:
             values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
         weight = weight_of(source)
         values.append((weight, torch.zeros_like(weight)))
-    saved = [(parameter, parameter.detach().clone()) for parameter, _ in values]
-    try:
-        _set(values)
+    with restored_on_error(parameter for parameter, _ in values):
+        with torch.no_grad():
+            for parameter, value in values:
+                parameter.copy_(value)
         for path, block in blocks.items():
             _check_identity(path, block)
-    except BaseException:
-        _set(saved)
-        raise
-
-
-def _set(values: list[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for parameter, value in values:
-            parameter.copy_(value)
 
 
 def _last_stage(path: str, body: nn.Module) -> Stage:

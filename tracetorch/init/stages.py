@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import check_number
+from tracetorch.core.checks import check_finite
+from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
@@ -62,29 +63,81 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
     """
     modules = dict(named_modules(model))
     recurrent = {id(m.neuron): m for m in modules.values() if isinstance(m, Recurrent)}
-    inside = {id(part) for each in recurrent.values() for _, part in named_modules(each.connection)}
-    inside |= {id(m.product) for m in modules.values() if isinstance(m, SynapticDelays)}
-    inside |= {id(m.norm) for m in modules.values() if isinstance(m, BatchNormThroughTime)}
+    passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
     found: list[Stage] = []
     before: dict[str, nn.Module] = {}
     for path in modules if order is None else order:
         module = modules[path]
-        if id(module) in inside or isinstance(module, Recurrent):
-            continue
-        if isinstance(module, (Delay, SynapticDelays, BatchNormThroughTime)) or is_affine(module):
+        if path in passed:
             before[path] = module
         elif isinstance(module, Neuron) and hasattr(module, "step"):
             stage = _stage(path, module, before, recurrent.get(id(module)))
             if stage is not None:
                 _check(stage)
                 found.append(stage)
+            elif order is None:
+                _check_registration(path, found)
             before = {}
+    _check_untied(found)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
     return found
+
+
+def sources(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what may drive neurons, by path: affine layers, and what holds one as its own."""
+    modules = dict(named_modules(model))
+    inside: set[int] = set()
+    for module in modules.values():
+        if isinstance(module, Recurrent):
+            inside |= {id(part) for _, part in named_modules(module.connection)}
+        elif isinstance(module, SynapticDelays):
+            inside.add(id(module.product))
+        elif isinstance(module, BatchNormThroughTime):
+            inside.add(id(module.norm))
+    return {
+        path: module
+        for path, module in modules.items()
+        if id(module) not in inside
+        and (isinstance(module, (SynapticDelays, BatchNormThroughTime)) or is_affine(module))
+    }
+
+
+def _check_registration(path: str, found: list[Stage]) -> None:
+    """Raise where layers are registered in groups: not each before the neurons it drives."""
+    for stage in found:
+        products = [
+            name
+            for name, module in stage.before.items()
+            if isinstance(module, (*_PRODUCTS, SynapticDelays))
+        ]
+        if isinstance(stage.source, BatchNormBase):
+            products = products[:-1]  # the last one is that of the norm
+        if products:
+            raise ValueError(
+                f"{path!r} has no layer with a weight registered between the neurons before it and "
+                f"itself, and {products[-1]!r} has no neurons behind it, before "
+                f"{stage.source_path!r}: so it is not known what drives them. Register layers in "
+                "the order of their calls, or use calibrate_, which follows the calls."
+            )
+
+
+def _check_untied(found: list[Stage]) -> None:
+    """Raise where neuron layers share a weight or a bias, which can have one scale alone."""
+    owners: dict[int, Stage] = {}
+    for stage in found:
+        for module in (stage.source, stage.connection):
+            for parameter in () if module is None else module.parameters():
+                owner = owners.setdefault(id(parameter), stage)
+                if owner is not stage:
+                    raise ValueError(
+                        f"{owner.path!r} and {stage.path!r} are driven by one parameter, of "
+                        f"{owner.source_path!r} and {stage.source_path!r}, which cannot fit both. "
+                        "Initialise the network before you tie them, or give each its own layer."
+                    )
 
 
 def _stage(
@@ -117,7 +170,7 @@ def _stage(
 
 def check_moments(target: object, mean: object) -> tuple[float, float]:
     """Return deviation and mean that membranes shall have, checked."""
-    checked = check_number("target", target), check_number("mean", mean)
+    checked = check_finite("target", target), check_finite("mean", mean)
     if not checked[0] > 0:
         raise ValueError(
             f"target must be above 0, in distances to the threshold, got {checked[0]}."
@@ -140,11 +193,12 @@ def _check(stage: Stage) -> None:
             "layers and convolutions can be initialised."
         )
     for module in (source,) if connection is None else (source, connection):
-        if is_parametrized(module):
-            raise ValueError(
-                f"{source_path!r}, before {path!r}, is parametrized: its weight follows from other "
-                "values. Initialise the network before you add the parametrization."
-            )
+        check_own_weight(
+            f"{source_path!r}, before {path!r},"
+            if module is source
+            else f"the recurrent connection of {path!r}",
+            module,
+        )
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
         outputs = module.num_features if isinstance(module, BatchNormBase) else len(module.weight)  # type: ignore[arg-type]
@@ -153,6 +207,18 @@ def _check(stage: Stage) -> None:
                 f"{source_path!r} has {outputs} outputs, {path!r} behind it has "
                 f"{neuron.num_neurons} neurons: it is not known what drives them."
             )
+
+
+def check_own_weight(title: str, module: nn.Module) -> None:
+    """Raise where a weight is computed from other values, which what is written into it leaves."""
+    problem = "is parametrized" if is_parametrized(module) else ""
+    if has_weight_hooks(module):
+        problem = "is pruned, or has a norm of torch.nn.utils"
+    if problem:
+        raise ValueError(
+            f"{title} {problem}: its weight follows from other values. Initialise the network "
+            "before you add this."
+        )
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, check_number
-from tracetorch.core.hooks import Hook, PreHook, forward_hooks
-from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import BatchNormBase, pytree
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
+from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import distance_to_threshold
+from tracetorch.init.stages import check_own_weight
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
-from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+from tracetorch.unrolling.inputs import parse_inputs
 
 
 def tdbn_(
@@ -70,7 +70,7 @@ def tdbn_(
         raise ValueError(f"alpha must be above 0, a factor of the threshold, got {alpha}.")
     modules = dict(named_modules(model))
     norms = _norms(modules)
-    driven = _driven(model, modules, norms, parse_inputs(x, steps, 0, True))
+    driven = driven_modules(model, norms, parse_inputs(x, steps, 0, True))
     found: dict[str, str] = {}
     values: list[tuple[Tensor, Tensor]] = []
     for path, norm in norms.items():
@@ -78,6 +78,7 @@ def tdbn_(
         weight: Tensor | None = norm.weight
         if weight is None:
             raise ValueError(f"{title} has no weight to scale. Build it with affine=True.")
+        check_own_weight(title, norm)
         if path not in driven:
             raise ValueError(f"{title} is not called in one step on this input.")
         distance = _common_distance(title, driven[path], modules)
@@ -109,70 +110,6 @@ def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:
     if not norms:
         raise ValueError("the model has no batch norm: there is nothing to scale.")
     return norms
-
-
-def _driven(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    norms: dict[str, BatchNormBase],
-    inputs: Inputs,
-) -> dict[str, list[str]]:
-    """Return the paths of the modules that each norm drives, by path of the norm.
-
-    Runs one step from the current states. The output of every module that ends a path is cut from
-    its graph, that of a norm becomes a leaf: a module that a leaf's gradient reaches is driven.
-    """
-    leaves: list[tuple[str, Tensor]] = []
-    driven: dict[str, list[str]] = {}
-
-    def find_norms_before(path: str) -> PreHook:
-        def hook(module: Any, args: Any) -> None:
-            given = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
-            given = [t for t in given if t.requires_grad]
-            if not given or not leaves:
-                return
-            grads = torch.autograd.grad(
-                given,
-                [leaf for _, leaf in leaves],
-                list(map(torch.ones_like, given)),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for (norm, _), grad in zip(leaves, grads, strict=True):
-                if grad is not None and path not in driven[norm]:
-                    driven[norm].append(path)
-
-        return hook
-
-    def detach_output(path: str) -> Hook:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            if path not in norms:
-                return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
-            leaf = output.detach().requires_grad_()
-            leaves.append((path, leaf))
-            driven.setdefault(path, [])
-            return leaf.clone()  # which may be written into
-
-        return hook
-
-    ends = [(path, m) for path, m in modules.items() if path in norms or _ends_a_path(m)]
-    with (
-        restored(model, tensors=False, training=False),
-        forward_hooks(
-            before=[(module, find_norms_before(path)) for path, module in ends],
-            after=[(module, detach_output(path)) for path, module in ends],
-        ),
-        torch.enable_grad(),
-    ):
-        call(model, next(inputs.first(1).each_step()))
-    return driven
-
-
-def _ends_a_path(module: nn.Module) -> bool:
-    """Whether a module makes something of its own of what a norm gives: neurons, or weights."""
-    if isinstance(module, Neuron):
-        return hasattr(module, "step")
-    return any(True for _ in module.parameters(recurse=False))
 
 
 def _branches(

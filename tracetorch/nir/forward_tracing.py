@@ -7,18 +7,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import prune
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.core.snapshot import ModelSnapshot
 from tracetorch.snn import Neuron
 from tracetorch.snn.neuron import transient_attributes_of
 from tracetorch.snn.states import named_neurons
 
 IN_PLACE = (operator.iadd, "add_")
-# hooks that compute a module's own weight anew, and nothing else
-_WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 def check_modules(model: nn.Module) -> None:
@@ -26,7 +22,7 @@ def check_modules(model: nn.Module) -> None:
     for path, module in model.named_modules():
         title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            if not isinstance(hook, _WEIGHT_HOOKS):
+            if not isinstance(hook, WEIGHT_HOOKS):
                 problem = f"{title} has the hook {hook!r}, which a graph cannot have"
                 raise ValueError(f"{problem}. Remove it with its handle's remove().")
         if "forward" in vars(module):

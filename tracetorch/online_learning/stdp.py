@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import check_nonnegative, check_number
+from tracetorch.core.checks import check_finite, check_nonnegative, check_number
+from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
@@ -112,13 +115,11 @@ class STDP(TTModule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        if bounds is not None:
-            lowest, highest = (check_number("a bound", each) for each in bounds)
-            if not lowest < highest:
-                raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
-            bounds = lowest, highest
-        if check_nonnegative("mu", mu) > 0 and bounds is None:
-            raise ValueError(f"mu={mu} makes bounds soft, and there are none. Give bounds=(0, 1).")
+        _check_own_weight(connection)
+        bounds = _checked_bounds(bounds)
+        if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
+            problem = "there are none" if bounds is None else f"{bounds} are not finite"
+            raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
         # not registered: it is part of a model, which moves it and has it in its state_dict
         object.__setattr__(self, "connection", connection)
         self.rule = rule
@@ -169,7 +170,7 @@ class STDP(TTModule):
         if isinstance(reward, Tensor):
             reward = reward[None]
         elif reward is not None:
-            reward = torch.tensor([check_number("reward", reward)], dtype=torch.float64)
+            reward = torch.tensor([check_finite("reward", reward)], dtype=torch.float64)
         wrong = next((x for x in (pre, post) if not isinstance(x, Tensor)), None)
         if wrong is not None:
             raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
@@ -202,6 +203,7 @@ class STDP(TTModule):
         """Move the weights by the changes that have added up, within the bounds."""
         if self._potentiation is None or self._depression is None:
             return
+        _check_own_weight(self.connection)
         weight = self.connection.weight.to(self._potentiation)
         # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
         up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
@@ -265,6 +267,13 @@ class STDP(TTModule):
                 f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
                 f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
             )
+        if not isinstance(self.connection, nn.Linear):
+            places = _places(self.connection, pre)
+            if post.shape[3:] != torch.Size(places):
+                raise ValueError(
+                    f"post must be shaped like the output of {self.connection!r}, with places "
+                    f"{places}, got {list(post.shape[2:])} for an input of {list(pre.shape[2:])}."
+                )
         if pre.dtype != post.dtype or pre.device != post.device:
             raise TypeError(
                 f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} "
@@ -286,7 +295,10 @@ class STDP(TTModule):
                 f"{list(pre.shape[:2])}, got {list(reward.shape)}."
             )
         reward = reward.to(pre.device, ARITHMETIC_DTYPE[pre.dtype])
-        return (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
+        reward = (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
+        if not bool(torch.isfinite(reward if mask is None else reward[mask]).all()):
+            raise ValueError("reward must be finite, got a tensor with infinite values or NaN.")
+        return reward
 
     def _traces(self) -> list[SpikeTrace | EligibilityTrace]:
         every = (
@@ -316,13 +328,7 @@ class STDP(TTModule):
     def _rows(self, output: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return values of outputs and inputs, a row for each step, sample and place."""
         rows = lanes(self.connection, output.flatten(0, 1))
-        columns = features(self.connection, given.flatten(0, 1))
-        if len(rows) != len(columns):
-            raise ValueError(
-                f"post must be shaped like the output of {self.connection!r}, got "
-                f"{list(output.shape[2:])} for an input of {list(given.shape[2:])}."
-            )
-        return rows, columns
+        return rows, features(self.connection, given.flatten(0, 1))
 
     def _rewarded(
         self,
@@ -379,6 +385,35 @@ class STDP(TTModule):
             return rows.transpose(1, 2) @ columns
 
         return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
+
+
+def _check_own_weight(connection: Product) -> None:
+    """Raise where the weight is computed from other values: what is written into it is lost."""
+    if is_parametrized(connection) or has_weight_hooks(connection):
+        raise ValueError(
+            f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
+            "its weight follows from other values, and cannot be learned. Remove this first."
+        )
+
+
+def _checked_bounds(bounds: object) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    if not isinstance(bounds, Sequence) or isinstance(bounds, str):
+        raise TypeError(f"bounds must be (lowest, highest), two numbers, got {bounds!r}.")
+    numbers = [check_number("a bound", each) for each in bounds]
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
+    return numbers[0], numbers[1]
+
+
+def _places(conv: nn.Conv2d, pre: Tensor) -> list[int]:
+    """Return height and width of a convolution's output."""
+    padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid"
+    each = zip(
+        *(pre.shape[-2:], conv.kernel_size, conv.stride, padding, conv.dilation), strict=True
+    )
+    return [(n + 2 * pad - dil * (size - 1) - 1) // step + 1 for n, size, step, pad, dil in each]
 
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

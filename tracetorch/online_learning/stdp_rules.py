@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from tracetorch.core.checks import check_flag, check_number
+from tracetorch.core.checks import check_finite, check_flag
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TripletRule:
 
     Raises:
         TypeError: a number is none.
-        ValueError: a time constant is not above 0.
+        ValueError: a number is not finite, or a time constant not above 0.
 
     Example:
         >>> TripletRule.presets["visual cortex, minimal"].a3_plus
@@ -80,7 +80,7 @@ class PairRule:
 
     Raises:
         TypeError: a number is none.
-        ValueError: a time constant is not above 0.
+        ValueError: a number is not finite, or a time constant not above 0.
 
     Example:
         >>> PairRule(a_minus=0.006)
@@ -115,7 +115,7 @@ def _check(rule: PairRule | TripletRule) -> None:
         value = getattr(rule, field.name)
         if field.name == "nearest":
             check_flag(field.name, value)
-        elif check_number(field.name, value) <= 0 and field.name.startswith("tau"):
+        elif check_finite(field.name, value) <= 0 and field.name.startswith("tau"):
             raise ValueError(f"{field.name} must be above 0, in steps, got {value}.")
 
 

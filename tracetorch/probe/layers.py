@@ -11,6 +11,7 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, modules_of, named_modules
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.states import named_neurons
@@ -80,7 +81,7 @@ def _is_spike_function(option: object) -> bool:
 def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -> list[str]:
     """List the paths of the modules in the order in which they first finish a step.
 
-    Runs one step from the current states, in evaluation mode and without a graph, and restores the
+    Runs one step from rest, in evaluation mode and without a graph, and restores the
     attributes of every module.
 
     Raises:
@@ -103,5 +104,6 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
         restored(model, tensors=False, training=False),
         torch.no_grad(),
     ):
+        zero_states(model)  # those held may be of another batch
         call(model, next(inputs.first(1).each_step()))
     return list(order)
