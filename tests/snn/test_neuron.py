@@ -682,3 +682,24 @@ def test_annealed_surrogate_takes_effect() -> None:
 def test_any_callable_is_a_spike_function() -> None:
     neurons = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
     assert neurons(torch.tensor([[1.2, 1.6]])).tolist() == [[0.0, 1.0]]
+
+
+def test_fixed_option_cannot_be_assigned_anew() -> None:
+    class Sized(snn.Neuron):
+        states = ("mem",)
+
+        def __init__(self, num_neurons: int) -> None:
+            super().__init__(num_neurons)
+            self.option("size", 3, fixed=True)
+            self.option("gain", 2.0)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, *, size: int, gain: float) -> tuple[Tensor, Tensor]:
+            return gain * x, mem + size
+
+    neurons = Sized(2)
+    neurons.gain = 3.0
+    with pytest.raises(AttributeError, match="size is fixed by the constructor: tensors of the "):
+        neurons.size = 4
+    assert neurons(torch.ones(1, 2)).tolist() == [[3.0, 3.0]]
+    assert copy.deepcopy(neurons).size == 3
