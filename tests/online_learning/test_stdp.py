@@ -415,7 +415,7 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
     [
         ((nn.ReLU(),), {}, TypeError, r"connection must be an nn\.Linear, .* got ReLU"),
         ((nn.Conv2d(2, 2, 1, groups=2),), {}, TypeError, "with groups=1 and"),
-        ((weight_norm(nn.Linear(2, 2)),), {}, TypeError, "not parametrized"),
+        ((weight_norm(nn.Linear(2, 2)),), {}, ValueError, "is parametrized, pruned, or has"),
         ((nn.Linear(2, 2), "pair"), {}, TypeError, "rule must be a PairRule or a TripletRule"),
         ((nn.Linear(2, 2),), {"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
         ((nn.Linear(2, 2),), {"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),

@@ -106,16 +106,17 @@ class STDP(TTModule):
         tau_eligibility: float | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(connection, nn.Module):
+            _check_own_weight(connection)
         if not isinstance(connection, nn.Module) or not is_product(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
-                f"zeros, in numbers, not parametrized, got {connection!r}."
+                f"zeros, in numbers, got {connection!r}."
             )
         if not isinstance(rule, PairRule | TripletRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        _check_own_weight(connection)
         bounds = _checked_bounds(bounds)
         if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
             problem = "there are none" if bounds is None else f"{bounds} are not finite"
@@ -387,7 +388,7 @@ class STDP(TTModule):
         return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
 
 
-def _check_own_weight(connection: Product) -> None:
+def _check_own_weight(connection: nn.Module) -> None:
     """Raise where the weight is computed from other values: what is written into it is lost."""
     if is_parametrized(connection) or has_weight_hooks(connection):
         raise ValueError(
