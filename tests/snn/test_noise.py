@@ -295,7 +295,8 @@ def test_channels_last_has_the_noise_of_the_same_places() -> None:
 @pytest.mark.parametrize("seed", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_compiled_by_torch(seed: int | None) -> None:
     torch._dynamo.reset()
-    layer, x = made(seed=seed), sequence(4, 2, 3, dtype=torch.float32)
+    # many samples: fresh noise may leave the spikes of a few as they were
+    layer, x = made(seed=seed), sequence(4, 100, 3, dtype=torch.float32)
 
     def run(x: Tensor) -> Any:
         tt.zero_states(layer)
