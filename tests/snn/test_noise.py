@@ -295,7 +295,7 @@ def test_channels_last_has_the_noise_of_the_same_places() -> None:
 @pytest.mark.parametrize("seed", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_compiled_by_torch(seed: int | None) -> None:
     torch._dynamo.reset()
-    # many samples: fresh noise may leave the spikes of a few as they were
+    # many samples: a few may have the same spikes with fresh noise
     layer, x = made(seed=seed), sequence(4, 100, 3, dtype=torch.float32)
 
     def run(x: Tensor) -> Any:
