@@ -65,6 +65,7 @@ __all__ = [
     "saved_tensor_hooks_enabled",
     "scan",
     "unsafe_view",
+    "version_of",
 ]
 
 P = ParamSpec("P")
@@ -148,6 +149,11 @@ def is_tracing() -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
     return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to; ``None`` for one that inference mode made."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def lowest_wrapped(tensor: Tensor) -> Tensor:

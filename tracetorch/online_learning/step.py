@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.core.torch_private import global_hooks
+from tracetorch.core.torch_private import global_hooks, version_of
 from tracetorch.core.walk import Opaque, join_path, named_modules, named_parameters
 from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
 from tracetorch.online_learning.lanes import (
@@ -32,7 +32,7 @@ Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 
 Link: TypeAlias = tuple[str, nn.Linear]
 
-Marks: TypeAlias = list[tuple[Tensor | None, int]]
+Marks: TypeAlias = list[tuple[Tensor | None, int | None]]
 """The states of a layer, with their versions: an assignment and an edit in place show."""
 
 _NO_TRACE = "no trace of earlier steps"
@@ -317,7 +317,7 @@ class Step:
                 if s is None
                 else s.detach()
                 for name in layer.states
-                for s, _ in [entered.get(name, (None, 0))]
+                for s, _ in [entered.get(name, (None, None))]
             ]
             values = layer.step_kwargs(x.ndim, dtype)
             # what mixes samples cannot show in a batch of one
@@ -500,11 +500,7 @@ def states_of(layer: Neuron) -> list[Tensor | None]:
 
 
 def _marks(layer: Neuron) -> Marks:
-    # a tensor of inference mode counts no versions
-    return [
-        (state, -1 if state is None or state.is_inference() else state._version)
-        for state in states_of(layer)
-    ]
+    return [(state, None if state is None else version_of(state)) for state in states_of(layer)]
 
 
 def _same(now: Marks, then: Marks) -> bool:

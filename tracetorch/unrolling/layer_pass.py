@@ -110,12 +110,11 @@ class LayerPass(Opaque):
         """Unfold time of an input beside ``x``; what is the same in all steps stays as it is."""
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        folded = value.shape[0] == x.shape[0]
+        folded, samples = value.shape[0] == x.shape[0], x.shape[0] // self.steps
         if value.ndim == x.ndim and folded:
-            return value.reshape((self.steps, x.shape[0] // self.steps, *value.shape[1:]))
+            return value.reshape((self.steps, samples, *value.shape[1:]))
         # Of fewer dimensions it may be one value per neuron, or, with one sample, time folded into
         # samples, which would then be taken for neurons.
-        samples = x.shape[0] // self.steps
         constant = value.shape[0] in (1, samples) or value.ndim < x.ndim
         if not constant or (folded and self.steps > 1 and samples == 1):
             raise ValueError(

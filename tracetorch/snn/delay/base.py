@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize
 
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.torch_private import FakeTensor, functorch, is_tracing, lowest_wrapped
+from tracetorch.core.torch_private import (
+    FakeTensor,
+    functorch,
+    is_tracing,
+    lowest_wrapped,
+    version_of,
+)
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, Value, Weight
 
@@ -71,6 +77,7 @@ class DelayingLayer(Neuron):
         # A number, for one on a device would have to be waited for at every step, and a buffer, for
         # the state_dict. Whatever else writes to the buffer is noticed by its identity and version.
         self._buffers["sigma"] = torch.zeros(())
+        self.__dict__["_sigma"] = 0.0
         self.sigma = sigma
         self.state_tail = (max_delay,)
         if learnable:
@@ -147,9 +154,8 @@ class DelayingLayer(Neuron):
                 "one sigma, or run them one after the other."
             )
         # a buffer rounds the number that it was written with
-        if found != float(values.new_tensor(self.__dict__.get("_sigma", found))):
+        if found != float(values.new_tensor(self.__dict__["_sigma"])):
             self.__dict__["_sigma"] = check_nonnegative("sigma", found, unit="steps")
-        self.__dict__.setdefault("_sigma", found)
         self.__dict__["_known_sigma"] = (buffer, _version(buffer))
 
     def _write_sigma(self) -> None:
@@ -218,9 +224,8 @@ class DelayingLayer(Neuron):
 
 
 def _version(buffer: Tensor) -> int | None:
-    """Return how often a tensor has been written to; ``None`` where nobody counts that."""
-    uncounted = buffer.is_inference() or functorch.is_functorch_wrapped_tensor(buffer)
-    return None if uncounted else buffer._version
+    """Return how often a buffer has been written to; ``None`` where nobody counts that."""
+    return None if functorch.is_functorch_wrapped_tensor(buffer) else version_of(buffer)
 
 
 def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) -> Tensor:
