@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
+from tracetorch.core.files import check_regular_file
 
 # The first bytes of what torch.save writes, today and before PyTorch 1.6
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -28,9 +29,7 @@ def read(
         FileNotFoundError: there is no such file.
         ValueError: the file is neither, or damaged.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {str(file)!r}.")
+    file = check_regular_file(path, "a file of tensors")
     with file.open("rb") as opened:
         start = opened.read(9)
     # A safetensors file has a brace behind the eight bytes of its header's length, which may

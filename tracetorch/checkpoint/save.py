@@ -12,7 +12,7 @@ from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.tensors import named_tensors, shared_names
 from tracetorch.checkpoint.wrappers import renamed, unwrapped
 from tracetorch.core.checks import check_module
-from tracetorch.core.files import atomic_replace
+from tracetorch.core.files import atomic_replace, save_safetensors
 from tracetorch.core.version import __version__
 from tracetorch.snn.states import get_states
 
@@ -45,8 +45,6 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
         ...     load(f"{folder}/net.safetensors", nn.Sequential(nn.Linear(4, 3), LIF(3))).missing
         ()
     """
-    from safetensors.torch import save_file
-
     check_module(model)
     model = unwrapped(model)
     named = named_tensors(model)
@@ -71,6 +69,6 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
         describe_modules(model),
     ).dumps()
     with atomic_replace(path) as unfinished:
-        save_file(
+        save_safetensors(
             tensors, unfinished, {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
         )

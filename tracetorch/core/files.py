@@ -1,20 +1,37 @@
-"""Write files atomically: whole, or not at all."""
+"""Write files atomically: whole, or not at all; and check that what is read is a file."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from torch import Tensor
+
+# what the system says of a full disk, a quota, a limit of the process, or a fault of the medium
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
 def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Replace a file atomically: write to the path this gives, which is moved once it is whole.
 
-    When the block fails, or the process is killed in it, the file at ``path`` is unchanged.
-    The file has the mode that ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
+    When the block fails, or the process is killed in it, the file at ``path`` is unchanged. Of
+    several writers of one path each writes a file of its own, and the last one stays. A symbolic
+    link stays a link: the file that it leads to is replaced. The file has the mode that
+    ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
 
     Args:
         path: the file to make or to replace; its folder exists.
@@ -22,6 +39,7 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: there is no such folder.
         IsADirectoryError: ``path`` is a folder.
+        OSError: ``path`` is a pipe or a device, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -31,30 +49,95 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     Path(folder, "note.txt").read_text()
         'whole'
     """
-    target = Path(path)
+    target = link_target(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(target.parent)!r}. Make it first.")
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(target)!r} is a folder. Name a file in it.")
-    unfinished = target.with_name(f".{os.getpid()}.{target.name}")  # the suffix tells the format
+    kind = _kind_of(target)
+    if kind == "a folder":
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder. Name a file in it.")
+    if kind:
+        raise OSError(f"{os.fspath(path)!r} is {kind}, which cannot be replaced. Name a file.")
+    before = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    unfinished = _new_file_beside(target, 0o666 if before is None else before)
     try:
-        mode = _mode_of(target, unfinished)
+        # a new file shows what the umask and the folder leave; reading the umask would change it
+        mode = stat.S_IMODE(unfinished.stat().st_mode) if before is None else before
         yield unfinished
+        # safetensors, for one, writes 0600
         if stat.S_IMODE(unfinished.stat().st_mode) != mode:
             # not every file system has modes, and a whole file matters more than its mode
             with suppress(OSError):
                 unfinished.chmod(mode)
         os.replace(unfinished, target)
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _mode_of(target: Path, unfinished: Path) -> int:
-    """Return the mode that ``open(target, "w")`` leaves; safetensors, for one, writes 0600."""
-    if target.exists():
-        return stat.S_IMODE(target.stat().st_mode)
-    # a new file shows what the umask and the folder leave; reading the umask would change it
-    unfinished.touch()
-    mode = stat.S_IMODE(unfinished.stat().st_mode)
-    unfinished.unlink()
-    return mode
+def link_target(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path leads to through symbolic links, where there is one or not.
+
+    Raises:
+        OSError: the links lead in a circle.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    return target
+
+
+def check_regular_file(path: str | os.PathLike[str], content: str = "a file") -> Path:
+    """Return the path of a file to read; raise where it is none.
+
+    To open a pipe would wait for ever where nobody writes to it, and a device may have no end.
+
+    Args:
+        path: the file, or a symbolic link to one.
+        content: what the file should be, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, a pipe, a socket or a device.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file {str(file)!r}.")
+    kind = _kind_of(file)
+    if kind:
+        raise ValueError(f"{str(file)!r} is {kind}, not {content}.")
+    return file
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file; a full disk is an ``OSError``, as it is for other files."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # the only kind it has: the number is in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None or os.name != "posix":
+            raise OSError(f"{str(path)!r} cannot be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return what a path is other than a regular file; ``None`` for one, and for nothing."""
+    return _KINDS.get(stat.S_IFMT(path.stat().st_mode)) if path.exists() else None
+
+
+def _new_file_beside(target: Path, mode: int) -> Path:
+    """Make an empty file in the folder of ``target``, under a name that no other writer has."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    while True:
+        # the suffix tells the format
+        path = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
+        with suppress(FileExistsError):
+            os.close(os.open(path, flags, mode))
+            return path

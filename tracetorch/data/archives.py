@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+from tracetorch.core.files import DISK_ERRORS, link_target
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -55,6 +57,7 @@ def find(archive: Archive, folder: Path, *, name: str, download: bool) -> Path:
     Raises:
         FileNotFoundError: the contents are missing, and ``download`` is false.
         ConnectionError: the archive cannot be downloaded.
+        OSError: the disk is full, or another error of the file system.
         ValueError: the downloaded archive is damaged.
     """
     path = folder / archive.contents
@@ -71,14 +74,17 @@ def find(archive: Archive, folder: Path, *, name: str, download: bool) -> Path:
 
 def fetch(archive: Archive, folder: Path) -> None:
     """Download an archive and unpack it into ``folder``; a failed call leaves nothing behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    destination = link_target(folder / archive.contents)
+    destination.parent.mkdir(parents=True, exist_ok=True)
     # beside its destination, so that the contents can be moved there in one step
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as workspace:
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as workspace:
         download = Path(workspace) / "archive"
         try:
             with urllib.request.urlopen(archive.url) as source, download.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (URLError, OSError) as error:
+            if error.errno in DISK_ERRORS:
+                raise OSError(error.errno, error.strerror, str(folder)) from error
             raise ConnectionError(
                 f"{archive.url} cannot be downloaded: {error}. Fetch it by other means and unpack "
                 f"it into {folder}."
@@ -105,7 +111,11 @@ def fetch(archive: Archive, folder: Path) -> None:
             ) from error
         if not (unpacked / archive.contents).exists():
             raise ValueError(f"{archive.url} holds no {archive.contents}; nothing was kept.")
-        os.replace(unpacked / archive.contents, folder / archive.contents)
+        try:
+            os.replace(unpacked / archive.contents, destination)
+        except OSError:  # a folder that another thread or process has unpacked meanwhile
+            if not destination.is_dir():
+                raise
 
 
 def checksum(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from tracetorch.core.files import check_regular_file
 from tracetorch.data.archives import Archive
 from tracetorch.data.event_files import EventFiles
 from tracetorch.data.events import Events, structured_events
@@ -93,6 +94,7 @@ def read_gesture(path: Path) -> Events:
     Raises:
         ValueError: the file is damaged.
     """
+    check_regular_file(path, "a recording")
     try:
         # no pickles: loading one from a download would run code
         content = np.load(path, allow_pickle=False)

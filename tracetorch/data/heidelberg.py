@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
 from tracetorch.data.archives import Archive, check_part, find
 from tracetorch.data.events import Events, structured_events
@@ -61,7 +62,8 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
 
         # HDF5 handles do not survive a fork: every process of a DataLoader opens its own
         if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), h5py.File(self.path, "r")
+            path = check_regular_file(self.path, "an HDF5 file")
+            self._open = os.getpid(), h5py.File(path, "r")
         return self._open[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from tracetorch.core.files import check_regular_file
 from tracetorch.data.archives import Archive
 from tracetorch.data.event_files import EventFiles
 from tracetorch.data.events import Events, structured_events
@@ -97,7 +98,7 @@ def read_nmnist(path: Path) -> Events:
     Raises:
         ValueError: the file is damaged.
     """
-    content = np.fromfile(path, np.uint8)
+    content = np.fromfile(check_regular_file(path, "a recording"), np.uint8)
     if len(content) % 5:
         raise ValueError(
             f"{path} is damaged: it has {len(content)} bytes, not a multiple of 5. "

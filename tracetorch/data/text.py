@@ -18,7 +18,7 @@ def text(path: str | Path | None = None) -> Tensor:
     are joined in alphabetical order, about 460 kB.
 
     Args:
-        path: any file; ``None`` for the manual.
+        path: any file; a pipe is read to its end; ``None`` for the manual.
 
     Shape:
         uint8 ``[n]``.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import plot
+from tracetorch.core.files import atomic_replace
 from tracetorch.demo.network import ConvSNN, record_spikes
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
         axes.text(shown - 0.6, height, str(digit), color=colour, va="center")
     _time_axis(axes, steps, shown + 1)  # room for the labels
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Software": None})
+    with atomic_replace(path) as unfinished:
+        figure.savefig(unfinished, metadata={"Software": None})
 
 
 def _time_axis(axes: Axes, steps: int, end: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
-from tracetorch.core.files import atomic_replace
+from tracetorch.core.files import atomic_replace, save_safetensors
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 
@@ -163,19 +164,13 @@ def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
         OSError: the file cannot be written, because the disk is full for example.
 
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
     keeps = previous is not None and path.exists()
     with atomic_replace(path) as unfinished:
-        try:
-            save_file(model.state_dict(), unfinished)
-        except SafetensorError as error:  # the only kind it has, also for a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
-        # the new file is whole: from here on nothing can be lost
+        save_safetensors(model.state_dict(), unfinished)
         if keeps and previous is not None:
-            path.replace(previous)
+            with atomic_replace(previous) as copy:
+                shutil.copyfile(path, copy)
     return keeps
 
 

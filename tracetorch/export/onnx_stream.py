@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracetorch.core.checks import suggestion
+from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
 from tracetorch.export.interface import (
     METADATA_KEY,
@@ -67,9 +68,7 @@ class OnnxStream:
         threads: int = 1,
     ) -> None:
         require("onnxruntime", extra="export", by="tt.export.OnnxStream")
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"there is no file {str(self.path)!r}.")
+        self.path = check_regular_file(path, "an ONNX file")
         self._session = _open_session(self.path, list(providers), threads)
         self.interface = _read_interface(self._session, self.path)
         # None before the first step: only the first input gives the batch size.

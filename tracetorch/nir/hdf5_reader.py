@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import os
 import struct
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+
+from tracetorch.core.files import check_regular_file
 
 _MAX_DEPTH = 80  # groups in groups: 32 graphs, each with its "nodes"
 _MIN_ENTRY = 40  # bytes that the name of a group or data set takes at least
@@ -25,9 +26,7 @@ _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the dictionary in a file; raise ``ValueError`` where it is damaged or no NIR file."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder, not a NIR file.")
+    path = check_regular_file(path, "a NIR file")
     size = path.stat().st_size
     try:
         with h5py.File(path, "r") as file, path.open("rb") as raw:

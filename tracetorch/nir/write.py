@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -144,8 +145,11 @@ def save(
     graph = to_nir(model, sample, dt=dt, mode=mode, **options)
     import nir
 
+    # HDF5 keeps a file that it failed to write, and ends the process when it closes it: no disk
+    file = io.BytesIO()
+    nir.write(file, graph)
     with atomic_replace(path) as unfinished:
-        nir.write(str(unfinished), graph)
+        unfinished.write_bytes(file.getbuffer())
 
 
 def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:

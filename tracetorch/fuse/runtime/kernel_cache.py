@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, cast
 from tracetorch.core.files import atomic_replace
 from tracetorch.fuse.codegen.task_function import task_function
 
-# unfinished files of atomic_replace have a number in front
-_FILE = re.compile(r"(?:\.\d+\.)?([a-z_]+_[0-9a-f]{20})\.")
+# unfinished files of atomic_replace have a hexadecimal number in front
+_FILE = re.compile(r"(?:\.[0-9a-f]+\.)?([a-z_]+_[0-9a-f]{20})\.")
 
 _log = logging.getLogger("tracetorch")
 _lock = threading.RLock()
