@@ -1,15 +1,61 @@
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
+import signal
+import socket
 import stat
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import tracetorch as tt
+from tests.core.writers import ALL, OLD, SLOW, WRITERS, model, source
+from tests.data.files import nmnist_bytes, write_gesture, write_heidelberg
 from tracetorch import snn
-from tracetorch.core.files import atomic_replace
+from tracetorch.core.files import atomic_replace, check_regular_file
+from tracetorch.data.dvs_gesture import read_gesture
+from tracetorch.data.nmnist import read_nmnist
+
+# what makes a file, and what reads it, by its name
+READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
+    "model.safetensors": (ALL["model.safetensors"], lambda path: tt.load(path, model())),
+    "model.pt": (
+        lambda path: torch.save(model().state_dict(), path),
+        lambda path: tt.load(path, model()),
+    ),
+    "exact.nir": (ALL["exact.nir"], lambda path: tt.nir.from_nir(path, dt=1e-4)),
+    "shd_train.h5": (
+        lambda path: write_heidelberg(path, [[(0.5, 1)]]),
+        lambda path: tt.data.SHD(path.parent),
+    ),
+    "1.bin": (lambda path: path.write_bytes(nmnist_bytes([(1, 2, 3, 1)] * 3)), read_nmnist),
+    "2.npy": (lambda path: write_gesture(path, [(1, 2, 1, 3.0)]), read_gesture),
+}
+ALL_READERS = READERS | {"model.onnx": (ALL["model.onnx"], tt.export.OnnxStream)}
+
+
+@cache
+def whole_file(name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        ALL_READERS[name][0](path)
+        return path.read_bytes()
+
+
+def slowly(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 def interrupted_write(path: Path) -> None:
@@ -43,7 +89,7 @@ def mode(path: Path) -> int:
 
 def write_private(path: Path) -> None:
     with atomic_replace(path) as unfinished:
-        unfinished.touch(0o600)  # as safetensors does
+        unfinished.chmod(0o600)  # as safetensors does
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
@@ -92,3 +138,181 @@ def test_path_must_be_a_file_in_an_existing_folder(tmp_path: Path) -> None:
         atomic_replace(tmp_path / "absent" / "note.txt"),
     ):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
+@pytest.mark.parametrize("writer", [*WRITERS, *map(slowly, SLOW)])
+def test_a_symbolic_link_stays_a_link(tmp_path: Path, writer: str) -> None:
+    real, links = tmp_path / "real" / "place", tmp_path / "links" / "place"
+    real.mkdir(parents=True)
+    links.mkdir(parents=True)
+    path, target = links / writer, real / writer
+    path.symlink_to(Path("../../real/place") / writer)
+    ALL[writer](path)  # makes the file that the link leads to
+    assert path.is_symlink()
+    assert target.is_file()
+    content = target.read_bytes()
+    target.write_bytes(OLD)
+    ALL[writer](path)
+    assert path.is_symlink()
+    assert not target.is_symlink()
+    assert len(target.read_bytes()) == pytest.approx(len(content), rel=0.01)
+    assert [*real.iterdir(), *links.iterdir()] == [target, path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
+def test_links_to_links_and_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to(tmp_path / "note.txt")
+    with atomic_replace(tmp_path / "first") as unfinished:
+        unfinished.write_text("note")
+    assert (tmp_path / "note.txt").read_text() == "note"
+    assert (tmp_path / "first").is_symlink()
+    (tmp_path / "note.txt").unlink()
+    (tmp_path / "note.txt").symlink_to("first")
+    with (
+        pytest.raises(OSError, match=r"ymbolic links.*first"),
+        atomic_replace(tmp_path / "first"),
+    ):
+        pass
+    assert (tmp_path / "first").is_symlink()
+
+
+@pytest.mark.parametrize("writer", [*WRITERS, *map(slowly, SLOW)])
+def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "place" / writer
+    path.parent.mkdir()
+    source(path)
+    ALL[writer](path)
+    size = len(path.read_bytes())
+    calls = 2 if writer in SLOW else 8
+    with ThreadPoolExecutor(calls) as pool:
+        for result in [pool.submit(ALL[writer], path) for _ in range(calls)]:
+            result.result()
+    assert len(path.read_bytes()) == pytest.approx(size, rel=0.01)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    with atomic_replace(path) as first, atomic_replace(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+        assert first.suffix == second.suffix == ".txt"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [
+        (1000, ["exact.nir", "model.safetensors"]),
+        pytest.param(1000, [*ALL], marks=pytest.mark.slow),
+        pytest.param(0, [*WRITERS], marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_is_an_os_error(tmp_path: Path, limit: int, names: list[str]) -> None:
+    """Each writer fails in a process of its own, which must then end as it always does."""
+    command = [sys.executable, "-m", "tests.core.writers", str(tmp_path), str(limit), *names]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    results = json.loads(run.stdout)
+    assert list(results) == names
+    for name, result in results.items():
+        assert result["exit"] == 0, (name, run.stderr)
+        assert result["os"], (name, result)
+        assert result["errno"] == errno.EFBIG, (name, result)
+        assert "place" in result["text"], (name, result)
+        assert result["old"], (name, result)
+        assert not result["others"], (name, result)
+
+
+def pipe(path: Path, whole: bytes) -> None:
+    os.mkfifo(path)
+
+
+def socket_file(path: Path, whole: bytes) -> None:
+    where = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket has a hundred characters at most
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(path.name)
+    os.chdir(where)
+
+
+NOT_FILES: dict[str, Callable[[Path, bytes], Any]] = {
+    "a folder": lambda path, whole: path.mkdir(),
+    "a pipe": pipe,
+    "a socket": socket_file,
+    "a device": lambda path, whole: path.symlink_to("/dev/zero"),
+}
+DAMAGED: dict[str, Callable[[Path, bytes], Any]] = {
+    "empty": lambda path, whole: path.write_bytes(b""),
+    "cut in half": lambda path, whole: path.write_bytes(whole[: len(whole) // 2 + 1]),
+    "without its end": lambda path, whole: path.write_bytes(whole[:-1]),
+}
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Interrupt a test that waits."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are those of POSIX")
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", NOT_FILES)
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "thing"
+    NOT_FILES[kind](path, b"")
+    with pytest.raises(ValueError, match=rf"thing' is {kind}, not a poem\."):
+        check_regular_file(path, "a poem")
+    kept = path.lstat().st_ino
+    with pytest.raises(OSError, match=rf"thing' is {kind}"), atomic_replace(path):
+        pass
+    assert path.lstat().st_ino == kept
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are those of POSIX")
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", [*NOT_FILES, *DAMAGED])
+@pytest.mark.parametrize("reader", [*READERS, pytest.param("model.onnx", marks=pytest.mark.slow)])
+def test_readers_refuse_what_is_no_file_and_what_is_damaged(
+    tmp_path: Path, reader: str, kind: str
+) -> None:
+    if (reader, kind) == ("1.bin", "empty"):
+        pytest.skip("a recording without events is empty")
+    path, read, whole = tmp_path / reader, ALL_READERS[reader][1], whole_file(reader)
+    path.write_bytes(whole)
+    read(path)
+    path.unlink()
+    (NOT_FILES | DAMAGED)[kind](path, whole)
+    if kind in NOT_FILES:
+        with pytest.raises(ValueError, match=rf"is {kind}, not "):
+            read(path)
+    else:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read(path)
+
+
+@pytest.mark.parametrize("reader", [*READERS, "model.onnx"])
+def test_readers_name_a_file_that_is_missing(tmp_path: Path, reader: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        ALL_READERS[reader][1](tmp_path / reader)
+
+
+def test_a_pipe_of_text_is_read_to_its_end(tmp_path: Path) -> None:
+    """``<(zcat book.gz)`` of a shell is a pipe; the reader of text takes any stream."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"text",))
+    writer.start()
+    assert bytes(tt.data.text(tmp_path / "pipe").tolist()) == b"text"
+    writer.join()

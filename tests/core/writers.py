@@ -119,7 +119,7 @@ def main(folder: Path, limit: int, names: list[str]) -> None:
         report = place.parent / f"{name}.json"
         results[name] = json.loads(report.read_text()) if report.exists() else {}
         results[name]["exit"] = os.waitstatus_to_exitcode(status)
-    print(json.dumps(results))
+    sys.stdout.write(json.dumps(results))
 
 
 if __name__ == "__main__":

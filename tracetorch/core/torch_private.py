@@ -7,6 +7,8 @@ tensors that PyTorch's documentation and its extensions rely on are used where t
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -60,6 +62,7 @@ __all__ = [
     "is_tracing",
     "lowest_wrapped",
     "make_wrapper_tensor",
+    "one_trace_at_a_time",
     "pytree",
     "retrieve_all_functorch_interpreters",
     "saved_tensor_hooks_enabled",
@@ -191,6 +194,24 @@ def decomposition_of(operation: Any) -> Callable[..., Any] | None:
     from torch._decomp import decomposition_table
 
     return decomposition_table.get(operation)
+
+
+_tracing = threading.RLock()
+
+
+def one_trace_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that traces wait for another thread's trace to end.
+
+    ``torch.fx`` replaces methods of ``nn.Module``, and ``torch.export`` keeps what it has seen in
+    globals: two threads would trace each other's modules.
+    """
+
+    @functools.wraps(function)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _tracing:
+            return function(*args, **kwargs)
+
+    return waiting
 
 
 # Marks for torch.compile, set without importing the compiler before it is used

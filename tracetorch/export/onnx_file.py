@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.core.torch_private import pytree
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
 from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
 from tracetorch.export.step import export_step
@@ -22,6 +22,7 @@ from tracetorch.unrolling.inputs import parse_inputs
 _MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
 
 
+@one_trace_at_a_time
 def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     """Write one time step of ``model`` as an ONNX file, its states named inputs and outputs.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tracetorch.core.torch_private import pytree, scan
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree, scan
 from tracetorch.export.signature import BATCHES, resized
 from tracetorch.export.step import dynamic_sizes, export_step
 from tracetorch.export.trace_errors import explain_trace_errors
@@ -18,6 +18,7 @@ from tracetorch.unrolling.inputs import parse_inputs
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
 
 
+@one_trace_at_a_time
 def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
     """Export ``model`` over a whole sequence, with explicit states and a free number of steps.
 

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import pytree
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.export.signature import BATCHES, StepSignature, resized, step_signature
 from tracetorch.export.tensor_spec import TensorSpec
@@ -60,6 +60,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
     return export_step(model, sample)[0]
 
 
+@one_trace_at_a_time
 def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSignature]:
     """Export one step as :func:`step` does; return the program and its signature."""
     check_module(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx, nn
 
 from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.core.snapshot import ModelSnapshot
+from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.snn import Neuron
 from tracetorch.snn.neuron import transient_attributes_of
 from tracetorch.snn.states import named_neurons
@@ -32,6 +34,7 @@ def check_modules(model: nn.Module) -> None:
             raise ValueError(f"{title} has a forward put in the place of its class's. {way}")
 
 
+@one_trace_at_a_time
 def trace_forward(model: nn.Module) -> fx.GraphModule:
     """Return the program of ``forward``; raise where it cannot be followed or changes the model.
 
@@ -73,7 +76,24 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Take neurons, graphs and what comes with PyTorch as nodes; look into all else."""
+    """Take neurons, graphs and what comes with PyTorch as nodes; look into all else.
+
+    torch.fx catches the calls of all modules there are: those of other threads pass by.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
