@@ -127,7 +127,7 @@ def test_files_of_other_kinds_are_refused(data: bytes, message: str, tmp_path: P
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent'"):
         tt.load(tmp_path / "absent", model())
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(ValueError, match="is a folder, not a file of tensors"):
         tt.load(tmp_path, model())
 
 

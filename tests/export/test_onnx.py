@@ -413,6 +413,53 @@ def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_pat
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"shape": ["batch", 17_000_000_000], "dtype": "float32"},
+        {"shape": ["999999999*batch", 3], "dtype": "float32"},
+        {"shape": [17_000_000_000, 3], "dtype": "float32"},
+        {"shape": ["batch", "batch"], "dtype": "float32"},
+        {"shape": ["batch", 3, 17_000_000_000], "dtype": "float32"},
+        {"shape": ["batch"], "dtype": "float32"},
+        {"shape": ["batch", 3], "dtype": "float64"},
+        {"shape": ["batch", 3], "dtype": "int64"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["inputs", "states"])
+def test_metadata_agree_with_the_graph(kind: str, spec: Any, lif: Path, tmp_path: Path) -> None:
+    """A file of a few kilobytes may not ask for gigabytes at the first step."""
+    file = onnx.load(lif)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    fields = json.loads(entry.value)
+    name = next(iter(fields[kind]))
+    fields[kind][name] = spec
+    entry.value = json.dumps(fields)
+    onnx.save(file, tmp_path / "wrong.onnx")
+    with pytest.raises(ValueError, match=rf"wrongly: its graph has '{name}' of shape \["):
+        tt.export.OnnxStream(tmp_path / "wrong.onnx")
+
+
+def test_values_that_a_state_cannot_hold_are_refused(lif: Path, tmp_path: Path) -> None:
+    file = onnx.load(lif)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    entry.value = json.dumps({**json.loads(entry.value), "initial": {"mem": [[1e300, 0, 0]]}})
+    onnx.save(file, tmp_path / "wrong.onnx")
+    with pytest.raises(ValueError, match=r"'mem' starts from values that float32 cannot hold"):
+        tt.export.OnnxStream(tmp_path / "wrong.onnx")
+
+
+def test_a_graph_may_fix_the_batch_or_call_it_anything(lif: Path, tmp_path: Path) -> None:
+    for dim in ({"dim_value": 2}, {"dim_param": "N"}, {"dim_param": ""}):
+        file = onnx.load(lif)
+        for value in (*file.graph.input, *file.graph.output):
+            value.type.tensor_type.shape.dim[0].CopyFrom(onnx.TensorShapeProto.Dimension(**dim))
+        onnx.save(file, tmp_path / "fixed.onnx")
+        x = torch.rand(2, 3)
+        y = tt.export.OnnxStream(tmp_path / "fixed.onnx")(x)
+        assert torch.equal(y, tt.export.OnnxStream(lif)(x))
+
+
 class Returns(nn.Module):
     """Return outputs of some type, which an ONNX file may not support."""
 

@@ -17,6 +17,7 @@ import tracetorch as tt
 from tests.cases import sequence
 from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated
 from tracetorch import snn
+from tracetorch.nir.graph import KINDS
 from tracetorch.nir.modules import Membrane
 
 
@@ -594,6 +595,51 @@ def test_unknown_nodes_fields_and_nestings() -> None:
     )
     with pytest.raises(ValueError, match=r"two nodes would be called 'a.b'"):
         tt.nir.from_nir(clash, dt=DT)
+
+
+NODES: dict[str, Any] = {kind: make((3,)) for kind, make in NEURONS.items()} | {
+    "Affine": nir.Affine(np.ones((3, 3)), np.ones(3)),
+    "Conv1d": nir.Conv1d(3, np.ones((1, 1, 1)), 1, 0, 1, 1, np.ones(1)),
+    "Conv2d": nir.Conv2d((3, 3), np.ones((1, 1, 1, 1)), 1, 0, 1, 1, np.ones(1)),
+    "Linear": nir.Linear(np.ones((3, 3))),
+    "Scale": nir.Scale(np.ones(3)),
+    "Threshold": nir.Threshold(np.ones(3)),
+}
+SHAPES: dict[str, tuple[int, ...]] = {"Conv1d": (1, 3), "Conv2d": (1, 3, 3)}
+FIELDS = [(kind, field) for kind, node in NODES.items() for field in KINDS[kind][0]
+          if hasattr(node, field) and not field.startswith("tau")]  # fmt: skip
+
+
+@pytest.mark.parametrize("extreme", [1e300, -1e300])
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
+def test_a_finite_value_does_not_become_infinite(kind: str, field: str, extreme: float) -> None:
+    """A model is in float32 unless all of its parameters are float64."""
+    node, shape = copy.deepcopy(NODES[kind]), SHAPES.get(kind, (3,))
+    for name in KINDS[kind][0]:
+        if hasattr(node, name):
+            setattr(node, name, getattr(node, name).astype(np.float32))
+    setattr(node, field, np.full_like(getattr(node, field), extreme, np.float64))
+    name = field if kind in ("Scale", "Threshold") else rf"(pos_threshold|{field})"
+    single = nir.Scale(np.ones(shape, np.float32))
+    given = line(node, single, into=shape, out=shape)
+    with pytest.raises(ValueError, match=rf"node 'n0' \({kind}\): {name} holds -?1e\+300, which"):
+        tt.nir.from_nir(given, dt=DT)
+    for name in KINDS[kind][0]:
+        if hasattr(node, name):
+            setattr(node, name, getattr(node, name).astype(np.float64))
+    model = tt.nir.from_nir(line(node, into=shape, out=shape), dt=DT)
+    assert max(p.abs().max().item() for p in model.parameters()) == 1e300
+
+
+def test_a_restored_layer_is_checked_too() -> None:
+    layer = snn.LIF(3).double()
+    with torch.no_grad():
+        layer.raw_pos_threshold.fill_(1e300)
+    written = tt.nir.to_nir(layer, (3,))
+    assert tt.nir.from_nir(written, dt=DT).nodes["0"].raw_pos_threshold[0] == 1e300
+    written.metadata["dtype"] = "float32"
+    with pytest.raises(ValueError, match=r"\): pos_threshold holds 1e\+300, which torch.float32"):
+        tt.nir.from_nir(written, dt=DT)
 
 
 def test_a_long_chain_is_no_deep_one() -> None:

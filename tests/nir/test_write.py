@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -572,8 +573,8 @@ def test_a_file_is_replaced_when_the_new_one_is_complete(
     with pytest.raises(ValueError, match=r"no counterpart"):
         tt.nir.save(nn.ReLU(), path, (3,))
 
-    def fails(name: str, graph: Any) -> None:
-        Path(name).write_bytes(b"half")
+    def fails(file: io.BytesIO, graph: Any) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:

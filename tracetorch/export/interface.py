@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tracetorch.export.tensor_spec import TensorSpec
+from tracetorch.export.tensor_spec import DTYPES, TensorSpec
 
 METADATA_KEY = "tracetorch"
 FORMAT = 1
@@ -80,7 +80,11 @@ class Interface:
             interface = cls(inputs, states, initial, fields["outputs"], str(fields["version"]))
             names = [*interface.input_names(), *interface.output_names()]
             for name, value in initial.items():
-                torch.as_tensor(value).expand(states[name].sizes(1))  # raises unless they fit
+                spec = states[name]
+                start = torch.as_tensor(value, dtype=DTYPES[spec.dtype])
+                start.expand(spec.sizes(1))  # raises unless they fit
+                if (start.isinf() & torch.as_tensor(value, dtype=torch.float64).isfinite()).any():
+                    raise ValueError(f"{name!r} starts from values that {spec.dtype} cannot hold.")
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind ({error!r}).") from None

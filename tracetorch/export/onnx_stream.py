@@ -27,6 +27,13 @@ from tracetorch.export.tensor_spec import DTYPES, TensorSpec
 Array: TypeAlias = Tensor | NDArray[Any]
 
 
+# names of onnxruntime where they are not PyTorch's
+_DTYPES = {f"tensor({name})": name for name in DTYPES} | {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+
+
 class OnnxStream:
     """Run a file that ``tt.export.onnx`` wrote, step by step, with ``onnxruntime``.
 
@@ -46,7 +53,8 @@ class OnnxStream:
     Raises:
         ModuleNotFoundError: the extra ``export`` is missing.
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an ONNX file, or ``tt.export.onnx`` did not write it.
+        ValueError: the file is not an ONNX file, ``tt.export.onnx`` did not write it, or what it
+            says of its inputs and states is not what its graph has.
 
     Example:
         >>> import tempfile
@@ -234,16 +242,22 @@ def _read_interface(session: Any, path: Path) -> Interface:
         interface = Interface.loads(text)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} describes itself wrongly: {error}") from None
-    inputs = {each.name for each in session.get_inputs()}
+    inputs = {each.name: each for each in session.get_inputs()}
     outputs = {each.name for each in session.get_outputs()}
     # An edited file may have outputs besides; a missing one would fail at the first step.
-    if set(interface.input_names()) != inputs or not set(interface.output_names()) <= outputs:
+    if set(interface.input_names()) != set(inputs) or not set(interface.output_names()) <= outputs:
         raise ValueError(
             f"{str(path)!r} describes itself wrongly: it has inputs {sorted(inputs)} and outputs "
             f"{sorted(outputs)}, and speaks of {interface.input_names()} and "
             f"{interface.output_names()}."
         )
     for name, spec in {**interface.inputs, **interface.states}.items():
+        node = inputs[name]
+        if not spec.fits(node.shape) or _DTYPES.get(node.type, node.type) != spec.dtype:
+            raise ValueError(
+                f"{str(path)!r} describes itself wrongly: its graph has {name!r} of shape "
+                f"{node.shape}, {node.type}, and it speaks of {spec}."
+            )
         if DTYPES[spec.dtype] is torch.bfloat16:
             raise ValueError(f"{name!r} is bfloat16, which NumPy and onnxruntime on the CPU lack.")
     return interface

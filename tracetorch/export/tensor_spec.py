@@ -27,6 +27,7 @@ DTYPES = {
     )
 }
 _SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
+_SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,32 @@ class TensorSpec:
             elif size != specified:
                 return None
         return batches.pop() if len(batches) == 1 else None
+
+    def fits(self, shape: Sequence[int | str | None]) -> bool:
+        """Whether a graph's shape, a name or ``4*name`` where it is free, is that of every batch.
+
+        A graph may fix the batch.
+        """
+        if len(shape) != len(self.shape):
+            return False
+        batches: set[int | str] = set()
+        for size, specified in zip(shape, self.shape, strict=True):
+            if isinstance(specified, int):
+                if size != specified:
+                    return False
+                continue
+            factor = _factor(specified)
+            if isinstance(size, int):
+                batch, rest = divmod(size, factor)
+                if rest:
+                    return False
+                batches.add(batch)
+            else:
+                match = _SYMBOL.fullmatch(size or "unnamed")
+                if match is None or int(match[1] or 1) != factor:
+                    return False
+                batches.add(match[2])
+        return len(batches) <= 1
 
     def full(
         self, batch: int, value: Tensor | float = 0.0, device: torch.device | str | None = None

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Graph, Node
+from tracetorch.nir.graph import Graph, Node, naming
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.node_to_module import MAX_DELAY, module_of
 from tracetorch.nir.options import Clock, Discretization, Reset
@@ -82,7 +83,11 @@ def from_nir(
     if steps > MAX_DELAY:
         count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
         raise ValueError(f"the delays of the graph are {count}.")
-    return NIRModel(wiring, modules, clock).to(_dtype(checked, nodes.values()))
+    dtype = _dtype(checked, nodes.values())
+    for name, module in modules.items():
+        with naming(name, nodes[name].kind):
+            _check_range(module, dtype)
+    return NIRModel(wiring, modules, clock).to(dtype)
 
 
 def _dictionary(graph: Any) -> Any:
@@ -105,6 +110,19 @@ def _check_clock(graph: Graph, clock: Clock) -> None:
         if isinstance(written, (str, float)) and written != requested:
             problem = f"the graph was written for {name}={written!r}, and holds for that alone"
             raise ValueError(f"{problem}, got {name}={requested!r}.")
+
+
+def _check_range(module: nn.Module, dtype: torch.dtype) -> None:
+    """Raise where a cast to ``dtype`` makes a finite value infinite."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        beyond = value.isfinite() & ~value.to(dtype).isfinite()
+        if beyond.any():
+            field = name.rpartition(".")[2].removeprefix("raw_")
+            raise ValueError(
+                f"{field} holds {value[beyond][0].item():.3g}, which {dtype} cannot. A graph is "
+                "read in float64 where all of its parameters are float64: write them so, or "
+                "scale them."
+            )
 
 
 def _dtype(graph: Graph, nodes: Iterable[Node]) -> torch.dtype:
