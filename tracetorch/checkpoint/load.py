@@ -18,7 +18,7 @@ from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
-from tracetorch.core.checks import check_flag, check_module
+from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.walk import join_path
 from tracetorch.snn.states import named_neurons, set_states
 
@@ -97,6 +97,7 @@ def load(
         [0.5, 0.5, 0.5]
     """
     check_module(model)
+    check_unsharded(model, "tt.load", loads=True)
     check_flag("strict", strict)
     check_flag("states", states)
     model = unwrapped(model)

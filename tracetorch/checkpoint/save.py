@@ -11,7 +11,7 @@ from tracetorch.checkpoint.layers import describe_layers
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.tensors import named_tensors, shared_names
 from tracetorch.checkpoint.wrappers import renamed, unwrapped
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace, save_safetensors
 from tracetorch.core.version import __version__
 from tracetorch.snn.states import get_states
@@ -46,6 +46,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
         ()
     """
     check_module(model)
+    check_unsharded(model, "tt.save")
     model = unwrapped(model)
     named = named_tensors(model)
     shared = shared_names(named)

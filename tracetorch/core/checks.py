@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
 from collections.abc import Iterable
 
 from torch import nn
+
+from tracetorch.core.walk import join_path, named_modules
 
 
 def check_flag(name: str, value: object) -> None:
@@ -71,6 +74,47 @@ def check_module(module: object) -> None:
     """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected an nn.Module, got {type(module).__name__}.")
+
+
+def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
+    """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
+
+    Args:
+        model: any module.
+        by: name of the function that needs the whole, for the message.
+        loads: whether it writes to the model.
+    """
+    # no tensor can be of a class whose module was never imported
+    tensors, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
+    if tensors is None and fsdp is None:
+        return
+    for path, module in named_modules(model):
+        sharded = [
+            f"{join_path(path, name)!r} is"
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensors is not None and isinstance(tensor, tensors.DTensor)
+        ]
+        # between two passes the parameters of FSDP2 may be whole
+        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+            sharded.append(f"the parameters of {path or type(module).__name__!r} are")
+        if sharded:
+            raise ValueError(
+                f"{sharded[0]} sharded (DTensor, FSDP2): this process holds a part of it, and {by} "
+                f"needs all. {_SPREAD if loads else _GATHER}"
+            )
+
+
+_OPTIONS = "options=StateDictOptions(full_state_dict=True)"
+_GATHER = (
+    "On every process, gather it by torch.distributed.checkpoint.state_dict: "
+    f"get_model_state_dict(model, {_OPTIONS}); load that into a model that is not sharded, and "
+    "give that one."
+)
+_SPREAD = (
+    "Load before fully_shard, or into a model that is not sharded; on every process, spread that "
+    "one's by torch.distributed.checkpoint.state_dict: "
+    f"set_model_state_dict(model, whole.state_dict(), {_OPTIONS})."
+)
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import hidden_modules, join_path
@@ -64,6 +64,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSignature]:
     """Export one step as :func:`step` does; return the program and its signature."""
     check_module(model)
+    check_unsharded(model, "tt.export")
     tensors = parse_inputs(sample, 1, 0, True).tensors
     signature = step_signature(model, tensors)
     batch = Dim("batch")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
@@ -116,6 +116,7 @@ def observe(
     It runs in evaluation mode and without a graph, and is restored afterwards.
     """
     check_module(model)
+    check_unsharded(model, "tt.metrics")
     inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
         leaf: Tensor = pytree.tree_leaves(inputs.tensors)[0]

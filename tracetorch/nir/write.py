@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag, check_module
+from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.nir.graph import Graph, Node
@@ -83,6 +83,7 @@ def to_nir(
     import nir
 
     check_module(model)
+    check_unsharded(model, "tt.nir")
     if mode not in ("exact", "compact"):
         raise ValueError(f"mode must be 'exact' or 'compact', got {mode!r}.")
     check_flag("allow_hard_reset", allow_hard_reset)

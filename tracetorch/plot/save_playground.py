@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tracetorch.core.checks import check_integer
+from tracetorch.core.checks import check_integer, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.plot.html_page import html_page, json_element
 from tracetorch.plot.playground_data import Sources, describe_neuron
@@ -61,6 +61,7 @@ def save_playground(
                 "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
                 f"got {name!r}: {type(layer).__name__}."
             )
+        check_unsharded(layer, "save_playground")
     sources = Sources()
     neurons = [
         describe_neuron("save_playground", name, layer, neuron, sources)

@@ -1,0 +1,139 @@
+"""Functions that need a whole model, on one whose parameters are sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import tracetorch as tt
+from tests.cases import sequence
+from tests.scale_out.jobs import data, net, shard
+
+WHOLE = StateDictOptions(full_state_dict=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = f"file://{tmp_path_factory.mktemp('group') / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def after_a_pass(model: nn.Module) -> nn.Module:
+    """Return a sharded model whose outermost parameters are whole for the moment."""
+    shard(model)
+    tt.unroll(model, data()[0])
+    tt.zero_states(model)
+    return model
+
+
+def distributed(placement: Any) -> Callable[[nn.Module], nn.Module]:
+    """Return a function that makes parameters and buffers DTensors, as tensor parallelism does."""
+
+    def apply(model: nn.Module) -> nn.Module:
+        mesh = init_device_mesh("cpu", (1,))
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                module.register_parameter(
+                    name, nn.Parameter(distribute_tensor(p.data, mesh, [placement]))
+                )
+            for name, b in module.named_buffers(recurse=False):
+                module.register_buffer(name, distribute_tensor(b, mesh, [placement]))
+        return model
+
+    return apply
+
+
+def hidden(model: nn.Module) -> nn.Module:
+    """Hide sharded layers in a list, where PyTorch does not find them."""
+    whole = nn.Sequential(nn.Identity())
+    whole[0].hidden = [shard(model)]  # type: ignore[assignment]
+    return whole
+
+
+SHARDED: dict[str, Callable[[nn.Module], Any]] = {
+    "FSDP": fully_shard,
+    "FSDP of every layer": shard,
+    "FSDP after a pass": after_a_pass,
+    "tensor parallel": distributed(Shard(0)),
+    "replicated": distributed(Replicate()),
+    "hidden": hidden,
+}
+
+
+def diagnose(model: nn.Module, path: Path) -> None:
+    tt.diagnose(model, data(), lambda y, t: nn.functional.cross_entropy(y[-1], t))
+
+
+NEEDS_WHOLE: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "tt.save": lambda model, path: tt.save(model, path / "new"),
+    "tt.load": lambda model, path: tt.load(path / "old", model),
+    "tt.metrics": lambda model, path: tt.metrics.profile(model, data()[0]),
+    "tt.diagnose": diagnose,
+    "tt.export": lambda model, path: tt.export.step(model, data()[0][0]),
+    "tt.export ": lambda model, path: tt.export.sequence(model, data()[0]),
+    "tt.export  ": lambda model, path: tt.export.onnx(model, path / "new", data()[0][0]),
+    "tt.nir": lambda model, path: tt.nir.save(model, path / "new", (3,)),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_WHOLE)
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_sharded_model_is_refused_by_name(kind: str, name: str, tmp_path: Path) -> None:
+    tt.save(net(), tmp_path / "old")
+    model = SHARDED[kind](net())
+    call = "set_model_state_dict" if name == "tt.load" else "get_model_state_dict"
+    with pytest.raises(
+        ValueError, match=rf"sharded .*{name.strip()} needs all\. .*{call}\(model, "
+    ):
+        NEEDS_WHOLE[name](model, tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["old"]
+    if kind.startswith("FSDP"):  # it still runs
+        tt.unroll(model, data()[0]).sum().backward()
+
+
+def test_the_playground_of_a_sharded_layer_is_refused(tmp_path: Path) -> None:
+    layer = fully_shard(tt.snn.LIF(3))
+    with pytest.raises(ValueError, match=r"save_playground needs all\. .*get_model_state_dict"):
+        tt.plot.save_playground(layer, tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "FSDP of every layer", "FSDP after a pass"])
+def test_the_calls_that_are_named_gather_and_spread(kind: str, tmp_path: Path) -> None:
+    model, whole = SHARDED[kind](net()), net()
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.mul_(1.5)
+    changed = {name: value.clone() for name, value in whole.state_dict().items()}
+    set_model_state_dict(model, whole.state_dict(), options=WHOLE)
+    gathered = net()
+    gathered.load_state_dict(get_model_state_dict(model, options=WHOLE))
+    tt.save(gathered, tmp_path / "file")
+    loaded = net()
+    tt.load(tmp_path / "file", loaded)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, changed[name]), name
+    x = sequence(5, 2, 3)
+    assert torch.equal(tt.unroll(model, x), tt.unroll(loaded, x))
+
+
+def test_a_model_beside_a_sharded_one_is_whole(tmp_path: Path) -> None:
+    shard(net())
+    tt.save(net(), tmp_path / "file")
+    tt.load(tmp_path / "file", net())
+    tt.metrics.profile(net(), data()[0])
