@@ -201,7 +201,7 @@ class BatchNormThroughTime(Neuron):
         same = (position == position[:1]).all()
         if torch.compiler.is_compiling():
             assert_async(same, _DIFFERENT)
-        elif not functorch_active() and not bool(same):
+        elif not same.is_meta and not functorch_active() and not bool(same):
             raise ValueError(f"{self.label()} {_DIFFERENT}")
 
     def _by_batch(self, x: Tensor, index: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class BatchNormThroughTime(Neuron):
             momentum = norm.momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.index_add_(0, row, torch.ones_like(row))
-                if momentum is None:  # the mean of all batches
+                if momentum is None and not row.is_meta:  # the mean of all batches
                     momentum = 1 / float(norm.num_batches_tracked[row])
             y = F.batch_norm(
                 step.movedim(self.dim, 1),

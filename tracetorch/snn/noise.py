@@ -171,7 +171,8 @@ class Noise(Neuron):
 
 def _start_of(seed: int) -> int:
     """Return where the stream of a seed starts; neighbouring seeds must not overlap."""
-    words = torch.tensor([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
-    zero = torch.zeros((), dtype=torch.int64)
+    # on the CPU, also where torch.device("meta") is the default, on which nothing has a value
+    words = torch.tensor([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], device="cpu")
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
     low, high = threefry((words[0], words[1]), (zero, zero))
     return (int(high) << 32 | int(low)) % _STARTS

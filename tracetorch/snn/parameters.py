@@ -160,6 +160,8 @@ class Weight:
                     f"{name} has {len(value)} values, the layer has {num_neurons} neurons. "
                     "Give one value per neuron, or one number for all."
                 )
+            if value.is_meta:  # made under torch.device("meta"): a shape, and no values
+                return torch.empty(value.shape, dtype=torch.get_default_dtype(), device="meta")
             constrained = value.detach().to("cpu", torch.float64)
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
             constrained = torch.tensor(float(value), dtype=torch.float64, device="cpu")

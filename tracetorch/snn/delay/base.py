@@ -239,9 +239,10 @@ def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) 
         )
     flat = delay.reshape(-1) if isinstance(delay, Tensor) and delay.ndim else delay
     raw = Weight(flat, 1).raw("delay", math.prod(shape))
-    if not bool(((raw >= 0) & (raw <= max_delay)).all()):
+    given = raw if isinstance(delay, Tensor) else torch.tensor(float(delay), device="cpu")
+    if not given.is_meta and not bool(((given >= 0) & (given <= max_delay)).all()):
         raise ValueError(
             f"delay must lie between 0 and max_delay={max_delay} steps, got values from "
-            f"{raw.min().item():g} to {raw.max().item():g}."
+            f"{given.min().item():g} to {given.max().item():g}."
         )
     return raw.expand(shape).clone() if raw.ndim == 0 else raw.reshape(shape)
