@@ -99,13 +99,10 @@ def test_a_layer_on_meta_runs_and_is_loaded(name: str, way: str, tmp_path: Path)
                 assert model(unknown[0]).is_meta
     tt.detach_states(model)
     assert all(state.is_meta for state in tt.get_states(copy.deepcopy(model)).values())
-    with (
-        pytest.raises(ValueError, match=r"on the device meta .*to_empty")
-        if shapes
-        else nullcontext()
-    ):
-        tt.save(true, tmp_path / "file")
-        tt.load(tmp_path / "file", model)
+    tt.save(true, tmp_path / "file")
+    if shapes:
+        with pytest.raises(ValueError, match=r"on the device meta .*to_empty"):
+            tt.load(tmp_path / "file", model)
     model.to_empty(device="cpu")
     assert not tt.get_states(model)
     tt.load(tmp_path / "file", model)
