@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
+from tests import cases
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
 from tracetorch.functional.surrogates import Surrogate
@@ -216,6 +218,70 @@ def test_invalid_arguments_are_rejected(
     with pytest.raises(error, match=match):
         page_of(layers, tmp_path, **options)
     assert (tmp_path / "page.html").read_text() == "before"
+
+
+class Stepless(snn.Neuron):
+    states = ("mem",)
+
+
+NO_STEP: dict[str, Callable[[], Any]] = {
+    "Recurrent": lambda: snn.Recurrent(snn.LIF(2), torch.nn.Linear(2, 2)),
+    "BatchNormThroughTime": lambda: snn.BatchNormThroughTime(2, steps=3),
+    "Delay": lambda: snn.Delay(2, max_delay=3),
+    "DelayedLinear": lambda: snn.DelayedLinear(2, 2, max_delay=3),
+    "DelayedConv1d": lambda: snn.DelayedConv1d(2, 2, 3, max_delay=3),
+    "LockedDropout": lambda: snn.LockedDropout(2),
+    "Noise": lambda: snn.Noise(1),
+    "Neuron": lambda: snn.Neuron(1),
+    "Stepless": lambda: Stepless(1),
+}
+NO_NEURON: dict[str, Callable[[], Any]] = {
+    "SEWBlock": lambda: snn.SEWBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), snn.LIF(2))),
+    "TTModule": snn.TTModule,
+    "Linear": lambda: torch.nn.Linear(2, 2),
+    "Sequential": lambda: torch.nn.Sequential(snn.LIF(2)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *NO_STEP,
+        *NO_NEURON,
+        "BSRLIF",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (*cases.LAYERS, *cases.NEURONS)),
+    ],
+)
+def test_every_layer_has_a_page_or_a_reason(name: str, tmp_path: Path) -> None:
+    made = NO_STEP.get(name) or NO_NEURON.get(name)
+    path = tmp_path / "page.html"
+    if name in NO_STEP and made:
+        with pytest.raises(ValueError, match=rf"save_playground: {name}\(.*\) has no step"):
+            tt.plot.save_playground(made(), path)
+    elif made:
+        with pytest.raises(TypeError, match=rf"must be an snn\.Neuron.*: {name}\."):
+            tt.plot.save_playground(made(), path)
+    else:
+        tt.plot.save_playground(cases.layer(name), path)
+    assert path.exists() == (made is None)
+
+
+def test_every_layer_is_here() -> None:
+    kinds = [getattr(snn, name) for name in snn.__all__]
+    modules = {k.__name__ for k in kinds if isinstance(k, type) and issubclass(k, torch.nn.Module)}
+    assert modules <= {*NO_STEP, *NO_NEURON, *cases.LAYERS, "LeakyIntegrator"}
+
+
+def test_the_neuron_inside_is_named(tmp_path: Path) -> None:
+    looped = NO_STEP["Recurrent"]()
+    with pytest.raises(ValueError, match=r"has no step.*Show the neuron inside, layer\.neuron\."):
+        page_of(looped, tmp_path)
+    page_of(looped.neuron, tmp_path)
+
+
+def test_a_layer_without_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"LIF\(2\) is on the device meta"):
+        page_of(snn.LIF(2).to("meta"), tmp_path)
 
 
 def test_operations_that_javascript_lacks_are_named(

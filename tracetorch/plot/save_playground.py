@@ -39,7 +39,8 @@ def save_playground(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a layer cannot be compiled, with the reason; there is none, or no such neuron.
+        ValueError: a layer has no ``step``, as :class:`tt.snn.Noise` and delays have none, or
+            cannot be compiled, with the reason; there is none, or no such neuron.
 
     Example:
         >>> import tempfile
@@ -62,6 +63,18 @@ def save_playground(
                 f"got {name!r}: {type(layer).__name__}."
             )
         check_unsharded(layer, "save_playground")
+        title_of = repr(layer).partition("(\n")[0]  # without the modules inside
+        if not hasattr(layer, "step"):
+            inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
+            hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
+            raise ValueError(
+                f"save_playground: {title_of} has no step, the equations that the page runs.{hint}"
+            )
+        if any(t.is_meta for t in (*layer.parameters(), *layer.buffers())):
+            raise ValueError(
+                f"save_playground: {title_of} is on the device meta, where parameters have no "
+                'values. Call layer.to_empty(device="cpu"), and load them.'
+            )
     sources = Sources()
     neurons = [
         describe_neuron("save_playground", name, layer, neuron, sources)
