@@ -109,7 +109,7 @@ def test_a_sharded_model_is_refused_by_name(kind: str, name: str, tmp_path: Path
 
 
 def test_the_playground_of_a_sharded_layer_is_refused(tmp_path: Path) -> None:
-    layer = fully_shard(tt.snn.LIF(3))
+    layer: Any = fully_shard(tt.snn.LIF(3))
     with pytest.raises(ValueError, match=r"save_playground needs all\. .*get_model_state_dict"):
         tt.plot.save_playground(layer, tmp_path / "page.html")
 

@@ -87,7 +87,7 @@ def test_a_layer_on_meta_runs_and_is_loaded(name: str, way: str, tmp_path: Path)
     for training in (True, False):
         model.train(training)
         for by in ("layer", "step"):
-            y = tt.unroll(model, unknown, by=by, from_rest=True)  # type: ignore[arg-type]
+            y = tt.unroll(model, unknown, by=by, from_rest=True)
             assert y.is_meta
             assert y.shape == x.shape[:2] + y.shape[2:]
             if y.requires_grad:
