@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import tracetorch as tt
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
-from tracetorch.data.archives import Archive, find
+from tracetorch.data.archives import Archive, fetch, find
 
 
 def pack(folder: Path, kind: str, contents: str) -> Archive:
@@ -68,6 +71,40 @@ def test_datasets_download_their_files(
     gestures = pack(source, "tar", "ibmGestureTest")
     monkeypatch.setitem(tt.data.DVSGesture.archives, "test", gestures)
     assert len(tt.data.DVSGesture(tmp_path / "new", "test", download=True)) == 1
+
+
+@pytest.mark.parametrize("contents", ["Train", "shd_train.h5"])
+def test_processes_of_one_training_unpack_one_folder(
+    tmp_path: Path, source: Path, contents: str
+) -> None:
+    """All find nothing, and download; the folder of the first one stays."""
+    archive = pack(source, "zip", contents)
+    meeting = threading.Barrier(3)
+
+    def fetch_with_others() -> None:
+        meeting.wait(30)
+        fetch(archive, tmp_path / "new")
+
+    with ThreadPoolExecutor(3) as pool:
+        for result in [pool.submit(fetch_with_others) for _ in range(3)]:
+            result.result()
+    fetch(archive, tmp_path / "new")  # once more, late
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [contents]
+    assert find(archive, tmp_path / "new", name="It", download=False).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
+@pytest.mark.parametrize("contents", ["Train", "shd_train.h5"])
+def test_contents_are_unpacked_where_a_link_leads(
+    tmp_path: Path, source: Path, contents: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here" / contents
+    link.symlink_to(tmp_path / "large disk" / contents)
+    path = find(pack(source, "zip", contents), tmp_path / "here", name="It", download=True)
+    assert path.is_symlink()
+    assert path.exists()
+    assert [p.name for p in (tmp_path / "large disk").iterdir()] == [contents]
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "other", "unreachable", "no archive"])

@@ -142,3 +142,18 @@ def test_interrupted_save_keeps_the_previous_model(
         save(ConvSNN(), path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
+def test_the_previous_model_is_kept_where_the_path_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    path, previous = tmp_path / "model.safetensors", tmp_path / "previous.safetensors"
+    path.symlink_to(tmp_path / "disk" / "model.safetensors")
+    assert not save(ConvSNN(), path, previous)
+    old = path.read_bytes()
+    assert save(ConvSNN(), path, previous)
+    assert previous.read_bytes() == old
+    assert not previous.is_symlink()
+    assert path.is_symlink()
+    assert path.read_bytes() != old
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", path.name, previous.name]

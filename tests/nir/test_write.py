@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -588,6 +590,39 @@ def test_a_file_is_replaced_when_the_new_one_is_complete(
     assert path.stat().st_mode & 0o044 == 0o044  # readable by others, as open() would leave it
     with pytest.raises(FileNotFoundError, match=r"there is no folder"):
         tt.nir.save(snn.LIF(3), tmp_path / "nowhere" / "net.nir", (3,))
+
+
+class Slow(nn.Module):
+    """Wait inside forward, while torch.fx follows it, until another thread has run a model."""
+
+    def __init__(self, started: threading.Event, go_on: threading.Event) -> None:
+        super().__init__()
+        self.linear, self.cell = nn.Linear(3, 3), snn.LIF(3)
+        self.events: Any = (started, go_on)
+
+    def forward(self, x: Tensor) -> Tensor:
+        started, go_on = self.events
+        started.set()
+        assert go_on.wait(30)
+        return self.cell(self.linear(x))  # type: ignore[no-any-return]
+
+
+def test_another_thread_may_run_a_model_meanwhile(tmp_path: Path) -> None:
+    """torch.fx catches the calls of all modules there are, and the parameters that they read."""
+    events = threading.Event(), threading.Event()
+    slow, served, x = Slow(*events), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.rand(2, 3)
+    expected = served(x)
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(tt.nir.save, slow, tmp_path / "net.nir", (3,))
+        assert events[0].wait(30)
+        before = slow.linear(x)  # of the very model, too
+        found = served(x)
+        events[1].set()
+        saving.result()
+    assert torch.equal(found, expected)
+    assert torch.equal(before, slow.linear(x))
+    model = tt.nir.from_nir(tmp_path / "net.nir", dt=DT)
+    assert torch.equal(model(x), slow(x))
 
 
 def test_an_input_may_lead_nowhere() -> None:
