@@ -151,7 +151,8 @@ def run(
             name = re.sub(r"[^\w+.]+", "-", configuration)
             path = options.out / f"{name}-seed{seed}.safetensors"
             tracetorch.save(model, path)
-            draw(options, data, model).savefig(path.with_suffix(".png"))
+            with atomic_replace(path.with_suffix(".png")) as unfinished:
+                draw(options, data, model).savefig(unfinished)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             print(
                 f"{configuration}, seed {seed}: {shown}; {row.parameters:,} parameters, "

@@ -117,7 +117,7 @@ class Recurrent(Neuron):
             or type(neuron).forward_step is not Neuron.forward_step
             or "forward_step" in vars(neuron)
             or not isinstance(x, Tensor)
-            or x.is_meta  # for which autocast cannot be asked
+            or x.is_meta  # a device without autocast, and without kernels
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
