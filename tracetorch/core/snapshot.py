@@ -10,6 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.values import (
+    ValueSnapshot,
+    Watched,
+    can_be_watched,
+    global_generators,
+    set_values,
+)
 from tracetorch.core.walk import Walk, join_path, named_modules, slot_values, walk
 
 _MISSING = object()
@@ -145,6 +152,54 @@ def _refill(owner: Any, items: dict[Any, Any]) -> None:
             object.__setattr__(owner, key, value)
 
 
+class ConsumptionWatch:
+    """Within a block, note which of the iterators, generators and queues of a model are consumed.
+
+    They cannot be asked, so others stand in for them in the modules, containers and objects that
+    hold them, tuples apart.
+
+    Args:
+        found: the walk over the model.
+    """
+
+    def __init__(self, found: Walk) -> None:
+        self._found = found
+        self._stand_ins: dict[int, tuple[str, Watched]] = {}
+        for path, each in found.held.values:
+            if can_be_watched(type(each)):
+                self._stand_ins.setdefault(id(each), (path, Watched(each)))
+
+    def __enter__(self) -> ConsumptionWatch:
+        if self._stand_ins:
+            self._exchange(lambda value: self._stand_ins.get(id(value), ("", value))[1])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stand_ins:
+            self._exchange(lambda value: value.held if type(value) is Watched else value)
+
+    def _exchange(self, exchanged: Callable[[Any], Any]) -> None:
+        """Replace what all of them hold."""
+        owners: list[Any] = [vars(module) for _, module in self._found.modules]
+        owners += [owner for _, owner in self._found.owners]
+        for owner in owners:
+            for key, value in _items(owner).items():
+                new = exchanged(value)
+                if new is value or isinstance(owner, (tuple, frozenset)):
+                    continue
+                if isinstance(owner, (dict, list, deque)):
+                    owner[key] = new
+                elif isinstance(owner, set):
+                    owner.remove(value)
+                    owner.add(new)
+                else:
+                    object.__setattr__(owner, key, new)
+
+    def consumed(self) -> list[str]:
+        """List the paths of those that something was taken from, or given to."""
+        return [path for path, stand_in in self._stand_ins.values() if stand_in.moved]
+
+
 @contextmanager
 def restored(
     model: nn.Module, *, tensors: bool = True, training: bool | None = None
@@ -178,18 +233,20 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
         id(t): t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))
     }
     # those in plain attributes and containers too: a model may change them in place
-    tensors |= {id(t): t for _, t in found.tensors if not t.is_inference() and not t.is_meta}
+    tensors |= {id(t): t for _, t in found.held.tensors if not t.is_inference() and not t.is_meta}
     saved = [
         (t, t.detach().clone(), t.grad if t.is_leaf else None, t.requires_grad)
         for t in tensors.values()
     ]
     cuda = {t.device for t in tensors.values() if t.is_cuda}
+    others = ValueSnapshot([*found.held.values, *global_generators()], whole=True)
     with torch.random.fork_rng([device.index for device in cuda]):
         try:
             yield
         finally:
+            others.restore()
             for tensor, value, grad, requires_grad in saved:
-                _restore_value(tensor, value)
+                set_values(tensor, value)
                 if tensor.is_leaf:
                     tensor.grad = grad
                     tensor.requires_grad_(requires_grad)
@@ -206,11 +263,3 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
             for tensor, value in saved:
                 tensor.copy_(value)
         raise
-
-
-def _restore_value(tensor: Tensor, value: Tensor) -> None:
-    """Write only where something has changed: a graph may be waiting for these very values."""
-    may_hold_nan = tensor.is_floating_point() or tensor.is_complex()
-    if not torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=may_hold_nan):
-        with torch.no_grad():
-            tensor.copy_(value)

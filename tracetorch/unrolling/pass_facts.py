@@ -42,6 +42,9 @@ class PassFacts:
         if not torch.compiler.is_compiling():  # which remembers none of this
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
+        # only a user's own code writes to a tensor without a new version
+        self.forwards = [(kind, kind.forward) for kind in {type(m): None for _, m in modules}]
+        self.has_own_code = not all(_is_known(module) for _, module in modules)
         self.unsupported = unsupported_reason(modules)
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
@@ -75,13 +78,19 @@ class PassFacts:
         for kind, step, sequence in self.methods:
             if kind.forward_step is not step or kind.forward_sequence is not sequence:
                 return False
-        return True
+        return all(kind.forward is forward for kind, forward in self.forwards)
 
     def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
         """Return the first reason why the model cannot run by layer, or ``None``."""
         if self.by_attributes or self.unsupported is not None:
             return unsupported_reason(modules)
         return None
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether the code that a module runs is PyTorch's or this package's."""
+    known = type(module).__module__.startswith(("torch.nn.", "tracetorch."))
+    return known and "forward" not in vars(module)
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
-from tracetorch.core.walk import Walk, join_path, modules_of
+from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
@@ -283,7 +283,7 @@ def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
 def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
     """Walk over the model; ``torch.compile`` can follow registered modules alone."""
     if torch.compiler.is_compiling() or (closed is not None and isinstance(model, closed)):
-        return Walk(modules_of(model, closed=closed), [], [], {})
+        return Walk(modules_of(model, closed=closed), [], Held([], []), {})
     return remembered_walk(model, closed=closed)
 
 

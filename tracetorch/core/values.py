@@ -1,0 +1,434 @@
+"""Snapshot and restore objects that no walk enters: arrays, buffers, generators, files, iterators.
+
+Tensors too, which may change without a new version: by ``.data``, or a NumPy array on their memory.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import io
+import mmap
+import os
+import queue
+import random
+import types
+import warnings
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALL = 1 << 16
+"""Most bytes that are copied where a hash will do."""
+
+_WORDS = 1021  # of a row of a hash: prime, so that values which move by whole rows are seen
+_MOST_DEPTH = 4  # of iterators over iterators
+
+Keep = Callable[[Any], bytes]
+
+
+class Kind(NamedTuple):
+    """How objects of a type are read and written.
+
+    Args:
+        read: return what an object holds, as values to be compared; contiguous memory through a
+            function that copies or hashes it.
+        write: give an object what was read; ``None`` where nothing can.
+    """
+
+    read: Callable[[Any, Keep], object]
+    write: Callable[[Any, Any], None] | None
+
+
+class ValueSnapshot:
+    """The values of some objects at one time.
+
+    Args:
+        held: the objects with their paths.
+        whole: copy what is large too, instead of hashing it, so that it can be restored.
+
+    Example:
+        >>> table = np.zeros(3)
+        >>> before = ValueSnapshot([("table", table)], whole=True)
+        >>> table += 1
+        >>> before.changes()
+        ['table']
+        >>> before.restore(), table
+        ([], array([0., 0., 0.]))
+    """
+
+    def __init__(self, held: Iterable[tuple[str, object]], *, whole: bool) -> None:
+        self._keep: Keep = bytes if whole else hashed
+        self._before: list[tuple[str, object, Kind, object]] = []
+        for path, each in held:
+            kind = listed_kind(type(each)) or CONSUMED
+            self._before.append((path, each, kind, self._read(kind, each)))
+
+    def _read(self, kind: Kind, each: object) -> object:
+        try:
+            return kind.read(each, self._keep)
+        except Exception as error:  # a closed file, an operating system's generator
+            return type(error)
+
+    def changes(self) -> list[str]:
+        """List the paths of the objects that hold something else now."""
+        return [path for path, each, kind, value in self._before if self._read(kind, each) != value]
+
+    def restore(self) -> list[str]:
+        """Give the objects back what they held; return the paths of those that cannot be given."""
+        lost: list[str] = []
+        for path, each, kind, value in self._before:
+            if self._read(kind, each) == value:
+                continue
+            try:
+                if kind.write is not None:
+                    kind.write(each, value)
+            except Exception:  # read-only memory, a closed file
+                pass
+            if self._read(kind, each) != value:
+                lost.append(path)
+        return lost
+
+
+def global_generators() -> list[tuple[str, object]]:
+    """Return the generators behind the functions of the modules ``random`` and ``numpy.random``."""
+    functions: dict[str, Any] = {"random": random.getstate, "numpy.random": np.random.get_state}
+    return [(name, function.__self__) for name, function in functions.items()]
+
+
+def hashed(memory: Any) -> bytes:
+    """Return contiguous memory where it is small, else a hash of it: sums of words, column-wise."""
+    data = memoryview(memory)
+    if data.nbytes <= SMALL:
+        return bytes(data)
+    values = np.frombuffer(data, np.uint8)
+    rows = len(values) // (8 * _WORDS)
+    words = values[: 8 * _WORDS * rows].view(np.int64).reshape(rows, _WORDS)
+    sums: bytes = np.add.reduce(words, axis=0).tobytes()
+    return sums + values[8 * _WORDS * rows :].tobytes()
+
+
+# Tensors
+
+
+def memory_of(tensor: Tensor) -> bytes | None:
+    """Return the memory of a tensor on the CPU, hashed where it is large; ``None`` of others.
+
+    It is read where it lies: half a microsecond for a small tensor, a third of what a clone takes.
+    """
+    place = _place_of(tensor)
+    if place is None:
+        return None
+    address, size = place
+    if size <= SMALL:
+        return ctypes.string_at(address, size)
+    return hashed((ctypes.c_char * size).from_address(address))
+
+
+def _place_of(tensor: Tensor) -> tuple[int, int] | None:
+    """Return address and size of a tensor's memory, of a view with gaps that of all its storage."""
+    if not tensor.is_cpu or tensor.layout is not torch.strided:
+        return None
+    if tensor.is_contiguous():
+        address, size = tensor.data_ptr(), tensor.nbytes
+    else:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+    # without an address there is nothing: freed by an engine, or only implied by autograd
+    return (address, size) if address else None
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of any layout hold the same values, NaN in the same places."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if one.layout is not torch.strided or one.is_nested:
+        parts = zip(_parts_of(one), _parts_of(other), strict=True)
+        return all(same_values(a, b) for a, b in parts)
+    if torch.equal(one, other):
+        return True
+    may_hold_nan = one.is_floating_point() or one.is_complex()
+    return may_hold_nan and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+
+
+def _parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors that a nested tensor, or one of another layout, consists of."""
+    if tensor.is_nested:
+        return tuple(tensor.unbind())
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.to_dense(),)
+
+
+def set_values(tensor: Tensor, values: Tensor) -> None:
+    """Write the values of a tensor, only where they differ: a graph may be waiting for them."""
+    with torch.no_grad():
+        if not same_values(tensor.detach(), values):
+            tensor.copy_(values)
+
+
+def write_memory(tensor: Tensor, memory: bytes) -> None:
+    """Write what :func:`memory_of` has read of a tensor, where that was no hash, and differs."""
+    place = _place_of(tensor)
+    if place is not None and len(memory) == place[1] and memory_of(tensor) != memory:
+        ctypes.memmove(place[0], memory, len(memory))
+
+
+def _read_tensor(tensor: Tensor, keep: Keep) -> object:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return [_read_tensor(each, keep) for each in _parts_of(tensor.detach())]
+    values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return tensor.shape, tensor.dtype, keep(values.numpy())
+
+
+def _write_tensor(tensor: Tensor, value: Any) -> None:
+    shape, dtype, memory = value
+    tensor.data.copy_(torch.frombuffer(bytearray(memory), dtype=dtype).view(shape))
+
+
+# Arrays and buffers
+
+
+def _read_array(values: Any, keep: Keep) -> object:
+    plain = np.asarray(values)
+    mask = np.ma.getmaskarray(values).tobytes() if isinstance(values, np.ma.MaskedArray) else b""
+    if plain.dtype.hasobject:
+        items = plain.ravel().tolist()
+        return plain.shape, plain.dtype, list(map(id, items)), items
+    return (
+        plain.shape,
+        plain.dtype,
+        keep(np.ascontiguousarray(plain).reshape(-1).view(np.uint8)),
+        mask,
+    )
+
+
+def _write_array(values: Any, value: Any) -> None:
+    shape, dtype, memory, rest = value
+    if values.shape != shape:
+        values.resize(shape, refcheck=False)
+    plain = values.view(np.ndarray)
+    if dtype.hasobject:
+        plain[...] = np.fromiter(rest, dtype=object, count=len(rest)).reshape(shape)
+        return
+    plain[...] = np.frombuffer(memory, dtype).reshape(shape)
+    if rest:
+        values.mask = np.frombuffer(rest, np.bool_).reshape(shape)
+
+
+def _read_buffer(buffer: Any, keep: Keep) -> object:
+    position = buffer.tell() if isinstance(buffer, mmap.mmap) else 0
+    with memoryview(buffer) as view:
+        return keep(view), position
+
+
+def _write_buffer(buffer: Any, value: Any) -> None:
+    memory, position = value
+    if isinstance(buffer, bytearray):
+        buffer[:] = memory
+    elif isinstance(buffer, array.array):
+        del buffer[:]
+        buffer.frombytes(memory)
+    else:
+        with memoryview(buffer) as view:
+            view.cast("B")[:] = memory
+    if isinstance(buffer, mmap.mmap):
+        buffer.seek(position)
+
+
+# Files
+
+
+def _read_text(file: Any, keep: Keep) -> object:
+    content = file.getvalue()
+    return content if isinstance(content, str) else keep(content), file.tell()
+
+
+def _write_text(file: Any, value: Any) -> None:
+    content, position = value
+    file.seek(0)
+    file.truncate()
+    file.write(content)
+    file.seek(position)
+
+
+def _read_file(file: Any, keep: Keep) -> object:
+    """Return the position of a file that can be read; one that is only written is a log."""
+    if file.closed or not file.readable():
+        return file.closed
+    try:
+        position = file.tell()
+    except OSError:  # text that is iterated over
+        position = -1 - file.buffer.tell()
+    return position, os.fstat(file.fileno()).st_size if file.writable() else 0
+
+
+def _write_file(file: Any, value: Any) -> None:
+    file.seek(value[0])
+
+
+# Generators of random numbers
+
+
+def _read_bit_generator(generator: Any, keep: Keep) -> object:
+    return _plain(getattr(generator, "bit_generator", generator).state)
+
+
+def _write_bit_generator(generator: Any, value: Any) -> None:
+    getattr(generator, "bit_generator", generator).state = _dicts(value)
+
+
+def _plain(state: Any) -> object:
+    """Turn the arrays and dicts of a state into what can be compared."""
+    if isinstance(state, dict):
+        return tuple((key, _plain(value)) for key, value in state.items())
+    return (state.dtype.str, state.tobytes()) if isinstance(state, np.ndarray) else state
+
+
+def _dicts(value: Any) -> Any:
+    """Undo ``_plain``."""
+    if not isinstance(value, tuple):
+        return value
+    if len(value) == 2 and isinstance(value[1], bytes):
+        return np.frombuffer(value[1], np.dtype(value[0]))
+    return {key: _dicts(inner) for key, inner in value}
+
+
+def _read_torch_generator(generator: torch.Generator, keep: Keep) -> object:
+    if any(generator is each for each in (torch.default_generator, *torch.cuda.default_generators)):
+        return None  # that of dropout, no memory of this model
+    return generator.get_state().numpy().tobytes()
+
+
+def _write_torch_generator(generator: torch.Generator, value: Any) -> None:
+    generator.set_state(torch.frombuffer(bytearray(value), dtype=torch.uint8))
+
+
+# What can only be consumed
+
+
+def _position(iterator: Any, keep: Keep, depth: int = 0) -> object:
+    """Return where an iterator stands, as far as it can be seen without taking from it."""
+    if isinstance(iterator, types.GeneratorType):
+        frame = iterator.gi_frame
+        if frame is None:
+            return None
+        return frame.f_lasti, [_visible(v, keep, depth) for v in frame.f_locals.values()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the iterators of itertools
+        return [_visible(each, keep, depth) for each in iterator.__reduce__()]
+
+
+def _visible(value: object, keep: Keep, depth: int) -> object:
+    """Return a value inside an iterator as something that can be compared."""
+    if isinstance(value, (int, float, str)):
+        return value
+    if depth < _MOST_DEPTH:
+        if isinstance(value, tuple):
+            return [_visible(each, keep, depth + 1) for each in value]
+        if hasattr(type(value), "__next__"):
+            return _position(value, keep, depth + 1)
+        kind = listed_kind(type(value))
+        if kind is not None and kind is not CONSUMED:
+            return kind.read(value, keep)
+    return id(value)
+
+
+CONSUMED = Kind(_position, None)
+"""Of what can only be consumed: iterators, generators, queues without a look inside."""
+
+_KINDS: tuple[tuple[Any, Kind], ...] = (
+    (np.ndarray, Kind(_read_array, _write_array)),
+    (
+        (
+            bytearray,
+            array.array,
+            memoryview,
+            mmap.mmap,
+            ctypes.Array,
+            ctypes.Structure,
+            ctypes.c_int.__mro__[1],
+        ),
+        Kind(_read_buffer, _write_buffer),
+    ),
+    ((io.StringIO, io.BytesIO), Kind(_read_text, _write_text)),
+    (io.IOBase, Kind(_read_file, _write_file)),
+    (random.Random, Kind(lambda g, _: g.getstate(), lambda g, value: g.setstate(value))),
+    (
+        (np.random.Generator, np.random.BitGenerator),
+        Kind(_read_bit_generator, _write_bit_generator),
+    ),
+    (
+        np.random.RandomState,
+        Kind(
+            lambda g, _: _plain(g.get_state(legacy=False)),
+            lambda g, value: g.set_state(_dicts(value)),
+        ),
+    ),
+    (torch.Generator, Kind(_read_torch_generator, _write_torch_generator)),
+    (
+        np.nditer,
+        Kind(lambda it, _: it.iterindex, lambda it, value: setattr(it, "iterindex", value)),
+    ),
+    (np.flatiter, Kind(lambda it, _: it.index, None)),
+    (queue.SimpleQueue, Kind(lambda q, _: q.qsize(), None)),
+    (Tensor, Kind(_read_tensor, _write_tensor)),
+)
+
+
+@lru_cache(maxsize=4096)
+def listed_kind(kind: Any) -> Kind | None:
+    """Return how objects of a type are read and written, where the type is a known one."""
+    return next((entry for base, entry in _KINDS if issubclass(kind, base)), None)
+
+
+class Watched:
+    """Stand in for something that can only be consumed, and note whether it was.
+
+    Args:
+        held: the iterator, generator or queue.
+    """
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+        self.moved = False
+
+    def __iter__(self) -> Watched:
+        return self
+
+    def __next__(self) -> Any:
+        self.moved = True
+        return next(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _CONSUMING:
+            self.moved = True
+        return getattr(self.held, name)
+
+
+_CONSUMING = frozenset({"send", "throw", "close", "get", "get_nowait", "put", "put_nowait"})
+_REPLACEABLE = frozenset({*dir(object), "__iter__", "__next__", "__length_hint__", "__setstate__"})
+_REPLACEABLE |= {"__len__", "__copy__", "__del__", "__class_getitem__", "__name__", "__qualname__"}
+_REPLACEABLE |= {"__module__", "__dict__", "__weakref__"}
+
+
+@lru_cache(maxsize=1024)
+def can_be_watched(kind: Any) -> bool:
+    """Whether :class:`Watched` can stand in for objects of a type, which only iterate or queue."""
+    consumed = hasattr(kind, "__next__") and listed_kind(kind) is None
+    special = {name for name in dir(kind) if name.startswith("__")}
+    return issubclass(kind, queue.SimpleQueue) or (consumed and special <= _REPLACEABLE)
