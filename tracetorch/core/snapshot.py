@@ -14,6 +14,7 @@ from tracetorch.core.values import (
     ValueSnapshot,
     Watched,
     can_be_watched,
+    can_be_written,
     global_generators,
     set_values,
 )
@@ -36,7 +37,10 @@ class ModelSnapshot:
 
     Args:
         model: any module, or the walk over one.
-        clone: copy the values of tensors too, those without a graph: they may change in place.
+        clone: hold copies of tensors, those without a graph: they may change in place. What is
+            restored then are the copies, and the tensors are left alone.
+        values: also hold the values of what the walk does not enter: arrays, generators, files,
+            and of tensors without a graph in tuples, which cannot be exchanged for copies.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3))
@@ -49,13 +53,18 @@ class ModelSnapshot:
         []
     """
 
-    def __init__(self, model: nn.Module | Walk, *, clone: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module | Walk, *, clone: bool = False, values: bool = False
+    ) -> None:
         found = model if isinstance(model, Walk) else walk(model)
+        clones: dict[int, Tensor] = {}  # by identity: a tensor that is held twice is one still
 
         def content(value: Any) -> Any:
-            if clone and type(value) is Tensor and not value.requires_grad:
-                return value.clone()
-            return value
+            if not clone or not _is_constant(value):
+                return value
+            if id(value) not in clones:
+                clones[id(value)] = value.clone()
+            return clones[id(value)]
 
         self._modules: list[tuple[str, nn.Module, dict[str, Any]]] = []
         self._registries: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
@@ -72,6 +81,14 @@ class ModelSnapshot:
             (path, owner, {key: content(value) for key, value in _items(owner).items()})
             for path, owner in found.owners
         ]
+        held: list[tuple[str, object]] = []
+        if values:
+            held += found.held.values
+            for path, owner in found.owners:
+                if isinstance(owner, (tuple, frozenset)):
+                    held += [(path, each) for each in owner if _is_constant(each)]
+            held += global_generators()
+        self._values = ValueSnapshot(held, whole=True)
 
     def changes(
         self, ignored: Callable[[nn.Module], Collection[str]] = lambda module: ()
@@ -92,8 +109,12 @@ class ModelSnapshot:
             changed += [f"{path}[{key!r}]" for key in _changed_keys(items, _items(owner))]
         return changed
 
-    def restore(self) -> None:
-        """Give every module its attributes, and every container and object its contents, back."""
+    def restore(self) -> list[str]:
+        """Give every module its attributes, and every container and object its contents, back.
+
+        Returns:
+            The paths of values that cannot be given back.
+        """
         for _, module, attributes in self._modules:
             now = vars(module)
             if not is_engine(type(module)):
@@ -110,6 +131,12 @@ class ModelSnapshot:
         for _, owner, items in self._containers:
             if _changed_keys(items, _items(owner)):
                 _refill(owner, items)
+        return self._values.restore()
+
+
+def _is_constant(value: object) -> bool:
+    """Whether a value is a plain tensor without a graph."""
+    return type(value) is Tensor and not value.requires_grad
 
 
 def _is_plain(value: object) -> bool:
@@ -198,6 +225,12 @@ class ConsumptionWatch:
     def consumed(self) -> list[str]:
         """List the paths of those that something was taken from, or given to."""
         return [path for path, stand_in in self._stand_ins.values() if stand_in.moved]
+
+
+def consumables(found: Walk) -> ValueSnapshot:
+    """Hold where those values of a model stand that cannot be put back."""
+    held = [(path, each) for path, each in found.held.values if not can_be_written(type(each))]
+    return ValueSnapshot(held, whole=False)
 
 
 @contextmanager

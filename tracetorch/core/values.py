@@ -390,6 +390,11 @@ def listed_kind(kind: Any) -> Kind | None:
     return next((entry for base, entry in _KINDS if issubclass(kind, base)), None)
 
 
+def can_be_written(kind: Any) -> bool:
+    """Whether objects of a type can be given back what was read of them."""
+    return (listed_kind(kind) or CONSUMED).write is not None
+
+
 class Watched:
     """Stand in for something that can only be consumed, and note whether it was.
 

@@ -255,7 +255,7 @@ class _Check:
             if not _holds_steps(whole, self.steps):
                 return "gives other outputs by layer than by step"
             unfolded = torch.unflatten(whole, 0, (self.steps, -1))
-            if unfolded.shape != stepped.shape or not _is_close(unfolded, stepped):
+            if unfolded.shape != stepped.shape or not is_close(unfolded, stepped):
                 return "gives other outputs by layer than by step"
         return None
 
@@ -281,7 +281,7 @@ class _Check:
             by_step = getattr(layer, name, None) if owner is layer else None
             if by_layer is None or by_step is None:
                 continue
-            if by_layer.shape != by_step.shape or not _is_close(by_layer, by_step):
+            if by_layer.shape != by_step.shape or not is_close(by_layer, by_step):
                 return f"leaves another state {name} by layer than by step"
         return None
 
@@ -420,12 +420,12 @@ def _all_close(one: Sequence[Any], other: Sequence[Any]) -> bool:
     for a, b in zip(one, other, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor):
             return False
-        if isinstance(a, Tensor) and (a.shape != b.shape or not _is_close(a, b)):
+        if isinstance(a, Tensor) and (a.shape != b.shape or not is_close(a, b)):
             return False
     return True
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
+def is_close(one: Tensor, other: Tensor) -> bool:
     """Whether all values agree to rounding; not one may differ."""
     if not one.is_floating_point():
         return bool(torch.equal(one, other))

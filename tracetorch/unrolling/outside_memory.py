@@ -139,10 +139,10 @@ class MemorySnapshot:
             for path in (*self.consumption.consumed(), *self._others.changes()):
                 return path
         if not unchanged or _versions(self._held) != self._versions:
-            if (versions := _versions(self._tensors_now())) != self._versions:
-                path = self._changed_tensor(versions, self._versions)
-                if path is not None:
-                    return path
+            versions = _versions(self._tensors_now())
+            path = self._changed_tensor(versions, self._versions)
+            if path is not None:
+                return path
         return None if self._memory is None else self._changed_value(self._memory)
 
     def _changed_value(self, before: list[bytes | None]) -> str | None:
@@ -156,10 +156,10 @@ class MemorySnapshot:
             if path is not None:
                 return path
         for tensor, value in self._values:
-            if tensor.is_cpu and tensor.layout is not torch.strided:
-                if not same_values(tensor.detach(), value):
-                    now = [each is tensor for each in self._held]
-                    return self._changed_tensor(now, [False] * len(now))
+            elsewhere = tensor.is_cpu and tensor.layout is not torch.strided
+            if elsewhere and not same_values(tensor.detach(), value):
+                changed = [each is tensor for each in self._held]
+                return self._changed_tensor(changed, [False] * len(changed))
         return None
 
     def _compared(self) -> Iterator[tuple[int, dict[Any, Any], dict[Any, Any]]]:
