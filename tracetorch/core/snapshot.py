@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from operator import is_not
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from tracetorch.core.values import (
     ValueSnapshot,
     Watched,
     can_be_watched,
-    can_be_written,
     global_generators,
     set_values,
 )
@@ -183,7 +183,7 @@ class ConsumptionWatch:
     """Within a block, note which of the iterators, generators and queues of a model are consumed.
 
     They cannot be asked, so others stand in for them in the modules, containers and objects that
-    hold them, tuples apart.
+    hold them; a tuple is replaced by another one.
 
     Args:
         found: the walk over the model.
@@ -192,27 +192,44 @@ class ConsumptionWatch:
     def __init__(self, found: Walk) -> None:
         self._found = found
         self._stand_ins: dict[int, tuple[str, Watched]] = {}
+        self._replaced: list[tuple[object, object]] = []  # what is there now, and what was
         for path, each in found.held.values:
             if can_be_watched(type(each)):
                 self._stand_ins.setdefault(id(each), (path, Watched(each)))
 
     def __enter__(self) -> ConsumptionWatch:
         if self._stand_ins:
-            self._exchange(lambda value: self._stand_ins.get(id(value), ("", value))[1])
+            self._exchange(self._watched)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._stand_ins:
-            self._exchange(lambda value: value.held if type(value) is Watched else value)
+            before = {id(new): old for new, old in self._replaced}
+            self._exchange(lambda value: before.get(id(value), value))
+
+    def _watched(self, value: Any) -> Any:
+        """Return what takes the place of a value, or the value."""
+        new = value
+        if id(value) in self._stand_ins:
+            new = self._stand_ins[id(value)][1]
+        elif isinstance(value, tuple):
+            items = [self._watched(each) for each in value]
+            if any(map(is_not, items, value)):
+                new = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if new is not value:
+            self._replaced.append((new, value))
+        return new
 
     def _exchange(self, exchanged: Callable[[Any], Any]) -> None:
-        """Replace what all of them hold."""
+        """Replace what modules, containers and objects hold."""
         owners: list[Any] = [vars(module) for _, module in self._found.modules]
         owners += [owner for _, owner in self._found.owners]
         for owner in owners:
+            if isinstance(owner, (tuple, frozenset)):
+                continue
             for key, value in _items(owner).items():
                 new = exchanged(value)
-                if new is value or isinstance(owner, (tuple, frozenset)):
+                if new is value:
                     continue
                 if isinstance(owner, (dict, list, deque)):
                     owner[key] = new
@@ -225,12 +242,6 @@ class ConsumptionWatch:
     def consumed(self) -> list[str]:
         """List the paths of those that something was taken from, or given to."""
         return [path for path, stand_in in self._stand_ins.values() if stand_in.moved]
-
-
-def consumables(found: Walk) -> ValueSnapshot:
-    """Hold where those values of a model stand that cannot be put back."""
-    held = [(path, each) for path, each in found.held.values if not can_be_written(type(each))]
-    return ValueSnapshot(held, whole=False)
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import mmap
 import os
 import queue
 import random
-import types
-import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,7 +24,6 @@ SMALL = 1 << 16
 """Most bytes that are copied where a hash will do."""
 
 _WORDS = 1021  # of a row of a hash: prime, so that values which move by whole rows are seen
-_MOST_DEPTH = 4  # of iterators over iterators
 
 Keep = Callable[[Any], bytes]
 
@@ -312,38 +309,10 @@ def _write_torch_generator(generator: torch.Generator, value: Any) -> None:
     generator.set_state(torch.frombuffer(bytearray(value), dtype=torch.uint8))
 
 
-# What can only be consumed
+# What can only be consumed: nothing of it can be read
 
-
-def _position(iterator: Any, keep: Keep, depth: int = 0) -> object:
-    """Return where an iterator stands, as far as it can be seen without taking from it."""
-    if isinstance(iterator, types.GeneratorType):
-        frame = iterator.gi_frame
-        if frame is None:
-            return None
-        return frame.f_lasti, [_visible(v, keep, depth) for v in frame.f_locals.values()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the iterators of itertools
-        return [_visible(each, keep, depth) for each in iterator.__reduce__()]
-
-
-def _visible(value: object, keep: Keep, depth: int) -> object:
-    """Return a value inside an iterator as something that can be compared."""
-    if isinstance(value, (int, float, str)):
-        return value
-    if depth < _MOST_DEPTH:
-        if isinstance(value, tuple):
-            return [_visible(each, keep, depth + 1) for each in value]
-        if hasattr(type(value), "__next__"):
-            return _position(value, keep, depth + 1)
-        kind = listed_kind(type(value))
-        if kind is not None and kind is not CONSUMED:
-            return kind.read(value, keep)
-    return id(value)
-
-
-CONSUMED = Kind(_position, None)
-"""Of what can only be consumed: iterators, generators, queues without a look inside."""
+CONSUMED = Kind(lambda each, _: None, None)
+"""Of iterators and generators, which :class:`Watched` watches."""
 
 _KINDS: tuple[tuple[Any, Kind], ...] = (
     (np.ndarray, Kind(_read_array, _write_array)),
@@ -388,11 +357,6 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
 def listed_kind(kind: Any) -> Kind | None:
     """Return how objects of a type are read and written, where the type is a known one."""
     return next((entry for base, entry in _KINDS if issubclass(kind, base)), None)
-
-
-def can_be_written(kind: Any) -> bool:
-    """Whether objects of a type can be given back what was read of them."""
-    return (listed_kind(kind) or CONSUMED).write is not None
 
 
 class Watched:

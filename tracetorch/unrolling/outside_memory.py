@@ -211,7 +211,7 @@ class MemorySnapshot:
                     object.__setattr__(owner, name, slots[name])
         for tensor, value in self._values:
             set_values(tensor, value)
-        lost = [path for path, owner, before in self._long if _marshalled(owner) != before]
+        lost: list[str] = []
         if self._memory is not None:
             for tensor, memory in zip(self._held, self._memory, strict=True):
                 if tensor is not None and memory is not None:
@@ -219,8 +219,9 @@ class MemorySnapshot:
             path = self._changed_value(self._memory)
             lost += [] if path is None else [path]
         if self._others is not None and self.consumption is not None:
-            lost += dict.fromkeys((*self.consumption.consumed(), *self._others.restore()))
-        return lost
+            lost += [*self.consumption.consumed(), *self._others.restore()]
+        lost += [path for path, owner, before in self._long if _marshalled(owner) != before]
+        return [*dict.fromkeys(lost)]
 
 
 def _versions(tensors: list[Tensor | None]) -> list[int | None]:
