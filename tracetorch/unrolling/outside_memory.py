@@ -26,8 +26,8 @@ from tracetorch.core.torch_private import (
     version_of,
 )
 from tracetorch.core.values import (
+    Memory,
     ValueSnapshot,
-    memory_of,
     same_values,
     set_values,
     write_memory,
@@ -39,7 +39,6 @@ from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
 
 _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-_PLAIN = (Tensor, nn.Parameter)
 
 
 class MemorySnapshot:
@@ -60,14 +59,14 @@ class MemorySnapshot:
         # of each module three: its attributes, parameters and buffers
         self._now: list[dict[Any, Any]] = []
         self._registered: list[dict[str, Tensor | None]] = []
-        own_code = facts.has_own_code or function_modes() > 0 or global_hooks()
+        hooked = function_modes() > 0 or global_hooks()
         for _, module in self._modules:
             attributes = module.__dict__
             parameters = attributes["_parameters"]
             self._now += (attributes, parameters, attributes["_buffers"])
             if parameters:
                 self._registered.append(parameters)
-            own_code = own_code or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
+            hooked = hooked or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
         for number in facts.with_buffers:
             buffers = modules[number][1].__dict__["_buffers"]
             if buffers:
@@ -102,9 +101,11 @@ class MemorySnapshot:
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
         self._held = self._tensors_now()
         self._versions = _versions(self._held)
-        self._memory: list[bytes | None] | None = None
-        if own_code and not functorch_active():
-            self._memory = _memory(self._held)
+        self._reader = facts.memory
+        self._exact = bool(hooked) or facts.may_write
+        self._memory: Memory | None = None
+        if (facts.has_own_code or hooked) and not functorch_active():
+            self._memory = self._read()
         self._others: ValueSnapshot | None = None
         self.consumption: ConsumptionWatch | None = None
         if found.held.values:
@@ -145,14 +146,21 @@ class MemorySnapshot:
                 return path
         return None if self._memory is None else self._changed_value(self._memory)
 
-    def _changed_value(self, before: list[bytes | None]) -> str | None:
+    def _read(self) -> Memory:
+        """Read the memory of tensors, all of it where code may write past their versions."""
+        return self._reader.read(self._held, exact=self._exact)
+
+    def _changed_value(self, before: Memory) -> str | None:
         """Return the path of a tensor that holds other values, whatever its version says."""
-        if (memory := _memory(self._held)) != before:
-            now = [
-                old if tensor is not None and tensor.is_shared() else new  # by other processes
-                for tensor, old, new in zip(self._held, before, memory, strict=True)
+        if (memory := self._read()) != before:
+            old, new = before.by_number(), memory.by_number()
+            differs = [
+                tensor is not None
+                and old.get(number) != new.get(number)
+                and not tensor.is_shared()  # by other processes, which may write to it
+                for number, tensor in enumerate(self._held)
             ]
-            path = self._changed_tensor(now, before)
+            path = self._changed_tensor(differs, [False] * len(differs))
             if path is not None:
                 return path
         for tensor, value in self._values:
@@ -213,9 +221,9 @@ class MemorySnapshot:
             set_values(tensor, value)
         lost: list[str] = []
         if self._memory is not None:
-            for tensor, memory in zip(self._held, self._memory, strict=True):
-                if tensor is not None and memory is not None:
-                    write_memory(tensor, memory)
+            for number, start, stop in self._memory.places:
+                tensor: Any = self._held[number]
+                write_memory(tensor, self._memory.copied[start:stop])
             path = self._changed_value(self._memory)
             lost += [] if path is None else [path]
         if self._others is not None and self.consumption is not None:
@@ -230,11 +238,6 @@ def _versions(tensors: list[Tensor | None]) -> list[int | None]:
         return [-1 if tensor is None else tensor._version for tensor in tensors]
     except RuntimeError:  # tensors of inference_mode count none
         return [-1 if tensor is None else version_of(tensor) for tensor in tensors]
-
-
-def _memory(tensors: list[Tensor | None]) -> list[bytes | None]:
-    """Return the memory of plain tensors, which holds their values."""
-    return [memory_of(tensor) if type(tensor) in _PLAIN else None for tensor in tensors]
 
 
 def _marshalled(owner: Any) -> bytes:

@@ -13,10 +13,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
+from tracetorch.core.values import MemoryReader
 from tracetorch.core.walk import Walk, slots_of
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.unrolling.own_code import is_known, may_write
 from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
 
 
@@ -44,7 +46,10 @@ class PassFacts:
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
         # only a user's own code writes to a tensor without a new version
         self.forwards = [(kind, kind.forward) for kind in {type(m): None for _, m in modules}]
-        self.has_own_code = not all(_is_known(module) for _, module in modules)
+        own = [module for _, module in modules if not is_known(module)]
+        self.has_own_code = bool(own)
+        self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
+        self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
@@ -85,12 +90,6 @@ class PassFacts:
         if self.by_attributes or self.unsupported is not None:
             return unsupported_reason(modules)
         return None
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether the code that a module runs is PyTorch's or this package's."""
-    known = type(module).__module__.startswith(("torch.nn.", "tracetorch."))
-    return known and "forward" not in vars(module)
 
 
 @lru_cache(maxsize=1024)
