@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import collections
 import csv
@@ -11,10 +12,8 @@ import itertools
 import mmap
 import queue
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from tests.cases import layer
 
 N = 4
+LINES = "".join(f"{i}\n" for i in range(99))
 
 
 class Kind(NamedTuple):
@@ -46,6 +46,21 @@ def add_last(held: Any) -> float:
 def append(held: Any) -> float:
     held.append(1)
     return float(len(held))
+
+
+def count(held: Any) -> float:
+    held.t += 1
+    return float(held.t)
+
+
+def add_in_middle(held: Any) -> float:
+    held[1500] += 1
+    return float(held[1500])
+
+
+def put_number(held: Any) -> float:
+    held.put(held.qsize())
+    return float(held.qsize())
 
 
 def take(held: Any) -> float:
@@ -74,13 +89,6 @@ def read_line(held: Any) -> float:
     return float(held.readline())
 
 
-def text_file() -> Any:
-    file = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the module holds it)
-    file.write("".join(f"{i}\n" for i in range(1000)))
-    file.seek(0)
-    return file
-
-
 def noise() -> Iterator[float]:
     while True:
         yield random.random()  # nothing of it is in the frame
@@ -91,43 +99,13 @@ def sparse_values(held: Tensor) -> float:
     return float(held._values()[0])
 
 
-def with_compressed(values: Tensor) -> Tensor:
-    with pytest_warnings():
-        return values.to_sparse_csr()
-
-
-def pytest_warnings() -> Any:
-    import warnings
-
-    context = warnings.catch_warnings()
-    context.__enter__()
-    warnings.simplefilter("ignore")
-    return _Closing(context)
-
-
-class _Closing:
-    def __init__(self, context: Any) -> None:
-        self.context = context
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *args: object) -> None:
-        self.context.__exit__(*args)
-
-
-def compressed_values(held: Tensor) -> float:
-    held.values().data.add_(1.0)
-    return float(held.values()[0])
-
-
 def draw(held: torch.Generator) -> float:
     return float(torch.rand((), generator=held))
 
 
-def masked(held: Any) -> float:
-    held[0] = np.ma.masked if held.mask.sum() == 0 else 1.0
-    held.data[1] += 1
-    return float(held.data[1])
+def mask_next(held: Any) -> float:
+    held[int(np.ma.count_masked(held))] = np.ma.masked
+    return float(np.ma.count_masked(held))
 
 
 # Can be put back: by layer they are refused and restored, in segments they are right.
@@ -137,7 +115,7 @@ RESTORED: dict[str, Kind] = {
     "array not contiguous": Kind(lambda: np.zeros((6, 4))[::2, ::-1], lambda a: add_first(a[1])),
     "array of objects": Kind(lambda: np.array([0, None], object), add_first),
     "array of records": Kind(lambda: np.zeros(2, "i4,f8"), lambda a: add_first(a["f1"])),
-    "array masked": Kind(lambda: np.ma.zeros(3), masked),
+    "array masked": Kind(lambda: np.ma.zeros(99), mask_next),
     "array of NaN": Kind(lambda: np.array([0, np.nan]), add_first),
     "bytearray": Kind(lambda: bytearray(3), add_first),
     "bytearray that grows": Kind(bytearray, append),
@@ -160,16 +138,17 @@ RESTORED: dict[str, Kind] = {
     "torch Generator": Kind(lambda: torch.Generator().manual_seed(0), draw),
     "StringIO": Kind(io.StringIO, write),
     "BytesIO": Kind(io.BytesIO, write),
-    "StringIO that is read": Kind(lambda: io.StringIO("1\n2\n3\n4\n5\n6\n7\n"), read_line),
-    "file that is read": Kind(text_file, read_line),
+    "StringIO that is read": Kind(lambda: io.StringIO(LINES), read_line),
+    "file that is read": Kind(lambda: io.BufferedReader(io.BytesIO(LINES.encode())), read_line),
+    "text that is read": Kind(lambda: io.TextIOWrapper(io.BytesIO(LINES.encode())), read_line),
     "Queue": Kind(lambda: filled(queue.Queue()), rotate),
-    "LifoQueue": Kind(
-        lambda: filled(queue.LifoQueue()), lambda q: (q.put(q.qsize()), q.qsize())[1]
-    ),
+    "LifoQueue": Kind(lambda: filled(queue.LifoQueue()), put_number),
     "deque": Kind(lambda: collections.deque([1, 2, 3]), lambda d: (d.rotate(), d[0])[1]),
-    "long list": Kind(lambda: [0] * 3000, lambda h: add_first_at(h, 1500)),
-    "long deque": Kind(lambda: collections.deque([0] * 3000), lambda h: add_first_at(h, 1500)),
-    "Namespace": Kind(lambda: SimpleNamespace(t=0), lambda h: h.__dict__.update(t=h.t + 1) or h.t),
+    "large array": Kind(lambda: np.zeros(20000), add_first),
+    "large bytearray": Kind(lambda: bytearray(100_000), add_last),
+    "long list": Kind(lambda: [0] * 3000, add_in_middle),
+    "long deque": Kind(lambda: collections.deque([0] * 3000), add_in_middle),
+    "argparse.Namespace": Kind(lambda: argparse.Namespace(t=0), count),
     "sparse tensor": Kind(lambda: torch.eye(3).to_sparse(), sparse_values),
 }
 # Can only be consumed: refused by name, both ways.
@@ -196,11 +175,6 @@ CONSUMED: dict[str, Kind] = {
     "SimpleQueue": Kind(lambda: filled(queue.SimpleQueue()), rotate),
     "csv.reader": Kind(lambda: csv.reader(["1\n"] * 99), lambda r: float(next(r)[0])),
 }
-
-
-def add_first_at(held: Any, place: int) -> float:
-    held[place] += 1
-    return float(held[place])
 
 
 @dataclass(frozen=True)

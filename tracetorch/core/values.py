@@ -59,11 +59,23 @@ class ValueSnapshot:
     """
 
     def __init__(self, held: Iterable[tuple[str, object]], *, whole: bool) -> None:
-        self._keep: Keep = bytes if whole else hashed
+        self._whole = whole
+        self._hashed = False
         self._before: list[tuple[str, object, Kind, object]] = []
         for path, each in held:
             kind = listed_kind(type(each)) or CONSUMED
-            self._before.append((path, each, kind, self._read(kind, each)))
+            self._hashed = False
+            value = self._read(kind, each)
+            # a hash cannot be written
+            self._before.append(
+                (path, each, Kind(kind.read, None) if self._hashed else kind, value)
+            )
+
+    def _keep(self, memory: Any) -> bytes:
+        if self._whole:
+            return bytes(memory)
+        self._hashed = self._hashed or memoryview(memory).nbytes > SMALL
+        return hashed(memory)
 
     def _read(self, kind: Kind, each: object) -> object:
         try:
@@ -342,7 +354,11 @@ def _read_file(file: Any, keep: Keep) -> object:
         position = file.tell()
     except OSError:  # text that is iterated over
         position = -1 - file.buffer.tell()
-    return position, os.fstat(file.fileno()).st_size if file.writable() else 0
+    try:
+        size = os.fstat(file.fileno()).st_size if file.writable() else 0
+    except OSError:  # no file of the operating system
+        size = 0
+    return position, size
 
 
 def _write_file(file: Any, value: Any) -> None:
