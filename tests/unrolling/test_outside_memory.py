@@ -574,6 +574,9 @@ def test_what_cannot_be_memory_is_not_refused(tmp_path: Any) -> None:
     class Logs(Holds):
         """Writes what nobody reads back, and draws from the generator of dropout."""
 
+        log: Any
+        generator: Any
+
         def forward(self, x: Tensor) -> Tensor:
             self.log.write("a step\n")
             return super().forward(x) + 0 * torch.rand(x.shape, generator=self.generator)
@@ -650,13 +653,15 @@ WRITES = (
 class Writes(nn.Module):
     """Writes to a tensor past its version, after the neurons."""
 
+    total: Tensor
+
     def __init__(self, write: Callable[[Any], None], size: int) -> None:
         super().__init__()
         self.linear, self.neuron = nn.Linear(size, size), layer("LIF", size)
         self.register_buffer("total", torch.ones(size, size))
         self.total[1, 1] = torch.nan
         self.plain = [torch.zeros(size)]
-        self.write = write
+        self.write: Any = write
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.neuron(self.linear(x))
@@ -694,7 +699,8 @@ def test_a_write_in_a_hook_is_refused(size: int) -> None:
 
 
 def test_a_write_between_two_passes_is_none_in_a_pass() -> None:
-    made, x = Writes(lambda module: None, N), torch.rand(T, B, N)
+    made: Any = Writes(lambda module: None, N)
+    x = torch.rand(T, B, N)
     for write in WRITES:
         write(made)
         tt.unroll(made, x, from_rest=True)

@@ -194,7 +194,7 @@ class ConsumptionWatch:
         self._stand_ins: dict[int, tuple[str, Watched]] = {}
         self._replaced: list[tuple[object, object]] = []  # what is there now, and what was
         for path, each in found.held.values:
-            if can_be_watched(type(each)):
+            if can_be_watched(type(each)):  # type: ignore[arg-type]
                 self._stand_ins.setdefault(id(each), (path, Watched(each)))
 
     def __enter__(self) -> ConsumptionWatch:

@@ -63,7 +63,7 @@ class ValueSnapshot:
         self._hashed = False
         self._before: list[tuple[str, object, Kind, object]] = []
         for path, each in held:
-            kind = listed_kind(type(each)) or CONSUMED
+            kind = listed_kind(type(each)) or CONSUMED  # type: ignore[arg-type]
             self._hashed = False
             value = self._read(kind, each)
             # a hash cannot be written
@@ -198,7 +198,7 @@ class _MemoryPlan:
                 at += place[1]
             else:
                 self.large[number] = memory
-                words = np.frombuffer(memory, np.int32, count=place[1] // 4)
+                words = np.frombuffer(memoryview(memory), np.int32, count=place[1] // 4)
                 self.samples[number] = words[:: len(words) // 256 | 1]
         self.numbers = numbers
         self.found = self._found(tensors)

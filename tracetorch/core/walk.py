@@ -99,9 +99,10 @@ class Held(NamedTuple):
 
     def add(self, path: str, value: Any) -> None:
         """Note a part, where it is one of these."""
-        if issubclass(type(value), torch.Tensor):
+        kind: Any = type(value)
+        if issubclass(kind, torch.Tensor):
             self.tensors.append((path, value))
-        elif has_value(type(value)):  # type: ignore[arg-type]
+        elif has_value(kind):
             self.values.append((path, value))
 
 
@@ -151,7 +152,7 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
 def _items(owner: Any, container: Any, path: str, held: Held) -> list[tuple[str, object]]:
     """Items of a container under their keys or positions."""
     values = list(dict.values(owner) if container is dict else container.__iter__(owner))
-    kinds = set(map(type, values))
+    kinds: set[Any] = set(map(type, values))
     if any(issubclass(kind, torch.Tensor) or has_value(kind) for kind in kinds):
         for value in values:
             held.add(path, value)

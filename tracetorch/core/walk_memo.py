@@ -140,9 +140,8 @@ class _Memo:
             items = frozenset(map(type, contents))
             if all(map(is_opaque, items)) and not any(map(_is_held, items)):
                 return _Container(place, path, kind, items, (), ())
-        inner = [
-            (name, p) for name, p in parts_of(part, path, Held([], [])) if not is_opaque(type(p))
-        ]  # type: ignore[arg-type]
+        found = parts_of(part, path, Held([], []))
+        inner = [(name, p) for name, p in found if not is_opaque(type(p))]  # type: ignore[arg-type]
         names = tuple([name for name, _ in inner])
         return _Container(place, path, kind, None, names, tuple([self._part(p) for _, p in inner]))
 

@@ -140,10 +140,9 @@ class MemorySnapshot:
             for path in (*self.consumption.consumed(), *self._others.changes()):
                 return path
         if not unchanged or _versions(self._held) != self._versions:
-            versions = _versions(self._tensors_now())
-            path = self._changed_tensor(versions, self._versions)
-            if path is not None:
-                return path
+            written = self._changed_tensor(_versions(self._tensors_now()), self._versions)
+            if written is not None:
+                return written
         return None if self._memory is None else self._changed_value(self._memory)
 
     def _read(self) -> Memory:
@@ -157,7 +156,8 @@ class MemorySnapshot:
             differs = [
                 tensor is not None
                 and old.get(number) != new.get(number)
-                and not tensor.is_shared()  # by other processes, which may write to it
+                # by other processes, which may write to it
+                and not tensor.is_shared()  # type: ignore[no-untyped-call]
                 for number, tensor in enumerate(self._held)
             ]
             path = self._changed_tensor(differs, [False] * len(differs))
@@ -222,8 +222,8 @@ class MemorySnapshot:
         lost: list[str] = []
         if self._memory is not None:
             for number, start, stop in self._memory.places:
-                tensor: Any = self._held[number]
-                write_memory(tensor, self._memory.copied[start:stop])
+                held: Any = self._held[number]
+                write_memory(held, self._memory.copied[start:stop])
             path = self._changed_value(self._memory)
             lost += [] if path is None else [path]
         if self._others is not None and self.consumption is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ _PAST_VERSIONS = frozenset(
         *("untyped_storage", "storage", "set_", "swap_tensors"),
     }
 )
+_AROUND = (functools.partial, types.MethodType, staticmethod, classmethod)
 _MOST_FUNCTIONS = 2000
 
 
@@ -60,27 +60,25 @@ def may_write(parts: Iterable[object]) -> bool:
 
 def _functions(each: Any) -> Iterator[types.FunctionType]:
     """Iterate over the functions of a callable or a class, but for those that are known."""
-    if isinstance(each, functools.partial):
-        each = each.func
-    each = getattr(inspect.unwrap(each) if callable(each) else each, "__func__", each)
-    if str(getattr(each, "__module__", "")).partition(".")[0] in _KNOWN:
+    while issubclass(type(each), _AROUND):
+        each = each.func if issubclass(type(each), functools.partial) else each.__func__
+    if not issubclass(type(each), (types.FunctionType, type)):
+        each = type(each)
+    if str(each.__module__).partition(".")[0] in _KNOWN:
         return
-    if isinstance(each, types.FunctionType):
+    if type(each) is types.FunctionType:
         yield each
-    elif isinstance(each, type):
-        for base in each.__mro__:
-            if base.__module__.partition(".")[0] in _KNOWN:
+        return
+    for base in each.__mro__:
+        if base.__module__.partition(".")[0] in _KNOWN:
+            continue
+        for name, value in vars(base).items():
+            if name in ("__init__", "reset_parameters"):  # no part of a pass
                 continue
-            for name, value in vars(base).items():
-                if name in ("__init__", "reset_parameters"):  # no part of a pass
-                    continue
-                accessors: tuple[Any, ...] = (value,)
-                if isinstance(value, property):
-                    accessors = (value.fget, value.fset)
-                for accessor in accessors:
-                    function = getattr(accessor, "__func__", accessor)
-                    if isinstance(function, types.FunctionType):
-                        yield function
+            for found in (value.fget, value.fset) if type(value) is property else (value,):
+                function: Any = getattr(found, "__func__", found)  # of a static method
+                if type(function) is types.FunctionType:
+                    yield function
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -98,7 +96,7 @@ def _named(function: types.FunctionType, names: set[str]) -> Iterator[object]:
     held: list[Any] = [function.__globals__[name] for name in names & function.__globals__.keys()]
     held += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     for each in held:
-        if isinstance(each, types.ModuleType):
+        if type(each) is types.ModuleType:
             if each.__name__.partition(".")[0] not in _KNOWN:
                 inner: Iterable[Any] = (vars(each).get(name) for name in names)
                 yield from (value for value in inner if _is_code(value))
@@ -107,7 +105,7 @@ def _named(function: types.FunctionType, names: set[str]) -> Iterator[object]:
 
 
 def _is_code(value: object) -> bool:
-    return isinstance(value, (types.FunctionType, types.MethodType, type, functools.partial))
+    return issubclass(type(value), (types.FunctionType, types.MethodType, type, functools.partial))
 
 
 def _is_filled(cell: Any) -> bool:

@@ -44,12 +44,15 @@ class PassFacts:
         if not torch.compiler.is_compiling():  # which remembers none of this
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
-        # only a user's own code writes to a tensor without a new version
-        self.forwards = [(kind, kind.forward) for kind in {type(m): None for _, m in modules}]
-        own = [module for _, module in modules if not is_known(module)]
-        self.has_own_code = bool(own)
-        self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
-        self.memory = MemoryReader()
+        self.forwards: list[tuple[Any, object]] = []
+        self.has_own_code = self.may_write = False
+        if not torch.compiler.is_compiling():  # in which nothing is compared
+            # only a user's own code writes to a tensor without a new version
+            own = [module for _, module in modules if not is_known(module)]
+            self.forwards = [(kind, kind.forward) for kind in {type(m): m for _, m in modules}]
+            self.has_own_code = bool(own)
+            self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
+            self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []

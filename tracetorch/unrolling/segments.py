@@ -135,7 +135,9 @@ class _SegmentReplay:
     @contextmanager
     def first_run(self) -> Iterator[None]:
         """Note the contents of the model, and what the run consumes of it."""
-        watched = [p for _, m in self.found.modules for p in m.parameters(recurse=False)]
+        watched: list[Tensor] = []
+        for _, module in self.found.modules:
+            watched += module.parameters(recurse=False)
         # frozen parameters
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]
         self.versions = [(p, version_of(p)) for p in watched]

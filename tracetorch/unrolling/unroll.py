@@ -105,7 +105,9 @@ def unroll(
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
     statistics over time and batch together: not the same as by step. A model that keeps something
     from step to step outside the states of its neuron layers, or reads or writes those in
-    ``forward``, is refused. By step, the model is called once per step: always right.
+    ``forward``, is refused. What no module holds (globals, class attributes, context variables,
+    closures, global generators of random numbers) cannot be seen: ``check`` finds it. By step, the
+    model is called once per step: always right.
 
     Args:
         model: any ``nn.Module``.
@@ -119,13 +121,15 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: before the run, compare both ways, and raise at the first module that differs: what
-            mixes the samples of a batch cannot be seen from outside. Every call of a module is
+            mixes the samples of a batch, or keeps something where no module holds it, cannot be
+            seen from outside. Every call of a module is
             repeated step by step, in the model's own modes; it costs several runs. ``True``: over
             all steps; a number: over so many. What was covered is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
-            batch norm takes its statistics over a segment.
+            batch norm takes its statistics over a segment. A segment that computes something else
+            when it runs again raises a ``RuntimeError`` in ``backward``.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are kept and restored.
 
