@@ -68,6 +68,15 @@ def test_what_was_hashed_or_is_read_only_is_lost() -> None:
     assert before.restore() == ["large", "locked"]
 
 
+def test_a_large_array_that_is_read_only_is_not_read() -> None:
+    large = np.zeros(SMALL)
+    view = large[:]
+    large.flags.writeable = False
+    before = ValueSnapshot([("large", large)], whole=True)
+    view[0] = 1.0
+    assert before.changes() == []
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float64, np.complex128])
 def test_a_hash_sees_every_value_and_where_it_lies(dtype: Any) -> None:
     rng = np.random.default_rng(0)

@@ -176,21 +176,15 @@ class _SegmentReplay:
         if not self.expected:  # this is the first run
             self.ends = [(end.detach(), version_of(end)) for end in ends]
             return
-        pairs = zip((*outputs, *ends), (*self.expected, *self.ends), strict=True)
-        for found, (first, version) in pairs:
-            # what has been written to since, by whoever holds it, can tell nothing
-            if version_of(first) != version or found.shape != first.shape:
-                continue
-            # on a GPU sums may come in another order, and a spike with them
-            share = 0.0 if found.is_cpu else _MOST_MOVED
-            if not is_close(found.detach(), first, share):
-                raise RuntimeError(
-                    f"{self.name} of unroll(..., segment=) computes something else when backward "
-                    "runs it again than in the forward pass, so its gradients would be wrong: the "
-                    "model depends on something that cannot be put back, a global variable, a "
-                    "class attribute, a closure, a file or another random generator. Hold it in "
-                    "an attribute of a module, or leave segment= out."
-                )
+        found, expected = (*outputs, *ends), (*self.expected, *self.ends)
+        if len(found) != len(expected) or not all(map(_agrees, found, expected)):
+            raise RuntimeError(
+                f"{self.name} of unroll(..., segment=) computes something else when backward runs "
+                "it again than in the forward pass, so its gradients would be wrong: the model "
+                "depends on something that cannot be put back, a global variable, a class "
+                "attribute, a closure, a file or another random generator. Hold it in an "
+                "attribute of a module, or leave segment= out."
+            )
 
     def __enter__(self) -> None:
         if any(version_of(p) != version for p, version in self.versions):
@@ -218,3 +212,13 @@ class _SegmentReplay:
         self.mode.__exit__(None, None, None)
         self.backend.__exit__(None, None, None)
         self.now.restore()
+
+
+def _agrees(found: Tensor, expected: tuple[Tensor, int | None]) -> bool:
+    """Whether a run again gives what the first one gave, to rounding."""
+    first, version = expected
+    if version_of(first) != version:  # by whoever holds it: it can tell nothing any more
+        return True
+    # on a GPU sums may come in another order, and a spike with them
+    share = 0.0 if found.is_cpu else _MOST_MOVED
+    return found.shape == first.shape and is_close(found.detach(), first, share)
