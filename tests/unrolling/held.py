@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import atexit
 import collections
 import csv
 import ctypes
@@ -12,6 +13,8 @@ import itertools
 import mmap
 import queue
 import random
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +27,10 @@ from tests.cases import layer
 
 N = 4
 LINES = "".join(f"{i}\n" for i in range(99))
+
+
+CONNECTION = sqlite3.connect(":memory:")
+atexit.register(CONNECTION.close)
 
 
 class Kind(NamedTuple):
@@ -89,6 +96,18 @@ def read_line(held: Any) -> float:
     return float(held.readline())
 
 
+def switch(held: threading.Event) -> float:
+    held.clear() if held.is_set() else held.set()
+    return float(held.is_set())
+
+
+def cursor() -> Any:
+    query = (
+        "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 99) SELECT i FROM n"
+    )
+    return CONNECTION.execute(query)
+
+
 def noise() -> Iterator[float]:
     while True:
         yield random.random()  # nothing of it is in the frame
@@ -143,6 +162,7 @@ RESTORED: dict[str, Kind] = {
     "text that is read": Kind(lambda: io.TextIOWrapper(io.BytesIO(LINES.encode())), read_line),
     "Queue": Kind(lambda: filled(queue.Queue()), rotate),
     "LifoQueue": Kind(lambda: filled(queue.LifoQueue()), put_number),
+    "Event": Kind(threading.Event, switch),
     "deque": Kind(lambda: collections.deque([1, 2, 3]), lambda d: (d.rotate(), d[0])[1]),
     "large array": Kind(lambda: np.zeros(20000), add_first),
     "large bytearray": Kind(lambda: bytearray(100_000), add_last),
@@ -173,6 +193,7 @@ CONSUMED: dict[str, Kind] = {
     "enumerate": Kind(lambda: enumerate("x" * 99), lambda z: float(next(z)[0])),
     "reversed": Kind(lambda: reversed([*range(99)]), take),
     "SimpleQueue": Kind(lambda: filled(queue.SimpleQueue()), rotate),
+    "cursor": Kind(cursor, lambda c: float(c.fetchone()[0])),
     "csv.reader": Kind(lambda: csv.reader(["1\n"] * 99), lambda r: float(next(r)[0])),
 }
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, weighted_sum
-from tests.unrolling.held import CONSUMED, PLACES, RESTORED, Holds, holds
+from tests.unrolling.held import CONSUMED, PLACES, RESTORED, Holds, Kind, holds
 from tracetorch import snn
 
 T, B, N = 6, 3, 4
@@ -585,6 +587,18 @@ def test_what_cannot_be_memory_is_not_refused(tmp_path: Any) -> None:
     made.generator = torch.default_generator
     with open(tmp_path / "log", "w") as made.log:
         assert tt.unroll(made.double(), STEPS).shape == STEPS.shape
+
+
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        (hashlib.sha256, lambda h: (h.update(b"x"), h.digest()[0])[1]),
+        (hashlib.blake2b, lambda h: (h.update(b"x"), h.digest()[0])[1]),
+        (lambda: np.random.SeedSequence(0), lambda s: s.spawn(1)[0].generate_state(1)[0] / 2**32),
+    ],
+)
+def test_what_can_be_compared_alone_is_refused_and_named(make: Any, step: Any) -> None:
+    assert "held cannot be put back" in refused(holds(Kind(make, step)))
 
 
 def test_a_moved_thing_inside_a_plain_iterator_or_queue_is_seen() -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import array
 import ctypes
+import hashlib
 import io
 import mmap
 import os
 import queue
 import random
+import threading
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -443,6 +445,13 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
         Kind(lambda it, _: it.iterindex, lambda it, value: setattr(it, "iterindex", value)),
     ),
     (np.flatiter, Kind(lambda it, _: it.index, None)),
+    # can be compared, and not be written
+    (np.random.SeedSequence, Kind(lambda each, _: each.n_children_spawned, None)),
+    (
+        tuple({*map(type, map(hashlib.new, ("md5", "blake2b")))}),
+        Kind(lambda h, _: h.digest(), None),
+    ),
+    (threading.Event, Kind(lambda e, _: e.is_set(), lambda e, on: e.set() if on else e.clear())),
     (queue.SimpleQueue, Kind(lambda q, _: q.qsize(), None)),
     (Tensor, Kind(_read_tensor, _write_tensor)),
 )
@@ -479,12 +488,13 @@ class Watched:
         return bool(self.held)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _CONSUMING:
+        value = getattr(self.held, name)
+        if callable(value) and name not in _HARMLESS:
             self.moved = True
-        return getattr(self.held, name)
+        return value
 
 
-_CONSUMING = frozenset({"send", "throw", "close", "get", "get_nowait", "put", "put_nowait"})
+_HARMLESS = frozenset({"qsize", "empty"})
 _REPLACEABLE = frozenset({*dir(object), "__iter__", "__next__", "__length_hint__", "__setstate__"})
 _REPLACEABLE |= {"__len__", "__copy__", "__del__", "__class_getitem__", "__name__", "__qualname__"}
 _REPLACEABLE |= {"__module__", "__dict__", "__weakref__"}
