@@ -34,7 +34,7 @@ atexit.register(CONNECTION.close)
 
 
 class Kind(NamedTuple):
-    """How a thing is made, and how a step changes it and gives a number."""
+    """A thing that a module can hold: its maker, and a step that changes it and gives a number."""
 
     make: Callable[[], Any]
     step: Callable[[Any], float]
@@ -127,7 +127,7 @@ def mask_next(held: Any) -> float:
     return float(np.ma.count_masked(held))
 
 
-# Can be put back: by layer they are refused and restored, in segments they are right.
+# Can be restored: by layer they are refused and restored, in segments they are right.
 RESTORED: dict[str, Kind] = {
     "array": Kind(lambda: np.zeros(3), add_first),
     "array of integers": Kind(lambda: np.zeros((2, 3), np.int8), lambda a: add_last(a[1])),

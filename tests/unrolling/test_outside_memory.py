@@ -528,7 +528,7 @@ def test_a_held_thing_that_changes_is_refused_and_restored(name: str) -> None:
     thing = made.thing
     message = refused(made)
     assert made.thing is thing
-    assert ("held cannot be put back" in message) == (name in HASHED)
+    assert ("held cannot be restored" in message) == (name in HASHED)
     if name not in HASHED:
         assert torch.equal(loop(made, STEPS), loop(holds(RESTORED[name]), STEPS))
 
@@ -538,7 +538,7 @@ def test_what_can_only_be_consumed_is_refused_by_name(name: str) -> None:
     made = holds(CONSUMED[name])
     thing = made.thing
     for _ in range(2):  # it has moved already at the second time
-        assert "held cannot be put back and stays changed" in refused(made)
+        assert "held cannot be restored and stays changed" in refused(made)
         assert made.thing is thing
 
 
@@ -566,10 +566,10 @@ def test_the_position_of_a_file_is_restored_and_its_growth_is_named(tmp_path: An
     path.write_text("1\n2\n3\n")
     made = holds(RESTORED["text that is read"])
     with open(path, "r+") as made.held:
-        assert "cannot be put back" not in refused(made)
+        assert "cannot be restored" not in refused(made)
         assert made.held.readline() == "1\n"
         made.step = lambda file: (file.write("x"), file.flush(), 1.0)[2]
-        assert "held cannot be put back" in refused(made)
+        assert "held cannot be restored" in refused(made)
 
 
 def test_what_cannot_be_memory_is_not_refused(tmp_path: Any) -> None:
@@ -598,7 +598,7 @@ def test_what_cannot_be_memory_is_not_refused(tmp_path: Any) -> None:
     ],
 )
 def test_what_can_be_compared_alone_is_refused_and_named(make: Any, step: Any) -> None:
-    assert "held cannot be put back" in refused(holds(Kind(make, step)))
+    assert "held cannot be restored" in refused(holds(Kind(make, step)))
 
 
 def test_a_moved_thing_inside_a_plain_iterator_or_queue_is_seen() -> None:
@@ -694,7 +694,7 @@ def test_a_write_past_the_version_is_refused(write: Callable[[Any], None], size:
         torch.equal(a.nan_to_num(), b.nan_to_num())
         for a, b in zip(made.state_dict().values(), before.values(), strict=True)
     )
-    assert restored != ("linear.weight cannot be put back" in str(error.value))
+    assert restored != ("linear.weight cannot be restored" in str(error.value))
     if size == N:
         assert restored
 

@@ -418,7 +418,7 @@ def test_a_held_thing_is_what_it_was_when_a_segment_runs_again(name: str, place:
     whole, cut = holds(RESTORED[name], place), holds(RESTORED[name], place)
     expected = gradients(whole, None)
     if name == "sparse tensor" and place == "tuple":  # it takes a copy, for which there is no place
-        with pytest.raises(RuntimeError, match=r"held\.1 cannot be put back .* segment 4:6"):
+        with pytest.raises(RuntimeError, match=r"held\.1 cannot be restored .* segment 4:6"):
             gradients(cut, 2)
         return
     for found, value in zip(gradients(cut, 2), expected, strict=True):

@@ -182,7 +182,7 @@ def _refill(owner: Any, items: dict[Any, Any]) -> None:
 class ConsumptionWatch:
     """Within a block, note which of the iterators, generators and queues of a model are consumed.
 
-    They cannot be asked, so others stand in for them in the modules, containers and objects that
+    They cannot be read, so others stand in for them in the modules, containers and objects that
     hold them; a tuple is replaced by another one.
 
     Args:

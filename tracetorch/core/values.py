@@ -31,7 +31,7 @@ Keep = Callable[[Any], bytes]
 
 
 class Kind(NamedTuple):
-    """How objects of a type are read and written.
+    """Reader and writer of objects of a type.
 
     Args:
         read: return what an object holds, as values to be compared; contiguous memory through a
@@ -173,7 +173,7 @@ class MemoryReader:
 
 
 class _MemoryPlan:
-    """Where some tensors lie in memory.
+    """Addresses of some tensors in memory.
 
     Args:
         tensors: the tensors.

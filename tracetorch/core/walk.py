@@ -87,7 +87,7 @@ def has_value(kind: Any) -> bool:
 
 
 class Held(NamedTuple):
-    """What a walk finds and does not enter, with its dotted path, once for each place.
+    """Objects that a walk finds and does not enter, with their paths, once for each place.
 
     Args:
         tensors: tensors held by any module, container or object, neither parameters nor buffers.

@@ -288,7 +288,7 @@ class memory_unchanged:  # noqa: N801 (used as a function)
         path = None if kind is not None else self.before.change()
         lost = self.before.restore() if kind is not None or path is not None else []
         if path is not None:
-            left = f" {', '.join(lost)} cannot be put back and stays changed." if lost else ""
+            left = f" {', '.join(lost)} cannot be restored and stays changed." if lost else ""
             raise ValueError(
                 f"{path} was changed by the forward pass: the model keeps something from step to "
                 "step outside the states of its neuron layers, and by layer it is called once for "

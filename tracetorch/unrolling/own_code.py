@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-# Code of these packages writes to no tensor in secret, unless it is asked to by such a name.
+# Code of these packages writes to no tensor in secret, unless it is called by such a name.
 _KNOWN = ("torch", "tracetorch", "numpy", "builtins")
 # By these, code gets at the memory of a tensor without PyTorch noticing what it writes there.
 _PAST_VERSIONS = frozenset(

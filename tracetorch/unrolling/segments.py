@@ -150,14 +150,14 @@ class _SegmentReplay:
         self.consumed = consumption.consumed()
 
     def refuse_consumed(self) -> None:
-        """Refuse a first run that has consumed what cannot be put back.
+        """Refuse a first run that has consumed what cannot be restored.
 
         Raises:
             ValueError: an iterator, or a generator, of the model has moved.
         """
         for path in self.consumed:
             raise ValueError(
-                f"{path} was moved by the forward pass, and cannot be put back for the backward "
+                f"{path} was moved by the forward pass, and cannot be restored for the backward "
                 "pass, in which segment= runs each segment again. Keep an index into a list, or a "
                 "random.Random, a NumPy or torch Generator, in its place, or leave segment= out."
             )
@@ -181,7 +181,7 @@ class _SegmentReplay:
             raise RuntimeError(
                 f"{self.name} of unroll(..., segment=) computes something else when backward runs "
                 "it again than in the forward pass, so its gradients would be wrong: the model "
-                "depends on something that cannot be put back, a global variable, a class "
+                "depends on something that cannot be restored, a global variable, a class "
                 "attribute, a closure, a file or another random generator. Hold it in an "
                 "attribute of a module, or leave segment= out."
             )
@@ -202,7 +202,7 @@ class _SegmentReplay:
         if lost:
             self.__exit__()
             raise RuntimeError(
-                f"{lost[0]} cannot be put back to what it was in {self.name} of unroll(..., "
+                f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
                 "segment=), which backward runs again. Leave segment= out."
             )
         for layer in self.layers:
