@@ -98,7 +98,12 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 def content(found: Walk) -> tuple[list[tuple[str, int, type]], ...]:
     """Return what a walk has found by path, identity and type."""
-    parts: tuple[list[tuple[str, Any]], ...] = (found.modules, found.owners, found.tensors)
+    parts: tuple[list[tuple[str, Any]], ...] = (
+        found.modules,
+        found.owners,
+        found.held.tensors,
+        found.held.values,
+    )
     return tuple([(path, id(each), type(each)) for path, each in part] for part in parts)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import snn
-from tracetorch.unrolling.check import _is_close
+from tracetorch.unrolling.check import is_close
 
 
 class Centred(nn.Module):
@@ -109,7 +109,7 @@ def test_small_values_are_measured_by_the_largest() -> None:
     for offset, is_found in ((0.9e-4, False), (1.1e-4, True)):
         one = torch.tensor([10.0, 0.0], dtype=torch.float64)
         other = torch.tensor([10.0, offset], dtype=torch.float64)
-        assert _is_close(one, other) is not is_found
+        assert is_close(one, other) is not is_found
 
 
 @pytest.mark.parametrize("limit", [0.005, 5.0])

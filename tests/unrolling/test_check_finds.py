@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import logging
+import os
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +150,46 @@ def remembers_in_a_cache() -> Callable[[Tensor], Tensor]:
     return function
 
 
+IN_CONTEXT = contextvars.ContextVar("IN_CONTEXT", default=0)
+IN_THREAD = threading.local()
+
+
+def remembers_in_a_context(x: Tensor) -> Tensor:
+    IN_CONTEXT.set(IN_CONTEXT.get() + 1)
+    return x * IN_CONTEXT.get()
+
+
+def remembers_in_its_thread(x: Tensor) -> Tensor:
+    IN_THREAD.count = getattr(IN_THREAD, "count", 0) + 1
+    return x * IN_THREAD.count
+
+
+def remembers_in_itself(x: Tensor) -> Tensor:
+    function: Any = remembers_in_itself
+    function.count = getattr(function, "count", 0) + 1
+    return x * function.count
+
+
+def remembers_in_the_environment(x: Tensor) -> Tensor:
+    os.environ["TRACETORCH_TEST"] = os.environ.get("TRACETORCH_TEST", "") + "x"
+    return x * len(os.environ["TRACETORCH_TEST"])
+
+
+def counts(calls: list[int], x: Tensor) -> Tensor:
+    calls.append(1)
+    return x * len(calls)
+
+
+class Counter:
+    """Counts the calls of a method."""
+
+    calls = 0
+
+    def count(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
 def remembers_in_data() -> nn.Module:
     class Held(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -183,12 +227,20 @@ MEMORY: dict[str, Callable[[], nn.Module]] = {
     "an array": remembers_in_an_array,
     "a class": remembers_on_the_class,
     "a cache": lambda: Says(remembers_in_a_cache()),
+    "a context variable": lambda: Says(remembers_in_a_context),
+    "a thread's own": lambda: Says(remembers_in_its_thread),
+    "an attribute of a function": lambda: Says(remembers_in_itself),
+    "an object of a bound method": lambda: Says(Counter().count),
+    "a partial": lambda: Says(functools.partial(counts, [])),
+    "the environment": lambda: Says(remembers_in_the_environment),
     "data": remembers_in_data,
 }
 RANDOM: dict[str, Callable[[], nn.Module]] = {
     "one number for all": lambda: Says(lambda x: x * torch.rand(1)),
     "a mask for all": lambda: Says(lambda x: x * (torch.rand(N) > 0.5)),
     "a shuffled batch": lambda: Says(lambda x: x[torch.randperm(len(x))]),
+    "a number of Python's": lambda: Says(lambda x: x * random.random()),
+    "a number of NumPy's": lambda: Says(lambda x: x * np.random.rand()),
 }
 OTHER: dict[str, Callable[[], nn.Module]] = {
     "in training only": in_training_only,
@@ -249,6 +301,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.LayerNorm(N),
     "dropout in training": lambda: nn.Dropout(0.5),
     "noise, sample by sample": lambda: Says(lambda x: x + torch.randn_like(x)),
+    "NumPy's noise": lambda: Says(lambda x: x + torch.as_tensor(np.random.randn(*x.shape)).to(x)),
     "a shared layer": lambda: (lambda shared: nn.Sequential(shared, nn.ReLU(), shared))(
         nn.Linear(N, N)
     ),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, weighted_sum
+from tests.unrolling.held import CONSUMED, PLACES, RESTORED, Holds, Kind, holds
 from tracetorch import snn
 
 T, B, N = 6, 3, 4
@@ -504,3 +507,234 @@ def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
         weighted_sum(y + seen["n.output"]).backward()
         for name, p in made.named_parameters():
             torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)
+
+
+# Things that are no attribute, container or plain object
+
+STEPS = sequence().double()
+# of these a hash alone is held
+HASHED = ("large array", "large bytearray")
+
+
+def refused(made: nn.Module, x: Tensor = STEPS) -> str:
+    with pytest.raises(ValueError, match=r"held\S* was changed by the forward pass") as error:
+        tt.unroll(made, x)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_a_held_thing_that_changes_is_refused_and_restored(name: str) -> None:
+    made = holds(RESTORED[name])
+    thing = made.thing
+    message = refused(made)
+    assert made.thing is thing
+    assert ("held cannot be restored" in message) == (name in HASHED)
+    if name not in HASHED:
+        assert torch.equal(loop(made, STEPS), loop(holds(RESTORED[name]), STEPS))
+
+
+@pytest.mark.parametrize("name", CONSUMED)
+def test_what_can_only_be_consumed_is_refused_by_name(name: str) -> None:
+    made = holds(CONSUMED[name])
+    thing = made.thing
+    for _ in range(2):  # it has moved already at the second time
+        assert "held cannot be restored and stays changed" in refused(made)
+        assert made.thing is thing
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["array", "random.Random", "StringIO", "generator", "SimpleQueue"])
+def test_it_is_found_wherever_it_is_held(kind: str, place: str) -> None:
+    made = holds({**RESTORED, **CONSUMED}[kind], place)
+    held, thing = made.held, made.thing
+    refused(made)
+    assert made.held is held
+    assert made.thing is thing
+
+
+@pytest.mark.parametrize("place", ["attribute", "tuple"])
+@pytest.mark.parametrize("name", [*RESTORED, *CONSUMED])
+def test_a_held_thing_that_stays_is_not_refused(name: str, place: str) -> None:
+    made = holds({**RESTORED, **CONSUMED}[name], place, moves=False)
+    thing = made.thing
+    assert torch.equal(tt.unroll(made, STEPS, from_rest=True), loop(made, STEPS))
+    assert made.thing is thing
+
+
+def test_the_position_of_a_file_is_restored_and_its_growth_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "lines"
+    path.write_text("1\n2\n3\n")
+    made = holds(RESTORED["text that is read"])
+    with open(path, "r+") as made.held:
+        assert "cannot be restored" not in refused(made)
+        assert made.held.readline() == "1\n"
+        made.step = lambda file: (file.write("x"), file.flush(), 1.0)[2]
+        assert "held cannot be restored" in refused(made)
+
+
+def test_what_cannot_be_memory_is_not_refused(tmp_path: Any) -> None:
+    class Logs(Holds):
+        """Writes what nobody reads back, and draws from the generator of dropout."""
+
+        log: Any
+        generator: Any
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.log.write("a step\n")
+            return super().forward(x) + 0 * torch.rand(x.shape, generator=self.generator)
+
+    made: Any = Logs(RESTORED["array"], moves=False)
+    made.generator = torch.default_generator
+    with open(tmp_path / "log", "w") as made.log:
+        assert tt.unroll(made.double(), STEPS).shape == STEPS.shape
+
+
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        (hashlib.sha256, lambda h: (h.update(b"x"), h.digest()[0])[1]),
+        (hashlib.blake2b, lambda h: (h.update(b"x"), h.digest()[0])[1]),
+        (lambda: np.random.SeedSequence(0), lambda s: s.spawn(1)[0].generate_state(1)[0] / 2**32),
+    ],
+)
+def test_what_can_be_compared_alone_is_refused_and_named(make: Any, step: Any) -> None:
+    assert "held cannot be restored" in refused(holds(Kind(make, step)))
+
+
+def test_a_moved_thing_inside_a_plain_iterator_or_queue_is_seen() -> None:
+    class Stream:
+        def __init__(self) -> None:
+            self.inner = iter(range(99))
+
+        def __next__(self) -> int:
+            return next(self.inner)
+
+    made = holds(CONSUMED["generator"])
+    made.held = Stream()
+    with pytest.raises(ValueError, match=r"held\.inner was changed"):
+        tt.unroll(made, STEPS)
+
+
+# Values of tensors that change without a version
+
+
+def scaled(module: Any) -> None:
+    module.linear.weight.data.mul_(0.5)
+
+
+def single(module: Any) -> None:
+    module.linear.weight.data[-1, -1] += 1.0
+
+
+def by_array(module: Any) -> None:
+    module.linear.weight.detach().numpy()[0, 1] += 1.0
+
+
+def exchanged_data(module: Any) -> None:
+    module.linear.weight.data = 0.5 * module.linear.weight.data
+
+
+def of_buffer(module: Any) -> None:
+    module.total.data[0, -1] += 1.0
+
+
+def of_buffer_by_array(module: Any) -> None:
+    module.total.numpy()[0, 0] += 1.0
+
+
+def of_neuron(module: Any) -> None:
+    module.neuron.raw_beta.data.add_(0.1)
+
+
+def of_plain_tensor(module: Any) -> None:
+    module.plain[0].data += 1.0
+
+
+def helper(module: Any) -> None:
+    single(module)
+
+
+def named_in_text(module: Any) -> None:
+    getattr(module.linear.weight, "data")[0, 0] = 7.0  # noqa: B009 (that is the point)
+
+
+WRITES = (
+    *(scaled, single, by_array, exchanged_data, of_buffer, of_buffer_by_array, of_neuron),
+    *(of_plain_tensor, helper, named_in_text),
+)
+
+
+class Writes(nn.Module):
+    """Writes to a tensor past its version, after the neurons."""
+
+    total: Tensor
+
+    def __init__(self, write: Callable[[Any], None], size: int) -> None:
+        super().__init__()
+        self.linear, self.neuron = nn.Linear(size, size), layer("LIF", size)
+        self.register_buffer("total", torch.ones(size, size))
+        self.total[1, 1] = torch.nan
+        self.plain = [torch.zeros(size)]
+        self.write: Any = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.neuron(self.linear(x))
+        self.write(self)
+        return y
+
+
+@pytest.mark.parametrize("size", [N, 150])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_past_the_version_is_refused(write: Callable[[Any], None], size: int) -> None:
+    made = Writes(write, size)
+    before = copy.deepcopy(made.state_dict())
+    with pytest.raises(ValueError, match=r"was changed by the forward pass") as error:
+        tt.unroll(made, torch.rand(T, B, size))
+    restored = all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(made.state_dict().values(), before.values(), strict=True)
+    )
+    assert restored != ("linear.weight cannot be restored" in str(error.value))
+    if size == N:
+        assert restored
+
+
+@pytest.mark.parametrize("size", [N, 150])
+def test_a_write_in_a_hook_is_refused(size: int) -> None:
+    made: Any = nn.Sequential(nn.Linear(size, size), layer("LIF", size))
+
+    def hook(module: Any, args: Any, y: Tensor) -> None:
+        module.weight.data[0, 0] += 1.0
+
+    tt.unroll(made, torch.rand(T, B, size), from_rest=True)
+    made[0].register_forward_hook(hook)
+    with pytest.raises(ValueError, match=r"0\.weight was changed"):
+        tt.unroll(made, torch.rand(T, B, size))
+
+
+def test_a_write_between_two_passes_is_none_in_a_pass() -> None:
+    made: Any = Writes(lambda module: None, N)
+    x = torch.rand(T, B, N)
+    for write in WRITES:
+        write(made)
+        tt.unroll(made, x, from_rest=True)
+    made.linear = nn.Linear(N, N)
+    tt.unroll(made, x, from_rest=True)
+
+
+def test_weights_that_other_processes_may_write_are_not_compared() -> None:
+    made = Writes(scaled, N)
+    made.linear.weight.share_memory_()
+    tt.unroll(made, torch.rand(T, B, N))
+
+
+def test_values_cost_nothing_where_no_code_is_a_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr("tracetorch.core.values.MemoryReader.read", read)
+    monkeypatch.setattr("tracetorch.core.values.ValueSnapshot.__init__", read)
+    net = nn.Sequential(nn.Linear(N, N), layer("LIF", N), nn.Linear(N, N), layer("LIF", N))
+    tt.unroll(net, sequence())
+    with pytest.raises(AssertionError, match="read"):
+        tt.unroll(Writes(scaled, N), sequence())

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, weighted_sum
+from tests.unrolling.held import CONSUMED, PLACES, RESTORED, holds
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
@@ -389,3 +393,152 @@ def test_memory_outside_neurons_is_restored_for_every_segment(kind: str) -> None
         assert (cut.calls, len(cut.seen)) == (9, 10)
         assert torch.equal(cut.trace, whole.trace)
         assert torch.equal(cut.seen[0], whole.seen[0])
+
+
+# Things that are no attribute, container or plain object
+
+STEPS = sequence(7, 3, 4)
+
+
+def gradients(model: nn.Module, segment: int | None) -> list[Tensor]:
+    y = tt.unroll(model, STEPS, by="step", segment=segment)
+    weighted_sum(y.square()).backward()
+    return [y, *(p.grad for p in model.parameters())]
+
+
+EVERY_WAY = ("array", "torch Generator", "random.Random", "StringIO", "sparse tensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, "attribute") for name in RESTORED]
+    + [(name, place) for name in EVERY_WAY for place in PLACES if place != "attribute"],
+)
+def test_a_held_thing_is_what_it_was_when_a_segment_runs_again(name: str, place: str) -> None:
+    whole, cut = holds(RESTORED[name], place), holds(RESTORED[name], place)
+    expected = gradients(whole, None)
+    if name == "sparse tensor" and place == "tuple":  # it takes a copy, for which there is no place
+        with pytest.raises(RuntimeError, match=r"held\.1 cannot be restored .* segment 4:6"):
+            gradients(cut, 2)
+        return
+    for found, value in zip(gradients(cut, 2), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    # it counts once
+    assert torch.equal(tt.unroll(cut, STEPS, by="step"), tt.unroll(whole, STEPS, by="step"))
+
+
+@pytest.mark.parametrize("name", CONSUMED)
+def test_what_can_only_be_consumed_is_refused(name: str) -> None:
+    model = holds(CONSUMED[name])
+    thing = model.thing
+    with pytest.raises(ValueError, match=r"held was moved by the forward pass.*Keep an index"):
+        gradients(model, 2)
+    assert model.thing is thing
+    assert not tt.get_states(model)
+    with torch.no_grad():  # nothing runs again
+        tt.unroll(model, STEPS, by="step", segment=2)
+    model.requires_grad_(False)
+    tt.unroll(model, STEPS, by="step", segment=2)
+
+
+class Calls(nn.Module):
+    """Scales its input by what a function gives."""
+
+    def __init__(self, function: Callable[[], float]) -> None:
+        super().__init__()
+        self.linear, self.cell, self.function = nn.Linear(4, 4), layer("LIF", 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.linear(x)) * (1.0 + self.function())
+
+
+def calls(function: Callable[[], float]) -> nn.Module:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    return Calls(function).double()
+
+
+GLOBAL: dict[str, Callable[[], float]] = {
+    "random": lambda: random.gauss(0, 1),
+    "numpy.random": lambda: np.random.standard_normal(),
+    "torch": lambda: float(torch.randn(())),
+}
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_global_generators_draw_the_same_numbers_again(name: str) -> None:
+    expected = gradients(calls(GLOBAL[name]), None)
+    following = GLOBAL[name]()
+    for found, value in zip(gradients(calls(GLOBAL[name]), 3), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    assert GLOBAL[name]() == following
+
+
+def counts_in_a_closure() -> Callable[[], float]:
+    numbers = itertools.count(1)
+    return lambda: next(numbers)
+
+
+class OnClass:
+    count = 0
+
+    def __call__(self) -> float:
+        type(self).count += 1
+        return type(self).count
+
+
+UNSEEN: dict[str, Callable[[], Callable[[], float]]] = {
+    "a closure": counts_in_a_closure,
+    "a class attribute": OnClass,
+    "the operating system's generator": lambda: random.SystemRandom().random,
+    "a slow drift": lambda: (lambda numbers: lambda: 1e-3 * next(numbers))(itertools.count()),
+}
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_segment_that_computes_something_else_is_an_error(name: str, by: By) -> None:
+    model = calls(UNSEEN[name]())
+    y = tt.unroll(model, STEPS, by=by, segment=3, record="mem")[0]
+    with pytest.raises(
+        RuntimeError, match=r"segment 3:6 of unroll\(.*something else when backward"
+    ):
+        y.square().sum().backward()
+
+
+def test_outputs_that_were_written_to_are_not_compared() -> None:
+    model: Any = calls(lambda: 0.0)
+    y = tt.unroll(model, STEPS, segment=3)
+    y.mul_(2.0)
+    y.sum().backward()
+    assert all(bool(p.grad.any()) for p in model.linear.parameters())
+
+
+def test_a_layer_without_states_and_a_model_of_inference_mode() -> None:
+    with torch.inference_mode():
+        frozen = nn.Linear(4, 4).double()
+    net = nn.Sequential(layer("LIF", 4).double(), frozen, layer("LIF", 4).double())
+    net.append(nn.Sequential())
+    with torch.no_grad():
+        assert tt.unroll(net, STEPS, segment=3).shape == STEPS.shape
+
+
+def test_tensors_held_twice_are_one_in_a_segment_that_runs_again() -> None:
+    class Twice(Calls):
+        def __init__(self) -> None:
+            super().__init__(lambda: 0.0)
+            self.one = self.other = torch.zeros(4, dtype=torch.float64)
+            self.pair = (torch.zeros(4, dtype=torch.float64),)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.one.add_(1.0)
+            self.pair[0].add_(0.5)
+            return super().forward(x) * (self.other + self.pair[0])
+
+    found = []
+    for segment in (None, 2):
+        torch.manual_seed(0)
+        found.append(gradients(Twice().double(), segment))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

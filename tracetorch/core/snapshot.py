@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from operator import is_not
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.values import (
+    ValueSnapshot,
+    Watched,
+    can_be_watched,
+    global_generators,
+    set_values,
+)
 from tracetorch.core.walk import Walk, join_path, named_modules, slot_values, walk
 
 _MISSING = object()
@@ -29,7 +37,10 @@ class ModelSnapshot:
 
     Args:
         model: any module, or the walk over one.
-        clone: copy the values of tensors too, those without a graph: they may change in place.
+        clone: hold copies of tensors, those without a graph: they may change in place. What is
+            restored then are the copies, and the tensors are left alone.
+        values: also hold the values of what the walk does not enter: arrays, generators, files,
+            and of tensors without a graph in tuples, which cannot be exchanged for copies.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3))
@@ -42,13 +53,18 @@ class ModelSnapshot:
         []
     """
 
-    def __init__(self, model: nn.Module | Walk, *, clone: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module | Walk, *, clone: bool = False, values: bool = False
+    ) -> None:
         found = model if isinstance(model, Walk) else walk(model)
+        clones: dict[int, Tensor] = {}  # by identity: a tensor that is held twice is one still
 
         def content(value: Any) -> Any:
-            if clone and type(value) is Tensor and not value.requires_grad:
-                return value.clone()
-            return value
+            if not clone or not _is_constant(value):
+                return value
+            if id(value) not in clones:
+                clones[id(value)] = value.clone()
+            return clones[id(value)]
 
         self._modules: list[tuple[str, nn.Module, dict[str, Any]]] = []
         self._registries: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
@@ -65,6 +81,14 @@ class ModelSnapshot:
             (path, owner, {key: content(value) for key, value in _items(owner).items()})
             for path, owner in found.owners
         ]
+        held: list[tuple[str, object]] = []
+        if values:
+            held += found.held.values
+            for path, owner in found.owners:
+                if isinstance(owner, (tuple, frozenset)):
+                    held += [(path, each) for each in owner if _is_constant(each)]
+            held += global_generators()
+        self._values = ValueSnapshot(held, whole=True)
 
     def changes(
         self, ignored: Callable[[nn.Module], Collection[str]] = lambda module: ()
@@ -85,8 +109,12 @@ class ModelSnapshot:
             changed += [f"{path}[{key!r}]" for key in _changed_keys(items, _items(owner))]
         return changed
 
-    def restore(self) -> None:
-        """Give every module its attributes, and every container and object its contents, back."""
+    def restore(self) -> list[str]:
+        """Give every module its attributes, and every container and object its contents, back.
+
+        Returns:
+            The paths of values that cannot be given back.
+        """
         for _, module, attributes in self._modules:
             now = vars(module)
             if not is_engine(type(module)):
@@ -103,6 +131,12 @@ class ModelSnapshot:
         for _, owner, items in self._containers:
             if _changed_keys(items, _items(owner)):
                 _refill(owner, items)
+        return self._values.restore()
+
+
+def _is_constant(value: object) -> bool:
+    """Whether a value is a plain tensor without a graph."""
+    return type(value) is Tensor and not value.requires_grad
 
 
 def _is_plain(value: object) -> bool:
@@ -145,6 +179,71 @@ def _refill(owner: Any, items: dict[Any, Any]) -> None:
             object.__setattr__(owner, key, value)
 
 
+class ConsumptionWatch:
+    """Within a block, note which of the iterators, generators and queues of a model are consumed.
+
+    They cannot be read, so others stand in for them in the modules, containers and objects that
+    hold them; a tuple is replaced by another one.
+
+    Args:
+        found: the walk over the model.
+    """
+
+    def __init__(self, found: Walk) -> None:
+        self._found = found
+        self._stand_ins: dict[int, tuple[str, Watched]] = {}
+        self._replaced: list[tuple[object, object]] = []  # what is there now, and what was
+        for path, each in found.held.values:
+            if can_be_watched(type(each)):  # type: ignore[arg-type]
+                self._stand_ins.setdefault(id(each), (path, Watched(each)))
+
+    def __enter__(self) -> ConsumptionWatch:
+        if self._stand_ins:
+            self._exchange(self._watched)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stand_ins:
+            before = {id(new): old for new, old in self._replaced}
+            self._exchange(lambda value: before.get(id(value), value))
+
+    def _watched(self, value: Any) -> Any:
+        """Return what takes the place of a value, or the value."""
+        new = value
+        if id(value) in self._stand_ins:
+            new = self._stand_ins[id(value)][1]
+        elif isinstance(value, tuple):
+            items = [self._watched(each) for each in value]
+            if any(map(is_not, items, value)):
+                new = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if new is not value:
+            self._replaced.append((new, value))
+        return new
+
+    def _exchange(self, exchanged: Callable[[Any], Any]) -> None:
+        """Replace what modules, containers and objects hold."""
+        owners: list[Any] = [vars(module) for _, module in self._found.modules]
+        owners += [owner for _, owner in self._found.owners]
+        for owner in owners:
+            if isinstance(owner, (tuple, frozenset)):
+                continue
+            for key, value in _items(owner).items():
+                new = exchanged(value)
+                if new is value:
+                    continue
+                if isinstance(owner, (dict, list, deque)):
+                    owner[key] = new
+                elif isinstance(owner, set):
+                    owner.remove(value)
+                    owner.add(new)
+                else:
+                    object.__setattr__(owner, key, new)
+
+    def consumed(self) -> list[str]:
+        """List the paths of those that something was taken from, or given to."""
+        return [path for path, stand_in in self._stand_ins.values() if stand_in.moved]
+
+
 @contextmanager
 def restored(
     model: nn.Module, *, tensors: bool = True, training: bool | None = None
@@ -178,18 +277,20 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
         id(t): t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))
     }
     # those in plain attributes and containers too: a model may change them in place
-    tensors |= {id(t): t for _, t in found.tensors if not t.is_inference() and not t.is_meta}
+    tensors |= {id(t): t for _, t in found.held.tensors if not t.is_inference() and not t.is_meta}
     saved = [
         (t, t.detach().clone(), t.grad if t.is_leaf else None, t.requires_grad)
         for t in tensors.values()
     ]
     cuda = {t.device for t in tensors.values() if t.is_cuda}
+    others = ValueSnapshot([*found.held.values, *global_generators()], whole=True)
     with torch.random.fork_rng([device.index for device in cuda]):
         try:
             yield
         finally:
+            others.restore()
             for tensor, value, grad, requires_grad in saved:
-                _restore_value(tensor, value)
+                set_values(tensor, value)
                 if tensor.is_leaf:
                     tensor.grad = grad
                     tensor.requires_grad_(requires_grad)
@@ -206,11 +307,3 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
             for tensor, value in saved:
                 tensor.copy_(value)
         raise
-
-
-def _restore_value(tensor: Tensor, value: Tensor) -> None:
-    """Write only where something has changed: a graph may be waiting for these very values."""
-    may_hold_nan = tensor.is_floating_point() or tensor.is_complex()
-    if not torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=may_hold_nan):
-        with torch.no_grad():
-            tensor.copy_(value)

@@ -7,7 +7,9 @@ at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` ru
 
 from __future__ import annotations
 
+import argparse
 import logging
+import queue
 import sys
 import sysconfig
 from collections import ChainMap, UserDict, UserList, deque
@@ -27,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tracetorch.core.torch_private import exclude_from_compile
+from tracetorch.core.values import listed_kind
 
 
 class Opaque:
@@ -42,10 +45,19 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_TRANSPARENT = (nn.Module, *CONTAINERS, SimpleNamespace, UserDict, UserList, ChainMap)
+_TRANSPARENT = (
+    nn.Module,
+    *CONTAINERS,
+    SimpleNamespace,
+    argparse.Namespace,
+    UserDict,
+    UserList,
+    ChainMap,
+    queue.Queue,
+)
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
-_LONG = 1000
+LONG = 1000
 
 
 @lru_cache(maxsize=4096)
@@ -66,55 +78,84 @@ def is_opaque(kind: Any) -> bool:
     return file is None or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
 
 
+@lru_cache(maxsize=4096)
+def has_value(kind: Any) -> bool:
+    """Whether objects of a type, no tensors, hold what no walk sees: arrays, iterators."""
+    if issubclass(kind, torch.Tensor):
+        return False
+    return listed_kind(kind) is not None or (is_opaque(kind) and hasattr(kind, "__next__"))
+
+
+class Held(NamedTuple):
+    """Objects that a walk finds and does not enter, with their paths, once for each place.
+
+    Args:
+        tensors: tensors held by any module, container or object, neither parameters nor buffers.
+        values: other objects that hold something: arrays, buffers, generators, files, iterators.
+    """
+
+    tensors: list[tuple[str, torch.Tensor]]
+    values: list[tuple[str, object]]
+
+    def add(self, path: str, value: Any) -> None:
+        """Note a part, where it is one of these."""
+        kind: Any = type(value)
+        if issubclass(kind, torch.Tensor):
+            self.tensors.append((path, value))
+        elif has_value(kind):
+            self.values.append((path, value))
+
+
 class Walk(NamedTuple):
     """All that can be reached from a root, each once, with its dotted path.
 
     Args:
         modules: the modules, the root first.
         owners: containers and plain objects on the way.
-        tensors: tensors held by any of them that are neither parameters nor buffers.
+        held: tensors and other values that any of them holds.
         facts: what others have concluded from it, by a key of their own.
     """
 
     modules: list[tuple[str, nn.Module]]
     owners: list[tuple[str, object]]
-    tensors: list[tuple[str, torch.Tensor]]
+    held: Held
     facts: dict[str, Any]
 
 
-def parts_of(owner: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
+def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
     """Named parts of ``owner`` that are to be entered, read without running any of its code.
 
-    Tensors among its parts are added to ``tensors``.
+    Tensors and values among its parts are added to ``held``.
     """
     kind: Any = type(owner)
     for container in CONTAINERS:
         if issubclass(kind, container):
-            return _items(owner, container, path, tensors)
+            return _items(owner, container, path, held)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
     descriptor = dict_descriptor(kind)
     attributes: dict[str, Any] = {} if descriptor is None else descriptor.__get__(owner)
     if is_module:  # submodules first, and under their own names
         found += attributes.get("_modules", {}).items()
-    for name, value in list(attributes.items()):
+    parts = list(attributes.items())
+    if slots_of(kind):
+        parts += slot_values(owner).items()
+    for name, value in parts:
         if is_module and name in MODULE_ATTRIBUTES:
             continue
         if not is_opaque(type(value)):  # type: ignore[arg-type]
             found.append((name, value))
-        elif issubclass(type(value), torch.Tensor):
-            tensors.append((f"{path}.{name}" if path else name, value))
-    if slots_of(kind):
-        found += slot_values(owner).items()
+        held.add(f"{path}.{name}" if path else name, value)
     return found
 
 
-def _items(owner: Any, container: Any, path: str, tensors: list[Any]) -> list[tuple[str, object]]:
+def _items(owner: Any, container: Any, path: str, held: Held) -> list[tuple[str, object]]:
     """Items of a container under their keys or positions."""
     values = list(dict.values(owner) if container is dict else container.__iter__(owner))
-    kinds = set(map(type, values))
-    if any(issubclass(kind, torch.Tensor) for kind in kinds):
-        tensors += [(path, value) for value in values if issubclass(type(value), torch.Tensor)]
+    kinds: set[Any] = set(map(type, values))
+    if any(issubclass(kind, torch.Tensor) or has_value(kind) for kind in kinds):
+        for value in values:
+            held.add(path, value)
     if all(map(is_opaque, kinds)):
         return []
     keys: Iterable[object] = range(len(values))
@@ -122,7 +163,7 @@ def _items(owner: Any, container: Any, path: str, tensors: list[Any]) -> list[tu
         keys = list(dict.keys(owner))
     elif container in (set, frozenset) and len(values) > 1:
         keys = [f"{{{i}}}" for i in keys]  # a set has no order: the braces say so
-    modules_only = len(values) > _LONG
+    modules_only = len(values) > LONG
     return [
         (
             key
@@ -186,7 +227,7 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
     """
     found: list[tuple[str, nn.Module]] = []
     owners: list[tuple[str, object]] = []
-    tensors: list[tuple[str, torch.Tensor]] = []
+    held = Held([], [])
     seen: set[int] = set()
     stack: list[tuple[str, object]] = [("", root)]
     while stack:
@@ -201,10 +242,10 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
         else:
             owners.append((path, owner))
         # reversed, because the stack gives back the last one first
-        for name, part in reversed(parts_of(owner, path, tensors)):
+        for name, part in reversed(parts_of(owner, path, held)):
             if not is_opaque(type(part)):  # type: ignore[arg-type]
                 stack.append((f"{path}.{name}" if path else name, part))
-    return Walk(found, owners, tensors, {})
+    return Walk(found, owners, held, {})
 
 
 def join_path(path: str, name: str) -> str:

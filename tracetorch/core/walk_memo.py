@@ -17,8 +17,10 @@ from torch import nn
 from tracetorch.core.walk import (
     CONTAINERS,
     MODULE_ATTRIBUTES,
+    Held,
     Walk,
     dict_descriptor,
+    has_value,
     is_opaque,
     join_path,
     parts_of,
@@ -65,9 +67,9 @@ class _Module(NamedTuple):
         module: the module, held weakly.
         path: its path.
         kind: its type.
-        seen: the types of its attributes, to their names and the names of those that are tensors;
-            every combination that leaves the walk as it is, as far as it has been seen. Empty where
-            the module was not entered.
+        seen: the types of its attributes, to their names and the names of those that are tensors
+            or other values; every combination that leaves the walk as it is, as far as it has been
+            seen. Empty where the module was not entered.
         child_names, children: the names and the ids of the registered modules.
         parts: what else is entered, by name of the attribute.
     """
@@ -133,12 +135,13 @@ class _Memo:
         if id(part) not in self.pending:  # it has been described where it was first met
             return _Container(place, path, kind, None, (), ())
         self.pending.remove(id(part))
-        held: Any = part if kind in (tuple, list) else _attributes(part)
-        if held is not None:
-            items = frozenset(map(type, held))
-            if all(map(is_opaque, items)) and not any(issubclass(t, torch.Tensor) for t in items):
+        contents: Any = part if kind in (tuple, list) else _attributes(part)
+        if contents is not None:
+            items = frozenset(map(type, contents))
+            if all(map(is_opaque, items)) and not any(map(_is_held, items)):
                 return _Container(place, path, kind, items, (), ())
-        inner = [(name, p) for name, p in parts_of(part, path, []) if not is_opaque(type(p))]  # type: ignore[arg-type]
+        found = parts_of(part, path, Held([], []))
+        inner = [(name, p) for name, p in found if not is_opaque(type(p))]  # type: ignore[arg-type]
         names = tuple([name for name, _ in inner])
         return _Container(place, path, kind, None, names, tuple([self._part(p) for _, p in inner]))
 
@@ -149,7 +152,7 @@ class _Memo:
             _ChangedError: it would find something else.
         """
         modules: list[nn.Module] = []
-        tensors: list[tuple[str, torch.Tensor]] = []
+        held = Held([], [])
         for reference, path, kind, seen, child_names, children, _parts in self.modules:
             module = reference()
             if module is None or type(module) is not kind:
@@ -161,7 +164,7 @@ class _Memo:
             kinds = tuple(map(type, attributes.values()))
             if kinds not in seen:
                 _accept(seen, kinds, attributes)
-            names, tensor_names = seen[kinds]
+            names, held_names = seen[kinds]
             registered = attributes["_modules"]
             # a child is alive where its own comparison succeeds, and so its id is its own
             if (*attributes,) != names or (
@@ -169,19 +172,19 @@ class _Memo:
                 and ([*map(id, registered.values())] != children or [*registered] != child_names)
             ):
                 raise _ChangedError
-            if tensor_names:
-                tensors += [(join_path(path, name), attributes[name]) for name in tensor_names]
+            for name in held_names:
+                held.add(join_path(path, name), attributes[name])
         if modules[0] is not root:
             raise _ChangedError
         owners: list[Any] = [None] * len(self.owner_paths)
         if owners:
             for module, remembered in zip(modules, self.modules, strict=True):
                 for name, part in remembered.parts:
-                    _compare(module.__dict__[name], part, modules, owners, tensors)
+                    _compare(module.__dict__[name], part, modules, owners, held)
         return Walk(
             list(zip(self.paths, modules, strict=True)),
             list(zip(self.owner_paths, owners, strict=True)),
-            tensors,
+            held,
             self.facts,
         )
 
@@ -204,9 +207,17 @@ def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _names(attributes: dict[str, Any]) -> tuple[_Names, _Names]:
-    """Return the names of attributes, and of those that are tensors."""
-    tensors = [name for name, value in attributes.items() if issubclass(type(value), torch.Tensor)]
-    return tuple(attributes), tuple(tensors)
+    """Return the names of attributes, and of those that are tensors or other values."""
+    held = [
+        name
+        for name, value in attributes.items()
+        if _is_held(type(value)) and name not in MODULE_ATTRIBUTES
+    ]
+    return tuple(attributes), tuple(held)
+
+
+def _is_held(kind: type) -> bool:
+    return issubclass(kind, torch.Tensor) or has_value(kind)  # type: ignore[arg-type]
 
 
 def _accept(
@@ -240,7 +251,7 @@ def _compare(
     expected: int | _Container,
     modules: list[nn.Module],
     owners: list[Any],
-    tensors: list[tuple[str, torch.Tensor]],
+    held: Held,
 ) -> None:
     """Compare something that is entered with what it was, and note it among the owners.
 
@@ -260,15 +271,15 @@ def _compare(
         return
     owners[expected.place] = part
     if expected.constants is not None:
-        held: Any = part if expected.kind in (tuple, list) else part.__dict__.values()
-        if not expected.constants.issuperset(map(type, held)):
+        contents: Any = part if expected.kind in (tuple, list) else part.__dict__.values()
+        if not expected.constants.issuperset(map(type, contents)):
             raise _ChangedError
         return
-    inner = [(n, p) for n, p in parts_of(part, expected.path, tensors) if not is_opaque(type(p))]  # type: ignore[arg-type]
+    inner = [(n, p) for n, p in parts_of(part, expected.path, held) if not is_opaque(type(p))]  # type: ignore[arg-type]
     if tuple([name for name, _ in inner]) != expected.names:
         raise _ChangedError
     for (_, each), remembered in zip(inner, expected.parts, strict=True):
-        _compare(each, remembered, modules, owners, tensors)
+        _compare(each, remembered, modules, owners, held)
 
 
 _memos: dict[tuple[int, type[nn.Module] | None], _Memo] = {}

@@ -2,11 +2,14 @@
 
 By layer the model is called once for all steps. What it keeps from one step to the next outside the
 states of its neurons (an attribute, a counter, a buffer, a list) would be wrong without a word. So
-all that its modules hold is compared around the one call, by identity and by version.
+all that its modules hold is compared around the one call: objects by identity, tensors by version,
+and by value what changes without either. A model that holds nothing but modules of PyTorch and of
+this package pays for no values: only a user's own code writes past the versions.
 """
 
 from __future__ import annotations
 
+import marshal
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from operator import is_
@@ -15,14 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.walk import Walk, join_path, slot_values
+from tracetorch.core.snapshot import ConsumptionWatch
+from tracetorch.core.torch_private import (
+    function_modes,
+    functorch_active,
+    global_hooks,
+    version_of,
+)
+from tracetorch.core.values import (
+    Memory,
+    ValueSnapshot,
+    same_values,
+    set_values,
+    write_memory,
+)
+from tracetorch.core.walk import LONG, Walk, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
 
-# A longer container is data, a replay buffer say: only its length and its ends are compared.
-_LONG = 1000
 _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 
 
@@ -44,12 +59,14 @@ class MemorySnapshot:
         # of each module three: its attributes, parameters and buffers
         self._now: list[dict[Any, Any]] = []
         self._registered: list[dict[str, Tensor | None]] = []
+        hooked = function_modes() > 0 or global_hooks()
         for _, module in self._modules:
             attributes = module.__dict__
             parameters = attributes["_parameters"]
             self._now += (attributes, parameters, attributes["_buffers"])
             if parameters:
                 self._registered.append(parameters)
+            hooked = hooked or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
         for number in facts.with_buffers:
             buffers = modules[number][1].__dict__["_buffers"]
             if buffers:
@@ -66,19 +83,34 @@ class MemorySnapshot:
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
         for number in facts.sequences:
             path, owner = owners[number]
-            self._sequences.append((path, owner, _contents(owner)))
+            self._sequences.append((path, owner, tuple(owner)))
+        self._long: list[tuple[str, Any, bytes]] = []
+        for number in (*facts.dicts, *facts.sequences):
+            path, owner = owners[number]
+            if len(owner) > LONG:  # whose items the walk does not enter
+                self._long.append((path, owner, _marshalled(owner)))
         self._slots: list[tuple[str, object, dict[str, object]]] = []
         for number in facts.slotted:
             path, owner = owners[number]
             self._slots.append((path, owner, slot_values(owner)))
         self._before = list(map(dict.copy, self._now))
         self._tensors: list[tuple[str, Tensor]] = []
-        if found.tensors:
+        if found.held.tensors:
             of_neurons = {id(state) for _, _, state in states.states}
-            self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
+            self._tensors = [each for each in found.held.tensors if id(each[1]) not in of_neurons]
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
         self._held = self._tensors_now()
         self._versions = _versions(self._held)
+        self._reader = facts.memory
+        self._exact = bool(hooked) or facts.may_write
+        self._memory: Memory | None = None
+        if (facts.has_own_code or hooked) and not functorch_active():
+            self._memory = self._read()
+        self._others: ValueSnapshot | None = None
+        self.consumption: ConsumptionWatch | None = None
+        if found.held.values:
+            self._others = ValueSnapshot(found.held.values, whole=False)
+            self.consumption = ConsumptionWatch(found)
 
     def _tensors_now(self) -> list[Tensor | None]:
         """Return the tensors whose versions are compared, as they are held now."""
@@ -93,17 +125,49 @@ class MemorySnapshot:
                 path, module = self._owner_of(number)
                 for name in () if _equal(now, before) else _changed_keys(module, before, now):
                     return join_path(path, str(name))
-        for path, owner, before_items in self._sequences:
-            items = _contents(owner)
-            if len(items) != len(before_items) or not all(map(_same, items, before_items)):
+        for path, owner, items in self._sequences:
+            if len(items) != len(owner) or not (
+                all(map(is_, items, owner)) or all(map(_same, items, owner))
+            ):
+                return path
+        for path, owner, marshalled in self._long:
+            if _marshalled(owner) != marshalled:
                 return path
         for path, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 return f"{path}.{name}"
-        if _versions(self._held) == self._versions and unchanged:
-            return None
-        if (versions := _versions(self._tensors_now())) != self._versions:
-            return self._changed_tensor(versions)
+        if self._others is not None and self.consumption is not None:
+            for path in (*self.consumption.consumed(), *self._others.changes()):
+                return path
+        if not unchanged or _versions(self._held) != self._versions:
+            written = self._changed_tensor(_versions(self._tensors_now()), self._versions)
+            if written is not None:
+                return written
+        return None if self._memory is None else self._changed_value(self._memory)
+
+    def _read(self) -> Memory:
+        """Read the memory of tensors, all of it where code may write past their versions."""
+        return self._reader.read(self._held, exact=self._exact)
+
+    def _changed_value(self, before: Memory) -> str | None:
+        """Return the path of a tensor that holds other values, whatever its version says."""
+        if (memory := self._read()) != before:
+            old, new = before.by_number(), memory.by_number()
+            differs = [
+                tensor is not None
+                and old.get(number) != new.get(number)
+                # by other processes, which may write to it
+                and not tensor.is_shared()  # type: ignore[no-untyped-call]
+                for number, tensor in enumerate(self._held)
+            ]
+            path = self._changed_tensor(differs, [False] * len(differs))
+            if path is not None:
+                return path
+        for tensor, value in self._values:
+            elsewhere = tensor.is_cpu and tensor.layout is not torch.strided
+            if elsewhere and not same_values(tensor.detach(), value):
+                changed = [each is tensor for each in self._held]
+                return self._changed_tensor(changed, [False] * len(changed))
         return None
 
     def _compared(self) -> Iterator[tuple[int, dict[Any, Any], dict[Any, Any]]]:
@@ -122,8 +186,8 @@ class MemorySnapshot:
             return self._modules[number // 3]
         return self._owner_paths[number - of_modules], None
 
-    def _changed_tensor(self, versions: list[int]) -> str | None:
-        """Return the path of the first tensor that has been changed in place."""
+    def _changed_tensor(self, found: list[Any], expected: list[Any]) -> str | None:
+        """Return the path of the first tensor of which something else is found than expected."""
         contents = {
             id(now): (self._owner_of(number)[0], before) for number, now, before in self._compared()
         }
@@ -135,11 +199,11 @@ class MemorySnapshot:
                 own = before.get(name) is tensor
                 names.append(join_path(path, name) if own else None)
         names += [path for path, _ in self._tensors]
-        pairs = zip(names, versions, self._versions, strict=True)
+        pairs = zip(names, found, expected, strict=True)
         return next((name for name, now, old in pairs if now != old and name is not None), None)
 
-    def restore(self) -> None:
-        """Give back what was held, values of buffers and of tensors in attributes included."""
+    def restore(self) -> list[str]:
+        """Give back what was held; return the paths of what cannot be given back."""
         for _, now, before in self._compared():
             if not _equal(now, before):
                 now.clear()
@@ -147,30 +211,41 @@ class MemorySnapshot:
         for _, owner, items in self._sequences:
             if len(items) == len(owner) and all(map(is_, items, owner)):
                 continue
-            if len(owner) <= _LONG:
-                owner.clear()
-                owner.update(items) if isinstance(owner, set) else owner.extend(items)
+            owner.clear()
+            owner.update(items) if isinstance(owner, set) else owner.extend(items)
         for _, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 if name in slots:
                     object.__setattr__(owner, name, slots[name])
-        with torch.no_grad():
-            for tensor, value in self._values:
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
+        for tensor, value in self._values:
+            set_values(tensor, value)
+        lost: list[str] = []
+        if self._memory is not None:
+            for number, start, stop in self._memory.places:
+                held: Any = self._held[number]
+                write_memory(held, self._memory.copied[start:stop])
+            path = self._changed_value(self._memory)
+            lost += [] if path is None else [path]
+        if self._others is not None and self.consumption is not None:
+            lost += [*self.consumption.consumed(), *self._others.restore()]
+        lost += [path for path, owner, before in self._long if _marshalled(owner) != before]
+        return [*dict.fromkeys(lost)]
 
 
-def _versions(tensors: list[Tensor | None]) -> list[int]:
+def _versions(tensors: list[Tensor | None]) -> list[int | None]:
     """Return the versions of tensors, which count the changes in place."""
     try:
         return [-1 if tensor is None else tensor._version for tensor in tensors]
     except RuntimeError:  # tensors of inference_mode count none
-        return []
+        return [-1 if tensor is None else version_of(tensor) for tensor in tensors]
 
 
-def _contents(owner: Any) -> tuple[Any, ...]:
-    """Return the items of a sequence or set, of a long one its length alone."""
-    return (len(owner),) if len(owner) > _LONG else tuple(owner)
+def _marshalled(owner: Any) -> bytes:
+    """Return all values in a container, however deep, where they are builtin ones."""
+    try:
+        return marshal.dumps(owner, 2)  # a later version depends on counts of references
+    except ValueError:
+        return b""
 
 
 def _equal(now: object, before: object) -> bool:
@@ -201,19 +276,24 @@ class memory_unchanged:  # noqa: N801 (used as a function)
         if steps > 1 and not torch.compiler.is_compiling():
             self.before = MemorySnapshot(found, facts, states)
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        if self.before is not None and self.before.consumption is not None:
+            self.before.consumption.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.before is None:
             return
+        if self.before.consumption is not None:
+            self.before.consumption.__exit__()
         path = None if kind is not None else self.before.change()
-        if kind is not None or path is not None:
-            self.before.restore()
+        lost = self.before.restore() if kind is not None or path is not None else []
         if path is not None:
+            left = f" {', '.join(lost)} cannot be restored and stays changed." if lost else ""
             raise ValueError(
                 f"{path} was changed by the forward pass: the model keeps something from step to "
                 "step outside the states of its neuron layers, and by layer it is called once for "
                 'all steps. Use unroll(..., by="step"), or make it a state of an snn.Neuron.'
+                f"{left}"
             )
 
 

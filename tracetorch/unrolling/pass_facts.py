@@ -13,10 +13,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
+from tracetorch.core.values import MemoryReader
 from tracetorch.core.walk import Walk, slots_of
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.unrolling.own_code import is_known, may_write
 from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
 
 
@@ -42,6 +44,15 @@ class PassFacts:
         if not torch.compiler.is_compiling():  # which remembers none of this
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
+        self.forwards: list[tuple[Any, object]] = []
+        self.has_own_code = self.may_write = False
+        if not torch.compiler.is_compiling():  # in which nothing is compared
+            # only a user's own code writes to a tensor without a new version
+            own = [module for _, module in modules if not is_known(module)]
+            self.forwards = [(kind, kind.forward) for kind in {type(m): m for _, m in modules}]
+            self.has_own_code = bool(own)
+            self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
+            self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
@@ -75,7 +86,7 @@ class PassFacts:
         for kind, step, sequence in self.methods:
             if kind.forward_step is not step or kind.forward_sequence is not sequence:
                 return False
-        return True
+        return all(kind.forward is forward for kind, forward in self.forwards)
 
     def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
         """Return the first reason why the model cannot run by layer, or ``None``."""

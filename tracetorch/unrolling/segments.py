@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.snapshot import ModelSnapshot
+from tracetorch.core.snapshot import ConsumptionWatch, ModelSnapshot
 from tracetorch.core.torch_private import (
     exclude_from_compile,
     functorch_active,
     pytree,
+    version_of,
 )
 from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.neuron import Neuron
+from tracetorch.unrolling.check import is_close
 from tracetorch.unrolling.inputs import Inputs
+
+_MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
 Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
 
@@ -59,10 +63,14 @@ def in_segments(
             "Leave it out there."
         )
     *parts, last = inputs.split(segment)
-    results = [_rerun(run, part, _SegmentReplay(found)) for part in parts]
+    starts = range(0, inputs.steps, segment)
+    replays = [_SegmentReplay(found, start, start + segment) for start in starts[:-1]]
+    results = [_rerun(run, part, each) for part, each in zip(parts, replays, strict=True)]
     results.append(run(last))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    for each in replays:
+        each.expect(joined)
     whole: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
     return whole
 
@@ -77,56 +85,126 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
             setattr(layer, name, state)
         tensors = pytree.tree_unflatten(list(saved[: len(leaves)]), spec)
         result = run(replace(part, tensors=tensors))
-        return result, [getattr(layer, name) for layer, name in names]
+        ends = [getattr(layer, name) for layer, name in names]
+        replay.compare(pytree.tree_leaves(result), ends)
+        return result, ends
 
-    result, ends = checkpoint(
-        steps,
-        *(*leaves, *(getattr(layer, name) for layer, name in names)),
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), replay),
-    )
+    # to the end, not to the last tensor that backward needs: the outputs are compared
+    with replay.first_run(), set_checkpoint_early_stop(False):
+        result, ends = checkpoint(
+            steps,
+            *(*leaves, *(getattr(layer, name) for layer, name in names)),
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), replay),
+        )
     for (layer, name), end in zip(names, ends, strict=True):
         setattr(layer, name, end)
+    if any(isinstance(y, Tensor) and y.requires_grad for y in pytree.tree_leaves((result, ends))):
+        replay.refuse_consumed()
     return result
 
 
 class _SegmentReplay:
     """Restore the model of the forward pass while a segment runs again, then that of now.
 
-    So what a model keeps outside its neurons, counters, buffers and lists, is in each segment what
-    it was in the forward pass, and no segment counts twice.
+    So what a model keeps outside its neurons, counters, buffers, lists, arrays and generators of
+    random numbers, those of Python and NumPy too, is in each segment what it was in the forward
+    pass, and no segment counts twice. What the segment computes is compared with its first run.
 
     Args:
         found: the walk over the model.
+        start: the first step of the segment.
+        stop: the step after its last one.
 
     Raises:
         RuntimeError: a parameter, or a frozen one of a neuron layer, has been changed in
-            place since the forward pass.
+            place since the forward pass; or the segment computes something else than then.
     """
 
-    def __init__(self, found: Walk) -> None:
+    def __init__(self, found: Walk, start: int, stop: int) -> None:
         self.found = found
+        self.start, self.stop = start, stop
+        self.name = f"segment {start}:{stop}"
         self.layers = [m for _, m in found.modules if isinstance(m, Neuron)]
-        watched: list[Tensor] = [p for _, m in found.modules for p in m.parameters(recurse=False)]
-        watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
-        self.versions = [(p, p._version) for p in watched]
-        self.then = ModelSnapshot(found, clone=True)
+        self.consumed: list[str] = []
+        self.expected: list[tuple[Tensor, int | None]] = []
+        self.ends: list[tuple[Tensor, int | None]] = []
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
+    @contextmanager
+    def first_run(self) -> Iterator[None]:
+        """Note the contents of the model, and what the run consumes of it."""
+        watched: list[Tensor] = []
+        for _, module in self.found.modules:
+            watched += module.parameters(recurse=False)
+        # frozen parameters
+        watched += [b for m in self.layers for b in m.buffers(recurse=False)]
+        self.versions = [(p, version_of(p)) for p in watched]
+        if not torch.is_grad_enabled():  # nothing will run again
+            yield
+            return
+        self.then = ModelSnapshot(self.found, clone=True, values=True)
+        with ConsumptionWatch(self.found) as consumption:
+            yield
+        self.consumed = consumption.consumed()
+
+    def refuse_consumed(self) -> None:
+        """Refuse a first run that has consumed what cannot be restored.
+
+        Raises:
+            ValueError: an iterator, or a generator, of the model has moved.
+        """
+        for path in self.consumed:
+            raise ValueError(
+                f"{path} was moved by the forward pass, and cannot be restored for the backward "
+                "pass, in which segment= runs each segment again. Keep an index into a list, or a "
+                "random.Random, a NumPy or torch Generator, in its place, or leave segment= out."
+            )
+
+    def expect(self, outputs: Sequence[Tensor]) -> None:
+        """Note the outputs of all segments, of which it compares its own."""
+        self.expected = [(y.detach()[self.start : self.stop], version_of(y)) for y in outputs]
+
+    def compare(self, outputs: Sequence[Tensor], states: Sequence[Tensor | None]) -> None:
+        """Compare what a run again gives with the outputs and states of the first run.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        ends = [state for state in states if state is not None]
+        if not self.expected:  # this is the first run
+            self.ends = [(end.detach(), version_of(end)) for end in ends]
+            return
+        found, expected = (*outputs, *ends), (*self.expected, *self.ends)
+        if len(found) != len(expected) or not all(map(_agrees, found, expected)):
+            raise RuntimeError(
+                f"{self.name} of unroll(..., segment=) computes something else when backward runs "
+                "it again than in the forward pass, so its gradients would be wrong: the model "
+                "depends on something that cannot be restored, a global variable, a class "
+                "attribute, a closure, a file or another random generator. Hold it in an "
+                "attribute of a module, or leave segment= out."
+            )
+
     def __enter__(self) -> None:
-        if any(p._version != version for p, version in self.versions):
+        if any(version_of(p) != version for p, version in self.versions):
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
                 "unroll(..., segment=): a segment that runs again would give other values. Call "
                 "backward() before optimizer.step()."
             )
         # not cloned: the segment works on the clones, and leaves the tensors of now alone
-        self.now = ModelSnapshot(self.found)
+        self.now = ModelSnapshot(self.found, values=True)
         self.backend, self.mode = backend(self.backend_name), mode(self.mode_name)
         self.backend.__enter__()
         self.mode.__enter__()
-        self.then.restore()
+        lost = self.then.restore()
+        if lost:
+            self.__exit__()
+            raise RuntimeError(
+                f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
+                "segment=), which backward runs again. Leave segment= out."
+            )
         for layer in self.layers:
             layer.mark_states_current()
 
@@ -134,3 +212,13 @@ class _SegmentReplay:
         self.mode.__exit__(None, None, None)
         self.backend.__exit__(None, None, None)
         self.now.restore()
+
+
+def _agrees(found: Tensor, expected: tuple[Tensor, int | None]) -> bool:
+    """Whether a run again gives what the first one gave, to rounding."""
+    first, version = expected
+    if version_of(first) != version:  # by whoever holds it: it can tell nothing any more
+        return True
+    # on a GPU sums may come in another order, and a spike with them
+    share = 0.0 if found.is_cpu else _MOST_MOVED
+    return found.shape == first.shape and is_close(found.detach(), first, share)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
-from tracetorch.core.walk import Walk, join_path, modules_of
+from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
@@ -105,7 +105,9 @@ def unroll(
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
     statistics over time and batch together: not the same as by step. A model that keeps something
     from step to step outside the states of its neuron layers, or reads or writes those in
-    ``forward``, is refused. By step, the model is called once per step: always right.
+    ``forward``, is refused. What no module holds (globals, class attributes, context variables,
+    closures, global generators of random numbers) cannot be seen: ``check`` finds it. By step, the
+    model is called once per step: always right.
 
     Args:
         model: any ``nn.Module``.
@@ -119,13 +121,15 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: before the run, compare both ways, and raise at the first module that differs: what
-            mixes the samples of a batch cannot be seen from outside. Every call of a module is
+            mixes the samples of a batch, or keeps something where no module holds it, cannot be
+            seen from outside. Every call of a module is
             repeated step by step, in the model's own modes; it costs several runs. ``True``: over
             all steps; a number: over so many. What was covered is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
-            batch norm takes its statistics over a segment.
+            batch norm takes its statistics over a segment. A segment that computes something else
+            when it runs again raises a ``RuntimeError`` in ``backward``.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are kept and restored.
 
@@ -283,7 +287,7 @@ def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
 def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
     """Walk over the model; ``torch.compile`` can follow registered modules alone."""
     if torch.compiler.is_compiling() or (closed is not None and isinstance(model, closed)):
-        return Walk(modules_of(model, closed=closed), [], [], {})
+        return Walk(modules_of(model, closed=closed), [], Held([], []), {})
     return remembered_walk(model, closed=closed)
 
 
