@@ -20,6 +20,7 @@ from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
 from tracetorch.diagnosis.reach import spike_inputs
+from tracetorch.snn.parameters import Clamp
 
 NAMES = tuple(NEURONS)
 
@@ -179,6 +180,7 @@ def test_every_argument_arrives(name: str) -> None:
         "dim": -2,
         "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0),
     }
+    others |= {"substeps": 3, "detach_reset": True, "bounded": True}
     others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
     for argument, parameter in inspect.signature(kind).parameters.items():
         if argument in kind(3).constraints and argument != "v_rest":  # which is a state's too
@@ -189,6 +191,9 @@ def test_every_argument_arrives(name: str) -> None:
         else:
             given = others[argument]
             made = kind(**{"num_neurons": 3, argument: given})
+            if argument == "bounded":
+                assert made.constraints["b"] == Clamp(0.0, 2.0)
+                continue
             found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
             assert found.tolist() == [given] * 3 if argument == "v_rest" else found == given
 
@@ -222,6 +227,8 @@ def test_defaults_follow_from_milliseconds(name: str, argument: str, millisecond
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "message"),
     [
+        ("QIF", {"v_critical": -65.0}, ValueError, "v_critical must be above v_rest, got -65"),
+        ("AdLIF", {"bounded": True, "b": 2.5}, ValueError, "at least 0 and at most 2, got 2.5"),
         ("RefractoryLIF", {"period": -1}, ValueError, "period must not be negative, got -1"),
         ("RefractoryLIF", {"period": 1.5}, TypeError, "period must be an integer"),
         ("MultiLevelLIF", {"levels": 0}, ValueError, "levels must be at least 1"),

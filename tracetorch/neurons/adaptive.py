@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.core.checks import check_finite, check_flag
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -108,14 +109,18 @@ class AdaptiveCurrentNeuron(Neuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+        detach_reset: bool = False,
+        bounded: bool = False,
     ) -> None:
         super().__init__(num_neurons, dim)
+        ends = (0.0, 1.0, 2.0) if check_flag("bounded", bounded) else (None, None, None)
         self.decay("beta", beta)
         self.decay("rho", rho)
-        self.weight("a", a)
-        self.weight("b", b)
+        self.weight("a", a, low=ends[0], high=ends[1])
+        self.weight("b", b, low=ends[0], high=ends[2])
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("q", q)
+        self.option("q", q, check=check_finite)
+        self.option("detach_reset", detach_reset, check=check_flag)
 
 
 class AdLIF(AdaptiveCurrentNeuron):
@@ -175,13 +180,15 @@ class AdLIF(AdaptiveCurrentNeuron):
         b: Tensor,
         pos_threshold: Tensor,
         q: float,
+        detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
         w = rho * w + (1 - rho) * q * (a * mem + b * prev_output)
-        return fired, u * (1 - fired), w, fired
+        reset = fired.detach() if detach_reset else fired
+        return fired, u * (1 - reset), w, fired
 
 
 class SEAdLIF(AdaptiveCurrentNeuron):
@@ -226,10 +233,11 @@ class SEAdLIF(AdaptiveCurrentNeuron):
         b: Tensor,
         pos_threshold: Tensor,
         q: float,
+        detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
-        mem = u * (1 - fired)
+        mem = u * (1 - (fired.detach() if detach_reset else fired))
         return fired, mem, rho * w + (1 - rho) * q * (a * mem + b * fired)

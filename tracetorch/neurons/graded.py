@@ -72,7 +72,7 @@ class MultiLevelLIF(Neuron):
         super().__init__(num_neurons, dim)
         self.decay("beta", beta)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("levels", check_count("levels", levels))
+        self.option("levels", levels, check=check_count)
 
     @staticmethod
     def step(

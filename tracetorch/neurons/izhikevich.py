@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.neurons.voltage import VoltageNeuron
+from tracetorch.neurons.voltage import VoltageNeuron, all_of, without_overshoot
 from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
 
 # that of the other layers in units of 100 mV, about the way from rest to the peak
@@ -77,8 +77,9 @@ class Izhikevich(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = HIGH_PEAK,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, -65.0, surrogate_derivative)
+        super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
         follows = resolve_setup("b", b, WEIGHT)
         # a rate: below 0, or above 1, the recovery diverges
         self.gate("a", a)
@@ -98,10 +99,17 @@ class Izhikevich(VoltageNeuron):
         c: Tensor,
         d: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
-        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
-        u = u + a * (b * v - u)
-        fired = spike(v - 30)
-        return fired, v * (1 - fired) + c * fired, u + d * fired
+        half = 0.5 / substeps  # of a part, in ms
+        rate = a if substeps == 1 else a / substeps
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            for _ in range(2):
+                change = half * (0.04 * v * v + 5 * v + 140 - u + x)
+                v = v + without_overshoot(change, half * (0.08 * v + 5))
+            u = u + rate * (b * v - u)
+            fired.append(spike(v - 30))
+            v, u = v * (1 - fired[-1]) + c * fired[-1], u + d * fired[-1]
+        return all_of(fired), v, u

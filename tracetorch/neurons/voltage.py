@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -23,6 +24,8 @@ MILLIVOLTS = atan_surrogate(0.1)
 # where the exponential is held, beyond the threshold: from there the next step fires anyway, and
 # without this a strong input would overflow
 HIGHEST_EXPONENT = 10.0
+# below this sharpness, in mV, gradients of the exponential leave float32
+SHARPEST = 1e-6
 
 
 class VoltageNeuron(Neuron):
@@ -33,14 +36,45 @@ class VoltageNeuron(Neuron):
         dim: the neuron dimension.
         start: initial voltage, in mV.
         surrogate: the spike function, ``u -> spikes``.
+        substeps: equal parts that a step is computed in; at least 1.
     """
 
-    def __init__(self, num_neurons: int, dim: int, start: Value, surrogate: SpikeFunction) -> None:
+    def __init__(
+        self, num_neurons: int, dim: int, start: Value, surrogate: SpikeFunction, substeps: int
+    ) -> None:
         super().__init__(num_neurons, dim)
         self.state("v", init=start)
+        self.option("substeps", substeps, check=check_count)
         # a peak is no threshold, which is positive, but it is tested like one
         checked = resolve_setup("the peak", {"surrogate": surrogate}, THRESHOLD)
         self.option("spike", checked.surrogate)
+
+
+def part_of_step(decay: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
+    """Return the decay over one of ``substeps`` equal parts of a step, and 1 minus it."""
+    if substeps == 1:
+        return decay, 1 - decay
+    lost = -torch.expm1(torch.log(decay) / substeps)  # exact where 1 - decay would cancel
+    return 1 - lost, lost
+
+
+def without_overshoot(change: Tensor, slope: Tensor) -> Tensor:
+    """Return a change by Euler's method, made smaller where the method is unstable.
+
+    It is where the change falls by more than 2 per unit of the voltage. There a voltage far below
+    rest would be thrown beyond the peak; divided so, the step is nearly Newton's towards the
+    voltage at which nothing changes. Elsewhere the change is the same to the last bit.
+
+    Args:
+        change: what is added to the voltage.
+        slope: its derivative by the voltage.
+    """
+    return change / (-slope - 1).clamp(min=1.0)
+
+
+def all_of(fired: list[Tensor]) -> Tensor:
+    """Return the spikes of all parts of a step together."""
+    return sum(fired[1:], fired[0])
 
 
 class EIF(VoltageNeuron):
@@ -97,12 +131,13 @@ class EIF(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.weight("v_rest", v_rest)
         self.weight("v_t", v_t)
-        self.weight("delta", delta)
+        self.weight("delta", delta, low=SHARPEST)
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -118,12 +153,17 @@ class EIF(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
-        v = v_rest + beta * (v - v_rest) + (1 - beta) * (growth + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired
+        kept, lost = part_of_step(beta, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
+            v = v_rest + kept * (v - v_rest) + lost * (growth + x)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+        return all_of(fired), v
 
 
 class QIF(VoltageNeuron):
@@ -175,11 +215,12 @@ class QIF(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.weight("v_rest", v_rest)
-        self.weight("v_critical", v_critical)
+        self.weight("v_critical", v_critical, above="v_rest")
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -194,12 +235,18 @@ class QIF(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = (v - v_rest) * (v - v_critical) / (v_critical - v_rest)
-        v = v + (1 - beta) * (growth + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired
+        _, rate = part_of_step(beta, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = (v - v_rest) * (v - v_critical) / (v_critical - v_rest)
+            slope = rate * (2 * v - v_rest - v_critical) / (v_critical - v_rest)
+            v = v + without_overshoot(rate * (growth + x), slope)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+        return all_of(fired), v
 
 
 class AdEx(VoltageNeuron):
@@ -266,15 +313,16 @@ class AdEx(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.decay("rho", rho)
         self.weight("a", a)
         self.weight("b", b)
         self.weight("v_rest", v_rest)
         self.weight("v_t", v_t)
-        self.weight("delta", delta)
+        self.weight("delta", delta, low=SHARPEST)
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -294,10 +342,17 @@ class AdEx(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
-        following = rho * w + (1 - rho) * a * (v - v_rest)
-        v = v_rest + beta * (v - v_rest) + (1 - beta) * (growth - w + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired, following + b * fired
+        kept, lost = part_of_step(beta, substeps)
+        kept_w, rate_w = part_of_step(rho, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
+            following = kept_w * w + rate_w * a * (v - v_rest)
+            v = v_rest + kept * (v - v_rest) + lost * (growth - w + x)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+            w = following + b * fired[-1]
+        return all_of(fired), v, w
