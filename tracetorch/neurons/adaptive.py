@@ -32,7 +32,9 @@ class ALIF(Neuron):
     in 20 ms (``beta = exp(-1/20)`` at 1 ms per step), the threshold in 700 ms
     (``rho = exp(-1/700)``); one spike raises it by a quarter, ``1.8 (1 - rho) / 0.01``, with 1.8
     for their scale and 0.01 for their threshold. Equations and reset are those of 2020 (2018 takes
-    off the raised threshold); the reset is in the step that fires, there one step later.
+    off the raised threshold); the reset is in the step that fires, there one step later. That
+    program also scales its input by ``1 - beta``, here left to the weights, and keeps a neuron
+    silent for 5 steps after a spike; here it may fire in each (see :class:`RefractoryLIF`).
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -137,19 +139,25 @@ class AdLIF(AdaptiveCurrentNeuron):
     :class:`SEAdLIF` integrates it better. Paper and program (IGITUGraz/SE-adlif) draw the time
     constants of spoken digits from 5 to 25 and 60 to 300 ms, a step being called 1 ms whatever the
     frames are, ``a`` from [0, 1] and ``b`` from [0, 2], with ``q = 120`` and a threshold of 1. The
-    defaults are the middles: 15 ms (``beta = exp(-1/15)``) and 180 ms (``rho = exp(-1/180)``).
+    defaults are the middles: 15 ms (``beta = exp(-1/15)``) and 180 ms (``rho = exp(-1/180)``). The
+    program detaches the spike in the reset, and clamps ``a`` and ``b`` to those ranges after each
+    step of the optimizer: ``detach_reset=True, bounded=True``. By default the reset has a gradient,
+    and ``a`` and ``b`` are free.
     Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the membrane, in (0, 1).
         rho: decay of the current, in (0, 1).
-        a: how strongly the current follows the membrane; 0 to 1.
-        b: by how much a spike raises the current; 0 to 2.
+        a: how strongly the current follows the membrane.
+        b: by how much a spike raises the current.
         pos_threshold: upper threshold; positive.
-        q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters.
+        q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters;
+            finite.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
+        detach_reset: cut the gradient through the spike in the reset.
+        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -202,11 +210,12 @@ class SEAdLIF(AdaptiveCurrentNeuron):
         w = rho * w + (1 - rho) * q * (a * mem + b * output)
 
     As :class:`AdLIF`, but the current follows the membrane of this step, not of the one before:
-    stable where Euler's forward method is not, and the best simple neuron of its paper.
+    stable where Euler's forward method is not, and the best simple neuron of its paper. As there,
+    the authors' program has ``detach_reset=True, bounded=True``.
 
     Args:
-        num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative: as those of
-            :class:`AdLIF`, with the same defaults.
+        num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative, detach_reset,
+            bounded: as those of :class:`AdLIF`, with the same defaults.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.

@@ -32,7 +32,10 @@ class MultiLevelLIF(Neuron):
     It is the sum of ``levels`` spikes with thresholds half a step apart from the integers, and so
     learns by any surrogate; a boxcar of width 1 is the straight-through gradient of the paper. A
     half is rounded down. ``levels = 4`` and ``beta = 0.25`` are those of the authors' program
-    (BICLab/SpikeYOLO), for few long steps.
+    (BICLab/SpikeYOLO), for few long steps; its threshold is 1, and it detaches the spike in the
+    reset. Levels are as far apart as the threshold, the surrogate is not scaled by it: for another
+    threshold, ``boxcar_surrogate(threshold)`` is the straight-through gradient of ``mem /
+    pos_threshold``, where a width of 1 overlaps or leaves gaps.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -106,7 +109,8 @@ class SigmaDelta(Neuron):
     (sigma), applies a rectifier, and sends what differs by more than the threshold from what it has
     sent (delta). A signal that stands still costs nothing, and one that is constant arrives within
     the threshold. It does not forget, so there is no time constant; the default threshold is that
-    of lava-dl's PilotNet.
+    of lava-dl's PilotNet. What is sent is the change itself, a number, as in lava-dl; the paper
+    sends the integer nearest to it, in units of its scale.
 
     Args:
         num_neurons: size of the neuron dimension.

@@ -26,6 +26,14 @@ class Izhikevich(VoltageNeuron):
 
     One step is 1 ms, in two half steps for the voltage, as in the paper's program. ``v`` starts at
     -65 mV and ``u`` at ``-65 b``. The input is in the paper's units, 10 for a strong current.
+
+    The program is far from the equations: at inputs from 5 to 20, regular spiking has 9 to 17 %
+    fewer spikes than they, fast spiking 28 to 63 %, and thalamo-cortical 70 to 75 %. With
+    ``substeps=16`` these are 0 to 2 %, 2 to 5 % and 5 to 7 %. Below -112.5 mV a half step is
+    unstable, and throws the voltage beyond the peak: at an input of -300 the program fires 30 times
+    in 30 steps, the equations never. There, and only there, the change of ``v`` is divided by
+    ``-(0.08 v + 5) / 2 - 1``, so that no inhibition makes the neuron fire.
+
     ``Izhikevich.presets`` has the named patterns::
 
         RS  regular spiking          IB  intrinsically bursting    CH  chattering
@@ -40,6 +48,8 @@ class Izhikevich(VoltageNeuron):
         d: by how much a spike raises the recovery: 0.05 to 8.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above 30.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.

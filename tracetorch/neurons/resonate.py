@@ -41,7 +41,7 @@ class RF(Neuron):
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the oscillation, in (0, 1).
-        omega: angle per step, ``2 pi`` over the period in steps; below pi.
+        omega: angle per step, ``2 pi`` over the period in steps; of a size below pi.
         pos_threshold: threshold of the imaginary part; positive.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
@@ -114,10 +114,10 @@ class BRF(Neuron):
     Args:
         num_neurons: size of the neuron dimension.
         omega: angular frequency; of a size below ``1 / dt``, for beyond it nothing is balanced.
-        b_offset: damping beyond the boundary.
+        b_offset: damping beyond the boundary, of either sign.
         gamma: decay of the refractory ``q``, in (0, 1).
         pos_threshold: upper threshold; positive.
-        dt: length of a step.
+        dt: length of a step; positive.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
 

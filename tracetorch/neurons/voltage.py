@@ -89,21 +89,24 @@ class EIF(VoltageNeuron):
     is given as ``v_rest``. The
     defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time and but
     for the peak. The membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the
-    leak, one step of Euler's method for the rest. The exponent is held at 10, where the next step
-    fires anyway. A spike is counted at ``v_t + 5 delta``, as programs for Brian do, not at the
-    paper's -30 mV: what passes there is far beyond it a step later, and out of reach of a surrogate
-    at the peak.
+    leak, one step of Euler's method for the rest: constant inputs from 8 to 100 mV make it fire 13
+    to 32 % less often than the equations do; 0 to 5 % less with ``substeps=16``. The exponent is
+    held at 10, where the next step fires anyway. A spike is counted at ``v_t + 5 delta``, as
+    programs for Brian do, not at the paper's -30 mV: what passes there is far beyond it a step
+    later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the membrane, in (0, 1).
         v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
         v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive.
+        delta: sharpness of the spike, in mV; positive, at least 1e-6.
         v_reset: voltage after a spike, in mV.
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -176,9 +179,12 @@ class QIF(VoltageNeuron):
 
     The input is a current times the resistance, in mV; the voltage starts at the value that
     is given as ``v_rest``. Euler's
-    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. The defaults are those
-    that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the curvature of
-    1/15 per mV, there 0.07.
+    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: constant inputs from 5
+    to 100 mV make it fire 9 to 17 % less often than the equations do; 0 to 2 % less with
+    ``substeps=16``. Where a step of the method is unstable, below -215 mV, it is made smaller, for
+    it would throw the voltage beyond the peak: no inhibition makes the neuron fire. The defaults
+    are those that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the
+    curvature of 1/15 per mV, there 0.07.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -189,6 +195,8 @@ class QIF(VoltageNeuron):
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -265,10 +273,14 @@ class AdEx(VoltageNeuron):
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
     step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at the value
-    that is given as ``v_rest``; the
-    exponent is held at 10, where the next step fires anyway. A spike is counted at
-    ``v_t + 5 delta``, as programs for Brian do, not at the paper's 20 mV: what passes there is far
-    beyond it a step later, and out of reach of a surrogate at the peak.
+    that is given as ``v_rest``; the exponent is held at 10, where the next step fires anyway.
+
+    A step is exact for the leaks and Euler's method for the rest. Constant inputs from 33 to 100 mV
+    make it fire 5 to 9 % less often than the equations do; 1 % less with ``substeps=16``. Patterns
+    need smaller steps: at 1 ms Naud's delayed regular bursting is 34 irregular spikes in 500 ms for
+    26 in bursts of four, which ``substeps=16`` has. A spike is counted at ``v_t + 5 delta``, as
+    programs for Brian do, not at the paper's 20 mV: what passes there is far beyond it a step
+    later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -278,11 +290,13 @@ class AdEx(VoltageNeuron):
         b: by how much a spike raises the adaptation, in mV.
         v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
         v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive.
+        delta: sharpness of the spike, in mV; positive, at least 1e-6.
         v_reset: voltage after a spike, in mV.
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
