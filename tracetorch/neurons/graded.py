@@ -141,13 +141,23 @@ class SigmaDelta(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("output_bits", 0)
 
     @staticmethod
     def step(
-        x: Tensor, sigma: Tensor, sent: Tensor, *, pos_threshold: Tensor, spike: SpikeFunction
+        x: Tensor,
+        sigma: Tensor,
+        sent: Tensor,
+        *,
+        pos_threshold: Tensor,
+        spike: SpikeFunction,
+        output_bits: int,
     ) -> tuple[Any, ...]:
-        """Run one step."""
+        """Run one step; ``output_bits`` are the significant bits of a narrower output, or 0."""
         sigma = sigma + x
         error = torch.relu(sigma) - sent
         output = error * spike(error.abs() - pos_threshold)
+        if output_bits:  # what is counted as sent is what arrives, rounded by Veltkamp's splitting
+            scaled = (2.0 ** (24 - output_bits) + 1) * output
+            output = output + (scaled - (scaled - output) - output).detach()
         return output, sigma, sent + output

@@ -53,6 +53,9 @@ Check = Callable[[str, object], object]
 N = TypeVar("N", bound="Neuron")
 
 
+# of the dtypes in which an output is narrower than the arithmetic
+_SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
+
 # classes whose step has been found to take the states in their order
 _checked_classes: WeakSet[type[Neuron]] = WeakSet()
 
@@ -629,6 +632,13 @@ class Neuron(StatefulLayer):
             work.append(value.to(dtype))
         return tuple(work)
 
+    def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the step kwargs; a step that reads ``output_bits`` is told those of ``x``."""
+        kwargs = self.step_kwargs(ndim, dtype)
+        if x.dtype is not dtype and "output_bits" in kwargs:
+            kwargs["output_bits"] = _SIGNIFICANT_BITS[x.dtype]
+        return kwargs
+
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
         if (
@@ -643,7 +653,8 @@ class Neuron(StatefulLayer):
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
         work = self._working(x, further, dtype)
-        results = self.step(*work, *states, **self.step_kwargs(x.ndim, dtype))
+        kwargs = self._kwargs_for(x, x.ndim, dtype)
+        results = self.step(*work, *states, **kwargs)
         output, ends = check_step_results(self, work, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
         if any(share_memory(output, each) for each in (*work, *states) if each is not None):
@@ -709,7 +720,7 @@ class Neuron(StatefulLayer):
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
-        kwargs = self.step_kwargs(x.ndim - 1, dtype)
+        kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
         output, ends, trajectories = run_sequence(self, work, states, kwargs, tuple(record))
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
