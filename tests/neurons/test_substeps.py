@@ -134,11 +134,16 @@ def test_no_inhibition_makes_it_fire(name: str, x: float) -> None:
 def test_bursts_need_small_steps() -> None:
     p, x = BURSTING, np.full((350, 1), 110.0)
     expected = np.flatnonzero(adex(x, p))
-    names = {"v_rest": p["rest"], "v_t": p["v_t"], "delta": p["delta"], "v_reset": p["reset"]}
+    names: dict[str, Any] = {
+        "v_rest": p["rest"],
+        "v_t": p["v_t"],
+        "delta": p["delta"],
+        "v_reset": p["reset"],
+    }
     names |= {"beta": math.exp(-p["g"] / p["c"]), "rho": math.exp(-1 / p["tau_w"])}
     names |= {"a": p["a"] / p["g"], "b": p["b"] / p["g"], "v_peak": p["v_t"] + 5 * p["delta"]}
 
-    def bursts(times: Array) -> list[int]:
+    def bursts(times: npt.NDArray[Any]) -> list[int]:
         return [len(b) for b in np.split(times, np.flatnonzero(np.diff(times) > 25) + 1)]
 
     assert bursts(expected) == [4, 4, 4, 4, 1]

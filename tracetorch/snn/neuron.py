@@ -633,7 +633,7 @@ class Neuron(StatefulLayer):
         return tuple(work)
 
     def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the step kwargs; a step that reads ``output_bits`` is told those of ``x``."""
+        """Return the step kwargs; ``output_bits`` among them is that of ``x``."""
         kwargs = self.step_kwargs(ndim, dtype)
         if x.dtype is not dtype and "output_bits" in kwargs:
             kwargs["output_bits"] = _SIGNIFICANT_BITS[x.dtype]
