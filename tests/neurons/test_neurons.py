@@ -20,6 +20,7 @@ from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
 from tracetorch.diagnosis.reach import spike_inputs
+from tracetorch.snn.parameters import Clamp, unbounded
 
 NAMES = tuple(NEURONS)
 
@@ -179,6 +180,7 @@ def test_every_argument_arrives(name: str) -> None:
         "dim": -2,
         "surrogate_derivative": tt.functional.sigmoid_surrogate(3.0),
     }
+    others |= {"substeps": 3, "detach_reset": True, "bounded": True}
     others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
     for argument, parameter in inspect.signature(kind).parameters.items():
         if argument in kind(3).constraints and argument != "v_rest":  # which is a state's too
@@ -189,6 +191,9 @@ def test_every_argument_arrives(name: str) -> None:
         else:
             given = others[argument]
             made = kind(**{"num_neurons": 3, argument: given})
+            if argument == "bounded":
+                assert made.constraints["b"] == Clamp(0.0, 2.0)
+                continue
             found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
             assert found.tolist() == [given] * 3 if argument == "v_rest" else found == given
 
@@ -222,6 +227,8 @@ def test_defaults_follow_from_milliseconds(name: str, argument: str, millisecond
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "message"),
     [
+        ("QIF", {"v_critical": -65.0}, ValueError, "v_critical must be above v_rest, got -65"),
+        ("AdLIF", {"bounded": True, "b": 2.5}, ValueError, "at least 0 and at most 2, got 2.5"),
         ("RefractoryLIF", {"period": -1}, ValueError, "period must not be negative, got -1"),
         ("RefractoryLIF", {"period": 1.5}, TypeError, "period must be an integer"),
         ("MultiLevelLIF", {"levels": 0}, ValueError, "levels must be at least 1"),
@@ -251,6 +258,88 @@ def test_recovery_starts_where_it_follows_the_voltage() -> None:
     b = torch.tensor([0.2, 0.25])
     for given in (b, {"value": b}, snn.Weight(b, learnable=False)):
         torch.testing.assert_close(neurons.Izhikevich(2, b=given).initial_u, -65 * b)
+
+
+@pytest.mark.parametrize("symplectic", [False, True])
+def test_detached_reset_has_the_gradient_of_the_authors_program(symplectic: bool) -> None:
+    kind = neurons.SEAdLIF if symplectic else neurons.AdLIF
+    x = 10 * sequence(30, 2, 3).abs()
+    found = {}
+    for detached in (False, True):
+        made = kind(3, detach_reset=detached).double()
+        weighted_sum(stepped(made, x)).backward()
+        found[detached] = {n: p.grad for n, p in made.named_parameters()}
+    # Baronig et al. 2025, models/alif.py: the spike in the reset is detached
+    p = {n: getattr(made, f"raw_{n}").detach().clone().requires_grad_() for n in made.constraints}
+    beta, rho = p["beta"].sigmoid(), p["rho"].sigmoid()
+    u = w = z = torch.zeros(2, 3, dtype=torch.float64)
+    out = []
+    for current in x:
+        before = u, z
+        u = beta * u + (1 - beta) * (current - w)
+        z = made.spike(u - torch.nn.functional.softplus(p["pos_threshold"]))
+        u = u * (1 - z.detach())
+        seen_u, seen_z = (u, z) if symplectic else before
+        w = rho * w + (1 - rho) * (p["a"] * seen_u + p["b"] * seen_z) * 120.0
+        out.append(z)
+    weighted_sum(torch.stack(out)).backward()
+    for name, raw in p.items():
+        torch.testing.assert_close(found[True][f"raw_{name}"], raw.grad)
+        assert not torch.allclose(found[False][f"raw_{name}"], raw.grad)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("numba", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sigma_delta_counts_what_arrives_in_half_precision(
+    dtype: torch.dtype, backend: Any
+) -> None:
+    made, x = neurons.SigmaDelta(50), (0.3 * sequence(200, 2, 50)).to(dtype)
+    with torch.no_grad():
+        with fuse.backend(backend):
+            out = tt.unroll(made, x)
+        sent, sigma = made.sent, made.sigma
+        made.zero_states()
+        assert torch.equal(stepped(made, x), out)
+        assert torch.equal(made.sent, sent)
+    assert out.dtype == dtype
+    arrived = torch.zeros(2, 50)
+    for each in out:
+        arrived = arrived + each.float()
+    assert torch.equal(arrived, sent)
+    assert ((torch.relu(sigma) - arrived).abs() < 0.11).all()
+
+
+def test_boxcar_of_the_threshold_is_straight_through_for_any_threshold() -> None:
+    made = neurons.MultiLevelLIF(
+        400, pos_threshold=0.5, surrogate_derivative=tt.functional.boxcar_surrogate(0.5)
+    )
+    x = torch.linspace(-1, 3, 400).requires_grad_()
+    (gradient,) = torch.autograd.grad(made(x).sum(), x)
+    inside = (x > 0) & (x < 2)
+    torch.testing.assert_close(gradient, 2.0 * inside)
+
+
+def test_files_from_before_bounds_and_substeps_load(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    for delta, fits in ((2.5, True), (-2.5, False)):
+        old, new = neurons.EIF(3), neurons.EIF(3)
+        old._declared.constraints["delta"] = unbounded
+        old._declared.options = ("spike",)
+        old.raw_delta.data.fill_(delta)
+        tt.save(old, path)
+        if fits:
+            tt.load(path, new)
+            assert torch.equal(new.delta, old.raw_delta)
+            continue
+        with pytest.raises(ValueError, match="delta is out of its bounds in the file"):
+            tt.load(path, new)
+        assert torch.equal(new.delta, torch.full((3,), 3.48))
+    tt.save(neurons.EIF(3, substeps=2), path)
+    with pytest.raises(ValueError, match="substeps: 2 in the file"):
+        tt.load(path, neurons.EIF(3))
+    new.raw_delta.data.fill_(-1.0)  # as learning may leave it
+    tt.save(new, path)
+    tt.load(path, neurons.EIF(3))
 
 
 def test_reach_counts_every_level() -> None:

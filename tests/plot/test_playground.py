@@ -163,7 +163,7 @@ def test_neurons_of_the_literature_compute_what_pytorch_does(opened: Open, name:
         settings = settings_of(layer, random.Random(seed))
         if NEURONS[name] > 1:  # far from their own numbers some explode
             settings = {n: v for n, v in settings.items() if not n.startswith("p.")}
-        if "o.surrogate" in settings or len(layer.options) == 1:
+        if "o.surrogate" in settings or "spike" in layer.options:
             settings["o.surrogate"] = list(BY_LABEL)[seed]
         compare(go(page, neuron=name, **settings), layer)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import re
@@ -17,7 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
-from tracetorch import snn
+from tests.fuse.cases import agree
+from tracetorch import fuse, neurons, snn
+from tracetorch.core.checks import check_count
 from tracetorch.functional import Surrogate, atan_surrogate
 
 
@@ -247,6 +250,108 @@ def test_step_must_take_the_states_in_their_order(step: Any, taken: str) -> None
 )
 def test_step_may_take_the_states_in_any_legal_way(step: Any) -> None:
     assert neuron_with(step, "mem", "slow")()(torch.ones(1, 2)).tolist() == [[2.0, 2.0]]
+
+
+class Held(snn.Neuron):
+    states = ("mem",)
+
+    def __init__(
+        self, num_neurons: int, gain: Any = 0.5, floor: Any = -1.0, top: Any = 1.0
+    ) -> None:
+        super().__init__(num_neurons)
+        self.weight("gain", gain, low=0.1, high=2.0)
+        self.weight("floor", floor)
+        self.weight("top", top, above="floor")
+        self.option("times", 2, check=check_count)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, gain: Any, floor: Any, top: Any, times: int) -> Any:
+        mem = torch.maximum(torch.minimum(mem + times * gain * x, top), floor)
+        return mem, mem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gain": 0.0}, "gain must be at least 0.1 and at most 2, got 0"),
+        ({"gain": torch.tensor([0.5, 3.0])}, "gain must be at least 0.1 and at most 2, got 3"),
+        ({"gain": {"value": 3.0, "rank": 0, "learnable": False}}, "gain must be .*, got 3"),
+        ({"top": -1.0}, "top must be above floor, got -1"),
+        ({"floor": torch.tensor([0.0, 1.5])}, "top must be above floor, got 1"),
+        ({"top": snn.Weight(0.5, rank=0), "floor": torch.tensor([0.0, 0.6])}, "top must be above"),
+        ({"gain": float("nan")}, "gain must be finite, got nan"),
+    ],
+)
+def test_bounds_of_weights_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Held(2, **arguments)
+
+
+def test_bounds_of_weights_hold_while_they_are_learned() -> None:
+    held, x = Held(3), sequence(6, 2, 3, dtype=torch.float32)
+    optimizer = torch.optim.SGD(held.parameters(), lr=1.0)
+    for sign in (1, 1, -1, -1, -1):
+        optimizer.zero_grad()
+        tt.zero_states(held)
+        with fuse.backend("eager"):
+            out = tt.unroll(held, x.abs())
+        (sign * (out.sum() + 5 * held.gain.sum() + held.top.sum() - held.floor.sum())).backward()
+        optimizer.step()
+        assert ((held.gain >= 0.1) & (held.gain <= 2)).all()
+        assert (held.top > held.floor).all()
+    assert (held.raw_gain > 2).any() or (held.raw_gain < 0.1).any()
+    twin = copy.deepcopy(held)
+    assert torch.equal(pickle.loads(pickle.dumps(twin)).top, held.top)
+    with pytest.raises(ValueError, match="times must be at least 1, got 0"):
+        held.times = 0
+    with pytest.raises(AttributeError, match=r"it is clamp\(raw_gain\)"):
+        held.gain = 1.0
+
+
+@pytest.mark.slow
+def test_kernels_take_the_bounded_values_and_pass_the_gradient() -> None:
+    held, x = Held(3), sequence(6, 2, 3, dtype=torch.float32)
+    for gain, top in ((0.5, 1.0), (5.0, -3.0), (-5.0, 0.5)):
+        held.raw_gain.data.fill_(gain)
+        held.raw_top.data.fill_(top)
+        agree(held, x, "numba")
+        for _ in range(2):  # prepared, the second time
+            tt.zero_states(held)
+            out = tt.unroll(held, x)
+            found = torch.autograd.grad(weighted_sum(out), list(held.parameters()))
+            tt.zero_states(held)
+            wanted = torch.autograd.grad(weighted_sum(stepped(held, x)), list(held.parameters()))
+            torch.testing.assert_close(found, wanted)
+
+
+def test_name_of_a_method_is_named_as_one() -> None:
+    class Modulated(snn.Neuron):
+        inputs = ("x", "gate")
+
+    class Doubled(snn.Neuron):
+        states = ("mem", "decay")
+
+    message = "'gate': it must be an identifier that is not yet taken. gate is a method of Neuron."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Modulated(2)
+    with pytest.raises(ValueError, match="decay is a method of Neuron"):
+        Doubled(2)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *neurons.__all__, "Noise", "Delay"])
+def test_signature_of_a_class_is_that_of_its_constructor(name: str) -> None:
+    kind: Any = getattr(neurons if name in neurons.__all__ else snn, name)
+    taken = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    assert list(inspect.signature(kind).parameters.values()) == taken
+
+    class Inheriting(kind):  # type: ignore[misc]
+        pass
+
+    assert list(inspect.signature(Inheriting).parameters.values()) == taken
+    # Python 3.10 looks here, before __new__
+    assert Inheriting.__signature__ == inspect.signature(kind)
+    made = kind(2, max_delay=3) if name == "Delay" else kind(2)
+    assert inspect.signature(made) == inspect.signature(nn.Linear(1, 1))
 
 
 def test_tensor_option_moves_with_the_module() -> None:

@@ -31,6 +31,8 @@ from tracetorch import snn
         ("Readout", "threshold", "Readout has no argument 'threshold'. It takes num_neurons, beta"),
         ("Readout", "learn_bta", "no argument 'learn_bta'. Did you mean 'learn_beta'? It takes"),
         ("LeakyIntegrator", "beta", "no argument 'beta'; here it is beta_setup. It takes"),
+        ("LIF", "v_rest", "the membranes of tt.snn rest at 0; tt.neurons.EIF, QIF and AdEx have a"),
+        ("Readout", "v_leak", "rest at 0; tt.neurons.EIF, QIF and AdEx have a resting voltage"),
         ("LIF", "zzz", "LIF has no argument 'zzz'. It takes num_neurons, beta, pos_threshold, dim"),
     ],
 )

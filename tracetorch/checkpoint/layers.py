@@ -15,6 +15,9 @@ LayerDescription: TypeAlias = dict[str, Any]
 
 # Options of the backward pass: a model that trains differently may still load the values.
 _TRAINING_OPTIONS = frozenset({"detach_reset"})
+# Options that older files lack, each with the value that those files mean.
+_ADDED_OPTIONS = {"substeps": 1, "output_bits": 0}
+_TEXTS = (bool, int, float, str, type(None))
 _MISSING = object()
 
 
@@ -41,7 +44,9 @@ def _describe(layer: Neuron) -> LayerDescription:
     options: dict[str, Any] = {}
     for name in layer.options:
         value = getattr(layer, name)
-        if name not in _TRAINING_OPTIONS and isinstance(value, (bool, int, float, str, type(None))):
+        if name in _TRAINING_OPTIONS or not isinstance(value, _TEXTS):
+            continue
+        if _ADDED_OPTIONS.get(name, _MISSING) != value:
             options[name] = value
     return {
         "call": repr(layer).partition("\n")[0],

@@ -20,6 +20,7 @@ from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_na
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.walk import join_path
+from tracetorch.snn.parameters import Clamp
 from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
@@ -143,6 +144,9 @@ def load(
         load_tensors(model, matching)
         if states:
             set_states(model, _states_by_path(model, renamed(file_states, rename)))
+        outside = _out_of_bounds(model, None if header is None else header.modules)
+        if outside:
+            raise ValueError(f"{mismatch}. {_join_first(outside)}.")
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():
@@ -209,6 +213,19 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
             found.append(
                 f"{first!r} and {name!r} are one tensor in the model, the file has two values"
             )
+    return found
+
+
+def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> list[str]:
+    """List values that the model's bounds would change and the file's model did not bound."""
+    found: list[str] = []
+    for path, layer in named_neurons(model):
+        for name, constraint in layer.constraints.items():
+            before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}")
+            if isinstance(constraint, Clamp) and before == "unbounded":
+                raw = getattr(layer, f"raw_{name}").detach()
+                if not _equal(layer.constrained(name, raw), raw):
+                    found.append(f"{join_path(path, name)} is out of its bounds in the file")
     return found
 
 

@@ -13,10 +13,11 @@ from torch import nn
 from tracetorch.core.walk import join_path, named_modules
 
 
-def check_flag(name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a bool."""
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value``; raise ``TypeError`` unless it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return value
 
 
 def check_integer(name: str, value: object) -> int:
@@ -59,6 +60,14 @@ def check_nonnegative(name: str, value: object, *, unit: str = "") -> float:
     # NaN fails every comparison, and so this one too.
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name} must be finite and not negative, got {value}.")
+    return number
+
+
+def check_positive(name: str, value: object, *, unit: str = "") -> float:
+    """Return ``value`` as a finite float above 0; raise otherwise."""
+    number = check_number(name, value, unit=unit)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
     return number
 
 

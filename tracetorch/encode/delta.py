@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_positive
 from tracetorch.encode.values import check_values
 from tracetorch.ragged import check_sequence
 
@@ -53,8 +54,7 @@ def delta(
     """
     check_values("x", x)
     check_sequence("x", x)
-    if not 0 < threshold < float("inf"):
-        raise ValueError(f"threshold must be positive and finite, got {threshold}.")
+    check_positive("threshold", threshold)
     if not (1 <= dim <= x.ndim or -x.ndim <= dim <= -1):
         raise ValueError(
             f"dim={dim} cannot hold the channels of a signal of shape {list(x.shape)}: time stays "

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_count, check_positive
 
 Column = npt.NDArray[Any]
 
@@ -72,8 +72,8 @@ def events_to_frames(
     """
     if (bins is None) == (window is None):
         raise ValueError(f"give either bins or window, got bins={bins} and window={window}.")
-    if window is not None and not 0 < window < float("inf"):
-        raise ValueError(f"window must be positive and finite, got {window}.")
+    if window is not None:
+        check_positive("window", window)
     if polarities not in (1, 2):
         raise ValueError(f"polarities must be 1 or 2, got {polarities!r}.")
     if len(size) != 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_count, check_positive
 from tracetorch.encode.values import check_values
 
 
@@ -55,8 +55,7 @@ def population(
         raise ValueError(f"num_neurons must be at least 3 to tile a range, got {n}.")
     if not (low < high and abs(low) < float("inf") and high < float("inf")):
         raise ValueError(f"low must be below high, both finite, got {low} and {high}.")
-    if not 0 < overlap < float("inf"):
-        raise ValueError(f"overlap must be positive and finite, got {overlap}.")
+    check_positive("overlap", overlap)
     # n - 2 spacings fit between low and high, since the outermost centres lie outside
     spacing = (high - low) / (n - 2)
     centre = low + (torch.arange(n, dtype=x.dtype, device=x.device) - 0.5) * spacing

@@ -110,7 +110,7 @@ class atan_surrogate(Surrogate):
     """Arc tangent surrogate: ``alpha/2 / (1 + (pi/2 alpha u)^2)``. The default.
 
     Args:
-        alpha: sharpness; the derivative at 0 is ``alpha / 2``.
+        alpha: sharpness, positive; the derivative at 0 is ``alpha / 2``.
 
     Example:
         >>> u = torch.tensor([-1.0, 0.5], requires_grad=True)
@@ -136,7 +136,7 @@ class sigmoid_surrogate(Surrogate):
     """Sigmoid (logistic) surrogate: ``k s (1 - s)`` with ``s = sigmoid(k u)``.
 
     Args:
-        slope: ``k``; the derivative at 0 is ``k / 4``.
+        slope: ``k``, positive; the derivative at 0 is ``k / 4``.
 
     Example:
         >>> sigmoid_surrogate(4.0).derivative(torch.tensor(0.0))
@@ -160,7 +160,7 @@ class fast_sigmoid_surrogate(Surrogate):
     """Fast sigmoid surrogate: ``1 / (1 + k |u|)^2``; with slope 100 it is that of SuperSpike.
 
     Args:
-        slope: ``k``; the derivative at 0 is 1.
+        slope: ``k``, positive; the derivative at 0 is 1.
 
     Example:
         >>> fast_sigmoid_surrogate(1.0).derivative(torch.tensor([0.0, 1.0]))
@@ -183,7 +183,7 @@ class triangular_surrogate(Surrogate):
     """Triangular surrogate: ``max(0, 1 - |u| / w) / w``.
 
     Args:
-        width: ``w``, where the derivative reaches 0; at 0 it is ``1 / w``.
+        width: ``w``, positive, where the derivative reaches 0; at 0 it is ``1 / w``.
 
     Example:
         >>> triangular_surrogate(2.0).derivative(torch.tensor([0.0, 1.0, 3.0]))
@@ -206,7 +206,7 @@ class boxcar_surrogate(Surrogate):
     """Boxcar (rectangular) surrogate: ``1 / w`` where ``|u| < w / 2``, else 0.
 
     Args:
-        width: ``w``, the whole width of the window.
+        width: ``w``, the whole width of the window; positive.
 
     Example:
         >>> boxcar_surrogate(2.0).derivative(torch.tensor([0.0, 0.9, 1.0]))
@@ -229,7 +229,7 @@ class gaussian_surrogate(Surrogate):
     """Gaussian surrogate: ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``.
 
     Args:
-        sigma: standard deviation.
+        sigma: standard deviation; positive.
 
     Example:
         >>> round(gaussian_surrogate(0.5).derivative(torch.tensor(0.0)).item(), 4)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.core.checks import check_finite, check_flag
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -31,7 +32,9 @@ class ALIF(Neuron):
     in 20 ms (``beta = exp(-1/20)`` at 1 ms per step), the threshold in 700 ms
     (``rho = exp(-1/700)``); one spike raises it by a quarter, ``1.8 (1 - rho) / 0.01``, with 1.8
     for their scale and 0.01 for their threshold. Equations and reset are those of 2020 (2018 takes
-    off the raised threshold); the reset is in the step that fires, there one step later.
+    off the raised threshold); the reset is in the step that fires, there one step later. That
+    program also scales its input by ``1 - beta``, here left to the weights, and keeps a neuron
+    silent for 5 steps after a spike; here it may fire in each (see :class:`RefractoryLIF`).
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -108,14 +111,18 @@ class AdaptiveCurrentNeuron(Neuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+        detach_reset: bool = False,
+        bounded: bool = False,
     ) -> None:
         super().__init__(num_neurons, dim)
+        ends = (0.0, 1.0, 2.0) if check_flag("bounded", bounded) else (None, None, None)
         self.decay("beta", beta)
         self.decay("rho", rho)
-        self.weight("a", a)
-        self.weight("b", b)
+        self.weight("a", a, low=ends[0], high=ends[1])
+        self.weight("b", b, low=ends[0], high=ends[2])
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("q", q)
+        self.option("q", q, check=check_finite)
+        self.option("detach_reset", detach_reset, check=check_flag)
 
 
 class AdLIF(AdaptiveCurrentNeuron):
@@ -132,19 +139,25 @@ class AdLIF(AdaptiveCurrentNeuron):
     :class:`SEAdLIF` integrates it better. Paper and program (IGITUGraz/SE-adlif) draw the time
     constants of spoken digits from 5 to 25 and 60 to 300 ms, a step being called 1 ms whatever the
     frames are, ``a`` from [0, 1] and ``b`` from [0, 2], with ``q = 120`` and a threshold of 1. The
-    defaults are the middles: 15 ms (``beta = exp(-1/15)``) and 180 ms (``rho = exp(-1/180)``).
+    defaults are the middles: 15 ms (``beta = exp(-1/15)``) and 180 ms (``rho = exp(-1/180)``). The
+    program detaches the spike in the reset, and clamps ``a`` and ``b`` to those ranges after each
+    step of the optimizer: ``detach_reset=True, bounded=True``. By default the reset has a gradient,
+    and ``a`` and ``b`` are free.
     Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the membrane, in (0, 1).
         rho: decay of the current, in (0, 1).
-        a: how strongly the current follows the membrane; 0 to 1.
-        b: by how much a spike raises the current; 0 to 2.
+        a: how strongly the current follows the membrane.
+        b: by how much a spike raises the current.
         pos_threshold: upper threshold; positive.
-        q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters.
+        q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters;
+            finite.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
+        detach_reset: cut the gradient through the spike in the reset.
+        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -175,13 +188,15 @@ class AdLIF(AdaptiveCurrentNeuron):
         b: Tensor,
         pos_threshold: Tensor,
         q: float,
+        detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
         w = rho * w + (1 - rho) * q * (a * mem + b * prev_output)
-        return fired, u * (1 - fired), w, fired
+        reset = fired.detach() if detach_reset else fired
+        return fired, u * (1 - reset), w, fired
 
 
 class SEAdLIF(AdaptiveCurrentNeuron):
@@ -195,11 +210,12 @@ class SEAdLIF(AdaptiveCurrentNeuron):
         w = rho * w + (1 - rho) * q * (a * mem + b * output)
 
     As :class:`AdLIF`, but the current follows the membrane of this step, not of the one before:
-    stable where Euler's forward method is not, and the best simple neuron of its paper.
+    stable where Euler's forward method is not, and the best simple neuron of its paper. As there,
+    the authors' program has ``detach_reset=True, bounded=True``.
 
     Args:
-        num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative: as those of
-            :class:`AdLIF`, with the same defaults.
+        num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative, detach_reset,
+            bounded: as those of :class:`AdLIF`, with the same defaults.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -226,10 +242,11 @@ class SEAdLIF(AdaptiveCurrentNeuron):
         b: Tensor,
         pos_threshold: Tensor,
         q: float,
+        detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
-        mem = u * (1 - fired)
+        mem = u * (1 - (fired.detach() if detach_reset else fired))
         return fired, mem, rho * w + (1 - rho) * q * (a * mem + b * fired)

@@ -32,7 +32,10 @@ class MultiLevelLIF(Neuron):
     It is the sum of ``levels`` spikes with thresholds half a step apart from the integers, and so
     learns by any surrogate; a boxcar of width 1 is the straight-through gradient of the paper. A
     half is rounded down. ``levels = 4`` and ``beta = 0.25`` are those of the authors' program
-    (BICLab/SpikeYOLO), for few long steps.
+    (BICLab/SpikeYOLO), for few long steps; its threshold is 1, and it detaches the spike in the
+    reset. Levels are as far apart as the threshold, the surrogate is not scaled by it: for another
+    threshold, ``boxcar_surrogate(threshold)`` is the straight-through gradient of ``mem /
+    pos_threshold``, where a width of 1 overlaps or leaves gaps.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -72,7 +75,7 @@ class MultiLevelLIF(Neuron):
         super().__init__(num_neurons, dim)
         self.decay("beta", beta)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("levels", check_count("levels", levels))
+        self.option("levels", levels, check=check_count)
 
     @staticmethod
     def step(
@@ -106,7 +109,8 @@ class SigmaDelta(Neuron):
     (sigma), applies a rectifier, and sends what differs by more than the threshold from what it has
     sent (delta). A signal that stands still costs nothing, and one that is constant arrives within
     the threshold. It does not forget, so there is no time constant; the default threshold is that
-    of lava-dl's PilotNet.
+    of lava-dl's PilotNet. What is sent is the change itself, a number, as in lava-dl; the paper
+    sends the integer nearest to it, in units of its scale.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -137,13 +141,23 @@ class SigmaDelta(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
+        self.option("output_bits", 0)
 
     @staticmethod
     def step(
-        x: Tensor, sigma: Tensor, sent: Tensor, *, pos_threshold: Tensor, spike: SpikeFunction
+        x: Tensor,
+        sigma: Tensor,
+        sent: Tensor,
+        *,
+        pos_threshold: Tensor,
+        spike: SpikeFunction,
+        output_bits: int,
     ) -> tuple[Any, ...]:
-        """Run one step."""
+        """Run one step; ``output_bits`` are the significant bits of a narrower output, or 0."""
         sigma = sigma + x
         error = torch.relu(sigma) - sent
         output = error * spike(error.abs() - pos_threshold)
+        if output_bits:  # what is counted as sent is what arrives, rounded by Veltkamp's splitting
+            scaled = (2.0 ** (24 - output_bits) + 1) * output
+            output = output + (scaled - (scaled - output) - output).detach()
         return output, sigma, sent + output

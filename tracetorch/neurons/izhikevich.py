@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.neurons.voltage import VoltageNeuron
+from tracetorch.neurons.voltage import VoltageNeuron, all_of, without_overshoot
 from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
 
 # that of the other layers in units of 100 mV, about the way from rest to the peak
@@ -26,6 +26,14 @@ class Izhikevich(VoltageNeuron):
 
     One step is 1 ms, in two half steps for the voltage, as in the paper's program. ``v`` starts at
     -65 mV and ``u`` at ``-65 b``. The input is in the paper's units, 10 for a strong current.
+
+    The program is far from the equations: at inputs from 5 to 20, regular spiking has 9 to 17 %
+    fewer spikes than they, fast spiking 28 to 63 %, and thalamo-cortical 70 to 75 %. With
+    ``substeps=16`` these are 0 to 2 %, 2 to 5 % and 5 to 7 %. Below -112.5 mV a half step is
+    unstable, and throws the voltage beyond the peak: at an input of -300 the program fires 30 times
+    in 30 steps, the equations never. There, and only there, the change of ``v`` is divided by
+    ``-(0.08 v + 5) / 2 - 1``, so that no inhibition makes the neuron fire.
+
     ``Izhikevich.presets`` has the named patterns::
 
         RS  regular spiking          IB  intrinsically bursting    CH  chattering
@@ -40,6 +48,8 @@ class Izhikevich(VoltageNeuron):
         d: by how much a spike raises the recovery: 0.05 to 8.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above 30.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -77,8 +87,9 @@ class Izhikevich(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = HIGH_PEAK,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, -65.0, surrogate_derivative)
+        super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
         follows = resolve_setup("b", b, WEIGHT)
         # a rate: below 0, or above 1, the recovery diverges
         self.gate("a", a)
@@ -98,10 +109,17 @@ class Izhikevich(VoltageNeuron):
         c: Tensor,
         d: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
-        v = v + 0.5 * (0.04 * v * v + 5 * v + 140 - u + x)
-        u = u + a * (b * v - u)
-        fired = spike(v - 30)
-        return fired, v * (1 - fired) + c * fired, u + d * fired
+        half = 0.5 / substeps  # of a part, in ms
+        rate = a if substeps == 1 else a / substeps
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            for _ in range(2):
+                change = half * (0.04 * v * v + 5 * v + 140 - u + x)
+                v = v + without_overshoot(change, half * (0.08 * v + 5))
+            u = u + rate * (b * v - u)
+            fired.append(spike(v - 30))
+            v, u = v * (1 - fired[-1]) + c * fired[-1], u + d * fired[-1]
+        return all_of(fired), v, u

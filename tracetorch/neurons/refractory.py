@@ -17,6 +17,14 @@ from tracetorch.snn.parameters import (
 )
 
 
+def check_period(name: str, value: object) -> int:
+    """Return a number of steps that is 0 or more; raise ``TypeError`` or ``ValueError``."""
+    period = check_integer(name, value)
+    if period < 0:
+        raise ValueError(f"{name} must not be negative, got {period}.")
+    return period
+
+
 class RefractoryLIF(Neuron):
     """LIF with an absolute and a relative refractory period.
 
@@ -74,13 +82,11 @@ class RefractoryLIF(Neuron):
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
     ) -> None:
         super().__init__(num_neurons, dim)
-        if check_integer("period", period) < 0:
-            raise ValueError(f"period must not be negative, got {period}.")
         self.decay("beta", beta)
         self.decay("rho", rho)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
         self.weight("strength", strength)
-        self.option("period", period)
+        self.option("period", period, check=check_period)
 
     @staticmethod
     def step(

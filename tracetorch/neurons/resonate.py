@@ -7,14 +7,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_positive
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
+    Clamp,
     DecaySetup,
     SpikeFunction,
     ThresholdSetup,
     WeightSetup,
 )
+
+LARGEST_ANGLE = 3.1415925  # the float32 below pi
+LARGEST_TURN = 1 - 1e-6  # dt times omega, where the derivative of its square root is still finite
 
 
 class RF(Neuron):
@@ -36,7 +41,7 @@ class RF(Neuron):
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the oscillation, in (0, 1).
-        omega: angle per step, ``2 pi`` over the period in steps; below pi.
+        omega: angle per step, ``2 pi`` over the period in steps; of a size below pi.
         pos_threshold: threshold of the imaginary part; positive.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
@@ -66,7 +71,7 @@ class RF(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         self.decay("beta", beta)
-        self.weight("omega", omega)
+        self.weight("omega", omega, low=-LARGEST_ANGLE, high=LARGEST_ANGLE)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
 
     @staticmethod
@@ -109,10 +114,10 @@ class BRF(Neuron):
     Args:
         num_neurons: size of the neuron dimension.
         omega: angular frequency; of a size below ``1 / dt``, for beyond it nothing is balanced.
-        b_offset: damping beyond the boundary.
+        b_offset: damping beyond the boundary, of either sign.
         gamma: decay of the refractory ``q``, in (0, 1).
         pos_threshold: upper threshold; positive.
-        dt: length of a step.
+        dt: length of a step; positive.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``.
 
@@ -149,12 +154,18 @@ class BRF(Neuron):
         self.weight("b_offset", b_offset)
         self.decay("gamma", gamma)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("dt", dt)
+        self.option("dt", dt, check=check_positive)
         fastest = self.raw_omega.detach().abs().max()
-        if not fastest.is_meta and float(fastest) * dt >= 1:
+        if not fastest.is_meta and float(fastest) > self.constraints["omega"].high:  # type: ignore[attr-defined]
             raise ValueError(
                 f"omega must be of a size below 1 / dt = {1 / dt:g}, got {float(fastest):g}."
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "dt":
+            largest = LARGEST_TURN / self.dt
+            self._declared.constraints["omega"] = Clamp(-largest, largest)
 
     @staticmethod
     def step(

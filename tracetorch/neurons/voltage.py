@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -23,6 +24,8 @@ MILLIVOLTS = atan_surrogate(0.1)
 # where the exponential is held, beyond the threshold: from there the next step fires anyway, and
 # without this a strong input would overflow
 HIGHEST_EXPONENT = 10.0
+# below this sharpness, in mV, gradients of the exponential leave float32
+SHARPEST = 1e-6
 
 
 class VoltageNeuron(Neuron):
@@ -33,14 +36,45 @@ class VoltageNeuron(Neuron):
         dim: the neuron dimension.
         start: initial voltage, in mV.
         surrogate: the spike function, ``u -> spikes``.
+        substeps: equal parts that a step is computed in; at least 1.
     """
 
-    def __init__(self, num_neurons: int, dim: int, start: Value, surrogate: SpikeFunction) -> None:
+    def __init__(
+        self, num_neurons: int, dim: int, start: Value, surrogate: SpikeFunction, substeps: int
+    ) -> None:
         super().__init__(num_neurons, dim)
         self.state("v", init=start)
+        self.option("substeps", substeps, check=check_count)
         # a peak is no threshold, which is positive, but it is tested like one
         checked = resolve_setup("the peak", {"surrogate": surrogate}, THRESHOLD)
         self.option("spike", checked.surrogate)
+
+
+def part_of_step(decay: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
+    """Return the decay over one of ``substeps`` equal parts of a step, and 1 minus it."""
+    if substeps == 1:
+        return decay, 1 - decay
+    lost = -torch.expm1(torch.log(decay) / substeps)  # exact where 1 - decay would cancel
+    return 1 - lost, lost
+
+
+def without_overshoot(change: Tensor, slope: Tensor) -> Tensor:
+    """Return a change by Euler's method, made smaller where the method is unstable.
+
+    It is where the change falls by more than 2 per unit of the voltage. There a voltage far below
+    rest would be thrown beyond the peak; divided so, the step is nearly Newton's towards the
+    voltage at which nothing changes. Elsewhere the change is the same to the last bit.
+
+    Args:
+        change: what is added to the voltage.
+        slope: its derivative by the voltage.
+    """
+    return change / (-slope - 1).clamp(min=1.0)
+
+
+def all_of(fired: list[Tensor]) -> Tensor:
+    """Return the spikes of all parts of a step together."""
+    return sum(fired[1:], fired[0])
 
 
 class EIF(VoltageNeuron):
@@ -55,21 +89,24 @@ class EIF(VoltageNeuron):
     is given as ``v_rest``. The
     defaults are the paper's (as BrainPy's ``ExpIF`` has them), without its refractory time and but
     for the peak. The membrane has 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: exact for the
-    leak, one step of Euler's method for the rest. The exponent is held at 10, where the next step
-    fires anyway. A spike is counted at ``v_t + 5 delta``, as programs for Brian do, not at the
-    paper's -30 mV: what passes there is far beyond it a step later, and out of reach of a surrogate
-    at the peak.
+    leak, one step of Euler's method for the rest: constant inputs from 8 to 100 mV make it fire 13
+    to 32 % less often than the equations do; 0 to 5 % less with ``substeps=16``. The exponent is
+    held at 10, where the next step fires anyway. A spike is counted at ``v_t + 5 delta``, as
+    programs for Brian do, not at the paper's -30 mV: what passes there is far beyond it a step
+    later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
         beta: decay of the membrane, in (0, 1).
         v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
         v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive.
+        delta: sharpness of the spike, in mV; positive, at least 1e-6.
         v_reset: voltage after a spike, in mV.
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -97,12 +134,13 @@ class EIF(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.weight("v_rest", v_rest)
         self.weight("v_t", v_t)
-        self.weight("delta", delta)
+        self.weight("delta", delta, low=SHARPEST)
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -118,12 +156,17 @@ class EIF(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
-        v = v_rest + beta * (v - v_rest) + (1 - beta) * (growth + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired
+        kept, lost = part_of_step(beta, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
+            v = v_rest + kept * (v - v_rest) + lost * (growth + x)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+        return all_of(fired), v
 
 
 class QIF(VoltageNeuron):
@@ -136,9 +179,12 @@ class QIF(VoltageNeuron):
 
     The input is a current times the resistance, in mV; the voltage starts at the value that
     is given as ``v_rest``. Euler's
-    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step. The defaults are those
-    that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the curvature of
-    1/15 per mV, there 0.07.
+    method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: constant inputs from 5
+    to 100 mV make it fire 9 to 17 % less often than the equations do; 0 to 2 % less with
+    ``substeps=16``. Where a step of the method is unstable, below -215 mV, it is made smaller, for
+    it would throw the voltage beyond the peak: no inhibition makes the neuron fire. The defaults
+    are those that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the
+    curvature of 1/15 per mV, there 0.07.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -149,6 +195,8 @@ class QIF(VoltageNeuron):
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -175,11 +223,12 @@ class QIF(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.weight("v_rest", v_rest)
-        self.weight("v_critical", v_critical)
+        self.weight("v_critical", v_critical, above="v_rest")
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -194,12 +243,18 @@ class QIF(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = (v - v_rest) * (v - v_critical) / (v_critical - v_rest)
-        v = v + (1 - beta) * (growth + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired
+        _, rate = part_of_step(beta, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = (v - v_rest) * (v - v_critical) / (v_critical - v_rest)
+            slope = rate * (2 * v - v_rest - v_critical) / (v_critical - v_rest)
+            v = v + without_overshoot(rate * (growth + x), slope)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+        return all_of(fired), v
 
 
 class AdEx(VoltageNeuron):
@@ -218,10 +273,14 @@ class AdEx(VoltageNeuron):
     ``a = 4 nS`` is ``4 / 30``, its ``b = 80.5 pA`` is ``80.5 / 30`` mV, and a current of 1 nA an
     input of 33.3. The membrane has 281 pF / 30 nS = 9.37 ms, ``beta = exp(-1/9.37)`` at 1 ms per
     step, the adaptation 144 ms, ``rho = exp(-1/144)``. The voltage starts at the value
-    that is given as ``v_rest``; the
-    exponent is held at 10, where the next step fires anyway. A spike is counted at
-    ``v_t + 5 delta``, as programs for Brian do, not at the paper's 20 mV: what passes there is far
-    beyond it a step later, and out of reach of a surrogate at the peak.
+    that is given as ``v_rest``; the exponent is held at 10, where the next step fires anyway.
+
+    A step is exact for the leaks and Euler's method for the rest. Constant inputs from 33 to 100 mV
+    make it fire 5 to 9 % less often than the equations do; 1 % less with ``substeps=16``. Patterns
+    need smaller steps: at 1 ms Naud's delayed regular bursting is 34 irregular spikes in 500 ms for
+    26 in bursts of four, which ``substeps=16`` has. A spike is counted at ``v_t + 5 delta``, as
+    programs for Brian do, not at the paper's 20 mV: what passes there is far beyond it a step
+    later, and out of reach of a surrogate at the peak.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -231,11 +290,13 @@ class AdEx(VoltageNeuron):
         b: by how much a spike raises the adaptation, in mV.
         v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
         v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive.
+        delta: sharpness of the spike, in mV; positive, at least 1e-6.
         v_reset: voltage after a spike, in mV.
         v_peak: voltage at which a spike is counted, in mV.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
+        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
+            often the neuron has fired in the step.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
@@ -266,15 +327,16 @@ class AdEx(VoltageNeuron):
         dim: int = -1,
         *,
         surrogate_derivative: SpikeFunction = MILLIVOLTS,
+        substeps: int = 1,
     ) -> None:
-        super().__init__(num_neurons, dim, v_rest, surrogate_derivative)
+        super().__init__(num_neurons, dim, v_rest, surrogate_derivative, substeps)
         self.decay("beta", beta)
         self.decay("rho", rho)
         self.weight("a", a)
         self.weight("b", b)
         self.weight("v_rest", v_rest)
         self.weight("v_t", v_t)
-        self.weight("delta", delta)
+        self.weight("delta", delta, low=SHARPEST)
         self.weight("v_reset", v_reset)
         self.weight("v_peak", v_peak)
 
@@ -294,10 +356,17 @@ class AdEx(VoltageNeuron):
         v_reset: Tensor,
         v_peak: Tensor,
         spike: SpikeFunction,
+        substeps: int,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
-        following = rho * w + (1 - rho) * a * (v - v_rest)
-        v = v_rest + beta * (v - v_rest) + (1 - beta) * (growth - w + x)
-        fired = spike(v - v_peak)
-        return fired, v * (1 - fired) + v_reset * fired, following + b * fired
+        kept, lost = part_of_step(beta, substeps)
+        kept_w, rate_w = part_of_step(rho, substeps)
+        fired: list[Tensor] = []
+        for _ in range(substeps):
+            growth = delta * torch.exp(((v - v_t) / delta).clamp(max=HIGHEST_EXPONENT))
+            following = kept_w * w + rate_w * a * (v - v_rest)
+            v = v_rest + kept * (v - v_rest) + lost * (growth - w + x)
+            fired.append(spike(v - v_peak))
+            v = v * (1 - fired[-1]) + v_reset * fired[-1]
+            w = following + b * fired[-1]
+        return all_of(fired), v, w

@@ -273,7 +273,10 @@ def _parameter(layer: Neuron, name: str, neuron: int, maker: Maker) -> dict[str,
     kind = KINDS.get(constraint, "weight")
     stored = f"raw_{name}" if name in layer.constraints else name
     raw = getattr(layer, stored).detach().reshape(-1)
-    value = constraint(raw[neuron if len(raw) > 1 else 0].double().cpu())
+    value = raw.double().cpu()
+    if name in layer.constraints:
+        value = layer.constrained(name, value)
+    value = value[neuron if len(value) > 1 else 0]
     line = f"neuron.{stored}.data.fill_({INVERSES[kind]})"
     return {
         "name": name,

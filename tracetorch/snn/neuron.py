@@ -19,10 +19,10 @@ from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import SingleStepCache
 from tracetorch.fuse.step_results import check_step_results, share_memory
 from tracetorch.snn.parameters import (
-    CONSTRAINT_GRADIENTS,
     DECAY,
     THRESHOLD,
     WEIGHT,
+    Clamp,
     Constraint,
     Decay,
     DecaySetup,
@@ -33,6 +33,7 @@ from tracetorch.snn.parameters import (
     Value,
     Weight,
     WeightSetup,
+    constraint_gradient,
     fraction,
     negative_softplus,
     resolve_setup,
@@ -47,9 +48,13 @@ from tracetorch.snn.stateful_layer import (
 from tracetorch.snn.unknown_arguments import check_arguments
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
+Check = Callable[[str, object], object]
 
 N = TypeVar("N", bound="Neuron")
 
+
+# of the dtypes in which an output is narrower than the arithmetic
+_SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 
 # classes whose step has been found to take the states in their order
 _checked_classes: WeakSet[type[Neuron]] = WeakSet()
@@ -58,13 +63,27 @@ _checked_classes: WeakSet[type[Neuron]] = WeakSet()
 class Declarations(Opaque):
     """The declarations of a layer: the constraint of every parameter, the names of its options.
 
-    Those in ``fixed`` cannot be assigned anew.
+    Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
     """
 
     def __init__(self) -> None:
         self.constraints: dict[str, Constraint] = {}
         self.options: tuple[str, ...] = ()
         self.fixed: tuple[str, ...] = ()
+        self.checks: dict[str, Check] = {}
+
+
+class _ConstructorSignature:
+    """The signature of a class, that of its ``__init__``; instances have none of their own.
+
+    Python 3.10 would show that of ``__new__`` for a class whose ``__init__`` is a base's.
+    """
+
+    def __get__(self, layer: object, kind: type) -> inspect.Signature:
+        if layer is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class Neuron(StatefulLayer):
@@ -127,6 +146,7 @@ class Neuron(StatefulLayer):
 
     """
 
+    __signature__ = _ConstructorSignature()
     inputs: ClassVar[tuple[str, ...]] = ("x",)
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
@@ -313,8 +333,14 @@ class Neuron(StatefulLayer):
         *,
         rank: Rank = 1,
         learnable: bool = True,
+        low: float | None = None,
+        high: float | None = None,
+        above: str | None = None,
     ) -> None:
-        """Declare a parameter without bounds, ``raw_<name>`` itself.
+        """Declare a parameter that is ``raw_<name>`` itself, held between bounds if there are any.
+
+        Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
+        and the gradient passes, so that it can come back.
 
         Args:
             name: the argument of ``step`` that receives it.
@@ -322,12 +348,32 @@ class Neuron(StatefulLayer):
                 :class:`Weight`).
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value; ``None`` for no bound.
+            high: the largest value; ``None`` for no bound.
+            above: another parameter, declared before, that every value lies above.
+
+        Raises:
+            ValueError: the value is out of its bounds, or not finite.
 
         """
         default = Weight(WEIGHT.value, rank, learnable)
-        self._declare(name, resolve_setup(name, value, default), Weight.constraint)
+        clamp = Clamp(low, high, above)
+        constraint = Weight.constraint if clamp == Clamp() else clamp
+        self._declare(name, resolve_setup(name, value, default), constraint)
+        raw = getattr(self, f"raw_{name}").detach()
+        if clamp == Clamp() or raw.is_meta:
+            return
+        held = self.constrained(name, raw)
+        if not torch.equal(raw, held):
+            ends = [f"at least {low:g}"] if low is not None else []
+            ends += [f"at most {high:g}"] if high is not None else []
+            ends += [f"above {above}"] if above is not None else []
+            given = raw[raw != held][0].item()
+            raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
 
-    def option(self, name: str, value: object, *, fixed: bool = False) -> None:
+    def option(
+        self, name: str, value: object, *, fixed: bool = False, check: Check | None = None
+    ) -> None:
         """Declare a constant that ``step`` receives: a flag, a word, a number, a spike function.
 
         It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
@@ -337,9 +383,14 @@ class Neuron(StatefulLayer):
             name: the argument of ``step`` that receives it.
             value: the constant.
             fixed: it cannot be assigned anew, for tensors of the layer have its size.
+            check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
+                or raises; a function of a module, so that layers can be pickled.
 
         """
         self._check_name(name)
+        if check is not None:
+            value = check(name, value)
+            self._declared.checks[name] = check
         if isinstance(value, Tensor):
             self.register_buffer(name, value)
         else:
@@ -380,6 +431,20 @@ class Neuron(StatefulLayer):
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self._declared.constraints])
 
+    def constrained(self, name: str, raw: Tensor) -> Tensor:
+        """Return the value of a parameter that follows from a raw one.
+
+        Args:
+            name: the parameter.
+            raw: what to constrain, as ``raw_<name>``.
+
+        """
+        constraint = self._declared.constraints[name]
+        if isinstance(constraint, Clamp) and constraint.above is not None:
+            other = getattr(self, f"raw_{constraint.above}").to(raw)
+            return constraint(raw, self.constrained(constraint.above, other))
+        return constraint(raw)
+
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
 
@@ -391,11 +456,11 @@ class Neuron(StatefulLayer):
         trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
         kwargs: dict[str, Any] = {}
         parameters = self._parameters
-        for name, constraint in self._declared.constraints.items():
+        for name in self._declared.constraints:
             raw = parameters.get(f"raw_{name}")
             if raw is None:  # a buffer, or a parametrization
                 raw = getattr(self, f"raw_{name}")
-            value = constraint(raw.to(dtype))
+            value = self.constrained(name, raw.to(dtype))
             kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
         for name in self._declared.options:
             kwargs[name] = getattr(self, name)
@@ -442,7 +507,7 @@ class Neuron(StatefulLayer):
             )
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
-            return declared.constraints[name](getattr(self, f"raw_{name}"))
+            return self.constrained(name, getattr(self, f"raw_{name}"))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -458,6 +523,8 @@ class Neuron(StatefulLayer):
                 f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
                 "another layer."
             )
+        if declared is not None and name in declared.checks:
+            value = declared.checks[name](name, value)
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
@@ -565,6 +632,13 @@ class Neuron(StatefulLayer):
             work.append(value.to(dtype))
         return tuple(work)
 
+    def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the step kwargs; ``output_bits`` among them is that of ``x``."""
+        kwargs = self.step_kwargs(ndim, dtype)
+        if x.dtype is not dtype and "output_bits" in kwargs:
+            kwargs["output_bits"] = _SIGNIFICANT_BITS[x.dtype]
+        return kwargs
+
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
         if (
@@ -579,7 +653,8 @@ class Neuron(StatefulLayer):
         dtype = self.check_input(x)
         states = self.states_for(x, dtype)
         work = self._working(x, further, dtype)
-        results = self.step(*work, *states, **self.step_kwargs(x.ndim, dtype))
+        kwargs = self._kwargs_for(x, x.ndim, dtype)
+        results = self.step(*work, *states, **kwargs)
         output, ends = check_step_results(self, work, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
         if any(share_memory(output, each) for each in (*work, *states) if each is not None):
@@ -645,7 +720,7 @@ class Neuron(StatefulLayer):
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
-        kwargs = self.step_kwargs(x.ndim - 1, dtype)
+        kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
         output, ends, trajectories = run_sequence(self, work, states, kwargs, tuple(record))
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
@@ -658,7 +733,7 @@ _METHODS = OwnMethods(
     Neuron.check_input,
     Neuron.states_for,
     Neuron.initial_state,
-    CONSTRAINT_GRADIENTS,
+    constraint_gradient,
 )
 
 

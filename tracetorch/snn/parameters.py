@@ -67,6 +67,36 @@ def negative_softplus(raw: Tensor) -> Tensor:
     return -F.softplus(raw)
 
 
+@dataclass(frozen=True)
+class Clamp:
+    """Clamp to ``[low, high]``; the gradient passes, so that a value can come back from outside.
+
+    What lies in the range is its own raw value.
+
+    Args:
+        low, high: the ends; ``None`` for no end.
+        above: another parameter of the layer, which every value lies above: that of its neuron, or
+            the largest, for one value in the layer.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: str | None = None
+
+    __name__: ClassVar[str] = "clamp"
+
+    def __call__(self, raw: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return ``raw`` clamped, and above ``other``, the value of the parameter of that name."""
+        clamped = raw.detach()
+        if self.low is not None or self.high is not None:
+            clamped = clamped.clamp(self.low, self.high)
+        if other is not None:
+            other = other.detach() if raw.ndim else other.detach().max()
+            lowest = torch.nextafter(other, other.new_full((), torch.inf))
+            clamped = torch.maximum(clamped, lowest)
+        return clamped + (raw - raw.detach())
+
+
 _sigmoid_backward: Callable[..., Tensor] = torch.ops.aten.sigmoid_backward.default
 _softplus_backward: Callable[..., Tensor] = torch.ops.aten.softplus_backward.default
 
@@ -95,6 +125,13 @@ CONSTRAINT_GRADIENTS: dict[Constraint, ConstraintGradient] = {
     negative_softplus: ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
 }
 """PyTorch's own backward of every constraint."""
+
+
+def constraint_gradient(constraint: Constraint) -> ConstraintGradient | None:
+    """Return the gradient of a constraint; ``None`` for one that is not known, or reads another."""
+    if isinstance(constraint, Clamp):
+        return None if constraint.above else CONSTRAINT_GRADIENTS[unbounded]
+    return CONSTRAINT_GRADIENTS.get(constraint)
 
 
 @dataclass(frozen=True)

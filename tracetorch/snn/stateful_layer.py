@@ -106,9 +106,12 @@ class StatefulLayer(TTModule):
 
     def _check_name(self, name: str) -> None:
         if not name.isidentifier() or hasattr(self, name):
+            owner = next((k for k in type(self).__mro__ if name in vars(k)), None)
+            method = owner is not None and callable(vars(owner)[name])
+            taken = f" {name} is a method of {owner.__name__}." if owner and method else ""
             raise ValueError(
                 f"{type(self).__name__} cannot call an input, state, parameter or option {name!r}: "
-                "it must be an identifier that is not yet taken."
+                f"it must be an identifier that is not yet taken.{taken}"
             )
 
     @property

@@ -15,6 +15,9 @@ _SURROGATES = (
     "pos_threshold_setup",
     "neg_threshold_setup",
 )
+_RESTING = (
+    "the membranes of tt.snn rest at 0; tt.neurons.EIF, QIF and AdEx have a resting voltage, v_rest"
+)
 _KEPT = "a layer always keeps its states; zero_states() clears them"
 
 # names of snnTorch, SpikingJelly and Norse, and those that a layer may have for the same
@@ -33,6 +36,7 @@ _NOTES = {
     "v_reset": '"zero" for a reset to zero, "subtract" for v_reset=None',
     "hard_reset": '"zero" for a hard reset, "subtract" for a soft one',
     "tau": "beta = 1 - 1 / tau; beta_ema=True where the input is divided by tau too",
+    **dict.fromkeys(("v_rest", "v_leak"), _RESTING),
     "init_hidden": _KEPT,
     "hidden": _KEPT,
     "output": "a layer returns its output alone; its states are attributes, layer.mem",

@@ -8,7 +8,7 @@ is not compared here, or differs, takes the general way, which checks and explai
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,14 +43,14 @@ class OwnMethods(NamedTuple):
 
     Args:
         step_kwargs, check_input, states_for, initial_state: the methods.
-        gradients: of every known constraint its gradient.
+        gradient: of a constraint its gradient; ``None`` where that is not known.
     """
 
     step_kwargs: Callable[..., Any]
     check_input: Callable[..., Any]
     states_for: Callable[..., Any]
     initial_state: Callable[..., Any]
-    gradients: Mapping[Callable[[Tensor], Tensor], ConstraintGradient]
+    gradient: Callable[[Callable[[Tensor], Tensor]], ConstraintGradient | None]
 
     def hold(self, layer: StepLayer) -> bool:
         """Whether the layer has these methods."""
@@ -133,7 +133,7 @@ class _PreparedSequence:
         self.plans: dict[tuple[bool, ...], Plan] = {}
         self.rest: Tensor | None = None  # a state of zeros, which every call reads
         self.runs = False
-        known = all(each in methods.gradients for each in self.constraints.values())
+        known = all(methods.gradient(each) for each in self.constraints.values())
         if reason is None and self.backend != "eager" and self.unchanged.is_comparable and known:
             self._prepare(layer, x, methods)
 
@@ -150,8 +150,9 @@ class _PreparedSequence:
             kwargs = layer.step_kwargs(x.ndim - 1, x.dtype)
         self.constrained = tuple(
             [
-                operators.Constrained(constraint, methods.gradients[constraint], kwargs[name].shape)
+                operators.Constrained(constraint, gradient, kwargs[name].shape)
                 for name, constraint in self.constraints.items()
+                if (gradient := methods.gradient(constraint)) is not None
             ]
         )
         # flags and spike functions: the same as long as the step is

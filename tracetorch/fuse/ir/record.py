@@ -29,7 +29,9 @@ _UNDECLARED = "its step reads a tensor that no decay, threshold, weight or optio
 _NOT_POINTWISE = "is not pointwise"
 _VIEWS = ("alias", "detach", "expand", "view")
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
-_CONSTANTS = (*_LITERALS, "scalar_tensor", "full", "ones", "zeros")
+_FILLED = ("scalar_tensor", "full", "ones", "zeros")
+# operations that round nothing, so that a result of a narrower dtype is the same number in ours
+_EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLED)
 
 
 class _Lane(Tensor):
@@ -141,9 +143,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Pointwise operations keep the shape, up to broadcast scalars, and the dtype.
         if made.ndim and made.shape != self.sample.shape:
             return self._unsupported(made, func, _NOT_POINTWISE)
-        number = made.ndim == 0 and operation in _CONSTANTS
-        if made.dtype not in (self.dtype, torch.bool) and not number:
-            return self._unsupported(made, func, f"makes {made.dtype} of {self.dtype}")
+        if operation not in _EXACT or torch.promote_types(made.dtype, self.dtype) != self.dtype:
+            dtypes = {v.dtype for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)}
+            dtypes -= {torch.bool}
+            if made.dtype not in (self.dtype, torch.bool):
+                return self._unsupported(made, func, f"makes {made.dtype} of {self.dtype}")
+            # a comparison of numbers of another dtype alone
+            if made.dtype is torch.bool and dtypes and self.dtype not in dtypes:
+                return self._unsupported(made, func, f"computes in {dtypes.pop()}")
+        # A number as PyTorch has rounded it: those of where(c, 0.2, -0.1) are of the default dtype.
+        if operation in _FILLED and made.dtype not in (self.dtype, torch.bool):
+            return _Lane(made, [_literal(made.flatten()[:1])], self.device)
         # A view shares the cell of its base.
         if operation in _VIEWS and isinstance(args[0], _Lane):
             return _Lane(made, args[0].cell, self.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,24 +20,7 @@ from tracetorch.core.torch_private import (
     version_of,
 )
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import Constraint, Value, Weight
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """Clamp to ``[0, largest]``; the gradient passes, so that a value can come back from outside.
-
-    Args:
-        largest: the upper end.
-    """
-
-    largest: int
-
-    __name__: ClassVar[str] = "clamp"
-
-    def __call__(self, raw: Tensor) -> Tensor:
-        """Return ``raw`` clamped."""
-        return raw.clamp(0, self.largest).detach() + (raw - raw.detach())
+from tracetorch.snn.parameters import Clamp, Constraint, Value, Weight
 
 
 class DelayingLayer(Neuron):
@@ -84,7 +66,7 @@ class DelayingLayer(Neuron):
             self.raw_delay = nn.Parameter(raw_delay)
         else:
             self.register_buffer("raw_delay", raw_delay)
-        clamp: Constraint = Clamp(max_delay)
+        clamp: Constraint = Clamp(0, max_delay)
         self._declared.constraints["delay"] = clamp
 
     def round_(self) -> None:

@@ -1,0 +1,280 @@
+"""Every range that an ``Args:`` section writes is checked by the constructor or function.
+
+The sections of layers, neurons, surrogates and encoders are read for the words of ranges. Each
+range becomes values at its ends, beyond them, NaN and infinity, and each of those is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cases import NEURONS, layer, sequence
+from tracetorch import encode, functional, fuse, neurons, snn
+from tracetorch.snn.parameters import Clamp, fraction, negative_softplus, sigmoid, softplus
+
+ROOMS = (snn, neurons, functional, encode)
+NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+WORDS = re.compile(
+    r"\b(positive|negative|above|below|at least|at most|between|finite)\b|\bin [\[(]"
+)
+# words that are no range of the argument
+PROSE = re.compile(
+    r"equations above|mV above|``\"uniform\"`` in \(0, 1\)|below zero|``[ab]`` in|at most one spike"
+)
+Values = Sequence[object]
+
+
+def intervals(text: str) -> tuple[list[Any], list[Any]] | None:
+    """Return values in a range that is written in a common way, and values out of it."""
+    if found := re.search(rf"in ([\[(])({NUMBER}), ({NUMBER})([\])])", text):
+        low, high = float(found[2]), float(found[3])
+        ends = [(found[1], low), (found[4], high)]
+        inside = [(low + high) / 2, *(end for bracket, end in ends if bracket in "[]")]
+        outside = [low - 0.1, high + 0.1, *(end for bracket, end in ends if bracket in "()")]
+        return inside, outside
+    if found := re.search(rf"at least ({NUMBER})", text):
+        least = float(found[1])
+        if least >= 1:
+            return [int(least)], [int(least) - 1, -1, 1.5]
+        return [1.01 * least], [0.99 * least, 0.0, -1.0]
+    if re.search(r"\bnot negative\b", text):
+        return [0.0, 1.0], [-1.0, -1e-30]
+    if re.search(r"\bpositive\b", text):
+        return [0.5], [0.0, -1.0]
+    if re.search(r"\bfinite\b", text):
+        return [-1.0, 0.0, 2.0], []
+    return None
+
+
+# what no common way writes: values in the range, and out of it
+WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
+    ("decay_to_halflife", "decay"): ([0.5], [0.0, 1.0, -0.1, 1.1]),
+    ("RF", "omega"): ([3.14, -3.14], [math.pi, -math.pi, 4.0]),
+    ("BRF", "omega"): ([99.0, -99.0], [100.0, -100.0, 200.0]),
+    ("QIF", "v_critical"): ([-64.0], [-65.0, -70.0]),
+    ("Delay", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
+    ("DelayedLinear", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
+    ("DelayedConv1d", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
+    ("latency", "threshold"): ([0.0, 0.9], [-0.1, 1.0]),
+    ("latency", "tau"): ([1.0], [0.0, -1.0]),
+}
+# arguments that a call needs besides the one that is tried
+SPIKES = torch.rand(4, 2, 3)
+OTHERS: dict[str, dict[str, Any]] = {
+    "BatchNormThroughTime": {"num_neurons": 3, "steps": 4},
+    "BRF": {"num_neurons": 3, "omega": 0.5},
+    "Delay": {"num_neurons": 3, "max_delay": 4},
+    "DelayedLinear": {"in_features": 3, "out_features": 2, "max_delay": 4},
+    "DelayedConv1d": {"in_channels": 3, "out_channels": 2, "kernel_size": 2, "max_delay": 4},
+    "Threshold": {},
+    "decay_to_halflife": {},
+    "halflife_to_decay": {},
+    "time_constant_to_decay": {},
+    "sigmoid_inverse": {},
+    "softplus_inverse": {},
+    "delta": {"x": SPIKES, "threshold": 0.1},
+    "latency": {"x": SPIKES[0], "steps": 5},
+    "population": {"x": SPIKES[0], "num_neurons": 5},
+    **{n: {} for n in functional.__all__ if n.endswith("_surrogate")},
+}
+# a trace that never decays has the decay 1
+INFINITE_ENDS = {("halflife_to_decay", "num_steps"), ("time_constant_to_decay", "tau")}
+# ranges of the values of an input, which tests/encode has
+TENSORS = {("latency", "x"), ("rate", "x"), ("population", "x")}
+
+
+def entries(thing: Any) -> Iterator[tuple[str, str]]:
+    """Yield the arguments of an ``Args:`` section, each with its text."""
+    text = inspect.cleandoc(thing.__doc__ or "")
+    section = re.search(r"^Args:\n((?: +.*\n|\n)*)", text + "\n", flags=re.MULTILINE)
+    for entry in re.split(r"\n(?=    \S)", section[1].rstrip() if section else ""):
+        names, _, description = " ".join(entry.split()).partition(":")
+        for name in re.split(r",\s*", names):
+            yield name, description
+
+
+def ranges() -> Iterator[tuple[str, str, str]]:
+    """Yield callable, argument and text of every range that is written."""
+    for room in ROOMS:
+        for name in room.__all__:
+            for argument, text in entries(getattr(room, name)):
+                if argument and WORDS.search(PROSE.sub("", text)):
+                    yield name, argument, PROSE.sub("", text)
+
+
+RANGES = [(name, argument, text) for name, argument, text in ranges()]
+IDS = [f"{name}-{argument}" for name, argument, _ in RANGES]
+
+
+def call(name: str) -> Callable[..., Any]:
+    """Return a callable of one argument, all others given."""
+    thing = next(getattr(room, name) for room in ROOMS if name in room.__all__)
+    others = OTHERS.get(name, {"num_neurons": 3})
+    if name == "Threshold":  # a part of a layer, which checks it
+        return lambda value: snn.LeakyIntegrator(3, pos_threshold_setup=snn.Threshold(value))
+
+    def made(**given: Any) -> Any:
+        if name == "latency":
+            given = {"kind": "exponential" if "tau" in given else "linear", **given}
+        return thing(**{**others, **given})
+
+    return made
+
+
+def values(name: str, argument: str, text: str) -> tuple[Values, list[Any]]:
+    """Return the values of an argument that are in its range, and others."""
+    inside, outside = WRITTEN.get((name, argument)) or intervals(text) or ([], [])
+    assert inside, f"{name}: {argument}: no values are known for {text!r}"
+    infinite = [] if (name, argument) in INFINITE_ENDS else [math.inf]
+    return inside, [*outside, math.nan, -math.inf, *infinite]
+
+
+TRIED = [(n, a, t) for n, a, t in RANGES if (n, a) not in TENSORS]
+
+
+@pytest.mark.parametrize(("name", "argument", "text"), TRIED, ids=lambda v: str(v)[:24])
+def test_written_ranges_are_checked(name: str, argument: str, text: str) -> None:
+    inside, outside = values(name, argument, text)
+    for value in inside:
+        call(name)(**{argument: value})
+    for value in outside:
+        with pytest.raises((TypeError, ValueError)) as error:
+            call(name)(**{argument: value})
+        assert argument in str(error.value) or str(value) in str(error.value)
+
+
+def test_ranges_are_found() -> None:
+    found = {(name, argument) for name, argument, _ in RANGES}
+    assert len(found) > 70
+    assert {
+        ("EIF", "delta"),
+        ("QIF", "v_critical"),
+        ("BRF", "dt"),
+        ("MultiLevelLIF", "levels"),
+    } <= found
+    assert {("atan_surrogate", "alpha"), ("population", "overlap"), ("GLIF", "reset_gate")} <= found
+    assert WRITTEN.keys() <= found
+
+
+# While it is learned, a parameter stays in its range: what holds of every value.
+HOLDS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+    sigmoid: lambda value: (value > 0) & (value < 1),
+    fraction: lambda value: (value > 0) & (value < 1),
+    softplus: lambda value: value > 0,
+    negative_softplus: lambda value: value < 0,
+}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_parameters_stay_in_their_ranges(name: str) -> None:
+    bounded = {"bounded": True} if name in ("AdLIF", "SEAdLIF") else {}
+    made = layer(name, 3, **bounded)
+    texts = dict(entries(type(made) if name != "SEAdLIF" else neurons.AdLIF))
+    for argument, constraint in made.constraints.items():
+        raw, text = getattr(made, f"raw_{argument}"), texts.get(argument, "in (0, 1)")
+        before = raw.detach().clone()
+        for far in (
+            -15.0,
+            -1.0,
+            0.0,
+            1.0,
+            15.0,
+            *([-1e3, 1e3] if isinstance(constraint, Clamp) else []),
+        ):
+            raw.data.fill_(far)
+            value = getattr(made, argument)
+            if isinstance(constraint, Clamp):
+                if constraint.low is not None:
+                    assert (value >= constraint.low).all()
+                if constraint.high is not None:
+                    assert (value <= constraint.high).all()
+                if constraint.above is not None:
+                    assert (value > getattr(made, constraint.above)).all()
+            elif constraint in HOLDS:
+                assert HOLDS[constraint](value).all()
+            else:  # free: nothing is written
+                assert not WORDS.search(PROSE.sub("", text)), (argument, text)
+        raw.data.copy_(before)
+
+
+OUT_OF_RANGE = [
+    ("EIF", "delta", -3.0),
+    ("EIF", "delta", 0.0),
+    ("AdEx", "delta", -2.0),
+    ("QIF", "v_critical", -80.0),
+    ("QIF", "v_critical", -65.0),
+    ("BRF", "omega", 250.0),
+    ("BRF", "omega", -100.0),
+    ("RF", "omega", 4.0),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "far"), OUT_OF_RANGE)
+def test_what_is_learned_out_of_range_is_held_and_comes_back(
+    name: str, argument: str, far: float
+) -> None:
+    made = getattr(neurons, name)(3)
+    x = (NEURONS[name] * sequence(6, 2, 3, dtype=torch.float32)).requires_grad_()
+    getattr(made, f"raw_{argument}").data.fill_(far)
+    with fuse.backend("eager"):
+        output, seen = made.forward_sequence(x, record=made.states[:1])
+    raw = getattr(made, f"raw_{argument}")
+    (gradient,) = torch.autograd.grad(output.sum() + seen[made.states[0]].sum(), raw)
+    assert output.isfinite().all()
+    assert gradient.isfinite().all()
+    value = getattr(made, argument)
+    assert (value != far).all()
+    toward = torch.autograd.grad(value.sum(), raw)[0]
+    assert (toward == 1).all()  # the gradient passes, so that it can come back
+
+
+def test_bound_follows_the_other_parameter_in_compiled_steps() -> None:
+    made, x = neurons.QIF(3), torch.full((1, 3), 10.0)
+    with torch.no_grad():
+        for rest in (-65.0, -45.0, -30.0):
+            made.raw_v_rest.fill_(rest)
+            made.zero_states()
+            found = made(x)
+            state = made.v
+            made.zero_states()
+            with fuse.backend("eager"):
+                assert torch.equal(found, made(x))
+            assert torch.equal(made.v, state)
+            assert (made.v_critical > made.v_rest).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "good", "bad"),
+    [
+        ("BRF", "dt", 0.02, (0.0, -1.0, math.nan, math.inf, "0.01")),
+        ("AdLIF", "q", 60.0, (math.nan, math.inf, None)),
+        ("AdLIF", "detach_reset", True, (1, None)),
+        ("RefractoryLIF", "period", 3, (-1, 1.5)),
+        ("MultiLevelLIF", "levels", 2, (0, 2.0)),
+        ("Izhikevich", "substeps", 2, (0, 1.5)),
+    ],
+)
+def test_options_are_checked_when_assigned(
+    name: str, option: str, good: object, bad: tuple[object, ...]
+) -> None:
+    made = getattr(neurons, name)(3)
+    setattr(made, option, good)
+    for value in bad:
+        with pytest.raises((TypeError, ValueError), match=option):
+            setattr(made, option, value)
+        assert getattr(made, option) == good
+
+
+def test_omega_stays_below_that_of_the_step() -> None:
+    made = neurons.BRF(3, omega=8.0)
+    made.dt = 0.2
+    assert (made.omega < 5).all()
+    made.dt = 0.01
+    assert torch.equal(made.omega, torch.full((3,), 8.0))
