@@ -8,10 +8,11 @@ its input is taken from its ``step``, so any neuron will do.
 
 from __future__ import annotations
 
-from tracetorch.init.calibrate import Membranes, calibrate_
+from tracetorch.init.calibrate import calibrate_
 from tracetorch.init.fluctuation import fluctuation_
 from tracetorch.init.identity import identity_
 from tracetorch.init.response import ImpulseResponse, impulse_response
+from tracetorch.init.settle import Membranes
 from tracetorch.init.threshold_norm import tdbn_
 
 __all__ = [

@@ -14,6 +14,7 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.unrolling.inputs import Inputs, call
 
 
@@ -27,7 +28,7 @@ def driven_modules(
 
     Args:
         model: any module.
-        sources: paths of modules that return a tensor.
+        sources: paths of modules that return a tensor, or several.
         inputs: the first step of them is run.
     """
     leaves: list[tuple[str, Tensor]] = []
@@ -56,10 +57,16 @@ def driven_modules(
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
             if path not in sources:
                 return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
-            leaf = output.detach().requires_grad_()
-            leaves.append((path, leaf))
             driven.setdefault(path, [])
-            return leaf.clone()  # which may be written into
+
+            def cut(value: Tensor) -> Tensor:
+                if not value.is_floating_point():
+                    return value
+                leaf = value.detach().requires_grad_()
+                leaves.append((path, leaf))
+                return leaf.clone()  # which may be written into
+
+            return pytree.tree_map_only(Tensor, cut, output)
 
         return hook
 
@@ -72,6 +79,7 @@ def driven_modules(
         ),
         torch.inference_mode(False),
         torch.enable_grad(),
+        within_sequence(),
     ):
         zero_states(model)
         # what was made in inference mode cannot be part of a graph, its copy can

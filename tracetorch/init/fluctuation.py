@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, check_number
-from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.hooks import call_is_forward
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import BatchNormBase, DropoutBase
+from tracetorch.core.walk import named_modules
+from tracetorch.init.random_spikes import find_shape, random_spikes
 from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
-from tracetorch.init.stages import Stage, check_moments, stages, weight_of
+from tracetorch.init.settle import LEAST_RATE, Trial, follow_calls, settle_all
+from tracetorch.init.stages import RECURRENT, Stage, check_moments, is_affine, stages, weight_of
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.delay.taps import taps
+from tracetorch.snn.dropout import LockedDropout
+from tracetorch.snn.neuron import Neuron
+from tracetorch.unrolling.inputs import parse_inputs
 
-_RECURRENT = 0.1  # of the variance comes from a recurrent connection
-_LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
+_KEPT = 0.05  # of the target: a layer that misses it by less keeps the weights that were drawn
+# neurons and affine layers aside, what leaves spikes as they are
+_KNOWN = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, DropoutBase, LockedDropout)
 
 
 def fluctuation_(
@@ -24,6 +35,7 @@ def fluctuation_(
     target: float = 0.5,
     mean: float = 0.0,
     generator: torch.Generator | None = None,
+    shape: Sequence[int] | None = None,
 ) -> None:
     """Draw all weights before neurons so that their membranes fluctuate below the threshold.
 
@@ -72,37 +84,79 @@ def fluctuation_(
     if not 0 < rate < 1:
         raise ValueError(f"rate must be in (0, 1), the share of inputs that spike, got {rate}.")
     target, mean = check_moments(target, mean)
+    paired = stages(model)
+    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in paired}
+    for stage in paired:
+        _delayed(responses[stage.path], stage)
+    found = find_shape(model, shape)
+    if found is None:
+        _check_chain(model)
+    with restored_on_error(model.parameters()):
+        if found is None:
+            for stage in paired:
+                rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
+            return
+        x, start = random_spikes(model, found, rate, responses.values())
+        paired, calls = follow_calls(model, parse_inputs(x, None, 0, True))
+        for stage in paired:
+            if stage.path not in responses:
+                responses[stage.path] = response_of(stage.neuron, stage.path)
+            rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
+        trial = Trial(model, x, None, start=start, kept=_KEPT, **calls)
+        settle_all(trial, paired, responses, target, mean)
+
+
+def _draw(
+    stage: Stage,
+    resting: ImpulseResponse,
+    rate: float,
+    target: float,
+    mean: float,
+    generator: torch.Generator | None,
+) -> float:
+    """Draw what drives one layer of neurons; return the rate that the next one receives."""
     drawn: list[tuple[Tensor, Tensor]] = []
-    for stage in stages(model):
-        resting = response_of(stage.neuron, stage.path)
-        fired = simulated_rate(stage.neuron, resting, target, mean)
-        response = _delayed(resting, stage)
-        share = _RECURRENT if stage.connection is not None else 0.0
-        own = target * (1 - share) ** 0.5
-        if isinstance(stage.source, BatchNormBase):
-            drawn += _norm(stage.source, stage.path, response, own, mean)
-        else:
-            drawn += _product(
-                stage.source, stage.delays, stage.path, response, rate, own, mean, generator
-            )
-        if stage.connection is not None:
-            recurrent = target * share**0.5
-            back = rate if fired is None else max(fired, _LEAST_RATE)
-            drawn += _product(
-                stage.connection,
-                stage.connection_delays,
-                stage.path,
-                resting,
-                back,
-                recurrent,
-                0.0,
-                generator,
-            )
-        if fired is not None:  # what the next layer receives
-            rate = max(fired, _LEAST_RATE)
+    fired = simulated_rate(stage.neuron, resting, target, mean)
+    response = _delayed(resting, stage)
+    share = RECURRENT if stage.connection is not None else 0.0
+    own = target * (1 - share) ** 0.5
+    if isinstance(stage.source, BatchNormBase):
+        drawn += _norm(stage.source, stage.path, response, own, mean)
+    else:
+        drawn += _product(
+            stage.source, stage.delays, stage.path, response, rate, own, mean, generator
+        )
+    if stage.connection is not None:
+        recurrent = target * share**0.5
+        back = rate if fired is None else max(fired, LEAST_RATE)
+        drawn += _product(
+            stage.connection,
+            stage.connection_delays,
+            stage.path,
+            resting,
+            back,
+            recurrent,
+            0.0,
+            generator,
+        )
     with torch.no_grad():
         for parameter, value in drawn:
             parameter.copy_(value.view_as(parameter))
+    return rate if fired is None else max(fired, LEAST_RATE)
+
+
+def _check_chain(model: nn.Module) -> None:
+    """Raise unless a model that could not be run is a chain of layers that are known."""
+    for path, module in named_modules(model):
+        if isinstance(module, nn.Sequential) and call_is_forward(module):
+            continue
+        if not isinstance(module, (Neuron, *_KNOWN)) and not is_affine(module):
+            raise ValueError(
+                "fluctuation_ found no shape of input on which the model runs, to see what "
+                f"{path or 'its forward'!r} ({type(module).__name__}) does to spikes: give "
+                "shape=, that of one sample at one step, (2, 34, 34) say; or use calibrate_ with a "
+                "batch."
+            )
 
 
 def _delayed(response: ImpulseResponse, stage: Stage) -> ImpulseResponse:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored, restored_on_error
-from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.init.random_spikes import step_shapes
 from tracetorch.init.response import distance_to_threshold, run_from_rest
 from tracetorch.init.stages import Stage, stages, weight_of
 from tracetorch.probe.layers import spike_functions
@@ -22,7 +22,6 @@ _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the thresho
 _COMPARED = 10  # steps of a block and its shortcut
 _SAMPLES = 4
 _PLACES = (8, 32)  # of an input with channels, along each dimension
-_NORMED: dict[type, int] = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
 
 
 def identity_(model: nn.Module) -> None:
@@ -123,8 +122,8 @@ def _check_identity(path: str, block: SEWBlock) -> None:
     shortcuts: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
     weight = next(block.parameters())
-    for shape in _shapes(block):
-        spikes = torch.rand(_COMPARED, *shape, generator=generator) < 0.5
+    for shape in step_shapes(block, _PLACES):
+        spikes = torch.rand(_COMPARED, _SAMPLES, *shape, generator=generator) < 0.5
         with (
             restored(block, training=False),
             forward_hooks(after=[(block.shortcut, lambda m, a, k, y: shortcuts.append(y))]),
@@ -148,22 +147,3 @@ def _check_identity(path: str, block: SEWBlock) -> None:
         f"{title} takes none of the shapes that its layers show, so whether it is the identity "
         f"cannot be seen ({failure}). Let it begin with a layer that says its input's size."
     ) from failure
-
-
-def _shapes(block: SEWBlock) -> list[tuple[int, ...]]:
-    """Return shapes of one step that layers of a block take, those of the first layer in front."""
-    shapes: list[tuple[int, ...]] = []
-    for _, module in named_modules(block):
-        if isinstance(module, nn.Linear):
-            size, dim = module.in_features, -1
-        elif isinstance(module, Neuron):
-            size, dim = module.num_neurons, module.dim
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            size, dim = module.in_channels, 1 - module.weight.ndim
-        elif isinstance(module, BatchNormBase):
-            size, dim = module.num_features, _NORMED.get(type(module), -1)
-        else:
-            continue
-        front, behind = max(0, dim - 1), max(0, -1 - dim)
-        shapes += [(_SAMPLES, *[n] * front, size, *[n] * behind) for n in _PLACES]
-    return list(dict.fromkeys(shapes))

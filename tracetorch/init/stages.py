@@ -19,6 +19,11 @@ from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RECURRENT = 0.1  # of the variance comes from a recurrent connection
+
+
+# what holds an affine layer of its own, which makes its output
+_HOLDERS = (SynapticDelays, BatchNormThroughTime, nn.MultiheadAttention)
 
 
 class Stage(NamedTuple):
@@ -35,6 +40,7 @@ class Stage(NamedTuple):
         connection_delays: the layer whose product the connection is, or ``None``.
         before: what comes before the source since the last neurons, by path.
         behind: the delays between the source and the neurons, by path.
+        loop: path of the :class:`~tracetorch.snn.Recurrent` that the layer is in, or ``None``.
     """
 
     path: str
@@ -46,6 +52,7 @@ class Stage(NamedTuple):
     connection_delays: SynapticDelays | None
     before: dict[str, nn.Module]
     behind: dict[str, Delay]
+    loop: str | None
 
 
 def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
@@ -62,7 +69,7 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
             convolution.
     """
     modules = dict(named_modules(model))
-    recurrent = {id(m.neuron): m for m in modules.values() if isinstance(m, Recurrent)}
+    recurrent = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
     passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
     found: list[Stage] = []
     before: dict[str, nn.Module] = {}
@@ -71,7 +78,7 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
         if path in passed:
             before[path] = module
         elif isinstance(module, Neuron) and hasattr(module, "step"):
-            stage = _stage(path, module, before, recurrent.get(id(module)))
+            stage = _stage(path, module, before, *recurrent.get(id(module), (None, None)))
             if stage is not None:
                 _check(stage)
                 found.append(stage)
@@ -94,16 +101,28 @@ def sources(model: nn.Module) -> dict[str, nn.Module]:
     for module in modules.values():
         if isinstance(module, Recurrent):
             inside |= {id(part) for _, part in named_modules(module.connection)}
-        elif isinstance(module, SynapticDelays):
-            inside.add(id(module.product))
-        elif isinstance(module, BatchNormThroughTime):
-            inside.add(id(module.norm))
+        elif isinstance(module, _HOLDERS):
+            inside.add(id(unwrapped("", module)[1]))
     return {
         path: module
         for path, module in modules.items()
-        if id(module) not in inside
-        and (isinstance(module, (SynapticDelays, BatchNormThroughTime)) or is_affine(module))
+        if id(module) not in inside and (isinstance(module, _HOLDERS) or is_affine(module))
     }
+
+
+def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """Return the affine layer whose output is that of a module which holds it, and its path."""
+    held: nn.Module = module
+    if isinstance(module, SynapticDelays):
+        held = module.product
+    elif isinstance(module, BatchNormThroughTime):
+        held = module.norm
+    elif isinstance(module, nn.MultiheadAttention):
+        held = module.out_proj
+    if held is module:
+        return path, module
+    name = next(name for name, child in module.named_children() if child is held)
+    return join_path(path, name), held
 
 
 def _check_registration(path: str, found: list[Stage]) -> None:
@@ -141,7 +160,11 @@ def _check_untied(found: list[Stage]) -> None:
 
 
 def _stage(
-    path: str, neuron: Neuron, before: dict[str, nn.Module], loop: Recurrent | None
+    path: str,
+    neuron: Neuron,
+    before: dict[str, nn.Module],
+    loop_path: str | None,
+    loop: Recurrent | None,
 ) -> Stage | None:
     """Return a neuron layer and what drives it; ``None`` where that is no affine layer."""
     before, behind = dict(before), {}
@@ -156,16 +179,13 @@ def _stage(
     delays, connection_delays = (
         module if isinstance(module, SynapticDelays) else None for module in (source, connection)
     )
-    if delays is not None:
-        name = next(n for n, m in delays.named_children() if m is delays.product)
-        source_path, source = join_path(source_path, name), delays.product
-    elif isinstance(source, BatchNormThroughTime):
-        source_path, source = join_path(source_path, "norm"), source.norm
+    source_path, source = unwrapped(source_path, source)
     if connection_delays is not None:
         connection = connection_delays.product
     return Stage(
-        path, neuron, source_path, source, connection, delays, connection_delays, before, behind
-    )
+        path, neuron, source_path, source, connection, delays, connection_delays, before, behind,
+        loop_path,
+    )  # fmt: skip
 
 
 def check_moments(target: object, mean: object) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.snn.states import named_neurons
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.trajectories import ENDS
@@ -103,6 +104,7 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
         forward_hooks(after=[(module, note_call(path)) for path, module in named_modules(model)]),
         restored(model, tensors=False, training=False),
         torch.no_grad(),
+        within_sequence(),
     ):
         zero_states(model)  # those held may be of another batch
         call(model, next(inputs.first(1).each_step()))

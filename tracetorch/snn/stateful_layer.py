@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,18 @@ class _Running(threading.local):
 
 
 running = _Running()
+
+
+@contextmanager
+def within_sequence() -> Iterator[None]:
+    """Mark the calls of a block as steps of a sequence, which are not taken for a whole one."""
+    outer, running.sequence = running.sequence, True
+    try:
+        yield
+    finally:
+        running.sequence = outer
+
+
 _warned_of_sequence = False
 
 

@@ -1,0 +1,120 @@
+"""Make random spikes in the shape that one step of a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_count
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import named_modules
+from tracetorch.fuse import backend
+from tracetorch.init.response import ImpulseResponse
+from tracetorch.snn.neuron import Neuron
+from tracetorch.unrolling import unroll
+
+_NORMED: dict[type, int] = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
+_PLACES = (32, 28, 16, 8, 64, 34, 48, 96, 128, 224, *range(1, 64))  # common ones first
+_TRIED = 3  # samples, which no other dimension is likely to be
+_SAMPLES = 64
+_STEPS = 500
+_VALUES = 2_000_000  # of all neurons, steps and samples together
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
+
+
+def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]]:
+    """Return shapes of one sample that layers of a model take, those of the first layer in front.
+
+    Args:
+        model: any module.
+        places: numbers of values that dimensions beside the channels are tried with.
+    """
+    shapes: dict[tuple[int, ...], None] = {}
+    for _, module in named_modules(model):
+        if isinstance(module, nn.Linear):
+            size, dim = module.in_features, -1
+        elif isinstance(module, Neuron):
+            size, dim = module.num_neurons, module.dim
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            size, dim = module.in_channels, 1 - module.weight.ndim
+        elif isinstance(module, BatchNormBase):
+            size, dim = module.num_features, _NORMED.get(type(module), -1)
+        else:
+            continue
+        front, behind = max(0, dim - 1), max(0, -1 - dim)
+        shapes |= dict.fromkeys((*[n] * front, size, *[n] * behind) for n in places)
+    return list(shapes)
+
+
+def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the shape of one sample that a model runs on, or ``None`` where none is found.
+
+    Args:
+        model: any module.
+        shape: the shape that is given; ``None``: it is guessed from the layers.
+
+    Raises:
+        TypeError: ``shape`` is not a sequence of integers.
+        ValueError: the model does not run on the shape that is given.
+    """
+    if shape is not None:
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
+        given = tuple(check_count("shape", size) for size in shape)
+        failure = _failure(model, given)
+        if failure is not None:
+            raise ValueError(
+                f"the model does not run on one input of shape {[*given]}, the batch in front: "
+                f"{failure}"
+            ) from failure
+        return given
+    few = step_shapes(model, _PLACES)[: 4 * len(_PLACES)]
+    tokens = [(n, *each) for each in few[:1] if len(each) == 1 for n in _PLACES]
+    return next((each for each in (*few, *tokens) if _failure(model, each) is None), None)
+
+
+def _failure(model: nn.Module, shape: tuple[int, ...]) -> Exception | None:
+    """Return the error of one step on zeros, or ``None``."""
+    x = _like(model, torch.zeros(1, _TRIED, *shape))
+    try:
+        with restored(model, training=False), torch.no_grad(), backend("eager"):
+            unroll(model, x, by="step", from_rest=True)
+    except _FAILURES as error:
+        return error
+    return None
+
+
+def _like(model: nn.Module, x: Tensor) -> Tensor:
+    """Convert to the dtype and the device of a model's first parameter."""
+    return x.to(next((p for p in model.parameters() if p.is_floating_point()), x))
+
+
+def random_spikes(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    rate: float,
+    responses: Iterable[ImpulseResponse],
+) -> tuple[Tensor, int]:
+    """Return independent spikes ``[T, B, *shape]``, and the step from which to measure.
+
+    They last for two of the longest responses, and are as many samples as the memory of the
+    neurons' inputs allows.
+    """
+    values = max(1, _values(model, shape))
+    longest = max(len(response.kernel) for response in responses)
+    steps = min(2 * longest, _STEPS, max(64, _VALUES // (2 * values)))
+    samples = min(_SAMPLES, max(2, _VALUES // (steps * values)))
+    generator = torch.Generator().manual_seed(0)
+    spikes = torch.rand(steps, samples, *shape, generator=generator) < rate
+    return _like(model, spikes), steps // 2
+
+
+def _values(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Count the inputs of all neurons in one step of one sample."""
+    x = _like(model, torch.zeros(1, _TRIED, *shape))
+    with restored(model, training=False), torch.no_grad(), backend("eager"):
+        _, seen = unroll(model, x, by="step", record="input", from_rest=True)
+    return sum(each[0, 0].numel() for each in seen.values())
