@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.torch_private import versions_of
 from tracetorch.core.walk import Walk, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
@@ -78,7 +80,7 @@ class MemorySnapshot:
             self._tensors = [each for each in found.tensors if id(each[1]) not in of_neurons]
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
         self._held = self._tensors_now()
-        self._versions = _versions(self._held)
+        self._versions = versions_of(self._held)
 
     def _tensors_now(self) -> list[Tensor | None]:
         """Return the tensors whose versions are compared, as they are held now."""
@@ -100,9 +102,9 @@ class MemorySnapshot:
         for path, owner, slots in self._slots:
             for name in _changed_keys(None, slots, slot_values(owner)):
                 return f"{path}.{name}"
-        if _versions(self._held) == self._versions and unchanged:
+        if versions_of(self._held) == self._versions and unchanged:
             return None
-        if (versions := _versions(self._tensors_now())) != self._versions:
+        if (versions := versions_of(self._tensors_now())) != self._versions:
             return self._changed_tensor(versions)
         return None
 
@@ -122,7 +124,7 @@ class MemorySnapshot:
             return self._modules[number // 3]
         return self._owner_paths[number - of_modules], None
 
-    def _changed_tensor(self, versions: list[int]) -> str | None:
+    def _changed_tensor(self, versions: list[int | None]) -> str | None:
         """Return the path of the first tensor that has been changed in place."""
         contents = {
             id(now): (self._owner_of(number)[0], before) for number, now, before in self._compared()
@@ -158,14 +160,6 @@ class MemorySnapshot:
             for tensor, value in self._values:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
-
-
-def _versions(tensors: list[Tensor | None]) -> list[int]:
-    """Return the versions of tensors, which count the changes in place."""
-    try:
-        return [-1 if tensor is None else tensor._version for tensor in tensors]
-    except RuntimeError:  # tensors of inference_mode count none
-        return []
 
 
 def _contents(owner: Any) -> tuple[Any, ...]:
@@ -221,11 +215,7 @@ def _changed_keys(
     module: nn.Module | None, before: dict[str, Any], now: dict[str, Any]
 ) -> Iterator[str]:
     """Keys whose values differ, apart from what a hook of PyTorch computes anew in every call."""
-    derived = {
-        getattr(hook, "name", None)
-        for hook in (() if module is None else module._forward_pre_hooks.values())
-        if type(hook).__module__.startswith("torch.nn.utils")
-    }
+    derived = set() if module is None else hooked_weights(module)
     if isinstance(module, Neuron):
         derived |= module.transient_attributes
     for key in {**before, **now}:

@@ -18,6 +18,7 @@ from tracetorch.core.torch_private import (
     exclude_from_compile,
     functorch_active,
     pytree,
+    versions_of,
 )
 from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
@@ -109,13 +110,13 @@ class _SegmentReplay:
         self.layers = [m for _, m in found.modules if isinstance(m, Neuron)]
         watched: list[Tensor] = [p for _, m in found.modules for p in m.parameters(recurse=False)]
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]  # frozen parameters
-        self.versions = [(p, p._version) for p in watched]
+        self.watched, self.versions = watched, versions_of(watched)
         self.then = ModelSnapshot(found, clone=True)
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
     def __enter__(self) -> None:
-        if any(p._version != version for p, version in self.versions):
+        if versions_of(self.watched) != self.versions:
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
                 "unroll(..., segment=): a segment that runs again would give other values. Call "
