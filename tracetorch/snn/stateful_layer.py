@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.spawning import kept_for_child
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
@@ -340,7 +341,7 @@ class StatefulLayer(TTModule):
         attributes = self.__dict__.copy()
         for name in self.active_states:
             if attributes[name] is not None:
-                attributes[name] = self.detached_state(name)
+                attributes[name] = kept_for_child(self.detached_state(name))
         return attributes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulLayer:
