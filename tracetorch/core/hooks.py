@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -116,3 +117,24 @@ def hooked_weights(module: nn.Module) -> set[str]:
         if isinstance(hook, base)
         and all(getattr(type(hook), name) is getattr(base, name) for name in methods)
     }
+
+
+def hook_names(module: nn.Module) -> list[str]:
+    """Name the functions that are hooks on the forward pass of a module, PyTorch's and ours apart.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> def log_output(module, args, output): ...
+        >>> handle = layer.register_forward_hook(log_output)
+        >>> hook_names(prune.random_unstructured(layer, "weight", 0.5))
+        ['log_output']
+    """
+    hooks: tuple[Any, ...] = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    names = []
+    for hook in hooks:
+        while isinstance(hook, partial):
+            hook = hook.func
+        named = hook if hasattr(hook, "__qualname__") else type(hook)
+        if str(named.__module__).partition(".")[0] not in ("torch", "tracetorch"):
+            names.append(named.__qualname__)
+    return names

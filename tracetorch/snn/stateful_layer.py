@@ -137,9 +137,11 @@ class StatefulLayer(TTModule):
         current = (NO_BACKWARD, self._zeroed_in_backward)
         if not torch.compiler.is_compiling() and current_backward() not in current:
             raise RuntimeError(
-                f"{self.label()} is run again inside backward(), by activation checkpointing it "
-                "seems, from the state it has now instead of the one it had. Checkpoint a "
-                "function that calls zero_states() first and loops over time inside."
+                f"{self.label()} is run again inside backward(), from the state it has now instead "
+                "of the one it had. Activation checkpointing does so: checkpoint a function that "
+                "calls zero_states() first and loops over time inside. Engines that compute "
+                "gradients per sample do so too (Opacus): freeze the parameters of neuron layers, "
+                "or use torch.func.vmap(torch.func.grad(...)) over a function of one sequence."
             )
         if not isinstance(x, Tensor):
             raise TypeError(

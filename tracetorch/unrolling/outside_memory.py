@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.hooks import hook_names, hooked_weights
 from tracetorch.core.torch_private import versions_of
 from tracetorch.core.walk import Walk, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
@@ -140,6 +140,11 @@ class MemorySnapshot:
         pairs = zip(names, versions, self._versions, strict=True)
         return next((name for name, now, old in pairs if now != old and name is not None), None)
 
+    def hooks_of(self, path: str) -> list[str]:
+        """Name the hooks of the module whose attribute, or a part of one, has a path."""
+        holders = [each for each in self._modules if not each[0] or path.startswith(f"{each[0]}.")]
+        return hook_names(max(holders, key=lambda each: len(each[0]))[1]) if holders else []
+
     def restore(self) -> None:
         """Give back what was held, values of buffers and of tensors in attributes included."""
         for _, now, before in self._compared():
@@ -203,6 +208,13 @@ class memory_unchanged:  # noqa: N801 (used as a function)
         path = None if kind is not None else self.before.change()
         if kind is not None or path is not None:
             self.before.restore()
+        if path is not None and (hooks := self.before.hooks_of(path)):
+            raise ValueError(
+                f"{path} was changed by the forward pass, or by a hook on it ({', '.join(hooks)}). By "
+                "layer each runs once for all steps, on [T * B, ...]: what it notes is not that of "
+                "one step, and what it keeps for the next one is wrong. Use unroll(..., "
+                'by="step"), where it runs at every step.'
+            )
         if path is not None:
             raise ValueError(
                 f"{path} was changed by the forward pass: the model keeps something from step to "

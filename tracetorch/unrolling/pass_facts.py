@@ -17,7 +17,13 @@ from tracetorch.core.walk import Walk, slots_of
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
+from tracetorch.unrolling.unsupported import (
+    asks_module,
+    computes_per_sample,
+    per_sample_reason,
+    step_methods,
+    unsupported_reason,
+)
 
 
 class PassFacts:
@@ -43,6 +49,7 @@ class PassFacts:
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
         self.unsupported = unsupported_reason(modules)
+        self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
         self.with_buffers: list[int] = []
@@ -77,10 +84,18 @@ class PassFacts:
                 return False
         return True
 
-    def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
+    def unsupported_reason(
+        self, modules: Sequence[tuple[str, nn.Module]], steps: int
+    ) -> str | None:
         """Return the first reason why the model cannot run by layer, or ``None``."""
         if self.by_attributes or self.unsupported is not None:
-            return unsupported_reason(modules)
+            reason = unsupported_reason(modules)
+            if reason is not None:
+                return reason
+        for number in self.per_sample if steps > 1 else ():
+            reason = per_sample_reason(*modules[number])
+            if reason is not None:
+                return reason
         return None
 
 
