@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,6 +38,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "FuncTorchInterpreter",
+    "StorageWeakRef",
     "TorchDispatchMode",
     "VmapInterpreter",
     "assert_async",

@@ -210,9 +210,9 @@ class memory_unchanged:  # noqa: N801 (used as a function)
             self.before.restore()
         if path is not None and (hooks := self.before.hooks_of(path)):
             raise ValueError(
-                f"{path} was changed by the forward pass, or by a hook on it ({', '.join(hooks)}). By "
-                "layer each runs once for all steps, on [T * B, ...]: what it notes is not that of "
-                "one step, and what it keeps for the next one is wrong. Use unroll(..., "
+                f"{path} was changed by the forward pass, or by a hook on it ({', '.join(hooks)}). "
+                "By layer each runs once for all steps, on [T * B, ...]: what it notes is not that "
+                "of one step, and what it keeps for the next one is wrong. Use unroll(..., "
                 'by="step"), where it runs at every step.'
             )
         if path is not None:
