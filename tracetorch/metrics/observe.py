@@ -178,21 +178,14 @@ def _count_by_step(
     """Count the products of modules whose rows cannot be told apart, in a run step by step."""
     for stats in others:
         stats.operations = OperationCounts()
-    reason = "the samples of its products, of which mask= leaves some out, cannot be told apart"
+        if mask is not None:
+            stats.multiplies = False
+            stats.uncounted["no mask can follow the samples of its products"] = None
     if mask is None:
-        try:
-            with restored(model), torch.no_grad():
-                prepare_run(model)
-                with counted_products(model, modules, counted, 1):
-                    unroll(model, x, steps=steps, by="step")
-            return
-        except Exception as error:
-            reason = (
-                f"by step, as its products are counted, the model raises {type(error).__name__}"
-            )
-    for stats in others:
-        stats.operations, stats.multiplies = OperationCounts(), False
-        stats.uncounted.setdefault(reason)
+        with restored(model), torch.no_grad():
+            prepare_run(model)
+            with counted_products(model, modules, counted, 1):
+                unroll(model, x, steps=steps, by="step")
 
 
 def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:

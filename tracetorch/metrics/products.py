@@ -46,7 +46,7 @@ _WORDS = frozenset(
 _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 
 
-class ProductCounter(TorchDispatchMode):
+class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count products within a block, each for the innermost module that is being called.
 
     Args:
@@ -57,7 +57,7 @@ class ProductCounter(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[Tensor], counted: Collection[int], steps: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._weights: dict[int, StorageWeakRef] = {}
         for weight in weights:
             self._mark(weight, True)
@@ -96,7 +96,7 @@ class ProductCounter(TorchDispatchMode):
 
     # Operations
 
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -122,19 +122,20 @@ class ProductCounter(TorchDispatchMode):
     def _operation(self, caller: ModuleStats, func: Any, name: str, args: Any) -> None:
         """Count an operation before it runs, if it multiplies."""
         if isinstance(caller.module, _WITHOUT_COUNT):
-            if _multiplies(name):
-                self._not_counted(caller, "a recurrent layer of PyTorch's")
+            if name in _MATRICES or _multiplies(name):
+                caller.uncounted["a recurrent layer of PyTorch's"] = None
         elif name in _MATRICES and func.namespace == "aten":
             first, second = (args[place] for place in _MATRICES[name])
             self._count(caller, first, second, matrix_products)
         elif name == "convolution" and not args[6]:
 
             def products(x: Tensor, weight: Tensor) -> tuple[float, float]:
-                return convolution_products(x, weight, *args[3:6], args[8])
+                stride, padding, dilation, _, _, groups = args[3:9]
+                return convolution_products(x, weight, stride, padding, dilation, groups)
 
             self._count(caller, args[0], args[1], products)
         elif _multiplies(name):
-            self._not_counted(caller, f"{func.namespace}.{name}")
+            caller.uncounted[f"{func.namespace}.{name}"] = None
 
     def attention(
         self,
@@ -189,9 +190,6 @@ class ProductCounter(TorchDispatchMode):
         caller.operations.macs += 0.0 if adds else effective
         caller.operations.dense += total
 
-    def _not_counted(self, caller: ModuleStats, reason: str) -> None:
-        caller.uncounted.setdefault(reason)
-
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Count nothing within a block."""
@@ -206,7 +204,7 @@ class ProductCounter(TorchDispatchMode):
     def _mark(self, tensor: Tensor, weight: bool) -> None:
         if tensor.layout != torch.strided:
             return
-        reference = StorageWeakRef(tensor.untyped_storage())
+        reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         # The reference keeps the address from being used again.
         if weight:
             self._weights[reference.cdata] = reference
