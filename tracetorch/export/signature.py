@@ -175,7 +175,9 @@ def replace_tensors(
                     if isinstance(value[key], Tensor)
                 ]
             for container, key, label in places:
-                container[key] = replacement_of(container[key])
+                tensor = container[key]
+                # a weight that a hook computes, and a state, may have a graph
+                container[key] = replacement_of(tensor if tensor.is_leaf else tensor.detach())
                 replaced[join_path(path, label)] = container[key]
     return replaced
 

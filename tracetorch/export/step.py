@@ -80,9 +80,9 @@ def _traceable(tensor: Tensor) -> Tensor:
     if not tensor.is_inference():
         return tensor
     copied = tensor.clone().detach()
-    return (
-        nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
-    )
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copied, tensor.requires_grad)
+    return copied
 
 
 def _export_step(model: nn.Module, tensors: Any) -> tuple[ExportedProgram, StepSignature]:

@@ -41,7 +41,20 @@ _MATRICES: dict[str, tuple[int, int]] = {
 _ATTENTION = "scaled_dot_product"
 # words in the names of operations that multiply, of whatever library
 _WORDS = frozenset(
-    "attention bmm conv convolution gru linear lstm matmul mm rnn transformer trilinear".split()
+    [
+        "attention",
+        "bmm",
+        "conv",
+        "convolution",
+        "gru",
+        "linear",
+        "lstm",
+        "matmul",
+        "mm",
+        "rnn",
+        "transformer",
+        "trilinear",
+    ]
 )
 _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 
