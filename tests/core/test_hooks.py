@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm
 
-from tracetorch.core.hooks import forward_hooks, has_weight_hooks
+from tracetorch.core.hooks import (
+    call_is_forward,
+    forward_hooks,
+    has_weight_hooks,
+    hook_names,
+    hooked_weights,
+)
 
 
 def double(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -112,3 +119,30 @@ def test_hooks_that_compute_a_weight(change: Any, expected: bool) -> None:
     layer = nn.Linear(2, 3)
     change(layer)
     assert has_weight_hooks(layer) is expected
+
+
+def test_hooked_weights_are_those_of_pytorchs_own_computations() -> None:
+    class Weaker(prune.RandomUnstructured):
+        def apply_mask(self, module: Any) -> Any:
+            return 0.5 * super().apply_mask(module)  # type: ignore[no-untyped-call]
+
+    layer = nn.Linear(3, 3)
+    assert hooked_weights(layer) == set()
+    prune.identity(layer, "bias")
+    prune.random_unstructured(layer, "weight", 0.5)
+    prune.random_unstructured(layer, "weight", 0.5)  # by a container of both
+    assert hooked_weights(layer) == {"weight", "bias"}
+    other = nn.Linear(3, 3)
+    Weaker.apply(other, "weight", 0.5)
+    assert hooked_weights(other) == set()
+
+
+def test_hook_names_leave_pytorchs_and_ours_out() -> None:
+    def seen(name: str, module: Any, args: Any) -> None: ...
+
+    layer = nn.Linear(3, 3)
+    prune.identity(layer, "bias")
+    layer.register_forward_pre_hook(partial(seen, "a"))
+    layer.register_forward_hook(print)
+    layer.register_forward_hook(call_is_forward)  # type: ignore[arg-type]  # any function of ours
+    assert [name.rpartition(".")[2] for name in hook_names(layer)] == ["seen", "print"]

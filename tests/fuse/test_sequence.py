@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import sys
 import threading
 import weakref
@@ -739,3 +740,37 @@ def test_infinite_gradients_raise_no_warning(rank: Any) -> None:
     grad[0], grad[1] = torch.inf, -torch.inf
     y.backward(grad)
     assert not torch.isfinite(layer.raw_beta.grad).any()
+
+
+class HalfALayer(nn.Module):
+    """Has a step, and nothing else of a layer."""
+
+    @staticmethod
+    def step(x: Tensor) -> Tensor:
+        return x
+
+
+WITHOUT_STEP: tuple[tuple[Any, str], ...] = (
+    (snn.Delay(3, max_delay=2), "Delay has no step"),
+    (snn.DelayedLinear(3, 3, max_delay=2), "DelayedLinear has no step"),
+    (snn.Noise(3), "Noise has no step"),
+    (snn.LockedDropout(3), "LockedDropout has no step"),
+    (snn.BatchNormThroughTime(3, steps=4), "BatchNormThroughTime has no step"),
+    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)), "Recurrent has no step.*ask it of the neuron"),
+    (nn.Sequential(nn.Linear(3, 3), snn.LIF(3)), "Sequential has no step.*ask it of the neuron"),
+    (nn.Linear(3, 3), r"Linear has no step: a backend runs the step of an snn\.Neuron over time$"),
+    (nn.Module(), "Module has no step"),
+    (HalfALayer(), "HalfALayer is no neuron layer"),
+    (snn.LIF, "LIF is a class: pass a layer of it"),
+    ("LIF", "str is no neuron layer"),
+    (None, "NoneType is no neuron layer"),
+    (torch.ones(3), "Tensor is no neuron layer"),
+)
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton", "eager"])
+@pytest.mark.parametrize(("thing", "reason"), WITHOUT_STEP, ids=lambda each: type(each).__name__)
+def test_what_has_no_step_gets_a_reason(thing: Any, reason: str, backend: str) -> None:
+    found = fuse.unsupported_reason(backend, thing, torch.ones(4, 2, 3))
+    assert found is not None
+    assert re.match(reason, found)

@@ -293,7 +293,8 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
                 set_values(tensor, value)
                 if tensor.is_leaf:
                     tensor.grad = grad
-                    tensor.requires_grad_(requires_grad)
+                    if tensor.requires_grad is not requires_grad:  # fails for one of inference mode
+                        tensor.requires_grad_(requires_grad)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,6 +40,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "FuncTorchInterpreter",
+    "StorageWeakRef",
     "TorchDispatchMode",
     "VmapInterpreter",
     "assert_async",
@@ -69,6 +71,7 @@ __all__ = [
     "scan",
     "unsafe_view",
     "version_of",
+    "versions_of",
 ]
 
 P = ParamSpec("P")
@@ -155,8 +158,21 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to; ``None`` for one that inference mode made."""
-    return None if tensor.is_inference() else tensor._version
+    """Return how often a tensor was written to; ``None`` where nobody counts that.
+
+    Tensors that inference mode made have no count, and those that ``torch.func`` wraps always 0.
+    """
+    uncounted = tensor.is_inference() or functorch.is_functorch_wrapped_tensor(tensor)
+    return None if uncounted else tensor._version
+
+
+def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:
+    """Return how often each tensor was written to; ``None`` for no tensor and where none counts."""
+    tensors = list(tensors)
+    try:  # a third of the time of asking each tensor first
+        return [None if tensor is None else tensor._version for tensor in tensors]
+    except RuntimeError:  # from a tensor of inference mode
+        return [None if t is None or t.is_inference() else t._version for t in tensors]
 
 
 def lowest_wrapped(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from tracetorch.core.torch_private import (
     DynamicOutputShapeException,
     FakeTensorMode,
     pytree,
+    version_of,
+    versions_of,
 )
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
@@ -98,8 +100,8 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
                 overrides.enter_context(layer.override_step_kwargs(replacement))
             inputs = resized(sample, batch)
             # A tensor counts its writes in place: what the step writes to shows in its version.
-            watched = {**_replace_by_fakes(model, mode), **_named_inputs(inputs)}
-            versions = {name: tensor._version for name, tensor in watched.items()}
+            watched = {**replace_tensors(model, mode.from_tensor), **_named_inputs(inputs)}
+            versions = dict(zip(watched, versions_of(watched.values()), strict=True))
             before = ModelSnapshot(model)
             with explain_trace_errors(model, *trace_errors):
                 call(model, inputs)
@@ -107,10 +109,10 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
                 # A second step may write into the states that the first one left.
                 for name, state in states_by_batch[-1].items():
                     watched[f"the state {name}"] = state
-                    versions[f"the state {name}"] = state._version
+                    versions[f"the state {name}"] = version_of(state)
                 call(model, inputs)
             changed = before.changes(transient_attributes_of)
-            changed += [name for name, t in watched.items() if t._version != versions[name]]
+            changed += [name for name, t in watched.items() if version_of(t) != versions[name]]
         if changed:
             raise ValueError(
                 f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. The "
@@ -154,9 +156,11 @@ def resized(sample: Any, batch: int, *, steps: int | None = None) -> Any:
     return pytree.tree_map_only(Tensor, zeros, sample)
 
 
-def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
-    """Replace every tensor in the modules' attributes by a fake one; return those by name."""
-    fakes: dict[str, Tensor] = {}
+def replace_tensors(
+    model: nn.Module, replacement_of: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Replace every tensor in the modules' attributes by another; return the new ones by name."""
+    replaced: dict[str, Tensor] = {}
     for path, module in named_modules(model):
         attributes = vars(module)
         for name, value in list(attributes.items()):
@@ -171,9 +175,11 @@ def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[str, Tenso
                     if isinstance(value[key], Tensor)
                 ]
             for container, key, label in places:
-                container[key] = mode.from_tensor(container[key])
-                fakes[join_path(path, label)] = container[key]
-    return fakes
+                tensor = container[key]
+                # a weight that a hook computes, and a state, may have a graph
+                container[key] = replacement_of(tensor if tensor.is_leaf else tensor.detach())
+                replaced[join_path(path, label)] = container[key]
+    return replaced
 
 
 def _named_inputs(inputs: Any) -> dict[str, Tensor]:

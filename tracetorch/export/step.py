@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +14,13 @@ from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import hidden_modules, join_path
-from tracetorch.export.signature import BATCHES, StepSignature, resized, step_signature
+from tracetorch.export.signature import (
+    BATCHES,
+    StepSignature,
+    replace_tensors,
+    resized,
+    step_signature,
+)
 from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.states import get_states, named_neurons, set_states
@@ -65,7 +72,22 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
     """Export one step as :func:`step` does; return the program and its signature."""
     check_module(model)
     check_unsharded(model, "tt.export")
-    tensors = parse_inputs(sample, 1, 0, True).tensors
+    with torch.inference_mode(False), restored(model, tensors=False):
+        replace_tensors(model, lru_cache(maxsize=None)(_traceable))
+        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors)
+
+
+def _traceable(tensor: Tensor) -> Tensor:
+    """Copy a tensor that inference mode made: ``torch.export`` refuses it, and no write counts."""
+    if not tensor.is_inference():
+        return tensor
+    copied = tensor.clone().detach()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copied, tensor.requires_grad)
+    return copied
+
+
+def _export_step(model: nn.Module, tensors: Any) -> tuple[ExportedProgram, StepSignature]:
     signature = step_signature(model, tensors)
     batch = Dim("batch")
     dynamic = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -9,27 +10,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.neuron import Neuron
 
 # Layers whose products are counted, where they are called; those of delays call no other layer.
 COUNTED = (*WEIGHTED, SynapticDelays)
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
-# Their parameters scale, look up or normalise, or are counted with the layer that they belong to.
-_WITHOUT_PRODUCTS = (
-    Neuron,
-    nn.Embedding,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.PReLU,
-    nn.RMSNorm,
-    BatchNormBase,
-    nn.utils.parametrize.ParametrizationList,
-)
 
 
 @dataclass
@@ -96,12 +84,45 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
     return convolved
 
 
-def first_uncounted(modules: list[tuple[str, nn.Module]]) -> str | None:
-    """Name the first module whose products with weights cannot be counted; ``None`` without any."""
-    for path, module in modules:
-        if isinstance(module, (*WEIGHTED, *_WITHOUT_PRODUCTS)):
-            continue
-        # A matrix is multiplied with, a vector shifts or scales.
-        if any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            return f"{path or 'the model'} ({type(module).__name__})"
-    return None
+def matrix_products(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Count the products of ``first @ second`` without a zero factor, and all of them."""
+    rows = (first != 0).sum(-2, dtype=torch.float64) if first.ndim > 1 else (first != 0).double()
+    columns = (
+        (second != 0).sum(-1, dtype=torch.float64) if second.ndim > 1 else (second != 0).double()
+    )
+    effective = rows * columns
+    sizes = [t.shape[dim] for t, dim in ((first, -2), (second, -1)) if t.ndim > 1]
+    return float(effective.sum()), float(effective.numel()) * math.prod(sizes)
+
+
+def convolution_products(
+    x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple[float, float]:
+    """Count the products of a convolution without a zero factor, and all of them."""
+
+    def products(x: Tensor, weight: Tensor) -> float:
+        none = [0] * len(stride)
+        return float(
+            torch.convolution(x, weight, None, stride, padding, dilation, False, none, groups).sum()
+        )
+
+    nonzero = (x != 0).sum(0, keepdim=True, dtype=torch.float64)
+    effective = products(nonzero, (weight != 0).to(torch.float64))
+    ones = torch.ones_like(weight, dtype=torch.float64)
+    return effective, products(torch.ones_like(nonzero), ones) * len(x)
+
+
+def counted_by_call(module: nn.Module, *, masked: bool) -> bool:
+    """Whether the products of a module are those of its input with its weight, at each call.
+
+    Those of a ``forward`` of another class than PyTorch's are counted as they run, except where a
+    mask must be followed.
+    """
+    if isinstance(module, SynapticDelays) or (masked and isinstance(module, WEIGHTED)):
+        return True
+    for base in WEIGHTED:
+        if isinstance(module, base):
+            own = "forward" in vars(module) or type(module).forward is not base.forward
+            computes = getattr(type(module), "_conv_forward", None)
+            return not own and computes is getattr(base, "_conv_forward", None)
+    return False

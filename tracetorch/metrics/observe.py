@@ -15,7 +15,8 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
-from tracetorch.metrics.connections import COUNTED, OperationCounts
+from tracetorch.metrics.connections import OperationCounts, counted_by_call
+from tracetorch.metrics.products import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.module import zero_states
@@ -34,7 +35,9 @@ class ModuleStats:
     Args:
         path: path of the module in the model.
         module: the module.
-        operations: operations of a linear or convolutional layer.
+        operations: operations of its products.
+        multiplies: whether it computes products that are counted.
+        uncounted: why products of it are not counted, each reason once.
         shape: shape of the output at one step, without the batch.
         values: number of output values of an activation.
         nonzero: number of those that are not zero.
@@ -48,6 +51,8 @@ class ModuleStats:
     path: str
     module: nn.Module
     operations: OperationCounts = field(default_factory=OperationCounts)
+    multiplies: bool = False
+    uncounted: dict[str, None] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     values: int = 0
     nonzero: int = 0
@@ -123,6 +128,9 @@ def observe(
         check_mask(mask, "x", leaf.new_empty(inputs.steps, inputs.batch))
     step_mask = StepMask(mask, by == "layer")
     modules = [ModuleStats(path, module) for path, module in named_modules(model)]
+    for stats in modules:
+        stats.multiplies = counted_by_call(stats.module, masked=mask is not None)
+    counted = {id(stats.module) for stats in modules if stats.multiplies}
     with restored(model), torch.no_grad():
         prepare_run(model)
         # unroll refuses to record a layer that is not called.
@@ -136,9 +144,12 @@ def observe(
         measure = partial(
             _measure_call, steps=steps_in_call, batch=inputs.batch, step_mask=step_mask
         )
-        with forward_hooks(
-            before=[(model, step_mask.advance)],
-            after=[(stats.module, partial(measure, stats)) for stats in modules],
+        with (
+            counted_products(model, modules, counted, steps_in_call) as counter,
+            forward_hooks(
+                before=[(model, step_mask.advance)],
+                after=[(stats.module, partial(measure, stats, counter)) for stats in modules],
+            ),
         ):
             _, trajectories = unroll(model, x, steps=steps, by=by, record=list(membranes))
         for name, trajectory in trajectories.items():
@@ -150,7 +161,32 @@ def observe(
                 stats.state_bytes = sum(
                     s.numel() * s.element_size() for s in states if s is not None
                 )
+    others = [stats for stats in modules if stats.multiplies and id(stats.module) not in counted]
+    if others and (mask is not None or steps_in_call > 1):
+        _count_by_step(model, x, modules, others, counted, steps, mask)
     return modules, inputs
+
+
+def _count_by_step(
+    model: nn.Module,
+    x: Any,
+    modules: list[ModuleStats],
+    others: list[ModuleStats],
+    counted: set[int],
+    steps: int | None,
+    mask: Tensor | None,
+) -> None:
+    """Count the products of modules whose rows cannot be told apart, in a run step by step."""
+    for stats in others:
+        stats.operations = OperationCounts()
+        if mask is not None:
+            stats.multiplies = False
+            stats.uncounted["no mask can follow the samples of its products"] = None
+    if mask is None:
+        with restored(model), torch.no_grad():
+            prepare_run(model)
+            with counted_products(model, modules, counted, 1):
+                unroll(model, x, steps=steps, by="step")
 
 
 def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:
@@ -183,6 +219,7 @@ def membrane_name(module: nn.Module) -> str | None:
 
 def _measure_call(
     stats: ModuleStats,
+    counter: ProductCounter,
     module: Any,
     args: Any,
     kwargs: Any,
@@ -193,8 +230,25 @@ def _measure_call(
     step_mask: StepMask,
 ) -> None:
     """Add one call of a module to its measurements: a hook on its forward pass."""
+    with counter.suspended():
+        _add_call(
+            stats, args, kwargs, output, steps, batch, step_mask, counter.counts_calls(module)
+        )
+
+
+def _add_call(
+    stats: ModuleStats,
+    args: Any,
+    kwargs: Any,
+    output: Any,
+    steps: int,
+    batch: int,
+    step_mask: StepMask,
+    counted: bool,
+) -> None:
+    module = stats.module
     x = args[0] if args else next(iter(kwargs.values()), None)
-    if isinstance(module, COUNTED) and isinstance(x, Tensor):
+    if counted and isinstance(x, Tensor):
         x_steps = _unfold_steps(x, steps, batch)
         mask = step_mask.select(stats, x_steps)
         share = 1.0 if mask is None else float(mask.double().mean())

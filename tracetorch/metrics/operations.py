@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tracetorch.metrics.connections import first_uncounted
 from tracetorch.metrics.observe import ModuleStats, observe
 from tracetorch.probe.layers import neuron_layers
 
@@ -47,7 +46,12 @@ def synaptic_operations(
     by: Literal["layer", "step"] = "layer",
     mask: Tensor | None = None,
 ) -> SynapticOperations:
-    """Count effective and dense operations of linear and convolutional layers, per sample.
+    """Count effective and dense operations of all products, per sample.
+
+    Products are those of linear and convolutional layers, and, as they run, of all other modules:
+    matrix products (``@``, ``torch.einsum``), attention, and functions such as ``F.linear``. One
+    between two activations accumulates in a step where either of them is all 0, 1 or -1; weights
+    that are computed from weights alone cost nothing. Elementwise products are not counted.
 
     The model runs from rest and in evaluation mode, and is restored afterwards.
 
@@ -61,7 +65,7 @@ def synaptic_operations(
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or a layer multiplies in a way that is not counted
-            (a transposed convolution, attention, ``nn.RNN``).
+            (a transposed convolution, ``nn.RNN``), or one that no mask can follow (attention).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3, bias=False), LIF(3))
@@ -151,14 +155,24 @@ def membrane_updates(
 
 
 def check_counted(modules: list[ModuleStats]) -> None:
-    """Raise ``ValueError`` where the products of a layer with its weights cannot be counted."""
-    uncounted = first_uncounted([(stats.path, stats.module) for stats in modules])
-    if uncounted is not None:
+    """Raise ``ValueError`` where products of a module cannot be counted."""
+    for line in uncounted_products(modules):
+        module, _, reason = line.partition(": ")
         raise ValueError(
-            f"{uncounted} multiplies by weights in a way that is not counted: nn.Linear, "
-            "nn.Conv1d, nn.Conv2d and nn.Conv3d are. Count the parts of the model that consist of "
-            "those."
+            f"{module} multiplies by weights or activations in a way that is not counted: "
+            f"{reason}. Linear layers, convolutions, matrix products and attention are. Count the "
+            "parts of the model that consist of those; tt.metrics.profile counts them and names "
+            "the others."
         )
+
+
+def uncounted_products(modules: list[ModuleStats]) -> tuple[str, ...]:
+    """List the modules with products that are not counted, each with the reason."""
+    return tuple(
+        f"{stats.path or 'the model'} ({type(stats.module).__name__}): {reason}"
+        for stats in modules
+        for reason in stats.uncounted
+    )
 
 
 def sum_operations(modules: list[ModuleStats], batch: int) -> SynapticOperations:

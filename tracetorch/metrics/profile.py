@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.hooks import Hook, PreHook, forward_hooks
+from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
-from tracetorch.metrics.connections import COUNTED
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
-from tracetorch.metrics.operations import sum_operations
+from tracetorch.metrics.operations import sum_operations, uncounted_products
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.neuron import Neuron
@@ -92,6 +91,8 @@ def profile(
         counted |= set(own)
         if stats.shape is None and not own:
             continue
+        if not own and _has_submodules(stats, modules) and not isinstance(stats.module, Neuron):
+            stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
         parameters = sum(p.numel() for p in own.values())
         product = products.get(id(stats.module))
@@ -102,6 +103,7 @@ def profile(
         batch=inputs.batch,
         seconds=statistics.median(run_times),
         assumptions=cost,
+        uncounted=uncounted_products(modules),
     )
 
 
@@ -118,13 +120,17 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
         for other in modules
     ):
         return False
-    if _own_tensors(stats.module)[0]:
+    if _own_tensors(stats.module)[0] or stats.multiplies or stats.uncounted:
         return True
-    prefix = f"{stats.path}." if stats.path else ""
-    has_submodules = any(other is not stats and other.path.startswith(prefix) for other in modules)
+    has_submodules = _has_submodules(stats, modules)
     # a neuron layer is called, whatever it keeps in modules inside
     called = isinstance(stats.module, Neuron) or not has_submodules
     return called and not isinstance(stats.module, Recurrent)
+
+
+def _has_submodules(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
+    prefix = f"{stats.path}." if stats.path else ""
+    return any(other is not stats and other.path.startswith(prefix) for other in modules)
 
 
 def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
@@ -154,7 +160,7 @@ def _row(
         rate = float(stats.fired.sum() / stats.total.sum())
         dead = float((stats.fired == 0).double().mean())
         saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
-    multiplies = isinstance(stats.module, COUNTED)
+    multiplies = stats.multiplies
     operations = sum_operations([stats], batch)
     updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
     # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
@@ -184,25 +190,25 @@ def _row(
 
 @contextmanager
 def _timed(layers: list[ModuleStats]) -> Iterator[dict[str, float]]:
-    """Sum the seconds of each layer by path within a block."""
+    """Sum the seconds of each layer by path within a block, without those of layers inside."""
     seconds: dict[str, float] = {}
-    started: dict[str, float] = {}
+    started: list[list[float]] = []  # of each call in progress: its start, and the time inside
 
-    def start(path: str) -> PreHook:
-        def hook(module: Any, args: Any) -> None:
-            started[path] = _synchronized_time()
-
-        return hook
+    def start(module: Any, args: Any) -> None:
+        started.append([_synchronized_time(), 0.0])
 
     def stop(path: str) -> Hook:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            elapsed = _synchronized_time() - started[path]
-            seconds[path] = seconds.get(path, 0.0) + elapsed
+            begin, inside = started.pop()
+            elapsed = _synchronized_time() - begin
+            seconds[path] = seconds.get(path, 0.0) + elapsed - inside
+            if started:
+                started[-1][1] += elapsed
 
         return hook
 
     with forward_hooks(
-        before=[(stats.module, start(stats.path)) for stats in layers],
+        before=[(stats.module, start) for stats in layers],
         after=[(stats.module, stop(stats.path)) for stats in layers],
     ):
         yield seconds

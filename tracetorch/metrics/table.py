@@ -82,6 +82,7 @@ class Profile:
         batch: number of samples of the run.
         seconds: time of the whole run.
         assumptions: energy of one operation of each kind.
+        uncounted: modules with products that are in none of the figures, each with the reason.
 
     Example:
         >>> from torch import nn
@@ -99,6 +100,7 @@ class Profile:
     batch: int
     seconds: float
     assumptions: EnergyAssumptions
+    uncounted: tuple[str, ...] = ()
 
     @property
     def operations(self) -> SynapticOperations:
@@ -174,6 +176,7 @@ class Profile:
 
     def _notes(self) -> Iterable[str]:
         return (
+            *(f"not counted: {each}." for each in self.uncounted),
             f"{self.steps} steps of a batch of {self.batch}. SynOps (effective), MACs (dense) and "
             "energy are per sample,",
             "time and memory (parameters, states, outputs) of the whole batch.",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
@@ -738,6 +739,6 @@ _METHODS = OwnMethods(
 
 
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:
-    """Return the attributes of a module that a call may change: its mode, a neuron's states."""
-    own = frozenset({"training"})
+    """Return what a call of a module may change: its mode, hooked weights, a neuron's states."""
+    own = frozenset({"training", *hooked_weights(module)})
     return own | module.transient_attributes if isinstance(module, Neuron) else own

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.spawning import kept_for_child
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
@@ -152,9 +153,11 @@ class StatefulLayer(TTModule):
         current = (NO_BACKWARD, self._zeroed_in_backward)
         if not torch.compiler.is_compiling() and current_backward() not in current:
             raise RuntimeError(
-                f"{self.label()} is run again inside backward(), by activation checkpointing it "
-                "seems, from the state it has now instead of the one it had. Checkpoint a "
-                "function that calls zero_states() first and loops over time inside."
+                f"{self.label()} is run again inside backward(), from the state it has now instead "
+                "of the one it had. Activation checkpointing does so: checkpoint a function that "
+                "calls zero_states() first and loops over time inside. Engines that compute "
+                "gradients per sample do so too (Opacus): freeze the parameters of neuron layers, "
+                "or use torch.func.vmap(torch.func.grad(...)) over a function of one sequence."
             )
         if not isinstance(x, Tensor):
             raise TypeError(
@@ -356,7 +359,7 @@ class StatefulLayer(TTModule):
         attributes = self.__dict__.copy()
         for name in self.active_states:
             if attributes[name] is not None:
-                attributes[name] = self.detached_state(name)
+                attributes[name] = kept_for_child(self.detached_state(name))
         return attributes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulLayer:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import hook_names, hooked_weights
 from tracetorch.core.snapshot import ConsumptionWatch
 from tracetorch.core.torch_private import (
     function_modes,
     functorch_active,
     global_hooks,
-    version_of,
+    versions_of,
 )
 from tracetorch.core.values import (
     Memory,
@@ -100,7 +101,7 @@ class MemorySnapshot:
             self._tensors = [each for each in found.held.tensors if id(each[1]) not in of_neurons]
             self._values += [(tensor, tensor.detach().clone()) for _, tensor in self._tensors]
         self._held = self._tensors_now()
-        self._versions = _versions(self._held)
+        self._versions = versions_of(self._held)
         self._reader = facts.memory
         self._exact = bool(hooked) or facts.may_write
         self._memory: Memory | None = None
@@ -139,8 +140,8 @@ class MemorySnapshot:
         if self._others is not None and self.consumption is not None:
             for path in (*self.consumption.consumed(), *self._others.changes()):
                 return path
-        if not unchanged or _versions(self._held) != self._versions:
-            written = self._changed_tensor(_versions(self._tensors_now()), self._versions)
+        if not unchanged or versions_of(self._held) != self._versions:
+            written = self._changed_tensor(versions_of(self._tensors_now()), self._versions)
             if written is not None:
                 return written
         return None if self._memory is None else self._changed_value(self._memory)
@@ -202,6 +203,11 @@ class MemorySnapshot:
         pairs = zip(names, found, expected, strict=True)
         return next((name for name, now, old in pairs if now != old and name is not None), None)
 
+    def hooks_of(self, path: str) -> list[str]:
+        """Name the hooks of the module whose attribute, or a part of one, has a path."""
+        holders = [each for each in self._modules if not each[0] or path.startswith(f"{each[0]}.")]
+        return hook_names(max(holders, key=lambda each: len(each[0]))[1]) if holders else []
+
     def restore(self) -> list[str]:
         """Give back what was held; return the paths of what cannot be given back."""
         for _, now, before in self._compared():
@@ -230,14 +236,6 @@ class MemorySnapshot:
             lost += [*self.consumption.consumed(), *self._others.restore()]
         lost += [path for path, owner, before in self._long if _marshalled(owner) != before]
         return [*dict.fromkeys(lost)]
-
-
-def _versions(tensors: list[Tensor | None]) -> list[int | None]:
-    """Return the versions of tensors, which count the changes in place."""
-    try:
-        return [-1 if tensor is None else tensor._version for tensor in tensors]
-    except RuntimeError:  # tensors of inference_mode count none
-        return [-1 if tensor is None else version_of(tensor) for tensor in tensors]
 
 
 def _marshalled(owner: Any) -> bytes:
@@ -287,6 +285,13 @@ class memory_unchanged:  # noqa: N801 (used as a function)
             self.before.consumption.__exit__()
         path = None if kind is not None else self.before.change()
         lost = self.before.restore() if kind is not None or path is not None else []
+        if path is not None and (hooks := self.before.hooks_of(path)):
+            raise ValueError(
+                f"{path} was changed by the forward pass, or by a hook on it ({', '.join(hooks)}). "
+                "By layer each runs once for all steps, on [T * B, ...]: what it notes is not that "
+                "of one step, and what it keeps for the next one is wrong. Use unroll(..., "
+                'by="step"), where it runs at every step.'
+            )
         if path is not None:
             left = f" {', '.join(lost)} cannot be restored and stays changed." if lost else ""
             raise ValueError(
@@ -301,11 +306,7 @@ def _changed_keys(
     module: nn.Module | None, before: dict[str, Any], now: dict[str, Any]
 ) -> Iterator[str]:
     """Keys whose values differ, apart from what a hook of PyTorch computes anew in every call."""
-    derived = {
-        getattr(hook, "name", None)
-        for hook in (() if module is None else module._forward_pre_hooks.values())
-        if type(hook).__module__.startswith("torch.nn.utils")
-    }
+    derived = set() if module is None else hooked_weights(module)
     if isinstance(module, Neuron):
         derived |= module.transient_attributes
     for key in {**before, **now}:

@@ -19,7 +19,13 @@ from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.own_code import is_known, may_write
-from tracetorch.unrolling.unsupported import asks_module, step_methods, unsupported_reason
+from tracetorch.unrolling.unsupported import (
+    asks_module,
+    computes_per_sample,
+    per_sample_reason,
+    step_methods,
+    unsupported_reason,
+)
 
 
 class PassFacts:
@@ -54,6 +60,7 @@ class PassFacts:
             self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
             self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
+        self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
         self.with_buffers: list[int] = []
@@ -88,10 +95,18 @@ class PassFacts:
                 return False
         return all(kind.forward is forward for kind, forward in self.forwards)
 
-    def unsupported_reason(self, modules: Sequence[tuple[str, nn.Module]]) -> str | None:
+    def unsupported_reason(
+        self, modules: Sequence[tuple[str, nn.Module]], steps: int
+    ) -> str | None:
         """Return the first reason why the model cannot run by layer, or ``None``."""
         if self.by_attributes or self.unsupported is not None:
-            return unsupported_reason(modules)
+            reason = unsupported_reason(modules)
+            if reason is not None:
+                return reason
+        for number in self.per_sample if steps > 1 else ():
+            reason = per_sample_reason(*modules[number])
+            if reason is not None:
+                return reason
         return None
 
 

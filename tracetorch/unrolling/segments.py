@@ -19,6 +19,7 @@ from tracetorch.core.torch_private import (
     functorch_active,
     pytree,
     version_of,
+    versions_of,
 )
 from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
@@ -140,7 +141,7 @@ class _SegmentReplay:
             watched += module.parameters(recurse=False)
         # frozen parameters
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]
-        self.versions = [(p, version_of(p)) for p in watched]
+        self.watched, self.versions = watched, versions_of(watched)
         if not torch.is_grad_enabled():  # nothing will run again
             yield
             return
@@ -187,7 +188,7 @@ class _SegmentReplay:
             )
 
     def __enter__(self) -> None:
-        if any(version_of(p) != version for p, version in self.versions):
+        if versions_of(self.watched) != self.versions:
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
                 "unroll(..., segment=): a segment that runs again would give other values. Call "

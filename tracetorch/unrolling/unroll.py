@@ -300,7 +300,7 @@ def _by_layer(
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
     facts = facts_of(found)
-    reason = facts.unsupported_reason(found.modules)
+    reason = facts.unsupported_reason(found.modules, inputs.steps)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch

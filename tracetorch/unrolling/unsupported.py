@@ -27,6 +27,8 @@ _FOREIGN_NEURONS = {
     "spikingjelly": ("MemoryModule",),
     "sinabs": ("StatefulLayer",),
 }
+# Engines that compute gradients per sample, and their classes that do not.
+_PER_SAMPLE = {"opacus": (("AbstractGradSampleModule",), ("GradSampleModuleNoOp",))}
 _NOT_BY_LAYER = (
     *_WITH_MEMORY,
     *_ACROSS_DIM,
@@ -62,6 +64,27 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
         if isinstance(module, _ACROSS_DIM) and getattr(module, "dim", None) == 0:
             return f"{label} mixes the samples of the batch (dim=0)"
     return None
+
+
+def computes_per_sample(kind: Any) -> bool:
+    """Whether modules of a class belong to an engine that computes gradients per sample."""
+    for base in kind.__mro__:
+        engines, others = _PER_SAMPLE.get(base.__module__.partition(".")[0], ((), ()))
+        if base.__name__ in others:
+            return False
+        if base.__name__ in engines:
+            return True
+    return False
+
+
+def per_sample_reason(path: str, module: nn.Module) -> str | None:
+    """Return why an engine of gradients per sample cannot run by layer now, or ``None``."""
+    if not (module.training and torch.is_grad_enabled()):
+        return None
+    return (
+        f"{path or 'the model'} ({type(module).__name__}) computes gradients per sample, and by "
+        "layer every time step of a sample would be one"
+    )
 
 
 def asks_module(module: nn.Module) -> bool:

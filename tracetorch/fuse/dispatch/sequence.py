@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import unavailable_reason
@@ -62,12 +62,12 @@ def run_sequence(
     return results[0], results[1:last], results[last:]
 
 
-def unsupported_reason(name: str, layer: StepLayer, x: Tensor) -> str | None:
+def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     """Return why a backend would not run ``layer`` over ``x``, or ``None``.
 
     Args:
         name: ``"numba"``, ``"triton"`` or ``"eager"``.
-        layer: a neuron layer.
+        layer: a neuron layer; for anything without a ``step`` the reason says so.
         x: the inputs ``[T, ...]``.
 
     Raises:
@@ -76,8 +76,12 @@ def unsupported_reason(name: str, layer: StepLayer, x: Tensor) -> str | None:
     Example:
         >>> unsupported_reason("eager", LIF(3), torch.ones(4, 2, 3)) is None
         True
+        >>> unsupported_reason("numba", nn.Linear(3, 3), torch.ones(4, 2, 3))
+        'Linear has no step: a backend runs the step of an snn.Neuron over time'
 
     """
+    if not _has_step(layer):
+        return _no_step_reason(layer)
     dtype = layer.check_input(x, sequence=True)
     reason = unavailable_reason(name, x.device)
     if reason is not None or name == "eager":
@@ -87,3 +91,21 @@ def unsupported_reason(name: str, layer: StepLayer, x: Tensor) -> str | None:
     except Unfusable as unfusable:
         return str(unfusable)
     return unsupported_operation(program) if name == "triton" else None
+
+
+def _has_step(layer: object) -> TypeGuard[StepLayer]:
+    """Whether an object has what the protocol of a layer declares."""
+    declared = [name for name in vars(StepLayer) if not name.startswith("_")]
+    return not isinstance(layer, type) and all(hasattr(layer, name) for name in declared)
+
+
+def _no_step_reason(layer: object) -> str:
+    if isinstance(layer, type):
+        return f"{layer.__name__} is a class: pass a layer of it"
+    kind = type(layer).__name__
+    if isinstance(layer, nn.Module) and not hasattr(layer, "step"):
+        runs = "a backend runs the step of an snn.Neuron over time"
+        if any(_has_step(inner) for inner in layer.modules()):
+            runs += ", ask it of the neuron layers inside"
+        return f"{kind} has no step: {runs}"
+    return f"{kind} is no neuron layer: a backend runs the step of an snn.Neuron over time"

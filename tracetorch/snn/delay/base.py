@@ -12,13 +12,7 @@ from torch.nn.utils import parametrize
 
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.torch_private import (
-    FakeTensor,
-    functorch,
-    is_tracing,
-    lowest_wrapped,
-    version_of,
-)
+from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Clamp, Constraint, Value, Weight
 
@@ -123,7 +117,7 @@ class DelayingLayer(Neuron):
         if torch.compiler.is_compiling() or is_tracing() or buffer is None:
             return
         known, version = self.__dict__.get("_known_sigma", (None, None))
-        if buffer is known and version is not None and version == _version(buffer):
+        if buffer is known and version is not None and version == version_of(buffer):
             return
         values = lowest_wrapped(buffer)
         if values.is_meta or isinstance(values, FakeTensor):
@@ -138,14 +132,14 @@ class DelayingLayer(Neuron):
         # a buffer rounds the number that it was written with
         if found != float(values.new_tensor(self.__dict__["_sigma"])):
             self.__dict__["_sigma"] = check_nonnegative("sigma", found, unit="steps")
-        self.__dict__["_known_sigma"] = (buffer, _version(buffer))
+        self.__dict__["_known_sigma"] = (buffer, version_of(buffer))
 
     def _write_sigma(self) -> None:
         buffer = self._buffers["sigma"]
         if buffer is not None and not buffer.is_meta:
             with torch.no_grad():
                 buffer.fill_(self.__dict__["_sigma"])
-            self.__dict__["_known_sigma"] = (buffer, _version(buffer))
+            self.__dict__["_known_sigma"] = (buffer, version_of(buffer))
 
     def _apply(self, fn: Any, recurse: bool = True) -> DelayingLayer:
         super()._apply(fn, recurse)
@@ -203,11 +197,6 @@ class DelayingLayer(Neuron):
         past = window[..., steps:].clone(memory_format=torch.contiguous_format)
         output, self.past = explain_double_backward([y, past])
         return output.to(dtype)
-
-
-def _version(buffer: Tensor) -> int | None:
-    """Return how often a buffer has been written to; ``None`` where nobody counts that."""
-    return None if functorch.is_functorch_wrapped_tensor(buffer) else version_of(buffer)
 
 
 def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) -> Tensor:

@@ -1,0 +1,277 @@
+"""Hooks of PyTorch and of engines by layer: those that keep nothing run, the others are named."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import tracetorch as tt
+from tests.unrolling.models import By
+from tracetorch import metrics, snn
+from tracetorch.export.signature import step_signature
+from tracetorch.unrolling.unsupported import computes_per_sample
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+
+
+class Halved(prune.BasePruningMethod):
+    """A method of a user's own, by PyTorch's product."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        mask = default_mask.clone()
+        mask.view(-1)[::2] = 0
+        return mask
+
+
+class Fading(Halved):
+    """A method that keeps something from call to call: each weakens the weight."""
+
+    strength = 1.0
+
+    def apply_mask(self, module: nn.Module) -> Any:
+        self.strength *= 0.5
+        return super().apply_mask(module) * self.strength
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 8),
+        snn.LIF(8),
+        nn.Linear(8, 6),
+        snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)),
+        nn.Linear(6, 3),
+        snn.Readout(3),
+    )
+
+
+WEIGHTS: dict[str, Callable[[Any], Any]] = {
+    "pruned": lambda m: prune.l1_unstructured(m[0], "weight", 0.5),
+    "pruned twice": lambda m: (
+        prune.random_structured(m[2], "weight", 0.3, dim=0),
+        prune.l1_unstructured(m[2], "weight", 0.3),
+    ),
+    "pruned bias": lambda m: prune.identity(m[4], "bias"),
+    "pruned over layers": lambda m: prune.global_unstructured(
+        [(m[0], "weight"), (m[4], "weight")], prune.L1Unstructured, amount=0.3
+    ),
+    "pruned neuron": lambda m: prune.l1_unstructured(m[1], "raw_beta", 0.5),
+    "pruned recurrence": lambda m: prune.random_unstructured(m[3].connection, "weight", 0.5),
+    "of a user's own": lambda m: Halved.apply(m[0], "weight"),
+    "weight norm": lambda m: nn.utils.weight_norm(m[0]),
+    "spectral norm": lambda m: nn.utils.spectral_norm(m[0]),
+}
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | None) -> None:
+    model, x = net(), torch.rand(5, 2, 4) * 3
+    WEIGHTS[kind](model)
+    model.eval()  # in training a spectral norm moves its vectors
+    for _ in range(2):  # the second time what the hook has set is stale
+        results = []
+        for by in ("layer", "step"):
+            y = tt.unroll(model, x, by=by, from_rest=True, segment=segment)  # type: ignore[arg-type]
+            grads = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+            results.append([y, *grads])
+        torch.testing.assert_close(*results)
+        assert results[0][0].abs().sum() > 0
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+    if segment is None:
+        assert metrics.profile(model, x, repeats=1).operations.effective > 0
+        assert tt.diagnose(model, (x,), lambda y: y.square().sum()).findings is not None
+        assert list(step_signature(model, x[0]).states) == ["1.mem", "3.prev_output", "5.mem"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_hooks_compute_anew_are_exported(kind: str) -> None:
+    model, x = net(), torch.rand(5, 2, 4) * 3
+    WEIGHTS[kind](model)
+    tt.unroll(model.eval(), x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)  # what the hook has set is stale
+    program, y = tt.export.step(model, x[0]), []
+    states = tt.export.initial_states(program, batch=2)
+    for step in x:
+        output, states = program.module()(step, states)
+        y.append(output)
+    with torch.no_grad():
+        expected = tt.unroll(model, x, by="step", from_rest=True)
+    torch.testing.assert_close(torch.stack(y), expected)
+
+
+def keep_mask(module: nn.Module, args: Any) -> None:
+    module.weight_mask = torch.roll(module.weight_mask, 1)  # type: ignore[operator, arg-type]
+
+
+def count(module: Any, args: Any, output: Tensor) -> Tensor:
+    module.calls = getattr(module, "calls", 0) + 1
+    return output * module.calls
+
+
+def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
+    module.trace = 0.5 * getattr(module, "trace", 0.0) + output
+    return module.trace  # type: ignore[no-any-return]
+
+
+MEMORIES: dict[str, Callable[[Any], Any]] = {
+    "fading": lambda m: Fading.apply(m[0], "weight"),
+    "mask": lambda m: (WEIGHTS["pruned"](m), m[0].register_forward_pre_hook(keep_mask)),
+    "spectral norm in training": WEIGHTS["spectral norm"],
+    "counter": lambda m: m[0].register_forward_hook(count),
+    "trace": lambda m: m[0].register_forward_hook(keep_trace),
+    "trace of a pruned layer": lambda m: (
+        WEIGHTS["pruned"](m),
+        m[0].register_forward_hook(keep_trace),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_memory_of_a_hook_is_still_found(kind: str) -> None:
+    model, x = net(), torch.rand(5, 2, 4)
+    MEMORIES[kind](model)
+    with pytest.raises(ValueError, match=r"^0\.\w+ was changed by the forward pass"):
+        tt.unroll(model, x)
+    tt.unroll(model, x, by="step")
+
+
+# Engines that compute gradients per sample: Opacus, or a few hooks that do what it does.
+
+
+class PerSample:
+    """Hooks as Opacus has them: inputs kept on the layer, gradients per sample on parameters.
+
+    Args:
+        model: whose layers.
+        again: compute them by running the layer again, in a transform, as for layers it
+            does not know.
+    """
+
+    def __init__(self, model: nn.Module, again: bool = False) -> None:
+        self.again = again
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            if any(p.requires_grad for p in own):
+                module.register_forward_hook(self.capture_activations)
+                module.register_full_backward_hook(self.capture_backprops)
+
+    def capture_activations(self, module: Any, args: Any, output: Any) -> None:
+        if not hasattr(module, "activations"):
+            module.activations = []
+        module.activations.append(args[0].detach())
+
+    def capture_backprops(self, module: Any, grad_input: Any, grad_output: Any) -> None:
+        x, grad = module.activations.pop(), grad_output[0]
+        module.max_batch_len = len(x)
+        if isinstance(module, nn.Linear) and not self.again:
+            samples = {"weight": torch.einsum("bo,bi->boi", grad, x), "bias": grad}
+        else:
+            parameters = dict(module.named_parameters())
+
+            bare = copy.copy(module)
+            bare._forward_hooks, bare._backward_hooks = OrderedDict(), OrderedDict()
+
+            def loss(values: Any, x: Tensor, grad: Tensor) -> Tensor:
+                y: Tensor = torch.func.functional_call(bare, values, (x[None],))
+                return (y * grad[None]).sum()
+
+            samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(
+                parameters, x, grad
+            )
+        for name, values in samples.items():
+            parameter = getattr(module, name)
+            parameter.grad_sample = getattr(parameter, "grad_sample", 0.0) + values
+
+
+def frozen() -> nn.Sequential:
+    model = net()[:3]
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)
+    return nn.Sequential(*model, snn.Readout(6, learn_beta=False)).double()
+
+
+class OverTime(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tt.unroll(self.model, x[:, None], from_rest=True)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_gradients_per_sample_by_step_are_those_of_each_sequence(again: bool) -> None:
+    model, x = frozen(), torch.rand(5, 3, 4).double() * 3
+    over_time = OverTime(model)
+
+    def loss(parameters: Any, x: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(over_time, parameters, (x,))
+        return y.square().sum()
+
+    learned = {n: p.detach() for n, p in over_time.named_parameters() if p.requires_grad}
+    expected = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(learned, x)
+    tt.zero_states(model)
+    PerSample(model, again)
+    tt.unroll(model, x.requires_grad_(), by="step").square().sum().backward()
+    for name, values in expected.items():
+        found = over_time.get_parameter(name).grad_sample  # type: ignore[attr-defined]
+        torch.testing.assert_close(found, values)
+        assert values.abs().sum() > 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_engine_of_gradients_per_sample_gets_true_reasons(again: bool) -> None:
+    x = torch.rand(5, 3, 4).double()
+    model = frozen()
+    PerSample(model, again)
+    with pytest.raises(
+        ValueError,
+        match=r"0\.activations was .* by a hook on it \(PerSample\.capture_activations\).*by=.step",
+    ):
+        tt.unroll(model, x)
+    learning = net()
+    PerSample(learning, again)
+    y = tt.unroll(learning, x.float().requires_grad_(), by="step")
+    with pytest.raises(RuntimeError, match=r"per sample do so too \(Opacus\): freeze the param"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_opacus_is_known_by_its_classes(by: By) -> None:
+    class AbstractGradSampleModule(nn.Sequential):
+        """Stands for the class of this name."""
+
+    AbstractGradSampleModule.__module__ = "opacus.grad_sample.gsm_base"
+    wrapped: Any = type("GradSampleModule", (AbstractGradSampleModule,), {})
+    none: Any = type("GradSampleModuleNoOp", (AbstractGradSampleModule,), {})
+    none.__module__ = "opacus.grad_sample.gsm_no_op"
+    assert [computes_per_sample(kind) for kind in (wrapped, none, nn.Linear)] == [
+        True,
+        False,
+        False,
+    ]
+    model, x = wrapped(net()), torch.rand(5, 2, 4)
+    if by == "layer":
+        with pytest.raises(ValueError, match="computes gradients per sample, and by layer every"):
+            tt.unroll(model, x)
+        tt.unroll(model, x[:1])  # one step: a sample is a sample
+    # without gradients, or in evaluation, there are none per sample
+    with torch.no_grad():
+        tt.unroll(model, x, by=by, from_rest=True)
+    tt.unroll(model.eval(), x, by=by, from_rest=True)
+    tt.unroll(none(net()), x, by=by)

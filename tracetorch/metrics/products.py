@@ -1,0 +1,295 @@
+"""Count the products of a model outside of counted layers, as they run: attention, ``@``.
+
+A dispatch mode sees every operation, however it is written. An operand is a weight if it follows
+from parameters and buffers alone; any other is an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
+from tracetorch.core.walk import walk
+from tracetorch.metrics.connections import convolution_products, matrix_products
+from tracetorch.snn.neuron import Neuron
+
+if TYPE_CHECKING:
+    from tracetorch.metrics.observe import ModuleStats
+
+# the matrices of an operation by the places of its arguments
+_MATRICES: dict[str, tuple[int, int]] = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "vdot": (0, 1),
+    "addmm": (1, 2),
+    "_addmm_activation": (1, 2),
+    "baddbmm": (1, 2),
+    "addbmm": (1, 2),
+    "addmv": (1, 2),
+}
+_ATTENTION = "scaled_dot_product"
+# words in the names of operations that multiply, of whatever library
+_WORDS = frozenset(
+    [
+        "attention",
+        "bmm",
+        "conv",
+        "convolution",
+        "gru",
+        "linear",
+        "lstm",
+        "matmul",
+        "mm",
+        "rnn",
+        "transformer",
+        "trilinear",
+    ]
+)
+_WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
+
+
+class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count products within a block, each for the innermost module that is being called.
+
+    Args:
+        weights: parameters, buffers, and other tensors of the model.
+        counted: ids of the modules whose products are counted by their calls.
+        steps: number of time steps that one call holds; with several, products are found, and not
+            counted, for which rows of a matrix belong to which step is unknown.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], counted: Collection[int], steps: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._weights: dict[int, StorageWeakRef] = {}
+        for weight in weights:
+            self._mark(weight, True)
+        self._counted, self._steps = counted, steps
+        self._calls: list[ModuleStats] = []
+        self._suspended = False
+
+    # The modules that are being called
+
+    def counts_calls(self, module: nn.Module) -> bool:
+        """Whether the products of a module are counted by its calls."""
+        return id(module) in self._counted
+
+    def enter(self, stats: ModuleStats) -> None:
+        """Note that a module is called."""
+        self._calls.append(stats)
+
+    def leave(self, stats: ModuleStats) -> None:
+        """Note that its call has ended."""
+        while self._calls and self._calls.pop() is not stats:  # one inside has failed
+            pass
+
+    def _caller(self) -> ModuleStats | None:
+        """Return whose product runs now; ``None`` where the call counts it."""
+        if self._suspended or not self._calls:
+            return None
+        if any(self.counts_calls(stats.module) for stats in self._calls):
+            return None
+        caller = self._calls[-1]
+        of_neuron = isinstance(caller.module, Neuron)
+        return (
+            None
+            if of_neuron and type(caller.module).__module__.startswith("tracetorch.")
+            else caller
+        )
+
+    # Operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.name().partition("::")[2].partition(".")[0]
+        attends = _ATTENTION in name
+        # in inference mode operations arrive whole that PyTorch composes of others
+        if not attends and func.has_kernel_for_dispatch_key(COMPOSITE):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        caller = self._caller()
+        if caller is not None:
+            if attends:
+                arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+                self.attention(**{**arguments, **kwargs})
+            else:
+                self._operation(caller, func, name, args)
+        result = func(*args, **kwargs)
+        self._follow((args, kwargs), result)
+        return result
+
+    def _operation(self, caller: ModuleStats, func: Any, name: str, args: Any) -> None:
+        """Count an operation before it runs, if it multiplies."""
+        if isinstance(caller.module, _WITHOUT_COUNT):
+            if name in _MATRICES or _multiplies(name):
+                caller.uncounted["a recurrent layer of PyTorch's"] = None
+        elif name in _MATRICES and func.namespace == "aten":
+            first, second = (args[place] for place in _MATRICES[name])
+            self._count(caller, first, second, matrix_products)
+        elif name == "convolution" and not args[6]:
+
+            def products(x: Tensor, weight: Tensor) -> tuple[float, float]:
+                stride, padding, dilation, _, _, groups = args[3:9]
+                return convolution_products(x, weight, stride, padding, dilation, groups)
+
+            self._count(caller, args[0], args[1], products)
+        elif _multiplies(name):
+            caller.uncounted[f"{func.namespace}.{name}"] = None
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        **others: Any,
+    ) -> None:
+        """Count the products of queries with keys, and of the weights that follow with values."""
+        caller = self._caller()
+        if caller is None:
+            return
+        options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+        if enable_gqa:
+            options["enable_gqa"] = True
+        mask = others.get("attn_bias", attn_mask)
+        with self.suspended():
+            # attention to a unit matrix gives its weights
+            unit = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)
+            unit = unit.expand(*value.shape[:-2], -1, -1)
+            weights = F.scaled_dot_product_attention(query, key, unit, mask, **options)
+            self._follow((query, key, mask), weights)
+            repeats = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+        self._count(caller, query, key.mT, matrix_products, repeats)
+        self._count(caller, weights, value, matrix_products, repeats)
+
+    def _count(
+        self,
+        caller: ModuleStats,
+        first: Tensor,
+        second: Tensor,
+        products: Callable[[Tensor, Tensor], tuple[float, float]],
+        repeats: int = 1,
+    ) -> None:
+        factors = [t for t in (first, second) if not self._is_weight(t)]
+        if not factors:  # of weights alone: another weight
+            return
+        caller.multiplies = True
+        if self._steps > 1:
+            return
+        with self.suspended():
+            dense = [t.to_dense() if t.layout != torch.strided else t for t in (first, second)]
+            if repeats > 1:
+                dense[1] = dense[1].repeat_interleave(repeats, -3)
+            effective, total = products(*dense)
+            adds = any(bool(((t == 0) | (t.abs() == 1)).all()) for t in factors)
+        caller.operations.acs += effective if adds else 0.0
+        caller.operations.macs += 0.0 if adds else effective
+        caller.operations.dense += total
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Count nothing within a block."""
+        before, self._suspended = self._suspended, True
+        try:
+            yield
+        finally:
+            self._suspended = before
+
+    # Weights, by their memory, which views share
+
+    def _mark(self, tensor: Tensor, weight: bool) -> None:
+        if tensor.layout != torch.strided:
+            return
+        reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        # The reference keeps the address from being used again.
+        if weight:
+            self._weights[reference.cdata] = reference
+        else:
+            self._weights.pop(reference.cdata, None)
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        strided = tensor.layout == torch.strided
+        return strided and tensor.untyped_storage()._cdata in self._weights
+
+    def _follow(self, arguments: Any, result: Any) -> None:
+        """Mark what follows from weights alone."""
+        given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        weight = bool(given) and all(map(self._is_weight, given))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._mark(leaf, weight)
+
+
+class AttentionCalls(TorchFunctionMode):
+    """Count calls of attention as such: some of PyTorch's ways scale queries and keys before.
+
+    Its presence also turns the fused kernels of whole transformer layers off.
+
+    Args:
+        counter: which counts them.
+    """
+
+    def __init__(self, counter: ProductCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        self._counter.attention(**dict(zip(names, args, strict=False)), **kwargs)
+        with self._counter.suspended():
+            return func(*args, **kwargs)
+
+
+def _multiplies(name: str) -> bool:
+    words = {word.rstrip("0123456789d") for word in name.split("_")}
+    return not name.startswith("upsample") and not _WORDS.isdisjoint(words)
+
+
+@contextmanager
+def counted_products(
+    model: nn.Module, modules: Iterable[ModuleStats], counted: Collection[int], steps: int
+) -> Iterator[ProductCounter]:
+    """Count the products of a model within a block, but those that calls of a module tell.
+
+    Args:
+        model: the model.
+        modules: receive the counts.
+        counted: as for :class:`ProductCounter`.
+        steps: as for :class:`ProductCounter`.
+    """
+    found = walk(model)
+    weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
+    counter = ProductCounter((*weights, *(t for _, t in found.tensors)), counted, steps)
+
+    def enter(stats: ModuleStats, module: Any, args: Any) -> None:
+        counter.enter(stats)
+
+    def leave(stats: ModuleStats, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        counter.leave(stats)
+
+    before = [(stats.module, partial(enter, stats)) for stats in modules]
+    first = [(stats.module, partial(leave, stats)) for stats in modules]
+    with forward_hooks(before=before, first=first), AttentionCalls(counter), counter:
+        yield counter
