@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
@@ -253,8 +254,8 @@ class StatefulLayer(TTModule):
 
         Args, Raises: as :meth:`TTModule.zero_states`.
         """
-        super().zero_states(where=where)
         self._check_not_set_aside("zero_states()")
+        super().zero_states(where=where)
         if where is None:
             self.mark_states_current()
         elif torch.compiler.is_dynamo_compiling():
@@ -281,8 +282,8 @@ class StatefulLayer(TTModule):
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them; the next step names dead ones."""
-        super().detach_states()
         self._check_not_set_aside("detach_states()")
+        super().detach_states()
         for name in self.active_states:
             state = getattr(self, name)
             if state is not None and not is_leaked_tracer(state):
@@ -292,6 +293,7 @@ class StatefulLayer(TTModule):
         """Raise where a forward that runs all time steps at once would act between them."""
         if torch.compiler.is_compiling():  # where no states are set aside
             return
+        check_thread(self)
         if any(name not in self.__dict__ for name in self.active_states):
             raise ValueError(
                 f"{self.label()} runs all of its time steps at once, so a forward cannot call "
@@ -338,6 +340,8 @@ class StatefulLayer(TTModule):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = self.__dict__.copy()
+        if not attributes.keys() >= set(self.active_states):  # they are set aside
+            self._check_not_set_aside("copy.deepcopy() or pickle")
         for name in self.active_states:
             if attributes[name] is not None:
                 attributes[name] = self.detached_state(name)
