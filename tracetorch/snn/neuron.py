@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.thread_owner import check_thread, release, take
@@ -493,9 +493,12 @@ class Neuron(StatefulLayer):
 
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        if further or named or len(self.inputs) > 1:
-            return self._forward_several(x, further, named)
-        return self._forward(x)
+        try:
+            several = bool(further or named) or len(self.inputs) > 1
+        except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
+            self._check_fx(x)
+            raise
+        return self._forward_several(x, further, named) if several else self._forward(x)
 
     def _forward_several(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_count, check_integer, suggestion
@@ -31,10 +31,21 @@ ARITHMETIC_DTYPE = {
 }
 
 _FROZEN_STATE = (
-    "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
-    "traced program would start every call from the same state. tt.export.step(model, sample) "
-    "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
-    "module that calls zero_states() first and loops over time inside."
+    "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
+    "constant: the traced program would start every call from the same state. "
+    "tt.export.step(model, sample) makes a program whose states go in and come out, "
+    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
+    "over time inside, with torch.jit.trace under torch.no_grad(), without which it cannot be saved."
+)
+_FX_LEAF = (
+    "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. Trace "
+    "the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
+    "snn.Neuron; or tt.export.step(model, sample) makes a program whose states go in and come out."
+)
+_SCRIPT_LEAF = (
+    "is a leaf for torch.jit.script, which cannot compile its Python. tt.export.step(model, "
+    "sample) makes a program whose states go in and come out, tt.export.sequence one over time, "
+    "tt.export.onnx a file."
 )
 
 
@@ -142,6 +153,7 @@ class StatefulLayer(TTModule):
                 "function that calls zero_states() first and loops over time inside."
             )
         if not isinstance(x, Tensor):
+            self._check_fx(x)
             raise TypeError(
                 f"{self.label()} takes a tensor, got {type(x).__name__}. "
                 "Wrap arrays in torch.as_tensor(...)."
@@ -167,6 +179,15 @@ class StatefulLayer(TTModule):
         if len(shape) > 2 and self.dim == -1 and not sequence:
             _warn_of_sequence(self, x)
         return ARITHMETIC_DTYPE[x.dtype]
+
+    def _check_fx(self, x: object) -> None:
+        """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
+        if isinstance(x, fx.Proxy):
+            raise TypeError(f"{self.label()} {_FX_LEAF}")
+
+    def __prepare_scriptable__(self) -> StatefulLayer:
+        """Raise, because ``torch.jit.script`` asks here for what it is to compile."""
+        raise TypeError(f"{self.label()} {_SCRIPT_LEAF}")
 
     def states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False

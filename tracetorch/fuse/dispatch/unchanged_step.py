@@ -6,6 +6,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.ir.fingerprint import contents, helpers, reads_nothing
 from tracetorch.fuse.protocol import StepLayer
@@ -25,6 +27,8 @@ class UnchangedStep:
 
     def __init__(self, layer: StepLayer, *others: Callable[..., Any]) -> None:
         self.step = layer.step
+        # that of the tensors which a step makes of numbers
+        self.default_dtype = torch.get_default_dtype()
         self.names = layer.options
         self.options = tuple([getattr(layer, name) for name in self.names])
         functions = (self.step, *others, *map(type, self.options))
@@ -40,8 +44,10 @@ class UnchangedStep:
 
     def holds(self, layer: StepLayer) -> bool:
         """Whether the layer has the same step and options, and the step calls the same helpers."""
-        if layer.step is not self.step or not all(
-            map(operator.is_, map(layer.__dict__.get, self.names), self.options)
+        if (
+            layer.step is not self.step
+            or torch.get_default_dtype() is not self.default_dtype
+            or not all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
         ):
             return False
         for function, code, defaults, keyword_defaults in self.functions:

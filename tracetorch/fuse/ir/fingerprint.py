@@ -191,7 +191,9 @@ def reads_nothing(function: Any) -> bool:
         return True
     if not isinstance(function, types.FunctionType) or _holds_values(function):
         return False
-    names = _referenced_names(function.__code__)
+    # torch.compile warns of a cache, and guards on what it follows here
+    names_of = _names_in if torch.compiler.is_compiling() else _referenced_names
+    names = names_of(function.__code__)
     values = [function.__globals__[name] for name in names if name in function.__globals__]
     return all(
         _is_stable_module(value)
@@ -263,11 +265,13 @@ def _is_self_contained(function: types.FunctionType) -> bool:
     return not _holds_values(function) and _is_stable(function)
 
 
-@functools.lru_cache(maxsize=1024)
-def _referenced_names(code: types.CodeType) -> tuple[str, ...]:
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, its inner functions included."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _referenced_names(c))]))
+    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names_in(c))]))
+
+
+_referenced_names = functools.lru_cache(maxsize=1024)(_names_in)
 
 
 @functools.lru_cache(maxsize=1024)
