@@ -35,7 +35,7 @@ _FROZEN_STATE = (
     "constant: the traced program would start every call from the same state. "
     "tt.export.step(model, sample) makes a program whose states go in and come out, "
     "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
-    "over time inside, with torch.jit.trace under torch.no_grad(), without which it cannot be saved."
+    "over time inside."
 )
 _FX_LEAF = (
     "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. Trace "

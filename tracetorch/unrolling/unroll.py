@@ -160,7 +160,18 @@ def unroll(
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
     with nullcontext() if torch.compiler.is_compiling() else owned(kept):
         return _unroll(
-            model, x, inputs, found, neurons, time_dim, by, batched, record, check, segment, from_rest
+            model,
+            x,
+            inputs,
+            found,
+            neurons,
+            time_dim,
+            by,
+            batched,
+            record,
+            check,
+            segment,
+            from_rest,
         )
 
 
