@@ -125,10 +125,9 @@ def test_a_second_thread_is_refused_and_does_no_harm(run: str) -> None:
     model, twin = made(), made()
     expected = RUNS[run](twin, X)
     with at_the_gate(lambda: RUNS[run](model, X)) as future:
-        for name, other in OTHERS.items():
+        for other in OTHERS.values():
             with pytest.raises(ValueError, match=REFUSED):
                 other(model, X)
-                pytest.fail(f"{name} was not refused")
         assert not future.done()
     assert equal(future.result(), expected)
     assert equal(tt.get_states(model), tt.get_states(twin))
@@ -183,8 +182,7 @@ def test_every_call_of_a_pool_is_right_or_refused(by: str, grad: bool) -> None:
             try:
                 return torch.equal(tt.unroll(model, inputs[i], by=by, from_rest=True), expected[i])
             except ValueError as error:
-                assert "a copy per thread" in str(error)
-                return True
+                return "a copy per thread" in str(error)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)

@@ -38,9 +38,10 @@ _FROZEN_STATE = (
     "over time inside."
 )
 _FX_LEAF = (
-    "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. Trace "
-    "the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is true for "
-    "snn.Neuron; or tt.export.step(model, sample) makes a program whose states go in and come out."
+    "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. "
+    "Trace the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is "
+    "true for snn.Neuron; or tt.export.step(model, sample) makes a program whose states go in and "
+    "come out."
 )
 _SCRIPT_LEAF = (
     "is a leaf for torch.jit.script, which cannot compile its Python. tt.export.step(model, "

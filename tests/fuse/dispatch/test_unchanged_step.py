@@ -1,7 +1,7 @@
-"""Test steps that are edited in place, as IPython's ``%autoreload`` does: the layer runs the new one.
+"""Test steps that are edited in place, as IPython's ``%autoreload`` does.
 
 It replaces the parts of the old functions, so that whoever holds one runs the new code; a notebook
-cell that runs again makes new ones.
+cell that runs again makes new ones. Either way a layer that has run before runs the new step.
 """
 
 from __future__ import annotations
