@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import sequence
+from tests.unrolling.models import By
 from tracetorch import snn
 from tracetorch.core import thread_owner
 from tracetorch.core.snapshot import ModelSnapshot
@@ -80,6 +81,7 @@ RUNS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 OTHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     **RUNS,
     "in a loop": loop,
+    "a learner": lambda model, x: tt.online(model, "eprop")(x[0]),
     "zero_states": lambda model, x: tt.zero_states(model),
     "zero_states of samples": lambda m, x: tt.zero_states(m, where=torch.tensor([True, False])),
     "detach_states": lambda model, x: tt.detach_states(model),
@@ -172,7 +174,7 @@ def test_another_thread_may_not_read_or_copy_states_that_are_set_aside() -> None
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("grad", [True, False])
-def test_every_call_of_a_pool_is_right_or_refused(by: str, grad: bool) -> None:
+def test_every_call_of_a_pool_is_right_or_refused(by: By, grad: bool) -> None:
     model = made()
     inputs = [(i + 1) * X[:, :1] for i in range(24)]
     expected = [tt.unroll(model, x, by=by, from_rest=True) for x in inputs]
@@ -278,7 +280,7 @@ def test_passes_nest_in_one_thread() -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_a_thread_of_autograd_works_for_the_one_that_waits(by: str) -> None:
+def test_a_thread_of_autograd_works_for_the_one_that_waits(by: By) -> None:
     """As on a GPU, where the backward pass, and with it a segment, runs in another thread."""
     model, x = made(), X.clone().requires_grad_()
     expected = torch.autograd.grad(tt.unroll(model, x, by=by, from_rest=True).sum(), x)

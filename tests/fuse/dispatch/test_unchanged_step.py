@@ -90,7 +90,7 @@ EDITS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
     "a global number": ({"helper": "SLOPE * u"}, {"setting": "SLOPE = 5.0", "helper": "SLOPE * u"}),
 }
-WAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+WAYS: dict[str, Callable[[snn.Neuron, Tensor], Tensor]] = {
     "a sequence": lambda layer, x: tt.unroll(layer, x, from_rest=True),
     "without a graph": torch.no_grad()(lambda layer, x: tt.unroll(layer, x, from_rest=True)),
     "in steps": torch.no_grad()(

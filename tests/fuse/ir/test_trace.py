@@ -131,7 +131,7 @@ def single_steps(layer: nn.Module, x: Tensor) -> Tensor:
         return torch.stack([layer(step) for step in x.unbind(0)])
 
 
-def through_recurrence(layer: nn.Module, x: Tensor) -> Tensor:
+def through_recurrence(layer: snn.Neuron, x: Tensor) -> Tensor:
     return tt.unroll(snn.Recurrent(layer, nn.Linear(3, 3).to(x)), x)
 
 
