@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import forward_ad_active, functorch_active
+from tracetorch.core.torch_private import forward_ad_active, functorch_active, is_tracing
 
 _TOKEN = torch.empty(0, device="cpu")  # saved by every node below; only its presence matters
 
@@ -52,13 +52,14 @@ def explain_double_backward(values: list[Tensor]) -> list[Tensor]:
     """Return ``values`` behind a node that explains a second ``backward`` through them.
 
     Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
-    ``torch.func`` its own message remains.
+    ``torch.func`` its own message remains, and a traced program has no use for the node.
     """
     if (
         not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or functorch_active()
         or forward_ad_active()
+        or is_tracing()
     ):
         return values
     # a state without a graph, one that a step detached say, must not be given one

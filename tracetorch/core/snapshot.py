@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.values import (
     ValueSnapshot,
     Watched,
@@ -69,6 +70,7 @@ class ModelSnapshot:
         self._modules: list[tuple[str, nn.Module, dict[str, Any]]] = []
         self._registries: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         for path, module in found.modules:
+            check_thread(module)  # it would be restored under another thread's feet
             attributes = vars(module)
             # an engine's own attributes are its business, but for the mode
             kept = {"training": module.training} if is_engine(type(module)) else attributes

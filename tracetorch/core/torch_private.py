@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch._functorch.pyfunctorch import (
     FuncTorchInterpreter,
     VmapInterpreter,
     retrieve_all_functorch_interpreters,
+    temporarily_clear_interpreter_stack,
 )
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -27,7 +29,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
     "COMPOSITE",
@@ -55,6 +57,7 @@ __all__ = [
     "functorch",
     "functorch_active",
     "global_hooks",
+    "global_modes_off",
     "graph_break",
     "has_values",
     "is_alias",
@@ -128,6 +131,33 @@ BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
 
+@contextmanager
+def global_modes_off() -> Iterator[None]:
+    """Run a block as outside of all modes: what it finds is remembered, and holds without them.
+
+    Modes of dispatch and of functions, a default device among them, ``torch.func`` transforms,
+    autocast, inference mode, disabled gradients, hooks on saved tensors, and the search for
+    anomalies, which is one switch for all threads and so is touched only where it is on.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(_disable_current_modes())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_anomaly_enabled():
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        if saved_tensor_hooks_enabled():
+            # activation checkpointing counts through such hooks what a module saves, and would
+            # count these with it; the innermost ones win
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+            stack.enter_context(hooks)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
 def forward_ad_active() -> bool:
     """Whether forward-mode differentiation is running."""
     return torch.autograd.forward_ad._current_level >= 0
@@ -148,8 +178,18 @@ def is_jit_tracing() -> bool:
 
 
 def is_tracing() -> bool:
-    """Whether a program is being recorded that will run without this module's Python."""
-    return is_exporting() or torch.jit.is_tracing()  # type: ignore
+    """Whether a program is being recorded that will run without this module's Python.
+
+    By ``torch.export``, ``torch.jit.trace`` or ``make_fx``.
+    """
+    if is_exporting() or torch.jit.is_tracing():  # type: ignore
+        return True
+    # torch.compile, which cannot follow the question, records nothing in this way
+    return not torch.compiler.is_compiling() and _dispatch_mode(_PROXY) is not None
+
+
+_dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -17,6 +17,7 @@ from tracetorch.core.version import __version__
 from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
 from tracetorch.export.step import export_step
 from tracetorch.export.tensor_spec import TensorSpec
+from tracetorch.export.trace_errors import ignore_own_warnings
 from tracetorch.unrolling.inputs import parse_inputs
 
 _MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
@@ -84,14 +85,15 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
                 f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
                 "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
             )
-        onnx_program = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            verbose=False,
-            input_names=interface.input_names(),
-            output_names=interface.output_names(),
-        )
+        with ignore_own_warnings():
+            onnx_program = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=interface.input_names(),
+                output_names=interface.output_names(),
+            )
         if onnx_program is None:
             raise RuntimeError(f"torch.onnx of torch {torch.__version__} gave no program.")
         onnx_program.model.metadata_props[METADATA_KEY] = interface.dumps()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+
+@contextmanager
+def ignore_own_warnings() -> Iterator[None]:
+    """Ignore what PyTorch warns of in its own code, about which a user can do nothing."""
+    with warnings.catch_warnings():
+        # when it copies a program (torch 2.13)
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        yield
 
 
 @contextmanager
@@ -20,7 +30,8 @@ def explain_trace_errors(model: nn.Module, *kinds: type[RuntimeError]) -> Iterat
         ValueError: an error of one of ``kinds`` was raised within the block.
     """
     try:
-        yield
+        with ignore_own_warnings():
+            yield
     except kinds as error:
         # The lines after the first are advice on torch.export itself, which the user did not call.
         reason = str(error).strip().partition("\n")[0]

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from tracetorch.core.checks import suggestion
 from tracetorch.core.snapshot import restored
+from tracetorch.core.thread_owner import owned
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.step import Held, Rule, Step
@@ -156,6 +157,11 @@ class OnlineLearner(TTModule):
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
                 "model itself, or tt.unroll(model, x, from_rest=True)."
             )
+        with owned(tuple(self._held.layers.values())):
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one step; no other thread runs the layers."""
         step = Step(self._held)
         before = StateSnapshot(self._held.layers.values())
         try:

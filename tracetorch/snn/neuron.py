@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.thread_owner import check_thread, release, take
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
@@ -57,8 +58,8 @@ N = TypeVar("N", bound="Neuron")
 # of the dtypes in which an output is narrower than the arithmetic
 _SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 
-# classes whose step has been found to take the states in their order
-_checked_classes: WeakSet[type[Neuron]] = WeakSet()
+# of each class what was found to fit: its step, which may be edited in place, states and inputs
+_checked_classes: WeakKeyDictionary[type[Neuron], tuple[object, ...]] = WeakKeyDictionary()
 
 
 class Declarations(Opaque):
@@ -172,9 +173,12 @@ class Neuron(StatefulLayer):
         self._single_steps = SingleStepCache()
         self._sequences = PreparedSequences()
         self.layer_pass = None
-        if type(self) not in _checked_classes:
+        kind: Any = type(self)
+        step = getattr(kind, "step", None)
+        declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
+        if _checked_classes.get(kind) != declared:
             self._check_step()
-            _checked_classes.add(type(self))
+            _checked_classes[kind] = declared
 
     def _check_step(self) -> None:
         """Raise where ``step`` takes inputs or states by other names or in another order."""
@@ -501,6 +505,7 @@ class Neuron(StatefulLayer):
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).states and self.__dict__.get("layer_pass") is not None:
+            check_thread(self)
             # a pass by layer has set the states aside, for those of one step are not known
             raise ValueError(
                 f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
@@ -549,15 +554,19 @@ class Neuron(StatefulLayer):
             **super().__getstate__(),
             "_single_steps": SingleStepCache(),
             "_sequences": PreparedSequences(),
+            "layer_pass": None,
         }
 
     # Calling
 
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        if further or named or len(self.inputs) > 1:
-            return self._forward_several(x, further, named)
-        return self._forward(x)
+        try:
+            several = bool(further or named) or len(self.inputs) > 1
+        except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
+            self._check_fx(x)
+            raise
+        return self._forward_several(x, further, named) if several else self._forward(x)
 
     def _forward_several(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -565,6 +574,7 @@ class Neuron(StatefulLayer):
         """Run the modules that compute inputs, and then the layer."""
         if self.layer_pass is not None or torch.compiler.is_compiling():
             return self._forward(x, *self._all_further(x, given, named))
+        check_thread(self)  # before states are taken that would be put back
         within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
         before = StateSnapshot(each for each in within if each is not self)
         try:
@@ -574,15 +584,25 @@ class Neuron(StatefulLayer):
             raise
 
     def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
+        compiling = torch.compiler.is_compiling()
         if self.layer_pass is not None:
+            if not compiling:
+                check_thread(self)
             return self.layer_pass(self, x, *further)
-        if running.by_layer and not torch.compiler.is_compiling():
+        if compiling or not self.states:
+            return self.forward_step(x, *further)
+        if running.by_layer:
             raise ValueError(
                 f"{self!r} cannot be reached through the attributes of the model that runs by "
                 "layer, only through a closure or a global: it would take all time steps for one "
                 'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
             )
-        return self.forward_step(x, *further)
+        outermost = take(self)
+        try:
+            return self.forward_step(x, *further)
+        finally:
+            if outermost:
+                release(self)
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.spawning import kept_for_child
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
@@ -32,10 +33,22 @@ ARITHMETIC_DTYPE = {
 }
 
 _FROZEN_STATE = (
-    "torch.export and torch.jit.trace would freeze the state of a neuron layer as a constant: the "
-    "traced program would start every call from the same state. tt.export.step(model, sample) "
-    "makes a program whose states go in and come out, tt.export.sequence one over time; or trace a "
-    "module that calls zero_states() first and loops over time inside."
+    "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
+    "constant: the traced program would start every call from the same state. "
+    "tt.export.step(model, sample) makes a program whose states go in and come out, "
+    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
+    "over time inside."
+)
+_FX_LEAF = (
+    "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. "
+    "Trace the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is "
+    "true for snn.Neuron; or tt.export.step(model, sample) makes a program whose states go in and "
+    "come out."
+)
+_SCRIPT_LEAF = (
+    "is a leaf for torch.jit.script, which cannot compile its Python. tt.export.step(model, "
+    "sample) makes a program whose states go in and come out, tt.export.sequence one over time, "
+    "tt.export.onnx a file."
 )
 
 
@@ -160,6 +173,7 @@ class StatefulLayer(TTModule):
                 "or use torch.func.vmap(torch.func.grad(...)) over a function of one sequence."
             )
         if not isinstance(x, Tensor):
+            self._check_fx(x)
             raise TypeError(
                 f"{self.label()} takes a tensor, got {type(x).__name__}. "
                 "Wrap arrays in torch.as_tensor(...)."
@@ -185,6 +199,15 @@ class StatefulLayer(TTModule):
         if len(shape) > 2 and self.dim == -1 and not sequence:
             _warn_of_sequence(self, x)
         return ARITHMETIC_DTYPE[x.dtype]
+
+    def _check_fx(self, x: object) -> None:
+        """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
+        if isinstance(x, fx.Proxy):
+            raise TypeError(f"{self.label()} {_FX_LEAF}")
+
+    def __prepare_scriptable__(self) -> StatefulLayer:
+        """Raise, because ``torch.jit.script`` asks here for what it is to compile."""
+        raise TypeError(f"{self.label()} {_SCRIPT_LEAF}")
 
     def states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
@@ -272,8 +295,8 @@ class StatefulLayer(TTModule):
 
         Args, Raises: as :meth:`TTModule.zero_states`.
         """
-        super().zero_states(where=where)
         self._check_not_set_aside("zero_states()")
+        super().zero_states(where=where)
         if where is None:
             self.mark_states_current()
         elif torch.compiler.is_dynamo_compiling():
@@ -300,8 +323,8 @@ class StatefulLayer(TTModule):
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them; the next step names dead ones."""
-        super().detach_states()
         self._check_not_set_aside("detach_states()")
+        super().detach_states()
         for name in self.active_states:
             state = getattr(self, name)
             if state is not None and not is_leaked_tracer(state):
@@ -311,6 +334,7 @@ class StatefulLayer(TTModule):
         """Raise where a forward that runs all time steps at once would act between them."""
         if torch.compiler.is_compiling():  # where no states are set aside
             return
+        check_thread(self)
         if any(name not in self.__dict__ for name in self.active_states):
             raise ValueError(
                 f"{self.label()} runs all of its time steps at once, so a forward cannot call "
@@ -357,6 +381,8 @@ class StatefulLayer(TTModule):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = self.__dict__.copy()
+        if not attributes.keys() >= set(self.active_states):  # they are set aside
+            self._check_not_set_aside("copy.deepcopy() or pickle")
         for name in self.active_states:
             if attributes[name] is not None:
                 attributes[name] = kept_for_child(self.detached_state(name))

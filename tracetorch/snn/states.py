@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, suggestion
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import layer_label
@@ -81,6 +82,8 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
     layers = list(named_neurons(module))
+    for _, layer in layers:
+        check_thread(layer)
     known = _names(layers)
     for name in states:
         if name not in known:

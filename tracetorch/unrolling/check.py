@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -202,10 +203,15 @@ class _Check:
         begun: list[tuple[int, _RandomState]] = []
         paths = {id(module): path for path, module in self.modules}
 
+        thread = get_ident()  # of another, a call reaches the hooks before it is refused
+
         def begin(module: nn.Module, args: Any) -> None:
-            begun.append((len(calls), _RandomState()))
+            if get_ident() == thread:
+                begun.append((len(calls), _RandomState()))
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if get_ident() != thread:
+                return
             arguments, result = _copied((args, kwargs)), _copied(output)
             calls.append(_Call(paths[id(module)], module, arguments, result, *begun.pop()))
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import exclude_from_compile, unsafe_view
+from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, unsafe_view
 from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -162,8 +162,10 @@ class LayerPass(Opaque):
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
-        # without a graph a view is as good, and costs a third
-        return unsafe_view(y, folded) if torch.is_grad_enabled() else y.view(folded)
+        # without a graph a view is as good, and costs a third; a trace is checked without one
+        if torch.is_grad_enabled() or is_jit_tracing():
+            return unsafe_view(y, folded)
+        return y.view(folded)
 
     def _run_recorded(
         self,

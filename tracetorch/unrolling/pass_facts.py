@@ -65,7 +65,8 @@ class PassFacts:
         self.watched: list[int] = []
         self.with_buffers: list[int] = []
         self.cloned: list[int] = []
-        for number, (_, module) in enumerate(modules):
+        # torch.compile compares nothing, and warns of a cache
+        for number, (_, module) in enumerate(() if torch.compiler.is_compiling() else modules):
             if is_exempt(type(module)):  # type: ignore[arg-type]
                 continue
             self.watched.append(number)

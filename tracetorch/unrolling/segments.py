@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
 from tracetorch.core.snapshot import ConsumptionWatch, ModelSnapshot
+from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
     exclude_from_compile,
     functorch_active,
@@ -96,13 +98,40 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
             steps,
             *(*leaves, *(getattr(layer, name) for layer, name in names)),
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), replay),
+            context_fn=lambda: (nullcontext(), _Owned(replay)),
         )
     for (layer, name), end in zip(names, ends, strict=True):
         setattr(layer, name, end)
     if any(isinstance(y, Tensor) and y.requires_grad for y in pytree.tree_leaves((result, ends))):
         replay.refuse_consumed()
     return result
+
+
+class _Owned:
+    """Let no other thread run the model while a segment runs again.
+
+    Args:
+        replay: the context of the segment.
+    """
+
+    def __init__(self, replay: _SegmentReplay) -> None:
+        self.replay = replay
+        # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
+        self.owned = owned(replay.layers, waiting=get_ident())
+
+    def __enter__(self) -> None:
+        self.owned.__enter__()
+        try:
+            self.replay.__enter__()
+        except BaseException:
+            self.owned.__exit__()
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.replay.__exit__(*error)
+        finally:
+            self.owned.__exit__()
 
 
 class _SegmentReplay:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
+from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
 from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
@@ -143,8 +144,8 @@ def unroll(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range; the model cannot run by layer, or keeps something
-            outside its neuron layers; ``check`` finds a difference; or as a layer does. The states,
-            and what the modules hold, are then as before.
+            outside its neuron layers; another thread runs it; ``check`` finds a difference; or as
+            a layer does. The states, and what the modules hold, are then as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -158,19 +159,50 @@ def unroll(
     inputs = parse_inputs(x, steps, time_dim, batched)
     found = _reachable(model)
     facts = facts_of(found)
-    neurons: list[Neuron] = []
-    for number in facts.neurons:
-        neuron: Neuron = found.modules[number][1]  # type: ignore[assignment]
+    neurons: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
+    # torch.compile cannot follow what a thread notes for itself, and needs none of it
+    kept = neurons if by == "layer" else [each for each in neurons if each.states]
+    with nullcontext() if torch.compiler.is_compiling() else owned(kept):
+        return _unroll(
+            model,
+            x,
+            inputs,
+            found,
+            neurons,
+            time_dim,
+            by,
+            batched,
+            record,
+            check,
+            segment,
+            from_rest,
+        )
+
+
+def _unroll(
+    model: nn.Module,
+    x: Any,
+    inputs: Inputs,
+    found: Walk,
+    neurons: list[Neuron],
+    time_dim: int,
+    by: Literal["layer", "step"],
+    batched: bool,
+    record: Sequence[str] | str | None,
+    check: bool | int,
+    segment: int | None,
+    from_rest: bool,
+) -> Any:
+    """Run :func:`unroll` with its arguments checked; no other thread runs the neuron layers."""
+    for neuron in neurons:
         if neuron.layer_pass is not None:
             raise ValueError(
                 f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
                 'Use unroll(..., by="step") for the outer one.'
             )
-        neurons.append(neuron)
+    facts = facts_of(found)
     paths = [found.modules[number][0] for number in facts.neurons]
     before = StateSnapshot(neurons)
-    if from_rest:
-        zero_states(model)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None
@@ -182,12 +214,13 @@ def unroll(
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
 
-    # torch.compile cannot follow what a thread notes for itself, and needs none of it
     compiling = torch.compiler.is_compiling()
     outer = False if compiling else running.sequence
     if not compiling:
         running.sequence = True
     try:
+        if from_rest:
+            zero_states(model)
         if by == "layer":
             if check is not False:
                 checked_steps = inputs.steps if check is True else check_count("check", check)

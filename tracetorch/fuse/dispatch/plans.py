@@ -52,7 +52,9 @@ def program_of(
             kwargs = layer.step_kwargs(ndim, dtype)
     if inspect.ismethod(layer.step):
         raise Unfusable("its step is not a static method: what it reads of self stays unseen")
-    parts: list[Hashable] = [type(layer).__name__, ndim, dtype, layer.active_states]
+    # a number that a step makes a tensor of has the default dtype
+    settings = (ndim, dtype, torch.get_default_dtype())
+    parts: list[Hashable] = [type(layer).__name__, *settings, layer.active_states]
     callables: list[tuple[str, Any]] = [("step", layer.step)]
     for name, value in kwargs.items():
         if isinstance(value, Tensor):

@@ -6,8 +6,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse.ir.fingerprint import helpers, reads_nothing
+from tracetorch.fuse.ir.fingerprint import contents, helpers, reads_nothing
 from tracetorch.fuse.protocol import StepLayer
 
 # options that cannot change unseen
@@ -25,6 +27,8 @@ class UnchangedStep:
 
     def __init__(self, layer: StepLayer, *others: Callable[..., Any]) -> None:
         self.step = layer.step
+        # that of the tensors which a step makes of numbers
+        self.default_dtype = torch.get_default_dtype()
         self.names = layer.options
         self.options = tuple([getattr(layer, name) for name in self.names])
         functions = (self.step, *others, *map(type, self.options))
@@ -32,12 +36,26 @@ class UnchangedStep:
             map(reads_nothing, functions)
         )
         self.helpers = helpers(self.step) if self.is_comparable else []
+        # functions stay the same objects where a module is reloaded in place: their parts do not
+        self.functions: list[tuple[Any, ...]] = []
+        for function in (self.step, *[value for _, _, value in self.helpers]):
+            if parts := contents(function):
+                self.functions.append((function, *parts))
 
     def holds(self, layer: StepLayer) -> bool:
         """Whether the layer has the same step and options, and the step calls the same helpers."""
-        return (
-            layer.step is self.step
-            and all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
-            # most have none, and starting a generator takes time
-            and (not self.helpers or all(names.get(n) is value for names, n, value in self.helpers))
-        )
+        if (
+            layer.step is not self.step
+            or torch.get_default_dtype() is not self.default_dtype
+            or not all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
+        ):
+            return False
+        for function, code, defaults, keyword_defaults in self.functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keyword_defaults
+            ):
+                return False
+        # most have none, and starting a generator takes time
+        return not self.helpers or all(names.get(n) is value for names, n, value in self.helpers)

@@ -7,6 +7,7 @@ it returns.
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import types
@@ -59,7 +60,7 @@ def fingerprint(name: str, value: object) -> Hashable:
         fields = [v.hex() if isinstance(v, float) else (type(v), v) for v in vars(value).values()]
         return type(value), tuple(fields)
     if type(value) is types.FunctionType and _is_self_contained(value):
-        return value
+        return value, value.__code__
     return _Fingerprinter(name).fingerprint(value)
 
 
@@ -108,14 +109,14 @@ class _Fingerprinter:
     def _function(self, function: types.FunctionType) -> Hashable:
         """Return the fingerprint of a function: code, closure, defaults and globals it names."""
         if _is_self_contained(function):
-            return function
+            return function, function.__code__
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         # A recursive inner function closes over itself.
         closure = self._all(content for content in cells if content is not function)
         defaults = self.fingerprint((function.__defaults__, function.__kwdefaults__ or {}))
-        # Its code and its globals stay; what it closes over is its own.
+        # Its globals stay; what it closes over is its own.
         if _is_stable(function):
-            return function, closure, defaults
+            return function, function.__code__, closure, defaults
         fingerprints: list[Hashable] = []
         names = _referenced_names(function.__code__)
         for name in names:
@@ -190,7 +191,9 @@ def reads_nothing(function: Any) -> bool:
         return True
     if not isinstance(function, types.FunctionType) or _holds_values(function):
         return False
-    names = _referenced_names(function.__code__)
+    # torch.compile warns of a cache, and guards on what it follows here
+    names_of = _names_in if torch.compiler.is_compiling() else _referenced_names
+    names = names_of(function.__code__)
     values = [function.__globals__[name] for name in names if name in function.__globals__]
     return all(
         _is_stable_module(value)
@@ -207,17 +210,30 @@ def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
     function compares these at each call.
 
     Returns:
-        For each, the globals that hold it, its name there, and the callable.
+        For each, the globals that hold it, its name there, and the callable; ``None`` where the
+        name is that of a builtin, which a global of the same name would hide.
 
     """
     if _is_stable(function):
         return []
     callables: list[tuple[dict[str, Any], str, object]] = []
-    for name in _referenced_names(function.__code__):
+    for name in _global_names(function.__code__):
         value = function.__globals__.get(name)
-        if value is not None and not isinstance(value, types.ModuleType):
-            callables += [(function.__globals__, name, value), *helpers(value)]
+        if not isinstance(value, types.ModuleType):
+            callables.append((function.__globals__, name, value))
+            callables += [] if value is None else helpers(value)
     return callables
+
+
+def contents(function: Any) -> tuple[object, ...]:
+    """Return what can be replaced in a function while it stays the same object.
+
+    An editor that reloads modules, as IPython's ``%autoreload``, does so: whoever holds the
+    function then runs the new code.
+    """
+    if not isinstance(function, types.FunctionType):
+        return ()
+    return function.__code__, function.__defaults__, function.__kwdefaults__
 
 
 def _is_stable(owner: Any) -> bool:
@@ -249,11 +265,21 @@ def _is_self_contained(function: types.FunctionType) -> bool:
     return not _holds_values(function) and _is_stable(function)
 
 
-@functools.lru_cache(maxsize=1024)
-def _referenced_names(code: types.CodeType) -> tuple[str, ...]:
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, its inner functions included."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _referenced_names(c))]))
+    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names_in(c))]))
+
+
+_referenced_names = functools.lru_cache(maxsize=1024)(_names_in)
+
+
+@functools.lru_cache(maxsize=1024)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code looks up among its globals, its inner functions included."""
+    names = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return tuple(dict.fromkeys([*names, *(n for c in inner for n in _global_names(c))]))
 
 
 def _is_generated(function: types.FunctionType) -> bool:

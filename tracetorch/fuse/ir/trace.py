@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import saved_tensor_hooks_enabled
+from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.record import Recorder
 from tracetorch.fuse.protocol import StepLayer
@@ -146,21 +145,6 @@ def trace(layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, 
     return program
 
 
-def _shield_saved_tensors() -> AbstractContextManager[object]:
-    """Keep tensors that autograd saves while tracing from the saved-tensor hooks around the call.
-
-    Activation checkpointing counts through such hooks what a module saves, and would count these
-    with it. The innermost hooks win, so hooks that do nothing are enough.
-    """
-    if not saved_tensor_hooks_enabled():
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _same(state: Any, other: Any) -> bool:
     """Whether two states of NumPy's generator are the same."""
     return all(np.array_equal(a, b) for a, b in zip(state, other, strict=True))
@@ -174,13 +158,16 @@ def _trace(
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
     device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
-    recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
     entered = input_names(layer)
     names = [*entered, *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
-        with recorder, torch.inference_mode(False), torch.enable_grad(), _shield_saved_tensors():
+        # the program serves every later call, in whatever mode this first one runs
+        with (
+            global_modes_off(),
+            Recorder(ndim, dtype, device or torch.device("cpu"), side) as recorder,
+        ):
             # Forward: inactive states are None, as in an eager step.
             inputs = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = layer.step(

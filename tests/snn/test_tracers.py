@@ -1,0 +1,130 @@
+"""Test PyTorch's tracers over two steps of a model: equal to the model, or refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import tracetorch as tt
+from tests.cases import sequence
+from tracetorch import snn
+
+# PyTorch warns of sizes that become constants, of attributes that are assigned, of torch.jit
+pytestmark = pytest.mark.filterwarnings("ignore")
+FROZEN = "would freeze the state of a neuron layer"
+X = sequence(2, 2, 3, dtype=torch.float32)
+
+
+def fake_traced(model: nn.Module, x: Tensor, mode: Literal["fake", "symbolic"]) -> Any:
+    return make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+
+
+TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "export": lambda model, x: torch.export.export(model, (x,)).module(),
+    "export, strict": lambda model, x: torch.export.export(model, (x,), strict=True).module(),
+    "jit.trace": torch.jit.trace,
+    "jit.trace without a check": lambda m, x: torch.jit.trace(m, x, check_trace=False),
+    "jit.trace without gradients": torch.no_grad()(torch.jit.trace),
+    "make_fx": lambda model, x: make_fx(model)(x),
+    "make_fx without gradients": torch.no_grad()(lambda model, x: make_fx(model)(x)),
+    "make_fx of sizes": lambda m, x: fake_traced(m, x, "symbolic"),
+    "make_fx of fakes": lambda m, x: fake_traced(m, x, "fake"),
+    "symbolic_trace": lambda model, x: fx.symbolic_trace(model),
+    "jit.script": lambda model, x: torch.jit.script(model),
+}
+LEAF = {"symbolic_trace": "a leaf for torch.fx", "jit.script": "a leaf for torch.jit.script"}
+
+
+def slow_unless(cheap: bool, *values: str) -> Any:
+    return pytest.param(*values, marks=[] if cheap else pytest.mark.slow)
+
+
+def made() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), snn.LIF(4), snn.RLIF(4))
+
+
+class Over(nn.Module):
+    """Zero a model and run it over two steps."""
+
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = made()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        tt.zero_states(self.net)
+        return self.run(self.net, x)
+
+
+LOOPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a loop": lambda net, x: torch.stack([net(x[0]), net(x[1])]),
+    "by step": lambda net, x: tt.unroll(net, x, by="step"),
+    "by layer": lambda net, x: tt.unroll(net, x),
+    "from rest": lambda net, x: tt.unroll(net, x, from_rest=True),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("tracer", [slow_unless("export" not in each, each) for each in TRACERS])
+def test_a_step_is_refused_by_name(tracer: str, inside: bool) -> None:
+    model = made() if inside else made()[1]
+    match = LEAF.get(tracer, FROZEN)
+    with pytest.raises((RuntimeError, TypeError), match=match):
+        TRACERS[tracer](model, X[0] if inside else torch.ones(2, 4))
+
+
+CASES = [
+    slow_unless("export" not in tracer and loop in ("a loop", "by layer"), tracer, loop)
+    for tracer in TRACERS
+    if tracer not in LEAF
+    for loop in LOOPS
+]
+
+
+@pytest.mark.parametrize(("tracer", "loop"), CASES)
+def test_a_sequence_that_begins_at_rest_is_traced(tracer: str, loop: str) -> None:
+    model = Over(LOOPS[loop])
+    traced = TRACERS[tracer](model, X)
+    other = 2 * X  # values that the tracer has not seen
+    for x in (X, other, other):
+        torch.testing.assert_close(traced(x), model(x))
+    tt.zero_states(model)
+
+
+def test_the_way_out_of_symbolic_trace() -> None:
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, snn.Neuron) or super().is_leaf_module(m, module_qualified_name)
+
+    model = made()
+    traced = fx.GraphModule(model, Tracer().trace(model))
+    expected = tt.unroll(model, X, from_rest=True)
+    assert torch.equal(tt.unroll(traced, X, from_rest=True), expected)
+    with pytest.raises(TypeError, match="got Proxy"):
+        fx.symbolic_trace(Over(LOOPS["by layer"]))
+
+
+@pytest.mark.slow
+def test_nothing_is_warned_of_that_a_user_can_do_nothing_about() -> None:
+    class Own(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return x + mem, mem + x
+
+    for model in (made(), nn.Sequential(Own(3))):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            tt.export.step(model, X[0])
+            run = torch.compile(lambda x, m=model: tt.unroll(m, x, from_rest=True), backend="eager")
+            run(X)
+        torch.compiler.reset()
+        assert [str(each.message) for each in seen if "autograd.function" not in str(each)] == []
