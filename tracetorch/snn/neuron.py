@@ -12,22 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.torch_private import NO_BACKWARD, current_backward
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import NO_BACKWARD, current_backward, has_values
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
 from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import SingleStepCache
 from tracetorch.fuse.step_results import check_step_results, share_memory
+from tracetorch.snn.lost_writes import warn_of_lost_writes
 from tracetorch.snn.parameters import (
     CONSTRAINT_GRADIENTS,
     DECAY,
     THRESHOLD,
+    UNSET,
     WEIGHT,
     Constraint,
     Decay,
     DecaySetup,
     Rank,
     SpikeFunction,
+    NegativeThreshold,
     Threshold,
     ThresholdSetup,
     Value,
@@ -63,6 +67,7 @@ class Declarations(Opaque):
 
     def __init__(self) -> None:
         self.constraints: dict[str, Constraint] = {}
+        self.kinds: dict[str, type[Weight]] = {}
         self.options: tuple[str, ...] = ()
         self.fixed: tuple[str, ...] = ()
 
@@ -304,6 +309,8 @@ class Neuron(StatefulLayer):
         )
         setup = resolve_setup(name, value, default)
         self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
+        if negative:
+            self._declared.kinds[name] = NegativeThreshold
         self.option(spike, setup.surrogate)
 
     def weight(
@@ -336,7 +343,8 @@ class Neuron(StatefulLayer):
         Args:
             name: the argument of ``step`` that receives it.
             value: the constant.
-            fixed: it cannot be assigned anew, for tensors of the layer have its size.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
+                is ``None``, for the layer lacks this part.
 
         """
         self._check_name(name)
@@ -356,6 +364,7 @@ class Neuron(StatefulLayer):
         else:
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constraints[name] = constraint
+        self._declared.kinds[name] = type(setup)
 
     # Reading
 
@@ -406,7 +415,9 @@ class Neuron(StatefulLayer):
         """The states, and what else a step changes (notes that hold for one call)."""
         notes = (
             "_single_steps",
+            "_doubtful_step",
             "_sequences",
+            "_takes_steps",
             "_zeroed_in_backward",
             "_zeroed_in_trace",
             "layer_pass",
@@ -442,23 +453,70 @@ class Neuron(StatefulLayer):
             )
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
-            return declared.constraints[name](getattr(self, f"raw_{name}"))
+            raw = getattr(self, f"raw_{name}")
+            value = declared.constraints[name](raw)
+            if value is not raw:
+                warn_of_lost_writes(self, name, value)
+            return value
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
-            constraint = declared.constraints[name].__name__
-            raise AttributeError(
-                f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Write "
-                f"raw_{name}, or give {name} to the constructor."
-            )
+            self._assign(name, value)
+            return
         if declared is not None and name in declared.fixed:
+            if self.__dict__.get(name, UNSET) is None:
+                if value is None:
+                    return
+                raise AttributeError(
+                    f"{self!r} has no {name}: the constructor has left it out, and the states that "
+                    "it needs. Build a layer that has it."
+                )
             raise AttributeError(
                 f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
                 "another layer."
             )
         super().__setattr__(name, value)
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+        Its rank, and the optimizer that holds the raw tensor, stay as they are.
+        """
+        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
+        if raw_name in self.__dict__:
+            raise ValueError(
+                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
+                f"weights; what is assigned to {name} would not last. Remove that first."
+            )
+        current = getattr(self, raw_name)
+        if raw.ndim > current.ndim:
+            raise ValueError(
+                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+                "number, or build the layer with rank 1."
+            )
+        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
+        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
+        written = [current] if stored else [*self.parameters(), *self.buffers()]
+        with torch.no_grad(), restored_on_error(written):
+            if stored:
+                current.copy_(raw)
+            else:  # by the right inverse of its parametrization
+                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
+            found = self._declared.constraints[name](getattr(self, raw_name))
+            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
+            if has_values(found) and not torch.allclose(
+                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
+            ):
+                raise ValueError(
+                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
+                    f"be {found.tolist()}."
+                )
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        """Return the raw tensor of a value, checked as a constructor checks it."""
+        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
@@ -572,6 +630,7 @@ class Neuron(StatefulLayer):
             and not torch.compiler.is_compiling()
             and not further
             and len(self.inputs) == 1
+            and not self._doubtful_step  # the second step tells, and a compiled one checks nothing
         ):
             output = self._single_steps.run(self, x)
             if output is not None:
