@@ -27,10 +27,6 @@ def write_under_no_grad(neurons: snn.LIF) -> None:
         lambda neurons: neurons.beta[0].fill_(0.1),
         lambda neurons: neurons.beta[:2].copy_(torch.zeros(2)),
         lambda neurons: nn.init.constant_(neurons.beta, 0.1),
-        lambda neurons: nn.init.constant_(
-            neurons.beta,
-            0.1,
-        ),
         assign_item,
         write_under_no_grad,
     ],

@@ -1,4 +1,4 @@
-"""A sequence ``[T, B, features]`` taken for one step is warned of, tokens ``[B, tokens, D]`` not."""
+"""A sequence ``[T, B, features]`` taken for one step is warned of, tokens are not."""
 
 from __future__ import annotations
 

@@ -355,7 +355,8 @@ def test_an_assignment_keeps_rank_and_what_learns() -> None:
     one.beta = torch.tensor(0.25)
     one.beta *= 2
     one.neg_threshold = -3
-    assert one.raw_beta.shape == () and "raw_beta" in dict(one.named_buffers())
+    assert one.raw_beta.shape == ()
+    assert "raw_beta" in dict(one.named_buffers())
     assert one.beta.item() == pytest.approx(0.5)
     assert one.neg_threshold.tolist() == pytest.approx([-3.0] * 3)
     one.beta = torch.tensor(1.0)  # a tensor may touch 0 and 1, as in the constructor

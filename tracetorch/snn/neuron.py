@@ -29,9 +29,9 @@ from tracetorch.snn.parameters import (
     Constraint,
     Decay,
     DecaySetup,
+    NegativeThreshold,
     Rank,
     SpikeFunction,
-    NegativeThreshold,
     Threshold,
     ThresholdSetup,
     Value,
@@ -87,6 +87,9 @@ class Neuron(StatefulLayer):
     ``layer(x, modulator=modulator)``. What broadcasts to the shape of ``x`` is admitted. An input
     of whose name the layer holds a module is not passed: it is what that module computes from
     ``x``, such as the numbers of a :class:`Noise`.
+
+    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``:
+    what is written into the value in place is lost.
 
     Calling the layer runs one time step. States are ``None`` until the first input, then tensors
     shaped like it; they live on the layer as plain attributes, follow ``.to()``, stay out of the

@@ -1,6 +1,6 @@
-"""Tell a whole sequence that was given to one step from tokens: the classic mistake, warned of once.
+"""Tell a whole sequence that was given to one step from one step of tokens, by who calls a layer.
 
-``[T, B, features]`` and ``[B, tokens, features]`` look alike. What a layer can know is who called it.
+``[T, B, features]``, the classic mistake, and ``[B, tokens, features]`` look alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_one_step(layer: nn.Module, x: Tensor) -> bool | None:
     """Tell from the call stack whether ``x`` is one step: ``True``, ``False``, or cannot be known.
 
     It is one step where the package itself calls, where the model has attention or a norm over
-    features, and where the model's input is no sequence of this layout: tokens of an image, indices.
+    features, and where the model's input has another layout: an image cut into tokens, indices.
     It is none where no loop of the user leads to the call, for then it is the only step.
     ``None`` inside a loop, over time or over batches, and for a part of a longer tensor.
 
@@ -88,7 +88,7 @@ def _is_in_loop(frame: FrameType) -> bool:
 
 
 def _is_part_of_longer(x: Tensor) -> bool:
-    """Whether a tensor is an element of one with another dimension in front, or behind the first."""
+    """Whether a tensor is an element of one with one more dimension, in front or second."""
     base: Any = None if torch.is_inference_mode_enabled() else x._base
     if base is None or base.ndim != x.ndim + 1:
         return False

@@ -50,7 +50,7 @@ _warned_of_sequence = False
 
 
 def _notice_sequence(layer: StatefulLayer, x: Tensor) -> None:
-    """Warn where an input of three dimensions or more was a sequence, or note that it may be one."""
+    """Warn where an input of three dimensions was a sequence, or note that it may have been."""
     if _warned_of_sequence or running.sequence or is_tracing() or torch.compiler.is_compiling():
         return
     layer._doubtful_step = ""
