@@ -47,8 +47,9 @@ def test_what_is_kept_or_only_read_is_not_warned_of() -> None:
         scratch.mul_(2)
         del scratch
         assert neurons.beta.mul_(2).sum() > 0
-        neurons.beta *= 0.5
-        neurons.beta = neurons.beta.clone().mul_(0.5)
+        with torch.no_grad():
+            neurons.beta *= 0.5
+        neurons.beta = neurons.beta.detach().clone().mul_(0.5)
         neurons.beta.sum().backward()
         neurons.bias.data.fill_(0.3)  # no constraint: the parameter itself
         torch.func.grad(lambda raw: torch.sigmoid(raw).sum() + neurons.beta.sum())(torch.zeros(3))

@@ -289,7 +289,7 @@ def test_an_assigned_value_is_read_and_used(kind: str) -> None:
     vary(made, seed=1)
     held = dict(assigned.named_parameters())
     for name in made.constraints:
-        setattr(assigned, name, getattr(made, name))
+        setattr(assigned, name, getattr(made, name).detach())
     for name in made.constraints:
         torch.testing.assert_close(getattr(assigned, name), getattr(made, name))
     assert all(held[name] is each for name, each in assigned.named_parameters())
@@ -302,7 +302,7 @@ def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
     for beta in (0.9, 0.2):
         neurons.beta = beta
         other = snn.LIF(4, beta=beta)
-        other.pos_threshold = neurons.pos_threshold
+        other.pos_threshold = neurons.pos_threshold.detach()
         assert torch.equal(tt.unroll(neurons, x, from_rest=True), stepped(other, x))
         with torch.no_grad():
             assert torch.equal(stepped(neurons, x), tt.unroll(other, x, from_rest=True))
@@ -348,6 +348,45 @@ def test_a_bad_assignment_changes_nothing(make: Any, name: str, value: Any, mess
     with pytest.raises((AttributeError, TypeError, ValueError), match=message):
         setattr(neurons, name, value)
     assert all(torch.equal(each, before[key]) for key, each in neurons.state_dict().items())
+
+
+def test_an_assignment_takes_no_gradient_away() -> None:
+    """It carries none, so a tensor that has one is refused, and functional_call as ever."""
+    neurons, x = snn.LIF(3), torch.ones(2, 3)
+    wanted = torch.full((3,), 0.5, requires_grad=True)
+    for value in (wanted, 2 * wanted, nn.Parameter(torch.rand(3))):
+        with pytest.raises(ValueError, match="given a tensor with a gradient, and none flows"):
+            neurons.beta = value
+    for value in (wanted, wanted.detach()):
+        with pytest.raises(AttributeError, match="Give functional_call raw_beta"):
+            torch.func.functional_call(neurons, {"beta": value}, (x,))
+    with pytest.raises(AttributeError, match="beta follows from raw_beta: it is sigmoid"):
+        torch.func.vmap(lambda b: torch.func.functional_call(neurons, {"beta": b}, (x,)))(
+            torch.rand(2, 3)
+        )
+    assert torch.equal(neurons.raw_beta, snn.LIF(3).raw_beta)
+    with torch.no_grad():
+        neurons.beta = wanted
+    assert neurons.beta.tolist() == pytest.approx([0.5] * 3)
+
+
+def test_an_assignment_during_a_pass_is_refused_by_layer() -> None:
+    class Fading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = snn.LIF(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.lif(x)
+            self.lif.beta = 0.5 * self.lif.beta.detach()
+            return y
+
+    x = torch.rand(4, 2, 3)
+    with pytest.raises(ValueError, match=r"lif\.raw_beta was changed by the forward pass"):
+        tt.unroll(Fading(), x)
+    model = Fading()
+    tt.unroll(model, x, by="step")
+    assert model.lif.beta.tolist() == pytest.approx([0.9 / 16] * 3)
 
 
 def test_an_assignment_keeps_rank_and_what_learns() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakSet
 
@@ -13,7 +15,12 @@ from torch import Tensor, nn
 
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.snapshot import restored_on_error
-from tracetorch.core.torch_private import NO_BACKWARD, current_backward, has_values
+from tracetorch.core.torch_private import (
+    NO_BACKWARD,
+    current_backward,
+    exclude_from_compile,
+    has_values,
+)
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
 from tracetorch.fuse.dispatch.sequence import run_sequence
@@ -466,6 +473,12 @@ class Neuron(StatefulLayer):
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
+            if not torch.compiler.is_compiling() and _assigned_by_torch():
+                constraint = declared.constraints[name].__name__
+                raise AttributeError(
+                    f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
+                    f"functional_call raw_{name}, through which gradients flow."
+                )
             self._assign(name, value)
             return
         if declared is not None and name in declared.fixed:
@@ -482,11 +495,18 @@ class Neuron(StatefulLayer):
             )
         super().__setattr__(name, value)
 
+    @exclude_from_compile
     def _assign(self, name: str, value: Any) -> None:
         """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
 
         Its rank, and the optimizer that holds the raw tensor, stay as they are.
         """
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
+                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+                f"learned is raw_{name}."
+            )
         raw_name, raw = f"raw_{name}", self._raw_of(name, value)
         if raw_name in self.__dict__:
             raise ValueError(
@@ -712,6 +732,14 @@ class Neuron(StatefulLayer):
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
+
+
+def _assigned_by_torch() -> bool:
+    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
 
 
 # what a prepared sequence does without: where a class overrides one, the general way is taken
