@@ -138,6 +138,13 @@ def one_step_of_many() -> None:
     tt.zero_states(model)
 
 
+def measured_after_one_step() -> None:
+    model = net()
+    for _ in range(2):
+        model(X)
+        tt.unroll(model, torch.rand(5, 6, 3, 4), from_rest=True)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(
     "meant",
@@ -155,8 +162,8 @@ def one_step_of_many() -> None:
         lambda: Patches()(torch.rand(2, 4, 3, 3)),
         own_loop,
         one_step_of_many,
+        measured_after_one_step,
         lambda: tt.metrics.profile(net(), torch.rand(5, 6, 3, 4)),
-        lambda: tt.export.step(net(), X),
     ],
 )
 def test_tokens_are_not_warned_of(meant: Callable[[], object], grad: bool) -> None:

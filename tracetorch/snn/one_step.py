@@ -63,6 +63,19 @@ def is_one_step(layer: nn.Module, x: Tensor) -> bool | None:
     return None if uncertain or _is_part_of_longer(given) else False
 
 
+def clears_by_user() -> bool:
+    """Whether states are cleared by the user, and not for a measurement that restores them."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        package, _, room = frame.f_globals.get("__name__", "").partition(".")
+        if package != "tracetorch":
+            return True
+        if not room.startswith("snn."):
+            return False
+        frame = frame.f_back
+    return True
+
+
 def _works_on_tokens(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return any(word in name for word in _TOKEN_WORDS)

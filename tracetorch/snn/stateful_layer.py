@@ -20,7 +20,7 @@ from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
-from tracetorch.snn.one_step import is_one_step
+from tracetorch.snn.one_step import clears_by_user, is_one_step
 
 # The dtype of the arithmetic, and so of the states, for each dtype of the input.
 ARITHMETIC_DTYPE = {
@@ -279,7 +279,7 @@ class StatefulLayer(TTModule):
         self._check_not_set_aside("zero_states()")
         if where is None:
             self.mark_states_current()
-            if self._doubtful_step and not torch.compiler.is_compiling():
+            if self._doubtful_step and not torch.compiler.is_compiling() and clears_by_user():
                 if any(getattr(self, name) is not None for name in self.active_states):
                     _warn_of_sequence(self, self._doubtful_step)
                 self._doubtful_step = ""
