@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
+from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, vary
 from tracetorch import snn
 from tracetorch.functional import Surrogate, atan_surrogate, boxcar_surrogate
 from tracetorch.snn.parameters import UNSET
@@ -281,11 +283,158 @@ def test_parameters_take_the_default_dtype_and_device() -> None:
         assert snn.LIF(2).raw_beta.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ["beta", "pos_threshold"])
-def test_constrained_value_cannot_be_assigned(name: str) -> None:
+@pytest.mark.parametrize("kind", [*LAYERS, *NEURONS])
+def test_an_assigned_value_is_read_and_used(kind: str) -> None:
+    made, assigned = layer(kind), layer(kind)
+    vary(made, seed=1)
+    held = dict(assigned.named_parameters())
+    for name in made.constraints:
+        setattr(assigned, name, getattr(made, name).detach())
+    for name in made.constraints:
+        torch.testing.assert_close(getattr(assigned, name), getattr(made, name))
+    assert all(held[name] is each for name, each in assigned.named_parameters())
+
+
+def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
+    neurons = snn.LIF(4)
+    optimizer = torch.optim.Adam(neurons.parameters())
+    x = 3 * sequence(20, 2, 4, dtype=torch.float32)
+    for beta in (0.9, 0.2):
+        neurons.beta = beta
+        other = snn.LIF(4, beta=beta)
+        other.pos_threshold = neurons.pos_threshold.detach()
+        assert torch.equal(tt.unroll(neurons, x, from_rest=True), stepped(other, x))
+        with torch.no_grad():
+            assert torch.equal(stepped(neurons, x), tt.unroll(other, x, from_rest=True))
+        tt.zero_states(neurons)
+        neurons.zero_grad()
+        tt.unroll(neurons, x, from_rest=True).sum().backward()
+        optimizer.step()  # the moments are those of the tensor that was written to
+    assert set(optimizer.state) == set(neurons.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "message"),
+    [
+        (snn.LIF, "beta", 0.0, "beta must lie strictly between 0 and 1 .*, got 0.0"),
+        (snn.LIF, "beta", 1.5, "beta must lie strictly between 0 and 1 .*, got 1.5"),
+        (snn.LIF, "beta", torch.tensor([0.5, math.nan]), "beta must lie strictly .*, got nan"),
+        (snn.LIF, "beta", torch.full((3,), 0.5), "beta has 3 values, the layer has 2 neurons"),
+        (snn.LIF, "beta", torch.full((2, 1), 0.5), r"rank 2 and shape \[2, 1\]"),
+        (snn.LIF, "beta", [0.5, 0.5], "beta must be a number or a tensor, got list"),
+        (snn.LIF, "beta", None, "beta must be a number or a tensor, got NoneType"),
+        (snn.LIF, "pos_threshold", -1.0, "pos_threshold must be positive and finite, got -1.0"),
+        (snn.BLIF, "neg_threshold", 1.0, "neg_threshold must be negative and finite .*, got 1.0"),
+        (snn.RLIF, "bias", math.inf, "bias must be finite, got inf"),
+        (
+            lambda n: snn.LIF(n, beta_rank=0),
+            "beta",
+            torch.full((2,), 0.5),
+            r"LIF\(2, beta_rank=0\) has one beta for all neurons, got 2 values",
+        ),
+        (lambda n: snn.Delay(n, max_delay=5), "delay", 6.0, "delay must lie between 0 and max_de"),
+        (
+            lambda n: snn.DelayedLinear(n, 3, max_delay=5),
+            "delay",
+            torch.ones(2),
+            r"tensor of shape \[3, 2\], got shape \[2\]",
+        ),
+        (snn.LIF, "alpha", 0.5, r"LIF\(2\) has no alpha: the constructor has left it out"),
+    ],
+)
+def test_a_bad_assignment_changes_nothing(make: Any, name: str, value: Any, message: str) -> None:
+    neurons = make(2)
+    before = {key: each.clone() for key, each in neurons.state_dict().items()}
+    with pytest.raises((AttributeError, TypeError, ValueError), match=message):
+        setattr(neurons, name, value)
+    assert all(torch.equal(each, before[key]) for key, each in neurons.state_dict().items())
+
+
+def test_an_assignment_takes_no_gradient_away() -> None:
+    """It carries none, so a tensor that has one is refused, and functional_call as ever."""
+    neurons, x = snn.LIF(3), torch.ones(2, 3)
+    wanted = torch.full((3,), 0.5, requires_grad=True)
+    for value in (wanted, 2 * wanted, nn.Parameter(torch.rand(3))):
+        with pytest.raises(ValueError, match="given a tensor with a gradient, and none flows"):
+            neurons.beta = value
+    for value in (wanted, wanted.detach()):
+        with pytest.raises(AttributeError, match="Give functional_call raw_beta"):
+            torch.func.functional_call(neurons, {"beta": value}, (x,))
+    with pytest.raises(AttributeError, match="beta follows from raw_beta: it is sigmoid"):
+        torch.func.vmap(lambda b: torch.func.functional_call(neurons, {"beta": b}, (x,)))(
+            torch.rand(2, 3)
+        )
+    assert torch.equal(neurons.raw_beta, snn.LIF(3).raw_beta)
+    with torch.no_grad():
+        neurons.beta = wanted
+    assert neurons.beta.tolist() == pytest.approx([0.5] * 3)
+
+
+def test_an_assignment_during_a_pass_is_refused_by_layer() -> None:
+    class Fading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = snn.LIF(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.lif(x)
+            self.lif.beta = 0.5 * self.lif.beta.detach()
+            return y
+
+    x = torch.rand(4, 2, 3)
+    with pytest.raises(ValueError, match=r"lif\.raw_beta was changed by the forward pass"):
+        tt.unroll(Fading(), x)
+    model = Fading()
+    tt.unroll(model, x, by="step")
+    assert model.lif.beta.tolist() == pytest.approx([0.9 / 16] * 3)
+
+
+def test_an_assignment_keeps_rank_and_what_learns() -> None:
+    one = snn.BLIF(3, beta_rank=0, learn_beta=False)
+    one.beta = torch.tensor(0.25)
+    one.beta *= 2
+    one.neg_threshold = -3
+    assert one.raw_beta.shape == ()
+    assert "raw_beta" in dict(one.named_buffers())
+    assert one.beta.item() == pytest.approx(0.5)
+    assert one.neg_threshold.tolist() == pytest.approx([-3.0] * 3)
+    one.beta = torch.tensor(1.0)  # a tensor may touch 0 and 1, as in the constructor
+    assert 0.999 < one.beta.item() < 1
+    synapses = snn.DelayedLinear(2, 3, max_delay=5)
+    synapses.delay = 2.5
+    assert synapses.delay.tolist() == [[2.5, 2.5]] * 3
+
+
+class _Halved(nn.Module):
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw / 2
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+class _Capped(_Halved):
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw.clamp(max=0)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value
+
+
+def test_an_assignment_goes_through_a_parametrization() -> None:
     neurons = snn.LIF(2)
-    with pytest.raises(AttributeError, match=f"{name} follows from raw_{name}: it is s"):
-        setattr(neurons, name, 0.5)
+    parametrize.register_parametrization(neurons, "raw_beta", _Halved())
+    neurons.beta = 0.25
+    assert neurons.beta.tolist() == pytest.approx([0.25, 0.25])
+    capped = snn.LIF(2)
+    parametrize.register_parametrization(capped, "raw_beta", _Capped())
+    capped.beta = 0.25
+    with pytest.raises(ValueError, match=r"cannot have 0.75 as beta: out of its bounds, .*0\.5"):
+        capped.beta = 0.75
+    assert capped.beta.tolist() == pytest.approx([0.25, 0.25])
+    prune.identity(pruned := snn.LIF(2), "raw_beta")
+    with pytest.raises(ValueError, match="computes raw_beta before every call, by pruning"):
+        pruned.beta = 0.5
 
 
 def test_constraints_hold_after_any_optimizer_step() -> None:

@@ -135,7 +135,7 @@ class LeakyIntegrator(Neuron):
 
     def _decay(self, name: str, setup: DecaySetup, default: Decay) -> None:
         if setup is None:
-            self.option(name, None)
+            self.option(name, None, fixed=True)
             self.option(f"{name}_ema", False)
         else:
             resolved = resolve_setup(name, setup, default)
@@ -146,14 +146,14 @@ class LeakyIntegrator(Neuron):
         self, name: str, setup: ThresholdSetup, spike: str, *, negative: bool = False
     ) -> None:
         if setup is None:
-            self.option(name, None)
-            self.option(spike, None)
+            self.option(name, None, fixed=True)
+            self.option(spike, None, fixed=True)
         else:
             self.threshold(name, setup, spike=spike, negative=negative)
 
     def _weight(self, name: str, setup: WeightSetup, default: Weight) -> None:
         if setup is None:
-            self.option(name, None)
+            self.option(name, None, fixed=True)
         else:
             self.weight(name, resolve_setup(name, setup, default))
 

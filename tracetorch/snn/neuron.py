@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,21 +15,30 @@ from torch import Tensor, fx, nn
 
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.thread_owner import check_thread, release, take
-from tracetorch.core.torch_private import NO_BACKWARD, current_backward
+from tracetorch.core.torch_private import (
+    NO_BACKWARD,
+    current_backward,
+    exclude_from_compile,
+    has_values,
+)
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
 from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import SingleStepCache
 from tracetorch.fuse.step_results import check_step_results, share_memory
+from tracetorch.snn.lost_writes import warn_of_lost_writes
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
+    UNSET,
     WEIGHT,
     Clamp,
     Constraint,
     Decay,
     DecaySetup,
+    NegativeThreshold,
     Rank,
     SpikeFunction,
     Threshold,
@@ -70,6 +81,7 @@ class Declarations(Opaque):
 
     def __init__(self) -> None:
         self.constraints: dict[str, Constraint] = {}
+        self.kinds: dict[str, type[Weight]] = {}
         self.options: tuple[str, ...] = ()
         self.fixed: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
@@ -103,6 +115,9 @@ class Neuron(StatefulLayer):
     ``layer(x, modulator=modulator)``. What broadcasts to the shape of ``x`` is admitted. An input
     of whose name the layer holds a module is not passed: it is what that module computes from
     ``x``, such as the numbers of a :class:`Noise`.
+
+    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``:
+    what is written into the value in place is lost.
 
     Calling the layer runs one time step. States are ``None`` until the first input, then tensors
     shaped like it; they live on the layer as plain attributes, follow ``.to()``, stay out of the
@@ -329,6 +344,8 @@ class Neuron(StatefulLayer):
         )
         setup = resolve_setup(name, value, default)
         self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
+        if negative:
+            self._declared.kinds[name] = NegativeThreshold
         self.option(spike, setup.surrogate)
 
     def weight(
@@ -387,7 +404,8 @@ class Neuron(StatefulLayer):
         Args:
             name: the argument of ``step`` that receives it.
             value: the constant.
-            fixed: it cannot be assigned anew, for tensors of the layer have its size.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
+                is ``None``, for the layer lacks this part.
             check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
                 or raises; a function of a module, so that layers can be pickled.
 
@@ -412,6 +430,7 @@ class Neuron(StatefulLayer):
         else:
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constraints[name] = constraint
+        self._declared.kinds[name] = type(setup)
 
     # Reading
 
@@ -476,7 +495,9 @@ class Neuron(StatefulLayer):
         """The states, and what else a step changes (notes that hold for one call)."""
         notes = (
             "_single_steps",
+            "_doubtful_step",
             "_sequences",
+            "_takes_steps",
             "_zeroed_in_backward",
             "_zeroed_in_trace",
             "layer_pass",
@@ -513,18 +534,32 @@ class Neuron(StatefulLayer):
             )
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
-            return self.constrained(name, getattr(self, f"raw_{name}"))
+            raw = getattr(self, f"raw_{name}")
+            value = self.constrained(name, raw)
+            if value is not raw:
+                warn_of_lost_writes(self, name, value)
+            return value
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self.__dict__.get("_declared")
         if declared is not None and name in declared.constraints:
-            constraint = declared.constraints[name].__name__
-            raise AttributeError(
-                f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Write "
-                f"raw_{name}, or give {name} to the constructor."
-            )
+            if not torch.compiler.is_compiling() and _assigned_by_torch():
+                constraint = declared.constraints[name].__name__
+                raise AttributeError(
+                    f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
+                    f"functional_call raw_{name}, through which gradients flow."
+                )
+            self._assign(name, value)
+            return
         if declared is not None and name in declared.fixed:
+            if self.__dict__.get(name, UNSET) is None:
+                if value is None:
+                    return
+                raise AttributeError(
+                    f"{self!r} has no {name}: the constructor has left it out, and the states that "
+                    "it needs. Build a layer that has it."
+                )
             raise AttributeError(
                 f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
                 "another layer."
@@ -532,6 +567,52 @@ class Neuron(StatefulLayer):
         if declared is not None and name in declared.checks:
             value = declared.checks[name](name, value)
         super().__setattr__(name, value)
+
+    @exclude_from_compile
+    def _assign(self, name: str, value: Any) -> None:
+        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+        Its rank, and the optimizer that holds the raw tensor, stay as they are.
+        """
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
+                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+                f"learned is raw_{name}."
+            )
+        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
+        if raw_name in self.__dict__:
+            raise ValueError(
+                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
+                f"weights; what is assigned to {name} would not last. Remove that first."
+            )
+        current = getattr(self, raw_name)
+        if raw.ndim > current.ndim:
+            raise ValueError(
+                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+                "number, or build the layer with rank 1."
+            )
+        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
+        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
+        written = [current] if stored else [*self.parameters(), *self.buffers()]
+        with torch.no_grad(), restored_on_error(written):
+            if stored:
+                current.copy_(raw)
+            else:  # by the right inverse of its parametrization
+                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
+            found = self.constrained(name, getattr(self, raw_name))
+            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
+            if has_values(found) and not torch.allclose(
+                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
+            ):
+                raise ValueError(
+                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
+                    f"be {found.tolist()}."
+                )
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        """Return the raw tensor of a value, checked as a constructor checks it."""
+        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
@@ -667,6 +748,7 @@ class Neuron(StatefulLayer):
             and not torch.compiler.is_compiling()
             and not further
             and len(self.inputs) == 1
+            and not self._doubtful_step  # the second step tells, and a compiled one checks nothing
         ):
             output = self._single_steps.run(self, x)
             if output is not None:
@@ -746,6 +828,14 @@ class Neuron(StatefulLayer):
         for name, end in zip(active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
+
+
+def _assigned_by_torch() -> bool:
+    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
 
 
 # what a prepared sequence does without: where a class overrides one, the general way is taken

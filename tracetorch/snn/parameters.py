@@ -309,6 +309,24 @@ class Threshold(Weight):
         return softplus_inverse(value)
 
 
+@dataclass(frozen=True)
+class NegativeThreshold(Threshold):
+    """A threshold below zero, as it reads: ``-softplus(raw)``. Constructors take its magnitude."""
+
+    constraint: ClassVar[Constraint] = staticmethod(negative_softplus)
+    range: ClassVar[str] = (
+        "be negative and finite (a constructor takes its magnitude, an assignment its value)"
+    )
+
+    def legal(self, value: Tensor) -> Tensor:
+        """Return where ``value`` is in range."""
+        return super().legal(-value)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """``log(exp(-value) - 1)``."""
+        return super().inverse(-value)
+
+
 def _is_derivative(spike: SpikeFunction) -> bool:
     """Whether a callable is the derivative of a step: symmetric in ``u``, its values no integers.
 

@@ -23,6 +23,7 @@ from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
+from tracetorch.snn.one_step import clears_by_user, is_one_step
 
 # The dtype of the arithmetic, and so of the states, for each dtype of the input.
 ARITHMETIC_DTYPE = {
@@ -75,17 +76,33 @@ def within_sequence() -> Iterator[None]:
 _warned_of_sequence = False
 
 
-def _warn_of_sequence(layer: StatefulLayer, x: Tensor) -> None:
-    """Warn once that an input of three dimensions or more was taken for one time step."""
-    global _warned_of_sequence
+def _notice_sequence(layer: StatefulLayer, x: Tensor) -> None:
+    """Warn where an input of three dimensions was a sequence, or note that it may have been."""
     if _warned_of_sequence or running.sequence or is_tracing() or torch.compiler.is_compiling():
+        return
+    layer._doubtful_step = ""
+    if any(layer.__dict__.get(name) is not None for name in layer.active_states):
+        layer._takes_steps = True  # a second step, or one of a stream that goes on
+        return
+    answer = is_one_step(layer, x)
+    layer._takes_steps = bool(answer)
+    if answer is None:
+        layer._doubtful_step = str(list(x.shape))  # zero_states() after one step settles it
+    elif not answer:
+        _warn_of_sequence(layer, str(list(x.shape)))
+
+
+def _warn_of_sequence(layer: StatefulLayer, shape: str) -> None:
+    """Warn once that a sequence was taken for one time step."""
+    global _warned_of_sequence
+    if _warned_of_sequence:
         return
     _warned_of_sequence = True
     warnings.warn(
-        f"{layer!r} took an input of shape {list(x.shape)} for ONE time step, its neurons in the "
+        f"{layer!r} took an input of shape {shape} for ONE time step, its neurons in the "
         "last dimension; nothing is remembered along the others. For a sequence [T, B, ...] call "
-        "tt.unroll(model, x). If it is one step, give dim= another value than -1, or silence this "
-        'with warnings.filterwarnings("ignore", message=".*for ONE time step").',
+        "tt.unroll(model, x). If it is one step, of tokens say, silence this with "
+        'warnings.filterwarnings("ignore", message=".*for ONE time step").',
         stacklevel=2,
     )
 
@@ -114,6 +131,11 @@ class StatefulLayer(TTModule):
     """Whether a state has one value per sample, and size 1 in every dimension but the batch's."""
     states_have_gradient: ClassVar[bool] = True
     """Whether a state may follow from what is learned, unlike a mask or a counter."""
+
+    _takes_steps = False
+    """Whether inputs of three dimensions are known to be single steps."""
+    _doubtful_step = ""
+    """Shape of a first step that may have been a whole sequence."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
@@ -196,8 +218,8 @@ class StatefulLayer(TTModule):
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
                 f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
-        if len(shape) > 2 and self.dim == -1 and not sequence:
-            _warn_of_sequence(self, x)
+        if len(shape) > 2 and self.dim == -1 and not sequence and not self._takes_steps:
+            _notice_sequence(self, x)
         return ARITHMETIC_DTYPE[x.dtype]
 
     def _check_fx(self, x: object) -> None:
@@ -299,6 +321,10 @@ class StatefulLayer(TTModule):
         super().zero_states(where=where)
         if where is None:
             self.mark_states_current()
+            if self._doubtful_step and not torch.compiler.is_compiling() and clears_by_user():
+                if any(getattr(self, name) is not None for name in self.active_states):
+                    _warn_of_sequence(self, self._doubtful_step)
+                self._doubtful_step = ""
         elif torch.compiler.is_dynamo_compiling():
             self._check_mask_fits(repr(self), where)
         # in eager mode past nn.Module, which would look among parameters, modules and buffers first

@@ -105,6 +105,9 @@ class DelayingLayer(Neuron):
             self.__dict__["_sigma"] = check_nonnegative("sigma", value, unit="steps")
             self._write_sigma()
 
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        return initial_delays(value, tuple(self.raw_delay.shape), self.max_delay)
+
     @property
     def transient_attributes(self) -> frozenset[str]:
         """Those of any layer, and the number that follows the buffer of ``sigma``."""
