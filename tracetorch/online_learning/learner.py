@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -11,12 +11,15 @@ from torch.nn.parameter import is_lazy
 
 from tracetorch.core.checks import suggestion
 from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import exclude_from_compile, functorch_active, is_tracing
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.step import Held, Rule, Step
+from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
-from tracetorch.snn.module import TTModule, zero_states
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.stateful_layer import StateSnapshot, running
+from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -84,7 +87,7 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
     return OnlineLearner(model, rule)
 
 
-class OnlineLearner(TTModule):
+class OnlineLearner(ExtraStates):
     """A model that is stepped with eligibility traces; :func:`online` describes the rules.
 
     A call is one step, and its output is part of a graph of this step alone. The states of before
@@ -174,6 +177,7 @@ class OnlineLearner(TTModule):
             before.restore()
             raise
         self._held.traces, self._held.filters = step.traces, step.filters
+        self._held.frozen = step.frozen
         self._dropped.update(step.dropped)
         self._held.note_states()
         return y
@@ -190,6 +194,27 @@ class OnlineLearner(TTModule):
         """Make constants of the states: the traces start anew from them."""
         super().detach_states()
         self._held.restart()
+
+    def extra_states(self) -> dict[str, Tensor]:
+        """Return the traces by name, for ``tt.get_states``."""
+        return named_traces(self._held)
+
+    def extra_states_setter(
+        self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
+    ) -> Callable[[], None]:
+        """Check traces for ``tt.set_states``; without any they start anew from the states."""
+        if not extra:
+            return self._held.restart
+        inside = {name.removeprefix("model."): state for name, state in states.items()}
+        return Carried(self._held, extra, inside).put
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
+        """Move the traces along with the states."""
+        fits = all(map(self._held.fits, self._held.traces))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if fits:
+            self._held.follow_states()
+        return self
 
     def certificate(
         self, batch: Sequence[Any], loss: Callable[..., Tensor], *, steps: int | None = None

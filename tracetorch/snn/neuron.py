@@ -128,6 +128,8 @@ class Neuron(StatefulLayer):
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("x",)
+    reset_states: ClassVar[tuple[str, ...] | None] = None
+    """The states that a spike resets, which e-prop takes for constant; ``None``: see ``tt.online``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
     layer_pass: Callable[..., Tensor] | None
@@ -164,6 +166,11 @@ class Neuron(StatefulLayer):
             )
         for name in inputs:
             self._check_name(name)
+        reset = type(self).reset_states
+        if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
+            raise ValueError(
+                f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."
+            )
         step = getattr(self, "step", None)
         try:
             parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
