@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tracetorch.online_learning.dropped import reached
 from tracetorch.snn.neuron import Neuron
@@ -72,20 +73,17 @@ def lane_derivatives_without_resets(
     kwargs: Mapping[str, Any],
     spikes: Collection[str],
     further: Sequence[Tensor] = (),
-) -> tuple[LaneDerivatives, tuple[str, ...]]:
+) -> WithoutResets:
     """Differentiate the next states as e-prop does: a spike is a constant where it resets a state.
 
     A spike's effect on any other state, an adaptation, stays, and its path goes on through the
-    states that are reset as through any. ``Neuron.reset_states`` names them. Where it is ``None``, they
-    are those that the input reaches in any number of steps, but for spikes. A state that holds the
-    spikes of the step before, and nothing else, is a spike where it resets.
+    states that are reset as through any. ``Neuron.reset_states`` names them. Where it is ``None``,
+    they are those that the input reaches in any number of steps, but for spikes. A state that holds
+    the spikes of the step before, and nothing else, is a spike where it resets.
 
     Args:
         layer, x, states, kwargs, further: as for :func:`lane_derivatives`.
         spikes: names of the spike functions.
-
-    Returns:
-        The derivatives, and the names of the states whose reset is left out.
     """
     fired: list[Tensor] = []
 
@@ -109,7 +107,9 @@ def lane_derivatives_without_resets(
     else:
         reset = {i for i in every if names[i] in layer.reset_states}
     dropped: dict[str, None] = {}
+    of_output: LaneDerivatives | None = None
     rows: dict[int, list[Tensor | None]] = {}
+    later: set[int] = set()  # states that hold a spike which resets
 
     def row(i: int) -> list[Tensor | None]:
         if i not in rows:
@@ -118,6 +118,7 @@ def lane_derivatives_without_resets(
             if i in reset:
                 resetting = {j for j in holds_spike if direct[j] is not None}
                 direct = [None if j in resetting else d for j, d in enumerate(direct)]
+                later.update(resetting)
                 if resetting or _meets(full, i, fired):
                     dropped[names[i]] = None
             for k, factor in through.items():
@@ -128,7 +129,77 @@ def lane_derivatives_without_resets(
             rows[i] = direct
         return rows[i]
 
-    return _by_source(layer, kwargs, [row(i) for i in every]), tuple(dropped)
+    block = _by_source(layer, kwargs, [row(i) for i in every])
+    if later:
+        of_output = _by_source(layer, kwargs, [row(count)])
+    return WithoutResets(block, tuple(dropped), of_output)
+
+
+class WithoutResets(NamedTuple):
+    """The derivatives of a step without its resets.
+
+    Args:
+        block: of the next states.
+        dropped: names of the states whose reset is left out.
+        of_output: the derivatives of the output, as those of a single next state, where it follows
+            from the reset by a spike of the step before: the step's own graph has that, too.
+    """
+
+    block: LaneDerivatives
+    dropped: tuple[str, ...]
+    of_output: LaneDerivatives | None
+
+
+def with_derivatives(
+    values: Sequence[Tensor],
+    derivatives: LaneDerivatives,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    parameters: Mapping[str, Tensor],
+) -> Sequence[Tensor]:
+    """Return values as functions with other derivatives than those of their graph.
+
+    Args:
+        values: tensors of the lanes' shape; their own graph is cut.
+        derivatives: of them.
+        x, states, parameters: what they are functions of; the states are the active ones.
+    """
+    rows = [
+        [*by_state, by_input, *(by_parameter[name] for name in parameters)]
+        for by_state, by_input, by_parameter in zip(*derivatives, strict=True)
+    ]
+    sources = [*states, x, *parameters.values()]
+    held = [value.detach() for value in values]
+    results: Sequence[Tensor] = _WithDerivatives.apply(  # type: ignore[no-untyped-call]
+        rows, len(held), *held, *sources
+    )
+    return results
+
+
+class _WithDerivatives(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: list[list[Tensor | None]], count: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.rows = rows
+        ctx.sources = [None if s is None else (s.shape, s.dtype) for s in tensors[count:]]
+        ctx.set_materialize_grads(False)
+        return tuple(value.clone() for value in tensors[:count] if value is not None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by_value: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = []
+        for place, source in enumerate(ctx.sources):
+            total = None
+            for gradient, row in zip(by_value, ctx.rows, strict=True):
+                if gradient is not None and row[place] is not None:
+                    product = gradient * row[place]
+                    total = product if total is None else total + product
+            if total is not None and source is not None:
+                total = total.sum_to_size(source[0]).to(source[1])
+            found.append(None if source is None else total)
+        return (None, None, *[None] * len(by_value), *found)
 
 
 def _by_source(
@@ -163,13 +234,13 @@ def _other_ends(run: _Run, i: int) -> dict[int, Tensor]:
     return {
         k: end
         for k, end in enumerate(run.ends)
-        if end.grad_fn is not None and end.grad_fn is not run.ends[i].grad_fn
+        if end.grad_fn is not None and end.grad_fn is not run.value(i).grad_fn
     }
 
 
 def _sources_of(run: _Run, i: int, stops: Collection[Any] = ()) -> set[int]:
     """Return the places of the sources that a next state depends on."""
-    found = {id(leaf) for leaf in reached([_node(run.ends[i])], stops)[1]}
+    found = {id(leaf) for leaf in reached([_node(run.value(i))], stops)[1]}
     return {place for place, source in enumerate(run.sources) if id(source) in found}
 
 
@@ -177,7 +248,7 @@ def _meets(run: _Run, i: int, fired: Sequence[Tensor]) -> bool:
     """Whether a next state follows from a spike, otherwise than through another next state."""
     spikes = {each.grad_fn for each in fired if each.grad_fn is not None}
     others = {end.grad_fn for end in _other_ends(run, i).values()} - spikes
-    return bool(reached([_node(run.ends[i])], spikes | others)[0] & spikes)
+    return bool(reached([_node(run.value(i))], spikes | others)[0] & spikes)
 
 
 def _node(end: Tensor) -> Any:
@@ -198,7 +269,7 @@ def _direct_gradients(run: _Run, i: int) -> tuple[list[Tensor | None], dict[int,
     others = _other_ends(run, i)
     handles = [end.register_hook(cut(k)) for k, end in others.items()]
     try:
-        found = _gradients(run.ends[i], run.sources, None)
+        found = _gradients(run.value(i), run.sources, None)
     finally:
         for handle in handles:
             handle.remove()
@@ -293,6 +364,10 @@ class _Run(NamedTuple):
     sources: list[Tensor]
     output: Tensor
     ends: list[Tensor]
+
+    def value(self, i: int) -> Tensor:
+        """Return a next state, or the output behind the last of them."""
+        return (*self.ends, self.output)[i]
 
 
 def _run(

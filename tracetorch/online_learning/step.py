@@ -22,6 +22,7 @@ from tracetorch.online_learning.lanes import (
     lane_derivatives_without_resets,
     learned_parameters,
     probes,
+    with_derivatives,
 )
 from tracetorch.online_learning.products import Product, is_product, replaced_part, weights_of
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
@@ -341,16 +342,16 @@ class Step:
 
         return hook
 
-    def _after_neuron(self, path: str) -> Callable[..., None]:
+    def _after_neuron(self, path: str) -> Callable[..., Tensor | None]:
         held = self.held
 
-        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> None:
+        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             self._exited[path] = _marks(layer)
             if not torch.is_grad_enabled():
                 # its new states are constants, whatever came in: a monitor, an encoder
                 for carried in (self.traces, self.filters, self.frozen):
                     carried.pop(path, None)
-                return
+                return None
             x = args[0] if args else kwargs["x"]
             dtype = layer.check_input(x)
             further = self._further(path, layer, args, kwargs)
@@ -372,12 +373,15 @@ class Step:
                 held.pointwise.add((path, work.shape))
             shared = held.rule == "ottt"
             spikes = [] if held.rule == "exact" else spike_functions(layer)
+            own: LaneDerivatives | None = None
             if held.rule == "eprop" and spikes:
-                block, resets = lane_derivatives_without_resets(
+                block, resets, own = lane_derivatives_without_resets(
                     layer, work, states, values, spikes, constants
                 )
                 for state in resets:
                     self.drop(path, path, _RESET.format(state))
+                if own is not None:
+                    output = self._rewired(path, layer, x, values, output, block, own)
             else:
                 block = lane_derivatives(layer, work, states, values, spikes, further=constants)
                 if spikes:
@@ -388,10 +392,14 @@ class Step:
             traces = self.traces.get(path, Traces(shared))
 
             def of_output() -> Traces:
-                own = lane_derivatives(
-                    layer, work, states, values, of_output=True, further=constants
+                return traces.advanced(
+                    lane_derivatives(
+                        layer, work, states, values, of_output=True, further=constants
+                    )
+                    if own is None
+                    else own,
+                    inputs,
                 )
-                return traces.advanced(own, inputs)
 
             if output.requires_grad:
                 edge = get_gradient_edge(output)
@@ -401,8 +409,30 @@ class Step:
             self.traces[path] = traces.advanced(block, inputs)
             self.filters[path] = self._filtered(path, block, fed)
             self._note_dropped(path, layer, inputs, leaves)
+            return None if own is None else output
 
         return hook
+
+    def _rewired(
+        self,
+        path: str,
+        layer: Neuron,
+        x: Tensor,
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+        block: LaneDerivatives,
+        own: LaneDerivatives,
+    ) -> Tensor:
+        """Give output and next states the rule's derivatives, where the step's graph has others."""
+        ends = [state for state, _ in self._exited[path] if state is not None]
+        both = LaneDerivatives(*(a + b for a, b in zip(own, block, strict=True)))
+        entered = [state for state, _ in self._entered[path]]
+        learned = learned_parameters(kwargs, layer.constraints)
+        replaced, *states = with_derivatives([output, *ends], both, x, entered, learned)
+        for name, state in zip(layer.active_states, states, strict=True):
+            setattr(layer, name, state)
+        self._exited[path] = _marks(layer)
+        return replaced
 
     def _filtered(
         self, path: str, block: LaneDerivatives, fed: Mapping[Link, _Feed]

@@ -1,4 +1,4 @@
-"""Name traces, so that they travel with the states: for ``get_states``, ``set_states``, files.
+"""Name traces, so that they travel with the states: for `get_states`, `set_states`, files.
 
 A trace is called ``trace:<rule>:<layer>:<what is learned>:<state>``; between the layer and what is
 learned stand, in the traces that a later layer filters, the earlier layer and the product between

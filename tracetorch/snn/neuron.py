@@ -129,7 +129,7 @@ class Neuron(StatefulLayer):
 
     inputs: ClassVar[tuple[str, ...]] = ("x",)
     reset_states: ClassVar[tuple[str, ...] | None] = None
-    """The states that a spike resets, which e-prop takes for constant; ``None``: see ``tt.online``."""
+    """The states that a spike resets, for e-prop (``tt.online``); ``None``: found from ``step``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
     layer_pass: Callable[..., Tensor] | None
