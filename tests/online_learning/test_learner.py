@@ -277,12 +277,14 @@ def test_functional_call_is_as_the_call() -> None:
     expected = named_gradients(net)
     tt.zero_states(net)
     learner = tt.online(net)
-    own = dict(learner.named_parameters())
+    own: dict[str, Tensor] = dict(learner.named_parameters())
     y = [torch.func.functional_call(learner, own, (step,)) for step in x]
     weighted_sum(torch.stack(y)).backward()
     assert_same(named_gradients(net), expected)
 
 
+# PyTorch silences this itself where warnings are not errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("way", ["of the learner", "of a function"])
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_compile_leaves_a_learner_as_it_is(rule: Any, way: str) -> None:

@@ -165,11 +165,12 @@ class OnlineLearner(ExtraStates):
 
         Raises:
             ValueError: gradients are disabled; the call is inside a transform of ``torch.func`` or
-                inside ``backward()``; the model has got other neuron layers; a state was set from outside between two steps; a
-                layer is called twice in a step, has a ``forward`` of its own or a ``step`` that is
-                not pointwise; a module has a backward hook; or the rule is ``"exact"`` and the
-                gradients would not be. States and traces are as before then; what else the model's
-                forward has changed, running statistics or the random state say, is not undone.
+                inside ``backward()``; the model has other neuron layers than before; a state was
+                set from outside between two steps; a layer is called twice in a step, has a
+                ``forward`` of its own or a ``step`` that is not pointwise; a module has a backward
+                hook; or the rule is ``"exact"`` and the gradients would not be. States and traces
+                are as before then; what else the model's forward has changed, running statistics or
+                the random state say, is not undone.
         """
         if running.by_layer:
             raise ValueError(

@@ -14,17 +14,16 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import global_hooks, version_of
 from tracetorch.core.walk import Opaque, join_path, named_modules, named_parameters
 from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
+from tracetorch.online_learning.eprop import derivatives_without_resets, with_derivatives
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
     check_step,
     is_close,
     lane_derivatives,
-    lane_derivatives_without_resets,
     learned_parameters,
     probes,
-    with_derivatives,
 )
-from tracetorch.online_learning.products import Product, is_product, replaced_part, weights_of
+from tracetorch.online_learning.products import Product, is_product, replaced_part
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.neuron import Neuron
@@ -375,7 +374,7 @@ class Step:
             spikes = [] if held.rule == "exact" else spike_functions(layer)
             own: LaneDerivatives | None = None
             if held.rule == "eprop" and spikes:
-                block, resets, own = lane_derivatives_without_resets(
+                block, resets, own = derivatives_without_resets(
                     layer, work, states, values, spikes, constants
                 )
                 for state in resets:
@@ -393,9 +392,7 @@ class Step:
 
             def of_output() -> Traces:
                 return traces.advanced(
-                    lane_derivatives(
-                        layer, work, states, values, of_output=True, further=constants
-                    )
+                    lane_derivatives(layer, work, states, values, of_output=True, further=constants)
                     if own is None
                     else own,
                     inputs,
@@ -425,7 +422,11 @@ class Step:
     ) -> Tensor:
         """Give output and next states the rule's derivatives, where the step's graph has others."""
         ends = [state for state, _ in self._exited[path] if state is not None]
-        both = LaneDerivatives(*(a + b for a, b in zip(own, block, strict=True)))
+        both = LaneDerivatives(
+            own.by_state + block.by_state,
+            own.by_input + block.by_input,
+            own.by_parameter + block.by_parameter,
+        )
         entered = [state for state, _ in self._entered[path]]
         learned = learned_parameters(kwargs, layer.constraints)
         replaced, *states = with_derivatives([output, *ends], both, x, entered, learned)
@@ -554,8 +555,8 @@ def _check_layers(modules: Sequence[tuple[str, nn.Module]], layers: Mapping[str,
     changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
     if changed:
         raise ValueError(
-            f"the neuron layer {changed[0]!r} has been added, removed or replaced since the learner "
-            "was made, and no trace follows it. Make a new learner by tt.online(model)."
+            f"the neuron layer {changed[0]!r} has been added, removed or replaced since the "
+            "learner was made, and no trace follows it. Make a new learner by tt.online(model)."
         )
 
 

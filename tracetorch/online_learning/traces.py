@@ -156,7 +156,6 @@ class Traces(Opaque):
         Args:
             where: boolean mask over the batch.
         """
-
         return self.mapped(lambda trace: _cleared(trace, where))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Traces:
