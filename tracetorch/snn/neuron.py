@@ -90,6 +90,9 @@ class Neuron(StatefulLayer):
     The arithmetic is float32 for bfloat16 and float16 inputs, otherwise in the input's dtype; the
     states have the arithmetic's dtype, the output has the input's.
 
+    E-prop (``tt.online``) leaves the reset out. Which states a spike resets is found from ``step``;
+    where that is not what is meant, the class lists them, ``reset_states = ("mem",)``.
+
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step: -1 for ``[B, N]``, -3 for
