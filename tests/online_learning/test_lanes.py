@@ -1,16 +1,19 @@
-"""Test the derivatives by lane: what is more than a pointwise step is refused."""
+"""Test the derivatives by lane: what mixes lanes, however few they are, is found and refused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tracetorch as tt
 from tests.fuse.test_sequence import MixingNeuron
 from tests.online_learning.cases import assert_refused
 from tracetorch import snn
+from tracetorch.online_learning.lanes import probes
 
 
 class Drawing(snn.Neuron):
@@ -31,3 +34,89 @@ class Drawing(snn.Neuron):
 )
 def test_more_than_a_pointwise_step_is_refused(kind: type[snn.Neuron], message: str) -> None:
     assert_refused(kind(6), message)
+
+
+# What mixes, however few the lanes are
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (1, 17), (3, 7, 23), (5_001,)])
+def test_any_two_lanes_have_other_probes(shape: tuple[int, ...]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        stacked = torch.stack(probes(torch.zeros(shape, dtype=dtype))).flatten(1)
+        # the first has an order of its own; the others alone tell all lanes apart
+        assert stacked[1:].unique(dim=1).shape[1] == stacked.shape[1]
+        assert not torch.equal(stacked[0], stacked[1])
+
+
+MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "neurons swapped": lambda x: x.flip(-1),
+    "neurons summed": lambda x: x + 0.3 * x.roll(1, -1),
+    "neurons subtracted": lambda x: x - x.mean(-1, keepdim=True),
+    "samples swapped": lambda x: x.flip(0),
+    "samples summed": lambda x: x + x.roll(1, 0),
+    "samples subtracted": lambda x: x - x.mean(0),
+    "one lane into another": lambda x: torch.cat(
+        [x.flatten()[:1] + 1e-3 * x.flatten()[-1], x.flatten()[1:]]
+    ).view_as(x),
+}
+
+
+def mixing_neuron(mixed: Callable[[Tensor], Tensor], place: str) -> type[snn.Neuron]:
+    class Mixing(snn.Neuron):
+        states = ("mem", "adaptation")
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, adaptation: Tensor) -> Any:
+            x, adaptation = (mixed(x), adaptation) if place == "input" else (x, mixed(adaptation))
+            # one next state alone is mixed, so that nothing else gives it away
+            return x, 0.9 * mem + x.detach(), 0.5 * adaptation
+
+    return Mixing
+
+
+@pytest.mark.parametrize("place", ["input", "state", "before"])  # of the mixture
+@pytest.mark.parametrize("name", MIXTURES)
+def test_lanes_that_are_mixed_are_found(name: str, place: str) -> None:
+    class Between(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return MIXTURES[name](x)
+
+    for samples in (1, 2):
+        if "samples" in name and samples == 1:
+            continue  # alone, a sample is mixed with nothing
+        for count in (1, 2, 3, 4):
+            if count == 1 and ("samples" not in name or samples == 1):
+                continue
+            if place == "before":
+                net = nn.Sequential(nn.Linear(6, count), Between(), snn.LIF(count))
+            else:
+                kind = mixing_neuron(MIXTURES[name], place)
+                net = nn.Sequential(nn.Linear(6, count), kind(count))
+            with pytest.raises(ValueError, match=r"mixes neurons or samples|0.weight -> states"):
+                tt.online(net)(torch.rand(samples, 6))
+
+
+def test_every_pair_of_neurons_that_is_swapped_is_found() -> None:
+    class Swapped(nn.Module):
+        order = torch.arange(32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, self.order]
+
+    swapped = Swapped()
+    net = nn.Sequential(nn.Linear(6, 32), swapped, snn.LIF(32))
+    numbers = torch.randperm(32, generator=torch.Generator().manual_seed(0)) % 16
+    pairs = [(i, j) for i in range(32) for j in range(i) if numbers[i] == numbers[j]]
+    for i, j in pairs:  # those that one probe of 16 values cannot tell apart
+        swapped.order = torch.arange(32)
+        swapped.order[[i, j]] = swapped.order[[j, i]]
+        with pytest.raises(ValueError, match=r"0.weight -> states of 2: no trace"):
+            tt.online(net)(torch.rand(1, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_pointwise_in_half_precision_is_not_refused(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(6, 40), nn.SiLU(), nn.Tanh(), snn.LIF(40)).to(dtype)
+    learner = tt.online(net)
+    for step in torch.rand(3, 4, 6, dtype=dtype):
+        learner(step).sum().backward()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
@@ -27,6 +27,7 @@ from tests.online_learning.cases import (
     two_layers,
 )
 from tracetorch import snn
+from tracetorch.online_learning.step import Rule
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -116,12 +117,12 @@ def test_detached_and_given_states_are_constants() -> None:
     assert_same(grads[1], grads[0])
 
 
-def test_a_copy_goes_on_from_constant_states() -> None:
+def test_a_copy_that_is_detached_goes_on_from_constant_states() -> None:
     learner, x = tt.online(network(layer("SLIF", 5))), sequence(9, 4, 6)
     stepped(learner, x[:4])
     copied = copy.deepcopy(learner)
-    learner.detach_states()
     for module in (learner, copied):
+        module.detach_states()
         weighted_sum(stepped(module, x[4:])).backward()
     assert_same(named_gradients(copied), named_gradients(learner))
 
@@ -234,6 +235,89 @@ def test_unroll_by_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"takes one step at a time.*by=\"step\""):
         tt.unroll(learner, x)
     assert tt.unroll(learner, x, by="step").requires_grad
+
+
+def checkpointed(learner: nn.Module, x: Tensor) -> None:
+    y = [torch.utils.checkpoint.checkpoint(learner, step, use_reentrant=False) for step in x]
+    torch.stack(y).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            lambda learner, x: tt.unroll(learner, x, by="step", segment=3),
+            r"segment= runs a segment again .* an online learner does not allow",
+        ),
+        (
+            lambda learner, x: torch.vmap(learner)(x),
+            "an online learner cannot run in torch.func transforms, vmap or grad say",
+        ),
+        (
+            lambda learner, x: torch.func.grad(lambda x: learner(x).sum())(x[0]),
+            "an online learner cannot run in torch.func transforms, vmap or grad say",
+        ),
+        (checkpointed, r"was called inside backward\(\), by activation checkpointing"),
+    ],
+    ids=["segment", "vmap", "grad", "checkpoint"],
+)
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_what_repeats_or_transforms_a_step_is_refused(rule: Any, run: Any, message: str) -> None:
+    learner, x = tt.online(network(snn.LIF(5)), rule), sequence(5, 4, 6)
+    with pytest.raises(ValueError, match=message):
+        run(learner, x)
+    learner.zero_states()
+    assert stepped(learner, x).requires_grad
+
+
+def test_functional_call_is_as_the_call() -> None:
+    x = sequence(5, 4, 6)
+    net = network(layer("SLIF", 5))
+    weighted_sum(stepped(tt.online(net), x)).backward()
+    expected = named_gradients(net)
+    tt.zero_states(net)
+    learner = tt.online(net)
+    own: dict[str, Tensor] = dict(learner.named_parameters())
+    y = [torch.func.functional_call(learner, own, (step,)) for step in x]
+    weighted_sum(torch.stack(y)).backward()
+    assert_same(named_gradients(net), expected)
+
+
+# PyTorch silences this itself where warnings are not errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("way", ["of the learner", "of a function"])
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_compile_leaves_a_learner_as_it_is(rule: Any, way: str) -> None:
+    x = sequence(5, 4, 6)
+    learner = tt.online(network(layer("SLIF", 5)), rule)
+    weighted_sum(stepped(learner, x)).backward()
+    expected = named_gradients(learner.model)
+    learner.zero_states()
+
+    def step(x: Tensor) -> Tensor:
+        y: Tensor = learner(x)
+        return y
+
+    compiled: Any = torch.compile(learner if way == "of the learner" else step, backend="eager")
+    weighted_sum(torch.stack([compiled(each) for each in x])).backward()
+    assert_same(named_gradients(learner.model), expected)
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "replaced"])
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_another_neuron_layer_is_refused(rule: Any, change: str) -> None:
+    net, x = network(snn.LIF(5), snn.LIF(5)), sequence(5, 4, 6)
+    learner = tt.online(net, rule) if rule != "exact" else tt.online(network(snn.LIF(5)))
+    model: Any = learner.model
+    learner(x[0])
+    if change == "added":
+        model.append(snn.Readout(3))
+    elif change == "removed":
+        model[1] = nn.Identity()
+    else:
+        model[1] = snn.LIF(5)
+    with pytest.raises(ValueError, match=r"has been added, removed or replaced since the learner"):
+        learner(x[1])
 
 
 def test_disabled_gradients_are_refused() -> None:

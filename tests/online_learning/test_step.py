@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import tracetorch as tt
-from tests.cases import layer, sequence
+from tests.cases import layer, sequence, weighted_sum
 from tests.online_learning.cases import (
     STEPS,
     assert_exact,
     assert_refused,
     assert_same,
     named_gradients,
+    network,
 )
 from tracetorch import snn
 
@@ -278,6 +281,71 @@ def test_hook_on_all_modules_is_refused() -> None:
     with handle, pytest.raises(ValueError, match="a hook is registered on all modules"):
         learner(torch.rand(2, 6))
     learner(torch.rand(2, 6))
+
+
+WHERE_FROZEN = {
+    "0.weight": {"0.weight", "0.bias"},
+    "1.raw_beta": {"1.raw_beta"},
+    "1.raw_pos_threshold": {"1.raw_pos_threshold"},
+}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("rule", ["exact", "eprop", "ottt"])
+@pytest.mark.parametrize("name", WHERE_FROZEN)
+def test_what_was_frozen_in_a_step_is_named(name: str, rule: Any, copied: bool) -> None:
+    net, x = network(layer("SLIF", 5)), sequence(9, 4, 6)
+    learner = tt.online(net, rule)
+    learner(x[0])
+
+    def set_learning(learning: bool) -> None:
+        for each, parameter in learner.model.named_parameters():
+            if each in WHERE_FROZEN[name]:
+                parameter.requires_grad_(learning)
+
+    set_learning(False)
+    learner(x[1])
+    set_learning(True)
+    if copied:
+        held = tt.get_states(learner)
+        learner = copy.deepcopy(learner)
+        learner.zero_states()
+        tt.set_states(learner, held)
+    message = f"{name} -> states of 1: it was frozen in earlier steps"
+    if rule == "exact":
+        with pytest.raises(ValueError, match=message):
+            learner(x[2])
+    else:
+        learner(x[2])
+        assert {d.origin for d in learner.dropped if "frozen" in d.reason} == WHERE_FROZEN[name]
+    restarts: list[Callable[[], None]] = [learner.zero_states, learner.detach_states]
+    for number, restart in enumerate(restarts):
+        restart()
+        for step in x[3:]:  # as the model alone from here
+            weighted_sum(learner(step)).backward()
+        found = named_gradients(learner.model)
+        if rule == "exact" and number == 0:
+            learner.zero_states()
+            torch.stack([weighted_sum(learner.model(step)) for step in x[3:]]).sum().backward()
+            assert_same(found, named_gradients(learner.model))
+            learner.detach_states()
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight"])
+def test_what_has_a_trace_all_the_same_may_be_frozen_for_a_while(name: str) -> None:
+    net, x = network(layer("SLIF", 5)), sequence(9, 4, 6)
+    gradients = []
+    for module in (net, tt.online(net)):
+        tt.zero_states(net)
+        losses = []
+        for t, step in enumerate(x):
+            net.get_parameter(name).requires_grad_(not 2 <= t < 5)
+            losses.append(weighted_sum(module(step)))
+        torch.stack(losses[6:]).sum().backward()
+        gradients.append(named_gradients(net))
+    # backpropagation leaves the frozen steps out, and a trace of the others' features has them
+    others = [each for each in gradients[0] if each != name]
+    assert_same([gradients[1][n] for n in others], [gradients[0][n] for n in others])
 
 
 class Watched(nn.Module):

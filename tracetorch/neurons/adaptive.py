@@ -174,6 +174,7 @@ class AdLIF(AdaptiveCurrentNeuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "w", "prev_output")
+    reset_states: ClassVar[tuple[str, ...]] = ("mem",)  # w adapts
 
     @staticmethod
     def step(
@@ -229,6 +230,7 @@ class SEAdLIF(AdaptiveCurrentNeuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "w")
+    reset_states: ClassVar[tuple[str, ...]] = ("mem",)  # w adapts
 
     @staticmethod
     def step(

@@ -66,6 +66,7 @@ class Izhikevich(VoltageNeuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("v", "u")
+    reset_states: ClassVar[tuple[str, ...]] = ("v",)  # u recovers
 
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {
         "RS": {"a": 0.02, "b": 0.2, "c": -65.0, "d": 8.0},

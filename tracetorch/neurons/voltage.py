@@ -311,6 +311,7 @@ class AdEx(VoltageNeuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("v", "w")
+    reset_states: ClassVar[tuple[str, ...]] = ("v",)  # w adapts
 
     def __init__(
         self,

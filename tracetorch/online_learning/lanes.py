@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tracetorch.snn.neuron import Neuron
 
+_DIGIT = 16  # values of a probe: with more, the smallest would be lost beside the largest
+
 
 class LaneDerivatives(NamedTuple):
     """Derivatives of the next states, each shaped like the input; ``None`` is zero everywhere.
@@ -57,10 +59,17 @@ def lane_derivatives(
         of_output: differentiate the output in place of the next states.
         further: inputs after ``x``, constants, of its shape.
     """
-    sources, output, ends = _run(layer, x, further, states, kwargs, detached)
+    run = run_step(layer, x, further, states, kwargs, dict.fromkeys(detached, detached_spikes))
+    ends = [run.output] if of_output else run.ends
+    return by_source(layer, kwargs, [gradients(end, run.sources, None) for end in ends])
+
+
+def by_source(
+    layer: Neuron, kwargs: Mapping[str, Any], rows: Sequence[list[Tensor | None]]
+) -> LaneDerivatives:
+    """Split the rows of gradients into those by states, input and parameters."""
     count = len(layer.active_states)
     names = list(learned_parameters(kwargs, layer.constraints))
-    rows = [_gradients(end, sources, None) for end in ([output] if of_output else ends)]
     return LaneDerivatives(
         [row[:count] for row in rows],
         [row[count] for row in rows],
@@ -78,8 +87,6 @@ def check_step(
 ) -> None:
     """Raise where a call is more than its ``step``, or a lane depends on another lane.
 
-    The product of random signs with a diagonal Jacobian is the diagonal times the signs, exactly.
-
     Args:
         layer: the neuron layer, after the call.
         x: the input of the call, in the dtype of the arithmetic.
@@ -88,7 +95,7 @@ def check_step(
         label: of the layer, for the message.
         further: inputs after ``x``, constants, of its shape.
     """
-    ends = _run(layer, x, further, states, kwargs)[2]
+    ends = run_step(layer, x, further, states, kwargs).ends
     if not all(map(is_close, ends, (getattr(layer, name) for name in layer.active_states))):
         raise ValueError(
             f"{label} has other states than its step computes from the same input: it draws random "
@@ -98,22 +105,44 @@ def check_step(
     # A generator of its own: the user's random numbers are not drawn from.
     generator = torch.Generator().manual_seed(0)
 
-    def noise() -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    def noise(size: float) -> Tensor:
+        drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return size * drawn.to(x.device)
 
-    drawn = [None if state is None else state + noise() for state in states]
-    sources, output, ends = _run(layer, x + noise(), further, drawn, kwargs)
-    for end in (output, *ends):
-        signs = noise().sign()
-        for plain, signed in zip(
-            _gradients(end, sources, None), _gradients(end, sources, signs), strict=True
-        ):
-            if plain is not None and signed is not None and not is_close(signed, signs * plain):
-                raise ValueError(
-                    f"{label} has a step that mixes neurons or samples: there is no derivative by "
-                    "lane. Traces need a step of pointwise operations; put what mixes into a "
-                    "module before the layer."
-                )
+    # far from here too: what mixes may be silent where the states are small
+    for size in (1.0, 10.0):
+        drawn = [None if state is None else state + noise(size) for state in states]
+        run = run_step(layer, x + noise(size), further, drawn, kwargs)
+        for end in (run.output, *run.ends):
+            plain = gradients(end, run.sources, None)
+            for probe in probes(x):
+                for one, probed in zip(plain, gradients(end, run.sources, probe), strict=True):
+                    if one is not None and probed is not None and not is_close(probed, probe * one):
+                        raise ValueError(
+                            f"{label} has a step that mixes neurons or samples: there is no "
+                            "derivative by lane. Traces need a step of pointwise operations; put "
+                            "what mixes into a module before the layer."
+                        )
+
+
+def probes(x: Tensor) -> list[Tensor]:
+    """Return cotangents that a diagonal Jacobian, and no other, multiplies lane by lane.
+
+    Each holds 16 powers of two with signs, so that a product with it is exact in any dtype. They
+    are the digits of a lane's number in a random order, so any two lanes differ in one of them. One
+    more, in an order of its own, is there for what cancels in these.
+
+    Args:
+        x: a tensor of the lanes' shape, dtype and device.
+    """
+    generator = torch.Generator().manual_seed(0)
+    numbers, others = (torch.randperm(x.numel(), generator=generator) for _ in range(2))
+    digits = [others % _DIGIT, numbers % _DIGIT]
+    while _DIGIT ** (len(digits) - 1) < x.numel():
+        numbers = numbers // _DIGIT
+        digits.append(numbers % _DIGIT)
+    values = [(1 - 2 * (kinds % 2)) * 2 ** (kinds // 2) for kinds in digits]
+    return [each.view(x.shape).to(x.device, x.dtype) for each in values]
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
@@ -122,15 +151,33 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
 
 
-def _run(
+class Run(NamedTuple):
+    """Hold one run of ``step`` on leaves of the lanes' shape.
+
+    Args:
+        sources: the leaves: active states, input, learned parameters.
+        output: of the step.
+        ends: the next active states.
+    """
+
+    sources: list[Tensor]
+    output: Tensor
+    ends: list[Tensor]
+
+    def value(self, i: int) -> Tensor:
+        """Return a next state, or the output behind the last of them."""
+        return (*self.ends, self.output)[i]
+
+
+def run_step(
     layer: Neuron,
     x: Tensor,
     further: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: Mapping[str, Any],
-    detached: Collection[str] = (),
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """Run ``step`` on leaves of the lanes' shape; return leaves, output and next active states."""
+    replaced: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> Run:
+    """Run ``step``; ``replaced`` maps names of spike functions to what wraps them."""
 
     def leaf(value: Tensor) -> Tensor:
         return value.detach().expand(x.shape).clone().requires_grad_()
@@ -140,18 +187,21 @@ def _run(
         held = [None if state is None else leaf(state) for state in states]
         learned = learned_parameters(kwargs, layer.constraints)
         leaves = {name: leaf(value) for name, value in learned.items()}
-        constants = {name: _detached(kwargs[name]) for name in detached}
-        output, *ends = layer.step(given, *further, *held, **{**kwargs, **leaves, **constants})
+        wrapped = {name: wrap(kwargs[name]) for name, wrap in (replaced or {}).items()}
+        output, *ends = layer.step(given, *further, *held, **{**kwargs, **leaves, **wrapped})
     active = layer.active_states
     sources = [*(s for s in held if s is not None), given, *leaves.values()]
-    return sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
+    return Run(
+        sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
+    )
 
 
-def _detached(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a spike function without a derivative."""
     return lambda u: function(u).detach()
 
 
-def _gradients(
+def gradients(
     end: Tensor, sources: Sequence[Tensor], weights: Tensor | None
 ) -> list[Tensor | None]:
     """Gradient of the sum over all lanes; the graph is kept for the next states."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -12,12 +12,20 @@ from torch.nn.parameter import is_lazy
 from tracetorch.core.checks import suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.core.thread_owner import owned
+from tracetorch.core.torch_private import (
+    NO_BACKWARD,
+    current_backward,
+    exclude_from_compile,
+    functorch_active,
+)
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.step import Held, Rule, Step
+from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
-from tracetorch.snn.module import TTModule, zero_states
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.stateful_layer import StateSnapshot, running
+from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -52,10 +60,19 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
     - ``"exact"``: real-time recurrent learning, in blocks. The gradients are those of
       backpropagation through time: for one layer of neurons, or a layer and a readout whose decays
       are alike. Where they cannot be, the first such step raises and names the paths.
-    - ``"eprop"``: the block with the spike functions' own derivatives left out: what a spike does
-      to its own neuron later is a constant.
-    - ``"ottt"``: as ``"eprop"``, with one trace for all neurons of a layer, of its inputs alone,
-      and no filter: between layers gradients go through the graph of one step.
+    - ``"eprop"``: the block without the reset: a spike is a constant in the next value of a state
+      that it resets. What it does to other states, an adaptation or a recurrent trace, stays. For
+      an adaptive threshold ``a`` of strength ``beta``, with the surrogate's derivative ``psi``,
+      that is the rule of the paper::
+
+          eps_a[t+1] = psi[t] eps_v[t] + (rho - psi[t] beta) eps_a[t]
+          e[t] = psi[t] (eps_v[t] - beta eps_a[t])
+
+      A neuron names the states that it resets, ``reset_states = ("mem",)``; without that they are
+      all that its input reaches other than by spikes. ``dropped`` lists those with a reset.
+    - ``"ottt"``: the block without any derivative of a spike, with one trace for all neurons of a
+      layer, of its inputs alone, and no filter: between layers gradients go through the graph of
+      one step.
     - ``"local"``: no traces; every state is a constant, so gradients know of one step alone.
 
     Args:
@@ -85,14 +102,20 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
     return OnlineLearner(model, rule)
 
 
-class OnlineLearner(TTModule):
+class OnlineLearner(ExtraStates):
     """A model that is stepped with eligibility traces; :func:`online` describes the rules.
 
     A call is one step, and its output is part of a graph of this step alone. The states of before
     enter it as functions of the parameters whose derivatives are the traces, so an ordinary
     ``backward()`` gives the rule's gradients, at each step or of a sum over some of them. States
-    that the model holds before the first step are constants, as those of a copy are. Later they are
-    zeroed through the learner, so that traces go with them.
+    that the model holds before the first step are constants. Later they are zeroed through the
+    learner, so that traces go with them.
+
+    Traces travel with the learner: in copies, by ``pickle`` and ``torch.save``, by ``get_states``
+    and ``set_states`` of the learner, and in a file of ``tt.save(learner, path, states=True)``.
+    States without traces, those of ``get_states(model)`` say, are constants to go on from. A
+    parameter that was frozen in some steps has no trace of these; once it learns, ``"exact"``
+    raises, and the other rules list it in ``dropped``, until the traces start anew.
 
     Args:
         model: any module with neuron layers, whose call is one step.
@@ -109,7 +132,7 @@ class OnlineLearner(TTModule):
         torch.Size([8, 2])
         >>> for path in learner.dropped:
         ...     print(path)
-        1 -> states of 1: a spike's own effects (reset, recurrent traces) are constants
+        1 -> states of 1: the reset of mem by a spike is a constant
     """
 
     def __init__(self, model: nn.Module, rule: Rule = "exact") -> None:
@@ -137,15 +160,18 @@ class OnlineLearner(TTModule):
         """Name the rule."""
         return f"rule={self.rule!r}"
 
+    @exclude_from_compile
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one step of the model, and advance the traces.
+        """Run one step of the model, and advance the traces; ``torch.compile`` leaves it as it is.
 
         Raises:
-            ValueError: gradients are disabled; a state was set from outside between two steps; a
-                layer is called twice in a step, has a ``forward`` of its own or a ``step`` that is
-                not pointwise; a module has a backward hook; or the rule is ``"exact"`` and the
-                gradients would not be. States and traces are as before then; what else the model's
-                forward has changed, running statistics or the random state say, is not undone.
+            ValueError: gradients are disabled; the call is inside a transform of ``torch.func`` or
+                inside ``backward()``; the model has other neuron layers than before; a state was
+                set from outside between two steps; a layer is called twice in a step, has a
+                ``forward`` of its own or a ``step`` that is not pointwise; a module has a backward
+                hook; or the rule is ``"exact"`` and the gradients would not be. States and traces
+                are as before then; what else the model's forward has changed, running statistics or
+                the random state say, is not undone.
         """
         if running.by_layer:
             raise ValueError(
@@ -156,6 +182,17 @@ class OnlineLearner(TTModule):
             raise ValueError(
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
                 "model itself, or tt.unroll(model, x, from_rest=True)."
+            )
+        if functorch_active():
+            raise ValueError(
+                "an online learner cannot run in torch.func transforms, vmap or grad say: its "
+                "traces are of one batch, with gradients by backward(). Call it outside."
+            )
+        if current_backward() != NO_BACKWARD:
+            raise ValueError(
+                "an online learner was called inside backward(), by activation checkpointing it "
+                "seems: its traces have gone on since, and a step cannot be repeated. It keeps no "
+                "graph of earlier steps, so leave checkpointing out."
             )
         with owned(tuple(self._held.layers.values())):
             return self._run(*args, **kwargs)
@@ -180,6 +217,7 @@ class OnlineLearner(TTModule):
             before.restore()
             raise
         self._held.traces, self._held.filters = step.traces, step.filters
+        self._held.frozen = step.frozen
         self._dropped.update(step.dropped)
         self._held.note_states()
         return y
@@ -196,6 +234,27 @@ class OnlineLearner(TTModule):
         """Make constants of the states: the traces start anew from them."""
         super().detach_states()
         self._held.restart()
+
+    def extra_states(self) -> dict[str, Tensor]:
+        """Return the traces by name, for ``tt.get_states``."""
+        return named_traces(self._held)
+
+    def extra_states_setter(
+        self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
+    ) -> Callable[[], None]:
+        """Check traces for ``tt.set_states``; without any they start anew from the states."""
+        if not extra:
+            return self._held.restart
+        inside = {name.removeprefix("model."): state for name, state in states.items()}
+        return Carried(self._held, extra, inside).put
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
+        """Move the traces along with the states."""
+        fits = all(map(self._held.fits, self._held.traces))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if fits:
+            self._held.follow_states()
+        return self
 
     def certificate(
         self, batch: Sequence[Any], loss: Callable[..., Tensor], *, steps: int | None = None

@@ -64,6 +64,11 @@ def features(module: Product, x: Tensor) -> Tensor:
     return rows if module.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
 
 
+def inputs_of(module: Product) -> int:
+    """Return the number of features."""
+    return module.weight[0].numel() + (module.bias is not None)
+
+
 def split(module: Product, gradient: Tensor) -> list[Tensor]:
     """Split a gradient ``[outputs, inputs]`` into those of the weight and of the bias."""
     if module.bias is None:

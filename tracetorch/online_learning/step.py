@@ -14,12 +14,14 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import global_hooks, version_of
 from tracetorch.core.walk import Opaque, join_path, named_modules, named_parameters
 from tracetorch.online_learning.dropped import DroppedPath, reached, reached_from
+from tracetorch.online_learning.eprop import derivatives_without_resets, with_derivatives
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
     check_step,
     is_close,
     lane_derivatives,
     learned_parameters,
+    probes,
 )
 from tracetorch.online_learning.products import Product, is_product, replaced_part
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
@@ -37,12 +39,17 @@ Marks: TypeAlias = list[tuple[Tensor | None, int | None]]
 
 _NO_TRACE = "no trace of earlier steps"
 _LOCAL = "earlier steps are constants"
-_SPIKES = "a spike's own effects (reset, recurrent traces) are constants"
+_RESET = "the reset of {} by a spike is a constant"
+_SPIKES = "all that a spike does to its own neuron (reset, adaptation) is a constant"
 _SHARED = "its neurons share one trace, with the mean of their decays"
 _MEAN = "what it does there later decays with the mean of the neurons' decays"
 _RECURRENCE = "the outputs of the step before are constants"
 _STORED = "what it holds of earlier steps is constant, for it has no step"
 _OPTION = "a parameter of a spike function, without a trace"
+_UNFROZEN = (
+    "it was frozen in earlier steps, so there is no trace of those; zero_states() or "
+    "detach_states() of the learner starts anew"
+)
 
 
 class _Call(NamedTuple):
@@ -81,46 +88,67 @@ class Held(Opaque):
         self.traces: dict[str, Traces] = {}
         # of a layer, by the earlier layer and the product between the two
         self.filters: dict[str, dict[Link, Filter]] = {}
-        self.left: dict[str, Marks] = {}  # the states after the last step
+        # of a layer, the parameters that were frozen in a step since its traces began
+        self.frozen: dict[str, frozenset[str]] = {}
+        self.left: dict[str, Marks | None] = {}  # the states after the last step
         # for which inputs the step of a layer has been found pointwise: its path, and their shape
         self.pointwise: set[tuple[str, torch.Size]] = set()
-        self.probes: dict[tuple[Any, ...], Tensor] = {}
+        self.probes: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # the states of a copy are detached: constants, which no trace belongs to
-        return {**vars(self), "traces": {}, "filters": {}, "left": {}}
+        # a copy has states of its own, with these values
+        return {**vars(self), "probes": {}, "left": {path: self.fits(path) for path in self.layers}}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        vars(self).update(attributes)
+        for path, fits in attributes["left"].items():
+            self.left[path] = _marks(self.layers[path]) if fits else None
+
+    def fits(self, path: str) -> bool:
+        """Whether the states of a layer are those that its traces belong to."""
+        left = self.left.get(path)
+        return left is not None and _same(_marks(self.layers[path]), left)
 
     def restart(self, where: Tensor | None = None) -> None:
         """Forget all traces, with ``where`` those of some samples, and note the states."""
         if where is None:
-            self.traces, self.filters = {}, {}
+            self.traces, self.filters, self.frozen = {}, {}, {}
         else:
-            self.traces = {p: traces.restarted(where) for p, traces in self.traces.items()}
-            self.filters = {
-                path: {
-                    link: each._replace(traces=each.traces.restarted(where))
-                    for link, each in filters.items()
-                }
-                for path, filters in self.filters.items()
+            self.change(lambda path, traces: traces.restarted(where))
+        self.note_states()
+
+    def change(self, changed: Callable[[str, Traces], Traces]) -> None:
+        """Replace the traces of every layer: ``changed`` is given its path and each of them."""
+        self.traces = {path: changed(path, traces) for path, traces in self.traces.items()}
+        self.filters = {
+            path: {
+                link: each._replace(traces=changed(path, each.traces))
+                for link, each in filters.items()
             }
+            for path, filters in self.filters.items()
+        }
+
+    def follow_states(self) -> None:
+        """Move the traces to where the states have been moved; forget them with the states."""
+
+        def moved(path: str, traces: Traces) -> Traces:
+            state = states_of(self.layers[path])[0]
+            return traces if state is None else traces.mapped(lambda each: each.to(state))
+
+        if any(None in states_of(self.layers[path]) for path in self.traces):
+            self.restart()
+        self.change(moved)
         self.note_states()
 
     def note_states(self) -> None:
         """Remember which states the traces belong to."""
         self.left = {path: _marks(layer) for path, layer in self.layers.items()}
 
-    def probe(self, y: Tensor) -> Tensor:
-        """Return 16 powers of two with signs, in random order, as often as ``y`` has values.
-
-        A product with one is exact, and two lanes that are mixed have two of them.
-        """
+    def probes_like(self, y: Tensor) -> list[Tensor]:
+        """Return :func:`probes` for tensors like this, made once."""
         key = y.shape, y.dtype, y.device
         if key not in self.probes:
-            # a generator of its own: the user's random numbers are not drawn from
-            generator = torch.Generator().manual_seed(0)
-            kinds = torch.randperm(y.numel(), generator=generator) % 16
-            values = (1 - 2 * (kinds % 2)) * 2 ** (kinds // 2)
-            self.probes[key] = values.view(y.shape).to(y.device, y.dtype)
+            self.probes[key] = probes(y)
         return self.probes[key]
 
 
@@ -169,7 +197,10 @@ class Step:
         self.held = held
         self.traces: dict[str, Traces] = {}
         self.filters: dict[str, dict[Link, Filter]] = {}
+        self.frozen: dict[str, frozenset[str]] = {}
         self.dropped: dict[DroppedPath, None] = {}
+        self._frozen: set[str] = set()  # weights of products that were frozen in this step
+        self._names: dict[int, str] = {}  # of parameters and modules, by identity
         self._entered: dict[str, Marks] = {}
         self._exited: dict[str, Marks] = {}
         self._calls: list[_Call] = []
@@ -186,7 +217,7 @@ class Step:
             if traces is None:
                 replaced: Sequence[Tensor] = [state.detach() for state in live]
             else:
-                if not _same(_marks(layer), self.held.left[path]):
+                if not self.held.fits(path):
                     raise ValueError(
                         f"{layer_label(layer, path)} has other states than the learner's last step "
                         "left: its traces do not fit them. Call zero_states() or detach_states() "
@@ -194,6 +225,7 @@ class Step:
                     )
                 self.traces[path] = traces
                 self.filters[path] = self.held.filters.get(path, {})
+                self.frozen[path] = self.held.frozen.get(path, frozenset())
                 replaced = attach(self._attachments(path, layer, live[0]), live)
             for name, state in zip(layer.active_states, replaced, strict=True):
                 setattr(layer, name, state)
@@ -224,10 +256,12 @@ class Step:
             ValueError: a hook or a forward of the user's would make the traces wrong.
         """
         held = self.held
+        modules = named_modules(held.model)
+        _check_layers(modules, held.layers)
         if held.rule == "local":
             return forward_hooks()
-        modules = named_modules(held.model)
         _check_backward_hooks(modules)
+        self._names = {id(module): path for path, module in reversed(modules)}
         layers = {p: layer for p, layer in held.layers.items() if hasattr(layer, "step")}
         for path, layer in layers.items():
             _check_forward(path, layer)
@@ -249,9 +283,15 @@ class Step:
         )
 
     def leave(self) -> None:
-        """Raise where a layer's states are not those that its observed call has left."""
+        """Note what was frozen in this step.
+
+        Raises:
+            ValueError: a layer's states are not those that its observed call has left.
+        """
         if self.held.rule == "local":
             return
+        for path in self.traces:
+            self.frozen[path] = self.frozen.get(path, frozenset()) | self._frozen
         for path, layer in self.held.layers.items():
             expected = self._exited.get(path, self._entered[path])
             if hasattr(layer, "step") and not _same(_marks(layer), expected):
@@ -261,6 +301,12 @@ class Step:
         if y.requires_grad:
             x = args[0] if args else kwargs["input"]
             self._calls.append(_Call(module, x, get_gradient_edge(y), y.shape))
+        elif torch.is_grad_enabled():
+            self._frozen.update(self._weight_names(module).values())
+
+    def _weight_names(self, module: Product) -> dict[nn.Parameter, str]:
+        path = self._names[id(module)]
+        return {p: join_path(path, n) for n, p in module.named_parameters(recurse=False)}
 
     def _after_input(self, path: str, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, y: Tensor) -> None:
@@ -295,16 +341,16 @@ class Step:
 
         return hook
 
-    def _after_neuron(self, path: str) -> Callable[..., None]:
+    def _after_neuron(self, path: str) -> Callable[..., Tensor | None]:
         held = self.held
 
-        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> None:
+        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             self._exited[path] = _marks(layer)
             if not torch.is_grad_enabled():
                 # its new states are constants, whatever came in: a monitor, an encoder
-                self.traces.pop(path, None)
-                self.filters.pop(path, None)
-                return
+                for carried in (self.traces, self.filters, self.frozen):
+                    carried.pop(path, None)
+                return None
             x = args[0] if args else kwargs["x"]
             dtype = layer.check_input(x)
             further = self._further(path, layer, args, kwargs)
@@ -326,17 +372,31 @@ class Step:
                 held.pointwise.add((path, work.shape))
             shared = held.rule == "ottt"
             spikes = [] if held.rule == "exact" else spike_functions(layer)
-            block = lane_derivatives(layer, work, states, values, spikes, further=constants)
+            own: LaneDerivatives | None = None
+            if held.rule == "eprop" and spikes:
+                block, resets, own = derivatives_without_resets(
+                    layer, work, states, values, spikes, constants
+                )
+                for state in resets:
+                    self.drop(path, path, _RESET.format(state))
+                if own is not None:
+                    output = self._rewired(path, layer, x, values, output, block, own)
+            else:
+                block = lane_derivatives(layer, work, states, values, spikes, further=constants)
+                if spikes:
+                    self.drop(path, path, _SPIKES)
             inputs, fed, leaves = self._inputs(path, x)
             # a layer behind follows this one's own parameters and products, not what is before
             before = [leaf for each in fed.values() for leaf in reached_from(each.output.edge.node)]
             traces = self.traces.get(path, Traces(shared))
 
             def of_output() -> Traces:
-                own = lane_derivatives(
-                    layer, work, states, values, of_output=True, further=constants
+                return traces.advanced(
+                    lane_derivatives(layer, work, states, values, of_output=True, further=constants)
+                    if own is None
+                    else own,
+                    inputs,
                 )
-                return traces.advanced(own, inputs)
 
             if output.requires_grad:
                 edge = get_gradient_edge(output)
@@ -345,9 +405,35 @@ class Step:
                 )
             self.traces[path] = traces.advanced(block, inputs)
             self.filters[path] = self._filtered(path, block, fed)
-            self._note_dropped(path, layer, bool(spikes), inputs, leaves)
+            self._note_dropped(path, layer, inputs, leaves)
+            return None if own is None else output
 
         return hook
+
+    def _rewired(
+        self,
+        path: str,
+        layer: Neuron,
+        x: Tensor,
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+        block: LaneDerivatives,
+        own: LaneDerivatives,
+    ) -> Tensor:
+        """Give output and next states the rule's derivatives, where the step's graph has others."""
+        ends = [state for state, _ in self._exited[path] if state is not None]
+        both = LaneDerivatives(
+            own.by_state + block.by_state,
+            own.by_input + block.by_input,
+            own.by_parameter + block.by_parameter,
+        )
+        entered = [state for state, _ in self._entered[path]]
+        learned = learned_parameters(kwargs, layer.constraints)
+        replaced, *states = with_derivatives([output, *ends], both, x, entered, learned)
+        for name, state in zip(layer.active_states, states, strict=True):
+            setattr(layer, name, state)
+        self._exited[path] = _marks(layer)
+        return replaced
 
     def _filtered(
         self, path: str, block: LaneDerivatives, fed: Mapping[Link, _Feed]
@@ -372,17 +458,20 @@ class Step:
         self,
         path: str,
         layer: Neuron,
-        spikes: bool,
         inputs: Sequence[Contribution],
         leaves: Sequence[Tensor],
     ) -> None:
         """Note what the rule and the traces of a layer leave out."""
-        if spikes:
-            self.drop(path, path, _SPIKES)
-        if self.held.rule == "ottt" and inputs:
-            names = {id(m): p for p, m in named_modules(self.held.model)}
+        if self.held.rule == "ottt":
             for each in inputs:
-                self.drop(join_path(names[id(each.module)], "weight"), path, _SHARED)
+                self.drop(join_path(self._names[id(each.module)], "weight"), path, _SHARED)
+        own = {p: join_path(path, name) for name, p in layer.named_parameters(recurse=False)}
+        before = self.frozen.get(path, frozenset())
+        for parameters in (own, *(self._weight_names(each.module) for each in inputs)):
+            for parameter, name in parameters.items():
+                if parameter.requires_grad and name in before:
+                    self.drop(name, path, _UNFROZEN)
+        self.frozen[path] = before | {n for p, n in own.items() if not p.requires_grad}
         for name in layer.options:
             option = getattr(layer, name)
             if isinstance(option, nn.Module) and any(p.requires_grad for p in option.parameters()):
@@ -449,13 +538,26 @@ class Step:
         # and a mode, a batch or a branch may change. It is one more pass through what is between
         # the two modules, which the step differentiates once already. A probe passes through a
         # diagonal Jacobian as it is.
-        probe = self.held.probe(y)
-        return plain if is_close(_pulled_back(y, edge, probe), probe * plain) else None
+        for probe in self.held.probes_like(y):
+            if not is_close(_pulled_back(y, edge, probe), probe * plain):
+                return None
+        return plain
 
 
 def _pulled_back(y: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
     """Multiply a cotangent by the Jacobian of a tensor by an earlier one."""
     return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]
+
+
+def _check_layers(modules: Sequence[tuple[str, nn.Module]], layers: Mapping[str, Neuron]) -> None:
+    """Raise where the model has other neuron layers than those that the learner was made for."""
+    now = {path: module for path, module in modules if isinstance(module, Neuron)}
+    changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
+    if changed:
+        raise ValueError(
+            f"the neuron layer {changed[0]!r} has been added, removed or replaced since the "
+            "learner was made, and no trace follows it. Make a new learner by tt.online(model)."
+        )
 
 
 def _check_backward_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:

@@ -156,14 +156,18 @@ class Traces(Opaque):
         Args:
             where: boolean mask over the batch.
         """
+        return self.mapped(lambda trace: _cleared(trace, where))
 
-        def cleared(trace: Trace) -> Trace:
-            return [None if each is None else _cleared(each, where) for each in trace]
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Traces:
+        """Return the traces with every tensor changed."""
+
+        def changed(trace: Trace) -> Trace:
+            return [None if each is None else change(each) for each in trace]
 
         return Traces(
             self.shared,
-            {name: cleared(trace) for name, trace in self.parameters.items()},
-            {module: cleared(trace) for module, trace in self.products.items()},
+            {name: changed(trace) for name, trace in self.parameters.items()},
+            {module: changed(trace) for module, trace in self.products.items()},
         )
 
 

@@ -126,6 +126,9 @@ class Neuron(StatefulLayer):
     The arithmetic is float32 for bfloat16 and float16 inputs, otherwise in the input's dtype; the
     states have the arithmetic's dtype, the output has the input's.
 
+    E-prop (``tt.online``) leaves the reset out. Which states a spike resets is found from ``step``;
+    where that is not what is meant, the class lists them, ``reset_states = ("mem",)``.
+
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step: -1 for ``[B, N]``, -3 for
@@ -165,6 +168,8 @@ class Neuron(StatefulLayer):
 
     __signature__ = _ConstructorSignature()
     inputs: ClassVar[tuple[str, ...]] = ("x",)
+    reset_states: ClassVar[tuple[str, ...] | None] = None
+    """The states that a spike resets, for e-prop (``tt.online``); ``None``: found from ``step``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
     layer_pass: Callable[..., Tensor] | None
@@ -204,6 +209,11 @@ class Neuron(StatefulLayer):
             )
         for name in inputs:
             self._check_name(name)
+        reset = type(self).reset_states
+        if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
+            raise ValueError(
+                f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."
+            )
         step = getattr(self, "step", None)
         try:
             parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]

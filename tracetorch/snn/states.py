@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,34 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, suggestion
 from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import layer_label
+
+EXTRA = "trace:"
+"""What the names begin with that :class:`ExtraStates` has beside those of neuron layers."""
+
+
+class ExtraStates(TTModule):
+    """A module that carries more from step to step than the states of neuron layers."""
+
+    def extra_states(self) -> dict[str, Tensor]:
+        """Return all of it by name; every name begins with :data:`EXTRA`."""
+        raise NotImplementedError
+
+    def extra_states_setter(
+        self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
+    ) -> Callable[[], None]:
+        """Check what is to be set, and return a function that sets it.
+
+        Args:
+            extra: as :meth:`extra_states` returns it.
+            states: the states of neuron layers that it belongs to, by path; they are set first.
+
+        Raises:
+            TypeError, ValueError: it does not fit the module or the states.
+        """
+        raise NotImplementedError
 
 
 def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
@@ -49,7 +75,14 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
         if state is not None:
             path = full.rpartition(".")[0]
             states[full] = layer.detached_state(name, path) if detach else state
+    for path, found in _extras(module):
+        for name, value in found.extra_states().items():
+            states[join_path(path, name)] = value.detach().clone() if detach else value
     return states
+
+
+def _extras(module: nn.Module) -> list[tuple[str, ExtraStates]]:
+    return [(p, each) for p, each in named_modules(module) if isinstance(each, ExtraStates)]
 
 
 def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
@@ -85,8 +118,9 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     for _, layer in layers:
         check_thread(layer)
     known = _names(layers)
+    extras = [(join_path(path, EXTRA), found) for path, found in _extras(module)]
     for name in states:
-        if name not in known:
+        if name not in known and not name.startswith(tuple(start for start, _ in extras)):
             hint = suggestion(name, sorted(known))
             raise ValueError(f"no state is called {name!r}.{hint} There are {sorted(known)}.")
     for path, layer in layers:
@@ -95,12 +129,20 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
             {n: states[k] for n in layer.active_states if (k := join_path(path, n)) in states},
             path,
         )
+    setters: list[Callable[[], None]] = []
+    for start, extra in extras:
+        prefix = start.removesuffix(EXTRA)
+        inside = {n.removeprefix(prefix): s for n, s in states.items() if n.startswith(prefix)}
+        named = {n: inside.pop(n) for n in list(inside) if n.startswith(EXTRA)}
+        setters.append(extra.extra_states_setter(named, inside))
     for path, layer in layers:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
         for name in layer.active_states:
             state = states.get(join_path(path, name))
             setattr(layer, name, None if state is None else state.clone().to(device))
         layer.mark_states_current()
+    for put in setters:
+        put()
 
 
 def _names(layers: Iterable[tuple[str, Neuron]]) -> dict[str, tuple[Neuron, str]]:

@@ -27,6 +27,7 @@ from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.check import is_close
 from tracetorch.unrolling.inputs import Inputs
 
@@ -55,6 +56,12 @@ def in_segments(
         ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
     """
     segment = check_count("segment", segment)
+    if any(isinstance(module, ExtraStates) for _, module in found.modules):
+        raise ValueError(
+            "segment= runs a segment again inside backward(), which an online learner does not "
+            "allow: its traces go on from step to step. It keeps no graph of earlier steps, so "
+            "leave segment= out."
+        )
     if any(isinstance(module, DistributedDataParallel) for _, module in found.modules):
         raise ValueError(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
