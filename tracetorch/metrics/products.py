@@ -281,7 +281,7 @@ def counted_products(
     """
     found = walk(model)
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-    counter = ProductCounter((*weights, *(t for _, t in found.tensors)), counted, steps)
+    counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
 
     def enter(stats: ModuleStats, module: Any, args: Any) -> None:
         counter.enter(stats)
