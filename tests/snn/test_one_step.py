@@ -174,7 +174,7 @@ def test_tokens_are_not_warned_of(meant: Callable[[], object], grad: bool) -> No
 
 
 def test_the_question_leaves_no_trace() -> None:
-    """What a layer has noted is no memory: not of the model, nor of a pass."""
+    """A pass by layer does not take what a layer has noted for memory of the model."""
     model = net()
     for _ in range(2):
         model(X)

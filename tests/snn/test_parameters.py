@@ -296,7 +296,7 @@ def test_an_assigned_value_is_read_and_used(kind: str) -> None:
 
 
 def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
-    neurons = snn.LIF(4)
+    neurons: Any = snn.LIF(4)
     optimizer = torch.optim.Adam(neurons.parameters())
     x = 3 * sequence(20, 2, 4, dtype=torch.float32)
     for beta in (0.9, 0.2):
@@ -390,7 +390,7 @@ def test_an_assignment_during_a_pass_is_refused_by_layer() -> None:
 
 
 def test_an_assignment_keeps_rank_and_what_learns() -> None:
-    one = snn.BLIF(3, beta_rank=0, learn_beta=False)
+    one: Any = snn.BLIF(3, beta_rank=0, learn_beta=False)
     one.beta = torch.tensor(0.25)
     one.beta *= 2
     one.neg_threshold = -3
@@ -400,7 +400,7 @@ def test_an_assignment_keeps_rank_and_what_learns() -> None:
     assert one.neg_threshold.tolist() == pytest.approx([-3.0] * 3)
     one.beta = torch.tensor(1.0)  # a tensor may touch 0 and 1, as in the constructor
     assert 0.999 < one.beta.item() < 1
-    synapses = snn.DelayedLinear(2, 3, max_delay=5)
+    synapses: Any = snn.DelayedLinear(2, 3, max_delay=5)
     synapses.delay = 2.5
     assert synapses.delay.tolist() == [[2.5, 2.5]] * 3
 
@@ -422,17 +422,18 @@ class _Capped(_Halved):
 
 
 def test_an_assignment_goes_through_a_parametrization() -> None:
-    neurons = snn.LIF(2)
+    neurons: Any = snn.LIF(2)
     parametrize.register_parametrization(neurons, "raw_beta", _Halved())
     neurons.beta = 0.25
     assert neurons.beta.tolist() == pytest.approx([0.25, 0.25])
-    capped = snn.LIF(2)
+    capped: Any = snn.LIF(2)
     parametrize.register_parametrization(capped, "raw_beta", _Capped())
     capped.beta = 0.25
     with pytest.raises(ValueError, match=r"cannot have 0.75 as beta: out of its bounds, .*0\.5"):
         capped.beta = 0.75
     assert capped.beta.tolist() == pytest.approx([0.25, 0.25])
-    prune.identity(pruned := snn.LIF(2), "raw_beta")
+    pruned: Any = snn.LIF(2)
+    prune.identity(pruned, "raw_beta")
     with pytest.raises(ValueError, match="computes raw_beta before every call, by pruning"):
         pruned.beta = 0.5
 

@@ -87,7 +87,7 @@ def _notice_sequence(layer: StatefulLayer, x: Tensor) -> None:
     answer = is_one_step(layer, x)
     layer._takes_steps = bool(answer)
     if answer is None:
-        layer._doubtful_step = str(list(x.shape))  # zero_states() after one step settles it
+        layer._doubtful_step = str(list(x.shape))  # zero_states() after one step decides
     elif not answer:
         _warn_of_sequence(layer, str(list(x.shape)))
 
