@@ -50,6 +50,7 @@ class ModelSnapshot:
         >>> before.changes()
         ['note', '0.bias']
         >>> before.restore()
+        []
         >>> before.changes()
         []
     """
