@@ -18,10 +18,10 @@ _owners: dict[int, int] = {}  # the thread that runs a module; single operations
 
 
 class Labelled(Protocol):
-    """What can be named in a message."""
+    """Module with a name for messages."""
 
     def label(self) -> str:
-        """Name it."""
+        """Name the module."""
 
 
 def take(module: Labelled, waiting: int | None = None) -> bool:

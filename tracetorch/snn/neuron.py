@@ -665,7 +665,7 @@ class Neuron(StatefulLayer):
         """Run the modules that compute inputs, and then the layer."""
         if self.layer_pass is not None or torch.compiler.is_compiling():
             return self._forward(x, *self._all_further(x, given, named))
-        check_thread(self)  # before states are taken that would be put back
+        check_thread(self)  # before anything is taken that would be restored
         within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
         before = StateSnapshot(each for each in within if each is not self)
         try:
