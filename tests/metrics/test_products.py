@@ -71,6 +71,9 @@ def weighted(q: Tensor, weight: Tensor) -> list[Any]:
     return [counted(q, weight.expand(B, -1, -1), q)]
 
 
+attention = F.scaled_dot_product_attention
+
+
 def heads(t: Tensor) -> Tensor:
     return t.unflatten(-1, (2, -1)).transpose(1, 2)
 
@@ -97,7 +100,7 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "attention": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v),
                   lambda m, q, k, v: attended(q, k, v)),
     "attention of heads": (
-        lambda m, q, k, v: F.scaled_dot_product_attention(*map(heads, (q, k, v))).sum(1),
+        lambda m, q, k, v: attention(heads(q), heads(k), heads(v)).sum(1),
         lambda m, q, k, v: [of_activations(heads(q), heads(k).mT), of_activations(
             (heads(q) @ heads(k).mT / (N // 2) ** 0.5).softmax(-1), heads(v))]),
     "causal attention": (

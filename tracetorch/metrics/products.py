@@ -40,22 +40,8 @@ _MATRICES: dict[str, tuple[int, int]] = {
 }
 _ATTENTION = "scaled_dot_product"
 # words in the names of operations that multiply, of whatever library
-_WORDS = frozenset(
-    [
-        "attention",
-        "bmm",
-        "conv",
-        "convolution",
-        "gru",
-        "linear",
-        "lstm",
-        "matmul",
-        "mm",
-        "rnn",
-        "transformer",
-        "trilinear",
-    ]
-)
+_WORDS = {"attention", "bmm", "conv", "convolution", "gru", "linear", "lstm", "matmul", "mm", "rnn"}
+_WORDS |= {"transformer", "trilinear"}
 _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 
 
