@@ -254,3 +254,8 @@ def test_counting_leaves_the_model_alone() -> None:
     assert model.cell.mem is mem
     assert [p._version for p in model.parameters()] == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_table_names_what_it_does_not_count() -> None:
+    table = metrics.Profile((), 1, 1, 0.0, metrics.EnergyAssumptions(), uncounted=("0 (X): y",))
+    assert "\nnot counted: 0 (X): y.\n" in str(table)
