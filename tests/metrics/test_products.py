@@ -71,6 +71,9 @@ def weighted(q: Tensor, weight: Tensor) -> list[Any]:
     return [counted(q, weight.expand(B, -1, -1), q)]
 
 
+attention = F.scaled_dot_product_attention
+
+
 def heads(t: Tensor) -> Tensor:
     return t.unflatten(-1, (2, -1)).transpose(1, 2)
 
@@ -97,7 +100,7 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "attention": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v),
                   lambda m, q, k, v: attended(q, k, v)),
     "attention of heads": (
-        lambda m, q, k, v: F.scaled_dot_product_attention(*map(heads, (q, k, v))).sum(1),
+        lambda m, q, k, v: attention(heads(q), heads(k), heads(v)).sum(1),
         lambda m, q, k, v: [of_activations(heads(q), heads(k).mT), of_activations(
             (heads(q) @ heads(k).mT / (N // 2) ** 0.5).softmax(-1), heads(v))]),
     "causal attention": (
@@ -251,3 +254,8 @@ def test_counting_leaves_the_model_alone() -> None:
     assert model.cell.mem is mem
     assert [p._version for p in model.parameters()] == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_table_names_what_it_does_not_count() -> None:
+    table = metrics.Profile((), 1, 1, 0.0, metrics.EnergyAssumptions(), uncounted=("0 (X): y",))
+    assert "\nnot counted: 0 (X): y.\n" in str(table)

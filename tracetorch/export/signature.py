@@ -175,9 +175,7 @@ def replace_tensors(
                     if isinstance(value[key], Tensor)
                 ]
             for container, key, label in places:
-                tensor = container[key]
-                # a weight that a hook computes, and a state, may have a graph
-                container[key] = replacement_of(tensor if tensor.is_leaf else tensor.detach())
+                container[key] = replacement_of(container[key])
                 replaced[join_path(path, label)] = container[key]
     return replaced
 

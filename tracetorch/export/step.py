@@ -78,9 +78,12 @@ def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSig
 
 
 def _traceable(tensor: Tensor) -> Tensor:
-    """Copy a tensor that inference mode made: ``torch.export`` refuses it, and no write counts."""
+    """Return a tensor without a graph, which a weight that a hook computes has, or a copy.
+
+    Of what inference mode made: ``torch.export`` refuses it, and no write to it is counted.
+    """
     if not tensor.is_inference():
-        return tensor
+        return tensor if tensor.is_leaf else tensor.detach()
     copied = tensor.clone().detach()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(copied, tensor.requires_grad)

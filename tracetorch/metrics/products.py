@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -19,11 +19,8 @@ from torch.overrides import TorchFunctionMode
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
 from tracetorch.core.walk import walk
-from tracetorch.metrics.connections import convolution_products, matrix_products
+from tracetorch.metrics.connections import OperationCounts, convolution_products, matrix_products
 from tracetorch.snn.neuron import Neuron
-
-if TYPE_CHECKING:
-    from tracetorch.metrics.observe import ModuleStats
 
 # the matrices of an operation by the places of its arguments
 _MATRICES: dict[str, tuple[int, int]] = {
@@ -40,23 +37,18 @@ _MATRICES: dict[str, tuple[int, int]] = {
 }
 _ATTENTION = "scaled_dot_product"
 # words in the names of operations that multiply, of whatever library
-_WORDS = frozenset(
-    [
-        "attention",
-        "bmm",
-        "conv",
-        "convolution",
-        "gru",
-        "linear",
-        "lstm",
-        "matmul",
-        "mm",
-        "rnn",
-        "transformer",
-        "trilinear",
-    ]
-)
+_WORDS = {"attention", "bmm", "conv", "convolution", "gru", "linear", "lstm", "matmul", "mm", "rnn"}
+_WORDS |= {"transformer", "trilinear"}
 _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
+
+
+class Measured(Protocol):
+    """The measurements of a module that products are added to."""
+
+    module: nn.Module
+    operations: OperationCounts
+    multiplies: bool
+    uncounted: dict[str, None]
 
 
 class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,7 +67,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for weight in weights:
             self._mark(weight, True)
         self._counted, self._steps = counted, steps
-        self._calls: list[ModuleStats] = []
+        self._calls: list[Measured] = []
         self._suspended = False
 
     # The modules that are being called
@@ -84,16 +76,16 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the products of a module are counted by its calls."""
         return id(module) in self._counted
 
-    def enter(self, stats: ModuleStats) -> None:
+    def enter(self, stats: Measured) -> None:
         """Note that a module is called."""
         self._calls.append(stats)
 
-    def leave(self, stats: ModuleStats) -> None:
+    def leave(self, stats: Measured) -> None:
         """Note that its call has ended."""
         while self._calls and self._calls.pop() is not stats:  # one inside has failed
             pass
 
-    def _caller(self) -> ModuleStats | None:
+    def _caller(self) -> Measured | None:
         """Return whose product runs now; ``None`` where the call counts it."""
         if self._suspended or not self._calls:
             return None
@@ -132,7 +124,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._follow((args, kwargs), result)
         return result
 
-    def _operation(self, caller: ModuleStats, func: Any, name: str, args: Any) -> None:
+    def _operation(self, caller: Measured, func: Any, name: str, args: Any) -> None:
         """Count an operation before it runs, if it multiplies."""
         if isinstance(caller.module, _WITHOUT_COUNT):
             if name in _MATRICES or _multiplies(name):
@@ -181,7 +173,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(
         self,
-        caller: ModuleStats,
+        caller: Measured,
         first: Tensor,
         second: Tensor,
         products: Callable[[Tensor, Tensor], tuple[float, float]],
@@ -269,7 +261,7 @@ def _multiplies(name: str) -> bool:
 
 @contextmanager
 def counted_products(
-    model: nn.Module, modules: Iterable[ModuleStats], counted: Collection[int], steps: int
+    model: nn.Module, modules: Iterable[Measured], counted: Collection[int], steps: int
 ) -> Iterator[ProductCounter]:
     """Count the products of a model within a block, but those that calls of a module tell.
 
@@ -283,10 +275,10 @@ def counted_products(
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
     counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
 
-    def enter(stats: ModuleStats, module: Any, args: Any) -> None:
+    def enter(stats: Measured, module: Any, args: Any) -> None:
         counter.enter(stats)
 
-    def leave(stats: ModuleStats, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         counter.leave(stats)
 
     before = [(stats.module, partial(enter, stats)) for stats in modules]
