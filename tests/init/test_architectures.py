@@ -204,7 +204,7 @@ def test_what_loses_the_scale_is_refused_by_name(name: str, initialiser: str) ->
     assert all(map(torch.equal, before, net.parameters()))
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.01])
+@pytest.mark.parametrize("rate", [0.02, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_recurrent_layer_with_rare_inputs(rate: float) -> None:
     torch.manual_seed(0)
     x = (torch.rand(60, 8, 100) < rate).float()
