@@ -39,8 +39,8 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         rates = neuron_rates(layer, evidence.mask)
         yield from _dead(evidence, layer, rates)
         if evidence.inputs.steps >= _FEW_STEPS:
-            yield from _saturated(layer, rates)
-        yield from _out_of_reach(layer, evidence.mask)
+            yield from _saturated(evidence, layer, rates)
+        yield from _out_of_reach(evidence, layer)
 
 
 def neuron_rates(layer: LayerEvidence, mask: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[F
         "Nothing passes this layer in the forward pass."
         if all_of_them
         else "They contribute nothing to the output, and the weights behind them get no gradient.",
-        f"{advice} tt.init.calibrate_(model, x) does it for all layers. Or lower its threshold, or "
+        f"{advice}{_for_all(evidence)} Or lower its threshold, or "
         "begin with a slower decay (beta nearer to 1), which sums over more steps. A batch norm "
         "before the layer keeps its input in a useful range.",
     )
@@ -126,7 +126,13 @@ def _peaks(layer: LayerEvidence, mask: Tensor | None) -> Tensor | None:
     return torch.stack(peaks).amax(0) if peaks else None
 
 
-def _saturated(layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
+def _for_all(evidence: Evidence) -> str:
+    """Name the call that scales all layers, where it runs."""
+    call = evidence.calibration
+    return "" if call is None else f" {call} does it for all layers."
+
+
+def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     saturated = rates >= SATURATED
     share = float(saturated.double().mean())
     if share < _MOST:
@@ -139,13 +145,14 @@ def _saturated(layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
         f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
         f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
         "A neuron that always fires carries no more information than one that never does.",
-        "Scale down the weights before it, or its input (tt.init.calibrate_(model, x) does it for "
-        "all layers); raise its threshold; begin with a faster "
-        "decay (beta nearer to 0). tt.loss.rate_bounds keeps rates in a range while it learns.",
+        f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
+        "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps rates "
+        "in a range while it learns.",
     )
 
 
-def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding]:
+def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
+    mask = evidence.mask
     spike_inputs, share = layer.spike_inputs, reach(layer, mask)
     if spike_inputs is None or share is None or share >= _RARE:
         return
@@ -163,5 +170,5 @@ def _out_of_reach(layer: LayerEvidence, mask: Tensor | None) -> Iterator[Finding
         "Elsewhere the surrogate's derivative is nearly zero: hardly any gradient passes through "
         "this layer.",
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
-        "the drive so that membranes come near the threshold: tt.init.calibrate_(model, x).",
+        f"the weights before it so that membranes come near the threshold.{_for_all(evidence)}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
+from tracetorch.init import calibrate_
 from tracetorch.probe.layers import (
     call_order,
     neuron_layers,
@@ -95,6 +97,18 @@ class Evidence:
     loss_from_old_states: float | None = None
     zeroed: list[str] = field(default_factory=list)
     products: dict[str, list[Product]] = field(default_factory=dict)
+
+    @cached_property
+    def calibration(self) -> str | None:
+        """The call that brings the membranes of all layers near their thresholds, if it runs."""
+        steps = self.inputs.steps if self.inputs.static else None
+        try:
+            with restored(self.model), torch.inference_mode(False):
+                calibrate_(self.model, self.inputs.tensors, steps=steps, mask=self.mask)
+        except (ValueError, TypeError, RuntimeError, IndexError):
+            return None
+        given = ", steps=steps" * self.inputs.static + ", mask=mask" * (self.mask is not None)
+        return f"tt.init.calibrate_(model, x{given})"
 
 
 def gather(

@@ -72,6 +72,8 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
             if low == 0
             else f"it falls off most at {_steepest(norms)}"
         )
+        call = evidence.calibration
+        calibration = "" if call is None else f" ({call} does it for all layers)"
         yield Finding(
             "warning",
             "vanishing-gradient",
@@ -80,9 +82,8 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
             f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
             f"{ratio:.1g} of it; {cause}.",
             "The first layers stay near their initial values, and the last ones learn from noise.",
-            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold "
-            "(tt.init.calibrate_(model, x) does it for all layers), use a wider surrogate, skip "
-            "connections, or a normalisation between layers.",
+            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold{calibration}, "
+            "use a wider surrogate, skip connections, or a normalisation between layers.",
         )
     elif ratio > 1 / _DEPTH:
         yield Finding(

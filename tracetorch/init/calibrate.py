@@ -86,7 +86,7 @@ def calibrate_(
 
 def _real_steps_first(inputs: Inputs, mask: Tensor) -> tuple[Inputs, Tensor]:
     """Move the real steps of each sequence to its front, where no padding comes before them."""
-    order = (~mask).to(torch.uint8).argsort(0, stable=True)
+    order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
     front = mask.gather(0, order)
 
     def move(x: Tensor) -> Tensor:

@@ -51,22 +51,32 @@ def fluctuation_(
     norm before a neuron gets its weight and bias instead: its output has a deviation of 1 whatever
     comes before. Frozen layers are drawn too. No data are needed; :func:`calibrate_` takes a batch.
 
+    The sums know the weights, the neurons and their delays alone. So the model is then run on
+    random spikes of this rate, in its current mode: where the membranes of a layer miss the target,
+    for pooling, a factor, a shortcut or rates that are another, its weights are scaled and its bias
+    is moved as :func:`calibrate_` does it, to a tenth of the target, or the layer is refused.
+
     Args:
-        model: any module; each neuron layer is driven by the linear layer, convolution or batch
-            norm that is registered last before it. Others are left as they are.
+        model: any module; each neuron layer is driven by the linear layer, convolution, attention
+            or batch norm that is registered, and called, last before it. Others are left as they
+            are.
         rate: share of the model's inputs that spike in a step, in (0, 1). The rate of a neuron
             layer, which the next one receives, is simulated from its ``step``.
         target: deviation of the membranes, in distances from rest to threshold; above 0. At 0.5
             the threshold is two deviations away.
         mean: mean of the membranes in the same unit.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
+        generator: source of the random weights; PyTorch's own where it is ``None``.
+        shape: of one sample at one step, ``(2, 34, 34)`` say, without the batch; ``None``: guessed
+            from the layers, by which one the model runs.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range, the mean is out of reach, the model has nothing to
             initialise, shares weights between neuron layers or computes them from other values, or
-            is registered in groups, so that it is not known what drives which neurons; or as
-            :func:`impulse_response`. Nothing has been changed then.
+            is registered in groups, so that it is not known what drives which neurons; it runs on
+            no shape that was tried; a layer misses its target, behind a norm say, or gets spikes
+            too rarely for its deviation to be known; or as :func:`impulse_response`. Nothing has
+            been changed then.
 
     Example:
         >>> from tracetorch.init import impulse_response

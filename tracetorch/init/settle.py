@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,15 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import ImpulseResponse
-from tracetorch.init.stages import RECURRENT, Stage, scale_rows, sources, stages, unwrapped, weight_of
+from tracetorch.init.stages import (
+    RECURRENT,
+    Stage,
+    scale_rows,
+    sources,
+    stages,
+    unwrapped,
+    weight_of,
+)
 from tracetorch.probe.layers import call_order, neuron_layers
 from tracetorch.ragged import aligned
 from tracetorch.snn.delay import Delay
@@ -26,13 +35,14 @@ from tracetorch.unrolling.unsupported import unsupported_reason
 
 LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _ROUNDS = 12
+_PROBED = 1.1  # a scale by which it is seen what a scale does
 _SWEEPS = 3
 _AIMED = 0.01  # difference from the target, relative to it, at which no further round follows
 _ACCEPTED = 0.05  # and after the last one: spikes that are fed back move by whole spikes
 _HELD = 0.1  # and once all layers are done
 _STILL = 1e-3  # of a layer's mean deviation: a neuron below it gets no input
 _UNMOVED = 0.05  # power of the scale in the deviation, below which it is not passed on
-_UNKNOWN = 0.2  # relative standard error of a variance that says nothing
+_UNKNOWN = 0.12  # relative standard error of a variance that says nothing
 
 
 class Membranes(NamedTuple):
@@ -89,6 +99,7 @@ class Moments(NamedTuple):
         own_deviations: of the same.
         fed_back: deviation of what a recurrent connection makes of them; 0 without one.
         covariance: of the two parts.
+        steady: deviations without what the mean adds while it rises from rest.
         rate: share of the steps in which the neurons of a recurrence spike.
         error: relative standard error of the variance of all, over the samples.
     """
@@ -100,6 +111,7 @@ class Moments(NamedTuple):
     own_deviations: Tensor
     fed_back: Tensor
     covariance: Tensor
+    steady: Tensor
     rate: float
     error: float
 
@@ -180,13 +192,18 @@ def settle_all(
     Raises:
         ValueError: a layer does not reach its target, or does not keep it.
     """
+    if trial.kept:  # most often all of them hold it as they are drawn
+        measured = measure(trial, found, responses)
+        if all(_fits(trial, stage, measured[stage.path], target, mean) for stage in found):
+            return {path: moments.summary for path, moments in measured.items()}
     reached: dict[str, Membranes] = {}
     lost: list[str] = []
     for _ in range(_SWEEPS):
         for stage in found:
-            settle(trial, stage, responses[stage.path], target, mean)
-        measured = measure(trial, found, responses)
-        reached = {path: moments.summary for path, moments in measured.items()}
+            reached[stage.path] = settle(trial, stage, responses[stage.path], target, mean)
+        if len(found) > 1:
+            measured = measure(trial, found, responses)
+            reached = {path: moments.summary for path, moments in measured.items()}
         lost = [p for p, each in reached.items() if abs(each.deviation - target) > _HELD * target]
         if not lost:
             return reached
@@ -200,7 +217,7 @@ def settle_all(
 
 def settle(
     trial: Trial, stage: Stage, response: ImpulseResponse, target: float, mean: float
-) -> None:
+) -> Membranes:
     """Scale what drives one layer until its membranes have the target.
 
     First the last layer before it alone, then, where that is not enough, all that add up.
@@ -219,9 +236,9 @@ def settle(
     groups = [[stage.source], [stage.source, *others]] if others else [[stage.source]]
     problem = ""
     for group in groups:
-        problem = _scale(trial, stage, group, response, target, mean)
+        reached, problem = _scale(trial, stage, group, response, target, mean)
         if not problem:
-            return
+            return reached
     raise ValueError(problem)
 
 
@@ -236,8 +253,8 @@ def _scale(
     response: ImpulseResponse,
     target: float,
     mean: float,
-) -> str:
-    """Scale some layers and the recurrent connection; return what is in the way, or nothing.
+) -> tuple[Membranes, str]:
+    """Scale some layers and the recurrent connection; return what is reached, and what is not.
 
     Several rounds: what is between may not be linear, and spikes that are fed back change.
     """
@@ -245,48 +262,43 @@ def _scale(
     scaled = [*group] if stage.connection is None else [*group, stage.connection]
     written = [t for m in scaled for t in (weight_of(m), m.bias) if isinstance(t, Tensor)]
     best = torch.inf, Membranes(0.0, 0.0), [t.detach().clone() for t in written]
-    power, previous, factors = 1.0, None, None
+    power, slope, growth = 1.0, torch.ones(()), None
     for number in range(_ROUNDS + 1):
         seen = measure(trial, [stage], {path: response})[path]
         if number == 0:
             _check_input(trial, stage, seen)
         elif not seen.finite or not bool(seen.driven.any()):
             break
-        membranes, driven = seen.summary, seen.driven
-        error, moved = _misses(trial, seen, target, mean, shift is not None)
-        if max(error, moved) < best[0]:
-            best = max(error, moved), membranes, [t.detach().clone() for t in written]
-        if max(error, moved) <= _AIMED or (
-            number == 0 and trial.kept and _kept(trial, seen, target, error, moved)
-        ):
+        driven = seen.driven
+        error = max(_misses(trial, seen, target, mean, shift is not None))
+        if error < best[0]:
+            best = error, seen.summary, [t.detach().clone() for t in written]
+        fits = number == 0 and _fits(trial, stage, seen, target, mean)
+        if error <= _AIMED or fits or number == _ROUNDS:
             break
-        if previous is not None and factors is not None:
-            power = _power(previous, seen, factors, power)
+        if number > 0 and stage.connection is None:  # what is between is not what it seemed
+            power, growth, slope = _probe(trial, stage, group, response, seen, target)
             if power < _UNMOVED:
                 break
-        if number == _ROUNDS:
-            break
         back = _connection_factor(stage, response, seen, target)
         wanted = _own_deviation(seen, back, target)
         factors = (wanted / seen.own_deviations.clamp(min=1e-30)).pow(1 / max(power, 0.2))
         factors = torch.where(driven, factors, factors[driven].median())
-        previous = seen
         for module in group:
             scale_rows(module, factors)
         if stage.connection is not None:
             scale_rows(stage.connection, back.expand_as(factors))
         if shift is not None:
-            rest = back * (seen.means - seen.own_means)
+            own = seen.own_means + (factors - 1) * (seen.own_means if growth is None else growth)
+            missing = mean - back * (seen.means - seen.own_means) - own
             with torch.no_grad():
-                shift.add_(
-                    ((mean - rest - factors.pow(power) * seen.own_means) / seen.gain).to(shift)
-                )
+                shift.add_((missing / (seen.gain * slope)).to(shift))
     with torch.no_grad():
         for tensor, value in zip(written, best[2], strict=True):
             tensor.copy_(value)
     if best[0] <= (_HELD if trial.kept else _ACCEPTED):
-        return ""
-    return _problem(trial, stage, group, response, target, mean, best[1], power)
+        return best[1], ""
+    return best[1], _problem(trial, stage, group, response, target, mean, best[1])
 
 
 def _has_bias(module: nn.Module) -> bool:
@@ -307,22 +319,45 @@ def _misses(
     return error, float(missing.abs().mean()) / target if has_bias else 0.0
 
 
-def _kept(trial: Trial, seen: Moments, target: float, error: float, moved: float) -> bool:
+def _fits(trial: Trial, stage: Stage, seen: Moments, target: float, mean: float) -> bool:
     """Whether weights that were drawn for the target hold it, but for what chance adds."""
+    if not trial.kept or not seen.finite or not bool(seen.driven.any()) or seen.error > _UNKNOWN:
+        return False
+    misses = _misses(trial, seen, target, mean, _has_bias(stage.source))
     scatter = (seen.deviations[seen.driven] / target - 1).square().mean().sqrt()
-    return max(error, moved) <= trial.kept and float(scatter) <= 3 * trial.kept
+    return max(*misses, float(scatter) / 3) <= trial.kept
 
 
-def _power(previous: Moments, seen: Moments, factors: Tensor, last: float) -> float:
-    """Return with which power of a factor the deviation changed; the last one for small factors."""
-    logs = factors.log()
-    ratio = (seen.own_deviations / previous.own_deviations).log()
-    known = torch.isfinite(logs) & torch.isfinite(ratio)
-    logs, ratio = logs[known], ratio[known]
-    squares = logs.square().mean()
-    if not bool(squares > 0.02**2):
-        return last
-    return min(4.0, float((logs * ratio).mean() / squares))
+def _probe(
+    trial: Trial,
+    stage: Stage,
+    group: list[nn.Module],
+    response: ImpulseResponse,
+    seen: Moments,
+    target: float,
+) -> tuple[float, Tensor, Tensor]:
+    """Measure what a slightly larger scale, and then a larger bias, does to the membranes.
+
+    Returns the power of the scale in the deviation, the change of each mean for twice the scale,
+    and that for a bias, relative to one that is added last.
+    """
+
+    def measured() -> Moments:
+        return measure(trial, [stage], {stage.path: response})[stage.path]
+
+    with restored(trial.model):
+        for module in group:
+            scale_rows(module, torch.full((_outputs(module),), _PROBED))
+        larger = measured()
+    ratio = (larger.steady / seen.steady)[seen.driven].median()
+    power = min(4.0, math.log(max(float(ratio), 1e-3)) / math.log(_PROBED))
+    growth = (larger.means - seen.means) / (_PROBED - 1)
+    slope = torch.ones_like(seen.means)
+    if isinstance(stage.source.bias, Tensor):
+        with restored(trial.model), torch.no_grad():
+            stage.source.bias.add_((0.1 * target / seen.gain).to(stage.source.bias))
+            slope = ((measured().means - seen.means) / (0.1 * target)).clamp(0.02, 50)
+    return power, growth, slope
 
 
 def _connection_factor(
@@ -386,48 +421,53 @@ def _problem(
     target: float,
     mean: float,
     reached: Membranes,
-    power: float,
 ) -> str:
-    """Say which quantity a layer missed, and what is in the way."""
-    path, source = stage.path, stage.source_path
-    between = _between(trial, stage)
-    if abs(reached.deviation - target) <= _ACCEPTED * target:
-        return (
-            f"{path!r} does not reach a mean of {mean} by the bias of {source!r}: it is at "
-            f"{reached.mean:.3g}, with a deviation of {reached.deviation:.3g}. {between} a bias "
-            "does not pass as it is. Choose a mean that is in reach, or let the bias be added last."
-        )
+    """Say which quantity a layer missed, and what is in the way, by what scales of 0 and 2 do."""
+    path, source, between = stage.path, stage.source_path, _between(trial, stage)
+    kept = abs(reached.deviation - target) <= _ACCEPTED * target
+    missed = f"a mean of {mean}" if kept else f"a deviation of {target}"
     title = (
-        f"{path!r} does not reach a deviation of {target} by scaling {source!r}: it is at "
-        f"{reached.deviation:.3g} and a mean of {reached.mean:.3g}."
+        f"{path!r} does not reach {missed} by {'the bias of' if kept else 'scaling'} {source!r}: "
+        f"it is at a deviation of {reached.deviation:.3g} and a mean of {reached.mean:.3g}."
     )
-    with restored(trial.model):
-        for module in group:
-            scale_rows(module, torch.zeros(_outputs(module)))
-        rest = measure(trial, [stage], {path: response})[path]
-    if rest.finite and (alone := float(rest.deviations.square().mean().sqrt())) > 0.9 * target:
+
+    def scaled(factor: float) -> float:
+        with restored(trial.model):
+            for module in group:
+                scale_rows(module, torch.full((_outputs(module),), factor))
+            moments = measure(trial, [stage], {path: response})[path]
+        return float(moments.deviations.square().mean().sqrt())
+
+    alone, once, twice = (scaled(factor) for factor in (0.0, 1.0, 2.0))
+    if alone > 0.9 * target:
         return (
             f"{title} What reaches it past {source!r} has a deviation of {alone:.3g} by itself, as "
             "a shortcut has. Scale that down, or choose a larger target."
         )
-    if power < _UNMOVED:
+    if abs(twice - once) < _UNMOVED * once:
         return (
-            f"{title} Scaling the weight does not change it. {between} its scale is lost, as in a "
-            "norm. Give that a weight of its own, as affine=True does, or take it out."
+            f"{title} Twice the weight leaves the deviation as it is: {between} its scale is lost, "
+            "as in a norm. Put a batch norm with affine=True there, whose own weight is set, or "
+            "take it out."
+        )
+    if _has_bias(stage.source) and abs(reached.mean - mean) > _ACCEPTED * target:
+        return (
+            f"{title} Moving the bias does not bring it there: {between} it is not linear, or "
+            "depends on the same weights. Choose a mean that is in reach, or add the bias last."
         )
     if stage.connection is not None:
         return (
-            f"{title} The spikes that its connection feeds back change with every scale: it is in "
-            "a regime of bursts or silence. Give a larger batch, or choose a smaller target."
+            f"{title} The spikes that its connection feeds back change with every scale. Give a "
+            "larger batch, or choose a smaller target."
         )
     return (
-        f"{title} The deviation changes by the power {power:.2g} of the scale, and not steadily. "
+        f"{title} Twice the weight makes the deviation {twice / once:.3g} times as large: "
         f"{between} it is not linear. Set the weights before it yourself."
     )
 
 
 def _between(trial: Trial, stage: Stage) -> str:
-    """Name what is called between a source and its neurons, as the beginning of a sentence."""
+    """Name what is called between a source and its neurons, for messages."""
     modules = dict(named_modules(trial.model))
     names: list[str] = []
     position = trial.order.index(stage.path) if stage.path in trial.order else 0
@@ -438,8 +478,8 @@ def _between(trial: Trial, stage: Stage) -> str:
         if not any(True for _ in module.children()) and not isinstance(module, nn.Identity):
             names.append(f"{path!r} ({type(module).__name__})")
     if not names:
-        return "In what forward computes between the two,"
-    return f"In {', '.join(reversed(names))}, or what forward computes between the two,"
+        return "in what forward computes between the two,"
+    return f"in {', '.join(reversed(names))}, or what forward computes between the two,"
 
 
 def measure(
@@ -481,8 +521,13 @@ def _moments(
     ratio = kernel.sum(0) / risen if trial.start else torch.ones_like(risen)
     ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
     means = [each.flatten(0, -2).mean(0) * ratio for each in (all_of_it, own)]
+    inputs = _real(drive, mask, trial.start).flatten(0, -2).mean(0)
+    rising = kernel.cumsum(0)
+    rising = torch.cat([rising, rising[-1:].expand(len(drive) - len(kernel), -1)])
+    rising = (rising * inputs)[:, None, None].expand_as(drive)
+    steady = (all_of_it - _real(rising, mask, trial.start)).flatten(0, -2).std(0, correction=0)
     return Moments(
-        means[0], size[0], risen * ratio, means[1], size[1], fed_back, covariance, rate,
+        means[0], size[0], risen * ratio, means[1], size[1], fed_back, covariance, steady, rate,
         _standard_error(all_of_it, mask),
     )  # fmt: skip
 

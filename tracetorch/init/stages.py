@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite
 from tracetorch.core.hooks import has_weight_hooks
-from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.delay import Delay, SynapticDelays
@@ -146,17 +146,58 @@ def _check_registration(path: str, found: list[Stage]) -> None:
 
 def _check_untied(found: list[Stage]) -> None:
     """Raise where neuron layers share a weight or a bias, which can have one scale alone."""
-    owners: dict[int, Stage] = {}
+    seen: list[tuple[Tensor, Stage]] = []
     for stage in found:
-        for module in (stage.source, stage.connection):
-            for parameter in () if module is None else module.parameters():
-                owner = owners.setdefault(id(parameter), stage)
-                if owner is not stage:
+        own = [
+            parameter
+            for module in (stage.source, stage.connection)
+            if module is not None
+            for parameter in module.parameters()
+            if not isinstance(parameter, nn.UninitializedParameter)
+        ]
+        for number, parameter in enumerate(own):
+            for other, owner in [*seen, *((each, stage) for each in own[:number])]:
+                if overlap(parameter, other):
                     raise ValueError(
                         f"{owner.path!r} and {stage.path!r} are driven by one parameter, of "
                         f"{owner.source_path!r} and {stage.source_path!r}, which cannot fit both. "
                         "Initialise the network before you tie them, or give each its own layer."
                     )
+            if any(
+                n > 1 and not step
+                for n, step in zip(parameter.shape, parameter.stride(), strict=True)
+            ):
+                raise ValueError(
+                    f"a parameter of {stage.source_path!r}, before {stage.path!r}, holds values "
+                    "that share memory with each other, as .expand() gives them: they cannot be "
+                    "set by themselves. Give it memory of its own, with .clone()."
+                )
+        seen += [(parameter, stage) for parameter in own]
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have an element of memory in common, as views of one storage may."""
+    if one is other:
+        return True
+    if not is_alias(one, other) or one.numel() == 0 or other.numel() == 0:
+        return False
+    # parts of one vector, as vector_to_parameters makes them, lie beside each other
+    if _last(one) < other.storage_offset() or _last(other) < one.storage_offset():
+        return False
+    return bool(torch.isin(_addresses(one), _addresses(other)).any())
+
+
+def _last(tensor: Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """Return where the elements of a tensor lie in its storage."""
+    offsets = torch.tensor([tensor.storage_offset()])
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = (offsets[:, None] + torch.arange(size) * stride).flatten()
+    return offsets
 
 
 def _stage(

@@ -12,7 +12,7 @@ from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import distance_to_threshold
-from tracetorch.init.stages import check_own_weight
+from tracetorch.init.stages import check_own_weight, overlap
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
@@ -52,7 +52,8 @@ def tdbn_(
         TypeError: an argument is of the wrong type.
         ValueError: ``alpha`` is out of range, or the model has no batch norm; a norm has no weight,
             is not called, or drives something else than neurons that spike, or neurons of
-            thresholds that differ from each other. Nothing has been changed then.
+            thresholds that differ from each other, or shares a weight with one for which it would
+            be another. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), LIF(3, pos_threshold=0.5))
@@ -91,6 +92,15 @@ def tdbn_(
         found[path] = driven[path][0]
         value = alpha * distance / _branches(found[path], driven, norms, modules) ** 0.5
         values.append((weight, value.to(weight).expand_as(weight)))
+    for number, (weight, value) in enumerate(values):
+        for path, (other, given) in zip(found, values[:number], strict=False):
+            if overlap(weight, other) and not (
+                weight.shape == other.shape and torch.equal(value, given)
+            ):
+                raise ValueError(
+                    f"{list(found)[number]!r} and {path!r} share their weight, and drive neurons "
+                    "of thresholds that differ. Give each a weight of its own."
+                )
     with torch.no_grad():
         for weight, value in values:
             weight.copy_(value)

@@ -1,0 +1,256 @@
+"""Test architectures with both initialisers: the target within a tenth, or refused by name.
+
+Membranes are simulated apart: the model is stepped eagerly, and each neuron's input goes through
+its ``step`` with silent spike functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.init.test_fluctuation import free_membranes
+from tracetorch import snn
+from tracetorch.init import calibrate_, fluctuation_, tdbn_
+
+N, T, B, RATE = 24, 120, 16, 0.1
+
+
+class Computed(nn.Module):
+    """Neurons behind what a function makes of two linear layers and an input."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.a, self.b, self.lif = nn.Linear(N, N), nn.Linear(N, N), snn.LIF(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(self.function(self, x))
+
+
+class Attention(nn.Module):
+    """A block with a shortcut around its attention."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(N, 2, batch_first=batch_first)
+        self.lif = snn.LIF(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(x + self.attention(x, x, x)[0])
+
+
+class Tied(nn.Module):
+    """The weight before its last neurons also makes the input of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f1, self.a, self.f2, self.b = nn.Linear(N, N), snn.LIF(N), nn.Linear(N, N), snn.LIF(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.f2(self.a(self.f1(x @ self.f2.weight))))
+
+
+def behind(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(N, N), snn.LIF(N), nn.Linear(N, N), *between, snn.LIF(N)
+    )  # fmt: skip
+
+
+def computed(function: Callable[[Any, Tensor], Tensor]) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(N, N), snn.LIF(N), Computed(function))
+
+
+def pooled(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), snn.LIF(4, dim=-3), *between,
+        nn.Conv2d(4, 4, 3, padding=1), snn.LIF(4, dim=-3),
+    )  # fmt: skip
+
+
+def recurrent(depth: int, size: int = N) -> nn.Sequential:
+    layers = [
+        layer
+        for _ in range(depth)
+        for layer in (
+            nn.Linear(size, size), snn.Recurrent(snn.LIF(size), nn.Linear(size, size))
+        )
+    ]  # fmt: skip
+    return nn.Sequential(*layers)
+
+
+def sharing(view: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    net: Any = behind()
+    net[2].weight = nn.Parameter(view(net[0].weight.data))
+    return net
+
+
+HELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "chain": (behind, (N,)),
+    "constant factor": (lambda: computed(lambda m, x: 3 * m.a(x)), (N,)),
+    "small factor": (lambda: computed(lambda m, x: 0.01 * m.a(x)), (N,)),
+    "residual sum": (lambda: computed(lambda m, x: m.a(x) + 0.3 * x), (N,)),
+    "two products": (lambda: computed(lambda m, x: m.a(x) + m.b(x)), (N,)),
+    "product used twice": (lambda: computed(lambda m, x: m.a(x) + m.a(x.roll(1, -1))), (N,)),
+    "average pooling": (lambda: pooled(nn.AvgPool2d(2)), (2, 8, 8)),
+    "max pooling": (lambda: pooled(nn.MaxPool2d(2)), (2, 8, 8)),
+    "recurrence": (lambda: recurrent(2), (N,)),
+    "signed spikes": (
+        lambda: nn.Sequential(
+            nn.Linear(N, N), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), nn.Linear(N, N), snn.LIF(N)
+        ),
+        (N,),
+    ),
+    "attention": (
+        lambda: nn.Sequential(nn.Linear(N, N), snn.LIF(N), Attention(batch_first=True)),
+        (4, N),
+    ),
+    "attention over dimension 0": (
+        lambda: nn.Sequential(nn.Linear(N, N), snn.LIF(N), Attention(batch_first=False)),
+        (4, N),
+    ),
+}
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "layer norm": (lambda: behind(nn.LayerNorm(N)), r"'4' does not .* '3' \(LayerNorm\)"),
+    "group norm": (lambda: behind(nn.GroupNorm(4, N)), r"'4' does not .* '3' \(GroupNorm\)"),
+    "batch norm": (
+        lambda: behind(nn.BatchNorm1d(N, affine=False)),
+        r"'4' does not .* '3' \(BatchNorm1d\)",
+    ),
+    "relu": (lambda: behind(nn.ReLU()), r"'4' does not .* '3' \(ReLU\)"),
+    "large shortcut": (
+        lambda: computed(lambda m, x: m.a(x) + 10 * x),
+        "'2.lif' does not reach a deviation .* past '2.a' has a deviation",
+    ),
+    "storage": (lambda: sharing(lambda w: w), "'1' and '3' are driven by one parameter"),
+    "transposed storage": (lambda: sharing(torch.t), "'1' and '3' are driven by one parameter"),
+    "expanded": (
+        lambda: sharing(lambda w: torch.randn(1, N).expand(N, N)),
+        "parameter of '2', before '3', holds values that share memory",
+    ),
+}
+INITIALISERS = ("calibrate_", "fluctuation_")
+
+
+def spikes(*sample: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(T, B, *sample, generator=generator) < RATE).float()
+
+
+def start(initialiser: str, net: nn.Module, sample: tuple[int, ...]) -> None:
+    if initialiser == "calibrate_":
+        calibrate_(net, spikes(*sample, seed=1))
+    else:
+        fluctuation_(net, rate=RATE, shape=sample)
+
+
+def deviations(net: nn.Module, x: Tensor, skip: int) -> dict[str, float]:
+    """Simulate the eager model; return the deviation of each layer's free membranes."""
+    neurons = {
+        path: m
+        for path, m in net.named_modules()
+        if isinstance(m, snn.Neuron) and not isinstance(m, snn.Recurrent)
+    }
+    inputs: dict[str, list[Tensor]] = {path: [] for path in neurons}
+    handles = [
+        m.register_forward_pre_hook(lambda _, args, path=path: inputs[path].append(args[0]))
+        for path, m in neurons.items()
+    ]
+    with torch.no_grad(), tt.fuse.backend("eager"):
+        tt.zero_states(net)
+        tt.unroll(net, x, by="step")
+        for handle in handles:
+            handle.remove()
+        found = {}
+        for path, neuron in neurons.items():
+            membranes = free_membranes(neuron, torch.stack(inputs[path]))[skip:]
+            flat = membranes.flatten(0, -2)
+            found[path] = float(flat.std(0, correction=0).square().mean().sqrt())
+        tt.zero_states(net)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("initialiser", INITIALISERS)
+@pytest.mark.parametrize("name", HELD)
+def test_target_is_held_within_a_tenth(name: str, initialiser: str) -> None:
+    torch.manual_seed(0)
+    build, sample = HELD[name]
+    net = build()
+    start(initialiser, net, sample)
+    x, skip = (spikes(*sample, seed=1), 0) if initialiser == "calibrate_" else (
+        spikes(*sample, seed=2), T // 2
+    )  # fmt: skip
+    found = deviations(net, x, skip)
+    assert len(found) >= 2
+    assert all(each == pytest.approx(0.5, rel=0.1) for each in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("initialiser", INITIALISERS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_loses_the_scale_is_refused_by_name(name: str, initialiser: str) -> None:
+    torch.manual_seed(0)
+    build, message = REFUSED[name]
+    net = build()
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=message):
+        start(initialiser, net, (N,))
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+@pytest.mark.parametrize("rate", [0.02, pytest.param(0.01, marks=pytest.mark.slow)])
+def test_recurrent_layer_with_rare_inputs(rate: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(60, 8, 100) < rate).float()
+    net = recurrent(1, 100)
+    reached = calibrate_(net, x)
+    assert reached["1.neuron"].deviation == pytest.approx(0.5, rel=0.05)
+    assert deviations(net, x, 0)["1.neuron"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_padding_counts_as_if_it_were_cut_out() -> None:
+    torch.manual_seed(0)
+    x = spikes(N, seed=1)[:40]
+    mask = torch.arange(40)[:, None] < torch.arange(25, 25 + B)
+    junk = x.masked_fill(~mask[..., None], torch.nan)
+    early = torch.cat([torch.full((3, B, N), torch.nan), junk])
+    reached = []
+    for sequence, real in (
+        (x, mask), (junk, mask), (early, torch.cat([torch.zeros(3, B).bool(), mask]))
+    ):  # fmt: skip
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(N, N), snn.LIF(N))
+        calibrate_(net, sequence, mask=real)
+        reached.append(net[0].weight.detach().clone())
+    torch.testing.assert_close(reached[1], reached[0])
+    torch.testing.assert_close(reached[2], reached[0])
+    with pytest.raises(TypeError, match="mask must be a tensor of booleans"):
+        calibrate_(net, x, mask=mask.float())
+
+
+def test_rates_too_rare_to_tell_are_refused_and_shapes_are_checked() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(50, 50), snn.LIF(50), nn.Linear(50, 50), snn.LIF(50))
+    with pytest.raises(ValueError, match=r"'3' gets .* Choose a larger target"):
+        fluctuation_(net, rate=0.02, target=0.22)
+    with pytest.raises(ValueError, match=r"does not run on one input of shape \[3\]"):
+        fluctuation_(net, shape=(3,))
+    with pytest.raises(TypeError, match="shape must be a tuple of integers"):
+        fluctuation_(net, shape=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"found no shape of input.*shape="):
+        fluctuation_(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3), snn.LIF(3)))
+
+
+def test_norms_that_share_a_weight_and_want_another() -> None:
+    net: Any = nn.Sequential(
+        nn.BatchNorm1d(3), snn.LIF(3), nn.BatchNorm1d(3), snn.LIF(3, pos_threshold=2.0)
+    )
+    net[2].weight = nn.Parameter(net[0].weight.data)
+    with pytest.raises(ValueError, match="'2' and '0' share their weight"):
+        tdbn_(net, torch.rand(3, 4, 3))
