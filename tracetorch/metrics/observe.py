@@ -176,7 +176,7 @@ def _count_by_step(
     steps: int | None,
     mask: Tensor | None,
 ) -> None:
-    """Count the products of modules whose rows cannot be told apart, in a run step by step."""
+    """Count the products of modules in a run step by step, where a call holds one."""
     for stats in others:
         stats.operations = OperationCounts()
         if mask is not None:
