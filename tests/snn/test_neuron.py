@@ -304,8 +304,11 @@ def test_bounds_of_weights_hold_while_they_are_learned() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(twin)).top, held.top)
     with pytest.raises(ValueError, match="times must be at least 1, got 0"):
         held.times = 0
-    with pytest.raises(AttributeError, match=r"it is clamp\(raw_gain\)"):
-        held.gain = 1.0
+    held.gain = 1.0
+    assert held.gain.tolist() == [1.0] * 3
+    with pytest.raises(ValueError, match="cannot have 3.0 as gain: out of its bounds"):
+        held.gain = 3.0
+    assert held.gain.tolist() == [1.0] * 3
 
 
 @pytest.mark.slow
