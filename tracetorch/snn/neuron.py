@@ -627,6 +627,7 @@ class Neuron(StatefulLayer):
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
         names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
+        names.discard("__signature__")  # of the class alone
         attributes = self.__dict__
         if "_declared" in attributes:
             names.update(self.constraints)
