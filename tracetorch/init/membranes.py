@@ -78,9 +78,9 @@ class Moments(NamedTuple):
         deviations: of each.
         own_means: of what the source makes of them, without a recurrent connection.
         own_deviations: of the same.
+        steady: the same without what the mean adds while it rises from rest.
         fed_back: deviation of what a recurrent connection makes of them; 0 without one.
         covariance: of the two parts.
-        steady: deviations without what the mean adds while it rises from rest.
         gain: the mean for a constant input of 1.
         rate: share of the steps in which the neurons of a recurrence spike.
         error: relative standard error of the variance of all, over the samples.
@@ -90,9 +90,9 @@ class Moments(NamedTuple):
     deviations: Tensor
     own_means: Tensor
     own_deviations: Tensor
+    steady: Tensor
     fed_back: Tensor
     covariance: Tensor
-    steady: Tensor
     gain: Tensor
     rate: float
     error: float
@@ -154,7 +154,7 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         return measured(values).flatten(0, -2)
 
     whole = _filtered(drive, kernel, mask)
-    own, rate = whole, 0.0
+    outside, own, rate = drive, whole, 0.0
     if stage.loop is not None:
         outside, spikes = (
             _neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
@@ -176,15 +176,15 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         scale = (squares.sum(0) / _risen(squares, samples, trial.start)).sqrt()
 
     rise = torch.cat([kernel.cumsum(0), kernel.sum(0).expand(len(drive) - len(kernel), -1)])
-    rise = (rise * flat(drive).mean(0))[:, None, None]
+    rise = (rise * flat(outside).mean(0))[:, None, None]
     return Moments(
         means=flat(whole).mean(0) * to_end,
         deviations=flat(whole).std(0, correction=0) * scale,
         own_means=flat(own).mean(0) * to_end,
         own_deviations=flat(own).std(0, correction=0) * scale,
+        steady=flat(own - rise).std(0, correction=0) * scale,
         fed_back=fed_back.std(0, correction=0) * scale,
         covariance=(centred * fed_back).mean(0) * scale.square(),
-        steady=flat(whole - rise).std(0, correction=0),
         gain=gain * to_end,
         rate=rate,
         error=0.0 if mask is not None else _standard_error(measured(whole)),

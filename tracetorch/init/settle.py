@@ -185,11 +185,14 @@ def _move(
 
     Of a recurrence, the connection makes its share, and the source the rest.
     """
+    bias = stage.source.bias
     back = _connection_factor(trial, stage, seen)
     if answer is None:
         growth, slope = seen.own_means, torch.ones_like(seen.means)
-        wanted = _own_deviation(trial, seen, back)
-        factors = wanted / seen.own_deviations.clamp(min=1e-30)
+        # a bias makes up for a mean, and for that of what is fed back
+        alone = bias is not None and stage.connection is None
+        made = seen.steady if alone else seen.own_deviations
+        factors = _own_deviation(trial, seen, back) / made.clamp(min=1e-30)
     else:
         _, power, growth, slope = answer
         past = answer.past.square()
@@ -203,7 +206,6 @@ def _move(
         scale_rows(module, factors)
     if stage.connection is not None:
         scale_rows(stage.connection, back)
-    bias = stage.source.bias
     if isinstance(bias, Tensor):
         own = seen.own_means + (factors - 1) * growth
         missing = trial.mean - back * (seen.means - seen.own_means) - own
