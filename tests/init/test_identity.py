@@ -24,7 +24,13 @@ def block(combine: Any, neuron: nn.Module | None = None, **options: Any) -> snn.
 
 
 @pytest.mark.parametrize("combine", ["add", "and", "iand"])
-@pytest.mark.parametrize("options", [{}, {"beta_ema": True}, {"reset": "zero"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"beta_ema": True}, {"reset": "zero"})),
+    ],
+)
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_output_is_the_input(combine: Any, options: Any, by: Any) -> None:
     net: Any = nn.Sequential(block(combine, **options), block(combine, **options))

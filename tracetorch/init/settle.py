@@ -19,7 +19,7 @@ LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _SWEEPS = 3
 _ROUNDS = 12
 _PROBED = 1.1  # a scale by which it is seen what a scale does
-_LEAST_MADE = 1e-4  # of the variance past a source, to be told from it
+_LEAST_MADE = 1e-4  # of what is measured with it, so that a part can be told
 _MOST_FACTOR = 4.0  # in a round, once it is known that the scale is not passed on as it is
 
 # shares of the target by which a layer may miss it
@@ -191,7 +191,8 @@ def _move(
         growth, slope = seen.own_means, torch.ones_like(seen.means)
         # a bias makes up for a mean, and for that of what is fed back
         alone = bias is not None and stage.connection is None
-        made = seen.steady if alone else seen.own_deviations
+        varies = alone & (seen.steady > _LEAST_MADE * seen.own_deviations)
+        made = torch.where(varies, seen.steady, seen.own_deviations)
         factors = _own_deviation(trial, seen, back) / made.clamp(min=1e-30)
     else:
         _, power, growth, slope = answer
