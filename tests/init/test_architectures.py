@@ -77,7 +77,7 @@ def computed(function: Callable[[Any, Tensor], Tensor]) -> nn.Sequential:
 def biasless(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.Linear):
-            module.bias = None  # type: ignore[assignment]
+            module.bias = None
     return net
 
 
@@ -175,7 +175,7 @@ INITIALISERS = ("calibrate_", "fluctuation_")
 
 # the others are slow
 FAST_HELD = ("constant factor", "recurrence")
-FAST_REFUSED = ("layer norm", "large shortcut", "constant, no bias", "storage", "expanded")
+FAST_REFUSED = ("layer norm", "constant, no bias", "storage", "expanded")
 
 
 def marked(names: Collection[str], fast: Collection[str]) -> list[Any]:
@@ -287,7 +287,7 @@ def test_padding_counts_as_if_it_were_cut_out() -> None:
         calibrate_(net, x, mask=mask.float())
 
 
-@pytest.mark.parametrize("name", ["chain", "recurrence", "residual sum"])
+@pytest.mark.parametrize("name", marked(["chain", "recurrence", "residual sum"], ["chain"]))
 def test_real_steps_have_the_target(name: str) -> None:
     """Membranes at padding are left out, in every layer, when they are simulated apart."""
     torch.manual_seed(0)

@@ -13,7 +13,14 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import named_modules
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
 from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, unwrapped, weight_of
-from tracetorch.init.unreached import LEAST_POWER, UNKNOWN, check_input, reason, scaled_moments
+from tracetorch.init.unreached import (
+    LEAST_POWER,
+    MOST_PAST,
+    UNKNOWN,
+    check_input,
+    reason,
+    scaled_moments,
+)
 
 LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _SWEEPS = 3
@@ -123,8 +130,8 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
             _move(trial, stage, group, seen, None)
             continue
         answer = _probe(trial, stage, group, seen)
-        if answer.power < LEAST_POWER:
-            break
+        if answer.power < LEAST_POWER or root_mean_square(answer.past) > MOST_PAST * trial.target:
+            break  # no scale will do
         _move(trial, stage, group, seen, answer)
     with torch.no_grad():
         for tensor, value in zip(written, best[2], strict=True):

@@ -11,7 +11,7 @@ from tracetorch.init.stages import Stage, scale_rows, weight_of
 
 UNKNOWN = 0.12  # relative standard error of a variance that says nothing
 LEAST_POWER = 0.2  # of a scale in what it makes of a deviation: below, it is lost on the way
-_MOST = 0.9  # share of the target that is left without a source, so that no scale reaches it
+MOST_PAST = 0.9  # share of the target that is there without a source, so that no scale reaches it
 
 
 def check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
@@ -68,12 +68,12 @@ def reason(
         scaled_moments(trial, stage, group, factor) for factor in (0.0, 1.0, 2.0)
     )
     alone, before, after = (root_mean_square(m.deviations) for m in (nothing, once, twice))
-    if root_mean_square(nothing.steady) > _MOST * target:
+    if root_mean_square(nothing.steady) > MOST_PAST * target:
         return (
             f"{title} What reaches it past {source!r} has a deviation of {alone:.3g} by itself, as "
             "a shortcut has. Scale that down, or choose a larger target."
         )
-    if not has_bias and (alone > _MOST * target or not deviates):
+    if not has_bias and (alone > MOST_PAST * target or not deviates):
         return (
             f"{title} The layer has no bias, and with a weight of 0 the mean is "
             f"{float(nothing.means.mean()):.3g}, as behind a constant that is added. Give it a "
