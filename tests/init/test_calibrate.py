@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS
-from tests.init.test_fluctuation import LINEAR, Grouped, free_membranes, quiet, tied
+from tests.init.test_fluctuation import FAST, LINEAR, Grouped, free_membranes, quiet, tied
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
 
@@ -24,7 +24,15 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "mean"), [(name, 0.2 if name in LAYERS else 0.0) for name in LINEAR]
+    ("name", "mean"),
+    [
+        pytest.param(
+            name,
+            0.2 if name in LAYERS else 0.0,
+            marks=() if name in FAST else pytest.mark.slow,
+        )
+        for name in LINEAR
+    ],
 )
 def test_membranes_have_the_target_on_the_batch(name: str, mean: float) -> None:
     torch.manual_seed(0)
@@ -98,7 +106,7 @@ NETWORKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_any_network_reaches_the_target(name: str, training: bool) -> None:
     torch.manual_seed(0)
     net, x = NETWORKS[name]()

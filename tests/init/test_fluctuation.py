@@ -72,12 +72,18 @@ VOLTAGES = ("AdEx", "EIF", "Izhikevich", "QIF")
 LINEAR = (*LAYERS, *(name for name in NEURONS if name not in (*ENDLESS, *VOLTAGES)))
 
 
+FAST = ("LIF", "RLIF", "SLIF", "ALIF", "BRF", "AdEx")
+
+
 @pytest.mark.parametrize(
     ("name", "target", "mean"),
     [
-        *((name, 0.5, 0.0) for name in LINEAR),
-        *((name, 0.3, 0.4) for name in LAYERS),
-        *((name, 0.005, 0.0) for name in VOLTAGES),
+        pytest.param(*each, marks=() if each[0] in FAST else pytest.mark.slow)
+        for each in (
+            *((name, 0.5, 0.0) for name in LINEAR),
+            *((name, 0.3, 0.4) for name in LAYERS),
+            *((name, 0.005, 0.0) for name in VOLTAGES),
+        )
     ],
 )
 def test_membranes_have_the_target_of_mean_and_deviation(
@@ -107,8 +113,13 @@ def test_convolution_drives_channels() -> None:
     assert (deviations / 0.5 - 1).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("sigma", [0.0, 3.0])
-@pytest.mark.parametrize("mean", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("mean", "sigma"),
+    [
+        (0.2, 3.0),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0, 0), (0, 3.0), (0.2, 0))),
+    ],
+)
 @pytest.mark.parametrize("kind", ["linear", "conv", "axonal", "norm"])
 def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sigma: float) -> None:
     torch.manual_seed(0)
@@ -130,6 +141,7 @@ def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sig
     assert abs(float(deviations.square().mean().sqrt()) / 0.5 - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_delays_of_a_connection_and_a_kernel_that_is_shorter() -> None:
     torch.manual_seed(0)
     connection = snn.DelayedLinear(N, N, max_delay=200, sigma=3.0)

@@ -24,7 +24,13 @@ def block(combine: Any, neuron: nn.Module | None = None, **options: Any) -> snn.
 
 
 @pytest.mark.parametrize("combine", ["add", "and", "iand"])
-@pytest.mark.parametrize("options", [{}, {"beta_ema": True}, {"reset": "zero"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"beta_ema": True}, {"reset": "zero"})),
+    ],
+)
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_output_is_the_input(combine: Any, options: Any, by: Any) -> None:
     net: Any = nn.Sequential(block(combine, **options), block(combine, **options))
@@ -129,6 +135,47 @@ def test_refused_by_path(model: nn.Module, message: str) -> None:
         identity_(net)
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
     assert not tt.get_states(net)
+
+
+def tied(kind: str) -> nn.Module:
+    """A block whose last layer shares memory with another layer."""
+    made: Any = snn.SEWBlock(nn.Sequential(nn.Linear(4, 4), snn.LIF(4)))
+    stem: Any = nn.Linear(4, 4)
+    if kind == "parameter":
+        stem.weight = made.body[0].weight
+    elif kind == "storage":
+        stem.weight = nn.Parameter(made.body[0].weight.data.t())
+    elif kind == "part of a vector":
+        vector = torch.randn(20)
+        made.body[0].weight.data = vector[:16].view(4, 4)
+        stem.bias.data = vector[14:18]
+    elif kind == "bias":
+        stem.bias = made.body[0].bias
+    else:
+        vector = torch.randn(20)
+        made.body[0].weight.data = vector[:16].view(4, 4)
+        stem.bias.data = vector[16:]
+    return nn.Sequential(stem, snn.LIF(4), made)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "storage", "part of a vector", "bias"])
+def test_memory_of_another_layer_is_not_set_to_zero(kind: str) -> None:
+    net = tied(kind)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"'0' shares a parameter with '2\.body\.0'"):
+        identity_(net)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+
+
+def test_neighbours_in_memory_and_blocks_that_share_their_last_layer() -> None:
+    net: Any = tied("beside")
+    bias = net[0].bias.clone()
+    identity_(net)
+    assert torch.equal(net[0].bias, bias)
+    blocks: Any = nn.Sequential(block("add"), block("iand"))
+    blocks[1].body[3].weight = blocks[0].body[3].weight
+    identity_(blocks)
+    assert torch.equal(tt.unroll(blocks[0], x), x)
 
 
 @pytest.mark.parametrize("combine", ["add", "iand"])

@@ -89,6 +89,10 @@ NEEDS_WHOLE: dict[str, Callable[[nn.Module, Path], Any]] = {
     "tt.export": lambda model, path: tt.export.step(model, data()[0][0]),
     "tt.export ": lambda model, path: tt.export.sequence(model, data()[0]),
     "tt.export  ": lambda model, path: tt.export.onnx(model, path / "new", data()[0][0]),
+    "tt.init": lambda model, path: tt.init.calibrate_(model, data()[0]),
+    "tt.init ": lambda model, path: tt.init.fluctuation_(model),
+    "tt.init  ": lambda model, path: tt.init.tdbn_(model, data()[0]),
+    "tt.init   ": lambda model, path: tt.init.identity_(model),
     "tt.nir": lambda model, path: tt.nir.save(model, path / "new", (3,)),
 }
 
@@ -108,10 +112,12 @@ def test_a_sharded_model_is_refused_by_name(kind: str, name: str, tmp_path: Path
         tt.unroll(model, data()[0]).sum().backward()
 
 
-def test_the_playground_of_a_sharded_layer_is_refused(tmp_path: Path) -> None:
+def test_a_sharded_layer_is_refused_by_playground_and_response(tmp_path: Path) -> None:
     layer: Any = fully_shard(tt.snn.LIF(3))
     with pytest.raises(ValueError, match=r"save_playground needs all\. .*get_model_state_dict"):
         tt.plot.save_playground(layer, tmp_path / "page.html")
+    with pytest.raises(ValueError, match=r"tt\.init needs all\. .*get_model_state_dict"):
+        tt.init.impulse_response(layer)
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "FSDP of every layer", "FSDP after a pass"])

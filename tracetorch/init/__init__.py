@@ -11,8 +11,8 @@ from __future__ import annotations
 from tracetorch.init.calibrate import calibrate_
 from tracetorch.init.fluctuation import fluctuation_
 from tracetorch.init.identity import identity_
+from tracetorch.init.membranes import Membranes
 from tracetorch.init.response import ImpulseResponse, impulse_response
-from tracetorch.init.settle import Membranes
 from tracetorch.init.threshold_norm import tdbn_
 
 __all__ = [

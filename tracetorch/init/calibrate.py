@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
+from tracetorch.init.driven import follow_calls
+from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
-from tracetorch.init.settle import Membranes, Trial, follow_calls, settle_all
+from tracetorch.init.settle import settle_all
 from tracetorch.init.stages import check_moments
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
@@ -41,8 +43,8 @@ def calibrate_(
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the
-            linear layer, convolution, attention or norm with a weight that is called last before
-            it, together with those whose output is added where that one alone is not enough.
+            linear layer, convolution, attention or batch norm with a weight that is called last
+            before it, together with those whose output is added where that one alone is not enough.
             Others are left as they are.
         x: a batch, as ``unroll`` takes it: ``[T, B, ...]``.
         target: deviation of the membranes, in distances from rest to threshold; above 0.
@@ -72,21 +74,25 @@ def calibrate_(
     by layer, is of Mishkin and Matas, "All you need is a good init", ICLR 2016.
     """
     check_module(model)
+    check_unsharded(model, "tt.init")
     target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
         check_mask(mask, "x", torch.empty(inputs.steps, inputs.batch, device=mask.device))
         inputs, mask = _real_steps_first(inputs, mask)
-    found, calls = follow_calls(model, inputs)
-    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in found}
-    trial = Trial(model, inputs.tensors, steps, mask=mask, **calls)
+    calls = follow_calls(model, inputs)
+    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
+    trial = Trial(
+        model, inputs.tensors, steps, calls.by, calls.order, calls.drivers, responses, target, mean,
+        mask,
+    )  # fmt: skip
     with restored_on_error(model.parameters()):
-        return settle_all(trial, found, responses, target, mean)
+        return settle_all(trial, calls.stages)
 
 
 def _real_steps_first(inputs: Inputs, mask: Tensor) -> tuple[Inputs, Tensor]:
     """Move the real steps of each sequence to its front, where no padding comes before them."""
-    order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
+    order = torch.argsort((~mask).to(torch.uint8), dim=0, stable=True)
     front = mask.gather(0, order)
 
     def move(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Follow in the autograd graph of one step which modules a module's output drives."""
+"""Follow the calls of one step: their order, and which modules a module's output drives."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,94 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import Hook, PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import modules_of, named_modules
+from tracetorch.init.stages import Stage, sources, stages
+from tracetorch.probe.layers import call_order, neuron_layers
+from tracetorch.snn.delay import Delay
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.stateful_layer import within_sequence
+from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
+from tracetorch.unrolling.unsupported import unsupported_reason
+
+
+class Calls(NamedTuple):
+    """What one step of a model shows.
+
+    Args:
+        by: how the model runs.
+        order: paths of the modules in the order of their calls.
+        drivers: paths of what drives each neuron layer directly, by its path.
+        stages: the neuron layers with the last that drives them, in the order of the calls.
+    """
+
+    by: Literal["layer", "step"]
+    order: list[str]
+    drivers: dict[str, list[str]]
+    stages: list[Stage]
+
+
+def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
+    """Pair neuron layers with what drives them, in the order of the calls of one step.
+
+    Raises:
+        ValueError: a layer drives several layers of neurons; or as :func:`stages`.
+    """
+    with restored(model):
+        by: Literal["layer", "step"] = "layer" if _runs_by_layer(model, inputs) else "step"
+        order = call_order(model, inputs, by)
+        driven = driven_modules(model, sources(model), inputs)
+    drivers = _drivers(model, order, driven)
+    return Calls(by, order, drivers, stages(model, _arranged(model, order, drivers)))
+
+
+def _runs_by_layer(model: nn.Module, inputs: Inputs) -> bool:
+    if unsupported_reason(modules_of(model, closed=Recurrent)) is not None:
+        return False
+    few = inputs.first(2)
+    with restored(model), torch.no_grad(), suppress(ValueError):
+        unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
+        return True
+    return False
+
+
+def _drivers(
+    model: nn.Module, order: list[str], driven: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """Return the sources that drive each neuron layer, by its path, in the order of their calls.
+
+    Raises:
+        ValueError: a source drives several of them.
+    """
+    neurons = neuron_layers(model)
+    drivers: dict[str, list[str]] = {}
+    for source in (path for path in order if path in driven):
+        found = [path for path in driven[source] if path in neurons]
+        if len(found) > 1:
+            raise ValueError(
+                f"{source!r} drives {', '.join(map(repr, found))}: one scale cannot fit them all. "
+                "Give each neuron layer a layer with weights of its own."
+            )
+        if found:
+            drivers.setdefault(found[0], []).append(source)
+    return drivers
+
+
+def _arranged(model: nn.Module, order: list[str], drivers: dict[str, list[str]]) -> list[str]:
+    """Move what drives neurons, and the delays behind it, to just before them."""
+    modules = dict(named_modules(model))
+    moved = {source for each in drivers.values() for source in each}
+    arranged: list[str] = []
+    for path in order:
+        if path in moved:
+            continue
+        driving = drivers.get(path, [])
+        begun = order.index(driving[-1]) if driving else len(order)
+        behind = [p for p in arranged if isinstance(modules[p], Delay) and order.index(p) > begun]
+        arranged = [p for p in arranged if p not in behind] + driving + behind + [path]
+    return arranged
 
 
 def driven_modules(
@@ -72,7 +156,7 @@ def driven_modules(
 
     ends = [(path, m) for path, m in named_modules(model) if path in sources or _ends_a_path(m)]
     with (
-        restored(model, tensors=False, training=False),
+        restored(model, training=False),
         forward_hooks(
             before=[(module, find_sources_before(path)) for path, module in ends],
             after=[(module, detach_output(path)) for path, module in ends],

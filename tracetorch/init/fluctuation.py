@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_number
+from tracetorch.core.checks import check_module, check_number, check_unsharded
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase
 from tracetorch.core.walk import named_modules
+from tracetorch.init.driven import follow_calls
+from tracetorch.init.membranes import Trial
 from tracetorch.init.random_spikes import find_shape, random_spikes
 from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
-from tracetorch.init.settle import LEAST_RATE, Trial, follow_calls, settle_all
+from tracetorch.init.settle import LEAST_RATE, settle_all
 from tracetorch.init.stages import RECURRENT, Stage, check_moments, is_affine, stages, weight_of
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -23,7 +25,6 @@ from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling.inputs import parse_inputs
 
-_KEPT = 0.05  # of the target: a layer that misses it by less keeps the weights that were drawn
 # neurons and affine layers aside, what leaves spikes as they are
 _KNOWN = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, DropoutBase, LockedDropout)
 
@@ -90,6 +91,7 @@ def fluctuation_(
     in discrete time.
     """
     check_module(model)
+    check_unsharded(model, "tt.init")
     rate = check_number("rate", rate)
     if not 0 < rate < 1:
         raise ValueError(f"rate must be in (0, 1), the share of inputs that spike, got {rate}.")
@@ -107,13 +109,16 @@ def fluctuation_(
                 rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
             return
         x, start = random_spikes(model, found, rate, responses.values())
-        paired, calls = follow_calls(model, parse_inputs(x, None, 0, True))
-        for stage in paired:
+        calls = follow_calls(model, parse_inputs(x, None, 0, True))
+        for stage in calls.stages:
             if stage.path not in responses:
                 responses[stage.path] = response_of(stage.neuron, stage.path)
             rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
-        trial = Trial(model, x, None, start=start, kept=_KEPT, **calls)
-        settle_all(trial, paired, responses, target, mean)
+        trial = Trial(
+            model, x, None, calls.by, calls.order, calls.drivers, responses, target, mean,
+            start=start, drawn=True,
+        )  # fmt: skip
+        settle_all(trial, calls.stages)
 
 
 def _draw(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.random_spikes import step_shapes
 from tracetorch.init.response import distance_to_threshold, run_from_rest
-from tracetorch.init.stages import Stage, stages, weight_of
+from tracetorch.init.stages import Stage, overlap, stages, weight_of
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
@@ -37,9 +37,10 @@ def identity_(model: nn.Module) -> None:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
-            with a weight, is recurrent there, needs a bias that it does not have, or does not keep
-            silent, or fire, as it should; or the block is not the identity then, or takes another
-            shape than its layers show. Nothing has been changed then.
+            with a weight, is recurrent there, needs a bias that it does not have, shares memory
+            with a layer elsewhere, or does not keep silent, or fire, as it should; or the block is
+            not the identity then, or takes another shape than its layers show. Nothing has been
+            changed then.
 
     Example:
         >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))
@@ -51,18 +52,22 @@ def identity_(model: nn.Module) -> None:
     Source: Fang et al., Deep residual learning in spiking neural networks, NeurIPS 2021, section 3.
     """
     check_module(model)
+    check_unsharded(model, "tt.init")
     blocks = {path: m for path, m in named_modules(model) if isinstance(m, SEWBlock)}
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no snn.SEWBlock to start as the identity.")
     values: list[tuple[Tensor, Tensor]] = []
+    last: dict[str, nn.Module] = {}
     for path, block in blocks.items():
         stage = _last_stage(join_path(path, "body"), block.body)
         source = stage.source
+        last[join_path(path, join_path("body", stage.source_path))] = source
         bias = _bias(path, block, stage)
         if isinstance(source.bias, Tensor):
             values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
         weight = weight_of(source)
         values.append((weight, torch.zeros_like(weight)))
+    _check_own_memory(model, last)
     with restored_on_error(parameter for parameter, _ in values):
         with torch.no_grad():
             for parameter, value in values:
@@ -85,6 +90,21 @@ def _last_stage(path: str, body: nn.Module) -> Stage:
             "too. Let the body end in neurons without a connection."
         )
     return last
+
+
+def _check_own_memory(model: nn.Module, last: dict[str, nn.Module]) -> None:
+    """Raise where another layer shares memory with the last layer of a body, which becomes 0."""
+    for path, module in named_modules(model):
+        if any(module is source for source in last.values()):
+            continue
+        for parameter in module.parameters(recurse=False):
+            for name, source in last.items():
+                if any(overlap(parameter, each) for each in source.parameters(recurse=False)):
+                    raise ValueError(
+                        f"{path!r} shares a parameter with {name!r}, the last layer of a block's "
+                        "body, which becomes 0. Start the blocks before you tie them, or give "
+                        "each layer its own."
+                    )
 
 
 def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_unsharded
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
@@ -101,6 +102,7 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
     """
     if not isinstance(layer, Neuron) or not hasattr(layer, "step"):
         raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
+    check_unsharded(layer, "tt.init")
     return response_of(layer, None)
 
 

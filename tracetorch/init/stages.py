@@ -189,7 +189,7 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
 def _last(tensor: Tensor) -> int:
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+    return int(tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps))
 
 
 def _addresses(tensor: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ def _check(stage: Stage) -> None:
         )
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
-        outputs = module.num_features if isinstance(module, BatchNormBase) else len(module.weight)  # type: ignore[arg-type]
+        outputs = outputs_of(module)
         if outputs != neuron.num_neurons:
             raise ValueError(
                 f"{source_path!r} has {outputs} outputs, {path!r} behind it has "
@@ -288,16 +288,22 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight
 
 
-def scale_rows(module: nn.Module, factors: Tensor) -> None:
+def outputs_of(module: nn.Module) -> int:
+    """Return the number of outputs of an affine layer, those of a convolution its channels."""
+    return module.num_features if isinstance(module, BatchNormBase) else len(weight_of(module))
+
+
+def scale_rows(module: nn.Module, factors: Tensor | float) -> None:
     """Multiply the weights of each output by a factor, and its bias too.
 
     Args:
         module: an affine layer.
-        factors: one for each output.
+        factors: one for each output, or one for all.
     """
     with torch.no_grad():
         weight = weight_of(module)
+        factors = torch.as_tensor(factors).to(weight).expand(outputs_of(module))
         behind = 0 if isinstance(module, BatchNormBase) else weight.ndim - 1
-        weight.mul_(factors.to(weight).view(-1, *[1] * behind))
+        weight.mul_(factors.view(-1, *[1] * behind))
         if isinstance(module.bias, Tensor):
             module.bias.mul_(factors.to(module.bias))

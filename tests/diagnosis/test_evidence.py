@@ -1,0 +1,130 @@
+"""Test what a diagnosis recommends: ``calibrate_`` as it is written, where it runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.diagnosis.cases import CLASSES, B, N, dense, mean, recurrent, target, x
+from tracetorch import snn
+
+
+class Product(nn.Module):
+    """Neurons behind the product of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.lif, self.out = nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        y: Tensor = self.out(self.lif(self.linear(x * gate)))
+        return y
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(N, 2, batch_first=True)
+        self.lif, self.out = snn.LIF(N), nn.Linear(N, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, None] * torch.tensor([0.5, 1.0, 2.0])[:, None]
+        y: Tensor = self.out(self.lif(self.attention(tokens, tokens, tokens)[0]).mean(1))
+        return y
+
+
+class Bumped(snn.Neuron):
+    """A neuron with a further input, which no layer of its own gives."""
+
+    inputs = ("x", "bump")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.threshold("pos_threshold", 1.0)
+
+    @staticmethod
+    def step(x: Any, bump: Any, mem: Any, *, pos_threshold: Any, spike: Any) -> Any:
+        mem = 0.9 * mem + x + bump
+        fired = spike(mem - pos_threshold)
+        return fired, mem - fired * pos_threshold
+
+
+class WithBump(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.lif, self.out = nn.Linear(N, 8), Bumped(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        z: Tensor = self.out(self.lif(y, 0.01 * y))
+        return z
+
+
+class Forked(nn.Module):
+    """One linear layer drives two layers of neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.a, self.b = nn.Linear(N, CLASSES), snn.LIF(CLASSES), snn.LIF(CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        z: Tensor = self.a(y) + self.b(y)
+        return z
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(N, 8), nn.LayerNorm(8), snn.LIF(8), nn.Linear(8, CLASSES))
+
+
+PADDED = torch.arange(25)[:, None] < torch.arange(B) % 5 + 15
+SMALL = x(scale=0.1)
+# the model, the input, the arguments of diagnose, and what calibrate_ says that cannot run
+CASES: dict[str, tuple[Any, Any, dict[str, Any], str | None]] = {
+    "dense": (dense, x(), {}, None),
+    "by step": (dense, x(), {"by": "step"}, None),
+    "recurrent": (recurrent, x(), {}, None),
+    "static": (dense, x()[0], {"steps": 25}, None),
+    "padded": (dense, x(), {"mask": PADDED}, None),
+    "two inputs": (Product, (SMALL, SMALL), {}, None),
+    "two inputs by name": (Product, {"x": SMALL, "gate": SMALL}, {}, None),
+    "attention": (Attending, SMALL, {}, None),
+    "a neuron of two inputs": (WithBump, SMALL, {}, "has several inputs"),
+    "a norm between": (normed, SMALL, {}, "does not reach a deviation"),
+    "one layer before two": (Forked, SMALL, {}, "drives 'a', 'b': one scale"),
+}
+FAST = ("dense", "padded", "a neuron of two inputs", "one layer before two")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
+def test_calibrate_is_recommended_where_it_runs_and_nowhere_else(name: str) -> None:
+    build, given, arguments, problem = CASES[name]
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("weight"):
+                parameter.mul_(0.01)
+    before = [p.clone() for p in model.parameters()]
+    advice = str(tt.diagnose(model, (given, target()), mean, **arguments))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert "dead-neurons" in advice
+    calls = re.findall(r"tt\.init\.calibrate_\([^)]*\)", advice)
+    if problem is not None:
+        assert not calls
+        with pytest.raises(ValueError, match=problem):
+            tt.init.calibrate_(model, given)
+        return
+    assert calls
+    reached = eval(calls[0], {"tt": tt, "model": model, "x": given, **arguments})
+    assert all(each.deviation == pytest.approx(0.5, rel=0.05) for each in reached.values())
+    again = tt.diagnose(model, (given, target()), mean, **arguments)
+    assert not [f for f in again.named("dead-neurons") if f.severity == "error"]

@@ -1,0 +1,234 @@
+"""Measure the membranes of neuron layers on a batch: their inputs, convolved with the responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.snapshot import restored
+from tracetorch.core.walk import join_path
+from tracetorch.init.response import ImpulseResponse
+from tracetorch.init.stages import Stage
+from tracetorch.ragged import aligned
+from tracetorch.snn.neuron import Neuron
+from tracetorch.unrolling import unroll
+
+_STILL = 1e-3  # of a layer's mean deviation: a neuron below it gets no input
+
+
+class Membranes(NamedTuple):
+    """Mean and deviation of a layer's membranes, in distances from rest to threshold.
+
+    Args:
+        mean: over time, batch and the neurons that get an input.
+        deviation: over time and batch, root of its mean square over those neurons.
+
+    Example:
+        >>> Membranes(mean=0.0, deviation=0.5).deviation
+        0.5
+    """
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A batch that a model is run on, and the moments that its membranes shall have there.
+
+    Args:
+        model: the model.
+        x: the batch, as ``unroll`` takes it.
+        steps: as in ``unroll``.
+        by: how it runs.
+        order: paths of the modules in the order of their calls.
+        drivers: paths of what drives each neuron layer directly, by its path.
+        responses: those of the neuron layers, by path.
+        target: deviation that the membranes shall have.
+        mean: mean that they shall have.
+        mask: real steps ``[T, B]``, in front of each sequence; ``None``: all are.
+        start: first step that is measured; above 0 the moments are those of a run without an end.
+        drawn: whether the weights were drawn for the target: layers that hold it, but for chance,
+            are left alone.
+    """
+
+    model: nn.Module
+    x: Any
+    steps: int | None
+    by: Literal["layer", "step"]
+    order: list[str]
+    drivers: dict[str, list[str]]
+    responses: dict[str, ImpulseResponse]
+    target: float
+    mean: float
+    mask: Tensor | None = None
+    start: int = 0
+    drawn: bool = False
+
+
+class Moments(NamedTuple):
+    """Moments of the membranes of one layer, in distances, ``[num_neurons]`` each.
+
+    Args:
+        means: of each membrane.
+        deviations: of each.
+        own_means: of what the source makes of them, without a recurrent connection.
+        own_deviations: of the same.
+        steady: the same without what the mean adds while it rises from rest.
+        fed_back: deviation of what a recurrent connection makes of them; 0 without one.
+        covariance: of the two parts.
+        gain: the mean for a constant input of 1.
+        rate: share of the steps in which the neurons of a recurrence spike.
+        error: relative standard error of the variance of all, over the samples.
+    """
+
+    means: Tensor
+    deviations: Tensor
+    own_means: Tensor
+    own_deviations: Tensor
+    steady: Tensor
+    fed_back: Tensor
+    covariance: Tensor
+    gain: Tensor
+    rate: float
+    error: float
+
+    @property
+    def driven(self) -> Tensor:
+        """Which neurons get an input."""
+        return self.deviations > _STILL * self.deviations.mean()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all are finite."""
+        return bool(torch.isfinite(torch.cat([self.means, self.deviations])).all())
+
+    @property
+    def usable(self) -> bool:
+        """Whether all are finite, and some neuron gets an input."""
+        return self.finite and bool(self.driven.any())
+
+    @property
+    def summary(self) -> Membranes:
+        """Those of the neurons that get an input, together."""
+        return Membranes(
+            float(self.means[self.driven].mean()),
+            root_mean_square(self.deviations[self.driven]),
+        )
+
+
+def root_mean_square(values: Tensor) -> float:
+    """Return the root of the mean of the squares."""
+    return float(values.square().mean().sqrt())
+
+
+def measure(trial: Trial, found: Sequence[Stage]) -> dict[str, Moments]:
+    """Run the model from rest and return the moments of the membranes of some layers, by path."""
+    names: dict[str, None] = {}
+    for stage in found:
+        names[join_path(stage.path, "input")] = None
+        if stage.loop is not None:
+            names |= dict.fromkeys(join_path(stage.loop, end) for end in ("input", "output"))
+    with restored(trial.model), torch.no_grad():
+        _, seen = unroll(
+            trial.model, trial.x, steps=trial.steps, by=trial.by, record=[*names], from_rest=True
+        )
+    return {stage.path: _moments(trial, stage, seen) for stage in found}
+
+
+def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
+    drive = _neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
+    response = trial.responses[stage.path]
+    kernel = response.kernel[: len(drive)] / response.distance
+    mask = _fitting(trial.mask, drive, stage.path)
+
+    def measured(values: Tensor) -> Tensor:
+        """Return the steps that count, ``[steps, B, places, neurons]``, or in one row."""
+        return values[trial.start :] if mask is None else values[mask]
+
+    def flat(values: Tensor) -> Tensor:
+        return measured(values).flatten(0, -2)
+
+    whole = _filtered(drive, kernel, mask)
+    outside, own, rate = drive, whole, 0.0
+    if stage.loop is not None:
+        outside, spikes = (
+            _neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
+            for end in ("input", "output")
+        )
+        own = _filtered(outside, kernel, mask)
+        rate = float((measured(spikes) != 0).double().mean())
+    fed_back = flat(whole - own)
+    centred = flat(own) - flat(own).mean(0)
+
+    samples = torch.full((len(drive),), drive.shape[1]) if mask is None else mask.sum(1)
+    samples = samples.to(kernel)
+    gain = _risen(kernel, samples, trial.start)
+    to_end, scale = torch.ones_like(gain), torch.ones_like(gain)
+    if trial.start:  # what is not risen yet would have come
+        to_end = kernel.sum(0) / gain
+        to_end = torch.where(torch.isfinite(to_end) & (to_end > 0), to_end, 1.0)
+        squares = kernel.square()
+        scale = (squares.sum(0) / _risen(squares, samples, trial.start)).sqrt()
+
+    rise = torch.cat([kernel.cumsum(0), kernel.sum(0).expand(len(drive) - len(kernel), -1)])
+    rise = (rise * flat(outside).mean(0))[:, None, None]
+    return Moments(
+        means=flat(whole).mean(0) * to_end,
+        deviations=flat(whole).std(0, correction=0) * scale,
+        own_means=flat(own).mean(0) * to_end,
+        own_deviations=flat(own).std(0, correction=0) * scale,
+        steady=flat(own - rise).std(0, correction=0) * scale,
+        fed_back=fed_back.std(0, correction=0) * scale,
+        covariance=(centred * fed_back).mean(0) * scale.square(),
+        gain=gain * to_end,
+        rate=rate,
+        error=0.0 if mask is not None else _standard_error(measured(whole)),
+    )
+
+
+def _filtered(drive: Tensor, kernel: Tensor, mask: Tensor | None) -> Tensor:
+    """Convolve over time, for every sample and place, by the product of the spectra."""
+    if mask is not None:
+        drive = drive.masked_fill(~aligned(mask, drive), 0.0)
+    length = len(drive) + len(kernel) - 1
+    spectrum = torch.fft.rfft(kernel, length, dim=0)[:, None, None]
+    spectra = torch.fft.rfft(drive, length, dim=0) * spectrum
+    filtered: Tensor = torch.fft.irfft(spectra, length, dim=0)[: len(drive)]
+    return filtered
+
+
+def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
+    """Return the running sum of values from rest, as a mean over the samples from a step on."""
+    sums = torch.cat([values.cumsum(0), values.sum(0).expand(len(samples) - len(values), -1)])
+    return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
+
+
+def _standard_error(membranes: Tensor) -> float:
+    """Return that of the variance of ``[steps, B, places, neurons]``, relative to it."""
+    if membranes.shape[1] < 2:
+        return 0.0
+    squares = (membranes - membranes.flatten(0, -2).mean(0)).square()
+    by_sample = squares.mean((0, 2, 3))
+    return float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
+
+
+def _neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
+    """Return the input ``[T, B, ...]`` as ``[T, B, places, neurons]`` in float64."""
+    dim = neuron.dim if neuron.dim < 0 else neuron.dim + 1
+    moved = drive.double().movedim(dim, -1)
+    return moved.reshape(*moved.shape[:2], -1, neuron.num_neurons)
+
+
+def _fitting(mask: Tensor | None, drive: Tensor, path: str) -> Tensor | None:
+    """Return the mask; raise where a layer has another batch than it."""
+    if mask is not None and mask.shape != drive.shape[:2]:
+        raise ValueError(
+            f"mask has the shape {list(mask.shape)}, and {path!r} gets {list(drive.shape[:2])} "
+            "steps and samples: which of them are real is not known. Calibrate without a mask."
+        )
+    return None if mask is None else mask.to(drive.device)
