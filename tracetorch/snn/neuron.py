@@ -597,6 +597,10 @@ class Neuron(StatefulLayer):
                 f"weights; what is assigned to {name} would not last. Remove that first."
             )
         current = getattr(self, raw_name)
+        if raw.is_meta and not current.is_meta:
+            raise ValueError(
+                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
+            )
         if raw.ndim > current.ndim:
             raise ValueError(
                 f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
@@ -612,7 +616,7 @@ class Neuron(StatefulLayer):
                 setattr(self, raw_name, raw.to(current).expand_as(current).clone())
             found = self.constrained(name, getattr(self, raw_name))
             tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
-            if has_values(found) and not torch.allclose(
+            if has_values(found) and not found.is_meta and not torch.allclose(
                 found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
             ):
                 raise ValueError(
