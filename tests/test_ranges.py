@@ -1,7 +1,7 @@
 """Every range that an ``Args:`` section writes is checked by the constructor or function.
 
-The sections of layers, neurons, surrogates and encoders are read for the words of ranges. Each
-range becomes values at its ends, beyond them, NaN and infinity, and each of those is refused.
+The sections are read for the words of ranges. Each range becomes values at its ends, beyond them,
+NaN and infinity, and each of those is refused.
 """
 
 from __future__ import annotations
@@ -10,16 +10,34 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import tracetorch as tt
 from tests.cases import NEURONS, layer, sequence
-from tracetorch import encode, functional, fuse, neurons, snn
+from tracetorch import (
+    encode,
+    export,
+    functional,
+    fuse,
+    init,
+    loss,
+    metrics,
+    neurons,
+    nir,
+    online_learning,
+    snn,
+)
 from tracetorch.snn.parameters import Clamp, fraction, negative_softplus, sigmoid, softplus
 
-ROOMS = (snn, neurons, functional, encode)
+ROOMS = (
+    *(snn, neurons, functional, encode, loss, init, metrics, nir, export, online_learning),
+    tt,
+)
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 WORDS = re.compile(
     r"\b(positive|negative|above|below|at least|at most|between|finite)\b|\bin [\[(]"
@@ -27,6 +45,7 @@ WORDS = re.compile(
 # words that are no range of the argument
 PROSE = re.compile(
     r"equations above|mV above|``\"uniform\"`` in \(0, 1\)|below zero|``[ab]`` in|at most one spike"
+    r"|just below it|Rates of spikes lie in|finite at 0"
 )
 Values = Sequence[object]
 
@@ -64,9 +83,17 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("DelayedConv1d", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
     ("latency", "threshold"): ([0.0, 0.9], [-0.1, 1.0]),
     ("latency", "tau"): ([1.0], [0.0, -1.0]),
+    ("calibrate_", "target"): ([0.5], [0.0, -1.0]),
+    ("fluctuation_", "target"): ([0.5], [0.0, -1.0]),
+    ("tdbn_", "alpha"): ([0.5], [0.0, -1.0]),
+    ("unroll", "segment"): ([1, 3], [0, -1, 1.5]),
 }
+PROGRAM = cache(lambda: export.step(snn.LIF(3), SPIKES[0]))
 # arguments that a call needs besides the one that is tried
 SPIKES = torch.rand(4, 2, 3)
+LABELS = torch.tensor([0, 2])
+NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), snn.LIF(4))
+WHOLE: dict[str, Any] = {"model": NET, "x": SPIKES}
 OTHERS: dict[str, dict[str, Any]] = {
     "BatchNormThroughTime": {"num_neurons": 3, "steps": 4},
     "BRF": {"num_neurons": 3, "omega": 0.5},
@@ -82,6 +109,20 @@ OTHERS: dict[str, dict[str, Any]] = {
     "delta": {"x": SPIKES, "threshold": 0.1},
     "latency": {"x": SPIKES[0], "steps": 5},
     "population": {"x": SPIKES[0], "num_neurons": 5},
+    "first_spike_cross_entropy": {"spikes": SPIKES, "target": LABELS},
+    "rate_cross_entropy": {"spikes": SPIKES, "target": LABELS},
+    "soft_cross_entropy": {"pred": SPIKES, "target": SPIKES},
+    "temporal_cross_entropy": {"output": SPIKES, "target": LABELS},
+    "van_rossum": {"spikes": SPIKES, "target": SPIKES},
+    "calibrate_": WHOLE,
+    "fluctuation_": {"model": nn.Sequential(nn.Linear(3, 4), snn.LIF(4))},
+    "tdbn_": WHOLE,
+    "profile": WHOLE,
+    "saturated": {"spikes": SPIKES},
+    "to_nir": {"model": nn.Sequential(nn.Linear(3, 4), snn.LIF(4)), "sample": (3,)},
+    "param_groups": {"model": NET},
+    "unroll": WHOLE,
+    "initial_states": {},
     **{n: {} for n in functional.__all__ if n.endswith("_surrogate")},
 }
 # a trace that never decays has the decay 1
@@ -121,6 +162,8 @@ def call(name: str) -> Callable[..., Any]:
         return lambda value: snn.LeakyIntegrator(3, pos_threshold_setup=snn.Threshold(value))
 
     def made(**given: Any) -> Any:
+        if name == "initial_states":
+            given = {"program": PROGRAM(), **given}
         if name == "latency":
             given = {"kind": "exponential" if "tau" in given else "linear", **given}
         return thing(**{**others, **given})

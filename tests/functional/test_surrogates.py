@@ -133,10 +133,11 @@ def test_surrogates_pickle_hash_and_print_as_values(surrogate: Surrogate) -> Non
         (0.0, ValueError, "must be positive and finite, got 0.0"),
         (-1, ValueError, "must be positive and finite, got -1"),
         (math.inf, ValueError, "must be positive and finite, got inf"),
+        (10**400, ValueError, "is too large for a floating-point number"),
         (math.nan, ValueError, "must be positive and finite, got nan"),
-        ("2", TypeError, "must be a number, got str"),
-        (None, TypeError, "must be a number, got NoneType"),
-        (True, TypeError, "must be a number, got bool"),
+        ("2", TypeError, "must be a number, got '2'"),
+        (None, TypeError, "must be a number, got None"),
+        (True, TypeError, "must be a number, got True"),
     ],
 )
 def test_invalid_argument_is_named_in_the_error(

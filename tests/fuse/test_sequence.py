@@ -774,3 +774,9 @@ def test_what_has_no_step_gets_a_reason(thing: Any, reason: str, backend: str) -
     found = fuse.unsupported_reason(backend, thing, torch.ones(4, 2, 3))
     assert found is not None
     assert re.match(reason, found)
+
+
+def test_a_backend_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no backend is called 'numbra'\. Did you mean 'numba'"):
+        fuse.unsupported_reason("numbra", snn.LIF(3), torch.ones(4, 2, 3))
+    assert fuse.unsupported_reason("auto", snn.LIF(3), torch.ones(4, 2, 3)) is None

@@ -427,6 +427,9 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         (lambda: loss.rate_bounds(X, 0.5, 0.2), ValueError, "lower <= upper, got 0.5 and 0.2"),
         (lambda: loss.rate_bounds(X, -1.0), ValueError, "lower <= upper, got -1.0 and 1.0"),
         (lambda: loss.silence(X, 0), ValueError, "minimum must be positive and finite, got 0"),
+        (lambda: loss.silence(X, True), TypeError, "minimum must be a number, got True"),
+        (lambda: loss.rate_bounds(X, torch.ones(C)), TypeError, "lower must be a number, got te"),  # type: ignore[arg-type]
+        (lambda: loss.rate_bounds(X, upper="1"), TypeError, "upper must be a number, got '1'"),  # type: ignore[arg-type]
         (lambda: loss.spike_l1({}), ValueError, "empty mapping: record some layers"),
         (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),  # type: ignore[dict-item]
         (

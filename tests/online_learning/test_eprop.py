@@ -236,6 +236,45 @@ def test_eprop_follows_the_published_formula(name: str) -> None:
     assert 0.3 < cosine(found, true) < 0.9999
 
 
+def test_eprop_of_recurrent_weights_follows_the_published_formula() -> None:
+    """Equation (4) of Bellec et al. 2020: the spikes of the step before are an input as any."""
+    torch.manual_seed(0)
+    product = nn.Linear(INPUTS, NEURONS, bias=False)
+    feedback = nn.Linear(NEURONS, NEURONS, bias=False)
+    adaptive = neurons.ALIF(NEURONS, rho=0.97, strength=1.8)
+    with torch.no_grad():
+        product.weight.mul_(2).add_(0.2)
+    net = nn.Sequential(product, snn.Recurrent(adaptive, feedback)).double()
+    x = sequence(100, BATCH, INPUTS).abs()
+    out, target = torch.randn(2, NEURONS).double(), torch.randn(100, BATCH, 2).double()
+
+    def losses(y: Tensor, wanted: Tensor) -> Tensor:
+        return ((y @ out.T - wanted) ** 2).sum() / 2  # a readout by MSE, its weights symmetric
+
+    y = tt.unroll(net, x, by="step", from_rest=True)
+    true = torch.autograd.grad(losses(y, target), (product.weight, feedback.weight))
+    learner = tt.online(net, "eprop")
+    for step, wanted in zip(x, target, strict=True):
+        losses(learner(step), wanted).backward()
+    assert product.weight.grad is not None
+    assert feedback.weight.grad is not None
+    found = torch.cat((product.weight.grad, feedback.weight.grad), 1)
+
+    weights = np.concatenate([m.weight.detach().numpy() for m in (product, feedback)], 1)
+    formula, expected = BellecALIF(adaptive), np.zeros((NEURONS, INPUTS + NEURONS))
+    formula.no_trace = formula.eps_v = formula.eps_a = np.zeros((BATCH, *expected.shape))
+    for t, step in enumerate(x.numpy()):
+        inputs = np.concatenate((step, formula.z), 1)
+        z, trace = formula.step(inputs @ weights.T, inputs)
+        assert np.array_equal(z, y[t].detach().numpy())
+        signal = (z @ out.numpy().T - target[t].numpy()) @ out.numpy()
+        expected += np.einsum("bn,bnk->nk", signal, trace)
+    assert 0.01 < float(y.detach().mean()) < 0.5
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+    both = torch.cat(true, 1)
+    assert float(torch.cosine_similarity(found.flatten(), both.flatten(), dim=0)) > 0.9
+
+
 class AsWrittenDetached(AsWritten):
     """The same, its reset detached by hand."""
 

@@ -56,5 +56,15 @@ def test_what_is_kept_or_only_read_is_not_warned_of() -> None:
         torch.func.vmap(lambda x: x * neurons.beta)(torch.ones(2, 3))
         with torch.inference_mode():
             neurons.beta.mul(2)
+        with torch.no_grad():
+            rows, held = torch.zeros(2, 3), [neurons.beta]
+            rows[0] = neurons.beta.mul_(2)
+            rows[:1] = neurons.beta.mul_(2)
+            held[0].mul_(2)
+            held.pop()
+            for value in [neurons.beta, neurons.gamma]:
+                if value.mul_(2).sum() > 0:
+                    break
+    assert rows[0].tolist() == pytest.approx([0.45] * 3)
     assert neurons.beta.tolist() == pytest.approx([0.225] * 3)
     assert neurons.bias.tolist() == pytest.approx([0.3] * 3)

@@ -295,6 +295,14 @@ def test_an_assigned_value_is_read_and_used(kind: str) -> None:
     assert all(held[name] is each for name, each in assigned.named_parameters())
 
 
+@pytest.mark.parametrize("kind", [*LAYERS, *NEURONS])
+def test_a_layer_on_the_meta_device_is_assigned_to(kind: str) -> None:
+    made = layer(kind).to("meta")
+    for name in made.constraints:
+        setattr(made, name, getattr(layer(kind), name).detach())
+        assert getattr(made, name).is_meta
+
+
 def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
     neurons: Any = snn.LIF(4)
     optimizer = torch.optim.Adam(neurons.parameters())
@@ -326,6 +334,8 @@ def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
         (snn.LIF, "pos_threshold", -1.0, "pos_threshold must be positive and finite, got -1.0"),
         (snn.BLIF, "neg_threshold", 1.0, "neg_threshold must be negative and finite .*, got 1.0"),
         (snn.RLIF, "bias", math.inf, "bias must be finite, got inf"),
+        (snn.RLIF, "bias", 10**400, "bias is too large for a floating-point number"),
+        (snn.LIF, "beta", torch.empty(2, device="meta"), "LIF.* on the meta device as beta"),
         (
             lambda n: snn.LIF(n, beta_rank=0),
             "beta",

@@ -43,7 +43,10 @@ def check_number(name: str, value: object, *, unit: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         kind = f"a number of {unit}" if unit else "a number"
         raise TypeError(f"{name} must be {kind}, got {value!r}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a floating-point number.") from None
 
 
 def check_finite(name: str, value: object, *, unit: str = "") -> float:

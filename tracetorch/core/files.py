@@ -15,6 +15,7 @@ from torch import Tensor
 
 # what the system says of a full disk, a quota, a limit of the process, or a fault of the medium
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LONGEST_END = 60  # of a name, in characters: with what stands before it no system's limit is met
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -58,7 +59,8 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     if kind:
         raise OSError(f"{os.fspath(path)!r} is {kind}, which cannot be replaced. Name a file.")
     before = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-    unfinished = _new_file_beside(target, 0o666 if before is None else before)
+    # read-only files are replaced, too, as their folder allows it
+    unfinished = _new_file_beside(target, 0o666 if before is None else before | 0o600)
     try:
         # a new file shows what the umask and the folder leave; reading the umask would change it
         mode = stat.S_IMODE(unfinished.stat().st_mode) if before is None else before
@@ -137,7 +139,11 @@ def _new_file_beside(target: Path, mode: int) -> Path:
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
     while True:
         # the suffix tells the format
-        path = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
-        with suppress(FileExistsError):
+        path = target.with_name(f".{secrets.token_hex(4)}.{target.name[-_LONGEST_END:]}")
+        try:
             os.close(os.open(path, flags, mode))
             return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error

@@ -46,6 +46,14 @@ class Requests:
         """Make a new lock, for no thread is left in a forked child that would release the old."""
         self.lock = threading.Lock()
 
+    def check(self, name: object) -> None:
+        """Raise ``ValueError`` where the setting has no such name."""
+        if name not in self.names:
+            raise ValueError(
+                f"no {self.kind} is called {name!r}.{suggestion(name, self.names)} There are "
+                f"{', '.join(self.names)}."
+            )
+
     @property
     def name(self) -> str:
         """The name that is requested in this thread."""
@@ -64,11 +72,7 @@ class Request:
 
     def __init__(self, name: str) -> None:
         requests = self.requests
-        if name not in requests.names:
-            raise ValueError(
-                f"no {requests.kind} is called {name!r}.{suggestion(name, requests.names)} There "
-                f"are {', '.join(requests.names)}."
-            )
+        requests.check(name)
         self.name = name
         if torch.compiler.is_compiling():  # which cannot trace a lock
             self.previous, requests.default = requests.default, name

@@ -193,8 +193,8 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx re
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor has memory: neither zeros that autograd only implies, nor a wrapper."""
-    return torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+    """Whether a tensor has memory: no meta tensor, no zeros that autograd implies, no wrapper."""
+    return not tensor.is_meta and torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
 
 
 def version_of(tensor: Tensor) -> int | None:

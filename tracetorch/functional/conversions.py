@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_number
+
 Real = TypeVar("Real", float, Tensor)
 
 
@@ -35,7 +37,8 @@ def _apply_formula(
         x = value
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         # a default device of "meta" or "cuda" must not change what a plain number gives
-        x = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        number = check_number(f"{name}: the value", value)
+        x = torch.tensor(number, dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"{name} takes a number or a tensor, got {type(value).__name__}.")
     valid = is_allowed(x)

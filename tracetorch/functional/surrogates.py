@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_positive
 from tracetorch.core.torch_private import forward_ad_active
 
 
@@ -86,10 +86,7 @@ class Surrogate:
         for field in fields(self):
             value = getattr(self, field.name)
             name = f"{type(self).__name__}: {field.name}"
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
-            if not 0 < float(value) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
+            check_positive(name, value)
 
     def derivative(self, u: Tensor) -> Tensor:
         """Return the surrogate derivative at ``u``, used in place of the Heaviside's."""

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tracetorch import decode
+from tracetorch.core.checks import check_number
 from tracetorch.decode.magnitude import magnitude
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.ragged import as_floating, check_mask, check_sequence, lengths
@@ -43,6 +44,13 @@ def _sum_over_layers(
     for term in terms[1:]:
         total = total + term
     return reduce_batch(total, reduction)
+
+
+def _check_scalars(**values: object) -> None:
+    """Raise ``TypeError`` unless each is a number, or a tensor of one."""
+    for name, value in values.items():
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
+            check_number(name, value)
 
 
 def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
@@ -93,6 +101,7 @@ def rate_bounds(
         lower and upper bounds on activity, there on spike counts.
 
     """
+    _check_scalars(lower=lower, upper=upper)
     if not 0 <= lower <= upper:
         raise ValueError(f"the bounds must be 0 <= lower <= upper, got {lower} and {upper}.")
 
@@ -148,6 +157,7 @@ def silence(
         lower bound on spike counts.
 
     """
+    _check_scalars(minimum=minimum)
     if not 0 < minimum < float("inf"):
         raise ValueError(f"minimum must be positive and finite, got {minimum}.")
     return _sum_over_layers(

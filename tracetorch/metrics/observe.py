@@ -123,6 +123,8 @@ def observe(
     check_module(model)
     check_unsharded(model, "tt.metrics")
     inputs = parse_inputs(x, steps, 0, True)
+    if not inputs.batch:
+        raise ValueError("x has no sample: its batch is 0, and what is measured is per sample.")
     if mask is not None:
         leaf: Tensor = pytree.tree_leaves(inputs.tensors)[0]
         check_mask(mask, "x", leaf.new_empty(inputs.steps, inputs.batch))

@@ -277,8 +277,8 @@ class AdEx(VoltageNeuron):
 
     A step is exact for the leaks and Euler's method for the rest. Constant inputs from 33 to 100 mV
     make it fire 5 to 9 % less often than the equations do; 1 % less with ``substeps=16``. Patterns
-    need smaller steps: at 1 ms Naud's delayed regular bursting is 34 irregular spikes in 500 ms for
-    26 in bursts of four, which ``substeps=16`` has. A spike is counted at ``v_t + 5 delta``, as
+    need smaller steps: at 1 ms Naud's delayed regular bursting is 27 irregular spikes in 400 ms for
+    20 in bursts of four, which ``substeps=16`` has. A spike is counted at ``v_t + 5 delta``, as
     programs for Brian do, not at the paper's 20 mV: what passes there is far beyond it a step
     later, and out of reach of a surrogate at the peak.
 

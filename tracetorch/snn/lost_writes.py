@@ -6,8 +6,8 @@ import dis
 import sys
 import warnings
 import weakref
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from tracetorch.core.torch_private import (
     version_of,
 )
 
+Place: TypeAlias = tuple[CodeType, int]  # a code object, and an instruction in it
+
 _PACKAGE = __name__.partition(".")[0]
-# instructions that end a statement without use of its value: an expression, an item assignment
-_DISCARDS = frozenset(("POP_TOP", "STORE_SLICE", "STORE_SUBSCR"))
+_ASSIGNS_ITEM = frozenset(("STORE_SLICE", "STORE_SUBSCR"))
 
 
 def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
@@ -51,16 +52,19 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
     ):
         return
     shared = value.detach()  # has the version of value
-    weakref.finalize(value, _check, weakref.ref(layer), name, shared, version).atexit = False
+    place = frame.f_code, frame.f_lasti
+    weakref.finalize(value, _check, weakref.ref(layer), name, shared, version, place).atexit = False
 
 
-def _check(reference: weakref.ref[Any], name: str, value: Tensor, version: int) -> None:
+def _check(
+    reference: weakref.ref[Any], name: str, value: Tensor, version: int, read: Place
+) -> None:
     """Warn where ``value`` was written to and is discarded, and the layer does not have it."""
     layer = reference()
     if layer is None or value._version == version:
         return
     frame = sys._getframe(2)  # behind weakref's own: where the tensor dies
-    if dis.opname[frame.f_code.co_code[frame.f_lasti]] not in _DISCARDS:
+    if not _is_discarded(read, (frame.f_code, frame.f_lasti)):
         return
     with torch.no_grad():
         kept = getattr(layer, name)
@@ -71,3 +75,18 @@ def _check(reference: weakref.ref[Any], name: str, value: Tensor, version: int) 
         f"what was written into it in place is lost. Assign it: layer.{name} = value.",
         stacklevel=3,
     )
+
+
+def _is_discarded(read: Place, end: Place) -> bool:
+    """Whether the statement that read a tensor ended without use of its value.
+
+    It does where an expression is a statement, and where an item is assigned: to the tensor, not
+    the tensor to something, for what was written into before has been called in between.
+    """
+    (code, first), (last_code, last) = read, end
+    name = dis.opname[last_code.co_code[last]]
+    here = code is last_code
+    between = [dis.opname[each] for each in code.co_code[first + 2 : last : 2]] if here else []
+    if name == "POP_TOP":
+        return not any(each.startswith("STORE") for each in between)
+    return here and name in _ASSIGNS_ITEM and not any("CALL" in each for each in between)

@@ -597,6 +597,10 @@ class Neuron(StatefulLayer):
                 f"weights; what is assigned to {name} would not last. Remove that first."
             )
         current = getattr(self, raw_name)
+        if raw.is_meta and not current.is_meta:
+            raise ValueError(
+                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
+            )
         if raw.ndim > current.ndim:
             raise ValueError(
                 f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag, suggestion
+from tracetorch.core.checks import check_flag, check_number, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
 from tracetorch.fuse.protocol import ConstraintGradient
@@ -201,7 +201,8 @@ class Weight:
                 return torch.empty(value.shape, dtype=torch.get_default_dtype(), device="meta")
             constrained = value.detach().to("cpu", torch.float64)
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-            constrained = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+            number = check_number(name, value)
+            constrained = torch.tensor(number, dtype=torch.float64, device="cpu")
         else:
             raise TypeError(
                 f"{name} must be a number or a tensor, got {type(value).__name__}. "

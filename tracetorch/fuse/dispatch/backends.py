@@ -63,12 +63,16 @@ def unavailable_reason(name: str, device: torch.device | None = None) -> str | N
         device: of the input; with it, also why it cannot run there and in this place, inside a
             transform or an export say.
 
+    Raises:
+        ValueError: there is no such backend.
+
     Example:
         >>> unavailable_reason("eager") is None
         True
 
     """
-    if name == "eager":
+    _requests.check(name)
+    if name in ("auto", "eager"):
         return None
     if device is not None:
         wanted = "cpu" if name == "numba" or is_interpreted() else "cuda"

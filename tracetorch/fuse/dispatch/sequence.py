@@ -84,7 +84,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         return _no_step_reason(layer)
     dtype = layer.check_input(x, sequence=True)
     reason = unavailable_reason(name, x.device)
-    if reason is not None or name == "eager":
+    if reason is not None or name in ("auto", "eager"):
         return reason
     try:
         program = program_of(layer, x.ndim - 1, dtype)
