@@ -105,7 +105,9 @@ class MemorySnapshot:
         self._reader = facts.memory
         self._exact = bool(hooked) or facts.may_write
         self._memory: Memory | None = None
-        if (facts.has_own_code or hooked) and not functorch_active():
+        # code that names no way past the versions is watched for some passes all the same
+        if (self._exact or facts.passes_to_read) and not functorch_active():
+            facts.passes_to_read -= bool(facts.passes_to_read)
             self._memory = self._read()
         self._others: ValueSnapshot | None = None
         self.consumption: ConsumptionWatch | None = None

@@ -27,6 +27,8 @@ from tracetorch.unrolling.unsupported import (
     unsupported_reason,
 )
 
+_PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
+
 
 class PassFacts:
     """Conclusions from the types of a model's modules and the names of their attributes.
@@ -51,12 +53,13 @@ class PassFacts:
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
         self.forwards: list[tuple[Any, object]] = []
-        self.has_own_code = self.may_write = False
+        self.passes_to_read = 0
+        self.may_write = False
         if not torch.compiler.is_compiling():  # in which nothing is compared
             # only a user's own code writes to a tensor without a new version
             own = [module for _, module in modules if not is_known(module)]
             self.forwards = [(kind, kind.forward) for kind in {type(m): m for _, m in modules}]
-            self.has_own_code = bool(own)
+            self.passes_to_read = _PASSES_TO_READ if own else 0
             self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
             self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
@@ -94,7 +97,10 @@ class PassFacts:
         for kind, step, sequence in self.methods:
             if kind.forward_step is not step or kind.forward_sequence is not sequence:
                 return False
-        return all(kind.forward is forward for kind, forward in self.forwards)
+        for kind, forward in self.forwards:
+            if kind.forward is not forward:
+                return False
+        return True
 
     def unsupported_reason(
         self, modules: Sequence[tuple[str, nn.Module]], steps: int
