@@ -73,7 +73,7 @@ class PassFacts:
             if is_exempt(type(module)):  # type: ignore[arg-type]
                 continue
             self.watched.append(number)
-            if not isinstance(module, BatchNormBase):
+            if not (isinstance(module, BatchNormBase) and is_known(module)):
                 self.with_buffers.append(number)
                 if not isinstance(module, Neuron):  # small, and restored on a refusal
                     self.cloned.append(number)
