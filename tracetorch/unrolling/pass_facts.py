@@ -97,10 +97,7 @@ class PassFacts:
         for kind, step, sequence in self.methods:
             if kind.forward_step is not step or kind.forward_sequence is not sequence:
                 return False
-        for kind, forward in self.forwards:
-            if kind.forward is not forward:
-                return False
-        return True
+        return all(kind.forward is forward for kind, forward in self.forwards)
 
     def unsupported_reason(
         self, modules: Sequence[tuple[str, nn.Module]], steps: int
