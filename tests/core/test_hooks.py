@@ -71,6 +71,15 @@ def test_first_hook_gets_the_output_before_other_hooks() -> None:
     assert seen == [3.0, 4.0]
 
 
+def test_earliest_hook_gets_the_arguments_before_other_hooks() -> None:
+    module, seen = nn.Identity(), []
+    module.register_forward_pre_hook(double)
+    with forward_hooks(earliest=[(module, lambda m, args, kwargs: seen.append(args[0].item()))]):
+        assert module(torch.tensor(3.0)).item() == 6.0
+    assert seen == [3.0]
+    assert hook_count(module) == 1
+
+
 def test_other_hooks_stay() -> None:
     module = nn.Identity()
     module.register_forward_pre_hook(double)
@@ -97,7 +106,7 @@ def failing(module: nn.Module, hook: Any) -> Iterator[tuple[nn.Module, Any]]:
     raise RuntimeError("failed midway")
 
 
-@pytest.mark.parametrize("argument", ["before", "first", "after"])
+@pytest.mark.parametrize("argument", ["earliest", "before", "first", "after"])
 def test_error_while_registering_removes_all_hooks(argument: str) -> None:
     first, second = nn.Identity(), nn.Identity()
     hooks: dict[str, Any] = {"before": [(first, observe)], argument: failing(second, observe)}

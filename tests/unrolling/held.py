@@ -15,8 +15,9 @@ import queue
 import random
 import sqlite3
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,6 +128,55 @@ def mask_next(held: Any) -> float:
     return float(np.ma.count_masked(held))
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Equal to others whatever it counts."""
+
+    t: int = field(default=0, compare=False)
+
+
+def replace_equal(held: Any) -> float:
+    held.value = Counted(held.value.t + 1)
+    return float(held.value.t)
+
+
+def with_count(kind: Any) -> Callable[[], Any]:
+    """Return a maker of a container that has an attribute, of a class of its own."""
+
+    def make() -> Any:
+        made = type(f"Own{kind.__name__}", (kind,), {})()
+        made.t = 0
+        return made
+
+    return make
+
+
+class OwnArray(np.ndarray[Any, Any]):
+    t = 0
+
+
+def grow(held: collections.UserString) -> float:
+    held.data += "a"
+    return float(len(held))
+
+
+def records() -> Any:
+    made = np.zeros(2, [("t", "i4"), ("o", "O")])
+    made["o"] = [(1, 2), 3]
+    return made
+
+
+def nested() -> Tensor:
+    with warnings.catch_warnings():  # a prototype, it says
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.zeros(2)])
+
+
+def add_to_nested(held: Tensor) -> float:
+    held.unbind()[0].add_(1.0)
+    return float(held.unbind()[0][0])
+
+
 # Can be restored: by layer they are refused and restored, in segments they are right.
 RESTORED: dict[str, Kind] = {
     "array": Kind(lambda: np.zeros(3), add_first),
@@ -134,6 +184,21 @@ RESTORED: dict[str, Kind] = {
     "array not contiguous": Kind(lambda: np.zeros((6, 4))[::2, ::-1], lambda a: add_first(a[1])),
     "array of objects": Kind(lambda: np.array([0, None], object), add_first),
     "array of records": Kind(lambda: np.zeros(2, "i4,f8"), lambda a: add_first(a["f1"])),
+    "array of records with objects": Kind(records, lambda a: add_first(a["t"])),
+    "object in an array of records": Kind(records, lambda a: add_last(a["o"])),
+    "list in an array": Kind(lambda: np.array([[0], None], object), lambda a: add_first(a[0])),
+    "array in an array": Kind(
+        lambda: np.array([np.zeros(2), None], object), lambda a: add_first(a[0])
+    ),
+    "attribute of a list": Kind(with_count(list), count),
+    "attribute of a dict": Kind(with_count(dict), count),
+    "attribute of a tuple": Kind(with_count(tuple), count),
+    "attribute of a set": Kind(with_count(set), count),
+    "attribute of a deque": Kind(with_count(collections.deque), count),
+    "attribute of an array": Kind(lambda: np.zeros(2).view(OwnArray), count),
+    "UserString": Kind(lambda: collections.UserString("a"), grow),
+    "object equal to the last": Kind(lambda: argparse.Namespace(value=Counted()), replace_equal),
+    "nested tensor": Kind(nested, add_to_nested),
     "array masked": Kind(lambda: np.ma.zeros(99), mask_next),
     "array of NaN": Kind(lambda: np.array([0, np.nan]), add_first),
     "bytearray": Kind(lambda: bytearray(3), add_first),

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import tracetorch as tt
 from tests.cases import layer
@@ -296,6 +297,25 @@ def test_other_differences_are_found(name: str) -> None:
         tt.unroll(around(OTHER[name]()), sequence(0), check=True)
 
 
+def hooked() -> nn.Module:
+    """A layer whose hooks replace what goes in and what comes out."""
+    module = nn.Linear(N, N)
+    module.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    module.register_forward_hook(lambda module, args, y: y + 1)
+    return nn.Sequential(module)
+
+
+def parametrized(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
+    """A layer of as many rows as there are steps, whose weight modules compute."""
+
+    def make() -> nn.Module:
+        module = nn.Linear(N, N)
+        change(module)
+        return module
+
+    return make
+
+
 RIGHT: dict[str, Callable[[], nn.Module]] = {
     "softmax over features": lambda: Says(lambda x: x.softmax(-1)),
     "layer norm": lambda: nn.LayerNorm(N),
@@ -309,6 +329,9 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "a recurrent layer": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),
     "a residual": lambda: Says(lambda x: x + x.relu()),
     "in place": lambda: nn.ReLU(inplace=True),
+    "hooks with other values": hooked,
+    "weight norm": parametrized(parametrizations.weight_norm),
+    "spectral norm": parametrized(lambda m: parametrizations.spectral_norm(m.eval())),
 }
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tracetorch.core.torch_private import global_hooks, is_compiled
 
 PreHook: TypeAlias = Callable[[Any, Any], Any]
+KwargsPreHook: TypeAlias = Callable[[Any, Any, Any], Any]
 Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 
 # hooks that compute a module's own weight anew, and nothing else: by which methods, and where they
@@ -30,6 +31,7 @@ WEIGHT_HOOKS = tuple(_WEIGHT_HOOKS)
 @contextmanager
 def forward_hooks(
     *,
+    earliest: Iterable[tuple[nn.Module, KwargsPreHook]] = (),
     before: Iterable[tuple[nn.Module, PreHook]] = (),
     first: Iterable[tuple[nn.Module, Hook]] = (),
     after: Iterable[tuple[nn.Module, Hook]] = (),
@@ -37,6 +39,8 @@ def forward_hooks(
     """Call hooks around the forward pass of modules, and remove all of them at the end.
 
     Args:
+        earliest: modules and ``hook(module, args, kwargs)``, called before the module's other hooks
+            see the arguments.
         before: modules and ``hook(module, args)``, called before ``forward``; what it returns
             replaces the arguments, unless it is ``None``.
         first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
@@ -55,6 +59,10 @@ def forward_hooks(
     # The stack also removes the hooks registered so far when a later registration fails. A handle
     # is its own context manager, which removes the hook.
     with ExitStack() as stack:
+        for module, earliest_hook in earliest:
+            stack.enter_context(
+                module.register_forward_pre_hook(earliest_hook, with_kwargs=True, prepend=True)
+            )
         for module, pre_hook in before:
             stack.enter_context(module.register_forward_pre_hook(pre_hook))
         for prepend, hooks in ((True, first), (False, after)):

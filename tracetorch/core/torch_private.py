@@ -185,7 +185,7 @@ def is_tracing() -> bool:
     if is_exporting() or torch.jit.is_tracing():  # type: ignore
         return True
     # torch.compile, which cannot follow the question, records nothing in this way
-    return not torch.compiler.is_compiling() and _dispatch_mode(_PROXY) is not None
+    return not torch.compiler.is_dynamo_compiling() and _dispatch_mode(_PROXY) is not None
 
 
 _dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode

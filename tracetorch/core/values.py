@@ -239,7 +239,11 @@ def _place_of(tensor: Tensor) -> tuple[int, int] | None:
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any layout hold the same values, NaN in the same places."""
-    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+    if one.is_nested or other.is_nested:  # these have no shape
+        alike = one.is_nested and other.is_nested and one.size(0) == other.size(0)
+    else:
+        alike = one.shape == other.shape
+    if not alike or one.dtype != other.dtype or one.layout != other.layout:
         return False
     if one.layout is not torch.strided or one.is_nested:
         parts = zip(_parts_of(one), _parts_of(other), strict=True)
@@ -285,33 +289,42 @@ def _write_tensor(tensor: Tensor, value: Any) -> None:
 # Arrays and buffers
 
 
+class _Beside(list[Any]):
+    """Something to be written, which is not compared."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+def objects_in(values: Any) -> list[object]:
+    """Return the objects that an array holds, also in fields of records."""
+    if values.dtype.names:
+        return [each for name in values.dtype.names for each in objects_in(values[name])]
+    return list(values.ravel().tolist()) if values.dtype.hasobject else []
+
+
 def _read_array(values: Any, keep: Keep) -> object:
     plain = np.asarray(values)
     mask = np.ma.getmaskarray(values).tobytes() if isinstance(values, np.ma.MaskedArray) else b""
+    if plain.dtype.hasobject:
+        names = [name for name in plain.dtype.names or () if not plain.dtype[name].hasobject]
+        numbers = [plain[name].tobytes() for name in names]
+        objects = (list(map(id, objects_in(plain))), numbers)
+        return plain.shape, plain.dtype, _Beside([plain.copy()]), mask, objects
     if plain.nbytes > SMALL and not plain.flags.writeable:  # a table, a file mapped to memory
         return plain.shape, plain.dtype
-    if plain.dtype.hasobject:
-        items = plain.ravel().tolist()
-        return plain.shape, plain.dtype, list(map(id, items)), items
-    return (
-        plain.shape,
-        plain.dtype,
-        keep(np.ascontiguousarray(plain).reshape(-1).view(np.uint8)),
-        mask,
-    )
+    memory = keep(np.ascontiguousarray(plain).reshape(-1).view(np.uint8))
+    return plain.shape, plain.dtype, memory, mask
 
 
 def _write_array(values: Any, value: Any) -> None:
-    shape, dtype, memory, rest = value
+    shape, dtype, memory, mask, *objects = value
     if values.shape != shape:
         values.resize(shape, refcheck=False)
     plain = values.view(np.ndarray)
-    if dtype.hasobject:
-        plain[...] = np.fromiter(rest, dtype=object, count=len(rest)).reshape(shape)
-        return
-    plain[...] = np.frombuffer(memory, dtype).reshape(shape)
-    if rest:
-        values.mask = np.frombuffer(rest, np.bool_).reshape(shape)
+    plain[...] = memory[0] if objects else np.frombuffer(memory, dtype).reshape(shape)
+    if mask:
+        values.mask = np.frombuffer(mask, np.bool_).reshape(shape)
 
 
 def _read_buffer(buffer: Any, keep: Keep) -> object:

@@ -12,7 +12,7 @@ import logging
 import queue
 import sys
 import sysconfig
-from collections import ChainMap, UserDict, UserList, deque
+from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Iterable
 from functools import lru_cache
 from types import (
@@ -24,12 +24,13 @@ from types import (
 )
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tracetorch.core.torch_private import exclude_from_compile
-from tracetorch.core.values import listed_kind
+from tracetorch.core.values import listed_kind, objects_in
 
 
 class Opaque:
@@ -52,8 +53,10 @@ _TRANSPARENT = (
     argparse.Namespace,
     UserDict,
     UserList,
+    UserString,
     ChainMap,
     queue.Queue,
+    np.ndarray,  # of objects
 )
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
@@ -130,7 +133,10 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
     kind: Any = type(owner)
     for container in CONTAINERS:
         if issubclass(kind, container):
-            return _items(owner, container, path, held)
+            items = _items(owner, container, path, held)
+            return items if kind is container else [*items, *_attributes_of(owner, kind)]
+    if issubclass(kind, np.ndarray):
+        return _items(objects_in(owner), list, path, held)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
     descriptor = dict_descriptor(kind)
@@ -147,6 +153,12 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
             found.append((name, value))
         held.add(f"{path}.{name}" if path else name, value)
     return found
+
+
+def _attributes_of(owner: Any, kind: Any) -> list[tuple[str, object]]:
+    """Return the dict of attributes that a container of a class of its own may have, as a part."""
+    descriptor = dict_descriptor(kind)
+    return [] if descriptor is None else [("__dict__", descriptor.__get__(owner))]
 
 
 def _items(owner: Any, container: Any, path: str, held: Held) -> list[tuple[str, object]]:

@@ -680,12 +680,11 @@ class Neuron(StatefulLayer):
             raise
 
     def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
-        compiling = torch.compiler.is_compiling()
         if self.layer_pass is not None:
-            if not compiling:
+            if not torch.compiler.is_dynamo_compiling():
                 check_thread(self)
             return self.layer_pass(self, x, *further)
-        if compiling or not self.states:
+        if torch.compiler.is_compiling() or not self.states:
             return self.forward_step(x, *further)
         if running.by_layer:
             raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
@@ -67,6 +68,7 @@ class _Call:
         module: the module.
         args: its positional and keyword arguments.
         output: what it returned.
+        inner: arguments and output of its ``forward`` alone, behind and before its other hooks.
         first: index of the first call that was made inside it; those calls end before it does.
         random: states of the random number generators before it.
     """
@@ -75,6 +77,7 @@ class _Call:
     module: nn.Module
     args: tuple[Any, Any]
     output: Any
+    inner: tuple[Any, Any]
     first: int
     random: _RandomState
 
@@ -126,7 +129,10 @@ def check_both_ways(model: nn.Module, inputs: Inputs) -> Coverage:
     Raises:
         ValueError: a module differs; it is named, with the reason: memory, randomness or batch.
     """
-    modules = modules_of(model, closed=Recurrent)
+    # what computes a weight belongs to the layer that has it, and is given no steps
+    weights = [m for _, m in modules_of(model) if isinstance(m, ParametrizationList)]
+    computes = {id(inner) for each in weights for _, inner in modules_of(each)}
+    modules = [each for each in modules_of(model, closed=Recurrent) if id(each[1]) not in computes]
     coverage = Coverage(inputs.steps)
     with restored(model), torch.no_grad():
         start = StateSnapshot([m for _, m in modules_of(model) if isinstance(m, Neuron)])
@@ -199,21 +205,28 @@ class _Check:
     def by_layer(self, run: Any) -> tuple[list[_Call], StateSnapshot]:
         """Run by layer, and return all calls with the states at the end."""
         calls: list[_Call] = []
-        # calls in progress: how many had ended when they began, and the random state then
-        begun: list[tuple[int, _RandomState]] = []
+        # calls in progress: their arguments, how many had ended when they began, the random state
+        # then, and the output of forward
+        begun: list[tuple[Any, int, _RandomState, list[Any]]] = []
         paths = {id(module): path for path, module in self.modules}
 
         thread = get_ident()  # of another, a call reaches the hooks before it is refused
 
-        def begin(module: nn.Module, args: Any) -> None:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if get_ident() == thread:
-                begun.append((len(calls), _RandomState()))
+                begun.append((_copied((args, kwargs)), len(calls), _RandomState(), []))
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if get_ident() == thread:
+                begun[-1][-1].append(_copied(output))
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if get_ident() != thread:
                 return
-            arguments, result = _copied((args, kwargs)), _copied(output)
-            calls.append(_Call(paths[id(module)], module, arguments, result, *begun.pop()))
+            arguments, first, state, returned = begun.pop()
+            inner = _copied((args, kwargs)), returned[0]
+            path = paths[id(module)]
+            calls.append(_Call(path, module, arguments, _copied(output), inner, first, state))
 
         every_module = [module for _, module in self.modules]
         neurons = [module for module in every_module if isinstance(module, Neuron)]
@@ -223,7 +236,8 @@ class _Check:
         with (
             torch.random.fork_rng(devices=[]),
             forward_hooks(
-                before=[(module, begin) for module in every_module],
+                earliest=[(module, begin) for module in every_module],
+                first=[(module, note) for module in every_module],
                 after=[(module, end) for module in every_module],
             ),
             LayerPass(neurons, self.steps, None, has_compiled),
@@ -386,10 +400,11 @@ class _Stubs:
                 self.fault = f"calls {recorded[0].name()} more often by step than by layer"
                 number = -1
             each = recorded[number]
-            expected = _leaves(_step_of(each.args, self.steps, self.t))
+            arguments, output = each.inner
+            expected = _leaves(_step_of(arguments, self.steps, self.t))
             if not _all_close(expected, _leaves((args, kwargs))):
                 self.fault = f"gives {each.name()} other inputs by layer than by step"
-            return _step_of(each.output, self.steps, self.t)
+            return _step_of(output, self.steps, self.t)
 
         return forward
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import marshal
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from functools import cached_property
 from operator import is_
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import hook_names, hooked_weights
 from tracetorch.core.snapshot import ConsumptionWatch
 from tracetorch.core.torch_private import (
+    BatchNormBase,
     function_modes,
     functorch_active,
     global_hooks,
@@ -33,12 +35,13 @@ from tracetorch.core.values import (
     set_values,
     write_memory,
 )
-from tracetorch.core.walk import LONG, Walk, join_path, slot_values
+from tracetorch.core.walk import LONG, Walk, is_opaque, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _VALUES = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 
 
@@ -78,6 +81,7 @@ class MemorySnapshot:
                 if buffer is not None:
                     self._values.append((buffer, buffer.detach().clone()))
         owners: list[tuple[str, Any]] = found.owners
+        self._has_objects = bool(facts.objects or facts.slotted)
         self._owner_paths = [owners[number][0] for number in (*facts.dicts, *facts.objects)]
         self._now += [owners[number][1] for number in facts.dicts]
         self._now += [owners[number][1].__dict__ for number in facts.objects]
@@ -105,7 +109,9 @@ class MemorySnapshot:
         self._reader = facts.memory
         self._exact = bool(hooked) or facts.may_write
         self._memory: Memory | None = None
-        if (facts.has_own_code or hooked) and not functorch_active():
+        # code that names no way past the versions is watched for some passes all the same
+        if (self._exact or facts.passes_to_read) and not functorch_active():
+            facts.passes_to_read -= bool(facts.passes_to_read)
             self._memory = self._read()
         self._others: ValueSnapshot | None = None
         self.consumption: ConsumptionWatch | None = None
@@ -121,10 +127,12 @@ class MemorySnapshot:
     def change(self) -> str | None:
         """Return the path of something that has changed since, or ``None``."""
         unchanged = _equal(self._now, self._before)  # the very same objects in nearly every case
+        if self._has_objects:  # two may be equal by an __eq__ that leaves something out
+            unchanged = unchanged and all(map(_identical, self._now, self._before))
         if not unchanged:
             for number, now, before in self._compared():
                 path, module = self._owner_of(number)
-                for name in () if _equal(now, before) else _changed_keys(module, before, now):
+                for name in () if _identical(now, before) else _changed_keys(module, before, now):
                     return join_path(path, str(name))
         for path, owner, items in self._sequences:
             if len(items) != len(owner) or not (
@@ -190,14 +198,15 @@ class MemorySnapshot:
     def _changed_tensor(self, found: list[Any], expected: list[Any]) -> str | None:
         """Return the path of the first tensor of which something else is found than expected."""
         contents = {
-            id(now): (self._owner_of(number)[0], before) for number, now, before in self._compared()
+            id(now): (*self._owner_of(number), before) for number, now, before in self._compared()
         }
         names: list[str | None] = []
         for registry in self._registered:
-            path, before = contents[id(registry)]
+            path, module, before = contents[id(registry)]
+            statistics = _STATISTICS if isinstance(module, BatchNormBase) else ()
             for name, tensor in registry.items():
                 # another object is not changed in place: FSDP has put a parameter together
-                own = before.get(name) is tensor
+                own = before.get(name) is tensor and name not in statistics
                 names.append(join_path(path, name) if own else None)
         names += [path for path, _ in self._tensors]
         pairs = zip(names, found, expected, strict=True)
@@ -211,7 +220,7 @@ class MemorySnapshot:
     def restore(self) -> list[str]:
         """Give back what was held; return the paths of what cannot be given back."""
         for _, now, before in self._compared():
-            if not _equal(now, before):
+            if not _identical(now, before):
                 now.clear()
                 now.update(before)
         for _, owner, items in self._sequences:
@@ -244,6 +253,11 @@ def _marshalled(owner: Any) -> bytes:
         return marshal.dumps(owner, 2)  # a later version depends on counts of references
     except ValueError:
         return b""
+
+
+def _identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether dicts hold the same objects under the same keys."""
+    return now.keys() == before.keys() and all(map(is_, map(now.get, before), before.values()))
 
 
 def _equal(now: object, before: object) -> bool:
@@ -310,7 +324,7 @@ def _changed_keys(
     if isinstance(module, Neuron):
         derived |= module.transient_attributes
     for key in {**before, **now}:
-        if key in derived or (key not in before and _is_looked_up(now, key)):
+        if key in derived or (key not in before and _is_looked_up(module, now, key)):
             continue
         if is_set_by_pass(before.get(key)) or is_set_by_pass(now.get(key)):
             continue  # of another thread, whose model shares the module
@@ -318,11 +332,12 @@ def _changed_keys(
             yield key
 
 
-def _is_looked_up(owner: dict[Any, Any], key: Any) -> bool:
-    """Whether a key is there only because a ``defaultdict`` looked it up."""
+def _is_looked_up(module: nn.Module | None, owner: dict[Any, Any], key: Any) -> bool:
+    """Whether a key is there only because a ``defaultdict``, or a ``cached_property``, was read."""
     value = owner[key]
     empty = isinstance(value, (dict, list, set, tuple, deque)) and not value
-    return isinstance(owner, defaultdict) and empty
+    cached = isinstance(getattr(type(module), str(key), None), cached_property)
+    return cached or (isinstance(owner, defaultdict) and empty)
 
 
 def _is_sharded(value: object) -> bool:
@@ -338,8 +353,10 @@ def _same(before: object, now: object) -> bool:
         return False
     if isinstance(before, _VALUES):
         return before == now
-    if isinstance(before, tuple) and isinstance(now, tuple):
+    if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
         return len(before) == len(now) and all(map(_same, before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        return before.keys() == now.keys() and all(map(_same, before.values(), now.values()))
     if isinstance(before, Tensor) and isinstance(now, Tensor):
         # only where nothing can tell them apart; a result of this call has a graph, or other values
         plain = not (before.requires_grad or now.requires_grad)
@@ -349,4 +366,10 @@ def _same(before: object, now: object) -> bool:
             and before.dtype == now.dtype
             and (before.device == now.device and bool(torch.equal(before, now)))
         )
-    return False
+    if is_opaque(type(before)):  # type: ignore[arg-type]
+        return _equal(before, now)
+    parts = [{**getattr(each, "__dict__", {}), **slot_values(each)} for each in (before, now)]
+    try:
+        return bool(parts[0]) and _same(*parts)
+    except RecursionError:  # it holds itself
+        return False

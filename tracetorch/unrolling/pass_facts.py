@@ -27,6 +27,8 @@ from tracetorch.unrolling.unsupported import (
     unsupported_reason,
 )
 
+_PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
+
 
 class PassFacts:
     """Conclusions from the types of a model's modules and the names of their attributes.
@@ -51,12 +53,13 @@ class PassFacts:
             kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
         self.methods = [(kind, *step_methods(kind)) for kind in kinds]
         self.forwards: list[tuple[Any, object]] = []
-        self.has_own_code = self.may_write = False
+        self.passes_to_read = 0
+        self.may_write = False
         if not torch.compiler.is_compiling():  # in which nothing is compared
             # only a user's own code writes to a tensor without a new version
             own = [module for _, module in modules if not is_known(module)]
             self.forwards = [(kind, kind.forward) for kind in {type(m): m for _, m in modules}]
-            self.has_own_code = bool(own)
+            self.passes_to_read = _PASSES_TO_READ if own else 0
             self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
             self.memory = MemoryReader()
         self.unsupported = unsupported_reason(modules)
@@ -70,7 +73,7 @@ class PassFacts:
             if is_exempt(type(module)):  # type: ignore[arg-type]
                 continue
             self.watched.append(number)
-            if not isinstance(module, BatchNormBase):
+            if not (isinstance(module, BatchNormBase) and is_known(module)):
                 self.with_buffers.append(number)
                 if not isinstance(module, Neuron):  # small, and restored on a refusal
                     self.cloned.append(number)

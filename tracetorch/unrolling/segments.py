@@ -99,11 +99,16 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
         replay.compare(pytree.tree_leaves(result), ends)
         return result, ends
 
+    states = [getattr(layer, name) for layer, name in names]
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        # autograd keeps no tensor that inference mode has made
+        states = [s.clone() if s is not None and s.is_inference() else s for s in states]
     # to the end, not to the last tensor that backward needs: the outputs are compared
     with replay.first_run(), set_checkpoint_early_stop(False):
         result, ends = checkpoint(
             steps,
-            *(*leaves, *(getattr(layer, name) for layer, name in names)),
+            *leaves,
+            *states,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), _Owned(replay)),
         )
