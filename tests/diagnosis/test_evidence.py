@@ -67,7 +67,7 @@ class WithBump(nn.Module):
 
 
 class Forked(nn.Module):
-    """One linear layer drives two layers of neurons."""
+    """Two layers of neurons behind one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

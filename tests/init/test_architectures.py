@@ -175,7 +175,7 @@ INITIALISERS = ("calibrate_", "fluctuation_")
 
 # the others are slow
 FAST_HELD = ("constant factor", "recurrence")
-FAST_REFUSED = ("layer norm", "constant, no bias", "storage", "expanded")
+FAST_REFUSED = ("layer norm", "storage", "expanded")
 
 
 def marked(names: Collection[str], fast: Collection[str]) -> list[Any]:

@@ -13,7 +13,7 @@ from tracetorch.core.snapshot import restored_on_error
 from tracetorch.init.driven import follow_calls
 from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
-from tracetorch.init.settle import settle_all
+from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
@@ -87,7 +87,7 @@ def calibrate_(
         mask,
     )  # fmt: skip
     with restored_on_error(model.parameters()):
-        return settle_all(trial, calls.stages)
+        return scale_all(trial, calls.stages)
 
 
 def _real_steps_first(inputs: Inputs, mask: Tensor) -> tuple[Inputs, Tensor]:

@@ -26,7 +26,7 @@ from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 class Calls(NamedTuple):
-    """What one step of a model shows.
+    """The calls of one step of a model.
 
     Args:
         by: how the model runs.

@@ -16,7 +16,7 @@ from tracetorch.init.driven import follow_calls
 from tracetorch.init.membranes import Trial
 from tracetorch.init.random_spikes import find_shape, random_spikes
 from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
-from tracetorch.init.settle import LEAST_RATE, settle_all
+from tracetorch.init.scaling import LEAST_RATE, scale_all
 from tracetorch.init.stages import RECURRENT, Stage, check_moments, is_affine, stages, weight_of
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -118,7 +118,7 @@ def fluctuation_(
             model, x, None, calls.by, calls.order, calls.drivers, responses, target, mean,
             start=start, drawn=True,
         )  # fmt: skip
-        settle_all(trial, calls.stages)
+        scale_all(trial, calls.stages)
 
 
 def _draw(

@@ -52,8 +52,8 @@ class Trial:
         mean: mean that they shall have.
         mask: real steps ``[T, B]``, in front of each sequence; ``None``: all are.
         start: first step that is measured; above 0 the moments are those of a run without an end.
-        drawn: whether the weights were drawn for the target: layers that hold it, but for chance,
-            are left alone.
+        drawn: whether the weights were drawn for the target: layers that hold it, but for
+            scatter, are left alone.
     """
 
     model: nn.Module
@@ -99,7 +99,7 @@ class Moments(NamedTuple):
 
     @property
     def driven(self) -> Tensor:
-        """Which neurons get an input."""
+        """True for each neuron that gets an input."""
         return self.deviations > _STILL * self.deviations.mean()
 
     @property
@@ -114,7 +114,7 @@ class Moments(NamedTuple):
 
     @property
     def summary(self) -> Membranes:
-        """Those of the neurons that get an input, together."""
+        """Those of the neurons that get an input."""
         return Membranes(
             float(self.means[self.driven].mean()),
             root_mean_square(self.deviations[self.driven]),

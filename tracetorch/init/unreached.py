@@ -38,8 +38,8 @@ def check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
         )
     if trial.drawn and seen.error > UNKNOWN:
         raise ValueError(
-            f"{path!r} gets spikes so rarely at this target and rate that its deviation cannot be "
-            "told: weights that make up for it would be huge. Choose a larger target, or a larger "
+            f"{path!r} gets spikes so rarely at this target and rate that its deviation is not "
+            "known: weights that make up for it would be huge. Choose a larger target, or a larger "
             "rate."
         )
 

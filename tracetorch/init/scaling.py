@@ -26,7 +26,7 @@ LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _SWEEPS = 3
 _ROUNDS = 12
 _PROBED = 1.1  # a scale by which it is seen what a scale does
-_LEAST_MADE = 1e-4  # of what is measured with it, so that a part can be told
+_LEAST_MADE = 1e-4  # of what is measured with it, so that a part is significant
 _MOST_FACTOR = 4.0  # in a round, once it is known that the scale is not passed on as it is
 
 # shares of the target by which a layer may miss it
@@ -36,7 +36,7 @@ _HELD = 0.1  # once all layers are done, and where only a sample of random spike
 _DRAWN = 0.05  # weights that were drawn for the target are kept
 
 
-def settle_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
+def scale_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
     """Scale what drives each layer, in the order of the calls, and check all at the end.
 
     Raises:
@@ -44,13 +44,13 @@ def settle_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
     """
     if trial.drawn:  # most often all of them hold it
         measured = measure(trial, found)
-        if all(_holds_by_chance(trial, stage, measured[stage.path]) for stage in found):
+        if all(_holds_as_drawn(trial, stage, measured[stage.path]) for stage in found):
             return {path: moments.summary for path, moments in measured.items()}
     reached: dict[str, Membranes] = {}
     lost: list[str] = []
     for _ in range(_SWEEPS):
         for stage in found:
-            reached[stage.path] = _settle(trial, stage)
+            reached[stage.path] = _scale_stage(trial, stage)
         if len(found) > 1:
             reached = {path: each.summary for path, each in measure(trial, found).items()}
         missed = {path: abs(each.deviation - trial.target) for path, each in reached.items()}
@@ -65,7 +65,7 @@ def settle_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
     )
 
 
-def _settle(trial: Trial, stage: Stage) -> Membranes:
+def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     """Scale the last layer before the neurons alone, then, if that fails, all that add up there.
 
     Raises:
@@ -91,7 +91,7 @@ def _settle(trial: Trial, stage: Stage) -> Membranes:
 
 
 class _Answer(NamedTuple):
-    """How the membranes of a layer follow the scale and the bias of its source.
+    """Sensitivity of the membranes of a layer to the scale and the bias of its source.
 
     Args:
         past: deviation of what reaches each past the source, as a shortcut does.
@@ -123,7 +123,7 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
         missed = max(_misses(trial, stage, seen))
         if missed < best[0]:
             best = missed, seen.summary, [t.detach().clone() for t in written]
-        kept = number == 0 and _holds_by_chance(trial, stage, seen)
+        kept = number == 0 and _holds_as_drawn(trial, stage, seen)
         if missed <= _AIMED or kept or number == _ROUNDS:
             break
         if number == 0 or stage.connection is not None:
@@ -147,13 +147,13 @@ def _misses(trial: Trial, stage: Stage, seen: Moments) -> tuple[float, float]:
     if not trial.drawn:
         return deviation, float(missing.abs().mean()) / trial.target if has_bias else 0.0
     # of weights that were drawn, the means differ by the rates of what drives them
-    by_chance = missing.std(correction=0) * 3 / len(missing) ** 0.5
-    mean = float((missing.mean().abs() - by_chance).clamp(min=0)) / trial.target
+    scatter_of_mean = missing.std(correction=0) * 3 / len(missing) ** 0.5
+    mean = float((missing.mean().abs() - scatter_of_mean).clamp(min=0)) / trial.target
     return deviation, mean if has_bias or mean > 0.5 else 0.0
 
 
-def _holds_by_chance(trial: Trial, stage: Stage, seen: Moments) -> bool:
-    """Whether weights that were drawn for the target hold it, but for what chance adds."""
+def _holds_as_drawn(trial: Trial, stage: Stage, seen: Moments) -> bool:
+    """Whether weights that were drawn for the target hold it, but for scatter."""
     if not trial.drawn or not seen.usable or seen.error > UNKNOWN:
         return False
     scatter = root_mean_square(seen.deviations[seen.driven] / trial.target - 1)
