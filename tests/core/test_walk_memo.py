@@ -175,6 +175,7 @@ def test_no_model_is_kept_alive() -> None:
     net.parent = [net]  # refers back to itself
     for closed in (None, snn.LIF):
         remembered_walk(net, closed=closed)
+    gc.collect()  # models of other tests
     count = len(walk_memo._memos)
     part, whole = weakref.ref(net.cells[0]), weakref.ref(net)
     net.cells.pop(0)

@@ -8,6 +8,7 @@ import atexit
 import collections
 import csv
 import ctypes
+import functools
 import io
 import itertools
 import mmap
@@ -135,6 +136,14 @@ class Counted:
     t: int = field(default=0, compare=False)
 
 
+class Counter:
+    t = 0
+
+    def tick(self) -> float:
+        self.t += 1
+        return float(self.t)
+
+
 def replace_equal(held: Any) -> float:
     held.value = Counted(held.value.t + 1)
     return float(held.value.t)
@@ -199,6 +208,18 @@ RESTORED: dict[str, Kind] = {
     "UserString": Kind(lambda: collections.UserString("a"), grow),
     "object equal to the last": Kind(lambda: argparse.Namespace(value=Counted()), replace_equal),
     "nested tensor": Kind(nested, add_to_nested),
+    "method of an object": Kind(lambda: Counter().tick, lambda method: method()),
+    "method of random.Random": Kind(lambda: random.Random(0).random, lambda method: method()),
+    "method of a numpy Generator": Kind(
+        lambda: np.random.default_rng(0).random, lambda method: method()
+    ),
+    "method of a list": Kind(lambda: [1.0, 2.0].__iadd__, lambda m: float(len(m([1.0])))),
+    "partial of a list": Kind(lambda: functools.partial(add_first, [0]), lambda f: f()),
+    "partial by a keyword": Kind(lambda: functools.partial(add_first, held=[0]), lambda f: f()),
+    "partial of a torch Generator": Kind(
+        lambda: functools.partial(torch.rand, (), generator=torch.Generator().manual_seed(0)),
+        lambda f: float(f()),
+    ),
     "array masked": Kind(lambda: np.ma.zeros(99), mask_next),
     "array of NaN": Kind(lambda: np.array([0, np.nan]), add_first),
     "bytearray": Kind(lambda: bytearray(3), add_first),
@@ -246,6 +267,9 @@ CONSUMED: dict[str, Kind] = {
     "generator, sent to": Kind(noise, lambda g: g.send(None)),
     "count": Kind(itertools.count, take),
     "cycle": Kind(lambda: itertools.cycle([1, 2]), take),
+    "method of a count": Kind(lambda: itertools.count().__next__, lambda f: float(f())),
+    "method of a generator": Kind(lambda: noise().send, lambda f: f(None)),
+    "partial of a count": Kind(lambda: functools.partial(next, itertools.count()), lambda f: f()),
     "chain": Kind(lambda: itertools.chain([1] * 9, [2] * 99), take),
     "accumulate": Kind(lambda: itertools.accumulate(range(99)), take),
     "repeat": Kind(lambda: itertools.repeat(1, 99), take),

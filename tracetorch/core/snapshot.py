@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import is_not
 from typing import Any
 
@@ -19,7 +20,7 @@ from tracetorch.core.values import (
     global_generators,
     set_values,
 )
-from tracetorch.core.walk import Walk, join_path, named_modules, slot_values, walk
+from tracetorch.core.walk import METHODS, Walk, join_path, named_modules, slot_values, walk
 
 _MISSING = object()
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -154,6 +155,8 @@ def _items(owner: Any) -> dict[Any, Any]:
         return dict(enumerate(owner))
     if isinstance(owner, (set, frozenset)):
         return {each: each for each in owner}
+    if isinstance(owner, (*METHODS, partial)):  # which cannot change
+        return {}
     attributes = getattr(owner, "__dict__", {})
     return {**(attributes if isinstance(attributes, dict) else {}), **slot_values(owner)}
 
@@ -186,7 +189,7 @@ class ConsumptionWatch:
     """Within a block, note which of the iterators, generators and queues of a model are consumed.
 
     They cannot be read, so others stand in for them in the modules, containers and objects that
-    hold them; a tuple is replaced by another one.
+    hold them; a tuple, a ``partial`` and a bound method are replaced by others.
 
     Args:
         found: the walk over the model.
@@ -215,6 +218,14 @@ class ConsumptionWatch:
         new = value
         if id(value) in self._stand_ins:
             new = self._stand_ins[id(value)][1]
+        elif isinstance(value, METHODS) and id(value.__self__) in self._stand_ins:
+            new = partial(self._stand_ins[id(value.__self__)][1].call, value.__name__)
+        elif type(value) is partial:
+            keywords = {key: self._watched(each) for key, each in value.keywords.items()}
+            items = [self._watched(each) for each in (value.func, *value.args)]
+            before = (value.func, *value.args, *value.keywords.values())
+            if any(map(is_not, (*items, *keywords.values()), before)):
+                new = partial(*items, **keywords)
         elif isinstance(value, tuple):
             items = [self._watched(each) for each in value]
             if any(map(is_not, items, value)):

@@ -494,6 +494,11 @@ class Watched:
         self.moved = True
         return next(self.held)
 
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a method by name."""
+        self.moved = True
+        return getattr(self.held, name)(*args)
+
     def __len__(self) -> int:
         return len(self.held)
 

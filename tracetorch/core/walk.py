@@ -14,11 +14,14 @@ import sys
 import sysconfig
 from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import (
+    BuiltinMethodType,
     FrameType,
     GetSetDescriptorType,
     MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
     ModuleType,
     SimpleNamespace,
 )
@@ -45,6 +48,7 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+METHODS = (MethodType, BuiltinMethodType, MethodWrapperType)
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _TRANSPARENT = (
     nn.Module,
@@ -57,6 +61,8 @@ _TRANSPARENT = (
     ChainMap,
     queue.Queue,
     np.ndarray,  # of objects
+    partial,  # by its slots
+    *METHODS,
 )
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
@@ -144,7 +150,11 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
     if is_module:  # submodules first, and under their own names
         found += attributes.get("_modules", {}).items()
     parts = list(attributes.items())
-    if slots_of(kind):
+    if issubclass(kind, METHODS):
+        # a module is that which holds its method, or one above it
+        above = issubclass(type(owner.__self__), nn.Module)
+        parts += [] if above else [("__self__", owner.__self__)]
+    elif slots_of(kind):
         parts += slot_values(owner).items()
     for name, value in parts:
         if is_module and name in MODULE_ATTRIBUTES:

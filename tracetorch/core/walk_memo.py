@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -192,7 +194,8 @@ class _Memo:
 def _attributes(owner: object) -> Iterable[object] | None:
     """Return the values of an object's attributes; ``None`` where there may be other parts."""
     kind: Any = type(owner)
-    if issubclass(kind, CONTAINERS) or dict_descriptor(kind) is None or slots_of(kind):
+    holds_more = issubclass(kind, (*CONTAINERS, np.ndarray, partial))
+    if holds_more or dict_descriptor(kind) is None or slots_of(kind):
         return None
     return owner.__dict__.values()
 

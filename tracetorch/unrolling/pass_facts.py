@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from tracetorch.core.snapshot import is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.values import MemoryReader
-from tracetorch.core.walk import Walk, slots_of
+from tracetorch.core.walk import METHODS, Walk, slots_of
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -86,7 +86,7 @@ class PassFacts:
                 self.dicts.append(number)
             elif isinstance(owner, (list, deque, set)):
                 self.sequences.append(number)
-            elif not isinstance(owner, (tuple, frozenset)):
+            elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
                 if isinstance(getattr(owner, "__dict__", None), dict):
                     self.objects.append(number)
                 if slots_of(type(owner)):  # type: ignore[arg-type]
