@@ -88,7 +88,6 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("tdbn_", "alpha"): ([0.5], [0.0, -1.0]),
     ("unroll", "segment"): ([1, 3], [0, -1, 1.5]),
 }
-PROGRAM = cache(lambda: export.step(snn.LIF(3), SPIKES[0]))
 # arguments that a call needs besides the one that is tried
 SPIKES = torch.rand(4, 2, 3)
 LABELS = torch.tensor([0, 2])
@@ -131,6 +130,11 @@ INFINITE_ENDS = {("halflife_to_decay", "num_steps"), ("time_constant_to_decay", 
 TENSORS = {("latency", "x"), ("rate", "x"), ("population", "x")}
 
 
+@cache
+def program() -> Any:
+    return export.step(snn.LIF(3), SPIKES[0])
+
+
 def entries(thing: Any) -> Iterator[tuple[str, str]]:
     """Yield the arguments of an ``Args:`` section, each with its text."""
     text = inspect.cleandoc(thing.__doc__ or "")
@@ -163,7 +167,7 @@ def call(name: str) -> Callable[..., Any]:
 
     def made(**given: Any) -> Any:
         if name == "initial_states":
-            given = {"program": PROGRAM(), **given}
+            given = {"program": program(), **given}
         if name == "latency":
             given = {"kind": "exponential" if "tau" in given else "linear", **given}
         return thing(**{**others, **given})

@@ -194,6 +194,14 @@ class Around(nn.Module):
         return self.cell(y[0] if isinstance(y, tuple) else y)
 
 
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_a_compiled_model_is_counted_as_it_is(by: By) -> None:
+    model, x = Around(LowRank()), torch.ones(T, B, N)
+    compiled = torch.compile(model, backend="eager")
+    expected = metrics.synaptic_operations(model, x)
+    assert metrics.synaptic_operations(compiled, x, by=by) == expected  # type: ignore[arg-type]
+
+
 class LowRank(nn.Linear):
     """A linear layer with a product of its own beside that of its weight."""
 

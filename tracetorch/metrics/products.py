@@ -283,5 +283,7 @@ def counted_products(
 
     before = [(stats.module, partial(enter, stats)) for stats in modules]
     first = [(stats.module, partial(leave, stats)) for stats in modules]
-    with forward_hooks(before=before, first=first), AttentionCalls(counter), counter:
+    # a compiled model would trace into the hooks
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, forward_hooks(before=before, first=first), AttentionCalls(counter), counter:
         yield counter
