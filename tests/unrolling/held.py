@@ -287,6 +287,14 @@ CONSUMED: dict[str, Kind] = {
 }
 
 
+# Of these nothing is read: the walk enters what they hold.
+ENTERED = {
+    name
+    for name in (*RESTORED, *CONSUMED)
+    if name.startswith(("method of", "partial", "attribute of", "nested"))
+} | {"list in an array", "array in an array", "object equal to the last", "UserString"}
+
+
 @dataclass(frozen=True)
 class Frozen:
     value: Any
