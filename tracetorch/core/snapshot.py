@@ -225,7 +225,7 @@ class ConsumptionWatch:
             called = [self._watched(each) for each in (value.func, *value.args)]
             held = (value.func, *value.args, *value.keywords.values())
             if any(map(is_not, (*called, *keywords.values()), held)):
-                new = partial(*called, **keywords)
+                new = partial(called[0], *called[1:], **keywords)
         elif isinstance(value, tuple):
             items = [self._watched(each) for each in value]
             if any(map(is_not, items, value)):
