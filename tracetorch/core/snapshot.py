@@ -222,10 +222,10 @@ class ConsumptionWatch:
             new = partial(self._stand_ins[id(value.__self__)][1].call, value.__name__)
         elif type(value) is partial:
             keywords = {key: self._watched(each) for key, each in value.keywords.items()}
-            items = [self._watched(each) for each in (value.func, *value.args)]
-            before = (value.func, *value.args, *value.keywords.values())
-            if any(map(is_not, (*items, *keywords.values()), before)):
-                new = partial(*items, **keywords)
+            called = [self._watched(each) for each in (value.func, *value.args)]
+            held = (value.func, *value.args, *value.keywords.values())
+            if any(map(is_not, (*called, *keywords.values()), held)):
+                new = partial(called[0], *called[1:], **keywords)
         elif isinstance(value, tuple):
             items = [self._watched(each) for each in value]
             if any(map(is_not, items, value)):

@@ -204,7 +204,7 @@ def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return the plain attributes of a module that a walk enters."""
     return [
         (name, value)
-        for name, value in attributes.items()
+        for name, value in list(attributes.items())  # which another thread may change
         if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))  # type: ignore[arg-type]
     ]
 
@@ -213,7 +213,7 @@ def _names(attributes: dict[str, Any]) -> tuple[_Names, _Names]:
     """Return the names of attributes, and of those that are tensors or other values."""
     held = [
         name
-        for name, value in attributes.items()
+        for name, value in list(attributes.items())
         if _is_held(type(value)) and name not in MODULE_ATTRIBUTES
     ]
     return tuple(attributes), tuple(held)
@@ -237,7 +237,7 @@ def _accept(
     before = dict(zip(names, known, strict=True))
     if before.keys() != attributes.keys() or len(seen) >= _MOST_KINDS:
         raise _ChangedError
-    for name, value in attributes.items():
+    for name, value in list(attributes.items()):
         if type(value) is not before[name] and not {type(value), before[name]} <= _TENSOR_OR_NONE:
             raise _ChangedError
     # what is entered is entered in the order of the attributes
@@ -305,12 +305,12 @@ def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -
     if key in _memos:
         try:
             return _memos[key].again(root)
-        except _ChangedError:
+        except (_ChangedError, KeyError):  # or another thread is changing it
             pass
     found = walk(root, closed=closed)
     try:
         memo = _Memo(root, found, closed)
-    except _ChangedError:
+    except (_ChangedError, KeyError):
         return found
     memo.end = weakref.ref(root, lambda _: _memos.pop(key, None))
     _memos[key] = memo

@@ -81,7 +81,7 @@ class MemorySnapshot:
                 if buffer is not None:
                     self._values.append((buffer, buffer.detach().clone()))
         owners: list[tuple[str, Any]] = found.owners
-        self._has_objects = bool(facts.objects or facts.slotted)
+        self._has_objects = facts.has_own_objects
         self._owner_paths = [owners[number][0] for number in (*facts.dicts, *facts.objects)]
         self._now += [owners[number][1] for number in facts.dicts]
         self._now += [owners[number][1].__dict__ for number in facts.objects]

@@ -92,6 +92,9 @@ class PassFacts:
                 if slots_of(type(owner)):  # type: ignore[arg-type]
                     self.slotted.append(number)
 
+        owners = [type(found.owners[number][1]) for number in (*self.objects, *self.slotted)]
+        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owners)
+
     def holds(self) -> bool:
         """Whether the methods that the neurons' classes have are still those that were seen."""
         for kind, step, sequence in self.methods:
