@@ -7,11 +7,13 @@ large matrices takes the caches, as in a training loop.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,52 @@ def calls(function: Callable[[], Any]) -> tuple[int, int]:
     return seen["call"], seen["c_call"] - 1  # the last is sys.setprofile itself
 
 
+class PackageCalls(NamedTuple):
+    """Calls of the package's own functions in one run.
+
+    Args:
+        calls: how many, comprehensions and generators among them.
+        changes: how often the next one is in another file.
+    """
+
+    calls: int
+    changes: int
+
+
+def package_calls(function: Callable[[], Any]) -> PackageCalls:
+    """Count the calls of the package's own functions that a run makes, and changes of file."""
+    files: list[str] = []
+    package = str(Path(tt.__file__).parent)
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            files.append(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return PackageCalls(len(files), sum(a != b for a, b in itertools.pairwise(files)))
+
+
+def single_calls() -> dict[str, Callable[[], Any]]:
+    """Return the calls whose fixed cost the package's own functions make, by name; warmed up."""
+    x = torch.rand(T, B, N, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Linear(N, N), snn.LIF(N), nn.Linear(N, N), snn.Readout(N))
+    alone, stepped, streamed = snn.LIF(N), snn.LIF(N), snn.LIF(N)
+    found: dict[str, Callable[[], Any]] = {
+        "unroll(Linear-LIF-Linear-Readout)": lambda: tt.unroll(net, x, from_rest=True),
+        "unroll(LIF)": lambda: tt.unroll(alone, x, from_rest=True),
+        "layer(x) with a graph": lambda: stepped(x[0]),
+        "layer(x) without a graph": torch.no_grad()(lambda: streamed(x[0])),
+    }
+    for function in found.values():
+        for _ in range(5):
+            function()
+    return found
+
+
 def times(function: Callable[[], Any], rounds: int) -> tuple[float, float]:
     """Return medians in microseconds: of runs that follow each other, and of cold ones."""
     a, b = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE)
@@ -120,6 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             python, c = calls(once)
             hot, cold = times(once, rounds)
             print(f"| {name} | {way} | {python} | {c} | {hot:.0f} | {cold:.0f} |", flush=True)
+    print("\n| one call, warm | calls of the package's functions | changes of file |")
+    print("|---|---|---|")
+    for name, function in single_calls().items():
+        counted = package_calls(function)
+        print(f"| {name} | {counted.calls} | {counted.changes} |")
     return 0
 
 

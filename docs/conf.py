@@ -55,7 +55,8 @@ nitpick_ignore_regex = [
         r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
     ),
     ("py:class", r"Tensor|torchmetrics.*"),
-    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Places|Real|StepLayer|Unset)"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Places|Real|Unset)"),
+    ("py:class", r"tracetorch\.cell\.(Cell|StepLayer)"),
 ]
 add_module_names = False
 python_use_unqualified_type_names = True

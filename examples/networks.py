@@ -144,7 +144,7 @@ def hidden(
     linear: nn.Module = nn.Linear(inputs, width)
     if delays:
         linear = snn.DelayedLinear(inputs, width, max_delay=delays, sigma=delays / 2)
-    layer = neurons(name, width, longest)
+    layer: snn.SequenceLayer = neurons(name, width, longest)
     if recurrent:
         connection = nn.Linear(width, width, bias=False)
         # of equal gain in all directions, and weak beside the input

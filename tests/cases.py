@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import functional, neurons, snn
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.trace import Program
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
@@ -61,6 +63,11 @@ def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:
     made: snn.Neuron = getattr(neurons if name in NEURONS else snn, name)(num_neurons, **arguments)
     vary(made, relative=name in NEURONS)
     return made
+
+
+def trace_layer(layer: snn.Neuron, ndim: int, dtype: torch.dtype) -> Program:
+    """Trace the step of a layer."""
+    return program_of(layer.cell, ndim, dtype, layer.step_kwargs(ndim, dtype))
 
 
 def vary(module: nn.Module, seed: int = 0, relative: bool = False) -> None:

@@ -15,6 +15,7 @@ ROOMS = (
     "core",
     "functional",
     "ragged",
+    "cell",
     "fuse",
     "snn",
     "neurons",
@@ -37,7 +38,7 @@ ROOMS = (
     "__main__",
     "demo",
 )
-FUSE = ("protocol", "step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
+FUSE = ("step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
 # The version is on the ground floor, and only the package itself and its programs see all rooms.
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms of one level import none of each other but these.

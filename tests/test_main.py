@@ -1,4 +1,4 @@
-"""Test ``python -m tracetorch``: ``info`` and ``cache``."""
+"""Test ``python -m tracetorch``: ``info``, ``cache`` and ``tree``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_other_arguments_print_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    usage = "usage: python -m tracetorch info | cache | cache --clear\n"
+    usage = "usage: python -m tracetorch info | cache | cache --clear | tree\n"
     assert capsys.readouterr().err == usage
 
 
@@ -92,3 +92,13 @@ def test_commands(argument: str, start: str) -> None:
         cwd=Path(__file__).parent.parent,
     )
     assert done.stdout.startswith(start)
+
+
+def test_tree_names_every_file_and_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tree"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    package = Path(tt.__file__).parent
+    assert sum(".py" in line for line in lines) == len(list(package.rglob("*.py")))
+    (line,) = [line for line in lines if line.strip().startswith("cell.py")]
+    assert "describe a neuron as one frozen value" in line
+    assert "    dispatch/" in lines

@@ -220,34 +220,12 @@ def test_code_of_the_first_version_runs() -> None:
     assert unbatched(nn.Conv2d(1, 32, 3)(torch.rand(1, 28, 28))).shape == (32, 26, 26)
 
 
-def tree(text: str) -> set[str]:
-    """Parse the first fenced tree of a page: two spaces a level, folders end in a slash."""
-    block = re.search(r"```\n(tracetorch/\n.*?)```", text, flags=re.DOTALL)
-    assert block is not None
-    paths: set[str] = set()
-    folders: list[str] = []
-    for line in block[1].splitlines():
-        match = re.match(r"( *)(\S+)", line)
-        if match is None:
-            continue
-        depth, name = len(match[1]) // 2, match[2]
-        folders = folders[:depth]
-        path = "".join([*folders, name])
-        if name.endswith("/"):
-            folders.append(name)
-        else:
-            paths.add(path)
-    return paths
-
-
-def test_architecture_page_lists_all_files() -> None:
-    shown = tree((ROOT / "ARCHITECTURE.md").read_text())
-    files = {
-        str(Path("tracetorch") / source.relative_to(PACKAGE))
-        for source in PACKAGE.rglob("*")
-        if source.is_file() and "__pycache__" not in source.parts
-    }
-    assert shown == files
+def test_architecture_page_is_short_and_names_what_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.split()) <= 1500
+    paths = re.findall(r"`((?:tracetorch|tests|docs|benchmarks)/[\w/.]+)`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -90,6 +90,7 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
 }
 # arguments that a call needs besides the one that is tried
 SPIKES = torch.rand(4, 2, 3)
+PROGRAM = cache(lambda: export.step(snn.LIF(3), SPIKES[0]))
 LABELS = torch.tensor([0, 2])
 NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), snn.LIF(4))
 WHOLE: dict[str, Any] = {"model": NET, "x": SPIKES}

@@ -1,9 +1,11 @@
-"""Show the backends, events, and the cache of compiled kernels: ``python -m tracetorch``."""
+"""Show backends, events, cached kernels and the tree of files: ``python -m tracetorch``."""
 
 from __future__ import annotations
 
+import ast
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -12,7 +14,7 @@ from tracetorch import events, fuse
 from tracetorch.events.passes import unavailable
 from tracetorch.fuse.runtime import kernel_cache
 
-USAGE = "usage: python -m tracetorch info | cache | cache --clear"
+USAGE = "usage: python -m tracetorch info | cache | cache --clear | tree"
 
 
 def info() -> str:
@@ -60,9 +62,30 @@ def clear_cache() -> str:
     return cache()
 
 
+def tree() -> str:
+    """List the files of the package, each with the first line of its docstring."""
+    package = Path(tracetorch.__file__).parent
+    lines = ["tracetorch/"]
+    folder = package
+    for file in sorted(package.rglob("*.py"), key=lambda f: (f.parent, f.name)):
+        depth = len(file.relative_to(package).parts)
+        if file.parent != folder:
+            folder = file.parent
+            lines.append(f"{'  ' * (depth - 1)}{folder.name}/")
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        first = docstring.split("\n")[0]
+        lines.append(f"{'  ' * depth + file.name:32}{first}".rstrip())
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status."""
-    commands = {("info",): info, ("cache",): cache, ("cache", "--clear"): clear_cache}
+    commands = {
+        ("info",): info,
+        ("cache",): cache,
+        ("cache", "--clear"): clear_cache,
+        ("tree",): tree,
+    }
     command = commands.get(tuple(arguments))
     if command is None:
         print(USAGE, file=sys.stderr)  # noqa: T201

@@ -3,6 +3,12 @@
 One convention for decoders, losses and metrics: a batch is ``[T, B, ...]``, and ``mask`` ``[T, B]``
 is true where a step is real and false where it is padding. Every result equals that of the sequence
 with its padding cut out, whatever the padding holds, NaN included. Padding may be at any step.
+
+Ragged sequences. A mask is ``[T, B]``, true where a step is real, and is checked in ``ragged.py``
+alone. A result is what each sequence would give if the other steps were cut out of it: padding may
+stand anywhere, hold anything, NaN too, and gets no gradient. Each sequence is averaged over its own
+length before the batch is. Checks of values are left out inside ``torch.compile``, which they would
+break.
 """
 
 from __future__ import annotations

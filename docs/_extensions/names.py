@@ -16,7 +16,8 @@ from sphinx.util import inspect as sphinx_inspect
 from sphinx.util.docutils import SphinxDirective
 
 import tracetorch
-from tracetorch.snn import Neuron
+from tracetorch.snn import Neuron, SequenceLayer
+from tracetorch.snn.stateful_layer import StatefulLayer
 
 
 def entry(module: str, name: str) -> list[str]:
@@ -33,8 +34,24 @@ def entry(module: str, name: str) -> list[str]:
         lines = [f".. py:class:: {name}", f"   :module: {module}", ""]
         return [*lines, f"   As :class:`{room}.{name}`.", ""]
     if inspect.isclass(thing):
-        return [f".. autoclass:: {path}", "   :members:", ""]
+        return [f".. autoclass:: {path}", f"   :members: {_members(thing)}".rstrip(), ""]
     return [f".. autofunction:: {path}", ""]
+
+
+def _members(kind: type) -> str:
+    """Return which members to document: all of its own; of a neuron, those of its bases too."""
+    if kind is not Neuron:
+        return ""
+    bases = kind.__mro__[: kind.__mro__.index(StatefulLayer)]
+    methods = [
+        name
+        for base in bases
+        for name, value in vars(base).items()
+        if not name.startswith("_")
+        and getattr(value, "__doc__", None)
+        and not isinstance(value, tuple)
+    ]
+    return ", ".join(dict.fromkeys(methods))
 
 
 class Names(SphinxDirective):
@@ -70,8 +87,8 @@ def import_names_of_types(app: Sphinx) -> None:
 def take_signature_of_init(
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """Show the arguments of ``__init__`` where a ``__new__`` takes any: of neurons."""
-    if not isinstance(thing, type) or not issubclass(thing, Neuron):
+    """Show the arguments of ``__init__`` where a ``__new__`` takes any: of layers with states."""
+    if not isinstance(thing, type) or not issubclass(thing, SequenceLayer):
         return None
     init = sphinx_inspect.signature(thing.__init__, bound_method=True)
     shown = sphinx_inspect.stringify_signature(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.fixed_cost import calls, main
+import pytest
+
+from benchmarks.fixed_cost import calls, main, package_calls, single_calls
 
 
 def test_a_table_is_printed(capsys):
@@ -14,3 +16,19 @@ def test_a_table_is_printed(capsys):
 
 def test_calls_are_counted():
     assert calls(lambda: abs(-1)) == (1, 1)
+
+
+# of the package's own functions, and changes of file: a hop more is to be seen
+MOST = {
+    "unroll(Linear-LIF-Linear-Readout)": (157, 98),
+    "unroll(LIF)": (94, 57),
+    "layer(x) with a graph": (31, 22),
+    "layer(x) without a graph": (19, 12),
+}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_warm_calls_stay_few(name):
+    counted = package_calls(single_calls()[name])
+    assert 0 < counted.calls <= MOST[name][0]
+    assert counted.changes <= MOST[name][1]

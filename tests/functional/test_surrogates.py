@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from tests.cases import SURROGATES
 from tracetorch import functional
-from tracetorch.functional import Surrogate
+from tracetorch.functional import Surrogate, surrogates
 
 IDS = [type(surrogate).__name__ for surrogate in SURROGATES]
 
@@ -171,3 +171,9 @@ def test_second_derivative_matches_finite_differences() -> None:
     step = 1e-6
     numeric = (first_derivative(u + step) - first_derivative(u - step)) / (2 * step)
     torch.testing.assert_close(grad(first_derivative)(u), numeric, rtol=1e-6, atol=1e-8)
+
+
+def test_the_list_of_all_has_every_public_surrogate_at_its_defaults() -> None:
+    public = [getattr(functional, name) for name in functional.__all__ if "_surrogate" in name]
+    assert {kind() for kind in public} == set(surrogates.SURROGATES)
+    assert len(surrogates.SURROGATES) == len(public)

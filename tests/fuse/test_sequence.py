@@ -320,7 +320,7 @@ def test_custom_operators_pass_opcheck() -> None:
         n: v.detach().requires_grad_() for n, v in arguments.items() if isinstance(v, Tensor)
     }
     states = [torch.randn(3, 5, requires_grad=True) for _ in layer.active_states]
-    key = plan_key(layer, [x], states, {**arguments, **tensors}, ("mem",))
+    key = plan_key(layer, layer.cell, [x], states, {**arguments, **tensors}, ("mem",))
     operands = (key, [x], states, list(tensors.values()))
     torch.library.opcheck(torch.ops.tracetorch.forward, operands)
     *results, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))

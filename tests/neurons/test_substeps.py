@@ -190,7 +190,7 @@ def test_gradient_of_substeps_is_that_of_the_value(name: str) -> None:
 def test_start_does_not_drive_it_to_fire_by_inhibition() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(100, 64), neurons.Izhikevich(64))
-    x = (torch.rand(60, 4, 100) < 0.05).float()
+    x = (torch.rand(60, 16, 100) < 0.05).float()
     with torch.no_grad(), fuse.backend("eager"):
         tt.init.calibrate_(net, x)
         drive = net[0](x)

@@ -22,7 +22,7 @@ from tracetorch import snn
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_certificate_is_positive_for_two_layers(rule: Any, recurrent: bool) -> None:
     torch.manual_seed(0)
-    hidden: snn.Neuron = snn.LIF(30)
+    hidden: snn.SequenceLayer = snn.LIF(30)
     if recurrent:
         hidden = snn.Recurrent(hidden, nn.Linear(30, 30))
     net = nn.Sequential(nn.Linear(20, 30), hidden, nn.Linear(30, 4), snn.Readout(4))

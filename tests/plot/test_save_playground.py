@@ -233,6 +233,7 @@ NO_STEP: dict[str, Callable[[], Any]] = {
     "LockedDropout": lambda: snn.LockedDropout(2),
     "Noise": lambda: snn.Noise(1),
     "Neuron": lambda: snn.Neuron(1),
+    "SequenceLayer": lambda: snn.SequenceLayer(1),
     "Stepless": lambda: Stepless(1),
 }
 NO_NEURON: dict[str, Callable[[], Any]] = {

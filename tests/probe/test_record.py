@@ -19,7 +19,7 @@ from tracetorch.probe import Recording
 def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> None:
     x = dyadic(5, *MODELS[name][1])
     model = made(name)
-    neurons = {path: m for path, m in model.named_modules() if isinstance(m, snn.Neuron)}
+    neurons = {path: m for path, m in model.named_modules() if isinstance(m, snn.SequenceLayer)}
     expected: dict[str, list[Tensor]] = {}
     inputs: dict[str, Tensor] = {}
     hooks = [
@@ -58,7 +58,10 @@ def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
     )
-    monkeypatch.setattr(snn.Neuron, "forward_step", lambda *_: pytest.fail("a single step was run"))
+    # what a single step calls, for a neuron whose own step is patched runs by steps
+    monkeypatch.setattr(
+        "tracetorch.snn.neuron.check_step_results", lambda *_: pytest.fail("a single step was run")
+    )
     with fuse.backend("numba"):  # a layer without a kernel raises
         y, seen = tt.probe.record(made("dense"), dyadic(5, 2, 3), "*", gradients=False)
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)

@@ -257,7 +257,7 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     states = [torch.randn(2, 3) for _ in layer.states]
     with torch.enable_grad():
         kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments.items()}
-        key = plan_key(layer, inputs, states, kwargs, ())
+        key = plan_key(layer, layer.cell, inputs, states, kwargs, ())
     operands = (key, inputs, states, tensors)
     torch.library.opcheck(torch.ops.tracetorch.forward, operands)
     *ends, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
@@ -281,7 +281,7 @@ def test_plans_differ_by_the_inputs_that_have_a_gradient() -> None:
     keys = set()
     for learned in range(3):
         given = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
-        plan = plan_for(layer, given, states, kwargs, ())
+        plan = plan_for(layer.cell, given, states, kwargs, ())
         assert plan is not None
         keys.add(plan.key)
         assert plan.differentiated == (("x", "i_modulator", "i_current")[learned],)

@@ -50,7 +50,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 def test_every_layer_is_here() -> None:
     layers = {name for name in snn.__all__ if issubclass_of_module(getattr(snn, name))}
     named = {name.partition(",")[0] for name in MAKERS}
-    assert layers - named == {"LeakyIntegrator", "Neuron", "TTModule"}
+    assert layers - named == {"LeakyIntegrator", "Neuron", "SequenceLayer", "TTModule"}
     assert set(neurons.__all__) <= named
 
 

@@ -101,7 +101,9 @@ def test_a_sequence_that_begins_at_rest_is_traced(tracer: str, loop: str) -> Non
 def test_the_way_out_of_symbolic_trace() -> None:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, snn.Neuron) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, snn.SequenceLayer) or super().is_leaf_module(
+                m, module_qualified_name
+            )
 
     model = made()
     traced = fx.GraphModule(model, Tracer().trace(model))

@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -268,7 +268,7 @@ CONSUMED: dict[str, Kind] = {
     "count": Kind(itertools.count, take),
     "cycle": Kind(lambda: itertools.cycle([1, 2]), take),
     "method of a count": Kind(lambda: itertools.count().__next__, lambda f: float(f())),
-    "method of a generator": Kind(lambda: noise().send, lambda f: f(None)),
+    "method of a generator": Kind(lambda: cast(Any, noise()).send, lambda f: f(None)),
     "partial of a count": Kind(lambda: functools.partial(next, itertools.count()), lambda f: f()),
     "chain": Kind(lambda: itertools.chain([1] * 9, [2] * 99), take),
     "accumulate": Kind(lambda: itertools.accumulate(range(99)), take),

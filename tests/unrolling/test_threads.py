@@ -295,7 +295,7 @@ def test_a_thread_of_autograd_works_for_the_one_that_waits(by: By) -> None:
             results.append(str(error))
         done.set()
 
-    layers = [each for each in model if isinstance(each, snn.Neuron)]
+    layers = [each for each in model if isinstance(each, snn.SequenceLayer)]
     with thread_owner.owned(layers):  # this thread runs the model, and waits
         _thread.start_new_thread(backward, ())
         assert done.wait(30)

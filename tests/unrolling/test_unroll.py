@@ -329,7 +329,7 @@ def test_error_names_what_cannot_run_by_layer_and_changes_nothing(
     with pytest.raises(ValueError, match=message):
         tt.unroll(model, torch.ones(4, 2, 3))
     assert tt.get_states(model) == {}
-    assert all(m.layer_pass is None for m in model.modules() if isinstance(m, snn.Neuron))
+    assert all(m.layer_pass is None for m in model.modules() if isinstance(m, snn.SequenceLayer))
 
 
 def test_failed_call_keeps_live_states() -> None:

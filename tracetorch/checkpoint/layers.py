@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons
 
 LayerDescription: TypeAlias = dict[str, Any]
@@ -39,7 +39,7 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
     }
 
 
-def _describe(layer: Neuron) -> LayerDescription:
+def _describe(layer: SequenceLayer) -> LayerDescription:
     # Options that are functions or tensors have no text to compare: surrogates are among them.
     options: dict[str, Any] = {}
     for name in layer.options:

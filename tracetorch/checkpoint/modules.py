@@ -17,7 +17,7 @@ from torch import nn
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules
 from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 ModuleDescription: TypeAlias = dict[str, str]
 
@@ -64,7 +64,7 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
             # The module in a wrapper comes after it, and has its path.
             described[plain(path)] = {"class": _class_name(module), **text}
             # Surrogates that are modules change no output, nor does what they hold.
-            if isinstance(module, Neuron):
+            if isinstance(module, SequenceLayer):
                 prefix = f"{path}." if path else ""
                 steps = [name for name in module.options if text.get(name) == _HEAVISIDE]
                 surrogates += [f"{prefix}{name}." for name in steps]
@@ -123,7 +123,7 @@ def _is_neutral(module: nn.Module) -> bool:
 
 def _class_name(module: nn.Module) -> str:
     """Name the class, with a prefix for those of libraries."""
-    if isinstance(module, Neuron):
+    if isinstance(module, SequenceLayer):
         return "tt.Neuron"  # describe_layers names the class with the equations
     kind = next(k for k in type(module).__mro__ if not k.__module__.startswith(_GENERATED))
     prefix = _LIBRARIES.get(kind.__module__.partition(".")[0], "")
@@ -132,7 +132,7 @@ def _class_name(module: nn.Module) -> str:
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
     values: dict[str, object] = {}
-    if isinstance(module, Neuron):
+    if isinstance(module, SequenceLayer):
         for name, constraint in module.constraints.items():
             yield f"constraint of {name}", _function_name(constraint)
         # describe_layers has the options that are numbers, flags or words.

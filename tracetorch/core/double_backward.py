@@ -1,15 +1,20 @@
-"""Explain a second ``backward`` through time steps whose graph an earlier one has freed."""
+"""Explain a second ``backward`` through time steps whose graph an earlier one has freed.
+
+Backward twice. Output and states of a step pass through one identity node that saves an empty
+tensor. When an earlier ``backward`` has freed it, the second one says ``detach_states()``. It works
+with ``retain_graph``, and allows in-place operations on the output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import forward_ad_active, functorch_active, is_tracing
+from tracetorch.core.torch_private import transformed_by
 
 _TOKEN = torch.empty(0, device="cpu")  # saved by every node below; only its presence matters
 
@@ -39,7 +44,7 @@ class _IdentityNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(_TOKEN)
         # detach, unlike view_as, lets a user change the result in place
-        return tuple(value.detach() for value in values)
+        return tuple(map(Tensor.detach, values))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -54,17 +59,14 @@ def explain_double_backward(values: list[Tensor]) -> list[Tensor]:
     Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
     ``torch.func`` its own message remains, and a traced program has no use for the node.
     """
-    if (
-        not torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or functorch_active()
-        or forward_ad_active()
-        or is_tracing()
-    ):
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed_by() is not None:
         return values
     # a state without a graph, one that a step detached say, must not be given one
     with_graph = [value for value in values if value.requires_grad]
     if not with_graph:
         return values
-    wrapped = iter(_IdentityNode.apply(*with_graph))  # type: ignore[no-untyped-call]
-    return [next(wrapped) if value.requires_grad else value for value in values]
+    wrapped: Sequence[Tensor] = _IdentityNode.apply(*with_graph)  # type: ignore[no-untyped-call]
+    if len(with_graph) == len(values):  # nearly always
+        return list(wrapped)
+    others = iter(wrapped)
+    return [next(others) if value.requires_grad else value for value in values]

@@ -1,4 +1,9 @@
-"""Detect leaked tracers: tensors of a ``torch.func`` transform, or of a trace, that is over."""
+"""Detect leaked tracers: tensors of a ``torch.func`` transform, or of a trace, that is over.
+
+Transforms. What ``torch.func`` wraps carries the level of its transform. A state whose level is not
+running, or is run by a transform of another kind or size, has no values here: a step says so and
+names ``zero_states()``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Snapshot and restore a model: attributes, tensor values, gradients, and the random state."""
+"""Snapshot and restore a model: attributes, tensor values, gradients, and the random state.
+
+Measurements leave no trace. ``restored`` (``tracetorch/core/snapshot.py``) restores all that a run
+changes: the attributes of every module, and so its states and modes, the values of parameters and
+buffers where they differ, gradients, the random state. ``profile`` and ``diagnose`` run inside it,
+from rest. Gradients are taken with ``torch.autograd.grad``. A recorded gradient is of the very
+tensor that the run used; inside a fused loop the states are no tensors, so theirs are had by step
+alone.
+"""
 
 from __future__ import annotations
 

@@ -67,11 +67,13 @@ __all__ = [
     "is_tracing",
     "lowest_wrapped",
     "make_wrapper_tensor",
+    "observed_by",
     "one_trace_at_a_time",
     "pytree",
     "retrieve_all_functorch_interpreters",
     "saved_tensor_hooks_enabled",
     "scan",
+    "transformed_by",
     "unsafe_view",
     "version_of",
     "versions_of",
@@ -182,7 +184,7 @@ def is_tracing() -> bool:
 
     By ``torch.export``, ``torch.jit.trace`` or ``make_fx``.
     """
-    if is_exporting() or torch.jit.is_tracing():  # type: ignore
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():  # type: ignore
         return True
     # torch.compile, which cannot follow the question, records nothing in this way
     return not torch.compiler.is_dynamo_compiling() and _dispatch_mode(_PROXY) is not None
@@ -190,6 +192,53 @@ def is_tracing() -> bool:
 
 _dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
+
+
+def transformed_by() -> str | None:
+    """Return who sees through plain operations alone, and needs the step itself, or ``None``."""
+    if functorch_active():
+        return "torch.func transforms see through plain operations alone"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation sees through plain operations alone"
+    if (
+        torch._C._get_tracing_state() is not None
+        or torch.compiler._is_exporting_flag
+        or _dispatch_mode(_PROXY) is not None
+    ):
+        return "an exported program must not need this process's kernels"
+    return None
+
+
+def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
+    """Return who must see every operation on tensors here, or ``None``: kernels hide them.
+
+    Tensors without plain memory are observers too: subclasses, wrappers, views that negate lazily.
+    ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace.
+
+    Args:
+        tensors: those that a kernel would read.
+    """
+    if dispatch_modes() or (function_modes() and any(map(_observes, _function_mode_stack()))):
+        return "a mode must see every operation"
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return f"{type(tensor).__name__} is a kind of tensor with operations of its own"
+        if (
+            tensor.is_neg()
+            or functorch.is_functorch_wrapped_tensor(tensor)
+            or tensor._is_zerotensor()
+        ):
+            return "the memory of a tensor does not hold its values"
+    return transformed_by()
+
+
+_PLAIN = (Tensor, nn.Parameter)
+_function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_function_mode_stack
+
+
+def _observes(mode: object) -> bool:
+    """Whether a function mode may replace operations; that of a default device does not."""
+    return not isinstance(mode, torch.utils._device.DeviceContext)
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -3,6 +3,14 @@
 PyTorch's own ``named_modules`` sees what is registered. A stateful layer in a plain list, a dict, a
 dataclass or an object held as an attribute is invisible to it; here it is found. Objects are looked
 at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` runs.
+
+The module walk. ``named_modules`` (``tracetorch/core/walk.py``) finds every module, in containers
+and plain objects too. It looks and never calls: no property, no ``__getattr__``, no overridden
+``__iter__`` runs; ``type(x)``, not ``isinstance``, decides, for a mock may claim to be a module.
+Data sets, loggers and other objects of foreign packages are not looked into. ``zero_states`` and
+``detach_states`` go to the nearest ``TTModule``s, each of which goes on from there, so an override
+runs; a set of modules already reached makes it run once. Inside ``torch.compile`` registered
+modules alone can be followed, and a hidden one is an error.
 """
 
 from __future__ import annotations

@@ -132,6 +132,8 @@ class _Memo:
     def _part(self, part: object) -> int | _Container:
         if id(part) in self.numbers:
             return self.numbers[id(part)]
+        if id(part) not in self.places:  # another thread has put it there since the walk
+            raise _ChangedError
         place, kind = self.places[id(part)], type(part)
         path = self.owner_paths[place]
         if id(part) not in self.pending:  # it has been described where it was first met

@@ -27,8 +27,9 @@ from tracetorch.probe.layers import (
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
@@ -51,7 +52,7 @@ class LayerEvidence:
     """
 
     path: str
-    module: Neuron
+    module: SequenceLayer
     input: Tensor
     output: Tensor
     fires: bool
@@ -197,7 +198,7 @@ def _by_path(
 
 
 def _layers_zeroed_between_steps(
-    model: nn.Module, inputs: Inputs, neurons: dict[str, Neuron]
+    model: nn.Module, inputs: Inputs, neurons: dict[str, SequenceLayer]
 ) -> list[str]:
     """List the layers whose states are lost after the first of two steps from rest."""
     if inputs.steps < 2:
@@ -205,7 +206,7 @@ def _layers_zeroed_between_steps(
     first, second = inputs.first(2).each_step()
     zeroed: dict[str, bool] = {}
 
-    def compare(path: str, layer: Neuron) -> PreHook:
+    def compare(path: str, layer: SequenceLayer) -> PreHook:
         before = {name: getattr(layer, name) for name in layer.active_states}
 
         def hook(module: Any, args: Any) -> None:
@@ -222,7 +223,7 @@ def _layers_zeroed_between_steps(
     return [path for path in neurons if zeroed.get(path)]
 
 
-def _is_lost(layer: Neuron, name: str, before: Tensor | None) -> bool:
+def _is_lost(layer: SequenceLayer, name: str, before: Tensor | None) -> bool:
     """Whether a state that was another than the initial one is the initial one now."""
     now: Tensor | None = getattr(layer, name)
     if before is None or now is None:
@@ -235,7 +236,7 @@ def _run(
     model: nn.Module,
     x: Any,
     order: list[str],
-    neurons: dict[str, Neuron],
+    neurons: dict[str, SequenceLayer],
     steps: int | None,
     by: Literal["layer", "step"],
 ) -> tuple[Any, dict[str, Tensor], dict[str, Sequence[Tensor]]]:
@@ -261,7 +262,7 @@ def _run(
 
 def _layer(
     path: str,
-    layer: Neuron,
+    layer: SequenceLayer,
     trajectories: dict[str, Tensor],
     sources: dict[str, Sequence[Tensor]],
     gradients: dict[int, Tensor | None],
@@ -278,7 +279,7 @@ def _layer(
     if any(grad is not None for grad in grads):
         gradient = join_gradients(tensors, grads, x.ndim)
     distances = None
-    if not isinstance(layer, Recurrent):
+    if has_step(layer):
         states = {name: trajectory(name) for name in layer.active_states}
         distances = spike_inputs(layer, x, states)
     fires = bool(spike_functions(layer))

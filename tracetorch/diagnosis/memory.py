@@ -13,8 +13,8 @@ from tracetorch.diagnosis.finding import Finding, join_first
 from tracetorch.diagnosis.gradients import norm_by_step
 from tracetorch.ragged import aligned, filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Decay
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 _HALVINGS = 10  # after which a thousandth is left
 _THOUSANDTH = 1e-3
@@ -180,7 +180,7 @@ def _align_ends(x: Tensor, mask: Tensor) -> Tensor:
     return filled(x, mask).gather(0, order.expand_as(x))
 
 
-def _slow_average(path: str, layer: Neuron, T: int) -> Iterator[Finding]:
+def _slow_average(path: str, layer: SequenceLayer, T: int) -> Iterator[Finding]:
     if not isinstance(layer, LeakyIntegrator):
         return
     for name in ("alpha", "beta", "gamma"):
@@ -204,7 +204,7 @@ def _slow_average(path: str, layer: Neuron, T: int) -> Iterator[Finding]:
             )
 
 
-def halflives(layer: Neuron) -> tuple[float, float] | None:
+def halflives(layer: SequenceLayer) -> tuple[float, float] | None:
     """Return shortest and longest half-life of a layer's decays in steps; ``None`` without any."""
     decays = [
         _halflife(getattr(layer, name))

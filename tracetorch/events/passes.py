@@ -14,13 +14,8 @@ from torch import Tensor, nn
 
 from tracetorch.core.torch_private import (
     computes_as_conv2d,
-    dispatch_modes,
-    forward_ad_active,
-    function_modes,
-    functorch_active,
-    has_values,
     is_compiled,
-    is_tracing,
+    observed_by,
 )
 from tracetorch.events.conv import Window, conv, window
 from tracetorch.events.crossover import conv_crossover, crossover
@@ -29,7 +24,8 @@ from tracetorch.events.linear import linear
 from tracetorch.events.lists import EventLists, list_events, sampled_density
 from tracetorch.events.observed import Product, report
 from tracetorch.events.request import requested_mode
-from tracetorch.fuse import requested_backend, unavailable_reason
+from tracetorch.fuse import requested_backend
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
 
 # the method of each class that computes the product
@@ -39,7 +35,6 @@ _PRODUCTS: dict[type, tuple[str, Any]] = {
     DelayedLinear: ("convolve", DelayedLinear.convolve),
     DelayedConv1d: ("convolve", DelayedConv1d.convolve),
 }
-_PLAIN = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "convolve", "__getstate__")
 # A sample of few rows errs: up to this multiple of the crossover the input is counted.
@@ -71,7 +66,7 @@ def unavailable() -> str | None:
         return "tt.events.mode('never') is requested"
     if requested_backend() == "eager":
         return "tt.fuse.backend('eager') is requested"
-    return unavailable_reason("numba")
+    return backend_named("numba").uninstalled_reason()
 
 
 @contextmanager
@@ -228,25 +223,20 @@ def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | Non
 
 def _plain_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Return why a call must be dense, whatever its shapes are and its input holds."""
-    if dispatch_modes() or function_modes() or is_tracing():
-        return "a mode must see every operation"
-    if functorch_active() or forward_ad_active():
-        return "a transform sees through plain operations alone"
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if (reason := observed_by(tensors)) is not None:
+        return reason
     if torch.is_autocast_enabled("cpu"):
         return "autocast computes in another dtype"
-    dtype = x.dtype if type(x) in _PLAIN else None
-    if dtype not in _DTYPES:
-        return "the input is not a plain tensor of float32 or float64"
-    for tensor in (x, weight) if bias is None else (x, weight, bias):
+    dtype = x.dtype
+    for tensor in tensors:
         if (
-            type(tensor) not in _PLAIN
+            dtype not in _DTYPES
             or tensor.dtype != dtype
-            or tensor.device.type != "cpu"
+            or not tensor.is_cpu
             or tensor.layout != torch.strided
-            or tensor.is_neg()
-            or not has_values(tensor)
         ):
-            return "a tensor is not plain memory of one dtype on the CPU"
+            return "a tensor is not plain memory of one dtype, float32 or float64, on the CPU"
     return None
 
 

@@ -44,4 +44,5 @@ def requested_mode() -> str:
         >>> requested_mode()
         'auto'
     """
-    return _requests.name
+    names = _requests.in_thread.names  # as Requests.name, which is one call more at every product
+    return names[-1] if names else _requests.default

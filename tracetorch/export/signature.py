@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.neuron import Neuron, transient_attributes_of
+from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.noise import Noise
+from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.stateful_layer import layer_label
 from tracetorch.snn.states import get_states, named_neurons
 from tracetorch.unrolling.inputs import call
@@ -96,8 +97,9 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             for path, layer in layers.items():
                 for name in layer.active_states:
                     setattr(layer, name, None)
-                replacement = noting(path, layer.step_kwargs)
-                overrides.enter_context(layer.override_step_kwargs(replacement))
+                if isinstance(layer, ConstrainedLayer):
+                    replacement = noting(path, layer.step_kwargs)
+                    overrides.enter_context(layer.override_step_kwargs(replacement))
             inputs = resized(sample, batch)
             # A tensor counts its writes in place: what the step writes to shows in its version.
             watched = {**replace_tensors(model, mode.from_tensor), **_named_inputs(inputs)}
@@ -128,7 +130,9 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
     }
     # Outside of the fake mode: these tensors have values, the constants of the program.
     with torch.no_grad():
-        step_kwargs = {key: layers[key[0]].step_kwargs(*key[1:]) for key in calls}
+        step_kwargs = {
+            key: cast(ConstrainedLayer, layers[key[0]]).step_kwargs(*key[1:]) for key in calls
+        }
     initial = {
         join_path(path, name): _initial_value(layer, name, states[join_path(path, name)])
         for path, layer in layers.items()
@@ -138,7 +142,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
     return StepSignature(states, initial, step_kwargs)
 
 
-def _initial_value(layer: Neuron, name: str, spec: TensorSpec) -> Tensor:
+def _initial_value(layer: SequenceLayer, name: str, spec: TensorSpec) -> Tensor:
     """Return what a state starts from, of size 1 in every dimension but the neurons'."""
     sizes = [1] * len(spec.shape)
     sizes[layer.dim] = layer.num_neurons

@@ -23,6 +23,7 @@ from tracetorch.export.signature import (
 )
 from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
+from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.states import get_states, named_neurons, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -184,7 +185,8 @@ class ExplicitStep(nn.Module):
                 for name in layer.active_states:
                     setattr(layer, name, states.get(join_path(path, name)))
                 layer.mark_states_current()
-                overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
+                if isinstance(layer, ConstrainedLayer):
+                    overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
             y = call(self.model, x)
             next_states = get_states(self.model, detach=False)
         # A state that a step does not change must be an output of its own, not an input.

@@ -1,4 +1,8 @@
-"""Surrogate gradients: the Heaviside step forward, a smooth derivative backward."""
+"""Surrogate gradients: the Heaviside step forward, a smooth derivative backward.
+
+Surrogates are frozen dataclasses: they print, compare, hash and pickle. They share one autograd
+function, in the style that ``torch.func`` and ``torch.compile`` can follow.
+"""
 
 from __future__ import annotations
 
@@ -261,3 +265,15 @@ class straight_through_surrogate(Surrogate):
     def derivative(self, u: Tensor) -> Tensor:
         """Return 1 in the shape of ``u``."""
         return torch.ones_like(u)
+
+
+# at their defaults, in the order in which pages and plots show them
+SURROGATES: tuple[Surrogate, ...] = (
+    atan_surrogate(),
+    sigmoid_surrogate(),
+    fast_sigmoid_surrogate(),
+    triangular_surrogate(),
+    boxcar_surrogate(),
+    gaussian_surrogate(),
+    straight_through_surrogate(),
+)

@@ -1,4 +1,17 @@
-"""Fuse: a layer's ``step`` compiled into one loop over time, forward and backward."""
+"""Fuse: a layer's ``step`` compiled into one loop over time, forward and backward.
+
+Fusing. ``step`` is run once on tensors without values; what it and autograd do to them is recorded
+as straight-line arithmetic on one lane, and printed as a loop over time in which states stay in
+registers or cache. Nobody writes an adjoint. Backward keeps the input and the states of every k-th
+step, and computes those in between again, because fresh pages cost more than arithmetic. Forward
+contracts products and sums only where PyTorch does (``alpha=``, ``lerp``, ``addcmul``), so
+arithmetic is bitwise that of the eager step; functions such as ``exp``, ``log``, ``tanh`` and
+``silu`` come from other libraries than PyTorch's and may differ in the last places. Numbers that a
+step or a surrogate holds are arguments of its kernel or part of its key: an annealed slope can
+never run a stale one. What cannot be fused runs eagerly, and says why once. A kernel's gradient has
+no derivative of its own: where backward needs a graph, the sequence is run again by eager steps, on
+views of its inputs, and that is differentiated.
+"""
 
 from tracetorch.fuse.dispatch.backends import (
     NAMES,

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import is_alias
-from tracetorch.fuse.protocol import StepLayer
 
 
 def check_step_results(
-    layer: StepLayer, inputs: Sequence[Tensor], results: tuple[Tensor | None, ...]
+    cell: Cell | StepDefinition, inputs: Sequence[Tensor], results: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the output, and the active states by name.
 
     Args:
-        layer: whose ``step`` has returned ``results``.
+        cell: whose ``step`` has returned ``results``.
         inputs: the inputs of the step, in the dtype of the arithmetic.
         results: the output and all states.
 
     Raises:
         ValueError: ``step`` returned another number of results, or another shape or dtype.
     """
-    step = f"{type(layer).__name__}.step"
-    names, x = layer.states, inputs[0]
+    step = f"{cell.name}.step"
+    names, x = cell.states, inputs[0]
     if not isinstance(results, tuple) or len(results) != 1 + len(names):
         raise ValueError(
             f"{step} must return a tuple of the output and the states {names}, got "
             f"{len(results) if isinstance(results, tuple) else type(results).__name__}."
         )
-    active = layer.active_states
+    active = cell.active
     values: dict[str, Tensor] = {}
     for name, value in zip(("output", *names), results, strict=True):
         if name != "output" and name not in active:
@@ -48,14 +48,16 @@ def check_step_results(
                     f"got {value.dtype}."
                 )
             # a later in-place operation on the output or an input must not reach into a state
-            if any(share_memory(value, other) for other in (*inputs, *values.values())):
+            if shares_memory(value, (*inputs, *values.values())):
                 value = value.clone()
         values[name] = value
     return values.pop("output"), values
 
 
-def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether an in-place operation on one tensor would reach the other."""
-    if one is other:
-        return True
-    return not torch.compiler.is_compiling() and is_alias(one, other)
+def shares_memory(one: Tensor, others: Iterable[Tensor | None]) -> bool:
+    """Whether an in-place operation on one tensor would reach another."""
+    compiling = torch.compiler.is_compiling()
+    for other in others:
+        if one is other or (other is not None and not compiling and is_alias(one, other)):
+            return True
+    return False

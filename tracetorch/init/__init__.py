@@ -4,6 +4,11 @@ From membranes that fluctuate below their thresholds spikes are neither absent n
 gradients pass: Rossbroich, Gygax and Zenke, "Fluctuation-driven initialization for spiking neural
 network training", Neuromorphic Computing and Engineering 2, 044016 (2022). What a neuron makes of
 its input is taken from its ``step``, so any neuron will do.
+
+Initialisation is derived from ``step`` too. The response of a membrane to a small impulse, its
+spike functions replaced by zero, is all that ``tt.init`` knows of a neuron
+(``tracetorch/init/response.py``); it is linear, so mean and deviation for any input follow by sums.
+The rate of a hidden layer is simulated.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from tracetorch.init.stages import Stage, sources, stages
 from tracetorch.probe.layers import call_order, neuron_layers
 from tracetorch.snn.delay import Delay
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
@@ -174,6 +175,6 @@ def driven_modules(
 
 def _ends_a_path(module: nn.Module) -> bool:
     """Whether a module makes something of its own of what it is given: neurons, or weights."""
-    if isinstance(module, Neuron):
-        return hasattr(module, "step")
+    if isinstance(module, SequenceLayer):
+        return has_step(module)
     return any(True for _ in module.parameters(recurse=False))

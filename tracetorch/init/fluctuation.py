@@ -22,7 +22,7 @@ from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.delay.taps import taps
 from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling.inputs import parse_inputs
 
 # neurons and affine layers aside, what leaves spikes as they are
@@ -165,7 +165,7 @@ def _check_chain(model: nn.Module) -> None:
     for path, module in named_modules(model):
         if isinstance(module, nn.Sequential) and call_is_forward(module):
             continue
-        if not isinstance(module, (Neuron, *_KNOWN)) and not is_affine(module):
+        if not isinstance(module, (SequenceLayer, *_KNOWN)) and not is_affine(module):
             raise ValueError(
                 "fluctuation_ found no shape of input on which the model runs, to see what "
                 f"{path or 'its forward'!r} ({type(module).__name__}) does to spikes: give "

@@ -14,7 +14,7 @@ from tracetorch.init.response import distance_to_threshold, run_from_rest
 from tracetorch.init.stages import Stage, overlap, stages, weight_of
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.residual import SEWBlock
 
 _STEPS = 50  # in which a neuron must keep silent, or fire at each
@@ -79,7 +79,7 @@ def identity_(model: nn.Module) -> None:
 def _last_stage(path: str, body: nn.Module) -> Stage:
     """Return the neurons that a body ends in, and the layer before them."""
     last = stages(body)[-1]
-    neurons = [m for _, m in named_modules(body) if isinstance(m, Neuron) and hasattr(m, "step")]
+    neurons = [m for _, m in named_modules(body) if has_step(m)]
     if last.neuron is not neurons[-1] or not spike_functions(last.neuron):
         raise ValueError(
             f"{path!r} does not end in neurons that spike, behind a layer with a weight of its own."

@@ -13,7 +13,7 @@ from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse import backend
 from tracetorch.init.response import ImpulseResponse
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 
 _NORMED: dict[type, int] = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}  # the dimension of the channels
@@ -36,7 +36,7 @@ def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]
     for _, module in named_modules(model):
         if isinstance(module, nn.Linear):
             size, dim = module.in_features, -1
-        elif isinstance(module, Neuron):
+        elif isinstance(module, SequenceLayer):
             size, dim = module.num_neurons, module.dim
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             size, dim = module.in_channels, 1 - module.weight.ndim

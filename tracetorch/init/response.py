@@ -12,7 +12,7 @@ from torch import Tensor
 from tracetorch.core.checks import check_unsharded
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.stateful_layer import layer_label
 
@@ -100,7 +100,7 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
         >>> response.distance
         tensor([2.0000], dtype=torch.float64)
     """
-    if not isinstance(layer, Neuron) or not hasattr(layer, "step"):
+    if not has_step(layer):
         raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
     check_unsharded(layer, "tt.init")
     return response_of(layer, None)

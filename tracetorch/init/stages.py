@@ -15,7 +15,7 @@ from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.delay import Delay, SynapticDelays
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,7 +77,7 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
         module = modules[path]
         if path in passed:
             before[path] = module
-        elif isinstance(module, Neuron) and hasattr(module, "step"):
+        elif has_step(module):
             stage = _stage(path, module, before, *recurrent.get(id(module), (None, None)))
             if stage is not None:
                 _check(stage)

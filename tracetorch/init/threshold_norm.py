@@ -16,6 +16,7 @@ from tracetorch.init.stages import check_own_weight, overlap
 from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling.inputs import parse_inputs
 
 
@@ -146,7 +147,9 @@ def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]
     for path in paths:
         module = modules[path]
         if not isinstance(module, Neuron) or not spike_functions(module):
-            problem = "has no threshold" if isinstance(module, Neuron) else "is no neuron layer"
+            problem = (
+                "has no threshold" if isinstance(module, SequenceLayer) else "is no neuron layer"
+            )
             raise ValueError(
                 f"{title} drives {path!r} ({type(module).__name__}), which {problem}. Give the "
                 "part of the model whose norms stand before neurons that spike."

@@ -2,6 +2,10 @@
 
 Functions in lower case measure one batch and need PyTorch alone. Classes accumulate the same
 figures over many batches, as ``torchmetrics.Metric``s, from the extra ``metrics``.
+
+Counting is NeuroBench's. An operation is effective where weight and input are nonzero; a step whose
+inputs are all 0, 1 or -1 accumulates, any other multiplies. Since that is linear, inputs are summed
+over the batch first, and counts are exact in float64.
 """
 
 from __future__ import annotations

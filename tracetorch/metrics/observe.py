@@ -20,7 +20,8 @@ from tracetorch.metrics.products import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order, spike_functions
 from tracetorch.ragged import aligned, check_mask, filled
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import has_step
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -157,7 +158,7 @@ def observe(
         for name, trajectory in trajectories.items():
             membranes[name].updates = _count_updates(trajectory, mask)
         for stats in modules:
-            if isinstance(stats.module, Neuron):
+            if isinstance(stats.module, SequenceLayer):
                 # The last states are still in the layer, until the model is restored.
                 states = (getattr(stats.module, name) for name in stats.module.active_states)
                 stats.state_bytes = sum(
@@ -214,7 +215,7 @@ def prepare_run(model: nn.Module) -> None:
 def membrane_name(module: nn.Module) -> str | None:
     """Name the state that is a neuron's membrane: ``mem``, or else its first state."""
     # a layer without a step, a delay or a recurrent one, has no membrane itself
-    if not isinstance(module, Neuron) or not hasattr(module, "step") or not module.active_states:
+    if not has_step(module) or not module.active_states:
         return None
     return "mem" if "mem" in module.active_states else module.active_states[0]
 
@@ -269,7 +270,7 @@ def _add_call(
     output = filled(output, mask)
     stats.values += round(output.numel() * share)
     stats.nonzero += int(torch.count_nonzero(output))
-    if stats.spikes and isinstance(module, Neuron):
+    if stats.spikes and isinstance(module, SequenceLayer):
         # Padding is zero by now: the spikes are right, the number of steps needs the share.
         fired, total = count_spikes(output, dim=module.dim, mask=None)
         total = (total * share).round()

@@ -20,7 +20,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
 from tracetorch.core.walk import walk
 from tracetorch.metrics.connections import OperationCounts, convolution_products, matrix_products
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 # the matrices of an operation by the places of its arguments
 _MATRICES: dict[str, tuple[int, int]] = {
@@ -92,7 +92,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.counts_calls(stats.module) for stats in self._calls):
             return None
         caller = self._calls[-1]
-        of_neuron = isinstance(caller.module, Neuron)
+        of_neuron = isinstance(caller.module, SequenceLayer)
         return (
             None
             if of_neuron and type(caller.module).__module__.startswith("tracetorch.")

@@ -20,8 +20,8 @@ from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations, uncounted_products
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 
 _SATURATED = 0.9  # of the steps, as in tt.metrics.saturated
@@ -91,7 +91,11 @@ def profile(
         counted |= set(own)
         if stats.shape is None and not own:
             continue
-        if not own and _has_submodules(stats, modules) and not isinstance(stats.module, Neuron):
+        if (
+            not own
+            and _has_submodules(stats, modules)
+            and not isinstance(stats.module, SequenceLayer)
+        ):
             stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
         parameters = sum(p.numel() for p in own.values())
@@ -124,7 +128,7 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
         return True
     has_submodules = _has_submodules(stats, modules)
     # a neuron layer is called, whatever it keeps in modules inside
-    called = isinstance(stats.module, Neuron) or not has_submodules
+    called = isinstance(stats.module, SequenceLayer) or not has_submodules
     return called and not isinstance(stats.module, Recurrent)
 
 
@@ -162,7 +166,7 @@ def _row(
         saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
     multiplies = stats.multiplies
     operations = sum_operations([stats], batch)
-    updates = stats.updates / batch if isinstance(stats.module, Neuron) else None
+    updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None
     # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
     counted = multiplies or updates is not None
     estimate = energy(operations, updates=updates or 0.0, assumptions=cost)

@@ -12,8 +12,8 @@ from torch import fx, nn
 from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.core.snapshot import ModelSnapshot
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.snn import Neuron
-from tracetorch.snn.neuron import transient_attributes_of
+from tracetorch.snn import SequenceLayer
+from tracetorch.snn.sequence_layer import transient_attributes_of
 from tracetorch.snn.states import named_neurons
 
 IN_PLACE = (operator.iadd, "add_")
@@ -99,5 +99,5 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, Neuron) or type(m).__module__.startswith("tracetorch.nir.")
+        ours = isinstance(m, SequenceLayer) or type(m).__module__.startswith("tracetorch.nir.")
         return ours or bool(super().is_leaf_module(m, module_qualified_name))

@@ -23,7 +23,7 @@ from tracetorch import snn
 from tracetorch.functional import softplus_inverse
 from tracetorch.nir.graph import LAYER, Graph, Node, Shape
 from tracetorch.nir.options import Array, Clock
-from tracetorch.snn import Decay, LeakyIntegrator, Neuron, Weight
+from tracetorch.snn import Decay, LeakyIntegrator, SequenceLayer, Weight
 
 KEY = "tracetorch"  # under which the metadata of a node hold the description
 DECAYS = ("alpha", "beta", "gamma")
@@ -31,7 +31,7 @@ DECAYS = ("alpha", "beta", "gamma")
 _MIN_LOGIT = -60.0
 
 
-def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
+def read_values(layer: SequenceLayer, shape: Shape) -> dict[str, Array]:
     """Return parameters in float64 over ``shape``: ``1 - decay``, and magnitudes of thresholds."""
     values = {}
     for name, constraint in layer.constraints.items():
@@ -46,7 +46,7 @@ def read_values(layer: Neuron, shape: Shape) -> dict[str, Array]:
     return values
 
 
-def write_values(layer: Neuron, values: Mapping[str, Array]) -> None:
+def write_values(layer: SequenceLayer, values: Mapping[str, Array]) -> None:
     """Set parameters, in the form of :func:`read_values`, to the last digit in float64."""
     layer.to(torch.float64)
     for name, value in values.items():
@@ -85,7 +85,7 @@ def make_layer(
     return layer
 
 
-def neuron_dim(layer: Neuron, shape: Shape) -> int:
+def neuron_dim(layer: SequenceLayer, shape: Shape) -> int:
     """Return the neuron dimension counted from the end, where a batch does not move it."""
     return layer.dim if layer.dim < 0 else layer.dim - len(shape) - 1
 

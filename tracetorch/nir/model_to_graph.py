@@ -16,7 +16,7 @@ from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.weight_folding import fold_norm, norm_affine
-from tracetorch.snn import Neuron, TTModule
+from tracetorch.snn import SequenceLayer, TTModule
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _ADDING = (operator.add, torch.add, "add", *IN_PLACE)
@@ -112,7 +112,7 @@ class _Converter(fx.Interpreter):
 
     def output_of(self, module: nn.Module, x: Tensor) -> Any:
         """Return a tensor of the shape of the output, without touching states or statistics."""
-        if isinstance(module, (Neuron, *_NORMS)):
+        if isinstance(module, (SequenceLayer, *_NORMS)):
             return x.clone()
         if isinstance(module, NIRModel):
             return x.new_zeros(len(x), *module.wiring.shapes[module.wiring.outputs[0]])

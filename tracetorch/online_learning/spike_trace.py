@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 class SpikeTrace(Neuron):
@@ -42,7 +43,7 @@ class SpikeTrace(Neuron):
         return before, kept + x
 
 
-class EligibilityTrace(Neuron):
+class EligibilityTrace(SequenceLayer):
     """State of the weights of a connection for each sample: changes that wait for a reward.
 
     Args:

@@ -1,4 +1,11 @@
-"""Change weights by the timing of spikes: ``STDP``, by pairs, by triplets, or by a reward."""
+"""Change weights by the timing of spikes: ``STDP``, by pairs, by triplets, or by a reward.
+
+STDP is products of traces, and traces are neurons: ``SpikeTrace`` is a leaky integrator whose loop
+is compiled as any. A spike that arrives in a step counts as before the output's spike in that step,
+which it can cause. Changes add up until ``update_()``, as gradients do, so a loop and a whole
+sequence give the same. A reward needs no matrix for each step: a change counts with all later
+rewards, decayed, which is a trace of the reward backwards.
+"""
 
 from __future__ import annotations
 

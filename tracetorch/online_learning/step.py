@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ from tracetorch.online_learning.lanes import (
 from tracetorch.online_learning.products import Product, is_product, replaced_part
 from tracetorch.online_learning.traces import Attachment, Contribution, Traces, attach
 from tracetorch.probe.layers import spike_functions
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import layer_label
 
 Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
@@ -83,7 +84,7 @@ class Held(Opaque):
         rule: the learning rule.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Neuron], rule: Rule) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, SequenceLayer], rule: Rule) -> None:
         self.model, self.layers, self.rule = model, layers, rule
         self.traces: dict[str, Traces] = {}
         # of a layer, by the earlier layer and the product between the two
@@ -208,7 +209,7 @@ class Step:
         # further inputs of a layer that its own modules compute, by path and name
         self._computed: dict[tuple[str, str], Tensor] = {}
 
-    def enter(self, path: str, layer: Neuron) -> None:
+    def enter(self, path: str, layer: SequenceLayer) -> None:
         """Cut the states of a layer from the last step's graph, and attach its traces to them."""
         states = states_of(layer)
         traces = self.held.traces.get(path)
@@ -226,11 +227,11 @@ class Step:
                 self.traces[path] = traces
                 self.filters[path] = self.held.filters.get(path, {})
                 self.frozen[path] = self.held.frozen.get(path, frozenset())
-                replaced = attach(self._attachments(path, layer, live[0]), live)
+                replaced = attach(self._attachments(path, cast(Neuron, layer), live[0]), live)
             for name, state in zip(layer.active_states, replaced, strict=True):
                 setattr(layer, name, state)
         self._entered[path] = _marks(layer)
-        if not hasattr(layer, "step"):
+        if not has_step(layer):
             if layer.states_have_gradient:
                 reason = _RECURRENCE if isinstance(layer, Recurrent) else _STORED
                 self.drop(path, path, reason)
@@ -241,7 +242,7 @@ class Step:
         """List the traces of a layer's states: its own, and those of layers before it."""
         found = [_attachment(self.traces[path], layer, state.ndim, state.dtype)]
         for (earlier, product), (traces, ndim, dtype) in self.filters[path].items():
-            neuron = self.held.layers[earlier]
+            neuron = cast(Neuron, self.held.layers[earlier])
             found.append(_attachment(traces, neuron, ndim, dtype, product))
         return found
 
@@ -262,7 +263,7 @@ class Step:
             return forward_hooks()
         _check_backward_hooks(modules)
         self._names = {id(module): path for path, module in reversed(modules)}
-        layers = {p: layer for p, layer in held.layers.items() if hasattr(layer, "step")}
+        layers = {p: layer for p, layer in held.layers.items() if has_step(layer)}
         for path, layer in layers.items():
             _check_forward(path, layer)
         products = [module for _, module in modules if is_product(module)]
@@ -294,7 +295,7 @@ class Step:
             self.frozen[path] = self.frozen.get(path, frozenset()) | self._frozen
         for path, layer in self.held.layers.items():
             expected = self._exited.get(path, self._entered[path])
-            if hasattr(layer, "step") and not _same(_marks(layer), expected):
+            if has_step(layer) and not _same(_marks(layer), expected):
                 raise ValueError(_changed_inside(layer, path))
 
     def _after_product(self, module: Product, args: Any, kwargs: Any, y: Tensor) -> None:
@@ -549,9 +550,11 @@ def _pulled_back(y: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
     return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]
 
 
-def _check_layers(modules: Sequence[tuple[str, nn.Module]], layers: Mapping[str, Neuron]) -> None:
+def _check_layers(
+    modules: Sequence[tuple[str, nn.Module]], layers: Mapping[str, SequenceLayer]
+) -> None:
     """Raise where the model has other neuron layers than those that the learner was made for."""
-    now = {path: module for path, module in modules if isinstance(module, Neuron)}
+    now = {path: module for path, module in modules if isinstance(module, SequenceLayer)}
     changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
     if changed:
         raise ValueError(
@@ -589,19 +592,19 @@ def _check_forward(path: str, layer: Neuron) -> None:
             )
 
 
-def _changed_inside(layer: Neuron, path: str) -> str:
+def _changed_inside(layer: SequenceLayer, path: str) -> str:
     return (
         f"{layer_label(layer, path)} has its states changed inside forward(), where its traces "
         "cannot follow. Call the layer itself, and zero_states() of the learner instead."
     )
 
 
-def states_of(layer: Neuron) -> list[Tensor | None]:
+def states_of(layer: SequenceLayer) -> list[Tensor | None]:
     """Return the active states of a layer."""
     return [getattr(layer, name) for name in layer.active_states]
 
 
-def _marks(layer: Neuron) -> Marks:
+def _marks(layer: SequenceLayer) -> Marks:
     return [(state, None if state is None else version_of(state)) for state in states_of(layer)]
 
 

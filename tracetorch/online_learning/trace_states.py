@@ -17,6 +17,7 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.online_learning.products import inputs_of, is_product, lanes
 from tracetorch.online_learning.step import Filter, Held
 from tracetorch.online_learning.traces import Traces
+from tracetorch.snn.neuron import has_step
 from tracetorch.snn.stateful_layer import layer_label
 from tracetorch.snn.states import EXTRA
 
@@ -92,7 +93,7 @@ class Carried:
         self.frozen: dict[str, frozenset[str]] = {}
         for path, layer in held.layers.items():
             live = any(join_path(path, state) in states for state in layer.active_states)
-            if named and live and hasattr(layer, "step"):
+            if named and live and has_step(layer):
                 self.traces[path], self.filters[path] = Traces(held.rule == "ottt"), {}
         for name, value in named.items():
             try:

@@ -8,6 +8,9 @@ second result of ``tracetorch.unroll(..., record=)``: a dict from ``"path.name"`
 :func:`save_html` writes a page for browsing a long recording, :func:`save_playground` one for
 playing with a neuron. Everything but these pages and ``MeasurementManager.append`` needs
 matplotlib, from the extra ``plot``.
+
+Plots draw on axes they are given, or on a ``Figure`` of their own, never through pyplot: no window,
+no global state. All that can be wrong is found before anything is drawn.
 """
 
 from tracetorch.plot.animation import animate_events, save_animation

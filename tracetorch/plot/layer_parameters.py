@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
-def thresholds(layer: Neuron) -> dict[str, Tensor]:
+def thresholds(layer: SequenceLayer) -> dict[str, Tensor]:
     """Return the thresholds of a layer by name; those for negative spikes are negative."""
     return _constrained_values(layer, (softplus, negative_softplus))
 
@@ -36,12 +36,14 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
     return {
         join_path(path, name): value
         for path, layer in named_modules(model)
-        if isinstance(layer, Neuron)
+        if isinstance(layer, SequenceLayer)
         for name, value in _constrained_values(layer, (sigmoid,)).items()
     }
 
 
-def _constrained_values(layer: Neuron, constraints: tuple[Constraint, ...]) -> dict[str, Tensor]:
+def _constrained_values(
+    layer: SequenceLayer, constraints: tuple[Constraint, ...]
+) -> dict[str, Tensor]:
     """Copy the parameters of a layer that have one of the constraints."""
     return {
         # cloned: training changes parameters in place

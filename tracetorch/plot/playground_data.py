@@ -1,4 +1,13 @@
-"""Describe neurons for the playground page: parameters, choices, and the Python that makes them."""
+"""Describe neurons for the playground page: parameters, choices, and the Python that makes them.
+
+The playground has no equation of its own: every pass over time in it is printed from a traced step
+(``tracetorch/fuse/codegen/javascript_loops.py``), once for each value of the choices that change
+the step (reset, surrogate), since the policy of the page forbids ``eval``. Passes of one text are
+written once. What Python line makes a neuron is found by trying: an argument of a constructor is
+used for a parameter only if a layer made with it has that value; otherwise the raw tensor is
+filled. All inputs are in a unit, the first power of ten of which half a pulse makes the neuron
+fire: millivolts for one, thresholds for another.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +23,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import fuse, neurons, snn
-from tracetorch.functional import (
-    atan_surrogate,
-    boxcar_surrogate,
-    fast_sigmoid_surrogate,
-    gaussian_surrogate,
-    sigmoid_surrogate,
-    straight_through_surrogate,
-    triangular_surrogate,
-)
-from tracetorch.functional.surrogates import Surrogate
+from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch.plans import program_of
@@ -40,15 +40,6 @@ from tracetorch.snn.parameters import (
     unbounded,
 )
 
-SURROGATES: tuple[Surrogate, ...] = (
-    atan_surrogate(),
-    sigmoid_surrogate(),
-    fast_sigmoid_surrogate(),
-    triangular_surrogate(),
-    boxcar_surrogate(),
-    gaussian_surrogate(),
-    straight_through_surrogate(),
-)
 KINDS: dict[Constraint, str] = {
     sigmoid: "decay",
     fraction: "fraction",
@@ -201,7 +192,7 @@ def _plan(layer: Neuron, overrides: Mapping[str, Any]) -> Plan:
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             kwargs[name] = value.double()  # options that are tensors have the layer's dtype
-    program = program_of(layer, ndim, torch.float64, kwargs)
+    program = program_of(layer.cell, ndim, torch.float64, kwargs)
     operation = unknown(program.graph)
     if operation is not None:
         raise Unfusable(f"its step uses {operation}, which JavaScript lacks")

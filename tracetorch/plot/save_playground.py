@@ -9,13 +9,14 @@ from tracetorch.core.checks import check_integer, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.plot.html_page import html_page, json_element
 from tracetorch.plot.playground_data import Sources, describe_neuron
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent / "playground"
 
 
 def save_playground(
-    layers: Neuron | Mapping[str, Neuron],
+    layers: SequenceLayer | Mapping[str, SequenceLayer],
     path: str | Path,
     *,
     title: str = "Neuron playground",
@@ -56,15 +57,16 @@ def save_playground(
     named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
     if not named:
         raise ValueError("save_playground: there are no layers in the mapping.")
+    neurons_of: dict[str, Neuron] = {}
     for name, layer in named.items():
-        if not isinstance(name, str) or not isinstance(layer, Neuron):
+        if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
             raise TypeError(
                 "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
                 f"got {name!r}: {type(layer).__name__}."
             )
         check_unsharded(layer, "save_playground")
         title_of = repr(layer).partition("(\n")[0]  # without the modules inside
-        if not hasattr(layer, "step"):
+        if not has_step(layer):
             inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
             hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
             raise ValueError(
@@ -75,10 +77,11 @@ def save_playground(
                 f"save_playground: {title_of} is on the device meta, where parameters have no "
                 'values. Call layer.to_empty(device="cpu"), and load them.'
             )
+        neurons_of[name] = layer
     sources = Sources()
     neurons = [
         describe_neuron("save_playground", name, layer, neuron, sources)
-        for name, layer in named.items()
+        for name, layer in neurons_of.items()
     ]
     data = json_element("playground", {"title": title, "neurons": neurons})
     script = f"<script>\n{sources.script()}\n</script>"

@@ -19,12 +19,12 @@ from tracetorch.plot.recorded import (
     select_sample,
     to_numpy,
 )
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Thresholds: TypeAlias = Neuron | Tensor | float | Sequence[Tensor | float]
+Thresholds: TypeAlias = SequenceLayer | Tensor | float | Sequence[Tensor | float]
 
 
 def state_trace(
@@ -125,7 +125,7 @@ def state_trace(
 def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
     """Expand every threshold to a value per neuron, ``[N]``, for states of ``shape`` at a step."""
     size = shape.numel()
-    if isinstance(thresholds, Neuron):
+    if isinstance(thresholds, SequenceLayer):
         levels = []
         for name, value in thresholds_of(thresholds).items():
             if value.ndim:

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from tracetorch.core.checks import check_number
-from tracetorch.functional import (
-    atan_surrogate,
-    boxcar_surrogate,
-    fast_sigmoid_surrogate,
-    gaussian_surrogate,
-    sigmoid_surrogate,
-    straight_through_surrogate,
-    triangular_surrogate,
-)
+from tracetorch.functional.surrogates import SURROGATES
 from tracetorch.plot.axes import COLOURS, FAINT, add_legend, get_axes, set_title
 from tracetorch.plot.recorded import to_numpy
 from tracetorch.snn.parameters import SpikeFunction
@@ -59,15 +51,7 @@ def surrogate_curves(
 
     """
     if surrogates is None:
-        surrogates = (
-            atan_surrogate(),
-            sigmoid_surrogate(),
-            fast_sigmoid_surrogate(),
-            triangular_surrogate(),
-            boxcar_surrogate(),
-            gaussian_surrogate(),
-            straight_through_surrogate(),
-        )
+        surrogates = SURROGATES
     if isinstance(surrogates, Mapping):
         labelled = list(surrogates.items())
     else:

@@ -1,4 +1,9 @@
-"""Pack a recording for the HTML viewer: one compressed block of bytes per layer and sample."""
+"""Pack a recording for the HTML viewer: one compressed block of bytes per layer and sample.
+
+The viewer is one page without a network, held to that by a content security policy. Data are one
+packed block per layer and sample, unpacked when shown: spikes as sparse events, exact; states in
+65,535 levels per neuron. Names travel as JSON whose ``<`` is escaped, and enter the page as text.
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.snn.states import named_neurons
 from tracetorch.unrolling.inputs import Inputs, call
@@ -21,7 +21,7 @@ from tracetorch.unrolling.trajectories import ENDS
 from tracetorch.unrolling.unsupported import unsupported_reason
 
 
-def neuron_layers(model: nn.Module) -> dict[str, Neuron]:
+def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
     """Return every neuron layer of ``model`` by path.
 
     Raises:
@@ -35,7 +35,7 @@ def neuron_layers(model: nn.Module) -> dict[str, Neuron]:
     return layers
 
 
-def recordable_names(layers: dict[str, Neuron]) -> dict[str, tuple[str, str]]:
+def recordable_names(layers: dict[str, SequenceLayer]) -> dict[str, tuple[str, str]]:
     """Map the full name of every recordable tensor to its layer's path and its own name."""
     return {
         join_path(path, name): (path, name)
@@ -44,7 +44,7 @@ def recordable_names(layers: dict[str, Neuron]) -> dict[str, tuple[str, str]]:
     }
 
 
-def dimension_names(path: str, ndim: int, layer: Neuron | None = None) -> tuple[str, ...]:
+def dimension_names(path: str, ndim: int, layer: SequenceLayer | None = None) -> tuple[str, ...]:
     """Name the dimensions of a trajectory ``[T, B, ...]``.
 
     Time and batch are shared by all layers, so that trajectories align; the other dimensions carry
@@ -61,7 +61,7 @@ def dimension_names(path: str, ndim: int, layer: Neuron | None = None) -> tuple[
 
 def spike_functions(layer: nn.Module) -> list[str]:
     """List the options of a neuron layer that map to 0 and 1; none for a layer without spikes."""
-    if not isinstance(layer, Neuron):
+    if not isinstance(layer, SequenceLayer):
         return []
     return [name for name in layer.options if _is_spike_function(getattr(layer, name))]
 

@@ -11,8 +11,8 @@ from tracetorch.core.walk import named_modules
 from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.trajectories import ENDS, select_names
 
@@ -84,7 +84,7 @@ def record(
     return y, Recording(trajectories, dims=dims, sources=sources)
 
 
-def _check_gradients(what: Sequence[str] | str, layers: dict[str, Neuron]) -> None:
+def _check_gradients(what: Sequence[str] | str, layers: dict[str, SequenceLayer]) -> None:
     """Raise ``ValueError`` where a run by layer keeps no gradient of a named tensor."""
     names = recordable_names(layers)
     # A Recurrent runs its inner layers step by step: their trajectories are copies of the steps.

@@ -1,4 +1,10 @@
-"""Neurons: one pure step each, states that manage themselves, parameters that stay in range."""
+"""Neurons: one pure step each, states that manage themselves, parameters that stay in range.
+
+Many processes. Nothing of ours knows of them: states are attributes, which no engine looks at.
+Kernels read parameters through copies, or through DLPack, for memory that ``.numpy()`` has shown
+cannot be freed any more, and FSDP frees it; and a layer's output by layer is no view, for FSDP
+hangs its hook on it.
+"""
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
@@ -11,6 +17,7 @@ from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.residual import SEWBlock
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
 
 __all__ = [
@@ -37,6 +44,7 @@ __all__ = [
     "SEWBlock",
     "SRReadout",
     "SReadout",
+    "SequenceLayer",
     "SpikeFunction",
     "TTModule",
     "Threshold",

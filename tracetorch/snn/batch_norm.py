@@ -1,4 +1,14 @@
-"""``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step."""
+"""``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step.
+
+Norms and dropout over time. By layer a plain batch norm sees ``[T * B, ...]``, so threshold-
+dependent batch norm is a weight, set by ``tt.init.tdbn_``; which neurons a norm drives is followed
+by gradients in one step, for a call order cannot tell branches apart. ``snn.BatchNormThroughTime``
+and ``snn.LockedDropout`` are neuron layers without a ``step``, as delays are. The position of a
+norm is a state with one value per sample (``state_per_sample``), never a number of Python's, so
+that exports and ``torch.compile`` follow it. In training it normalises step by step, by layer too:
+cuts change no bit. Its values lie in a subclass of PyTorch's norm, whose running statistics every
+room already lets change.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +26,7 @@ from tracetorch.core.checks import (
     check_share,
 )
 from tracetorch.core.torch_private import BatchNorm, assert_async, functorch_active
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 class StepwiseNorm(BatchNorm):
@@ -51,7 +61,7 @@ class StepwiseNorm(BatchNorm):
         self.num_batches_tracked = torch.zeros(steps, dtype=torch.long)
 
 
-class BatchNormThroughTime(Neuron):
+class BatchNormThroughTime(SequenceLayer):
     """Batch norm per time step (BNTT): statistics and scale of their own for each of ``steps``.
 
     ::
@@ -157,14 +167,14 @@ class BatchNormThroughTime(Neuron):
             )
         return dtype
 
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+    def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self.check_input(x)
         y, positions = self._run(x.unsqueeze(0), dtype)
         self.position = positions[-1]
         return y.squeeze(0).to(x.dtype)
 
-    def forward_sequence(  # type: ignore[override]  # one input
+    def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]``, in training one after the other.

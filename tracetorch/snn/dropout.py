@@ -10,10 +10,10 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 from tracetorch.core.checks import check_share
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
-class LockedDropout(Neuron):
+class LockedDropout(SequenceLayer):
     """Dropout with one mask over time: what is dropped at a sample's first step stays dropped.
 
     ::
@@ -78,12 +78,12 @@ class LockedDropout(Neuron):
         """
         return F.dropout(torch.ones(shape, dtype=dtype, device=device), check_share("p", self.p))
 
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+    def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self.check_input(x)
         return self._masked(x, dtype) if self.training else x
 
-    def forward_sequence(  # type: ignore[override]  # one input
+    def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]`` at once.

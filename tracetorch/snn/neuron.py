@@ -3,69 +3,40 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from tracetorch.cell import METHODS, Cell, StepDefinition, StepLayer
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.snapshot import restored_on_error
-from tracetorch.core.thread_owner import check_thread, release, take
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
+    constant_in_compile,
     current_backward,
-    exclude_from_compile,
-    has_values,
 )
-from tracetorch.core.walk import Opaque
-from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
+from tracetorch.fuse.dispatch.prepared_sequence import PreparedSequence
 from tracetorch.fuse.dispatch.sequence import run_sequence
-from tracetorch.fuse.dispatch.single_step import SingleStepCache
-from tracetorch.fuse.step_results import check_step_results, share_memory
-from tracetorch.snn.lost_writes import warn_of_lost_writes
+from tracetorch.fuse.dispatch.single_step import CompiledStep
+from tracetorch.fuse.dispatch.specialised import Specialised
+from tracetorch.fuse.step_results import check_step_results, shares_memory
+from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.parameters import (
-    DECAY,
-    THRESHOLD,
-    UNSET,
-    WEIGHT,
-    Clamp,
-    Constraint,
-    Decay,
-    DecaySetup,
-    NegativeThreshold,
-    Rank,
-    SpikeFunction,
-    Threshold,
-    ThresholdSetup,
     Value,
     Weight,
-    WeightSetup,
     constraint_gradient,
-    fraction,
-    negative_softplus,
     resolve_setup,
 )
-from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StatefulLayer,
     StateSnapshot,
-    running,
 )
-from tracetorch.snn.unknown_arguments import check_arguments
 
-StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
-Check = Callable[[str, object], object]
-
-N = TypeVar("N", bound="Neuron")
-
-
+_MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
 _SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 
@@ -73,34 +44,7 @@ _SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 _checked_classes: WeakKeyDictionary[type[Neuron], tuple[object, ...]] = WeakKeyDictionary()
 
 
-class Declarations(Opaque):
-    """The declarations of a layer: the constraint of every parameter, the names of its options.
-
-    Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
-    """
-
-    def __init__(self) -> None:
-        self.constraints: dict[str, Constraint] = {}
-        self.kinds: dict[str, type[Weight]] = {}
-        self.options: tuple[str, ...] = ()
-        self.fixed: tuple[str, ...] = ()
-        self.checks: dict[str, Check] = {}
-
-
-class _ConstructorSignature:
-    """The signature of a class, that of its ``__init__``; instances have none of their own.
-
-    Python 3.10 would show that of ``__new__`` for a class whose ``__init__`` is a base's.
-    """
-
-    def __get__(self, layer: object, kind: type) -> inspect.Signature:
-        if layer is not None:
-            raise AttributeError("__signature__")
-        signature = inspect.signature(kind.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-class Neuron(StatefulLayer):
+class Neuron(ConstrainedLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
@@ -166,33 +110,14 @@ class Neuron(StatefulLayer):
 
     """
 
-    __signature__ = _ConstructorSignature()
-    inputs: ClassVar[tuple[str, ...]] = ("x",)
     reset_states: ClassVar[tuple[str, ...] | None] = None
     """The states that a spike resets, for e-prop (``tt.online``); ``None``: found from ``step``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
-    layer_pass: Callable[..., Tensor] | None
-    """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
-
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
-
-    def __new__(cls: type[N], *args: Any, **kwargs: Any) -> N:
-        """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
-        check_arguments(cls, kwargs)
-        layer = super().__new__(cls)
-        if args or kwargs:
-            object.__setattr__(layer, "_call", constructor_call(cls, args, kwargs))
-        return layer
-
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self._declared = Declarations()
-        self._single_steps = SingleStepCache()
-        self._sequences = PreparedSequences()
-        self.layer_pass = None
+        self._single_steps = Specialised(CompiledStep)
+        self._sequences = Specialised(_prepared_sequence)
         kind: Any = type(self)
         step = getattr(kind, "step", None)
         declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
@@ -279,170 +204,39 @@ class Neuron(StatefulLayer):
         setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
         self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
 
-    def decay(
-        self,
-        name: str,
-        value: DecaySetup = 0.9,
-        *,
-        rank: Rank = 1,
-        learnable: bool = True,
-    ) -> None:
-        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-
-        """
-        default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), Decay.constraint)
-
-    def gate(
-        self,
-        name: str,
-        value: DecaySetup = 0.5,
-        *,
-        rank: Rank = 1,
-        learnable: bool = True,
-    ) -> None:
-        """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
-
-        As :meth:`decay`, but nothing reads a half-life off it.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-
-        """
-        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), fraction)
-
-    def threshold(
-        self,
-        name: str,
-        value: ThresholdSetup = 1.0,
-        *,
-        rank: Rank = 1,
-        learnable: bool = True,
-        surrogate: SpikeFunction | None = None,
-        spike: str = "spike",
-        negative: bool = False,
-    ) -> None:
-        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function.
-
-        Args:
-            name: the argument of ``step`` that receives the threshold.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
-                :class:`Threshold`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-            surrogate: the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.
-            spike: the argument of ``step`` that receives the spike function.
-            negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
-                magnitude.
-
-        """
-        default = Threshold(
-            THRESHOLD.value,
-            rank,
-            learnable,
-            THRESHOLD.surrogate if surrogate is None else surrogate,
-        )
-        setup = resolve_setup(name, value, default)
-        self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
-        if negative:
-            self._declared.kinds[name] = NegativeThreshold
-        self.option(spike, setup.surrogate)
-
-    def weight(
-        self,
-        name: str,
-        value: WeightSetup = 0.0,
-        *,
-        rank: Rank = 1,
-        learnable: bool = True,
-        low: float | None = None,
-        high: float | None = None,
-        above: str | None = None,
-    ) -> None:
-        """Declare a parameter that is ``raw_<name>`` itself, held between bounds if there are any.
-
-        Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
-        and the gradient passes, so that it can come back.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
-                :class:`Weight`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-            low: the least value; ``None`` for no bound.
-            high: the largest value; ``None`` for no bound.
-            above: another parameter, declared before, that every value lies above.
-
-        Raises:
-            ValueError: the value is out of its bounds, or not finite.
-
-        """
-        default = Weight(WEIGHT.value, rank, learnable)
-        clamp = Clamp(low, high, above)
-        constraint = Weight.constraint if clamp == Clamp() else clamp
-        self._declare(name, resolve_setup(name, value, default), constraint)
-        raw = getattr(self, f"raw_{name}").detach()
-        if clamp == Clamp() or raw.is_meta:
-            return
-        held = self.constrained(name, raw)
-        if not torch.equal(raw, held):
-            ends = [f"at least {low:g}"] if low is not None else []
-            ends += [f"at most {high:g}"] if high is not None else []
-            ends += [f"above {above}"] if above is not None else []
-            given = raw[raw != held][0].item()
-            raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
-
-    def option(
-        self, name: str, value: object, *, fixed: bool = False, check: Check | None = None
-    ) -> None:
-        """Declare a constant that ``step`` receives: a flag, a word, a number, a spike function.
-
-        It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
-        learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: the constant.
-            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
-                is ``None``, for the layer lacks this part.
-            check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
-                or raises; a function of a module, so that layers can be pickled.
-
-        """
-        self._check_name(name)
-        if check is not None:
-            value = check(name, value)
-            self._declared.checks[name] = check
-        if isinstance(value, Tensor):
-            self.register_buffer(name, value)
-        else:
-            setattr(self, name, value)
-        self._declared.options += (name,)
-        if fixed:
-            self._declared.fixed += (name,)
-
-    def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
-        self._check_name(name)
-        raw = setup.raw(name, self.num_neurons)
-        if setup.learnable:
-            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
-        else:
-            self.register_buffer(f"raw_{name}", raw)
-        self._declared.constraints[name] = constraint
-        self._declared.kinds[name] = type(setup)
-
     # Reading
+
+    @property
+    def cell(self) -> Cell:
+        """Describe the layer as a frozen value; where the layer has changed it is another one."""
+        if getattr(self, "step", None) is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no step. Write it as a static method, in PyTorch: "
+                "step(x, <states>, *, <parameters and options>) -> (output, <states>)."
+            )
+        declared = self._declared
+        cells = declared.cells
+        if cells and cells[0].describes(self, declared.constraints, declared.options):
+            return cells[0]
+        try:
+            return self._described()
+        except AttributeError as error:  # which would seem to be about the property itself
+            raise RuntimeError(f"{type(self).__name__} cannot be described: {error}") from error
+
+    def _described(self) -> Cell:
+        """Return the cell of what the layer is now: an earlier one, where it is that again."""
+        declared = self._declared
+        definition = declared.constraints, declared.options
+        known = [cell for cell in declared.cells if cell.describes(self, *definition)]
+        cell = known[0] if known else Cell.of(self, *definition, _METHODS)
+        others = [each for each in declared.cells if each is not cell]
+        declared.cells = [cell, *others][:_MOST_CELLS]
+        return cell
+
+    def _signature(self) -> StepDefinition:
+        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow."""
+        name, active = type(self).__name__, self.active_states
+        return StepDefinition(name, self.step, self.inputs, self.states, active)
 
     @property
     def passed_inputs(self) -> tuple[str, ...]:
@@ -450,208 +244,18 @@ class Neuron(StatefulLayer):
         modules = self._modules
         return tuple([n for n in self.inputs if n == "x" or modules.get(n) is None])
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the constants that ``step`` receives."""
-        return self._declared.options
-
-    @property
-    def constraints(self) -> Mapping[str, Constraint]:
-        """The constraint of every parameter, by name; ``value = constraint(raw_<name>)``."""
-        return self._declared.constraints
-
-    @property
-    def raw_names(self) -> tuple[str, ...]:
-        """Names of the tensors that the parameters are constrained from."""
-        return tuple([f"raw_{name}" for name in self._declared.constraints])
-
-    def constrained(self, name: str, raw: Tensor) -> Tensor:
-        """Return the value of a parameter that follows from a raw one.
-
-        Args:
-            name: the parameter.
-            raw: what to constrain, as ``raw_<name>``.
-
-        """
-        constraint = self._declared.constraints[name]
-        if isinstance(constraint, Clamp) and constraint.above is not None:
-            other = getattr(self, f"raw_{constraint.above}").to(raw)
-            return constraint(raw, self.constrained(constraint.above, other))
-        return constraint(raw)
-
-    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
-
-        Args:
-            ndim: number of dimensions of the tensor of one step.
-            dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
-
-        """
-        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
-        kwargs: dict[str, Any] = {}
-        parameters = self._parameters
-        for name in self._declared.constraints:
-            raw = parameters.get(f"raw_{name}")
-            if raw is None:  # a buffer, or a parametrization
-                raw = getattr(self, f"raw_{name}")
-            value = self.constrained(name, raw.to(dtype))
-            kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
-        for name in self._declared.options:
-            kwargs[name] = getattr(self, name)
-        return kwargs
-
-    @property
-    def transient_attributes(self) -> frozenset[str]:
-        """The states, and what else a step changes (notes that hold for one call)."""
-        notes = (
-            "_single_steps",
-            "_doubtful_step",
-            "_sequences",
-            "_takes_steps",
-            "_zeroed_in_backward",
-            "_zeroed_in_trace",
-            "layer_pass",
-        )
-        return frozenset((*self.active_states, *notes, "step_kwargs"))
-
-    @contextmanager
-    def override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
-        """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
-
-        An export makes the parameters constants of a program in this way.
-
-        Args:
-            replacement: called instead of :meth:`step_kwargs`.
-        """
-        attributes = vars(self)
-        previous = attributes.get("step_kwargs")  # overrides may nest
-        attributes["step_kwargs"] = replacement
-        try:
-            yield
-        finally:
-            if previous is None:
-                del attributes["step_kwargs"]
-            else:
-                attributes["step_kwargs"] = previous
-
-    def __getattr__(self, name: str) -> Any:
-        if name in type(self).states and self.__dict__.get("layer_pass") is not None:
-            check_thread(self)
-            # a pass by layer has set the states aside, for those of one step are not known
-            raise ValueError(
-                f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
-                f'state {name} of one step. Use tt.unroll(..., by="step").'
-            )
-        declared = self.__dict__.get("_declared")
-        if declared is not None and name in declared.constraints:
-            raw = getattr(self, f"raw_{name}")
-            value = self.constrained(name, raw)
-            if value is not raw:
-                warn_of_lost_writes(self, name, value)
-            return value
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        declared = self.__dict__.get("_declared")
-        if declared is not None and name in declared.constraints:
-            if not torch.compiler.is_compiling() and _assigned_by_torch():
-                constraint = declared.constraints[name].__name__
-                raise AttributeError(
-                    f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
-                    f"functional_call raw_{name}, through which gradients flow."
-                )
-            self._assign(name, value)
-            return
-        if declared is not None and name in declared.fixed:
-            if self.__dict__.get(name, UNSET) is None:
-                if value is None:
-                    return
-                raise AttributeError(
-                    f"{self!r} has no {name}: the constructor has left it out, and the states that "
-                    "it needs. Build a layer that has it."
-                )
-            raise AttributeError(
-                f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
-                "another layer."
-            )
-        if declared is not None and name in declared.checks:
-            value = declared.checks[name](name, value)
-        super().__setattr__(name, value)
-
-    @exclude_from_compile
-    def _assign(self, name: str, value: Any) -> None:
-        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
-
-        Its rank, and the optimizer that holds the raw tensor, stay as they are.
-        """
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
-                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
-                f"learned is raw_{name}."
-            )
-        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
-        if raw_name in self.__dict__:
-            raise ValueError(
-                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
-                f"weights; what is assigned to {name} would not last. Remove that first."
-            )
-        current = getattr(self, raw_name)
-        if raw.is_meta and not current.is_meta:
-            raise ValueError(
-                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
-            )
-        if raw.ndim > current.ndim:
-            raise ValueError(
-                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
-                "number, or build the layer with rank 1."
-            )
-        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
-        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
-        written = [current] if stored else [*self.parameters(), *self.buffers()]
-        with torch.no_grad(), restored_on_error(written):
-            if stored:
-                current.copy_(raw)
-            else:  # by the right inverse of its parametrization
-                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
-            found = self.constrained(name, getattr(self, raw_name))
-            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
-            if has_values(found) and not torch.allclose(
-                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
-            ):
-                raise ValueError(
-                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
-                    f"be {found.tolist()}."
-                )
-
-    def _raw_of(self, name: str, value: Any) -> Tensor:
-        """Return the raw tensor of a value, checked as a constructor checks it."""
-        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
-
-    def __dir__(self) -> list[str]:
-        """List the parameters by name too, and leave out the parts that the layer does not have."""
-        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
-        names.discard("__signature__")  # of the class alone
-        attributes = self.__dict__
-        if "_declared" in attributes:
-            names.update(self.constraints)
-            names.difference_update(set(self.states).difference(self.active_states))
-            names.difference_update(n for n in self.options if attributes.get(n, n) is None)
-        return sorted(names)
-
-    def __repr__(self) -> str:
-        call = self.__dict__.get("_call", f"{type(self).__name__}(...)")
-        inner = super().__repr__() if self._modules else ""
-        return f"{call}{inner[inner.index('(') :]}" if inner else call
-
     def __getstate__(self) -> dict[str, Any]:
         # compiled steps belong to this process and this layer
         return {
             **super().__getstate__(),
-            "_single_steps": SingleStepCache(),
-            "_sequences": PreparedSequences(),
-            "layer_pass": None,
+            "_single_steps": Specialised(CompiledStep),
+            "_sequences": Specialised(_prepared_sequence),
         }
+
+    @property
+    def transient_attributes(self) -> frozenset[str]:
+        """Those of any layer, and what is kept for the next step."""
+        return super().transient_attributes | {"_single_steps", "_sequences"}
 
     # Calling
 
@@ -678,26 +282,6 @@ class Neuron(StatefulLayer):
         except BaseException:
             before.restore()  # a failed call changes no state, those of noise included
             raise
-
-    def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
-        if self.layer_pass is not None:
-            if not torch.compiler.is_dynamo_compiling():
-                check_thread(self)
-            return self.layer_pass(self, x, *further)
-        if torch.compiler.is_compiling() or not self.states:
-            return self.forward_step(x, *further)
-        if running.by_layer:
-            raise ValueError(
-                f"{self!r} cannot be reached through the attributes of the model that runs by "
-                "layer, only through a closure or a global: it would take all time steps for one "
-                'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
-            )
-        outermost = take(self)
-        try:
-            return self.forward_step(x, *further)
-        finally:
-            if outermost:
-                release(self)
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -757,14 +341,16 @@ class Neuron(StatefulLayer):
 
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
+        cell = self._signature() if torch.compiler.is_compiling() else self.cell
         if (
-            not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            isinstance(cell, Cell)
+            and not torch.is_grad_enabled()
             and not further
-            and len(self.inputs) == 1
+            and len(cell.inputs) == 1
             and not self._doubtful_step  # the second step tells, and a compiled one checks nothing
+            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
         ):
-            output = self._single_steps.run(self, x)
+            output: Tensor | None = self._single_steps.run(self, cell, x)
             if output is not None:
                 return output
         dtype = self.check_input(x)
@@ -772,14 +358,17 @@ class Neuron(StatefulLayer):
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim, dtype)
         results = self.step(*work, *states, **kwargs)
-        output, ends = check_step_results(self, work, results)
+        output, ends = check_step_results(cell, work, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
-        if any(share_memory(output, each) for each in (*work, *states) if each is not None):
+        if shares_memory(output, (*work, *states)):
             output = output.clone()
         output, *values = explain_double_backward([output, *ends.values()])
         # assigned last and all together, so that a failed call changes nothing
-        for name, value in zip(ends, values, strict=True):
-            setattr(self, name, value)
+        if isinstance(cell, Cell):  # past nn.Module, which would look among parameters first
+            self.__dict__.update(zip(ends, values, strict=True))
+        else:
+            for name, value in zip(ends, values, strict=True):
+                setattr(self, name, value)
         return output.to(x.dtype)
 
     def forward_sequence(
@@ -819,50 +408,69 @@ class Neuron(StatefulLayer):
             torch.Size([2, 3])
 
         """
+        cell = self._signature() if torch.compiler.is_compiling() else self.cell
+        if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
+            return self._run_by_step(x, record, further)
         if (
             not record
-            and len(self.inputs) == 1
+            and len(cell.inputs) == 1
             and not further
-            and not torch.compiler.is_compiling()
+            and isinstance(cell, Cell)
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
         ):
-            prepared = self._sequences.run(self, x, _METHODS)
+            prepared = self._sequences.run(self, cell, x)
             if prepared is not None:
                 self.__dict__.update(prepared[1])
                 return prepared[0], {}
         dtype = self.check_input(x, sequence=True)
         states = self.states_for(x, dtype, sequence=True)
-        active = self.active_states
         self.check_record(record)
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
-        output, ends, trajectories = run_sequence(self, work, states, kwargs, tuple(record))
-        for name, end in zip(active, ends, strict=True):
+        output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
+        for name, end in zip(cell.active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
 
+    def _run_by_step(
+        self, x: Tensor, record: Sequence[str], further: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run a sequence step by step, where methods of the layer's own see every step."""
+        self.check_record(record)
+        if not isinstance(x, Tensor) or not len(x):
+            dtype = self.check_input(x, sequence=True)
+            return x.clone(), {name: x.to(dtype, copy=True) for name in record}
+        outputs: list[Tensor] = []
+        trajectories: dict[str, list[Tensor]] = {name: [] for name in record}
+        before = StateSnapshot([self])
+        try:
+            for step, *others in zip(*(each.unbind(0) for each in (x, *further)), strict=True):
+                outputs.append(self.forward_step(step, *others))
+                for name, trajectory in trajectories.items():
+                    trajectory.append(getattr(self, name))
+        except BaseException:
+            before.restore()
+            raise
+        stacked = {name: torch.stack(each) for name, each in trajectories.items()}
+        return torch.stack(outputs), stacked
 
-def _assigned_by_torch() -> bool:
-    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name == "__setattr__":
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
+
+# methods as they are where nobody has overridden or patched them
+_METHODS: dict[str, object] = {name: getattr(Neuron, name) for name in METHODS}
 
 
-# what a prepared sequence does without: where a class overrides one, the general way is taken
-_METHODS = OwnMethods(
-    Neuron.step_kwargs,
-    Neuron.check_input,
-    Neuron.states_for,
-    Neuron.initial_state,
-    constraint_gradient,
-)
+def has_step(layer: object) -> TypeGuard[Neuron]:
+    """Whether a layer is a neuron with a ``step``; a subclass may have other methods instead."""
+    return isinstance(layer, Neuron) and getattr(layer, "step", None) is not None
 
 
-def transient_attributes_of(module: nn.Module) -> frozenset[str]:
-    """Return what a call of a module may change: its mode, hooked weights, a neuron's states."""
-    own = frozenset({"training", *hooked_weights(module)})
-    return own | module.transient_attributes if isinstance(module, Neuron) else own
+def _prepared_sequence(layer: StepLayer, cell: Cell, x: Tensor) -> PreparedSequence:
+    return PreparedSequence(layer, cell, x, constraint_gradient)
+
+
+@constant_in_compile
+def _runs_by_step(layer: Neuron) -> bool:
+    """Whether methods of the layer's own must see every step, once for each compilation."""
+    return layer.cell.runs_by_step

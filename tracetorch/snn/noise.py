@@ -1,4 +1,15 @@
-"""``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated."""
+"""``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated.
+
+Several inputs, and noise. The inputs of a step are a tuple from ``Neuron.forward`` to the kernels,
+``x`` first, in whose memory order the others are read; each has strides of its own, so what is
+expanded is not copied. Prepared sequences, compiled single steps and the recurrent loop take one
+input; other layers go the general way. A ``step`` draws no random numbers: noise is an input that a
+module of the layer computes, ``snn.Noise``, by its own call, so that a pass by layer, a record and
+a check see it as any layer. Its numbers come from a counter, the state ``position``, an int64
+(``state_dtype``) with a value per neuron, so that masks, cuts, copies and segments need no rule of
+their own. They are made before the loop and not inside it: then gradients, exports and every
+printer know nothing of randomness, for the memory of one more input.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +24,14 @@ from tracetorch.core.checks import check_integer
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 Distribution = Literal["normal", "uniform"]
 
 _STARTS = 2**62  # counters that a sequence may start from; it never reaches the end of 2**63
 
 
-class Noise(Neuron):
+class Noise(SequenceLayer):
     """Random numbers, one for each neuron at each step: noise as an input of a neuron's ``step``.
 
     ::
@@ -117,7 +128,7 @@ class Noise(Neuron):
             start = torch.randint(_STARTS, ())
         return start.to(device).expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+    def forward_step(self, x: Tensor) -> Tensor:
         """Draw the numbers of one time step."""
         dtype = self.check_input(x)
         (position,) = cast(list[Tensor], self.states_for(x, dtype))
@@ -125,7 +136,7 @@ class Noise(Neuron):
         self.position = position + 1
         return noise
 
-    def forward_sequence(  # type: ignore[override]  # one input
+    def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the numbers of all the steps of ``x`` ``[T, ...]``.

@@ -10,7 +10,7 @@ from torch import nn
 from tracetorch.core.checks import check_flag, check_module, check_nonnegative
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import modules_of
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 # as declared, or under torch.nn.utils.parametrize
 _RAW = re.compile(r"(parametrizations\.)?raw_[^.]*(\.original\d*)?")
@@ -69,7 +69,10 @@ def param_groups(
     check_flag("decay_biases", decay_biases)
     modules = [module for _, module in modules_of(model)]
     of_neurons = {
-        id(p) for module in modules if isinstance(module, Neuron) for p in _parameters_of(module)
+        id(p)
+        for module in modules
+        if isinstance(module, SequenceLayer)
+        for p in _parameters_of(module)
     }
     of_norms = {
         id(p) for m in modules if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
@@ -98,7 +101,7 @@ def param_groups(
     return found
 
 
-def _parameters_of(neuron: Neuron) -> list[nn.Parameter]:
+def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
     """List the parameters a neuron has declared, and those of its options, a surrogate say."""
     raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
     options = [getattr(neuron, name) for name in neuron.options]

@@ -2,6 +2,13 @@
 
 A parameter is given by its value, stored unbounded under the name ``raw_<name>``, and used through
 its constraint, so that every step of an optimizer lands on a legal value.
+
+Constraints. Decays are kept as logits, thresholds as inverse softplus, under ``raw_<name>``:
+gradients flow everywhere, and ``state_dict``s of 0.9.2 load. Assigning to the constrained name
+writes the raw tensor in place, as PyTorch's parametrizations do: rank, what learns, and an
+optimizer's state stay. It is checked as in the constructor, and it must read as assigned. What is
+written in place into the value that a read has computed is lost, and warned of where the statement
+discards it (``tracetorch/snn/lost_writes.py``).
 """
 
 from __future__ import annotations
@@ -17,10 +24,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
+from tracetorch.cell import ConstraintGradient
 from tracetorch.core.checks import check_flag, check_number, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
-from tracetorch.fuse.protocol import ConstraintGradient
 
 Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import ClassVar, cast
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import running
 
 
-class Recurrent(Neuron):
+class Recurrent(SequenceLayer):
     """Feed a neuron layer's previous output back into its input, through a ``connection``.
 
     ::
@@ -53,8 +55,8 @@ class Recurrent(Neuron):
 
     prev_output: Tensor | None
 
-    def __init__(self, neuron: Neuron, connection: nn.Module) -> None:
-        if not isinstance(neuron, Neuron):
+    def __init__(self, neuron: SequenceLayer, connection: nn.Module) -> None:
+        if not isinstance(neuron, SequenceLayer):
             raise TypeError(f"neuron must be a neuron layer, got {type(neuron).__name__}.")
         if len(neuron.passed_inputs) > 1:
             raise ValueError(
@@ -68,7 +70,7 @@ class Recurrent(Neuron):
         self.neuron = neuron
         self.connection = connection
 
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+    def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self.check_input(x)
         previous = cast(Tensor, self.states_for(x, dtype)[0])
@@ -82,7 +84,7 @@ class Recurrent(Neuron):
         self.prev_output = output.to(dtype, copy=True)
         return output
 
-    def forward_sequence(  # type: ignore[override]  # one input
+    def forward_sequence(
         self,
         x: Tensor,
         record: Sequence[str] = (),
@@ -114,8 +116,9 @@ class Recurrent(Neuron):
             or not call_is_forward(connection)
             or not call_is_forward(neuron)
             or type(neuron).forward is not Neuron.forward
-            or type(neuron).forward_step is not Neuron.forward_step
-            or "forward_step" in vars(neuron)
+            or not has_step(neuron)
+            or not isinstance(neuron.step, FunctionType)
+            or neuron.cell.runs_by_step
             or not isinstance(x, Tensor)
             or x.is_meta  # a device without autocast, and without kernels
             or torch.is_autocast_enabled(x.device.type)
@@ -136,11 +139,11 @@ class Recurrent(Neuron):
         neuron.check_input(x, sequence=True)
         states = neuron.states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        results = run_recurrence(neuron, x, previous, weight, bias, states, kwargs)
+        results = run_recurrence(neuron.cell, x, previous, weight, bias, states, kwargs)
         if results is None:
             return None
         output, self.prev_output, ends = results
-        for name, end in zip(neuron.active_states, ends, strict=True):
+        for name, end in zip(neuron.cell.active, ends, strict=True):
             setattr(neuron, name, end)
         return output
 

@@ -1,4 +1,8 @@
-"""The eight spiking layers: an ``__init__`` each over ``LeakyIntegrator``."""
+"""The eight spiking layers: an ``__init__`` each over ``LeakyIntegrator``.
+
+Wrappers are explicit, typed ``__init__``s and nothing else: positional use is part of the
+interface. One test holds the twelve signatures to one grammar.
+"""
 
 from __future__ import annotations
 

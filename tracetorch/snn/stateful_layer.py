@@ -1,7 +1,18 @@
 """``StatefulLayer``: keep states from call to call, check them, move and copy them.
 
-States are plain attributes, never buffers: DistributedDataParallel broadcasts buffers, and would
-overwrite the membranes of every process but one.
+First states. ``StatefulLayer.initial_state`` alone makes what a state is before the first step:
+zeros, or the buffer ``initial_<name>`` that ``Neuron.state`` has declared. A program or an ONNX
+file carries those values. A prepared sequence calls it for such states alone, so layers that start
+from zero pay nothing.
+
+State. Plain attributes named by the neuron, never buffers: DistributedDataParallel broadcasts
+buffers and would overwrite the membranes of every process but one. They are moved with ``.to()``
+(``_apply`` is overridden), kept out of ``state_dict``, kept as detached copies by pickle and
+deepcopy, and set to ``None`` by ``to_empty``. A state that does not fit the input is an error that
+names the layer, both shapes and ``zero_states()``. A failed call changes nothing: states are
+assigned last, all together. No state shares memory with the output or the input, so an in-place
+operation behind the layer cannot reach it. What ``inference_mode`` made is cloned before autograd
+sees it.
 """
 
 from __future__ import annotations
@@ -43,8 +54,8 @@ _FROZEN_STATE = (
 _FX_LEAF = (
     "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. "
     "Trace the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is "
-    "true for snn.Neuron; or tt.export.step(model, sample) makes a program whose states go in and "
-    "come out."
+    "true for snn.SequenceLayer; or tt.export.step(model, sample) makes a program whose states go "
+    "in and come out."
 )
 _SCRIPT_LEAF = (
     "is a leaf for torch.jit.script, which cannot compile its Python. tt.export.step(model, "
@@ -157,7 +168,7 @@ class StatefulLayer(TTModule):
         if not name.isidentifier() or hasattr(self, name):
             owner = next((k for k in type(self).__mro__ if name in vars(k)), None)
             method = owner is not None and callable(vars(owner)[name])
-            taken = f" {name} is a method of {owner.__name__}." if owner and method else ""
+            taken = f" {name} is a method of every neuron layer." if method else ""
             raise ValueError(
                 f"{type(self).__name__} cannot call an input, state, parameter or option {name!r}: "
                 f"it must be an identifier that is not yet taken.{taken}"
@@ -459,7 +470,26 @@ class StateSnapshot:
     def restore(self) -> None:
         """Give the layers these states back."""
         for layer, name, state in self.states:
-            setattr(layer, name, state)
+            # past nn.Module, which would look among parameters, modules and buffers first
+            if type(state) is Tensor or (state is None and name in layer.__dict__):
+                layer.__dict__[name] = state
+            else:
+                setattr(layer, name, state)
+
+
+def clear_states(layers: Iterable[StatefulLayer]) -> None:
+    """Clear the states of layers whose ``zero_states`` nobody has overridden.
+
+    Args:
+        layers: whose states.
+    """
+    tracing = is_tracing()
+    backward = NO_BACKWARD if torch.compiler.is_compiling() else current_backward()
+    for layer in layers:
+        attributes = layer.__dict__
+        attributes["_zeroed_in_trace"], attributes["_zeroed_in_backward"] = tracing, backward
+        for name in layer.states:
+            attributes[name] = None
 
 
 class _EmptyLikeDetector(TorchFunctionMode):

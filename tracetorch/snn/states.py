@@ -11,7 +11,7 @@ from tracetorch.core.checks import check_module, suggestion
 from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import TTModule
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import layer_label
 
 EXTRA = "trace:"
@@ -40,10 +40,10 @@ class ExtraStates(TTModule):
         raise NotImplementedError
 
 
-def named_neurons(module: nn.Module) -> Iterator[tuple[str, Neuron]]:
+def named_neurons(module: nn.Module) -> Iterator[tuple[str, SequenceLayer]]:
     """Iterate over the neuron layers in ``module``, itself included, each once, with its path."""
     for path, found in named_modules(module):
-        if isinstance(found, Neuron):
+        if isinstance(found, SequenceLayer):
             yield path, found
 
 
@@ -145,9 +145,9 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         put()
 
 
-def _names(layers: Iterable[tuple[str, Neuron]]) -> dict[str, tuple[Neuron, str]]:
+def _names(layers: Iterable[tuple[str, SequenceLayer]]) -> dict[str, tuple[SequenceLayer, str]]:
     """Layer and state of every name; raises where a name would not say which."""
-    names: dict[str, tuple[Neuron, str]] = {}
+    names: dict[str, tuple[SequenceLayer, str]] = {}
     for path, layer in layers:
         if "{" in path:
             raise ValueError(
@@ -165,7 +165,7 @@ def _names(layers: Iterable[tuple[str, Neuron]]) -> dict[str, tuple[Neuron, str]
     return names
 
 
-def _check(layer: Neuron, states: dict[str, Tensor], path: str) -> None:
+def _check(layer: SequenceLayer, states: dict[str, Tensor], path: str) -> None:
     if not states:
         return
     owner = layer_label(layer, path)

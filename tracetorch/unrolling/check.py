@@ -26,8 +26,8 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, is_compiled, pytree
 from tracetorch.core.values import ValueSnapshot, global_generators
 from tracetorch.core.walk import modules_of
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import LayerPass
@@ -135,7 +135,7 @@ def check_both_ways(model: nn.Module, inputs: Inputs) -> Coverage:
     modules = [each for each in modules_of(model, closed=Recurrent) if id(each[1]) not in computes]
     coverage = Coverage(inputs.steps)
     with restored(model), torch.no_grad():
-        start = StateSnapshot([m for _, m in modules_of(model) if isinstance(m, Neuron)])
+        start = StateSnapshot([m for _, m in modules_of(model) if isinstance(m, SequenceLayer)])
         check = _Check(modules, inputs, start, coverage)
         check.model(model)
     _log.info("tt.unroll(check=True): %s.", coverage)
@@ -229,7 +229,7 @@ class _Check:
             calls.append(_Call(path, module, arguments, _copied(output), inner, first, state))
 
         every_module = [module for _, module in self.modules]
-        neurons = [module for module in every_module if isinstance(module, Neuron)]
+        neurons = [module for module in every_module if isinstance(module, SequenceLayer)]
         has_compiled = any(map(is_compiled, every_module))
 
         self.start.restore()
@@ -269,7 +269,7 @@ class _Check:
         if fault is not None and isinstance(module, DropoutBase) and module.training:
             self.coverage.skipped[path] = "PyTorch's dropout is random, sample by sample"
             return
-        if fault is None and isinstance(module, Neuron):
+        if fault is None and isinstance(module, SequenceLayer):
             fault = self._other_states(module, ends)
         if fault is not None:
             raise ValueError(
@@ -319,7 +319,7 @@ class _Check:
                 stack.callback(_restore_forward, attributes, previous)
             yield stubs
 
-    def _other_states(self, layer: Neuron, ends: StateSnapshot) -> str | None:
+    def _other_states(self, layer: SequenceLayer, ends: StateSnapshot) -> str | None:
         for owner, name, by_layer in ends.states:
             by_step = getattr(layer, name, None) if owner is layer else None
             if by_layer is None or by_step is None:
@@ -343,7 +343,7 @@ class _Check:
             return "it is random, and draws other numbers for all steps at once than step by step"
         alone = self._leaves_of(each, inner, self.steps - 1, 0)
         within = self._leaves_of(each, inner, self.steps - 1, 0, before=True)
-        if not _all_close(alone, within) and not isinstance(module, Neuron):
+        if not _all_close(alone, within) and not isinstance(module, SequenceLayer):
             return remembers
         return (
             "it does not treat the samples of a batch independently, or does not keep the batch "

@@ -12,6 +12,7 @@ from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, 
 from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import running
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
 
@@ -31,7 +32,7 @@ class LayerPass(Opaque):
 
     def __init__(
         self,
-        layers: Sequence[Neuron],
+        layers: Sequence[SequenceLayer],
         steps: int,
         collector: TrajectoryCollector | None,
         has_compiled: bool,
@@ -62,7 +63,7 @@ class LayerPass(Opaque):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.sets_aside:
             running.by_layer = False
-        written: list[tuple[Neuron, str]] = []
+        written: list[tuple[SequenceLayer, str]] = []
         for layer in self.layers:
             layer.__dict__["layer_pass"] = None
             if self.sets_aside:
@@ -73,7 +74,7 @@ class LayerPass(Opaque):
             for layer, name in written:
                 self.raise_written(layer, name)
 
-    def __call__(self, layer: Neuron, x: Tensor, *further: Tensor) -> Tensor:
+    def __call__(self, layer: SequenceLayer, x: Tensor, *further: Tensor) -> Tensor:
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
 
         Raises:
@@ -106,7 +107,7 @@ class LayerPass(Opaque):
         finally:
             self.take_states_outside(layer) if compiling else self.take_states(layer)
 
-    def _unfold(self, layer: Neuron, value: Tensor, x: Tensor) -> Tensor:
+    def _unfold(self, layer: SequenceLayer, value: Tensor, x: Tensor) -> Tensor:
         """Unfold time of an input beside ``x``; what is the same in all steps stays as it is."""
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
@@ -125,7 +126,7 @@ class LayerPass(Opaque):
             )
         return value
 
-    def take_states(self, layer: Neuron) -> None:
+    def take_states(self, layer: SequenceLayer) -> None:
         """Set the states of a layer aside, so that a ``forward`` that reads them is noticed."""
         attributes = layer.__dict__
         taken = self.states[id(layer)] = {}
@@ -133,7 +134,7 @@ class LayerPass(Opaque):
             taken[name] = attributes[name]
             del attributes[name]
 
-    def give_states(self, layer: Neuron) -> str | None:
+    def give_states(self, layer: SequenceLayer) -> str | None:
         """Give a layer its states back, and return one that a ``forward`` has written meanwhile."""
         attributes = layer.__dict__
         written: str | None = None
@@ -147,18 +148,18 @@ class LayerPass(Opaque):
     take_states_outside = exclude_from_compile(take_states)
     give_states_outside = exclude_from_compile(give_states)
 
-    def raise_written(self, layer: Neuron, name: str) -> NoReturn:
+    def raise_written(self, layer: SequenceLayer, name: str) -> NoReturn:
         """Raise because a ``forward`` has written a state of a layer."""
         raise ValueError(
             f"{layer.label()} runs all of its time steps at once, so a forward cannot set its "
             f'state {name} in each of them. Use unroll(..., by="step").'
         )
 
-    def _run(self, layer: Neuron, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
+    def _run(self, layer: SequenceLayer, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
         """Run the sequence and fold time back."""
         if self.collector is not None and self.collector.wants(layer):
             return self._run_recorded(layer, x, further, self.collector)
-        y, _ = layer.forward_sequence(x, **_named(further))
+        y, _ = _sequence(layer, x, (), further)
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
@@ -169,7 +170,7 @@ class LayerPass(Opaque):
 
     def _run_recorded(
         self,
-        layer: Neuron,
+        layer: SequenceLayer,
         x: Tensor,
         further: tuple[Tensor, ...],
         collector: TrajectoryCollector,
@@ -181,15 +182,15 @@ class LayerPass(Opaque):
             x = x.clone()  # what the model does in place with the input must not reach the record
         if isinstance(layer, Recurrent):
             # the layers inside run step by step, and are recorded so
-            inner: list[Neuron] = []
+            inner: list[SequenceLayer] = []
             for _, module in modules_of(layer):
-                if isinstance(module, Neuron) and module is not layer:
+                if isinstance(module, SequenceLayer) and module is not layer:
                     inner += [module] * bool(collector.wanted_of(module))
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):
                 y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
         else:
-            y, trajectories = layer.forward_sequence(x, states, **_named(further))
+            y, trajectories = _sequence(layer, x, states, further)
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
             if name in wanted:
                 collector.add_whole(layer, name, trajectory)
@@ -198,6 +199,10 @@ class LayerPass(Opaque):
         return y.flatten(0, 1)
 
 
-def _named(further: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Name the inputs beside ``x``, where there are any: some layers have no argument for them."""
-    return {"further": further} if further else {}
+def _sequence(
+    layer: SequenceLayer, x: Tensor, record: tuple[str, ...], further: tuple[Tensor, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run all steps of a layer; some layers have no argument for further inputs."""
+    if further and isinstance(layer, Neuron):
+        return layer.forward_sequence(x, record, further=further)
+    return layer.forward_sequence(x, record)

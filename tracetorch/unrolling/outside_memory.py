@@ -37,7 +37,7 @@ from tracetorch.core.values import (
 )
 from tracetorch.core.walk import LONG, Walk, is_opaque, join_path, slot_values
 from tracetorch.events.passes import is_set_by_pass
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import StateSnapshot
 from tracetorch.unrolling.pass_facts import PassFacts
 
@@ -82,9 +82,13 @@ class MemorySnapshot:
                     self._values.append((buffer, buffer.detach().clone()))
         owners: list[tuple[str, Any]] = found.owners
         self._has_objects = facts.has_own_objects
-        self._owner_paths = [owners[number][0] for number in (*facts.dicts, *facts.objects)]
-        self._now += [owners[number][1] for number in facts.dicts]
-        self._now += [owners[number][1].__dict__ for number in facts.objects]
+        self._owner_paths: list[str] = []
+        for number in facts.dicts:
+            self._owner_paths.append(owners[number][0])
+            self._now.append(owners[number][1])
+        for number in facts.objects:
+            self._owner_paths.append(owners[number][0])
+            self._now.append(owners[number][1].__dict__)
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
         for number in facts.sequences:
             path, owner = owners[number]
@@ -121,18 +125,24 @@ class MemorySnapshot:
 
     def _tensors_now(self) -> list[Tensor | None]:
         """Return the tensors whose versions are compared, as they are held now."""
-        held = [tensor for registry in self._registered for tensor in registry.values()]
-        return held + [tensor for _, tensor in self._tensors]
+        held: list[Tensor | None] = []
+        for registry in self._registered:
+            held += registry.values()
+        for _, tensor in self._tensors:
+            held.append(tensor)
+        return held
 
     def change(self) -> str | None:
         """Return the path of something that has changed since, or ``None``."""
         unchanged = _equal(self._now, self._before)  # the very same objects in nearly every case
         if self._has_objects:  # two may be equal by an __eq__ that leaves something out
-            unchanged = unchanged and all(map(_identical, self._now, self._before))
+            unchanged = unchanged and _identical(self._now, self._before)
         if not unchanged:
             for number, now, before in self._compared():
                 path, module = self._owner_of(number)
-                for name in () if _identical(now, before) else _changed_keys(module, before, now):
+                for name in (
+                    () if _identical([now], [before]) else _changed_keys(module, before, now)
+                ):
                     return join_path(path, str(name))
         for path, owner, items in self._sequences:
             if len(items) != len(owner) or not (
@@ -220,7 +230,7 @@ class MemorySnapshot:
     def restore(self) -> list[str]:
         """Give back what was held; return the paths of what cannot be given back."""
         for _, now, before in self._compared():
-            if not _identical(now, before):
+            if not _identical([now], [before]):
                 now.clear()
                 now.update(before)
         for _, owner, items in self._sequences:
@@ -255,9 +265,12 @@ def _marshalled(owner: Any) -> bytes:
         return b""
 
 
-def _identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+def _identical(now: list[dict[Any, Any]], before: list[dict[Any, Any]]) -> bool:
     """Whether dicts hold the same objects under the same keys."""
-    return now.keys() == before.keys() and all(map(is_, map(now.get, before), before.values()))
+    for one, other in zip(now, before, strict=True):
+        if one.keys() != other.keys() or not all(map(is_, map(one.get, other), other.values())):
+            return False
+    return True
 
 
 def _equal(now: object, before: object) -> bool:
@@ -321,7 +334,7 @@ def _changed_keys(
 ) -> Iterator[str]:
     """Keys whose values differ, apart from what a hook of PyTorch computes anew in every call."""
     derived = set() if module is None else hooked_weights(module)
-    if isinstance(module, Neuron):
+    if isinstance(module, SequenceLayer):
         derived |= module.transient_attributes
     for key in {**before, **now}:
         if key in derived or (key not in before and _is_looked_up(module, now, key)):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -16,17 +17,27 @@ from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.values import MemoryReader
 from tracetorch.core.walk import METHODS, Walk, slots_of
 from tracetorch.events.passes import event_modules
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.stateful_layer import StatefulLayer
 from tracetorch.unrolling.own_code import is_known, may_write
 from tracetorch.unrolling.unsupported import (
     asks_module,
     computes_per_sample,
     per_sample_reason,
-    step_methods,
     unsupported_reason,
 )
 
+Methods: TypeAlias = Callable[[type], Any]
+
+# of classes of modules, the methods that decide how a pass by layer runs them
+_METHODS: tuple[tuple[type, Methods], ...] = (
+    (nn.Module, attrgetter("forward")),
+    (TTModule, attrgetter("zero_states")),
+    (SequenceLayer, attrgetter("forward_step", "forward_sequence")),
+)
+_CLEARING = (TTModule.zero_states, StatefulLayer.zero_states)
 _PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
 
 
@@ -41,27 +52,38 @@ class PassFacts:
 
     def __init__(self, found: Walk) -> None:
         modules = found.modules
-        self.neurons = [n for n, (_, module) in enumerate(modules) if isinstance(module, Neuron)]
+        self.neurons = [
+            n for n, (_, module) in enumerate(modules) if isinstance(module, SequenceLayer)
+        ]
         self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
         self.has_compiled = any(is_compiled(module) for _, module in modules)
         may_use_events = set(map(id, event_modules(module for _, module in modules)))
         self.products = [n for n, (_, module) in enumerate(modules) if id(module) in may_use_events]
         # whether these can run by layer depends on the values of their attributes
         self.by_attributes = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
-        kinds: dict[Any, None] = {}
-        if not torch.compiler.is_compiling():  # which remembers none of this
-            kinds = dict.fromkeys(type(modules[n][1]) for n in self.neurons)
-        self.methods = [(kind, *step_methods(kind)) for kind in kinds]
-        self.forwards: list[tuple[Any, object]] = []
+        # a class may be patched: what is concluded from its methods holds as long as they are these
+        self.methods: list[tuple[Methods, list[Any]]] = []
+        self.clears_plainly = False
         self.passes_to_read = 0
         self.may_write = False
         if not torch.compiler.is_compiling():  # in which nothing is compared
             # only a user's own code writes to a tensor without a new version
             own = [module for _, module in modules if not is_known(module)]
-            self.forwards = [(kind, kind.forward) for kind in {type(m): m for _, m in modules}]
+            kinds = list({type(module): None for _, module in modules})
+            self.methods = [
+                (read, [kind for kind in kinds if issubclass(kind, base)])
+                for base, read in _METHODS
+            ]
+            # without an override somewhere, states are cleared layer by layer
+            self.clears_plainly = all(
+                type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
+                for _, m in modules
+                if isinstance(m, TTModule)
+            )
             self.passes_to_read = _PASSES_TO_READ if own else 0
             self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
             self.memory = MemoryReader()
+        self.seen = self._methods_now()
         self.unsupported = unsupported_reason(modules)
         self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
         # whose contents must not change in a pass, and which of their tensors are compared
@@ -75,7 +97,7 @@ class PassFacts:
             self.watched.append(number)
             if not (isinstance(module, BatchNormBase) and is_known(module)):
                 self.with_buffers.append(number)
-                if not isinstance(module, Neuron):  # small, and restored on a refusal
+                if not isinstance(module, SequenceLayer):  # small, and restored on a refusal
                     self.cloned.append(number)
         self.dicts: list[int] = []
         self.sequences: list[int] = []
@@ -97,10 +119,14 @@ class PassFacts:
 
     def holds(self) -> bool:
         """Whether the methods that the neurons' classes have are still those that were seen."""
-        for kind, step, sequence in self.methods:
-            if kind.forward_step is not step or kind.forward_sequence is not sequence:
-                return False
-        return all(kind.forward is forward for kind, forward in self.forwards)
+        return self._methods_now() == self.seen
+
+    def _methods_now(self) -> list[Any]:
+        """Return the methods that the classes have now."""
+        found: list[Any] = []
+        for read, kinds in self.methods:
+            found += map(read, kinds)
+        return found
 
     def unsupported_reason(
         self, modules: Sequence[tuple[str, nn.Module]], steps: int

@@ -1,4 +1,12 @@
-"""Run a long sequence in segments that the backward pass computes again (``segment=``)."""
+"""Run a long sequence in segments that the backward pass computes again (``segment=``).
+
+Segments. ``unroll(..., segment=)`` hands each part of a sequence, its states as arguments, to
+PyTorch's non-reentrant checkpointing. When backward runs a part again, the model gets the contents
+of then: attributes, buffers and containers, tensors as copies, and the parameters that
+``functional_call`` had put in; and afterwards those of now. So a counter, a running norm or a batch
+norm counts a part once. Arrays, files and generators, the global ones too, get their values in
+place; outputs and states are compared with those of the first run, for what no module holds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +34,7 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.check import is_close
 from tracetorch.unrolling.inputs import Inputs
@@ -102,7 +110,7 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
     states = [getattr(layer, name) for layer, name in names]
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         # autograd keeps no tensor that inference mode has made
-        states = [s.clone() if s is not None and s.is_inference() else s for s in states]
+        states = [s.clone() if isinstance(s, Tensor) and s.is_inference() else s for s in states]
     # to the end, not to the last tensor that backward needs: the outputs are compared
     with replay.first_run(), set_checkpoint_early_stop(False):
         result, ends = checkpoint(
@@ -167,7 +175,7 @@ class _SegmentReplay:
         self.found = found
         self.start, self.stop = start, stop
         self.name = f"segment {start}:{stop}"
-        self.layers = [m for _, m in found.modules if isinstance(m, Neuron)]
+        self.layers = [m for _, m in found.modules if isinstance(m, SequenceLayer)]
         self.consumed: list[str] = []
         self.expected: list[tuple[Tensor, int | None]] = []
         self.ends: list[tuple[Tensor, int | None]] = []

@@ -14,7 +14,7 @@ from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.core.walk import join_path, modules_of
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 # What can be recorded of a layer beside the states that it has.
 ENDS = ("input", "output")
@@ -77,12 +77,14 @@ class TrajectoryCollector:
         ValueError: an entry matches nothing.
     """
 
-    def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, Neuron]]) -> None:
+    def __init__(
+        self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, SequenceLayer]]
+    ) -> None:
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
-        names: dict[str, tuple[Neuron, str]] = {
+        names: dict[str, tuple[SequenceLayer, str]] = {
             join_path(path, name): (layer, name)
             for path, layer in layers
             for name in (*layer.active_states, *ENDS)
@@ -93,19 +95,19 @@ class TrajectoryCollector:
             self._path[id(layer), name] = path
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
 
-    def wanted_of(self, layer: Neuron) -> tuple[str, ...]:
+    def wanted_of(self, layer: SequenceLayer) -> tuple[str, ...]:
         """Return what is wanted of this layer: state names, ``"input"`` and ``"output"``."""
         return self._wanted.get(id(layer), ())
 
-    def wants(self, layer: Neuron) -> bool:
+    def wants(self, layer: SequenceLayer) -> bool:
         """Whether anything is wanted of this layer, or of the layers inside it."""
         return any(id(module) in self._wanted for _, module in modules_of(layer))
 
-    def add_whole(self, layer: Neuron, name: str, trajectory: Tensor) -> None:
+    def add_whole(self, layer: SequenceLayer, name: str, trajectory: Tensor) -> None:
         """Add a trajectory ``[T, ...]``."""
         self._whole[self._path[id(layer), name]] = trajectory
 
-    def after_step(self, layers: Iterable[Neuron]) -> None:
+    def after_step(self, layers: Iterable[SequenceLayer]) -> None:
         """Add the states that are wanted of ``layers`` after one step."""
         for layer in layers:
             for name in self.wanted_of(layer):
@@ -114,7 +116,7 @@ class TrajectoryCollector:
                     self._add(layer, name, getattr(layer, name))
 
     @contextmanager
-    def listening(self, layers: Iterable[Neuron]) -> Iterator[None]:
+    def listening(self, layers: Iterable[SequenceLayer]) -> Iterator[None]:
         """Add inputs and outputs that are wanted of ``layers`` at every step within a block."""
 
         def take(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:

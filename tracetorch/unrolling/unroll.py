@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.thread_owner import owned
-from tracetorch.core.torch_private import functorch_active, is_tracing, pytree
+from tracetorch.core.torch_private import pytree, transformed_by
 from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.stateful_layer import StateSnapshot, running
+from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import memory_unchanged
-from tracetorch.unrolling.pass_facts import facts_of
+from tracetorch.unrolling.pass_facts import PassFacts, facts_of
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -159,7 +159,7 @@ def unroll(
     inputs = parse_inputs(x, steps, time_dim, batched)
     found = _reachable(model)
     facts = facts_of(found)
-    neurons: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
+    neurons: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     # torch.compile cannot follow what a thread notes for itself, and needs none of it
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
     with nullcontext() if torch.compiler.is_compiling() else owned(kept):
@@ -168,6 +168,7 @@ def unroll(
             x,
             inputs,
             found,
+            facts,
             neurons,
             time_dim,
             by,
@@ -184,7 +185,8 @@ def _unroll(
     x: Any,
     inputs: Inputs,
     found: Walk,
-    neurons: list[Neuron],
+    facts: PassFacts,
+    neurons: list[SequenceLayer],
     time_dim: int,
     by: Literal["layer", "step"],
     batched: bool,
@@ -200,7 +202,6 @@ def _unroll(
                 f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
                 'Use unroll(..., by="step") for the outer one.'
             )
-    facts = facts_of(found)
     paths = [found.modules[number][0] for number in facts.neurons]
     before = StateSnapshot(neurons)
 
@@ -209,7 +210,9 @@ def _unroll(
         if record is not None:
             collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
         if by == "layer":
-            y = _by_layer(model, found, part, collector, before)
+            # segments run outside of a graph that is being compiled
+            known = facts if segment is None else facts_of(found)
+            y = _by_layer(model, found, known, part, collector, before)
         else:
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
@@ -220,7 +223,7 @@ def _unroll(
         running.sequence = True
     try:
         if from_rest:
-            zero_states(model)
+            clear_states(neurons) if facts.clears_plainly else zero_states(model)
         if by == "layer":
             if check is not False:
                 checked_steps = inputs.steps if check is True else check_count("check", check)
@@ -228,6 +231,7 @@ def _unroll(
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
+                facts = facts_of(found)
         if segment is None:
             y, trajectories = run(inputs)
         else:
@@ -255,14 +259,14 @@ def _unroll(
 _nan_reported = False
 
 
-def _report_nan(paths: Sequence[str], neurons: Sequence[Neuron]) -> None:
+def _report_nan(paths: Sequence[str], neurons: Sequence[SequenceLayer]) -> None:
     """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
 
     NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
     not looked at: the process would wait for it.
     """
     global _nan_reported
-    if _nan_reported or functorch_active() or is_tracing():
+    if _nan_reported or transformed_by() is not None:
         return
     for path, layer in zip(paths, neurons, strict=True):
         state = getattr(layer, layer.states[0], None) if layer.states else None
@@ -327,19 +331,19 @@ def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
 def _by_layer(
     model: nn.Module,
     found: Walk,
+    facts: PassFacts,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
     states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    facts = facts_of(found)
     reason = facts.unsupported_reason(found.modules, inputs.steps)
     if reason is not None:
         raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
     T, B = inputs.steps, inputs.batch
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layers: list[Neuron] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
+    layers: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     products = [found.modules[number][1] for number in facts.products]
     with layer_pass, memory_unchanged(found, facts, states, T), event_passes(products):
@@ -372,7 +376,7 @@ def _by_step(
     model: nn.Module,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
-    layers: Sequence[Neuron],
+    layers: Sequence[SequenceLayer],
 ) -> Any:
     """Call the model once per step."""
     outputs: list[list[Any]] = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 # Modules that keep a memory of their own, which folding would run through time and batch alike.
 _WITH_MEMORY = (nn.RNNBase, nn.RNNCellBase)
@@ -104,7 +104,7 @@ def _reason_of_class(kind: Any, forward_step: object, forward_sequence: object) 
         library = base.__module__.partition(".")[0]
         if base.__name__ in _FOREIGN_NEURONS.get(library, ()):
             return f"is a neuron of {library}, which keeps its state from step to step"
-    if issubclass(kind, Neuron):
+    if issubclass(kind, SequenceLayer):
         # an override of the step alone would never be called
         step = next(base for base in kind.__mro__ if "forward_step" in vars(base))
         sequence = next(base for base in kind.__mro__ if "forward_sequence" in vars(base))

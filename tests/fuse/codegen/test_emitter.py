@@ -7,7 +7,6 @@ from tests import cases
 from tests.fuse.codegen.test_triton_loops import everything
 from tracetorch.fuse.codegen.emitter import Emitter, Target
 from tracetorch.fuse.codegen.targets import javascript_target, numba_target, triton_target
-from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Line
 
 TARGETS = [
@@ -95,5 +94,5 @@ def test_targets_know_all_operations(target: Target) -> None:
     layers = [everything(), *(cases.layer(name, 3) for name in cases.LAYERS)]
     layers += [cases.layer("LIF", 3, surrogate_derivative=s) for s in cases.SURROGATES]
     for layer in layers:
-        assert target.unknown_operation(program_of(layer, 2, torch.float32).graph) is None
+        assert target.unknown_operation(cases.trace_layer(layer, 2, torch.float32).graph) is None
     assert target.unknown_operation(Graph((Line("v0", "bessel", ("x",)),), {})) == "bessel"

@@ -18,7 +18,6 @@ from tests.lane import run_lane
 from tracetorch import snn
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
-from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 
@@ -101,7 +100,7 @@ def compare(page: Any, layers: Sequence[snn.Neuron], *, exact: bool = True) -> N
     """Assert that the printed loops compute what PyTorch does: values to the bit if ``exact``."""
     sources, graphs, lanes, expected = [], [], [], []
     for seed, layer in enumerate(layers):
-        program = program_of(layer, 1, torch.float64)
+        program = cases.trace_layer(layer, 1, torch.float64)
         plan = Plan(program, "javascript", -1, program.states, True, program.inputs, program.params)
         given, wanted = eager(layer, seed)
         sources.append(loops(plan))
@@ -183,7 +182,7 @@ def test_functions_that_math_lacks(page: Any) -> None:
 
 def test_unknown_operation_is_named() -> None:
     assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
-    assert unknown(program_of(everything(), 2, torch.float64).graph) is None
+    assert unknown(cases.trace_layer(everything(), 2, torch.float64).graph) is None
 
 
 def test_functions_come_behind_those_that_they_call() -> None:
@@ -199,7 +198,7 @@ def test_lowering_rules(page: Any) -> None:
     rules = [(name, function) for name, function in test_lower.FUNCTIONS if name != "lgamma"]
     functions = [function for _, function in rules]
     layer = test_lower.neuron(functions, 1)
-    program = program_of(layer, 1, torch.float64, {})
+    program = cases.trace_layer(layer, 1, torch.float64)
     plan = Plan(program, "javascript", -1, program.states, True, program.inputs, ())
     source = functions_source([program.forward, plan.backward])
     page.set_content("<p></p>")

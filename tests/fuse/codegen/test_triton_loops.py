@@ -20,10 +20,10 @@ from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
 from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch import plans
-from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir import plan as ir_plan
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime.gpu import TritonBackend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -85,7 +85,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make checkpoint intervals two or three steps long."""
     plans._planned.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
-    monkeypatch.setattr(ir_plan, "SCRATCH", 3 * ir_plan.GPU_TILE)
+    monkeypatch.setattr(ir_plan, "SCRATCH", 3 * TritonBackend.tile)
     yield
     plans._planned.cache_clear()
 
@@ -273,7 +273,7 @@ class TestParity:
 
 
 def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
-    program = program_of(layer.to(dtype), 2, dtype)
+    program = cases.trace_layer(layer.to(dtype), 2, dtype)
     sources = []
     for differentiated, record in ((program.inputs, program.states), ((), ())):
         for trained in (program.params, ()):
@@ -306,7 +306,7 @@ def test_unknown_operation_is_named() -> None:
 
 
 def everything_graph() -> Graph:
-    return program_of(everything(), 2, torch.float32).graph
+    return cases.trace_layer(everything(), 2, torch.float32).graph
 
 
 # Under Triton's interpreter, which is on or off for a whole process

@@ -1,10 +1,10 @@
-"""Layers that change between two sequences: what was prepared must not be believed too long."""
+"""Prepared sequences: none may be taken for another; changes of layers are in `test_roads`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import LAYERS, layer
 from tracetorch import snn
-from tracetorch.functional import sigmoid_surrogate
-from tracetorch.fuse.dispatch import prepared_sequence
-from tracetorch.fuse.dispatch.prepared_sequence import OwnMethods, PreparedSequences
-from tracetorch.snn.parameters import CONSTRAINT_GRADIENTS, softplus
+from tracetorch.fuse.dispatch.specialised import Specialised
+from tracetorch.snn.parameters import CONSTRAINT_GRADIENTS
 
 T, B, N = 5, 3, 4
 
@@ -56,143 +54,6 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
     )
 
 
-class Halved(nn.Module):
-    def forward(self, raw: Tensor) -> Tensor:
-        return raw / 2
-
-
-def _parametrize(cell: Any) -> None:
-    nn.utils.parametrize.register_parametrization(cell, "raw_beta", Halved())
-
-
-def _override(name: str) -> Callable[[Any], None]:
-    """Give an instance a method of its own, which halves or doubles something."""
-
-    def change(cell: Any) -> None:
-        method = getattr(cell, name)
-
-        def own(*args: Any, **kwargs: Any) -> Any:
-            value = method(*args, **kwargs)
-            if name == "step_kwargs":
-                return {**value, "beta": value["beta"] / 2}
-            if name == "states_for":
-                return [state + 1 if isinstance(state, Tensor) else state for state in value]
-            raise ValueError("refused by an override")
-
-        vars(cell)[name] = own
-
-    return change
-
-
-def _class_override(name: str) -> Callable[[Any], None]:
-    def change(cell: Any) -> None:
-        instance = copy.deepcopy(cell)
-        _override(name)(instance)
-        own = vars(instance)[name]
-        kind = type(cell)
-        cell.__class__ = type("Own", (kind,), {name: lambda self, *a, **k: own(*a, **k)})
-
-    return change
-
-
-def _other_step(x: Tensor, mem: Tensor, *rest: Any, beta: Tensor, **kwargs: Any) -> Any:
-    mem = beta * mem + x / 2
-    return mem * 2, mem, *rest
-
-
-def _in_place(cell: Any) -> None:
-    with torch.no_grad():
-        cell.raw_beta.sub_(1.0)
-
-
-def _data(cell: Any) -> None:
-    cell.raw_beta.data = cell.raw_beta.data - 1.0
-
-
-def _constraint(cell: Any) -> None:
-    cell._declared.constraints["beta"] = softplus
-
-
-CHANGES: dict[str, Callable[[Any], object]] = {
-    "nothing": lambda cell: None,
-    "a surrogate": lambda cell: setattr(cell, "pos_spike", sigmoid_surrogate(3.0)),
-    "the reset": lambda cell: setattr(cell, "reset", "zero"),
-    "a flag": lambda cell: setattr(cell, "detach_reset", True),
-    "averaging": lambda cell: setattr(cell, "beta_ema", True),
-    "the neuron dimension": lambda cell: setattr(cell, "dim", 0),
-    "the number of neurons": lambda cell: setattr(cell, "num_neurons", 2 * N),
-    "the step": lambda cell: vars(cell).update(step=_other_step),
-    "a constraint": _constraint,
-    "a parameter in place": _in_place,
-    "a parameter's data": _data,
-    "a parameter": lambda cell: setattr(cell, "raw_beta", nn.Parameter(torch.zeros(N))),
-    "the rank of a parameter": lambda cell: setattr(cell, "raw_beta", nn.Parameter(torch.ones(()))),
-    "a parameter of a wrong size": lambda c: setattr(c, "raw_beta", nn.Parameter(torch.ones(2))),
-    "the dtype of parameters": lambda cell: cell.double(),
-    "a frozen parameter": lambda cell: cell.raw_beta.requires_grad_(False),
-    "a parametrization": _parametrize,
-    "step_kwargs of the instance": _override("step_kwargs"),
-    "check_input of the instance": _override("check_input"),
-    "states_for of the instance": _override("states_for"),
-    "step_kwargs of the class": _class_override("step_kwargs"),
-    "check_input of the class": _class_override("check_input"),
-    "states_for of the class": _class_override("states_for"),
-    "a live state": lambda cell: setattr(cell, "mem", torch.ones(B, N)),
-    "a state with a graph": lambda c: setattr(c, "mem", torch.ones(B, N, requires_grad=True) * 2),
-    "a state of another batch": lambda cell: setattr(cell, "mem", torch.ones(B + 1, N)),
-    "a state of another dtype": lambda cell: setattr(cell, "mem", torch.ones(B, N).double()),
-    "a state that is no tensor": lambda cell: setattr(cell, "mem", 1.0),
-    "a negated state": lambda c: setattr(c, "mem", torch._neg_view(torch.ones(B, N))),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_change_takes_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell, x = made(), sequence()
-    first = result(cell, x)
-    cell.zero_states()
-    CHANGES[name](cell)
-    twin = made()
-    CHANGES[name](twin)
-    found = result(cell, x)
-    with monkeypatch.context() as patch:
-        patch.setattr(PreparedSequences, "run", lambda *_: None)
-        expected = result(twin, x)
-    assert same(found, expected)
-    if name != "nothing" and "graph" not in name:
-        assert not same(found, first), "a layer that is not looked at again would pass"
-
-
-@contextmanager
-def believed() -> Iterator[None]:
-    """A fault: what was prepared is not compared with the layer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared_sequence._PreparedSequence, "fits", lambda *_: True)
-        patch.setattr(OwnMethods, "hold", lambda *_: True)
-        yield
-
-
-SEEN_BY_COMPARISON = (
-    *("a surrogate", "the reset", "a flag", "averaging", "the neuron dimension"),
-    *("the number of neurons", "the step", "a constraint"),
-    *(
-        f"{m} of the {o}"
-        for m in ("step_kwargs", "check_input", "states_for")
-        for o in ("instance", "class")
-    ),
-)
-
-
-@pytest.mark.parametrize("name", SEEN_BY_COMPARISON)
-def test_without_the_comparison_a_change_would_be_missed(name: str) -> None:
-    cell, x = made(), sequence()
-    first = result(cell, x)
-    cell.zero_states()
-    CHANGES[name](cell)
-    with believed():
-        assert same(result(cell, x), first)
-
-
 INPUTS: dict[str, Callable[[Tensor], Any]] = {
     "shorter": lambda x: x[:2],
     "a smaller batch": lambda x: x[:, :2],
@@ -229,7 +90,7 @@ def test_another_input_is_not_taken_for_the_first(
         return
     found = result(cell, other)
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedSequences, "run", lambda *_: None)
+        patch.setattr(Specialised, "run", lambda *_: None)
         assert same(found, result(made(), other))
     cell.zero_states()
     assert same(result(cell, x), result(made(), x))
@@ -313,7 +174,7 @@ def test_gradients_equal_those_of_constraints_outside_the_node(
     cell = layer(name, N).to(dtype)
     twin, x = copy.deepcopy(cell), sequence(dtype)
     found = result(cell, x)
-    monkeypatch.setattr(PreparedSequences, "run", lambda *_: None)
+    monkeypatch.setattr(Specialised, "run", lambda *_: None)
     assert same(found, result(twin, x))
 
 
@@ -352,5 +213,5 @@ def test_a_layer_keeps_few_prepared_sequences() -> None:
     for steps in range(1, 9):
         cell.zero_states()
         cell.forward_sequence(sequence()[:1].expand(steps, B, N))
-    assert len(cell._sequences.prepared) == 4
-    assert not copy.deepcopy(cell)._sequences.prepared
+    assert len(cell._sequences.kept) == 4
+    assert not copy.deepcopy(cell)._sequences.kept

@@ -32,7 +32,7 @@ def streamed(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def is_compiled(made: snn.Neuron) -> bool:
-    return bool(made._single_steps.steps) and made._single_steps.steps[0].kernel is not None
+    return bool(made._single_steps.kept) and made._single_steps.kept[0].kernel is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -171,7 +171,7 @@ def test_copy_streams_independently(copied: Any) -> None:
     with torch.no_grad():
         stepped(made, x[:4])
         twin = copied(made)
-        assert twin._single_steps.steps == []
+        assert twin._single_steps.kept == []
         assert torch.equal(stepped(twin, x[4:]), stepped(made, x[4:]))
         made.zero_states()
         assert twin.mem is not None
@@ -206,7 +206,7 @@ class Scaled(snn.Neuron):
 )
 def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():
-        assert made._single_steps.run(made, x) is None
+        assert made._single_steps.run(made, made.cell, x) is None
         assert made(x).shape == x.shape
 
 
@@ -214,10 +214,10 @@ def test_backend_choice_applies_to_single_steps() -> None:
     made = snn.LIF(2)
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
-        assert made._single_steps.run(made, torch.ones(1, 2)) is None
-        assert not made._single_steps.steps, "nothing is compiled that will not run"
+        assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is None
+        assert not made._single_steps.kept, "nothing is compiled that will not run"
     with torch.no_grad(), fuse.backend("numba"):
-        assert made._single_steps.run(made, torch.ones(1, 2)) is not None
+        assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 
@@ -231,12 +231,12 @@ def test_alternating_shapes_reuse_their_compiled_step() -> None:
         out, _ = streamed(made, x[None])
         assert torch.equal(out, expected)
         assert (
-            steps_by_batch.setdefault(len(x), made._single_steps.steps[0])
-            is made._single_steps.steps[0]
+            steps_by_batch.setdefault(len(x), made._single_steps.kept[0])
+            is made._single_steps.kept[0]
         )
     for x in inputs[4:]:
         streamed(made, x[None])
-    assert len(made._single_steps.steps) == 4
+    assert len(made._single_steps.kept) == 4
 
 
 def test_overridden_step_kwargs_may_read_unwatched_attributes() -> None:
@@ -269,7 +269,7 @@ def test_redefined_helper_function_takes_effect(monkeypatch: pytest.MonkeyPatch)
 
     layer, x = Helped(3), torch.ones(1, 3)
     with torch.no_grad():
-        assert layer._single_steps.run(layer, x) is not None
+        assert layer._single_steps.run(layer, layer.cell, x) is not None
         assert torch.equal(layer(x), 2 * x)
         monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
         assert torch.equal(layer(x), 3 * x)

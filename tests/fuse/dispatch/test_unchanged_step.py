@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import sequence
+from tests.cases import sequence, trace_layer
 from tracetorch import fuse, snn
-from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 
 SOURCE = """
@@ -107,7 +106,7 @@ X = sequence(4, 2, 3)
 
 
 def program(layer: Any) -> str:
-    return program_of(layer, 2, torch.float64).key
+    return trace_layer(layer, 2, torch.float64).key
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -115,10 +114,10 @@ def test_an_edit_in_place_is_another_program(edit: str) -> None:
     before, after = EDITS[edit]
     old, new = module(**before), module(**{**before, **after})
     layer = old.Own(3)
-    unchanged, first = UnchangedStep(layer), program(layer)
-    assert unchanged.holds(layer)
+    unchanged, first = UnchangedStep(layer.cell), program(layer)
+    assert unchanged.holds()
     reload(old, new)
-    assert not (unchanged.is_comparable and unchanged.holds(layer))
+    assert not (unchanged.is_comparable and unchanged.holds())
     assert program(layer) == program(new.Own(3)) != first
 
 

@@ -133,13 +133,13 @@ def compiles(function: Function) -> bool:
     """Whether a step with a function can become a kernel; without gradient where it has none."""
     layer = neuron([function], 1)
     try:
-        trace(layer, 1, torch.float32, {})
+        trace(layer.cell, 1, torch.float32, {})
     except Unfusable as reason:
         if "derivative" not in str(reason):
             return False
         constant: Function = lambda a, b: function(a.detach(), b.detach())  # noqa: E731
         try:
-            trace(neuron([constant], 1), 1, torch.float32, {})
+            trace(neuron([constant], 1).cell, 1, torch.float32, {})
         except Unfusable:
             return False
     return True
@@ -192,4 +192,4 @@ def test_reason_names_the_operation(
     function: Callable[[Tensor, Tensor], Tensor], reason: str
 ) -> None:
     with pytest.raises(Unfusable, match=reason):
-        trace(neuron([function], 1), 2, torch.float32, {})
+        trace(neuron([function], 1).cell, 2, torch.float32, {})

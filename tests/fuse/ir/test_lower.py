@@ -214,7 +214,7 @@ def by_numba(functions: Sequence[Function], dtype: torch.dtype) -> list[list[Ten
 
     It has neither states nor time, which other tests are about and which take long to compile.
     """
-    program = trace(neuron(functions, 1), 1, dtype, {})
+    program = trace(neuron(functions, 1).cell, 1, dtype, {})
     parts = ("next_a{}", "d_s_a{}", "d_s_b{}")
     names = [part.format(i) for i in range(len(functions)) for part in parts]
     graph = program.graph.select(names)
@@ -321,7 +321,7 @@ def test_case_reaches_its_rule(
         return lower.lower(builder, operation, *arguments)
 
     monkeypatch.setattr(record, "lower", spy)
-    trace(neuron([function], 1), 1, torch.float32, {})
+    trace(neuron([function], 1).cell, 1, torch.float32, {})
     assert name in reached
 
 

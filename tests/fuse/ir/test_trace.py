@@ -17,10 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
-from tests.cases import sequence
+from tests.cases import sequence, trace_layer
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch import plans
-from tracetorch.fuse.dispatch.plans import program_of
 
 
 class Dispatch(TorchDispatchMode):
@@ -182,7 +181,7 @@ def test_first_use_in_a_transform(transform: str) -> None:
     layer = fresh()
 
     def run(x: Tensor) -> Tensor:
-        program_of(layer, 2, torch.float32)  # what nobody asks for there at present
+        trace_layer(layer, 2, torch.float32)  # what nobody asks for there at present
         return tt.unroll(layer, x.reshape(4, -1, 3), from_rest=True).reshape(x.shape)
 
     with suppress(RuntimeError):  # functionalize does not know autograd.Function
@@ -193,11 +192,11 @@ def test_first_use_in_a_transform(transform: str) -> None:
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_a_mode_stays_as_it_was() -> None:
     with torch.autograd.detect_anomaly():
-        program_of(fresh(), 2, torch.float32)
+        trace_layer(fresh(), 2, torch.float32)
         assert torch.is_anomaly_enabled()
         assert torch.is_anomaly_check_nan_enabled()
     with torch.device("meta"), torch.autocast("cpu"), Function():
-        program_of(fresh(), 2, torch.float32)
+        trace_layer(fresh(), 2, torch.float32)
         assert torch.ones(1).is_meta
         assert torch.is_autocast_enabled("cpu")
         assert torch.exp(torch.zeros((), device="cpu")) == 2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
-import os
 
 import torch
 
 from tracetorch.core.requests import Request, Requests
-from tracetorch.core.torch_private import forward_ad_active, functorch_active, is_tracing
+from tracetorch.fuse.runtime.backend import Backend
 
 NAMES = ("auto", "numba", "triton", "eager")
 
@@ -52,7 +50,24 @@ def requested_backend() -> str:
         'auto'
 
     """
-    return _requests.name
+    names = _requests.in_thread.names  # as Requests.name, which is one call more at every step
+    return names[-1] if names else _requests.default
+
+
+@functools.cache
+def backend_named(name: str) -> Backend:
+    """Return the backend that a name requests, imported at the first call.
+
+    Args:
+        name: ``"numba"`` or ``"triton"``.
+    """
+    if name == "triton":
+        from tracetorch.fuse.runtime.gpu import TritonBackend
+
+        return TritonBackend()
+    from tracetorch.fuse.runtime.cpu import NumbaBackend
+
+    return NumbaBackend()
 
 
 def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
@@ -74,59 +89,18 @@ def unavailable_reason(name: str, device: torch.device | None = None) -> str | N
     _requests.check(name)
     if name in ("auto", "eager"):
         return None
-    if device is not None:
-        wanted = "cpu" if name == "numba" or is_interpreted() else "cuda"
-        if device.type != wanted:
-            return f"its kernels are for {wanted}, the input is on {device.type}"
-        if is_tracing():
-            return "an exported program must not need this process's kernels"
-        if functorch_active():
-            return "torch.func transforms see through plain operations alone"
-        if forward_ad_active():
-            return "forward-mode differentiation sees through plain operations alone"
-    return _uninstalled_reason(name)
+    return backend_named(name).unavailable_reason(device)
 
 
-@functools.cache
-def _uninstalled_reason(name: str) -> str | None:
-    if name == "numba":
-        if importlib.util.find_spec("numba") is None:
-            return "Numba is not installed; pip install numba"
-        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-            return "NUMBA_DISABLE_JIT is set"
-        try:
-            import numba  # noqa: F401
-        except Exception as failure:  # a NumPy it does not know, a broken library
-            return f"Numba cannot be imported: {failure}"
-    if name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
-        if not is_interpreted():
-            if not torch.cuda.is_available():
-                return "there is no GPU"
-            if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-                return "the GPU is older than Triton supports"
-        try:
-            import triton  # noqa: F401
-        except Exception as failure:
-            return f"Triton cannot be imported: {failure}"
-    return None
-
-
-def is_interpreted() -> bool:
-    """Whether Triton interprets its kernels, on tensors of the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
-def select_backend(device: torch.device) -> tuple[str, str | None]:
-    """Return the backend for an input on ``device``, and why it is unavailable, or ``None``."""
+def select_backend(device: torch.device) -> Backend | None:
+    """Return the backend for an input on ``device``; ``None`` where eager steps are requested."""
     name = requested_backend()
     if name == "auto":
         name = "numba" if device.type == "cpu" else "triton"
-    return name, unavailable_reason(name, device)
+    return None if name == "eager" else backend_named(name)
 
 
-def report_fallback(layer: object, name: str, reason: str) -> None:
+def report_fallback(layer: str, name: str, reason: str) -> None:
     """Log once that a layer runs eagerly, and why.
 
     Raises:
@@ -135,10 +109,10 @@ def report_fallback(layer: object, name: str, reason: str) -> None:
     """
     if requested_backend() != "auto":
         raise RuntimeError(
-            f"the {name} backend cannot run {layer!r}: {reason}. "
+            f"the {name} backend cannot run {layer}: {reason}. "
             "tt.fuse.backend('auto') runs it eagerly."
         )
-    _log_once(repr(layer), reason)
+    _log_once(layer, reason)
 
 
 @functools.cache

@@ -8,22 +8,20 @@ avoids it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tracetorch.cell import ConstraintGradient
 from tracetorch.core.double_backward import explain_freed_graph
-from tracetorch.core.torch_private import dispatch_modes, has_values
+from tracetorch.core.torch_private import has_values, observed_by
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.dispatch.second_derivative import Call, differentiable_gradients
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.protocol import ConstraintGradient
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
-
-_PLAIN = (Tensor, nn.Parameter)
 
 T = TypeVar("T")
 
@@ -36,23 +34,6 @@ for _schema in (
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
-def _runtime(plan: Plan) -> Any:
-    """Return the module that runs a plan's kernels."""
-    return _runtime_of(plan.backend)
-
-
-@functools.cache
-def _runtime_of(backend: str) -> Any:
-    """Import the runtime of a backend, late, for Triton may be missing."""
-    if backend == "triton":
-        from tracetorch.fuse.runtime import gpu
-
-        return gpu
-    from tracetorch.fuse.runtime import cpu
-
-    return cpu
-
-
 # Forward
 
 
@@ -61,8 +42,7 @@ def _forward(
 ) -> list[Tensor]:
     plan = plan_of(key)
     layout = layout_of(inputs[0], plan.dim)
-    results: list[Tensor] = _runtime(plan).forward(plan, layout, inputs, states, params)
-    return results
+    return backend_named(plan.backend).forward(plan, layout, inputs, states, params)
 
 
 def _forward_fake(
@@ -86,7 +66,7 @@ def _backward(
 ) -> list[Tensor]:
     plan = plan_of(key)
     layout = layout_of(inputs[0], plan.dim)
-    results: list[Tensor] = _runtime(plan).backward(
+    results = backend_named(plan.backend).backward(
         plan, layout, inputs, states, params, checkpoints, grads
     )
     # an operator may not return one tensor twice, as the runtimes do where there is no gradient
@@ -225,69 +205,6 @@ torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=
 # On plain tensors
 
 
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors have memory of their own, and nothing but autograd follows what is done."""
-    plain = not dispatch_modes()
-    for tensor in tensors:
-        plain = plain and type(tensor) in _PLAIN and not tensor.is_neg()
-    return plain
-
-
-def run(
-    plan: Plan,
-    call: Call,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-) -> Sequence[Tensor]:
-    """Return outputs, final states and trajectories, part of the graph where the plan has one."""
-    # wrappers, dispatch modes and lazily negated tensors must see an operator
-    if not are_plain((*inputs, *states, *params)):
-        results = torch.ops.tracetorch.forward(register(plan), inputs, states, params)[:-1]
-        return [
-            end if smooth else end.detach()
-            for end, smooth in zip(results, plan.smooth_results, strict=True)
-        ]
-    if plan.has_backward:
-        return _FusedLoop.apply(plan, call, *inputs, *states, *params)  # type: ignore[no-untyped-call, no-any-return]
-    layout = layout_of(inputs[0], plan.dim)
-    return _runtime(plan).forward(plan, layout, inputs, states, params)[:-1]  # type: ignore[no-any-return]
-
-
-class _FusedLoop(torch.autograd.Function):
-    """The operators without the dispatcher: one node of the graph for all of time."""
-
-    @staticmethod
-    def forward(ctx: Any, plan: Plan, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        runtime, layout = _runtime(plan), layout_of(tensors[0], plan.dim)
-        *results, checkpoints = runtime.forward(plan, layout, *_split(plan, tensors))
-        ctx.plan, ctx.call, ctx.order = plan, call, layout.order
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, checkpoints)
-        # a result without a gradient by step must not seem to have one here
-        if not all(plan.smooth_results):
-            pairs = zip(results, plan.smooth_results, strict=True)
-            ctx.mark_non_differentiable(*(end for end, smooth in pairs if not smooth))
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan = ctx.plan
-        if torch.is_grad_enabled():  # create_graph=True
-            with explain_freed_graph():
-                *saved, _ = ctx.saved_tensors
-            tensors = _split(plan, saved)
-            return None, None, *differentiable_gradients(ctx.call, plan, *tensors, grads)
-        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        inputs, *rest = _backward_inputs(ctx, plan, resolved)
-        runtime, layout = _runtime(plan), layout_of(inputs[0], plan.dim)
-        gradients = runtime.backward(plan, layout, inputs, *rest)
-        return None, None, *_wanted_gradients(plan, gradients)
-
-
-# From raw parameters
-
-
 class Constrained(NamedTuple):
     """The constraint of a parameter, ``value = constraint(raw)``.
 
@@ -302,6 +219,37 @@ class Constrained(NamedTuple):
     shape: torch.Size
 
 
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _same_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return grad
+
+
+_SAME = ConstraintGradient(_same_gradient, reads_raw=False)
+
+
+def run(
+    plan: Plan,
+    call: Call,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Return outputs, final states and trajectories, part of the graph where the plan has one."""
+    # wrappers, dispatch modes and lazily negated tensors must see an operator
+    if observed_by((*inputs, *states, *params)) is not None:
+        results = torch.ops.tracetorch.forward(register(plan), inputs, states, params)[:-1]
+        return [
+            end if smooth else end.detach()
+            for end, smooth in zip(results, plan.smooth_results, strict=True)
+        ]
+    constrained = tuple([Constrained(_same, _SAME, param.shape) for param in params])
+    layout = layout_of(inputs[0], plan.dim)
+    return run_raw(plan, call, layout, constrained, inputs, states, params)
+
+
 def run_raw(
     plan: Plan,
     call: Call,
@@ -311,22 +259,31 @@ def run_raw(
     states: Sequence[Tensor],
     raws: Sequence[Tensor],
 ) -> Sequence[Tensor]:
-    """Return what :func:`run` does for the constrained parameters, all of plain tensors.
+    """Return what :func:`run` does, from raw parameters and plain tensors.
 
-    With a backward pass constraints and loop are one node of the graph.
+    Args:
+        plan: the plan.
+        call: what is not a tensor.
+        layout: of the inputs.
+        constrained: the constraint of every parameter.
+        inputs: the inputs ``[T, ...]``.
+        states: the active ones before the first step.
+        raws: what the parameters are constrained from.
     """
     if plan.has_backward:
         return _FusedLayer.apply(plan, call, layout, constrained, *inputs, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
     values = _constrain(plan, constrained, raws)
-    return _runtime(plan).forward(plan, layout, inputs, states, values)[:-1]  # type: ignore[no-any-return]
+    return backend_named(plan.backend).forward(plan, layout, inputs, states, values)[:-1]
 
 
 def _constrain(
     plan: Plan, constrained: Sequence[Constrained], raws: Sequence[Tensor]
 ) -> list[Tensor]:
     dtype = plan.program.dtype
-    same = [raw if raw.dtype is dtype else raw.to(dtype) for raw in raws]
-    return [c.constraint(raw) for c, raw in zip(constrained, same, strict=True)]
+    values: list[Tensor] = []
+    for each, raw in zip(constrained, raws, strict=True):
+        values.append(each.constraint(raw if raw.dtype is dtype else raw.to(dtype)))
+    return values
 
 
 def _read_raws(ctx: Any, saved: Sequence[Tensor | None]) -> list[Tensor]:
@@ -335,7 +292,7 @@ def _read_raws(ctx: Any, saved: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 class _FusedLayer(torch.autograd.Function):
-    """The loop from raw parameters: one node of the graph for all of a layer."""
+    """The loop and the constraints of its parameters: one node of the graph for all of time."""
 
     @staticmethod
     def forward(
@@ -348,13 +305,18 @@ class _FusedLayer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs, states, raws = _split(plan, tensors)
         values = _constrain(plan, constrained, raws)
-        *results, checkpoints = _runtime(plan).forward(plan, layout, inputs, states, values)
+        *results, checkpoints = backend_named(plan.backend).forward(
+            plan, layout, inputs, states, values
+        )
         ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
-        pairs = list(zip(constrained, raws, strict=True))
-        read = [raw if c.gradient.reads_raw else None for c, raw in pairs]
-        ctx.raws = [None if c.gradient.reads_raw else raw for c, raw in pairs]
+        read: list[Tensor | None] = []
+        ctx.raws = []
+        for each, raw in zip(constrained, raws, strict=True):
+            reads = each.gradient.reads_raw
+            read.append(raw if reads else None)
+            ctx.raws.append(None if reads else raw)
         ctx.save_for_backward(*inputs, *states, *values, *read, checkpoints)
         if not all(plan.smooth_results):
             ends = zip(results, plan.smooth_results, strict=True)
@@ -382,8 +344,8 @@ class _FusedLayer(torch.autograd.Function):
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
             inputs, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
             values, raws = saved[:count], _read_raws(ctx, saved[count:])
-            runtime, layout = _runtime(plan), layout_of(inputs[0], plan.dim)
-            gradients = runtime.backward(
+            backend, layout = backend_named(plan.backend), layout_of(inputs[0], plan.dim)
+            gradients = backend.backward(
                 plan, layout, inputs, states, values, checkpoints, grads_out
             )
             computed = _wanted_gradients(plan, gradients)

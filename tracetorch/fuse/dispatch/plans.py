@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell, StepDefinition, StepLayer
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -26,39 +27,34 @@ from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
-from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.runtime.backend import Backend
 
 _programs: dict[Hashable, Program | str] = {}
 _MOST_PROGRAMS = 1024
 
 
-def program_of(
-    layer: StepLayer, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any] | None = None
-) -> Program:
-    """Return the program of a layer, traced once for all layers whose step does the same.
+def program_of(cell: Cell, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any]) -> Program:
+    """Return the program of a cell, traced once for all cells whose step does the same.
 
     Args:
-        layer: whose ``step``.
+        cell: whose ``step``.
         ndim: number of dimensions of the tensor of one step.
         dtype: of the arithmetic.
-        kwargs: the step kwargs, where they are at hand.
+        kwargs: the step kwargs.
 
     Raises:
         Unfusable: it cannot become a kernel.
 
     """
-    if kwargs is None:
-        with torch.no_grad():
-            kwargs = layer.step_kwargs(ndim, dtype)
-    if inspect.ismethod(layer.step):
+    if inspect.ismethod(cell.step):
         raise Unfusable("its step is not a static method: what it reads of self stays unseen")
     # a number that a step makes a tensor of has the default dtype
     settings = (ndim, dtype, torch.get_default_dtype())
-    parts: list[Hashable] = [type(layer).__name__, *settings, layer.active_states]
-    callables: list[tuple[str, Any]] = [("step", layer.step)]
+    parts: list[Hashable] = [cell.name, *settings, cell.active]
+    callables: list[tuple[str, Any]] = [("step", cell.step)]
     for name, value in kwargs.items():
         if isinstance(value, Tensor):
-            _check_parameter(layer, name, value, ndim, dtype)
+            _check_parameter(cell, name, value, ndim, dtype)
             parts.append(name)
         elif value is None or type(value) in (bool, int, str):  # most are
             parts.append((name, type(value), value))
@@ -72,7 +68,7 @@ def program_of(
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.clear()
         try:
-            result = trace(layer, ndim, dtype, kwargs)
+            result = trace(cell, ndim, dtype, kwargs)
         except Unfusable as reason:
             result = str(reason)
         _programs[key] = result
@@ -81,19 +77,12 @@ def program_of(
     return result
 
 
-def dim_from_end(layer: StepLayer, ndim: int) -> int:
-    """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""
-    return layer.dim if layer.dim < 0 else layer.dim - ndim
-
-
-def _check_parameter(
-    layer: StepLayer, name: str, value: Tensor, ndim: int, dtype: torch.dtype
-) -> None:
+def _check_parameter(cell: Cell, name: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
     """Raise unless a tensor has one value for the layer, or one per neuron at ``dim``."""
-    place = dim_from_end(layer, ndim)
+    place = cell.dim_from_end(ndim)
     fits = value.ndim <= ndim and value.dtype == dtype
     for dim, size in zip(range(-value.ndim, 0), value.shape, strict=True):
-        fits = fits and (size == 1 or (dim == place and size == layer.num_neurons))
+        fits = fits and (size == 1 or (dim == place and size == cell.num_neurons))
     if not fits:
         raise Unfusable(
             f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels take "
@@ -101,25 +90,17 @@ def _check_parameter(
         )
 
 
-def unsupported_operation(program: Program) -> str | None:
-    """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
-    from tracetorch.fuse.codegen.triton_loops import unknown
-
-    operation = unknown(program.graph)
-    return None if operation is None else f"its step uses {operation}, which Triton kernels lack"
-
-
 def plan_for(
-    layer: StepLayer,
+    cell: Cell,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> Plan | None:
-    """Return the plan that runs ``layer`` over its inputs; ``None``: it runs eagerly.
+    """Return the plan that runs a cell over its inputs; ``None``: it runs eagerly.
 
     Args:
-        layer: whose ``step``.
+        cell: whose ``step``.
         inputs: the inputs ``[T, ...]`` in the dtype of the arithmetic.
         states: the active ones.
         kwargs: the step kwargs.
@@ -129,12 +110,13 @@ def plan_for(
         RuntimeError: the backend requested by name cannot.
 
     """
-    needs, x = _gradient_needs(layer, inputs, states, kwargs), inputs[0]
-    return _plan(layer, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
+    needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
+    return _plan(cell, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
 
 
 def plan_key(
     layer: StepLayer,
+    cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
@@ -146,12 +128,12 @@ def plan_key(
     numbers = _compiled_in(layer, kwargs)
     if numbers is None:
         return None
-    needs, x = _gradient_needs(layer, inputs, states, kwargs), inputs[0]
+    needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
     return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
 
 
 def _gradient_needs(
-    layer: StepLayer,
+    cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
@@ -163,7 +145,7 @@ def _gradient_needs(
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.requires_grad:
             trained.append(name)
-    named = zip(input_names(layer), inputs, strict=True)
+    named = zip(input_names(cell), inputs, strict=True)
     differentiated = tuple([name for name, x in named if x.requires_grad])
     has_backward = bool(trained) or bool(differentiated)
     for state in states:
@@ -192,7 +174,7 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
 
 
 def _plan(
-    layer: StepLayer,
+    cell: Cell,
     ndim: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -200,28 +182,29 @@ def _plan(
     has_backward: bool,
     differentiated: tuple[str, ...],
     trained: tuple[str, ...],
-    kwargs: dict[str, Any] | None = None,
+    kwargs: dict[str, Any],
 ) -> Plan | None:
-    backend, reason = select_backend(device)
-    if backend == "eager":
+    backend = select_backend(device)
+    if backend is None:
         return None
+    reason = backend.unavailable_reason(device)
     if reason is None:
         try:
-            program = program_of(layer, ndim, dtype, kwargs)
-            reason = unsupported_operation(program) if backend == "triton" else None
+            program = program_of(cell, ndim, dtype, kwargs)
+            reason = backend.unsupported_reason(program)
         except Unfusable as unfusable:
             reason = str(unfusable)
     if reason is not None:
-        report_fallback(layer, backend, reason)
+        report_fallback(cell.call, backend.name, reason)
         return None
-    dim = dim_from_end(layer, ndim)
+    dim = cell.dim_from_end(ndim)
     needs = (has_backward, differentiated, trained)
     return plan_for_needs(program, backend, dim, record, *needs)
 
 
 def plan_for_needs(
     program: Program,
-    backend: str,
+    backend: Backend,
     dim: int,
     record: tuple[str, ...],
     has_backward: bool,
@@ -236,7 +219,7 @@ def plan_for_needs(
 
 
 def recurrent_plan_for(
-    layer: StepLayer,
+    cell: Cell,
     x: Tensor,
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
@@ -244,10 +227,10 @@ def recurrent_plan_for(
     weight: Tensor,
     bias: Tensor | None,
 ) -> RecurrentPlan | None:
-    """Return the plan that runs ``layer`` over ``x`` with its output fed back through a matrix.
+    """Return the plan that runs a cell over ``x`` with its output fed back through a matrix.
 
     Args:
-        layer: as for :func:`plan_for`.
+        cell: as for :func:`plan_for`.
         x: as there.
         states: as there.
         kwargs: as there.
@@ -262,15 +245,15 @@ def recurrent_plan_for(
         RuntimeError: the backend requested by name cannot.
 
     """
-    if len(layer.inputs) > 1:
+    if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
-    has_backward, _, trained = _gradient_needs(layer, (x,), states, kwargs)
+    has_backward, _, trained = _gradient_needs(cell, (x,), states, kwargs)
     for tensor in (previous, weight, bias):
         needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         has_backward = has_backward or needs
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs_all = (has_backward, ("x",) if has_backward else (), trained)
-    plan = _plan(layer, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
+    plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
     if plan is None or plan.backend != "numba" or bool(plan.differentiated) != has_backward:
         return None
     return _recurrent(plan, has_backward and weight.requires_grad)
@@ -286,6 +269,7 @@ def _recurrent(plan: Plan, needs_weight_gradient: bool) -> RecurrentPlan:
         plan.has_backward,
         plan.differentiated,
         plan.trained,
+        plan.tile,
         needs_weight_gradient=needs_weight_gradient,
     )
 
@@ -293,7 +277,7 @@ def _recurrent(plan: Plan, needs_weight_gradient: bool) -> RecurrentPlan:
 @lru_cache(maxsize=512)
 def _planned(
     program: Program,
-    backend: str,
+    backend: Backend,
     dim: int,
     record: tuple[str, ...],
     has_backward: bool,
@@ -301,7 +285,8 @@ def _planned(
     trained: tuple[str, ...],
 ) -> Plan:
     """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
-    return Plan(program, backend, dim, record, has_backward, differentiated, trained)
+    needs = (has_backward, differentiated, trained, backend.tile)
+    return Plan(program, backend.name, dim, record, *needs)
 
 
 @constant_in_compile
@@ -318,7 +303,9 @@ def _constant_key(
 ) -> str | None:
     """Return the key of the plan, once for each compilation and each ``numbers``."""
     needs = (has_backward, differentiated, trained)
-    plan = _plan(layer, ndim, dtype, torch.device(device), record, *needs)
+    with torch.no_grad():  # of values, where the compiler has but shapes
+        kwargs = layer.step_kwargs(ndim, dtype)
+    plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, *needs, kwargs)
     return None if plan is None else register(plan)
 
 

@@ -1,4 +1,15 @@
-"""Run a layer's ``step`` over a whole sequence with its output fed back through a matrix."""
+"""Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
+
+Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` is one loop over time too
+(``tracetorch/fuse/codegen/numba_recurrence.py``). Neurons of a sample are coupled, samples are not:
+a task is eight samples. Each step multiplies by the events of the last one, or densely where more
+than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for
+backward is the sum that the step was given, in place of the input: states and outputs are computed
+again from it, step by step without a product, and the weight's gradient is one product over all of
+time. Hooks, overrides, parametrizations, autocast, half precision, transforms, ``torch.compile``, a
+record of the neuron inside, or a weight that is not finite (a skipped ``0 * inf`` would hide the
+NaN): then the modules are called step by step.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell
 from tracetorch.core.double_backward import explain_freed_graph
-from tracetorch.fuse.dispatch.operators import are_plain, incoming_gradients, no_second_gradient
+from tracetorch.core.torch_private import observed_by
+from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
-from tracetorch.fuse.protocol import StepLayer
 
 
 def run_recurrence(
-    layer: StepLayer,
+    cell: Cell,
     x: Tensor,
     previous: Tensor,
     weight: Tensor,
@@ -24,14 +36,14 @@ def run_recurrence(
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
-    """Return outputs, the last output and the final states of a layer in a loop with a matrix.
+    """Return outputs, the last output and the final states of a neuron in a loop with a matrix.
 
     ::
 
         output[t] = step(x[t] + bias + weight @ output[t - 1])
 
     Args:
-        layer: whose ``step``, its neurons in the last dimension.
+        cell: whose ``step``, its neurons in the last dimension.
         x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
         previous: the output before the first step.
         weight: ``[N, N]``.
@@ -48,9 +60,9 @@ def run_recurrence(
     active = [state for state in states if state is not None]
     tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
     connection = [weight] if bias is None else [weight, bias]
-    if not are_plain((x, previous, *connection, *active, *tensors)):
+    if observed_by((x, previous, *connection, *active, *tensors)) is not None:
         return None
-    plan = recurrent_plan_for(layer, x, active, kwargs, previous, weight, bias)
+    plan = recurrent_plan_for(cell, x, active, kwargs, previous, weight, bias)
     # a product by events skips zeros, which an infinite weight would make NaN
     if plan is None or not weight.detach().sum().isfinite():
         return None

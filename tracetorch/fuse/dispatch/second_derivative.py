@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell
 from tracetorch.fuse.dispatch.backends import report_fallback
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.runtime import eager
 
 _REASON = "compiled steps have no second derivative, which create_graph=True needs"
@@ -24,16 +22,12 @@ class Call(NamedTuple):
     Not the layer itself: it holds states, whose graph holds this, and would never be freed.
 
     Args:
-        step: the layer's.
-        states: names of all its states.
+        cell: whose ``step``.
         kwargs: the step kwargs.
-        layer: the layer, to be named in a message.
     """
 
-    step: Callable[..., tuple[Any, ...]]
-    states: tuple[str, ...]
+    cell: Cell
     kwargs: dict[str, Any]
-    layer: weakref.ref[StepLayer]
 
 
 def differentiable_gradients(
@@ -59,9 +53,7 @@ def differentiable_gradients(
 
     """
     program = plan.program
-    report_fallback(call.layer() or program.layer, plan.backend, _REASON)
-    # All that an eager run reads of a layer.
-    layer: Any = SimpleNamespace(step=call.step, states=call.states, active_states=program.states)
+    report_fallback(call.cell.call, plan.backend, _REASON)
     with torch.enable_grad():
         # Views: where one of the inputs is computed from another, the path between them is not
         # this sequence's to differentiate.
@@ -70,9 +62,9 @@ def differentiable_gradients(
         starts = dict(zip(program.states, rest, strict=False))
         replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
         output, ends, records = eager.run(
-            layer,
+            call.cell,
             again,
-            [starts.get(name) for name in call.states],
+            [starts.get(name) for name in call.cell.states],
             {**call.kwargs, **replaced},
             plan.record,
         )

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.cell import Cell, StepDefinition, StepLayer
 from tracetorch.fuse.dispatch import operators
-from tracetorch.fuse.dispatch.backends import unavailable_reason
+from tracetorch.fuse.dispatch.backends import backend_named, unavailable_reason
 from tracetorch.fuse.dispatch.plans import (
     plan_for,
     plan_key,
     program_of,
-    unsupported_operation,
 )
 from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
-from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.runtime import eager
 
 
 def run_sequence(
     layer: StepLayer,
+    cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
@@ -33,7 +32,8 @@ def run_sequence(
     """Return outputs, final states and recorded trajectories; nothing is kept on the layer.
 
     Args:
-        layer: whose ``step``.
+        layer: the layer.
+        cell: what it is; inside ``torch.compile`` the signature of its step.
         inputs: the inputs ``[T, ...]``, all of one shape, at least one step, in the dtype of the
             arithmetic.
         states: the states before the first step, as ``step`` takes them.
@@ -45,19 +45,19 @@ def run_sequence(
     """
     active = [state for state in states if state is not None]
     results: Sequence[Tensor] | None = None
-    if torch.compiler.is_compiling():
-        key = plan_key(layer, inputs, active, kwargs, record)
+    if isinstance(cell, StepDefinition):
+        key = plan_key(layer, cell, inputs, active, kwargs, record)
         if key is not None:
             parameters = [value for value in kwargs.values() if isinstance(value, Tensor)]
             results = torch.ops.tracetorch.forward(key, inputs, active, parameters)[:-1]
     else:
-        plan = plan_for(layer, inputs, active, kwargs, record)
+        plan = plan_for(cell, inputs, active, kwargs, record)
         if plan is not None:
             parameters = list(map(kwargs.__getitem__, plan.program.params))
-            call = Call(layer.step, layer.states, kwargs, weakref.ref(layer))
+            call = Call(cell, kwargs)
             results = operators.run(plan, call, inputs, active, parameters)
     if results is None:
-        return eager.run(layer, inputs, states, kwargs, record)
+        return eager.run(cell, inputs, states, kwargs, record)
     last = 1 + len(active)
     return results[0], results[1:last], results[last:]
 
@@ -83,19 +83,25 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     if not _has_step(layer):
         return _no_step_reason(layer)
     dtype = layer.check_input(x, sequence=True)
-    reason = unavailable_reason(name, x.device)
-    if reason is not None or name in ("auto", "eager"):
+    if layer.cell.runs_by_step:
+        return "methods of its own must see every step, so it is called once for each"
+    if name in ("auto", "eager"):
+        return unavailable_reason(name)
+    backend = backend_named(name)
+    if (reason := unavailable_reason(name, x.device)) is not None:
         return reason
     try:
-        program = program_of(layer, x.ndim - 1, dtype)
+        with torch.no_grad():
+            kwargs = layer.step_kwargs(x.ndim - 1, dtype)
+        program = program_of(layer.cell, x.ndim - 1, dtype, kwargs)
     except Unfusable as unfusable:
         return str(unfusable)
-    return unsupported_operation(program) if name == "triton" else None
+    return backend.unsupported_reason(program)
 
 
 def _has_step(layer: object) -> TypeGuard[StepLayer]:
     """Whether an object has what the protocol of a layer declares."""
-    declared = [name for name in vars(StepLayer) if not name.startswith("_")]
+    declared = [name for name in vars(StepLayer) if not name.startswith("_") and name != "cell"]
     return not isinstance(layer, type) and all(hasattr(layer, name) for name in declared)
 
 

@@ -16,76 +16,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import (
-    dispatch_modes,
-    forward_ad_active,
-    functorch_active,
-    is_jit_tracing,
-)
-from tracetorch.core.walk import Opaque
+from tracetorch.cell import Cell, StepLayer
 from tracetorch.fuse.codegen.numba_step import step_source
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
-from tracetorch.fuse.dispatch.plans import dim_from_end, program_of
+from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.protocol import StepLayer
+from tracetorch.fuse.runtime.cpu import NumbaBackend
 from tracetorch.fuse.runtime.kernel_cache import compiled_at
 from tracetorch.fuse.runtime.memory import write_parameters
 
 _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
-_MOST_SHAPES = 4  # for which a layer keeps its compiled steps
 # by size, to see a tensor's bytes at any stride
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class SingleStepCache(Opaque):
-    """The compiled steps of one layer, a few shapes of input each with its own."""
-
-    __slots__ = ("steps",)
-
-    def __init__(self) -> None:
-        self.steps: list[CompiledStep] = []
-
-    def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
-        """Run one step by the compiled kernel; ``None`` where the eager step must do it.
-
-        The new states are left on the layer.
-        """
-        if (
-            type(x) is not Tensor
-            or dispatch_modes()
-            or functorch_active()
-            or is_jit_tracing()
-            or forward_ad_active()
-            or x.is_neg()
-            or requested_backend() not in ("auto", "numba")
-        ):
-            return None
-        steps = self.steps
-        if not steps or not steps[0].fits(layer, x):
-            # the last one used comes first: a batch that comes and goes finds its own again
-            fitting = next((s for s in steps if s.fits(layer, x)), None) or CompiledStep(layer, x)
-            rest = [s for s in steps if s is not fitting][: _MOST_SHAPES - 1]
-            self.steps = steps = [fitting, *rest]
-        return steps[0].run(layer, x)
-
-
 class CompiledStep:
-    """A layer's step, compiled for one shape and dtype of input.
+    """A layer's step, compiled for one shape and dtype of input: a preparation of the layer.
 
     Args:
         layer: whose step.
+        cell: what it is.
         x: an input.
 
     """
 
-    def __init__(self, layer: StepLayer, x: Tensor) -> None:
-        self.shape, self.dtype, self.on_cpu = x.shape, x.dtype, x.is_cpu
-        self.states = layer.active_states
-        self.unchanged = UnchangedStep(layer, layer.step_kwargs)
-        self.raw_names = layer.raw_names
+    def __init__(self, layer: StepLayer, cell: Cell, x: Tensor) -> None:
+        self.cell, self.shape, self.dtype, self.device = cell, x.shape, x.dtype, x.device
+        self.requested = requested_backend()
+        self.states, self.raw_names = cell.active, cell.raw_names
+        self.unchanged = UnchangedStep(cell)
+        self.is_current = self.unchanged.holds
         self.params: tuple[str, ...] = ()
         # name, address, size, strides, bytes and a view of every raw parameter when it was last
         # constrained
@@ -93,12 +56,12 @@ class CompiledStep:
         # what the last call left, and where
         self.last_states: list[Tensor] = []
         self.last_addresses: list[int] = []
-        plan = self._plan(layer, x)
+        plan = self._plan(layer, cell, x)
         self.kernel: Callable[..., None] | None = None
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
-            columns = layer.num_neurons * self.inner
+            columns = cell.num_neurons * self.inner
             real = np.dtype(real_name(self.dtype)).type
             self.literals = np.array(plan.literals or (0.0,), real)
             self.packed = np.zeros(max(1, len(self.params)) * columns, real)
@@ -110,38 +73,34 @@ class CompiledStep:
             )
             self.kernel = compiled_at(*step_source(plan))
 
-    def _plan(self, layer: StepLayer, x: Tensor) -> Plan | None:
+    def _plan(self, layer: StepLayer, cell: Cell, x: Tensor) -> Plan | None:
         if (
             not 0 < x.numel() <= _MOST_LANES
             or x.dtype not in (torch.float32, torch.float64)
+            or cell.runs_by_step
+            or not cell.has_plain_states
+            or self.requested not in ("auto", "numba")
             or not self.unchanged.is_comparable
             or unavailable_reason("numba", x.device) is not None
         ):
             return None
         try:
-            program = program_of(layer, x.ndim, layer.check_input(x))
+            kwargs = layer.step_kwargs(x.ndim, x.dtype)
+            program = program_of(cell, x.ndim, layer.check_input(x), kwargs)
         except Unfusable:
             return None
-        dim = dim_from_end(layer, x.ndim)
         return Plan(
             program,
-            backend="numba",
-            dim=dim,
+            backend=NumbaBackend.name,
+            dim=cell.dim_from_end(x.ndim),
             record=(),
             has_backward=False,
             differentiated=(),
             trained=(),
         )
 
-    def fits(self, layer: StepLayer, x: Tensor) -> bool:
-        """Whether it was compiled for such an input, and for the options that hold now."""
-        # not which device: none but the CPU has a kernel
-        if x.shape != self.shape or x.dtype is not self.dtype or x.is_cpu is not self.on_cpu:
-            return False
-        return self.unchanged.holds(layer)
-
     def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
-        """Return the output, new states on the layer; ``None`` where it cannot run here."""
+        """Return the output, new states on the layer; ``None`` where the eager step must run."""
         if self.kernel is None or not x.is_contiguous():
             return None
         attributes = layer.__dict__
@@ -197,7 +156,7 @@ class CompiledStep:
             else:
                 return
         kwargs = layer.step_kwargs(len(self.shape), self.dtype)
-        places = self.packed.reshape(-1, layer.num_neurons, self.inner)
+        places = self.packed.reshape(-1, self.cell.num_neurons, self.inner)
         write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
         raw_values = []
         for name in self.raw_names:

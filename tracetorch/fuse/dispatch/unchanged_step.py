@@ -1,54 +1,52 @@
-"""``UnchangedStep``: tell whether a layer still has the step and options it had before."""
+"""``UnchangedStep``: tell whether what a cell's step calls is what it called before."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 
+from tracetorch.cell import Cell
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.ir.fingerprint import contents, helpers, reads_nothing
-from tracetorch.fuse.protocol import StepLayer
 
 # options that cannot change unseen
 _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class UnchangedStep:
-    """A layer's step and its options at one time.
+    """The functions that a cell's step calls at one time.
 
     Args:
-        layer: the layer.
+        cell: the cell.
         others: functions that the step depends on too.
 
     """
 
-    def __init__(self, layer: StepLayer, *others: Callable[..., Any]) -> None:
-        self.step = layer.step
+    def __init__(self, cell: Cell, *others: Callable[..., Any]) -> None:
         # that of the tensors which a step makes of numbers
         self.default_dtype = torch.get_default_dtype()
-        self.names = layer.options
-        self.options = tuple([getattr(layer, name) for name in self.names])
-        functions = (self.step, *others, *map(type, self.options))
-        self.is_comparable = all(isinstance(option, _IMMUTABLE) for option in self.options) and all(
+        options = cell.options.values()
+        constraints = [
+            each if isinstance(each, FunctionType) else type(each)
+            for each in cell.constraints.values()
+        ]
+        functions = (cell.step, *others, *map(type, options), *constraints)
+        self.is_comparable = all(isinstance(option, _IMMUTABLE) for option in options) and all(
             map(reads_nothing, functions)
         )
-        self.helpers = helpers(self.step) if self.is_comparable else []
+        self.helpers = helpers(cell.step) if self.is_comparable else []
         # functions stay the same objects where a module is reloaded in place: their parts do not
         self.functions: list[tuple[Any, ...]] = []
-        for function in (self.step, *[value for _, _, value in self.helpers]):
+        for function in (cell.step, *[value for _, _, value in self.helpers]):
             if parts := contents(function):
                 self.functions.append((function, *parts))
 
-    def holds(self, layer: StepLayer) -> bool:
-        """Whether the layer has the same step and options, and the step calls the same helpers."""
-        if (
-            layer.step is not self.step
-            or torch.get_default_dtype() is not self.default_dtype
-            or not all(map(operator.is_, map(layer.__dict__.get, self.names), self.options))
-        ):
+    def holds(self) -> bool:
+        """Whether the step and its helpers have the code they had, and call the same helpers."""
+        if torch.get_default_dtype() is not self.default_dtype:
             return False
         for function, code, defaults, keyword_defaults in self.functions:
             if (

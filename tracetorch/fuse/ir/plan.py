@@ -14,7 +14,6 @@ from tracetorch.fuse.ir.trace import Program
 # half of a core's L2 cache, in float32.
 SCRATCH = 128 * 1024
 TILE = 512  # lanes that a CPU kernel walks through time together
-GPU_TILE = 8 * TILE  # a GPU walks all lanes at once, and has less memory for the past of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +28,7 @@ class Plan:
         has_backward: whether there will be a backward pass.
         differentiated: the inputs whose gradients the backward pass computes.
         trained: the parameters whose gradients it computes.
+        tile: lanes whose recomputed states the backend holds at a time.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
 
     """
@@ -40,6 +40,7 @@ class Plan:
     has_backward: bool
     differentiated: tuple[str, ...]
     trained: tuple[str, ...]
+    tile: int = TILE
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -69,8 +70,7 @@ class Plan:
     @cached_property
     def checkpoint_interval(self) -> int:
         """Number of steps from one checkpoint to the next; states in between are recomputed."""
-        tile = GPU_TILE if self.backend == "triton" else TILE
-        return max(1, SCRATCH // (tile * max(1, len(self.recomputed))))
+        return max(1, SCRATCH // (self.tile * max(1, len(self.recomputed))))
 
     def checkpoints(self, steps: int) -> int:
         """Return the number of checkpoints that a forward pass over ``steps`` steps stores."""

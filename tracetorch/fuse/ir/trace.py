@@ -1,4 +1,4 @@
-"""Trace a layer's ``step`` and its vector-Jacobian product into one :class:`Program`."""
+"""Trace a cell's ``step`` and its vector-Jacobian product into one :class:`Program`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.record import Recorder
-from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.step_results import check_step_results
 
 # Another thread may draw a random number while a step is traced; a step that draws does each time.
@@ -111,14 +111,14 @@ class _CotangentSeed(torch.autograd.Function):
         return None, *ctx.cotangents
 
 
-def trace(layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
+def trace(cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
     """Trace ``step`` by running it, and ``autograd.grad`` of it, on tensors that record operations.
 
     Args:
-        layer: layer whose ``step`` is traced.
+        cell: whose ``step`` is traced.
         ndim: number of dimensions of the tensor of one step.
         dtype: dtype of the arithmetic.
-        arguments: result of ``layer.step_kwargs``; tensors become inputs, all else is compiled in.
+        arguments: the step kwargs; tensors become inputs, all else is compiled in.
 
     Raises:
         Unfusable: ``step`` does something that is not pointwise, reads the values of tensors, draws
@@ -130,7 +130,7 @@ def trace(layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, 
     # PyTorch's generators would be recorded as an operation; Python's and NumPy's only show in
     # their states.
     for _ in range(_ATTEMPTS):
-        program = _trace(layer, ndim, dtype, arguments, 2)
+        program = _trace(cell, ndim, dtype, arguments, 2)
         if random.getstate() == before[0] and _same(np.random.get_state(), before[1]):
             break
         before = random.getstate(), np.random.get_state()
@@ -140,7 +140,7 @@ def trace(layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, 
         np.random.set_state(first[1])
         raise Unfusable("its step draws random numbers in Python, which a kernel would draw once")
     # On samples of another size a step that reads the size computes something else.
-    if _trace(layer, ndim, dtype, arguments, 5).key != program.key:
+    if _trace(cell, ndim, dtype, arguments, 5).key != program.key:
         raise Unfusable("its step reads the size of its input")
     return program
 
@@ -151,14 +151,14 @@ def _same(state: Any, other: Any) -> bool:
 
 
 def _trace(
-    layer: StepLayer, ndim: int, dtype: torch.dtype, arguments: dict[str, Any], side: int
+    cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any], side: int
 ) -> Program:
     """Trace once, on samples whose dimensions all have size ``side``."""
-    active = layer.active_states
+    active = cell.active
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
     device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
-    entered = input_names(layer)
+    entered = input_names(cell)
     names = [*entered, *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
@@ -170,14 +170,14 @@ def _trace(
         ):
             # Forward: inactive states are None, as in an eager step.
             inputs = {name: recorder.input(name).requires_grad_() for name in names}
-            stepped = layer.step(
+            stepped = cell.step(
                 *(inputs[name] for name in entered),
-                *(inputs.get(f"s_{name}") for name in layer.states),
+                *(inputs.get(f"s_{name}") for name in cell.states),
                 **{name: inputs[f"p_{name}"] for name in params},
                 **constants,
             )
             output, next_states = check_step_results(
-                layer, [inputs[name] for name in entered], stepped
+                cell, [inputs[name] for name in entered], stepped
             )
             ends = {"output": output, **{f"next_{n}": v for n, v in next_states.items()}}
             # Backward: a cotangent for each result that has a gradient. One that has none, and an
@@ -197,10 +197,10 @@ def _trace(
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    label, ends_with_gradient = type(layer).__name__, frozenset(smooth)
-    return Program(label, entered, active, params, dtype, graph, ends_with_gradient, reached)
+    ends_with_gradient = frozenset(smooth)
+    return Program(cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached)
 
 
-def input_names(layer: StepLayer) -> tuple[str, ...]:
-    """Return the names of a layer's inputs in its graph."""
-    return ("x", *[f"i_{name}" for name in layer.inputs[1:]])
+def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:
+    """Return the names of a cell's inputs in its graph."""
+    return ("x", *[f"i_{name}" for name in cell.inputs[1:]])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,9 +20,10 @@ from tracetorch.fuse.codegen.numba_loops import (
 )
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
+from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-from tracetorch.fuse.runtime.memory import address
+from tracetorch.fuse.runtime.memory import addresses
 from tracetorch.fuse.runtime.threads import run_tasks
 
 PlanT = TypeVar("PlanT", bound=Plan)
@@ -47,6 +51,7 @@ class _Grid(NamedTuple):
     repeats: int
 
 
+@functools.lru_cache(maxsize=512)
 def _grid(layout: Layout) -> _Grid:
     """Divide the lanes of a layout into tasks; narrow rows share a tile."""
     width = layout.neurons * layout.inner
@@ -136,13 +141,11 @@ def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
     """Return sequences or steps whose memory is in the order of the layout, without gaps."""
     if not layout.in_order:
         tensors = map(layout.arrange, tensors)
-    return [tensor.contiguous() for tensor in tensors]
+    return list(map(Tensor.contiguous, tensors))
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Tensor]:
     """Return the strides of time and of the grid's rows, and the flat memory, of a sequence."""
-    if layout.in_order and tensor.is_contiguous():
-        return layout.lanes, grid.columns, tensor
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
         # Rows of a grid are several rows of the layout: they must follow each other without gaps.
@@ -154,102 +157,16 @@ def _sequences(
     tensors: Sequence[Tensor], layout: Layout, grid: _Grid
 ) -> tuple[list[int], list[Tensor]]:
     """Return the strides of several sequences one after the other, and their flat memory."""
-    found = [_sequence(tensor, layout, grid) for tensor in tensors]
-    return [stride for step, row, _ in found for stride in (step, row)], [f for _, _, f in found]
-
-
-# Forward
-
-
-def forward(
-    plan: Plan,
-    layout: Layout,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
-    x = inputs[0]
-    steps = x.shape[0]
-    output, ends, records, checkpoints = allocate_results(plan, layout, x)
-    results = [output, *ends, *records, checkpoints]
-    if layout.lanes == 0:
-        return results
-    grid, kernel = _grid(layout), kernel_of(plan, False, _build)
-    strides, flat = _sequences(inputs, layout, grid)
-    params = [param.contiguous() for param in params]
-    # Without checkpoints the whole sequence is one segment.
-    every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
-    tensors = [*flat, *params, kernel.literals, output, *_flat(states, layout)]
-    tensors += [*ends, *records, checkpoints]
-    # In the order of numba_loops.forward_arguments.
-    arguments = (
-        *_sizes(layout, grid, steps, every),
-        *(*strides, *map(Tensor.numel, params)),
-        *(address(tensor, plan.program.dtype) for tensor in tensors),
-    )
-    work = steps * layout.lanes * (4 + kernel.lines)
-    tile = TILE * x.itemsize
-    scratch = (kernel.slots * tile,)
-    run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
-    return results
-
-
-# Backward
-
-
-def backward(
-    plan: Plan,
-    layout: Layout,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-    checkpoints: Tensor,
-    grads: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return the gradients of inputs, states and parameters; an empty tensor for one not needed."""
-    program, x = plan.program, inputs[0]
-    dtype, steps = program.dtype, x.shape[0]
-    # Gradients come in the order of the results: output, final states, trajectories.
-    g_output, *rest = grads
-    g_ends, g_records = rest[: len(states)], rest[len(states) :]
-    grid = _grid(layout)
-    nothing = torch.empty(0, dtype=dtype)
-    count = len(plan.differentiated)
-    new = layout.allocate(x, dtype, sequences=count, steps=len(states))
-    d_inputs, d_states = dict(zip(plan.differentiated, new, strict=False)), new[count:]
-    # in float64: a parameter's gradient sums over time, batch and space
-    sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
-    if layout.lanes:
-        kernel = kernel_of(plan, True, _build)
-        starts = dict(zip(program.states, states, strict=True))
-        params = [param.contiguous() for param in params]
-        strides, flat = _sequences(inputs, layout, grid)
-        g_strides, (g_flat, *h_flat) = _sequences([g_output, *g_records], layout, grid)
-        tensors = [*flat, *params, kernel.literals, checkpoints]
-        tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
-        tensors += [*_flat(g_ends, layout), *h_flat, *new]
-        # In the order of numba_loops.backward_arguments.
-        arguments = [
-            *_sizes(layout, grid, steps, plan.checkpoint_interval),
-            *(*strides, *map(Tensor.numel, params), *g_strides),
-            *(address(tensor, dtype) for tensor in tensors),
-            sums.data_ptr(),
-        ]
-        # Scratch for the states of one segment, recomputed from its checkpoint.
-        past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps)
-        tile = TILE * x.itemsize
-        work = steps * layout.lanes * (4 + kernel.lines)
-        scratch = (kernel.slots * tile, past * tile)
-        run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
-    # Sum over groups, repeated rows and inner lanes; a value for the whole layer sums neurons too.
-    d_params = dict.fromkeys(program.params, nothing)
-    shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
-    with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        totals = sums.numpy().reshape(shape).sum((0, 2, 4))
-        d_params |= parameter_gradients(plan, params, totals)
-    of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
-    return [*of_inputs, *d_states, *d_params.values()]
+    strides: list[int] = []
+    flat: list[Tensor] = []
+    for tensor in tensors:
+        if layout.in_order and tensor.is_contiguous():
+            step, row, memory = layout.lanes, grid.columns, tensor
+        else:
+            step, row, memory = _sequence(tensor, layout, grid)
+        strides += (step, row)
+        flat.append(memory)
+    return strides, flat
 
 
 def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:
@@ -261,3 +178,119 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
         value = total if like.numel() != 1 or neurons == 1 else total.sum()
         gradients[name] = torch.as_tensor(value, dtype=program.dtype).reshape(like.shape)
     return gradients
+
+
+class NumbaBackend(Backend):
+    """Kernels for the CPU."""
+
+    name = "numba"
+    tile = TILE
+
+    def device_type(self) -> str:
+        """Return ``"cpu"``."""
+        return "cpu"
+
+    def uninstalled_reason(self) -> str | None:
+        """Return why Numba cannot compile on this machine, or ``None``."""
+        return _uninstalled_reason()
+
+    def forward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run the forward kernel: as :meth:`.Backend.forward`."""
+        x = inputs[0]
+        steps = x.shape[0]
+        output, ends, records, checkpoints = allocate_results(plan, layout, x)
+        results = [output, *ends, *records, checkpoints]
+        if layout.lanes == 0:
+            return results
+        grid, kernel = _grid(layout), plan.kernels.get(False) or kernel_of(plan, False, _build)
+        strides, flat = _sequences(inputs, layout, grid)
+        params = list(map(Tensor.contiguous, params))
+        # Without checkpoints the whole sequence is one segment.
+        every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
+        tensors = [*flat, *params, kernel.literals, output, *_flat(states, layout)]
+        tensors += [*ends, *records, checkpoints]
+        # In the order of numba_loops.forward_arguments.
+        arguments = (
+            *_sizes(layout, grid, steps, every),
+            *(*strides, *map(Tensor.numel, params)),
+            *addresses(tensors, plan.program.dtype),
+        )
+        work = steps * layout.lanes * (4 + kernel.lines)
+        tile = TILE * x.itemsize
+        scratch = (kernel.slots * tile,)
+        run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+        return results
+
+    def backward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+        checkpoints: Tensor,
+        grads: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run the backward kernel: as :meth:`.Backend.backward`."""
+        program, x = plan.program, inputs[0]
+        dtype, steps = program.dtype, x.shape[0]
+        # Gradients come in the order of the results: output, final states, trajectories.
+        g_output, *rest = grads
+        g_ends, g_records = rest[: len(states)], rest[len(states) :]
+        grid = _grid(layout)
+        nothing = torch.empty(0, dtype=dtype)
+        count = len(plan.differentiated)
+        new = layout.allocate(x, dtype, sequences=count, steps=len(states))
+        d_inputs, d_states = dict(zip(plan.differentiated, new, strict=False)), new[count:]
+        # in float64: a parameter's gradient sums over time, batch and space
+        sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
+        if layout.lanes:
+            kernel: Kernel = plan.kernels.get(True) or kernel_of(plan, True, _build)
+            starts = dict(zip(program.states, states, strict=True))
+            params = list(map(Tensor.contiguous, params))
+            strides, flat = _sequences(inputs, layout, grid)
+            g_strides, (g_flat, *h_flat) = _sequences([g_output, *g_records], layout, grid)
+            tensors = [*flat, *params, kernel.literals, checkpoints]
+            tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
+            tensors += [*_flat(g_ends, layout), *h_flat, *new]
+            # In the order of numba_loops.backward_arguments.
+            arguments = [
+                *_sizes(layout, grid, steps, plan.checkpoint_interval),
+                *(*strides, *map(Tensor.numel, params), *g_strides),
+                *addresses(tensors, dtype),
+                sums.data_ptr(),
+            ]
+            # Scratch for the states of one segment, recomputed from its checkpoint.
+            past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps)
+            tile = TILE * x.itemsize
+            work = steps * layout.lanes * (4 + kernel.lines)
+            scratch = (kernel.slots * tile, past * tile)
+            run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+        # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
+        d_params = dict.fromkeys(program.params, nothing)
+        shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
+        with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
+            totals = sums.numpy().reshape(shape).sum((0, 2, 4))
+            d_params |= parameter_gradients(plan, params, totals)
+        of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
+        return [*of_inputs, *d_states, *d_params.values()]
+
+
+@functools.cache
+def _uninstalled_reason() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed; pip install numba"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        import numba  # noqa: F401
+    except Exception as failure:  # a NumPy it does not know, a broken library
+        return f"Numba cannot be imported: {failure}"
+    return None

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.fuse.protocol import StepLayer
 from tracetorch.fuse.step_results import check_step_results
 
 
 def run(
-    layer: StepLayer,
+    cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
@@ -30,8 +30,8 @@ def run(
     active: dict[str, Tensor] = {}
     # unbind, not x[t]: the backward pass of an index is as long as the whole sequence
     for now in zip(*[x.unbind(0) for x in inputs], strict=True):
-        output, active = check_step_results(layer, now, layer.step(*now, *states, **kwargs))
-        states = [active.get(name) for name in layer.states]
+        output, active = check_step_results(cell, now, cell.step(*now, *states, **kwargs))
+        states = [active.get(name) for name in cell.states]
         outputs.append(output)
         for name, trajectory in trajectories.items():
             trajectory.append(active[name])

@@ -6,6 +6,9 @@ Under ``TRITON_INTERPRET=1`` they run on tensors of the CPU, slowly, to be teste
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source
-from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.ir.plan import TILE, Plan
+from tracetorch.fuse.ir.trace import Program
+from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
@@ -87,90 +92,133 @@ def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str,
     }
 
 
-def forward(
-    plan: Plan,
-    layout: Layout,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return outputs, final states, trajectories, and the checkpoints for the backward pass."""
-    program, x = plan.program, inputs[0]
-    steps = x.shape[0]
-    output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
-    ends = dict(zip(program.states, last, strict=True))
-    records = dict(zip(plan.record, trajectories, strict=True))
-    # Without lanes every result is empty already, and there is no grid to launch.
-    if layout.lanes:
-        starts = dict(zip(program.states, states, strict=True))
-        # Without checkpoints the whole sequence is one segment.
-        every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
-        # By name, because the printed kernel has an argument for each state and parameter.
-        arguments = {
-            **_inputs(plan, layout, inputs, params, every),
-            **_states("start", starts, layout),
-            "output": _flat(layout.arrange(output)),
-            **_states("end", ends, layout),
-            **_states("record", records, layout),
-            "checkpoints": checkpoints,
-        }
-        _launch(plan, "forward", layout, x.device, arguments)
-    return [output, *ends.values(), *records.values(), checkpoints]
+class TritonBackend(Backend):
+    """Kernels for the GPU."""
+
+    name = "triton"
+    tile = 8 * TILE  # a GPU walks all lanes at once, and has less memory for the past of each
+
+    def device_type(self) -> str:
+        """Return ``"cuda"``, or ``"cpu"`` where the kernels are interpreted."""
+        return "cpu" if _is_interpreted() else "cuda"
+
+    def uninstalled_reason(self) -> str | None:
+        """Return why Triton has no device on this machine, or ``None``."""
+        return _uninstalled_reason()
+
+    def unsupported_reason(self, program: Program) -> str | None:
+        """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
+        operation = unknown(program.graph)
+        if operation is None:
+            return None
+        return f"its step uses {operation}, which Triton kernels lack"
+
+    def forward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run the forward kernel: as :meth:`.Backend.forward`."""
+        program, x = plan.program, inputs[0]
+        steps = x.shape[0]
+        output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
+        ends = dict(zip(program.states, last, strict=True))
+        records = dict(zip(plan.record, trajectories, strict=True))
+        # Without lanes every result is empty already, and there is no grid to launch.
+        if layout.lanes:
+            starts = dict(zip(program.states, states, strict=True))
+            # Without checkpoints the whole sequence is one segment.
+            every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
+            # By name, because the printed kernel has an argument for each state and parameter.
+            arguments = {
+                **_inputs(plan, layout, inputs, params, every),
+                **_states("start", starts, layout),
+                "output": _flat(layout.arrange(output)),
+                **_states("end", ends, layout),
+                **_states("record", records, layout),
+                "checkpoints": checkpoints,
+            }
+            _launch(plan, "forward", layout, x.device, arguments)
+        return [output, *ends.values(), *records.values(), checkpoints]
+
+    def backward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+        checkpoints: Tensor,
+        grads: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run the backward kernel: as :meth:`.Backend.backward`."""
+        program, x = plan.program, inputs[0]
+        dtype, steps = program.dtype, x.shape[0]
+        # Gradients come in the order of the results: output, final states, trajectories.
+        g_output, *rest = grads
+        g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
+        g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
+        nothing = x.new_empty(0, dtype=dtype)
+        count = len(plan.differentiated)
+        new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
+        d_inputs = dict(zip(plan.differentiated, new, strict=False))
+        d_states = dict(zip(program.states, new[count:], strict=True))
+        # One sum for each lane needs no atomics and so is deterministic; float64, because it adds
+        # up all time steps.
+        sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
+        if layout.lanes:
+            starts = dict(zip(program.states, states, strict=True))
+            # One segment of states at a time: the kernel recomputes them from a checkpoint.
+            past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
+            # Incoming gradients keep their strides: that of a sum is expanded from one value.
+            flat, step, row = strided(g_output.detach(), layout)
+            arguments = {
+                **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
+                **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
+                "checkpoints": checkpoints,
+                "past": x.new_empty(past, dtype=dtype),
+                "g_output": flat,
+                "g_step": step,
+                "g_row": row,
+                **_states("g_end", g_ends, layout),
+                **{f"d_{name}": _flat(layout.arrange(d)) for name, d in d_inputs.items()},
+                **_states("d_start", d_states, layout),
+                "sums": sums,
+            }
+            for name, grad in g_records.items():
+                flat, step, row = strided(grad.detach(), layout)
+                arguments |= {f"h_{name}": flat, f"h_step_{name}": step, f"h_row_{name}": row}
+            _launch(plan, "backward", layout, x.device, arguments)
+        d_params = dict.fromkeys(program.params, nothing)
+        # Sum over the rows and lanes of each neuron; a value for the layer sums neurons too.
+        shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
+        for name, total in zip(plan.trained, sums.view(shape).sum((1, 3)), strict=True):
+            like = params[program.params.index(name)]
+            value = total.sum() if like.numel() == 1 else total
+            d_params[name] = value.to(dtype).reshape(like.shape)
+        of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
+        return [*of_inputs, *d_states.values(), *d_params.values()]
 
 
-def backward(
-    plan: Plan,
-    layout: Layout,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-    checkpoints: Tensor,
-    grads: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return the gradients of inputs, states and parameters; an empty tensor for one not needed."""
-    program, x = plan.program, inputs[0]
-    dtype, steps = program.dtype, x.shape[0]
-    # Gradients come in the order of the results: output, final states, trajectories.
-    g_output, *rest = grads
-    g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
-    g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
-    nothing = x.new_empty(0, dtype=dtype)
-    count = len(plan.differentiated)
-    new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
-    d_inputs = dict(zip(plan.differentiated, new, strict=False))
-    d_states = dict(zip(program.states, new[count:], strict=True))
-    # One sum for each lane needs no atomics and so is deterministic; float64, because it adds up
-    # all time steps.
-    sums = x.new_zeros(len(plan.trained), layout.lanes, dtype=torch.float64)
-    if layout.lanes:
-        starts = dict(zip(program.states, states, strict=True))
-        # One segment of states at a time: the kernel recomputes them from a checkpoint.
-        past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
-        # Incoming gradients keep their strides: that of a sum is expanded from one value.
-        flat, step, row = strided(g_output.detach(), layout)
-        arguments = {
-            **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
-            **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
-            "checkpoints": checkpoints,
-            "past": x.new_empty(past, dtype=dtype),
-            "g_output": flat,
-            "g_step": step,
-            "g_row": row,
-            **_states("g_end", g_ends, layout),
-            **{f"d_{name}": _flat(layout.arrange(d)) for name, d in d_inputs.items()},
-            **_states("d_start", d_states, layout),
-            "sums": sums,
-        }
-        for name, grad in g_records.items():
-            flat, step, row = strided(grad.detach(), layout)
-            arguments |= {f"h_{name}": flat, f"h_step_{name}": step, f"h_row_{name}": row}
-        _launch(plan, "backward", layout, x.device, arguments)
-    d_params = dict.fromkeys(program.params, nothing)
-    # Sum over the rows and lanes of each neuron; a parameter shared by the layer sums neurons too.
-    shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
-    for name, total in zip(plan.trained, sums.view(shape).sum((1, 3)), strict=True):
-        like = params[program.params.index(name)]
-        value = total.sum() if like.numel() == 1 else total
-        d_params[name] = value.to(dtype).reshape(like.shape)
-    of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
-    return [*of_inputs, *d_states.values(), *d_params.values()]
+def _is_interpreted() -> bool:
+    """Whether Triton interprets its kernels, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def _uninstalled_reason() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
+    if not _is_interpreted():
+        if not torch.cuda.is_available():
+            return "there is no GPU"
+        if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+            return "the GPU is older than Triton supports"
+    try:
+        import triton  # noqa: F401
+    except Exception as failure:
+        return f"Triton cannot be imported: {failure}"
+    return None

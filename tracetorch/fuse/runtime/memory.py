@@ -116,12 +116,22 @@ def address(tensor: Tensor, dtype: torch.dtype) -> int:
     Raises:
         TypeError: the tensor has other values, or is not on the CPU.
     """
-    if tensor.dtype is not dtype or not tensor.is_cpu:
-        raise TypeError(
-            f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
-            f"{tensor.device}. Convert it with .to(...)."
-        )
-    return tensor.data_ptr()
+    return addresses((tensor,), dtype)[0]
+
+
+def addresses(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
+    """Return the addresses of what a kernel reads as values of ``dtype``.
+
+    Raises:
+        TypeError: a tensor has other values, or is not on the CPU.
+    """
+    for tensor in tensors:
+        if tensor.dtype is not dtype or not tensor.is_cpu:
+            raise TypeError(
+                f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
+                f"{tensor.device}. Convert it with .to(...)."
+            )
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def write_parameters(params: Sequence[Tensor], places: Any) -> None:

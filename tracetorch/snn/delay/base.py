@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.parameters import Clamp, Constraint, Value, Weight
 
 
-class DelayingLayer(Neuron):
+class DelayingLayer(ConstrainedLayer):
     """Base of layers that keep the inputs of the last ``max_delay`` steps.
 
     The state ``past`` has the shape of one step and time behind it, the oldest input first.
@@ -151,13 +151,13 @@ class DelayingLayer(Neuron):
 
     # Running
 
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input
+    def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self.check_input(x)
         y, window = self._run(x.unsqueeze(0), dtype)
         return self._finish(y.squeeze(0), window, 1, x.dtype)
 
-    def forward_sequence(  # type: ignore[override]  # one input
+    def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]`` as one operation over time.

@@ -1,0 +1,295 @@
+"""``Cell``: describe a neuron as one frozen value: step, inputs, states, parameters, options.
+
+A layer holds tensors and a cell. What is derived from a neuron (kernels, traces) takes the cell and
+tensors, and does not ask the layer. A layer whose definition has changed has another cell:
+``layer.cell is cell`` means that its definition has not. Values of parameters are compared by those
+who have read them, and functions that a step calls by ``UnchangedStep``.
+
+Step. A static method of tensors and constants, made of pointwise operations, so that it can be
+traced. Parts that a layer does not have arrive as ``None``. Parameters arrive constrained and
+shaped to broadcast; options (flags, spike functions) arrive by name. The arithmetic is float32 for
+half-precision input.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from itertools import repeat
+from operator import is_
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.walk import Opaque
+
+# What a step or a sequence runs through: a layer's own one changes what either computes.
+METHODS = ("forward_step", "check_input", "states_for", "step_kwargs", "initial_state")
+_OWN = frozenset((*METHODS, "step"))
+# With properties and class attributes that a description is read from.
+_definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
+    *METHODS,
+    *("step", "active_states", "inputs", "states"),
+    *("state_dtype", "state_tail", "state_per_sample"),
+)
+_MISSING = object()  # in place of an option that is a module or a buffer
+
+
+class ConstraintGradient(NamedTuple):
+    """The gradient of a constraint, ``value = constraint(raw)``.
+
+    Args:
+        function: ``gradient of the value, raw, value -> gradient of raw``.
+        reads_raw: whether it reads ``raw``.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    reads_raw: bool
+
+
+class StepDefinition(NamedTuple):
+    """The part of a cell that a step needs; ``torch.compile`` can make it, and no cell, in a trace.
+
+    Args:
+        name, step, inputs, states, active: as those of :class:`Cell`.
+    """
+
+    name: str
+    step: Callable[..., tuple[Any, ...]]
+    inputs: tuple[str, ...]
+    states: tuple[str, ...]
+    active: tuple[str, ...]
+
+
+class StepLayer(Protocol):
+    """A layer that a cell describes: its tensors are in its ``__dict__``, states by name.
+
+    The compiled single step reads those, and the raw tensors in ``_parameters`` and ``_buffers``,
+    from there, and leaves new states there: a lookup by name would cost more than the step.
+    """
+
+    @property
+    def cell(self) -> Cell:
+        """The description of what it is now."""
+
+    @property
+    def step(self) -> Callable[..., tuple[Any, ...]]:
+        """The function, a static method."""
+
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
+
+        Args:
+            ndim: number of dimensions of the tensor of one step.
+            dtype: dtype of the arithmetic.
+        """
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit."""
+
+    def states_for(
+        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
+    ) -> list[Tensor | None]:
+        """Return the states as ``step`` takes them."""
+
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return what a state is before the first step."""
+
+
+class Cell(Opaque):
+    """A neuron without its tensors.
+
+    ::
+
+        step(x, <further inputs>, <states>, *, <parameters>, <options>) -> (output, <states>)
+
+    Args:
+        kind: the class of the layer.
+        name: its name.
+        call: the constructor call that made the layer, for messages.
+        step: the function, pure and pointwise.
+        inputs: names of the inputs in the order in which ``step`` takes them, all of one shape.
+        states: names of the states in the order in which ``step`` takes and returns them.
+        active: those that this neuron has; ``step`` is given ``None`` for the others.
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension of the tensor of one step.
+        constraints: of every parameter its constraint, by name.
+        options: of every option its value, by name.
+        buffers: names of the layer's buffers, among them initial values of states.
+        starts: active states that may start from other values than zero.
+        runs_by_step: whether every step must run through the layer, whose own methods see each.
+        definition: methods and properties of the class that all this was read from.
+        own: methods that the instance has in their place, by name.
+        attributes: the options that are plain attributes, in their order; a mark for the others.
+        registered: the other options, modules and buffers, by name.
+        has_plain_states: whether states are shaped like the input, in the arithmetic's dtype.
+        has_own_active: whether a property of a user's own says which states there are.
+
+    Example:
+        >>> cell = LIF(3, beta=0.5).cell
+        >>> cell.call, cell.active, tuple(cell.constraints)
+        ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
+    """
+
+    kind: type[Any]
+    name: str
+    call: str
+    step: Callable[..., tuple[Any, ...]]
+    inputs: tuple[str, ...]
+    states: tuple[str, ...]
+    active: tuple[str, ...]
+    num_neurons: int
+    dim: int
+    constraints: Mapping[str, Callable[[Tensor], Tensor]]
+    options: Mapping[str, object]
+    buffers: tuple[str, ...]
+    starts: frozenset[str]
+    runs_by_step: bool
+    definition: tuple[Any, ...]
+    own: Mapping[str, object]
+    attributes: tuple[object, ...]
+    registered: Mapping[str, object]
+    has_plain_states: bool
+    has_own_active: bool
+
+    def __init__(
+        self,
+        *,
+        kind: type[Any],
+        name: str,
+        call: str,
+        step: Callable[..., tuple[Any, ...]],
+        inputs: tuple[str, ...],
+        states: tuple[str, ...],
+        active: tuple[str, ...],
+        num_neurons: int,
+        dim: int,
+        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        options: Mapping[str, object],
+        buffers: tuple[str, ...],
+        starts: frozenset[str],
+        runs_by_step: bool,
+        definition: tuple[Any, ...],
+        own: Mapping[str, object],
+        attributes: tuple[object, ...],
+        registered: Mapping[str, object],
+        has_plain_states: bool,
+        has_own_active: bool,
+    ) -> None:
+        fields = locals()
+        del fields["self"]
+        self.__dict__.update(fields)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
+
+    @classmethod
+    def of(
+        cls,
+        layer: Any,
+        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        options: tuple[str, ...],
+        base: Mapping[str, object],
+    ) -> Cell:
+        """Describe a layer as it is now.
+
+        Args:
+            layer: a layer with a ``step``.
+            constraints: of every parameter its constraint, by name.
+            options: names of its options.
+            base: :data:`METHODS` as they are where nobody has overridden them, by name.
+        """
+        attributes, kind = layer.__dict__, type(layer)
+        own = {name: attributes[name] for name in _OWN if name in attributes}
+        overridden = {n for n in METHODS if getattr(kind, n) is not base[n]} | own.keys()
+        active, buffers = layer.active_states, tuple(attributes["_buffers"])
+        may_start = "initial_state" in overridden
+        return cls(
+            kind=kind,
+            name=kind.__name__,
+            call=attributes.get("_call", f"{kind.__name__}(...)"),
+            step=layer.step,
+            inputs=layer.inputs,
+            states=layer.states,
+            active=active,
+            num_neurons=layer.num_neurons,
+            dim=layer.dim,
+            constraints=MappingProxyType(dict(constraints)),
+            options=MappingProxyType({name: getattr(layer, name) for name in options}),
+            buffers=buffers,
+            starts=frozenset([n for n in active if may_start or f"initial_{n}" in buffers]),
+            runs_by_step=not overridden <= {"initial_state", "step"},
+            definition=_definition(kind),
+            own=own,
+            attributes=tuple(map(attributes.get, options, repeat(_MISSING))),
+            registered={n: getattr(layer, n) for n in options if n not in attributes},
+            has_plain_states=layer.state_dtype is None
+            and not layer.state_tail
+            and not layer.state_per_sample,
+            has_own_active=not _of_package(kind.active_states),
+        )
+
+    def describes(
+        self,
+        layer: Any,
+        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        options: tuple[str, ...],
+    ) -> bool:
+        """Whether a layer is what it was when it was described.
+
+        It is compared, and not watched when it is written: ``vars(layer)``, a patched class and
+        engines that write into a module's dicts pass by every ``__setattr__``.
+
+        Args:
+            layer: the layer.
+            constraints: of every parameter its constraint, by name.
+            options: names of its options.
+        """
+        attributes = layer.__dict__
+        return (
+            type(layer) is self.kind
+            and _definition(self.kind) == self.definition
+            and attributes["dim"] == self.dim
+            and attributes["num_neurons"] == self.num_neurons
+            and constraints == self.constraints
+            and options == (*self.options,)
+            and all(map(is_, map(attributes.get, options, repeat(_MISSING)), self.attributes))
+            and not (self.registered and self._has_others(layer))
+            and not (self.has_own_active and layer.active_states != self.active)
+            and (*attributes["_buffers"],) == self.buffers
+            and (
+                not self.own
+                if attributes.keys().isdisjoint(_OWN)
+                else self.own == {name: attributes[name] for name in _OWN if name in attributes}
+            )
+        )
+
+    def _has_others(self, layer: Any) -> bool:
+        """Whether modules or buffers have taken the place of those among the options."""
+        return any(getattr(layer, name) is not value for name, value in self.registered.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
+        return self
+
+    @cached_property
+    def raw_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the parameters are constrained from."""
+        return tuple([f"raw_{name}" for name in self.constraints])
+
+    def dim_from_end(self, ndim: int) -> int:
+        """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""
+        return self.dim if self.dim < 0 else self.dim - ndim
+
+
+def _of_package(property_: Any) -> bool:
+    """Whether a property is one of this package's own, which reads what is compared anyway."""
+    function = getattr(property_, "fget", None)
+    return getattr(function, "__module__", "").partition(".")[0] == "tracetorch"

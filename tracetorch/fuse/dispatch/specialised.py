@@ -1,0 +1,81 @@
+"""``Specialised``: keep what was prepared for a cell and a shape of input, for calls like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.cell import Cell, StepLayer
+from tracetorch.core.torch_private import observed_by
+from tracetorch.core.walk import Opaque
+from tracetorch.fuse.dispatch.backends import requested_backend
+
+_MOST = 4  # shapes that a layer keeps something for
+
+
+class Preparation(Protocol):
+    """A preparation for one cell, and one shape, dtype and device of input."""
+
+    cell: Cell
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    requested: str
+    """The backend that was requested when it was prepared."""
+
+    def is_current(self) -> bool:
+        """Whether what a cell's step calls is what it called when this was prepared."""
+
+    def run(self, layer: StepLayer, x: Tensor) -> Any:
+        """Return the result for an input; ``None`` where the general way must be taken."""
+
+
+P = TypeVar("P", bound=Preparation)
+
+
+class Specialised(Opaque, Generic[P]):
+    """The preparations of one layer, the last one used first.
+
+    A batch that comes and goes finds its own again. Pickles and copies are empty: what was prepared
+    belongs to this process and this layer.
+
+    Args:
+        prepare: makes one, from the layer, its cell and an input.
+    """
+
+    __slots__ = ("kept", "prepare")
+
+    def __init__(self, prepare: Callable[[StepLayer, Cell, Tensor], P]) -> None:
+        self.prepare = prepare
+        self.kept: list[P] = []
+
+    def __reduce__(self) -> tuple[type[Specialised[P]], tuple[Callable[..., P]]]:
+        return type(self), (self.prepare,)
+
+    def run(self, layer: StepLayer, cell: Cell, x: Tensor) -> Any:
+        """Return what a preparation makes of ``x``; ``None``: the general way must be taken."""
+        requested = requested_backend()
+        if requested == "eager" or observed_by((x,)) is not None:
+            return None
+        return self.get(layer, cell, x, requested).run(layer, x)
+
+    def get(self, layer: StepLayer, cell: Cell, x: Tensor, requested: str) -> P:
+        """Return what is prepared for such an input, made now if there is nothing."""
+        for each in self.kept:
+            if (
+                each.cell is cell
+                and each.shape == x.shape
+                and each.dtype is x.dtype
+                and each.device == x.device
+                and each.requested == requested
+                and each.is_current()
+            ):
+                if each is not self.kept[0]:
+                    self.kept = [each, *(other for other in self.kept if other is not each)]
+                return each
+        new = self.prepare(layer, cell, x)
+        self.kept = [new, *self.kept][:_MOST]
+        return new

@@ -1,0 +1,92 @@
+"""``Backend``: run the kernels of a plan, and say where that is not possible."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import transformed_by
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.trace import Program
+from tracetorch.fuse.runtime.layout import Layout
+
+
+class Backend(abc.ABC):
+    """A way to run whole sequences: a child is final, and there is one object of each."""
+
+    name: ClassVar[str]
+    """By which it is requested."""
+    tile: ClassVar[int]
+    """Lanes whose recomputed states are held at a time in a backward pass."""
+
+    @abc.abstractmethod
+    def uninstalled_reason(self) -> str | None:
+        """Return why it cannot run on this machine, or ``None``."""
+
+    @abc.abstractmethod
+    def device_type(self) -> str:
+        """Return the type of the devices whose tensors its kernels read."""
+
+    def unavailable_reason(self, device: torch.device | None = None) -> str | None:
+        """Return why it cannot run here, or ``None``.
+
+        Args:
+            device: of the input; without it, on this machine.
+        """
+        if device is not None:
+            wanted = self.device_type()
+            if device.type != wanted:
+                return f"its kernels are for {wanted}, the input is on {device.type}"
+            if (reason := transformed_by()) is not None:
+                return reason
+        return self.uninstalled_reason()
+
+    def unsupported_reason(self, program: Program) -> str | None:
+        """Return why it has no kernel for a program, or ``None``."""
+        return None
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return outputs, final states, trajectories, and checkpoints for the backward pass.
+
+        Args:
+            plan: the plan.
+            layout: of the inputs.
+            inputs: the inputs ``[T, ...]``.
+            states: the active ones before the first step.
+            params: the tensors among the step kwargs.
+        """
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        plan: Plan,
+        layout: Layout,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor],
+        params: Sequence[Tensor],
+        checkpoints: Tensor,
+        grads: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
+
+        Args:
+            plan: the plan.
+            layout: of the inputs.
+            inputs: the inputs ``[T, ...]``.
+            states: the active ones before the first step.
+            params: the tensors among the step kwargs.
+            checkpoints: what the forward pass has stored.
+            grads: of its results, in their order.
+        """

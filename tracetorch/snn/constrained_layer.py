@@ -1,0 +1,326 @@
+"""``ConstrainedLayer``: a layer whose parameters follow from raw tensors by constraints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import exclude_from_compile, has_values
+from tracetorch.snn.lost_writes import warn_of_lost_writes
+from tracetorch.snn.parameters import (
+    DECAY,
+    THRESHOLD,
+    WEIGHT,
+    Clamp,
+    Constraint,
+    Decay,
+    DecaySetup,
+    NegativeThreshold,
+    Rank,
+    SpikeFunction,
+    Threshold,
+    ThresholdSetup,
+    Weight,
+    WeightSetup,
+    fraction,
+    negative_softplus,
+    resolve_setup,
+)
+from tracetorch.snn.sequence_layer import SequenceLayer
+
+StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
+
+
+class ConstrainedLayer(SequenceLayer):
+    """A layer that declares parameters, each the value of a constraint of a raw tensor.
+
+    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``,
+    which writes ``raw_beta`` in place. What is written into the value in place is lost.
+
+    Args:
+        num_neurons: size of the neuron dimension; at least 1.
+        dim: the neuron dimension of the tensor of one step.
+    """
+
+    # Declaring
+
+    def decay(
+        self,
+        name: str,
+        value: DecaySetup = 0.9,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+    ) -> None:
+        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+        """
+        default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
+        self._declare(name, resolve_setup(name, value, default), Decay.constraint)
+
+    def gate(
+        self,
+        name: str,
+        value: DecaySetup = 0.5,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+    ) -> None:
+        """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
+
+        As :meth:`decay`, but nothing reads a half-life off it.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+        """
+        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
+        self._declare(name, resolve_setup(name, value, default), fraction)
+
+    def threshold(
+        self,
+        name: str,
+        value: ThresholdSetup = 1.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        surrogate: SpikeFunction | None = None,
+        spike: str = "spike",
+        negative: bool = False,
+    ) -> None:
+        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function.
+
+        Args:
+            name: the argument of ``step`` that receives the threshold.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
+                :class:`Threshold`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            surrogate: the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.
+            spike: the argument of ``step`` that receives the spike function.
+            negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
+                magnitude.
+
+        """
+        default = Threshold(
+            THRESHOLD.value,
+            rank,
+            learnable,
+            THRESHOLD.surrogate if surrogate is None else surrogate,
+        )
+        setup = resolve_setup(name, value, default)
+        self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
+        if negative:
+            self._declared.kinds[name] = NegativeThreshold
+        self.option(spike, setup.surrogate)
+
+    def weight(
+        self,
+        name: str,
+        value: WeightSetup = 0.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        low: float | None = None,
+        high: float | None = None,
+        above: str | None = None,
+    ) -> None:
+        """Declare a parameter that is ``raw_<name>`` itself, held between bounds if there are any.
+
+        Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
+        and the gradient passes, so that it can come back.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
+                :class:`Weight`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value; ``None`` for no bound.
+            high: the largest value; ``None`` for no bound.
+            above: another parameter, declared before, that every value lies above.
+
+        Raises:
+            ValueError: the value is out of its bounds, or not finite.
+
+        """
+        default = Weight(WEIGHT.value, rank, learnable)
+        clamp = Clamp(low, high, above)
+        constraint = Weight.constraint if clamp == Clamp() else clamp
+        self._declare(name, resolve_setup(name, value, default), constraint)
+        raw = getattr(self, f"raw_{name}").detach()
+        if clamp == Clamp() or raw.is_meta:
+            return
+        held = self.constrained(name, raw)
+        if not torch.equal(raw, held):
+            ends = [f"at least {low:g}"] if low is not None else []
+            ends += [f"at most {high:g}"] if high is not None else []
+            ends += [f"above {above}"] if above is not None else []
+            given = raw[raw != held][0].item()
+            raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
+
+    def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
+        self._check_name(name)
+        raw = setup.raw(name, self.num_neurons)
+        if setup.learnable:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+        else:
+            self.register_buffer(f"raw_{name}", raw)
+        self._declared.constraints[name] = constraint
+        self._declared.kinds[name] = type(setup)
+
+    # Reading and assigning
+
+    def constrained(self, name: str, raw: Tensor) -> Tensor:
+        """Return the value of a parameter that follows from a raw one.
+
+        Args:
+            name: the parameter.
+            raw: what to constrain, as ``raw_<name>``.
+
+        """
+        constraint = self._declared.constraints[name]
+        if isinstance(constraint, Clamp) and constraint.above is not None:
+            other = getattr(self, f"raw_{constraint.above}").to(raw)
+            return constraint(raw, self.constrained(constraint.above, other))
+        return constraint(raw)
+
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
+
+        Args:
+            ndim: number of dimensions of the tensor of one step.
+            dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
+
+        """
+        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
+        kwargs: dict[str, Any] = {}
+        parameters = self._parameters
+        for name, constraint in self._declared.constraints.items():
+            raw: Tensor | None = parameters.get(f"raw_{name}")
+            if raw is None:  # a buffer, or a parametrization
+                raw = getattr(self, f"raw_{name}")
+            raw = raw.to(dtype)
+            bounded = isinstance(constraint, Clamp)  # perhaps by another parameter
+            value = self.constrained(name, raw) if bounded else constraint(raw)
+            kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
+        for name in self._declared.options:
+            kwargs[name] = getattr(self, name)
+        return kwargs
+
+    @contextmanager
+    def override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
+        """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
+
+        An export makes the parameters constants of a program in this way.
+
+        Args:
+            replacement: called instead of :meth:`step_kwargs`.
+        """
+        attributes = vars(self)
+        previous = attributes.get("step_kwargs")  # overrides may nest
+        attributes["step_kwargs"] = replacement
+        try:
+            yield
+        finally:
+            if previous is None:
+                del attributes["step_kwargs"]
+            else:
+                attributes["step_kwargs"] = previous
+
+    def __getattr__(self, name: str) -> Any:
+        declared = self.__dict__.get("_declared")
+        if declared is not None and name in declared.constraints:
+            raw = getattr(self, f"raw_{name}")
+            value = self.constrained(name, raw)
+            if value is not raw:
+                warn_of_lost_writes(self, name, value)
+            return value
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = self.__dict__.get("_declared")
+        if declared is None or name not in declared.constraints:
+            super().__setattr__(name, value)
+            return
+        if not torch.compiler.is_compiling() and _assigned_by_torch():
+            constraint = declared.constraints[name].__name__
+            raise AttributeError(
+                f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
+                f"functional_call raw_{name}, through which gradients flow."
+            )
+        self._assign(name, value)
+
+    @exclude_from_compile
+    def _assign(self, name: str, value: Any) -> None:
+        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+        Its rank, and the optimizer that holds the raw tensor, stay as they are.
+        """
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
+                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+                f"learned is raw_{name}."
+            )
+        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
+        if raw_name in self.__dict__:
+            raise ValueError(
+                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
+                f"weights; what is assigned to {name} would not last. Remove that first."
+            )
+        current = getattr(self, raw_name)
+        if raw.is_meta and not current.is_meta:
+            raise ValueError(
+                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
+            )
+        if raw.ndim > current.ndim:
+            raise ValueError(
+                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+                "number, or build the layer with rank 1."
+            )
+        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
+        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
+        written = [current] if stored else [*self.parameters(), *self.buffers()]
+        with torch.no_grad(), restored_on_error(written):
+            if stored:
+                current.copy_(raw)
+            else:  # by the right inverse of its parametrization
+                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
+            found = self.constrained(name, getattr(self, raw_name))
+            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
+            if has_values(found) and not torch.allclose(
+                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
+            ):
+                raise ValueError(
+                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
+                    f"be {found.tolist()}."
+                )
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        """Return the raw tensor of a value, checked as a constructor checks it."""
+        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
+
+
+def _assigned_by_torch() -> bool:
+    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")

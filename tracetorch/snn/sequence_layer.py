@@ -1,0 +1,260 @@
+"""``SequenceLayer``: a layer with states that runs one time step, or a whole sequence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.cell import Cell
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.thread_owner import check_thread, release, take
+from tracetorch.core.walk import Opaque
+from tracetorch.snn.parameters import UNSET, Constraint, Weight
+from tracetorch.snn.representation import constructor_call
+from tracetorch.snn.stateful_layer import StatefulLayer, running
+from tracetorch.snn.unknown_arguments import check_arguments
+
+Check = Callable[[str, object], object]
+
+L = TypeVar("L", bound="SequenceLayer")
+
+
+class Declarations(Opaque):
+    """The declarations of a layer: the constraint of every parameter, the names of its options.
+
+    Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
+    ``cells`` describe what the layer was, the last one first.
+    """
+
+    def __init__(self) -> None:
+        self.constraints: dict[str, Constraint] = {}
+        self.kinds: dict[str, type[Weight]] = {}
+        self.options: tuple[str, ...] = ()
+        self.fixed: tuple[str, ...] = ()
+        self.checks: dict[str, Check] = {}
+        self.cells: list[Cell] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cells": []}  # of this process
+
+
+class _ConstructorSignature:
+    """The signature of a class, that of its ``__init__``; instances have none of their own.
+
+    Python 3.10 would show that of ``__new__`` for a class whose ``__init__`` is a base's.
+    """
+
+    def __get__(self, layer: object, kind: type) -> inspect.Signature:
+        if layer is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class SequenceLayer(StatefulLayer):
+    """A layer that keeps states from step to step, and runs one step or a whole sequence.
+
+    Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind: a
+    recurrent connection, delays, noise, norms and dropout over time. A child writes
+    :meth:`forward_step` and :meth:`forward_sequence`; calling the layer runs one step, and inside
+    ``tt.unroll`` by layer all of them.
+
+    Args:
+        num_neurons: size of the neuron dimension; at least 1.
+        dim: the neuron dimension of the tensor of one step.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: ``num_neurons`` is below 1.
+
+    Example:
+        >>> isinstance(LIF(3), SequenceLayer), isinstance(Delay(3, max_delay=2), SequenceLayer)
+        (True, True)
+    """
+
+    __signature__ = _ConstructorSignature()
+    inputs: ClassVar[tuple[str, ...]] = ("x",)
+
+    layer_pass: Callable[..., Tensor] | None
+    """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+
+    def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
+        """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
+        check_arguments(cls, kwargs)
+        layer = super().__new__(cls)
+        if args or kwargs:
+            object.__setattr__(layer, "_call", constructor_call(cls, args, kwargs))
+        return layer
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self._declared = Declarations()
+        self.layer_pass = None
+
+    def option(
+        self, name: str, value: object, *, fixed: bool = False, check: Check | None = None
+    ) -> None:
+        """Declare a constant: a flag, a word, a number, a spike function; ``step`` receives it.
+
+        It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
+        learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: the constant.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
+                is ``None``, for the layer lacks this part.
+            check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
+                or raises; a function of a module, so that layers can be pickled.
+
+        """
+        self._check_name(name)
+        if check is not None:
+            value = check(name, value)
+            self._declared.checks[name] = check
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+        self._declared.options += (name,)
+        if fixed:
+            self._declared.fixed += (name,)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the constants that ``step`` receives."""
+        return self._declared.options
+
+    @property
+    def constraints(self) -> Mapping[str, Constraint]:
+        """The constraint of every parameter, by name; ``value = constraint(raw_<name>)``."""
+        return self._declared.constraints
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the parameters are constrained from."""
+        return tuple([f"raw_{name}" for name in self._declared.constraints])
+
+    @property
+    def transient_attributes(self) -> frozenset[str]:
+        """The states, and what else a step changes (notes that hold for one call)."""
+        notes = (
+            "_doubtful_step",
+            "_takes_steps",
+            "_zeroed_in_backward",
+            "_zeroed_in_trace",
+            "layer_pass",
+        )
+        return frozenset((*self.active_states, *notes, "step_kwargs"))
+
+    @property
+    def passed_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that a call passes."""
+        return self.inputs
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).states and self.__dict__.get("layer_pass") is not None:
+            check_thread(self)
+            # a pass by layer has set the states aside, for those of one step are not known
+            raise ValueError(
+                f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
+                f'state {name} of one step. Use tt.unroll(..., by="step").'
+            )
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = self.__dict__.get("_declared")
+        if declared is not None and name in declared.fixed:
+            if self.__dict__.get(name, UNSET) is None:
+                if value is None:
+                    return
+                raise AttributeError(
+                    f"{self!r} has no {name}: the constructor has left it out, and the states that "
+                    "it needs. Build a layer that has it."
+                )
+            raise AttributeError(
+                f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
+                "another layer."
+            )
+        if isinstance(value, nn.Parameter) and name in type(self).states:
+            raise TypeError(
+                f"{name} of {self!r} is a state, which every step sets anew, and no parameter. "
+                "Give a tensor; what it starts from is declared by self.state(name, init=...)."
+            )
+        if declared is not None and name in declared.checks:
+            value = declared.checks[name](name, value)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """List the parameters by name too, and leave out the parts that the layer does not have."""
+        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
+        names.discard("__signature__")  # of the class alone
+        attributes = self.__dict__
+        if "_declared" in attributes:
+            names.update(self.constraints)
+            names.difference_update(set(self.states).difference(self.active_states))
+            names.difference_update(n for n in self.options if attributes.get(n, n) is None)
+        return sorted(names)
+
+    def __repr__(self) -> str:
+        call = self.__dict__.get("_call", f"{type(self).__name__}(...)")
+        inner = super().__repr__() if self._modules else ""
+        return f"{call}{inner[inner.index('(') :]}" if inner else call
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "layer_pass": None}
+
+    # Calling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
+        return self._forward(x)
+
+    def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
+        if self.layer_pass is not None:
+            if not torch.compiler.is_dynamo_compiling():
+                check_thread(self)
+            return self.layer_pass(self, x, *further)
+        if torch.compiler.is_compiling() or not self.states:
+            return self.forward_step(x, *further)
+        if running.by_layer:
+            raise ValueError(
+                f"{self!r} cannot be reached through the attributes of the model that runs by "
+                "layer, only through a closure or a global: it would take all time steps for one "
+                'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
+            )
+        outermost = take(self)
+        try:
+            return self.forward_step(x, *further)
+        finally:
+            if outermost:
+                release(self)
+
+    def forward_step(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward_step.")
+
+    def forward_sequence(
+        self, x: Tensor, record: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all the steps of ``x`` ``[T, ...]``; return outputs and recorded trajectories.
+
+        Args:
+            x: the inputs ``[T, ...]``.
+            record: names of states whose trajectories are wanted too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward_sequence.")
+
+
+def transient_attributes_of(module: nn.Module) -> frozenset[str]:
+    """Return what a call of a module may change: its mode, hooked weights, a neuron's states."""
+    own = frozenset({"training", *hooked_weights(module)})
+    return own | module.transient_attributes if isinstance(module, SequenceLayer) else own
