@@ -104,9 +104,21 @@ def test_a_change_takes_effect_on_every_road(change: str, road: str) -> None:
 # Dynamo has no guards on the methods of a class: a class that is patched after a compilation.
 UNGUARDED = [change for change in CHANGES if change.endswith("of the class")]
 
+# Known faults of a compiled `unroll`: the change is not seen, and nothing is raised.
+UNSEEN = ("forward_step of the instance", "a state with a graph")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [change for change in CHANGES if change not in UNGUARDED])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, marks=pytest.mark.xfail(strict=True, reason="not guarded by Dynamo"))
+        if change in UNSEEN
+        else change
+        for change in CHANGES
+        if change not in UNGUARDED
+    ],
+)
 def test_a_change_takes_effect_after_a_compilation(change: str) -> None:
     layer, x = made(), sequence()
     torch._dynamo.reset()
@@ -143,8 +155,10 @@ def test_a_change_takes_effect_in_an_export(change: str) -> None:
         for step in x.unbind():
             y, states = program(step, states)
             steps.append(y)
-    except Exception:
-        assert "error" in expected or "override" in change or " of " in change
+    except Exception as error:
+        # A program's batch is its first dimension: neurons there are refused by name.
+        refused = "the neuron dimension" in change and "neurons, the input has" in str(error)
+        assert "error" in expected or "override" in change or " of " in change or refused
         return
     assert torch.allclose(torch.stack(steps), expected["y"])
 
