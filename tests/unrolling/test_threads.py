@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, ClassVar
 
 import pytest
@@ -22,6 +23,9 @@ from tracetorch import snn
 from tracetorch.core import thread_owner
 from tracetorch.core.snapshot import ModelSnapshot
 
+unroll_module = import_module(
+    "tracetorch.unrolling.unroll"
+)  # the package holds a function of its name
 REFUSED = "is being run by the thread 'first_0', and this is the thread .*a copy per thread"
 
 
@@ -195,6 +199,29 @@ def test_every_call_of_a_pool_is_right_or_refused(by: By, grad: bool) -> None:
         sys.setswitchinterval(interval)
     assert tt.get_states(model) == {}
     assert not thread_owner._owners
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_model_is_walked_again_where_another_thread_ran_it_during_the_walk(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, walks = made(), list[Any]()
+    walk = unroll_module.remembered_walk
+
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
+        found = walk(*args, **kwargs)
+        for _ in range(0 if walks else others):
+            thread = threading.Thread(target=lambda: model(X[0]))
+            thread.start()
+            thread.join()
+        walks.append(found)
+        return found
+
+    monkeypatch.setattr(unroll_module, "remembered_walk", disturbed)
+    y = tt.unroll(model, X, from_rest=True)
+    assert len(walks) == 1 + others
+    tt.zero_states(model)
+    torch.testing.assert_close(y, loop(model, X))
 
 
 def test_a_copy_per_thread_serves_a_pool() -> None:

@@ -6,6 +6,7 @@ and not on the module: copies, pickles and snapshots of it know nothing of threa
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Protocol, cast
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 
 _owners: dict[int, int] = {}  # the thread that runs a module; single operations are atomic
+_turns = itertools.count(1)
+_turn = 0  # grows by one with each module that a thread begins to run
 
 
 class Labelled(Protocol):
@@ -39,10 +42,20 @@ def take(module: Labelled, waiting: int | None = None) -> bool:
         return False
     held = _owners.setdefault(key, thread)
     if held == thread:
+        global _turn
+        _turn = next(_turns)
         return True
     if waiting in (None, held) and _works_for_another_thread():
         return False
     raise ValueError(_refusal(module, held))
+
+
+def current_turn() -> int:
+    """Return the number of runs that have begun so far, or -1 while any thread runs a module.
+
+    For :meth:`owned.undisturbed_since`.
+    """
+    return -1 if _owners else _turn
 
 
 def release(module: Labelled) -> None:
@@ -97,7 +110,7 @@ class owned:  # noqa: N801 (used as a function)
         self.waiting = waiting
         self.taken: list[Labelled] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> owned:
         try:
             for module in self.modules:
                 if take(module, self.waiting):
@@ -105,6 +118,14 @@ class owned:  # noqa: N801 (used as a function)
         except BaseException:
             self.__exit__()
             raise
+        return self
+
+    def undisturbed_since(self, turn: int) -> bool:
+        """Whether nothing has run since :func:`current_turn` gave this, nor ran then.
+
+        What was read of the modules before they were owned then still holds.
+        """
+        return _turn == turn + len(self.taken)
 
     def __exit__(self, *_: object) -> None:
         for module in self.taken:

@@ -154,9 +154,10 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
     descriptor = dict_descriptor(kind)
-    attributes: dict[str, Any] = {} if descriptor is None else descriptor.__get__(owner)
+    # copies, because another thread may set and delete attributes meanwhile
+    attributes: dict[str, Any] = {} if descriptor is None else dict(descriptor.__get__(owner))
     if is_module:  # submodules first, and under their own names
-        found += attributes.get("_modules", {}).items()
+        found += dict(attributes.get("_modules", {})).items()
     parts = list(attributes.items())
     if issubclass(kind, METHODS):
         # a module is that which holds its method, or one above it

@@ -118,10 +118,12 @@ class _Memo:
         kind: Any = type(module)
         if dict_descriptor(kind) is None or slots_of(kind):
             raise _ChangedError
-        reference, attributes = weakref.ref(module), module.__dict__
+        reference = weakref.ref(module)
         if not entered:
             return _Module(reference, path, kind, {}, [], [], ())
-        children = attributes["_modules"]
+        # read once: another thread may set and delete attributes meanwhile
+        attributes = dict(module.__dict__)
+        children = dict(attributes["_modules"])
         if not all(child is None or id(child) in self.numbers for child in children.values()):
             raise _ChangedError
         parts = tuple([(name, self._part(value)) for name, value in _entered(attributes)])
@@ -166,9 +168,7 @@ class _Memo:
                 continue
             attributes = module.__dict__
             kinds = tuple(map(type, attributes.values()))
-            if kinds not in seen:
-                _accept(seen, kinds, attributes)
-            names, held_names = seen[kinds]
+            names, held_names = seen[kinds] if kinds in seen else _accept(seen, dict(attributes))
             registered = attributes["_modules"]
             # a child is alive where its own comparison succeeds, and so its id is its own
             if (*attributes,) != names or (
@@ -206,7 +206,7 @@ def _entered(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return the plain attributes of a module that a walk enters."""
     return [
         (name, value)
-        for name, value in list(attributes.items())  # which another thread may change
+        for name, value in attributes.items()
         if name not in MODULE_ATTRIBUTES and not is_opaque(type(value))  # type: ignore[arg-type]
     ]
 
@@ -215,7 +215,7 @@ def _names(attributes: dict[str, Any]) -> tuple[_Names, _Names]:
     """Return the names of attributes, and of those that are tensors or other values."""
     held = [
         name
-        for name, value in list(attributes.items())
+        for name, value in attributes.items()
         if _is_held(type(value)) and name not in MODULE_ATTRIBUTES
     ]
     return tuple(attributes), tuple(held)
@@ -226,11 +226,13 @@ def _is_held(kind: type) -> bool:
 
 
 def _accept(
-    seen: dict[tuple[type, ...], tuple[_Names, _Names]],
-    kinds: tuple[type, ...],
-    attributes: dict[str, Any],
-) -> None:
+    seen: dict[tuple[type, ...], tuple[_Names, _Names]], attributes: dict[str, Any]
+) -> tuple[_Names, _Names]:
     """Remember other types of attributes that leave the walk as it is: tensors come and go.
+
+    Args:
+        seen: what has been accepted so far; this combination is added.
+        attributes: a copy of a module's attributes, which another thread may change.
 
     Raises:
         _ChangedError: there is another difference.
@@ -239,7 +241,7 @@ def _accept(
     before = dict(zip(names, known, strict=True))
     if before.keys() != attributes.keys() or len(seen) >= _MOST_KINDS:
         raise _ChangedError
-    for name, value in list(attributes.items()):
+    for name, value in attributes.items():
         if type(value) is not before[name] and not {type(value), before[name]} <= _TENSOR_OR_NONE:
             raise _ChangedError
     # what is entered is entered in the order of the attributes
@@ -248,7 +250,8 @@ def _accept(
     ]
     if [name for name, _ in _entered(attributes)] != entered:
         raise _ChangedError
-    seen[kinds] = _names(attributes)
+    names_now = seen[tuple(map(type, attributes.values()))] = _names(attributes)
+    return names_now
 
 
 def _compare(
@@ -307,7 +310,7 @@ def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -
     if key in _memos:
         try:
             return _memos[key].again(root)
-        except (_ChangedError, KeyError):  # or another thread is changing it
+        except (_ChangedError, KeyError, RuntimeError):  # or another thread is changing it
             pass
     found = walk(root, closed=closed)
     try:

@@ -41,7 +41,7 @@ def may_write(parts: Iterable[object]) -> bool:
     pending: list[object] = []
     for part in parts:
         pending.append(type(part))
-        pending += [each for each in getattr(part, "__dict__", {}).values() if callable(each)]
+        pending += [each for each in dict(getattr(part, "__dict__", {})).values() if callable(each)]
     seen: set[int] = set()
     while pending:
         each: Any = pending.pop()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
-from tracetorch.core.thread_owner import owned
+from tracetorch.core.thread_owner import current_turn, owned
 from tracetorch.core.torch_private import pytree, transformed_by
 from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
@@ -157,12 +157,16 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
+    compiling = torch.compiler.is_compiling()
+    turn = -1 if compiling else current_turn()
     found = _reachable(model)
-    facts = facts_of(found)
-    neurons: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
-    # torch.compile cannot follow what a thread notes for itself, and needs none of it
+    neurons = [module for _, module in found.modules if isinstance(module, SequenceLayer)]
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
-    with nullcontext() if torch.compiler.is_compiling() else owned(kept):
+    # torch.compile cannot follow what a thread notes for itself, and needs none of it
+    with nullcontext() if compiling else owned(kept) as held:
+        if held is not None and not held.undisturbed_since(turn):  # the walk may have met a run
+            found = _reachable(model)
+        facts = facts_of(found)
         return _unroll(
             model,
             x,
