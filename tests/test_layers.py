@@ -142,7 +142,7 @@ def test_no_file_imports_itself_through_others() -> None:
         ("fuse.dispatch.plans", "def f():\n    from tracetorch.snn.neuron import Neuron"),
         ("fuse.ir.trace", "if TYPE_CHECKING:\n    from tracetorch.snn import Neuron"),
         ("fuse.ir.trace", "from tracetorch.fuse.runtime import cpu"),
-        ("fuse.codegen.numba_loops", "from tracetorch.fuse import backend"),
+        ("fuse.codegen.llvm_kernel", "from tracetorch.fuse import backend"),
         ("core.walk", "import tracetorch.functional"),
         ("checkpoint.save", "from tracetorch import __version__"),
         ("nir.write", "from tracetorch.export import step"),

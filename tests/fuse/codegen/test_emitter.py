@@ -6,12 +6,11 @@ import torch
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import everything
 from tracetorch.fuse.codegen.emitter import Emitter, Target
-from tracetorch.fuse.codegen.targets import javascript_target, numba_target, triton_target
+from tracetorch.fuse.codegen.targets import javascript_target, triton_target
 from tracetorch.fuse.ir.graph import Graph, Line
 
 TARGETS = [
-    pytest.param(make(dtype), id=f"{name}-{dtype}".replace("torch.", ""))
-    for name, make in (("numba", numba_target), ("triton", triton_target))
+    pytest.param(triton_target(dtype), id=f"triton-{dtype}".replace("torch.", ""))
     for dtype in (torch.float32, torch.float64)
 ]
 TARGETS.append(pytest.param(javascript_target(), id="javascript"))
@@ -21,7 +20,7 @@ DECAY = Graph(
 
 
 def test_blocks_are_indented() -> None:
-    emitter = Emitter(numba_target(torch.float32))
+    emitter = Emitter(triton_target(torch.float32))
     with emitter.indent("for i in range(2):"):
         with emitter.indent("if i:"):
             emitter.lines("a = i", "", "b = i")
@@ -34,7 +33,7 @@ def test_blocks_are_indented() -> None:
 
 
 def test_empty_block_is_filled() -> None:
-    emitter = Emitter(numba_target(torch.float32))
+    emitter = Emitter(triton_target(torch.float32))
     with emitter.indent("for i in range(2):"), emitter.indent("for j in range(2):"):
         pass
     assert emitter.source() == "for i in range(2):\n    for j in range(2):\n        pass\n"
@@ -55,7 +54,7 @@ def test_blocks_are_closed_where_the_language_has_braces() -> None:
 
 
 def test_graph_is_printed_twice_with_suffixes() -> None:
-    emitter = Emitter(numba_target(torch.float32), [0.25, 0.5])
+    emitter = Emitter(triton_target(torch.float32), [0.25, 0.5])
     first = emitter.graph(DECAY, {"mem": "S[0]"}, "_0")
     second = emitter.graph(DECAY, {"mem": first["next"]}, "_1")
     assert emitter.source() == (
@@ -65,15 +64,14 @@ def test_graph_is_printed_twice_with_suffixes() -> None:
 
 
 def test_only_used_literals_are_read() -> None:
-    emitter = Emitter(numba_target(torch.float32), [0.25, 0.5])
+    emitter = Emitter(triton_target(torch.float32), [0.25, 0.5])
     emitter.read_literals([DECAY])
-    assert emitter.source() == "c1 = literals[1]\n"
+    assert emitter.source() == "c1 = tl.full((BLOCK,), tl.load(literals + 1), tl.float32)\n"
 
 
 def test_spelling_of_literals() -> None:
     nan = float("nan")
     for target, spelled in (
-        (numba_target(torch.float32), ["zero", "-zero", "one", "True", "False", "c0", "c1"]),
         (javascript_target(), ["0", "(-0)", "1", "true", "false", "c0", "c1"]),
         (triton_target(torch.float32), ["zero", "(-zero)", "one", "true", "(true ^ true)"]),
     ):
@@ -86,7 +84,7 @@ def test_spelling_of_literals() -> None:
 
 def test_undeclared_literal_is_an_error() -> None:
     with pytest.raises(KeyError):
-        Emitter(numba_target(torch.float32)).graph(DECAY)
+        Emitter(triton_target(torch.float32)).graph(DECAY)
 
 
 @pytest.mark.parametrize("target", TARGETS)

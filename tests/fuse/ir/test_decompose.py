@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
-from tests.fuse.ir.test_lower import DTYPES, Function, by_numba, check, expected, neuron, operands
+from tests.fuse.ir.test_lower import (
+    DTYPES,
+    Function,
+    by_kernel,
+    check,
+    expected,
+    neuron,
+    operands,
+)
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.trace import trace
 
@@ -50,7 +58,7 @@ ROUNDED: dict[str, Function] = {
 @DTYPES
 def test_decompositions_compute_what_pytorch_does(dtype: torch.dtype) -> None:
     cases = [*EXACT.items(), *ROUNDED.items()]
-    check(cases, by_numba([function for _, function in cases], dtype), dtype, ROUNDED)
+    check(cases, by_kernel([function for _, function in cases], dtype), dtype, ROUNDED)
 
 
 @DTYPES
@@ -64,7 +72,7 @@ def test_gelu_and_gamma_functions(dtype: torch.dtype) -> None:
     a, b, _ = operands(dtype)
     near = (a.abs() < 50) & (b.abs() < 50) & ((a.abs() > 1e-3) | (a == 0))
     eps = torch.finfo(dtype).eps
-    for function, results in zip(functions, by_numba(functions, dtype), strict=True):
+    for function, results in zip(functions, by_kernel(functions, dtype), strict=True):
         for found, wanted in zip(results, expected(function, dtype), strict=True):
             torch.testing.assert_close(
                 found[near], wanted[near], rtol=32 * eps, atol=32 * eps, equal_nan=True

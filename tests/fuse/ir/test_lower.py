@@ -6,17 +6,13 @@ import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-import numba
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
+from tests.fuse.kernels import graph_on, lesser_machine
 from tracetorch import fuse, snn
-from tracetorch.fuse.codegen.emitter import Emitter
-from tracetorch.fuse.codegen.numba_functions import fma
-from tracetorch.fuse.codegen.targets import numba_target, real_name
 from tracetorch.fuse.ir import lower, record
 from tracetorch.fuse.ir.trace import trace
 
@@ -209,34 +205,20 @@ def expected(function: Function, dtype: torch.dtype) -> list[Tensor]:
     return [value.detach(), *(torch.zeros_like(a) if grad is None else grad for grad in grads)]
 
 
-def by_numba(functions: Sequence[Function], dtype: torch.dtype) -> list[list[Tensor]]:
-    """Return what :func:`expected` does, by one printed function for all of them.
-
-    It has neither states nor time, which other tests are about and which take long to compile.
-    """
+def by_kernel(
+    functions: Sequence[Function], dtype: torch.dtype, way: str = "compiled"
+) -> list[list[Tensor]]:
+    """Return what :func:`expected` does, by one kernel for all of them, without states or time."""
     program = trace(neuron(functions, 1).cell, 1, dtype, {})
     parts = ("next_a{}", "d_s_a{}", "d_s_b{}")
     names = [part.format(i) for i in range(len(functions)) for part in parts]
     graph = program.graph.select(names)
-    literals = list(graph.literals().values())
-    emitter = Emitter(numba_target(dtype), literals)
-    # Inputs are called s_a<i> and s_b<i>, cotangents g_a<i>: rows of one array.
-    rows = {name: "abg".index("g" if name[0] == "g" else name[2]) for name in graph.reads()}
-    with emitter.indent("def run(inputs, literals, results):"):
-        emitter.read_literals([graph])
-        with emitter.indent("for i in range(inputs.shape[1]):"):
-            emitter.lines(*(f"{name} = inputs[{row}, i]" for name, row in rows.items()))
-            ends = emitter.graph(graph)
-            emitter.lines(*(f"results[{k}, i] = {ends[name]}" for k, name in enumerate(names)))
-    real = np.dtype(real_name(dtype)).type
-    namespace: dict[str, Any] = {"np": np, "math": math, "fma": fma, "real": real}
-    namespace |= {"zero": real(0), "one": real(1)}
-    exec(emitter.source(), namespace)
-    inputs = torch.stack(operands(dtype))
-    results = torch.empty(len(names), inputs.shape[1], dtype=dtype)
-    run = numba.njit(namespace["run"], error_model="numpy")
-    run(inputs.numpy(), np.array(literals, real), results.numpy())
-    return [list(results[k : k + 3]) for k in range(0, len(names), 3)]
+    # Inputs are called s_a<i> and s_b<i>, cotangents g_a<i>.
+    rows = dict(zip("abg", operands(dtype), strict=True))
+    inputs = {name: rows["g" if name[0] == "g" else name[2]] for name in graph.reads()}
+    machine = lesser_machine() if way == "lesser" else None
+    results = graph_on(graph, inputs, dtype, machine, evaluated=way == "evaluated")
+    return [[results[name] for name in names[k : k + 3]] for k in range(0, len(names), 3)]
 
 
 def by_layer(functions: Sequence[Function], dtype: torch.dtype, backend: str) -> list[list[Tensor]]:
@@ -325,6 +307,7 @@ def test_case_reaches_its_rule(
     assert name in reached
 
 
+@pytest.mark.parametrize("way", ["compiled", "lesser", "evaluated"])
 @DTYPES
-def test_rules_on_numba(dtype: torch.dtype) -> None:
-    check(FUNCTIONS, by_numba([function for _, function in FUNCTIONS], dtype), dtype)
+def test_rules_in_kernels(dtype: torch.dtype, way: str) -> None:
+    check(FUNCTIONS, by_kernel([function for _, function in FUNCTIONS], dtype, way), dtype)

@@ -54,20 +54,20 @@ class Emitter:
             ...; graphs may hold no others besides 0.0 and 1.0.
 
     Example:
-        >>> import torch
-        >>> from tracetorch.fuse.codegen.targets import numba_target
+        >>> from tracetorch.fuse.codegen.targets import javascript_target
         >>> from tracetorch.fuse.ir.graph import Graph, Line
-        >>> emitter = Emitter(numba_target(torch.float32), [0.9])
+        >>> emitter = Emitter(javascript_target(), [0.9])
         >>> decay = Graph((Line("v0", "mul", (0.9, "mem")),), {"next": "v0"})
-        >>> with emitter.indent("def step(mem, literals):"):
+        >>> with emitter.indent("(mem, literals) => {"):
         ...     emitter.read_literals([decay])
         ...     results = emitter.graph(decay)
-        ...     emitter.line(f"return {results['next']}")
+        ...     emitter.line(f"return {results['next']};")
         >>> print(emitter.source(), end="")
-        def step(mem, literals):
-            c0 = literals[0]
-            v0 = c0 * mem
-            return v0
+        (mem, literals) => {
+            const c0 = literals[0];
+            const v0 = c0 * mem;
+            return v0;
+        }
 
     """
 

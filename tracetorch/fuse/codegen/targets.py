@@ -1,4 +1,4 @@
-"""Describe the languages that kernels are printed in: Python for Numba, Triton, JavaScript."""
+"""Describe the languages that kernels are printed in: Triton, JavaScript."""
 
 from __future__ import annotations
 
@@ -35,30 +35,6 @@ _BINARY = ("copysign", "fmod", "hypot", "nextafter")
 
 # Comparisons with itself let NaN pass, as in PyTorch. Of two equal operands, zeros of both signs,
 # the second one is returned, as by the processor's vector instructions.
-_NUMBA = {
-    **_INFIX,
-    "abs": "abs({})",
-    "max": "({0} if {0} > {1} or {0} != {0} else {1})",
-    "min": "({0} if {0} < {1} or {0} != {0} else {1})",
-    "fma": "fma({}, {}, {})",
-    "where": "({1} if {0} else {2})",
-    "float": "(one if {} else zero)",
-    "not": "not {}",
-    "sigmoid": "one / (one + np.exp(-{}))",
-    **{op: f"real(math.{op}({{}}))" for op in ("erf", "erfc", "lgamma")},
-    "pow": "np.power({}, {})",
-    "round": "np.rint({})",
-    "acos": "np.arccos({})",
-    "acosh": "np.arccosh({})",
-    "asin": "np.arcsin({})",
-    "asinh": "np.arcsinh({})",
-    "atan": "np.arctan({})",
-    "atan2": "np.arctan2({}, {})",
-    "atanh": "np.arctanh({})",
-    **{op: f"np.{op}({{}}, {{}})" for op in _BINARY},
-    **{op: f"np.{op}({{}})" for op in _UNARY},
-}
-
 _TRITON = {
     **_INFIX,
     "abs": "libdevice.abs({})",
@@ -111,17 +87,6 @@ _JAVASCRIPT = {
 def real_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype in NumPy, Numba and Triton, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")
-
-
-def numba_target(dtype: torch.dtype) -> Target:
-    """Return the description of Python for Numba, with arithmetic in ``dtype``."""
-    return Target(
-        real=f"np.{real_name(dtype)}",
-        expressions=_NUMBA,
-        literal="literals[{}]",
-        true="True",
-        false="False",
-    )
 
 
 def triton_target(dtype: torch.dtype) -> Target:

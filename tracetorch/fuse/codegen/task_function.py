@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 LINE = 8  # integers in a cache line, which two workers should not write to
-_HEADER = 4  # integers before the arguments
+HEADER = 4  # integers before the arguments
 
 _INTRINSICS = '''
 import numpy as np
@@ -90,7 +90,7 @@ def task_function(source: str, name: str, types: Sequence[Any], scratch: int) ->
         "task_count, task_workers, task_number = task_block[0], task_block[1], task_block[2]",
         "task_worker = call(task_number) if task_number else fetch_add(task_block, 3)",
     ]
-    place = _HEADER
+    place = HEADER
     for index, (argument, kind) in enumerate(zip(names, types[2:], strict=True)):
         value, place = f"task_block[{place}]", place + 1
         if index >= len(names) - scratch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepLayer
-from tracetorch.fuse.codegen.numba_step import step_source
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.plans import program_of
@@ -25,8 +24,8 @@ from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.cpu import NumbaBackend
-from tracetorch.fuse.runtime.kernel_cache import compiled_at
 from tracetorch.fuse.runtime.memory import write_parameters
+from tracetorch.fuse.runtime.single_step import compiled_step
 
 _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
 # by size, to see a tensor's bytes at any stride
@@ -57,7 +56,7 @@ class CompiledStep:
         self.last_states: list[Tensor] = []
         self.last_addresses: list[int] = []
         plan = self._plan(layer, cell, x)
-        self.kernel: Callable[..., None] | None = None
+        self.kernel: Callable[[Sequence[int]], None] | None = None
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -65,13 +64,8 @@ class CompiledStep:
             real = np.dtype(real_name(self.dtype)).type
             self.literals = np.array(plan.literals or (0.0,), real)
             self.packed = np.zeros(max(1, len(self.params)) * columns, real)
-            self.fixed_arguments = (
-                x.numel() // columns,
-                columns,
-                self.packed.ctypes.data,
-                self.literals.ctypes.data,
-            )
-            self.kernel = compiled_at(*step_source(plan))
+            rows = x.numel() // columns
+            self.kernel = compiled_step(plan, rows, columns, self.packed, self.literals)
 
     def _plan(self, layer: StepLayer, cell: Cell, x: Tensor) -> Plan | None:
         if (
@@ -115,7 +109,7 @@ class CompiledStep:
         ends = [torch.empty_like(x) for _ in states]
         self.last_addresses = list(map(Tensor.data_ptr, ends))
         addresses = (x.data_ptr(), output.data_ptr(), *starts, *self.last_addresses)
-        self.kernel(*self.fixed_arguments, *addresses)
+        self.kernel(addresses)
         attributes.update(zip(self.states, ends, strict=False))
         self.last_states = ends
         return output

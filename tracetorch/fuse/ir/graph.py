@@ -10,6 +10,7 @@ Value: TypeAlias = "str | float | bool"  # the name of an input or of a line, or
 
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "xor", "not"})
+BOOLEAN = COMPARISONS | LOGIC
 
 
 class Unfusable(Exception):  # noqa: N818 (a reason, shown to the user, not an error)

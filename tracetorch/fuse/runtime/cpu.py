@@ -1,33 +1,32 @@
-"""Run the printed time loops on the CPU: layout, memory and threads around the Numba kernels."""
+"""Run the time loops on the CPU: layout, memory and threads around the compiled kernels."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.numba_loops import (
-    backward_arguments,
-    backward_source,
-    forward_arguments,
-    forward_source,
-)
-from tracetorch.fuse.codegen.targets import real_name
+from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
+from tracetorch.fuse.ir import schedule as schedules
+from tracetorch.fuse.ir.kernel import PRIVATE, Role, Size, Value
+from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
+from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-from tracetorch.fuse.runtime.memory import addresses
+from tracetorch.fuse.runtime.machine_code import compiled, this_machine, unavailable_reason
+from tracetorch.fuse.runtime.memory import address, addresses
 from tracetorch.fuse.runtime.threads import run_tasks
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
+_CHUNK = 8  # steps of a tile that are computed before those of the next block of lanes
+_SHORT = 16  # lines of a short step
 _TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
 
 
@@ -70,71 +69,87 @@ class Kernel(NamedTuple):
 
     Args:
         tasks: the kernel.
-        slots: widths of a tile that it needs as scratch.
+        schedule: what it was printed from.
+        printed: what was compiled.
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
     """
 
     tasks: TaskKernel
-    slots: int
+    schedule: Schedule
+    printed: Printed
     literals: Tensor
     lines: int
 
+    def arguments(
+        self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[int]]
+    ) -> list[int]:
+        """Return its arguments in order.
 
-class Built(NamedTuple):
-    """A printed kernel.
+        Args:
+            geometry: as ``llvm_kernel.GEOMETRY`` names it.
+            sizes: those of the kernel.
+            buffers: for each role what its buffers take, one after the other.
+        """
+        arguments = [*geometry, *sizes]
+        for role in self.schedule.roles:
+            if role not in PRIVATE:
+                arguments += buffers[role]
+        return arguments
 
-    Args:
-        source: its module.
-        slots: widths of a tile that it needs as scratch.
-        signature: Numba's types of its arguments.
-        scratch: how many of the last arguments are scratch.
-    """
+    def scratch(self, sizes: Sequence[int], lanes: int) -> tuple[int, ...]:
+        """Return the bytes of scratch of a worker: none, or one number.
 
-    source: str
-    slots: int
-    signature: Any
-    scratch: int
+        Args:
+            sizes: those of the kernel.
+            lanes: that it holds at a time.
+        """
+        values = dict(zip(self.schedule.sizes, sizes, strict=True))
+        total = scratch_values(self.schedule, values, lanes) * self.literals.itemsize
+        return (total,) if total else ()
 
 
-def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT, bool], Built]) -> Kernel:
-    """Return a kernel of a plan, printed by ``build`` and compiled at the first call.
+def scratch_values(kernel: Schedule, sizes: Mapping[Value, int], lanes: int) -> int:
+    """Return how many values the scratch of a task has that holds some lanes at a time."""
+    total = 0
+    for buffer in kernel.buffers:
+        if buffer.role in PRIVATE:
+            count = lanes
+            for extent in buffer.shape[:-1]:
+                count *= sizes[extent.value] if isinstance(extent, Size) else cast(int, extent)
+            total += count
+    return total
+
+
+def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -> Kernel:
+    """Return a kernel of a plan, printed and compiled at the first call.
 
     Args:
         plan: the plan.
         backward: which one of its two.
-        build: prints it.
+        build: schedules it.
     """
     kernel: Kernel | None = plan.kernels.get(backward)
     if kernel is None:
-        built = build(plan, backward)
-        name = "backward" if backward else "forward"
-        tasks = compiled_tasks(built.source, name, built.signature, built.scratch)
+        schedule = verify(build(plan))
+        printed = print_kernel(schedule, this_machine().processor)
+        tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
-        kernel = plan.kernels[backward] = Kernel(tasks, built.slots, literals, len(graph.lines))
+        kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines))
+        plan.kernels[backward] = kernel
     return kernel
 
 
-def _build(plan: Plan, backward: bool) -> Built:
-    source, slots = backward_source(plan) if backward else forward_source(plan)
-    integers, arrays = backward_arguments(plan) if backward else forward_arguments(plan)
-    return Built(source, slots, signature(integers, arrays, plan), 2 if backward else 1)
-
-
-def signature(integers: Sequence[str], arrays: Sequence[str], plan: Plan) -> Any:
-    """Return Numba's types of a kernel's arguments, the range of tasks first."""
-    from numba import types
-
-    real = getattr(types, real_name(plan.program.dtype))
-    values = [(types.float64 if name == "sums" else real)[::1] for name in arrays]
-    return types.void(types.int64, types.int64, *[types.int64] * len(integers), *values)
-
-
-def _sizes(layout: Layout, grid: _Grid, steps: int, every: int) -> tuple[int, ...]:
-    """Return the integers that both kernels take first."""
+def _geometry(layout: Layout, grid: _Grid) -> tuple[int, ...]:
+    """Return the integers that describe the lanes of a call."""
     rows = (grid.columns, layout.lanes, grid.rows, grid.per_group)
-    return steps, every, *rows, layout.neurons, layout.inner
+    return (*rows, TILE, layout.neurons, layout.inner)
+
+
+def _join(*parts: Sequence[int]) -> list[int]:
+    """Return the first of each part, the second of each, and so on."""
+    return [number for group in zip(*parts, strict=True) for number in group]
 
 
 def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
@@ -154,19 +169,24 @@ def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Te
 
 
 def _sequences(
-    tensors: Sequence[Tensor], layout: Layout, grid: _Grid
+    tensors: Sequence[Tensor], layout: Layout, grid: _Grid, dtype: torch.dtype
 ) -> tuple[list[int], list[Tensor]]:
-    """Return the strides of several sequences one after the other, and their flat memory."""
-    strides: list[int] = []
+    """Return address and strides of time and rows of each sequence, and their flat memory."""
+    numbers: list[int] = []
     flat: list[Tensor] = []
     for tensor in tensors:
         if layout.in_order and tensor.is_contiguous():
             step, row, memory = layout.lanes, grid.columns, tensor
         else:
             step, row, memory = _sequence(tensor, layout, grid)
-        strides += (step, row)
+        numbers += (address(memory, dtype), step, row)
         flat.append(memory)
-    return strides, flat
+    return numbers, flat
+
+
+def parameters_of(params: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
+    """Return address and number of values of each parameter."""
+    return _join(addresses(params, dtype), list(map(Tensor.numel, params)))
 
 
 def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:
@@ -191,8 +211,8 @@ class NumbaBackend(Backend):
         return "cpu"
 
     def uninstalled_reason(self) -> str | None:
-        """Return why Numba cannot compile on this machine, or ``None``."""
-        return _uninstalled_reason()
+        """Return why nothing can be compiled on this machine, or ``None``."""
+        return unavailable_reason()
 
     def forward(
         self,
@@ -209,23 +229,36 @@ class NumbaBackend(Backend):
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
-        grid, kernel = _grid(layout), plan.kernels.get(False) or kernel_of(plan, False, _build)
-        strides, flat = _sequences(inputs, layout, grid)
-        params = list(map(Tensor.contiguous, params))
-        # Without checkpoints the whole sequence is one segment.
-        every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
-        tensors = [*flat, *params, kernel.literals, output, *_flat(states, layout)]
-        tensors += [*ends, *records, checkpoints]
-        # In the order of numba_loops.forward_arguments.
-        arguments = (
-            *_sizes(layout, grid, steps, every),
-            *(*strides, *map(Tensor.numel, params)),
-            *addresses(tensors, plan.program.dtype),
+        grid, kernel = (
+            _grid(layout),
+            plan.kernels.get(False) or kernel_of(plan, False, schedules.forward_kernel),
         )
+        dtype = plan.program.dtype
+        given, kept = _sequences(inputs, layout, grid, dtype)
+        params = list(map(Tensor.contiguous, params))
+        starts = _flat(states, layout)
+        # Without checkpoints the whole sequence is one segment.
+        count = plan.checkpoints(steps)
+        every = plan.checkpoint_interval if count else steps
+        # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
+        # keep its states and parameters in registers.
+        chunk = min(_CHUNK if kernel.lines <= _SHORT else every, max(1, every))
+        sizes = (steps, every, count + 1, chunk, -(-every // chunk))
+        buffers = {
+            Role.INPUT: given,
+            Role.PARAMETER: parameters_of(params, dtype),
+            Role.LITERALS: addresses((kernel.literals,), dtype),
+            Role.START: addresses(starts, dtype),
+            Role.OUTPUT: addresses((output,), dtype),
+            Role.END: addresses(ends, dtype),
+            Role.RECORD: addresses(records, dtype),
+            Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+        }
+        arguments = kernel.arguments(_geometry(layout, grid), sizes, buffers)
         work = steps * layout.lanes * (4 + kernel.lines)
-        tile = TILE * x.itemsize
-        scratch = (kernel.slots * tile,)
+        scratch = kernel.scratch(sizes, grid.per_group * TILE)
         run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+        del kept  # alive until here
         return results
 
     def backward(
@@ -252,27 +285,36 @@ class NumbaBackend(Backend):
         # in float64: a parameter's gradient sums over time, batch and space
         sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
         if layout.lanes:
-            kernel: Kernel = plan.kernels.get(True) or kernel_of(plan, True, _build)
+            kernel: Kernel = plan.kernels.get(True) or kernel_of(
+                plan, True, schedules.backward_kernel
+            )
             starts = dict(zip(program.states, states, strict=True))
             params = list(map(Tensor.contiguous, params))
-            strides, flat = _sequences(inputs, layout, grid)
-            g_strides, (g_flat, *h_flat) = _sequences([g_output, *g_records], layout, grid)
-            tensors = [*flat, *params, kernel.literals, checkpoints]
-            tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
-            tensors += [*_flat(g_ends, layout), *h_flat, *new]
-            # In the order of numba_loops.backward_arguments.
-            arguments = [
-                *_sizes(layout, grid, steps, plan.checkpoint_interval),
-                *(*strides, *map(Tensor.numel, params), *g_strides),
-                *addresses(tensors, dtype),
-                sums.data_ptr(),
-            ]
-            # Scratch for the states of one segment, recomputed from its checkpoint.
-            past = max(1, len(plan.recomputed)) * min(plan.checkpoint_interval, steps)
-            tile = TILE * x.itemsize
+            given, kept = _sequences(inputs, layout, grid, dtype)
+            incoming, kept_grads = _sequences([g_output, *g_records], layout, grid, dtype)
+            before = _flat([starts[name] for name in plan.recomputed], layout)
+            after = _flat(g_ends, layout)
+            every = plan.checkpoint_interval
+            # no longer than the sequence: scratch holds as many steps
+            sizes = (steps, max(1, min(every, steps)), max(0, steps - 1) // every + 1)
+            buffers = {
+                Role.INPUT: given,
+                Role.PARAMETER: parameters_of(params, dtype),
+                Role.LITERALS: addresses((kernel.literals,), dtype),
+                Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+                Role.START: addresses(before, dtype),
+                Role.GRAD_OUTPUT: incoming[:3],
+                Role.GRAD_END: addresses(after, dtype),
+                Role.GRAD_RECORD: incoming[3:],
+                Role.GRAD_INPUT: addresses(new[:count], dtype),
+                Role.GRAD_START: addresses(d_states, dtype),
+                Role.SUMS: [sums.data_ptr()],
+            }
+            arguments = kernel.arguments(_geometry(layout, grid), sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
-            scratch = (kernel.slots * tile, past * tile)
+            scratch = kernel.scratch(sizes, kernel.printed.width)
             run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+            del kept, kept_grads  # alive until here
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
         d_params = dict.fromkeys(program.params, nothing)
         shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
@@ -281,16 +323,3 @@ class NumbaBackend(Backend):
             d_params |= parameter_gradients(plan, params, totals)
         of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
         return [*of_inputs, *d_states, *d_params.values()]
-
-
-@functools.cache
-def _uninstalled_reason() -> str | None:
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed; pip install numba"
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        return "NUMBA_DISABLE_JIT is set"
-    try:
-        import numba  # noqa: F401
-    except Exception as failure:  # a NumPy it does not know, a broken library
-        return f"Numba cannot be imported: {failure}"
-    return None

@@ -1,15 +1,17 @@
-"""Compile printed sources into Numba kernels, and cache them on disk for the next process.
+"""Cache compiled kernels on disk for the next process; compile those that are written for Numba.
 
-The names of all files of a kernel start with its name and the hash of its source: the source, the
-index and the machine code that Numba writes, and their checksum, whose time is that of the last
-use.
+The names of all files of a kernel start with its name and the hash of its source. One of Numba has
+several: the source, the index and the machine code that Numba writes, and their checksum, whose
+time is that of the last use.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
+import importlib.util
 import linecache
 import logging
 import os
@@ -123,7 +125,7 @@ def clear() -> None:
         _remove(kernel.files)
 
 
-def _prune(most: float) -> None:
+def prune(most: float) -> None:
     """Remove the kernels that were not used for the longest until ``most`` bytes are left.
 
     Processes that run keep what they have loaded.
@@ -144,6 +146,20 @@ def _remove(files: list[Path]) -> None:
 
 
 # Compiling
+
+
+@functools.cache
+def numba_reason() -> str | None:
+    """Return why Numba cannot compile on this machine, or ``None``."""
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed; pip install numba"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        import numba  # noqa: F401
+    except Exception as failure:  # a NumPy it does not know, a broken library
+        return f"Numba cannot be imported: {failure}"
+    return None
 
 
 def compiled_at(source: str, name: str, signature: Any) -> Callable[..., None]:
@@ -204,10 +220,10 @@ def module_of(source: str, name: str) -> ModuleType:
     most = limit()
     try:
         path = _write_source(source, folder() / f"{stem}.py")
-        _mark_used(path)
-        _prune(most)
+        mark_used(path)
+        prune(most)
     except OSError as error:
-        _report_unusable(error)
+        report_unusable(error)
         path = _write_source(source, Path(tempfile.mkdtemp()) / f"{stem}.py")
     return _module(source, str(path), stem)
 
@@ -229,7 +245,7 @@ def _compile(source: str, name: str, stem: str, signature: Any) -> Callable[...,
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     _announce(stem)
     kernel = _by_address(getattr(_module(source, file, stem), name), signature, False)
-    _report_unusable(failure)
+    report_unusable(failure)
     return kernel
 
 
@@ -259,13 +275,13 @@ def _compile_on_disk(
     if after != before or not checksum.exists():
         with atomic_replace(checksum) as unfinished:
             unfinished.write_bytes(after)
-        _prune(most)
+        prune(most)
     else:
-        _mark_used(checksum)
+        mark_used(checksum)
     return kernel
 
 
-def _mark_used(path: Path) -> None:
+def mark_used(path: Path) -> None:
     """Set the time of a file to now: the one that was not used for the longest is removed first."""
     with contextlib.suppress(OSError):  # another user's
         os.utime(path)
@@ -328,7 +344,7 @@ def _announce(stem: str) -> None:
         sys.stderr.write("traceTorch compiles kernels: the first call takes some seconds longer.\n")
 
 
-def _report_unusable(reason: Exception | None) -> None:
+def report_unusable(reason: Exception | None) -> None:
     """Log once that the folder cannot be used, and why."""
     if "unusable" not in _reported:
         _reported.add("unusable")

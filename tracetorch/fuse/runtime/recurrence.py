@@ -3,120 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.numba_product import PANEL, QUAD
-from tracetorch.fuse.codegen.numba_recurrence import (
-    BACKWARD_SCRATCH,
-    FORWARD_SCRATCH,
-    INTEGERS,
-    backward_arguments,
-    backward_source,
-    forward_arguments,
-    forward_source,
-)
-from tracetorch.fuse.codegen.targets import real_name
-from tracetorch.fuse.ir.plan import SCRATCH, TILE, RecurrentPlan
-from tracetorch.fuse.runtime.cpu import Built, Kernel, kernel_of, parameter_gradients
+from tracetorch.fuse.ir.kernel import Role
+from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
+from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
+from tracetorch.fuse.runtime.cpu import Kernel, kernel_of, parameter_gradients, parameters_of
 from tracetorch.fuse.runtime.layout import Layout, layout_of, strided
-from tracetorch.fuse.runtime.memory import address, large_empty, write_parameters
+from tracetorch.fuse.runtime.memory import address, addresses, large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
 
 
-def _build(plan: RecurrentPlan, backward: bool) -> Built:
-    source, slots = backward_source(plan) if backward else forward_source(plan)
-    arguments = backward_arguments(plan) if backward else forward_arguments(plan)
-    scratch = BACKWARD_SCRATCH if backward else FORWARD_SCRATCH
-    return Built(source, slots, _signature(arguments, plan), len(scratch))
-
-
-def _signature(arguments: Sequence[str], plan: RecurrentPlan) -> Any:
-    """Return Numba's types of a kernel's arguments."""
-    from numba import types
-
-    real = getattr(types, real_name(plan.program.dtype))
-    arrays = {"sums": types.float64, "events": types.int64}
-    kinds = [types.int64 if n in INTEGERS else arrays.get(n, real)[::1] for n in arguments]
-    return types.void(*kinds)
-
-
 class _Shape(NamedTuple):
-    """Sizes of one call, the first arguments of a kernel.
+    """Sizes of one call.
 
     Args:
         steps: of time.
         every: steps from one checkpoint to the next.
-        columns: lanes of a task.
         neurons: lanes of a row.
-        lanes: values of one step.
+        rows: samples.
+        per_task: of them, those that a task walks through time together.
     """
 
     steps: int
     every: int
-    columns: int
     neurons: int
-    lanes: int
+    rows: int
+    per_task: int
+
+    @property
+    def lanes(self) -> int:
+        return self.rows * self.neurons
 
     @property
     def tasks(self) -> int:
-        return -(-self.lanes // self.columns)
+        return -(-self.rows // self.per_task)
 
     @property
-    def padded(self) -> int:
-        """Lanes of the tiles of a task."""
-        return -(-self.columns // TILE) * TILE
+    def sizes(self) -> tuple[int, int, int]:
+        """Steps, steps of a segment, segments."""
+        return self.steps, self.every, (self.steps - 1) // self.every + 1
 
 
 def _shape(plan: RecurrentPlan, steps: int, neurons: int, lanes: int) -> _Shape:
-    columns = min(_ROWS * neurons, lanes)
-    shape = _Shape(steps, 1, columns, neurons, lanes)
-    every = max(1, SCRATCH // (shape.padded * max(1, len(plan.recomputed))))
-    return shape._replace(every=every)
+    rows = lanes // neurons
+    per_task = min(_ROWS, rows)
+    every = max(1, SCRATCH // (per_task * neurons * max(1, len(plan.recomputed))))
+    return _Shape(steps, min(every, steps), neurons, rows, per_task)
 
 
-def _panels(matrix: Tensor) -> Tensor:
-    """Copy a matrix into panels of ``PANEL`` columns, one after the other."""
+def _panels(matrix: Tensor, panel: int) -> Tensor:
+    """Copy a matrix into panels of as many columns, one after the other."""
     size = len(matrix)
-    count = -(-size // PANEL)
-    padded = torch.zeros(size, count * PANEL, dtype=matrix.dtype, device="cpu")
+    count = -(-size // panel)
+    padded = torch.zeros(size, count * panel, dtype=matrix.dtype, device="cpu")
     padded[:, :size] = matrix.detach()
-    return padded.view(size, count, PANEL).transpose(0, 1).contiguous()
+    return padded.view(size, count, panel).transpose(0, 1).contiguous()
 
 
-def _packed(params: Sequence[Tensor], shape: _Shape, dtype: torch.dtype) -> Tensor:
-    """Return the parameters of the lanes of a task, one after the other."""
-    rows = shape.columns // shape.neurons
-    packed = torch.empty((len(params), rows, shape.neurons, 1), dtype=dtype, device="cpu")
-    write_parameters(params, packed.numpy())
-    return packed
-
-
-def _sequence(tensor: Tensor, layout: Layout) -> tuple[int, int, Tensor]:
-    """Return the strides of time and of rows, and the flat memory, of a sequence."""
+def _sequence(tensor: Tensor, layout: Layout, kept: list[Tensor]) -> list[int]:
+    """Return address and strides of time and of rows of a sequence, whose memory is kept."""
     flat, step, row = strided(tensor, layout)
-    return step, row, flat
+    kept.append(flat)
+    return [address(flat, tensor.dtype), step, row]
 
 
-def _run(
-    kernel: Kernel, shape: _Shape, arguments: Sequence[int | Tensor], scratch: Sequence[int]
-) -> None:
-    """Run a kernel on its arguments after the sizes; what it writes to is contiguous."""
-    dtype = kernel.literals.dtype
-    kept = [value.contiguous() if isinstance(value, Tensor) else value for value in arguments]
-    values = [value if isinstance(value, int) else address(value, dtype) for value in kept]
+def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, list[int]]) -> None:
+    """Run a kernel on its buffers."""
+    neurons, lanes = shape.neurons, shape.lanes
+    geometry = (neurons, lanes, shape.rows, shape.per_task, neurons, neurons, 1)
+    arguments = kernel.arguments(geometry, shape.sizes, buffers)
     # a product costs each lane about as much as half a line for each neuron
-    work = shape.steps * shape.lanes * (4 + kernel.lines + shape.neurons // 2)
-    product = (QUAD * PANEL * dtype.itemsize, (shape.neurons + 1) * 8)
-    tiles = kernel.slots * shape.padded * dtype.itemsize
-    run_tasks(
-        kernel.tasks, (*shape, *values), shape.tasks, work=work, scratch=(*product, tiles, *scratch)
-    )
+    work = shape.steps * lanes * (4 + kernel.lines + neurons // 2)
+    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons)
+    run_tasks(kernel.tasks, arguments, shape.tasks, work=work, scratch=scratch)
 
 
 # Forward
@@ -149,16 +115,28 @@ def forward(
     checkpoints = torch.empty(size, dtype=dtype, device="cpu")
     if not kept:
         shape = shape._replace(every=steps)
-    kernel = kernel_of(plan, False, _build)
-    shift = given.new_zeros(neurons) if bias is None else bias
-    # In the order of numba_recurrence.forward_arguments.
-    arguments: tuple[int | Tensor, ...] = (
-        *_sequence(given, layout),
-        *(_packed(params, shape, dtype), kernel.literals, _panels(weight.t()), shift),
-        shape.lanes if plan.has_backward else 0,
-        *(x, previous, output, ends[0], *states, *ends[1:], checkpoints),
-    )
-    _run(kernel, shape, arguments, ())
+    kernel = kernel_of(plan, False, recurrent_forward_kernel)
+    shift = (given.new_zeros(neurons) if bias is None else bias).contiguous()
+    matrix = _panels(weight.t(), kernel.printed.panel)
+    params = [param.contiguous() for param in params]
+    starts = [previous.contiguous(), *(state.contiguous() for state in states)]
+    kept_sequences: list[Tensor] = []
+    buffers = {
+        Role.INPUT: _sequence(given, layout, kept_sequences),
+        Role.PARAMETER: parameters_of(params, dtype),
+        Role.LITERALS: addresses((kernel.literals,), dtype),
+        Role.MATRIX: addresses((matrix,), dtype),
+        Role.BIAS: addresses((shift,), dtype),
+        # one step is enough where there is no backward pass
+        Role.DRIVE: [address(x, dtype), shape.lanes if plan.has_backward else 0, neurons],
+        Role.FIRST_OUTPUT: addresses(starts[:1], dtype),
+        Role.OUTPUT: addresses((output,), dtype),
+        Role.LAST_OUTPUT: addresses(ends[:1], dtype),
+        Role.START: addresses(starts[1:], dtype),
+        Role.END: addresses(ends[1:], dtype),
+        Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+    }
+    _run(kernel, shape, buffers)
     return [output, *ends], [x, checkpoints]
 
 
@@ -212,24 +190,36 @@ def backward(
     d_x = large_empty(x.shape, dtype)
     output = large_empty(x.shape if plan.needs_weight_gradient else (0,), dtype)
     d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
-    rows = shape.columns // neurons
     # in float64: a parameter's gradient sums over time and batch
-    size = (shape.tasks, len(plan.trained), rows, neurons)
+    size = (shape.tasks, len(plan.trained), neurons)
     sums = torch.zeros(size, dtype=torch.float64, device="cpu")
     starts = dict(zip(program.states, states, strict=True))
-    kernel = kernel_of(plan, True, _build)
-    # In the order of numba_recurrence.backward_arguments.
-    arguments: tuple[int | Tensor, ...] = (
-        *(x, _packed(params, shape, dtype), kernel.literals, _panels(weight), checkpoints),
-        *(starts[name] for name in plan.recomputed),
-        *_sequence(g_output, layout),
-        *(g_last, *g_ends, d_x, output, *d_starts),
-        sums.data_ptr(),
-    )
-    past = max(1, len(plan.recomputed)) * shape.every * shape.padded
-    _run(kernel, shape, arguments, (past * dtype.itemsize, shape.columns * dtype.itemsize))
+    kernel = kernel_of(plan, True, recurrent_backward_kernel)
+    matrix = _panels(weight, kernel.printed.panel)
+    params = [param.contiguous() for param in params]
+    before = [starts[name].contiguous() for name in plan.recomputed]
+    after = [g_last.contiguous(), *(grad.contiguous() for grad in g_ends)]
+    x = x.contiguous()
+    kept_sequences: list[Tensor] = []
+    buffers = {
+        Role.INPUT: [address(x, dtype), shape.lanes, neurons],
+        Role.PARAMETER: parameters_of(params, dtype),
+        Role.LITERALS: addresses((kernel.literals,), dtype),
+        Role.MATRIX: addresses((matrix,), dtype),
+        Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+        Role.START: addresses(before, dtype),
+        Role.GRAD_OUTPUT: _sequence(g_output, layout, kept_sequences),
+        Role.GRAD_LAST_OUTPUT: addresses(after[:1], dtype),
+        Role.GRAD_END: addresses(after[1:], dtype),
+        Role.GRAD_INPUT: addresses((d_x,), dtype),
+        Role.OUTPUT: addresses((output,), dtype) if plan.needs_weight_gradient else [],
+        Role.GRAD_FIRST_OUTPUT: addresses(d_starts[:1], dtype),
+        Role.GRAD_START: addresses(d_starts[1:], dtype),
+        Role.SUMS: [sums.data_ptr()],
+    }
+    _run(kernel, shape, buffers)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        d_params = parameter_gradients(plan, params, sums.numpy().sum((0, 2)))
+        d_params = parameter_gradients(plan, params, sums.numpy().sum(0))
     d_weight = _weight_gradient(d_x, output, previous) if plan.needs_weight_gradient else None
     return Gradients(d_x, d_starts[0], d_weight, d_starts[1:], d_params)
 

@@ -1,0 +1,160 @@
+"""Compare kernels in machine code with the evaluator, bit by bit, here and on a lesser machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import cases
+from tests.fuse.kernels import buffers_of, lesser_machine, run_compiled
+from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
+from tracetorch.fuse.ir.evaluate import evaluate
+from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.schedule import (
+    backward_kernel,
+    forward_kernel,
+    recurrent_backward_kernel,
+    recurrent_forward_kernel,
+    step_kernel,
+)
+from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime.machine_code import Machine, object_code, this_machine
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38]
+EXACT = [name for name in cases.LAYERS if name not in cases.INEXACT]
+MACHINES: list[Callable[[], Machine]] = [this_machine, lesser_machine]
+
+
+def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan, **more: Any) -> Plan:
+    layer = cases.layer(name, 3).to(dtype)
+    program = cases.trace_layer(layer, 2, dtype)
+    record = () if kind is RecurrentPlan else program.states
+    return kind(program, "numba", -1, record, True, program.inputs, program.params, **more)
+
+
+def compare(
+    kernel: Kernel,
+    lanes: int,
+    machine: Machine,
+    *,
+    neurons: int | None = None,
+    special: bool = True,
+) -> None:
+    """Assert that the evaluator and machine code write the same bits."""
+    random = np.random.default_rng(lanes)
+    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2}
+    sizes = {size.name: sizes[size.name] for size in kernel.sizes}
+
+    def draw(shape: list[int]) -> Any:
+        values = random.uniform(-1, 1, shape)
+        if special:
+            where = random.random(shape) < 0.1
+            values = np.where(where, random.choice(SPECIAL, shape), values)
+        return values
+
+    given = buffers_of(kernel, sizes, lanes, neurons or lanes, draw)
+    expected = {name: memory.copy() for name, memory in given.items()}
+    places = np.arange(lanes) % (neurons or lanes)
+    evaluate(kernel, sizes, expected, neurons=places)
+    if neurons and "sums" in given:
+        groups = -(-lanes // neurons // 2)
+        given["sums"] = np.zeros((groups, *given["sums"].shape[:-1], neurons))
+    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons)
+    if neurons and "sums" in given:  # of groups of rows, and of lanes
+        given["sums"] = given["sums"].sum(0)
+        lanes_of = expected["sums"].reshape(len(expected["sums"]), -1, neurons)
+        expected["sums"] = lanes_of.sum(1)
+    for name, memory in expected.items():
+        if neurons:  # the order of the sums in a product is not promised
+            np.testing.assert_allclose(given[name], memory, rtol=1e-5, atol=1e-5, err_msg=name)
+            continue
+        # of NaN neither sign nor payload is promised
+        assert np.array_equal(given[name], memory, equal_nan=True), name
+        numbers = ~np.isnan(memory)
+        assert np.array_equal(np.signbit(given[name][numbers]), np.signbit(memory[numbers])), name
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("lanes", [1, 15, 16, 17, 513])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sequences_are_the_evaluators(
+    lanes: int, dtype: torch.dtype, machine: Callable[[], Machine]
+) -> None:
+    for name in ("LIF", "BSRLIF"):
+        plan = plan_of(name, dtype)
+        compare(verify(forward_kernel(plan)), lanes, machine())
+        compare(verify(backward_kernel(plan)), lanes, machine())
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_layers_are_the_evaluators(name: str) -> None:
+    plan = plan_of(name, torch.float32)
+    for kernel in (forward_kernel(plan), backward_kernel(plan)):
+        compare(verify(kernel), 70, this_machine())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("neurons", [1, 17, 70])
+def test_recurrences_are_the_evaluators(neurons: int, machine: Callable[[], Machine]) -> None:
+    plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
+    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
+        lanes = 5 * neurons  # groups of two rows, and one that is left
+        compare(verify(kernel), lanes, machine(), neurons=neurons, special=False)
+
+
+def test_dense_products_are_numpys() -> None:
+    """Rows without a zero, in groups of four."""
+    plan: Any = plan_of("Readout", torch.float64, RecurrentPlan, needs_weight_gradient=True)
+    kernel = recurrent_forward_kernel(plan)
+    compare(verify(kernel), 4 * 37, this_machine(), neurons=37, special=False)
+
+
+def test_single_step_is_the_evaluators() -> None:
+    kernel = verify(step_kernel(plan_of("BSRLIF", torch.float32)))
+    random = np.random.default_rng(0)
+    given = buffers_of(kernel, {}, 33, 33, lambda shape: random.standard_normal(shape))
+    expected = {name: memory.copy() for name, memory in given.items()}
+    evaluate(kernel, {}, expected, neurons=np.arange(33))
+    run_compiled(kernel, {}, given, 33, serial=True)
+    for name, memory in expected.items():
+        assert np.array_equal(given[name], memory), name
+
+
+def test_wide_blocks_are_narrower_where_values_are_many() -> None:
+    narrow, wide = (plan_of(name, torch.float32) for name in ("LIF", "BSRLIF"))
+    alive = [most_alive(backward_kernel(plan).body) for plan in (narrow, wide)]
+    assert alive[0] < alive[1]
+    widths = [Processor(512, 32).widths(backward_kernel(plan))[0] for plan in (narrow, wide)]
+    assert widths == [64, 32]
+    assert Processor(128, 16).widths(backward_kernel(wide)) == (4, 4)
+    assert Processor(512, 32).widths(forward_kernel(plan_of("LIF", torch.float64))) == (32, 8)
+
+
+def test_kernels_are_printed_for_arm() -> None:
+    text = print_kernel(backward_kernel(plan_of("LIF", torch.float32)), Processor(128, 32)).text
+    assert "<8 x float>" in text
+    assert "target" not in text, "the text is of no processor but for the width of its vectors"
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    code = object_code(text, Machine("aarch64-unknown-linux-gnu", "generic", ""))
+    assert code.startswith(b"\x7fELF")
+    assert int.from_bytes(code[18:20], "little") == 183, "the number of the architecture"
+
+
+def test_kernels_print_the_same_text_each_time() -> None:
+    texts = {print_kernel(backward_kernel(plan_of("LIF", torch.float32)), Processor()).text}
+    texts |= {print_kernel(backward_kernel(plan_of("LIF", torch.float32)), Processor()).text}
+    assert len(texts) == 1
+
+
+def test_kernel_without_scratch_alone_may_run_serially() -> None:
+    kernel = forward_kernel(plan_of("LIF", torch.float32))
+    with pytest.raises(ValueError, match="forward needs scratch"):
+        print_kernel(kernel, Processor(), serial=True)

@@ -1,0 +1,171 @@
+"""Run kernels on arrays: by the evaluator, and compiled for this machine or a lesser one."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.codegen.llvm_kernel import print_kernel
+from tracetorch.fuse.codegen.task_function import LINE
+from tracetorch.fuse.ir.evaluate import evaluate
+from tracetorch.fuse.ir.graph import Graph
+from tracetorch.fuse.ir.kernel import (
+    PRIVATE,
+    Axis,
+    Dtype,
+    Extent,
+    Kernel,
+    KernelBuilder,
+    Product,
+    Role,
+    Size,
+    Store,
+    statements,
+)
+from tracetorch.fuse.ir.plan import TILE
+from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime import machine_code
+from tracetorch.fuse.runtime.cpu import scratch_values
+from tracetorch.fuse.runtime.machine_code import Machine, this_machine
+from tracetorch.fuse.runtime.recurrence import _panels
+
+
+def lesser_machine() -> Machine:
+    """Return the least processor that this machine can stand in for."""
+    triple = this_machine().triple
+    cpu = "x86-64" if triple.startswith("x86_64") else "generic"
+    return Machine(triple, cpu, "")
+
+
+def kernel_of_graph(graph: Graph, dtype: torch.dtype) -> Kernel:
+    """Return a kernel that computes a graph once, in each lane: memory for each name."""
+    k = KernelBuilder("run", "a graph", Dtype(str(dtype).removeprefix("torch.")))
+    sources = {name: k.buffer(Role.START, name, (Extent.LANES,)) for name in sorted(graph.reads())}
+    literals = list(graph.literals().values())
+    numbers = k.buffer(Role.LITERALS, "", (max(1, len(literals)),))
+    targets = {name: k.buffer(Role.END, name, (Extent.LANES,)) for name in graph.outputs}
+    with k.lanes():
+        env: dict[Any, Any] = {}
+        for name, buffer in sources.items():
+            env[name] = k.load(buffer, (Axis.LANE,), name)
+        for i, number in enumerate(literals):
+            env[number.hex()] = k.load(numbers, (i,), "c")
+
+        def operand(value: Any) -> Any:
+            if isinstance(value, str):
+                return env[value]
+            return value if isinstance(value, bool) else env[value.hex()]
+
+        for line in graph.lines:
+            env[line.name] = k.op(line.op, *map(operand, line.args))
+        for name, value in graph.outputs.items():
+            k.store(targets[name], (Axis.LANE,), operand(value))
+    return verify(k.kernel())
+
+
+def run_compiled(
+    kernel: Kernel,
+    sizes: Mapping[str, int],
+    buffers: Mapping[str, Any],
+    lanes: int,
+    machine: Machine | None = None,
+    *,
+    neurons: int | None = None,
+    serial: bool = False,
+) -> None:
+    """Run a kernel on arrays by label, compiled for a machine; its scratch is full of NaN.
+
+    Args:
+        kernel: the kernel.
+        sizes: its sizes by name.
+        buffers: its arrays by label.
+        lanes: how many.
+        machine: default this one.
+        neurons: lanes of a row in a linear recurrence; default one row of all lanes.
+        serial: print the function of one task.
+    """
+    machine = machine or this_machine()
+    printed = print_kernel(kernel, machine.processor, serial=serial)
+    loaded = machine_code._load(machine_code.object_code(printed.text, machine), printed.name)
+    buffers = dict(buffers)
+    if "matrix" in buffers:
+        buffers["matrix"] = _panels(torch.from_numpy(buffers["matrix"]), printed.panel).numpy()
+    columns, rows, per_group = neurons or lanes, lanes // (neurons or lanes), 2
+    tile = columns if neurons or serial else TILE
+    per_row = len(next((b for n, b in buffers.items() if n.startswith("parameter")), [lanes]))
+    known: dict[str, int] = {"columns": columns, "lanes": lanes, "rows": rows, **sizes}
+    known |= {"per_group": rows if serial else per_group, "tile": tile, "inner": 1}
+    known["neurons"] = neurons or max(1, per_row)
+    for name, memory in buffers.items():
+        known[name] = memory.ctypes.data
+        known |= {f"{name}.step": lanes, f"{name}.row": columns, f"{name}.size": len(memory)}
+    numbers = [known[name] for name in printed.arguments]
+    values = dict(zip(kernel.sizes, (known[size.name] for size in kernel.sizes), strict=True))
+    scratch = np.full(scratch_values(kernel, values, per_group * tile), np.nan, kernel.dtype.value)
+    if len(scratch):
+        numbers += (scratch.ctypes.data, scratch.nbytes)
+    tasks = -(-columns // tile) * -(-rows // per_group)
+    block = array("q", [tasks, 1, 0, 0, *numbers])
+    block.frombytes(bytes(8 * (-len(block) % LINE + LINE)))
+    loaded.run(block.buffer_info()[0])
+
+
+def buffers_of(
+    kernel: Kernel, sizes: Mapping[str, int], lanes: int, neurons: int, draw: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return arrays for a kernel: drawn where it reads them, full of NaN where it writes.
+
+    Args:
+        kernel: the kernel.
+        sizes: its sizes.
+        lanes: how many.
+        neurons: values of a parameter.
+        draw: returns an array of a shape.
+    """
+    extents = {Extent.LANES: lanes, Extent.NEURONS: neurons}
+    written = {s.buffer for s in statements(kernel.body) if isinstance(s, Store)}
+    written |= {s.target for s in statements(kernel.body) if isinstance(s, Product)}
+    found: dict[str, Any] = {}
+    for buffer in kernel.buffers:
+        shape: list[int] = []
+        for extent in buffer.shape:
+            if isinstance(extent, Size):
+                shape.append(sizes[extent.value.name] + extent.plus)
+            else:
+                shape.append(extents[extent] if isinstance(extent, Extent) else extent)
+        if buffer.role in PRIVATE:
+            continue
+        if buffer.role is Role.SUMS:
+            found[buffer.label] = np.zeros(shape)
+        elif buffer not in written:
+            found[buffer.label] = np.ascontiguousarray(draw(shape).astype(buffer.dtype.value))
+        else:
+            found[buffer.label] = np.full(shape, np.nan, buffer.dtype.value)
+    return found
+
+
+def graph_on(
+    graph: Graph,
+    inputs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    machine: Machine | None = None,
+    *,
+    evaluated: bool = False,
+) -> dict[str, Tensor]:
+    """Return the outputs of a graph by name, in each lane of its inputs."""
+    kernel = kernel_of_graph(graph, dtype)
+    lanes = len(next(iter(inputs.values())))
+    real = np.dtype(str(dtype).removeprefix("torch."))
+    buffers = {f"start_{name}": inputs[name].numpy() for name in graph.reads()}
+    buffers["literals"] = np.array(list(graph.literals().values()) or [0.0], real)
+    buffers |= {f"end_{name}": np.full(lanes, np.nan, real) for name in graph.outputs}
+    if evaluated:
+        evaluate(kernel, {}, buffers, neurons=np.arange(lanes))
+    else:
+        run_compiled(kernel, {}, buffers, lanes, machine, serial=True)
+    return {name: torch.from_numpy(buffers[f"end_{name}"]) for name in graph.outputs}

@@ -1,0 +1,163 @@
+"""Object code is compiled once, kept on disk, checked, and compiled again where it is damaged."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fuse.runtime.test_kernel_cache import empty, flip_a_bit, truncate, zero_the_end
+from tracetorch.fuse.runtime import kernel_cache, machine_code
+
+TEXT = """
+define void @forward(ptr %a) {{
+  %before = load double, ptr %a
+  %after = fadd double %before, {}
+  store double %after, ptr %a
+  ret void
+}}
+"""
+ONE = TEXT.format("1.0")
+COMPILING = "compiling the kernel"
+
+
+@pytest.fixture
+def cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Path:
+    place = tmp_path / "kernels"
+    monkeypatch.setenv("TRACETORCH_CACHE", str(place))
+    monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
+    monkeypatch.setattr(kernel_cache, "_reported", set())
+    caplog.set_level(logging.INFO, "tracetorch")
+    return place
+
+
+def load(text: str = ONE) -> float:
+    """Run a module as the first call of another process does."""
+    machine_code._kernels.clear()
+    array = np.zeros(1)
+    machine_code.compiled(text, "forward").run(array.ctypes.data)
+    return float(array[0])
+
+
+def test_object_code_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load() == 1.0
+    assert COMPILING in caplog.text
+    caplog.clear()
+    assert load() == 1.0
+    assert caplog.text == ""
+    (kernel,) = kernel_cache.cached_kernels()
+    assert [path.suffix for path in kernel.files] == [".o"]
+    assert kernel.size == (cache / kernel.files[0]).stat().st_size
+    kernel_cache.clear()
+    assert not list(cache.iterdir())
+
+
+def test_modules_are_told_apart(cache: Path) -> None:
+    assert [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
+    assert len(kernel_cache.cached_kernels()) == 2
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, zero_the_end, flip_a_bit, Path.unlink])
+def test_damaged_file_is_replaced(
+    damage: Callable[[Path], None], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    (path,) = cache.iterdir()
+    damage(path)
+    caplog.clear()
+    assert load() == 1.0
+    assert COMPILING in caplog.text
+    caplog.clear()
+    assert load() == 1.0
+    assert caplog.text == ""
+
+
+def test_code_is_of_one_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+    other = machine_code.this_machine()._replace(features="")
+    monkeypatch.setattr(machine_code, "this_machine", lambda: other)
+    assert load() == 1.0
+    assert len(kernel_cache.cached_kernels()) == 2
+
+
+def test_least_used_is_removed_first(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [TEXT.format(f"{n}.0") for n in range(1, 4)]
+    for days, text in enumerate(texts[:2]):
+        load(text)
+        for path in set(cache.iterdir()):
+            os.utime(path, (path.stat().st_mtime - 86400 * (2 - days),) * 2)
+    load(texts[0])  # used again
+    size = kernel_cache.cached_kernels()[0].size
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", str(2.5 * size / 1e6))
+    load(texts[2])
+    caplog.clear()
+    load(texts[0])
+    assert caplog.text == ""
+    load(texts[1])
+    assert COMPILING in caplog.text
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "a lot")
+    with pytest.raises(ValueError, match="must be a number of megabytes"):
+        load()
+
+
+def test_folder_that_cannot_be_written(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "file" / "kernels"))
+    for _ in range(2):
+        assert load() == 1.0
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert "every process compiles its own: NotADirectoryError" in record.getMessage()
+
+
+def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    machine_code._kernels.clear()
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(machine_code.compiled(ONE, "forward").address))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert caplog.text.count(COMPILING) == 1
+
+
+def test_text_that_is_no_module_is_an_error(cache: Path) -> None:
+    with pytest.raises(RuntimeError, match="LLVM IR parsing error"):
+        load("nonsense")
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_machine_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = machine_code.unavailable_reason.__wrapped__()
+    assert reason == "llvmlite is not installed; pip install llvmlite"
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "processor"),
+    [
+        ("x86_64-unknown-linux-gnu", "+avx,+avx2,+avx512f", (512, 32)),
+        ("x86_64-unknown-linux-gnu", "+avx,+avx2,-avx512f", (256, 16)),
+        ("x86_64-unknown-linux-gnu", "", (128, 16)),
+        ("aarch64-unknown-linux-gnu", "+neon", (128, 32)),
+    ],
+)
+def test_registers_of_processors(triple: str, features: str, processor: tuple[int, int]) -> None:
+    found = machine_code.Machine(triple, "generic", features).processor
+    assert (found.bits, found.registers) == processor

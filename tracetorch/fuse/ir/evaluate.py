@@ -1,0 +1,251 @@
+"""Evaluate a kernel in NumPy, all lanes at once: slow, obvious, the reference of every printer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tracetorch.fuse.ir.kernel import (
+    PRIVATE,
+    Accumulate,
+    Axis,
+    Buffer,
+    If,
+    Index,
+    Kernel,
+    Lanes,
+    Load,
+    Loop,
+    Operand,
+    Operation,
+    Product,
+    Size,
+    Statement,
+    Store,
+    Value,
+)
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+def _choose(condition: Any, x: Any, y: Any) -> Any:
+    return np.where(condition, x, y)
+
+
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """Compute ``x * y + z``, rounded once."""
+    dtype = np.result_type(x, y, z)
+    twice = np.asarray(x * y + z, dtype)
+    for place, numbers in enumerate(np.nditer(np.broadcast_arrays(x, y, z), order="C")):
+        once = _fma_of(dtype, *map(float, numbers))
+        if once is not None:
+            twice.reshape(-1)[place] = once
+    return twice[()]
+
+
+def _fma_of(dtype: Any, x: float, y: float, z: float) -> Any:
+    """Compute one; ``None`` where two operations are exact or not finite, and signs their own."""
+    if not all(map(math.isfinite, (x, y))) or 0.0 in (x, y):
+        return None
+    if not math.isfinite(z):
+        return dtype.type(z)
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    if exact == 0:
+        return dtype.type(0)
+    try:
+        near = dtype.type(float(exact))
+    except OverflowError:
+        return dtype.type(math.copysign(math.inf, exact))
+    if not np.isfinite(near):
+        return near
+    # float() has rounded to float64: the nearest is this number or a neighbour, the even one of two
+    ends = (dtype.type(-math.inf), dtype.type(math.inf))
+    close = [n for n in (near, *(np.nextafter(near, end) for end in ends)) if np.isfinite(n)]
+
+    def distance(number: Any) -> tuple[Fraction, int]:
+        odd = int(np.asarray(number).view(f"u{dtype.itemsize}")) % 2
+        return abs(Fraction(float(number)) - exact), odd
+
+    return min(close, key=distance, default=near)
+
+
+def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
+    """Return a function of arrays that calls one of numbers."""
+
+    def of(x: float) -> float:
+        try:
+            return function(x)
+        except (OverflowError, ValueError):  # at a pole, and only there
+            return math.inf
+
+    return lambda x: np.vectorize(of, otypes=[float])(x).astype(np.asarray(x).dtype)[()]
+
+
+def _sigmoid(x: Any) -> Any:
+    one = np.asarray(x).dtype.type(1)
+    return one / (one + np.exp(-x))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "xor": np.logical_xor,
+    "not": np.logical_not,
+    "where": _choose,
+    # Of two equal operands, zeros of both signs, the second one; NaN of the first one passes.
+    "max": lambda x, y: np.where((x > y) | (x != x), x, y),
+    "min": lambda x, y: np.where((x < y) | (x != x), x, y),
+    "fma": _fma,
+    "sigmoid": _sigmoid,
+    "round": np.rint,
+    "pow": np.power,
+    "atan2": np.arctan2,
+    **{op: getattr(np, f"arc{op[1:]}") for op in ("acos", "acosh", "asin", "asinh", "atan")},
+    "atanh": np.arctanh,
+    **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc", "lgamma")},
+    **{op: getattr(np, op) for op in ("copysign", "fmod", "hypot", "nextafter")},
+    **{op: getattr(np, op) for op in ("abs", "ceil", "cos", "cosh", "exp", "exp2", "expm1")},
+    **{op: getattr(np, op) for op in ("floor", "log", "log10", "log1p", "log2", "sin", "sinh")},
+    **{op: getattr(np, op) for op in ("sqrt", "tan", "tanh", "trunc")},
+}
+
+
+def evaluate(
+    kernel: Kernel,
+    sizes: Mapping[str, int],
+    buffers: Mapping[str, Array],
+    *,
+    neurons: Array,
+) -> None:
+    """Run a kernel on arrays, all lanes as one task.
+
+    Args:
+        kernel: the kernel.
+        sizes: its sizes, by name.
+        buffers: an array for each of its buffers that is not scratch, by label, shaped as the
+            buffer says.
+        neurons: of each lane, the place of its neuron in the parameters.
+    """
+    evaluator = _Evaluator(kernel, dict(sizes), dict(buffers), neurons)
+    with np.errstate(all="ignore"):
+        evaluator.run()
+
+
+@dataclass
+class _Evaluator:
+    kernel: Kernel
+    sizes: dict[str, int]
+    memory: dict[str, Array]
+    neurons: Array
+    values: dict[Value, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for size in self.kernel.sizes:
+            self.values[size] = self.sizes[size.name]
+        for buffer in self.kernel.buffers:
+            if buffer.role in PRIVATE:
+                self.memory[buffer.label] = np.full(self._shape(buffer), np.nan, buffer.dtype.value)
+        self.body(self.kernel.body)
+
+    def _shape(self, buffer: Buffer) -> list[int]:
+        shape: list[int] = []
+        for extent in buffer.shape:
+            if isinstance(extent, Size):
+                shape.append(self.sizes[extent.value.name] + extent.plus)
+            else:
+                shape.append(extent if isinstance(extent, int) else len(self.neurons))
+        return shape
+
+    def number(self, operand: Operand, dtype: str) -> Any:
+        if isinstance(operand, Value):
+            return self.values[operand]
+        return np.dtype(dtype).type(operand)
+
+    def place(self, index: Sequence[Index], buffer: Buffer) -> tuple[Any, ...]:
+        values = {Axis.LANE: slice(None), Axis.NEURON: self.neurons}
+        found: list[Any] = []
+        for each in index:
+            if isinstance(each, Axis):
+                one = each is Axis.NEURON and len(self.memory[buffer.label]) == 1
+                found.append(np.zeros_like(self.neurons) if one else values[each])
+            else:
+                # a number from behind the end would be taken from the front
+                place = int(self.values[each] if isinstance(each, Value) else each)
+                if place < 0:
+                    raise IndexError(f"{each} is {place} in {buffer}")
+                found.append(place)
+        return tuple(found)
+
+    def body(self, body: Sequence[Statement]) -> None:
+        for each in body:
+            self.statement(each)
+
+    def statement(self, each: Statement) -> None:
+        if isinstance(each, Operation):
+            self.values[each.result] = self.operation(each)
+        elif isinstance(each, Load):
+            found = self.memory[each.buffer.label][self.place(each.index, each.buffer)]
+            self.values[each.result] = np.copy(found)[()]
+        elif isinstance(each, (Store, Accumulate)):
+            memory, place = self.memory[each.buffer.label], self.place(each.index, each.buffer)
+            value = self.number(each.value, each.buffer.dtype.value)
+            memory[place] = memory[place] + value if isinstance(each, Accumulate) else value
+        elif isinstance(each, Loop):
+            self.loop(each)
+        elif isinstance(each, If):
+            if self.values[each.condition]:
+                self.body(each.body)
+        elif isinstance(each, Lanes):
+            self.body(each.body)
+        elif isinstance(each, Product):
+            self.product(each)
+
+    def operation(self, each: Operation) -> Any:
+        if each.op == "float":
+            return np.where(self.number(each.args[0], "bool"), 1, 0).astype(
+                self.kernel.dtype.value
+            )[()]
+        if each.op == "double":
+            return np.asarray(self.number(each.args[0], "float32")).astype(float)[()]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
+        numbers = [dtype for dtype in dtypes if dtype.is_float or dtype.is_integer]
+        dtype = (numbers or [self.kernel.dtype])[0].value
+        operands = [
+            self.number(arg, "bool" if isinstance(arg, bool) else dtype) for arg in each.args
+        ]
+        found = _FUNCTIONS[each.op](*operands)
+        return np.asarray(found).astype(each.result.dtype.value)[()]
+
+    def loop(self, each: Loop) -> None:
+        start, stop = (int(self.number(bound, "int64")) for bound in (each.start, each.stop))
+        turns = range(start, stop)
+        now = [self.number(c.initial, c.inside.dtype.value) for c in each.carried]
+        for index in reversed(turns) if each.reverse else turns:
+            self.values[each.index] = np.int64(index)
+            self.values.update(zip((c.inside for c in each.carried), now, strict=True))
+            self.body(each.body)
+            now = [self.number(c.next, c.inside.dtype.value) for c in each.carried]
+        self.values.update(zip((c.result for c in each.carried), now, strict=True))
+
+    def product(self, each: Product) -> None:
+        matrix = self.memory[each.matrix.label]
+        source = self.memory[each.source.label][self.place(each.source_index, each.source)]
+        rows = source.reshape(-1, len(matrix))
+        target = self.memory[each.target.label]
+        target[self.place(each.target_index, each.target)] = (rows @ matrix).ravel()

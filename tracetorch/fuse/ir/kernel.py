@@ -1,0 +1,543 @@
+"""Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
+
+A :class:`Kernel` is what a printer spells and what :mod:`~tracetorch.fuse.ir.evaluate` runs. Every
+value is assigned once; a loop hands the values that it carries from one turn to the next. There are
+two kinds of values: *uniform* ones, the same for all lanes (indices, sizes, literals), and those of
+*lanes*, which stand for as many lanes as the printer computes at a time. Inside ``lanes`` one lane
+knows nothing of the others.
+
+Memory is reached through buffers alone. A buffer says what it is for (its :class:`Role`), and its
+shape; an index is a uniform integer, or :attr:`Axis.LANE` or :attr:`Axis.NEURON`: where in memory a
+lane lies is for the printer to know. ``str(kernel)`` is the form for people.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tracetorch.fuse.ir.graph import BOOLEAN
+
+
+class Dtype(enum.Enum):
+    """Type of a value."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    BOOL = "bool"
+    INT8 = "int8"
+    INT16 = "int16"
+    INT32 = "int32"
+    INT64 = "int64"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its values are real numbers."""
+        return self in (Dtype.FLOAT32, Dtype.FLOAT64)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether its values are whole numbers."""
+        return not self.is_float and self is not Dtype.BOOL
+
+
+class Role(enum.Enum):
+    """What a buffer is for; ``value`` is its word in the text form."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    LITERALS = "literals"
+    START = "start"
+    END = "end"
+    OUTPUT = "output"
+    RECORD = "record"
+    CHECKPOINTS = "checkpoints"
+    PAST = "past"
+    SUMS = "sums"
+    GRAD_OUTPUT = "grad_output"
+    GRAD_END = "grad_end"
+    GRAD_RECORD = "grad_record"
+    GRAD_INPUT = "grad_input"
+    GRAD_START = "grad_start"
+    # of a linear recurrence
+    MATRIX = "matrix"
+    BIAS = "bias"
+    DRIVE = "drive"
+    FIRST_OUTPUT = "first_output"
+    LAST_OUTPUT = "last_output"
+    GRAD_LAST_OUTPUT = "grad_last_output"
+    GRAD_FIRST_OUTPUT = "grad_first_output"
+    HELD = "held"
+    FEEDBACK = "feedback"
+
+
+READ_ONLY = frozenset(
+    {
+        *(Role.INPUT, Role.PARAMETER, Role.LITERALS, Role.START, Role.MATRIX, Role.BIAS),
+        *(Role.GRAD_OUTPUT, Role.GRAD_END, Role.GRAD_RECORD),
+        *(Role.FIRST_OUTPUT, Role.GRAD_LAST_OUTPUT),
+    }
+)
+# Scratch of a task: nobody else sees it, and nothing is in it before the task begins.
+PRIVATE = frozenset({Role.PAST, Role.HELD, Role.FEEDBACK})
+# Sequences that the caller may lay out as it likes: strides of time and of rows are arguments.
+STRIDED = frozenset({Role.INPUT, Role.GRAD_OUTPUT, Role.GRAD_RECORD, Role.DRIVE})
+
+
+class Axis(enum.Enum):
+    """The place of a lane in a dimension of a buffer."""
+
+    LANE = "lane"
+    NEURON = "neuron"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a kernel.
+
+    Args:
+        name: unique in its kernel.
+        dtype: its type.
+        lanes: whether every lane has its own.
+    """
+
+    name: str
+    dtype: Dtype
+    lanes: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Operand: TypeAlias = "Value | float | int | bool"
+Index: TypeAlias = "Value | int | Axis"
+
+
+class Extent(enum.Enum):
+    """Size of a dimension that only the printer knows."""
+
+    LANES = "lanes"
+    NEURONS = "neurons"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a dimension: an argument of the kernel, plus a number."""
+
+    value: Value
+    plus: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.value}{f' {self.plus:+d}' if self.plus else ''}"
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that a kernel is given.
+
+    Args:
+        role: what it is for.
+        name: of the state, input or parameter that it belongs to; empty where there is but one.
+        dtype: of its values.
+        shape: its dimensions, the last one contiguous.
+    """
+
+    role: Role
+    name: str
+    dtype: Dtype
+    shape: tuple[int | Size | Extent, ...]
+
+    def __str__(self) -> str:
+        return f"{self.role.value} {self.name}".rstrip()
+
+    @property
+    def label(self) -> str:
+        """Name that no other buffer of the kernel has."""
+        return f"{self.role.value}_{self.name}" if self.name else self.role.value
+
+
+# Statements
+
+
+@dataclass(frozen=True)
+class Operation:
+    """``result = op(*args)``, in every lane if the result has lanes."""
+
+    result: Value
+    op: str
+    args: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """``result = buffer[index]``."""
+
+    result: Value
+    buffer: Buffer
+    index: tuple[Index, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """``buffer[index] = value``."""
+
+    buffer: Buffer
+    index: tuple[Index, ...]
+    value: Operand
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """``buffer[index] += value``: a sum that lanes of one neuron may share, task by task."""
+
+    buffer: Buffer
+    index: tuple[Index, ...]
+    value: Operand
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A value that a loop carries: ``inside`` is ``initial``, then the ``next`` of the turn before.
+
+    After the loop, ``result`` is the last one.
+    """
+
+    inside: Value
+    initial: Operand
+    next: Operand
+    result: Value
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Run ``body`` for each ``index`` of ``start ... stop - 1``, from the last one if reversed."""
+
+    index: Value
+    start: Operand
+    stop: Operand
+    reverse: bool
+    carried: tuple[Carried, ...]
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class If:
+    """Run ``body`` where a uniform condition holds."""
+
+    condition: Value
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Run ``body`` for all lanes of the task, in any order and as many at a time as one likes."""
+
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """What lanes wrote to memory before is there for what they read behind it."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """``target[index] = source[index] @ matrix``, for all rows of neurons of the task."""
+
+    target: Buffer
+    target_index: tuple[Index, ...]
+    source: Buffer
+    source_index: tuple[Index, ...]
+    matrix: Buffer
+
+
+Statement: TypeAlias = (
+    "Operation | Load | Store | Accumulate | Loop | If | Lanes | Barrier | Product"
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel.
+
+    Args:
+        name: of the function.
+        title: what it is, for people.
+        dtype: of the arithmetic.
+        sizes: integers that it takes first.
+        buffers: memory that it takes after them.
+        body: what it does, for the lanes of one task.
+    """
+
+    name: str
+    title: str
+    dtype: Dtype
+    sizes: tuple[Value, ...]
+    buffers: tuple[Buffer, ...]
+    body: tuple[Statement, ...]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of its buffers, each once, in their order."""
+        return tuple(dict.fromkeys(buffer.role for buffer in self.buffers))
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.sizes))
+        lines = [f"kernel {self.name}({sizes}) in {self.dtype.value}: {self.title}"]
+        for buffer in self.buffers:
+            shape = ", ".join(e.value if isinstance(e, Extent) else str(e) for e in buffer.shape)
+            lines.append(f"  {buffer.dtype.value:8} {buffer} [{shape}]")
+        lines += _text(self.body, 0)
+        return "\n".join(lines)
+
+
+def statements(body: Sequence[Statement]) -> Iterator[Statement]:
+    """Yield all statements of a body, those of inner bodies behind their own."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, (Loop, If, Lanes)):
+            yield from statements(statement.body)
+
+
+def operands(statement: Statement) -> tuple[Operand, ...]:
+    """Return what a statement reads itself, not its body; of a loop what it begins with."""
+    if isinstance(statement, Operation):
+        return statement.args
+    if isinstance(statement, (Load, Store, Accumulate)):
+        value = () if isinstance(statement, Load) else (statement.value,)
+        return (*(i for i in statement.index if not isinstance(i, Axis)), *value)
+    if isinstance(statement, Loop):
+        return (statement.start, statement.stop, *(c.initial for c in statement.carried))
+    if isinstance(statement, If):
+        return (statement.condition,)
+    if isinstance(statement, Product):
+        both = (*statement.target_index, *statement.source_index)
+        return tuple(i for i in both if not isinstance(i, Axis))
+    return ()
+
+
+# Text
+
+
+def _text(body: Sequence[Statement], depth: int) -> list[str]:
+    lines: list[str] = []
+    pad = "  " * depth
+    for each in body:
+        if isinstance(each, Operation):
+            lines.append(f"{pad}{each.result} = {each.op}({', '.join(map(str, each.args))})")
+        elif isinstance(each, Load):
+            lines.append(f"{pad}{each.result} = {_place(each.buffer, each.index)}")
+        elif isinstance(each, Store):
+            lines.append(f"{pad}{_place(each.buffer, each.index)} = {each.value}")
+        elif isinstance(each, Accumulate):
+            lines.append(f"{pad}{_place(each.buffer, each.index)} += {each.value}")
+        elif isinstance(each, Loop):
+            order = " from the last" if each.reverse else ""
+            lines.append(f"{pad}for {each.index} in {each.start} .. {each.stop}{order}:")
+            for c in each.carried:
+                lines.append(f"{pad}  {c.inside} := {c.initial}, then {c.next}; after: {c.result}")
+            lines += _text(each.body, depth + 1)
+        elif isinstance(each, If):
+            lines += [f"{pad}if {each.condition}:", *_text(each.body, depth + 1)]
+        elif isinstance(each, Lanes):
+            lines += [f"{pad}lanes:", *_text(each.body, depth + 1)]
+        elif isinstance(each, Product):
+            target = _place(each.target, each.target_index)
+            source = _place(each.source, each.source_index)
+            lines.append(f"{pad}{target} = {source} @ {each.matrix}")
+        else:
+            lines.append(f"{pad}barrier")
+    return lines
+
+
+def _place(buffer: Buffer, index: Sequence[Index]) -> str:
+    spelled = [i.value if isinstance(i, Axis) else str(i) for i in index]
+    return f"{buffer}[{', '.join(spelled)}]"
+
+
+# Building
+
+
+@dataclass
+class OpenLoop:
+    """A loop while its body is written.
+
+    Args:
+        index: of the turn.
+        carried: the values that it carries, inside, by name.
+        next: what each of them is in the next turn; to be set in the body.
+        results: what each of them is after the loop.
+    """
+
+    index: Value
+    carried: dict[str, Value]
+    results: dict[str, Value]
+    next: dict[str, Operand] = field(default_factory=dict)
+
+
+class KernelBuilder:
+    """Write a kernel statement by statement.
+
+    Args:
+        name: of the function.
+        title: what it is.
+        dtype: of the arithmetic.
+
+    Example:
+        >>> k = KernelBuilder("double", "twice the input", Dtype.FLOAT32)
+        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
+        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
+        >>> with k.lanes():
+        ...     value = k.load(x, (Axis.LANE,), "x")
+        ...     k.store(y, (Axis.LANE,), k.op("add", value, value))
+        >>> print(k.kernel())
+        kernel double() in float32: twice the input
+          float32  start x [lanes]
+          float32  end y [lanes]
+        lanes:
+          x = start x[lane]
+          v0 = add(x, x)
+          end y[lane] = v0
+    """
+
+    def __init__(self, name: str, title: str, dtype: Dtype) -> None:
+        self.name, self.title, self.dtype = name, title, dtype
+        self._sizes: list[Value] = []
+        self._buffers: list[Buffer] = []
+        self._blocks: list[list[Statement]] = [[]]
+        self._names: set[str] = set()
+
+    def size(self, name: str) -> Value:
+        """Add an integer argument."""
+        value = self._value(name, Dtype.INT64, False)
+        self._sizes.append(value)
+        return value
+
+    def buffer(
+        self,
+        role: Role,
+        name: str,
+        shape: tuple[int | Size | Extent, ...],
+        dtype: Dtype | None = None,
+    ) -> Buffer:
+        """Add memory, of the dtype of the arithmetic unless another is given."""
+        buffer = Buffer(role, name, dtype or self.dtype, shape)
+        self._buffers.append(buffer)
+        return buffer
+
+    def op(self, op: str, *args: Operand) -> Value:
+        """Append an operation and return its result."""
+        dtypes = [_dtype_of(arg, self.dtype) for arg in args]
+        if op in BOOLEAN:
+            dtype = Dtype.BOOL
+        elif op == "float":
+            dtype = self.dtype
+        elif op == "double":
+            dtype = Dtype.FLOAT64
+        else:
+            dtype = dtypes[-1]
+        lanes = any(isinstance(arg, Value) and arg.lanes for arg in args)
+        prefix = "i" if dtype.is_integer else ("b" if dtype is Dtype.BOOL else "v")
+        result = self._value(prefix, dtype, lanes, numbered=True)
+        self._append(Operation(result, op, args))
+        return result
+
+    def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Value:
+        """Append a load and return what was loaded."""
+        lanes = any(isinstance(i, Axis) for i in index)
+        result = self._value(name, buffer.dtype, lanes)
+        self._append(Load(result, buffer, index))
+        return result
+
+    def store(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
+        """Append a store."""
+        self._append(Store(buffer, index, value))
+
+    def accumulate(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
+        """Append an addition to memory."""
+        self._append(Accumulate(buffer, index, value))
+
+    def barrier(self) -> None:
+        """Append a barrier."""
+        self._append(Barrier())
+
+    def product(
+        self,
+        target: Buffer,
+        target_index: tuple[Index, ...],
+        source: Buffer,
+        source_index: tuple[Index, ...],
+        matrix: Buffer,
+    ) -> None:
+        """Append a product."""
+        self._append(Product(target, target_index, source, source_index, matrix))
+
+    @contextmanager
+    def loop(
+        self,
+        name: str,
+        start: Operand,
+        stop: Operand,
+        carried: Mapping[str, Operand] | None = None,
+        *,
+        reverse: bool = False,
+    ) -> Iterator[OpenLoop]:
+        """Append a loop whose body is what is appended inside."""
+        carried = carried or {}
+        inside: dict[str, Value] = {}
+        results: dict[str, Value] = {}
+        for each, initial in carried.items():
+            dtype = _dtype_of(initial, self.dtype)
+            # a number that it begins with may become one of each lane
+            lanes = not isinstance(initial, Value) or initial.lanes
+            inside[each] = self._value(each, dtype, lanes)
+            results[each] = self._value(f"{each}_end", dtype, lanes)
+        opened = OpenLoop(self._value(name, Dtype.INT64, False), inside, results)
+        self._blocks.append([])
+        yield opened
+        body = tuple(self._blocks.pop())
+        pairs = tuple(
+            Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
+            for each, initial in carried.items()
+        )
+        self._append(Loop(opened.index, start, stop, reverse, pairs, body))
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Append a condition whose body is what is appended inside."""
+        self._blocks.append([])
+        yield
+        self._append(If(condition, tuple(self._blocks.pop())))
+
+    @contextmanager
+    def lanes(self) -> Iterator[None]:
+        """Append a loop over lanes whose body is what is appended inside."""
+        self._blocks.append([])
+        yield
+        self._append(Lanes(tuple(self._blocks.pop())))
+
+    def kernel(self) -> Kernel:
+        """Return the kernel."""
+        (body,) = self._blocks
+        sizes, buffers = tuple(self._sizes), tuple(self._buffers)
+        return Kernel(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
+
+    def _append(self, statement: Statement) -> None:
+        self._blocks[-1].append(statement)
+
+    def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Value:
+        unique = f"{name}{len(self._names)}" if numbered or name in self._names else name
+        self._names.add(unique)
+        return Value(unique, dtype, lanes)
+
+
+def _dtype_of(operand: Operand, real: Dtype) -> Dtype:
+    """Return the dtype of an operand; a float stands for a number of the arithmetic."""
+    if isinstance(operand, Value):
+        return operand.dtype
+    if isinstance(operand, bool):
+        return Dtype.BOOL
+    return Dtype.INT64 if isinstance(operand, int) else real

@@ -1,0 +1,361 @@
+"""Verify a kernel: types, single assignment, and that every access lies inside its buffer.
+
+Bounds are proved, not tried: an index is a sum of sizes, loop indices and numbers, and each of them
+has bounds that are such sums. What cannot be proved is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeAlias
+
+from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
+from tracetorch.fuse.ir.kernel import (
+    PRIVATE,
+    READ_ONLY,
+    Accumulate,
+    Axis,
+    Barrier,
+    Buffer,
+    Dtype,
+    Extent,
+    If,
+    Index,
+    Kernel,
+    Lanes,
+    Load,
+    Loop,
+    Operand,
+    Operation,
+    Product,
+    Role,
+    Size,
+    Statement,
+    Store,
+    Value,
+)
+
+# Operations on floats, by the number of their operands.
+UNARY = frozenset(
+    {
+        *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
+        *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2"),
+        *("neg", "round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
+    }
+)
+BINARY = frozenset(
+    {
+        *("add", "sub", "mul", "div", "max", "min", "pow", "atan2", "copysign", "fmod", "hypot"),
+        "nextafter",
+    }
+)
+ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
+INTEGER = frozenset({"add", "sub", "mul", "min"})
+
+# A number and how often each value is added to it.
+_Sum: TypeAlias = "tuple[int, tuple[tuple[Value, int], ...]]"
+_DEPTH = 12
+
+
+class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
+    """A kernel breaks a rule; the message names the rule and the statement."""
+
+
+def verify(kernel: Kernel) -> Kernel:
+    """Return a kernel after all rules were checked.
+
+    Args:
+        kernel: any.
+
+    Raises:
+        InvalidKernel: it breaks a rule.
+    """
+    _Verifier(kernel).run()
+    return kernel
+
+
+@dataclass
+class _Verifier:
+    kernel: Kernel
+    defined: set[Value] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    scopes: list[list[Value]] = field(default_factory=list)
+    stored: set[Buffer] = field(default_factory=set)
+    in_lanes: bool = False
+    # what integers are, and lower and upper bounds of those that are nothing simpler
+    sums: dict[Value, _Sum] = field(default_factory=dict)
+    lower: dict[Value, list[_Sum]] = field(default_factory=dict)
+    upper: dict[Value, list[_Sum]] = field(default_factory=dict)
+    # the bound that each condition gives to a value
+    facts: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        kernel = self.kernel
+        labels = [buffer.label for buffer in kernel.buffers]
+        if len(set(labels)) < len(labels):
+            self.fail("two buffers have one name", sorted(labels))
+        self.scopes.append([])
+        for size in kernel.sizes:
+            if size.dtype is not Dtype.INT64 or size.lanes:
+                self.fail("a size is a uniform int64", size)
+            self.define(size)
+            self.lower[size] = [(1, ())]
+        for buffer in kernel.buffers:
+            for extent in buffer.shape:
+                if isinstance(extent, Size) and extent.value not in kernel.sizes:
+                    self.fail("an extent is not an argument", buffer)
+        self.body(kernel.body)
+
+    def fail(self, rule: str, where: object) -> NoReturn:
+        raise InvalidKernel(f"{rule}: {where}")
+
+    # Values
+
+    def define(self, value: Value) -> None:
+        if value.name in self.names:
+            self.fail("a name is assigned twice", value)
+        if value.lanes and not self.in_lanes:
+            self.fail("a value of lanes outside of lanes", value)
+        self.names.add(value.name)
+        self.defined.add(value)
+        self.scopes[-1].append(value)
+
+    def use(self, operand: Operand, dtype: Dtype, where: object) -> bool:
+        """Check an operand; return whether it has lanes."""
+        if isinstance(operand, Value):
+            if operand not in self.defined:
+                self.fail(
+                    f"{operand} is read before it is assigned, or outside of its block", where
+                )
+            if operand.dtype is not dtype:
+                self.fail(f"{operand} is {operand.dtype.value}, not {dtype.value}", where)
+            return operand.lanes
+        is_bool = isinstance(operand, bool)
+        fits = (
+            is_bool
+            if dtype is Dtype.BOOL
+            else isinstance(operand, int if dtype.is_integer else float)
+        )
+        if not fits or (is_bool and dtype is not Dtype.BOOL):
+            self.fail(f"{operand!r} is no {dtype.value}", where)
+        return False
+
+    # Statements
+
+    def body(self, body: Sequence[Statement]) -> None:
+        self.scopes.append([])
+        for statement in body:
+            self.statement(statement)
+        self.defined -= set(self.scopes.pop())
+
+    def statement(self, each: Statement) -> None:
+        if isinstance(each, Operation):
+            self.operation(each)
+        elif isinstance(each, Load):
+            lanes = self.access(each.buffer, each.index, each)
+            if each.buffer.role in PRIVATE and each.buffer not in self.stored:
+                self.fail("scratch is read before it is written", each)
+            if each.result.dtype is not each.buffer.dtype or each.result.lanes != lanes:
+                self.fail("what is loaded is of another type than its memory", each)
+            self.define(each.result)
+        elif isinstance(each, (Store, Accumulate)):
+            self.write(each)
+        elif isinstance(each, Loop):
+            self.loop(each)
+        elif isinstance(each, If):
+            if self.use(each.condition, Dtype.BOOL, each):
+                self.fail("a condition is uniform", each.condition)
+            with_facts = self.assume(each.condition)
+            self.body(each.body)
+            for value, bound in with_facts:
+                self.lower[value].remove(bound)
+        elif isinstance(each, Lanes):
+            if self.in_lanes:
+                self.fail("lanes within lanes", "lanes")
+            self.in_lanes = True
+            self.body(each.body)
+            self.in_lanes = False
+        elif isinstance(each, Product):
+            self.product(each)
+        elif not isinstance(each, Barrier):
+            self.fail("not a statement", each)
+
+    def operation(self, each: Operation) -> None:
+        result, op, args = each.result, each.op, each.args
+        dtypes = [arg.dtype for arg in args if isinstance(arg, Value)]
+        if op in COMPARISONS:
+            inner = dtypes[0] if dtypes else self.kernel.dtype
+            wanted, expected = [inner] * 2, Dtype.BOOL
+            if inner is Dtype.BOOL:
+                self.fail("a comparison is of numbers", each)
+        elif op in LOGIC:
+            wanted, expected = [Dtype.BOOL] * (1 if op == "not" else 2), Dtype.BOOL
+        elif op == "where":
+            expected = result.dtype
+            wanted = [Dtype.BOOL, expected, expected]
+        elif op == "float":
+            wanted, expected = [Dtype.BOOL], self.kernel.dtype
+        elif op == "double":
+            wanted, expected = [Dtype.FLOAT32], Dtype.FLOAT64
+        elif result.dtype.is_integer and op in INTEGER:
+            wanted, expected = [result.dtype] * 2, result.dtype
+        elif op in ARITY and result.dtype.is_float:
+            wanted, expected = [result.dtype] * ARITY[op], result.dtype
+        else:
+            self.fail(f"there is no {op} of {result.dtype.value}", each)
+        if len(args) != len(wanted):
+            self.fail(f"{op} takes {len(wanted)} operands", each)
+        lanes = [self.use(arg, dtype, each) for arg, dtype in zip(args, wanted, strict=True)]
+        if result.dtype is not expected or result.lanes != any(lanes):
+            self.fail("a result is of another type than its operation", each)
+        self.define(result)
+        if result.dtype.is_integer and not result.lanes:
+            self.describe(each)
+        if op == "gt" and isinstance(args[0], Value) and type(args[1]) is int:
+            self.facts[result] = args[0], (args[1] + 1, ())
+
+    def access(self, buffer: Buffer, index: Sequence[Index], where: object) -> bool:
+        """Check an index; return whether each lane has its own place."""
+        if buffer not in self.kernel.buffers:
+            self.fail("memory that is not an argument", where)
+        if len(index) != len(buffer.shape):
+            self.fail(f"{buffer} has {len(buffer.shape)} dimensions", where)
+        axes = {Extent.LANES: Axis.LANE, Extent.NEURONS: Axis.NEURON}
+        found = False
+        for place, extent in zip(index, buffer.shape, strict=True):
+            if isinstance(place, Axis) or isinstance(extent, Extent):
+                if not isinstance(extent, Extent) or place is not axes[extent]:
+                    self.fail("a dimension of lanes or neurons is indexed by them alone", where)
+                found = True
+                continue
+            if self.use(place, Dtype.INT64, where):
+                self.fail("an index is uniform", where)
+            last = _sum_of_extent(extent)
+            if not self.positive(self.sum_of(place)):
+                self.fail(f"{place} may lie before the first place of {buffer}", where)
+            if not self.positive(_minus(_plus(last, (-1, ())), self.sum_of(place))):
+                self.fail(f"{place} may lie behind the last place of {buffer}", where)
+        if found and not self.in_lanes and not isinstance(where, Product):
+            self.fail("memory of lanes outside of lanes", where)
+        return found
+
+    def write(self, each: Store | Accumulate) -> None:
+        lanes = self.access(each.buffer, each.index, each)
+        if each.buffer.role in READ_ONLY:
+            self.fail(f"{each.buffer} is only read", each)
+        if isinstance(each, Accumulate) != (each.buffer.role is Role.SUMS):
+            self.fail("sums are added to, and nothing else is", each)
+        if self.use(each.value, each.buffer.dtype, each) and not lanes:
+            self.fail("all lanes write to one place", each)
+        if not lanes:
+            self.fail("a store is of lanes", each)
+        self.stored.add(each.buffer)
+
+    def product(self, each: Product) -> None:
+        if self.in_lanes:
+            self.fail("a product within lanes", each)
+        for buffer, index in ((each.target, each.target_index), (each.source, each.source_index)):
+            self.access(buffer, index, each)
+            if Axis.LANE not in index or buffer.dtype is not each.matrix.dtype:
+                self.fail("a product is of rows of lanes, of one dtype", each)
+        if each.target.role in READ_ONLY or each.matrix.role is not Role.MATRIX:
+            self.fail("a product reads a matrix and writes elsewhere", each)
+        self.stored.add(each.target)
+
+    def loop(self, each: Loop) -> None:
+        for bound in (each.start, each.stop):
+            if self.use(bound, Dtype.INT64, each.index):
+                self.fail("a bound is uniform", each.index)
+        start, stop = self.sum_of(each.start), self.sum_of(each.stop)
+        for c in each.carried:
+            if len({c.inside.dtype, c.result.dtype}) > 1 or c.inside.lanes != c.result.lanes:
+                self.fail("what a loop carries changes its type", c.inside)
+            if self.use(c.initial, c.inside.dtype, c.inside) > c.inside.lanes:
+                self.fail("what a loop carries changes its type", c.inside)
+        self.scopes.append([])
+        self.define(each.index)
+        self.lower[each.index] = [start]
+        self.upper[each.index] = [_plus(stop, (-1, ()))]
+        for c in each.carried:
+            self.define(c.inside)
+        # the body's own values are in scope where the next turn's are read
+        self.scopes.append([])
+        for statement in each.body:
+            self.statement(statement)
+        for c in each.carried:
+            if self.use(c.next, c.inside.dtype, c.inside) > c.inside.lanes:
+                self.fail("what a loop carries changes its type", c.inside)
+        self.defined -= {*self.scopes.pop(), *self.scopes.pop()}
+        for c in each.carried:
+            self.define(c.result)
+
+    # Bounds
+
+    def describe(self, each: Operation) -> None:
+        """Note what an integer is, or between which others it lies."""
+        first, second = map(self.sum_of, each.args)
+        value = each.result
+        if each.op == "add":
+            self.sums[value] = _plus(first, second)
+        elif each.op == "sub":
+            self.sums[value] = _minus(first, second)
+        elif each.op == "mul" and not (first[1] and second[1]):
+            number, other = (first, second) if not first[1] else (second, first)
+            self.sums[value] = _times(other, number[0])
+        else:
+            if self.positive(first) and self.positive(second):
+                self.lower[value] = [(0, ())]
+            if each.op == "min":
+                self.upper[value] = [first, second]
+
+    def assume(self, condition: Value) -> list[tuple[Value, _Sum]]:
+        """Note what a condition says of a loop index: ``index > number``."""
+        found = self.facts.get(condition)
+        if found is None:
+            return []
+        value, bound = found
+        self.lower.setdefault(value, []).append(bound)
+        return [found]
+
+    def sum_of(self, operand: Operand) -> _Sum:
+        if isinstance(operand, Value):
+            return self.sums.get(operand, (0, ((operand, 1),)))
+        return int(operand), ()
+
+    def positive(self, total: _Sum, depth: int = _DEPTH) -> bool:
+        """Whether a sum is proved to be 0 or more."""
+        number, parts = total
+        if not parts:
+            return number >= 0
+        if depth == 0:
+            return False
+        for value, count in parts:
+            for bound in (self.lower if count > 0 else self.upper).get(value, ()):
+                rest = number, tuple(part for part in parts if part[0] is not value)
+                if self.positive(_plus(rest, _times(bound, count)), depth - 1):
+                    return True
+        return False
+
+
+def _sum_of_extent(extent: int | Size | Extent) -> _Sum:
+    if isinstance(extent, Size):
+        return extent.plus, ((extent.value, 1),)
+    if isinstance(extent, Extent):
+        raise TypeError("lanes and neurons have no size in a kernel")
+    return extent, ()
+
+
+def _plus(first: _Sum, second: _Sum) -> _Sum:
+    counts = dict(first[1])
+    for value, count in second[1]:
+        counts[value] = counts.get(value, 0) + count
+    return first[0] + second[0], tuple((v, c) for v, c in counts.items() if c)
+
+
+def _times(total: _Sum, factor: int) -> _Sum:
+    return total[0] * factor, tuple((v, c * factor) for v, c in total[1] if factor)
+
+
+def _minus(first: _Sum, second: _Sum) -> _Sum:
+    return _plus(first, _times(second, -1))

@@ -1,0 +1,216 @@
+"""Compile LLVM IR in this process, and keep the object code on disk for the next one.
+
+A kernel compiles in some 30 to 60 milliseconds, and is loaded in a few; so its object code is kept,
+in one file that begins with a checksum. A file that is damaged, or a folder that cannot be written,
+costs the compilation and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tracetorch.core.files import atomic_replace
+from tracetorch.fuse.codegen.llvm_functions import LIBRARY
+from tracetorch.fuse.codegen.llvm_kernel import Processor
+from tracetorch.fuse.runtime.kernel_cache import (
+    TaskKernel,
+    folder,
+    limit,
+    mark_used,
+    prune,
+    report_unusable,
+)
+
+_log = logging.getLogger("tracetorch")
+_lock = threading.RLock()
+_kernels: dict[str, TaskKernel] = {}
+_alive: list[Any] = []  # engines whose code is called by address
+_CHECKSUM = 64  # bytes at the beginning of a file
+
+
+class Machine(NamedTuple):
+    """What machine code is made for, as LLVM names it.
+
+    Args:
+        triple: architecture and system.
+        cpu: processor.
+        features: those that are added to the ones of the processor, or removed.
+    """
+
+    triple: str
+    cpu: str
+    features: str
+
+    @property
+    def processor(self) -> Processor:
+        """Width and number of its vector registers."""
+        features = set(self.features.split(","))
+        if "+avx512f" in features:
+            return Processor(512, 32)
+        if "+avx2" in features:
+            return Processor(256, 16)
+        return Processor(128, 32 if self.triple.startswith(("aarch64", "arm64")) else 16)
+
+
+@functools.cache
+def unavailable_reason() -> str | None:
+    """Return why nothing can be compiled on this machine, or ``None``."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed; pip install llvmlite"
+    try:
+        this_machine()
+    except Exception as failure:  # a broken library, a processor that LLVM does not know
+        return f"llvmlite cannot compile: {failure}"
+    return None
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """Return the machine that this process runs on."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    for name in _library_names():
+        address = _library_address(name)
+        if address is not None:
+            llvm.add_symbol(name, address)
+    features: Any = llvm.get_host_cpu_features()
+    # LLVM's default triple on Windows writes an object format that its loader does not know
+    triple = llvm.get_process_triple()
+    if sys.platform == "win32":
+        triple += "-elf"
+    return Machine(triple, llvm.get_host_cpu_name(), features.flatten())
+
+
+def _library_names() -> list[str]:
+    names = [name for op in LIBRARY for name in (op, f"{op}f")]
+    rounding = ("rint", "fma", "ceil", "floor", "trunc", "memset", "memcpy")
+    return [*names, *rounding, *(f"{name}f" for name in rounding[:5])]
+
+
+def _library_address(name: str) -> int | None:
+    """Return the address of a function of the C library."""
+    library = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
+    try:
+        function = getattr(ctypes.CDLL(library), name)
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def compiled(text: str, name: str) -> TaskKernel:
+    """Return a function of a module, compiled at the first call.
+
+    Args:
+        text: the module, in LLVM IR.
+        name: of the function, which takes one address.
+    """
+    kernel = _kernels.get(text)
+    if kernel is None:
+        with _lock:
+            kernel = _kernels.get(text)
+            if kernel is None:
+                kernel = _kernels[text] = _load(_object_code(text, name), name)
+    return kernel
+
+
+def object_code(text: str, machine: Machine) -> bytes:
+    """Compile a module.
+
+    The text is as good as LLVM's passes would make it, so that only instructions are selected:
+    they would double the time.
+
+    Args:
+        text: the module.
+        machine: for which.
+    """
+    import llvmlite.binding as llvm
+
+    target = llvm.Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=2, codemodel="jitdefault", jit=True
+    )
+    module = llvm.parse_assembly(text)
+    module.triple, module.data_layout = machine.triple, str(target.target_data)
+    found: bytes = target.emit_object(module)
+    return found
+
+
+def _object_code(text: str, name: str) -> bytes:
+    """Return the object code of a module, from the folder or for it."""
+    import llvmlite.binding as llvm
+
+    machine, most = this_machine(), limit()
+    version = ".".join(map(str, llvm.llvm_version_info))
+    tag = hashlib.sha256("\n".join((*machine, version, text)).encode()).hexdigest()[:20]
+    stem = f"{name}_{tag}"
+    try:
+        path = folder() / f"{stem}.o"
+        found = _read(path)
+        if found is not None:
+            mark_used(path)
+            return found
+    except OSError as error:
+        report_unusable(error)
+        return object_code(text, machine)
+    _log.info("compiling the kernel %s.", stem)
+    made = object_code(text, machine)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_replace(path) as unfinished:
+            unfinished.write_bytes(hashlib.sha256(made).hexdigest().encode() + made)
+        prune(most)
+    except OSError as error:
+        report_unusable(error)
+    return made
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the object code in a file; ``None`` where there is none, or a damaged one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    checksum, code = content[:_CHECKSUM], content[_CHECKSUM:]
+    if hashlib.sha256(code).hexdigest().encode() != checksum:
+        _log.info("the cached kernel %s is damaged, it is compiled again.", path.stem)
+        return None
+    return code
+
+
+def _load(code: bytes, name: str) -> TaskKernel:
+    """Put object code into memory."""
+    import llvmlite.binding as llvm
+
+    machine = this_machine()
+    target = llvm.Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, codemodel="jitdefault", jit=True
+    )
+    empty = llvm.parse_assembly("")
+    empty.triple = machine.triple
+    engine = llvm.create_mcjit_compiler(empty, target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address: int = engine.get_function_address(name)
+    _alive.append(engine)
+    return TaskKernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
+
+
+def _renew_lock() -> None:
+    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
