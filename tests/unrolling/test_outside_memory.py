@@ -789,7 +789,7 @@ def test_values_cost_nothing_where_no_code_is_a_users_own(monkeypatch: pytest.Mo
         raise AssertionError("read")
 
     monkeypatch.setattr("tracetorch.core.values.MemoryReader.read", read)
-    monkeypatch.setattr("tracetorch.core.values.ValueSnapshot.__init__", read)
+    monkeypatch.setattr("tracetorch.core.values.Values.__init__", read)
     net = nn.Sequential(nn.Linear(N, N), layer("LIF", N), nn.Linear(N, N), layer("LIF", N))
     tt.unroll(net, sequence())
     with pytest.raises(AssertionError, match="read"):

@@ -9,11 +9,13 @@ import array
 import ctypes
 import hashlib
 import io
+import marshal
 import mmap
 import os
 import queue
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -43,7 +45,7 @@ class Kind(NamedTuple):
     write: Callable[[Any, Any], None] | None
 
 
-class ValueSnapshot:
+class Values:
     """The values of some objects at one time.
 
     Args:
@@ -52,7 +54,7 @@ class ValueSnapshot:
 
     Example:
         >>> table = np.zeros(3)
-        >>> before = ValueSnapshot([("table", table)], whole=True)
+        >>> before = Values([("table", table)], whole=True)
         >>> table += 1
         >>> before.changes()
         ['table']
@@ -65,13 +67,13 @@ class ValueSnapshot:
         self._hashed = False
         self._before: list[tuple[str, object, Kind, object]] = []
         for path, each in held:
-            kind = listed_kind(type(each)) or CONSUMED  # type: ignore[arg-type]
+            listed = listed_kind(type(each)) or CONSUMED  # type: ignore[arg-type]
+            kind = _LONG if isinstance(each, (dict, list, deque, set)) else listed
             self._hashed = False
             value = self._read(kind, each)
             # a hash cannot be written
-            self._before.append(
-                (path, each, Kind(kind.read, None) if self._hashed else kind, value)
-            )
+            kind = kind._replace(write=None) if self._hashed else kind
+            self._before.append((path, each, kind, value))
 
     def _keep(self, memory: Any) -> bytes:
         if self._whole:
@@ -126,25 +128,6 @@ def hashed(memory: Any) -> bytes:
 # Tensors
 
 
-class Memory(NamedTuple):
-    """The memory of some tensors at one time.
-
-    Args:
-        places: of each tensor that was copied its number, and where it lies in ``copied``.
-        copied: the memory of small tensors, one behind the other.
-        others: hashes or samples of large ones, by number.
-    """
-
-    places: list[tuple[int, int, int]]
-    copied: bytes
-    others: dict[int, bytes]
-
-    def by_number(self) -> dict[int, bytes]:
-        """Return what is known of each tensor."""
-        copies = {number: self.copied[start:stop] for number, start, stop in self.places}
-        return {**copies, **self.others}
-
-
 class MemoryReader:
     """Read the memory of tensors, and remember from one time to the next where they lie.
 
@@ -153,72 +136,60 @@ class MemoryReader:
     """
 
     def __init__(self) -> None:
-        self._plan = _MemoryPlan([])
+        self._ids: list[int] = []
+        self._found: list[int] = []
+        self._dense: list[int] = []  # numbers of the tensors that are read
+        self._small: dict[int, memoryview] = {}
+        self._large: dict[int, Any] = {}
+        # words of each large one: a change of the whole of it is seen in them
+        self._samples: dict[int, np.ndarray[Any, Any]] = {}
 
-    def read(self, tensors: list[Any], *, exact: bool) -> Memory:
-        """Read some tensors; each may be ``None``.
+    def read(self, tensors: list[Any], *, exact: bool) -> dict[int, bytes]:
+        """Return the memory of some tensors, by number; each may be ``None``.
 
         Args:
             tensors: the tensors.
             exact: hash the large ones, instead of taking samples.
         """
-        plan = self._plan
-        if not plan.fits(tensors):
-            plan = self._plan = _MemoryPlan(tensors)
+        if not self._fits(tensors):
+            self._find(tensors)
+        read = dict(zip(self._small, map(bytes, self._small.values()), strict=True))
         if exact:
-            others = {number: hashed(memory) for number, memory in plan.large.items()}
+            read.update((number, hashed(memory)) for number, memory in self._large.items())
         else:
-            others = {number: samples.tobytes() for number, samples in plan.samples.items()}
-        return Memory(plan.places, b"".join(plan.small), others)
+            read.update((number, words.tobytes()) for number, words in self._samples.items())
+        return read
 
+    def _fits(self, tensors: list[Any]) -> bool:
+        """Whether these are the same tensors, in the same memory, which therefore is theirs."""
+        try:
+            return list(map(id, tensors)) == self._ids and self._places(tensors) == self._found
+        except RuntimeError:  # another tensor at the same address, without memory
+            return False
 
-class _MemoryPlan:
-    """Addresses of some tensors in memory.
+    def _places(self, tensors: list[Any]) -> list[int]:
+        dense = [tensors[number] for number in self._dense]
+        return [tensor.data_ptr() for tensor in dense] + [tensor.nbytes for tensor in dense]
 
-    Args:
-        tensors: the tensors.
-    """
-
-    def __init__(self, tensors: list[Any]) -> None:
-        self.ids = list(map(id, tensors))
-        self.places: list[tuple[int, int, int]] = []
-        self.small: list[memoryview] = []
-        self.large: dict[int, Any] = {}
-        # words of each large one: a change of the whole of it is seen in them
-        self.samples: dict[int, np.ndarray[Any, Any]] = {}
-        numbers = []
-        at = 0
+    def _find(self, tensors: list[Any]) -> None:
+        self.__init__()  # type: ignore[misc]
         for number, tensor in enumerate(tensors):
             place = _place_of(tensor) if type(tensor) in (Tensor, torch.nn.Parameter) else None
             if place is None or not place[1]:
                 continue
-            numbers.append(number)
+            self._dense.append(number)
             memory = (ctypes.c_char * place[1]).from_address(place[0])
             if place[1] <= SMALL:
-                self.places.append((number, at, at + place[1]))
-                self.small.append(memoryview(memory))
-                at += place[1]
+                self._small[number] = memoryview(memory)
             else:
-                self.large[number] = memory
+                self._large[number] = memory
                 words = np.frombuffer(memoryview(memory), np.int32, count=place[1] // 4)
-                self.samples[number] = words[:: len(words) // 256 | 1]
-        self.numbers = numbers
-        self.found = self._found(tensors)
-
-    def _found(self, tensors: list[Any]) -> list[int]:
-        dense = [tensors[number] for number in self.numbers]
-        return [tensor.data_ptr() for tensor in dense] + [tensor.nbytes for tensor in dense]
-
-    def fits(self, tensors: list[Any]) -> bool:
-        """Whether these are the same tensors, in the same memory, which therefore is theirs."""
-        try:
-            return list(map(id, tensors)) == self.ids and self._found(tensors) == self.found
-        except RuntimeError:  # another tensor at the same address, without memory
-            return False
+                self._samples[number] = words[:: len(words) // 256 | 1]
+        self._ids, self._found = list(map(id, tensors)), self._places(tensors)
 
 
-def write_memory(tensor: Tensor, memory: bytes) -> None:
-    """Write what was copied of a tensor, where its memory differs."""
+def write_memory(tensor: Any, memory: bytes) -> None:
+    """Write what was read of a small tensor, where its memory differs."""
     place = _place_of(tensor)
     if place is not None and len(memory) == place[1] and ctypes.string_at(*place) != memory:
         ctypes.memmove(place[0], memory, len(memory))
@@ -419,6 +390,14 @@ def _write_torch_generator(generator: torch.Generator, value: Any) -> None:
     generator.set_state(torch.frombuffer(bytearray(value), dtype=torch.uint8))
 
 
+def _marshalled(owner: Any, keep: Keep) -> bytes:
+    """Return all values in a container, however deep, where they are builtin ones."""
+    try:
+        return marshal.dumps(owner, 2)  # a later version depends on counts of references
+    except ValueError:
+        return b""
+
+
 # What can only be consumed: nothing of it can be read
 
 CONSUMED = Kind(lambda each, _: None, None)
@@ -468,6 +447,7 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (queue.SimpleQueue, Kind(lambda q, _: q.qsize(), None)),
     (Tensor, Kind(_read_tensor, _write_tensor)),
 )
+_LONG = Kind(_marshalled, None)  # of containers whose items are not walked
 
 
 @lru_cache(maxsize=4096)

@@ -24,7 +24,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, is_compiled, pytree
-from tracetorch.core.values import ValueSnapshot, global_generators
+from tracetorch.core.values import Values, global_generators
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -44,7 +44,7 @@ class _RandomState:
 
     def __init__(self) -> None:
         self._torch = torch.get_rng_state()
-        self._others = ValueSnapshot(global_generators(), whole=True)
+        self._others = Values(global_generators(), whole=True)
 
     def restore(self) -> None:
         """Let all draw the same numbers once more."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -12,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tracetorch.core.snapshot import is_engine
+from tracetorch.core.snapshot import Layout, is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.values import MemoryReader
-from tracetorch.core.walk import METHODS, Walk, slots_of
+from tracetorch.core.walk import Walk
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
@@ -38,6 +37,7 @@ _METHODS: tuple[tuple[type, Methods], ...] = (
     (SequenceLayer, attrgetter("forward_step", "forward_sequence")),
 )
 _CLEARING = (TTModule.zero_states, StatefulLayer.zero_states)
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: no memory
 _PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
 
 
@@ -86,36 +86,21 @@ class PassFacts:
         self.seen = self._methods_now()
         self.unsupported = unsupported_reason(modules)
         self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
-        # whose contents must not change in a pass, and which of their tensors are compared
-        self.watched: list[int] = []
-        self.with_buffers: list[int] = []
-        self.cloned: list[int] = []
-        # torch.compile compares nothing, and warns of a cache
-        for number, (_, module) in enumerate(() if torch.compiler.is_compiling() else modules):
-            if is_exempt(type(module)):  # type: ignore[arg-type]
-                continue
-            self.watched.append(number)
-            if not (isinstance(module, BatchNormBase) and is_known(module)):
-                self.with_buffers.append(number)
-                if not isinstance(module, SequenceLayer):  # small, and restored on a refusal
-                    self.cloned.append(number)
-        self.dicts: list[int] = []
-        self.sequences: list[int] = []
-        self.objects: list[int] = []
-        self.slotted: list[int] = []
-        for number, (_, owner) in enumerate(found.owners):
-            if isinstance(owner, dict):
-                self.dicts.append(number)
-            elif isinstance(owner, (list, deque, set)):
-                self.sequences.append(number)
-            elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
-                if isinstance(getattr(owner, "__dict__", None), dict):
-                    self.objects.append(number)
-                if slots_of(type(owner)):  # type: ignore[arg-type]
-                    self.slotted.append(number)
-
-        owners = [type(found.owners[number][1]) for number in (*self.objects, *self.slotted)]
-        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owners)
+        # what must not change in a pass, and which buffers are compared; torch.compile compares
+        # nothing, and warns of a cache
+        if torch.compiler.is_compiling():
+            return
+        # empty registries are left out: a module may make its parameters in the first call
+        self.layout = Layout(found, is_exempt, ("_parameters", "_buffers"), empty=False)
+        numbered = [(n, modules[n][1]) for n in self.layout.modules]
+        self.with_buffers = [
+            n for n, m in numbered if not (isinstance(m, BatchNormBase) and is_known(m))
+        ]
+        # those of neurons are small, and restored on a refusal
+        self.cloned = [n for n in self.with_buffers if not isinstance(modules[n][1], SequenceLayer)]
+        owners: list[tuple[str, Any]] = found.owners
+        kinds = [type(owners[n][1]) for n in (*self.layout.objects, *self.layout.slotted)]
+        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in kinds)
 
     def holds(self) -> bool:
         """Whether the methods that the neurons' classes have are still those that were seen."""

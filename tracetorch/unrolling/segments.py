@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.snapshot import ConsumptionWatch, ModelSnapshot
+from tracetorch.core.snapshot import ConsumptionWatch, Contents
 from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
     exclude_from_compile,
@@ -194,8 +194,8 @@ class _SegmentReplay:
         if not torch.is_grad_enabled():  # nothing will run again
             yield
             return
-        self.then = ModelSnapshot(self.found, clone=True, values=True)
-        with ConsumptionWatch(self.found) as consumption:
+        self.then = Contents(self.found, tensors="copied", values=True)
+        with ConsumptionWatch(self.then) as consumption:
             yield
         self.consumed = consumption.consumed()
 
@@ -244,7 +244,7 @@ class _SegmentReplay:
                 "backward() before optimizer.step()."
             )
         # not cloned: the segment works on the clones, and leaves the tensors of now alone
-        self.now = ModelSnapshot(self.found, values=True)
+        self.now = Contents(self.found, values=True)
         self.backend, self.mode = backend(self.backend_name), mode(self.mode_name)
         self.backend.__enter__()
         self.mode.__enter__()

@@ -24,7 +24,7 @@ from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 from tracetorch.unrolling.layer_pass import LayerPass
-from tracetorch.unrolling.outside_memory import memory_unchanged
+from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
@@ -350,7 +350,13 @@ def _by_layer(
     layers: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     products = [found.modules[number][1] for number in facts.products]
-    with layer_pass, memory_unchanged(found, facts, states, T), event_passes(products):
+    # with a single step nothing is kept from step to step; torch.compile cannot compare
+    compares = T > 1 and not torch.compiler.is_compiling()
+    with (
+        layer_pass,
+        UnchangedContents(found, facts, states) if compares else nullcontext(),
+        event_passes(products),
+    ):
         if prefix and repeated is not None:
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = repeated
