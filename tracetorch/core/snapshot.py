@@ -37,9 +37,10 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 _ENGINES = ("torch.nn.parallel", "torch.distributed")
 
 
-def is_engine(kind: type[nn.Module]) -> bool:
-    """Whether a class of modules belongs to an engine that keeps books of its own in a call."""
-    return kind.__module__.startswith(_ENGINES)
+def is_engine(kind: Any) -> bool:
+    """Whether modules of a class belong to an engine, which keeps books of its own in a call."""
+    # torch.jit keeps the attributes of what it has compiled, and Python sees a view of them
+    return kind.__module__.startswith(_ENGINES) or issubclass(kind, torch.jit.ScriptModule)
 
 
 class Layout:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import Layout, is_engine
@@ -69,7 +70,10 @@ class PassFacts:
         if not torch.compiler.is_compiling():  # in which nothing is compared
             # only a user's own code writes to a tensor without a new version
             own = [module for _, module in modules if not is_known(module)]
-            kinds = list({type(module): None for _, module in modules})
+            # torch.jit does not let its classes be asked
+            kinds = [
+                k for k in {type(m): None for _, m in modules} if not issubclass(k, ScriptModule)
+            ]
             self.methods = [
                 (read, [kind for kind in kinds if issubclass(kind, base)])
                 for base, read in _METHODS
@@ -113,19 +117,19 @@ class PassFacts:
             found += map(read, kinds)
         return found
 
-    def unsupported_reason(
-        self, modules: Sequence[tuple[str, nn.Module]], steps: int
-    ) -> str | None:
-        """Return the first reason why the model cannot run by layer, or ``None``."""
+    def check_supported(self, modules: Sequence[tuple[str, nn.Module]], steps: int) -> None:
+        """Raise where the model cannot run by layer.
+
+        Raises:
+            ValueError: it cannot; the first module that is in the way is named.
+        """
+        reason = None
         if self.by_attributes or self.unsupported is not None:
             reason = unsupported_reason(modules)
-            if reason is not None:
-                return reason
         for number in self.per_sample if steps > 1 else ():
-            reason = per_sample_reason(*modules[number])
-            if reason is not None:
-                return reason
-        return None
+            reason = reason or per_sample_reason(*modules[number])
+        if reason is not None:
+            raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
 
 
 @lru_cache(maxsize=1024)

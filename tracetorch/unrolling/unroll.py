@@ -229,13 +229,14 @@ def _unroll(
         if from_rest:
             clear_states(neurons) if facts.clears_plainly else zero_states(model)
         if by == "layer":
-            if check is not False:
-                checked_steps = inputs.steps if check is True else check_count("check", check)
-                check_both_ways(model, inputs.first(checked_steps))
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
                 facts = facts_of(found)
+            if check is not False:
+                checked_steps = inputs.steps if check is True else check_count("check", check)
+                facts.check_supported(found.modules, inputs.steps)
+                check_both_ways(model, inputs.first(checked_steps))
         if segment is None:
             y, trajectories = run(inputs)
         else:
@@ -341,9 +342,7 @@ def _by_layer(
     states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    reason = facts.unsupported_reason(found.modules, inputs.steps)
-    if reason is not None:
-        raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
+    facts.check_supported(found.modules, inputs.steps)
     T, B = inputs.steps, inputs.batch
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
