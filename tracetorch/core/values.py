@@ -12,6 +12,7 @@ import io
 import marshal
 import mmap
 import os
+import pickle
 import queue
 import random
 import threading
@@ -210,15 +211,12 @@ def _place_of(tensor: Tensor) -> tuple[int, int] | None:
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any layout hold the same values, NaN in the same places."""
-    if one.is_nested or other.is_nested:  # these have no shape
-        alike = one.is_nested and other.is_nested and one.size(0) == other.size(0)
-    else:
-        alike = one.shape == other.shape
-    if not alike or one.dtype != other.dtype or one.layout != other.layout:
+    if (one.is_nested, one.layout, one.dtype) != (other.is_nested, other.layout, other.dtype):
+        return False
+    if one.size(0) != other.size(0) if one.is_nested else one.shape != other.shape:
         return False
     if one.layout is not torch.strided or one.is_nested:
-        parts = zip(_parts_of(one), _parts_of(other), strict=True)
-        return all(same_values(a, b) for a, b in parts)
+        return all(map(same_values, _parts_of(one), _parts_of(other)))
     if torch.equal(one, other):
         return True
     may_hold_nan = one.is_floating_point() or one.is_complex()
@@ -349,35 +347,15 @@ def _read_file(file: Any, keep: Keep) -> object:
     return position, size
 
 
-def _write_file(file: Any, value: Any) -> None:
-    file.seek(value[0])
-
-
 # Generators of random numbers
 
 
 def _read_bit_generator(generator: Any, keep: Keep) -> object:
-    return _plain(getattr(generator, "bit_generator", generator).state)
+    return pickle.dumps(getattr(generator, "bit_generator", generator).state)
 
 
 def _write_bit_generator(generator: Any, value: Any) -> None:
-    getattr(generator, "bit_generator", generator).state = _dicts(value)
-
-
-def _plain(state: Any) -> object:
-    """Turn the arrays and dicts of a state into what can be compared."""
-    if isinstance(state, dict):
-        return tuple((key, _plain(value)) for key, value in state.items())
-    return (state.dtype.str, state.tobytes()) if isinstance(state, np.ndarray) else state
-
-
-def _dicts(value: Any) -> Any:
-    """Undo ``_plain``."""
-    if not isinstance(value, tuple):
-        return value
-    if len(value) == 2 and isinstance(value[1], bytes):
-        return np.frombuffer(value[1], np.dtype(value[0]))
-    return {key: _dicts(inner) for key, inner in value}
+    getattr(generator, "bit_generator", generator).state = pickle.loads(value)
 
 
 def _read_torch_generator(generator: torch.Generator, keep: Keep) -> object:
@@ -418,7 +396,7 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
         Kind(_read_buffer, _write_buffer),
     ),
     ((io.StringIO, io.BytesIO), Kind(_read_text, _write_text)),
-    (io.IOBase, Kind(_read_file, _write_file)),
+    (io.IOBase, Kind(_read_file, lambda file, value: file.seek(value[0]))),
     (random.Random, Kind(lambda g, _: g.getstate(), lambda g, value: g.setstate(value))),
     (
         (np.random.Generator, np.random.BitGenerator),
@@ -427,8 +405,8 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (
         np.random.RandomState,
         Kind(
-            lambda g, _: _plain(g.get_state(legacy=False)),
-            lambda g, value: g.set_state(_dicts(value)),
+            lambda g, _: pickle.dumps(g.get_state(legacy=False)),
+            lambda g, value: g.set_state(pickle.loads(value)),
         ),
     ),
     (torch.Generator, Kind(_read_torch_generator, _write_torch_generator)),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
-from typing import Any, TypeAlias
+from itertools import starmap
+from typing import Any
 
 import torch
 from torch import nn
-from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from tracetorch.core.snapshot import Layout, is_engine
@@ -29,14 +28,8 @@ from tracetorch.unrolling.unsupported import (
     unsupported_reason,
 )
 
-Methods: TypeAlias = Callable[[type], Any]
-
-# of classes of modules, the methods that decide how a pass by layer runs them
-_METHODS: tuple[tuple[type, Methods], ...] = (
-    (nn.Module, attrgetter("forward")),
-    (TTModule, attrgetter("zero_states")),
-    (SequenceLayer, attrgetter("forward_step", "forward_sequence")),
-)
+# methods of modules' classes that decide how a pass by layer runs them
+_METHODS = ("forward", "zero_states", "forward_step", "forward_sequence")
 _CLEARING = (TTModule.zero_states, StatefulLayer.zero_states)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: no memory
 _PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
@@ -52,70 +45,48 @@ class PassFacts:
     """
 
     def __init__(self, found: Walk) -> None:
-        modules = found.modules
-        self.neurons = [
-            n for n, (_, module) in enumerate(modules) if isinstance(module, SequenceLayer)
-        ]
-        self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
-        self.has_compiled = any(is_compiled(module) for _, module in modules)
-        may_use_events = set(map(id, event_modules(module for _, module in modules)))
-        self.products = [n for n, (_, module) in enumerate(modules) if id(module) in may_use_events]
+        numbered = [(number, module) for number, (_, module) in enumerate(found.modules)]
+        modules = [module for _, module in numbered]
+        self.neurons = [n for n, module in numbered if isinstance(module, SequenceLayer)]
+        self.has_recurrent = any(isinstance(module, Recurrent) for module in modules)
+        self.has_compiled = any(map(is_compiled, modules))
+        may_use_events = set(map(id, event_modules(modules)))
+        self.products = [n for n, module in numbered if id(module) in may_use_events]
         # whether these can run by layer depends on the values of their attributes
-        self.by_attributes = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
-        # a class may be patched: what is concluded from its methods holds as long as they are these
-        self.methods: list[tuple[Methods, list[Any]]] = []
+        self.by_attributes = any(map(asks_module, modules))
+        self.unsupported = unsupported_reason(found.modules)
+        self.per_sample = [n for n, module in numbered if computes_per_sample(type(module))]
         self.clears_plainly = False
-        self.passes_to_read = 0
-        self.may_write = False
-        if not torch.compiler.is_compiling():  # in which nothing is compared
-            # only a user's own code writes to a tensor without a new version
-            own = [module for _, module in modules if not is_known(module)]
-            # torch.jit does not let its classes be asked
-            kinds = [
-                k for k in {type(m): None for _, m in modules} if not issubclass(k, ScriptModule)
-            ]
-            self.methods = [
-                (read, [kind for kind in kinds if issubclass(kind, base)])
-                for base, read in _METHODS
-            ]
-            # without an override somewhere, states are cleared layer by layer
-            self.clears_plainly = all(
-                type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
-                for _, m in modules
-                if isinstance(m, TTModule)
-            )
-            self.passes_to_read = _PASSES_TO_READ if own else 0
-            self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
-            self.memory = MemoryReader()
-        self.seen = self._methods_now()
-        self.unsupported = unsupported_reason(modules)
-        self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
-        # what must not change in a pass, and which buffers are compared; torch.compile compares
-        # nothing, and warns of a cache
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # nothing is compared, and it warns of a cache
             return
-        # empty registries are left out: a module may make its parameters in the first call
+        # a class may be patched: what is concluded from its methods holds as long as they are these
+        kinds = {type(module): None for module in modules}
+        self.methods = [(kind, name, None) for kind in kinds for name in _METHODS]
+        self.seen = list(starmap(getattr, self.methods))
+        # without an override somewhere, states are cleared layer by layer
+        self.clears_plainly = all(
+            type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
+            for m in modules
+            if isinstance(m, TTModule)
+        )
+        # only a user's own code writes to a tensor without a new version
+        own = [module for module in modules if not is_known(module)]
+        self.passes_to_read = _PASSES_TO_READ if own else 0
+        self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
+        self.memory = MemoryReader()
+        # what must not change in a pass; empty registries are left out: a module may make its
+        # parameters in the first call
         self.layout = Layout(found, is_exempt, ("_parameters", "_buffers"), empty=False)
-        numbered = [(n, modules[n][1]) for n in self.layout.modules]
+        # whose buffers are compared, and copied; those of neurons are small, and restored anyway
+        watched = [modules[number] for number in self.layout.modules]
+        pairs = zip(self.layout.modules, watched, strict=True)
         self.with_buffers = [
-            n for n, m in numbered if not (isinstance(m, BatchNormBase) and is_known(m))
+            n for n, m in pairs if not (isinstance(m, BatchNormBase) and is_known(m))
         ]
-        # those of neurons are small, and restored on a refusal
-        self.cloned = [n for n in self.with_buffers if not isinstance(modules[n][1], SequenceLayer)]
+        self.cloned = [n for n in self.with_buffers if n not in self.neurons]
         owners: list[tuple[str, Any]] = found.owners
-        kinds = [type(owners[n][1]) for n in (*self.layout.objects, *self.layout.slotted)]
-        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in kinds)
-
-    def holds(self) -> bool:
-        """Whether the methods that the neurons' classes have are still those that were seen."""
-        return self._methods_now() == self.seen
-
-    def _methods_now(self) -> list[Any]:
-        """Return the methods that the classes have now."""
-        found: list[Any] = []
-        for read, kinds in self.methods:
-            found += map(read, kinds)
-        return found
+        owning = [type(owners[n][1]) for n in (*self.layout.objects, *self.layout.slotted)]
+        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owning)
 
     def check_supported(self, modules: Sequence[tuple[str, nn.Module]], steps: int) -> None:
         """Raise where the model cannot run by layer.
@@ -141,7 +112,7 @@ def is_exempt(kind: Any) -> bool:
 def facts_of(found: Walk) -> PassFacts:
     """Return the facts of a walk: those that are remembered, where they still hold."""
     facts: PassFacts | None = found.facts.get("pass")
-    if facts is None or not facts.holds():
+    if facts is None or list(starmap(getattr, facts.methods)) != facts.seen:
         facts = PassFacts(found)
         if not torch.compiler.is_compiling():
             found.facts["pass"] = facts

@@ -167,21 +167,8 @@ def unroll(
         if held is not None and not held.undisturbed_since(turn):  # the walk may have met a run
             found = _reachable(model)
         facts = facts_of(found)
-        return _unroll(
-            model,
-            x,
-            inputs,
-            found,
-            facts,
-            neurons,
-            time_dim,
-            by,
-            batched,
-            record,
-            check,
-            segment,
-            from_rest,
-        )
+        options = (time_dim, by, batched, record, check, segment, from_rest)
+        return _unroll(model, x, inputs, found, facts, neurons, *options)
 
 
 def _unroll(
