@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from operator import is_, is_not
+from operator import is_, is_not, itemgetter
 from typing import Any, Literal
 
 import torch
@@ -50,7 +50,7 @@ class Layout:
         found: the walk.
         exempt: whether modules of a class are not looked at.
         registries: which dicts of every module are, beside its attributes.
-        empty: also those registries that are empty.
+        empty: whether what comes into an empty registry is a change.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Layout:
         empty: bool = True,
     ) -> None:
         self.registries, self.empty = registries, empty
+        self.registries_of = itemgetter(*registries)
         self.modules = [
             n for n, (_, module) in enumerate(found.modules) if not exempt(type(module))
         ]
@@ -121,25 +122,20 @@ class Contents:
                 check_thread(module)  # it would be restored under another thread's feet
                 if is_engine(type(module)):  # whose other attributes are its business
                     self._modes.append((module, module.training))
-        self._places: list[tuple[str, Any]] = []  # path and owner of each dict
-        self._now: list[dict[Any, Any]] = []
+        self._layout = layout
+        now: list[dict[Any, Any]] = []
+        registries_of = layout.registries_of
         for number in layout.modules:
-            place = found.modules[number]
-            attributes = place[1].__dict__
-            self._places.append(place)
-            self._now.append(attributes)
-            for name in layout.registries:
-                if attributes[name] or layout.empty:
-                    self._places.append(place)
-                    self._now.append(attributes[name])
+            attributes = found.modules[number][1].__dict__
+            now.append(attributes)
+            now += registries_of(attributes)
         owners: list[tuple[str, Any]] = found.owners
         for number in layout.dicts:
-            self._places.append(owners[number])
-            self._now.append(owners[number][1])
+            now.append(owners[number][1])
         for number in layout.objects:
-            self._places.append(owners[number])
-            self._now.append(owners[number][1].__dict__)
-        self._before = list(map(dict.copy, self._now))
+            now.append(owners[number][1].__dict__)
+        self._now = now
+        self._before = list(map(dict.copy, now))
         self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
         for number in layout.sequences:
             self._sequences.append((*owners[number], tuple(owners[number][1])))
@@ -190,6 +186,17 @@ class Contents:
         self.written = [(t, t.detach().clone()) for t in tensors.values()]
         self._leaves = [(t, t.grad, t.requires_grad) for t in tensors.values() if t.is_leaf]
 
+    def dicts(self) -> Iterator[tuple[str, Any, dict[Any, Any], dict[Any, Any]]]:
+        """Iterate over path and owner of every dict, and what it holds now and held before."""
+        layout = self._layout
+        places: list[tuple[str, Any]] = []
+        for number in layout.modules:
+            places += [self.found.modules[number]] * (1 + len(layout.registries))
+        places += [self.found.owners[number] for number in (*layout.dicts, *layout.objects)]
+        for (path, owner), now, before in zip(places, self._now, self._before, strict=True):
+            if before or layout.empty or not is_registry(owner, now):
+                yield path, owner, now, before
+
     def changes(
         self,
         ignored: Callable[[nn.Module], Collection[str]] = lambda module: (),
@@ -208,7 +215,7 @@ class Contents:
         self, ignored: Callable[[nn.Module], Collection[str]], same: Callable[[Any, Any], bool]
     ) -> Iterator[str]:
         """Iterate over the changes of attributes and of the items of dicts."""
-        for (path, owner), now, before in zip(self._places, self._now, self._before, strict=True):
+        for path, owner, now, before in self.dicts():
             if identical(now, before):
                 continue
             names = ignored(owner) if isinstance(owner, nn.Module) else ()
@@ -235,10 +242,10 @@ class Contents:
         Returns:
             The paths of values that cannot be given back.
         """
-        for (_, owner), now, before in zip(self._places, self._now, self._before, strict=True):
+        for _, owner, now, before in self.dicts():
             if identical(now, before):
                 continue
-            if isinstance(owner, nn.Module) and now is not owner.__dict__:
+            if is_registry(owner, now):
                 # what was sharded then is left alone: FSDP puts its parameters together by itself
                 before = {k: v if _is_plain(v) else now.get(k, v) for k, v in before.items()}
             now.clear()
@@ -291,6 +298,11 @@ def _is_constant(value: object) -> bool:
 
 def _is_plain(value: object) -> bool:
     return type(value) in _PLAIN or isinstance(value, nn.Module)
+
+
+def is_registry(owner: object, content: dict[Any, Any]) -> bool:
+    """Whether a dict is a module's one of parameters, buffers or modules."""
+    return isinstance(owner, nn.Module) and content is not owner.__dict__
 
 
 def identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

@@ -154,7 +154,7 @@ class MemoryReader:
         """
         if not self._fits(tensors):
             self._find(tensors)
-        read = dict(zip(self._small, map(bytes, self._small.values()), strict=True))
+        read = dict(zip(self._small, map(memoryview.tobytes, self._small.values()), strict=True))
         if exact:
             read.update((number, hashed(memory)) for number, memory in self._large.items())
         else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import hook_names, hooked_weights
-from tracetorch.core.snapshot import ConsumptionWatch, Contents, identical
+from tracetorch.core.snapshot import ConsumptionWatch, Contents, identical, is_registry
 from tracetorch.core.torch_private import (
     BatchNormBase,
     function_modes,
@@ -53,31 +53,33 @@ class UnchangedContents(Contents):
         self.facts = facts
         modules, tensors = found.modules, found.held.tensors
         exact = facts.may_write or function_modes() > 0 or global_hooks()
-        self._tensors: list[Tensor | None] = []
-        for number in facts.layout.modules:
-            attributes = modules[number][1].__dict__
-            self._tensors += attributes["_parameters"].values()
+        compared: list[Tensor | None] = []
+        stop = 3 * len(facts.layout.modules)  # of each its attributes, parameters and buffers
+        for attributes, parameters in zip(self._now[:stop:3], self._now[1:stop:3], strict=True):
+            if parameters:
+                compared += parameters.values()
             exact = exact or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
         for number in facts.with_buffers:
-            self._tensors += modules[number][1].__dict__["_buffers"].values()
+            compared += modules[number][1].__dict__["_buffers"].values()
         written: list[Tensor | None] = []
         for number in facts.cloned:
             written += modules[number][1].__dict__["_buffers"].values()
         if tensors:
             of_neurons = {id(state) for _, _, state in states.states}
             held = [tensor for _, tensor in tensors if id(tensor) not in of_neurons]
-            self._tensors += held
+            compared += held
             written += held
         for tensor in written:
             if tensor is not None:
                 self.written.append((tensor, tensor.detach().clone()))
-        self._versions = versions_of(self._tensors)
+        self._tensors = compared
+        self._versions = versions_of(compared)
         self._exact = bool(exact)
         self._memory: dict[int, bytes] | None = None
         # code that names no way past the versions is watched for some passes all the same
         if (exact or facts.passes_to_read) and not functorch_active():
             facts.passes_to_read -= bool(facts.passes_to_read)
-            self._memory = facts.memory.read(self._tensors, exact=self._exact)
+            self._memory = facts.memory.read(compared, exact=self._exact)
         self.consumption: ConsumptionWatch | None = None
         # of a long container the walk does not enter the items
         values: list[tuple[str, object]] = []
@@ -127,7 +129,7 @@ class UnchangedContents(Contents):
                 return path
         elsewhere = [(t, value) for t, value in self.written if t.layout is not torch.strided]
         differ = [t for t, value in elsewhere if t.is_cpu and not same_values(t.detach(), value)]
-        return self._path_of(differ)
+        return self._path_of(differ) if differ else None
 
     def _path_of(self, tensors: Iterable[Tensor | None]) -> str | None:
         """Return the path of the first of some tensors, apart from statistics of batch norms.
@@ -135,8 +137,8 @@ class UnchangedContents(Contents):
         Of parameters and buffers those that are still in place: FSDP puts some together anew.
         """
         paths = {id(tensor): path for path, tensor in self.found.held.tensors}
-        for (path, owner), now, before in zip(self._places, self._now, self._before, strict=True):
-            if isinstance(owner, nn.Module) and now is not owner.__dict__:
+        for path, owner, now, before in self.dicts():
+            if is_registry(owner, now):
                 for name, tensor in before.items():
                     is_own = now.get(name) is tensor
                     if is_own and not (name in STATISTICS and isinstance(owner, BatchNormBase)):

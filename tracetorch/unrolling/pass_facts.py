@@ -61,7 +61,7 @@ class PassFacts:
             return
         # a class may be patched: what is concluded from its methods holds as long as they are these
         kinds = {type(module): None for module in modules}
-        self.methods = [(kind, name, None) for kind in kinds for name in _METHODS]
+        self.methods = [(k, name, None) for k in kinds for name in _METHODS if hasattr(k, name)]
         self.seen = list(starmap(getattr, self.methods))
         # without an override somewhere, states are cleared layer by layer
         self.clears_plainly = all(
@@ -74,8 +74,7 @@ class PassFacts:
         self.passes_to_read = _PASSES_TO_READ if own else 0
         self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
         self.memory = MemoryReader()
-        # what must not change in a pass; empty registries are left out: a module may make its
-        # parameters in the first call
+        # what must not change in a pass, in which a module may make its parameters
         self.layout = Layout(found, is_exempt, ("_parameters", "_buffers"), empty=False)
         # whose buffers are compared, and copied; those of neurons are small, and restored anyway
         watched = [modules[number] for number in self.layout.modules]
