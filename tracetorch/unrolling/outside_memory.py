@@ -54,10 +54,9 @@ class UnchangedContents(Contents):
         modules, tensors = found.modules, found.held.tensors
         exact = facts.may_write or function_modes() > 0 or global_hooks()
         compared: list[Tensor | None] = []
-        stop = 3 * len(facts.layout.modules)  # of each its attributes, parameters and buffers
-        for attributes, parameters in zip(self._now[:stop:3], self._now[1:stop:3], strict=True):
-            if parameters:
-                compared += parameters.values()
+        for number in facts.layout.modules:
+            attributes = modules[number][1].__dict__
+            compared += attributes["_parameters"].values()
             exact = exact or attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
         for number in facts.with_buffers:
             compared += modules[number][1].__dict__["_buffers"].values()
