@@ -160,7 +160,10 @@ def unroll(
     compiling = torch.compiler.is_compiling()
     turn = -1 if compiling else current_turn()
     found = _reachable(model)
-    neurons = [module for _, module in found.modules if isinstance(module, SequenceLayer)]
+    neurons: list[SequenceLayer] = []
+    for _, module in found.modules:
+        if isinstance(module, SequenceLayer):
+            neurons.append(module)
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
     # torch.compile cannot follow what a thread notes for itself, and needs none of it
     with nullcontext() if compiling else owned(kept) as held:
