@@ -13,7 +13,7 @@ from tests.unrolling.held import CONSUMED, ENTERED, RESTORED
 from tracetorch.core.values import (
     SMALL,
     MemoryReader,
-    ValueSnapshot,
+    Values,
     Watched,
     can_be_watched,
     global_generators,
@@ -46,7 +46,7 @@ def test_most_kinds_are_listed() -> None:
 def test_what_has_changed_is_listed_and_restored(name: str) -> None:
     thing = RESTORED[name].make()
     RESTORED[name].step(thing)
-    before = ValueSnapshot([("a.b", thing)], whole=True)
+    before = Values([("a.b", thing)], whole=True)
     assert before.changes() == []
     found = [RESTORED[name].step(thing) for _ in range(3)]
     assert before.changes() == ["a.b"]
@@ -62,7 +62,7 @@ def test_what_was_hashed_or_is_read_only_is_lost() -> None:
     large, locked = np.zeros(SMALL), np.zeros(3)
     view = locked[:]
     locked.flags.writeable = False
-    before = ValueSnapshot([("large", large), ("locked", locked)], whole=False)
+    before = Values([("large", large), ("locked", locked)], whole=False)
     large[9], view[0] = 1.0, 1.0
     assert before.changes() == ["large", "locked"]
     assert before.restore() == ["large", "locked"]
@@ -72,7 +72,7 @@ def test_a_large_array_that_is_read_only_is_not_read() -> None:
     large = np.zeros(SMALL)
     view = large[:]
     large.flags.writeable = False
-    before = ValueSnapshot([("large", large)], whole=True)
+    before = Values([("large", large)], whole=True)
     view[0] = 1.0
     assert before.changes() == []
 
@@ -95,7 +95,7 @@ def test_a_hash_sees_every_value_and_where_it_lies(dtype: Any) -> None:
 
 
 def test_global_generators_are_those_of_the_functions() -> None:
-    before = ValueSnapshot(global_generators(), whole=True)
+    before = Values(global_generators(), whole=True)
     found = random.gauss(0, 1), np.random.standard_normal()
     assert before.changes() == ["random", "numpy.random"]
     assert before.restore() == []
@@ -127,12 +127,12 @@ def test_memory_is_read_of_dense_tensors_wherever_it_lies_now() -> None:
     for exact in (True, False):
         before = reader.read(tensors, exact=exact)
         assert reader.read(tensors, exact=exact) == before
-        assert before.by_number().keys() == {1, 3, 5}
-        assert before.by_number()[1] == small.numpy().tobytes()
+        assert before.keys() == {1, 3, 5}
+        assert before[1] == small.numpy().tobytes()
         for number, tensor in ((1, small), (3, large), (5, part)):
             tensor.data.add_(1.0)
-            now = reader.read(tensors, exact=exact).by_number()
-            assert [n for n in now if now[n] != before.by_number()[n]] == [number]
+            now = reader.read(tensors, exact=exact)
+            assert [n for n in now if now[n] != before[n]] == [number]
             tensor.data.sub_(1.0)
         large.data[7, 8] = 1.0
         assert (reader.read(tensors, exact=exact) != before) == exact

@@ -528,6 +528,28 @@ def test_neurons_of_other_libraries_are_refused_by_name(library: str) -> None:
         tt.unroll(net, sequence())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*. is deprecated")
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda module: torch.jit.trace(module, torch.rand(B, N))]
+)
+@pytest.mark.parametrize("arguments", [{}, {"check": True}, {"segment": 2}])
+def test_what_torch_jit_has_compiled_is_refused_by_name(compiled: Any, arguments: Any) -> None:
+    plain = nn.Linear(N, N)
+    net = nn.Sequential(compiled(plain), layer("LIF", N))
+    with pytest.raises(ValueError, match=r"0 \(.*Module\) is compiled by torch\.jit, .*by=.step"):
+        tt.unroll(net, sequence(), **arguments)
+    expected = tt.unroll(nn.Sequential(plain, layer("LIF", N)), sequence())
+    for segment in (None, 2):
+        y = tt.unroll(net, sequence(), by="step", segment=segment, from_rest=True)
+        torch.testing.assert_close(y, expected)
+    (compiled_weight,) = [p for p in net[0].parameters() if p.ndim == 2]
+    gradients = [
+        torch.autograd.grad(weighted_sum(each), weight)[0]
+        for each, weight in ((y, compiled_weight), (expected, plain.weight))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 class InPlace(nn.Module):
     """Changes the neuron's input and output in place, as residual networks do."""
 
@@ -789,7 +811,7 @@ def test_values_cost_nothing_where_no_code_is_a_users_own(monkeypatch: pytest.Mo
         raise AssertionError("read")
 
     monkeypatch.setattr("tracetorch.core.values.MemoryReader.read", read)
-    monkeypatch.setattr("tracetorch.core.values.ValueSnapshot.__init__", read)
+    monkeypatch.setattr("tracetorch.core.values.Values.__init__", read)
     net = nn.Sequential(nn.Linear(N, N), layer("LIF", N), nn.Linear(N, N), layer("LIF", N))
     tt.unroll(net, sequence())
     with pytest.raises(AssertionError, match="read"):

@@ -21,7 +21,7 @@ from tests.cases import sequence
 from tests.unrolling.models import By
 from tracetorch import snn
 from tracetorch.core import thread_owner
-from tracetorch.core.snapshot import ModelSnapshot
+from tracetorch.core.snapshot import Contents
 
 unroll_module = import_module(
     "tracetorch.unrolling.unroll"
@@ -90,7 +90,7 @@ OTHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "zero_states of samples": lambda m, x: tt.zero_states(m, where=torch.tensor([True, False])),
     "detach_states": lambda model, x: tt.detach_states(model),
     "set_states": lambda model, x: tt.set_states(model, {}),
-    "a snapshot": lambda model, x: ModelSnapshot(model),
+    "a snapshot": lambda model, x: Contents(model),
     "profile": lambda model, x: tt.metrics.profile(model, x),
 }
 

@@ -1,34 +1,34 @@
-"""Snapshot and restore a model: attributes, tensor values, gradients, and the random state.
+"""Snapshot, compare and restore a model: attributes, items, tensors, other values, random state.
 
-Measurements leave no trace. ``restored`` (``tracetorch/core/snapshot.py``) restores all that a run
-changes: the attributes of every module, and so its states and modes, the values of parameters and
-buffers where they differ, gradients, the random state. ``profile`` and ``diagnose`` run inside it,
-from rest. Gradients are taken with ``torch.autograd.grad``. A recorded gradient is of the very
-tensor that the run used; inside a fused loop the states are no tensors, so theirs are had by step
-alone.
+``Contents`` is the one snapshot of what modules hold. Passes by layer compare it, segments exchange
+it, measurements restore it: ``restored`` gives back all that a run changes, the attributes of every
+module, and so its states and modes, the values of parameters and buffers where they differ,
+gradients, the random state. Gradients are taken with ``torch.autograd.grad``. A recorded gradient
+is of the very tensor that the run used; inside a fused loop the states are no tensors, so theirs
+are had by step alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from operator import is_not
-from typing import Any
+from functools import cached_property, partial
+from operator import is_, is_not, itemgetter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.values import (
-    ValueSnapshot,
+    Values,
     Watched,
     can_be_watched,
     global_generators,
     set_values,
 )
-from tracetorch.core.walk import METHODS, Walk, join_path, named_modules, slot_values, walk
+from tracetorch.core.walk import METHODS, Walk, join_path, slot_values, slots_of, walk
 
 _MISSING = object()
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -37,89 +37,204 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 _ENGINES = ("torch.nn.parallel", "torch.distributed")
 
 
-def is_engine(kind: type[nn.Module]) -> bool:
-    """Whether a class of modules belongs to an engine that keeps books of its own in a call."""
-    return kind.__module__.startswith(_ENGINES)
+def is_engine(kind: Any) -> bool:
+    """Whether modules of a class belong to an engine, which keeps books of its own in a call."""
+    # torch.jit keeps the attributes of what it has compiled, and Python sees a view of them
+    return kind.__module__.startswith(_ENGINES) or issubclass(kind, torch.jit.ScriptModule)
 
 
-class ModelSnapshot:
+class Layout:
+    """What of a walk's modules, containers and objects can change, by number: once for a walk.
+
+    Args:
+        found: the walk.
+        exempt: whether modules of a class are not looked at.
+        registries: which dicts of every module are, beside its attributes.
+        empty: whether what comes into an empty registry is a change.
+    """
+
+    def __init__(
+        self,
+        found: Walk,
+        exempt: Callable[[Any], bool] = is_engine,
+        registries: Sequence[str] = _REGISTRIES,
+        empty: bool = True,
+    ) -> None:
+        self.registries, self.empty = registries, empty
+        self.registries_of = itemgetter(*registries)
+        self.modules = [
+            n for n, (_, module) in enumerate(found.modules) if not exempt(type(module))
+        ]
+        self.dicts: list[int] = []
+        self.sequences: list[int] = []
+        self.objects: list[int] = []
+        self.slotted: list[int] = []
+        for number, (_, owner) in enumerate(found.owners):
+            if isinstance(owner, dict):
+                self.dicts.append(number)
+            elif isinstance(owner, (list, deque, set)):
+                self.sequences.append(number)
+            elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
+                if isinstance(getattr(owner, "__dict__", None), dict):
+                    self.objects.append(number)
+                if slots_of(type(owner)):  # type: ignore[arg-type]
+                    self.slotted.append(number)
+
+
+class Contents:
     """The contents of a model at one time: of its modules, their containers and plain objects.
 
     Args:
         model: any module, or the walk over one.
-        clone: hold copies of tensors, those without a graph: they may change in place. What is
-            restored then are the copies, and the tensors are left alone.
-        values: also hold the values of what the walk does not enter: arrays, generators, files,
-            and of tensors without a graph in tuples, which cannot be exchanged for copies.
+        tensors: ``"held"``: which objects they are. ``"copied"``: those without a graph are held as
+            copies, for they may change in place; what is restored then are the copies, and the
+            tensors are left alone. ``"written"``: values and gradients are written back.
+        values: also hold the values of what the walk does not enter, arrays, generators, files, and
+            the global generators of random numbers.
+        layout: what of the walk can change; ``None``: all.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3))
-        >>> before = ModelSnapshot(model)
+        >>> before = Contents(model)
         >>> model[0].bias, model.note = None, "changed"
-        >>> before.changes()
+        >>> list(before.changes())
         ['note', '0.bias']
         >>> before.restore()
         []
-        >>> before.changes()
+        >>> list(before.changes())
         []
     """
 
     def __init__(
-        self, model: nn.Module | Walk, *, clone: bool = False, values: bool = False
+        self,
+        model: nn.Module | Walk,
+        *,
+        tensors: Literal["held", "copied", "written"] = "held",
+        values: bool = False,
+        layout: Layout | None = None,
     ) -> None:
-        found = model if isinstance(model, Walk) else walk(model)
-        clones: dict[int, Tensor] = {}  # by identity: a tensor that is held twice is one still
-
-        def content(value: Any) -> Any:
-            if not clone or not _is_constant(value):
-                return value
-            if id(value) not in clones:
-                clones[id(value)] = value.clone()
-            return clones[id(value)]
-
-        self._modules: list[tuple[str, nn.Module, dict[str, Any]]] = []
-        self._registries: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-        for path, module in found.modules:
-            check_thread(module)  # it would be restored under another thread's feet
-            attributes = vars(module)
-            # an engine's own attributes are its business, but for the mode
-            kept = {"training": module.training} if is_engine(type(module)) else attributes
-            self._modules.append((path, module, {n: content(v) for n, v in kept.items()}))
-            for name in _REGISTRIES:
-                registry = attributes[name]
-                items = {key: content(value) for key, value in registry.items()}
-                self._registries.append((path, registry, items))
-        self._containers = [
-            (path, owner, {key: content(value) for key, value in _items(owner).items()})
-            for path, owner in found.owners
-        ]
-        held: list[tuple[str, object]] = []
+        # written for speed: it runs at every call of unroll
+        self.found = found = model if isinstance(model, Walk) else walk(model)
+        self._modes: list[tuple[nn.Module, bool]] = []
+        if layout is None:
+            layout = Layout(found)
+            for _, module in found.modules:
+                check_thread(module)  # it would be restored under another thread's feet
+                if is_engine(type(module)):  # whose other attributes are its business
+                    self._modes.append((module, module.training))
+        self._layout = layout
+        now: list[dict[Any, Any]] = []
+        registries_of = layout.registries_of
+        for number in layout.modules:
+            attributes = found.modules[number][1].__dict__
+            now.append(attributes)
+            now += registries_of(attributes)
+        owners: list[tuple[str, Any]] = found.owners
+        for number in layout.dicts:
+            now.append(owners[number][1])
+        for number in layout.objects:
+            now.append(owners[number][1].__dict__)
+        self._now = now
+        self._before = list(map(dict.copy, now))
+        self._sequences: list[tuple[str, Any, tuple[Any, ...]]] = []
+        for number in layout.sequences:
+            self._sequences.append((*owners[number], tuple(owners[number][1])))
+        self._slots: list[tuple[str, Any, dict[str, Any]]] = []
+        for number in layout.slotted:
+            self._slots.append((*owners[number], slot_values(owners[number][1])))
+        self.written: list[tuple[Tensor, Tensor]] = []
+        self._leaves: list[tuple[Tensor, Tensor | None, bool]] = []
+        self._values: Values | None = None
         if values:
-            held += found.held.values
-            for path, owner in found.owners:
-                if isinstance(owner, (tuple, frozenset)):
-                    held += [(path, each) for each in owner if _is_constant(each)]
-            held += global_generators()
-        self._values = ValueSnapshot(held, whole=True)
+            self._values = Values(self._values_to_restore(tensors == "copied"), whole=True)
+        if tensors == "copied":
+            self._hold_copies()
+        if tensors == "written":
+            self._hold_values()
+
+    def _values_to_restore(self, copied: bool) -> Iterator[tuple[str, object]]:
+        yield from (*self.found.held.values, *global_generators())
+        for path, owner in self.found.owners if copied else ():
+            if isinstance(owner, (tuple, frozenset)):  # whose tensors cannot be exchanged
+                yield from ((path, each) for each in owner if _is_constant(each))
+
+    def _hold_copies(self) -> None:
+        copies: dict[int, Tensor] = {}  # by identity: a tensor that is held twice is one still
+
+        def copy(value: Any) -> Any:
+            if not _is_constant(value):
+                return value
+            if id(value) not in copies:
+                copies[id(value)] = value.clone()
+            return copies[id(value)]
+
+        self._before = [{key: copy(each) for key, each in d.items()} for d in self._before]
+        self._sequences = [(*place, tuple(map(copy, items))) for *place, items in self._sequences]
+        self._slots = [
+            (*place, {key: copy(each) for key, each in items.items()})
+            for *place, items in self._slots
+        ]
+
+    def _hold_values(self) -> None:
+        found = self.found
+        # those in plain attributes and containers too: a model may change them in place
+        held = [t for _, t in found.held.tensors if not t.is_inference() and not t.is_meta]
+        registered = [
+            t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))
+        ]
+        tensors = {id(tensor): tensor for tensor in (*registered, *held)}
+        self.written = [(t, t.detach().clone()) for t in tensors.values()]
+        self._leaves = [(t, t.grad, t.requires_grad) for t in tensors.values() if t.is_leaf]
+
+    def dicts(self) -> Iterator[tuple[str, Any, dict[Any, Any], dict[Any, Any]]]:
+        """Iterate over path and owner of every dict, and what it holds now and held before."""
+        layout = self._layout
+        places: list[tuple[str, Any]] = []
+        for number in layout.modules:
+            places += [self.found.modules[number]] * (1 + len(layout.registries))
+        places += [self.found.owners[number] for number in (*layout.dicts, *layout.objects)]
+        for (path, owner), now, before in zip(places, self._now, self._before, strict=True):
+            if before or layout.empty or not is_registry(owner, now):
+                yield path, owner, now, before
 
     def changes(
-        self, ignored: Callable[[nn.Module], Collection[str]] = lambda module: ()
-    ) -> list[str]:
-        """List the paths of attributes and items that are not the same objects as before.
+        self,
+        ignored: Callable[[nn.Module], Collection[str]] = lambda module: (),
+        same: Callable[[Any, Any], bool] = is_,
+    ) -> Iterator[str]:
+        """Iterate over the paths of attributes and items that are not what they were.
 
         Args:
             ignored: names of a module's attributes that may change.
+            same: whether something is what it was; by default, whether it is the same object.
         """
-        changed: list[str] = []
-        for path, module, attributes in self._modules:
-            names = _changed_keys(attributes, {} if is_engine(type(module)) else vars(module))
-            ignored_names = ignored(module)
-            changed += [join_path(path, name) for name in names if name not in ignored_names]
-        for path, registry, items in self._registries:
-            changed += [join_path(path, str(key)) for key in _changed_keys(items, registry)]
-        for path, owner, items in self._containers:
-            changed += [f"{path}[{key!r}]" for key in _changed_keys(items, _items(owner))]
-        return changed
+        yield from self.changed_items(ignored, same)
+        yield from self.changed_parts(same)
+
+    def changed_items(
+        self, ignored: Callable[[nn.Module], Collection[str]], same: Callable[[Any, Any], bool]
+    ) -> Iterator[str]:
+        """Iterate over the changes of attributes and of the items of dicts."""
+        for path, owner, now, before in self.dicts():
+            if identical(now, before):
+                continue
+            names = ignored(owner) if isinstance(owner, nn.Module) else ()
+            for key in changed_keys(before, now, same):
+                looked_up = key not in before and _is_looked_up(owner, key, now[key])
+                if key not in names and not looked_up:
+                    yield f"{path}[{key!r}]" if now is owner else join_path(path, str(key))
+
+    def changed_parts(self, same: Callable[[Any, Any], bool]) -> Iterator[str]:
+        """Iterate over the changes of other containers, of slots and of values."""
+        for path, owner, items in self._sequences:
+            if len(items) != len(owner) or not all(map(same, items, owner)):
+                for key in changed_keys(dict(enumerate(items)), dict(enumerate(owner)), same):
+                    yield f"{path}[{key}]"
+        for path, owner, slots in self._slots:
+            for key in changed_keys(slots, slot_values(owner), same):
+                yield f"{path}.{key}"
+        if self._values is not None:
+            yield from self._values.changes()
 
     def restore(self) -> list[str]:
         """Give every module its attributes, and every container and object its contents, back.
@@ -127,23 +242,53 @@ class ModelSnapshot:
         Returns:
             The paths of values that cannot be given back.
         """
-        for _, module, attributes in self._modules:
-            now = vars(module)
-            if not is_engine(type(module)):
-                now.clear()
-            now.update(attributes)
-        for _, registry, items in self._registries:
-            # what was sharded then is left alone: FSDP puts its parameters together by itself
-            contents = {
-                key: value if _is_plain(value) else registry.get(key, value)
-                for key, value in items.items()
-            }
-            registry.clear()
-            registry.update(contents)
-        for _, owner, items in self._containers:
-            if _changed_keys(items, _items(owner)):
-                _refill(owner, items)
-        return self._values.restore()
+        for _, owner, now, before in self.dicts():
+            if identical(now, before):
+                continue
+            if is_registry(owner, now):
+                # what was sharded then is left alone: FSDP puts its parameters together by itself
+                before = {k: v if _is_plain(v) else now.get(k, v) for k, v in before.items()}
+            now.clear()
+            now.update(before)
+        for _, owner, items in self._sequences:
+            if len(items) != len(owner) or not all(map(is_, items, owner)):
+                owner.clear()
+                owner.update(items) if isinstance(owner, set) else owner.extend(items)
+        for _, owner, slots in self._slots:
+            for key in changed_keys(slots, slot_values(owner), is_):
+                if key in slots:
+                    object.__setattr__(owner, key, slots[key])
+                else:
+                    object.__delattr__(owner, key)
+        for module, training in self._modes:
+            module.training = training
+        for tensor, value in self.written:
+            set_values(tensor, value)
+        for tensor, grad, requires_grad in self._leaves:
+            tensor.grad = grad
+            if tensor.requires_grad is not requires_grad:  # fails for one of inference mode
+                tensor.requires_grad_(requires_grad)
+        return [] if self._values is None else self._values.restore()
+
+    def exchange(self, exchanged: Callable[[Any], Any]) -> None:
+        """Replace what is held now by what a function returns of it."""
+        for now in self._now:
+            for key, value in list(now.items()):
+                if (new := exchanged(value)) is not value:
+                    now[key] = new
+        for _, owner, _ in self._sequences:
+            for place, value in enumerate(list(owner)):
+                if (new := exchanged(value)) is value:
+                    continue
+                if isinstance(owner, set):
+                    owner.remove(value)
+                    owner.add(new)
+                else:
+                    owner[place] = new
+        for _, owner, _ in self._slots:
+            for key, value in slot_values(owner).items():
+                if (new := exchanged(value)) is not value:
+                    object.__setattr__(owner, key, new)
 
 
 def _is_constant(value: object) -> bool:
@@ -155,42 +300,30 @@ def _is_plain(value: object) -> bool:
     return type(value) in _PLAIN or isinstance(value, nn.Module)
 
 
-def _items(owner: Any) -> dict[Any, Any]:
-    """Return the items of a container by key or position, of an object by attribute."""
-    if isinstance(owner, dict):
-        return dict(owner)
-    if isinstance(owner, (list, tuple, deque)):
-        return dict(enumerate(owner))
-    if isinstance(owner, (set, frozenset)):
-        return {each: each for each in owner}
-    if isinstance(owner, (*METHODS, partial)):  # which cannot change
-        return {}
-    attributes = getattr(owner, "__dict__", {})
-    return {**(attributes if isinstance(attributes, dict) else {}), **slot_values(owner)}
+def is_registry(owner: object, content: dict[Any, Any]) -> bool:
+    """Whether a dict is a module's one of parameters, buffers or modules."""
+    return isinstance(owner, nn.Module) and content is not owner.__dict__
 
 
-def _changed_keys(before: dict[Any, Any], after: dict[Any, Any]) -> list[Any]:
-    """Keys under which another object is held."""
-    return [
-        key
-        for key in {**before, **after}
-        if before.get(key, _MISSING) is not after.get(key, _MISSING)
-    ]
+def identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether a dict holds the same objects under the same keys."""
+    return now.keys() == before.keys() and all(map(is_, map(now.get, before), before.values()))
 
 
-def _refill(owner: Any, items: dict[Any, Any]) -> None:
-    """Give a container or an object its items back; a tuple and a frozen set cannot change."""
-    if isinstance(owner, (dict, set)):
-        owner.clear()
-        owner.update(items)
-    elif isinstance(owner, (list, deque)):
-        owner.clear()
-        owner.extend(items.values())
-    elif not isinstance(owner, (tuple, frozenset)):
-        for key in _items(owner).keys() - items.keys():
-            object.__delattr__(owner, key)
-        for key, value in items.items():
-            object.__setattr__(owner, key, value)
+def changed_keys(
+    before: dict[Any, Any], now: dict[Any, Any], same: Callable[[Any, Any], bool]
+) -> Iterator[Any]:
+    """Iterate over the keys under which another thing is held than before."""
+    for key in {**before, **now}:
+        if not same(before.get(key, _MISSING), now.get(key, _MISSING)):
+            yield key
+
+
+def _is_looked_up(owner: object, key: Any, value: object) -> bool:
+    """Whether a key is there only because a ``defaultdict``, or a ``cached_property``, was read."""
+    if isinstance(owner, defaultdict):
+        return isinstance(value, (dict, list, set, tuple, deque)) and not value
+    return isinstance(getattr(type(owner), str(key), None), cached_property)
 
 
 class ConsumptionWatch:
@@ -200,26 +333,26 @@ class ConsumptionWatch:
     hold them; a tuple, a ``partial`` and a bound method are replaced by others.
 
     Args:
-        found: the walk over the model.
+        contents: the contents of the model.
     """
 
-    def __init__(self, found: Walk) -> None:
-        self._found = found
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
         self._stand_ins: dict[int, tuple[str, Watched]] = {}
         self._replaced: list[tuple[object, object]] = []  # what is there now, and what was
-        for path, each in found.held.values:
+        for path, each in contents.found.held.values:
             if can_be_watched(type(each)):  # type: ignore[arg-type]
                 self._stand_ins.setdefault(id(each), (path, Watched(each)))
 
     def __enter__(self) -> ConsumptionWatch:
         if self._stand_ins:
-            self._exchange(self._watched)
+            self._contents.exchange(self._watched)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._stand_ins:
             before = {id(new): old for new, old in self._replaced}
-            self._exchange(lambda value: before.get(id(value), value))
+            self._contents.exchange(lambda value: before.get(id(value), value))
 
     def _watched(self, value: Any) -> Any:
         """Return what takes the place of a value, or the value."""
@@ -242,25 +375,6 @@ class ConsumptionWatch:
             self._replaced.append((new, value))
         return new
 
-    def _exchange(self, exchanged: Callable[[Any], Any]) -> None:
-        """Replace what modules, containers and objects hold."""
-        owners: list[Any] = [vars(module) for _, module in self._found.modules]
-        owners += [owner for _, owner in self._found.owners]
-        for owner in owners:
-            if isinstance(owner, (tuple, frozenset)):
-                continue
-            for key, value in _items(owner).items():
-                new = exchanged(value)
-                if new is value:
-                    continue
-                if isinstance(owner, (dict, list, deque)):
-                    owner[key] = new
-                elif isinstance(owner, set):
-                    owner.remove(value)
-                    owner.add(new)
-                else:
-                    object.__setattr__(owner, key, new)
-
     def consumed(self) -> list[str]:
         """List the paths of those that something was taken from, or given to."""
         return [path for path, stand_in in self._stand_ins.values() if stand_in.moved]
@@ -269,7 +383,7 @@ class ConsumptionWatch:
 @contextmanager
 def restored(
     model: nn.Module, *, tensors: bool = True, training: bool | None = None
-) -> Iterator[ModelSnapshot]:
+) -> Iterator[None]:
     """Restore a model at the end of a block, whatever the block did to it.
 
     Attributes, and with them states and modes, are restored always. What user code keeps outside of
@@ -281,42 +395,17 @@ def restored(
             attributes and containers, and the state of the random number generators.
         training: the mode of every module within the block; ``None`` leaves it.
     """
-    before = ModelSnapshot(model)
-    with _tensors_restored(model) if tensors else nullcontext():
+    before = Contents(model, tensors="written" if tensors else "held", values=tensors)
+    modules = [module for _, module in before.found.modules]
+    cuda = {tensor.device.index for tensor, _ in before.written if tensor.is_cuda}
+    with torch.random.fork_rng(cuda) if tensors else nullcontext():
         try:
             if training is not None:
-                for _, module in named_modules(model):
+                for module in modules:
                     module.training = training
-            yield before
-        finally:
-            before.restore()
-
-
-@contextmanager
-def _tensors_restored(model: nn.Module) -> Iterator[None]:
-    found = walk(model)
-    tensors = {
-        id(t): t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))
-    }
-    # those in plain attributes and containers too: a model may change them in place
-    tensors |= {id(t): t for _, t in found.held.tensors if not t.is_inference() and not t.is_meta}
-    saved = [
-        (t, t.detach().clone(), t.grad if t.is_leaf else None, t.requires_grad)
-        for t in tensors.values()
-    ]
-    cuda = {t.device for t in tensors.values() if t.is_cuda}
-    others = ValueSnapshot([*found.held.values, *global_generators()], whole=True)
-    with torch.random.fork_rng([device.index for device in cuda]):
-        try:
             yield
         finally:
-            others.restore()
-            for tensor, value, grad, requires_grad in saved:
-                set_values(tensor, value)
-                if tensor.is_leaf:
-                    tensor.grad = grad
-                    if tensor.requires_grad is not requires_grad:  # fails for one of inference mode
-                        tensor.requires_grad_(requires_grad)
+            before.restore()
 
 
 @contextmanager
@@ -326,7 +415,6 @@ def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for tensor, value in saved:
-                tensor.copy_(value)
+        for tensor, value in saved:
+            set_values(tensor, value)
         raise

@@ -9,11 +9,14 @@ import array
 import ctypes
 import hashlib
 import io
+import marshal
 import mmap
 import os
+import pickle
 import queue
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -43,7 +46,7 @@ class Kind(NamedTuple):
     write: Callable[[Any, Any], None] | None
 
 
-class ValueSnapshot:
+class Values:
     """The values of some objects at one time.
 
     Args:
@@ -52,7 +55,7 @@ class ValueSnapshot:
 
     Example:
         >>> table = np.zeros(3)
-        >>> before = ValueSnapshot([("table", table)], whole=True)
+        >>> before = Values([("table", table)], whole=True)
         >>> table += 1
         >>> before.changes()
         ['table']
@@ -65,13 +68,13 @@ class ValueSnapshot:
         self._hashed = False
         self._before: list[tuple[str, object, Kind, object]] = []
         for path, each in held:
-            kind = listed_kind(type(each)) or CONSUMED  # type: ignore[arg-type]
+            listed = listed_kind(type(each)) or CONSUMED  # type: ignore[arg-type]
+            kind = _LONG if isinstance(each, (dict, list, deque, set)) else listed
             self._hashed = False
             value = self._read(kind, each)
             # a hash cannot be written
-            self._before.append(
-                (path, each, Kind(kind.read, None) if self._hashed else kind, value)
-            )
+            kind = kind._replace(write=None) if self._hashed else kind
+            self._before.append((path, each, kind, value))
 
     def _keep(self, memory: Any) -> bytes:
         if self._whole:
@@ -126,25 +129,6 @@ def hashed(memory: Any) -> bytes:
 # Tensors
 
 
-class Memory(NamedTuple):
-    """The memory of some tensors at one time.
-
-    Args:
-        places: of each tensor that was copied its number, and where it lies in ``copied``.
-        copied: the memory of small tensors, one behind the other.
-        others: hashes or samples of large ones, by number.
-    """
-
-    places: list[tuple[int, int, int]]
-    copied: bytes
-    others: dict[int, bytes]
-
-    def by_number(self) -> dict[int, bytes]:
-        """Return what is known of each tensor."""
-        copies = {number: self.copied[start:stop] for number, start, stop in self.places}
-        return {**copies, **self.others}
-
-
 class MemoryReader:
     """Read the memory of tensors, and remember from one time to the next where they lie.
 
@@ -153,72 +137,60 @@ class MemoryReader:
     """
 
     def __init__(self) -> None:
-        self._plan = _MemoryPlan([])
+        self._ids: list[int] = []
+        self._found: list[int] = []
+        self._dense: list[int] = []  # numbers of the tensors that are read
+        self._small: dict[int, memoryview] = {}
+        self._large: dict[int, Any] = {}
+        # words of each large one: a change of the whole of it is seen in them
+        self._samples: dict[int, np.ndarray[Any, Any]] = {}
 
-    def read(self, tensors: list[Any], *, exact: bool) -> Memory:
-        """Read some tensors; each may be ``None``.
+    def read(self, tensors: list[Any], *, exact: bool) -> dict[int, bytes]:
+        """Return the memory of some tensors, by number; each may be ``None``.
 
         Args:
             tensors: the tensors.
             exact: hash the large ones, instead of taking samples.
         """
-        plan = self._plan
-        if not plan.fits(tensors):
-            plan = self._plan = _MemoryPlan(tensors)
+        if not self._fits(tensors):
+            self._find(tensors)
+        read = dict(zip(self._small, map(memoryview.tobytes, self._small.values()), strict=True))
         if exact:
-            others = {number: hashed(memory) for number, memory in plan.large.items()}
+            read.update((number, hashed(memory)) for number, memory in self._large.items())
         else:
-            others = {number: samples.tobytes() for number, samples in plan.samples.items()}
-        return Memory(plan.places, b"".join(plan.small), others)
+            read.update((number, words.tobytes()) for number, words in self._samples.items())
+        return read
 
+    def _fits(self, tensors: list[Any]) -> bool:
+        """Whether these are the same tensors, in the same memory, which therefore is theirs."""
+        try:
+            return list(map(id, tensors)) == self._ids and self._places(tensors) == self._found
+        except RuntimeError:  # another tensor at the same address, without memory
+            return False
 
-class _MemoryPlan:
-    """Addresses of some tensors in memory.
+    def _places(self, tensors: list[Any]) -> list[int]:
+        dense = [tensors[number] for number in self._dense]
+        return [tensor.data_ptr() for tensor in dense] + [tensor.nbytes for tensor in dense]
 
-    Args:
-        tensors: the tensors.
-    """
-
-    def __init__(self, tensors: list[Any]) -> None:
-        self.ids = list(map(id, tensors))
-        self.places: list[tuple[int, int, int]] = []
-        self.small: list[memoryview] = []
-        self.large: dict[int, Any] = {}
-        # words of each large one: a change of the whole of it is seen in them
-        self.samples: dict[int, np.ndarray[Any, Any]] = {}
-        numbers = []
-        at = 0
+    def _find(self, tensors: list[Any]) -> None:
+        self.__init__()  # type: ignore[misc]
         for number, tensor in enumerate(tensors):
             place = _place_of(tensor) if type(tensor) in (Tensor, torch.nn.Parameter) else None
             if place is None or not place[1]:
                 continue
-            numbers.append(number)
+            self._dense.append(number)
             memory = (ctypes.c_char * place[1]).from_address(place[0])
             if place[1] <= SMALL:
-                self.places.append((number, at, at + place[1]))
-                self.small.append(memoryview(memory))
-                at += place[1]
+                self._small[number] = memoryview(memory)
             else:
-                self.large[number] = memory
+                self._large[number] = memory
                 words = np.frombuffer(memoryview(memory), np.int32, count=place[1] // 4)
-                self.samples[number] = words[:: len(words) // 256 | 1]
-        self.numbers = numbers
-        self.found = self._found(tensors)
-
-    def _found(self, tensors: list[Any]) -> list[int]:
-        dense = [tensors[number] for number in self.numbers]
-        return [tensor.data_ptr() for tensor in dense] + [tensor.nbytes for tensor in dense]
-
-    def fits(self, tensors: list[Any]) -> bool:
-        """Whether these are the same tensors, in the same memory, which therefore is theirs."""
-        try:
-            return list(map(id, tensors)) == self.ids and self._found(tensors) == self.found
-        except RuntimeError:  # another tensor at the same address, without memory
-            return False
+                self._samples[number] = words[:: len(words) // 256 | 1]
+        self._ids, self._found = list(map(id, tensors)), self._places(tensors)
 
 
-def write_memory(tensor: Tensor, memory: bytes) -> None:
-    """Write what was copied of a tensor, where its memory differs."""
+def write_memory(tensor: Any, memory: bytes) -> None:
+    """Write what was read of a small tensor, where its memory differs."""
     place = _place_of(tensor)
     if place is not None and len(memory) == place[1] and ctypes.string_at(*place) != memory:
         ctypes.memmove(place[0], memory, len(memory))
@@ -239,15 +211,12 @@ def _place_of(tensor: Tensor) -> tuple[int, int] | None:
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of any layout hold the same values, NaN in the same places."""
-    if one.is_nested or other.is_nested:  # these have no shape
-        alike = one.is_nested and other.is_nested and one.size(0) == other.size(0)
-    else:
-        alike = one.shape == other.shape
-    if not alike or one.dtype != other.dtype or one.layout != other.layout:
+    if (one.is_nested, one.layout, one.dtype) != (other.is_nested, other.layout, other.dtype):
+        return False
+    if one.size(0) != other.size(0) if one.is_nested else one.shape != other.shape:
         return False
     if one.layout is not torch.strided or one.is_nested:
-        parts = zip(_parts_of(one), _parts_of(other), strict=True)
-        return all(same_values(a, b) for a, b in parts)
+        return all(map(same_values, _parts_of(one), _parts_of(other)))
     if torch.equal(one, other):
         return True
     may_hold_nan = one.is_floating_point() or one.is_complex()
@@ -378,35 +347,15 @@ def _read_file(file: Any, keep: Keep) -> object:
     return position, size
 
 
-def _write_file(file: Any, value: Any) -> None:
-    file.seek(value[0])
-
-
 # Generators of random numbers
 
 
 def _read_bit_generator(generator: Any, keep: Keep) -> object:
-    return _plain(getattr(generator, "bit_generator", generator).state)
+    return pickle.dumps(getattr(generator, "bit_generator", generator).state)
 
 
 def _write_bit_generator(generator: Any, value: Any) -> None:
-    getattr(generator, "bit_generator", generator).state = _dicts(value)
-
-
-def _plain(state: Any) -> object:
-    """Turn the arrays and dicts of a state into what can be compared."""
-    if isinstance(state, dict):
-        return tuple((key, _plain(value)) for key, value in state.items())
-    return (state.dtype.str, state.tobytes()) if isinstance(state, np.ndarray) else state
-
-
-def _dicts(value: Any) -> Any:
-    """Undo ``_plain``."""
-    if not isinstance(value, tuple):
-        return value
-    if len(value) == 2 and isinstance(value[1], bytes):
-        return np.frombuffer(value[1], np.dtype(value[0]))
-    return {key: _dicts(inner) for key, inner in value}
+    getattr(generator, "bit_generator", generator).state = pickle.loads(value)
 
 
 def _read_torch_generator(generator: torch.Generator, keep: Keep) -> object:
@@ -417,6 +366,14 @@ def _read_torch_generator(generator: torch.Generator, keep: Keep) -> object:
 
 def _write_torch_generator(generator: torch.Generator, value: Any) -> None:
     generator.set_state(torch.frombuffer(bytearray(value), dtype=torch.uint8))
+
+
+def _marshalled(owner: Any, keep: Keep) -> bytes:
+    """Return all values in a container, however deep, where they are builtin ones."""
+    try:
+        return marshal.dumps(owner, 2)  # a later version depends on counts of references
+    except ValueError:
+        return b""
 
 
 # What can only be consumed: nothing of it can be read
@@ -439,7 +396,7 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
         Kind(_read_buffer, _write_buffer),
     ),
     ((io.StringIO, io.BytesIO), Kind(_read_text, _write_text)),
-    (io.IOBase, Kind(_read_file, _write_file)),
+    (io.IOBase, Kind(_read_file, lambda file, value: file.seek(value[0]))),
     (random.Random, Kind(lambda g, _: g.getstate(), lambda g, value: g.setstate(value))),
     (
         (np.random.Generator, np.random.BitGenerator),
@@ -448,8 +405,8 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (
         np.random.RandomState,
         Kind(
-            lambda g, _: _plain(g.get_state(legacy=False)),
-            lambda g, value: g.set_state(_dicts(value)),
+            lambda g, _: pickle.dumps(g.get_state(legacy=False)),
+            lambda g, value: g.set_state(pickle.loads(value)),
         ),
     ),
     (torch.Generator, Kind(_read_torch_generator, _write_torch_generator)),
@@ -468,6 +425,7 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (queue.SimpleQueue, Kind(lambda q, _: q.qsize(), None)),
     (Tensor, Kind(_read_tensor, _write_tensor)),
 )
+_LONG = Kind(_marshalled, None)  # of containers whose items are not walked
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.snapshot import ModelSnapshot, restored
+from tracetorch.core.snapshot import Contents, restored
 from tracetorch.core.torch_private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -104,7 +104,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             # A tensor counts its writes in place: what the step writes to shows in its version.
             watched = {**replace_tensors(model, mode.from_tensor), **_named_inputs(inputs)}
             versions = dict(zip(watched, versions_of(watched.values()), strict=True))
-            before = ModelSnapshot(model)
+            before = Contents(model)
             with explain_trace_errors(model, *trace_errors):
                 call(model, inputs)
                 states_by_batch.append(get_states(model, detach=False))
@@ -113,7 +113,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
                     watched[f"the state {name}"] = state
                     versions[f"the state {name}"] = version_of(state)
                 call(model, inputs)
-            changed = before.changes(transient_attributes_of)
+            changed = list(before.changes(transient_attributes_of))
             changed += [name for name, t in watched.items() if version_of(t) != versions[name]]
         if changed:
             raise ValueError(

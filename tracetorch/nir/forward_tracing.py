@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from tracetorch.core.hooks import WEIGHT_HOOKS
-from tracetorch.core.snapshot import ModelSnapshot
+from tracetorch.core.snapshot import Contents
 from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.snn import SequenceLayer
 from tracetorch.snn.sequence_layer import transient_attributes_of
@@ -42,7 +42,7 @@ def trace_forward(model: nn.Module) -> fx.GraphModule:
     """
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
-    before = ModelSnapshot(model)
+    before = Contents(model)
     states = [(p, layer, n) for p, layer in named_neurons(model) for n in layer.active_states]
     live = torch.zeros(())  # for a forward that looks whether there is a state
     try:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from operator import attrgetter
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import starmap
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tracetorch.core.snapshot import is_engine
+from tracetorch.core.snapshot import Layout, is_engine
 from tracetorch.core.torch_private import BatchNormBase, is_compiled
 from tracetorch.core.values import MemoryReader
-from tracetorch.core.walk import METHODS, Walk, slots_of
+from tracetorch.core.walk import Walk
 from tracetorch.events.passes import event_modules
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
@@ -29,15 +28,10 @@ from tracetorch.unrolling.unsupported import (
     unsupported_reason,
 )
 
-Methods: TypeAlias = Callable[[type], Any]
-
-# of classes of modules, the methods that decide how a pass by layer runs them
-_METHODS: tuple[tuple[type, Methods], ...] = (
-    (nn.Module, attrgetter("forward")),
-    (TTModule, attrgetter("zero_states")),
-    (SequenceLayer, attrgetter("forward_step", "forward_sequence")),
-)
+# methods of modules' classes that decide how a pass by layer runs them
+_METHODS = ("forward", "zero_states", "forward_step", "forward_sequence")
 _CLEARING = (TTModule.zero_states, StatefulLayer.zero_states)
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: no memory
 _PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
 
 
@@ -51,96 +45,61 @@ class PassFacts:
     """
 
     def __init__(self, found: Walk) -> None:
-        modules = found.modules
-        self.neurons = [
-            n for n, (_, module) in enumerate(modules) if isinstance(module, SequenceLayer)
-        ]
-        self.has_recurrent = any(isinstance(module, Recurrent) for _, module in modules)
-        self.has_compiled = any(is_compiled(module) for _, module in modules)
-        may_use_events = set(map(id, event_modules(module for _, module in modules)))
-        self.products = [n for n, (_, module) in enumerate(modules) if id(module) in may_use_events]
+        numbered = [(number, module) for number, (_, module) in enumerate(found.modules)]
+        modules = [module for _, module in numbered]
+        self.neurons = [n for n, module in numbered if isinstance(module, SequenceLayer)]
+        self.has_recurrent = any(isinstance(module, Recurrent) for module in modules)
+        self.has_compiled = any(map(is_compiled, modules))
+        may_use_events = set(map(id, event_modules(modules)))
+        self.products = [n for n, module in numbered if id(module) in may_use_events]
         # whether these can run by layer depends on the values of their attributes
-        self.by_attributes = [n for n, (_, module) in enumerate(modules) if asks_module(module)]
-        # a class may be patched: what is concluded from its methods holds as long as they are these
-        self.methods: list[tuple[Methods, list[Any]]] = []
+        self.by_attributes = any(map(asks_module, modules))
+        self.unsupported = unsupported_reason(found.modules)
+        self.per_sample = [n for n, module in numbered if computes_per_sample(type(module))]
         self.clears_plainly = False
-        self.passes_to_read = 0
-        self.may_write = False
-        if not torch.compiler.is_compiling():  # in which nothing is compared
-            # only a user's own code writes to a tensor without a new version
-            own = [module for _, module in modules if not is_known(module)]
-            kinds = list({type(module): None for _, module in modules})
-            self.methods = [
-                (read, [kind for kind in kinds if issubclass(kind, base)])
-                for base, read in _METHODS
-            ]
-            # without an override somewhere, states are cleared layer by layer
-            self.clears_plainly = all(
-                type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
-                for _, m in modules
-                if isinstance(m, TTModule)
-            )
-            self.passes_to_read = _PASSES_TO_READ if own else 0
-            self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
-            self.memory = MemoryReader()
-        self.seen = self._methods_now()
-        self.unsupported = unsupported_reason(modules)
-        self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
-        # whose contents must not change in a pass, and which of their tensors are compared
-        self.watched: list[int] = []
-        self.with_buffers: list[int] = []
-        self.cloned: list[int] = []
-        # torch.compile compares nothing, and warns of a cache
-        for number, (_, module) in enumerate(() if torch.compiler.is_compiling() else modules):
-            if is_exempt(type(module)):  # type: ignore[arg-type]
-                continue
-            self.watched.append(number)
-            if not (isinstance(module, BatchNormBase) and is_known(module)):
-                self.with_buffers.append(number)
-                if not isinstance(module, SequenceLayer):  # small, and restored on a refusal
-                    self.cloned.append(number)
-        self.dicts: list[int] = []
-        self.sequences: list[int] = []
-        self.objects: list[int] = []
-        self.slotted: list[int] = []
-        for number, (_, owner) in enumerate(found.owners):
-            if isinstance(owner, dict):
-                self.dicts.append(number)
-            elif isinstance(owner, (list, deque, set)):
-                self.sequences.append(number)
-            elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
-                if isinstance(getattr(owner, "__dict__", None), dict):
-                    self.objects.append(number)
-                if slots_of(type(owner)):  # type: ignore[arg-type]
-                    self.slotted.append(number)
+        if torch.compiler.is_compiling():  # nothing is compared, and it warns of a cache
+            return
+        # a class may be patched: what is concluded from its methods holds as long as they are these
+        kinds = {type(module): None for module in modules}
+        self.methods = [(k, name, None) for k in kinds for name in _METHODS if hasattr(k, name)]
+        self.seen = list(starmap(getattr, self.methods))
+        # without an override somewhere, states are cleared layer by layer
+        self.clears_plainly = all(
+            type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
+            for m in modules
+            if isinstance(m, TTModule)
+        )
+        # only a user's own code writes to a tensor without a new version
+        own = [module for module in modules if not is_known(module)]
+        self.passes_to_read = _PASSES_TO_READ if own else 0
+        self.may_write = may_write([*own, *(owner for _, owner in found.owners)])
+        self.memory = MemoryReader()
+        # what must not change in a pass, in which a module may make its parameters
+        self.layout = Layout(found, is_exempt, ("_parameters", "_buffers"), empty=False)
+        # whose buffers are compared, and copied; those of neurons are small, and restored anyway
+        watched = [modules[number] for number in self.layout.modules]
+        pairs = zip(self.layout.modules, watched, strict=True)
+        self.with_buffers = [
+            n for n, m in pairs if not (isinstance(m, BatchNormBase) and is_known(m))
+        ]
+        self.cloned = [n for n in self.with_buffers if n not in self.neurons]
+        owners: list[tuple[str, Any]] = found.owners
+        owning = [type(owners[n][1]) for n in (*self.layout.objects, *self.layout.slotted)]
+        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owning)
 
-        owners = [type(found.owners[number][1]) for number in (*self.objects, *self.slotted)]
-        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owners)
+    def check_supported(self, modules: Sequence[tuple[str, nn.Module]], steps: int) -> None:
+        """Raise where the model cannot run by layer.
 
-    def holds(self) -> bool:
-        """Whether the methods that the neurons' classes have are still those that were seen."""
-        return self._methods_now() == self.seen
-
-    def _methods_now(self) -> list[Any]:
-        """Return the methods that the classes have now."""
-        found: list[Any] = []
-        for read, kinds in self.methods:
-            found += map(read, kinds)
-        return found
-
-    def unsupported_reason(
-        self, modules: Sequence[tuple[str, nn.Module]], steps: int
-    ) -> str | None:
-        """Return the first reason why the model cannot run by layer, or ``None``."""
+        Raises:
+            ValueError: it cannot; the first module that is in the way is named.
+        """
+        reason = None
         if self.by_attributes or self.unsupported is not None:
             reason = unsupported_reason(modules)
-            if reason is not None:
-                return reason
         for number in self.per_sample if steps > 1 else ():
-            reason = per_sample_reason(*modules[number])
-            if reason is not None:
-                return reason
-        return None
+            reason = reason or per_sample_reason(*modules[number])
+        if reason is not None:
+            raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
 
 
 @lru_cache(maxsize=1024)
@@ -152,7 +111,7 @@ def is_exempt(kind: Any) -> bool:
 def facts_of(found: Walk) -> PassFacts:
     """Return the facts of a walk: those that are remembered, where they still hold."""
     facts: PassFacts | None = found.facts.get("pass")
-    if facts is None or not facts.holds():
+    if facts is None or list(starmap(getattr, facts.methods)) != facts.seen:
         facts = PassFacts(found)
         if not torch.compiler.is_compiling():
             found.facts["pass"] = facts

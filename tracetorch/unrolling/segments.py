@@ -11,7 +11,7 @@ place; outputs and states are compared with those of the first run, for what no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from threading import get_ident
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.snapshot import ConsumptionWatch, ModelSnapshot
+from tracetorch.core.snapshot import ConsumptionWatch, Contents
 from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
     exclude_from_compile,
@@ -118,40 +118,13 @@ def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
             *leaves,
             *states,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _Owned(replay)),
+            context_fn=lambda: (nullcontext(), replay),
         )
     for (layer, name), end in zip(names, ends, strict=True):
         setattr(layer, name, end)
     if any(isinstance(y, Tensor) and y.requires_grad for y in pytree.tree_leaves((result, ends))):
         replay.refuse_consumed()
     return result
-
-
-class _Owned:
-    """Let no other thread run the model while a segment runs again.
-
-    Args:
-        replay: the context of the segment.
-    """
-
-    def __init__(self, replay: _SegmentReplay) -> None:
-        self.replay = replay
-        # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
-        self.owned = owned(replay.layers, waiting=get_ident())
-
-    def __enter__(self) -> None:
-        self.owned.__enter__()
-        try:
-            self.replay.__enter__()
-        except BaseException:
-            self.owned.__exit__()
-            raise
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            self.replay.__exit__(*error)
-        finally:
-            self.owned.__exit__()
 
 
 class _SegmentReplay:
@@ -179,6 +152,7 @@ class _SegmentReplay:
         self.consumed: list[str] = []
         self.expected: list[tuple[Tensor, int | None]] = []
         self.ends: list[tuple[Tensor, int | None]] = []
+        self.thread = get_ident()
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
@@ -194,8 +168,8 @@ class _SegmentReplay:
         if not torch.is_grad_enabled():  # nothing will run again
             yield
             return
-        self.then = ModelSnapshot(self.found, clone=True, values=True)
-        with ConsumptionWatch(self.found) as consumption:
+        self.then = Contents(self.found, tensors="copied", values=True)
+        with ConsumptionWatch(self.then) as consumption:
             yield
         self.consumed = consumption.consumed()
 
@@ -237,31 +211,31 @@ class _SegmentReplay:
             )
 
     def __enter__(self) -> None:
-        if versions_of(self.watched) != self.versions:
-            raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=): a segment that runs again would give other values. Call "
-                "backward() before optimizer.step()."
-            )
-        # not cloned: the segment works on the clones, and leaves the tensors of now alone
-        self.now = ModelSnapshot(self.found, values=True)
-        self.backend, self.mode = backend(self.backend_name), mode(self.mode_name)
-        self.backend.__enter__()
-        self.mode.__enter__()
-        lost = self.then.restore()
-        if lost:
-            self.__exit__()
-            raise RuntimeError(
-                f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
-                "segment=), which backward runs again. Leave segment= out."
-            )
-        for layer in self.layers:
-            layer.mark_states_current()
+        with ExitStack() as stack:
+            # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
+            stack.enter_context(owned(self.layers, waiting=self.thread))
+            if versions_of(self.watched) != self.versions:
+                raise RuntimeError(
+                    "a parameter was changed in place between the forward and the backward pass of "
+                    "unroll(..., segment=): a segment that runs again would give other values. "
+                    "Call backward() before optimizer.step()."
+                )
+            # no copies: the segment works on those of then, and leaves the tensors of now alone
+            stack.callback(Contents(self.found, values=True).restore)
+            stack.enter_context(backend(self.backend_name))
+            stack.enter_context(mode(self.mode_name))
+            lost = self.then.restore()
+            if lost:
+                raise RuntimeError(
+                    f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
+                    "segment=), which backward runs again. Leave segment= out."
+                )
+            for layer in self.layers:
+                layer.mark_states_current()
+            self.stack = stack.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        self.mode.__exit__(None, None, None)
-        self.backend.__exit__(None, None, None)
-        self.now.restore()
+        self.stack.close()
 
 
 def _agrees(found: Tensor, expected: tuple[Tensor, int | None]) -> bool:

@@ -24,7 +24,7 @@ from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 from tracetorch.unrolling.layer_pass import LayerPass
-from tracetorch.unrolling.outside_memory import memory_unchanged
+from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
@@ -160,28 +160,18 @@ def unroll(
     compiling = torch.compiler.is_compiling()
     turn = -1 if compiling else current_turn()
     found = _reachable(model)
-    neurons = [module for _, module in found.modules if isinstance(module, SequenceLayer)]
+    neurons: list[SequenceLayer] = []
+    for _, module in found.modules:
+        if isinstance(module, SequenceLayer):
+            neurons.append(module)
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
     # torch.compile cannot follow what a thread notes for itself, and needs none of it
     with nullcontext() if compiling else owned(kept) as held:
         if held is not None and not held.undisturbed_since(turn):  # the walk may have met a run
             found = _reachable(model)
         facts = facts_of(found)
-        return _unroll(
-            model,
-            x,
-            inputs,
-            found,
-            facts,
-            neurons,
-            time_dim,
-            by,
-            batched,
-            record,
-            check,
-            segment,
-            from_rest,
-        )
+        options = (time_dim, by, batched, record, check, segment, from_rest)
+        return _unroll(model, x, inputs, found, facts, neurons, *options)
 
 
 def _unroll(
@@ -229,13 +219,14 @@ def _unroll(
         if from_rest:
             clear_states(neurons) if facts.clears_plainly else zero_states(model)
         if by == "layer":
-            if check is not False:
-                checked_steps = inputs.steps if check is True else check_count("check", check)
-                check_both_ways(model, inputs.first(checked_steps))
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
                 facts = facts_of(found)
+            if check is not False:
+                checked_steps = inputs.steps if check is True else check_count("check", check)
+                facts.check_supported(found.modules, inputs.steps)
+                check_both_ways(model, inputs.first(checked_steps))
         if segment is None:
             y, trajectories = run(inputs)
         else:
@@ -341,16 +332,20 @@ def _by_layer(
     states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    reason = facts.unsupported_reason(found.modules, inputs.steps)
-    if reason is not None:
-        raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
+    facts.check_supported(found.modules, inputs.steps)
     T, B = inputs.steps, inputs.batch
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
     layers: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     products = [found.modules[number][1] for number in facts.products]
-    with layer_pass, memory_unchanged(found, facts, states, T), event_passes(products):
+    # with a single step nothing is kept from step to step; torch.compile cannot compare
+    compares = T > 1 and not torch.compiler.is_compiling()
+    with (
+        layer_pass,
+        UnchangedContents(found, facts, states) if compares else nullcontext(),
+        event_passes(products),
+    ):
         if prefix and repeated is not None:
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = repeated

@@ -104,6 +104,8 @@ def _reason_of_class(kind: Any, forward_step: object, forward_sequence: object) 
         library = base.__module__.partition(".")[0]
         if base.__name__ in _FOREIGN_NEURONS.get(library, ()):
             return f"is a neuron of {library}, which keeps its state from step to step"
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "is compiled by torch.jit, and what it keeps from step to step cannot be compared"
     if issubclass(kind, SequenceLayer):
         # an override of the step alone would never be called
         step = next(base for base in kind.__mro__ if "forward_step" in vars(base))
