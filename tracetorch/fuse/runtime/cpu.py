@@ -20,7 +20,7 @@ from tracetorch.fuse.codegen.numba_loops import (
 )
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, ResultGradients
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 from tracetorch.fuse.runtime.memory import addresses
@@ -228,7 +228,7 @@ class NumbaBackend(Backend):
         run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
         return results
 
-    def backward(
+    def run_backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -236,14 +236,11 @@ class NumbaBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        grads: ResultGradients,
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.backward`."""
+        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        # Gradients come in the order of the results: output, final states, trajectories.
-        g_output, *rest = grads
-        g_ends, g_records = rest[: len(states)], rest[len(states) :]
         grid = _grid(layout)
         nothing = torch.empty(0, dtype=dtype)
         count = len(plan.differentiated)
@@ -256,10 +253,12 @@ class NumbaBackend(Backend):
             starts = dict(zip(program.states, states, strict=True))
             params = list(map(Tensor.contiguous, params))
             strides, flat = _sequences(inputs, layout, grid)
-            g_strides, (g_flat, *h_flat) = _sequences([g_output, *g_records], layout, grid)
+            g_strides, (g_flat, *h_flat) = _sequences(
+                [grads.output, *grads.trajectories], layout, grid
+            )
             tensors = [*flat, *params, kernel.literals, checkpoints]
             tensors += [*_flat([starts[name] for name in plan.recomputed], layout), g_flat]
-            tensors += [*_flat(g_ends, layout), *h_flat, *new]
+            tensors += [*_flat(grads.ends, layout), *h_flat, *new]
             # In the order of numba_loops.backward_arguments.
             arguments = [
                 *_sizes(layout, grid, steps, plan.checkpoint_interval),
