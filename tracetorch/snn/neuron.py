@@ -234,7 +234,14 @@ class Neuron(ConstrainedLayer):
         return cell
 
     def _signature(self) -> StepDefinition:
-        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow."""
+        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow.
+
+        Dynamo guards on a method that it has read of a base class or of the instance, and not on a
+        name that the class of the layer lacks so far: so that is read here, of every method.
+        """
+        own = type(self).__dict__
+        for method in (*METHODS, "step"):
+            _ = method in own, callable(getattr(self, method))
         name, active = type(self).__name__, self.active_states
         return StepDefinition(name, self.step, self.inputs, self.states, active)
 
