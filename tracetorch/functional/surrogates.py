@@ -6,6 +6,7 @@ function, in the style that ``torch.func`` and ``torch.compile`` can follow.
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -36,6 +37,10 @@ class _Heaviside(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(u), None
+
+
+# Function.apply asks for it at every call, and would build it each time
+_Heaviside.forward.__signature__ = inspect.signature(_Heaviside.forward)  # type: ignore[attr-defined]
 
 
 class _ForwardModeHeaviside(_Heaviside):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, unsafe_view
 from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.neuron import Neuron
@@ -45,6 +47,8 @@ class LayerPass(Opaque):
             )
         self.layers = layers
         self.steps = steps
+        # torch.compile cannot follow what a thread notes for itself
+        self.thread = None if compiling else get_ident()
         self.collector = collector
         # Take the states away from layers that do not run, so that a forward that reads one is
         # noticed; with one step there is nothing between steps, and torch.compile cannot follow it.
@@ -78,8 +82,11 @@ class LayerPass(Opaque):
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
 
         Raises:
-            ValueError: the layer was called before, or dimension 0 does not hold ``T`` steps.
+            ValueError: the layer was called before, another thread runs it, or dimension 0 does not
+                hold ``T`` steps.
         """
+        if not torch.compiler.is_dynamo_compiling() and get_ident() != self.thread:
+            check_thread(layer)
         if id(layer) in self.called:
             raise ValueError(
                 f"{layer.label()} is called twice in one step, so its steps cannot be run all at "
