@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
-from tracetorch.core.torch_private import forward_ad_active
 
 
 class _Heaviside(torch.autograd.Function):
@@ -48,8 +47,9 @@ class _ForwardModeHeaviside(_Heaviside):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        _Heaviside.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0])
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -106,7 +106,7 @@ class Surrogate:
         if not isinstance(u, Tensor) or not u.is_floating_point():
             got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
             raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
-        function = _ForwardModeHeaviside if forward_ad_active() else _Heaviside
+        function = _Heaviside if torch.compiler.is_compiling() else _ForwardModeHeaviside
         spikes: Tensor = function.apply(u, self)  # type: ignore[no-untyped-call]
         return spikes
 

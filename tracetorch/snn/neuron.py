@@ -306,26 +306,43 @@ class Neuron(ConstrainedLayer):
 
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
-        if torch.compiler.is_compiling():
-            return self._checked_step(self._signature(), x, further)
-        cell = self.cell
-        if (
-            len(cell.inputs) > 1
-            or further
-            or observed_by((x,)) is not None
-            or current_backward() not in (NO_BACKWARD, self._zeroed_in_backward)
-        ):
-            return self._checked_step(cell, x, further)
-        # where the second step tells, for a compiled one checks nothing
-        if not torch.is_grad_enabled() and not self._doubtful_step:
-            output: Tensor | None = self._single_steps.run(self, cell, x)
-            if output is not None:
-                return output
-        states = self._fitting_states(cell, x)
-        if states is None:
-            return self._checked_step(cell, x, ())
-        kwargs = self.step_kwargs(x.ndim, x.dtype)
-        return self._advance(cell, (x,), states, kwargs, unobserved=True).to(x.dtype)
+        cell = self._signature() if torch.compiler.is_compiling() else self.cell
+        states: list[Tensor | None] | None = None
+        unobserved = (
+            isinstance(cell, Cell)
+            and not further
+            and len(cell.inputs) == 1
+            and observed_by((x,)) is None
+            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
+        )
+        if unobserved and isinstance(cell, Cell):
+            # not where the second step tells, for a compiled one checks nothing
+            if not torch.is_grad_enabled() and not self._doubtful_step:
+                result: Tensor | None = self._single_steps.run(self, cell, x)
+                if result is not None:
+                    return result
+            states = self._fitting_states(cell, x)
+        inputs: tuple[Tensor, ...] = (x,)
+        if states is not None:
+            kwargs = self.step_kwargs(x.ndim, x.dtype)
+        else:  # what does not fit is explained
+            dtype = self.check_input(x)
+            states = self.states_for(x, dtype)
+            inputs = self._working(x, further, dtype)
+            kwargs = self._kwargs_for(x, x.ndim, dtype)
+        results = self.step(*inputs, *states, **kwargs)
+        output, ends = check_step_results(cell, inputs, results)
+        # a later in-place operation on the output must reach neither an input nor a state of before
+        if shares_memory(output, (*inputs, *states)):
+            output = output.clone()
+        output, *values = explain_double_backward([output, *ends.values()], unobserved=unobserved)
+        # assigned last and all together, so that a failed call changes nothing
+        if isinstance(cell, Cell):  # past nn.Module, which would look among parameters first
+            self.__dict__.update(zip(ends, values, strict=True))
+        else:
+            for name, value in zip(ends, values, strict=True):
+                setattr(self, name, value)
+        return output.to(x.dtype)
 
     def _fitting_states(self, cell: Cell, x: Tensor) -> list[Tensor | None] | None:
         """Return the live states as ``step`` takes them, where they and ``x`` are plain and fit.
@@ -364,40 +381,6 @@ class Neuron(ConstrainedLayer):
                 return None
             states.append(state)
         return states
-
-    def _checked_step(
-        self, cell: Cell | StepDefinition, x: Tensor, further: Sequence[Tensor]
-    ) -> Tensor:
-        """Run one time step in the general way: everything is checked, and explained."""
-        dtype = self.check_input(x)
-        states = self.states_for(x, dtype)
-        work = self._working(x, further, dtype)
-        kwargs = self._kwargs_for(x, x.ndim, dtype)
-        return self._advance(cell, work, states, kwargs).to(x.dtype)
-
-    def _advance(
-        self,
-        cell: Cell | StepDefinition,
-        inputs: tuple[Tensor, ...],
-        states: list[Tensor | None],
-        kwargs: dict[str, Any],
-        *,
-        unobserved: bool = False,
-    ) -> Tensor:
-        """Run ``step`` and assign the next states; return the output."""
-        results = self.step(*inputs, *states, **kwargs)
-        output, ends = check_step_results(cell, inputs, results)
-        # a later in-place operation on the output must reach neither an input nor a state of before
-        if shares_memory(output, (*inputs, *states)):
-            output = output.clone()
-        output, *values = explain_double_backward([output, *ends.values()], unobserved=unobserved)
-        # assigned last and all together, so that a failed call changes nothing
-        if isinstance(cell, Cell):  # past nn.Module, which would look among parameters first
-            self.__dict__.update(zip(ends, values, strict=True))
-        else:
-            for name, value in zip(ends, values, strict=True):
-                setattr(self, name, value)
-        return output
 
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = (), *, further: Sequence[Tensor] = ()

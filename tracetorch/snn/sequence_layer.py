@@ -221,19 +221,23 @@ class SequenceLayer(StatefulLayer):
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
             self._check_fx(x)
             raise
-        return self._forward_several(x, further, named) if several else self._forward(x)
+        if several:
+            return self._forward_several(x, further, named)
+        return self._run_step(x) if self.layer_pass is None else self.layer_pass(self, x)
 
     def _forward_several(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
         """Run the modules that compute inputs, and then the layer."""
-        if self.layer_pass is not None or torch.compiler.is_compiling():
-            return self._forward(x, *self._all_further(x, given, named))
+        if self.layer_pass is not None:
+            return self.layer_pass(self, x, *self._all_further(x, given, named))
+        if torch.compiler.is_compiling():
+            return self._run_step(x, *self._all_further(x, given, named))
         check_thread(self)  # before anything is taken that would be restored
         within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
         before = StateSnapshot(each for each in within if each is not self)
         try:
-            return self._forward(x, *self._all_further(x, given, named))
+            return self._run_step(x, *self._all_further(x, given, named))
         except BaseException:
             before.restore()  # a failed call changes no state, those of noise included
             raise
@@ -256,9 +260,8 @@ class SequenceLayer(StatefulLayer):
             further.append(values[name] if name in values else getattr(self, name)(x))
         return tuple(further)
 
-    def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
-        if self.layer_pass is not None:
-            return self.layer_pass(self, x, *further)
+    def _run_step(self, x: Tensor, *further: Tensor) -> Tensor:
+        """Run one time step while this thread owns the layer."""
         if torch.compiler.is_compiling() or not self.states:
             return self.forward_step(x, *further)
         if running.by_layer:

@@ -86,6 +86,9 @@ class PassFacts:
         self.seen = self._methods_now()
         self.unsupported = unsupported_reason(modules)
         self.per_sample = [n for n, (_, m) in enumerate(modules) if computes_per_sample(type(m))]
+        self.may_be_unsupported = bool(
+            self.by_attributes or self.unsupported is not None or self.per_sample
+        )
         # whose contents must not change in a pass, and which of their tensors are compared
         self.watched: list[int] = []
         self.with_buffers: list[int] = []

@@ -213,7 +213,7 @@ class NumbaBackend(Backend):
         strides, flat = _sequences(inputs, layout, grid)
         params = list(map(Tensor.contiguous, params))
         # Without checkpoints the whole sequence is one segment.
-        every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
+        every = plan.checkpoint_interval if len(checkpoints) else steps
         tensors = [*flat, *params, kernel.literals, output, *_flat(states, layout)]
         tensors += [*ends, *records, checkpoints]
         # In the order of numba_loops.forward_arguments.
