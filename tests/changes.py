@@ -43,9 +43,8 @@ def _parametrize(layer: Any) -> None:
     nn.utils.parametrize.register_parametrization(layer, "raw_beta", Halved())
 
 
-def _own(layer: Any, name: str) -> Callable[..., Any]:
+def _own(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A method that halves, adds one or refuses."""
-    method = getattr(layer, name)
 
     def own(*args: Any, **kwargs: Any) -> Any:
         value = method(*args, **kwargs)
@@ -61,12 +60,14 @@ def _own(layer: Any, name: str) -> Callable[..., Any]:
 
 
 def _override(name: str) -> Callable[[Any], None]:
-    return lambda layer: vars(layer).update({name: _own(layer, name)})
+    return lambda layer: vars(layer).update({name: _own(getattr(layer, name), name)})
 
 
 def _subclass(name: str) -> Callable[[Any], None]:
     def change(layer: Any) -> None:
-        own = _own(copy.deepcopy(layer), name) if name != "forward_step" else None
+        own = None
+        if name != "forward_step":
+            own = _own(getattr(copy.deepcopy(layer), name), name)
         kind = type(layer)
 
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,8 +89,7 @@ def _patch(name: str) -> Callable[[Any], None]:
             bound = method.__get__(self)
             if name == "forward_step":
                 return bound(*args, **kwargs) + 0.5
-            one_time = type("Once", (), {name: staticmethod(bound)})
-            return _own(one_time, name)(*args, **kwargs)
+            return _own(bound, name)(*args, **kwargs)
 
         setattr(type(layer), name, own)
 

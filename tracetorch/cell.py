@@ -16,7 +16,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from itertools import repeat
 from operator import is_
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -35,7 +34,6 @@ _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *("step", "active_states", "inputs", "states"),
     *("state_dtype", "state_tail", "state_per_sample"),
 )
-_MISSING = object()  # in place of an option that is a module or a buffer
 
 
 class ConstraintGradient(NamedTuple):
@@ -125,7 +123,7 @@ class Cell(Opaque):
         runs_by_step: whether every step must run through the layer, whose own methods see each.
         definition: methods and properties of the class that all this was read from.
         own: methods that the instance has in their place, by name.
-        attributes: the options that are plain attributes, in their order; a mark for the others.
+        plain: names of size, dimension, and the options that are plain attributes.
         registered: the other options, modules and buffers, by name.
         has_plain_states: whether states are shaped like the input, in the arithmetic's dtype.
         has_own_active: whether a property of a user's own says which states there are.
@@ -152,10 +150,14 @@ class Cell(Opaque):
     runs_by_step: bool
     definition: tuple[Any, ...]
     own: Mapping[str, object]
-    attributes: tuple[object, ...]
+    plain: tuple[str, ...]
     registered: Mapping[str, object]
     has_plain_states: bool
     has_own_active: bool
+    _read_plain: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    _values: tuple[object, ...]
+    _names: tuple[str, ...]
+    _constraints: Mapping[str, Callable[[Tensor], Tensor]]
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class Cell(Opaque):
         runs_by_step: bool,
         definition: tuple[Any, ...],
         own: Mapping[str, object],
-        attributes: tuple[object, ...],
+        plain: tuple[str, ...],
         registered: Mapping[str, object],
         has_plain_states: bool,
         has_own_active: bool,
@@ -184,6 +186,11 @@ class Cell(Opaque):
         fields = locals()
         del fields["self"]
         self.__dict__.update(fields)
+        # as `describes` compares them, at every call
+        everything = {"num_neurons": num_neurons, "dim": dim, **options}
+        self.__dict__["_read_plain"] = operator.itemgetter(*plain)
+        self.__dict__["_values"] = tuple([everything[name] for name in plain])
+        self.__dict__["_names"], self.__dict__["_constraints"] = (*options,), dict(constraints)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
@@ -229,7 +236,7 @@ class Cell(Opaque):
             runs_by_step=not overridden <= {"initial_state", "step"},
             definition=_definition(kind),
             own=own,
-            attributes=tuple(map(attributes.get, options, repeat(_MISSING))),
+            plain=("num_neurons", "dim", *[n for n in options if n in attributes]),
             registered={n: getattr(layer, n) for n in options if n not in attributes},
             has_plain_states=layer.state_dtype is None
             and not layer.state_tail
@@ -254,14 +261,16 @@ class Cell(Opaque):
             options: names of its options.
         """
         attributes = layer.__dict__
+        try:
+            now = self._read_plain(attributes)
+        except KeyError:  # one is deleted, or a module now
+            return False
         return (
             type(layer) is self.kind
             and _definition(self.kind) == self.definition
-            and attributes["dim"] == self.dim
-            and attributes["num_neurons"] == self.num_neurons
-            and constraints == self.constraints
-            and options == (*self.options,)
-            and all(map(is_, map(attributes.get, options, repeat(_MISSING)), self.attributes))
+            and constraints == self._constraints
+            and (options is self._names or options == self._names)
+            and all(map(is_, now, self._values))
             and not (self.registered and self._has_others(layer))
             and not (self.has_own_active and layer.active_states != self.active)
             and (*attributes["_buffers"],) == self.buffers

@@ -53,13 +53,19 @@ class _IdentityNode(torch.autograd.Function):
         return grads
 
 
-def explain_double_backward(values: list[Tensor]) -> list[Tensor]:
+def explain_double_backward(values: list[Tensor], *, unobserved: bool = False) -> list[Tensor]:
     """Return ``values`` behind a node that explains a second ``backward`` through them.
 
     Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
     ``torch.func`` its own message remains, and a traced program has no use for the node.
+
+    Args:
+        values: output and states of a step.
+        unobserved: whether it is known that nobody traces or transforms it.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed_by() is not None:
+    if not torch.is_grad_enabled():
+        return values
+    if not unobserved and (torch.compiler.is_compiling() or transformed_by() is not None):
         return values
     # a state without a graph, one that a step detached say, must not be given one
     with_graph = [value for value in values if value.requires_grad]

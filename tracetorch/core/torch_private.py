@@ -190,6 +190,8 @@ def is_tracing() -> bool:
     return not torch.compiler.is_dynamo_compiling() and _dispatch_mode(_PROXY) is not None
 
 
+_tracing_state: Callable[[], object] = torch._C._get_tracing_state
+_forward_ad, _compiler = torch.autograd.forward_ad, torch.compiler
 _dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
 
@@ -198,11 +200,11 @@ def transformed_by() -> str | None:
     """Return who sees through plain operations alone, and needs the step itself, or ``None``."""
     if functorch_active():
         return "torch.func transforms see through plain operations alone"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0:
         return "forward-mode differentiation sees through plain operations alone"
     if (
-        torch._C._get_tracing_state() is not None
-        or torch.compiler._is_exporting_flag
+        _tracing_state() is not None
+        or _compiler._is_exporting_flag
         or _dispatch_mode(_PROXY) is not None
     ):
         return "an exported program must not need this process's kernels"

@@ -37,12 +37,12 @@ class _Observers(threading.local):
         self.active: tuple[list[tuple[nn.Module, Product]], ...] = ()
 
 
-_observers = _Observers()
+observers = _Observers()
 
 
 def report(module: nn.Module, product: Product) -> None:
     """Report a call to the observers of this thread."""
-    for observer in _observers.active:
+    for observer in observers.active:
         observer.append((module, product))
 
 
@@ -59,9 +59,9 @@ def observed_products() -> Iterator[list[tuple[nn.Module, Product]]]:
         [(True, 0.0)]
     """
     products: list[tuple[nn.Module, Product]] = []
-    before = _observers.active
-    _observers.active = (*before, products)
+    before = observers.active
+    observers.active = (*before, products)
     try:
         yield products
     finally:
-        _observers.active = before
+        observers.active = before

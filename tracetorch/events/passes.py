@@ -22,7 +22,7 @@ from tracetorch.events.crossover import conv_crossover, crossover
 from tracetorch.events.delayed import delayed
 from tracetorch.events.linear import linear
 from tracetorch.events.lists import EventLists, list_events, sampled_density
-from tracetorch.events.observed import Product, report
+from tracetorch.events.observed import Product, observers, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.kernel_cache import numba_reason
@@ -207,17 +207,20 @@ def _convolve(
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
     """Return the events of the input; ``None`` where the dense product is faster. Report either."""
-    if requested_mode() == "always":
-        limit = 1.0
-    elif limit <= 0:
-        report(module, Product(False, None, limit, "too small for events"))
-        return None
-    elif (density := sampled_density(matrix)) > _DOUBT * limit:
-        report(module, Product(False, density, limit, "too busy for events"))
-        return None
-    events, density = list_events(matrix, limit)
-    reason = "too busy for events" if events is None else None
-    report(module, Product(events is not None, density, limit, reason))
+    always = requested_mode() == "always"
+    limit = 1.0 if always else limit
+    events: EventLists | None = None
+    density: float | None = None
+    reason: str | None = None
+    if limit <= 0:
+        reason = "too small for events"
+    elif not always and (density := sampled_density(matrix)) > _DOUBT * limit:
+        reason = "too busy for events"
+    else:
+        events, density = list_events(matrix, limit)
+        reason = "too busy for events" if events is None else None
+    if observers.active:
+        report(module, Product(events is not None, density, limit, reason))
     return events
 
 

@@ -6,6 +6,7 @@ function, in the style that ``torch.func`` and ``torch.compile`` can follow.
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
-from tracetorch.core.torch_private import forward_ad_active
 
 
 class _Heaviside(torch.autograd.Function):
@@ -38,13 +38,18 @@ class _Heaviside(torch.autograd.Function):
         return grad * ctx.surrogate.derivative(u), None
 
 
+# Function.apply asks for it at every call, and would build it each time
+_Heaviside.forward.__signature__ = inspect.signature(_Heaviside.forward)  # type: ignore[attr-defined]
+
+
 class _ForwardModeHeaviside(_Heaviside):
     """The same with a rule for forward mode, which ``torch.compile`` refuses to trace."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        _Heaviside.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0])
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -101,7 +106,7 @@ class Surrogate:
         if not isinstance(u, Tensor) or not u.is_floating_point():
             got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
             raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
-        function = _ForwardModeHeaviside if forward_ad_active() else _Heaviside
+        function = _Heaviside if torch.compiler.is_compiling() else _ForwardModeHeaviside
         spikes: Tensor = function.apply(u, self)  # type: ignore[no-untyped-call]
         return spikes
 

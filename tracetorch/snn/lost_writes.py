@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from types import CodeType, FrameType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,24 @@ _PACKAGE = __name__.partition(".")[0]
 _ASSIGNS_ITEM = frozenset(("STORE_SLICE", "STORE_SUBSCR"))
 
 
+class _Read(weakref.ref[Tensor]):
+    """A read of a parameter: the value that was handed out, and what tells that it was written to.
+
+    As :class:`weakref.finalize`, at a fraction of its time.
+    """
+
+    __slots__ = ("layer", "name", "place", "shared", "version")
+
+    layer: weakref.ref[nn.Module]
+    name: str
+    place: Place
+    shared: Tensor  # with the version of the value
+    version: int
+
+
+_reads: dict[int, _Read] = {}  # of values that live; a reference that is gone tells nothing
+
+
 def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
     """Warn if ``value`` is written in place, and then thrown away.
 
@@ -39,32 +57,36 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
         value: that is handed out.
 
     """
-    if torch.compiler.is_compiling() or is_tracing() or functorch_active() or dispatch_modes():
+    if torch.compiler.is_compiling():
         return
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name == "__getattr__":
         frame = frame.f_back
-    version = version_of(value)
     if (
         frame is None
-        or version is None
         or frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
+        or functorch_active()
+        or dispatch_modes()
+        or is_tracing()
     ):
         return
-    shared = value.detach()  # has the version of value
-    place = frame.f_code, frame.f_lasti
-    weakref.finalize(value, _check, weakref.ref(layer), name, shared, version, place).atexit = False
-
-
-def _check(
-    reference: weakref.ref[Any], name: str, value: Tensor, version: int, read: Place
-) -> None:
-    """Warn where ``value`` was written to and is discarded, and the layer does not have it."""
-    layer = reference()
-    if layer is None or value._version == version:
+    version = version_of(value)
+    if version is None:
         return
-    frame = sys._getframe(2)  # behind weakref's own: where the tensor dies
-    if not _is_discarded(read, (frame.f_code, frame.f_lasti)):
+    read = _Read(value, _check)
+    read.layer, read.name, read.place = weakref.ref(layer), name, (frame.f_code, frame.f_lasti)
+    read.shared, read.version = value.detach(), version
+    _reads[id(read)] = read
+
+
+def _check(read: _Read) -> None:
+    """Warn where the value was written to and is discarded, and the layer does not have it."""
+    _reads.pop(id(read), None)
+    layer, value, name = read.layer(), read.shared, read.name
+    if layer is None or value._version == read.version:
+        return
+    frame = sys._getframe(1)  # where the tensor dies
+    if not _is_discarded(read.place, (frame.f_code, frame.f_lasti)):
         return
     with torch.no_grad():
         kept = getattr(layer, name)
@@ -73,7 +95,7 @@ def _check(
     warnings.warn(
         f"{layer!r} is as it was: {name} is computed from raw_{name} each time it is read, and "
         f"what was written into it in place is lost. Assign it: layer.{name} = value.",
-        stacklevel=3,
+        stacklevel=2,
     )
 
 

@@ -8,15 +8,16 @@ from typing import Any, ClassVar, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from tracetorch.cell import METHODS, Cell, StepDefinition, StepLayer
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
     current_backward,
+    functorch,
+    observed_by,
 )
 from tracetorch.fuse.dispatch.prepared_sequence import PreparedSequence
 from tracetorch.fuse.dispatch.sequence import run_sequence
@@ -32,7 +33,6 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
-    StatefulLayer,
     StateSnapshot,
 )
 
@@ -209,15 +209,15 @@ class Neuron(ConstrainedLayer):
     @property
     def cell(self) -> Cell:
         """Describe the layer as a frozen value; where the layer has changed it is another one."""
+        declared = self._declared
+        cells = declared.cells
+        if cells and cells[0].describes(self, declared.constraints, declared.options):
+            return cells[0]
         if getattr(self, "step", None) is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no step. Write it as a static method, in PyTorch: "
                 "step(x, <states>, *, <parameters and options>) -> (output, <states>)."
             )
-        declared = self._declared
-        cells = declared.cells
-        if cells and cells[0].describes(self, declared.constraints, declared.options):
-            return cells[0]
         try:
             return self._described()
         except AttributeError as error:  # which would seem to be about the property itself
@@ -234,7 +234,14 @@ class Neuron(ConstrainedLayer):
         return cell
 
     def _signature(self) -> StepDefinition:
-        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow."""
+        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow.
+
+        Dynamo guards on a method that it has read of a base class or of the instance, and not on a
+        name that the class of the layer lacks so far: so that is read here, of every method.
+        """
+        own = type(self).__dict__
+        for method in (*METHODS, "step"):
+            _ = method in own, callable(getattr(self, method))
         name, active = type(self).__name__, self.active_states
         return StepDefinition(name, self.step, self.inputs, self.states, active)
 
@@ -258,48 +265,6 @@ class Neuron(ConstrainedLayer):
         return super().transient_attributes | {"_single_steps", "_sequences"}
 
     # Calling
-
-    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
-        """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        try:
-            several = bool(further or named) or len(self.inputs) > 1
-        except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
-            self._check_fx(x)
-            raise
-        return self._forward_several(x, further, named) if several else self._forward(x)
-
-    def _forward_several(
-        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
-    ) -> Tensor:
-        """Run the modules that compute inputs, and then the layer."""
-        if self.layer_pass is not None or torch.compiler.is_compiling():
-            return self._forward(x, *self._all_further(x, given, named))
-        check_thread(self)  # before anything is taken that would be restored
-        within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
-        before = StateSnapshot(each for each in within if each is not self)
-        try:
-            return self._forward(x, *self._all_further(x, given, named))
-        except BaseException:
-            before.restore()  # a failed call changes no state, those of noise included
-            raise
-
-    def _all_further(
-        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Return the inputs after ``x``: those that were given, and those that modules compute."""
-        passed = self.passed_inputs[1:]
-        # by position first, as the arguments of any function
-        values = {**dict(zip(passed, given, strict=False)), **named}
-        if len(given) + len(named) != len(passed) or values.keys() != set(passed):
-            by_name = "".join(f" and {name}" for name in named)
-            raise TypeError(
-                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
-                f"inputs{by_name}. A module of the layer computes an input if it has its name."
-            )
-        further = []
-        for name in self.inputs[1:]:
-            further.append(values[name] if name in values else getattr(self, name)(x))
-        return tuple(further)
 
     def _working(
         self, x: Tensor, further: Sequence[Tensor], dtype: torch.dtype
@@ -342,27 +307,35 @@ class Neuron(ConstrainedLayer):
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
-        if (
+        states: list[Tensor | None] | None = None
+        unobserved = (
             isinstance(cell, Cell)
-            and not torch.is_grad_enabled()
             and not further
             and len(cell.inputs) == 1
-            and not self._doubtful_step  # the second step tells, and a compiled one checks nothing
+            and observed_by((x,)) is None
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
-        ):
-            output: Tensor | None = self._single_steps.run(self, cell, x)
-            if output is not None:
-                return output
-        dtype = self.check_input(x)
-        states = self.states_for(x, dtype)
-        work = self._working(x, further, dtype)
-        kwargs = self._kwargs_for(x, x.ndim, dtype)
-        results = self.step(*work, *states, **kwargs)
-        output, ends = check_step_results(cell, work, results)
+        )
+        if unobserved and isinstance(cell, Cell):
+            # not where the second step tells, for a compiled one checks nothing
+            if not torch.is_grad_enabled() and not self._doubtful_step:
+                result: Tensor | None = self._single_steps.run(self, cell, x)
+                if result is not None:
+                    return result
+            states = self._fitting_states(cell, x)
+        inputs: tuple[Tensor, ...] = (x,)
+        if states is not None:
+            kwargs = self.step_kwargs(x.ndim, x.dtype)
+        else:  # what does not fit is explained
+            dtype = self.check_input(x)
+            states = self.states_for(x, dtype)
+            inputs = self._working(x, further, dtype)
+            kwargs = self._kwargs_for(x, x.ndim, dtype)
+        results = self.step(*inputs, *states, **kwargs)
+        output, ends = check_step_results(cell, inputs, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
-        if shares_memory(output, (*work, *states)):
+        if shares_memory(output, (*inputs, *states)):
             output = output.clone()
-        output, *values = explain_double_backward([output, *ends.values()])
+        output, *values = explain_double_backward([output, *ends.values()], unobserved=unobserved)
         # assigned last and all together, so that a failed call changes nothing
         if isinstance(cell, Cell):  # past nn.Module, which would look among parameters first
             self.__dict__.update(zip(ends, values, strict=True))
@@ -370,6 +343,44 @@ class Neuron(ConstrainedLayer):
             for name, value in zip(ends, values, strict=True):
                 setattr(self, name, value)
         return output.to(x.dtype)
+
+    def _fitting_states(self, cell: Cell, x: Tensor) -> list[Tensor | None] | None:
+        """Return the live states as ``step`` takes them, where they and ``x`` are plain and fit.
+
+        ``None``: ``check_input`` and ``states_for`` must see them, which explain what does not fit.
+
+        Args:
+            cell: what the layer is.
+            x: an input that nobody observes.
+        """
+        shape, dtype, dim = x.shape, x.dtype, cell.dim
+        if (
+            cell.runs_by_step
+            or not cell.has_plain_states
+            or dtype is not ARITHMETIC_DTYPE.get(dtype)
+            or not -len(shape) <= dim < len(shape)
+            or shape[dim] != cell.num_neurons
+            or (len(shape) > 2 and dim == -1 and not self._takes_steps)
+        ):
+            return None
+        attributes, active = self.__dict__, cell.active
+        states: list[Tensor | None] = []
+        for name in cell.states:
+            state = attributes[name] if name in active else None
+            if state is not None:
+                if (
+                    type(state) is not Tensor
+                    or state.shape != shape
+                    or state.dtype is not dtype
+                    or state.device != x.device
+                    or functorch.is_functorch_wrapped_tensor(state)
+                    or state.is_inference()
+                ):
+                    return None
+            elif name in active:
+                return None
+            states.append(state)
+        return states
 
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = (), *, further: Sequence[Tensor] = ()
@@ -416,6 +427,7 @@ class Neuron(ConstrainedLayer):
             and len(cell.inputs) == 1
             and not further
             and isinstance(cell, Cell)
+            and observed_by((x,)) is None
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
         ):
             prepared = self._sequences.run(self, cell, x)

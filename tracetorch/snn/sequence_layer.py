@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tracetorch.cell import Cell
 from tracetorch.core.hooks import hooked_weights
@@ -15,7 +15,7 @@ from tracetorch.core.thread_owner import check_thread, release, take
 from tracetorch.core.walk import Opaque
 from tracetorch.snn.parameters import UNSET, Constraint, Weight
 from tracetorch.snn.representation import constructor_call
-from tracetorch.snn.stateful_layer import StatefulLayer, running
+from tracetorch.snn.stateful_layer import StatefulLayer, StateSnapshot, running
 from tracetorch.snn.unknown_arguments import check_arguments
 
 Check = Callable[[str, object], object]
@@ -214,15 +214,54 @@ class SequenceLayer(StatefulLayer):
 
     # Calling
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        return self._forward(x)
+        try:
+            several = bool(further or named) or len(self.inputs) > 1
+        except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
+            self._check_fx(x)
+            raise
+        if several:
+            return self._forward_several(x, further, named)
+        return self._run_step(x) if self.layer_pass is None else self.layer_pass(self, x)
 
-    def _forward(self, x: Tensor, *further: Tensor) -> Tensor:
+    def _forward_several(
+        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the modules that compute inputs, and then the layer."""
         if self.layer_pass is not None:
-            if not torch.compiler.is_dynamo_compiling():
-                check_thread(self)
-            return self.layer_pass(self, x, *further)
+            return self.layer_pass(self, x, *self._all_further(x, given, named))
+        if torch.compiler.is_compiling():
+            return self._run_step(x, *self._all_further(x, given, named))
+        check_thread(self)  # before anything is taken that would be restored
+        within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
+        before = StateSnapshot(each for each in within if each is not self)
+        try:
+            return self._run_step(x, *self._all_further(x, given, named))
+        except BaseException:
+            before.restore()  # a failed call changes no state, those of noise included
+            raise
+
+    def _all_further(
+        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return the inputs after ``x``: those that were given, and those that modules compute."""
+        passed = self.passed_inputs[1:]
+        # by position first, as the arguments of any function
+        values = {**dict(zip(passed, given, strict=False)), **named}
+        if len(given) + len(named) != len(passed) or values.keys() != set(passed):
+            by_name = "".join(f" and {name}" for name in named)
+            raise TypeError(
+                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
+                f"inputs{by_name}. A module of the layer computes an input if it has its name."
+            )
+        further = []
+        for name in self.inputs[1:]:
+            further.append(values[name] if name in values else getattr(self, name)(x))
+        return tuple(further)
+
+    def _run_step(self, x: Tensor, *further: Tensor) -> Tensor:
+        """Run one time step while this thread owns the layer."""
         if torch.compiler.is_compiling() or not self.states:
             return self.forward_step(x, *further)
         if running.by_layer:

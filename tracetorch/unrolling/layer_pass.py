@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, unsafe_view
 from tracetorch.core.walk import Opaque, modules_of
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import running
@@ -45,6 +46,8 @@ class LayerPass(Opaque):
             )
         self.layers = layers
         self.steps = steps
+        # torch.compile cannot follow what a thread notes for itself
+        self.thread = None if compiling else get_ident()
         self.collector = collector
         # Take the states away from layers that do not run, so that a forward that reads one is
         # noticed; with one step there is nothing between steps, and torch.compile cannot follow it.
@@ -78,8 +81,11 @@ class LayerPass(Opaque):
         """Return outputs ``[T * B, ...]`` for inputs ``[T * B, ...]``.
 
         Raises:
-            ValueError: the layer was called before, or dimension 0 does not hold ``T`` steps.
+            ValueError: the layer was called before, another thread runs it, or dimension 0 does not
+                hold ``T`` steps.
         """
+        if not torch.compiler.is_dynamo_compiling() and get_ident() != self.thread:
+            check_thread(layer)
         if id(layer) in self.called:
             raise ValueError(
                 f"{layer.label()} is called twice in one step, so its steps cannot be run all at "
@@ -157,9 +163,11 @@ class LayerPass(Opaque):
 
     def _run(self, layer: SequenceLayer, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
         """Run the sequence and fold time back."""
+        # not every layer has an argument for further inputs
+        more: dict[str, Any] = {"further": further} if further else {}
         if self.collector is not None and self.collector.wants(layer):
-            return self._run_recorded(layer, x, further, self.collector)
-        y, _ = _sequence(layer, x, (), further)
+            return self._run_recorded(layer, x, more, self.collector)
+        y, _ = layer.forward_sequence(x, **more)
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
@@ -172,7 +180,7 @@ class LayerPass(Opaque):
         self,
         layer: SequenceLayer,
         x: Tensor,
-        further: tuple[Tensor, ...],
+        more: dict[str, Any],
         collector: TrajectoryCollector,
     ) -> Tensor:
         """Run the sequence and add what is wanted of the layer to the collector."""
@@ -190,19 +198,10 @@ class LayerPass(Opaque):
             with collector.listening(inner):
                 y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
         else:
-            y, trajectories = _sequence(layer, x, states, further)
+            y, trajectories = layer.forward_sequence(x, states, **more)
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
             if name in wanted:
                 collector.add_whole(layer, name, trajectory)
         if "output" in wanted:
             y = y.clone()  # nor what it does with the output
         return y.flatten(0, 1)
-
-
-def _sequence(
-    layer: SequenceLayer, x: Tensor, record: tuple[str, ...], further: tuple[Tensor, ...]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run all steps of a layer; some layers have no argument for further inputs."""
-    if further and isinstance(layer, Neuron):
-        return layer.forward_sequence(x, record, further=further)
-    return layer.forward_sequence(x, record)

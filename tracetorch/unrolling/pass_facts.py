@@ -56,6 +56,9 @@ class PassFacts:
         self.by_attributes = any(map(asks_module, modules))
         self.unsupported = unsupported_reason(found.modules)
         self.per_sample = [n for n, module in numbered if computes_per_sample(type(module))]
+        self.may_be_unsupported = bool(
+            self.by_attributes or self.unsupported is not None or self.per_sample
+        )
         self.clears_plainly = False
         if torch.compiler.is_compiling():  # nothing is compared, and it warns of a cache
             return

@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, overload
+from functools import partial
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -157,56 +158,68 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
-    compiling = torch.compiler.is_compiling()
-    turn = -1 if compiling else current_turn()
-    found = _reachable(model)
-    neurons: list[SequenceLayer] = []
-    for _, module in found.modules:
-        if isinstance(module, SequenceLayer):
-            neurons.append(module)
-    kept = neurons if by == "layer" else [each for each in neurons if each.states]
-    # torch.compile cannot follow what a thread notes for itself, and needs none of it
-    with nullcontext() if compiling else owned(kept) as held:
-        if held is not None and not held.undisturbed_since(turn):  # the walk may have met a run
-            found = _reachable(model)
+    asked = _Asked(model, x, inputs, time_dim, by, batched, record, check, segment, from_rest)
+    if torch.compiler.is_compiling():
+        # it follows registered modules alone, and nothing that a thread notes for itself
+        found = _reachable(model)
         facts = facts_of(found)
-        options = (time_dim, by, batched, record, check, segment, from_rest)
-        return _unroll(model, x, inputs, found, facts, neurons, *options)
+        return _unroll(asked, found, facts, _modules_at(facts.neurons, found))
+    turn = current_turn()
+    found = remembered_walk(model)
+    facts = facts_of(found)
+    neurons = _modules_at(facts.neurons, found)
+    kept = neurons if by == "layer" else [each for each in neurons if each.states]
+    with owned(kept) as held:
+        if not held.undisturbed_since(turn):  # the walk may have met a run
+            found = remembered_walk(model)
+            facts = facts_of(found)
+            neurons = _modules_at(facts.neurons, found)
+        return _unroll(asked, found, facts, neurons)
 
 
-def _unroll(
-    model: nn.Module,
-    x: Any,
-    inputs: Inputs,
-    found: Walk,
-    facts: PassFacts,
-    neurons: list[SequenceLayer],
-    time_dim: int,
-    by: Literal["layer", "step"],
-    batched: bool,
-    record: Sequence[str] | str | None,
-    check: bool | int,
-    segment: int | None,
-    from_rest: bool,
-) -> Any:
-    """Run :func:`unroll` with its arguments checked; no other thread runs the neuron layers."""
+class _Asked(NamedTuple):
+    """The arguments of a call of :func:`unroll`, checked, and ``x`` as :class:`Inputs` too."""
+
+    model: nn.Module
+    x: Any
+    inputs: Inputs
+    time_dim: int
+    by: Literal["layer", "step"]
+    batched: bool
+    record: Sequence[str] | str | None
+    check: bool | int
+    segment: int | None
+    from_rest: bool
+
+
+def _unroll(asked: _Asked, found: Walk, facts: PassFacts, neurons: Sequence[SequenceLayer]) -> Any:
+    """Run :func:`unroll`; no other thread runs the neuron layers.
+
+    Args:
+        asked: what is to be run.
+        found: the walk over the model.
+        facts: what a pass by layer concludes from it.
+        neurons: its neuron layers.
+    """
+    model, inputs, record, segment = asked.model, asked.inputs, asked.record, asked.segment
+    walked, numbers, layers = found, facts.neurons, neurons
     for neuron in neurons:
         if neuron.layer_pass is not None:
             raise ValueError(
                 f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
                 'Use unroll(..., by="step") for the outer one.'
             )
-    paths = [found.modules[number][0] for number in facts.neurons]
     before = StateSnapshot(neurons)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None
         if record is not None:
+            paths = [walked.modules[number][0] for number in numbers]
             collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
-        if by == "layer":
+        if asked.by == "layer":
             # segments run outside of a graph that is being compiled
             known = facts if segment is None else facts_of(found)
-            y = _by_layer(model, found, known, part, collector, before)
+            y = _by_layer(model, found, known, layers, part, collector, before)
         else:
             y = _by_step(model, part, collector, neurons)
         return y, {} if collector is None else collector.result(part.steps)
@@ -216,45 +229,52 @@ def _unroll(
     if not compiling:
         running.sequence = True
     try:
-        if from_rest:
+        if asked.from_rest:
             clear_states(neurons) if facts.clears_plainly else zero_states(model)
-        if by == "layer":
+        if asked.by == "layer":
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
                 facts = facts_of(found)
-            if check is not False:
-                checked_steps = inputs.steps if check is True else check_count("check", check)
+                layers = _modules_at(facts.neurons, found)
+            if asked.check is not False:
+                count = inputs.steps if asked.check is True else check_count("check", asked.check)
                 facts.check_supported(found.modules, inputs.steps)
-                check_both_ways(model, inputs.first(checked_steps))
+                check_both_ways(model, inputs.first(count))
         if segment is None:
             y, trajectories = run(inputs)
         else:
             y, trajectories = in_segments(run, inputs, segment, _reachable(model))
-        if time_dim != 0 or not batched:
-            y = pytree.tree_map(lambda leaf: _place_time(leaf, time_dim, batched), y)
-            trajectories = {
-                path: _place_time(trajectory, time_dim, batched)
-                for path, trajectory in trajectories.items()
-            }
+        if asked.time_dim != 0 or not asked.batched:
+            place = partial(_place_time, time_dim=asked.time_dim, batched=asked.batched)
+            y = pytree.tree_map(place, y)
+            trajectories = {path: place(each) for path, each in trajectories.items()}
     except BaseException as error:
         before.restore()
-        _explain_shape(error, x, inputs, batched)
+        _explain_shape(error, asked.x, inputs, asked.batched)
         raise
     finally:
         if not compiling:
             running.sequence = outer
     if not compiling and not outer:
-        _report_nan(paths, neurons)
-    if from_rest:
+        _report_nan(walked, neurons, numbers)
+    if asked.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
+
+
+def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
+    """Return the modules that have these numbers in a walk."""
+    modules: list[nn.Module] = []
+    for number in numbers:
+        modules.append(found.modules[number][1])
+    return modules
 
 
 _nan_reported = False
 
 
-def _report_nan(paths: Sequence[str], neurons: Sequence[SequenceLayer]) -> None:
+def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int]) -> None:
     """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
 
     NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
@@ -263,7 +283,7 @@ def _report_nan(paths: Sequence[str], neurons: Sequence[SequenceLayer]) -> None:
     global _nan_reported
     if _nan_reported or transformed_by() is not None:
         return
-    for path, layer in zip(paths, neurons, strict=True):
+    for number, layer in zip(numbers, neurons, strict=True):
         state = getattr(layer, layer.states[0], None) if layer.states else None
         if type(state) is not Tensor or state.device.type != "cpu":
             continue
@@ -272,7 +292,7 @@ def _report_nan(paths: Sequence[str], neurons: Sequence[SequenceLayer]) -> None:
         # the sum of NaN is NaN, and quicker to have
         if math.isnan(state.sum().item()) and bool(state.isnan().any()):
             _nan_reported = True
-            name = join_path(path, layer.states[0])
+            name = join_path(found.modules[number][0], layer.states[0])
             _log.warning(
                 "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
                 "follows looks finite. tt.unroll(model, x, check=True) names where it begins; "
@@ -327,25 +347,23 @@ def _by_layer(
     model: nn.Module,
     found: Walk,
     facts: PassFacts,
+    layers: Sequence[SequenceLayer],
     inputs: Inputs,
     collector: TrajectoryCollector | None,
     states: StateSnapshot,
 ) -> Any:
     """Call the model once on all steps, folded into the batch."""
-    facts.check_supported(found.modules, inputs.steps)
+    if facts.may_be_unsupported:
+        facts.check_supported(found.modules, inputs.steps)
     T, B = inputs.steps, inputs.batch
+    products = _modules_at(facts.products, found) if facts.products else []
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layers: list[SequenceLayer] = [found.modules[number][1] for number in facts.neurons]  # type: ignore[misc]
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
-    products = [found.modules[number][1] for number in facts.products]
+    events = event_passes(products) if products else nullcontext()
     # with a single step nothing is kept from step to step; torch.compile cannot compare
     compares = T > 1 and not torch.compiler.is_compiling()
-    with (
-        layer_pass,
-        UnchangedContents(found, facts, states) if compares else nullcontext(),
-        event_passes(products),
-    ):
+    with layer_pass, UnchangedContents(found, facts, states) if compares else nullcontext(), events:
         if prefix and repeated is not None:
             # every step sees the same input: what comes before the first neuron runs once
             y: Any = repeated

@@ -51,8 +51,9 @@ class PreparedSequence:
         self.cell, self.shape, self.dtype, self.device = cell, x.shape, x.dtype, x.device
         self.step_shape = x.shape[1:]
         self.states, self.starts = cell.active, cell.starts
-        self.raw_names = cell.raw_names
-        self.raws = tuple([(r.shape, r.dtype) for r in self._raws(layer)])
+        # parameters, buffers or parametrizations
+        raws = [(name, getattr(layer, name)) for name in cell.raw_names]
+        self.raws = tuple([(name, raw.shape, raw.dtype) for name, raw in raws])
         self.requested = requested_backend()
         self.backend = select_backend(x.device)
         self.constrained: tuple[operators.Constrained, ...] = ()
@@ -104,15 +105,6 @@ class PreparedSequence:
         self.layout: Layout = layout_of(x.new_empty(x.shape), self.dim)
         self.runs = True
 
-    def _raws(self, layer: StepLayer) -> list[Tensor]:
-        """Return the raw parameters, whether they are parameters, buffers or parametrizations."""
-        parameters = layer.__dict__["_parameters"]
-        raws: list[Tensor] = []
-        for name in self.raw_names:
-            raw = parameters.get(name)
-            raws.append(getattr(layer, name) if raw is None else raw)
-        return raws
-
     def _zeros(self) -> Tensor:
         """Return a state of zeros, the same one in every call unless it is large."""
         with torch.inference_mode(False):  # a later call may be part of a graph
@@ -150,8 +142,12 @@ class PreparedSequence:
             if with_graph and state.requires_grad:
                 needs[1] = True
             states.append(state)
-        raws = self._raws(layer)
-        for raw, (shape, dtype) in zip(raws, self.raws, strict=True):
+        parameters = attributes["_parameters"]
+        raws: list[Tensor] = []
+        for name, shape, dtype in self.raws:
+            raw = parameters.get(name)
+            if raw is None:
+                raw = getattr(layer, name)
             if (
                 type(raw) not in (nn.Parameter, Tensor)
                 or raw.shape != shape
@@ -160,6 +156,7 @@ class PreparedSequence:
                 or raw.is_neg()
             ):
                 return None
+            raws.append(raw)
             needs.append(with_graph and raw.requires_grad)
         key = tuple(needs)
         plan = self.plans.get(key)

@@ -8,8 +8,7 @@ returns, and makes one call by address.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class CompiledStep:
         self.last_states: list[Tensor] = []
         self.last_addresses: list[int] = []
         plan = self._plan(layer, cell, x)
-        self.kernel: Callable[[Sequence[int]], None] | None = None
+        self.kernel: Callable[[tuple[int, ...]], None] | None = None
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -98,36 +97,40 @@ class CompiledStep:
         if self.kernel is None or not x.is_contiguous():
             return None
         attributes = layer.__dict__
-        states = [attributes[name] for name in self.states]
-        starts = self._addresses_left(states)
+        starts = self._addresses_left(attributes)
         if not starts:
             checked = layer.states_for(x, layer.check_input(x))
             states = [s.resolve_neg().contiguous() for s in checked if s is not None]
             starts = list(map(Tensor.data_ptr, states))
         self._refresh_parameters(layer)
         output = torch.empty_like(x)  # twice as fast as empty
-        ends = [torch.empty_like(x) for _ in states]
-        self.last_addresses = list(map(Tensor.data_ptr, ends))
-        addresses = (x.data_ptr(), output.data_ptr(), *starts, *self.last_addresses)
-        self.kernel(addresses)
+        ends: list[Tensor] = []
+        for _ in self.states:
+            ends.append(torch.empty_like(x))
+        left = list(map(Tensor.data_ptr, ends))
+        self.kernel((x.data_ptr(), output.data_ptr(), *starts, *left))
         attributes.update(zip(self.states, ends, strict=False))
-        self.last_states = ends
+        self.last_states, self.last_addresses = ends, left
         return output
 
-    def _addresses_left(self, states: list[Any]) -> list[int]:
+    def _addresses_left(self, attributes: dict[str, Any]) -> list[int]:
         """Return the addresses of the states; none unless they are as the last call left them.
 
         The tensor may be the same and its memory another, after ``state.data = ...``.
         """
-        if not self.last_states or not all(map(operator.is_, states, self.last_states)):
-            return []
         # no device: what is at the same address is on the same one
         shape, dtype = self.shape, self.dtype
-        for s in states:
-            if s.shape != shape or s.dtype is not dtype or not s.is_contiguous():
+        last = zip(self.states, self.last_states, self.last_addresses, strict=False)
+        for name, state, address in last:
+            if (
+                attributes[name] is not state
+                or state.data_ptr() != address
+                or state.shape != shape
+                or state.dtype is not dtype
+                or not state.is_contiguous()
+            ):
                 return []
-        addresses = list(map(Tensor.data_ptr, states))
-        return addresses if addresses == self.last_addresses else []
+        return self.last_addresses
 
     def _refresh_parameters(self, layer: StepLayer) -> None:
         """Constrain the parameters anew if any raw value is another than it was.

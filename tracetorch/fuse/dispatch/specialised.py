@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepLayer
-from tracetorch.core.torch_private import observed_by
 from tracetorch.core.walk import Opaque
 from tracetorch.fuse.dispatch.backends import requested_backend
 
@@ -56,14 +55,16 @@ class Specialised(Opaque, Generic[P]):
         return type(self), (self.prepare,)
 
     def run(self, layer: StepLayer, cell: Cell, x: Tensor) -> Any:
-        """Return what a preparation makes of ``x``; ``None``: the general way must be taken."""
-        requested = requested_backend()
-        if requested == "eager" or observed_by((x,)) is not None:
-            return None
-        return self.get(layer, cell, x, requested).run(layer, x)
+        """Return what a preparation makes of ``x``; ``None``: the general way must be taken.
 
-    def get(self, layer: StepLayer, cell: Cell, x: Tensor, requested: str) -> P:
-        """Return what is prepared for such an input, made now if there is nothing."""
+        Args:
+            layer: the layer.
+            cell: what it is.
+            x: an input that nobody observes.
+        """
+        requested = requested_backend()
+        if requested == "eager":
+            return None
         for each in self.kept:
             if (
                 each.cell is cell
@@ -75,7 +76,7 @@ class Specialised(Opaque, Generic[P]):
             ):
                 if each is not self.kept[0]:
                     self.kept = [each, *(other for other in self.kept if other is not each)]
-                return each
+                return each.run(layer, x)
         new = self.prepare(layer, cell, x)
         self.kept = [new, *self.kept][:_MOST]
-        return new
+        return new.run(layer, x)

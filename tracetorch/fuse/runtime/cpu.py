@@ -16,7 +16,7 @@ from tracetorch.fuse.ir.kernel import PRIVATE, Role, Size, Value
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, ResultGradients
 from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 from tracetorch.fuse.runtime.machine_code import compiled, this_machine, unavailable_reason
@@ -261,7 +261,7 @@ class NumbaBackend(Backend):
         del kept  # alive until here
         return results
 
-    def backward(
+    def run_backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -269,14 +269,11 @@ class NumbaBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        grads: ResultGradients,
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.backward`."""
+        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        # Gradients come in the order of the results: output, final states, trajectories.
-        g_output, *rest = grads
-        g_ends, g_records = rest[: len(states)], rest[len(states) :]
         grid = _grid(layout)
         nothing = torch.empty(0, dtype=dtype)
         count = len(plan.differentiated)
@@ -291,9 +288,11 @@ class NumbaBackend(Backend):
             starts = dict(zip(program.states, states, strict=True))
             params = list(map(Tensor.contiguous, params))
             given, kept = _sequences(inputs, layout, grid, dtype)
-            incoming, kept_grads = _sequences([g_output, *g_records], layout, grid, dtype)
+            incoming, kept_grads = _sequences(
+                [grads.output, *grads.trajectories], layout, grid, dtype
+            )
             before = _flat([starts[name] for name in plan.recomputed], layout)
-            after = _flat(g_ends, layout)
+            after = _flat(grads.ends, layout)
             every = plan.checkpoint_interval
             # no longer than the sequence: scratch holds as many steps
             sizes = (steps, max(1, min(every, steps)), max(0, steps - 1) // every + 1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.trace import Program
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, ResultGradients
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
@@ -144,7 +144,7 @@ class TritonBackend(Backend):
             _launch(plan, "forward", layout, x.device, arguments)
         return [output, *ends.values(), *records.values(), checkpoints]
 
-    def backward(
+    def run_backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -152,15 +152,13 @@ class TritonBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        grads: ResultGradients,
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.backward`."""
+        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        # Gradients come in the order of the results: output, final states, trajectories.
-        g_output, *rest = grads
-        g_ends = dict(zip(program.states, rest[: len(states)], strict=True))
-        g_records = dict(zip(plan.record, rest[len(states) :], strict=True))
+        g_ends = dict(zip(program.states, grads.ends, strict=True))
+        g_records = dict(zip(plan.record, grads.trajectories, strict=True))
         nothing = x.new_empty(0, dtype=dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
@@ -174,7 +172,7 @@ class TritonBackend(Backend):
             # One segment of states at a time: the kernel recomputes them from a checkpoint.
             past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
             # Incoming gradients keep their strides: that of a sum is expanded from one value.
-            flat, step, row = strided(g_output.detach(), layout)
+            flat, step, row = strided(grads.output.detach(), layout)
             arguments = {
                 **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
                 **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
