@@ -13,8 +13,10 @@ half-precision input.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from operator import is_
@@ -48,6 +50,37 @@ class ConstraintGradient(NamedTuple):
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     reads_raw: bool
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The constraint of a parameter, ``value = constraint(raw)``, with inverse and gradient.
+
+    Args:
+        name: its name, for messages and files.
+        value: the function ``raw -> value``.
+        inverse: the function ``value -> raw``; ``None``: what is in range is its own raw value.
+        gradient: PyTorch's own backward of ``value``; ``None``: autograd must find it.
+        low, high: what a given value lies between, strictly.
+        range: the same in words, after "must".
+        nearest: how far from an end an element of a tensor becomes that touches it; ``None``: none
+            may.
+        above: another parameter, which the value lies above and ``value`` takes too.
+    """
+
+    name: str
+    value: Callable[..., Tensor]
+    inverse: Callable[[Tensor], Tensor] | None = None
+    gradient: ConstraintGradient | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    range: str = "be finite"
+    nearest: float | None = None
+    above: str | None = None
+
+    def __call__(self, raw: Tensor, *other: Tensor) -> Tensor:
+        """Return the value of a parameter; ``other`` is that of the one that it lies above."""
+        return self.value(raw, *other)
 
 
 class StepDefinition(NamedTuple):
@@ -145,7 +178,7 @@ class Cell(Opaque):
     active: tuple[str, ...]
     num_neurons: int
     dim: int
-    constraints: Mapping[str, Callable[[Tensor], Tensor]]
+    constraints: Mapping[str, Constraint]
     options: Mapping[str, object]
     buffers: tuple[str, ...]
     starts: frozenset[str]
@@ -169,7 +202,7 @@ class Cell(Opaque):
         active: tuple[str, ...],
         num_neurons: int,
         dim: int,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: Mapping[str, object],
         buffers: tuple[str, ...],
         starts: frozenset[str],
@@ -195,7 +228,7 @@ class Cell(Opaque):
     def of(
         cls,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
@@ -240,7 +273,7 @@ class Cell(Opaque):
     def describes(
         self,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
     ) -> bool:
         """Whether a layer is what it was when it was described.

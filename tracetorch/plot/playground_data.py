@@ -32,27 +32,18 @@ from tracetorch.fuse.ir.plan import Plan
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
-    Constraint,
     fraction,
     negative_softplus,
     sigmoid,
     softplus,
-    unbounded,
 )
 
-KINDS: dict[Constraint, str] = {
+# What the page takes a parameter for, by its constraint.
+KINDS = {
     sigmoid: "decay",
     fraction: "fraction",
     softplus: "positive",
     negative_softplus: "negative",
-}
-# How a raw tensor follows from the value that the page shows, by kind.
-INVERSES = {
-    "decay": "tt.functional.sigmoid_inverse({})",
-    "fraction": "tt.functional.sigmoid_inverse({})",
-    "positive": "tt.functional.softplus_inverse({})",
-    "negative": "tt.functional.softplus_inverse({})",
-    "weight": "{}",
 }
 UNITS = (1.0, 10.0, 100.0, 1000.0)
 """Of an input: what the page multiplies all it is given by."""
@@ -260,15 +251,16 @@ def _unit(layer: Neuron, neuron: int) -> float:
 
 def _parameter(layer: Neuron, name: str, neuron: int, maker: Maker) -> dict[str, Any]:
     """Describe a parameter: kind, value, and how Python sets it."""
-    constraint = layer.constraints.get(name, unbounded)
-    kind = KINDS.get(constraint, "weight")
-    stored = f"raw_{name}" if name in layer.constraints else name
-    raw = getattr(layer, stored).detach().reshape(-1)
+    constraint = layer.constraints.get(name)
+    kind = "weight" if constraint is None else KINDS.get(constraint, "weight")
+    raw = getattr(layer, name if constraint is None else f"raw_{name}").detach().reshape(-1)
     value = raw.double().cpu()
-    if name in layer.constraints:
+    if constraint is None:  # an option that is a tensor
+        line = f"neuron.{name}.fill_({{}})"
+    else:
         value = layer.constrained(name, value)
+        line = f"neuron.{name} = {'-' if kind == 'negative' else ''}{{}}"
     value = value[neuron if len(value) > 1 else 0]
-    line = f"neuron.{stored}.data.fill_({INVERSES[kind]})"
     return {
         "name": name,
         "kind": kind,

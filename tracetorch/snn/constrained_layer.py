@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.cell import Constraint
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import exclude_from_compile, has_values
 from tracetorch.snn.lost_writes import warn_of_lost_writes
@@ -18,20 +19,21 @@ from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
     WEIGHT,
-    Clamp,
-    Constraint,
     Decay,
     DecaySetup,
-    NegativeThreshold,
     Rank,
     SpikeFunction,
     Threshold,
     ThresholdSetup,
     Weight,
     WeightSetup,
+    clamp,
     fraction,
     negative_softplus,
     resolve_setup,
+    sigmoid,
+    softplus,
+    unbounded,
 )
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -69,7 +71,7 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), Decay.constraint)
+        self._declare(name, resolve_setup(name, value, default), sigmoid)
 
     def gate(
         self,
@@ -125,9 +127,7 @@ class ConstrainedLayer(SequenceLayer):
             THRESHOLD.surrogate if surrogate is None else surrogate,
         )
         setup = resolve_setup(name, value, default)
-        self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
-        if negative:
-            self._declared.kinds[name] = NegativeThreshold
+        self._declare(name, setup, negative_softplus if negative else softplus, softplus)
         self.option(spike, setup.surrogate)
 
     def weight(
@@ -161,11 +161,11 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Weight(WEIGHT.value, rank, learnable)
-        clamp = Clamp(low, high, above)
-        constraint = Weight.constraint if clamp == Clamp() else clamp
+        is_bounded = (low, high, above) != (None, None, None)
+        constraint = clamp(low, high, above) if is_bounded else unbounded
         self._declare(name, resolve_setup(name, value, default), constraint)
         raw = getattr(self, f"raw_{name}").detach()
-        if clamp == Clamp() or raw.is_meta:
+        if not is_bounded or raw.is_meta:
             return
         held = self.constrained(name, raw)
         if not torch.equal(raw, held):
@@ -175,15 +175,17 @@ class ConstrainedLayer(SequenceLayer):
             given = raw[raw != held][0].item()
             raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
 
-    def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
+    def _declare(
+        self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
+    ) -> None:
+        """Declare a parameter; its value is given as one of the constraint ``given``, if any."""
         self._check_name(name)
-        raw = setup.raw(name, self.num_neurons)
+        raw = setup.raw(name, self.num_neurons, given or constraint)
         if setup.learnable:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constraints[name] = constraint
-        self._declared.kinds[name] = type(setup)
 
     # Reading and assigning
 
@@ -196,10 +198,10 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         constraint = self._declared.constraints[name]
-        if isinstance(constraint, Clamp) and constraint.above is not None:
-            other = getattr(self, f"raw_{constraint.above}").to(raw)
-            return constraint(raw, self.constrained(constraint.above, other))
-        return constraint(raw)
+        if constraint.above is None:
+            return constraint.value(raw)
+        other = getattr(self, f"raw_{constraint.above}").to(raw)
+        return constraint.value(raw, self.constrained(constraint.above, other))
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
@@ -217,8 +219,8 @@ class ConstrainedLayer(SequenceLayer):
             if raw is None:  # a buffer, or a parametrization
                 raw = getattr(self, f"raw_{name}")
             raw = raw.to(dtype)
-            bounded = isinstance(constraint, Clamp)  # perhaps by another parameter
-            value = self.constrained(name, raw) if bounded else constraint(raw)
+            follows = constraint.above is not None  # another parameter too
+            value = self.constrained(name, raw) if follows else constraint.value(raw)
             kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
         for name in self._declared.options:
             kwargs[name] = getattr(self, name)
@@ -260,7 +262,7 @@ class ConstrainedLayer(SequenceLayer):
             super().__setattr__(name, value)
             return
         if not torch.compiler.is_compiling() and _assigned_by_torch():
-            constraint = declared.constraints[name].__name__
+            constraint = declared.constraints[name].name
             raise AttributeError(
                 f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
                 f"functional_call raw_{name}, through which gradients flow."
@@ -295,7 +297,9 @@ class ConstrainedLayer(SequenceLayer):
                 f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
                 "number, or build the layer with rank 1."
             )
-        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
+        constraint = self._declared.constraints[name]
+        # that of a raw value in bounds is the value itself
+        wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
         stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
         written = [current] if stored else [*self.parameters(), *self.buffers()]
         with torch.no_grad(), restored_on_error(written):
@@ -315,7 +319,7 @@ class ConstrainedLayer(SequenceLayer):
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         """Return the raw tensor of a value, checked as a constructor checks it."""
-        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
+        return Weight(value, 0).raw(name, self.num_neurons, self._declared.constraints[name])
 
 
 def _assigned_by_torch() -> bool:

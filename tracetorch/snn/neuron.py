@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx
 
-from tracetorch.cell import METHODS, Cell, StepDefinition, StepLayer
+from tracetorch.cell import METHODS, Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import (
@@ -27,7 +27,6 @@ from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.parameters import (
     Value,
     Weight,
-    constraint_gradient,
     resolve_setup,
 )
 from tracetorch.snn.stateful_layer import (
@@ -117,7 +116,7 @@ class Neuron(ConstrainedLayer):
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
         self._single_steps = Specialised(CompiledStep)
-        self._sequences = Specialised(_prepared_sequence)
+        self._sequences = Specialised(PreparedSequence)
         kind: Any = type(self)
         step = getattr(kind, "step", None)
         declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
@@ -249,7 +248,7 @@ class Neuron(ConstrainedLayer):
         return {
             **super().__getstate__(),
             "_single_steps": Specialised(CompiledStep),
-            "_sequences": Specialised(_prepared_sequence),
+            "_sequences": Specialised(PreparedSequence),
         }
 
     @property
@@ -464,10 +463,6 @@ _METHODS: dict[str, object] = {name: getattr(Neuron, name) for name in METHODS}
 def has_step(layer: object) -> TypeGuard[Neuron]:
     """Whether a layer is a neuron with a ``step``; a subclass may have other methods instead."""
     return isinstance(layer, Neuron) and getattr(layer, "step", None) is not None
-
-
-def _prepared_sequence(layer: StepLayer, cell: Cell, x: Tensor) -> PreparedSequence:
-    return PreparedSequence(layer, cell, x, constraint_gradient)
 
 
 @constant_in_compile

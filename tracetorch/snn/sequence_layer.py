@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tracetorch.cell import Cell
+from tracetorch.cell import Cell, Constraint
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.thread_owner import check_thread, release, take
 from tracetorch.core.walk import Opaque
-from tracetorch.snn.parameters import UNSET, Constraint, Weight
+from tracetorch.snn.parameters import UNSET
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.stateful_layer import StatefulLayer, running
 from tracetorch.snn.unknown_arguments import check_arguments
@@ -32,7 +32,6 @@ class Declarations(Opaque):
 
     def __init__(self) -> None:
         self.constraints: dict[str, Constraint] = {}
-        self.kinds: dict[str, type[Weight]] = {}
         self.options: tuple[str, ...] = ()
         self.fixed: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}

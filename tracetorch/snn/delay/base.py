@@ -14,7 +14,7 @@ from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.parameters import Clamp, Constraint, Value, Weight
+from tracetorch.snn.parameters import Value, Weight, clamp
 
 
 class DelayingLayer(ConstrainedLayer):
@@ -60,8 +60,7 @@ class DelayingLayer(ConstrainedLayer):
             self.raw_delay = nn.Parameter(raw_delay)
         else:
             self.register_buffer("raw_delay", raw_delay)
-        clamp: Constraint = Clamp(0, max_delay)
-        self._declared.constraints["delay"] = clamp
+        self._declared.constraints["delay"] = clamp(0, max_delay)
 
     def round_(self) -> None:
         """Round every delay to a whole number of steps, and set ``sigma`` to 0.
