@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -316,6 +316,26 @@ class Cell(Opaque):
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self.constraints])
+
+    def run(
+        self,
+        inputs: Iterable[Tensor],
+        states: Mapping[str, Tensor],
+        kwargs: Mapping[str, Any],
+        wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the step once on plain tensors; return the output and the next active states.
+
+        Args:
+            inputs: the inputs, in their order.
+            states: the active states, by name.
+            kwargs: of ``step``.
+            wrapped: by name of a spike function, what makes another one of it for this run.
+        """
+        spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
+        output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
+        after = dict(zip(self.states, ends, strict=True))
+        return output, {name: after[name] for name in self.active}
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""
