@@ -13,6 +13,7 @@ half-precision input.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -34,8 +35,7 @@ _OWN = frozenset((*METHODS, "step"))
 # With properties and class attributes that a description is read from.
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *METHODS,
-    *("step", "active_states", "inputs", "states"),
-    *("state_dtype", "state_tail", "state_per_sample"),
+    *("step", "active_states", "inputs", "states", "state_kind"),
 )
 _MISSING = object()  # in place of an option that is a module or a buffer
 
@@ -81,6 +81,41 @@ class Constraint:
     def __call__(self, raw: Tensor, *other: Tensor) -> Tensor:
         """Return the value of a parameter; ``other`` is that of the one that it lies above."""
         return self.value(raw, *other)
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """What the states of a layer are: shaped like the input of one step, or otherwise.
+
+    Args:
+        dtype: their dtype; that of the arithmetic if ``None``.
+        tail: sizes of the dimensions that they have behind those of one step.
+        per_sample: they have one value per sample, and size 1 in all dimensions but the batch's.
+        learned: they may follow from what is learned, unlike a mask or a counter.
+    """
+
+    dtype: torch.dtype | None = None
+    tail: tuple[int, ...] = ()
+    per_sample: bool = False
+    learned: bool = True
+
+
+class ConstructorCall(NamedTuple):
+    """The constructor call that made a layer: arguments as text, those at their default left out.
+
+    Args:
+        name: of the class.
+        positional: the arguments without a name.
+        named: the others.
+    """
+
+    name: str
+    positional: tuple[str, ...]
+    named: Mapping[str, str]
+
+    def __str__(self) -> str:
+        named = (f"{name}={text}" for name, text in self.named.items())
+        return f"{self.name}({', '.join((*self.positional, *named))})"
 
 
 class StepDefinition(NamedTuple):
@@ -144,7 +179,8 @@ class Cell(Opaque):
     Args:
         kind: the class of the layer.
         name: its name.
-        call: the constructor call that made the layer, for messages.
+        call: the constructor call that made the layer.
+        arguments: of parameters and options the arguments of that call that are their values.
         step: the function, pure and pointwise.
         inputs: names of the inputs in the order in which ``step`` takes them, all of one shape.
         states: names of the states in the order in which ``step`` takes and returns them.
@@ -165,13 +201,14 @@ class Cell(Opaque):
 
     Example:
         >>> cell = LIF(3, beta=0.5).cell
-        >>> cell.call, cell.active, tuple(cell.constraints)
+        >>> str(cell.call), cell.active, tuple(cell.constraints)
         ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
     """
 
     kind: type[Any]
     name: str
-    call: str
+    call: ConstructorCall
+    arguments: Mapping[str, tuple[str, ...]]
     step: Callable[..., tuple[Any, ...]]
     inputs: tuple[str, ...]
     states: tuple[str, ...]
@@ -195,7 +232,8 @@ class Cell(Opaque):
         *,
         kind: type[Any],
         name: str,
-        call: str,
+        call: ConstructorCall,
+        arguments: Mapping[str, tuple[str, ...]],
         step: Callable[..., tuple[Any, ...]],
         inputs: tuple[str, ...],
         states: tuple[str, ...],
@@ -228,6 +266,8 @@ class Cell(Opaque):
     def of(
         cls,
         layer: Any,
+        call: ConstructorCall,
+        arguments: Mapping[str, tuple[str, ...]],
         constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
         base: Mapping[str, object],
@@ -236,6 +276,8 @@ class Cell(Opaque):
 
         Args:
             layer: a layer with a ``step``.
+            call: the constructor call that made it.
+            arguments: of parameters and options the arguments of that call that are their values.
             constraints: of every parameter its constraint, by name.
             options: names of its options.
             base: :data:`METHODS` as they are where nobody has overridden them, by name.
@@ -248,7 +290,8 @@ class Cell(Opaque):
         return cls(
             kind=kind,
             name=kind.__name__,
-            call=attributes.get("_call", f"{kind.__name__}(...)"),
+            call=call,
+            arguments=MappingProxyType(dict(arguments)),
             step=layer.step,
             inputs=layer.inputs,
             states=layer.states,
@@ -264,9 +307,7 @@ class Cell(Opaque):
             own=own,
             attributes=tuple(map(attributes.get, options, repeat(_MISSING))),
             registered={n: getattr(layer, n) for n in options if n not in attributes},
-            has_plain_states=layer.state_dtype is None
-            and not layer.state_tail
-            and not layer.state_per_sample,
+            has_plain_states=layer.state_kind == StateKind(),
             has_own_active=not _of_package(kind.active_states),
         )
 
@@ -316,6 +357,12 @@ class Cell(Opaque):
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self.constraints])
+
+    @cached_property
+    def defaults(self) -> Mapping[str, object]:
+        """The default of every argument of the constructor; ``inspect.Parameter.empty``: none."""
+        parameters = inspect.signature(self.kind).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
 
     def run(
         self,

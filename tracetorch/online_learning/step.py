@@ -232,7 +232,7 @@ class Step:
                 setattr(layer, name, state)
         self._entered[path] = _marks(layer)
         if not has_step(layer):
-            if layer.states_have_gradient:
+            if layer.state_kind.learned:
                 reason = _RECURRENCE if isinstance(layer, Recurrent) else _STORED
                 self.drop(path, path, reason)
         elif self.held.rule == "local":

@@ -25,6 +25,7 @@ from tracetorch.snn.parameters import (
     SpikeFunction,
     Threshold,
     ThresholdSetup,
+    Value,
     Weight,
     WeightSetup,
     clamp,
@@ -175,6 +176,41 @@ class ConstrainedLayer(SequenceLayer):
             given = raw[raw != held][0].item()
             raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
 
+    def state(self, name: str, init: Value) -> None:
+        """Declare the initial value of a state: what it is before the first step; zero if left out.
+
+        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
+        ``zero_states()`` returns to it.
+
+        Args:
+            name: one of ``states``.
+            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
+
+        Example:
+            >>> class Resting(Neuron):
+            ...     states = ("v",)
+            ...
+            ...     def __init__(self, num_neurons):
+            ...         super().__init__(num_neurons)
+            ...         self.state("v", init=-65.0)
+            ...
+            ...     @staticmethod
+            ...     def step(x, v):
+            ...         return v, v + x
+            >>> layer = Resting(2)
+            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
+            ([[-65.0, -65.0]], [[-64.0, -64.0]])
+
+        """
+        if name not in type(self).states:
+            raise ValueError(
+                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
+                f"are {type(self).states}."
+            )
+        self._check_name(f"initial_{name}")
+        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
+        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+
     def _declare(
         self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
     ) -> None:
@@ -186,6 +222,7 @@ class ConstrainedLayer(SequenceLayer):
         else:
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constraints[name] = constraint
+        self._declared.note_argument(name, setup.value)
 
     # Reading and assigning
 
@@ -247,8 +284,7 @@ class ConstrainedLayer(SequenceLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        declared = self.__dict__.get("_declared")
-        if declared is not None and name in declared.constraints:
+        if name in self._declared.constraints:
             raw = getattr(self, f"raw_{name}")
             value = self.constrained(name, raw)
             if value is not raw:
@@ -257,8 +293,8 @@ class ConstrainedLayer(SequenceLayer):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        declared = self.__dict__.get("_declared")
-        if declared is None or name not in declared.constraints:
+        declared = self._declared
+        if name not in declared.constraints:
             super().__setattr__(name, value)
             return
         if not torch.compiler.is_compiling() and _assigned_by_torch():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
@@ -55,7 +56,7 @@ class DelayingLayer(ConstrainedLayer):
         self._buffers["sigma"] = torch.zeros(())
         self.__dict__["_sigma"] = 0.0
         self.sigma = sigma
-        self.state_tail = (max_delay,)
+        self.state_kind = StateKind(tail=(max_delay,))
         if learnable:
             self.raw_delay = nn.Parameter(raw_delay)
         else:
