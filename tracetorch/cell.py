@@ -85,7 +85,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class StateKind:
-    """What the states of a layer are: shaped like the input of one step, or otherwise.
+    """Describe the states of a layer: dtype, shape, and whether they may have a gradient.
 
     Args:
         dtype: their dtype; that of the arithmetic if ``None``.
@@ -169,8 +169,9 @@ class StepLayer(Protocol):
         """Return what a state is before the first step."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Cell(Opaque):
-    """A neuron without its tensors.
+    """A neuron without its tensors; two are the same if they are one object.
 
     ::
 
@@ -226,41 +227,6 @@ class Cell(Opaque):
     registered: Mapping[str, object]
     has_plain_states: bool
     has_own_active: bool
-
-    def __init__(
-        self,
-        *,
-        kind: type[Any],
-        name: str,
-        call: ConstructorCall,
-        arguments: Mapping[str, tuple[str, ...]],
-        step: Callable[..., tuple[Any, ...]],
-        inputs: tuple[str, ...],
-        states: tuple[str, ...],
-        active: tuple[str, ...],
-        num_neurons: int,
-        dim: int,
-        constraints: Mapping[str, Constraint],
-        options: Mapping[str, object],
-        buffers: tuple[str, ...],
-        starts: frozenset[str],
-        runs_by_step: bool,
-        definition: tuple[Any, ...],
-        own: Mapping[str, object],
-        attributes: tuple[object, ...],
-        registered: Mapping[str, object],
-        has_plain_states: bool,
-        has_own_active: bool,
-    ) -> None:
-        fields = locals()
-        del fields["self"]
-        self.__dict__.update(fields)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
 
     @classmethod
     def of(

@@ -132,12 +132,13 @@ class Neuron(ConstrainedLayer):
     def _described(self) -> Cell:
         """Return the cell of what the layer is now: an earlier one, where it is that again."""
         declared = self._declared
-        definition, call = (
-            (declared.constraints, declared.options),
-            (declared.call, declared.arguments),
-        )
+        definition = declared.constraints, declared.options
         known = [cell for cell in declared.cells if cell.describes(self, *definition)]
-        cell = known[0] if known else Cell.of(self, *call, *definition, _METHODS)
+        cell = (
+            known[0]
+            if known
+            else Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
+        )
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
         return cell
