@@ -13,8 +13,11 @@ half-precision input.
 
 from __future__ import annotations
 
+import inspect
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import is_
 from types import MappingProxyType
@@ -31,8 +34,7 @@ _OWN = frozenset((*METHODS, "step"))
 # With properties and class attributes that a description is read from.
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *METHODS,
-    *("step", "active_states", "inputs", "states"),
-    *("state_dtype", "state_tail", "state_per_sample"),
+    *("step", "active_states", "inputs", "states", "state_kind"),
 )
 
 
@@ -46,6 +48,72 @@ class ConstraintGradient(NamedTuple):
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     reads_raw: bool
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The constraint of a parameter, ``value = constraint(raw)``, with inverse and gradient.
+
+    Args:
+        name: its name, for messages and files.
+        value: the function ``raw -> value``.
+        inverse: the function ``value -> raw``; ``None``: what is in range is its own raw value.
+        gradient: PyTorch's own backward of ``value``; ``None``: autograd must find it.
+        low, high: what a given value lies between, strictly.
+        range: the same in words, after "must".
+        nearest: how far from an end an element of a tensor becomes that touches it; ``None``: none
+            may.
+        above: another parameter, which the value lies above and ``value`` takes too.
+    """
+
+    name: str
+    value: Callable[..., Tensor]
+    inverse: Callable[[Tensor], Tensor] | None = None
+    gradient: ConstraintGradient | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    range: str = "be finite"
+    nearest: float | None = None
+    above: str | None = None
+
+    def __call__(self, raw: Tensor, *other: Tensor) -> Tensor:
+        """Return the value of a parameter; ``other`` is that of the one that it lies above."""
+        return self.value(raw, *other)
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """Describe the states of a layer: dtype, shape, and whether they may have a gradient.
+
+    Args:
+        dtype: their dtype; that of the arithmetic if ``None``.
+        tail: sizes of the dimensions that they have behind those of one step.
+        per_sample: they have one value per sample, and size 1 in all dimensions but the batch's.
+        learned: they may follow from what is learned, unlike a mask or a counter.
+    """
+
+    dtype: torch.dtype | None = None
+    tail: tuple[int, ...] = ()
+    per_sample: bool = False
+    learned: bool = True
+
+
+class ConstructorCall(NamedTuple):
+    """The constructor call that made a layer: arguments as text, those at their default left out.
+
+    Args:
+        name: of the class.
+        positional: the arguments without a name.
+        named: the others.
+    """
+
+    name: str
+    positional: tuple[str, ...]
+    named: Mapping[str, str]
+
+    def __str__(self) -> str:
+        named = (f"{name}={text}" for name, text in self.named.items())
+        return f"{self.name}({', '.join((*self.positional, *named))})"
 
 
 class StepDefinition(NamedTuple):
@@ -99,8 +167,9 @@ class StepLayer(Protocol):
         """Return what a state is before the first step."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Cell(Opaque):
-    """A neuron without its tensors.
+    """A neuron without its tensors; two are the same if they are one object.
 
     ::
 
@@ -109,7 +178,8 @@ class Cell(Opaque):
     Args:
         kind: the class of the layer.
         name: its name.
-        call: the constructor call that made the layer, for messages.
+        call: the constructor call that made the layer.
+        arguments: of parameters and options the arguments of that call that are their values.
         step: the function, pure and pointwise.
         inputs: names of the inputs in the order in which ``step`` takes them, all of one shape.
         states: names of the states in the order in which ``step`` takes and returns them.
@@ -130,20 +200,21 @@ class Cell(Opaque):
 
     Example:
         >>> cell = LIF(3, beta=0.5).cell
-        >>> cell.call, cell.active, tuple(cell.constraints)
+        >>> str(cell.call), cell.active, tuple(cell.constraints)
         ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
     """
 
     kind: type[Any]
     name: str
-    call: str
+    call: ConstructorCall
+    arguments: Mapping[str, tuple[str, ...]]
     step: Callable[..., tuple[Any, ...]]
     inputs: tuple[str, ...]
     states: tuple[str, ...]
     active: tuple[str, ...]
     num_neurons: int
     dim: int
-    constraints: Mapping[str, Callable[[Tensor], Tensor]]
+    constraints: Mapping[str, Constraint]
     options: Mapping[str, object]
     buffers: tuple[str, ...]
     starts: frozenset[str]
@@ -154,55 +225,28 @@ class Cell(Opaque):
     registered: Mapping[str, object]
     has_plain_states: bool
     has_own_active: bool
-    _read_plain: Callable[[Mapping[str, Any]], tuple[Any, ...]]
-    _values: tuple[object, ...]
-    _names: tuple[str, ...]
-    _constraints: Mapping[str, Callable[[Tensor], Tensor]]
+    # what `describes` compares at every call
+    _read_plain: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False)
+    _values: tuple[object, ...] = field(init=False, repr=False)
+    _names: tuple[str, ...] = field(init=False, repr=False)
+    _constraints: Mapping[str, Constraint] = field(init=False, repr=False)
 
-    def __init__(
-        self,
-        *,
-        kind: type[Any],
-        name: str,
-        call: str,
-        step: Callable[..., tuple[Any, ...]],
-        inputs: tuple[str, ...],
-        states: tuple[str, ...],
-        active: tuple[str, ...],
-        num_neurons: int,
-        dim: int,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
-        options: Mapping[str, object],
-        buffers: tuple[str, ...],
-        starts: frozenset[str],
-        runs_by_step: bool,
-        definition: tuple[Any, ...],
-        own: Mapping[str, object],
-        plain: tuple[str, ...],
-        registered: Mapping[str, object],
-        has_plain_states: bool,
-        has_own_active: bool,
-    ) -> None:
-        fields = locals()
-        del fields["self"]
-        self.__dict__.update(fields)
-        # as `describes` compares them, at every call
-        everything = {"num_neurons": num_neurons, "dim": dim, **options}
-        self.__dict__["_read_plain"] = operator.itemgetter(*plain)
-        self.__dict__["_values"] = tuple([everything[name] for name in plain])
-        self.__dict__["_names"], self.__dict__["_constraints"] = (*options,), dict(constraints)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a cell is frozen, {name} included: change the layer.")
+    def __post_init__(self) -> None:
+        everything = {"num_neurons": self.num_neurons, "dim": self.dim, **self.options}
+        self.__dict__.update(
+            _read_plain=operator.itemgetter(*self.plain),
+            _values=tuple([everything[name] for name in self.plain]),
+            _names=(*self.options,),
+            _constraints=dict(self.constraints),
+        )
 
     @classmethod
     def of(
         cls,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        call: ConstructorCall,
+        arguments: Mapping[str, tuple[str, ...]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
@@ -210,6 +254,8 @@ class Cell(Opaque):
 
         Args:
             layer: a layer with a ``step``.
+            call: the constructor call that made it.
+            arguments: of parameters and options the arguments of that call that are their values.
             constraints: of every parameter its constraint, by name.
             options: names of its options.
             base: :data:`METHODS` as they are where nobody has overridden them, by name.
@@ -222,7 +268,8 @@ class Cell(Opaque):
         return cls(
             kind=kind,
             name=kind.__name__,
-            call=attributes.get("_call", f"{kind.__name__}(...)"),
+            call=call,
+            arguments=MappingProxyType(dict(arguments)),
             step=layer.step,
             inputs=layer.inputs,
             states=layer.states,
@@ -238,16 +285,14 @@ class Cell(Opaque):
             own=own,
             plain=("num_neurons", "dim", *[n for n in options if n in attributes]),
             registered={n: getattr(layer, n) for n in options if n not in attributes},
-            has_plain_states=layer.state_dtype is None
-            and not layer.state_tail
-            and not layer.state_per_sample,
+            has_plain_states=layer.state_kind == StateKind(),
             has_own_active=not _of_package(kind.active_states),
         )
 
     def describes(
         self,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
     ) -> bool:
         """Whether a layer is what it was when it was described.
@@ -292,6 +337,32 @@ class Cell(Opaque):
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self.constraints])
+
+    @cached_property
+    def defaults(self) -> Mapping[str, object]:
+        """The default of every argument of the constructor; ``inspect.Parameter.empty``: none."""
+        parameters = inspect.signature(self.kind).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+    def run(
+        self,
+        inputs: Iterable[Tensor],
+        states: Mapping[str, Tensor],
+        kwargs: Mapping[str, Any],
+        wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the step once on plain tensors; return the output and the next active states.
+
+        Args:
+            inputs: the inputs, in their order.
+            states: the active states, by name.
+            kwargs: of ``step``.
+            wrapped: by name of a spike function, what makes another one of it for this run.
+        """
+        spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
+        output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
+        after = dict(zip(self.states, ends, strict=True))
+        return output, {name: after[name] for name in self.active}
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""

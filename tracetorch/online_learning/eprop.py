@@ -44,7 +44,7 @@ class WithoutResets(NamedTuple):
 def derivatives_without_resets(
     layer: Neuron,
     x: Tensor,
-    states: Sequence[Tensor | None],
+    states: Mapping[str, Tensor],
     kwargs: Mapping[str, Any],
     spikes: Collection[str],
     further: Sequence[Tensor] = (),
@@ -59,7 +59,7 @@ def derivatives_without_resets(
     Args:
         layer: the neuron layer.
         x: the input, in the dtype of the arithmetic.
-        states: as ``step`` takes them.
+        states: the active ones, by name.
         kwargs: of ``step``.
         spikes: names of the spike functions.
         further: inputs after ``x``, constants, of its shape.

@@ -7,6 +7,7 @@ has the derivatives of every lane as its gradient, and one backward pass gives a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ def learned_parameters(
 def lane_derivatives(
     layer: Neuron,
     x: Tensor,
-    states: Sequence[Tensor | None],
+    states: Mapping[str, Tensor],
     kwargs: Mapping[str, Any],
     detached: Collection[str] = (),
     *,
@@ -53,7 +54,7 @@ def lane_derivatives(
     Args:
         layer: the neuron layer.
         x: the input, in the dtype of the arithmetic.
-        states: as ``step`` takes them.
+        states: the active ones, by name.
         kwargs: of ``step``.
         detached: names of spike functions that are constants here.
         of_output: differentiate the output in place of the next states.
@@ -80,7 +81,7 @@ def by_source(
 def check_step(
     layer: Neuron,
     x: Tensor,
-    states: Sequence[Tensor | None],
+    states: Mapping[str, Tensor],
     kwargs: Mapping[str, Any],
     label: str,
     further: Sequence[Tensor] = (),
@@ -90,7 +91,7 @@ def check_step(
     Args:
         layer: the neuron layer, after the call.
         x: the input of the call, in the dtype of the arithmetic.
-        states: before the call, as ``step`` takes them.
+        states: the active ones before the call, by name.
         kwargs: of ``step``.
         label: of the layer, for the message.
         further: inputs after ``x``, constants, of its shape.
@@ -111,7 +112,7 @@ def check_step(
 
     # far from here too: what mixes may be silent where the states are small
     for size in (1.0, 10.0):
-        drawn = [None if state is None else state + noise(size) for state in states]
+        drawn = {name: state + noise(size) for name, state in states.items()}
         run = run_step(layer, x + noise(size), further, drawn, kwargs)
         for end in (run.output, *run.ends):
             plain = gradients(end, run.sources, None)
@@ -173,27 +174,22 @@ def run_step(
     layer: Neuron,
     x: Tensor,
     further: Sequence[Tensor],
-    states: Sequence[Tensor | None],
+    states: Mapping[str, Tensor],
     kwargs: Mapping[str, Any],
-    replaced: Mapping[str, Callable[[Any], Any]] | None = None,
+    wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> Run:
-    """Run ``step``; ``replaced`` maps names of spike functions to what wraps them."""
+    """Run ``step`` on leaves, ``wrapped`` as in :meth:`Cell.run`."""
 
     def leaf(value: Tensor) -> Tensor:
         return value.detach().expand(x.shape).clone().requires_grad_()
 
     with torch.enable_grad():
         given = leaf(x)
-        held = [None if state is None else leaf(state) for state in states]
+        held = {name: leaf(state) for name, state in states.items()}
         learned = learned_parameters(kwargs, layer.constraints)
         leaves = {name: leaf(value) for name, value in learned.items()}
-        wrapped = {name: wrap(kwargs[name]) for name, wrap in (replaced or {}).items()}
-        output, *ends = layer.step(given, *further, *held, **{**kwargs, **leaves, **wrapped})
-    active = layer.active_states
-    sources = [*(s for s in held if s is not None), given, *leaves.values()]
-    return Run(
-        sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
-    )
+        output, ends = layer.cell.run((given, *further), held, {**kwargs, **leaves}, wrapped)
+    return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
 
 
 def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -232,7 +232,7 @@ class Step:
                 setattr(layer, name, state)
         self._entered[path] = _marks(layer)
         if not has_step(layer):
-            if layer.states_have_gradient:
+            if layer.state_kind.learned:
                 reason = _RECURRENCE if isinstance(layer, Recurrent) else _STORED
                 self.drop(path, path, reason)
         elif self.held.rule == "local":
@@ -356,16 +356,12 @@ class Step:
             dtype = layer.check_input(x)
             further = self._further(path, layer, args, kwargs)
             work, *constants = (each.detach().to(dtype).expand(x.shape) for each in (x, *further))
-            entered = dict(zip(layer.active_states, self._entered[path], strict=True))
-            states = [
-                None
-                if name not in entered
-                else layer.initial_state(name, work.shape, dtype, work.device)
-                if s is None
-                else s.detach()
-                for name in layer.states
-                for s, _ in [entered.get(name, (None, None))]
-            ]
+            states = {
+                name: layer.initial_state(name, work.shape, dtype, work.device)
+                if state is None
+                else state.detach()
+                for name, (state, _) in zip(layer.active_states, self._entered[path], strict=True)
+            }
             values = layer.step_kwargs(x.ndim, dtype)
             # what mixes samples cannot show in a batch of one
             if (path, work.shape) not in held.pointwise:
