@@ -84,7 +84,6 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> floa
     Raises:
         KeyboardInterrupt: on Ctrl-C; the message names the model that is saved.
         OSError: the model or the figure cannot be written.
-
     """
     path = out / f"seed{seed}.safetensors"
     previous = out / f"seed{seed}.previous.safetensors"

@@ -30,7 +30,6 @@ class Settings:
         batch_size: digits per optimizer step.
         steps: time steps T for which each digit is shown.
         lr: highest learning rate of the one-cycle schedule.
-
     """
 
     epochs: int = 12
@@ -63,7 +62,6 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         digits: the training, validation and held-out digits.
         settings: hyperparameters.
         seed: seed of the order and the augmentation of the digits.
-
     """
     from tqdm import tqdm
 
@@ -108,7 +106,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Shape:
         As ``images``.
-
     """
 
     def uniform(limit: float, *shape: int) -> Tensor:
@@ -162,7 +159,6 @@ def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
 
     Raises:
         OSError: the file cannot be written, because the disk is full for example.
-
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     keeps = previous is not None and path.exists()

@@ -33,7 +33,6 @@ def soft_cross_entropy(
         >>> pred = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
         >>> soft_cross_entropy(pred, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor(0.3993)
-
     """
     for name, value in (("pred", pred), ("target", target)):
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -48,7 +48,6 @@ def gradient_flow(
         >>> ax = gradient_flow(dict(zip(seen, slopes)))
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['1.output', '3.output']
-
     """
     if not isinstance(gradients, Mapping):
         raise TypeError(

@@ -46,7 +46,6 @@ def rate_histogram(
         >>> ax = rate_histogram(x, bins=2)
         >>> ax.patches[0].get_data().values.tolist()
         [50.0, 50.0]
-
     """
     layers = check_recording("rate_histogram", spikes)
     bins = check_count("rate_histogram: bins", bins)
@@ -111,7 +110,6 @@ def rate_map(
         >>> ax = rate_map(x, window=2)
         >>> ax.collections[0].get_array().ravel().tolist()
         [0.5, 1.0]
-
     """
     layers = check_recording("rate_map", spikes)
     window = check_count("rate_map: window", window)

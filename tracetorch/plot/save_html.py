@@ -55,7 +55,6 @@ def save_html(
         ...     save_html(seen, f"{folder}/run.html")
         ...     print(Path(folder, "run.html").read_text()[:15])
         <!doctype html>
-
     """
     check_flag("save_html: batched", batched)
     if not isinstance(title, str):

@@ -48,7 +48,6 @@ def surrogate_curves(
         >>> line = surrogate_curves(atan_surrogate(2.0)).lines[0]
         >>> line.get_label(), round(float(line.get_ydata().max()), 3)
         ('atan_surrogate(alpha=2.0)', 1.0)
-
     """
     if surrogates is None:
         surrogates = SURROGATES
