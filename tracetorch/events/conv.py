@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.convolution import output_size
 from tracetorch.events.compiled import LANES, run
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
@@ -40,8 +41,8 @@ def window(module: nn.Conv2d, height: int, width: int) -> Window:
         top, left = 0, 0
     else:
         top, left = map(int, module.padding)
-    rows = (height + 2 * top - reach[0] - 1) // stride[0] + 1
-    columns = (width + 2 * left - reach[1] - 1) // stride[1] + 1
+    rows = output_size(height, extent[0], stride[0], top, dilation[0])
+    columns = output_size(width, extent[1], stride[1], left, dilation[1])
     return Window((stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), (rows, columns))
 
 

@@ -146,12 +146,7 @@ class BatchNormThroughTime(SequenceLayer):
         return (self.training and self.norm.training) or self.norm.running_mean is None
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front.
-        """
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         dtype = super().check_input(x, sequence=sequence)
         shape = cast(Tensor, x).shape[sequence:]
         if self.dim in (0, -len(shape)):
@@ -177,12 +172,7 @@ class BatchNormThroughTime(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]``, in training one after the other.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"position"``, where its trajectory is wanted too.
-        """
+        """Run all the steps of ``x`` ``[T, ...]``, in training one after the other."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         y, positions = self._run(x, dtype)

@@ -139,12 +139,7 @@ class Noise(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw the numbers of all the steps of ``x`` ``[T, ...]``.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"position"``, where its trajectory is wanted too.
-        """
+        """Draw the numbers of all the steps of ``x`` ``[T, ...]``."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         if len(x) == 0:
