@@ -1,13 +1,14 @@
 """``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step.
 
-Norms and dropout over time. By layer a plain batch norm sees ``[T * B, ...]``, so threshold-
-dependent batch norm is a weight, set by ``tt.init.tdbn_``; which neurons a norm drives is followed
-by gradients in one step, for a call order cannot tell branches apart. ``snn.BatchNormThroughTime``
-and ``snn.LockedDropout`` are neuron layers without a ``step``, as delays are. The position of a
-norm is a state with one value per sample (``state_per_sample``), never a number of Python's, so
-that exports and ``torch.compile`` follow it. In training it normalises step by step, by layer too:
-cuts change no bit. Its values lie in a subclass of PyTorch's norm, whose running statistics every
-room already lets change.
+By layer a plain batch norm sees ``[T * B, ...]``, the statistics of all steps. So the threshold-
+dependent batch norm is a plain one whose weight ``tt.init.tdbn_`` sets; it finds the neurons that a
+norm drives by gradients in one step, because the order of calls cannot tell branches apart.
+
+``BatchNormThroughTime`` and ``LockedDropout`` are sequence layers without a ``step``, as delays
+are. The step at which a norm stands is a state with one value per sample and not a Python number,
+so that exports and ``torch.compile`` follow it. In training the norm normalises one step after the
+other, by layer too, so that cutting a sequence changes no bit. Its values are kept in a subclass of
+PyTorch's batch norm, whose running statistics a pass may change.
 """
 
 from __future__ import annotations
