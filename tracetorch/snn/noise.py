@@ -2,8 +2,8 @@
 
 A ``step`` draws no random numbers. Noise is a further input of the step: the layer holds a module
 ``snn.Noise``, and calls it, so that a pass by layer, a recording and a check treat it as any layer.
-Its numbers are a function of a counter, the state ``position``, an int64 with a value per neuron, so
-that masks, cuts, copies and segments need no rule of their own. The numbers are made before the
+Its numbers are a function of a counter, the state ``position``, an int64 with a value per neuron,
+so that masks, cuts, copies and segments need no rule of their own. The numbers are made before the
 loop over time and not inside of it. That takes the memory of one more input, and lets gradients,
 exports and printers know nothing of randomness.
 
