@@ -165,9 +165,5 @@ def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
     if not dt > 0:
         raise ValueError(f"time_constant_to_decay: dt must be positive, got {dt}.")
     return _apply_formula(
-        "time_constant_to_decay",
-        tau,
-        "be positive",
-        lambda v: v > 0,
-        lambda v: torch.exp(-dt / v),
+        "time_constant_to_decay", tau, "be positive", lambda v: v > 0, lambda v: torch.exp(-dt / v)
     )

@@ -23,10 +23,7 @@ Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 def _sum_over_layers(
-    spikes: Spikes,
-    mask: Tensor | None,
-    reduction: Reduction,
-    penalty: Callable[[Tensor], Tensor],
+    spikes: Spikes, mask: Tensor | None, reduction: Reduction, penalty: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Average ``penalty``, ``[T, B, ...]`` to ``[B, ...]``, over neurons and sum it over layers."""
     check_reduction(reduction)

@@ -32,9 +32,7 @@ describe_mse = SharedDescriptions(
     _WRONG_TYPE | _UNLIKE_CLASSES,
 )
 describe_activity = SharedDescriptions(
-    _ACTIVITY,
-    '``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.',
-    _WRONG_TYPE | _UNLIKE_LAYERS,
+    _ACTIVITY, '``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.', _WRONG_TYPE | _UNLIKE_LAYERS
 )
 describe_pooled_activity = SharedDescriptions(
     _ACTIVITY,

@@ -11,12 +11,7 @@ from tracetorch.core.checks import check_count
 from tracetorch.functional import boxcar_surrogate
 from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    DEFAULT_SURROGATE,
-    DecaySetup,
-    SpikeFunction,
-    ThresholdSetup,
-)
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, DecaySetup, SpikeFunction, ThresholdSetup
 
 STRAIGHT_THROUGH = boxcar_surrogate(1.0)
 

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    DEFAULT_SURROGATE,
-    DecaySetup,
-    SpikeFunction,
-    ThresholdSetup,
-)
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, DecaySetup, SpikeFunction, ThresholdSetup
 
 
 @describe_neuron

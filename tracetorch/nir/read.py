@@ -20,11 +20,7 @@ from tracetorch.snn import Delay, TTModule
 
 
 def from_nir(
-    graph: Any,
-    *,
-    dt: float,
-    reset: Reset = "zero",
-    discretization: Discretization = "euler",
+    graph: Any, *, dt: float, reset: Reset = "zero", discretization: Discretization = "euler"
 ) -> TTModule:
     """Make the model that a NIR graph describes, one call per time step.
 

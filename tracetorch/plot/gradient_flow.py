@@ -18,10 +18,7 @@ NOT_FINITE_COLOUR = "#ff2d2d"
 
 
 def gradient_flow(
-    gradients: Mapping[str, Tensor],
-    *,
-    title: str | None = None,
-    ax: Axes | None = None,
+    gradients: Mapping[str, Tensor], *, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a heat map of gradient norms: layers from top to bottom, time from left to right.
 

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def rate_histogram(
-    spikes: Recorded,
-    *,
-    bins: int = 30,
-    title: str | None = None,
-    ax: Axes | None = None,
+    spikes: Recorded, *, bins: int = 30, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a histogram of firing rates, in spikes per step over all steps and samples.
 
@@ -79,11 +75,7 @@ def rate_histogram(
 
 
 def rate_map(
-    spikes: Recorded,
-    *,
-    window: int = 1,
-    title: str | None = None,
-    ax: Axes | None = None,
+    spikes: Recorded, *, window: int = 1, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a heat map of firing rates: neurons from top to bottom, time from left to right.
 

@@ -20,12 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.core.checks import (
-    check_count,
-    check_flag,
-    check_nonnegative,
-    check_share,
-)
+from tracetorch.core.checks import check_count, check_flag, check_nonnegative, check_share
 from tracetorch.core.torch_private import BatchNorm, assert_async, functorch_active
 from tracetorch.snn.sequence_layer import SequenceLayer
 

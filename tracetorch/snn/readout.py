@@ -32,11 +32,7 @@ class Readout(LeakyIntegrator):
         beta_rank: Rank = 1,
         learn_beta: bool = True,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, True),
-        )
+        super().__init__(num_neurons, dim, beta_setup=Decay(beta, beta_rank, learn_beta, True))
 
 
 @describe_wrapper
