@@ -127,8 +127,10 @@ def exported(
         {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
     )
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        program: ExportedProgram = torch.export.export(function, example, dynamic_shapes=dynamic)
-        return program.run_decompositions({})
+        program: ExportedProgram = torch.export.export(
+            function, example, dynamic_shapes=dynamic
+        ).run_decompositions({})
+    return program
 
 
 def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:
