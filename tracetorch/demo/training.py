@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
-from tracetorch.core.files import atomic_replace, save_safetensors
+import tracetorch
+from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 
@@ -147,7 +148,7 @@ def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str
 
 
 def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
-    """Write the ``state_dict`` as safetensors; an interrupted call keeps the previous file.
+    """Save the model by ``tt.save``; an interrupted call keeps the previous file.
 
     Args:
         model: the network.
@@ -163,15 +164,8 @@ def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     keeps = previous is not None and path.exists()
     with atomic_replace(path) as unfinished:
-        save_safetensors(model.state_dict(), unfinished)
+        tracetorch.save(model, unfinished)
         if keeps and previous is not None:
             with atomic_replace(previous) as copy:
                 shutil.copyfile(path, copy)
     return keeps
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    """Load the ``state_dict`` that :func:`save` wrote."""
-    from safetensors.torch import load_file
-
-    return load_file(path)

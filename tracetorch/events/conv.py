@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.convolution import output_size
-from tracetorch.events.compiled import LANES, run
+from tracetorch.events.compiled import LANES, first_sums, in_graph, run
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -56,8 +56,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at:
         events: the events of ``x`` as a matrix ``[images * in, height * width]``.
         at: the window.
     """
-    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained and torch.is_grad_enabled():
+    if in_graph(x, weight, bias):
         y: Tensor = _Conv.apply(x, weight, bias, events, at)  # type: ignore[no-untyped-call]
         return y
     return _forward(x, weight, bias, events, at)
@@ -87,9 +86,6 @@ def _forward(
     lanes = sizes[-1]
     table = weight.new_zeros((*extent, inputs, lanes))
     table[..., :outputs] = weight.detach().permute(2, 3, 1, 0)
-    start = table.new_zeros(lanes)
-    if bias is not None:
-        start[:outputs] = bias.detach()
     y = large_empty((images, outputs, *at.size), x.dtype)
     places = at.size[0] * at.size[1]
     most = inputs * height * width
@@ -101,9 +97,7 @@ def _forward(
         *sizes,
         events.weighted,
         *events[1:],
-        table,
-        start,
-        y,
+        *(table, first_sums(table, bias), y),
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
     )
