@@ -13,16 +13,12 @@ from pathlib import Path
 
 import tracetorch as tt
 from tracetorch import snn
-
-FAMILY = (
-    *("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF"),
-    *("Readout", "SReadout", "RReadout", "SRReadout"),
-)
+from tracetorch.plot.playground_data import FAMILY
 
 
 def neurons() -> dict[str, snn.Neuron]:
     """Make the neurons of the page, by name."""
-    family: dict[str, snn.Neuron] = {name: getattr(snn, name)(1) for name in FAMILY}
+    family: dict[str, snn.Neuron] = {kind.__name__: kind(1) for kind in FAMILY}
     return family | {name: getattr(tt.neurons, name)(1) for name in tt.neurons.__all__}
 
 

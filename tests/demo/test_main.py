@@ -14,12 +14,13 @@ import pytest
 import safetensors.torch as torch_files
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from tests.demo.cases import DIGITS
 from tracetorch.core import optional
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.training import Epoch, Score, Settings, evaluate, load
+from tracetorch.demo.training import Epoch, Score, Settings, evaluate
 
 command = import_module("tracetorch.demo.__main__")
 
@@ -49,7 +50,7 @@ def test_training_saves_a_model_and_a_figure(out: Path, capsys: pytest.CaptureFi
     assert str(out / "seed0.png") in text
 
     model = ConvSNN()
-    model.load_state_dict(load(out / "seed0.safetensors"))
+    model.load_state_dict(load_file(out / "seed0.safetensors"))
     printed = re.search(r"held-out accuracy +(\S+%) \(epoch \d", text)
     assert printed is not None
     assert printed[1] == f"{evaluate(model, DIGITS.held_out, 2).accuracy:.1%}"
@@ -61,7 +62,7 @@ def test_printed_line_loads_the_model(out: Path, capsys: pytest.CaptureFixture[s
     assert printed is not None
     names: dict[str, Any] = {}
     exec(printed[1], names)
-    saved = load(out / "seed0.safetensors")
+    saved = load_file(out / "seed0.safetensors")
     assert saved
     assert all(torch.equal(saved[k], v) for k, v in names["model"].state_dict().items())
 
@@ -78,8 +79,8 @@ def test_the_model_of_an_earlier_run_is_kept(
     for epoch in (1, 3):  # which the biases are filled with
         run(out)
         assert capsys.readouterr().out.count(f"an earlier run is kept in {kept}.\n") == 1
-        assert (load(out / "seed0.safetensors")["linear.1.bias"] == 3).all()
-        assert (load(kept)["linear.1.bias"] == epoch).all()
+        assert (load_file(out / "seed0.safetensors")["linear.1.bias"] == 3).all()
+        assert (load_file(kept)["linear.1.bias"] == epoch).all()
 
 
 @pytest.mark.parametrize("where", ["model", "figure"])
@@ -92,7 +93,7 @@ def test_full_disk_prints_one_line(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert run(out) == 0
-    before = load(out / "seed0.safetensors")
+    before = load_file(out / "seed0.safetensors")
     monkeypatch.setattr(
         *((torch_files, "save_file") if where == "model" else (command, "draw")), fail
     )
@@ -101,7 +102,7 @@ def test_full_disk_prints_one_line(
     assert re.fullmatch("error: .*No space left on device\n", capsys.readouterr().err)
     if where == "model":
         assert {each.name for each in out.iterdir()} == {"seed0.safetensors", "seed0.png"}
-        now = load(out / "seed0.safetensors")
+        now = load_file(out / "seed0.safetensors")
         assert all(torch.equal(now[name], value) for name, value in before.items())
 
 
@@ -146,7 +147,7 @@ def test_interrupt_keeps_the_best_model_so_far(
     assert capsys.readouterr().out.endswith(
         f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
     )
-    assert (load(path)["linear.1.bias"] == best).all()
+    assert (load_file(path)["linear.1.bias"] == best).all()
 
 
 def test_interrupt_before_the_first_epoch_saves_nothing(

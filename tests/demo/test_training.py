@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tracetorch as tt
 from tests.demo.cases import DIGITS, bars
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 from tracetorch.demo.training import (
@@ -19,7 +20,6 @@ from tracetorch.demo.training import (
     augment,
     evaluate,
     firing_rates,
-    load,
     save,
     train,
 )
@@ -123,7 +123,7 @@ def test_saved_model_loads_back(tmp_path: Path) -> None:
     model, images = ConvSNN(), torch.rand(2, 1, 28, 28)
     save(model, tmp_path / "model.safetensors")
     copy = ConvSNN()
-    copy.load_state_dict(load(tmp_path / "model.safetensors"))
+    tt.load(tmp_path / "model.safetensors", copy)
     assert torch.equal(run(model, images, 3), run(copy, images, 3))
 
 

@@ -60,7 +60,7 @@ def test_probability_of_zero_has_a_finite_loss_and_gradient(dtype: torch.dtype) 
         ((torch.ones(2, 1), torch.ones(2)), ValueError, r"one shape, got \[2, 1\] and \[2\]"),
         ((torch.tensor(1.0), torch.tensor(1.0)), ValueError, "need a batch dimension, got scalars"),
         ((torch.ones(1, 2), torch.ones(1, 2), 0.0), ValueError, "eps must be positive .* got 0.0"),
-        ((torch.ones(1, 2), torch.ones(1, 2), "a"), TypeError, "eps must be a number, got str"),
+        ((torch.ones(1, 2), torch.ones(1, 2), "a"), TypeError, "eps must be a number, got 'a'"),
         ((torch.ones(1, 2), torch.ones(1, 2), 1e-8, "avg"), ValueError, "'none', got 'avg'"),
     ],
 )

@@ -54,7 +54,7 @@ def test_callables_with_equal_names_are_all_drawn() -> None:
         ("atan", {}, TypeError, "takes callables, u -> spikes, got str"),
         (lambda u: (u > 0).double(), {}, ValueError, "has no gradient at all"),
         ([], {}, ValueError, "there are no surrogates"),
-        (None, {"reach": 0}, ValueError, "reach must be positive, got 0"),
+        (None, {"reach": 0}, ValueError, "reach must be positive and finite, got 0"),
         (None, {"reach": "1"}, TypeError, "reach must be a number, got '1'"),
     ],
 )

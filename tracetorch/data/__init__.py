@@ -4,14 +4,12 @@ Data sets have one sample per index, ``(sequence [T, ...], label)`` or ``(events
 :class:`Frames` turns events into sequences, and :func:`collate` sequences into batches:
 ``DataLoader(data, batch_size, collate_fn=tt.data.collate)``.
 
-Data. Sets give one sample at a time, in the shape ``DataLoader`` wants; time comes first in
-``collate`` alone. The formats of SHD, SSC, N-MNIST and DVS Gesture are read here, in some thirty
-lines each, and not by Tonic: it downloads whatever it does not find, with no way to say no, wants
-the archive kept beside what was unpacked from it, opens the HDF5 file anew for every sample, and
-brings librosa, expelliarmus and importRosbag along. What one would want of it still fits: events
-have its fields, sets its ``sensor_size``, so ``Frames`` takes Tonic's sets, and Tonic's transforms
-take these events. The uncut AEDAT recordings of DVS Gesture, as IBM gives them, are not read:
-everyone trains on the cut ones.
+The formats of SHD, SSC, N-MNIST and DVS Gesture are read here, in some thirty lines each, and not
+by Tonic. Tonic downloads whatever it does not find and cannot be told not to, needs the archive
+kept beside what was unpacked from it, opens the HDF5 file anew for every sample, and depends on
+librosa, expelliarmus and importRosbag. The two still work together: ``Frames`` takes the data sets
+of Tonic, and Tonic's transforms take the events of these. The uncut AEDAT recordings of DVS
+Gesture, as IBM publishes them, are not read, because networks are trained on the cut ones.
 """
 
 from tracetorch.data.digits import Digits, load_digits

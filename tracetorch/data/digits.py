@@ -41,7 +41,6 @@ class Digits:
         >>> few = TensorDataset(torch.rand(3, 1, 28, 28), torch.tensor([7, 2, 1]))
         >>> Digits("three", few, few, few).train[0][1]
         tensor(7)
-
     """
 
     source: str
@@ -70,7 +69,6 @@ def load_digits(folder: str | Path | None = None) -> Digits:
         (3600, 400, 1000)
         >>> digits.train[0][0].shape
         torch.Size([1, 28, 28])
-
     """
     root = Path("data" if folder is None else folder)
     raw = find_mnist(root)
@@ -117,7 +115,6 @@ def stratified_split(
         >>> rest, part = stratified_split(labels, 0.2, np.random.default_rng(0))
         >>> np.bincount(labels[rest]).tolist(), np.bincount(labels[part]).tolist()
         ([8, 16], [2, 4])
-
     """
     # shuffled within a class to draw a random part, and once more to mix the classes
     rest, part = [], []
@@ -134,7 +131,6 @@ def find_mnist(folder: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: only some of the four files exist.
-
     """
     for raw in (folder / "MNIST" / "raw", folder):
         names = [name for pair in IDX_FILES.values() for name in pair]
@@ -159,7 +155,6 @@ def read_images_and_labels(raw: Path, part: str) -> tuple[Bytes, Bytes]:
 
     Raises:
         ValueError: a file is damaged, or images and labels do not fit each other.
-
     """
     images, labels = (
         read_idx(next(path for path in _candidate_paths(raw, name) if path.is_file()))
@@ -181,7 +176,6 @@ def read_idx(path: Path) -> Bytes:
 
     Raises:
         ValueError: the file is damaged.
-
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from tracetorch.core.files import check_regular_file
 from tracetorch.data.archives import Archive
-from tracetorch.data.event_files import EventFiles
+from tracetorch.data.event_files import EventFiles, describe_event_set
 from tracetorch.data.events import Events, structured_events
 
 
+@describe_event_set
 class DVSGesture(EventFiles):
     """DVS Gesture: eleven gestures of 29 people in three lights, by a 128 by 128 event camera.
 
@@ -24,12 +25,6 @@ class DVSGesture(EventFiles):
     Args:
         folder: folder with ``ibmGestureTrain`` and ``ibmGestureTest``, each with a folder of
             ``.npy`` files per person and light.
-        part: ``"train"`` or ``"test"``.
-        download: download the files where they are missing.
-
-    Raises:
-        FileNotFoundError: the files are not there; the message names their address.
-        ValueError: the part is unknown; reading a sample, its file is damaged.
 
     Example:
         >>> DVSGesture("data")  # doctest: +ELLIPSIS
@@ -59,15 +54,6 @@ class DVSGesture(EventFiles):
     }
 
     layout: ClassVar[str] = ".npy files in folders named for users"
-
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)
 
     @staticmethod
     def _list_files(root: Path) -> list[Path]:

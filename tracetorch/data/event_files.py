@@ -1,21 +1,59 @@
-"""Event recordings in one file each, in folders that name the label."""
+"""Event data sets on disk: ``EventSet``, and those with one file for each recording."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.data.archives import Archive, check_part, find
 from tracetorch.data.events import Events
 
+describe_event_set = SharedDescriptions(
+    {
+        "part": '``"train"`` or ``"test"``.',
+        "download": "download the files where they are missing.",
+    },
+    raises={
+        "FileNotFoundError": "the files are not there; the message names their address.",
+        "ValueError": "the part is unknown, or a file damaged, which may show when a sample is "
+        "read.",
+    },
+)
 
-class EventFiles(Dataset[tuple[Events, Tensor]], ABC):
+
+class EventSet(Dataset[tuple[Events, Tensor]]):
+    """Base of the event data sets: a part of each is an archive, found on disk or downloaded.
+
+    Example:
+        >>> from tracetorch.data import DVSGesture
+        >>> DVSGesture.sensor_size, DVSGesture.classes
+        ((128, 128, 2), 11)
+    """
+
+    sensor_size: ClassVar[tuple[int, int, int]]
+    classes: ClassVar[int]
+    archives: ClassVar[dict[str, Archive]]
+
+    labels: Tensor
+
+    def _find(self, folder: str | Path, part: str, download: bool) -> Path:
+        """Return the path of a part, downloaded first where it is missing."""
+        name = type(self).__name__
+        check_part(part, self.archives, name=name)
+        return find(self.archives[part], Path(folder), name=name, download=download)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class EventFiles(EventSet, ABC):
     """Base of the data sets with one file per recording, read one sample at a time.
 
     A subclass lists the files, names the label of one, and reads its events.
@@ -26,23 +64,23 @@ class EventFiles(Dataset[tuple[Events, Tensor]], ABC):
         (True, (128, 128, 2))
     """
 
-    sensor_size: ClassVar[tuple[int, int, int]]
-    classes: ClassVar[int]
-    archives: ClassVar[dict[str, Archive]]
     layout: ClassVar[str]  # the files that a part has, for the message where there are none
 
     paths: list[Path]
-    labels: Tensor
 
-    def __init__(self, folder: str | Path, part: str, download: bool) -> None:
-        name = type(self).__name__
-        check_part(part, self.archives, name=name)
-        archive = self.archives[part]
-        root = find(archive, Path(folder), name=name, download=download)
+    def __init__(
+        self,
+        folder: str | Path,
+        part: Literal["train", "test"] = "train",
+        *,
+        download: bool = False,
+    ) -> None:
+        root = self._find(folder, part, download)
         self.paths = list(self._list_files(root))
         if not self.paths:
             raise FileNotFoundError(
-                f"{name} is not in {root}: there are no {self.layout}. Unpack {archive.url} anew."
+                f"{type(self).__name__} is not in {root}: there are no {self.layout}. Unpack "
+                f"{self.archives[part].url} anew."
             )
         self.labels = torch.tensor([self._label_of(path) for path in self.paths])
 
@@ -60,9 +98,6 @@ class EventFiles(Dataset[tuple[Events, Tensor]], ABC):
     @abstractmethod
     def _read(path: Path) -> Events:
         """Read the events of a recording; raise ``ValueError`` where the file is damaged."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Events, Tensor]:
         return self._read(self.paths[index]), self.labels[index]

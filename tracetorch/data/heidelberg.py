@@ -9,17 +9,17 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
-from tracetorch.data.archives import Archive, check_part, find
+from tracetorch.data.archives import Archive
+from tracetorch.data.event_files import EventSet, describe_event_set
 from tracetorch.data.events import Events, structured_events
 
 BASE_URL = "https://zenkelab.org/datasets"
 
 
-class Heidelberg(Dataset[tuple[Events, Tensor]]):
+class Heidelberg(EventSet):
     """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time.
 
     Example:
@@ -28,17 +28,13 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
     """
 
     sensor_size: ClassVar[tuple[int, int, int]] = (700, 1, 1)
-    classes: ClassVar[int]
-    archives: ClassVar[dict[str, Archive]]
 
     path: Path
-    labels: Tensor
 
     def __init__(self, folder: str | Path, part: str, download: bool) -> None:
         name = type(self).__name__
-        check_part(part, self.archives, name=name)
         require("h5py", extra="data", by=f"tt.data.{name}")
-        self.path = find(self.archives[part], Path(folder), name=name, download=download)
+        self.path = self._find(folder, part, download)
         # the process that opened the file, and the open file
         self._open: tuple[int, Any] | None = None
         try:
@@ -70,9 +66,6 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
         # an open file cannot be pickled; the copy opens it again
         return {**self.__dict__, "_open": None}
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> tuple[Events, Tensor]:
         file = self._file()
         index = range(len(self))[index]  # raises IndexError, which ends a for loop
@@ -83,6 +76,7 @@ class Heidelberg(Dataset[tuple[Events, Tensor]]):
         return events, self.labels[index]
 
 
+@describe_event_set
 class SHD(Heidelberg):
     """Spiking Heidelberg Digits: 0 to 9 in English and German, as spikes of 700 cochlear channels.
 
@@ -94,12 +88,8 @@ class SHD(Heidelberg):
 
     Args:
         folder: folder with ``shd_train.h5`` and ``shd_test.h5``.
-        part: ``"train"`` or ``"test"``.
-        download: download the file where it is missing.
 
     Raises:
-        FileNotFoundError: the file is not there; the message names its address.
-        ValueError: the part is unknown, or the file damaged.
         ModuleNotFoundError: h5py is missing.
 
     Example:
@@ -143,6 +133,7 @@ class SHD(Heidelberg):
         self.speakers = torch.from_numpy(speakers[:].astype(np.int64))
 
 
+@describe_event_set
 class SSC(Heidelberg):
     """Spiking Speech Commands: 35 spoken words, as spikes of 700 cochlear channels.
 
@@ -152,11 +143,8 @@ class SSC(Heidelberg):
     Args:
         folder: folder with ``ssc_train.h5``, ``ssc_valid.h5`` and ``ssc_test.h5``.
         part: ``"train"``, ``"valid"`` or ``"test"``.
-        download: download the file where it is missing.
 
     Raises:
-        FileNotFoundError: the file is not there; the message names its address.
-        ValueError: the part is unknown, or the file damaged.
         ModuleNotFoundError: h5py is missing.
 
     Example:

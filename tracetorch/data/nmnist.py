@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from tracetorch.core.files import check_regular_file
 from tracetorch.data.archives import Archive
-from tracetorch.data.event_files import EventFiles
+from tracetorch.data.event_files import EventFiles, describe_event_set
 from tracetorch.data.events import Events, structured_events
 
 FILES = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files"
@@ -17,6 +17,7 @@ OVERFLOW_ROW = 240  # beyond the sensor: no event, but a carry into the timestam
 OVERFLOW_TIME = 1 << 13  # microseconds
 
 
+@describe_event_set
 class NMNIST(EventFiles):
     """N-MNIST: digits seen by an event camera in three quick movements, 0.3 seconds in all.
 
@@ -26,12 +27,6 @@ class NMNIST(EventFiles):
 
     Args:
         folder: folder with ``Train`` and ``Test``, each with a folder of ``.bin`` files per digit.
-        part: ``"train"`` or ``"test"``.
-        download: download the files where they are missing.
-
-    Raises:
-        FileNotFoundError: the files are not there; the message names their address.
-        ValueError: the part is unknown; reading a sample, its file is damaged.
 
     Example:
         >>> NMNIST("data")  # doctest: +ELLIPSIS
@@ -60,15 +55,6 @@ class NMNIST(EventFiles):
     }
 
     layout: ClassVar[str] = ".bin files in folders 0 to 9"
-
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)
 
     @staticmethod
     def _list_files(root: Path) -> list[Path]:

@@ -39,7 +39,6 @@ def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     Reference:
         The product is the survival function of discrete time, as in D. R. Cox, "Regression models
         and life-tables", JRSS B 34 (1972), section 6.
-
     """
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)

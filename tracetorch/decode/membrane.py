@@ -26,7 +26,6 @@ def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         >>> mem = torch.tensor([[0.1, 0.5], [0.2, 0.6], [0.3, 0.7]])
         >>> last(mem, mask=torch.tensor([[True, True], [True, True], [True, False]]))
         tensor([0.3000, 0.6000])
-
     """
     check_sequence("x", x)
     check_mask(mask, "x", x)
@@ -59,7 +58,6 @@ def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     Reference:
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
         spiking neural networks", IEEE TNNLS 33 (2022): classification by the maximum over time.
-
     """
     check_sequence("x", x)
     if not x.is_floating_point():

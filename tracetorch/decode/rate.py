@@ -33,7 +33,6 @@ def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
         tensor([[3., 1.]])
         >>> count(spikes, mask=torch.tensor([[True], [True], [False]]))
         tensor([[2., 0.]])
-
     """
     check_sequence("spikes", spikes)
     check_mask(mask, "spikes", spikes)
@@ -63,6 +62,5 @@ def rate(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])
         >>> rate(spikes)
         tensor([[0.7500, 0.2500]])
-
     """
     return count(spikes, mask=mask) / lengths(spikes, mask)

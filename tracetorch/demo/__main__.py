@@ -18,7 +18,7 @@ from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.figure import draw
 from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.options import parse
-from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, load, save, train
+from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, save, train
 
 LARGE_DATASET = 10_000  # training digits; two epochs of at least as many are enough
 
@@ -84,7 +84,6 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> floa
     Raises:
         KeyboardInterrupt: on Ctrl-C; the message names the model that is saved.
         OSError: the model or the figure cannot be written.
-
     """
     path = out / f"seed{seed}.safetensors"
     previous = out / f"seed{seed}.previous.safetensors"
@@ -121,7 +120,7 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
     """Load the saved model, print its accuracy and firing rates, and draw its spikes."""
     # from the file, so that the report describes what was saved
     model = ConvSNN()
-    model.load_state_dict(load(path))
+    tracetorch.load(path, model)
     rates = firing_rates(model, digits.held_out, settings.steps)
     image, label = digits.held_out[0]
     picture = path.with_suffix(".png")

@@ -30,7 +30,6 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
         label: its class.
         steps: time steps that the network was trained with; four times as many are shown.
         path: path of the PNG.
-
     """
     from matplotlib.figure import Figure
 

@@ -21,7 +21,6 @@ class ConvSNN(snn.TTModule):
         >>> model(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
         >>> model.zero_states()
-
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,6 @@ def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
 
     Shape:
         Output ``[T, B, 10]``: the readout at every step; its mean over time is the logits.
-
     """
     model.zero_states()
     readout: Tensor = unroll(model, images, steps=steps)
@@ -70,7 +68,6 @@ def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str,
 
     Shape:
         Spikes by layer, ``[T, B, C, H, W]`` each, and the readout ``[T, B, 10]``.
-
     """
     model.zero_states()
     readout, recording = unroll(model, images, steps=steps, record="lif*.output")

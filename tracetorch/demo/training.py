@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
-from tracetorch.core.files import atomic_replace, save_safetensors
+import tracetorch
+from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN, record_spikes, run
 
@@ -30,7 +31,6 @@ class Settings:
         batch_size: digits per optimizer step.
         steps: time steps T for which each digit is shown.
         lr: highest learning rate of the one-cycle schedule.
-
     """
 
     epochs: int = 12
@@ -63,7 +63,6 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         digits: the training, validation and held-out digits.
         settings: hyperparameters.
         seed: seed of the order and the augmentation of the digits.
-
     """
     from tqdm import tqdm
 
@@ -108,7 +107,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Shape:
         As ``images``.
-
     """
 
     def uniform(limit: float, *shape: int) -> Tensor:
@@ -150,7 +148,7 @@ def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str
 
 
 def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
-    """Write the ``state_dict`` as safetensors; an interrupted call keeps the previous file.
+    """Save the model by ``tt.save``; an interrupted call keeps the previous file.
 
     Args:
         model: the network.
@@ -162,20 +160,12 @@ def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
 
     Raises:
         OSError: the file cannot be written, because the disk is full for example.
-
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     keeps = previous is not None and path.exists()
     with atomic_replace(path) as unfinished:
-        save_safetensors(model.state_dict(), unfinished)
+        tracetorch.save(model, unfinished)
         if keeps and previous is not None:
             with atomic_replace(previous) as copy:
                 shutil.copyfile(path, copy)
     return keeps
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    """Load the ``state_dict`` that :func:`save` wrote."""
-    from safetensors.torch import load_file
-
-    return load_file(path)

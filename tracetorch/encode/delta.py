@@ -50,7 +50,6 @@ def delta(
     Reference:
         F. Corradi and G. Indiveri, "A neuromorphic event-based neural recording system for smart
         brain-machine-interfaces", IEEE TBioCAS 9 (2015).
-
     """
     check_values("x", x)
     check_sequence("x", x)

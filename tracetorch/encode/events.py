@@ -68,7 +68,6 @@ def events_to_frames(
                  [0., 1.]]])
         >>> events_to_frames(events, (1, 2), window=10, start=0, stop=50).sum((1, 2, 3))
         tensor([0., 2., 0., 1., 0.])
-
     """
     if (bins is None) == (window is None):
         raise ValueError(f"give either bins or window, got bins={bins} and window={window}.")

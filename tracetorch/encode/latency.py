@@ -57,7 +57,6 @@ def latency(
         S. Thorpe, A. Delorme and R. Van Rullen, "Spike-based strategies for rapid processing",
         Neural Networks 14 (2001); for ``"exponential"`` with these defaults the tutorials of
         F. Zenke's SpyTorch (2019).
-
     """
     check_values("x", x)
     T = check_count("steps", steps)

@@ -47,7 +47,6 @@ def population(
     Reference:
         S. M. Bohte, J. N. Kok and H. La Poutré, "Error-backpropagation in temporally encoded
         networks of spiking neurons", Neurocomputing 48 (2002), section 4.
-
     """
     check_values("x", x)
     n = check_count("num_neurons", num_neurons)

@@ -53,7 +53,6 @@ def rate(
 
     Reference:
         D. Heeger, "Poisson model of spike generation", Stanford lecture notes (2000).
-
     """
     check_values("x", x)
     T = check_count("steps", steps)

@@ -29,7 +29,6 @@ def repeat(x: Tensor, steps: int) -> Tensor:
         tensor([[0.1000, 0.9000],
                 [0.1000, 0.9000],
                 [0.1000, 0.9000]])
-
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}. Wrap arrays in torch.tensor.")

@@ -24,7 +24,6 @@ def check_range(name: str, x: Tensor, low: float, high: float) -> Tensor:
 
     Raises:
         ValueError: a value lies outside by more than rounding, or is NaN.
-
     """
     if is_compiling():  # reading values would break a compiled graph
         return x.clamp(low, high)

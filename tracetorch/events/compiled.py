@@ -90,6 +90,29 @@ def shared_out(count: int, least: int) -> tuple[int, int]:
     return per_task, -(-count // per_task)
 
 
+def full_vectors(matrix: Tensor) -> Tensor:
+    """Return a contiguous tensor whose rows are full vectors, a copy where they are not."""
+    columns = matrix.shape[-1]
+    if columns % LANES == 0:
+        return matrix.contiguous()
+    wide = matrix.new_zeros(*matrix.shape[:-1], -(-columns // LANES) * LANES)
+    wide[..., :columns] = matrix
+    return wide
+
+
+def first_sums(table: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what the sums of rows of a table start from: the bias, or zeros."""
+    start = table.new_zeros(table.shape[-1])
+    if bias is not None:
+        start[: len(bias)] = bias.detach()
+    return start
+
+
+def in_graph(*tensors: Tensor | None) -> bool:
+    """Whether a product of these tensors is to be a node of autograd's graph."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def check_incoming(grad: Tensor, needs_weight: bool) -> None:
     """Check that kernels can run the backward pass for the gradient of a product's output.
 

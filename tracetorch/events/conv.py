@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.events.compiled import LANES, run
+from tracetorch.core.convolution import output_size
+from tracetorch.events.compiled import LANES, first_sums, in_graph, run
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -40,8 +41,8 @@ def window(module: nn.Conv2d, height: int, width: int) -> Window:
         top, left = 0, 0
     else:
         top, left = map(int, module.padding)
-    rows = (height + 2 * top - reach[0] - 1) // stride[0] + 1
-    columns = (width + 2 * left - reach[1] - 1) // stride[1] + 1
+    rows = output_size(height, extent[0], stride[0], top, dilation[0])
+    columns = output_size(width, extent[1], stride[1], left, dilation[1])
     return Window((stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), (rows, columns))
 
 
@@ -55,8 +56,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at:
         events: the events of ``x`` as a matrix ``[images * in, height * width]``.
         at: the window.
     """
-    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained and torch.is_grad_enabled():
+    if in_graph(x, weight, bias):
         y: Tensor = _Conv.apply(x, weight, bias, events, at)  # type: ignore[no-untyped-call]
         return y
     return _forward(x, weight, bias, events, at)
@@ -86,9 +86,6 @@ def _forward(
     lanes = sizes[-1]
     table = weight.new_zeros((*extent, inputs, lanes))
     table[..., :outputs] = weight.detach().permute(2, 3, 1, 0)
-    start = table.new_zeros(lanes)
-    if bias is not None:
-        start[:outputs] = bias.detach()
     y = large_empty((images, outputs, *at.size), x.dtype)
     places = at.size[0] * at.size[1]
     most = inputs * height * width
@@ -100,9 +97,7 @@ def _forward(
         *sizes,
         events.weighted,
         *events[1:],
-        table,
-        start,
-        y,
+        *(table, first_sums(table, bias), y),
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
     )

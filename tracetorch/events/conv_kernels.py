@@ -9,35 +9,12 @@ channels last, in scratch that stays in cache, and then transposed.
 
 
 def conv_forward(
-    first,
-    last,
-    inputs,
-    height,
-    width,
-    kernel_height,
-    kernel_width,
-    stride_y,
-    stride_x,
-    top,
-    left,
-    dilation_y,
-    dilation_x,
-    out_height,
-    out_width,
-    outputs,
-    lanes,
-    weighted,
-    starts,
-    positions,
-    values,
-    table,
-    bias,
-    out,
-    total,
-    ends,
-    indices,
-    scales,
-):
+    first, last,
+    inputs, height, width, kernel_height, kernel_width, stride_y, stride_x, top, left,
+    dilation_y, dilation_x, out_height, out_width, outputs, lanes,
+    weighted, starts, positions, values, table, bias, out,
+    total, ends, indices, scales,
+):  # fmt: skip
     """Write the output of some images: the bias, and rows of the table by event.
 
     ``table`` is the weight as ``[kernel_height, kernel_width, inputs, lanes]``.
@@ -116,36 +93,12 @@ def conv_forward(
 
 
 def conv_backward(
-    first,
-    last,
-    per_task,
-    images,
-    inputs,
-    height,
-    width,
-    kernel_height,
-    kernel_width,
-    stride_y,
-    stride_x,
-    top,
-    left,
-    dilation_y,
-    dilation_x,
-    out_height,
-    out_width,
-    outputs,
-    lanes,
-    weighted,
-    padded_height,
-    padded_width,
-    starts,
-    positions,
-    values,
-    grads,
-    out,
-    padded,
-    indices,
-):
+    first, last, per_task, images,
+    inputs, height, width, kernel_height, kernel_width, stride_y, stride_x, top, left,
+    dilation_y, dilation_x, out_height, out_width, outputs, lanes,
+    weighted, padded_height, padded_width, starts, positions, values, grads, out,
+    padded, indices,
+):  # fmt: skip
     """Sum the weight's gradient over the images of a task: gradients of the output, by event.
 
     ``out`` is ``[tasks, inputs, kernel_height, kernel_width, lanes]``, the kernel's columns in

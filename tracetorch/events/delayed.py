@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, run, shared_out
+from tracetorch.events.compiled import LANES, first_sums, full_vectors, in_graph, run, shared_out
 from tracetorch.events.linear import LEAST_INPUTS, LEAST_ROWS, additions
 from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
@@ -26,32 +26,18 @@ def delayed(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLi
         bias: ``[out]``.
         events: the events of ``window`` as a matrix ``[samples * (reach + steps), in]``.
     """
-    trained = any(t is not None and t.requires_grad for t in (window, kernel, bias))
-    if trained and torch.is_grad_enabled():
+    if in_graph(window, kernel, bias):
         y: Tensor = _Delayed.apply(window, kernel, bias, events)  # type: ignore[no-untyped-call]
         return y
     return _forward(window, kernel, bias, events)
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    """Return a contiguous tensor whose rows are full vectors, a copy where they are not."""
-    columns = matrix.shape[-1]
-    if columns % LANES == 0:
-        return matrix.contiguous()
-    wide = matrix.new_zeros(*matrix.shape[:-1], -(-columns // LANES) * LANES)
-    wide[..., :columns] = matrix
-    return wide
 
 
 def _forward(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
     samples, length, inputs = window.shape
     taps, _, outputs = kernel.shape
     reach, steps = taps - 1, length - taps + 1
-    table = _wide(kernel.detach())
+    table = full_vectors(kernel.detach())
     width = table.shape[-1]
-    start = table.new_zeros(width)
-    if bias is not None:
-        start[:outputs] = bias.detach()
     # a list of indices for all of a window
     rows = torch.arange(events.rows, dtype=torch.int32, device="cpu")
     indices = rows.repeat_interleave(events.starts.diff(), output_size=len(events.indices))
@@ -63,7 +49,8 @@ def _forward(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventL
         window.dtype,
         tasks,
         *(per_task, samples * steps, steps, reach, inputs),
-        *(events.starts, indices, events.values, events.weighted, table, start, width, y),
+        *(events.starts, indices, events.values, events.weighted, table),
+        *(first_sums(table, bias), width, y),
         work=taps * additions(events, width),
     )
     # no view of another tensor, which nobody behind the layer could change in place

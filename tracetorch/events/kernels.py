@@ -77,21 +77,9 @@ def bit_count(typingctx, mask):
 
 @intrinsic
 def gather(
-    typingctx,
-    out,
-    at,
-    start,
-    start_at,
-    table,
-    origin,
-    indices,
-    values,
-    weighted,
-    first,
-    last,
-    width,
-    left,
-):
+    typingctx, out, at, start, start_at, table, origin,
+    indices, values, weighted, first, last, width, left,
+):  # fmt: skip
     """Sum rows of a table, and return how many columns were done: all that ``left`` has room for.
 
     ``out[at + j] = start[start_at + j] + sum(value * table[origin + index * width + j])`` over the
@@ -236,22 +224,9 @@ def sort(
 
 
 def forward(
-    first,
-    last,
-    per_task,
-    rows,
-    steps,
-    reach,
-    row_size,
-    starts,
-    indices,
-    values,
-    weighted,
-    table,
-    bias,
-    width,
-    out,
-):
+    first, last, per_task, rows, steps, reach, row_size,
+    starts, indices, values, weighted, table, bias, width, out,
+):  # fmt: skip
     """Write some rows of the output: the bias, and rows of the transposed weights.
 
     ``rows`` are those of the output, ``steps`` those of a sample. With delays an index counts the
@@ -275,22 +250,9 @@ def forward(
 
 
 def backward(
-    first,
-    last,
-    per_task,
-    columns,
-    chunks,
-    per_chunk,
-    reach,
-    starts,
-    ends,
-    sources,
-    scales,
-    weighted,
-    grads,
-    width,
-    out,
-):
+    first, last, per_task, columns, chunks, per_chunk, reach,
+    starts, ends, sources, scales, weighted, grads, width, out,
+):  # fmt: skip
     """Add to some rows of the transposed weights' gradient: gradients of the output, by event.
 
     Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart. With

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, run, shared_out
+from tracetorch.events.compiled import first_sums, full_vectors, in_graph, run, shared_out
 from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -24,21 +24,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -
         bias: ``[out]``.
         events: the events of ``x`` as a matrix ``[rows, in]``.
     """
-    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained and torch.is_grad_enabled():
+    if in_graph(x, weight, bias):
         y: Tensor = _Linear.apply(x, weight, bias, events)  # type: ignore[no-untyped-call]
         return y
     return _forward(x, weight, bias, events)
-
-
-def padded(matrix: Tensor) -> Tensor:
-    """Return a contiguous copy of a matrix, its rows filled up to full vectors."""
-    rows, columns = matrix.shape
-    width = -(-columns // LANES) * LANES
-    table = matrix.new_empty if width == columns else matrix.new_zeros
-    padded = table((rows, width))
-    padded[:, :columns] = matrix
-    return padded
 
 
 def _copied(matrix: Tensor) -> Tensor:
@@ -47,15 +36,12 @@ def _copied(matrix: Tensor) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
     outputs = len(weight)
-    table = padded(weight.detach().t())
-    width = table.shape[1]
-    start = table.new_zeros(width)
-    if bias is not None:
-        start[:outputs] = bias.detach()
-    rows = events.rows
+    table = full_vectors(weight.detach().t())
+    width, rows = table.shape[1], events.rows
     y = large_empty((rows, width), x.dtype)
     per_task, tasks = shared_out(rows, LEAST_ROWS)
     # without delays the steps are not looked at
+    start = first_sums(table, bias)
     arguments = (rows, 1, 0, 0, *events[1:], events.weighted, table, start, width, y)
     run("forward", x.dtype, tasks, per_task, *arguments, work=additions(events, width))
     if width != outputs:
@@ -67,7 +53,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
 def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
     """Return the gradient ``[out, in]`` for the gradient ``[rows, out]`` of the output."""
     outputs = grad.shape[1]
-    table = grad.contiguous() if outputs % LANES == 0 else padded(grad)
+    table = full_vectors(grad)
     width, columns = table.shape[1], events.columns
     lists = by_column(events)
     total = table.new_zeros((columns, width))

@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import (
-    computes_as_conv2d,
-    is_compiled,
-    observed_by,
-)
+from tracetorch.core.torch_private import computes_as_conv2d, is_compiled, observed_by
 from tracetorch.events.conv import Window, conv, window
 from tracetorch.events.crossover import conv_crossover, crossover
 from tracetorch.events.delayed import delayed

@@ -3,13 +3,15 @@
 ``torch.export`` records a pure function, in which a state held by a layer would be a constant.
 Here every state is an input and an output, under the name that ``tt.get_states`` gives.
 
-Export. ``torch.export`` and ``torch.jit.trace`` record a pure program, in which a state could only
-be a constant. A step that is traced before the traced call has zeroed its states raises; zeroing
-and looping over time inside the traced call is exact, and allowed. ``tt.export`` makes every state
-an input and an output instead. It asks the model on tensors without values which states there are
-and how their shapes follow the batch, refuses whatever else changes from step to step, and traces
-with the constrained parameters as constants: another runtime's sigmoid would differ in the last
-bit, and a threshold with it. A sequence is the exported step under ``scan``, so both are one graph.
+For that reason a layer raises where ``torch.export`` or ``torch.jit.trace`` record it outside of
+``tt.export``, unless the traced call itself has zeroed the states: zeroing them and looping over
+time inside of the traced call is exact, and allowed.
+
+``tt.export`` runs two steps of the model on tensors without values, to find its states and how
+their shapes follow the batch, and refuses a model in which anything else changes from step to step.
+It traces with the constrained parameters as constants, because the sigmoid of another runtime could
+differ in the last bit, and move a threshold. The program of a sequence is the exported step under
+PyTorch's ``scan``.
 """
 
 from tracetorch.export.initial import initial_states

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, scan
-from tracetorch.export.signature import BATCHES, resized
-from tracetorch.export.step import dynamic_sizes, export_step
-from tracetorch.export.trace_errors import explain_trace_errors
+from tracetorch.export.step import export_step, exported
 from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
@@ -58,22 +56,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
             f"{type(model).__name__} has no states: every step stands alone. Fold time into the "
             "batch and use torch.export.export."
         )
-    time, batch = Dim("time"), Dim("batch")
-    device = pytree.tree_leaves(tensors)[0].device
-    example = (
-        resized(first, BATCHES[0], steps=_STEPS),
-        signature.initial_states(BATCHES[0], device),
-    )
-    dynamic = (
-        pytree.tree_map(lambda _: {0: time, 1: batch}, tensors),
-        {name: dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
-    )
-    over_time = _ScannedStep(program)
-    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        scanned: ExportedProgram = torch.export.export(
-            over_time, example, dynamic_shapes=dynamic
-        ).run_decompositions({})
-    return scanned
+    return exported(_ScannedStep(program), model, first, signature, _STEPS)
 
 
 class _ScannedStep(nn.Module):

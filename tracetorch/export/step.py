@@ -93,26 +93,44 @@ def _traceable(tensor: Tensor) -> Tensor:
 
 def _export_step(model: nn.Module, tensors: Any) -> tuple[ExportedProgram, StepSignature]:
     signature = step_signature(model, tensors)
+    _check_step_from_rest(model, tensors, signature)
+    with restored(model, tensors=False):
+        program = exported(ExplicitStep(model, signature), model, tensors, signature)
+    return program, signature
+
+
+def exported(
+    function: nn.Module,
+    model: nn.Module,
+    sample: Any,
+    signature: StepSignature,
+    steps: int | None = None,
+) -> ExportedProgram:
+    """Export a function of inputs and states, the batch free.
+
+    Args:
+        function: it.
+        model: what errors name.
+        sample: inputs of one step.
+        signature: the states.
+        steps: of the example, where the function takes sequences; their number is free too.
+    """
     batch = Dim("batch")
-    dynamic = (
-        pytree.tree_map(lambda _: {0: batch}, tensors),
-        {name: dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
-    )
-    device = pytree.tree_leaves(tensors)[0].device
+    lead = {0: batch} if steps is None else {0: Dim("time"), 1: batch}
+    device = pytree.tree_leaves(sample)[0].device
     example = (
-        resized(tensors, BATCHES[0]),
+        resized(sample, BATCHES[0], steps=steps),
         signature.initial_states(BATCHES[0], device),
     )
-    _check_step_from_rest(model, tensors, signature)
-    with (
-        restored(model, tensors=False),
-        torch.no_grad(),
-        explain_trace_errors(model, RuntimeError),
-    ):
-        program = torch.export.export(
-            ExplicitStep(model, signature), example, dynamic_shapes=dynamic
+    dynamic = (
+        pytree.tree_map(lambda _: lead, sample),
+        {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
+    )
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+        program: ExportedProgram = torch.export.export(
+            function, example, dynamic_shapes=dynamic
         ).run_decompositions({})
-    return program, signature
+    return program
 
 
 def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:
@@ -215,7 +233,7 @@ def initial_key(state: str) -> str:
     return f"{state.replace('.', '/')}/initial"
 
 
-def dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:
+def _dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:
     """Return the sizes of a state that follow the batch, in ``torch.export``'s notation."""
     dynamic: dict[int, Any] = {}
     for dim, size in enumerate(spec.shape):

@@ -64,44 +64,39 @@ class TensorSpec:
 
     def batch_of(self, shape: Sequence[int]) -> int | None:
         """Return the batch size of a shape; ``None`` where it does not fit or has no batch."""
-        batches: set[int] = set()
-        if len(shape) != len(self.shape):
-            return None
-        for size, specified in zip(shape, self.shape, strict=True):
-            if isinstance(specified, str):
-                batch, rest = divmod(size, _factor(specified))
-                if rest:
-                    return None
-                batches.add(batch)
-            elif size != specified:
-                return None
-        return batches.pop() if len(batches) == 1 else None
+        batches = self._batches(shape) or set()
+        batch = batches.pop() if len(batches) == 1 else None
+        return batch if isinstance(batch, int) else None
 
     def fits(self, shape: Sequence[int | str | None]) -> bool:
         """Whether a graph's shape, a name or ``4*name`` where it is free, is that of every batch.
 
         A graph may fix the batch.
         """
-        if len(shape) != len(self.shape):
-            return False
+        batches = self._batches(shape)
+        return batches is not None and len(batches) <= 1
+
+    def _batches(self, shape: Sequence[int | str | None]) -> set[int | str] | None:
+        """Return the batches, sizes or names, that a shape is for; ``None`` where it fits none."""
         batches: set[int | str] = set()
+        if len(shape) != len(self.shape):
+            return None
         for size, specified in zip(shape, self.shape, strict=True):
             if isinstance(specified, int):
                 if size != specified:
-                    return False
+                    return None
                 continue
+            batch: int | str
             factor = _factor(specified)
             if isinstance(size, int):
                 batch, rest = divmod(size, factor)
-                if rest:
-                    return False
-                batches.add(batch)
             else:
                 match = _SYMBOL.fullmatch(size or "unnamed")
-                if match is None or int(match[1] or 1) != factor:
-                    return False
-                batches.add(match[2])
-        return len(batches) <= 1
+                batch, rest = (match[2], int(match[1] or 1) - factor) if match else ("", 1)
+            if rest:
+                return None
+            batches.add(batch)
+        return batches
 
     def full(
         self, batch: int, value: Tensor | float = 0.0, device: torch.device | str | None = None

@@ -64,7 +64,6 @@ def sigmoid_inverse(y: Real) -> Real:
         2.1972
         >>> torch.sigmoid(sigmoid_inverse(torch.tensor([0.1, 0.5])))
         tensor([0.1000, 0.5000])
-
     """
     return _apply_formula(
         "sigmoid_inverse",
@@ -90,7 +89,6 @@ def softplus_inverse(y: Real) -> Real:
         0.5413
         >>> softplus_inverse(200.0)
         200.0
-
     """
     return _apply_formula(
         "softplus_inverse",
@@ -114,7 +112,6 @@ def halflife_to_decay(num_steps: Real) -> Real:
     Example:
         >>> round(halflife_to_decay(10.0), 4)
         0.933
-
     """
     return _apply_formula(
         "halflife_to_decay",
@@ -138,7 +135,6 @@ def decay_to_halflife(decay: Real) -> Real:
     Example:
         >>> round(decay_to_halflife(0.9), 4)
         6.5788
-
     """
     return _apply_formula(
         "decay_to_halflife",
@@ -165,14 +161,9 @@ def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
         0.9512
         >>> round(time_constant_to_decay(20.0, dt=4.0), 4)
         0.8187
-
     """
     if not dt > 0:
         raise ValueError(f"time_constant_to_decay: dt must be positive, got {dt}.")
     return _apply_formula(
-        "time_constant_to_decay",
-        tau,
-        "be positive",
-        lambda v: v > 0,
-        lambda v: torch.exp(-dt / v),
+        "time_constant_to_decay", tau, "be positive", lambda v: v > 0, lambda v: torch.exp(-dt / v)
     )

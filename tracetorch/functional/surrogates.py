@@ -87,7 +87,6 @@ class Surrogate:
 
     Reference: Neftci, Mostafa, Zenke, "Surrogate gradient learning in spiking neural networks",
     IEEE Signal Processing Magazine 36 (2019).
-
     """
 
     def __post_init__(self) -> None:
@@ -126,7 +125,6 @@ class atan_surrogate(Surrogate):
 
     Reference: Fang et al., "Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks", ICCV 2021.
-
     """
 
     alpha: float = 2.0
@@ -150,7 +148,6 @@ class sigmoid_surrogate(Surrogate):
 
     Reference: Zenke and Vogels, "The remarkable robustness of surrogate gradient learning",
     Neural Computation 33 (2021).
-
     """
 
     slope: float = 25.0
@@ -173,7 +170,6 @@ class fast_sigmoid_surrogate(Surrogate):
         tensor([1.0000, 0.2500])
 
     Reference: Zenke and Ganguli, "SuperSpike", Neural Computation 30 (2018).
-
     """
 
     slope: float = 25.0
@@ -197,7 +193,6 @@ class triangular_surrogate(Surrogate):
 
     Reference: Esser et al., "Convolutional networks for fast, energy-efficient neuromorphic
     computing", PNAS 113 (2016).
-
     """
 
     width: float = 1.0
@@ -220,7 +215,6 @@ class boxcar_surrogate(Surrogate):
 
     Reference: Wu et al., "Spatio-temporal backpropagation for training high-performance spiking
     neural networks", Frontiers in Neuroscience 12 (2018).
-
     """
 
     width: float = 1.0
@@ -243,7 +237,6 @@ class gaussian_surrogate(Surrogate):
 
     Reference: Yin, Corradi, Bohté, "Accurate and efficient time-domain classification with adaptive
     spiking recurrent neural networks", Nature Machine Intelligence 3 (2021).
-
     """
 
     sigma: float = 0.5
@@ -264,7 +257,6 @@ class straight_through_surrogate(Surrogate):
 
     Reference: Bengio, Léonard, Courville, "Estimating or propagating gradients through stochastic
     neurons for conditional computation", arXiv:1308.3432 (2013).
-
     """
 
     def derivative(self, u: Tensor) -> Tensor:

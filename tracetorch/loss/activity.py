@@ -15,6 +15,7 @@ from torch import Tensor
 from tracetorch import decode
 from tracetorch.core.checks import check_number
 from tracetorch.decode.magnitude import magnitude
+from tracetorch.loss.descriptions import describe_activity, describe_pooled_activity
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.ragged import as_floating, check_mask, check_sequence, lengths
 
@@ -22,10 +23,7 @@ Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 def _sum_over_layers(
-    spikes: Spikes,
-    mask: Tensor | None,
-    reduction: Reduction,
-    penalty: Callable[[Tensor], Tensor],
+    spikes: Spikes, mask: Tensor | None, reduction: Reduction, penalty: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Average ``penalty``, ``[T, B, ...]`` to ``[B, ...]``, over neurons and sum it over layers."""
     check_reduction(reduction)
@@ -59,6 +57,7 @@ def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
     return counts.sum(0, keepdim=True) if pooled else counts
 
 
+@describe_pooled_activity
 def rate_bounds(
     spikes: Spikes,
     lower: float = 0.0,
@@ -75,20 +74,12 @@ def rate_bounds(
         loss = mean_i [max(0, lower - rate[i])² + max(0, rate[i] - upper)²]
 
     Args:
-        spikes: spikes, or a mapping of them by layer.
         lower: lowest rate without a penalty, in spikes per step.
         upper: highest rate without a penalty.
         pooled: average rates over the whole batch, so that a neuron may be silent in some samples.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``[T, B, ...]``; a scalar, or for ``"none"`` ``[B]``, ``[1]`` if ``pooled``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: the bounds are not ``0 <= lower <= upper``, shapes do not fit, the mapping is
-            empty, or a sequence has no real step.
+        ValueError: the bounds are not ``0 <= lower <= upper``.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
@@ -99,7 +90,6 @@ def rate_bounds(
         F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
         instilling complex function in spiking neural networks", Neural Computation 33 (2021):
         lower and upper bounds on activity, there on spike counts.
-
     """
     _check_scalars(lower=lower, upper=upper)
     if not 0 <= lower <= upper:
@@ -116,6 +106,7 @@ def rate_bounds(
     return _sum_over_layers(spikes, mask, reduction, penalty)
 
 
+@describe_pooled_activity
 def silence(
     spikes: Spikes,
     minimum: float = 1.0,
@@ -131,20 +122,12 @@ def silence(
         loss = mean_i max(0, minimum - count[i])²
 
     Args:
-        spikes: spikes, or a mapping of them by layer.
         minimum: lowest number of spikes without a penalty, per sequence, or per batch if
             ``pooled``.
         pooled: count over the whole batch: only neurons silent in every sample are penalised.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``[T, B, ...]``; a scalar, or for ``"none"`` ``[B]``, ``[1]`` if ``pooled``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``minimum`` is not positive, shapes do not fit, the mapping is empty, or a
-            sequence has no real step.
+        ValueError: ``minimum`` is not positive.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
@@ -155,7 +138,6 @@ def silence(
         F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
         instilling complex function in spiking neural networks", Neural Computation 33 (2021): the
         lower bound on spike counts.
-
     """
     _check_scalars(minimum=minimum)
     if not 0 < minimum < float("inf"):
@@ -168,6 +150,7 @@ def silence(
     )
 
 
+@describe_activity
 def spike_l1(
     spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
@@ -179,18 +162,6 @@ def spike_l1(
 
     A silent step has the gradient 0: only spikes are penalised.
 
-    Args:
-        spikes: spikes, or a mapping of them by layer.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, the mapping is empty, or a sequence has no real step.
-
     Example:
         >>> spike_l1(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]))
         tensor(0.7500)
@@ -198,11 +169,11 @@ def spike_l1(
     Reference:
         T. Pellegrini, R. Zimmer and T. Masquelier, "Low-activity supervised convolutional spiking
         neural networks applied to speech commands recognition", IEEE SLT 2021, penalise spikes.
-
     """
     return _sum_over_layers(spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask))
 
 
+@describe_activity
 def spike_l2(
     spikes: Spikes, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
@@ -215,18 +186,6 @@ def spike_l2(
     Rates are squared and not spikes, since a spike of 1 is its own square. A silent step has the
     gradient 0.
 
-    Args:
-        spikes: spikes, or a mapping of them by layer.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``[T, B, ...]``; a scalar, or ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, the mapping is empty, or a sequence has no real step.
-
     Example:
         >>> spike_l2(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]))  # (1² + 0.5²) / 2
         tensor(0.6250)
@@ -235,7 +194,6 @@ def spike_l2(
         F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
         instilling complex function in spiking neural networks", Neural Computation 33 (2021):
         upper bounds by squared activity, here with the bound 0.
-
     """
     return _sum_over_layers(
         spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square()

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 from tracetorch import decode
+from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.targets import check_classes, holds_class_indices
 from tracetorch.ragged import as_floating, check_sequence
@@ -35,6 +36,7 @@ def sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return mean_over_neurons(F.cross_entropy(logits, target, reduction="none"))
 
 
+@describe_cross_entropy
 def rate_cross_entropy(
     spikes: Tensor,
     target: Tensor,
@@ -51,26 +53,16 @@ def rate_cross_entropy(
 
     Args:
         spikes: the output; a membrane gives its average over time.
-        target: classes, or probabilities of classes.
-        mask: ``[T, B]`` booleans, true where a step is real.
         scale: steepness, positive. Rates of spikes lie in [0, 1]: with ``scale=1`` a probability
             cannot exceed ``e / (e + C - 1)``.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
-        ``[B]`` for ``"none"``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``scale`` is not positive, shapes do not fit, a class is out of range, or a
-            sequence has no real step.
+        ValueError: ``scale`` is not positive.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
         >>> rate_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(0.25 - 0.75))
         tensor(0.4741)
-
     """
     check_reduction(reduction)
     if not 0 < scale < float("inf"):
@@ -81,6 +73,7 @@ def rate_cross_entropy(
     )
 
 
+@describe_cross_entropy
 def count_cross_entropy(
     spikes: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
@@ -90,25 +83,10 @@ def count_cross_entropy(
 
         loss = -log softmax(count)[target],   count = sum_t spikes[t]
 
-    Args:
-        spikes: the output.
-        target: classes, or probabilities of classes.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
-        ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
-
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
         >>> count_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(1 - 3))
         tensor(0.1269)
-
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
@@ -118,6 +96,7 @@ def count_cross_entropy(
 _DECODERS = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
 
 
+@describe_cross_entropy
 def membrane_cross_entropy(
     mem: Tensor,
     target: Tensor,
@@ -133,20 +112,14 @@ def membrane_cross_entropy(
         loss = -log softmax(max_t mem[t])[target]
 
     Args:
-        mem: the membrane, the output of a readout.
-        target: classes, or probabilities of classes.
         over: the value taken over time: ``"maximum"``, ``"mean"`` or ``"last"``.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
     Shape:
         ``mem`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or ``[B]``
         for ``"none"``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``over`` is unknown, shapes do not fit, a class is out of range, or a sequence
-            has no real step.
+        ValueError: ``over`` is unknown.
 
     Example:
         >>> mem = torch.tensor([[[0.0, 0.5]], [[2.0, 1.0]], [[1.0, 1.0]]])
@@ -156,7 +129,6 @@ def membrane_cross_entropy(
     Reference:
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
         spiking neural networks", IEEE TNNLS 33 (2022): max over time and last step.
-
     """
     check_reduction(reduction)
     if over not in _DECODERS:
@@ -165,6 +137,7 @@ def membrane_cross_entropy(
     return reduce_batch(sample_cross_entropy(_DECODERS[over](mem, mask=mask), target), reduction)
 
 
+@describe_cross_entropy
 def first_spike_cross_entropy(
     spikes: Tensor,
     target: Tensor,
@@ -181,19 +154,10 @@ def first_spike_cross_entropy(
 
     Args:
         spikes: the output; a neuron that stays silent has the sequence's length as its time.
-        target: classes, or probabilities of classes.
         tau: scale of the differences in time, in steps; positive.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or
-        ``[B]`` for ``"none"``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``tau`` is not positive, shapes do not fit, a class is out of range, or a
-            sequence has no real step.
+        ValueError: ``tau`` is not positive.
 
     Example:
         >>> spikes = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
@@ -203,7 +167,6 @@ def first_spike_cross_entropy(
     Reference:
         J. Göltz et al., "Fast and energy-efficient neuromorphic deep learning with first-spike
         times", Nature Machine Intelligence 3 (2021), the loss without its regulariser.
-
     """
     check_reduction(reduction)
     if not 0 < tau < float("inf"):

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from tracetorch import decode
+from tracetorch.loss.descriptions import describe_mse
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.targets import holds_class_indices, target_values
 from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, lengths
 
 
+@describe_mse
 def rate_mse(
     spikes: Tensor,
     target: Tensor,
@@ -27,20 +29,9 @@ def rate_mse(
         loss = mean_i (rate[i] - target[i])²,   rate = sum_t spikes[t] / T
 
     Args:
-        spikes: the output.
         target: target rates, or class indices.
         correct: target rate of the named class, where ``target`` is one.
         incorrect: target rate of the other classes.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, N, ...]``; ``target`` ``[B, N, ...]``, or integers ``[B, ...]``; a
-        scalar, or ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
@@ -50,7 +41,6 @@ def rate_mse(
     Reference:
         S. B. Shrestha and G. Orchard, "SLAYER: spike layer error reassignment in time", NeurIPS
         2018: a wanted number of spikes in an interval for the class, a lower one for the others.
-
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
@@ -59,6 +49,7 @@ def rate_mse(
     return reduce_batch(mean_over_neurons(error.square()), reduction)
 
 
+@describe_mse
 def count_mse(
     spikes: Tensor,
     target: Tensor,
@@ -75,21 +66,10 @@ def count_mse(
         loss = mean_i (count[i] - target[i])²,   count = sum_t spikes[t]
 
     Args:
-        spikes: the output.
         target: target counts, or class indices.
         correct: target count of the named class, where ``target`` is one; ``None``: a spike at
             every step.
         incorrect: target count of the other classes.
-        mask: ``[T, B]`` booleans, true where a step is real.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, N, ...]``; ``target`` ``[B, N, ...]``, or integers ``[B, ...]``; a
-        scalar, or ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]]])
@@ -99,7 +79,6 @@ def count_mse(
     Reference:
         S. B. Shrestha and G. Orchard, "SLAYER: spike layer error reassignment in time", NeurIPS
         2018: a wanted number of spikes in an interval for the class, a lower one for the others.
-
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
@@ -110,6 +89,7 @@ def count_mse(
     return reduce_batch(mean_over_neurons(error.square()), reduction)
 
 
+@describe_mse
 def membrane_mse(
     mem: Tensor,
     target: Tensor,
@@ -126,11 +106,9 @@ def membrane_mse(
         loss = 1 / T sum_t mean_i (mem[t, i] - target[t, i])²
 
     Args:
-        mem: the membrane, the output of a readout.
         target: the target trajectory; target values for every step; or class indices.
         correct: target value of the named class at every step, where ``target`` is one.
         incorrect: target value of the other classes.
-        mask: ``[T, B]`` booleans, true where a step is real.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``. Each sequence is averaged
             over its own length first.
 
@@ -138,15 +116,10 @@ def membrane_mse(
         ``mem`` ``[T, B, N, ...]``; ``target`` ``[T, B, N, ...]`` or ``[B, N, ...]``, or integers
         ``[B, ...]``; a scalar, or ``[B]`` for ``"none"``.
 
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
-
     Example:
         >>> mem = torch.tensor([[[0.0]], [[0.5]], [[1.0]]])
         >>> membrane_mse(mem, torch.ones(3, 1, 1))  # (1 + 0.25 + 0) / 3
         tensor(0.4167)
-
     """
     check_reduction(reduction)
     check_sequence("mem", mem, batched=True)
@@ -163,6 +136,7 @@ def membrane_mse(
     return reduce_batch(filled(losses, mask).sum(0) / lengths(losses, mask), reduction)
 
 
+@describe_mse
 def first_spike_mse(
     spikes: Tensor,
     target: Tensor,
@@ -184,15 +158,6 @@ def first_spike_mse(
         correct: target time of the named class, where ``target`` is one.
         incorrect: target time of the other classes; ``None``: the sequence's length, no spike.
         mask: ``[T, B]`` booleans, true where a step is real; time counts real steps.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
-
-    Shape:
-        ``spikes`` ``[T, B, N, ...]``; ``target`` ``[B, N, ...]``, or integers ``[B, ...]``; a
-        scalar, or ``[B]`` for ``"none"``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, a class is out of range, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
@@ -202,7 +167,6 @@ def first_spike_mse(
     Reference:
         S. M. Bohte, J. N. Kok and H. La Poutré, "Error-backpropagation in temporally encoded
         networks of spiking neurons", Neurocomputing 48 (2002).
-
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)

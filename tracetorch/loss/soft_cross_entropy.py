@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_positive
 from tracetorch.loss.reduction import Reduction, check_reduction, reduce_batch
 
 
@@ -33,7 +34,6 @@ def soft_cross_entropy(
         >>> pred = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
         >>> soft_cross_entropy(pred, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor(0.3993)
-
     """
     for name, value in (("pred", pred), ("target", target)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -46,12 +46,10 @@ def soft_cross_entropy(
         )
     if pred.ndim == 0:
         raise ValueError("pred and target need a batch dimension, got scalars.")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}.")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be positive and finite, got {eps}.")
     check_reduction(reduction)
-    eps = max(eps, torch.finfo(pred.dtype).tiny)  # float16 would round 1e-8 to 0
+    eps = max(
+        check_positive("eps", eps), torch.finfo(pred.dtype).tiny
+    )  # float16 would round 1e-8 to 0
     each = -target * torch.log(pred + eps)
     per_sample = each if each.ndim == 1 else each.flatten(1).sum(1)
     return reduce_batch(per_sample, reduction)

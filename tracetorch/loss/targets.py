@@ -13,7 +13,6 @@ def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
     Raises:
         TypeError: ``target`` is not a tensor.
         ValueError: its shape is neither that of class indices, ``[B, ...]``, nor ``shape``.
-
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
@@ -49,7 +48,6 @@ def target_values(
         value: the decoded output.
         correct: target value of the class that ``target`` names.
         incorrect: target value of the other classes.
-
     """
     if not holds_class_indices(target, value.shape):
         return target.to(value.dtype)

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_share
 from tracetorch.loss.cross_entropy import sample_cross_entropy
+from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled, lengths
 
 
+@describe_cross_entropy
 def temporal_cross_entropy(
     output: Tensor,
     target: Tensor,
@@ -43,9 +45,7 @@ def temporal_cross_entropy(
         probabilities ``[B, C, ...]`` or ``[T, B, C, ...]``; a scalar, or ``[B]`` for ``"none"``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``mse_weight`` is outside [0, 1], shapes do not fit, a class is out of range,
-            or a sequence has no real step.
+        ValueError: ``mse_weight`` is outside [0, 1].
 
     Example:
         >>> output = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
@@ -57,7 +57,6 @@ def temporal_cross_entropy(
     Reference:
         S. Deng et al., "Temporal efficient training of spiking neural network via gradient
         re-weighting", ICLR 2022.
-
     """
     check_reduction(reduction)
     check_share("mse_weight", mse_weight)

@@ -52,7 +52,6 @@ def van_rossum(
 
     Reference:
         M. C. W. van Rossum, "A novel spike distance", Neural Computation 13 (2001).
-
     """
     check_reduction(reduction)
     if not 0 < tau < float("inf"):

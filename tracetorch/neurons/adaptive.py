@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.core.checks import check_finite, check_flag
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -17,6 +18,7 @@ from tracetorch.snn.parameters import (
 )
 
 
+@describe_neuron
 class ALIF(Neuron):
     """Adaptive threshold: LIF whose threshold rises with each spike, and falls back slowly.
 
@@ -37,16 +39,9 @@ class ALIF(Neuron):
     silent for 5 steps after a spike; here it may fire in each (see :class:`RefractoryLIF`).
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
         rho: decay of the adaptation, in (0, 1).
         pos_threshold: threshold of a neuron that has not fired; positive.
         strength: by how much a spike raises the threshold.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = ALIF(1, strength=1.0)
@@ -125,6 +120,7 @@ class AdaptiveCurrentNeuron(Neuron):
         self.option("detach_reset", detach_reset, check=check_flag)
 
 
+@describe_neuron
 class AdLIF(AdaptiveCurrentNeuron):
     """Adaptive LIF (adLIF): a current that follows membrane and spikes works against both.
 
@@ -146,21 +142,13 @@ class AdLIF(AdaptiveCurrentNeuron):
     Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
         rho: decay of the current, in (0, 1).
         a: how strongly the current follows the membrane.
         b: by how much a spike raises the current.
-        pos_threshold: upper threshold; positive.
         q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters;
             finite.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
         detach_reset: cut the gradient through the spike in the reset.
         bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = AdLIF(1, beta=0.5)
@@ -200,6 +188,7 @@ class AdLIF(AdaptiveCurrentNeuron):
         return fired, u * (1 - reset), w, fired
 
 
+@describe_neuron
 class SEAdLIF(AdaptiveCurrentNeuron):
     """Adaptive LIF, integrated by the symplectic Euler method (SE-adLIF).
 
@@ -217,9 +206,6 @@ class SEAdLIF(AdaptiveCurrentNeuron):
     Args:
         num_neurons, beta, rho, a, b, pos_threshold, q, dim, surrogate_derivative, detach_reset,
             bounded: as those of :class:`AdLIF`, with the same defaults.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = SEAdLIF(1, beta=0.5)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -16,6 +17,7 @@ from tracetorch.snn.parameters import (
 )
 
 
+@describe_neuron
 class TCLIF(Neuron):
     """Two-compartment LIF (TC-LIF): dendrite and soma feed each other, and neither leaks.
 
@@ -33,16 +35,9 @@ class TCLIF(Neuron):
     them, so a step may be of any length.
 
     Args:
-        num_neurons: size of the neuron dimension.
         beta_1: coupling of the soma to the dendrite, in (0, 1).
         beta_2: coupling of the dendrite to the soma, in (0, 1).
         gamma: what a spike takes off the dendrite.
-        pos_threshold: upper threshold; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = TCLIF(1)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -16,6 +17,7 @@ from tracetorch.snn.parameters import (
 )
 
 
+@describe_neuron
 class GLIF(Neuron):
     """Gated LIF (GLIF): three gates mix two kinds of leak, of input and of reset.
 
@@ -35,18 +37,11 @@ class GLIF(Neuron):
     There is no time constant in them.
 
     Args:
-        num_neurons: size of the neuron dimension.
         leak_gate, input_gate, reset_gate: the gates, in (0, 1).
         beta: decay of the exponential leak, in (0, 1).
         leak: what the linear leak takes off in one step.
         conductance: scale of the input, in (0, 1).
         reset_size: what the reset by subtraction takes off.
-        pos_threshold: upper threshold; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = GLIF(1)

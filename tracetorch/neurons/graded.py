@@ -9,17 +9,14 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import boxcar_surrogate
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    DEFAULT_SURROGATE,
-    DecaySetup,
-    SpikeFunction,
-    ThresholdSetup,
-)
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, DecaySetup, SpikeFunction, ThresholdSetup
 
 STRAIGHT_THROUGH = boxcar_surrogate(1.0)
 
 
+@describe_neuron
 class MultiLevelLIF(Neuron):
     """Multi-level LIF (I-LIF): spikes are integers, from 0 to the number of levels.
 
@@ -38,15 +35,9 @@ class MultiLevelLIF(Neuron):
     pos_threshold``, where a width of 1 overlaps or leaves gaps.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
         pos_threshold: the membrane that is worth a spike of 1; positive.
         levels: the largest spike; at least 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function of each level, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
         TypeError, ValueError: ``levels`` is not an integer, or below 1.
@@ -95,6 +86,7 @@ class MultiLevelLIF(Neuron):
         return fired, mem - fired * pos_threshold
 
 
+@describe_neuron
 class SigmaDelta(Neuron):
     """Sigma-delta: sends the change of its activation, once that is large enough.
 
@@ -113,13 +105,8 @@ class SigmaDelta(Neuron):
     sends the integer nearest to it, in units of its scale.
 
     Args:
-        num_neurons: size of the neuron dimension.
         pos_threshold: the smallest change that is sent; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function that decides whether to send, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = SigmaDelta(1, pos_threshold=0.3)

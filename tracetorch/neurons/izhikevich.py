@@ -9,12 +9,14 @@ from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
 from tracetorch.neurons.voltage import VoltageNeuron, all_of, without_overshoot
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
 
 # that of the other layers in units of 100 mV, about the way from rest to the peak
 HIGH_PEAK = atan_surrogate(0.02)
 
 
+@describe_neuron
 class Izhikevich(VoltageNeuron):
     """Izhikevich's simple neuron: regular spikes, bursts or chattering by four numbers.
 
@@ -41,18 +43,11 @@ class Izhikevich(VoltageNeuron):
         RZ  resonator
 
     Args:
-        num_neurons: size of the neuron dimension.
         a: rate of the recovery ``u``, per ms, in (0, 1): 0.02 to 0.1.
         b: how strongly the recovery follows the voltage: 0.2 to 0.26.
         c: voltage after a spike, in mV: -65 to -50.
         d: by how much a spike raises the recovery: 0.05 to 8.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above 30.
-        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
-            often the neuron has fired in the step.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = Izhikevich(1, **Izhikevich.presets["FS"])

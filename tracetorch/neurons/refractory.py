@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.core.checks import check_integer
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -25,6 +26,7 @@ def check_period(name: str, value: object) -> int:
     return period
 
 
+@describe_neuron
 class RefractoryLIF(Neuron):
     """LIF with an absolute and a relative refractory period.
 
@@ -43,17 +45,9 @@ class RefractoryLIF(Neuron):
     The 2 ms are those of the book's exercises; the rest, which it leaves open, is of usual size.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
         rho: decay of the raised threshold, in (0, 1).
-        pos_threshold: upper threshold; positive.
         strength: by how much a spike raises the threshold; 0 for an absolute period alone.
         period: steps of silence after a spike; 0 for a relative period alone.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
         TypeError, ValueError: ``period`` is not an integer, or negative.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -22,6 +23,7 @@ LARGEST_ANGLE = 3.1415925  # the float32 below pi
 LARGEST_TURN = 1 - 1e-6  # dt times omega, where the derivative of its square root is still finite
 
 
+@describe_neuron
 class RF(Neuron):
     """Resonate-and-fire: a damped oscillation that grows where the input has its frequency.
 
@@ -39,15 +41,9 @@ class RF(Neuron):
     and a damping of 31.8 steps, ``beta = exp(-pi / 100)``.
 
     Args:
-        num_neurons: size of the neuron dimension.
         beta: decay of the oscillation, in (0, 1).
         omega: angle per step, ``2 pi`` over the period in steps; of a size below pi.
         pos_threshold: threshold of the imaginary part; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = RF(1)
@@ -92,6 +88,7 @@ class RF(Neuron):
         return fired, real * (1 - fired), imag * (1 - fired) + pos_threshold * fired
 
 
+@describe_neuron
 class BRF(Neuron):
     """Balanced resonate-and-fire (BRF): an oscillation that neither diverges nor is reset.
 
@@ -112,17 +109,10 @@ class BRF(Neuron):
     ``omega = 2 pi f / 10`` for ``f`` hertz.
 
     Args:
-        num_neurons: size of the neuron dimension.
         omega: angular frequency; of a size below ``1 / dt``, for beyond it nothing is balanced.
         b_offset: damping beyond the boundary, of either sign.
         gamma: decay of the refractory ``q``, in (0, 1).
-        pos_threshold: upper threshold; positive.
         dt: length of a step; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
         ValueError: ``dt`` times ``omega`` is 1 or more.

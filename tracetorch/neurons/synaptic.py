@@ -6,15 +6,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    DEFAULT_SURROGATE,
-    DecaySetup,
-    SpikeFunction,
-    ThresholdSetup,
-)
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, DecaySetup, SpikeFunction, ThresholdSetup
 
 
+@describe_neuron
 class AlphaLIF(Neuron):
     """LIF with a second-order synapse: the alpha function, or a double exponential.
 
@@ -32,16 +29,8 @@ class AlphaLIF(Neuron):
     (``exp(-1/20)``).
 
     Args:
-        num_neurons: size of the neuron dimension.
         alpha_rise: decay of the rise, in (0, 1).
         alpha: decay of the synaptic current, in (0, 1).
-        beta: decay of the membrane, in (0, 1).
-        pos_threshold: upper threshold; positive.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = AlphaLIF(1, alpha_rise=0.5, alpha=0.5)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
+from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     THRESHOLD,
@@ -77,6 +78,7 @@ def all_of(fired: list[Tensor]) -> Tensor:
     return sum(fired[1:], fired[0])
 
 
+@describe_neuron
 class EIF(VoltageNeuron):
     """Exponential integrate-and-fire: the current that makes a spike grows exponentially.
 
@@ -96,20 +98,7 @@ class EIF(VoltageNeuron):
     later, and out of reach of a surrogate at the peak.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
-        v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
-        v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive, at least 1e-6.
-        v_reset: voltage after a spike, in mV.
-        v_peak: voltage at which a spike is counted, in mV.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
-        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
-            often the neuron has fired in the step.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = EIF(1)
@@ -169,6 +158,7 @@ class EIF(VoltageNeuron):
         return all_of(fired), v
 
 
+@describe_neuron
 class QIF(VoltageNeuron):
     """Quadratic integrate-and-fire: below a critical voltage it falls to rest, above it it spikes.
 
@@ -187,19 +177,8 @@ class QIF(VoltageNeuron):
     curvature of 1/15 per mV, there 0.07.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
-        v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
         v_critical: voltage above which it spikes by itself, in mV; above ``v_rest``.
-        v_reset: voltage after a spike, in mV.
-        v_peak: voltage at which a spike is counted, in mV.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
-        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
-            often the neuron has fired in the step.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = QIF(1)
@@ -257,6 +236,7 @@ class QIF(VoltageNeuron):
         return all_of(fired), v
 
 
+@describe_neuron
 class AdEx(VoltageNeuron):
     """Adaptive exponential integrate-and-fire (AdEx): an EIF with an adaptation current.
 
@@ -283,23 +263,10 @@ class AdEx(VoltageNeuron):
     later, and out of reach of a surrogate at the peak.
 
     Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane, in (0, 1).
         rho: decay of the adaptation current, in (0, 1).
         a: how strongly the adaptation follows the voltage.
         b: by how much a spike raises the adaptation, in mV.
-        v_rest: resting voltage, in mV; a number or a tensor of rank 0 or 1.
-        v_t: voltage from which a spike grows, in mV.
-        delta: sharpness of the spike, in mV; positive, at least 1e-6.
-        v_reset: voltage after a spike, in mV.
-        v_peak: voltage at which a spike is counted, in mV.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
-        substeps: equal parts that a step is computed in; at least 1. The output is their sum: how
-            often the neuron has fired in the step.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Example:
         >>> layer = AdEx(1)

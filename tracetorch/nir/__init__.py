@@ -1,14 +1,18 @@
 """Convert models to and from NIR, the exchange format of spiking networks and their chips.
 
-NIR. Time is continuous there, and three things are left open, decided as ``from_nir`` documents: a
-membrane starts at rest, a synapse moves before its membrane, the edge that closes a cycle brings
-the step before, zero at first. A soft reset is such an edge: ``Threshold -> Scale(-beta theta /
-gain) -> LI``. A constant drive is ``Scale(0) -> Threshold(-1) -> Scale(bias)``, not ``v_leak``, for
-simulators differ on where a leaking membrane starts. An exported layer describes itself in its
-metadata, with a digest over the nodes; the reader restores it while the digest is right.
-``torch.fx`` follows the model and our own walk the graph: ``nirtorch`` is not needed. A file is
-measured before anything is taken from it, and its texts are read by hand, for HDF5's library walks
-a damaged heap of them without end.
+NIR describes networks in continuous time and leaves three things open, which ``from_nir`` decides
+and documents: a membrane starts at rest; a synapse is updated before its membrane; an edge that
+closes a cycle carries the output of the step before, zero at the first step. A soft reset is
+written as such an edge, ``Threshold -> Scale(-beta theta / gain) -> LI``. A constant drive is
+written as ``Scale(0) -> Threshold(-1) -> Scale(bias)`` and not as ``v_leak``, because simulators
+differ on where a leaking membrane starts.
+
+The node of an exported layer describes the layer in its metadata, with a digest over the nodes. The
+reader restores the layer if the digest is right, and reads the nodes if it is not.
+
+``torch.fx`` traces ``forward``, and the graph is ordered here: ``nirtorch`` is not needed. What a
+file declares is compared with its size before any of it is read. Its texts are read by code of our
+own, because HDF5's library does not return from a damaged heap of texts.
 """
 
 from tracetorch.nir.read import from_nir

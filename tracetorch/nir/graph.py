@@ -56,14 +56,14 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Graph:
+class NodeGraph:
     """Hold nodes by name, some of them graphs themselves, and the edges between them."""
 
-    nodes: dict[str, Node | Graph] = field(default_factory=dict)
+    nodes: dict[str, Node | NodeGraph] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, name: str, node: Node | Graph, *sources: str) -> str:
+    def add(self, name: str, node: Node | NodeGraph, *sources: str) -> str:
         """Add a node and edges into it from ``sources``; return its name."""
         self.nodes[name] = node
         self.edges.extend((source, name) for source in sources)

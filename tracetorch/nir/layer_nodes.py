@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tracetorch.nir.graph import Graph, Node, Shape, boundary, elementwise
-from tracetorch.nir.layers import describe, neuron_dim, read_values
+from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
+from tracetorch.nir.layer_values import describe, neuron_dim, read_values
 from tracetorch.nir.options import Array, Clock, WriteOptions
 from tracetorch.snn import LeakyIntegrator
 
@@ -14,7 +14,7 @@ _PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
 _USE_EXACT = "Use mode='exact'."
 
 
-def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | Graph:
+def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
     """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
     _check_spikes(layer)
     if any(bool(getattr(layer, f"initial_{name}", torch.zeros(())).any()) for name in layer.states):
@@ -31,7 +31,9 @@ def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> N
     return node
 
 
-def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clock) -> Node | Graph:
+def _exact(
+    layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clock
+) -> Node | NodeGraph:
     """Write the parts of a layer as nodes of their own.
 
     ::
@@ -51,7 +53,7 @@ def _exact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, clock: Clo
     if hard and len(sides) == 2:
         problem = "resets to zero from above and from below, for which NIR has no node"
         raise ValueError(f"{problem}. Use reset='subtract' or reset='none'.")
-    graph = Graph({"input": boundary("Input", shape)})
+    graph = NodeGraph({"input": boundary("Input", shape)})
 
     def leaky(name: str, decay: str, *sources: str) -> str:
         r = 1.0 if getattr(layer, f"{decay}_ema") else 1 / v[decay]

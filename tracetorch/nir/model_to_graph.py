@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, trace_forward
-from tracetorch.nir.graph import LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.graph import LINEAR, Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
 from tracetorch.nir.options import WriteOptions
@@ -23,7 +23,7 @@ _ADDING = (operator.add, torch.add, "add", *IN_PLACE)
 _FLATTENING = (torch.flatten, "flatten")
 
 
-def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> Graph:
+def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> NodeGraph:
     """Convert one time step of ``model``, for inputs like these, without touching states."""
     check_modules(model)
     if isinstance(model, NIRModel):
@@ -58,7 +58,7 @@ class _Converter(fx.Interpreter):
         super().__init__(program)
         self.extra_traceback = False  # which would go into our messages
         self.options, self.title = options, title
-        self.written = Graph()
+        self.written = NodeGraph()
         self.reserved = set(_named(program.graph.output_node().args[0]))
         self.arguments = len(program.graph.find_nodes(op="placeholder"))
         self.called: set[nn.Module] = set()
@@ -157,7 +157,7 @@ class _Converter(fx.Interpreter):
                 raise ValueError("the model must return a tensor, or a tuple or dict of tensors.")
             self.add(name, boundary("Output", value.shape), value.tensor, value)
 
-    def add(self, path: str, node: Node | Graph, tensor: Tensor, *inputs: _Value) -> _Value:
+    def add(self, path: str, node: Node | NodeGraph, tensor: Tensor, *inputs: _Value) -> _Value:
         """Add a node with its input; return its output, a value of the shape of ``tensor``."""
         name = self.written.add(self.unused(_node_name(path)), node)
         for source in [source for value in inputs for source in value.sources]:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.nir.graph import CONV, LINEAR, Graph, Node, Shape, boundary, elementwise
+from tracetorch.nir.graph import CONV, LINEAR, Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.layer_nodes import layer_node
-from tracetorch.nir.layers import neuron_dim, to_array
+from tracetorch.nir.layer_values import neuron_dim, to_array
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
@@ -45,7 +45,7 @@ _HINTS: Mapping[type[nn.Module], str] = {
 }
 
 
-def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | Graph:
+def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | NodeGraph:
     """Return the node, or the graph, that computes what ``module`` does for samples of ``shape``.
 
     Types are compared exactly, for a subclass may compute anything. Where NIR has nothing for the
@@ -74,7 +74,7 @@ def _computes_as_declared(kind: type) -> bool:
     return all(getattr(kind, name) is getattr(LeakyIntegrator, name) for name in methods)
 
 
-def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> Graph:
+def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> NodeGraph:
     if options.mode == "compact":
         problem = "feeds its output back, which peers read in ways of their own. Use mode='exact'."
         raise ValueError(f"{title} {problem}")
@@ -85,7 +85,7 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
     if output_shape(back, shape) != shape:
         got = list(output_shape(back, shape))
         raise ValueError(f"{title} needs a connection that keeps {list(shape)}, got {got}.")
-    graph = Graph({"input": boundary("Input", shape)})
+    graph = NodeGraph({"input": boundary("Input", shape)})
     sources = ["input"]
     # The edge back comes a step late, and brings no bias at the first: give that another way in.
     bias = back.arrays.get("bias")
@@ -102,22 +102,22 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
     return graph
 
 
-def _reshaped(node: Node | Graph, shape: Shape) -> Node | Graph:
+def _reshaped(node: Node | NodeGraph, shape: Shape) -> Node | NodeGraph:
     """Return nodes that work element by element, for samples of another shape."""
-    if isinstance(node, Graph):
+    if isinstance(node, NodeGraph):
         parts = {name: _reshaped(part, shape) for name, part in node.nodes.items()}
-        return Graph(parts, node.edges)
+        return NodeGraph(parts, node.edges)
     arrays = {name: value.reshape(shape) for name, value in node.arrays.items()}
     return Node(node.kind, arrays, dict.fromkeys(node.settings, shape))
 
 
-def model_graph(model: NIRModel, options: WriteOptions) -> Graph:
+def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
     """Return the graph that a model was read from, with the parameters it has now."""
-    graph, wiring = Graph(), model.wiring
+    graph, wiring = NodeGraph(), model.wiring
     for name in wiring.order:
         shape, module = wiring.input_shape(name), model.nodes[model.keys[name]]
         if name in wiring.inputs or name in wiring.outputs:
-            node: Node | Graph = boundary("Input" if name in wiring.inputs else "Output", shape)
+            node: Node | NodeGraph = boundary("Input" if name in wiring.inputs else "Output", shape)
         elif type(module) is nn.Identity:  # the ends of a graph inside another one
             node = elementwise("Scale", shape, scale=1.0)
         else:

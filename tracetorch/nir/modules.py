@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.functional import atan_surrogate
 from tracetorch.nir.graph import Node, Shape, elementwise
-from tracetorch.nir.layers import read_values, to_array, write_values
+from tracetorch.nir.layer_values import read_values, to_array, write_values
 from tracetorch.nir.options import Array, Reset, WriteOptions
 from tracetorch.snn import Neuron
 

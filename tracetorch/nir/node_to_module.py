@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch import snn
 from tracetorch.nir.graph import LAYER, Node, Shape, naming
-from tracetorch.nir.layers import make_layer
+from tracetorch.nir.layer_values import make_layer
 from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import Array, Clock, Reset
 from tracetorch.nir.shapes import flattened_dims

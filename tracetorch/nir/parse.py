@@ -1,4 +1,4 @@
-"""Parse NIR's dictionaries, whose content is not trusted, into a checked :class:`Graph`."""
+"""Parse NIR's dictionaries, whose content is not trusted, into a checked :class:`NodeGraph`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracetorch.core.walk import join_path
-from tracetorch.nir.graph import KINDS, OPTIONAL, Graph, Node, naming
+from tracetorch.nir.graph import KINDS, OPTIONAL, Node, NodeGraph, naming
 
 _MAX_DEPTH = 32  # graphs in graphs; a hostile file could nest them without end
 _MAX_SIZE = 2**31 - 1  # of a dimension, a stride, a whole sample
@@ -24,7 +24,7 @@ _LIMITS = {
 _POSITIVE = ("tau", "tau_mem", "tau_syn")
 
 
-def parse(dictionary: Any, path: str = "", depth: int = 0) -> Graph:
+def parse(dictionary: Any, path: str = "", depth: int = 0) -> NodeGraph:
     """Check what ``nir.NIRGraph.to_dict`` gives; ``path`` is its name inside ``depth`` graphs."""
     title = f"graph {path!r}" if path else "the graph"
     if depth > _MAX_DEPTH:
@@ -35,7 +35,7 @@ def parse(dictionary: Any, path: str = "", depth: int = 0) -> Graph:
     parts = dictionary.get("nodes")
     if not isinstance(parts, Mapping) or not parts:
         raise ValueError(f"{title} has no nodes.")
-    graph = Graph(metadata=_metadata(dictionary))
+    graph = NodeGraph(metadata=_metadata(dictionary))
     for name, part in parts.items():
         full = join_path(path, name)
         if not isinstance(name, str) or not name:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Graph, Node, naming
+from tracetorch.nir.graph import Node, NodeGraph, naming
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.node_to_module import MAX_DELAY, module_of
 from tracetorch.nir.options import Clock, Discretization, Reset
@@ -20,11 +20,7 @@ from tracetorch.snn import Delay, TTModule
 
 
 def from_nir(
-    graph: Any,
-    *,
-    dt: float,
-    reset: Reset = "zero",
-    discretization: Discretization = "euler",
+    graph: Any, *, dt: float, reset: Reset = "zero", discretization: Discretization = "euler"
 ) -> TTModule:
     """Make the model that a NIR graph describes, one call per time step.
 
@@ -102,7 +98,7 @@ def _dictionary(graph: Any) -> Any:
     raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
-def _check_clock(graph: Graph, clock: Clock) -> None:
+def _check_clock(graph: NodeGraph, clock: Clock) -> None:
     # The feedback of a soft reset holds for one dt; a compact graph may be read at another.
     fixed = {"exact": ("dt", "discretization"), "compact": ("discretization",)}
     for name in fixed.get(str(graph.metadata.get("mode")), ()):
@@ -125,7 +121,7 @@ def _check_range(module: nn.Module, dtype: torch.dtype) -> None:
             )
 
 
-def _dtype(graph: Graph, nodes: Iterable[Node]) -> torch.dtype:
+def _dtype(graph: NodeGraph, nodes: Iterable[Node]) -> torch.dtype:
     names = {str(graph.metadata.get("dtype"))}
     if names not in ({"float32"}, {"float64"}):
         names = {array.dtype.name for node in nodes for array in node.arrays.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from tracetorch.core.convolution import output_size
 from tracetorch.nir.graph import LAYER, Node, Shape
 
 
@@ -67,12 +68,11 @@ def _pool(node: Node, shape: Shape) -> Shape:
 
 
 def _windows(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
-    """PyTorch's sizes: ``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``."""
-    each = zip(sizes, kernel, padding, dilation, strict=True)
-    rooms = [n + 2 * p - d * (k - 1) - 1 for n, k, p, d in each]
-    if min(rooms) < 0:
+    each = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    outputs = tuple(output_size(*options) for options in each)
+    if min(outputs) < 1:
         raise ValueError(f"a kernel of {list(kernel)} does not fit an input of {list(sizes)}.")
-    return tuple(room // s + 1 for room, s in zip(rooms, stride, strict=True))
+    return outputs
 
 
 def _flatten(node: Node, shape: Shape) -> Shape:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracetorch.nir.graph import LINEAR, Graph, Node
-from tracetorch.nir.layers import to_array
+from tracetorch.nir.graph import LINEAR, Node, NodeGraph
+from tracetorch.nir.layer_values import to_array
 
 
 def norm_affine(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -39,7 +39,7 @@ def fold_norm(node: Node, scale: NDArray[Any], shift: NDArray[Any]) -> Node:
     return replace(node, kind=kind, arrays={"weight": weight, "bias": bias.astype(weight.dtype)})
 
 
-def fold_thresholds(graph: Graph) -> Graph:
+def fold_thresholds(graph: NodeGraph) -> NodeGraph:
     """Return a graph with the same spikes and one threshold per LIF or CubaLIF where possible.
 
     A neuron that is zero at rest and at reset fires alike if its input and its threshold grow by

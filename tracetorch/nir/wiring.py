@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tracetorch.nir.graph import LAYER, MEMBRANES, Graph, Node, Shape, naming
-from tracetorch.nir.layers import restored
+from tracetorch.nir.graph import LAYER, MEMBRANES, Node, NodeGraph, Shape, naming
+from tracetorch.nir.layer_values import restored
 from tracetorch.nir.options import Clock
 from tracetorch.nir.shapes import output_shape
 
@@ -37,7 +37,7 @@ class Wiring:
         return self.shapes[self.now[name][0] if self.now[name] else name]
 
 
-def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
+def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     """Flatten, order and check a graph; nodes that lead to no Output are left out.
 
     An edge is late if it closes a cycle: walked depth first from the Inputs, in the order of the
@@ -78,7 +78,7 @@ def wire(graph: Graph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     return {name: nodes[name] for name in wiring.order}, wiring
 
 
-def _ordered_inputs(graph: Graph) -> list[str]:
+def _ordered_inputs(graph: NodeGraph) -> list[str]:
     # as forward took them, where the metadata say so; by name otherwise
     inputs = sorted(graph.names("Input"))
     try:
@@ -88,7 +88,7 @@ def _ordered_inputs(graph: Graph) -> list[str]:
     return order if sorted(order) == inputs else inputs
 
 
-def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
+def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
     """Return all nodes, inner ones as ``outer.inner``, and edges; our own layers stay whole."""
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
@@ -97,7 +97,7 @@ def _flat(graph: Graph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node]
     leave = dict(enter)
     for name, full in list(enter.items()):
         node = restored(graph.nodes[name], clock) or graph.nodes[name]
-        if isinstance(node, Graph):
+        if isinstance(node, NodeGraph):
             inputs, outputs = node.names("Input"), node.names("Output")
             if len(inputs) != 1 or len(outputs) != 1:
                 raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Graph, Node
+from tracetorch.nir.graph import Node, NodeGraph
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.model_to_graph import graph_of
 from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
@@ -166,10 +166,10 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
 
-def _dictionary(node: Node | Graph) -> dict[str, Any]:
+def _dictionary(node: Node | NodeGraph) -> dict[str, Any]:
     """Return the dictionary that NIR makes of a node, and a node of."""
     metadata = dict(node.metadata)
-    if isinstance(node, Graph):
+    if isinstance(node, NodeGraph):
         nodes = {name: _dictionary(part) for name, part in node.nodes.items()}
         graph = {"nodes": nodes, "edges": list(node.edges), "metadata": metadata}
         return {"type": "NIRGraph", "type_check": False, **graph}

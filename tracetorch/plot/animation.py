@@ -68,7 +68,6 @@ def animate_events(
         >>> film = animate_events(torch.rand(3, 1, 2, 8, 8))
         >>> film.to_jshtml().count("data:image/png;base64")
         3
-
     """
     # all frames at once: the colour scale is that of the whole recording
     images = _to_rgb(_select_frames(frames, sample))
@@ -126,7 +125,6 @@ def save_animation(
         ...     save_animation(torch.rand(3, 1, 2, 8, 8), f"{folder}/events.gif")
         ...     Path(folder, "events.gif").read_bytes()[:6]
         b'GIF89a'
-
     """
     target = Path(path)
     suffix = target.suffix.lower()

@@ -54,7 +54,6 @@ def distributions(
         ['beta', 'threshold']
 
     Reference: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
-
     """
     if isinstance(layers, Mapping):
         labelled = dict(layers)

@@ -18,10 +18,7 @@ NOT_FINITE_COLOUR = "#ff2d2d"
 
 
 def gradient_flow(
-    gradients: Mapping[str, Tensor],
-    *,
-    title: str | None = None,
-    ax: Axes | None = None,
+    gradients: Mapping[str, Tensor], *, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a heat map of gradient norms: layers from top to bottom, time from left to right.
 
@@ -48,7 +45,6 @@ def gradient_flow(
         >>> ax = gradient_flow(dict(zip(seen, slopes)))
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['1.output', '3.output']
-
     """
     if not isinstance(gradients, Mapping):
         raise TypeError(

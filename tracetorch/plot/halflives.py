@@ -56,7 +56,6 @@ def halflives(
         >>> ax = halflives(before, net)
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['0.beta', '1.beta']
-
     """
     first = _halflives("before", before)
     second = None if after is None else _halflives("after", after)

@@ -10,28 +10,29 @@ SHARED = Path(__file__).parent / "page"
 
 
 def html_page(folder: Path, title: str, data: str) -> str:
-    """Fill ``<name>.html`` of the folder ``<name>`` with style, data and script.
+    """Fill the page that all pages share with contents, style and script of a folder, and data.
 
-    Head, style and script are those of the folder, behind those that all pages share.
+    Style and script are those of the folder, behind those that all pages share.
 
     Args:
-        folder: with a page, a style and a script of its own name.
+        folder: with contents, a style and a script of its own name.
         title: of the page, as plain text.
         data: the elements that hold the data, as HTML.
     """
     template = folder / folder.name
-    page, style, script = (
-        "".join(part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template))
+    (page, contents), style, script = (
+        [part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template)]
         for kind in (".html", ".css", ".js")
     )
-    contents = {
+    filling = {
         "{{title}}": html.escape(title),
-        "{{style}}": style,
+        "{{style}}": "".join(style),
+        "{{contents}}": contents.rstrip(),
         "{{data}}": data,
-        "{{script}}": script,
+        "{{script}}": "".join(script),
     }
     pieces: list[str] = []
-    for placeholder, content in contents.items():
+    for placeholder, content in filling.items():
         # in the order of the page, so that inserted content is never searched for placeholders
         before, page = page.split(placeholder)
         pieces += [before, content]

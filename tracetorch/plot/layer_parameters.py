@@ -30,7 +30,6 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
         >>> net = nn.Sequential(nn.Linear(2, 3), SLIF(3, alpha=0.5, beta=0.9))
         >>> decays(net)
         {'1.alpha': tensor([0.5000, 0.5000, 0.5000]), '1.beta': tensor([0.9000, 0.9000, 0.9000])}
-
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"decays takes an nn.Module, got {type(model).__name__}.")

@@ -40,7 +40,6 @@ def line_graph(
         >>> ax = line_graph([0.9, torch.tensor(0.5), 0.4], "loss", "training")
         >>> ax.lines[0].get_ydata().tolist()
         [0.9, 0.5, 0.4]
-
     """
     values = flat_numbers("line_graph", list_of_values)
     if not len(values):

@@ -42,7 +42,6 @@ class MeasurementManager:
         [1.0, 2.0]
         >>> losses.plot().get_ylabel()
         'loss'
-
     """
 
     title: str

@@ -52,7 +52,6 @@ def raster(
         >>> ax = raster(x)
         >>> ax.get_xlabel(), ax.collections[0].get_segments()[0].tolist()
         ('time step', [[2.0, 0.6], [2.0, 1.4]])
-
     """
     layers = check_recording("raster", spikes)
     if limit is not None:

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def rate_histogram(
-    spikes: Recorded,
-    *,
-    bins: int = 30,
-    title: str | None = None,
-    ax: Axes | None = None,
+    spikes: Recorded, *, bins: int = 30, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a histogram of firing rates, in spikes per step over all steps and samples.
 
@@ -46,7 +42,6 @@ def rate_histogram(
         >>> ax = rate_histogram(x, bins=2)
         >>> ax.patches[0].get_data().values.tolist()
         [50.0, 50.0]
-
     """
     layers = check_recording("rate_histogram", spikes)
     bins = check_count("rate_histogram: bins", bins)
@@ -80,11 +75,7 @@ def rate_histogram(
 
 
 def rate_map(
-    spikes: Recorded,
-    *,
-    window: int = 1,
-    title: str | None = None,
-    ax: Axes | None = None,
+    spikes: Recorded, *, window: int = 1, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw a heat map of firing rates: neurons from top to bottom, time from left to right.
 
@@ -111,7 +102,6 @@ def rate_map(
         >>> ax = rate_map(x, window=2)
         >>> ax.collections[0].get_array().ravel().tolist()
         [0.5, 1.0]
-
     """
     layers = check_recording("rate_map", spikes)
     window = check_count("rate_map: window", window)

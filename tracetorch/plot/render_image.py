@@ -47,7 +47,6 @@ def render_image(
     Example:
         >>> render_image(torch.rand(1, 28, 28)).images[0].get_array().shape
         (28, 28)
-
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"render_image takes a tensor, got {type(tensor).__name__}.")

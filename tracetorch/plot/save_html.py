@@ -16,11 +16,7 @@ MAX_BLOCK_LENGTH = 2**29 - 2**16  # characters of a JavaScript string in Chromiu
 
 
 def save_html(
-    recording: Recorded,
-    path: str | Path,
-    *,
-    title: str = "Recorded run",
-    batched: bool = True,
+    recording: Recorded, path: str | Path, *, title: str = "Recorded run", batched: bool = True
 ) -> None:
     """Write a recording as one self-contained HTML file: no server, no network.
 
@@ -55,7 +51,6 @@ def save_html(
         ...     save_html(seen, f"{folder}/run.html")
         ...     print(Path(folder, "run.html").read_text()[:15])
         <!doctype html>
-
     """
     check_flag("save_html: batched", batched)
     if not isinstance(title, str):

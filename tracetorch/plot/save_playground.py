@@ -49,7 +49,6 @@ def save_playground(
         ...     save_playground(LIF(1, beta=0.8), f"{folder}/lif.html")
         ...     print(Path(folder, "lif.html").read_text()[:15])
         <!doctype html>
-
     """
     if not isinstance(title, str):
         raise TypeError(f"save_playground: title must be a string, got {type(title).__name__}.")

@@ -50,7 +50,6 @@ def spike_train(
         >>> ax = spike_train([torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.5])])
         >>> ax.images[0].get_array().tolist()
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
-
     """
     rows = [flat_numbers("spike_train", row) for row in list_of_tensors]
     lengths = sorted({len(row) for row in rows})

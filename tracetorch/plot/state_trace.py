@@ -66,7 +66,6 @@ def state_trace(
         >>> ax = state_trace({"0.mem": mem}, neurons=1, thresholds=layer)
         >>> [line.get_label() for line in ax.lines][:2]
         ['0.mem', 'threshold']
-
     """
     layers = check_recording("state_trace", states)
     traces = {path: select_sample("state_trace", path, v, sample) for path, v in layers.items()}

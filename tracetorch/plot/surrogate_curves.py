@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from tracetorch.core.checks import check_number
+from tracetorch.core.checks import check_positive
 from tracetorch.functional.surrogates import SURROGATES
 from tracetorch.plot.axes import COLOURS, FAINT, add_legend, get_axes, set_title
 from tracetorch.plot.recorded import to_numpy
@@ -48,7 +48,6 @@ def surrogate_curves(
         >>> line = surrogate_curves(atan_surrogate(2.0)).lines[0]
         >>> line.get_label(), round(float(line.get_ydata().max()), 3)
         ('atan_surrogate(alpha=2.0)', 1.0)
-
     """
     if surrogates is None:
         surrogates = SURROGATES
@@ -59,9 +58,8 @@ def surrogate_curves(
         labelled = [(_label(spike), spike) for spike in several]
     if not labelled:
         raise ValueError("surrogate_curves: there are no surrogates. Leave them out for all.")
-    if not 0 < check_number("surrogate_curves: reach", reach) < float("inf"):
-        raise ValueError(f"surrogate_curves: reach must be positive, got {reach}.")
-    u = torch.linspace(-float(reach), float(reach), NUM_POINTS, dtype=torch.float64)
+    reach = check_positive("surrogate_curves: reach", reach)
+    u = torch.linspace(-reach, reach, NUM_POINTS, dtype=torch.float64)
     # computed before the axes exist, so that a surrogate that fails leaves nothing drawn
     curves = [(label, to_numpy(_derivative(label, spike, u))) for label, spike in labelled]
 

@@ -1,13 +1,14 @@
 """``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step.
 
-Norms and dropout over time. By layer a plain batch norm sees ``[T * B, ...]``, so threshold-
-dependent batch norm is a weight, set by ``tt.init.tdbn_``; which neurons a norm drives is followed
-by gradients in one step, for a call order cannot tell branches apart. ``snn.BatchNormThroughTime``
-and ``snn.LockedDropout`` are neuron layers without a ``step``, as delays are. The position of a
-norm is a state with one value per sample (``state_kind``), never a number of Python's, so
-that exports and ``torch.compile`` follow it. In training it normalises step by step, by layer too:
-cuts change no bit. Its values lie in a subclass of PyTorch's norm, whose running statistics every
-room already lets change.
+By layer a plain batch norm sees ``[T * B, ...]``, the statistics of all steps. So the threshold-
+dependent batch norm is a plain one whose weight ``tt.init.tdbn_`` sets; it finds the neurons that a
+norm drives by gradients in one step, because the order of calls cannot tell branches apart.
+
+``BatchNormThroughTime`` and ``LockedDropout`` are sequence layers without a ``step``, as delays
+are. The step at which a norm stands is a state with one value per sample and not a Python number,
+so that exports and ``torch.compile`` follow it. In training the norm normalises one step after the
+other, by layer too, so that cutting a sequence changes no bit. Its values are kept in a subclass of
+PyTorch's batch norm, whose running statistics a pass may change.
 """
 
 from __future__ import annotations
@@ -20,12 +21,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.cell import StateKind
-from tracetorch.core.checks import (
-    check_count,
-    check_flag,
-    check_nonnegative,
-    check_share,
-)
+from tracetorch.core.checks import check_count, check_flag, check_nonnegative, check_share
 from tracetorch.core.torch_private import BatchNorm, assert_async, functorch_active
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -145,12 +141,7 @@ class BatchNormThroughTime(SequenceLayer):
         return (self.training and self.norm.training) or self.norm.running_mean is None
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front.
-        """
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         dtype = super().check_input(x, sequence=sequence)
         shape = cast(Tensor, x).shape[sequence:]
         if self.dim in (0, -len(shape)):
@@ -176,12 +167,7 @@ class BatchNormThroughTime(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]``, in training one after the other.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"position"``, where its trajectory is wanted too.
-        """
+        """Run all the steps of ``x`` ``[T, ...]``, in training one after the other."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         y, positions = self._run(x, dtype)

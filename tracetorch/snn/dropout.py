@@ -69,14 +69,7 @@ class LockedDropout(SequenceLayer):
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Draw a mask.
-
-        Args:
-            name: of the state.
-            shape: of the tensor of one step.
-            dtype: of the arithmetic.
-            device: of the input.
-        """
+        """Draw a mask."""
         return F.dropout(torch.ones(shape, dtype=dtype, device=device), check_share("p", self.p))
 
     def forward_step(self, x: Tensor) -> Tensor:
@@ -87,12 +80,7 @@ class LockedDropout(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]`` at once.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"mask"``, where its trajectory is wanted too; there is none in evaluation.
-        """
+        """Run all the steps of ``x`` ``[T, ...]`` at once."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         if not self.training:

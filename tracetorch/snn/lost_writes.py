@@ -55,7 +55,6 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
         layer: that computed the value.
         name: of the parameter.
         value: that is handed out.
-
     """
     if torch.compiler.is_compiling():
         return

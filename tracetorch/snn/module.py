@@ -33,7 +33,6 @@ class TTModule(TraversedModule):
         True
         >>> net.get_param_count()
         12
-
     """
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
@@ -48,7 +47,6 @@ class TTModule(TraversedModule):
                 model does not take ``where``.
             ValueError: the mask does not fit the batch of a layer, or dimension 0 of a layer holds
                 its neurons. Nothing has been changed then.
-
         """
         traverse(self, "zero_states", where)
 
@@ -96,7 +94,6 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
         >>> zero_states(net)
         >>> net[1].mem is None
         True
-
     """
     check_module(module)
     if isinstance(module, TTModule):
@@ -120,7 +117,6 @@ def detach_states(module: nn.Module) -> None:
         >>> detach_states(net)
         >>> net[1].mem.requires_grad
         False
-
     """
     check_module(module)
     if isinstance(module, TTModule):

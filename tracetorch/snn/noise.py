@@ -1,14 +1,16 @@
 """``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated.
 
-Several inputs, and noise. The inputs of a step are a tuple from ``Neuron.forward`` to the kernels,
-``x`` first, in whose memory order the others are read; each has strides of its own, so what is
-expanded is not copied. Prepared sequences, compiled single steps and the recurrent loop take one
-input; other layers go the general way. A ``step`` draws no random numbers: noise is an input that a
-module of the layer computes, ``snn.Noise``, by its own call, so that a pass by layer, a record and
-a check see it as any layer. Its numbers come from a counter, the state ``position``, an int64
-(``state_kind``) with a value per neuron, so that masks, cuts, copies and segments need no rule of
-their own. They are made before the loop and not inside it: then gradients, exports and every
-printer know nothing of randomness, for the memory of one more input.
+A ``step`` draws no random numbers. Noise is a further input of the step: the layer holds a module
+``snn.Noise``, and calls it, so that a pass by layer, a recording and a check treat it as any layer.
+Its numbers are a function of a counter, the state ``position``, an int64 with a value per neuron,
+so that masks, cuts, copies and segments need no rule of their own. The numbers are made before the
+loop over time and not inside of it. That takes the memory of one more input, and lets gradients,
+exports and printers know nothing of randomness.
+
+The inputs of a step are a tuple all the way from ``Neuron.forward`` to the kernels. ``x`` comes
+first, and the others are read in its memory order; each has strides of its own, so that an expanded
+tensor is not copied. Prepared sequences, compiled single steps and the recurrent loop take one
+input alone; a layer with several runs the general way.
 """
 
 from __future__ import annotations
@@ -140,12 +142,7 @@ class Noise(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw the numbers of all the steps of ``x`` ``[T, ...]``.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"position"``, where its trajectory is wanted too.
-        """
+        """Draw the numbers of all the steps of ``x`` ``[T, ...]``."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         if len(x) == 0:

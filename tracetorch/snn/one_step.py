@@ -34,7 +34,6 @@ def is_one_step(layer: nn.Module, x: Tensor) -> bool | None:
     Args:
         layer: that is called.
         x: its input.
-
     """
     outermost, given = layer, x
     uncertain = by_package = False

@@ -55,7 +55,6 @@ def param_groups(
         >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
         [('weights', 2, 0.01), ('neurons', 2, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
-
     """
     check_module(model)
     check_nonnegative("weight_decay", weight_decay)

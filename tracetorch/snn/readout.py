@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import Decay, Rank, Value, Weight
 
 
+@describe_wrapper
 class Readout(LeakyIntegrator):
     """Leaky average without spikes: the output is the membrane.
 
@@ -15,19 +17,6 @@ class Readout(LeakyIntegrator):
 
         mem = beta * mem + (1 - beta) * x
         output = mem
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank: 0 for one value in the layer, 1 for one per neuron.
-        learn_beta: whether the optimizer may move it.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = Readout(2)
@@ -43,13 +32,10 @@ class Readout(LeakyIntegrator):
         beta_rank: Rank = 1,
         learn_beta: bool = True,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, True),
-        )
+        super().__init__(num_neurons, dim, beta_setup=Decay(beta, beta_rank, learn_beta, True))
 
 
+@describe_wrapper
 class SReadout(LeakyIntegrator):
     """Readout with a synaptic trace. A smoother average, of two time constants.
 
@@ -58,22 +44,6 @@ class SReadout(LeakyIntegrator):
         syn = alpha * syn + (1 - alpha) * x
         mem = beta * mem + (1 - beta) * syn
         output = mem
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank: 0 for one value in the layer, 1 for one per neuron.
-        alpha_ema: scale the inflow by ``1 - decay`` (exponential moving average); the equations
-            above show the default.
-        learn_alpha, learn_beta: whether the optimizer may move it.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = SReadout(2)
@@ -101,6 +71,7 @@ class SReadout(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class RReadout(LeakyIntegrator):
     """Readout with recurrence: its output returns to its input.
 
@@ -112,25 +83,6 @@ class RReadout(LeakyIntegrator):
         mem = beta * mem + (1 - beta) * (x + rec_weight * rec + bias)
         output = mem
         prev_output = output
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank, gamma_rank, rec_weight_rank, bias_rank: 0 for one value in the layer, 1 for one
-            per neuron.
-        gamma_ema: scale the inflow by ``1 - decay`` (exponential moving average); the equations
-            above show the default.
-        learn_beta, learn_gamma, learn_rec_weight, learn_bias: whether the optimizer may move it.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = RReadout(2)
@@ -166,6 +118,7 @@ class RReadout(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class SRReadout(LeakyIntegrator):
     """Readout with a synaptic trace and recurrence.
 
@@ -178,27 +131,6 @@ class SRReadout(LeakyIntegrator):
         mem = beta * mem + (1 - beta) * (syn + rec_weight * rec + bias)
         output = mem
         prev_output = output
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank, gamma_rank, rec_weight_rank, bias_rank: 0 for one value in the
-            layer, 1 for one per neuron.
-        alpha_ema, gamma_ema: scale the inflow by ``1 - decay`` (exponential moving average); the
-            equations above show the default.
-        learn_alpha, learn_beta, learn_gamma, learn_rec_weight, learn_bias: whether the optimizer
-            may move it.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = SRReadout(2)

@@ -153,7 +153,6 @@ class SequenceLayer(StatefulLayer):
                 is ``None``, for the layer lacks this part.
             check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
                 or raises; a function of a module, so that layers can be pickled.
-
         """
         self._check_name(name)
         if check is not None:

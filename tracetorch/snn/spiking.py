@@ -6,6 +6,7 @@ interface. One test holds the twelve signatures to one grammar.
 
 from __future__ import annotations
 
+from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator, Reset
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -18,6 +19,7 @@ from tracetorch.snn.parameters import (
 )
 
 
+@describe_wrapper
 class LIF(LeakyIntegrator):
     """Leaky integrate-and-fire. The plain choice: start here.
 
@@ -25,25 +27,6 @@ class LIF(LeakyIntegrator):
 
         mem = beta * mem + x
         output = H(mem - pos_threshold);  mem = mem - output * pos_threshold
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank, pos_threshold_rank: 0 for one value in the layer, 1 for one per neuron.
-        beta_ema: scale the inflow by ``1 - decay`` (exponential moving average); the equations
-            above show the default.
-        learn_beta, learn_pos_threshold: whether the optimizer may move it.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = LIF(2)
@@ -79,6 +62,7 @@ class LIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class BLIF(LeakyIntegrator):
     """Bipolar LIF: spikes of both signs.
 
@@ -92,31 +76,6 @@ class BLIF(LeakyIntegrator):
         output = pos_scale * p + neg_scale * n
 
     with a negative ``neg_threshold`` of which the argument gives the magnitude.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        neg_threshold: magnitude of the lower threshold; a number or a tensor of rank 0 or 1.
-        pos_scale: size of an upward spike; a number or a tensor of rank 0 or 1.
-        neg_scale: size of a downward spike; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank, pos_threshold_rank, neg_threshold_rank, pos_scale_rank, neg_scale_rank: 0 for
-            one value in the layer, 1 for one per neuron.
-        beta_ema: scale the inflow by ``1 - decay`` (exponential moving average); the equations
-            above show the default.
-        learn_beta, learn_pos_threshold, learn_neg_threshold, learn_pos_scale, learn_neg_scale:
-            whether the optimizer may move it.
-        pos_surrogate_derivative, neg_surrogate_derivative: the spike function of each threshold,
-            ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = BLIF(2)
@@ -167,6 +126,7 @@ class BLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class SLIF(LeakyIntegrator):
     """LIF with a synaptic trace before the membrane.
 
@@ -177,27 +137,6 @@ class SLIF(LeakyIntegrator):
         syn = alpha * syn + (1 - alpha) * x
         mem = beta * mem + syn
         output = H(mem - pos_threshold);  mem = mem - output * pos_threshold
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank, pos_threshold_rank: 0 for one value in the layer, 1 for one per
-            neuron.
-        alpha_ema, beta_ema: scale the inflow by ``1 - decay`` (exponential moving average); the
-            equations above show the default.
-        learn_alpha, learn_beta, learn_pos_threshold: whether the optimizer may move it.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = SLIF(2)
@@ -238,6 +177,7 @@ class SLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class RLIF(LeakyIntegrator):
     """LIF with recurrence: its output returns to its input.
 
@@ -249,30 +189,6 @@ class RLIF(LeakyIntegrator):
         mem = beta * mem + x + rec_weight * rec + bias
         output = H(mem - pos_threshold);  mem = mem - output * pos_threshold
         prev_output = output
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank, gamma_rank, pos_threshold_rank, rec_weight_rank, bias_rank: 0 for one value in
-            the layer, 1 for one per neuron.
-        beta_ema, gamma_ema: scale the inflow by ``1 - decay`` (exponential moving average); the
-            equations above show the default.
-        learn_beta, learn_gamma, learn_pos_threshold, learn_rec_weight, learn_bias: whether the
-            optimizer may move it.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = RLIF(2)
@@ -321,6 +237,7 @@ class RLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class BSLIF(LeakyIntegrator):
     """Bipolar LIF with a synaptic trace. BLIF and SLIF in one.
 
@@ -333,32 +250,6 @@ class BSLIF(LeakyIntegrator):
         output = pos_scale * p + neg_scale * n
 
     with a negative ``neg_threshold`` of which the argument gives the magnitude.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        neg_threshold: magnitude of the lower threshold; a number or a tensor of rank 0 or 1.
-        pos_scale: size of an upward spike; a number or a tensor of rank 0 or 1.
-        neg_scale: size of a downward spike; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank, pos_threshold_rank, neg_threshold_rank, pos_scale_rank,
-            neg_scale_rank: 0 for one value in the layer, 1 for one per neuron.
-        alpha_ema, beta_ema: scale the inflow by ``1 - decay`` (exponential moving average); the
-            equations above show the default.
-        learn_alpha, learn_beta, learn_pos_threshold, learn_neg_threshold, learn_pos_scale,
-            learn_neg_scale: whether the optimizer may move it.
-        pos_surrogate_derivative, neg_surrogate_derivative: the spike function of each threshold,
-            ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = BSLIF(2)
@@ -414,6 +305,7 @@ class BSLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class BRLIF(LeakyIntegrator):
     """Bipolar LIF with recurrence: its output returns to its input. BLIF and RLIF in one.
 
@@ -427,35 +319,6 @@ class BRLIF(LeakyIntegrator):
         prev_output = output
 
     with a negative ``neg_threshold`` of which the argument gives the magnitude.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        neg_threshold: magnitude of the lower threshold; a number or a tensor of rank 0 or 1.
-        pos_scale: size of an upward spike; a number or a tensor of rank 0 or 1.
-        neg_scale: size of a downward spike; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        beta_rank, gamma_rank, pos_threshold_rank, neg_threshold_rank, pos_scale_rank,
-            neg_scale_rank, rec_weight_rank, bias_rank: 0 for one value in the layer, 1 for one
-            per neuron.
-        beta_ema, gamma_ema: scale the inflow by ``1 - decay`` (exponential moving average); the
-            equations above show the default.
-        learn_beta, learn_gamma, learn_pos_threshold, learn_neg_threshold, learn_pos_scale,
-            learn_neg_scale, learn_rec_weight, learn_bias: whether the optimizer may move it.
-        pos_surrogate_derivative, neg_surrogate_derivative: the spike function of each threshold,
-            ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = BRLIF(2)
@@ -519,6 +382,7 @@ class BRLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class SRLIF(LeakyIntegrator):
     """LIF with a synaptic trace and recurrence. SLIF and RLIF in one.
 
@@ -529,31 +393,6 @@ class SRLIF(LeakyIntegrator):
         mem = beta * mem + syn + rec_weight * rec + bias
         output = H(mem - pos_threshold);  mem = mem - output * pos_threshold
         prev_output = output
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank, gamma_rank, pos_threshold_rank, rec_weight_rank, bias_rank: 0 for
-            one value in the layer, 1 for one per neuron.
-        alpha_ema, beta_ema, gamma_ema: scale the inflow by ``1 - decay`` (exponential moving
-            average); the equations above show the default.
-        learn_alpha, learn_beta, learn_gamma, learn_pos_threshold, learn_rec_weight, learn_bias:
-            whether the optimizer may move it.
-        surrogate_derivative: the spike function, ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = SRLIF(2)
@@ -607,6 +446,7 @@ class SRLIF(LeakyIntegrator):
         )
 
 
+@describe_wrapper
 class BSRLIF(LeakyIntegrator):
     """Bipolar LIF with a synaptic trace and recurrence.
 
@@ -623,37 +463,6 @@ class BSRLIF(LeakyIntegrator):
         prev_output = output
 
     with a negative ``neg_threshold`` of which the argument gives the magnitude.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        alpha: decay of the synaptic trace; a number or a tensor of rank 0 or 1.
-        beta: decay of the membrane; a number or a tensor of rank 0 or 1.
-        gamma: decay of the recurrent trace; a number or a tensor of rank 0 or 1.
-        pos_threshold: upper threshold; a number or a tensor of rank 0 or 1.
-        neg_threshold: magnitude of the lower threshold; a number or a tensor of rank 0 or 1.
-        pos_scale: size of an upward spike; a number or a tensor of rank 0 or 1.
-        neg_scale: size of a downward spike; a number or a tensor of rank 0 or 1.
-        rec_weight: weight of the recurrent trace in the drive; a number or a tensor of rank 0 or 1.
-        bias: constant drive; a number or a tensor of rank 0 or 1.
-        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        alpha_rank, beta_rank, gamma_rank, pos_threshold_rank, neg_threshold_rank, pos_scale_rank,
-            neg_scale_rank, rec_weight_rank, bias_rank: 0 for one value in the layer, 1 for one
-            per neuron.
-        alpha_ema, beta_ema, gamma_ema: scale the inflow by ``1 - decay`` (exponential moving
-            average); the equations above show the default.
-        learn_alpha, learn_beta, learn_gamma, learn_pos_threshold, learn_neg_threshold,
-            learn_pos_scale, learn_neg_scale, learn_rec_weight, learn_bias: whether the optimizer
-            may move it.
-        pos_surrogate_derivative, neg_surrogate_derivative: the spike function of each threshold,
-            ``u -> spikes``.
-        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
-        detach_reset: no gradient through the spike in the reset.
-
-    Shape:
-        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
-
-    Raises:
-        TypeError, ValueError: as :class:`LeakyIntegrator`.
 
     Example:
         >>> layer = BSRLIF(2)

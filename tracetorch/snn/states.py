@@ -66,7 +66,6 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
         >>> _ = net(torch.ones(2, 4))
         >>> {name: list(state.shape) for name, state in get_states(net).items()}
         {'1.mem': [2, 3]}
-
     """
     check_module(module)
     states: dict[str, Tensor] = {}
@@ -109,7 +108,6 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         >>> set_states(net, saved)
         >>> torch.equal(net(torch.ones(2, 4)), first)
         True
-
     """
     check_module(module)
     if not isinstance(states, Mapping):

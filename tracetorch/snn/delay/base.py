@@ -160,12 +160,7 @@ class DelayingLayer(ConstrainedLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]`` as one operation over time.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"past"``, where its trajectory is wanted too.
-        """
+        """Run all the steps of ``x`` ``[T, ...]`` as one operation over time."""
         dtype = self.check_input(x, sequence=True)
         self.check_record(record)
         y, window = self._run(x, dtype)

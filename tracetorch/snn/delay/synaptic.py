@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays
 from tracetorch.snn.delay.taps import taps
@@ -50,12 +51,7 @@ class SynapticDelays(DelayingLayer):
         raise NotImplementedError
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front.
-        """
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         if isinstance(x, Tensor) and x.ndim - sequence >= -self.dim:
             size = x.shape[self.dim]
             if size != self.num_neurons:
@@ -327,12 +323,7 @@ class DelayedConv1d(SynapticDelays):
         return self.conv
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front.
-        """
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         dtype = super().check_input(x, sequence=sequence)
         shape = cast(Tensor, x).shape
         if self.places(shape[-1]).size < 1:
@@ -365,6 +356,11 @@ class DelayedConv1d(SynapticDelays):
         Args:
             length: of the input.
         """
-        (stride,), (dilation,) = self.conv.stride, self.conv.dilation
-        padding, reach = int(self.conv.padding[0]), dilation * (self.conv.kernel_size[0] - 1)
-        return Places(stride, padding, dilation, (length + 2 * padding - reach - 1) // stride + 1)
+        (stride,), (dilation,), (kernel,) = (
+            self.conv.stride,
+            self.conv.dilation,
+            self.conv.kernel_size,
+        )
+        padding = int(self.conv.padding[0])
+        size = output_size(length, kernel, stride, padding, dilation)
+        return Places(stride, padding, dilation, size)

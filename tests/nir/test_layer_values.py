@@ -15,7 +15,7 @@ import tracetorch as tt
 from tests.cases import layer, sequence
 from tests.nir.cases import DT, double, run, simulated, unsigned
 from tracetorch import snn
-from tracetorch.nir.layers import digest
+from tracetorch.nir.layer_values import digest
 from tracetorch.nir.options import Clock
 from tracetorch.nir.parse import parse
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tracetorch import snn
 from tracetorch.functional import softplus_inverse
-from tracetorch.nir.graph import LAYER, Graph, Node, Shape
+from tracetorch.nir.graph import LAYER, Node, NodeGraph, Shape
 from tracetorch.nir.options import Array, Clock
 from tracetorch.snn import LeakyIntegrator, SequenceLayer
 from tracetorch.snn.parameters import sigmoid, unbounded
@@ -97,7 +97,7 @@ def to_array(value: Tensor) -> NDArray[Any]:
     return np.array(value.detach().to("cpu", torch.float64 if double else torch.float32).numpy())
 
 
-def describe(node: Node | Graph, layer: LeakyIntegrator, shape: Shape, clock: Clock) -> None:
+def describe(node: Node | NodeGraph, layer: LeakyIntegrator, shape: Shape, clock: Clock) -> None:
     """Write all that makes ``layer`` into the metadata of the node that it is exported as."""
     description: dict[str, Any] = {
         "layer": next(c.__name__ for c in type(layer).__mro__ if c.__name__ in snn.__all__),
@@ -113,10 +113,10 @@ def describe(node: Node | Graph, layer: LeakyIntegrator, shape: Shape, clock: Cl
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 
 
-def restored(node: Node | Graph, clock: Clock) -> Node | None:
+def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
     """Return a node that holds the layer which ``node`` was exported from, if it is unchanged."""
     description = node.metadata.get(KEY)
-    membrane = node.nodes.get("mem") if isinstance(node, Graph) else node
+    membrane = node.nodes.get("mem") if isinstance(node, NodeGraph) else node
     if not isinstance(description, dict) or not isinstance(membrane, Node):
         return None
     try:
@@ -150,7 +150,7 @@ def _layer(description: dict[str, Any], shape: Shape) -> LeakyIntegrator:
     return layer
 
 
-def digest(node: Node | Graph, description: dict[str, Any], clock: Clock) -> str:
+def digest(node: Node | NodeGraph, description: dict[str, Any], clock: Clock) -> str:
     """Return a hash over all that decides what a node computes, the description and the clock."""
     # The nodes are the layer in one time step alone.
     signed = {**description, "digest": [float(clock.dt), clock.discretization]}
