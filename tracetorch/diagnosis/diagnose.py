@@ -14,7 +14,7 @@ from tracetorch.diagnosis import online as online_gradients
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
 from tracetorch.diagnosis.finding import SEVERITIES, Finding
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import Rule
 from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
 

@@ -11,7 +11,7 @@ from torch import nn
 from tracetorch.diagnosis.evidence import Evidence, Loss
 from tracetorch.diagnosis.finding import Finding, join_first
 from tracetorch.online_learning import DroppedPath, OnlineLearner
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import RULES, Rule
 
 _LOW = 0.5  # a cosine: 60 degrees away, where half of a step is lost
 
@@ -72,8 +72,10 @@ def _findings(
 
 
 def _advice(rule: Rule) -> str:
-    more = {"local": "'ottt', 'eprop' or 'exact'", "ottt": "'eprop' or 'exact'", "eprop": "'exact'"}
-    richer = f"Take a rule that drops less, {more[rule]}. " if rule in more else ""
+    names = list(RULES)  # from the most to the least exact
+    more = [repr(name) for name in names[: names.index(rule)]][::-1]
+    listed = " or ".join(filter(None, [", ".join(more[:-1]), *more[-1:]]))
+    richer = f"Take a rule that drops less, {listed}. " if more else ""
     return (
         f"{richer}A readout whose neurons share a decay (beta_rank=0) loses nothing of the layer "
         "before it; detach_reset=True leaves a reset out of both gradients; fewer layers "

@@ -6,7 +6,8 @@ has the derivatives of every lane as its gradient, and one backward pass gives a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,98 +32,134 @@ class LaneDerivatives(NamedTuple):
     by_parameter: list[dict[str, Tensor | None]]
 
 
-def learned_parameters(
-    kwargs: Mapping[str, Any], constraints: Collection[str]
-) -> dict[str, Tensor]:
-    """Return the constrained parameters among the step kwargs that require a gradient."""
-    return {n: v for n, v in kwargs.items() if n in constraints and v.requires_grad}
+def added(terms: Iterable[Tensor | None]) -> Tensor | None:
+    """Add what is not zero everywhere."""
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
 
 
-def lane_derivatives(
-    layer: Neuron,
-    x: Tensor,
-    states: Sequence[Tensor | None],
-    kwargs: Mapping[str, Any],
-    detached: Collection[str] = (),
-    *,
-    of_output: bool = False,
-    further: Sequence[Tensor] = (),
-) -> LaneDerivatives:
-    """Differentiate the next states of one step by its states, its input and its parameters.
+def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Multiply two derivatives, each of which may be zero everywhere."""
+    return None if a is None or b is None else a * b
+
+
+class Run(NamedTuple):
+    """One run of ``step`` on leaves of the lanes' shape.
+
+    Args:
+        sources: the leaves: active states, input, learned parameters.
+        output: of the step.
+        ends: the next active states.
+    """
+
+    sources: list[Tensor]
+    output: Tensor
+    ends: list[Tensor]
+
+    def value(self, i: int) -> Tensor:
+        """Return a next state, or the output behind the last of them."""
+        return (*self.ends, self.output)[i]
+
+
+class StepCall(NamedTuple):
+    """A call of ``step``: the layer, and what it is called with.
 
     Args:
         layer: the neuron layer.
         x: the input, in the dtype of the arithmetic.
+        further: inputs after ``x``, constants, of its shape.
         states: as ``step`` takes them.
         kwargs: of ``step``.
-        detached: names of spike functions that are constants here.
-        of_output: differentiate the output in place of the next states.
-        further: inputs after ``x``, constants, of its shape.
     """
-    run = run_step(layer, x, further, states, kwargs, dict.fromkeys(detached, detached_spikes))
-    ends = [run.output] if of_output else run.ends
-    return by_source(layer, kwargs, [gradients(end, run.sources, None) for end in ends])
 
+    layer: Neuron
+    x: Tensor
+    further: Sequence[Tensor]
+    states: Sequence[Tensor | None]
+    kwargs: Mapping[str, Any]
 
-def by_source(
-    layer: Neuron, kwargs: Mapping[str, Any], rows: Sequence[list[Tensor | None]]
-) -> LaneDerivatives:
-    """Split the rows of gradients into those by states, input and parameters."""
-    count = len(layer.active_states)
-    names = list(learned_parameters(kwargs, layer.constraints))
-    return LaneDerivatives(
-        [row[:count] for row in rows],
-        [row[count] for row in rows],
-        [dict(zip(names, row[count + 1 :], strict=True)) for row in rows],
-    )
+    def run(self, replaced: Mapping[str, Callable[[Any], Any]] | None = None) -> Run:
+        """Run ``step`` on leaves; ``replaced`` maps names of spike functions to what wraps them."""
 
+        def leaf(value: Tensor) -> Tensor:
+            return value.detach().expand(self.x.shape).clone().requires_grad_()
 
-def check_step(
-    layer: Neuron,
-    x: Tensor,
-    states: Sequence[Tensor | None],
-    kwargs: Mapping[str, Any],
-    label: str,
-    further: Sequence[Tensor] = (),
-) -> None:
-    """Raise where a call is more than its ``step``, or a lane depends on another lane.
+        layer, kwargs = self.layer, self.kwargs
+        with torch.enable_grad():
+            given = leaf(self.x)
+            held = [None if state is None else leaf(state) for state in self.states]
+            leaves = {n: leaf(v) for n, v in learned_parameters(layer, kwargs).items()}
+            wrapped = {name: wrap(kwargs[name]) for name, wrap in (replaced or {}).items()}
+            inputs = given, *self.further, *held
+            output, *ends = layer.step(*inputs, **{**kwargs, **leaves, **wrapped})
+        sources = [*(s for s in held if s is not None), given, *leaves.values()]
+        active = layer.active_states
+        ends = [end for name, end in zip(layer.states, ends, strict=True) if name in active]
+        return Run(sources, output, ends)
 
-    Args:
-        layer: the neuron layer, after the call.
-        x: the input of the call, in the dtype of the arithmetic.
-        states: before the call, as ``step`` takes them.
-        kwargs: of ``step``.
-        label: of the layer, for the message.
-        further: inputs after ``x``, constants, of its shape.
-    """
-    ends = run_step(layer, x, further, states, kwargs).ends
-    if not all(map(is_close, ends, (getattr(layer, name) for name in layer.active_states))):
-        raise ValueError(
-            f"{label} has other states than its step computes from the same input: it draws random "
-            "numbers, or its forward does more than the step. Traces are derived from step alone."
+    def derivatives(
+        self, detached: Collection[str] = (), *, of_output: bool = False
+    ) -> LaneDerivatives:
+        """Differentiate the next states of the step by its states, its input and its parameters.
+
+        Args:
+            detached: names of spike functions that are constants here.
+            of_output: differentiate the output in place of the next states.
+        """
+        run = self.run(dict.fromkeys(detached, detached_spikes))
+        ends = [run.output] if of_output else run.ends
+        return self.by_source([gradients(end, run.sources, None) for end in ends])
+
+    def by_source(self, rows: Sequence[list[Tensor | None]]) -> LaneDerivatives:
+        """Split the rows of gradients into those by states, input and parameters."""
+        count = len(self.layer.active_states)
+        names = list(learned_parameters(self.layer, self.kwargs))
+        return LaneDerivatives(
+            [row[:count] for row in rows],
+            [row[count] for row in rows],
+            [dict(zip(names, row[count + 1 :], strict=True)) for row in rows],
         )
 
-    # A generator of its own: the user's random numbers are not drawn from.
-    generator = torch.Generator().manual_seed(0)
+    def check(self, label: str) -> None:
+        """Raise where the call was more than its ``step``, or a lane depends on another lane."""
+        layer, x = self.layer, self.x
+        left = [getattr(layer, name) for name in layer.active_states]
+        if not all(map(is_close, self.run().ends, left)):
+            raise ValueError(
+                f"{label} has other states than its step computes from the same input: it draws "
+                "random numbers, or its forward does more than the step. Traces are derived from "
+                "step alone."
+            )
 
-    def noise(size: float) -> Tensor:
-        drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        return size * drawn.to(x.device)
+        # A generator of its own: the user's random numbers are not drawn from.
+        generator = torch.Generator().manual_seed(0)
 
-    # far from here too: what mixes may be silent where the states are small
-    for size in (1.0, 10.0):
-        drawn = [None if state is None else state + noise(size) for state in states]
-        run = run_step(layer, x + noise(size), further, drawn, kwargs)
-        for end in (run.output, *run.ends):
-            plain = gradients(end, run.sources, None)
-            for probe in probes(x):
-                for one, probed in zip(plain, gradients(end, run.sources, probe), strict=True):
-                    if one is not None and probed is not None and not is_close(probed, probe * one):
+        def noisy(value: Tensor, size: float) -> Tensor:
+            drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            return value + size * drawn.to(x.device)
+
+        # far from here too: what mixes may be silent where the states are small
+        for size in (1.0, 10.0):
+            states = [None if state is None else noisy(state, size) for state in self.states]
+            run = self._replace(x=noisy(x, size), states=states).run()
+            for end in (run.output, *run.ends):
+                plain = gradients(end, run.sources, None)
+                for probe in probes(x):
+                    probed = gradients(end, run.sources, probe)
+                    if not all(map(_is_product, probed, plain, itertools.repeat(probe))):
                         raise ValueError(
                             f"{label} has a step that mixes neurons or samples: there is no "
                             "derivative by lane. Traces need a step of pointwise operations; put "
                             "what mixes into a module before the layer."
                         )
+
+
+def learned_parameters(layer: Neuron, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the constrained parameters among the step kwargs that require a gradient."""
+    return {n: v for n, v in kwargs.items() if n in layer.constraints and v.requires_grad}
 
 
 def probes(x: Tensor) -> list[Tensor]:
@@ -151,49 +188,8 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
 
 
-class Run(NamedTuple):
-    """Hold one run of ``step`` on leaves of the lanes' shape.
-
-    Args:
-        sources: the leaves: active states, input, learned parameters.
-        output: of the step.
-        ends: the next active states.
-    """
-
-    sources: list[Tensor]
-    output: Tensor
-    ends: list[Tensor]
-
-    def value(self, i: int) -> Tensor:
-        """Return a next state, or the output behind the last of them."""
-        return (*self.ends, self.output)[i]
-
-
-def run_step(
-    layer: Neuron,
-    x: Tensor,
-    further: Sequence[Tensor],
-    states: Sequence[Tensor | None],
-    kwargs: Mapping[str, Any],
-    replaced: Mapping[str, Callable[[Any], Any]] | None = None,
-) -> Run:
-    """Run ``step``; ``replaced`` maps names of spike functions to what wraps them."""
-
-    def leaf(value: Tensor) -> Tensor:
-        return value.detach().expand(x.shape).clone().requires_grad_()
-
-    with torch.enable_grad():
-        given = leaf(x)
-        held = [None if state is None else leaf(state) for state in states]
-        learned = learned_parameters(kwargs, layer.constraints)
-        leaves = {name: leaf(value) for name, value in learned.items()}
-        wrapped = {name: wrap(kwargs[name]) for name, wrap in (replaced or {}).items()}
-        output, *ends = layer.step(given, *further, *held, **{**kwargs, **leaves, **wrapped})
-    active = layer.active_states
-    sources = [*(s for s in held if s is not None), given, *leaves.values()]
-    return Run(
-        sources, output, [end for n, end in zip(layer.states, ends, strict=True) if n in active]
-    )
+def _is_product(probed: Tensor | None, plain: Tensor | None, probe: Tensor) -> bool:
+    return plain is None or probed is None or is_close(probed, probe * plain)
 
 
 def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

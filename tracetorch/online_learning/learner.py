@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.step import Held, Rule, Step
+from tracetorch.online_learning.held import Held
+from tracetorch.online_learning.rules import RULES, Rule
+from tracetorch.online_learning.step import Step
 from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import zero_states
@@ -138,17 +140,17 @@ class OnlineLearner(ExtraStates):
     def __init__(self, model: nn.Module, rule: Rule = "exact") -> None:
         super().__init__()
         layers = neuron_layers(model)
-        if rule not in get_args(Rule):
+        if rule not in [*RULES]:  # which a rule of any type is compared with
             raise ValueError(
-                f"there is no rule {rule!r}.{suggestion(rule, get_args(Rule))} There are "
-                f"{', '.join(map(repr, get_args(Rule)))}."
+                f"there is no rule {rule!r}.{suggestion(rule, RULES)} There are "
+                f"{', '.join(map(repr, RULES))}."
             )
         for name, parameter in named_parameters(model).items():
             if is_lazy(parameter):
                 raise ValueError(f"{name!r} has no values yet. Run the model once before.")
         self.model = model
         self.rule = rule
-        self._held = Held(model, layers, rule)
+        self._held = Held(model, layers, RULES[rule])
         self._dropped: dict[DroppedPath, None] = {}
 
     @property
@@ -207,7 +209,7 @@ class OnlineLearner(ExtraStates):
             with step.observed():
                 y = self.model(*args, **kwargs)
             step.leave()
-            if self.rule == "exact" and step.dropped:
+            if self._held.rule.lossless and step.dropped:
                 paths = "\n  ".join(map(str, step.dropped))
                 raise ValueError(
                     "the gradients cannot be exact online, for there are paths through time that "

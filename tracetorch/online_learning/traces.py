@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tracetorch.core.walk import Opaque
-from tracetorch.online_learning.lanes import LaneDerivatives
+from tracetorch.online_learning.lanes import LaneDerivatives, added, product
 from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
+from tracetorch.online_learning.rewire import with_gradients
 
 Key = TypeVar("Key")
 Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`` is zero
@@ -62,7 +63,7 @@ class Traces(Opaque):
         for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
             held = self.parameters.get(name)
             parameters[name] = [
-                _sum([*_carried(row, held, lambda d: d), direct.get(name)])
+                added([*_carried(row, held, lambda d: d), direct.get(name)])
                 for row, direct in zip(block.by_state, block.by_parameter, strict=True)
             ]
         products: dict[Product, Trace] = {}
@@ -88,7 +89,7 @@ class Traces(Opaque):
                 for each, row in rows:
                     by_output = coefficient(direct * each.factor.to(direct))
                     terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
-            trace.append(_sum(terms))
+            trace.append(added(terms))
         if not self.shared:
             return trace
         return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
@@ -104,11 +105,11 @@ class Traces(Opaque):
         """
         for name, value in parameters.items():
             trace = self.parameters[name]
-            summed = _sum(_product(g, e) for g, e in zip(by_state, trace, strict=True))
+            summed = added(product(g, e) for g, e in zip(by_state, trace, strict=True))
             yield None if summed is None else summed.sum_to_size(value.shape)
         for module, trace in self.products.items():
             equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
-            summed = _sum(
+            summed = added(
                 None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
                 for g, e in zip(by_state, trace, strict=True)
             )
@@ -134,18 +135,18 @@ class Traces(Opaque):
         inflows = [None if d is None else d.mean() for d in block.by_input]
 
         def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
-            inflow = (_product(each, fed) for each in inflows)
+            inflow = (product(each, fed) for each in inflows)
             return [
-                _sum([*_carried(row, held, lambda d: d), new])
+                added([*_carried(row, held, lambda d: d), new])
                 for row, new in zip(decays, inflow, strict=True)
             ]
 
         parameters = {
-            name: advanced(trace, _product(factor, fed))
+            name: advanced(trace, product(factor, fed))
             for name, trace, fed in _joined(self.parameters, output.parameters)
         }
         products = {
-            module: advanced(trace, _product(lanes(module, factor).unsqueeze(-1), fed))
+            module: advanced(trace, product(lanes(module, factor).unsqueeze(-1), fed))
             for module, trace, fed in _joined(self.products, output.products)
         }
         return Traces(self.shared, parameters, products)
@@ -204,28 +205,11 @@ def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Seque
         attachments: the traces.
         states: the states; their own graph is cut.
     """
-    tensors = [tensor for each in attachments for tensor in each.tensors()]
-    held = [state.detach() for state in states]
-    results: Sequence[Tensor] = _Attach.apply(  # type: ignore[no-untyped-call]
-        attachments, len(held), *held, *tensors
-    )
-    return results
 
+    def pull(by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        return itertools.chain.from_iterable(each.gradients(by_state) for each in attachments)
 
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, attachments: Sequence[Attachment], count: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.attachments = attachments
-        ctx.set_materialize_grads(False)
-        return tuple(state.clone() for state in tensors[:count])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = [gradient for each in ctx.attachments for gradient in each.gradients(by_state)]
-        return (None, None, *[None] * len(by_state), *found)
+    return with_gradients(states, [t for each in attachments for t in each.tensors()], pull)
 
 
 def _carried(
@@ -245,18 +229,6 @@ def _joined(
     """Iterate over the traces that are held, and those of an output, by key."""
     for key in dict.fromkeys([*held, *output]):
         yield key, held.get(key), output[key][0] if key in output else None
-
-
-def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a * b
-
-
-def _sum(terms: Any) -> Tensor | None:
-    total = None
-    for term in terms:
-        if term is not None:
-            total = term if total is None else total + term
-    return total
 
 
 def _cleared(trace: Tensor, where: Tensor) -> Tensor:
