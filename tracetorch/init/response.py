@@ -52,6 +52,7 @@ class ImpulseResponse(NamedTuple):
         Args:
             rate: probability of a spike in a step.
         """
+        # Campbell's theorem for Bernoulli spikes, as in Rossbroich, Gygax and Zenke (2022)
         return (rate * (1 - rate) * self.kernel.square().sum(0)).sqrt() / self.distance
 
     def mean(self, rate: float) -> Tensor:
@@ -69,6 +70,7 @@ class ImpulseResponse(NamedTuple):
             target: deviation of the membranes, in distances.
             mean: their mean, in distances.
         """
+        # the same sums, for an input of variance 1 in place of rate (1 - rate)
         scale = target * self.distance / self.kernel.square().sum(0).sqrt()
         return scale, mean * self.distance / self.kernel.sum(0)
 

@@ -92,6 +92,7 @@ def tdbn_(
                 "(pos_threshold_rank=0)."
             )
         found[path] = driven[path][0]
+        # Zheng et al. (2021): variances of branches add up, to that of the threshold
         value = alpha * distance / _branches(found[path], driven, norms, modules) ** 0.5
         values.append((weight, value.to(weight).expand_as(weight)))
     for number, (weight, value) in enumerate(values):

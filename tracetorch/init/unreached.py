@@ -115,8 +115,9 @@ def _between(trial: Trial, stage: Stage) -> str:
     """Name what is called between a source and its neurons."""
     modules = dict(named_modules(trial.model))
     names: list[str] = []
-    position = trial.order.index(stage.path) if stage.path in trial.order else 0
-    for path in reversed(trial.order[:position]):
+    order = trial.calls.order
+    position = order.index(stage.path) if stage.path in order else 0
+    for path in reversed(order[:position]):
         module = modules[path]
         if f"{stage.source_path}.".startswith(f"{path}."):
             break

@@ -8,6 +8,8 @@ from torch import Tensor
 from tracetorch.core.checks import check_integer, check_number
 from tracetorch.ragged import aligned, check_mask, check_sequence
 
+SATURATED = 0.9  # of the steps with a spike, from which a neuron is saturated
+
 
 def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None = None) -> Tensor:
     """Return the firing rate: the share of steps with a spike, 1 for a spike at every step.
@@ -85,7 +87,7 @@ def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor
 
 
 def saturated(
-    spikes: Tensor, *, dim: int = -1, above: float = 0.9, mask: Tensor | None = None
+    spikes: Tensor, *, dim: int = -1, above: float = SATURATED, mask: Tensor | None = None
 ) -> Tensor:
     """Mark the saturated neurons, which fire at nearly every step and so carry no information.
 
@@ -110,6 +112,15 @@ def saturated(
     check_above(above)
     fired, total = count_spikes(spikes, dim=dim, mask=mask)
     return fired >= above * total
+
+
+def firing_shares(fired: Tensor, total: Tensor) -> tuple[float, float, float]:
+    """Return the firing rate, and the shares of dead and saturated neurons, by their counts."""
+    return (
+        float(fired.sum() / total.sum()),
+        float((fired == 0).double().mean()),
+        float((fired >= SATURATED * total).double().mean()),
+    )
 
 
 def check_above(above: object) -> None:

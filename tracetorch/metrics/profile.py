@@ -15,6 +15,7 @@ from tracetorch.core.checks import check_count
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
+from tracetorch.metrics.activity import firing_shares
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations, uncounted_products
@@ -23,8 +24,6 @@ from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
-
-_SATURATED = 0.9  # of the steps, as in tt.metrics.saturated
 
 
 def profile(
@@ -161,9 +160,7 @@ def _row(
     """Convert sums over a batch to the row of a layer, with costs per sample."""
     rate = dead = saturated = None
     if stats.fired is not None and stats.total is not None:
-        rate = float(stats.fired.sum() / stats.total.sum())
-        dead = float((stats.fired == 0).double().mean())
-        saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
+        rate, dead, saturated = firing_shares(stats.fired, stats.total)
     multiplies = stats.multiplies
     operations = sum_operations([stats], batch)
     updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None

@@ -10,7 +10,7 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -22,7 +22,7 @@ from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
-from tracetorch.ragged import check_mask, check_sequence
+from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
 
@@ -235,21 +235,16 @@ class STDP(TTModule):
             return
         dtype = ARITHMETIC_DTYPE[pre.dtype]
         pre, post = pre.to(dtype), post.to(dtype)
+        lengths = None if mask is None else mask.sum(0)
         if mask is not None:
-            # real steps first: what is behind them is without spikes
-            order = (~mask).byte().argsort(dim=0, stable=True)
-            lengths = mask.sum(0)
-            padding = torch.arange(len(mask), device=mask.device)[:, None] >= lengths
-            pre, post = (_compacted(x, order, padding) for x in (pre, post))
-            reward = None if reward is None else _compacted(reward, order, padding)
-        else:
-            lengths = None
+            # what is behind the real steps is without spikes
+            pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
+            reward = None if reward is None else real_steps_first(reward, mask)
         before = StateSnapshot(self._traces())
         try:
             factors = self._factors(pre, post, lengths)
             if self.eligibility is None:
-                up = self._product(factors.post, factors.before_post)
-                down = self._product(factors.before_pre, factors.pre)
+                up, down = self._changes(factors)
             else:
                 up = self._rewarded(self.eligibility, factors, reward, lengths)
                 down = torch.zeros_like(up)
@@ -328,15 +323,20 @@ class STDP(TTModule):
             cost = cost + rule.a3_minus * pre * _run(self.slow_pre_trace, pre, lengths)[0]
         return _Factors(pre_after, worth, cost, post_before)
 
-    def _product(self, output: Tensor, given: Tensor) -> Tensor:
-        """Multiply values of outputs and inputs; sum over steps, samples and places."""
-        rows, columns = self._rows(output, given)
-        return split(self.connection, rows.t() @ columns)[0]
+    def _changes(self, factors: _Factors, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum what is potentiated and depressed over all, each with a weight ``[T, B]``."""
+        up, down = (rows.t() @ columns for rows, columns in self._rows(factors, by))
+        return split(self.connection, up)[0], split(self.connection, down)[0]
 
-    def _rows(self, output: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values of outputs and inputs, a row for each step, sample and place."""
-        rows = lanes(self.connection, output.flatten(0, 1))
-        return rows, features(self.connection, given.flatten(0, 1))
+    def _rows(self, factors: _Factors, by: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over values of outputs and inputs, a row for each step, sample and place."""
+        for output, given in (
+            (factors.post, factors.before_post),
+            (factors.before_pre, factors.pre),
+        ):
+            weighted = output if by is None else aligned(by, output) * output
+            rows = lanes(self.connection, weighted.flatten(0, 1))
+            yield rows, features(self.connection, given.flatten(0, 1))
 
     def _rewarded(
         self,
@@ -362,7 +362,8 @@ class STDP(TTModule):
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
             total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
-            total += self._weighted(later, factors)
+            up, down = self._changes(factors, later)
+            total += up - down
         # what is left of each change after the last real step
         if lengths is None:
             lengths = torch.full((batch,), steps, device=shape.device)
@@ -372,27 +373,20 @@ class STDP(TTModule):
         eligibility.trace = decayed[:, None, None] * held + self._by_sample(left, factors)
         return total
 
-    def _weighted(self, by: Tensor, factors: _Factors) -> Tensor:
-        """Sum the changes over steps and samples, each with a weight, ``[T, B]``."""
-        scale = by.reshape(*by.shape, *[1] * (factors.post.ndim - 2))
-        gained = self._product(scale * factors.post, factors.before_post)
-        return gained - self._product(scale * factors.before_pre, factors.pre)
-
     def _by_sample(self, by: Tensor, factors: _Factors) -> Tensor:
         """Sum the weighted changes over steps, ``[B, outputs, inputs]``."""
         steps, batch = by.shape
-        scale = by.reshape(steps, batch, *[1] * (factors.post.ndim - 2))
+        inputs = self.connection.weight[0].numel()  # without a bias
 
-        def summed(output: Tensor, given: Tensor) -> Tensor:
-            rows, columns = self._rows(scale * output, given)
-            columns = columns[:, : self.connection.weight[0].numel()]  # without a bias
+        def summed(rows: Tensor, columns: Tensor) -> Tensor:
             rows, columns = (
                 x.view(steps, batch, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
-                for x in (rows, columns)
+                for x in (rows, columns[:, :inputs])
             )
             return rows.transpose(1, 2) @ columns
 
-        return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
+        up, down = (summed(*pair) for pair in self._rows(factors, by))
+        return up - down
 
 
 def _check_own_weight(connection: nn.Module) -> None:
@@ -438,9 +432,3 @@ def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
         empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
         trace.trace = torch.where(empty, held, ends)
     return before, after
-
-
-def _compacted(x: Tensor, order: Tensor, padding: Tensor) -> Tensor:
-    """Bring the real steps of each sample to the front; what is behind them is 0."""
-    index, behind = (each.reshape(*each.shape, *[1] * (x.ndim - 2)) for each in (order, padding))
-    return x.gather(0, index.expand(x.shape)).masked_fill(behind, 0.0)
