@@ -189,12 +189,10 @@ def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
 def _by_path(
     model: nn.Module, observed: Sequence[tuple[nn.Module, Product]]
 ) -> dict[str, list[Product]]:
-    products: dict[str, list[Product]] = {}
-    for path, module in named_modules(model):
-        calls = [product for called, product in observed if called is module]
-        if calls:
-            products[path] = calls
-    return products
+    calls = (
+        (path, [p for m, p in observed if m is module]) for path, module in named_modules(model)
+    )
+    return {path: products for path, products in calls if products}
 
 
 def _layers_zeroed_between_steps(

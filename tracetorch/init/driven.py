@@ -43,11 +43,7 @@ class Calls(NamedTuple):
 
 
 def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
-    """Pair neuron layers with what drives them, in the order of the calls of one step.
-
-    Raises:
-        ValueError: a layer drives several layers of neurons; or as :func:`stages`.
-    """
+    """Pair neuron layers with what drives them, in the order of the calls of one step."""
     with restored(model):
         by: Literal["layer", "step"] = "layer" if _runs_by_layer(model, inputs) else "step"
         order = call_order(model, inputs, by)
@@ -69,11 +65,7 @@ def _runs_by_layer(model: nn.Module, inputs: Inputs) -> bool:
 def _drivers(
     model: nn.Module, order: list[str], driven: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Return the sources that drive each neuron layer, by its path, in the order of their calls.
-
-    Raises:
-        ValueError: a source drives several of them.
-    """
+    """Return the sources that drive each neuron layer, by its path, in the order of their calls."""
     neurons = neuron_layers(model)
     drivers: dict[str, list[str]] = {}
     for source in (path for path in order if path in driven):
@@ -108,13 +100,9 @@ def driven_modules(
 ) -> dict[str, list[str]]:
     """Return the paths of the modules that each source drives, by its path; only those called.
 
-    Runs one step from rest. The output of every module that ends a path is cut from its graph, that
-    of a source becomes a leaf: a module that a leaf's gradient reaches is driven.
-
-    Args:
-        model: any module.
-        sources: paths of modules that return a tensor, or several.
-        inputs: the first step of them is run.
+    Runs the first step of the inputs from rest. The output of every module that ends a path is cut
+    from its graph, that of a source becomes a leaf: a module that a leaf's gradient reaches is
+    driven. A source returns a tensor, or several.
     """
     leaves: list[tuple[str, Tensor]] = []
     driven: dict[str, list[str]] = {}

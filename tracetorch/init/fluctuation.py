@@ -185,11 +185,7 @@ def _check_chain(model: nn.Module) -> None:
 
 
 def _delayed(response: ImpulseResponse, stage: Stage) -> ImpulseResponse:
-    """Return the response to what the source gives, through the delays behind it.
-
-    Raises:
-        ValueError: a delay spreads spikes where their sums are not known.
-    """
+    """Return the response to what the source gives, through the delays behind it."""
     known = [m for m in stage.behind.values() if m.num_neurons == stage.neuron.num_neurons]
     for path, module in {**stage.before, **stage.behind}.items():
         if isinstance(module, DelayingLayer) and module not in known and _spreads(module):

@@ -36,11 +36,7 @@ _DRAWN = 0.05  # weights that were drawn for the target are kept
 
 
 def scale_all(trial: Trial) -> dict[str, Membranes]:
-    """Scale what drives each layer, in the order of the calls, and check all at the end.
-
-    Raises:
-        ValueError: a layer does not reach its target, or does not keep it.
-    """
+    """Scale what drives each layer, in the order of the calls, and check all at the end."""
     found = trial.calls.stages
     if trial.drawn:  # most often all of them hold it
         measured = measure(trial, found)
@@ -66,12 +62,7 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
 
 
 def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
-    """Scale the last layer before the neurons alone, then, if that fails, all that add up there.
-
-    Raises:
-        ValueError: the target is not reached; or the layer gets no input, or one that is not
-            finite.
-    """
+    """Scale the last layer before the neurons alone, then, if that fails, all that add up there."""
     modules = dict(named_modules(trial.model))
     direct = [unwrapped(path, modules[path])[1] for path in trial.calls.drivers.get(stage.path, ())]
     others = [

@@ -294,12 +294,7 @@ def outputs_of(module: nn.Module) -> int:
 
 
 def scale_rows(module: nn.Module, factors: Tensor | float) -> None:
-    """Multiply the weights of each output by a factor, and its bias too.
-
-    Args:
-        module: an affine layer.
-        factors: one for each output, or one for all.
-    """
+    """Multiply the weights of each output, and its bias: by factors of their own, or by one."""
     with torch.no_grad():
         weight = weight_of(module)
         factors = torch.as_tensor(factors).to(weight).expand(outputs_of(module))

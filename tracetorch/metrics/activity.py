@@ -43,16 +43,10 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
 def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Return the share of zeros, 1 for no spikes: NeuroBench's activation sparsity of one layer.
 
-    Args:
-        activations: spikes, or the outputs of any other layer.
-        mask: ``[T, B]``, true where a step is real.
+    Arguments and errors are those of :func:`firing_rate`; the outputs of any layer will do.
 
     Shape:
         ``[T, B, ...]`` to a scalar.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``mask`` does not fit.
 
     Example:
         >>> sparsity(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
@@ -67,17 +61,10 @@ def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
 def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor:
     """Mark the dead neurons, which fire at no step, sample or position.
 
-    Args:
-        spikes: spikes of any sign and scale.
-        dim: the layer's neuron dimension; in a convolution a neuron is a channel.
-        mask: ``[T, B]``, true where a step is real.
+    Arguments and errors are those of :func:`firing_rate`; in a convolution a neuron is a channel.
 
     Shape:
         ``[T, B, ...]`` to ``[N]`` booleans; ``.float().mean()`` is the share.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``spikes`` has no such dimension, or ``mask`` does not fit.
 
     Example:
         >>> dead(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))

@@ -233,9 +233,6 @@ class AttentionCalls(TorchFunctionMode):
     """Count calls of attention as such: some of PyTorch's ways scale queries and keys before.
 
     Its presence also turns the fused kernels of whole transformer layers off.
-
-    Args:
-        counter: which counts them.
     """
 
     def __init__(self, counter: ProductCounter) -> None:
@@ -265,11 +262,7 @@ def counted_products(
 ) -> Iterator[ProductCounter]:
     """Count the products of a model within a block, but those that calls of a module tell.
 
-    Args:
-        model: the model.
-        modules: receive the counts.
-        counted: as for :class:`ProductCounter`.
-        steps: as for :class:`ProductCounter`.
+    ``counted`` and ``steps`` are those of :class:`ProductCounter`; ``modules`` receive the counts.
     """
     found = walk(model)
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]

@@ -36,13 +36,7 @@ class Filter(NamedTuple):
 
 
 class Held(Opaque):
-    """All that is carried from step to step, besides the states.
-
-    Args:
-        model: the model.
-        layers: its neuron layers by path.
-        rule: the learning rule.
-    """
+    """All that is carried from step to step, besides the states of the layers."""
 
     def __init__(
         self, model: nn.Module, layers: Mapping[str, SequenceLayer], rule: LearningRule

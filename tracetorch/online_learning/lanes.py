@@ -103,12 +103,7 @@ class StepCall(NamedTuple):
     def derivatives(
         self, detached: Collection[str] = (), *, of_output: bool = False
     ) -> LaneDerivatives:
-        """Differentiate the next states of the step by its states, its input and its parameters.
-
-        Args:
-            detached: names of spike functions that are constants here.
-            of_output: differentiate the output in place of the next states.
-        """
+        """Differentiate the next states, or the output; the spikes ``detached`` are constants."""
         run = self.run(dict.fromkeys(detached, detached_spikes))
         ends = [run.output] if of_output else run.ends
         return self.by_source([gradients(end, run.sources, None) for end in ends])

@@ -132,20 +132,20 @@ class STDP(TTModule):
         object.__setattr__(self, "connection", connection)
         self.rule = rule
         self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
-        triplet = rule.triplet() if isinstance(rule, PairRule) else rule
+        triplet = rule.triplet()
         if isinstance(connection, nn.Linear):
             inputs, outputs, dim = connection.in_features, connection.out_features, -1
         else:
             inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
         self._triplet = triplet
-        self.pre_trace = SpikeTrace(inputs, triplet.tau_plus, triplet.nearest, dim)
-        self.post_trace = SpikeTrace(outputs, triplet.tau_minus, triplet.nearest, dim)
-        self.slow_pre_trace = (
-            SpikeTrace(inputs, triplet.tau_x, triplet.nearest, dim) if triplet.a3_minus else None
-        )
-        self.slow_post_trace = (
-            SpikeTrace(outputs, triplet.tau_y, triplet.nearest, dim) if triplet.a3_plus else None
-        )
+
+        def trace(size: int, tau: float) -> SpikeTrace:
+            return SpikeTrace(size, tau, triplet.nearest, dim)
+
+        self.pre_trace = trace(inputs, triplet.tau_plus)
+        self.post_trace = trace(outputs, triplet.tau_minus)
+        self.slow_pre_trace = trace(inputs, triplet.tau_x) if triplet.a3_minus else None
+        self.slow_post_trace = trace(outputs, triplet.tau_y) if triplet.a3_plus else None
         self.tau_eligibility = tau_eligibility
         self.eligibility: EligibilityTrace | None = None
         if tau_eligibility is not None:

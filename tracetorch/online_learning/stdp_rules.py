@@ -61,6 +61,10 @@ class TripletRule:
     def __post_init__(self) -> None:
         _check(self)
 
+    def triplet(self) -> TripletRule:
+        """Return the rule itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class PairRule:

@@ -44,11 +44,7 @@ _UNFROZEN = (
 
 
 class Step:
-    """A step in progress: it keeps what it has found apart until it has succeeded.
-
-    Args:
-        held: what is carried from step to step; unchanged by the step.
-    """
+    """A step in progress: it keeps what it has found apart until it has succeeded."""
 
     def __init__(self, held: Held) -> None:
         self.held = held

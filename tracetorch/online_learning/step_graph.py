@@ -74,11 +74,7 @@ class Inputs(NamedTuple):
 
 
 class StepGraph:
-    """The products and neuron layers that a step has called so far, by their places in its graph.
-
-    Args:
-        held: what is carried from step to step.
-    """
+    """The products and neuron layers that a step has called so far, by their nodes in its graph."""
 
     def __init__(self, held: Held) -> None:
         self._held = held

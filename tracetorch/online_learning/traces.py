@@ -53,12 +53,7 @@ class Traces(Opaque):
         self.products = products or {}
 
     def advanced(self, block: LaneDerivatives, inputs: Sequence[Contribution]) -> Traces:
-        """Return the traces after one more step; these stay, for graphs that are still alive.
-
-        Args:
-            block: the derivatives of the step.
-            inputs: the products that its input came from.
-        """
+        """Return the traces after one more step; these stay, for graphs that are still alive."""
         parameters: dict[str, Trace] = {}
         for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
             held = self.parameters.get(name)
@@ -97,12 +92,7 @@ class Traces(Opaque):
     def gradients(
         self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
     ) -> Iterator[Tensor | None]:
-        """Multiply the gradients of the states by the traces, parameters first, then weights.
-
-        Args:
-            by_state: of the loss by every state.
-            parameters: the constrained parameters, whose shapes the gradients take.
-        """
+        """Multiply gradients of the states by the traces: parameters first, then weights."""
         for name, value in parameters.items():
             trace = self.parameters[name]
             summed = added(product(g, e) for g, e in zip(by_state, trace, strict=True))
@@ -152,11 +142,7 @@ class Traces(Opaque):
         return Traces(self.shared, parameters, products)
 
     def restarted(self, where: Tensor) -> Traces:
-        """Return the traces with those of some samples set to zero.
-
-        Args:
-            where: boolean mask over the batch.
-        """
+        """Return the traces with those of samples, ``where`` over the batch, set to zero."""
         return self.mapped(lambda trace: _cleared(trace, where))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Traces:
@@ -199,12 +185,7 @@ class Attachment(NamedTuple):
 
 
 def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the states as functions of what there are traces for: their gradient meets the traces.
-
-    Args:
-        attachments: the traces.
-        states: the states; their own graph is cut.
-    """
+    """Return states as functions of what there are traces for: their gradient meets the traces."""
 
     def pull(by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         return itertools.chain.from_iterable(each.gradients(by_state) for each in attachments)
