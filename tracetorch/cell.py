@@ -13,8 +13,11 @@ half-precision input.
 
 from __future__ import annotations
 
+import inspect
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from operator import is_
@@ -32,8 +35,7 @@ _OWN = frozenset((*METHODS, "step"))
 # With properties and class attributes that a description is read from.
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *METHODS,
-    *("step", "active_states", "inputs", "states"),
-    *("state_dtype", "state_tail", "state_per_sample"),
+    *("step", "active_states", "inputs", "states", "state_kind"),
 )
 _MISSING = object()  # in place of an option that is a module or a buffer
 
@@ -48,6 +50,72 @@ class ConstraintGradient(NamedTuple):
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     reads_raw: bool
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The constraint of a parameter, ``value = constraint(raw)``, with inverse and gradient.
+
+    Args:
+        name: its name, for messages and files.
+        value: the function ``raw -> value``.
+        inverse: the function ``value -> raw``; ``None``: what is in range is its own raw value.
+        gradient: PyTorch's own backward of ``value``; ``None``: autograd must find it.
+        low, high: what a given value lies between, strictly.
+        range: the same in words, after "must".
+        nearest: how far from an end an element of a tensor becomes that touches it; ``None``: none
+            may.
+        above: another parameter, which the value lies above and ``value`` takes too.
+    """
+
+    name: str
+    value: Callable[..., Tensor]
+    inverse: Callable[[Tensor], Tensor] | None = None
+    gradient: ConstraintGradient | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    range: str = "be finite"
+    nearest: float | None = None
+    above: str | None = None
+
+    def __call__(self, raw: Tensor, *other: Tensor) -> Tensor:
+        """Return the value of a parameter; ``other`` is that of the one that it lies above."""
+        return self.value(raw, *other)
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """What the states of a layer are: shaped like the input of one step, or otherwise.
+
+    Args:
+        dtype: their dtype; that of the arithmetic if ``None``.
+        tail: sizes of the dimensions that they have behind those of one step.
+        per_sample: they have one value per sample, and size 1 in all dimensions but the batch's.
+        learned: they may follow from what is learned, unlike a mask or a counter.
+    """
+
+    dtype: torch.dtype | None = None
+    tail: tuple[int, ...] = ()
+    per_sample: bool = False
+    learned: bool = True
+
+
+class ConstructorCall(NamedTuple):
+    """The constructor call that made a layer: arguments as text, those at their default left out.
+
+    Args:
+        name: of the class.
+        positional: the arguments without a name.
+        named: the others.
+    """
+
+    name: str
+    positional: tuple[str, ...]
+    named: Mapping[str, str]
+
+    def __str__(self) -> str:
+        named = (f"{name}={text}" for name, text in self.named.items())
+        return f"{self.name}({', '.join((*self.positional, *named))})"
 
 
 class StepDefinition(NamedTuple):
@@ -111,7 +179,8 @@ class Cell(Opaque):
     Args:
         kind: the class of the layer.
         name: its name.
-        call: the constructor call that made the layer, for messages.
+        call: the constructor call that made the layer.
+        arguments: of parameters and options the arguments of that call that are their values.
         step: the function, pure and pointwise.
         inputs: names of the inputs in the order in which ``step`` takes them, all of one shape.
         states: names of the states in the order in which ``step`` takes and returns them.
@@ -132,20 +201,21 @@ class Cell(Opaque):
 
     Example:
         >>> cell = LIF(3, beta=0.5).cell
-        >>> cell.call, cell.active, tuple(cell.constraints)
+        >>> str(cell.call), cell.active, tuple(cell.constraints)
         ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
     """
 
     kind: type[Any]
     name: str
-    call: str
+    call: ConstructorCall
+    arguments: Mapping[str, tuple[str, ...]]
     step: Callable[..., tuple[Any, ...]]
     inputs: tuple[str, ...]
     states: tuple[str, ...]
     active: tuple[str, ...]
     num_neurons: int
     dim: int
-    constraints: Mapping[str, Callable[[Tensor], Tensor]]
+    constraints: Mapping[str, Constraint]
     options: Mapping[str, object]
     buffers: tuple[str, ...]
     starts: frozenset[str]
@@ -162,14 +232,15 @@ class Cell(Opaque):
         *,
         kind: type[Any],
         name: str,
-        call: str,
+        call: ConstructorCall,
+        arguments: Mapping[str, tuple[str, ...]],
         step: Callable[..., tuple[Any, ...]],
         inputs: tuple[str, ...],
         states: tuple[str, ...],
         active: tuple[str, ...],
         num_neurons: int,
         dim: int,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: Mapping[str, object],
         buffers: tuple[str, ...],
         starts: frozenset[str],
@@ -195,7 +266,9 @@ class Cell(Opaque):
     def of(
         cls,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        call: ConstructorCall,
+        arguments: Mapping[str, tuple[str, ...]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
@@ -203,6 +276,8 @@ class Cell(Opaque):
 
         Args:
             layer: a layer with a ``step``.
+            call: the constructor call that made it.
+            arguments: of parameters and options the arguments of that call that are their values.
             constraints: of every parameter its constraint, by name.
             options: names of its options.
             base: :data:`METHODS` as they are where nobody has overridden them, by name.
@@ -215,7 +290,8 @@ class Cell(Opaque):
         return cls(
             kind=kind,
             name=kind.__name__,
-            call=attributes.get("_call", f"{kind.__name__}(...)"),
+            call=call,
+            arguments=MappingProxyType(dict(arguments)),
             step=layer.step,
             inputs=layer.inputs,
             states=layer.states,
@@ -231,16 +307,14 @@ class Cell(Opaque):
             own=own,
             attributes=tuple(map(attributes.get, options, repeat(_MISSING))),
             registered={n: getattr(layer, n) for n in options if n not in attributes},
-            has_plain_states=layer.state_dtype is None
-            and not layer.state_tail
-            and not layer.state_per_sample,
+            has_plain_states=layer.state_kind == StateKind(),
             has_own_active=not _of_package(kind.active_states),
         )
 
     def describes(
         self,
         layer: Any,
-        constraints: Mapping[str, Callable[[Tensor], Tensor]],
+        constraints: Mapping[str, Constraint],
         options: tuple[str, ...],
     ) -> bool:
         """Whether a layer is what it was when it was described.
@@ -283,6 +357,32 @@ class Cell(Opaque):
     def raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self.constraints])
+
+    @cached_property
+    def defaults(self) -> Mapping[str, object]:
+        """The default of every argument of the constructor; ``inspect.Parameter.empty``: none."""
+        parameters = inspect.signature(self.kind).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+    def run(
+        self,
+        inputs: Iterable[Tensor],
+        states: Mapping[str, Tensor],
+        kwargs: Mapping[str, Any],
+        wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the step once on plain tensors; return the output and the next active states.
+
+        Args:
+            inputs: the inputs, in their order.
+            states: the active states, by name.
+            kwargs: of ``step``.
+            wrapped: by name of a spike function, what makes another one of it for this run.
+        """
+        spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
+        output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
+        after = dict(zip(self.states, ends, strict=True))
+        return output, {name: after[name] for name in self.active}
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""

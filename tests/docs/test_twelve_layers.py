@@ -38,7 +38,7 @@ def test_defaults_and_constraints_are_those_of_the_code(name: str) -> None:
     for parameter, constraint in layer.constraints.items():
         _, allowed, default, kept = table()[parameter]
         assert float(default) == signature[parameter].default, parameter
-        assert kept == CONSTRAINTS[constraint.__name__], parameter
+        assert kept == CONSTRAINTS[constraint.name], parameter
         assert allowed == RANGES[kept.replace("-", "")], parameter
 
 

@@ -20,7 +20,7 @@ from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
 from tracetorch.diagnosis.reach import spike_inputs
-from tracetorch.snn.parameters import Clamp, unbounded
+from tracetorch.snn.parameters import clamp, unbounded
 
 NAMES = tuple(NEURONS)
 
@@ -192,7 +192,7 @@ def test_every_argument_arrives(name: str) -> None:
             given = others[argument]
             made = kind(**{"num_neurons": 3, argument: given})
             if argument == "bounded":
-                assert made.constraints["b"] == Clamp(0.0, 2.0)
+                assert made.constraints["b"] == clamp(0.0, 2.0)
                 continue
             found = getattr(made, {"surrogate_derivative": "spike"}.get(argument, argument))
             assert found.tolist() == [given] * 3 if argument == "v_rest" else found == given

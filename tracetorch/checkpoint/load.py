@@ -20,7 +20,6 @@ from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_na
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.walk import join_path
-from tracetorch.snn.parameters import Clamp
 from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
@@ -222,7 +221,7 @@ def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | No
     for path, layer in named_neurons(model):
         for name, constraint in layer.constraints.items():
             before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}")
-            if isinstance(constraint, Clamp) and before == "unbounded":
+            if constraint.name == "clamp" and before == "unbounded":
                 raw = getattr(layer, f"raw_{name}").detach()
                 if not _equal(layer.constrained(name, raw), raw):
                     found.append(f"{join_path(path, name)} is out of its bounds in the file")

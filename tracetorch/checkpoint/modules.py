@@ -134,7 +134,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
     values: dict[str, object] = {}
     if isinstance(module, SequenceLayer):
         for name, constraint in module.constraints.items():
-            yield f"constraint of {name}", _function_name(constraint)
+            yield f"constraint of {name}", constraint.name
         # describe_layers has the options that are numbers, flags or words.
         options = {name: getattr(module, name) for name in module.options}
         values = {k: v for k, v in options.items() if callable(v) or isinstance(v, (list, tuple))}

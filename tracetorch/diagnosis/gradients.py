@@ -61,6 +61,10 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
     if high == 0:
         return
     ratio = low / high
+    norms_at = (
+        f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
+        f"{ratio:.1g}"
+    )
     if ratio < _DEPTH:
         weakest = min(norms, key=lambda pair: pair[1])[0]
         cause = (
@@ -71,16 +75,14 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
         call = evidence.calibration
         calibration = "" if call is None else f" ({call} does it for all layers)"
         yield measured("warning", "vanishing-gradient", first.path, ratio)(
-            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
-            f"{ratio:.1g} of it; {cause}.",
+            f"{norms_at} of it; {cause}.",
             "The first layers stay near their initial values, and the last ones learn from noise.",
             f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold{calibration}, "
             "use a wider surrogate, skip connections, or a normalisation between layers.",
         )
     elif ratio > 1 / _DEPTH:
         yield measured("warning", "exploding-gradient", first.path, ratio)(
-            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
-            f"{ratio:.1g} times as much.",
+            f"{norms_at} times as much.",
             "One step changes the first layers greatly and the last ones hardly at all.",
             "Scale down the weights between them, or use a surrogate with a lower peak; clip with "
             "torch.nn.utils.clip_grad_norm_.",

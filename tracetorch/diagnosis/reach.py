@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,24 +50,17 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
         name: torch.cat([layer.initial_state(name, s[0].shape, dtype, s.device)[None], s[:-1]])
         for name, s in states.items()
     }
-    above: dict[str, Tensor] = {}
     calls: list[tuple[str, Tensor]] = []  # a step may call one several times, for several levels
 
-    def recording(name: str, spike: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def recorded(u: Tensor) -> Tensor:
-            above.setdefault(name, u)
-            calls.append((name, u))
-            return spike(u)
-
-        return recorded
+    def recording(name: str, spike: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        calls.append((name, u))
+        return spike(u)
 
     with torch.no_grad():
-        step_kwargs: dict[str, Any] = layer.step_kwargs(x.ndim - 1, dtype)
-        for name in names:
-            step_kwargs[name] = recording(name, step_kwargs[name])
-        results = layer.step(x.to(dtype), *map(before.get, layer.states), **step_kwargs)
+        step_kwargs = layer.step_kwargs(x.ndim - 1, dtype)
+        wrapped = {name: partial(partial, recording, name) for name in names}
+        _, after = layer.cell.run([x.to(dtype)], before, step_kwargs, wrapped)
     # Where all steps at once give other states than one by one, step is not pointwise.
-    after = dict(zip(layer.states, results[1:], strict=True))
     if not all(torch.allclose(after[n], s, atol=1e-4, equal_nan=True) for n, s in states.items()):
         return None
     in_reach = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
@@ -75,7 +69,7 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
         peak = float(derivative(spike, _GRID.to(u)).max())
         if peak > 0:  # a plain comparison has no slope anywhere
             in_reach |= derivative(spike, u) >= _REACH * peak
-    return SpikeInputs(above, in_reach)
+    return SpikeInputs(dict(reversed(calls)), in_reach)
 
 
 def derivative(spike: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.stateful_layer import layer_label
+
+States: TypeAlias = dict[str, Tensor]
 
 _SMALL = 1e-3  # an impulse, in distances to the threshold: the response is linear there
 _DECAYED = 1e-4  # of its peak, at which a response has ended
@@ -172,8 +174,9 @@ def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
 
     The input ``drive`` is ``[steps, samples, num_neurons]`` in float64.
     """
-    layer, shape = resting_copy(layer, drive.shape[1])
-    x = drive.reshape(len(drive), *shape)
+    layer = deepcopy(layer)
+    zero_states(layer)
+    x = drive.reshape(len(drive), *_one_step(layer, drive.shape[1]))
     with torch.no_grad(), torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)  # from which noise without a seed starts
         held = [getattr(layer, name) for name in layer.inputs[1:]]
@@ -182,16 +185,11 @@ def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
     return output
 
 
-def resting_copy(layer: Neuron, batch: int) -> tuple[Neuron, tuple[int, ...]]:
-    """Return a copy of a layer without states, and the shape of one step for it.
-
-    The batch is in front, and every other dimension but the neurons' has one value.
-    """
-    layer = deepcopy(layer)
-    zero_states(layer)
+def _one_step(layer: Neuron, batch: int) -> tuple[int, ...]:
+    """Return the shape of one step: the batch in front, all others but the neurons of size 1."""
     front = 1 if layer.dim < 0 else layer.dim
     behind = -1 - layer.dim if layer.dim < 0 else 0
-    return layer, (batch, *[1] * (front - 1), layer.num_neurons, *[1] * behind)
+    return batch, *[1] * (front - 1), layer.num_neurons, *[1] * behind
 
 
 class _FreeNeuron:
@@ -208,8 +206,7 @@ class _FreeNeuron:
                 "these. Initialise the parts of the model without it, and set the weights before "
                 "it yourself."
             )
-        layer, self.shape = resting_copy(layer, 1)
-        self.layer = layer
+        self.layer, self.shape = layer, _one_step(layer, 1)
         device = next((t.device for t in [*layer.parameters(), *layer.buffers()]), None)
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.noise = [
@@ -218,29 +215,30 @@ class _FreeNeuron:
             if isinstance(module, Noise)
         ]
         self.kwargs: dict[str, Any] = layer.step_kwargs(len(self.shape), torch.float64)
-        self.spikes = spike_functions(layer)
-        self.received: dict[str, Tensor] = {}
-        for name in self.spikes:
-            self.kwargs[name] = self._silent(name)
+        self.cell, self.spikes = layer.cell, spike_functions(layer)
 
-    def _silent(self, name: str) -> Callable[[Tensor], Tensor]:
-        def spike(u: Tensor) -> Tensor:
-            self.received.setdefault(name, u)  # the lowest of several levels
+    def step(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+        """Return the membranes ``[num_neurons]`` and the next states."""
+        received: list[Tensor] = []  # by the first function, of several levels the lowest first
+
+        def first(u: Tensor) -> Tensor:
+            received.append(u)
             return torch.zeros_like(u)
 
-        return spike
-
-    def step(self, x: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the membranes ``[num_neurons]`` and the next states."""
-        self.received.clear()
+        silent: dict[str, Callable[[Any], Any]] = dict.fromkeys(
+            self.spikes, lambda _: torch.zeros_like
+        )
+        silent |= dict.fromkeys(self.spikes[:1], lambda _: first)
         inputs = x.reshape(self.shape), *self.noise
-        output, *after = self.layer.step(*inputs, *states, **self.kwargs)
-        membrane = self.received[self.spikes[0]] if self.spikes else output
-        return membrane.expand(self.shape).reshape(-1), list(after)
+        output, after = self.cell.run(inputs, states, self.kwargs, silent)
+        membrane = received[0] if self.spikes else output
+        return membrane.expand(self.shape).reshape(-1), after
 
-    def rest(self) -> tuple[list[Tensor | None], Tensor]:
+    def rest(self) -> tuple[States, Tensor]:
         """Return the states after a run without input, and the distances to the thresholds."""
-        states = self.layer.states_for(self.nothing, torch.float64)
+        size, dtype, device = self.nothing.shape, self.nothing.dtype, self.nothing.device
+        names = self.cell.active
+        states = {name: self.layer.initial_state(name, size, dtype, device) for name in names}
         membrane, states = self.step(self.nothing, states)
         for _ in range(_MOST_STEPS // _CHUNK):
             before = membrane
@@ -256,9 +254,7 @@ class _FreeNeuron:
             )
         return states, distance
 
-    def noisy_scale(
-        self, kernel: Tensor, rest: list[Tensor | None], distance: Tensor
-    ) -> Tensor | float:
+    def noisy_scale(self, kernel: Tensor, rest: States, distance: Tensor) -> Tensor | float:
         """Return the factor by which the response reaches the threshold as the membrane does.
 
         It is 1 where the spike function receives what is linear in the membrane.

@@ -76,12 +76,12 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the products of a module are counted by its calls."""
         return id(module) in self._counted
 
-    def enter(self, stats: Measured) -> None:
-        """Note that a module is called."""
+    def enter(self, stats: Measured, module: Any, args: Any) -> None:
+        """Note that a module is called: a hook before its forward pass."""
         self._calls.append(stats)
 
-    def leave(self, stats: Measured) -> None:
-        """Note that its call has ended."""
+    def leave(self, stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Note that its call has ended: a hook on its forward pass."""
         while self._calls and self._calls.pop() is not stats:  # one inside has failed
             pass
 
@@ -92,12 +92,9 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.counts_calls(stats.module) for stats in self._calls):
             return None
         caller = self._calls[-1]
-        of_neuron = isinstance(caller.module, SequenceLayer)
-        return (
-            None
-            if of_neuron and type(caller.module).__module__.startswith("tracetorch.")
-            else caller
-        )
+        kind = type(caller.module)
+        own = issubclass(kind, SequenceLayer) and kind.__module__.startswith("tracetorch.")
+        return None if own else caller
 
     # Operations
 
@@ -267,15 +264,8 @@ def counted_products(
     found = walk(model)
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
     counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
-
-    def enter(stats: Measured, module: Any, args: Any) -> None:
-        counter.enter(stats)
-
-    def leave(stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        counter.leave(stats)
-
-    before = [(stats.module, partial(enter, stats)) for stats in modules]
-    first = [(stats.module, partial(leave, stats)) for stats in modules]
+    before = [(stats.module, partial(counter.enter, stats)) for stats in modules]
+    first = [(stats.module, partial(counter.leave, stats)) for stats in modules]
     # a compiled model would trace into the hooks
     eager = torch.compiler.set_stance("force_eager")
     with eager, forward_hooks(before=before, first=first), AttentionCalls(counter), counter:

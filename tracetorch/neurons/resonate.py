@@ -11,11 +11,11 @@ from tracetorch.core.checks import check_positive
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
-    Clamp,
     DecaySetup,
     SpikeFunction,
     ThresholdSetup,
     WeightSetup,
+    clamp,
 )
 
 LARGEST_ANGLE = 3.1415925  # the float32 below pi
@@ -156,7 +156,7 @@ class BRF(Neuron):
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
         self.option("dt", dt, check=check_positive)
         fastest = self.raw_omega.detach().abs().max()
-        if not fastest.is_meta and float(fastest) > self.constraints["omega"].high:  # type: ignore[attr-defined]
+        if not fastest.is_meta and float(fastest) > LARGEST_TURN / self.dt:
             raise ValueError(
                 f"omega must be of a size below 1 / dt = {1 / dt:g}, got {float(fastest):g}."
             )
@@ -165,7 +165,7 @@ class BRF(Neuron):
         super().__setattr__(name, value)
         if name == "dt":
             largest = LARGEST_TURN / self.dt
-            self._declared.constraints["omega"] = Clamp(-largest, largest)
+            self._declared.constraints["omega"] = clamp(-largest, largest)
 
     @staticmethod
     def step(

@@ -23,7 +23,8 @@ from tracetorch import snn
 from tracetorch.functional import softplus_inverse
 from tracetorch.nir.graph import LAYER, Graph, Node, Shape
 from tracetorch.nir.options import Array, Clock
-from tracetorch.snn import Decay, LeakyIntegrator, SequenceLayer, Weight
+from tracetorch.snn import LeakyIntegrator, SequenceLayer
+from tracetorch.snn.parameters import sigmoid, unbounded
 
 KEY = "tracetorch"  # under which the metadata of a node hold the description
 DECAYS = ("alpha", "beta", "gamma")
@@ -36,9 +37,9 @@ def read_values(layer: SequenceLayer, shape: Shape) -> dict[str, Array]:
     values = {}
     for name, constraint in layer.constraints.items():
         raw = getattr(layer, f"raw_{name}").detach().to("cpu", torch.float64)
-        if constraint is Decay.constraint:
+        if constraint == sigmoid:
             raw = torch.sigmoid(-raw)
-        elif constraint is not Weight.constraint:
+        elif constraint != unbounded:
             raw = F.softplus(raw)
         if raw.ndim:
             raw = raw.reshape(-1, *[1] * (-neuron_dim(layer, shape) - 1))
@@ -51,9 +52,9 @@ def write_values(layer: SequenceLayer, values: Mapping[str, Array]) -> None:
     layer.to(torch.float64)
     for name, value in values.items():
         raw = torch.from_numpy(np.array(value, np.float64))
-        if layer.constraints[name] is Decay.constraint:
+        if layer.constraints[name] == sigmoid:
             raw = (torch.log1p(-raw) - torch.log(raw)).clamp(min=_MIN_LOGIT)
-        elif layer.constraints[name] is not Weight.constraint:
+        elif layer.constraints[name] != unbounded:
             raw = softplus_inverse(raw)
         with torch.no_grad():
             getattr(layer, f"raw_{name}").copy_(raw)

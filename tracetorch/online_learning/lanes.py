@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -71,34 +72,30 @@ class StepCall(NamedTuple):
         layer: the neuron layer.
         x: the input, in the dtype of the arithmetic.
         further: inputs after ``x``, constants, of its shape.
-        states: as ``step`` takes them.
+        states: the active ones, by name.
         kwargs: of ``step``.
     """
 
     layer: Neuron
     x: Tensor
     further: Sequence[Tensor]
-    states: Sequence[Tensor | None]
+    states: Mapping[str, Tensor]
     kwargs: Mapping[str, Any]
 
-    def run(self, replaced: Mapping[str, Callable[[Any], Any]] | None = None) -> Run:
-        """Run ``step`` on leaves; ``replaced`` maps names of spike functions to what wraps them."""
+    def run(self, wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})) -> Run:
+        """Run ``step`` on leaves, ``wrapped`` as in :meth:`Cell.run`."""
 
         def leaf(value: Tensor) -> Tensor:
             return value.detach().expand(self.x.shape).clone().requires_grad_()
 
-        layer, kwargs = self.layer, self.kwargs
         with torch.enable_grad():
             given = leaf(self.x)
-            held = [None if state is None else leaf(state) for state in self.states]
-            leaves = {n: leaf(v) for n, v in learned_parameters(layer, kwargs).items()}
-            wrapped = {name: wrap(kwargs[name]) for name, wrap in (replaced or {}).items()}
-            inputs = given, *self.further, *held
-            output, *ends = layer.step(*inputs, **{**kwargs, **leaves, **wrapped})
-        sources = [*(s for s in held if s is not None), given, *leaves.values()]
-        active = layer.active_states
-        ends = [end for name, end in zip(layer.states, ends, strict=True) if name in active]
-        return Run(sources, output, ends)
+            held = {name: leaf(state) for name, state in self.states.items()}
+            learned = learned_parameters(self.layer, self.kwargs)
+            leaves = {name: leaf(value) for name, value in learned.items()}
+            inputs, kwargs = (given, *self.further), {**self.kwargs, **leaves}
+            output, ends = self.layer.cell.run(inputs, held, kwargs, wrapped)
+        return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
 
     def derivatives(
         self, detached: Collection[str] = (), *, of_output: bool = False
@@ -138,7 +135,7 @@ class StepCall(NamedTuple):
 
         # far from here too: what mixes may be silent where the states are small
         for size in (1.0, 10.0):
-            states = [None if state is None else noisy(state, size) for state in self.states]
+            states = {name: noisy(state, size) for name, state in self.states.items()}
             run = self._replace(x=noisy(x, size), states=states).run()
             for end in (run.output, *run.ends):
                 plain = gradients(end, run.sources, None)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch.cell import StateKind
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -57,5 +58,5 @@ class EligibilityTrace(SequenceLayer):
 
     def __init__(self, num_neurons: int, inputs: int, tau: float) -> None:
         super().__init__(num_neurons)
-        self.state_tail = (inputs,)
+        self.state_kind = StateKind(tail=(inputs,))
         self.tau = tau

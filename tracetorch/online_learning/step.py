@@ -78,7 +78,7 @@ class Step:
                 setattr(layer, name, state)
         self._entered[path] = marks(layer)
         if not has_step(layer):
-            if layer.states_have_gradient:
+            if layer.state_kind.learned:
                 reason = _RECURRENCE if isinstance(layer, Recurrent) else _STORED
                 self.drop(path, path, reason)
         elif self.held.rule.derivatives is None:
@@ -205,18 +205,13 @@ class Step:
         dtype = layer.check_input(x)
         further = self._further(path, layer, args, kwargs)
         work, *constants = (each.detach().to(dtype).expand(x.shape) for each in (x, *further))
-        entered = dict(zip(layer.active_states, self._entered[path], strict=True))
-
-        def start(name: str) -> Tensor | None:
-            if name not in entered:
-                return None
-            state, _ = entered[name]
-            if state is None:
-                return layer.initial_state(name, work.shape, dtype, work.device)
-            return state.detach()
-
-        values = layer.step_kwargs(x.ndim, dtype)
-        call = StepCall(layer, work, constants, [start(name) for name in layer.states], values)
+        states = {
+            name: layer.initial_state(name, work.shape, dtype, work.device)
+            if state is None
+            else state.detach()
+            for name, (state, _) in zip(layer.active_states, self._entered[path], strict=True)
+        }
+        call = StepCall(layer, work, constants, states, layer.step_kwargs(x.ndim, dtype))
         # what mixes samples cannot show in a batch of one
         if (path, work.shape) not in self.held.pointwise:
             call.check(layer_label(layer, path))

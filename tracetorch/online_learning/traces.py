@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -54,37 +54,35 @@ class Traces(Opaque):
 
     def advanced(self, block: LaneDerivatives, inputs: Sequence[Contribution]) -> Traces:
         """Return the traces after one more step; these stay, for graphs that are still alive."""
-        parameters: dict[str, Trace] = {}
-        for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
-            held = self.parameters.get(name)
-            parameters[name] = [
-                added([*_carried(row, held, lambda d: d), direct.get(name)])
-                for row, direct in zip(block.by_state, block.by_parameter, strict=True)
-            ]
-        products: dict[Product, Trace] = {}
-        for module in dict.fromkeys([*self.products, *(each.module for each in inputs)]):
-            fed = [each for each in inputs if each.module is module]
-            products[module] = self._advanced_product(block, module, fed)
+        names = dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)])
+        modules = dict.fromkeys([*self.products, *(each.module for each in inputs)])
+        parameters = {}
+        for name in names:
+            new = ([direct.get(name)] for direct in block.by_parameter)
+            parameters[name] = _next(block.by_state, self.parameters.get(name), new)
+        products = {each: self._advanced_product(block, each, inputs) for each in modules}
         return Traces(self.shared, parameters, products)
 
     def _advanced_product(
-        self, block: LaneDerivatives, module: Product, fed: Sequence[Contribution]
+        self, block: LaneDerivatives, module: Product, inputs: Sequence[Contribution]
     ) -> Trace:
-        held = self.products.get(module)
-
         def coefficient(derivative: Tensor) -> Tensor:
             # what a trace is multiplied by: a number, or one a lane
             return derivative.mean() if self.shared else lanes(module, derivative).unsqueeze(-1)
 
-        rows = [(each, features(module, each.x.detach())) for each in fed]
-        trace: Trace = []
-        for states, direct in zip(block.by_state, block.by_input, strict=True):
-            terms = list(_carried(states, held, coefficient))
+        rows = [
+            (each.factor, features(module, each.x.detach()).unsqueeze(0 if self.shared else 1))
+            for each in inputs
+            if each.module is module
+        ]
+
+        def added_by(direct: Tensor | None) -> Iterator[Tensor]:
             if direct is not None:
-                for each, row in rows:
-                    by_output = coefficient(direct * each.factor.to(direct))
-                    terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
-            trace.append(added(terms))
+                for factor, row in rows:
+                    yield coefficient(direct * factor.to(direct)) * row.to(direct)
+
+        new = map(added_by, block.by_input)
+        trace = _next(block.by_state, self.products.get(module), new, coefficient)
         if not self.shared:
             return trace
         return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
@@ -125,11 +123,7 @@ class Traces(Opaque):
         inflows = [None if d is None else d.mean() for d in block.by_input]
 
         def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
-            inflow = (product(each, fed) for each in inflows)
-            return [
-                added([*_carried(row, held, lambda d: d), new])
-                for row, new in zip(decays, inflow, strict=True)
-            ]
+            return _next(decays, held, [[product(each, fed)] for each in inflows])
 
         parameters = {
             name: advanced(trace, product(factor, fed))
@@ -193,15 +187,19 @@ def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Seque
     return with_gradients(states, [t for each in attachments for t in each.tensors()], pull)
 
 
-def _carried(
-    derivatives: Sequence[Tensor | None],
-    trace: Trace | None,
-    coefficient: Callable[[Tensor], Tensor],
-) -> Iterator[Tensor | None]:
-    """Multiply a row of the block by the traces of before."""
-    for derivative, each in zip(derivatives, trace or (), strict=False):
-        if derivative is not None and each is not None:
-            yield coefficient(derivative) * each
+def _next(
+    block: Sequence[Sequence[Tensor | None]],
+    held: Trace | None,
+    new: Iterable[Iterable[Tensor | None]],
+    coefficient: Callable[[Tensor], Tensor] = lambda derivative: derivative,
+) -> Trace:
+    """Multiply the traces of before by the block, and add what is new in each state."""
+    trace: Trace = []
+    for row, terms in zip(block, new, strict=True):
+        pairs = zip(row, held or (), strict=False)
+        carried = (None if d is None or e is None else coefficient(d) * e for d, e in pairs)
+        trace.append(added(itertools.chain(carried, terms)))
+    return trace
 
 
 def _joined(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tracetorch.cell import Constraint
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.parameters import Constraint, negative_softplus, sigmoid, softplus
+from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 

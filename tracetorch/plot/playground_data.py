@@ -3,15 +3,14 @@
 The playground has no equation of its own: every pass over time in it is printed from a traced step
 (``tracetorch/fuse/codegen/javascript_loops.py``), once for each value of the choices that change
 the step (reset, surrogate), since the policy of the page forbids ``eval``. Passes of one text are
-written once. What Python line makes a neuron is found by trying: an argument of a constructor is
-used for a parameter only if a layer made with it has that value; otherwise the raw tensor is
-filled. All inputs are in a unit, the first power of ten of which half a pulse makes the neuron
+written once. The Python line that makes a neuron uses an argument of the constructor where the
+layer has declared it as it is; other parameters and options are assigned. All inputs are in a
+unit, the first power of ten of which half a pulse makes the neuron
 fire: millivolts for one, thresholds for another.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 import itertools
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import fuse, neurons, snn
+from tracetorch.cell import Cell
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
@@ -32,27 +32,18 @@ from tracetorch.fuse.ir.plan import Plan
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
-    Constraint,
     fraction,
     negative_softplus,
     sigmoid,
     softplus,
-    unbounded,
 )
 
-KINDS: dict[Constraint, str] = {
+# What the page takes a parameter for, by its constraint.
+KINDS = {
     sigmoid: "decay",
     fraction: "fraction",
     softplus: "positive",
     negative_softplus: "negative",
-}
-# How a raw tensor follows from the value that the page shows, by kind.
-INVERSES = {
-    "decay": "tt.functional.sigmoid_inverse({})",
-    "fraction": "tt.functional.sigmoid_inverse({})",
-    "positive": "tt.functional.softplus_inverse({})",
-    "negative": "tt.functional.softplus_inverse({})",
-    "weight": "{}",
 }
 UNITS = (1.0, 10.0, 100.0, 1000.0)
 """Of an input: what the page multiplies all it is given by."""
@@ -140,8 +131,8 @@ def describe_neuron(
             f"got {neuron}."
         )
     options = _changeable(layer)
-    maker = Maker(layer, [name for names in options.values() for name in names])
-    choices = [_choice(layer, maker, name, names) for name, names in options.items()]
+    cell = layer.cell
+    choices = [_choice(cell, name, names) for name, names in options.items()]
     variants: list[list[Any]] = []
     for overrides in itertools.product(*(choice.overrides for choice in choices)):
         merged = {name: value for each in overrides for name, value in each.items()}
@@ -166,7 +157,7 @@ def describe_neuron(
         "output": "output = mem" if silent else "output",
         "spiking": spiking,
         "unit": _unit(layer, neuron) if spiking else UNITS[0],
-        "params": [_parameter(layer, name, neuron, maker) for name in plan.program.params],
+        "params": [_parameter(layer, name, neuron) for name in plan.program.params],
         "options": _fixed_options(layer, {*changeable, *plan.program.params}),
         "choices": [
             {
@@ -179,7 +170,7 @@ def describe_neuron(
             for choice in choices
         ],
         "variants": variants,
-        "call": {"name": maker.name, "fixed": maker.fixed},
+        "call": _call(cell, [*changeable, *cell.constraints]),
     }
 
 
@@ -258,112 +249,45 @@ def _unit(layer: Neuron, neuron: int) -> float:
     return UNITS[0]
 
 
-def _parameter(layer: Neuron, name: str, neuron: int, maker: Maker) -> dict[str, Any]:
+def _parameter(layer: Neuron, name: str, neuron: int) -> dict[str, Any]:
     """Describe a parameter: kind, value, and how Python sets it."""
-    constraint = layer.constraints.get(name, unbounded)
-    kind = KINDS.get(constraint, "weight")
-    stored = f"raw_{name}" if name in layer.constraints else name
-    raw = getattr(layer, stored).detach().reshape(-1)
+    cell = layer.cell
+    is_argument = name in cell.arguments and name in cell.constraints
+    default = cell.defaults.get(name)
+    constraint = layer.constraints.get(name)
+    kind = "weight" if constraint is None else KINDS.get(constraint, "weight")
+    raw = getattr(layer, name if constraint is None else f"raw_{name}").detach().reshape(-1)
     value = raw.double().cpu()
-    if name in layer.constraints:
+    if constraint is None:  # an option that is a tensor
+        line = f"neuron.{name}.fill_({{}})"
+    else:
         value = layer.constrained(name, value)
+        line = f"neuron.{name} = {'-' if kind == 'negative' else ''}{{}}"
     value = value[neuron if len(value) > 1 else 0]
-    line = f"neuron.{stored}.data.fill_({INVERSES[kind]})"
     return {
         "name": name,
         "kind": kind,
         # as many digits as the float32 of a raw tensor has
         "value": float(f"{value.item():.7g}"),
-        "keyword": name in maker.arguments,
-        "default": maker.arguments.get(name),
+        "keyword": is_argument,
+        "default": default if is_argument and isinstance(default, (int, float)) else None,
         "line": line,
     }
 
 
-class Maker:
-    """The call that makes a layer like a given one, found by making some.
-
-    A constructor may call its arguments as it likes; one is used for a parameter or an option only
-    if a layer that was made with it has that value.
-
-    Args:
-        layer: the layer.
-        options: names of those that the page changes.
-
-    """
-
-    def __init__(self, layer: Neuron, options: Sequence[str]) -> None:
-        self.kind = type(layer)
-        self.name = self.kind.__qualname__
-        for package in (snn, neurons):
-            if self.kind in vars(package).values():
-                self.name = f"tt.{package.__name__.rpartition('.')[2]}.{self.kind.__name__}"
-        signature = inspect.signature(self.kind.__init__)
-        self.defaults = {n: p.default for n, p in signature.parameters.items()}
-        positional, keywords = _call_of(layer)
-        # the page writes parameters and what it changes; all else stays as given
-        written = {*layer.constraints, *options}
-        if any(isinstance(getattr(layer, name), Surrogate) for name in options):
-            written |= {n for n, value in self.defaults.items() if isinstance(value, Surrogate)}
-        kept = {name: text for name, text in keywords.items() if name not in written}
-        self.fixed = [*positional, *(f"{name}={text}" for name, text in kept.items())]
-        self.values: list[Any] = []
-        self.kept: dict[str, Any] = {}
-        try:
-            self.values = [ast.literal_eval(text) for text in positional]
-            self.kept = {name: ast.literal_eval(text) for name, text in kept.items()}
-        except ValueError:  # a tensor or an object, of which the text is no Python
-            self.defaults = {}
-        self.arguments = {
-            name: default if isinstance(default, (int, float)) else None
-            for name, default in self.defaults.items()
-            if name in layer.constraints and self._sets(layer, name)
-        }
-
-    def made(self, **arguments: Any) -> Neuron | None:
-        """Return a layer with these arguments, or ``None`` where the constructor refuses."""
-        try:
-            with torch.random.fork_rng([]):
-                return self.kind(*self.values, **{**self.kept, **arguments})
-        except Exception:
-            return None
-
-    def _sets(self, layer: Neuron, name: str) -> bool:
-        """Whether the argument ``name`` is the value of the parameter (a magnitude below zero)."""
-        constraint = layer.constraints[name]
-        probe = 0.37
-        made = self.made(**{name: probe})
-        if made is None or made.constraints.get(name) is not constraint:
-            return False
-        found: float = getattr(made, name).detach().reshape(-1)[0].item()
-        return abs(abs(found) - probe) < 1e-5 and (found < 0) == (constraint is negative_softplus)
-
-    def keywords_of(self, options: Sequence[str], value: object) -> list[str] | None:
-        """Return the arguments that, given ``value``, give it to all options; ``None``: none do."""
-        found: list[str] = []
-        left = set(options)
-        for name, default in self.defaults.items():
-            alike = isinstance(value, Surrogate) and isinstance(default, Surrogate)
-            if left and (name in options or alike):
-                made = self.made(**{name: value})
-                sets = {n for n in left if made is not None and getattr(made, n, None) == value}
-                if sets:
-                    found.append(name)
-                    left -= sets
-        return None if left else found
+def _name_of(kind: type) -> str:
+    """Name a class as a program of the user's would."""
+    for package in (snn, neurons):
+        if kind in vars(package).values():
+            return f"tt.{package.__name__.rpartition('.')[2]}.{kind.__name__}"
+    return kind.__qualname__
 
 
-def _call_of(layer: Neuron) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments of the constructor call that ``repr`` shows, as text."""
-    text = layer.__dict__.get("_call", "f()")
-    try:
-        call = ast.parse(text, mode="eval").body
-    except SyntaxError:
-        return [], {}
-    if not isinstance(call, ast.Call):
-        return [], {}
-    keywords = {each.arg: ast.unparse(each.value) for each in call.keywords if each.arg}
-    return [ast.unparse(each) for each in call.args], keywords
+def _call(cell: Cell, changed: Collection[str]) -> dict[str, Any]:
+    """Return the call that makes the layer, without the arguments of what the page writes."""
+    written = {argument for name in changed for argument in cell.arguments.get(name, ())}
+    kept = [f"{name}={text}" for name, text in cell.call.named.items() if name not in written]
+    return {"name": _name_of(cell.kind), "fixed": [*cell.call.positional, *kept]}
 
 
 def _changeable(layer: Neuron) -> dict[str, list[str]]:
@@ -378,21 +302,21 @@ def _changeable(layer: Neuron) -> dict[str, list[str]]:
     return found
 
 
-def _choice(layer: Neuron, maker: Maker, name: str, options: Sequence[str]) -> Choice:
+def _choice(cell: Cell, name: str, options: Sequence[str]) -> Choice:
     """Describe a choice: its values, and how Python gives each of them to the options."""
-    given = getattr(layer, options[0])
+    given = cell.options[options[0]]
     values: Sequence[Any] = VALUES.get(name, SURROGATES)
     if given not in values:
         values = (given, *values)
-    index = list(values).index(given)
     texts = [_written(value) for value in values]
-    # a value that is not the default shows which argument gives it
-    names = maker.keywords_of(options, values[-1])
+    arguments = [argument for option in options for argument in cell.arguments.get(option, ())]
     keywords: list[dict[str, str]] = [{} for _ in values]
     lines: list[list[str]] = [[] for _ in values]
+    index = list(values).index(given)
     for place, (value, text) in enumerate(zip(values, texts, strict=True)):
-        if names is not None:
-            keywords[place] = {n: text for n in names if maker.defaults[n] != value}
+        if all(option in cell.arguments for option in options):
+            changed = (each for each in arguments if cell.defaults[each] != value)
+            keywords[place] = dict.fromkeys(changed, text)
         elif place != index:
             lines[place] = [f"neuron.{option} = {text}" for option in options]
     labels = [

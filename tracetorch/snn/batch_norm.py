@@ -4,7 +4,7 @@ Norms and dropout over time. By layer a plain batch norm sees ``[T * B, ...]``, 
 dependent batch norm is a weight, set by ``tt.init.tdbn_``; which neurons a norm drives is followed
 by gradients in one step, for a call order cannot tell branches apart. ``snn.BatchNormThroughTime``
 and ``snn.LockedDropout`` are neuron layers without a ``step``, as delays are. The position of a
-norm is a state with one value per sample (``state_per_sample``), never a number of Python's, so
+norm is a state with one value per sample (``state_kind``), never a number of Python's, so
 that exports and ``torch.compile`` follow it. In training it normalises step by step, by layer too:
 cuts change no bit. Its values lie in a subclass of PyTorch's norm, whose running statistics every
 room already lets change.
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import (
     check_count,
     check_flag,
@@ -113,9 +114,7 @@ class BatchNormThroughTime(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
-    state_dtype = torch.int64
-    state_per_sample: ClassVar[bool] = True
-    states_have_gradient: ClassVar[bool] = False
+    state_kind = StateKind(torch.int64, per_sample=True, learned=False)
 
     steps: int
     position: Tensor | None

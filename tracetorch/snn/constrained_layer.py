@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.cell import Constraint
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import exclude_from_compile, has_values
 from tracetorch.snn.lost_writes import warn_of_lost_writes
@@ -18,20 +19,22 @@ from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
     WEIGHT,
-    Clamp,
-    Constraint,
     Decay,
     DecaySetup,
-    NegativeThreshold,
     Rank,
     SpikeFunction,
     Threshold,
     ThresholdSetup,
+    Value,
     Weight,
     WeightSetup,
+    clamp,
     fraction,
     negative_softplus,
     resolve_setup,
+    sigmoid,
+    softplus,
+    unbounded,
 )
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -69,7 +72,7 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), Decay.constraint)
+        self._declare(name, resolve_setup(name, value, default), sigmoid)
 
     def gate(
         self,
@@ -125,9 +128,7 @@ class ConstrainedLayer(SequenceLayer):
             THRESHOLD.surrogate if surrogate is None else surrogate,
         )
         setup = resolve_setup(name, value, default)
-        self._declare(name, setup, negative_softplus if negative else Threshold.constraint)
-        if negative:
-            self._declared.kinds[name] = NegativeThreshold
+        self._declare(name, setup, negative_softplus if negative else softplus, softplus)
         self.option(spike, setup.surrogate)
 
     def weight(
@@ -161,11 +162,11 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Weight(WEIGHT.value, rank, learnable)
-        clamp = Clamp(low, high, above)
-        constraint = Weight.constraint if clamp == Clamp() else clamp
+        is_bounded = (low, high, above) != (None, None, None)
+        constraint = clamp(low, high, above) if is_bounded else unbounded
         self._declare(name, resolve_setup(name, value, default), constraint)
         raw = getattr(self, f"raw_{name}").detach()
-        if clamp == Clamp() or raw.is_meta:
+        if not is_bounded or raw.is_meta:
             return
         held = self.constrained(name, raw)
         if not torch.equal(raw, held):
@@ -175,15 +176,53 @@ class ConstrainedLayer(SequenceLayer):
             given = raw[raw != held][0].item()
             raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
 
-    def _declare(self, name: str, setup: Weight, constraint: Constraint) -> None:
+    def state(self, name: str, init: Value) -> None:
+        """Declare the initial value of a state: what it is before the first step; zero if left out.
+
+        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
+        ``zero_states()`` returns to it.
+
+        Args:
+            name: one of ``states``.
+            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
+
+        Example:
+            >>> class Resting(Neuron):
+            ...     states = ("v",)
+            ...
+            ...     def __init__(self, num_neurons):
+            ...         super().__init__(num_neurons)
+            ...         self.state("v", init=-65.0)
+            ...
+            ...     @staticmethod
+            ...     def step(x, v):
+            ...         return v, v + x
+            >>> layer = Resting(2)
+            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
+            ([[-65.0, -65.0]], [[-64.0, -64.0]])
+
+        """
+        if name not in type(self).states:
+            raise ValueError(
+                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
+                f"are {type(self).states}."
+            )
+        self._check_name(f"initial_{name}")
+        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
+        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+
+    def _declare(
+        self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
+    ) -> None:
+        """Declare a parameter; its value is given as one of the constraint ``given``, if any."""
         self._check_name(name)
-        raw = setup.raw(name, self.num_neurons)
+        raw = setup.raw(name, self.num_neurons, given or constraint)
         if setup.learnable:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constraints[name] = constraint
-        self._declared.kinds[name] = type(setup)
+        self._declared.note_argument(name, setup.value)
 
     # Reading and assigning
 
@@ -196,10 +235,10 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         constraint = self._declared.constraints[name]
-        if isinstance(constraint, Clamp) and constraint.above is not None:
-            other = getattr(self, f"raw_{constraint.above}").to(raw)
-            return constraint(raw, self.constrained(constraint.above, other))
-        return constraint(raw)
+        if constraint.above is None:
+            return constraint.value(raw)
+        other = getattr(self, f"raw_{constraint.above}").to(raw)
+        return constraint.value(raw, self.constrained(constraint.above, other))
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
@@ -217,8 +256,8 @@ class ConstrainedLayer(SequenceLayer):
             if raw is None:  # a buffer, or a parametrization
                 raw = getattr(self, f"raw_{name}")
             raw = raw.to(dtype)
-            bounded = isinstance(constraint, Clamp)  # perhaps by another parameter
-            value = self.constrained(name, raw) if bounded else constraint(raw)
+            follows = constraint.above is not None  # another parameter too
+            value = self.constrained(name, raw) if follows else constraint.value(raw)
             kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
         for name in self._declared.options:
             kwargs[name] = getattr(self, name)
@@ -245,8 +284,7 @@ class ConstrainedLayer(SequenceLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        declared = self.__dict__.get("_declared")
-        if declared is not None and name in declared.constraints:
+        if name in self._declared.constraints:
             raw = getattr(self, f"raw_{name}")
             value = self.constrained(name, raw)
             if value is not raw:
@@ -255,12 +293,12 @@ class ConstrainedLayer(SequenceLayer):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        declared = self.__dict__.get("_declared")
-        if declared is None or name not in declared.constraints:
+        declared = self._declared
+        if name not in declared.constraints:
             super().__setattr__(name, value)
             return
         if not torch.compiler.is_compiling() and _assigned_by_torch():
-            constraint = declared.constraints[name].__name__
+            constraint = declared.constraints[name].name
             raise AttributeError(
                 f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
                 f"functional_call raw_{name}, through which gradients flow."
@@ -295,7 +333,9 @@ class ConstrainedLayer(SequenceLayer):
                 f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
                 "number, or build the layer with rank 1."
             )
-        wanted = self._declared.kinds.get(name, Weight).constraint(raw.double())
+        constraint = self._declared.constraints[name]
+        # that of a raw value in bounds is the value itself
+        wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
         stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
         written = [current] if stored else [*self.parameters(), *self.buffers()]
         with torch.no_grad(), restored_on_error(written):
@@ -315,7 +355,7 @@ class ConstrainedLayer(SequenceLayer):
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         """Return the raw tensor of a value, checked as a constructor checks it."""
-        return self._declared.kinds[name](value, 0).raw(name, self.num_neurons)
+        return Weight(value, 0).raw(name, self.num_neurons, self._declared.constraints[name])
 
 
 def _assigned_by_torch() -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_share
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -56,7 +57,7 @@ class LockedDropout(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mask",)
-    states_have_gradient: ClassVar[bool] = False
+    state_kind = StateKind(learned=False)
 
     p: float
     mask: Tensor | None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeGuard
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
-from tracetorch.cell import METHODS, Cell, StepDefinition, StepLayer
+from tracetorch.cell import METHODS, Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import (
@@ -24,24 +22,16 @@ from tracetorch.fuse.dispatch.single_step import CompiledStep
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.parameters import (
-    Value,
-    Weight,
-    constraint_gradient,
-    resolve_setup,
-)
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StatefulLayer,
     StateSnapshot,
 )
+from tracetorch.snn.step_signature import check_signature
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
 _SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
-
-# of each class what was found to fit: its step, which may be edited in place, states and inputs
-_checked_classes: WeakKeyDictionary[type[Neuron], tuple[object, ...]] = WeakKeyDictionary()
 
 
 class Neuron(ConstrainedLayer):
@@ -117,92 +107,8 @@ class Neuron(ConstrainedLayer):
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
         self._single_steps = Specialised(CompiledStep)
-        self._sequences = Specialised(_prepared_sequence)
-        kind: Any = type(self)
-        step = getattr(kind, "step", None)
-        declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
-        if _checked_classes.get(kind) != declared:
-            self._check_step()
-            _checked_classes[kind] = declared
-
-    def _check_step(self) -> None:
-        """Raise where ``step`` takes inputs or states by other names or in another order."""
-        label, states, inputs = type(self).__name__, type(self).states, type(self).inputs
-        if not isinstance(inputs, tuple) or inputs[:1] != ("x",):
-            raise TypeError(
-                f"{label}.inputs must be a tuple of names that begins with 'x', got {inputs!r}."
-            )
-        for name in inputs:
-            self._check_name(name)
-        reset = type(self).reset_states
-        if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
-            raise ValueError(
-                f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."
-            )
-        step = getattr(self, "step", None)
-        try:
-            parameters = inspect.signature(step).parameters.values()  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return  # a layer without a step, or a callable without a signature
-        if any(each.kind is each.VAR_POSITIONAL for each in parameters):
-            return
-        names = [
-            each.name
-            for each in parameters
-            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        ]
-        further = inputs[1:]
-        # without a * behind the states, parameters follow; those are passed by name
-        first = 1 + len(further)
-        given, taken = tuple(names[1:first]), tuple(names[first : first + len(states)])
-        if given != further:
-            raise ValueError(
-                f"{label}.inputs is {inputs}, but {label}.step takes {given} after "
-                f"{''.join(names[:1])}. It receives the inputs by position, before the states: "
-                "name them alike, in one order."
-            )
-        if taken != states:
-            raise ValueError(
-                f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
-                "It receives the states by position: name them alike, in one order."
-            )
-
-    # Declaring
-
-    def state(self, name: str, init: Value) -> None:
-        """Declare the initial value of a state: what it is before the first step; zero if left out.
-
-        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
-        ``zero_states()`` returns to it.
-
-        Args:
-            name: one of ``states``.
-            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
-
-        Example:
-            >>> class Resting(Neuron):
-            ...     states = ("v",)
-            ...
-            ...     def __init__(self, num_neurons):
-            ...         super().__init__(num_neurons)
-            ...         self.state("v", init=-65.0)
-            ...
-            ...     @staticmethod
-            ...     def step(x, v):
-            ...         return v, v + x
-            >>> layer = Resting(2)
-            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
-            ([[-65.0, -65.0]], [[-64.0, -64.0]])
-
-        """
-        if name not in type(self).states:
-            raise ValueError(
-                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
-                f"are {type(self).states}."
-            )
-        self._check_name(f"initial_{name}")
-        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
-        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+        self._sequences = Specialised(PreparedSequence)
+        check_signature(self)
 
     # Reading
 
@@ -226,9 +132,12 @@ class Neuron(ConstrainedLayer):
     def _described(self) -> Cell:
         """Return the cell of what the layer is now: an earlier one, where it is that again."""
         declared = self._declared
-        definition = declared.constraints, declared.options
+        definition, call = (
+            (declared.constraints, declared.options),
+            (declared.call, declared.arguments),
+        )
         known = [cell for cell in declared.cells if cell.describes(self, *definition)]
-        cell = known[0] if known else Cell.of(self, *definition, _METHODS)
+        cell = known[0] if known else Cell.of(self, *call, *definition, _METHODS)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
         return cell
@@ -249,7 +158,7 @@ class Neuron(ConstrainedLayer):
         return {
             **super().__getstate__(),
             "_single_steps": Specialised(CompiledStep),
-            "_sequences": Specialised(_prepared_sequence),
+            "_sequences": Specialised(PreparedSequence),
         }
 
     @property
@@ -464,10 +373,6 @@ _METHODS: dict[str, object] = {name: getattr(Neuron, name) for name in METHODS}
 def has_step(layer: object) -> TypeGuard[Neuron]:
     """Whether a layer is a neuron with a ``step``; a subclass may have other methods instead."""
     return isinstance(layer, Neuron) and getattr(layer, "step", None) is not None
-
-
-def _prepared_sequence(layer: StepLayer, cell: Cell, x: Tensor) -> PreparedSequence:
-    return PreparedSequence(layer, cell, x, constraint_gradient)
 
 
 @constant_in_compile

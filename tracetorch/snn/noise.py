@@ -6,7 +6,7 @@ expanded is not copied. Prepared sequences, compiled single steps and the recurr
 input; other layers go the general way. A ``step`` draws no random numbers: noise is an input that a
 module of the layer computes, ``snn.Noise``, by its own call, so that a pass by layer, a record and
 a check see it as any layer. Its numbers come from a counter, the state ``position``, an int64
-(``state_dtype``) with a value per neuron, so that masks, cuts, copies and segments need no rule of
+(``state_kind``) with a value per neuron, so that masks, cuts, copies and segments need no rule of
 their own. They are made before the loop and not inside it: then gradients, exports and every
 printer know nothing of randomness, for the memory of one more input.
 """
@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_integer
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
@@ -91,8 +92,7 @@ class Noise(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
-    state_dtype = torch.int64
-    states_have_gradient: ClassVar[bool] = False
+    state_kind = StateKind(torch.int64, learned=False)
 
     position: Tensor | None
     distribution: Distribution

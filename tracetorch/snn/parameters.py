@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.cell import ConstraintGradient
+from tracetorch.cell import Constraint, ConstraintGradient
 from tracetorch.core.checks import check_flag, check_number, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
@@ -32,9 +32,6 @@ from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, so
 Value: TypeAlias = float | Tensor
 Rank: TypeAlias = Literal[0, 1]
 SpikeFunction: TypeAlias = Callable[[Tensor], Tensor]
-Constraint: TypeAlias = Callable[[Tensor], Tensor]
-
-NEAREST_TO_0_AND_1 = 1e-7
 
 
 class Unset(Enum):
@@ -49,51 +46,93 @@ class Unset(Enum):
 UNSET = Unset.UNSET
 
 
-def unbounded(raw: Tensor) -> Tensor:
-    """``raw``: the constraint of weights."""
+_sigmoid_backward: Callable[..., Tensor] = torch.ops.aten.sigmoid_backward.default
+_softplus_backward: Callable[..., Tensor] = torch.ops.aten.softplus_backward.default
+
+
+def _same(raw: Tensor) -> Tensor:
     return raw
 
 
-def sigmoid(raw: Tensor) -> Tensor:
-    """``sigmoid(raw)`` in (0, 1): the constraint of decays."""
+def _same_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return grad
+
+
+def _sigmoid(raw: Tensor) -> Tensor:
     return torch.sigmoid(raw)
 
 
-def fraction(raw: Tensor) -> Tensor:
-    """``sigmoid(raw)`` in (0, 1): the constraint of gates, which are no decays."""
-    return torch.sigmoid(raw)
+def _sigmoid_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _sigmoid_backward(grad, value)
 
 
-def softplus(raw: Tensor) -> Tensor:
-    """``softplus(raw) > 0``: the constraint of thresholds."""
+def _softplus(raw: Tensor) -> Tensor:
     return F.softplus(raw)
 
 
-def negative_softplus(raw: Tensor) -> Tensor:
-    """``-softplus(raw) < 0``: the constraint of thresholds below zero."""
+def _softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(grad, raw, 1, 20)  # the defaults of F.softplus
+
+
+def _negative_softplus(raw: Tensor) -> Tensor:
     return -F.softplus(raw)
+
+
+def _negative_softplus_inverse(value: Tensor) -> Tensor:
+    return softplus_inverse(-value)
+
+
+def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
+    return _softplus_backward(-grad, raw, 1, 20)
+
+
+unbounded = Constraint("unbounded", _same, gradient=ConstraintGradient(_same_gradient, False))
+"""``raw``: the constraint of weights."""
+sigmoid = Constraint(
+    "sigmoid",
+    _sigmoid,
+    sigmoid_inverse,
+    ConstraintGradient(_sigmoid_gradient, reads_raw=False),
+    *(0.0, 1.0),
+    "lie strictly between 0 and 1 (for a slow decay try 0.999, to forget at once 1e-7)",
+    nearest=1e-7,  # torch.rand may draw 0
+)
+"""``sigmoid(raw)`` in (0, 1): the constraint of decays."""
+fraction = replace(sigmoid, name="fraction")
+"""``sigmoid(raw)`` in (0, 1): the constraint of gates, which are no decays."""
+softplus = Constraint(
+    "softplus",
+    _softplus,
+    softplus_inverse,
+    ConstraintGradient(_softplus_gradient, reads_raw=True),
+    low=0.0,
+    range="be positive and finite",
+)
+"""``softplus(raw) > 0``: the constraint of thresholds."""
+negative_softplus = Constraint(
+    "negative_softplus",
+    _negative_softplus,
+    _negative_softplus_inverse,
+    ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
+    high=0.0,
+    range="be negative and finite (a constructor takes its magnitude, an assignment its value)",
+)
+"""``-softplus(raw) < 0``: the constraint of thresholds below zero."""
 
 
 @dataclass(frozen=True)
 class Clamp:
     """Clamp to ``[low, high]``; the gradient passes, so that a value can come back from outside.
 
-    What lies in the range is its own raw value.
-
     Args:
         low, high: the ends; ``None`` for no end.
-        above: another parameter of the layer, which every value lies above: that of its neuron, or
-            the largest, for one value in the layer.
     """
 
     low: float | None = None
     high: float | None = None
-    above: str | None = None
-
-    __name__: ClassVar[str] = "clamp"
 
     def __call__(self, raw: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return ``raw`` clamped, and above ``other``, the value of the parameter of that name."""
+        """Return ``raw`` clamped, and above ``other``, the value of another parameter."""
         clamped = raw.detach()
         if self.low is not None or self.high is not None:
             clamped = clamped.clamp(self.low, self.high)
@@ -104,41 +143,17 @@ class Clamp:
         return clamped + (raw - raw.detach())
 
 
-_sigmoid_backward: Callable[..., Tensor] = torch.ops.aten.sigmoid_backward.default
-_softplus_backward: Callable[..., Tensor] = torch.ops.aten.softplus_backward.default
+def clamp(low: float | None, high: float | None, above: str | None = None) -> Constraint:
+    """Return the constraint that clamps a parameter; what lies in the range is its own raw value.
 
-
-def _unbounded_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
-    return grad
-
-
-def _sigmoid_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
-    return _sigmoid_backward(grad, value)
-
-
-def _softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
-    return _softplus_backward(grad, raw, 1, 20)  # the defaults of F.softplus
-
-
-def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
-    return _softplus_backward(-grad, raw, 1, 20)
-
-
-CONSTRAINT_GRADIENTS: dict[Constraint, ConstraintGradient] = {
-    unbounded: ConstraintGradient(_unbounded_gradient, reads_raw=False),
-    sigmoid: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
-    fraction: ConstraintGradient(_sigmoid_gradient, reads_raw=False),
-    softplus: ConstraintGradient(_softplus_gradient, reads_raw=True),
-    negative_softplus: ConstraintGradient(_negative_softplus_gradient, reads_raw=True),
-}
-"""PyTorch's own backward of every constraint."""
-
-
-def constraint_gradient(constraint: Constraint) -> ConstraintGradient | None:
-    """Return the gradient of a constraint; ``None`` for one that is not known, or reads another."""
-    if isinstance(constraint, Clamp):
-        return None if constraint.above else CONSTRAINT_GRADIENTS[unbounded]
-    return CONSTRAINT_GRADIENTS.get(constraint)
+    Args:
+        low: the least value; ``None`` for no bound.
+        high: the largest value; ``None`` for no bound.
+        above: another parameter of the layer, which every value lies above: that of its neuron, or
+            the largest, for one value in the layer.
+    """
+    gradient = None if above else unbounded.gradient
+    return Constraint("clamp", Clamp(low, high), gradient=gradient, above=above)
 
 
 @dataclass(frozen=True)
@@ -162,9 +177,6 @@ class Weight:
     rank: Rank | Unset = UNSET
     learnable: bool | Unset = UNSET
 
-    constraint: ClassVar[Constraint] = staticmethod(unbounded)
-    range: ClassVar[str] = "be finite"
-
     def check(self, name: str) -> None:
         """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
         if type(self.rank) is not int or self.rank not in (0, 1):
@@ -174,16 +186,13 @@ class Weight:
             )
         check_flag(f"{name}: learnable", self.learnable)
 
-    def legal(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is in range."""
-        return torch.isfinite(value)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """Invert the constraint: return the raw tensor whose constrained value is ``value``."""
-        return value
-
-    def raw(self, name: str, num_neurons: int) -> Tensor:
+    def raw(self, name: str, num_neurons: int, constraint: Constraint = unbounded) -> Tensor:
         """Return the raw tensor to store, in the default dtype and of rank 0 or 1.
+
+        Args:
+            name: of the parameter, for messages.
+            num_neurons: as many values as one of rank 1 has.
+            constraint: of which the value is a value.
 
         Raises:
             TypeError: the value is neither a number nor a floating-point tensor.
@@ -215,10 +224,17 @@ class Weight:
                 f"{name} must be a number or a tensor, got {type(value).__name__}. "
                 "Wrap a list or an array in torch.tensor(...)."
             )
-        legal = self.legal(constrained)
+        low, high, nearest = constraint.low, constraint.high, constraint.nearest
+        if nearest is not None and isinstance(value, Tensor):
+            constrained = torch.where(constrained == low, low + nearest, constrained)
+            constrained = torch.where(constrained == high, high - nearest, constrained)
+        legal = (constrained > low) & (constrained < high)
         if not bool(legal.all()):
-            raise ValueError(f"{name} must {self.range}, got {constrained[~legal][0].item()}.")
-        raw = self.inverse(constrained).to(torch.get_default_dtype())
+            raise ValueError(
+                f"{name} must {constraint.range}, got {constrained[~legal][0].item()}."
+            )
+        raw = constrained if constraint.inverse is None else constraint.inverse(constrained)
+        raw = raw.to(torch.get_default_dtype())
         if not bool(torch.isfinite(raw).all()):
             raise ValueError(f"{name} is beyond the range of {raw.dtype}, got {value}.")
         if self.rank == 1 and not isinstance(value, Tensor):
@@ -248,26 +264,10 @@ class Decay(Weight):
 
     use_averaging: bool | Unset = UNSET
 
-    constraint: ClassVar[Constraint] = staticmethod(sigmoid)
-    range: ClassVar[str] = (
-        "lie strictly between 0 and 1 (for a slow decay try 0.999, to forget at once 1e-7)"
-    )
-
     def check(self, name: str) -> None:
         """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
         super().check(name)
         check_flag(f"{name}: use_averaging", self.use_averaging)
-
-    def legal(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is in range; a tensor may touch 0 and 1, as ``torch.rand`` may."""
-        if isinstance(self.value, Tensor):
-            return (value >= 0) & (value <= 1)
-        return (value > 0) & (value < 1)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """``logit(value)``."""
-        value = torch.where(value == 0, NEAREST_TO_0_AND_1, value)
-        return sigmoid_inverse(torch.where(value == 1, 1 - NEAREST_TO_0_AND_1, value))
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,6 @@ class Threshold(Weight):
 
     surrogate: SpikeFunction | Unset = UNSET
 
-    constraint: ClassVar[Constraint] = staticmethod(softplus)
-    range: ClassVar[str] = "be positive and finite"
-
     def check(self, name: str) -> None:
         """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
         super().check(name)
@@ -307,32 +304,6 @@ class Threshold(Weight):
                 "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate, which makes a "
                 "spike function of a derivative."
             )
-
-    def legal(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is in range."""
-        return (value > 0) & torch.isfinite(value)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """``log(exp(value) - 1)``."""
-        return softplus_inverse(value)
-
-
-@dataclass(frozen=True)
-class NegativeThreshold(Threshold):
-    """A threshold below zero, as it reads: ``-softplus(raw)``. Constructors take its magnitude."""
-
-    constraint: ClassVar[Constraint] = staticmethod(negative_softplus)
-    range: ClassVar[str] = (
-        "be negative and finite (a constructor takes its magnitude, an assignment its value)"
-    )
-
-    def legal(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is in range."""
-        return super().legal(-value)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """``log(exp(-value) - 1)``."""
-        return super().inverse(-value)
 
 
 def _is_derivative(spike: SpikeFunction) -> bool:

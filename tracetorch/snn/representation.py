@@ -8,31 +8,39 @@ from dataclasses import fields
 
 from torch import Tensor, nn
 
+from tracetorch.cell import ConstructorCall
 from tracetorch.snn.parameters import Weight
 
 
-def constructor_call(cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
-    """Write the constructor call, arguments at their default left out.
+def constructor_call(
+    cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[ConstructorCall, dict[str, object]]:
+    """Write the constructor call, arguments at their default left out; return all of them too.
 
     Example:
-        >>> constructor_call(LIF, (32, 0.95), {"dim": -3})
+        >>> str(constructor_call(LIF, (32, 0.95), {"dim": -3})[0])
         'LIF(32, beta=0.95, dim=-3)'
     """
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind(None, *args, **kwargs)
     except TypeError:  # __init__ is about to say so itself
-        return f"{cls.__name__}(...)"
-    written: list[str] = []
+        return ConstructorCall(cls.__name__, ("...",), {}), {}
+    positional: list[str] = []
+    named: dict[str, str] = {}
     for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
         parameter = signature.parameters[name]
         if parameter.kind is parameter.VAR_POSITIONAL:
-            written += map(_written, value)
+            positional += map(_written, value)
         elif parameter.kind is parameter.VAR_KEYWORD:
-            written += [f"{key}={_written(each)}" for key, each in value.items()]
+            named |= {key: _written(each) for key, each in value.items()}
         elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
-            written.append(_written(value) if i == 0 else f"{name}={_written(value)}")
-    return f"{cls.__name__}({', '.join(written)})"
+            if i == 0:
+                positional.append(_written(value))
+            else:
+                named[name] = _written(value)
+    bound.apply_defaults()
+    return ConstructorCall(cls.__name__, tuple(positional), named), bound.arguments
 
 
 def _written(value: object) -> str:

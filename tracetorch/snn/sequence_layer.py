@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tracetorch.cell import Cell
+from tracetorch.cell import Cell, Constraint, ConstructorCall
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.thread_owner import check_thread, release, take
 from tracetorch.core.walk import Opaque
-from tracetorch.snn.parameters import UNSET, Constraint, Weight
+from tracetorch.functional.surrogates import Surrogate
+from tracetorch.snn.parameters import UNSET
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.stateful_layer import StatefulLayer, running
 from tracetorch.snn.unknown_arguments import check_arguments
@@ -22,24 +24,61 @@ Check = Callable[[str, object], object]
 
 L = TypeVar("L", bound="SequenceLayer")
 
+_NO_CALL = ConstructorCall("", (), {})
+
 
 class Declarations(Opaque):
     """The declarations of a layer: the constraint of every parameter, the names of its options.
 
     Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
-    ``cells`` describe what the layer was, the last one first.
+    ``arguments`` says which arguments of the constructor's ``call`` are values of parameters and
+    options. ``cells`` describe what the layer was, the last one first.
+
+    Args:
+        call: the constructor call that makes the layer.
+        given: its arguments, those at their default too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call: ConstructorCall, given: Mapping[str, object]) -> None:
+        self.call = call
+        self.arguments: dict[str, tuple[str, ...]] = {}
         self.constraints: dict[str, Constraint] = {}
-        self.kinds: dict[str, type[Weight]] = {}
         self.options: tuple[str, ...] = ()
         self.fixed: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
         self.cells: list[Cell] = []
+        # the constructor's caller holds the arguments while they are compared, and no one later
+        self._identities = {name: (id(value), type(value)) for name, value in given.items()}
+
+    def note_argument(self, name: str, value: object) -> None:
+        """Note which arguments are the value of a parameter or an option, if any are.
+
+        They are the very object, under the same name; a surrogate is, under any.
+        """
+        is_surrogate = isinstance(value, Surrogate)
+        found = [
+            argument
+            for argument, identity in self._identities.items()
+            if identity == (id(value), type(value)) and (is_surrogate or argument == name)
+        ]
+        if found:
+            self.arguments[name] = tuple(found)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cells": []}  # of this process
+        own = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
+        return {**own, "cells": [], "_identities": {}}  # of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.keys() != vars(Declarations(state.get("call", _NO_CALL), {})).keys():
+            raise ValueError(
+                "this pickle of a neuron layer was written by another version of traceTorch, which "
+                "kept other declarations. Load it with that version and write it with tt.save, or "
+                "save its state_dict; both load here into a model that is built anew."
+            )
+        vars(self).update(state)
 
 
 class _ConstructorSignature:
@@ -81,6 +120,7 @@ class SequenceLayer(StatefulLayer):
 
     layer_pass: Callable[..., Tensor] | None
     """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
+    _declared: Declarations
 
     if TYPE_CHECKING:
 
@@ -90,13 +130,12 @@ class SequenceLayer(StatefulLayer):
         """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
         check_arguments(cls, kwargs)
         layer = super().__new__(cls)
-        if args or kwargs:
-            object.__setattr__(layer, "_call", constructor_call(cls, args, kwargs))
+        call = constructor_call(cls, args, kwargs)
+        object.__setattr__(layer, "_declared", Declarations(*call))
         return layer
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self._declared = Declarations()
         self.layer_pass = None
 
     def option(
@@ -125,6 +164,7 @@ class SequenceLayer(StatefulLayer):
         else:
             setattr(self, name, value)
         self._declared.options += (name,)
+        self._declared.note_argument(name, value)
         if fixed:
             self._declared.fixed += (name,)
 
@@ -171,8 +211,8 @@ class SequenceLayer(StatefulLayer):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        declared = self.__dict__.get("_declared")
-        if declared is not None and name in declared.fixed:
+        declared = self._declared
+        if name in declared.fixed:
             if self.__dict__.get(name, UNSET) is None:
                 if value is None:
                     return
@@ -189,7 +229,7 @@ class SequenceLayer(StatefulLayer):
                 f"{name} of {self!r} is a state, which every step sets anew, and no parameter. "
                 "Give a tensor; what it starts from is declared by self.state(name, init=...)."
             )
-        if declared is not None and name in declared.checks:
+        if name in declared.checks:
             value = declared.checks[name](name, value)
         super().__setattr__(name, value)
 
@@ -198,19 +238,21 @@ class SequenceLayer(StatefulLayer):
         names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
         names.discard("__signature__")  # of the class alone
         attributes = self.__dict__
-        if "_declared" in attributes:
-            names.update(self.constraints)
-            names.difference_update(set(self.states).difference(self.active_states))
-            names.difference_update(n for n in self.options if attributes.get(n, n) is None)
+        names.update(self.constraints)
+        names.difference_update(set(self.states).difference(self.active_states))
+        names.difference_update(n for n in self.options if attributes.get(n, n) is None)
         return sorted(names)
 
     def __repr__(self) -> str:
-        call = self.__dict__.get("_call", f"{type(self).__name__}(...)")
+        call = str(self._declared.call)
         inner = super().__repr__() if self._modules else ""
         return f"{call}{inner[inner.index('(') :]}" if inner else call
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "layer_pass": None}
+        # copy.copy(layer) shares tensors, and not the dicts that name them
+        own = ("_declared", "_parameters", "_buffers", "_modules")
+        copies = {name: copy.copy(self.__dict__[name]) for name in own}
+        return {**super().__getstate__(), **copies, "layer_pass": None}
 
     # Calling
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.spawning import kept_for_child
@@ -134,14 +135,8 @@ class StatefulLayer(TTModule):
 
     num_neurons: int
     dim: int
-    state_dtype: ClassVar[torch.dtype | None] = None
-    """The dtype of the states; that of the arithmetic if ``None``."""
-    state_tail: tuple[int, ...] = ()
-    """Sizes of the dimensions that a state has behind those of one step."""
-    state_per_sample: ClassVar[bool] = False
-    """Whether a state has one value per sample, and size 1 in every dimension but the batch's."""
-    states_have_gradient: ClassVar[bool] = True
-    """Whether a state may follow from what is learned, unlike a mask or a counter."""
+    state_kind: StateKind = StateKind()
+    """What the states are, where they are not shaped like the input."""
 
     _takes_steps = False
     """Whether inputs of three dimensions are known to be single steps."""
@@ -253,12 +248,13 @@ class StatefulLayer(TTModule):
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
-        state_shape = torch.Size((*shape, *self.state_tail)) if self.state_tail else shape
-        if self.state_per_sample:
+        kind = self.state_kind
+        state_shape = torch.Size((*shape, *kind.tail)) if kind.tail else shape
+        if kind.per_sample:
             state_shape = torch.Size((shape[0], *[1] * (len(shape) - 1)))
         states: list[Tensor | None] = []
         active = self.active_states
-        kept = self.state_dtype or dtype
+        kept = kind.dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -390,7 +386,7 @@ class StatefulLayer(TTModule):
                 continue
             if is_leaked_tracer(state):
                 raise ValueError(_leaked(label, name))
-            if self.dim in (0, len(self.state_tail) - state.ndim):
+            if self.dim in (0, len(self.state_kind.tail) - state.ndim):
                 raise ValueError(
                     f"{label} has its neurons at dimension 0, where the mask looks for the batch; "
                     f"{name} has shape {list(state.shape)}. Give the input a batch dimension."

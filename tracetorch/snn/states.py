@@ -172,8 +172,8 @@ def _check(layer: SequenceLayer, states: dict[str, Tensor], path: str) -> None:
     missing = [name for name in layer.active_states if name not in states]
     if missing:
         raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
-    own = layer.state_dtype
-    dtypes = (torch.float32, torch.float64) if own is None else (own,)
+    kind = layer.state_kind
+    dtypes = (torch.float32, torch.float64) if kind.dtype is None else (kind.dtype,)
     for name, state in states.items():
         if not isinstance(state, Tensor) or state.dtype not in dtypes:
             got = (
@@ -181,13 +181,12 @@ def _check(layer: SequenceLayer, states: dict[str, Tensor], path: str) -> None:
             )
             kept = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise TypeError(f"{owner} keeps {name} in {kept}, got {got}.")
-        tail = layer.state_tail
-        ndim = state.ndim - len(tail)
+        ndim = state.ndim - len(kind.tail)
         step, rest = state.shape[: max(ndim, 0)], state.shape[max(ndim, 0) :]
-        size = 1 if layer.state_per_sample else layer.num_neurons
-        if not -ndim <= layer.dim < ndim or step[layer.dim] != size or rest != tail:
-            behind = f" and {list(tail)} behind the dimensions of a step" if tail else ""
-            wanted = "one value per sample" if layer.state_per_sample else f"{size} neurons"
+        size = 1 if kind.per_sample else layer.num_neurons
+        if not -ndim <= layer.dim < ndim or step[layer.dim] != size or rest != kind.tail:
+            behind = f" and {list(kind.tail)} behind the dimensions of a step" if kind.tail else ""
+            wanted = "one value per sample" if kind.per_sample else f"{size} neurons"
             raise ValueError(
                 f"{owner} needs {name} with {wanted} at dim {layer.dim}{behind},"
                 f" got shape {list(state.shape)}."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.changes import CHANGES, DEFINITIONS, B, N, made, sequence
 from tracetorch import snn
-from tracetorch.cell import Cell
+from tracetorch.cell import Cell, Constraint
 
 Road = Callable[[Any, Tensor], Tensor]
 
@@ -247,7 +247,6 @@ class Scaled:
     """A constraint that can change without being replaced."""
 
     k = 1.0
-    __name__ = "scaled"
 
     def __call__(self, raw: Tensor) -> Tensor:
         return self.k * torch.sigmoid(raw)
@@ -258,8 +257,8 @@ OWN: dict[str, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
     "more states": (lambda la: setattr(la, "use", False), lambda la: setattr(la, "use", True)),
     "one more option": (lambda la: None, lambda la: la.option("gain", True)),
     "a constraint that changes": (
-        lambda la: la._declared.constraints.update(beta=Scaled()),
-        lambda la: setattr(la.constraints["beta"], "k", 0.5),
+        lambda la: la._declared.constraints.update(beta=Constraint("scaled", Scaled())),
+        lambda la: setattr(la.constraints["beta"].value, "k", 0.5),
     ),
 }
 

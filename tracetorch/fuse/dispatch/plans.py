@@ -195,7 +195,7 @@ def _plan(
         except Unfusable as unfusable:
             reason = str(unfusable)
     if reason is not None:
-        report_fallback(cell.call, backend.name, reason)
+        report_fallback(str(cell.call), backend.name, reason)
         return None
     dim = cell.dim_from_end(ndim)
     needs = (has_backward, differentiated, trained)

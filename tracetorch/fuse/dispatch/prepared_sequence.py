@@ -7,13 +7,12 @@ is not compared here, or differs, takes the general way, which checks and explai
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.cell import Cell, ConstraintGradient, StepLayer
+from tracetorch.cell import Cell, StepLayer
 from tracetorch.core.torch_private import functorch
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import requested_backend, select_backend
@@ -24,8 +23,6 @@ from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.layout import Layout, layout_of
-
-GradientOf: TypeAlias = Callable[[Callable[[Tensor], Tensor]], ConstraintGradient | None]
 
 _SMALL = 1 << 18  # values of a state that are worth keeping as zeros
 _DTYPES = (torch.float32, torch.float64)  # narrower inputs are cast
@@ -38,16 +35,9 @@ class PreparedSequence:
         layer: the layer.
         cell: what it is.
         x: an input ``[T, ...]``.
-        gradient_of: returns the gradient of a constraint, ``None`` where that is not known.
     """
 
-    def __init__(
-        self,
-        layer: StepLayer,
-        cell: Cell,
-        x: Tensor,
-        gradient_of: GradientOf,
-    ) -> None:
+    def __init__(self, layer: StepLayer, cell: Cell, x: Tensor) -> None:
         self.cell, self.shape, self.dtype, self.device = cell, x.shape, x.dtype, x.device
         self.step_shape = x.shape[1:]
         self.states, self.starts = cell.active, cell.starts
@@ -67,16 +57,11 @@ class PreparedSequence:
             and self.dtype in _DTYPES
             and unchanged.is_comparable
             and cell.has_plain_states
-            and all(map(gradient_of, cell.constraints.values()))
+            and all(each.gradient for each in cell.constraints.values())
         ):
-            self._prepare(layer, x, gradient_of)
+            self._prepare(layer, x)
 
-    def _prepare(
-        self,
-        layer: StepLayer,
-        x: Tensor,
-        gradient_of: GradientOf,
-    ) -> None:
+    def _prepare(self, layer: StepLayer, x: Tensor) -> None:
         cell = self.cell
         layer.check_input(x, sequence=True)
         with torch.no_grad():  # checkpointing counts what is saved, the first time and again
@@ -92,9 +77,9 @@ class PreparedSequence:
         self.dim = cell.dim_from_end(x.ndim - 1)
         self.constrained = tuple(
             [
-                operators.Constrained(constraint, gradient, kwargs[name].shape)
-                for name, constraint in cell.constraints.items()
-                if (gradient := gradient_of(constraint)) is not None
+                operators.Constrained(each.value, each.gradient, kwargs[name].shape)
+                for name, each in cell.constraints.items()
+                if each.gradient is not None
             ]
         )
         # flags and spike functions: the same as long as the cell is

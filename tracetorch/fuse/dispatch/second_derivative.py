@@ -53,7 +53,7 @@ def differentiable_gradients(
 
     """
     program = plan.program
-    report_fallback(call.cell.call, plan.backend, _REASON)
+    report_fallback(str(call.cell.call), plan.backend, _REASON)
     with torch.enable_grad():
         # Views: where one of the inputs is computed from another, the path between them is not
         # this sequence's to differentiate.

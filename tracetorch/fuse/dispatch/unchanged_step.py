@@ -30,7 +30,7 @@ class UnchangedStep:
         self.default_dtype = torch.get_default_dtype()
         options = cell.options.values()
         constraints = [
-            each if isinstance(each, FunctionType) else type(each)
+            each.value if isinstance(each.value, FunctionType) else type(each.value)
             for each in cell.constraints.values()
         ]
         functions = (cell.step, *others, *map(type, options), *constraints)

@@ -4,7 +4,7 @@ Delays. A delay is no arithmetic on one lane: its memory is the last ``max_delay
 ``snn.Delay`` and those of synapses, ``snn.DelayedLinear`` and ``snn.DelayedConv1d``, are neuron
 layers without a ``step``, as ``snn.Recurrent`` is: rooms that need a membrane look for ``step``,
 and leave them out. Their one state ``past`` has the shape of a step and time behind it, which
-``state_tail`` says to the checks, so the batch is in front for masks, and names, copies and moves
+``state_kind`` says to the checks, so the batch is in front for masks, and names, copies and moves
 are those of every state. A step is a sequence of one: window = past and inputs, and every output is
 a sum over the window. ``Delay`` adds up element by element in one order, so cuts change no bit;
 those of synapses are convolutions over time, whose sums may be taken in another order, as those of

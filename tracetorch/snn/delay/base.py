@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.parameters import Clamp, Constraint, Value, Weight
+from tracetorch.snn.parameters import Value, Weight, clamp
 
 
 class DelayingLayer(ConstrainedLayer):
@@ -55,13 +56,12 @@ class DelayingLayer(ConstrainedLayer):
         self._buffers["sigma"] = torch.zeros(())
         self.__dict__["_sigma"] = 0.0
         self.sigma = sigma
-        self.state_tail = (max_delay,)
+        self.state_kind = StateKind(tail=(max_delay,))
         if learnable:
             self.raw_delay = nn.Parameter(raw_delay)
         else:
             self.register_buffer("raw_delay", raw_delay)
-        clamp: Constraint = Clamp(0, max_delay)
-        self._declared.constraints["delay"] = clamp
+        self._declared.constraints["delay"] = clamp(0, max_delay)
 
     def round_(self) -> None:
         """Round every delay to a whole number of steps, and set ``sigma`` to 0.

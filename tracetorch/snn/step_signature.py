@@ -1,0 +1,68 @@
+"""Check that the ``step`` of a class takes its inputs and states by their names, in their order."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from tracetorch.snn.constrained_layer import ConstrainedLayer
+
+# of each class what was found to fit: its step, which may be edited in place, states and inputs
+_checked: WeakKeyDictionary[type, tuple[object, ...]] = WeakKeyDictionary()
+
+
+def check_signature(layer: ConstrainedLayer) -> None:
+    """Raise where ``step`` takes inputs or states by other names or in another order.
+
+    Args:
+        layer: a neuron, whose class is looked at once.
+    """
+    kind: Any = type(layer)
+    step = getattr(kind, "step", None)
+    declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
+    if _checked.get(kind) != declared:
+        _check(layer, kind)
+        _checked[kind] = declared
+
+
+def _check(layer: ConstrainedLayer, kind: Any) -> None:
+    label, states, inputs = kind.__name__, kind.states, kind.inputs
+    if not isinstance(inputs, tuple) or inputs[:1] != ("x",):
+        raise TypeError(
+            f"{label}.inputs must be a tuple of names that begins with 'x', got {inputs!r}."
+        )
+    for name in inputs:
+        layer._check_name(name)
+    step: Any = getattr(layer, "step", None)  # bound, if it is no static method
+    reset = kind.reset_states
+    if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
+        raise ValueError(
+            f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."
+        )
+    try:
+        parameters = inspect.signature(step).parameters.values()
+    except (TypeError, ValueError):
+        return  # a layer without a step, or a callable without a signature
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return
+    names = [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    further = inputs[1:]
+    # without a * behind the states, parameters follow; those are passed by name
+    first = 1 + len(further)
+    given, taken = tuple(names[1:first]), tuple(names[first : first + len(states)])
+    if given != further:
+        raise ValueError(
+            f"{label}.inputs is {inputs}, but {label}.step takes {given} after "
+            f"{''.join(names[:1])}. It receives the inputs by position, before the states: "
+            "name them alike, in one order."
+        )
+    if taken != states:
+        raise ValueError(
+            f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
+            "It receives the states by position: name them alike, in one order."
+        )
