@@ -48,7 +48,7 @@ def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class Run(NamedTuple):
-    """One run of ``step`` on leaves of the lanes' shape.
+    """A run of ``step`` on leaves of the lanes' shape.
 
     Args:
         sources: the leaves: active states, input, learned parameters.
@@ -151,7 +151,8 @@ class StepCall(NamedTuple):
 
 def learned_parameters(layer: Neuron, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the constrained parameters among the step kwargs that require a gradient."""
-    return {n: v for n, v in kwargs.items() if n in layer.constraints and v.requires_grad}
+    constraints = layer.constraints
+    return {n: v for n, v in kwargs.items() if n in constraints and v.requires_grad}
 
 
 def probes(x: Tensor) -> list[Tensor]:

@@ -60,7 +60,7 @@ class Feed(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the input of a layer was computed from.
+    """Origins of the input of a layer in the graph of a step.
 
     Args:
         products: those that feed it.
