@@ -10,18 +10,22 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite, check_nonnegative, check_number
-from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
+from tracetorch.online_learning.stdp_checks import (
+    check_own_weight,
+    check_spikes,
+    checked_bounds,
+    checked_reward,
+)
+from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
 from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
@@ -114,17 +118,17 @@ class STDP(TTModule):
     ) -> None:
         super().__init__()
         if isinstance(connection, nn.Module):
-            _check_own_weight(connection)
+            check_own_weight(connection)
         if not isinstance(connection, nn.Module) or not is_product(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
                 f"zeros, in numbers, got {connection!r}."
             )
-        if not isinstance(rule, PairRule | TripletRule):
+        if not isinstance(rule, STDPRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        bounds = _checked_bounds(bounds)
+        bounds = checked_bounds(bounds)
         if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
             problem = "there are none" if bounds is None else f"{bounds} are not finite"
             raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
@@ -211,7 +215,7 @@ class STDP(TTModule):
         """Move the weights by the changes that have added up, within the bounds."""
         if self._potentiation is None or self._depression is None:
             return
-        _check_own_weight(self.connection)
+        check_own_weight(self.connection)
         weight = self.connection.weight.to(self._potentiation)
         # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
         up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
@@ -230,7 +234,10 @@ class STDP(TTModule):
 
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
-        reward = self._checked(pre, post, reward, mask)
+        for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
+            trace.check_input(x, sequence=True)
+        check_spikes(self.connection, pre, post, mask)
+        reward = checked_reward(reward, pre, mask, waits=self.eligibility is not None)
         if not pre.shape[1]:  # an empty batch has no mean
             return
         dtype = ARITHMETIC_DTYPE[pre.dtype]
@@ -256,52 +263,6 @@ class STDP(TTModule):
         held = self._potentiation, self._depression
         self._potentiation = up if held[0] is None else held[0] + up
         self._depression = down if held[1] is None else held[1] + down
-
-    def _checked(
-        self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
-        """Return the reward as ``[T, B]``; raise where an argument does not fit."""
-        for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
-            trace.check_input(x, sequence=True)
-        ndim = 3 if isinstance(self.connection, nn.Linear) else 5
-        if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
-            step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
-            raise ValueError(
-                f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
-                f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
-            )
-        if not isinstance(self.connection, nn.Linear):
-            places = _places(self.connection, pre)
-            if post.shape[3:] != torch.Size(places):
-                raise ValueError(
-                    f"post must be shaped like the output of {self.connection!r}, with places "
-                    f"{places}, got {list(post.shape[2:])} for an input of {list(pre.shape[2:])}."
-                )
-        if pre.dtype != post.dtype or pre.device != post.device:
-            raise TypeError(
-                f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} "
-                f"and {post.dtype} on {post.device}."
-            )
-        if mask is not None and mask.shape != pre.shape[:2]:
-            raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
-        if reward is None:
-            return None
-        if self.eligibility is None:
-            raise ValueError(
-                "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility."
-            )
-        if not isinstance(reward, Tensor):
-            raise TypeError(f"reward must be a tensor over time, got {type(reward).__name__}.")
-        if reward.shape not in (pre.shape[:1], pre.shape[:2]):
-            raise ValueError(
-                f"reward must have one value for each step, or for each step and sample, "
-                f"{list(pre.shape[:2])}, got {list(reward.shape)}."
-            )
-        reward = reward.to(pre.device, ARITHMETIC_DTYPE[pre.dtype])
-        reward = (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
-        if not bool(torch.isfinite(reward if mask is None else reward[mask]).all()):
-            raise ValueError("reward must be finite, got a tensor with infinite values or NaN.")
-        return reward
 
     def _traces(self) -> list[SpikeTrace | EligibilityTrace]:
         every = (
@@ -387,35 +348,6 @@ class STDP(TTModule):
 
         up, down = (summed(*pair) for pair in self._rows(factors, by))
         return up - down
-
-
-def _check_own_weight(connection: nn.Module) -> None:
-    """Raise where the weight is computed from other values: what is written into it is lost."""
-    if is_parametrized(connection) or has_weight_hooks(connection):
-        raise ValueError(
-            f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
-            "its weight follows from other values, and cannot be learned. Remove this first."
-        )
-
-
-def _checked_bounds(bounds: object) -> tuple[float, float] | None:
-    if bounds is None:
-        return None
-    if not isinstance(bounds, Sequence) or isinstance(bounds, str):
-        raise TypeError(f"bounds must be (lowest, highest), two numbers, got {bounds!r}.")
-    numbers = [check_number("a bound", each) for each in bounds]
-    if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
-    return numbers[0], numbers[1]
-
-
-def _places(conv: nn.Conv2d, pre: Tensor) -> list[int]:
-    """Return height and width of a convolution's output."""
-    padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid"
-    each = zip(
-        *(pre.shape[-2:], conv.kernel_size, conv.stride, padding, conv.dilation), strict=True
-    )
-    return [(n + 2 * pad - dil * (size - 1) - 1) // step + 1 for n, size, step, pad, dil in each]
 
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
