@@ -154,7 +154,6 @@ def _check_untied(found: list[Stage]) -> None:
             for module in (stage.source, stage.connection)
             if module is not None
             for parameter in module.parameters()
-            if not isinstance(parameter, nn.UninitializedParameter)
         ]
         for number, parameter in enumerate(own):
             for other, owner in [*seen, *((each, stage) for each in own[:number])]:

@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.hooks import Hook, forward_hooks
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
 from tracetorch.metrics.activity import firing_shares
@@ -198,19 +199,16 @@ def _timed(layers: list[ModuleStats]) -> Iterator[dict[str, float]]:
     def start(module: Any, args: Any) -> None:
         started.append([_synchronized_time(), 0.0])
 
-    def stop(path: str) -> Hook:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            begin, inside = started.pop()
-            elapsed = _synchronized_time() - begin
-            seconds[path] = seconds.get(path, 0.0) + elapsed - inside
-            if started:
-                started[-1][1] += elapsed
-
-        return hook
+    def stop(path: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        begin, inside = started.pop()
+        elapsed = _synchronized_time() - begin
+        seconds[path] = seconds.get(path, 0.0) + elapsed - inside
+        if started:
+            started[-1][1] += elapsed
 
     with forward_hooks(
         before=[(stats.module, start) for stats in layers],
-        after=[(stats.module, stop(stats.path)) for stats in layers],
+        after=[(stats.module, partial(stop, stats.path)) for stats in layers],
     ):
         yield seconds
 

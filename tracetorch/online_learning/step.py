@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -114,17 +115,17 @@ class Step:
             check_forward(path, layer)
         products = [module for _, module in modules if is_product(module)]
         further = [
-            (module, self._after_input(path, name))
+            (module, partial(self._after_input, path, name))
             for path, layer in layers.items()
             for name, module in layer.named_children()
             if name in layer.inputs
         ]
         return forward_hooks(
-            before=[(layer, self._before(path)) for path, layer in layers.items()],
+            before=[(layer, partial(self._before, path)) for path, layer in layers.items()],
             # What the user's hooks make of an output is like any operation behind the module.
             first=[
                 *((module, self._after_product) for module in products),
-                *((layer, self._after_neuron(path)) for path, layer in layers.items()),
+                *((layer, partial(self._after_neuron, path)) for path, layer in layers.items()),
             ],
             after=further,
         )
@@ -154,11 +155,10 @@ class Step:
         path = self._names[id(module)]
         return {p: join_path(path, n) for n, p in module.named_parameters(recurse=False)}
 
-    def _after_input(self, path: str, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, y: Tensor) -> None:
-            self._computed[path, name] = y
-
-        return hook
+    def _after_input(
+        self, path: str, name: str, module: nn.Module, args: Any, kwargs: Any, y: Tensor
+    ) -> None:
+        self._computed[path, name] = y
 
     def _further(self, path: str, layer: Neuron, args: Any, kwargs: Any) -> list[Tensor]:
         """Return the inputs of a call after ``x``, which must be constants."""
@@ -175,30 +175,26 @@ class Step:
             found.append(value)
         return found
 
-    def _before(self, path: str) -> Callable[[Neuron, Any], None]:
-        def hook(layer: Neuron, args: Any) -> None:
-            if not same(marks(layer), self._entered[path]):
-                raise ValueError(
-                    f"{layer_label(layer, path)} is called twice in one step, "
-                    "which has one trace. Build a layer for each call."
-                    if path in self._exited
-                    else changed_inside(layer, path)
-                )
+    def _before(self, path: str, layer: Neuron, args: Any) -> None:
+        if not same(marks(layer), self._entered[path]):
+            raise ValueError(
+                f"{layer_label(layer, path)} is called twice in one step, which has one trace. "
+                "Build a layer for each call."
+                if path in self._exited
+                else changed_inside(layer, path)
+            )
 
-        return hook
-
-    def _after_neuron(self, path: str) -> Callable[..., Tensor | None]:
-        def hook(layer: Neuron, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-            self._exited[path] = marks(layer)
-            if torch.is_grad_enabled():
-                x = args[0] if args else kwargs["x"]
-                return self._advance(path, x, self._call(path, layer, x, args, kwargs), output)
-            # its new states are constants, whatever came in: a monitor, an encoder
-            for carried in (self.traces, self.filters, self.frozen):
-                carried.pop(path, None)
-            return None
-
-        return hook
+    def _after_neuron(
+        self, path: str, layer: Neuron, args: Any, kwargs: Any, output: Tensor
+    ) -> Tensor | None:
+        self._exited[path] = marks(layer)
+        if torch.is_grad_enabled():
+            x = args[0] if args else kwargs["x"]
+            return self._advance(path, x, self._call(path, layer, x, args, kwargs), output)
+        # its new states are constants, whatever came in: a monitor, an encoder
+        for carried in (self.traces, self.filters, self.frozen):
+            carried.pop(path, None)
+        return None
 
     def _call(self, path: str, layer: Neuron, x: Tensor, args: Any, kwargs: Any) -> StepCall:
         """Return the call of ``step`` that a call of a layer was, checked once for each shape."""

@@ -10,6 +10,7 @@ computed from another one goes on through that one's derivatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class _Rows:
         self.dropped: dict[str, None] = {}  # states whose reset is left out
         self.resetting: set[int] = set()  # states that hold a spike which resets
         self._fired: list[Tensor] = []
-        self._full = call.run(dict.fromkeys(spikes, self._noted))
+        self._full = call.run(dict.fromkeys(spikes, partial(partial, self._noted)))
         self._constant = call.run(dict.fromkeys(spikes, detached_spikes))
         self._found: dict[int, list[Tensor | None]] = {}
         count = len(self.names)  # of the sources, states come first, then the input
@@ -74,12 +75,9 @@ class _Rows:
             else {i for i in every if self.names[i] in named}
         )
 
-    def _noted(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def spike(u: Tensor) -> Tensor:
-            self._fired.append(function(u))
-            return self._fired[-1]
-
-        return spike
+    def _noted(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        self._fired.append(function(u))
+        return self._fired[-1]
 
     def of(self, i: int) -> list[Tensor | None]:
         """Return the row of a next state, or of the output, which is behind the last of them."""
@@ -134,15 +132,12 @@ def _direct_gradients(run: Run, i: int) -> tuple[list[Tensor | None], dict[int, 
     """Differentiate a next state by the sources, and by the next states it was computed from."""
     through: dict[int, Tensor] = {}
 
-    def cut(k: int) -> Callable[[Tensor], Tensor]:
-        def hook(gradient: Tensor) -> Tensor:
-            through[k] = gradient
-            return torch.zeros_like(gradient)
-
-        return hook
+    def cut(k: int, gradient: Tensor) -> Tensor:
+        through[k] = gradient
+        return torch.zeros_like(gradient)
 
     others = _other_ends(run, i)
-    handles = [end.register_hook(cut(k)) for k, end in others.items()]  # type: ignore[no-untyped-call]
+    handles = [end.register_hook(partial(cut, k)) for k, end in others.items()]  # type: ignore[no-untyped-call]
     try:
         found = gradients(run.value(i), run.sources, None)
     finally:
