@@ -24,6 +24,7 @@ from tracetorch.online_learning.refused import (
     check_layers,
 )
 from tracetorch.online_learning.rewire import with_derivatives
+from tracetorch.online_learning.rules.learning_rule import Derivatives
 from tracetorch.online_learning.step_graph import Feed, Inputs, StepGraph
 from tracetorch.online_learning.traces import Attachment, Traces, attach
 from tracetorch.snn.neuron import Neuron, has_step
@@ -188,9 +189,11 @@ class Step:
         self, path: str, layer: Neuron, args: Any, kwargs: Any, output: Tensor
     ) -> Tensor | None:
         self._exited[path] = marks(layer)
-        if torch.is_grad_enabled():
+        derivatives = self.held.rule.derivatives
+        if torch.is_grad_enabled() and derivatives is not None:
             x = args[0] if args else kwargs["x"]
-            return self._advance(path, x, self._call(path, layer, x, args, kwargs), output)
+            call = self._call(path, layer, x, args, kwargs)
+            return self._advance(path, x, call, output, derivatives(call))
         # its new states are constants, whatever came in: a monitor, an encoder
         for carried in (self.traces, self.filters, self.frozen):
             carried.pop(path, None)
@@ -214,17 +217,17 @@ class Step:
             self.held.pointwise.add((path, work.shape))
         return call
 
-    def _advance(self, path: str, x: Tensor, call: StepCall, output: Tensor) -> Tensor | None:
+    def _advance(
+        self, path: str, x: Tensor, call: StepCall, output: Tensor, found: Derivatives
+    ) -> Tensor | None:
         """Advance the traces of a layer that was called; return its output where it is another."""
-        rule = self.held.rule
-        assert rule.derivatives is not None  # nothing is observed then
-        block, dropped, of_output = rule.derivatives(call)
+        block, dropped, of_output = found
         for reason in dropped:
             self.drop(path, path, reason)
         if of_output is not None:
             output = self._rewired(path, x, call, output, block, of_output)
         inputs = self._graph.inputs_of(x)
-        traces = self.traces.get(path, Traces(rule.shared))
+        traces = self.traces.get(path, Traces(self.held.rule.shared))
 
         def traces_of_output() -> Traces:
             derivatives = call.derivatives(of_output=True) if of_output is None else of_output
