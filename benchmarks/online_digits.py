@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import Rule
 
 _BATCH = 60
 

@@ -93,6 +93,13 @@ def filled(x: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
     return x if mask is None else x.masked_fill(~aligned(mask, x), value)
 
 
+def real_steps_first(x: Tensor, mask: Tensor) -> Tensor:
+    """Move the real steps of each sequence to its front, in their order; zeros stand behind."""
+    order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
+    moved = x.gather(0, aligned(order, x).expand_as(x))
+    return filled(moved, mask.gather(0, order))
+
+
 def lengths(x: Tensor, mask: Tensor | None) -> Tensor:
     """Count the real steps, in a shape that divides ``x[0]``: ``[B, 1, ...]`` or ``[]``."""
     if mask is None:

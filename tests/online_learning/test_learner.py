@@ -27,7 +27,7 @@ from tests.online_learning.cases import (
     two_layers,
 )
 from tracetorch import snn
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import Rule
 
 
 @pytest.mark.parametrize("name", LAYERS)

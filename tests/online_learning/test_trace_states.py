@@ -18,7 +18,7 @@ from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, weighted_sum
 from tests.online_learning.cases import assert_same, convolution, named_gradients, network
 from tracetorch import snn
 from tracetorch.online_learning import OnlineLearner
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import Rule
 
 RULES = get_args(Rule)
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding
-from tracetorch.metrics.activity import count_spikes
+from tracetorch.diagnosis.finding import Finding, measured
+from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.ragged import filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 
-SATURATED = 0.9  # of the steps
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
 _MOST = 0.5  # of the neurons: a note
 _RARE = 0.01  # of the membranes
@@ -23,11 +22,7 @@ _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Find uncalled layers, dead and saturated neurons, and membranes out of reach."""
     for path in evidence.uncalled:
-        yield Finding(
-            "warning",
-            "layer-not-called",
-            path,
-            0.0,
+        yield measured("warning", "layer-not-called", path, 0.0)(
             "The layer was not called at the first step.",
             "It takes no part in what the model computes, and is not trained.",
             "Call it in forward, or take it out of the model.",
@@ -36,17 +31,17 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         # Where the input is not finite, that is the finding; the activity follows from it.
         if not layer.fires or not torch.isfinite(layer.input).all():
             continue
-        rates = neuron_rates(layer, evidence.mask)
+        fired, total = spike_counts(layer, evidence.mask)
+        rates = fired / total
         yield from _dead(evidence, layer, rates)
         if evidence.inputs.steps >= _FEW_STEPS:
             yield from _saturated(evidence, layer, rates)
         yield from _out_of_reach(evidence, layer)
 
 
-def neuron_rates(layer: LayerEvidence, mask: Tensor | None) -> Tensor:
-    """Return the firing rate of every neuron, ``[N]``, over the real steps."""
-    fired, total = count_spikes(layer.output, dim=layer.module.dim, mask=mask)
-    return fired / total
+def spike_counts(layer: LayerEvidence, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the spikes of every neuron, and the real steps at which it could fire, ``[N]``."""
+    return count_spikes(layer.output, dim=layer.module.dim, mask=mask)
 
 
 def reach(layer: LayerEvidence, mask: Tensor | None) -> float | None:
@@ -66,11 +61,12 @@ def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[F
     distance, advice = _distance_of_dead(layer, dead, evidence.mask)
     # A few dead neurons are common; a layer of them blocks everything behind it.
     all_of_them = share == 1
-    yield Finding(
+    yield measured(
         "error" if all_of_them else "warning" if share >= _NEARLY_ALL else "note",
         "dead-neurons",
         layer.path,
         share,
+    )(
         f"{int(dead.sum())} of {len(rates)} neurons never fire, in {steps} steps of {batch} "
         f"samples.{distance}",
         "Nothing passes this layer in the forward pass."
@@ -137,11 +133,7 @@ def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Itera
     share = float(saturated.double().mean())
     if share < _MOST:
         return
-    yield Finding(
-        "error" if share == 1 else "warning",
-        "saturated-neurons",
-        layer.path,
-        share,
+    yield measured("error" if share == 1 else "warning", "saturated-neurons", layer.path, share)(
         f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
         f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
         "A neuron that always fires carries no more information than one that never does.",
@@ -159,11 +151,7 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
     real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
     distance = min(float(u.abs().median()) for u in real)
     surrogates = sorted({repr(getattr(layer.module, name)) for name in spike_inputs.above})
-    yield Finding(
-        "error" if share == 0 else "warning",
-        "out-of-reach",
-        layer.path,
-        share,
+    yield measured("error" if share == 0 else "warning", "out-of-reach", layer.path, share)(
         f"{100 * share:.3g} % of the membranes are where the derivative of "
         f"{' and '.join(surrogates)} is at least a tenth of its peak; their median distance to the "
         f"threshold is {distance:.3g}.",

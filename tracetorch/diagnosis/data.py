@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding
+from tracetorch.diagnosis.finding import Finding, measured
 from tracetorch.unrolling.inputs import tensors_by_name
 
 _LARGE = 30.0  # root mean square; pixels of 0 to 255 have about 100
@@ -20,22 +20,14 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
     for name, x in tensors_by_name(evidence.inputs.tensors).items():
         bad = int((~torch.isfinite(x)).sum()) if x.is_floating_point() else 0
         if bad:
-            yield Finding(
-                "error",
-                "input-not-finite",
-                "",
-                float(bad),
+            yield measured("error", "input-not-finite", "", float(bad))(
                 f"{bad} of {x.numel()} values of {name} are NaN or infinite.",
                 "They spread to all later layers and steps, to the loss or its gradient.",
                 "Look for divisions by a spread of zero and for missing values in the data; a "
                 "ragged batch is padded with zeros and given a mask.",
             )
         elif not x.any():
-            yield Finding(
-                "error",
-                "input-zero",
-                "",
-                0.0,
+            yield measured("error", "input-zero", "", 0.0)(
                 f"All {x.numel()} values of {name} are zero.",
                 "The first layer receives nothing but its biases: all samples are equal.",
                 "Print a batch as it leaves the loader. An encoder with too low a gain, or integer "
@@ -50,11 +42,7 @@ def _scale(name: str, x: Tensor) -> Iterator[Finding]:
     strength = float(x.double().square().mean().sqrt())
     largest = float(x.abs().max())
     if strength > _LARGE:
-        yield Finding(
-            "warning",
-            "input-scale",
-            "",
-            strength,
+        yield measured("warning", "input-scale", "", strength)(
             f"{name} has a root mean square of {strength:.3g} (largest value {largest:.3g}).",
             "Thresholds are about 1: such inputs drive neurons to fire at every step, or carry "
             "their membranes far beyond where the surrogate has a slope.",
@@ -62,11 +50,7 @@ def _scale(name: str, x: Tensor) -> Iterator[Finding]:
             "training set.",
         )
     elif largest < _SMALL:
-        yield Finding(
-            "warning",
-            "input-scale",
-            "",
-            strength,
+        yield measured("warning", "input-scale", "", strength)(
             f"The largest value of {name} is {largest:.3g}.",
             "Membranes will hardly move, and no threshold of about 1 is reached.",
             "Scale to a magnitude of about 1: (x - mean) / std over the training set, or raise "
@@ -79,11 +63,7 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
     for name, parameter in evidence.parameters.items():
         bad = int((~torch.isfinite(parameter)).sum())
         if bad:
-            yield Finding(
-                "error",
-                "parameter-not-finite",
-                name,
-                float(bad),
+            yield measured("error", "parameter-not-finite", name, float(bad))(
                 f"{bad} of {parameter.numel()} values are NaN or infinite.",
                 "An earlier step of the optimizer has destroyed the network; it cannot recover.",
                 "Go back to a saved model. Lower the learning rate, clip gradients with "
@@ -93,11 +73,12 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
         finite_input = bool(torch.isfinite(layer.input).all())
         if not (finite_input and torch.isfinite(layer.output).all()):
             place = "what it computes" if finite_input else "what it is given"
-            yield Finding(
+            yield measured(
                 "error",
                 "activity-not-finite",
                 layer.path,
                 float((~torch.isfinite(layer.output)).double().mean()),
+            )(
                 f"The first values that are NaN or infinite are in {place}.",
                 "Everything after this layer, and every later step of it, is lost.",
                 "Look at the layer just before: a division, a logarithm, a norm of zero, weights "
@@ -105,11 +86,7 @@ def outputs(evidence: Evidence) -> Iterator[Finding]:
             )
             break  # in later layers the values have spread from here
     if not torch.isfinite(evidence.loss):
-        yield Finding(
-            "error",
-            "loss-not-finite",
-            "",
-            float(evidence.loss),
+        yield measured("error", "loss-not-finite", "", float(evidence.loss))(
             f"The loss is {float(evidence.loss)}.",
             "Its gradient is NaN, and one step of the optimizer makes every parameter NaN.",
             "If the outputs are finite, the loss takes the logarithm or the quotient of a zero: "
@@ -124,11 +101,7 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
     # Exactly equal: outputs that differ by rounding still carry the input.
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
     if floating and all(bool((y == y[:, :1]).all()) for y in floating):
-        yield Finding(
-            "error",
-            "output-ignores-input",
-            "",
-            0.0,
+        yield measured("error", "output-ignores-input", "", 0.0)(
             f"All {evidence.inputs.batch} samples have the same output at every step, though their "
             "inputs differ.",
             "The differences between samples are lost on the way; the best that can be learned is "

@@ -14,7 +14,9 @@ from tracetorch.diagnosis import online as online_gradients
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
 from tracetorch.diagnosis.finding import SEVERITIES, Finding
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
-from tracetorch.online_learning.step import Rule
+from tracetorch.metrics.activity import firing_shares
+from tracetorch.online_learning.learner import split_batch
+from tracetorch.online_learning.rules import Rule
 from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
 
@@ -80,18 +82,13 @@ def diagnose(
         >>> found[0].value, found[0].figure[:60]
         (1.0, '32 of 32 neurons never fire, in 25 steps of 8 samples. At it')
     """
-    if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
-        raise TypeError(
-            "batch must be a tuple of the input and the other arguments of the loss, (x, target), "
-            f"got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
-        )
+    x, rest = split_batch(batch)
     if not callable(loss):
         raise TypeError(f"loss must be callable, loss(y, target), got {loss!r}.")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
-    x, *rest = batch
     inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
@@ -125,13 +122,15 @@ def diagnose(
 
 
 def _figures(evidence: Evidence, layer: LayerEvidence) -> LayerFigures:
-    rates = activity.neuron_rates(layer, evidence.mask) if layer.fires else None
+    rate = dead = saturated = None
+    if layer.fires:
+        rate, dead, saturated = firing_shares(*activity.spike_counts(layer, evidence.mask))
     return LayerFigures(
         path=layer.path,
         kind=type(layer.module).__name__,
-        rate=None if rates is None else float(rates.mean()),
-        dead=None if rates is None else float((rates == 0).double().mean()),
-        saturated=None if rates is None else float((rates >= activity.SATURATED).double().mean()),
+        rate=rate,
+        dead=dead,
+        saturated=saturated,
         reach=activity.reach(layer, evidence.mask),
         gradient=gradients.norm(layer.gradient),
         gradient_by_step=gradients.norm_by_step(layer.gradient),

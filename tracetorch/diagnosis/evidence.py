@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,16 +142,8 @@ def gather(
                 y, trajectories, sources = _run(model, x, order, neurons, steps, by)
             value = _loss(loss, y, rest)
             outputs = [leaf for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
-            # grad(), not backward(): the gradients of the parameters are the user's.
-            differentiated = [
-                *(p for p in parameters.values() if p.requires_grad),
-                *(leaf for leaf in outputs if leaf.requires_grad),
-                *(t for tensors in sources.values() for t in tensors if t.requires_grad),
-            ]
-            gradients: dict[int, Tensor | None] = {}
-            if value.requires_grad and differentiated:
-                grads = torch.autograd.grad(value, differentiated, allow_unused=True)
-                gradients = {id(t): g for t, g in zip(differentiated, grads, strict=True)}
+            inside = itertools.chain.from_iterable(sources.values())
+            gradients = _gradients(value, [*parameters.values(), *outputs, *inside])
         evidence = Evidence(
             model=model,
             inputs=inputs,
@@ -175,6 +168,16 @@ def gather(
     return evidence
 
 
+def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | None]:
+    """Return the gradients of a loss, by the identity of each tensor that requires one."""
+    differentiated = [tensor for tensor in tensors if tensor.requires_grad]
+    if not value.requires_grad or not differentiated:
+        return {}
+    # grad(), not backward(): the gradients of the parameters are the user's.
+    grads = torch.autograd.grad(value, differentiated, allow_unused=True)
+    return {id(t): g for t, g in zip(differentiated, grads, strict=True)}
+
+
 def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
     """List the states that the batch cannot continue from: of another shape, dtype or device."""
     return [
@@ -189,12 +192,10 @@ def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
 def _by_path(
     model: nn.Module, observed: Sequence[tuple[nn.Module, Product]]
 ) -> dict[str, list[Product]]:
-    products: dict[str, list[Product]] = {}
-    for path, module in named_modules(model):
-        calls = [product for called, product in observed if called is module]
-        if calls:
-            products[path] = calls
-    return products
+    calls = (
+        (path, [p for m, p in observed if m is module]) for path, module in named_modules(model)
+    )
+    return {path: products for path, products in calls if products}
 
 
 def _layers_zeroed_between_steps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
@@ -51,6 +52,11 @@ class Finding:
                 text, _WIDTH, initial_indent=f"  {head:<8}", subsequent_indent=" " * 10
             )
         return "\n".join(lines)
+
+
+def measured(severity: Severity, name: str, layer: str, value: float) -> partial[Finding]:
+    """Begin a finding; what is returned takes the figure in words, the meaning and the advice."""
+    return partial(Finding, severity, name, layer, float(value))
 
 
 def join_first(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, join_first
+from tracetorch.diagnosis.finding import Finding, join_first, measured
 
 _DEPTH = 1e-4  # from one layer to another
 _TIME = 1e3  # from the last steps to the first
@@ -27,11 +27,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
         # Otherwise the gradient is a consequence of values that other findings report.
         if all(bool(torch.isfinite(t).all()) for t in values):
-            yield Finding(
-                "error",
-                "gradient-not-finite",
-                bad[-1],
-                float(len(bad)),
+            yield measured("error", "gradient-not-finite", bad[-1], len(bad))(
                 f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
                 f"{join_first(bad)}, though the loss is finite.",
                 "One step of the optimizer makes them NaN.",
@@ -65,6 +61,10 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
     if high == 0:
         return
     ratio = low / high
+    norms_at = (
+        f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
+        f"{ratio:.1g}"
+    )
     if ratio < _DEPTH:
         weakest = min(norms, key=lambda pair: pair[1])[0]
         cause = (
@@ -74,25 +74,15 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
         )
         call = evidence.calibration
         calibration = "" if call is None else f" ({call} does it for all layers)"
-        yield Finding(
-            "warning",
-            "vanishing-gradient",
-            first.path,
-            ratio,
-            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
-            f"{ratio:.1g} of it; {cause}.",
+        yield measured("warning", "vanishing-gradient", first.path, ratio)(
+            f"{norms_at} of it; {cause}.",
             "The first layers stay near their initial values, and the last ones learn from noise.",
             f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold{calibration}, "
             "use a wider surrogate, skip connections, or a normalisation between layers.",
         )
     elif ratio > 1 / _DEPTH:
-        yield Finding(
-            "warning",
-            "exploding-gradient",
-            first.path,
-            ratio,
-            f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
-            f"{ratio:.1g} times as much.",
+        yield measured("warning", "exploding-gradient", first.path, ratio)(
+            f"{norms_at} times as much.",
             "One step changes the first layers greatly and the last ones hardly at all.",
             "Scale down the weights between them, or use a surrogate with a lower peak; clip with "
             "torch.nn.utils.clip_grad_norm_.",
@@ -118,11 +108,7 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
     weights = math.sqrt(sum(float(p.detach().double().square().sum()) for p, _ in pairs))
     elasticity = gradient * weights / loss
     if elasticity > _ELASTICITY and gradient > _NORM:
-        yield Finding(
-            "warning",
-            "exploding-gradient",
-            "",
-            gradient,
+        yield measured("warning", "exploding-gradient", "", gradient)(
             f"The gradient of all parameters has the norm {gradient:.3g}: to change them by "
             f"1 % along it would change the loss by {elasticity:.2g} %.",
             "The loss is far from linear over such a step: the gradient is valid only very near "
@@ -142,11 +128,7 @@ def _exploding_over_time(layer: LayerEvidence) -> Iterator[Finding]:
     late = float(steps[steps > 0][-tenth:].max())
     highest, step = (float(v) for v in steps.max(0))
     if highest / late > _TIME and step < len(steps) / 2:
-        yield Finding(
-            "warning",
-            "exploding-through-time",
-            layer.path,
-            highest / late,
+        yield measured("warning", "exploding-through-time", layer.path, highest / late)(
             f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
             f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
             "The first steps dominate the gradient and make it as large as they are.",

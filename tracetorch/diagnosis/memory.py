@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, unfit_states
-from tracetorch.diagnosis.finding import Finding, join_first
+from tracetorch.diagnosis.finding import Finding, join_first, measured
 from tracetorch.diagnosis.gradients import norm_by_step
-from tracetorch.ragged import aligned, filled
+from tracetorch.ragged import real_steps_first
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import sigmoid
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -32,11 +32,7 @@ def carried_states(evidence: Evidence, stream: bool) -> Iterator[Finding]:
     unfit = unfit_states(held, needed)
     if unfit:
         name = unfit[0]
-        yield Finding(
-            "error",
-            "states-do-not-fit",
-            name.rpartition(".")[0],
-            float(len(unfit)),
+        yield measured("error", "states-do-not-fit", name.rpartition(".")[0], len(unfit))(
             f"The model holds {name} of shape {list(held[name].shape)}, {held[name].dtype}; this "
             f"batch of {batch} needs {list(needed[name].shape)}, {needed[name].dtype}.",
             "The next call of the model raises an error. (Here it was run from rest.)",
@@ -47,11 +43,9 @@ def carried_states(evidence: Evidence, stream: bool) -> Iterator[Finding]:
     if stream:
         in_graph = [name for name, state in held.items() if state.requires_grad]
         if in_graph:
-            yield Finding(
-                "warning",
-                "states-hold-a-graph",
-                in_graph[0].rpartition(".")[0],
-                float(len(in_graph)),
+            yield measured(
+                "warning", "states-hold-a-graph", in_graph[0].rpartition(".")[0], len(in_graph)
+            )(
                 f"{len(in_graph)} of {len(held)} states, {in_graph[0]} first, are part of the "
                 "graph of an earlier run.",
                 "backward() goes through all earlier chunks too, or fails because they are freed.",
@@ -64,11 +58,12 @@ def carried_states(evidence: Evidence, stream: bool) -> Iterator[Finding]:
         if carried_loss is None
         else f" From them the loss is {carried_loss:.4g}, from rest {float(evidence.loss):.4g}."
     )
-    yield Finding(
+    yield measured(
         "warning",
         "states-carried",
         next(iter(held)).rpartition(".")[0],
         math.nan if carried_loss is None else carried_loss,
+    )(
         f"The model holds {len(held)} states of an earlier run, {next(iter(held))} first."
         f"{comparison}",
         "A run continues from them: the states of one batch are noise to the next.",
@@ -80,11 +75,7 @@ def carried_states(evidence: Evidence, stream: bool) -> Iterator[Finding]:
 def zeroed_states(evidence: Evidence) -> Iterator[Finding]:
     """Find states that are lost between two steps."""
     if evidence.zeroed:
-        yield Finding(
-            "warning",
-            "states-emptied",
-            evidence.zeroed[0],
-            float(len(evidence.zeroed)),
+        yield measured("warning", "states-emptied", evidence.zeroed[0], len(evidence.zeroed))(
             f"The states of {len(evidence.zeroed)} of {len(evidence.layers)} neuron layers are "
             f"gone when the second step begins: {join_first(evidence.zeroed)}.",
             "Called step by step, the network begins every step from rest: it remembers nothing, "
@@ -118,11 +109,7 @@ def _short_memory(evidence: Evidence, path: str, longest: float) -> Iterator[Fin
     gradient = "" if back is None else f" The gradient falls to a thousandth {back} steps back."
     # It is a fault only where the loss depends on what the layers have forgotten.
     forgets = at_the_end and (back is None or back < T / 2)
-    yield Finding(
-        "warning" if forgets else "note",
-        "short-memory",
-        path,
-        longest,
+    yield measured("warning" if forgets else "note", "short-memory", path, longest)(
         f"The longest half-life of all layers is {longest:.3g} steps, the sequence has {T}."
         f"{gradient if at_the_end else ''}",
         "The loss depends on the last steps, when the first half of the sequence has been "
@@ -166,18 +153,12 @@ def _gradient_span(evidence: Evidence) -> int | None:
         gradient, mask = layer.gradient, evidence.mask
         if gradient is not None and mask is not None:
             # Ragged sequences end at different steps: aligned, their last steps coincide.
-            gradient = _align_ends(gradient, mask)
+            gradient = real_steps_first(gradient.flip(0), mask.flip(0)).flip(0)
         steps = norm_by_step(gradient)
         if steps is not None and bool(steps.any()) and bool(torch.isfinite(steps).all()):
             first = (steps >= _THOUSANDTH * steps.max()).nonzero()[0]
             spans.append(len(steps) - int(first))
     return max(spans, default=None)
-
-
-def _align_ends(x: Tensor, mask: Tensor) -> Tensor:
-    """Move the real steps of every sequence to the end, in their order, with zeros before them."""
-    order = aligned(mask.byte().argsort(stable=True, dim=0), x)
-    return filled(x, mask).gather(0, order.expand_as(x))
 
 
 def _slow_average(path: str, layer: SequenceLayer, T: int) -> Iterator[Finding]:
@@ -190,11 +171,7 @@ def _slow_average(path: str, layer: SequenceLayer, T: int) -> Iterator[Finding]:
         life = float(_halflife(decay).median())
         if life > _TOO_SLOW * T:
             reached = 100 * (1 - 0.5 ** (T / life))
-            yield Finding(
-                "warning",
-                "slow-average",
-                path,
-                life,
+            yield measured("warning", "slow-average", path, life)(
                 f"Half of its decays {name} have a half-life above {life:.3g} steps; the sequence "
                 f"has {T}, in which such an average reaches {reached:.2g} % of its input.",
                 "Its input is scaled by 1 - decay: the trace stays near zero to the end, and so "

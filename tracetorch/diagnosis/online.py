@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tracetorch.diagnosis.evidence import Evidence, Loss
-from tracetorch.diagnosis.finding import Finding, join_first
+from tracetorch.diagnosis.finding import Finding, join_first, measured
 from tracetorch.online_learning import DroppedPath, OnlineLearner
-from tracetorch.online_learning.step import Rule
+from tracetorch.online_learning.rules import RULES, Rule
 
 _LOW = 0.5  # a cosine: 60 degrees away, where half of a step is lost
 
@@ -35,11 +35,7 @@ def compare(
 
 
 def _refused(rule: Rule, refusal: ValueError) -> Finding:
-    return Finding(
-        "note",
-        "online-refused",
-        "",
-        0.0,
+    return measured("note", "online-refused", "", 0.0)(
         f"tt.online cannot run the model with the rule {rule!r}: {refusal}",
         "There are no gradients online to compare with those of backpropagation through time.",
         "Do what the reason says, or train by backpropagation through time.",
@@ -57,11 +53,7 @@ def _findings(
         return
     worst = low[0]
     values = join_first([f"{name} {cosines[name]:.2f}" for name in low])
-    yield Finding(
-        "warning",
-        "online-gradient",
-        worst,
-        cosines[worst],
+    yield measured("warning", "online-gradient", worst, cosines[worst])(
         f"With the rule {rule!r} the gradients of {len(low)} of {len(moved)} parameters have a "
         f"cosine below {_LOW} to those of backpropagation through time: {values}. "
         f"The rule drops {join_first([f'({path})' for path in dropped])}.",
@@ -72,8 +64,10 @@ def _findings(
 
 
 def _advice(rule: Rule) -> str:
-    more = {"local": "'ottt', 'eprop' or 'exact'", "ottt": "'eprop' or 'exact'", "eprop": "'exact'"}
-    richer = f"Take a rule that drops less, {more[rule]}. " if rule in more else ""
+    names = list(RULES)  # from the most to the least exact
+    more = [repr(name) for name in names[: names.index(rule)]][::-1]
+    listed = " or ".join(filter(None, [", ".join(more[:-1]), *more[-1:]]))
+    richer = f"Take a rule that drops less, {listed}. " if more else ""
     return (
         f"{richer}A readout whose neurons share a decay (beta_rank=0) loses nothing of the layer "
         "before it; detach_reset=True leaves a reset out of both gradients; fewer layers "

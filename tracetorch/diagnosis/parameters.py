@@ -7,28 +7,20 @@ from collections.abc import Iterator
 from torch.optim import Optimizer
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, join_first
+from tracetorch.diagnosis.finding import Finding, join_first, measured
 
 
 def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
     """Find the reasons why parameters do not change in training."""
     trainable = list(evidence.gradients)
     if evidence.parameters and not trainable:
-        yield Finding(
-            "error",
-            "nothing-to-learn",
-            "",
-            0.0,
+        yield measured("error", "nothing-to-learn", "", 0.0)(
             f"None of the {len(evidence.parameters)} parameters requires a gradient.",
             "Training changes nothing.",
             "Undo model.requires_grad_(False), at least for a part of the model.",
         )
     elif trainable and all(evidence.gradients[name] is None for name in trainable):
-        yield Finding(
-            "error",
-            "loss-without-gradient",
-            "",
-            0.0,
+        yield measured("error", "loss-without-gradient", "", 0.0)(
             f"The loss depends on none of the {len(trainable)} parameters.",
             "backward() fails, or changes nothing: somewhere the graph is cut.",
             "Look for .detach(), .item(), .data, torch.no_grad(), argmax, a comparison or a "
@@ -44,11 +36,7 @@ def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Findin
 def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
     unreached = [name for name in trainable if evidence.gradients[name] is None]
     if unreached:
-        yield Finding(
-            "warning",
-            "unreached-parameters",
-            unreached[0],
-            float(len(unreached)),
+        yield measured("warning", "unreached-parameters", unreached[0], len(unreached))(
             f"The loss does not depend on {len(unreached)} of {len(trainable)} parameters: "
             f"{join_first(unreached)}.",
             "They have no gradient, and do not change.",
@@ -61,11 +49,7 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
         if (g := evidence.gradients[name]) is not None and g.ndim > 1 and not bool(g.any())
     ]
     if zero:
-        yield Finding(
-            "warning",
-            "zero-gradient",
-            zero[0],
-            float(len(zero)),
+        yield measured("warning", "zero-gradient", zero[0], len(zero))(
             f"The gradient of {len(zero)} weights is exactly zero: {join_first(zero)}.",
             "They are part of the graph, but no gradient arrives at their output, or their input "
             "is zero.",
@@ -77,11 +61,7 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
 def _frozen(evidence: Evidence) -> Iterator[Finding]:
     frozen = [name for name in evidence.parameters if name not in evidence.gradients]
     if frozen:
-        yield Finding(
-            "note",
-            "frozen-parameters",
-            frozen[0],
-            float(len(frozen)),
+        yield measured("note", "frozen-parameters", frozen[0], len(frozen))(
             f"{len(frozen)} of {len(evidence.parameters)} parameters do not require a gradient: "
             f"{join_first(frozen)}.",
             "They do not change.",
@@ -96,11 +76,9 @@ def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
     missing = [name for name in trainable if id(evidence.parameters[name]) not in groups_by_id]
     if missing:
         none = len(missing) == len(trainable)
-        yield Finding(
-            "error" if none else "warning",
-            "not-in-optimizer",
-            missing[0],
-            float(len(missing)),
+        yield measured(
+            "error" if none else "warning", "not-in-optimizer", missing[0], len(missing)
+        )(
             f"The optimizer has {'none' if none else f'not {len(missing)}'} of the "
             f"{len(trainable)} parameters that require a gradient: {join_first(missing)}.",
             "They get gradients, and are never updated.",
@@ -125,11 +103,12 @@ def _settings(
 
     stopped = [name for name in trainable if number(name, "lr") == 0]
     if stopped:
-        yield Finding(
+        yield measured(
             "error" if len(stopped) == len(trainable) else "warning",
             "learning-rate-zero",
             stopped[0],
             0.0,
+        )(
             f"The learning rate of {len(stopped)} of {len(trainable)} parameters is 0: "
             f"{join_first(stopped)}.",
             "They do not change.",
@@ -142,11 +121,7 @@ def _settings(
     ]
     if decayed:
         strongest = max(number(name, "weight_decay") for name in decayed)
-        yield Finding(
-            "note",
-            "weight-decay-on-neurons",
-            decayed[0],
-            strongest,
+        yield measured("note", "weight-decay-on-neurons", decayed[0], strongest)(
             f"The optimizer decays {len(decayed)} parameters of neurons, by up to {strongest:g}: "
             f"{join_first(decayed)}.",
             "Weight decay pulls raw parameters such as raw_beta to 0, and so every decay to 0.5 "

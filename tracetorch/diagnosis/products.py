@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding
+from tracetorch.diagnosis.finding import Finding, measured
 
 _NUMBERS = 0.9  # an input of more events than that is one of numbers, which no rate makes sparse
 
@@ -21,11 +21,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         if not busy:
             continue
         density, crossover = max(busy)
-        yield Finding(
-            "note",
-            "too-busy-for-events",
-            path,
-            density,
+        yield measured("note", "too-busy-for-events", path, density)(
             f"{100 * density:.3g} % of its inputs are not 0; below {100 * crossover:.3g} % the "
             "layer would be computed with them alone, in less time.",
             "Learning is the same, only slower: the dense product multiplies the zeros too.",

@@ -9,6 +9,7 @@ from typing import overload
 from torch import Tensor
 
 from tracetorch.diagnosis.finding import SEVERITIES, Finding
+from tracetorch.metrics.table import aligned_columns, percent
 
 _HEADINGS = (
     *("layer", "kind", "rate", "dead", "saturated", "in reach"),
@@ -108,7 +109,7 @@ class Diagnosis(Sequence[Finding]):
             f"diagnosis: {summary}. Loss {self.loss:.4g} on {self.steps} steps of a batch of "
             f"{self.batch}.",
             "",
-            *self._table(),
+            *aligned_columns([_HEADINGS, *map(_cells, self.layers)], left=_TEXT_COLUMNS),
         ]
         if self.cosines:
             lines += ["", "cosine of the gradients online to backpropagation through time:"]
@@ -118,17 +119,6 @@ class Diagnosis(Sequence[Finding]):
         if self.ok:
             lines += ["", "Nothing here keeps the network from learning."]
         return "\n".join(lines)
-
-    def _table(self) -> list[str]:
-        table = [_HEADINGS, *map(_cells, self.layers)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return [
-            "  ".join(
-                cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
 
 
 def _cells(layer: LayerFigures) -> tuple[str, ...]:
@@ -141,8 +131,7 @@ def _cells(layer: LayerFigures) -> tuple[str, ...]:
     return (
         layer.path or "(model)",
         layer.kind,
-        *("-" if s is None else f"{100 * s:.1f}%" for s in (layer.rate, layer.dead)),
-        *("-" if s is None else f"{100 * s:.1f}%" for s in (layer.saturated, layer.reach)),
+        *map(percent, (layer.rate, layer.dead, layer.saturated, layer.reach)),
         *("-" if g is None else f"{g:.2g}" for g in (layer.gradient, *ends)),
         lives,
     )

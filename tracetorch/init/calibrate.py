@@ -15,8 +15,8 @@ from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
 from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments
-from tracetorch.ragged import aligned, check_mask, filled
-from tracetorch.unrolling.inputs import Inputs, parse_inputs
+from tracetorch.ragged import check_mask, real_steps_first
+from tracetorch.unrolling.inputs import parse_inputs
 
 
 def calibrate_(
@@ -79,24 +79,13 @@ def calibrate_(
     inputs = parse_inputs(x, steps, 0, True)
     if mask is not None:
         check_mask(mask, "x", torch.empty(inputs.steps, inputs.batch, device=mask.device))
-        inputs, mask = _real_steps_first(inputs, mask)
+        # no padding comes before real steps then
+        front, real = mask, real_steps_first(mask, mask)
+        if not inputs.static:
+            moved = inputs.map(lambda x: real_steps_first(x, front.to(x.device)))
+            inputs = replace(inputs, tensors=moved)
+        mask = real
     calls = follow_calls(model, inputs)
     responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
-    trial = Trial(
-        model, inputs.tensors, steps, calls.by, calls.order, calls.drivers, responses, target, mean,
-        mask,
-    )  # fmt: skip
     with restored_on_error(model.parameters()):
-        return scale_all(trial, calls.stages)
-
-
-def _real_steps_first(inputs: Inputs, mask: Tensor) -> tuple[Inputs, Tensor]:
-    """Move the real steps of each sequence to its front, where no padding comes before them."""
-    order = torch.argsort((~mask).to(torch.uint8), dim=0, stable=True)
-    front = mask.gather(0, order)
-
-    def move(x: Tensor) -> Tensor:
-        index = aligned(order, x).expand_as(x).to(x.device)
-        return filled(x.gather(0, index), front.to(x.device))
-
-    return inputs if inputs.static else replace(inputs, tensors=inputs.map(move)), front
+        return scale_all(Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import Hook, PreHook, forward_hooks
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import modules_of, named_modules
@@ -43,11 +44,7 @@ class Calls(NamedTuple):
 
 
 def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
-    """Pair neuron layers with what drives them, in the order of the calls of one step.
-
-    Raises:
-        ValueError: a layer drives several layers of neurons; or as :func:`stages`.
-    """
+    """Pair neuron layers with what drives them, in the order of the calls of one step."""
     with restored(model):
         by: Literal["layer", "step"] = "layer" if _runs_by_layer(model, inputs) else "step"
         order = call_order(model, inputs, by)
@@ -69,11 +66,7 @@ def _runs_by_layer(model: nn.Module, inputs: Inputs) -> bool:
 def _drivers(
     model: nn.Module, order: list[str], driven: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Return the sources that drive each neuron layer, by its path, in the order of their calls.
-
-    Raises:
-        ValueError: a source drives several of them.
-    """
+    """Return the sources that drive each neuron layer, by its path, in the order of their calls."""
     neurons = neuron_layers(model)
     drivers: dict[str, list[str]] = {}
     for source in (path for path in order if path in driven):
@@ -108,59 +101,49 @@ def driven_modules(
 ) -> dict[str, list[str]]:
     """Return the paths of the modules that each source drives, by its path; only those called.
 
-    Runs one step from rest. The output of every module that ends a path is cut from its graph, that
-    of a source becomes a leaf: a module that a leaf's gradient reaches is driven.
-
-    Args:
-        model: any module.
-        sources: paths of modules that return a tensor, or several.
-        inputs: the first step of them is run.
+    Runs the first step of the inputs from rest. The output of every module that ends a path is cut
+    from its graph, that of a source becomes a leaf: a module that a leaf's gradient reaches is
+    driven. A source returns a tensor, or several.
     """
     leaves: list[tuple[str, Tensor]] = []
     driven: dict[str, list[str]] = {}
 
-    def find_sources_before(path: str) -> PreHook:
-        def hook(module: Any, args: Any) -> None:
-            given = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
-            given = [t for t in given if t.requires_grad]
-            if not given or not leaves:
-                return
-            grads = torch.autograd.grad(
-                given,
-                [leaf for _, leaf in leaves],
-                list(map(torch.ones_like, given)),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for (source, _), grad in zip(leaves, grads, strict=True):
-                if grad is not None and path not in driven[source]:
-                    driven[source].append(path)
+    def find_sources(path: str, module: Any, args: Any) -> None:
+        given = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        given = [t for t in given if t.requires_grad]
+        if not given or not leaves:
+            return
+        grads = torch.autograd.grad(
+            given,
+            [leaf for _, leaf in leaves],
+            list(map(torch.ones_like, given)),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for (source, _), grad in zip(leaves, grads, strict=True):
+            if grad is not None and path not in driven[source]:
+                driven[source].append(path)
 
-        return hook
+    def detach_output(path: str, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if path not in sources:
+            return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
+        driven.setdefault(path, [])
 
-    def detach_output(path: str) -> Hook:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            if path not in sources:
-                return pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
-            driven.setdefault(path, [])
+        def cut(value: Tensor) -> Tensor:
+            if not value.is_floating_point():
+                return value
+            leaf = value.detach().requires_grad_()
+            leaves.append((path, leaf))
+            return leaf.clone()  # which may be written into
 
-            def cut(value: Tensor) -> Tensor:
-                if not value.is_floating_point():
-                    return value
-                leaf = value.detach().requires_grad_()
-                leaves.append((path, leaf))
-                return leaf.clone()  # which may be written into
-
-            return pytree.tree_map_only(Tensor, cut, output)
-
-        return hook
+        return pytree.tree_map_only(Tensor, cut, output)
 
     ends = [(path, m) for path, m in named_modules(model) if path in sources or _ends_a_path(m)]
     with (
         restored(model, training=False),
         forward_hooks(
-            before=[(module, find_sources_before(path)) for path, module in ends],
-            after=[(module, detach_output(path)) for path, module in ends],
+            before=[(module, partial(find_sources, path)) for path, module in ends],
+            after=[(module, partial(detach_output, path)) for path, module in ends],
         ),
         torch.inference_mode(False),
         torch.enable_grad(),

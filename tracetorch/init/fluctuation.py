@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,9 @@ def fluctuation_(
     The sums know the weights, the neurons and their delays alone. So the model is then run on
     random spikes of this rate, in its current mode: where the membranes of a layer miss the target,
     for pooling, a factor, a shortcut or rates that are another, its weights are scaled and its bias
-    is moved as :func:`calibrate_` does it, to a tenth of the target, or the layer is refused.
+    is moved as :func:`calibrate_` does it, to a tenth of the target, or the layer is refused. What
+    mixes samples, attention over the batch dimension say, makes other moments of another number of
+    them: the target holds for the batch of that run alone, 2 to 64 samples by the model's size.
 
     Args:
         model: any module; each neuron layer is driven by the linear layer, convolution, attention
@@ -100,64 +103,71 @@ def fluctuation_(
     responses = {stage.path: response_of(stage.neuron, stage.path) for stage in paired}
     for stage in paired:
         _delayed(responses[stage.path], stage)
+
+    def draw(stage: Stage, rate: float) -> float:
+        aim = _Aim(stage.path, responses[stage.path], rate, target, mean)
+        return _draw(stage, generator, aim)
+
     found = find_shape(model, shape)
     if found is None:
         _check_chain(model)
     with restored_on_error(model.parameters()):
         if found is None:
             for stage in paired:
-                rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
+                rate = draw(stage, rate)
             return
         x, start = random_spikes(model, found, rate, responses.values())
         calls = follow_calls(model, parse_inputs(x, None, 0, True))
         for stage in calls.stages:
             if stage.path not in responses:
                 responses[stage.path] = response_of(stage.neuron, stage.path)
-            rate = _draw(stage, responses[stage.path], rate, target, mean, generator)
-        trial = Trial(
-            model, x, None, calls.by, calls.order, calls.drivers, responses, target, mean,
-            start=start, drawn=True,
-        )  # fmt: skip
-        scale_all(trial, calls.stages)
+            rate = draw(stage, rate)
+        scale_all(Trial(model, x, None, calls, responses, target, mean, start=start, drawn=True))
 
 
-def _draw(
-    stage: Stage,
-    resting: ImpulseResponse,
-    rate: float,
-    target: float,
-    mean: float,
-    generator: torch.Generator | None,
-) -> float:
-    """Draw what drives one layer of neurons; return the rate that the next one receives."""
-    drawn: list[tuple[Tensor, Tensor]] = []
-    fired = simulated_rate(stage.neuron, resting, target, mean)
-    response = _delayed(resting, stage)
+class _Aim(NamedTuple):
+    """Moments that a layer or a connection shall give the membranes behind it.
+
+    Args:
+        path: of the neuron layer, for messages.
+        response: of its membranes to what is drawn.
+        rate: of the spikes that arrive.
+        target: deviation of the membranes.
+        mean: their mean.
+    """
+
+    path: str
+    response: ImpulseResponse
+    rate: float
+    target: float
+    mean: float
+
+
+def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> float:
+    """Draw what drives one layer of neurons; return the rate that the next one receives.
+
+    Args:
+        stage: the layer, and what drives it.
+        generator: of the weights.
+        resting: the moments of all together, with the response that knows no delay.
+    """
+    _, response, rate, target, mean = resting
+    fired = simulated_rate(stage.neuron, response, target, mean)
+    following = rate if fired is None else max(fired, LEAST_RATE)
     share = RECURRENT if stage.connection is not None else 0.0
-    own = target * (1 - share) ** 0.5
+    # variances of independent inputs add up
+    own = resting._replace(response=_delayed(response, stage), target=target * (1 - share) ** 0.5)
     if isinstance(stage.source, BatchNormBase):
-        drawn += _norm(stage.source, stage.path, response, own, mean)
+        drawn = _norm(stage.source, own)
     else:
-        drawn += _product(
-            stage.source, stage.delays, stage.path, response, rate, own, mean, generator
-        )
+        drawn = _product(stage.source, stage.delays, generator, own)
     if stage.connection is not None:
-        recurrent = target * share**0.5
-        back = rate if fired is None else max(fired, LEAST_RATE)
-        drawn += _product(
-            stage.connection,
-            stage.connection_delays,
-            stage.path,
-            resting,
-            back,
-            recurrent,
-            0.0,
-            generator,
-        )
+        back = resting._replace(rate=following, target=target * share**0.5, mean=0.0)
+        drawn += _product(stage.connection, stage.connection_delays, generator, back)
     with torch.no_grad():
         for parameter, value in drawn:
             parameter.copy_(value.view_as(parameter))
-    return rate if fired is None else max(fired, LEAST_RATE)
+    return following
 
 
 def _check_chain(model: nn.Module) -> None:
@@ -175,11 +185,7 @@ def _check_chain(model: nn.Module) -> None:
 
 
 def _delayed(response: ImpulseResponse, stage: Stage) -> ImpulseResponse:
-    """Return the response to what the source gives, through the delays behind it.
-
-    Raises:
-        ValueError: a delay spreads spikes where their sums are not known.
-    """
+    """Return the response to what the source gives, through the delays behind it."""
     known = [m for m in stage.behind.values() if m.num_neurons == stage.neuron.num_neurons]
     for path, module in {**stage.before, **stage.behind}.items():
         if isinstance(module, DelayingLayer) and module not in known and _spreads(module):
@@ -209,10 +215,9 @@ def _spreads(layer: DelayingLayer) -> bool:
 
 
 def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
-    """Return the sum of the squared response of every synapse, relative to one without a delay.
-
-    It is ``[neurons, inputs]``, from the correlation of the kernel with itself.
-    """
+    """Return the sum of the squared response of every synapse, relative to one without a delay."""
+    # [neurons, inputs]: of a sum of shifted kernels the square is a double sum of the kernel's
+    # autocorrelation at the differences of the shifts
     kernel, weights = response.kernel, _taps(delays).flatten(2)
     lags = torch.arange(len(weights), device=kernel.device)
     products = [
@@ -226,27 +231,29 @@ def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
 def _product(
     module: nn.Module,
     delays: SynapticDelays | None,
-    path: str,
-    response: ImpulseResponse,
-    rate: float,
-    target: float,
-    mean: float,
     generator: torch.Generator | None,
+    aim: _Aim,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Draw the weights of a linear layer or a convolution."""
+    """Draw the weights of a linear layer or a convolution.
+
+    ``w = center + scale * noise`` with noise that adds up to 0: the mean is that of center alone,
+    and the equation of the deviation is quadratic in scale.
+    """
     weight = weight_of(module)
     rows = weight.detach().flatten(1)
     inputs = rows.shape[1]
     noise = torch.empty_like(rows).normal_(generator=generator).double()
     if inputs > 1:
         noise -= noise.mean(1, keepdim=True)
-    center = _ratio(mean, response.mean(rate), path) / inputs
-    squares = torch.ones_like(noise) if delays is None else _squares(response, delays)
-    free = (target / response.deviation(rate)).square() - squares.sum(1) * center.square()
+    center = _sum_of_weights(aim) / inputs
+    squares = torch.ones_like(noise) if delays is None else _squares(aim.response, delays)
+    # Rossbroich et al. (2022): of independent spikes the variances add up, by the squared kernel
+    deviation = aim.response.deviation(aim.rate)
+    free = (aim.target / deviation).square() - squares.sum(1) * center.square()
     if not bool((free > 0).all()):
         raise ValueError(
-            f"{path!r} has {inputs} inputs: with a mean of {mean} their spikes alone make a larger "
-            f"deviation than {target:.3g}. Choose a smaller mean, or a larger target."
+            f"{aim.path!r} has {inputs} inputs: with a mean of {aim.mean} their spikes alone make "
+            f"a larger deviation than {aim.target:.3g}. Choose a smaller mean, or a larger target."
         )
     # what scale adds that much to the square, with the part that noise and mean have in common
     common = center * (squares * noise).sum(1)
@@ -258,26 +265,25 @@ def _product(
     return drawn
 
 
-def _norm(
-    module: BatchNormBase, path: str, response: ImpulseResponse, target: float, mean: float
-) -> list[tuple[Tensor, Tensor]]:
+def _norm(module: BatchNormBase, aim: _Aim) -> list[tuple[Tensor, Tensor]]:
     """Set weight and bias of a batch norm; its normalised output is taken for white noise."""
-    scale, shift = response.white_drive(target, mean)
+    scale, shift = aim.response.white_drive(aim.target, aim.mean)
     drawn: list[tuple[Tensor, Tensor]] = [(module.weight, scale.expand_as(module.weight))]
     if isinstance(module.bias, Tensor):
         drawn.append((module.bias, shift.expand_as(module.bias)))
-    elif mean != 0:
+    elif aim.mean != 0:
         raise ValueError(
-            f"the membranes of {path!r} have no mean: the norm before them has no bias. Give it "
-            "one, or leave mean at 0."
+            f"the membranes of {aim.path!r} have no mean: the norm before them has no bias. Give "
+            "it one, or leave mean at 0."
         )
     return drawn
 
 
-def _ratio(mean: float, response: Tensor, path: str) -> Tensor:
-    """Return what the weights of a neuron must add up to."""
-    if mean == 0:
+def _sum_of_weights(aim: _Aim) -> Tensor:
+    """Return what the weights of a neuron must add up to for its mean."""
+    response = aim.response.mean(aim.rate)
+    if aim.mean == 0:
         return torch.zeros_like(response)
     if bool((response.abs() < 1e-9).any()):
-        raise ValueError(f"the membranes of {path!r} have no mean: they pass changes alone.")
-    return mean / response
+        raise ValueError(f"the membranes of {aim.path!r} have no mean: they pass changes alone.")
+    return aim.mean / response

@@ -58,6 +58,7 @@ def identity_(model: nn.Module) -> None:
         raise ValueError(f"{type(model).__name__} has no snn.SEWBlock to start as the identity.")
     values: list[tuple[Tensor, Tensor]] = []
     last: dict[str, nn.Module] = {}
+    # Fang et al. (2021): add and iand are the identity of a silent body, and of one that fires
     for path, block in blocks.items():
         stage = _last_stage(join_path(path, "body"), block.body)
         source = stage.source

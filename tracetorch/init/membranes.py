@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path
+from tracetorch.init.driven import Calls
 from tracetorch.init.response import ImpulseResponse
 from tracetorch.init.stages import Stage
 from tracetorch.ragged import aligned
@@ -44,9 +45,7 @@ class Trial:
         model: the model.
         x: the batch, as ``unroll`` takes it.
         steps: as in ``unroll``.
-        by: how it runs.
-        order: paths of the modules in the order of their calls.
-        drivers: paths of what drives each neuron layer directly, by its path.
+        calls: how it runs, and its calls in one step.
         responses: those of the neuron layers, by path.
         target: deviation that the membranes shall have.
         mean: mean that they shall have.
@@ -59,9 +58,7 @@ class Trial:
     model: nn.Module
     x: Any
     steps: int | None
-    by: Literal["layer", "step"]
-    order: list[str]
-    drivers: dict[str, list[str]]
+    calls: Calls
     responses: dict[str, ImpulseResponse]
     target: float
     mean: float
@@ -135,7 +132,12 @@ def measure(trial: Trial, found: Sequence[Stage]) -> dict[str, Moments]:
             names |= dict.fromkeys(join_path(stage.loop, end) for end in ("input", "output"))
     with restored(trial.model), torch.no_grad():
         _, seen = unroll(
-            trial.model, trial.x, steps=trial.steps, by=trial.by, record=[*names], from_rest=True
+            trial.model,
+            trial.x,
+            steps=trial.steps,
+            by=trial.calls.by,
+            record=[*names],
+            from_rest=True,
         )
     return {stage.path: _moments(trial, stage, seen) for stage in found}
 
@@ -195,7 +197,7 @@ def _filtered(drive: Tensor, kernel: Tensor, mask: Tensor | None) -> Tensor:
     """Convolve over time, for every sample and place, by the product of the spectra."""
     if mask is not None:
         drive = drive.masked_fill(~aligned(mask, drive), 0.0)
-    length = len(drive) + len(kernel) - 1
+    length = len(drive) + len(kernel) - 1  # with less, the convolution would be circular
     spectrum = torch.fft.rfft(kernel, length, dim=0)[:, None, None]
     spectra = torch.fft.rfft(drive, length, dim=0) * spectrum
     filtered: Tensor = torch.fft.irfft(spectra, length, dim=0)[: len(drive)]

@@ -26,11 +26,9 @@ _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, As
 
 
 def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return shapes of one sample that layers of a model take, those of the first layer in front.
+    """Return shapes of one sample that layers take, the first layer's in front.
 
-    Args:
-        model: any module.
-        places: numbers of values that dimensions beside the channels are tried with.
+    Dimensions beside the channels are tried with each number of ``places``.
     """
     shapes: dict[tuple[int, ...], None] = {}
     for _, module in named_modules(model):
@@ -52,13 +50,7 @@ def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]
 def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...] | None:
     """Return the shape of one sample that a model runs on, or ``None`` where none is found.
 
-    Args:
-        model: any module.
-        shape: the shape that is given; ``None``: it is guessed from the layers.
-
-    Raises:
-        TypeError: ``shape`` is not a sequence of integers.
-        ValueError: the model does not run on the shape that is given.
+    One that is given is tried alone; without it, it is guessed from the layers.
     """
     if shape is not None:
         if not isinstance(shape, Sequence) or isinstance(shape, str):

@@ -54,6 +54,7 @@ class ImpulseResponse(NamedTuple):
         Args:
             rate: probability of a spike in a step.
         """
+        # Campbell's theorem for Bernoulli spikes, as in Rossbroich, Gygax and Zenke (2022)
         return (rate * (1 - rate) * self.kernel.square().sum(0)).sqrt() / self.distance
 
     def mean(self, rate: float) -> Tensor:
@@ -71,6 +72,7 @@ class ImpulseResponse(NamedTuple):
             target: deviation of the membranes, in distances.
             mean: their mean, in distances.
         """
+        # the same sums, for an input of variance 1 in place of rate (1 - rate)
         scale = target * self.distance / self.kernel.square().sum(0).sqrt()
         return scale, mean * self.distance / self.kernel.sum(0)
 
@@ -109,12 +111,7 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
 
 
 def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
-    """Compute the impulse response of a layer as :func:`impulse_response`.
-
-    Args:
-        layer: a neuron layer with a ``step``.
-        path: its path in the model, for messages.
-    """
+    """Compute :func:`impulse_response`; ``path`` is that of the layer, for messages."""
     free, label = _FreeNeuron(layer, path), layer_label(layer, path)
     with torch.no_grad():
         rest, distance = free.rest()
@@ -145,12 +142,7 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
 def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:
     """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``.
 
-    Args:
-        layer: a neuron layer with a ``step``.
-        path: its path in the model, for messages.
-
-    Raises:
-        ValueError: it fires without input, or takes inputs that no ``Noise`` of its own gives.
+    Raises as :func:`impulse_response` for a layer that fires without input.
     """
     with torch.no_grad():
         return _FreeNeuron(layer, path).rest()[1]
@@ -161,13 +153,8 @@ def simulated_rate(
 ) -> float | None:
     """Return the share of steps in which the neurons spike, ``None`` for a layer that does not.
 
-    Its input is white noise that gives the membranes, below the threshold, this deviation and mean.
-
-    Args:
-        layer: the layer.
-        response: its impulse response.
-        target: deviation of the membranes, in distances from rest to threshold.
-        mean: their mean, in the same unit.
+    Their input is white noise that gives the membranes, below the threshold, the deviation
+    ``target`` and this mean, in distances from rest to threshold.
     """
     names = spike_functions(layer)
     if not names:
@@ -185,9 +172,7 @@ def simulated_rate(
 def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
     """Return the outputs of a copy of a layer, with the same noise in each call.
 
-    Args:
-        layer: a neuron layer with a ``step``.
-        drive: its input ``[steps, samples, num_neurons]``, float64.
+    The input ``drive`` is ``[steps, samples, num_neurons]`` in float64.
     """
     layer = deepcopy(layer)
     zero_states(layer)
@@ -208,15 +193,7 @@ def _one_step(layer: Neuron, batch: int) -> tuple[int, ...]:
 
 
 class _FreeNeuron:
-    """Step a sample of a layer in float64, with spike functions that give zero, and mean noise.
-
-    Args:
-        layer: a neuron layer with a ``step``.
-        path: its path in the model, for messages.
-
-    Raises:
-        ValueError: it takes an input that no ``Noise`` of its own gives.
-    """
+    """Step a sample of a layer in float64, with spike functions that give zero, and mean noise."""
 
     def __init__(self, layer: Neuron, path: str | None) -> None:
         self.label = layer_label(layer, path)
@@ -258,11 +235,7 @@ class _FreeNeuron:
         return membrane.expand(self.shape).reshape(-1), after
 
     def rest(self) -> tuple[States, Tensor]:
-        """Return the states after a run without input, and the distances to the thresholds.
-
-        Raises:
-            ValueError: a membrane at rest is at its threshold or above.
-        """
+        """Return the states after a run without input, and the distances to the thresholds."""
         size, dtype, device = self.nothing.shape, self.nothing.dtype, self.nothing.device
         names = self.cell.active
         states = {name: self.layer.initial_state(name, size, dtype, device) for name in names}
@@ -285,14 +258,6 @@ class _FreeNeuron:
         """Return the factor by which the response reaches the threshold as the membrane does.
 
         It is 1 where the spike function receives what is linear in the membrane.
-
-        Args:
-            kernel: the response to a small impulse.
-            rest: the states at rest.
-            distance: of the membranes at rest to their thresholds.
-
-        Raises:
-            ValueError: no impulse brings a membrane to its threshold.
         """
         if not self.spikes:
             return 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,12 +35,9 @@ _HELD = 0.1  # once all layers are done, and where only a sample of random spike
 _DRAWN = 0.05  # weights that were drawn for the target are kept
 
 
-def scale_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
-    """Scale what drives each layer, in the order of the calls, and check all at the end.
-
-    Raises:
-        ValueError: a layer does not reach its target, or does not keep it.
-    """
+def scale_all(trial: Trial) -> dict[str, Membranes]:
+    """Scale what drives each layer, in the order of the calls, and check all at the end."""
+    found = trial.calls.stages
     if trial.drawn:  # most often all of them hold it
         measured = measure(trial, found)
         if all(_holds_as_drawn(trial, stage, measured[stage.path]) for stage in found):
@@ -66,14 +62,9 @@ def scale_all(trial: Trial, found: Sequence[Stage]) -> dict[str, Membranes]:
 
 
 def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
-    """Scale the last layer before the neurons alone, then, if that fails, all that add up there.
-
-    Raises:
-        ValueError: the target is not reached; or the layer gets no input, or one that is not
-            finite.
-    """
+    """Scale the last layer before the neurons alone, then, if that fails, all that add up there."""
     modules = dict(named_modules(trial.model))
-    direct = [unwrapped(path, modules[path])[1] for path in trial.drivers.get(stage.path, ())]
+    direct = [unwrapped(path, modules[path])[1] for path in trial.calls.drivers.get(stage.path, ())]
     others = [
         module
         for module in direct
@@ -113,6 +104,7 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
     """
     scaled = [*group] if stage.connection is None else [*group, stage.connection]
     written = [t for m in scaled for t in (weight_of(m), m.bias) if isinstance(t, Tensor)]
+    # Mishkin and Matas (2016): measure, divide by the deviation, and repeat, layer by layer
     best = torch.inf, Membranes(0.0, 0.0), [t.detach().clone() for t in written]
     for number in range(_ROUNDS + 1):
         seen = measure(trial, [stage])[stage.path]
@@ -173,6 +165,7 @@ def _probe(trial: Trial, stage: Stage, group: list[nn.Module], seen: Moments) ->
     made, grown = variances(seen) - past, variances(larger) - past
     clear = seen.driven & (made > _LEAST_MADE * past)
     ratio = float((grown / made)[clear].median()) if bool(clear.any()) else _PROBED**2
+    # variance = scale^(2 power), from two scales
     power = min(4.0, math.log(max(ratio, 1e-3)) / math.log(_PROBED) / 2)
     growth = (larger.means - seen.means) / (_PROBED - 1)
     slope = torch.ones_like(growth)
@@ -234,6 +227,7 @@ def _connection_factor(trial: Trial, stage: Stage, seen: Moments) -> float:
 
 def _own_deviation(trial: Trial, seen: Moments, back: float) -> Tensor:
     """Return what the source must make, beside what is fed back and varies with it."""
+    # target^2 = own^2 + 2 own covariance / own_deviation + fed_back^2, for own
     fed_back = (back * seen.fed_back).square()
     covariance = back * seen.covariance / seen.own_deviations.clamp(min=1e-30)
     free = (trial.target**2 - fed_back).clamp(min=(trial.target / 2) ** 2)

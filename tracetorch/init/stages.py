@@ -19,7 +19,8 @@ from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-RECURRENT = 0.1  # of the variance comes from a recurrent connection
+# of the variance comes from a recurrent connection: 1 - alpha in Rossbroich, Gygax and Zenke (2022)
+RECURRENT = 0.1
 
 
 # what holds an affine layer of its own, which makes its output
@@ -153,7 +154,6 @@ def _check_untied(found: list[Stage]) -> None:
             for module in (stage.source, stage.connection)
             if module is not None
             for parameter in module.parameters()
-            if not isinstance(parameter, nn.UninitializedParameter)
         ]
         for number, parameter in enumerate(own):
             for other, owner in [*seen, *((each, stage) for each in own[:number])]:
@@ -181,23 +181,22 @@ def overlap(one: Tensor, other: Tensor) -> bool:
         return True
     if not is_alias(one, other) or one.numel() == 0 or other.numel() == 0:
         return False
+    spans = _span(one), _span(other)
     # parts of one vector, as vector_to_parameters makes them, lie beside each other
-    if _last(one) < other.storage_offset() or _last(other) < one.storage_offset():
+    if max(span.start for span in spans) >= min(span.stop for span in spans):
         return False
-    return bool(torch.isin(_addresses(one), _addresses(other)).any())
+    ones, others = (
+        torch.arange(span.start, span.stop).as_strided(tensor.shape, tensor.stride())
+        for span, tensor in zip(spans, (one, other), strict=True)
+    )
+    return bool(torch.isin(ones, others).any())
 
 
-def _last(tensor: Tensor) -> int:
+def _span(tensor: Tensor) -> range:
+    """Return from where to where in its storage the elements of a tensor lie."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return int(tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps))
-
-
-def _addresses(tensor: Tensor) -> Tensor:
-    """Return where the elements of a tensor lie in its storage."""
-    offsets = torch.tensor([tensor.storage_offset()])
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        offsets = (offsets[:, None] + torch.arange(size) * stride).flatten()
-    return offsets
+    start = int(tensor.storage_offset())
+    return range(start, start + 1 + sum((size - 1) * stride for size, stride in steps))
 
 
 def _stage(
@@ -294,12 +293,7 @@ def outputs_of(module: nn.Module) -> int:
 
 
 def scale_rows(module: nn.Module, factors: Tensor | float) -> None:
-    """Multiply the weights of each output by a factor, and its bias too.
-
-    Args:
-        module: an affine layer.
-        factors: one for each output, or one for all.
-    """
+    """Multiply the weights of each output, and its bias: by factors of their own, or by one."""
     with torch.no_grad():
         weight = weight_of(module)
         factors = torch.as_tensor(factors).to(weight).expand(outputs_of(module))

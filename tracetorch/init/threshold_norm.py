@@ -92,7 +92,12 @@ def tdbn_(
                 "(pos_threshold_rank=0)."
             )
         found[path] = driven[path][0]
-        value = alpha * distance / _branches(found[path], driven, norms, modules) ** 0.5
+        # Zheng et al. (2021): variances of branches add up, to that of the threshold
+        # of another size than the neurons they are put together, and do not add up
+        size = modules[found[path]].num_neurons
+        branches = [p for p, behind in driven.items() if found[path] in behind]
+        adding = sum(norms[p].num_features == size for p in branches)
+        value = alpha * distance / max(1, adding) ** 0.5
         values.append((weight, value.to(weight).expand_as(weight)))
     for number, (weight, value) in enumerate(values):
         for path, (other, given) in zip(found, values[:number], strict=False):
@@ -122,18 +127,6 @@ def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:
     if not norms:
         raise ValueError("the model has no batch norm: there is nothing to scale.")
     return norms
-
-
-def _branches(
-    neuron: str,
-    driven: dict[str, list[str]],
-    norms: dict[str, BatchNormBase],
-    modules: dict[str, nn.Module],
-) -> int:
-    """Count the norms that add up before a neuron layer; of other sizes they are put together."""
-    size = modules[neuron].num_neurons
-    adding = [p for p, paths in driven.items() if neuron in paths and norms[p].num_features == size]
-    return max(1, len(adding))
 
 
 def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]) -> Tensor:

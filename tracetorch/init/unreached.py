@@ -47,14 +47,9 @@ def check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
 def reason(
     trial: Trial, stage: Stage, group: list[nn.Module], reached: Membranes, accepted: float
 ) -> str:
-    """Say which moment a layer missed, and what is in the way, by what scales of 0 and 2 do.
+    """Say which moment a layer missed by more than ``accepted``, and what is in the way.
 
-    Args:
-        trial: the batch, and the moments that the layer shall have.
-        stage: the layer and what drives it.
-        group: the layers that were scaled.
-        reached: the moments that it is at.
-        accepted: a difference from a target that is none.
+    Scales of 0 and 2 of the ``group`` that was scaled show it.
     """
     path, source, target, mean = stage.path, stage.source_path, trial.target, trial.mean
     deviates = abs(reached.deviation - target) > accepted
@@ -115,8 +110,9 @@ def _between(trial: Trial, stage: Stage) -> str:
     """Name what is called between a source and its neurons."""
     modules = dict(named_modules(trial.model))
     names: list[str] = []
-    position = trial.order.index(stage.path) if stage.path in trial.order else 0
-    for path in reversed(trial.order[:position]):
+    order = trial.calls.order
+    position = order.index(stage.path) if stage.path in order else 0
+    for path in reversed(order[:position]):
         module = modules[path]
         if f"{stage.source_path}.".startswith(f"{path}."):
             break

@@ -37,16 +37,6 @@ if TYPE_CHECKING:
         Sparsity,
     )
 
-# Loaded on first use: torchmetrics is optional.
-_RUNNING = (
-    "Accuracy",
-    "DeadNeurons",
-    "FiringRate",
-    "Operations",
-    "SaturatedNeurons",
-    "Sparsity",
-)
-
 __all__ = [
     "Accuracy",
     "DeadNeurons",
@@ -76,7 +66,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RUNNING:
+    if name in __all__:  # of those that are not here by now, each needs torchmetrics
         require("torchmetrics", extra="metrics", by=f"tt.metrics.{name}")
         return getattr(importlib.import_module("tracetorch.metrics.running"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,8 @@ from torch import Tensor
 from tracetorch.core.checks import check_integer, check_number
 from tracetorch.ragged import aligned, check_mask, check_sequence
 
+SATURATED = 0.9  # of the steps with a spike, from which a neuron is saturated
+
 
 def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None = None) -> Tensor:
     """Return the firing rate: the share of steps with a spike, 1 for a spike at every step.
@@ -41,16 +43,10 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
 def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Return the share of zeros, 1 for no spikes: NeuroBench's activation sparsity of one layer.
 
-    Args:
-        activations: spikes, or the outputs of any other layer.
-        mask: ``[T, B]``, true where a step is real.
+    Arguments and errors are those of :func:`firing_rate`; the outputs of any layer will do.
 
     Shape:
         ``[T, B, ...]`` to a scalar.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``mask`` does not fit.
 
     Example:
         >>> sparsity(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
@@ -65,17 +61,10 @@ def sparsity(activations: Tensor, *, mask: Tensor | None = None) -> Tensor:
 def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor:
     """Mark the dead neurons, which fire at no step, sample or position.
 
-    Args:
-        spikes: spikes of any sign and scale.
-        dim: the layer's neuron dimension; in a convolution a neuron is a channel.
-        mask: ``[T, B]``, true where a step is real.
+    Arguments and errors are those of :func:`firing_rate`; in a convolution a neuron is a channel.
 
     Shape:
         ``[T, B, ...]`` to ``[N]`` booleans; ``.float().mean()`` is the share.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``spikes`` has no such dimension, or ``mask`` does not fit.
 
     Example:
         >>> dead(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
@@ -85,7 +74,7 @@ def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor
 
 
 def saturated(
-    spikes: Tensor, *, dim: int = -1, above: float = 0.9, mask: Tensor | None = None
+    spikes: Tensor, *, dim: int = -1, above: float = SATURATED, mask: Tensor | None = None
 ) -> Tensor:
     """Mark the saturated neurons, which fire at nearly every step and so carry no information.
 
@@ -110,6 +99,15 @@ def saturated(
     check_above(above)
     fired, total = count_spikes(spikes, dim=dim, mask=mask)
     return fired >= above * total
+
+
+def firing_shares(fired: Tensor, total: Tensor) -> tuple[float, float, float]:
+    """Return the firing rate, and the shares of dead and saturated neurons, by their counts."""
+    return (
+        float(fired.sum() / total.sum()),
+        float((fired == 0).double().mean()),
+        float((fired >= SATURATED * total).double().mean()),
+    )
 
 
 def check_above(above: object) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.metrics.size import WEIGHTED
@@ -17,7 +16,7 @@ from tracetorch.snn.delay import SynapticDelays
 COUNTED = (*WEIGHTED, SynapticDelays)
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
+_CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of the weight
 
 
 @dataclass
@@ -73,25 +72,18 @@ def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
 
 def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
     """Convolve as ``layer`` does, with another weight and without a bias."""
-    padding: Any = layer.padding
-    if layer.padding_mode != "zeros":
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = 0
-    convolve: Any = _CONVOLVE[weight.ndim]
-    convolved: Tensor = convolve(
-        x, weight, None, layer.stride, padding, layer.dilation, layer.groups
-    )
+    convolve: Any = _CONVOLUTIONS[weight.ndim]._conv_forward
+    convolved: Tensor = convolve(layer, x, weight, None)
     return convolved
 
 
 def matrix_products(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Count the products of ``first @ second`` without a zero factor, and all of them."""
-    rows = (first != 0).sum(-2, dtype=torch.float64) if first.ndim > 1 else (first != 0).double()
-    columns = (
-        (second != 0).sum(-1, dtype=torch.float64) if second.ndim > 1 else (second != 0).double()
-    )
+    # summed over the dimension that is not contracted, where there is one
+    sides = [(t != 0, [dim] if t.ndim > 1 else []) for t, dim in ((first, -2), (second, -1))]
+    rows, columns = (t.sum(dim, dtype=torch.float64) if dim else t.double() for t, dim in sides)
     effective = rows * columns
-    sizes = [t.shape[dim] for t, dim in ((first, -2), (second, -1)) if t.ndim > 1]
+    sizes = [t.shape[dim[0]] for t, dim in sides if dim]
     return float(effective.sum()), float(effective.numel()) * math.prod(sizes)
 
 

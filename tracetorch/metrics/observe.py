@@ -18,7 +18,7 @@ from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.connections import OperationCounts, counted_by_call
 from tracetorch.metrics.products import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order, spike_functions
-from tracetorch.ragged import aligned, check_mask, filled
+from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -74,39 +74,78 @@ class ModuleStats:
         return self.spikes or isinstance(self.module, _ACTIVATIONS)
 
 
-class StepMask:
-    """Mask of the real steps in one call of a module.
+class _Run:
+    """A run of a model whose calls of modules are measured.
 
     Args:
+        inputs: the inputs.
+        by: how the model runs.
         mask: ``[T, B]``, or ``None`` where all steps are real.
-        all_steps: whether a call holds all steps, or the current one alone.
     """
 
-    def __init__(self, mask: Tensor | None, all_steps: bool) -> None:
-        self.mask = mask
-        self.all_steps = all_steps
-        self.step = -1
+    def __init__(self, inputs: Inputs, by: Literal["layer", "step"], mask: Tensor | None) -> None:
+        self.steps = inputs.steps if by == "layer" else 1  # in a call
+        self._batch, self._mask, self._all_steps = inputs.batch, mask, by == "layer"
+        self._step = -1
 
     def advance(self, module: Any, args: Any) -> None:
         """Go to the next step: a hook before the model's forward pass."""
-        self.step += 1
+        self._step += 1
 
-    def select(self, stats: ModuleStats, x: Tensor) -> Tensor | None:
-        """Return the part of the mask for ``x`` ``[S, B, ...]``.
+    def measure(
+        self, stats: ModuleStats, counter: ProductCounter, m: Any, args: Any, kwargs: Any, y: Any
+    ) -> None:
+        """Add one call of a module to its measurements: a hook on its forward pass."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        with counter.suspended():
+            if counter.counts_calls(m) and isinstance(x, Tensor):
+                stats.operations.add(m, *self._real(stats, self._unfolded(x)))
+            if isinstance(y, Tensor) and y.ndim:
+                # A view of the input takes no memory of its own.
+                if not (isinstance(x, Tensor) and x.data_ptr() == y.data_ptr()):
+                    stats.output_bytes += y.numel() * y.element_size()
+                output = self._unfolded(y)
+                stats.shape = tuple(output.shape[2:])
+                if stats.activates:
+                    self._add_activation(stats, output)
+
+    def _add_activation(self, stats: ModuleStats, output: Tensor) -> None:
+        output, share = self._real(stats, output)
+        stats.values += round(output.numel() * share)
+        stats.nonzero += int(torch.count_nonzero(output))
+        if stats.spikes and isinstance(stats.module, SequenceLayer):
+            # Padding is zero by now: the spikes are right, the number of steps needs the share.
+            fired, total = count_spikes(output, dim=stats.module.dim, mask=None)
+            total = (total * share).round()
+            stats.fired = fired if stats.fired is None else stats.fired + fired
+            stats.total = total if stats.total is None else stats.total + total
+
+    def _real(self, stats: ModuleStats, x: Tensor) -> tuple[Tensor, float]:
+        """Return ``x`` ``[S, B, ...]`` with zeros for padding, and the share that is none.
 
         Raises:
             ValueError: the rows of ``x`` are not the samples.
         """
-        if self.mask is None:
-            return None
-        part = self.mask if self.all_steps else self.mask[self.step : self.step + 1]
-        if x.shape[:2] != part.shape:
+        if self._mask is None:
+            return x, 1.0
+        mask = self._mask if self._all_steps else self._mask[self._step : self._step + 1]
+        if x.shape[:2] != mask.shape:
             raise ValueError(
                 f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
-                f"{list(x.shape[:2])} where steps and batch are {list(part.shape)}: which of its "
+                f"{list(x.shape[:2])} where steps and batch are {list(mask.shape)}: which of its "
                 "rows are padding is unknown. Count each sequence by itself, without mask=."
             )
-        return part
+        return filled(x, mask), float(mask.double().mean())
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """Return ``[S, B, ...]``: the ``S`` steps of one call, all of them by layer, else one.
+
+        A model may have folded more than time into its batch, such as the patches of an image:
+        ``[T * B * k, ...]``.
+        """
+        if self.steps > 1 and x.ndim and len(x) and len(x) % (self.steps * self._batch) == 0:
+            return torch.unflatten(x, 0, (self.steps, -1))
+        return x.unsqueeze(0)
 
 
 def observe(
@@ -129,7 +168,7 @@ def observe(
     if mask is not None:
         leaf: Tensor = pytree.tree_leaves(inputs.tensors)[0]
         check_mask(mask, "x", leaf.new_empty(inputs.steps, inputs.batch))
-    step_mask = StepMask(mask, by == "layer")
+    run = _Run(inputs, by, mask)
     modules = [ModuleStats(path, module) for path, module in named_modules(model)]
     for stats in modules:
         stats.multiplies = counted_by_call(stats.module, masked=mask is not None)
@@ -143,15 +182,11 @@ def observe(
             for stats in modules
             if (name := membrane_name(stats.module)) is not None and stats.path in called
         }
-        steps_in_call = inputs.steps if by == "layer" else 1
-        measure = partial(
-            _measure_call, steps=steps_in_call, batch=inputs.batch, step_mask=step_mask
-        )
         with (
-            counted_products(model, modules, counted, steps_in_call) as counter,
+            counted_products(model, modules, counted, run.steps) as counter,
             forward_hooks(
-                before=[(model, step_mask.advance)],
-                after=[(stats.module, partial(measure, stats, counter)) for stats in modules],
+                before=[(model, run.advance)],
+                after=[(stats.module, partial(run.measure, stats, counter)) for stats in modules],
             ),
         ):
             _, trajectories = unroll(model, x, steps=steps, by=by, record=list(membranes))
@@ -165,7 +200,7 @@ def observe(
                     s.numel() * s.element_size() for s in states if s is not None
                 )
     others = [stats for stats in modules if stats.multiplies and id(stats.module) not in counted]
-    if others and (mask is not None or steps_in_call > 1):
+    if others and (mask is not None or run.steps > 1):
         _count_by_step(model, x, modules, others, counted, steps, mask)
     return modules, inputs
 
@@ -194,14 +229,11 @@ def _count_by_step(
 
 def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:
     """Count changes of a membrane ``[T, B, ...]`` between real steps, the first step included."""
-    changed = membrane[1:] != membrane[:-1]
+    real = None
     if mask is not None:
-        # A stable sort moves the real steps to the front, in their order: padding between two of
-        # them does not separate them.
-        order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
-        membrane = membrane.gather(0, aligned(order, membrane).expand_as(membrane))
-        real = mask.gather(0, order)[1:]
-        changed = (membrane[1:] != membrane[:-1]) & aligned(real, membrane[1:])
+        # Padding between two real steps does not separate them.
+        membrane, real = real_steps_first(membrane, mask), real_steps_first(mask, mask)[1:]
+    changed = filled(membrane[1:] != membrane[:-1], real)
     return float(membrane[0].numel() + torch.count_nonzero(changed))
 
 
@@ -218,72 +250,3 @@ def membrane_name(module: nn.Module) -> str | None:
     if not has_step(module) or not module.active_states:
         return None
     return "mem" if "mem" in module.active_states else module.active_states[0]
-
-
-def _measure_call(
-    stats: ModuleStats,
-    counter: ProductCounter,
-    module: Any,
-    args: Any,
-    kwargs: Any,
-    output: Any,
-    *,
-    steps: int,
-    batch: int,
-    step_mask: StepMask,
-) -> None:
-    """Add one call of a module to its measurements: a hook on its forward pass."""
-    with counter.suspended():
-        _add_call(
-            stats, args, kwargs, output, steps, batch, step_mask, counter.counts_calls(module)
-        )
-
-
-def _add_call(
-    stats: ModuleStats,
-    args: Any,
-    kwargs: Any,
-    output: Any,
-    steps: int,
-    batch: int,
-    step_mask: StepMask,
-    counted: bool,
-) -> None:
-    module = stats.module
-    x = args[0] if args else next(iter(kwargs.values()), None)
-    if counted and isinstance(x, Tensor):
-        x_steps = _unfold_steps(x, steps, batch)
-        mask = step_mask.select(stats, x_steps)
-        share = 1.0 if mask is None else float(mask.double().mean())
-        stats.operations.add(module, filled(x_steps, mask), share)
-    if not isinstance(output, Tensor) or output.ndim == 0:
-        return
-    # A view of the input takes no memory of its own.
-    if not (isinstance(x, Tensor) and x.data_ptr() == output.data_ptr()):
-        stats.output_bytes += output.numel() * output.element_size()
-    output = _unfold_steps(output, steps, batch)
-    stats.shape = tuple(output.shape[2:])
-    if not stats.activates:
-        return
-    mask = step_mask.select(stats, output)
-    share = 1.0 if mask is None else float(mask.double().mean())
-    output = filled(output, mask)
-    stats.values += round(output.numel() * share)
-    stats.nonzero += int(torch.count_nonzero(output))
-    if stats.spikes and isinstance(module, SequenceLayer):
-        # Padding is zero by now: the spikes are right, the number of steps needs the share.
-        fired, total = count_spikes(output, dim=module.dim, mask=None)
-        total = (total * share).round()
-        stats.fired = fired if stats.fired is None else stats.fired + fired
-        stats.total = total if stats.total is None else stats.total + total
-
-
-def _unfold_steps(x: Tensor, steps: int, batch: int) -> Tensor:
-    """Return ``[S, B, ...]``: the ``S`` steps of one call, all of them by layer, else one.
-
-    A model may have folded more than time into its batch, such as the patches of an image:
-    ``[T * B * k, ...]``.
-    """
-    if steps > 1 and x.ndim and len(x) and len(x) % (steps * batch) == 0:
-        return torch.unflatten(x, 0, (steps, -1))
-    return x.unsqueeze(0)

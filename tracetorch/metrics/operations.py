@@ -92,13 +92,7 @@ def activation_sparsity(
 
     The model runs from rest and in evaluation mode, and is restored afterwards.
 
-    Args:
-        model: any ``nn.Module``.
-        x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
-        steps: as for ``tt.unroll``.
-        by: as for ``tt.unroll``.
-        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
-            belongs at the end.
+    Arguments are those of :func:`synaptic_operations`.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no activation.
@@ -132,13 +126,7 @@ def membrane_updates(
 
     The model runs from rest and in evaluation mode, and is restored afterwards.
 
-    Args:
-        model: any ``nn.Module``.
-        x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
-        steps: as for ``tt.unroll``.
-        by: as for ``tt.unroll``.
-        mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
-            belongs at the end.
+    Arguments are those of :func:`synaptic_operations`.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no neuron layer.

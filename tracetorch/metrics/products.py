@@ -76,12 +76,12 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the products of a module are counted by its calls."""
         return id(module) in self._counted
 
-    def enter(self, stats: Measured) -> None:
-        """Note that a module is called."""
+    def enter(self, stats: Measured, module: Any, args: Any) -> None:
+        """Note that a module is called: a hook before its forward pass."""
         self._calls.append(stats)
 
-    def leave(self, stats: Measured) -> None:
-        """Note that its call has ended."""
+    def leave(self, stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Note that its call has ended: a hook on its forward pass."""
         while self._calls and self._calls.pop() is not stats:  # one inside has failed
             pass
 
@@ -92,12 +92,9 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.counts_calls(stats.module) for stats in self._calls):
             return None
         caller = self._calls[-1]
-        of_neuron = isinstance(caller.module, SequenceLayer)
-        return (
-            None
-            if of_neuron and type(caller.module).__module__.startswith("tracetorch.")
-            else caller
-        )
+        kind = type(caller.module)
+        own = issubclass(kind, SequenceLayer) and kind.__module__.startswith("tracetorch.")
+        return None if own else caller
 
     # Operations
 
@@ -233,9 +230,6 @@ class AttentionCalls(TorchFunctionMode):
     """Count calls of attention as such: some of PyTorch's ways scale queries and keys before.
 
     Its presence also turns the fused kernels of whole transformer layers off.
-
-    Args:
-        counter: which counts them.
     """
 
     def __init__(self, counter: ProductCounter) -> None:
@@ -265,24 +259,13 @@ def counted_products(
 ) -> Iterator[ProductCounter]:
     """Count the products of a model within a block, but those that calls of a module tell.
 
-    Args:
-        model: the model.
-        modules: receive the counts.
-        counted: as for :class:`ProductCounter`.
-        steps: as for :class:`ProductCounter`.
+    ``counted`` and ``steps`` are those of :class:`ProductCounter`; ``modules`` receive the counts.
     """
     found = walk(model)
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
     counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
-
-    def enter(stats: Measured, module: Any, args: Any) -> None:
-        counter.enter(stats)
-
-    def leave(stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        counter.leave(stats)
-
-    before = [(stats.module, partial(enter, stats)) for stats in modules]
-    first = [(stats.module, partial(leave, stats)) for stats in modules]
+    before = [(stats.module, partial(counter.enter, stats)) for stats in modules]
+    first = [(stats.module, partial(counter.leave, stats)) for stats in modules]
     # a compiled model would trace into the hooks
     eager = torch.compiler.set_stance("force_eager")
     with eager, forward_hooks(before=before, first=first), AttentionCalls(counter), counter:

@@ -6,15 +6,17 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.hooks import Hook, forward_hooks
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
+from tracetorch.metrics.activity import firing_shares
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations, uncounted_products
@@ -23,8 +25,6 @@ from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
-
-_SATURATED = 0.9  # of the steps, as in tt.metrics.saturated
 
 
 def profile(
@@ -161,9 +161,7 @@ def _row(
     """Convert sums over a batch to the row of a layer, with costs per sample."""
     rate = dead = saturated = None
     if stats.fired is not None and stats.total is not None:
-        rate = float(stats.fired.sum() / stats.total.sum())
-        dead = float((stats.fired == 0).double().mean())
-        saturated = float((stats.fired >= _SATURATED * stats.total).double().mean())
+        rate, dead, saturated = firing_shares(stats.fired, stats.total)
     multiplies = stats.multiplies
     operations = sum_operations([stats], batch)
     updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None
@@ -201,19 +199,16 @@ def _timed(layers: list[ModuleStats]) -> Iterator[dict[str, float]]:
     def start(module: Any, args: Any) -> None:
         started.append([_synchronized_time(), 0.0])
 
-    def stop(path: str) -> Hook:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            begin, inside = started.pop()
-            elapsed = _synchronized_time() - begin
-            seconds[path] = seconds.get(path, 0.0) + elapsed - inside
-            if started:
-                started[-1][1] += elapsed
-
-        return hook
+    def stop(path: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        begin, inside = started.pop()
+        elapsed = _synchronized_time() - begin
+        seconds[path] = seconds.get(path, 0.0) + elapsed - inside
+        if started:
+            started[-1][1] += elapsed
 
     with forward_hooks(
         before=[(stats.module, start) for stats in layers],
-        after=[(stats.module, stop(stats.path)) for stats in layers],
+        after=[(stats.module, partial(stop, stats.path)) for stats in layers],
     ):
         yield seconds
 

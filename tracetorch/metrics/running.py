@@ -6,7 +6,8 @@ in a ``MetricCollection`` or in Lightning's ``self.log``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import dataclasses
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,12 @@ from torchmetrics import Metric
 
 from tracetorch.core.checks import check_count, check_integer
 from tracetorch.metrics.accuracy import By, check_by, correct
-from tracetorch.metrics.activity import check_above, count_spikes
+from tracetorch.metrics.activity import SATURATED, check_above, count_spikes
 from tracetorch.metrics.observe import observe
-from tracetorch.metrics.operations import (
-    SynapticOperations,
-    check_counted,
-    sum_operations,
-)
+from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.probe.layers import neuron_layers
+
+_FIGURES = (*(each.name for each in dataclasses.fields(SynapticOperations)), "membrane_updates")
 
 
 class _SumMetric(Metric):
@@ -31,9 +30,23 @@ class _SumMetric(Metric):
     higher_is_better: bool | None = None
     is_differentiable = False
 
-    def _add_sum(self, name: str, *shape: int) -> None:
+    def _begin_sums(self, *names: str, shape: tuple[int, ...] = ()) -> None:
         # In float64: counts over a data set exceed the integers that float32 holds exactly.
-        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in names:
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add(self, **terms: Any) -> None:
+        for name, term in terms.items():
+            setattr(self, name, getattr(self, name) + term)
+
+    def _check_updated(self, counted: Tensor) -> None:
+        if not bool(counted.any()):
+            raise ValueError(f"{type(self).__name__} has seen no batch. Call update() first.")
+
+    def _share(self, part: str, whole: str) -> Tensor:
+        self._check_updated(getattr(self, whole))
+        share: Tensor = getattr(self, part) / getattr(self, whole)
+        return share.to(torch.get_default_dtype())
 
 
 class Accuracy(_SumMetric):
@@ -54,7 +67,6 @@ class Accuracy(_SumMetric):
     """
 
     higher_is_better = True
-    samples: Tensor
 
     def __init__(self, by: By = "rate", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -62,18 +74,16 @@ class Accuracy(_SumMetric):
         self.by = by
         # A MetricCollection merges metrics with states of equal names and values: name the decoder.
         self._correct = f"correct_by_{by}"
-        self._add_sum(self._correct)
-        self._add_sum("samples")
+        self._begin_sums(self._correct, "samples")
 
     def update(self, x: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; arguments as :func:`accuracy`."""
         hits = correct(x, target, by=self.by, mask=mask)
-        setattr(self, self._correct, getattr(self, self._correct) + hits.sum())
-        self.samples += len(hits)
+        self._add(**{self._correct: hits.sum(), "samples": len(hits)})
 
     def compute(self) -> Tensor:
         """Return the share of samples that were classified correctly."""
-        return _share(getattr(self, self._correct), self.samples)
+        return self._share(self._correct, "samples")
 
 
 class FiringRate(_SumMetric):
@@ -90,23 +100,18 @@ class FiringRate(_SumMetric):
         tensor(0.2500)
     """
 
-    fired: Tensor
-    total: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._add_sum("fired")
-        self._add_sum("total")
+        self._begin_sums("fired", "total")
 
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; arguments as :func:`firing_rate`."""
         fired, total = count_spikes(spikes, dim=None, mask=mask)
-        self.fired += fired
-        self.total += total
+        self._add(fired=fired, total=total)
 
     def compute(self) -> Tensor:
         """Return the share of steps with a spike."""
-        return _share(self.fired, self.total)
+        return self._share("fired", "total")
 
 
 class Sparsity(FiringRate):
@@ -138,20 +143,17 @@ class _PerNeuronMetric(_SumMetric):
         # A MetricCollection merges metrics with states of equal names and values: name the dim.
         along = f"along_{self.dim}".replace("-", "minus_")
         self._fired, self._total = f"fired_{along}", f"total_{along}"
-        self._add_sum(self._fired, num_neurons)
-        self._add_sum(self._total, num_neurons)
+        self._begin_sums(self._fired, self._total, shape=(num_neurons,))
 
     @property
     def fired(self) -> Tensor:
         """Number of spikes of every neuron until now."""
-        fired: Tensor = getattr(self, self._fired)
-        return fired
+        return cast("Tensor", getattr(self, self._fired))
 
     @property
     def total(self) -> Tensor:
         """Number of steps and positions at which every neuron could have fired."""
-        total: Tensor = getattr(self, self._total)
-        return total
+        return cast("Tensor", getattr(self, self._total))
 
     def update(self, spikes: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch of outputs of the layer, ``[T, B, ...]``."""
@@ -162,12 +164,11 @@ class _PerNeuronMetric(_SumMetric):
                 f"{type(self).__name__} was made for {self.num_neurons} neurons at dim {self.dim}, "
                 f"spikes have {len(fired)} there, shape {list(spikes.shape)}."
             )
-        setattr(self, self._fired, self.fired + fired)
-        setattr(self, self._total, self.total + total)
+        self._add(**{self._fired: fired, self._total: total})
 
-    def _check_updated(self) -> None:
-        if not bool(self.total.any()):
-            raise ValueError(f"{type(self).__name__} has seen no batch. Call update() first.")
+    def _share_of(self, marked: Tensor) -> Tensor:
+        self._check_updated(self.total)
+        return marked.double().mean().to(torch.get_default_dtype())
 
 
 class DeadNeurons(_PerNeuronMetric):
@@ -197,8 +198,7 @@ class DeadNeurons(_PerNeuronMetric):
 
     def compute(self) -> Tensor:
         """Return the share of neurons that never fired."""
-        self._check_updated()
-        return (self.fired == 0).double().mean().to(torch.get_default_dtype())
+        return self._share_of(self.fired == 0)
 
 
 class SaturatedNeurons(_PerNeuronMetric):
@@ -223,16 +223,16 @@ class SaturatedNeurons(_PerNeuronMetric):
 
     higher_is_better = False
 
-    def __init__(self, num_neurons: int, dim: int = -1, above: float = 0.9, **kwargs: Any) -> None:
+    def __init__(
+        self, num_neurons: int, dim: int = -1, above: float = SATURATED, **kwargs: Any
+    ) -> None:
         super().__init__(num_neurons, dim, **kwargs)
         check_above(above)
         self.above = above
 
     def compute(self) -> Tensor:
         """Return the share of neurons whose rate reached ``above``."""
-        self._check_updated()
-        saturated = self.fired >= self.above * self.total
-        return saturated.double().mean().to(torch.get_default_dtype())
+        return self._share_of(self.fired >= self.above * self.total)
 
 
 class Operations(_SumMetric):
@@ -252,20 +252,13 @@ class Operations(_SumMetric):
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
 
-    effective_macs: Tensor
-    effective_acs: Tensor
-    dense: Tensor
-    membrane_updates: Tensor
-    samples: Tensor
-
     def __init__(
         self, *, steps: int | None = None, by: Literal["layer", "step"] = "layer", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.steps = steps
         self.by = by
-        for name in ("effective_macs", "effective_acs", "dense", "membrane_updates", "samples"):
-            self._add_sum(name)
+        self._begin_sums(*_FIGURES, "samples")
 
     def update(self, model: nn.Module, x: Any, mask: Tensor | None = None) -> None:
         """Run the model on a batch, from rest, and add its operations; the model is restored.
@@ -278,20 +271,10 @@ class Operations(_SumMetric):
         neuron_layers(model)  # raises where nothing has a membrane
         modules, inputs = observe(model, x, steps=self.steps, by=self.by, mask=mask)
         check_counted(modules)
-        total: SynapticOperations = sum_operations(modules, 1)
-        self.effective_macs += total.effective_macs
-        self.effective_acs += total.effective_acs
-        self.dense += total.dense
-        self.membrane_updates += sum(stats.updates for stats in modules)
-        self.samples += inputs.batch
+        updates = sum(stats.updates for stats in modules)
+        operations = dataclasses.asdict(sum_operations(modules, 1))
+        self._add(**operations, membrane_updates=updates, samples=inputs.batch)
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure per sample, by name."""
-        names = ("effective_macs", "effective_acs", "dense", "membrane_updates")
-        return {name: _share(getattr(self, name), self.samples) for name in names}
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    if not bool(whole):
-        raise ValueError("the metric has seen no batch. Call update() first.")
-    return (part / whole).to(torch.get_default_dtype())
+        return {name: self._share(name, "samples") for name in _FIGURES}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.walk import named_modules
+from tracetorch.core.walk import named_modules, named_parameters
 
 # Layers whose connections NeuroBench counts: by the weight, in recurrent layers by all parameters.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,7 +26,8 @@ def parameter_count(model: nn.Module) -> int:
         >>> parameter_count(nn.Sequential(nn.Linear(4, 3), LIF(3)))
         21
     """
-    return sum(p.numel() for p in _tensors(model, parameters=True))
+    check_module(model)
+    return sum(p.numel() for p in named_parameters(model).values())
 
 
 def footprint(model: nn.Module) -> int:
@@ -46,8 +45,10 @@ def footprint(model: nn.Module) -> int:
 
     Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
-    both = (*_tensors(model, parameters=True), *_tensors(model, parameters=False))
-    return sum(t.numel() * t.element_size() for t in both)
+    check_module(model)
+    buffers = {id(b): b for _, m in named_modules(model) for b in m.buffers(recurse=False)}
+    tensors = *named_parameters(model).values(), *buffers.values()
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def connection_sparsity(model: nn.Module) -> float:
@@ -82,14 +83,3 @@ def connection_sparsity(model: nn.Module) -> float:
         )
     zeros = sum(int(torch.count_nonzero(w == 0)) for w in weights)
     return zeros / sum(w.numel() for w in weights)
-
-
-def _tensors(model: nn.Module, *, parameters: bool) -> Iterator[Tensor]:
-    """Iterate over parameters, or buffers, of all reachable modules, each once."""
-    check_module(model)
-    seen: set[int] = set()
-    for _, module in named_modules(model):
-        for tensor in module.parameters() if parameters else module.buffers():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor

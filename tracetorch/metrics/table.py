@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
@@ -124,15 +124,7 @@ class Profile:
         return "\n".join([*lines, "", *self._notes()])
 
     def __str__(self) -> str:
-        table = [_HEADINGS, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < _TEXT_COLUMNS else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
+        lines = aligned_columns([_HEADINGS, *self._cells()], left=_TEXT_COLUMNS)
         # Rules below the headings and above the totals
         lines.insert(1, "-" * max(map(len, lines)))
         lines.insert(len(lines) - 1, lines[1])
@@ -141,38 +133,19 @@ class Profile:
     def _cells(self) -> list[tuple[str, ...]]:
         cells = [
             (
-                row.path or "(model)",
-                row.kind,
-                _shape(row),
-                f"{row.parameters:,}",
-                *map(_percent, (row.rate, row.dead, row.saturated)),
-                *map(_count, (row.synops, row.dense)),
-                "-" if row.energy_pj is None else f"{row.energy_pj * 1e-3:.4g} nJ",
-                _product(row),
-                f"{row.seconds * 1e3:.2f} ms",
+                *(row.path or "(model)", row.kind, _shape(row), _count(row.parameters)),
+                *map(percent, (row.rate, row.dead, row.saturated)),
+                *_cost(row.synops, row.dense, row.energy_pj, _product(row), row.seconds),
                 _bytes(row.held_bytes + row.output_bytes),
             )
             for row in self.rows
         ]
-        total = self.operations
-        cells.append(
-            (
-                "total",
-                "",
-                "",
-                f"{sum(row.parameters for row in self.rows):,}",
-                "",
-                "",
-                "",
-                _count(total.effective),
-                _count(total.dense),
-                f"{self.energy.total_pj * 1e-3:.4g} nJ",
-                "",
-                f"{self.seconds * 1e3:.2f} ms",
-                _bytes(sum(row.held_bytes + row.output_bytes for row in self.rows)),
-            )
-        )
-        return cells
+        total, parameters = self.operations, sum(row.parameters for row in self.rows)
+        figures = total.effective, total.dense, self.energy.total_pj, "", self.seconds
+        memory = sum(row.held_bytes + row.output_bytes for row in self.rows)
+        empty = "", "", ""
+        last = ("total", *empty[1:], _count(parameters), *empty, *_cost(*figures), _bytes(memory))
+        return [*cells, last]
 
     def _notes(self) -> Iterable[str]:
         return (
@@ -194,16 +167,34 @@ def _shape(row: LayerProfile) -> str:
 def _product(row: LayerProfile) -> str:
     if row.by_events is None:
         return "-"
-    density = "" if row.input_density is None else f" {_percent(row.input_density)}"
+    density = "" if row.input_density is None else f" {percent(row.input_density)}"
     return f"{'events' if row.by_events else 'dense'}{density}"
 
 
-def _percent(share: float | None) -> str:
+def aligned_columns(table: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Print rows of cells as lines; the first ``left`` columns are aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    pads = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    return [
+        "  ".join(pad(cell, n) for pad, cell, n in zip(pads, row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+
+
+def percent(share: float | None) -> str:
+    """Print a share; ``None`` as a dash."""
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def _count(number: float | None) -> str:
     return "-" if number is None else f"{number:,.0f}"
+
+
+def _cost(
+    synops: float | None, dense: float | None, pj: float | None, product: str, seconds: float
+) -> tuple[str, ...]:
+    energy = "-" if pj is None else f"{pj * 1e-3:.4g} nJ"
+    return _count(synops), _count(dense), energy, product, f"{seconds * 1e3:.2f} ms"
 
 
 def _bytes(number: float) -> str:

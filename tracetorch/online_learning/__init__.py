@@ -7,10 +7,13 @@ learns. A state enters the next step as a function of those parameters whose der
 (``tracetorch/online_learning/traces.py``): an ordinary ``backward()`` then gives the rule's
 gradient, and all without memory needs no rule. What no trace follows is found in the graph of a
 layer's input, by the parameters reached there; ``"exact"`` refuses it, the others list it as
-dropped. E-prop's block has two sources: ``step`` with its spikes constant for the rows of states
-that are reset, ``step`` as it is for the others; a next state that was computed from another one
-goes on through that one's row. Traces have names, so they are states for ``get_states``,
-``set_states`` and files (``ExtraStates``).
+dropped.
+
+What tells the rules apart is a value (``tracetorch/online_learning/rules``): a new rule is a file,
+and an entry in their list. E-prop's block has two sources: ``step`` with its spikes constant for
+the rows of states that are reset, ``step`` as it is for the others; a next state that was computed
+from another one goes on through that one's row. Traces have names, so they are states for
+``get_states``, ``set_states`` and files (``ExtraStates``).
 """
 
 from __future__ import annotations

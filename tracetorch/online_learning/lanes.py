@@ -6,7 +6,8 @@ has the derivatives of every lane as its gradient, and one backward pass gives a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,98 +33,126 @@ class LaneDerivatives(NamedTuple):
     by_parameter: list[dict[str, Tensor | None]]
 
 
-def learned_parameters(
-    kwargs: Mapping[str, Any], constraints: Collection[str]
-) -> dict[str, Tensor]:
-    """Return the constrained parameters among the step kwargs that require a gradient."""
-    return {n: v for n, v in kwargs.items() if n in constraints and v.requires_grad}
+def added(terms: Iterable[Tensor | None]) -> Tensor | None:
+    """Add what is not zero everywhere."""
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
 
 
-def lane_derivatives(
-    layer: Neuron,
-    x: Tensor,
-    states: Mapping[str, Tensor],
-    kwargs: Mapping[str, Any],
-    detached: Collection[str] = (),
-    *,
-    of_output: bool = False,
-    further: Sequence[Tensor] = (),
-) -> LaneDerivatives:
-    """Differentiate the next states of one step by its states, its input and its parameters.
+def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Multiply two derivatives, each of which may be zero everywhere."""
+    return None if a is None or b is None else a * b
+
+
+class Run(NamedTuple):
+    """A run of ``step`` on leaves of the lanes' shape.
+
+    Args:
+        sources: the leaves: active states, input, learned parameters.
+        output: of the step.
+        ends: the next active states.
+    """
+
+    sources: list[Tensor]
+    output: Tensor
+    ends: list[Tensor]
+
+    def value(self, i: int) -> Tensor:
+        """Return a next state, or the output behind the last of them."""
+        return (*self.ends, self.output)[i]
+
+
+class StepCall(NamedTuple):
+    """A call of ``step``: the layer, and what it is called with.
 
     Args:
         layer: the neuron layer.
         x: the input, in the dtype of the arithmetic.
+        further: inputs after ``x``, constants, of its shape.
         states: the active ones, by name.
         kwargs: of ``step``.
-        detached: names of spike functions that are constants here.
-        of_output: differentiate the output in place of the next states.
-        further: inputs after ``x``, constants, of its shape.
     """
-    run = run_step(layer, x, further, states, kwargs, dict.fromkeys(detached, detached_spikes))
-    ends = [run.output] if of_output else run.ends
-    return by_source(layer, kwargs, [gradients(end, run.sources, None) for end in ends])
 
+    layer: Neuron
+    x: Tensor
+    further: Sequence[Tensor]
+    states: Mapping[str, Tensor]
+    kwargs: Mapping[str, Any]
 
-def by_source(
-    layer: Neuron, kwargs: Mapping[str, Any], rows: Sequence[list[Tensor | None]]
-) -> LaneDerivatives:
-    """Split the rows of gradients into those by states, input and parameters."""
-    count = len(layer.active_states)
-    names = list(learned_parameters(kwargs, layer.constraints))
-    return LaneDerivatives(
-        [row[:count] for row in rows],
-        [row[count] for row in rows],
-        [dict(zip(names, row[count + 1 :], strict=True)) for row in rows],
-    )
+    def run(self, wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})) -> Run:
+        """Run ``step`` on leaves, ``wrapped`` as in :meth:`Cell.run`."""
 
+        def leaf(value: Tensor) -> Tensor:
+            return value.detach().expand(self.x.shape).clone().requires_grad_()
 
-def check_step(
-    layer: Neuron,
-    x: Tensor,
-    states: Mapping[str, Tensor],
-    kwargs: Mapping[str, Any],
-    label: str,
-    further: Sequence[Tensor] = (),
-) -> None:
-    """Raise where a call is more than its ``step``, or a lane depends on another lane.
+        with torch.enable_grad():
+            given = leaf(self.x)
+            held = {name: leaf(state) for name, state in self.states.items()}
+            learned = learned_parameters(self.layer, self.kwargs)
+            leaves = {name: leaf(value) for name, value in learned.items()}
+            inputs, kwargs = (given, *self.further), {**self.kwargs, **leaves}
+            output, ends = self.layer.cell.run(inputs, held, kwargs, wrapped)
+        return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
 
-    Args:
-        layer: the neuron layer, after the call.
-        x: the input of the call, in the dtype of the arithmetic.
-        states: the active ones before the call, by name.
-        kwargs: of ``step``.
-        label: of the layer, for the message.
-        further: inputs after ``x``, constants, of its shape.
-    """
-    ends = run_step(layer, x, further, states, kwargs).ends
-    if not all(map(is_close, ends, (getattr(layer, name) for name in layer.active_states))):
-        raise ValueError(
-            f"{label} has other states than its step computes from the same input: it draws random "
-            "numbers, or its forward does more than the step. Traces are derived from step alone."
+    def derivatives(
+        self, detached: Collection[str] = (), *, of_output: bool = False
+    ) -> LaneDerivatives:
+        """Differentiate the next states, or the output; the spikes ``detached`` are constants."""
+        run = self.run(dict.fromkeys(detached, detached_spikes))
+        ends = [run.output] if of_output else run.ends
+        return self.by_source([gradients(end, run.sources, None) for end in ends])
+
+    def by_source(self, rows: Sequence[list[Tensor | None]]) -> LaneDerivatives:
+        """Split the rows of gradients into those by states, input and parameters."""
+        count = len(self.layer.active_states)
+        names = list(learned_parameters(self.layer, self.kwargs))
+        return LaneDerivatives(
+            [row[:count] for row in rows],
+            [row[count] for row in rows],
+            [dict(zip(names, row[count + 1 :], strict=True)) for row in rows],
         )
 
-    # A generator of its own: the user's random numbers are not drawn from.
-    generator = torch.Generator().manual_seed(0)
+    def check(self, label: str) -> None:
+        """Raise where the call was more than its ``step``, or a lane depends on another lane."""
+        layer, x = self.layer, self.x
+        left = [getattr(layer, name) for name in layer.active_states]
+        if not all(map(is_close, self.run().ends, left)):
+            raise ValueError(
+                f"{label} has other states than its step computes from the same input: it draws "
+                "random numbers, or its forward does more than the step. Traces are derived from "
+                "step alone."
+            )
 
-    def noise(size: float) -> Tensor:
-        drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        return size * drawn.to(x.device)
+        # A generator of its own: the user's random numbers are not drawn from.
+        generator = torch.Generator().manual_seed(0)
 
-    # far from here too: what mixes may be silent where the states are small
-    for size in (1.0, 10.0):
-        drawn = {name: state + noise(size) for name, state in states.items()}
-        run = run_step(layer, x + noise(size), further, drawn, kwargs)
-        for end in (run.output, *run.ends):
-            plain = gradients(end, run.sources, None)
-            for probe in probes(x):
-                for one, probed in zip(plain, gradients(end, run.sources, probe), strict=True):
-                    if one is not None and probed is not None and not is_close(probed, probe * one):
+        def noisy(value: Tensor, size: float) -> Tensor:
+            drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            return value + size * drawn.to(x.device)
+
+        # far from here too: what mixes may be silent where the states are small
+        for size in (1.0, 10.0):
+            states = {name: noisy(state, size) for name, state in self.states.items()}
+            run = self._replace(x=noisy(x, size), states=states).run()
+            for end in (run.output, *run.ends):
+                plain = gradients(end, run.sources, None)
+                for probe in probes(x):
+                    probed = gradients(end, run.sources, probe)
+                    if not all(map(_is_product, probed, plain, itertools.repeat(probe))):
                         raise ValueError(
                             f"{label} has a step that mixes neurons or samples: there is no "
                             "derivative by lane. Traces need a step of pointwise operations; put "
                             "what mixes into a module before the layer."
                         )
+
+
+def learned_parameters(layer: Neuron, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the constrained parameters among the step kwargs that require a gradient."""
+    constraints = layer.constraints
+    return {n: v for n, v in kwargs.items() if n in constraints and v.requires_grad}
 
 
 def probes(x: Tensor) -> list[Tensor]:
@@ -152,44 +181,8 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
 
 
-class Run(NamedTuple):
-    """Hold one run of ``step`` on leaves of the lanes' shape.
-
-    Args:
-        sources: the leaves: active states, input, learned parameters.
-        output: of the step.
-        ends: the next active states.
-    """
-
-    sources: list[Tensor]
-    output: Tensor
-    ends: list[Tensor]
-
-    def value(self, i: int) -> Tensor:
-        """Return a next state, or the output behind the last of them."""
-        return (*self.ends, self.output)[i]
-
-
-def run_step(
-    layer: Neuron,
-    x: Tensor,
-    further: Sequence[Tensor],
-    states: Mapping[str, Tensor],
-    kwargs: Mapping[str, Any],
-    wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
-) -> Run:
-    """Run ``step`` on leaves, ``wrapped`` as in :meth:`Cell.run`."""
-
-    def leaf(value: Tensor) -> Tensor:
-        return value.detach().expand(x.shape).clone().requires_grad_()
-
-    with torch.enable_grad():
-        given = leaf(x)
-        held = {name: leaf(state) for name, state in states.items()}
-        learned = learned_parameters(kwargs, layer.constraints)
-        leaves = {name: leaf(value) for name, value in learned.items()}
-        output, ends = layer.cell.run((given, *further), held, {**kwargs, **leaves}, wrapped)
-    return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
+def _is_product(probed: Tensor | None, plain: Tensor | None, probe: Tensor) -> bool:
+    return plain is None or probed is None or is_close(probed, probe * plain)
 
 
 def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

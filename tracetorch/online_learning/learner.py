@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.step import Held, Rule, Step
+from tracetorch.online_learning.held import Held
+from tracetorch.online_learning.rules import RULES, Rule
+from tracetorch.online_learning.step import Step
 from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import zero_states
@@ -40,22 +42,9 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
         e[t] = (ds[t] / ds[t-1]) e[t-1] + ds[t] / dw          a block of S x S for S states
         dloss[t] / dw = (dloss[t] / ds[t-1]) e[t-1] + (what one step's graph gives)
 
-    ``step`` is differentiated by autograd, so any neuron with a pointwise ``step`` will do. There
-    are traces for the parameters of every neuron layer, and for the weights of the ``nn.Linear`` or
-    ``nn.Conv2d`` before it, where everything between the two is pointwise, and of a linear
-    connection in :class:`~tracetorch.snn.Recurrent`. With ``"exact"`` and ``"eprop"`` the traces of
-    a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say, with the
-    mean of its decays: that is exact where they are all alike (``beta_rank=0``).
-
-    A forward hook is followed like any operation behind its module, and a backward hook is refused;
-    a hook that ``forward`` registers on a tensor is called once more for each trace, with
-    derivatives in place of the loss's gradient, so let none be there.
-
-    Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
-    ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
-    there is one more factor, the places, and as much again for each state of a filter.
-
-    The rules, from the most to the least exact:
+    Any neuron with a pointwise ``step`` will do, for autograd differentiates it. For which weights
+    there are traces says :class:`~tracetorch.online_learning.OnlineLearner`. The rules, from the
+    most to the least exact:
 
     - ``"exact"``: real-time recurrent learning, in blocks. The gradients are those of
       backpropagation through time: for one layer of neurons, or a layer and a readout whose decays
@@ -92,12 +81,7 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
         ()
         >>> learner.zero_states()
 
-    Sources: Williams and Zipser, "A learning algorithm for continually running fully recurrent
-    neural networks", Neural Computation 1 (1989); Bellec et al., "A solution to the learning
-    dilemma for recurrent networks of spiking neurons", Nature Communications 11, 3625 (2020);
-    Xiao et al., "Online training through time for spiking neural networks", NeurIPS 2022;
-    ``"local"`` is the rule of Meng et al., "Towards memory- and time-efficient backpropagation for
-    training spiking neural networks", ICCV 2023.
+    Sources: as :class:`~tracetorch.online_learning.OnlineLearner` lists them.
     """
     return OnlineLearner(model, rule)
 
@@ -111,19 +95,27 @@ class OnlineLearner(ExtraStates):
     that the model holds before the first step are constants. Later they are zeroed through the
     learner, so that traces go with them.
 
+    There are traces for the parameters of every neuron layer, and for the weights of the
+    ``nn.Linear`` or ``nn.Conv2d`` before it, where everything between the two is pointwise, and of
+    a linear connection in :class:`~tracetorch.snn.Recurrent`. With ``"exact"`` and ``"eprop"`` the
+    traces of a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say,
+    with the mean of its decays: that is exact where they are all alike (``beta_rank=0``).
+
+    A forward hook is followed like any operation behind its module, and a backward hook is refused;
+    a hook that ``forward`` registers on a tensor is called once more for each trace, with
+    derivatives in place of the loss's gradient, so let none be there.
+
+    Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
+    ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
+    there is one more factor, the places, and as much again for each state of a filter.
+
     Traces travel with the learner: in copies, by ``pickle`` and ``torch.save``, by ``get_states``
     and ``set_states`` of the learner, and in a file of ``tt.save(learner, path, states=True)``.
     States without traces, those of ``get_states(model)`` say, are constants to go on from. A
     parameter that was frozen in some steps has no trace of these; once it learns, ``"exact"``
     raises, and the other rules list it in ``dropped``, until the traces start anew.
 
-    Args:
-        model: any module with neuron layers, whose call is one step.
-        rule: ``"exact"``, ``"eprop"``, ``"ottt"`` or ``"local"``.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: it has no neuron layer, or there is no such rule.
+    Arguments and errors are those of :func:`online`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -133,22 +125,29 @@ class OnlineLearner(ExtraStates):
         >>> for path in learner.dropped:
         ...     print(path)
         1 -> states of 1: the reset of mem by a spike is a constant
+
+    Sources: Williams and Zipser, "A learning algorithm for continually running fully recurrent
+    neural networks", Neural Computation 1 (1989); Bellec et al., "A solution to the learning
+    dilemma for recurrent networks of spiking neurons", Nature Communications 11, 3625 (2020);
+    Xiao et al., "Online training through time for spiking neural networks", NeurIPS 2022;
+    ``"local"`` is the rule of Meng et al., "Towards memory- and time-efficient backpropagation for
+    training spiking neural networks", ICCV 2023.
     """
 
     def __init__(self, model: nn.Module, rule: Rule = "exact") -> None:
         super().__init__()
         layers = neuron_layers(model)
-        if rule not in get_args(Rule):
+        if rule not in [*RULES]:  # which a rule of any type is compared with
             raise ValueError(
-                f"there is no rule {rule!r}.{suggestion(rule, get_args(Rule))} There are "
-                f"{', '.join(map(repr, get_args(Rule)))}."
+                f"there is no rule {rule!r}.{suggestion(rule, RULES)} There are "
+                f"{', '.join(map(repr, RULES))}."
             )
         for name, parameter in named_parameters(model).items():
             if is_lazy(parameter):
                 raise ValueError(f"{name!r} has no values yet. Run the model once before.")
         self.model = model
         self.rule = rule
-        self._held = Held(model, layers, rule)
+        self._held = Held(model, layers, RULES[rule])
         self._dropped: dict[DroppedPath, None] = {}
 
     @property
@@ -207,7 +206,7 @@ class OnlineLearner(ExtraStates):
             with step.observed():
                 y = self.model(*args, **kwargs)
             step.leave()
-            if self.rule == "exact" and step.dropped:
+            if self._held.rule.lossless and step.dropped:
                 paths = "\n  ".join(map(str, step.dropped))
                 raise ValueError(
                     "the gradients cannot be exact online, for there are paths through time that "
@@ -286,12 +285,7 @@ class OnlineLearner(ExtraStates):
             >>> {name: round(cosine, 3) for name, cosine in cosines.items() if name[0] in "23"}
             {'2.weight': 1.0, '2.bias': 1.0, '3.raw_beta': 1.0}
         """
-        if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
-            raise TypeError(
-                "batch must be a tuple of the input and the other arguments of the loss, (x, "
-                f"target), got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
-            )
-        x, *rest = batch
+        x, rest = split_batch(batch)
         inputs = parse_inputs(x, steps, 0, True)
         parameters = {n: p for n, p in named_parameters(self.model).items() if p.requires_grad}
 
@@ -313,6 +307,21 @@ class OnlineLearner(ExtraStates):
         self._dropped.update(learner._dropped)
         pairs = zip(found, expected, strict=True)
         return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))
+
+
+def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return the input, and the other arguments of the loss.
+
+    Raises:
+        TypeError: ``batch`` is not a tuple of them.
+    """
+    if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
+        raise TypeError(
+            "batch must be a tuple of the input and the other arguments of the loss, (x, target), "
+            f"got {'a tensor' if isinstance(batch, Tensor) else repr(batch)}."
+        )
+    x, *rest = batch
+    return x, rest
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

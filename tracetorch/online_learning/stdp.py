@@ -10,19 +10,23 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite, check_nonnegative, check_number
-from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
-from tracetorch.ragged import check_mask, check_sequence
+from tracetorch.online_learning.stdp_checks import (
+    check_own_weight,
+    check_spikes,
+    checked_bounds,
+    checked_reward,
+)
+from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
+from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
 
@@ -114,17 +118,17 @@ class STDP(TTModule):
     ) -> None:
         super().__init__()
         if isinstance(connection, nn.Module):
-            _check_own_weight(connection)
+            check_own_weight(connection)
         if not isinstance(connection, nn.Module) or not is_product(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
                 f"zeros, in numbers, got {connection!r}."
             )
-        if not isinstance(rule, PairRule | TripletRule):
+        if not isinstance(rule, STDPRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        bounds = _checked_bounds(bounds)
+        bounds = checked_bounds(bounds)
         if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
             problem = "there are none" if bounds is None else f"{bounds} are not finite"
             raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
@@ -132,20 +136,20 @@ class STDP(TTModule):
         object.__setattr__(self, "connection", connection)
         self.rule = rule
         self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
-        triplet = rule.triplet() if isinstance(rule, PairRule) else rule
+        triplet = rule.triplet()
         if isinstance(connection, nn.Linear):
             inputs, outputs, dim = connection.in_features, connection.out_features, -1
         else:
             inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
         self._triplet = triplet
-        self.pre_trace = SpikeTrace(inputs, triplet.tau_plus, triplet.nearest, dim)
-        self.post_trace = SpikeTrace(outputs, triplet.tau_minus, triplet.nearest, dim)
-        self.slow_pre_trace = (
-            SpikeTrace(inputs, triplet.tau_x, triplet.nearest, dim) if triplet.a3_minus else None
-        )
-        self.slow_post_trace = (
-            SpikeTrace(outputs, triplet.tau_y, triplet.nearest, dim) if triplet.a3_plus else None
-        )
+
+        def trace(size: int, tau: float) -> SpikeTrace:
+            return SpikeTrace(size, tau, triplet.nearest, dim)
+
+        self.pre_trace = trace(inputs, triplet.tau_plus)
+        self.post_trace = trace(outputs, triplet.tau_minus)
+        self.slow_pre_trace = trace(inputs, triplet.tau_x) if triplet.a3_minus else None
+        self.slow_post_trace = trace(outputs, triplet.tau_y) if triplet.a3_plus else None
         self.tau_eligibility = tau_eligibility
         self.eligibility: EligibilityTrace | None = None
         if tau_eligibility is not None:
@@ -211,7 +215,7 @@ class STDP(TTModule):
         """Move the weights by the changes that have added up, within the bounds."""
         if self._potentiation is None or self._depression is None:
             return
-        _check_own_weight(self.connection)
+        check_own_weight(self.connection)
         weight = self.connection.weight.to(self._potentiation)
         # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
         up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
@@ -230,26 +234,24 @@ class STDP(TTModule):
 
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
-        reward = self._checked(pre, post, reward, mask)
+        for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
+            trace.check_input(x, sequence=True)
+        check_spikes(self.connection, pre, post, mask)
+        reward = checked_reward(reward, pre, mask, waits=self.eligibility is not None)
         if not pre.shape[1]:  # an empty batch has no mean
             return
         dtype = ARITHMETIC_DTYPE[pre.dtype]
         pre, post = pre.to(dtype), post.to(dtype)
+        lengths = None if mask is None else mask.sum(0)
         if mask is not None:
-            # real steps first: what is behind them is without spikes
-            order = (~mask).byte().argsort(dim=0, stable=True)
-            lengths = mask.sum(0)
-            padding = torch.arange(len(mask), device=mask.device)[:, None] >= lengths
-            pre, post = (_compacted(x, order, padding) for x in (pre, post))
-            reward = None if reward is None else _compacted(reward, order, padding)
-        else:
-            lengths = None
+            # what is behind the real steps is without spikes
+            pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
+            reward = None if reward is None else real_steps_first(reward, mask)
         before = StateSnapshot(self._traces())
         try:
             factors = self._factors(pre, post, lengths)
             if self.eligibility is None:
-                up = self._product(factors.post, factors.before_post)
-                down = self._product(factors.before_pre, factors.pre)
+                up, down = self._changes(factors)
             else:
                 up = self._rewarded(self.eligibility, factors, reward, lengths)
                 down = torch.zeros_like(up)
@@ -261,52 +263,6 @@ class STDP(TTModule):
         held = self._potentiation, self._depression
         self._potentiation = up if held[0] is None else held[0] + up
         self._depression = down if held[1] is None else held[1] + down
-
-    def _checked(
-        self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
-        """Return the reward as ``[T, B]``; raise where an argument does not fit."""
-        for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
-            trace.check_input(x, sequence=True)
-        ndim = 3 if isinstance(self.connection, nn.Linear) else 5
-        if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
-            step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
-            raise ValueError(
-                f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
-                f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
-            )
-        if not isinstance(self.connection, nn.Linear):
-            places = _places(self.connection, pre)
-            if post.shape[3:] != torch.Size(places):
-                raise ValueError(
-                    f"post must be shaped like the output of {self.connection!r}, with places "
-                    f"{places}, got {list(post.shape[2:])} for an input of {list(pre.shape[2:])}."
-                )
-        if pre.dtype != post.dtype or pre.device != post.device:
-            raise TypeError(
-                f"pre and post must be of one dtype and device, got {pre.dtype} on {pre.device} "
-                f"and {post.dtype} on {post.device}."
-            )
-        if mask is not None and mask.shape != pre.shape[:2]:
-            raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
-        if reward is None:
-            return None
-        if self.eligibility is None:
-            raise ValueError(
-                "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility."
-            )
-        if not isinstance(reward, Tensor):
-            raise TypeError(f"reward must be a tensor over time, got {type(reward).__name__}.")
-        if reward.shape not in (pre.shape[:1], pre.shape[:2]):
-            raise ValueError(
-                f"reward must have one value for each step, or for each step and sample, "
-                f"{list(pre.shape[:2])}, got {list(reward.shape)}."
-            )
-        reward = reward.to(pre.device, ARITHMETIC_DTYPE[pre.dtype])
-        reward = (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
-        if not bool(torch.isfinite(reward if mask is None else reward[mask]).all()):
-            raise ValueError("reward must be finite, got a tensor with infinite values or NaN.")
-        return reward
 
     def _traces(self) -> list[SpikeTrace | EligibilityTrace]:
         every = (
@@ -328,15 +284,20 @@ class STDP(TTModule):
             cost = cost + rule.a3_minus * pre * _run(self.slow_pre_trace, pre, lengths)[0]
         return _Factors(pre_after, worth, cost, post_before)
 
-    def _product(self, output: Tensor, given: Tensor) -> Tensor:
-        """Multiply values of outputs and inputs; sum over steps, samples and places."""
-        rows, columns = self._rows(output, given)
-        return split(self.connection, rows.t() @ columns)[0]
+    def _changes(self, factors: _Factors, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum what is potentiated and depressed over all, each with a weight ``[T, B]``."""
+        up, down = (rows.t() @ columns for rows, columns in self._rows(factors, by))
+        return split(self.connection, up)[0], split(self.connection, down)[0]
 
-    def _rows(self, output: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values of outputs and inputs, a row for each step, sample and place."""
-        rows = lanes(self.connection, output.flatten(0, 1))
-        return rows, features(self.connection, given.flatten(0, 1))
+    def _rows(self, factors: _Factors, by: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over values of outputs and inputs, a row for each step, sample and place."""
+        for output, given in (
+            (factors.post, factors.before_post),
+            (factors.before_pre, factors.pre),
+        ):
+            weighted = output if by is None else aligned(by, output) * output
+            rows = lanes(self.connection, weighted.flatten(0, 1))
+            yield rows, features(self.connection, given.flatten(0, 1))
 
     def _rewarded(
         self,
@@ -362,7 +323,8 @@ class STDP(TTModule):
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
             total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
-            total += self._weighted(later, factors)
+            up, down = self._changes(factors, later)
+            total += up - down
         # what is left of each change after the last real step
         if lengths is None:
             lengths = torch.full((batch,), steps, device=shape.device)
@@ -372,56 +334,20 @@ class STDP(TTModule):
         eligibility.trace = decayed[:, None, None] * held + self._by_sample(left, factors)
         return total
 
-    def _weighted(self, by: Tensor, factors: _Factors) -> Tensor:
-        """Sum the changes over steps and samples, each with a weight, ``[T, B]``."""
-        scale = by.reshape(*by.shape, *[1] * (factors.post.ndim - 2))
-        gained = self._product(scale * factors.post, factors.before_post)
-        return gained - self._product(scale * factors.before_pre, factors.pre)
-
     def _by_sample(self, by: Tensor, factors: _Factors) -> Tensor:
         """Sum the weighted changes over steps, ``[B, outputs, inputs]``."""
         steps, batch = by.shape
-        scale = by.reshape(steps, batch, *[1] * (factors.post.ndim - 2))
+        inputs = self.connection.weight[0].numel()  # without a bias
 
-        def summed(output: Tensor, given: Tensor) -> Tensor:
-            rows, columns = self._rows(scale * output, given)
-            columns = columns[:, : self.connection.weight[0].numel()]  # without a bias
+        def summed(rows: Tensor, columns: Tensor) -> Tensor:
             rows, columns = (
                 x.view(steps, batch, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
-                for x in (rows, columns)
+                for x in (rows, columns[:, :inputs])
             )
             return rows.transpose(1, 2) @ columns
 
-        return summed(factors.post, factors.before_post) - summed(factors.before_pre, factors.pre)
-
-
-def _check_own_weight(connection: nn.Module) -> None:
-    """Raise where the weight is computed from other values: what is written into it is lost."""
-    if is_parametrized(connection) or has_weight_hooks(connection):
-        raise ValueError(
-            f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
-            "its weight follows from other values, and cannot be learned. Remove this first."
-        )
-
-
-def _checked_bounds(bounds: object) -> tuple[float, float] | None:
-    if bounds is None:
-        return None
-    if not isinstance(bounds, Sequence) or isinstance(bounds, str):
-        raise TypeError(f"bounds must be (lowest, highest), two numbers, got {bounds!r}.")
-    numbers = [check_number("a bound", each) for each in bounds]
-    if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
-    return numbers[0], numbers[1]
-
-
-def _places(conv: nn.Conv2d, pre: Tensor) -> list[int]:
-    """Return height and width of a convolution's output."""
-    padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid"
-    each = zip(
-        *(pre.shape[-2:], conv.kernel_size, conv.stride, padding, conv.dilation), strict=True
-    )
-    return [(n + 2 * pad - dil * (size - 1) - 1) // step + 1 for n, size, step, pad, dil in each]
+        up, down = (summed(*pair) for pair in self._rows(factors, by))
+        return up - down
 
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -438,9 +364,3 @@ def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
         empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
         trace.trace = torch.where(empty, held, ends)
     return before, after
-
-
-def _compacted(x: Tensor, order: Tensor, padding: Tensor) -> Tensor:
-    """Bring the real steps of each sample to the front; what is behind them is 0."""
-    index, behind = (each.reshape(*each.shape, *[1] * (x.ndim - 2)) for each in (order, padding))
-    return x.gather(0, index.expand(x.shape)).masked_fill(behind, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -9,7 +10,24 @@ from tracetorch.core.checks import check_finite, check_flag
 
 
 @dataclass(frozen=True)
-class TripletRule:
+class STDPRule(ABC):
+    """Constants of a rule of STDP, checked; every rule is one of triplets in the end."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "nearest":
+                check_flag(field.name, value)
+            elif check_finite(field.name, value) <= 0 and field.name.startswith("tau"):
+                raise ValueError(f"{field.name} must be above 0, in steps, got {value}.")
+
+    @abstractmethod
+    def triplet(self) -> TripletRule:
+        """Return the rule as one of triplets, whose traces are run."""
+
+
+@dataclass(frozen=True)
+class TripletRule(STDPRule):
     """Triplet rule: how much a pair of spikes counts depends on the spike before it.
 
     ::
@@ -58,12 +76,13 @@ class TripletRule:
     presets: ClassVar[dict[str, TripletRule]]
     """Rules with the constants of the paper, ``"visual cortex"`` and its ``", minimal"`` form."""
 
-    def __post_init__(self) -> None:
-        _check(self)
+    def triplet(self) -> TripletRule:
+        """Return the rule itself."""
+        return self
 
 
 @dataclass(frozen=True)
-class PairRule:
+class PairRule(STDPRule):
     """Pair rule: an input that spikes before the output gains weight, one that is late loses some.
 
     ::
@@ -97,9 +116,6 @@ class PairRule:
     tau_minus: float = 20.0
     nearest: bool = False
 
-    def __post_init__(self) -> None:
-        _check(self)
-
     def triplet(self) -> TripletRule:
         """Return it as a triplet rule whose triplets count nothing."""
         return TripletRule(
@@ -108,15 +124,6 @@ class PairRule:
             tau_minus=self.tau_minus,
             nearest=self.nearest,
         )
-
-
-def _check(rule: PairRule | TripletRule) -> None:
-    for field in fields(rule):
-        value = getattr(rule, field.name)
-        if field.name == "nearest":
-            check_flag(field.name, value)
-        elif check_finite(field.name, value) <= 0 and field.name.startswith("tau"):
-            raise ValueError(f"{field.name} must be above 0, in steps, got {value}.")
 
 
 TripletRule.presets = {

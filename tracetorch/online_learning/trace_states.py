@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.online_learning.held import Filter, Held
 from tracetorch.online_learning.products import inputs_of, is_product, lanes
-from tracetorch.online_learning.step import Filter, Held
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.stateful_layer import layer_label
@@ -34,12 +34,7 @@ def named_traces(held: Held) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     paths = {id(module): path for path, module in reversed(named_modules(held.model))}
     for layer, traces, link in _groups(held):
-        if not held.fits(layer):
-            raise ValueError(
-                f"{layer_label(held.layers[layer], layer)} has other states than the learner's "
-                "last step left: its traces do not fit them. Call zero_states() or "
-                "detach_states() of the learner, not of the model."
-            )
+        held.check_fits(layer)
         between = () if link is None else (link[0], paths[id(link[1])])
         every = {
             **traces.parameters,
@@ -67,7 +62,7 @@ def _name(held: Held, *parts: str) -> str:
     for part in parts:
         if ":" in part:
             raise ValueError(f"a colon in the path {part!r} stands in the way of naming traces.")
-    return EXTRA + ":".join((held.rule, *parts))
+    return EXTRA + ":".join((held.rule.name, *parts))
 
 
 class Carried:
@@ -94,7 +89,7 @@ class Carried:
         for path, layer in held.layers.items():
             live = any(join_path(path, state) in states for state in layer.active_states)
             if named and live and has_step(layer):
-                self.traces[path], self.filters[path] = Traces(held.rule == "ottt"), {}
+                self.traces[path], self.filters[path] = Traces(held.rule.shared), {}
         for name, value in named.items():
             try:
                 self._add(name.removeprefix(EXTRA).split(":"), value)
@@ -107,10 +102,10 @@ class Carried:
         if len(parts) not in (4, 6):
             raise KeyError(":".join(parts))
         rule, path, *between, origin, state = parts
-        if rule != self.held.rule:
+        if rule != self.held.rule.name:
             raise ValueError(
                 f"the traces are those of rule={rule!r}, and the learner has "
-                f"rule={self.held.rule!r}. Make one of the same rule, or leave the traces out."
+                f"rule={self.held.rule.name!r}. Make one of the same rule, or leave the traces out."
             )
         layer = self.held.layers[path]
         if not state:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tracetorch.core.walk import Opaque
-from tracetorch.online_learning.lanes import LaneDerivatives
+from tracetorch.online_learning.lanes import LaneDerivatives, added, product
 from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
+from tracetorch.online_learning.rewire import with_gradients
 
 Key = TypeVar("Key")
 Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`` is zero
@@ -52,43 +53,36 @@ class Traces(Opaque):
         self.products = products or {}
 
     def advanced(self, block: LaneDerivatives, inputs: Sequence[Contribution]) -> Traces:
-        """Return the traces after one more step; these stay, for graphs that are still alive.
-
-        Args:
-            block: the derivatives of the step.
-            inputs: the products that its input came from.
-        """
-        parameters: dict[str, Trace] = {}
-        for name in dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)]):
-            held = self.parameters.get(name)
-            parameters[name] = [
-                _sum([*_carried(row, held, lambda d: d), direct.get(name)])
-                for row, direct in zip(block.by_state, block.by_parameter, strict=True)
-            ]
-        products: dict[Product, Trace] = {}
-        for module in dict.fromkeys([*self.products, *(each.module for each in inputs)]):
-            fed = [each for each in inputs if each.module is module]
-            products[module] = self._advanced_product(block, module, fed)
+        """Return the traces after one more step; these stay, for graphs that are still alive."""
+        names = dict.fromkeys([*self.parameters, *(n for r in block.by_parameter for n in r)])
+        modules = dict.fromkeys([*self.products, *(each.module for each in inputs)])
+        parameters = {}
+        for name in names:
+            new = ([direct.get(name)] for direct in block.by_parameter)
+            parameters[name] = _next(block.by_state, self.parameters.get(name), new)
+        products = {each: self._advanced_product(block, each, inputs) for each in modules}
         return Traces(self.shared, parameters, products)
 
     def _advanced_product(
-        self, block: LaneDerivatives, module: Product, fed: Sequence[Contribution]
+        self, block: LaneDerivatives, module: Product, inputs: Sequence[Contribution]
     ) -> Trace:
-        held = self.products.get(module)
-
         def coefficient(derivative: Tensor) -> Tensor:
             # what a trace is multiplied by: a number, or one a lane
             return derivative.mean() if self.shared else lanes(module, derivative).unsqueeze(-1)
 
-        rows = [(each, features(module, each.x.detach())) for each in fed]
-        trace: Trace = []
-        for states, direct in zip(block.by_state, block.by_input, strict=True):
-            terms = list(_carried(states, held, coefficient))
+        rows = [
+            (each.factor, features(module, each.x.detach()).unsqueeze(0 if self.shared else 1))
+            for each in inputs
+            if each.module is module
+        ]
+
+        def added_by(direct: Tensor | None) -> Iterator[Tensor]:
             if direct is not None:
-                for each, row in rows:
-                    by_output = coefficient(direct * each.factor.to(direct))
-                    terms.append(by_output * row.to(direct).unsqueeze(0 if self.shared else 1))
-            trace.append(_sum(terms))
+                for factor, row in rows:
+                    yield coefficient(direct * factor.to(direct)) * row.to(direct)
+
+        new = map(added_by, block.by_input)
+        trace = _next(block.by_state, self.products.get(module), new, coefficient)
         if not self.shared:
             return trace
         return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
@@ -96,19 +90,14 @@ class Traces(Opaque):
     def gradients(
         self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
     ) -> Iterator[Tensor | None]:
-        """Multiply the gradients of the states by the traces, parameters first, then weights.
-
-        Args:
-            by_state: of the loss by every state.
-            parameters: the constrained parameters, whose shapes the gradients take.
-        """
+        """Multiply gradients of the states by the traces: parameters first, then weights."""
         for name, value in parameters.items():
             trace = self.parameters[name]
-            summed = _sum(_product(g, e) for g, e in zip(by_state, trace, strict=True))
+            summed = added(product(g, e) for g, e in zip(by_state, trace, strict=True))
             yield None if summed is None else summed.sum_to_size(value.shape)
         for module, trace in self.products.items():
             equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
-            summed = _sum(
+            summed = added(
                 None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
                 for g, e in zip(by_state, trace, strict=True)
             )
@@ -134,28 +123,20 @@ class Traces(Opaque):
         inflows = [None if d is None else d.mean() for d in block.by_input]
 
         def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
-            inflow = (_product(each, fed) for each in inflows)
-            return [
-                _sum([*_carried(row, held, lambda d: d), new])
-                for row, new in zip(decays, inflow, strict=True)
-            ]
+            return _next(decays, held, [[product(each, fed)] for each in inflows])
 
         parameters = {
-            name: advanced(trace, _product(factor, fed))
+            name: advanced(trace, product(factor, fed))
             for name, trace, fed in _joined(self.parameters, output.parameters)
         }
         products = {
-            module: advanced(trace, _product(lanes(module, factor).unsqueeze(-1), fed))
+            module: advanced(trace, product(lanes(module, factor).unsqueeze(-1), fed))
             for module, trace, fed in _joined(self.products, output.products)
         }
         return Traces(self.shared, parameters, products)
 
     def restarted(self, where: Tensor) -> Traces:
-        """Return the traces with those of some samples set to zero.
-
-        Args:
-            where: boolean mask over the batch.
-        """
+        """Return the traces with those of samples, ``where`` over the batch, set to zero."""
         return self.mapped(lambda trace: _cleared(trace, where))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Traces:
@@ -198,45 +179,27 @@ class Attachment(NamedTuple):
 
 
 def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the states as functions of what there are traces for: their gradient meets the traces.
+    """Return states as functions of what there are traces for: their gradient meets the traces."""
 
-    Args:
-        attachments: the traces.
-        states: the states; their own graph is cut.
-    """
-    tensors = [tensor for each in attachments for tensor in each.tensors()]
-    held = [state.detach() for state in states]
-    results: Sequence[Tensor] = _Attach.apply(  # type: ignore[no-untyped-call]
-        attachments, len(held), *held, *tensors
-    )
-    return results
+    def pull(by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        return itertools.chain.from_iterable(each.gradients(by_state) for each in attachments)
+
+    return with_gradients(states, [t for each in attachments for t in each.tensors()], pull)
 
 
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, attachments: Sequence[Attachment], count: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.attachments = attachments
-        ctx.set_materialize_grads(False)
-        return tuple(state.clone() for state in tensors[:count])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *by_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = [gradient for each in ctx.attachments for gradient in each.gradients(by_state)]
-        return (None, None, *[None] * len(by_state), *found)
-
-
-def _carried(
-    derivatives: Sequence[Tensor | None],
-    trace: Trace | None,
-    coefficient: Callable[[Tensor], Tensor],
-) -> Iterator[Tensor | None]:
-    """Multiply a row of the block by the traces of before."""
-    for derivative, each in zip(derivatives, trace or (), strict=False):
-        if derivative is not None and each is not None:
-            yield coefficient(derivative) * each
+def _next(
+    block: Sequence[Sequence[Tensor | None]],
+    held: Trace | None,
+    new: Iterable[Iterable[Tensor | None]],
+    coefficient: Callable[[Tensor], Tensor] = lambda derivative: derivative,
+) -> Trace:
+    """Multiply the traces of before by the block, and add what is new in each state."""
+    trace: Trace = []
+    for row, terms in zip(block, new, strict=True):
+        pairs = zip(row, held or (), strict=False)
+        carried = (None if d is None or e is None else coefficient(d) * e for d, e in pairs)
+        trace.append(added(itertools.chain(carried, terms)))
+    return trace
 
 
 def _joined(
@@ -245,18 +208,6 @@ def _joined(
     """Iterate over the traces that are held, and those of an output, by key."""
     for key in dict.fromkeys([*held, *output]):
         yield key, held.get(key), output[key][0] if key in output else None
-
-
-def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a * b
-
-
-def _sum(terms: Any) -> Tensor | None:
-    total = None
-    for term in terms:
-        if term is not None:
-            total = term if total is None else total + term
-    return total
 
 
 def _cleared(trace: Tensor, where: Tensor) -> Tensor:

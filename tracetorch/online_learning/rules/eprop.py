@@ -1,0 +1,151 @@
+"""E-prop: the derivatives of ``step`` with a spike that is a constant where it resets a state.
+
+Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons",
+Nature Communications 11, 3625 (2020), leave the reset out of the derivative of a state, and keep
+what else a spike does, an adaptation. Two runs of the step are differentiated, one with its spikes
+constant for the states that are reset, and one as it is for the others. A next state that was
+computed from another one goes on through that one's derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.online_learning.dropped import reached
+from tracetorch.online_learning.lanes import (
+    Run,
+    StepCall,
+    added,
+    detached_spikes,
+    gradients,
+    product,
+)
+from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
+from tracetorch.probe.layers import spike_functions
+
+
+def _derivatives(call: StepCall) -> Derivatives:
+    spikes = spike_functions(call.layer)
+    if not spikes:
+        return Derivatives(call.derivatives())
+    rows = _Rows(call, spikes)
+    count = len(rows.names)
+    block = call.by_source([rows.of(i) for i in range(count)])
+    dropped = (f"the reset of {name} by a spike is a constant" for name in rows.dropped)
+    of_output = call.by_source([rows.of(count)]) if rows.resetting else None
+    return Derivatives(block, tuple(dropped), of_output)
+
+
+class _Rows:
+    """Derivatives of the next states by all sources, a row each, without the resets by spikes.
+
+    A spike's effect on any other state, an adaptation, stays, and its path goes on through the
+    states that are reset as through any. ``Neuron.reset_states`` names them. Where it is ``None``,
+    they are those that the input reaches in any number of steps, but for spikes. A state that holds
+    the spikes of the step before, and nothing else, is a spike where it resets.
+
+    Args:
+        call: of the step.
+        spikes: names of the spike functions.
+    """
+
+    def __init__(self, call: StepCall, spikes: Collection[str]) -> None:
+        self.names = call.layer.active_states
+        self.dropped: dict[str, None] = {}  # states whose reset is left out
+        self.resetting: set[int] = set()  # states that hold a spike which resets
+        self._fired: list[Tensor] = []
+        self._full = call.run(dict.fromkeys(spikes, partial(partial, self._noted)))
+        self._constant = call.run(dict.fromkeys(spikes, detached_spikes))
+        self._found: dict[int, list[Tensor | None]] = {}
+        count = len(self.names)  # of the sources, states come first, then the input
+        every, lane = range(count), set(range(count + 1))
+        without = [_sources_of(self._constant, i) & lane for i in every]
+        self._holds_spike = {
+            j for j in every if not without[j] and _sources_of(self._full, j) & lane
+        }
+        named = call.layer.reset_states
+        self._reset = (
+            _reached_by_input(without, count)
+            if named is None
+            else {i for i in every if self.names[i] in named}
+        )
+
+    def _noted(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+        self._fired.append(function(u))
+        return self._fired[-1]
+
+    def of(self, i: int) -> list[Tensor | None]:
+        """Return the row of a next state, or of the output, which is behind the last of them."""
+        if i in self._found:
+            return self._found[i]
+        direct, through = _direct_gradients(self._constant if i in self._reset else self._full, i)
+        if i in self._reset:
+            resetting = {j for j in self._holds_spike if direct[j] is not None}
+            direct = [None if j in resetting else d for j, d in enumerate(direct)]
+            self.resetting |= resetting
+            if resetting or _meets(self._full, i, self._fired):
+                self.dropped[self.names[i]] = None
+        for k, factor in through.items():
+            pairs = zip(direct, self.of(k), strict=True)
+            direct = [added((a, product(b, factor))) for a, b in pairs]
+        self._found[i] = direct
+        return direct
+
+
+def _reached_by_input(sources: Sequence[set[int]], count: int) -> set[int]:
+    """Return the states that the input reaches over any number of steps."""
+    found: set[int] = set()
+    while more := {i for i, each in enumerate(sources) if each & {count, *found}} - found:
+        found |= more
+    return found
+
+
+def _other_ends(run: Run, i: int) -> dict[int, Tensor]:
+    """Return the next states that another one may have been computed from."""
+    own = run.value(i).grad_fn
+    return {k: end for k, end in enumerate(run.ends) if end.grad_fn not in (None, own)}
+
+
+def _sources_of(run: Run, i: int, stops: Collection[Any] = ()) -> set[int]:
+    """Return the places of the sources that a next state depends on."""
+    found = {id(leaf) for leaf in reached([_node(run.value(i))], stops)[1]}
+    return {place for place, source in enumerate(run.sources) if id(source) in found}
+
+
+def _meets(run: Run, i: int, fired: Sequence[Tensor]) -> bool:
+    """Whether a next state follows from a spike, otherwise than through another next state."""
+    spikes = {each.grad_fn for each in fired if each.grad_fn is not None}
+    others = {end.grad_fn for end in _other_ends(run, i).values()} - spikes
+    return bool(reached([_node(run.value(i))], spikes | others)[0] & spikes)
+
+
+def _node(end: Tensor) -> Any:
+    return torch.autograd.graph.get_gradient_edge(end).node if end.requires_grad else None
+
+
+def _direct_gradients(run: Run, i: int) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+    """Differentiate a next state by the sources, and by the next states it was computed from."""
+    through: dict[int, Tensor] = {}
+
+    def cut(k: int, gradient: Tensor) -> Tensor:
+        through[k] = gradient
+        return torch.zeros_like(gradient)
+
+    others = _other_ends(run, i)
+    handles = [end.register_hook(partial(cut, k)) for k, end in others.items()]  # type: ignore[no-untyped-call]
+    try:
+        found = gradients(run.value(i), run.sources, None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # behind a cut there are zeros, which say nothing of what is there
+    places = _sources_of(run, i, {end.grad_fn for end in others.values()})
+    return [d if place in places else None for place, d in enumerate(found)], through
+
+
+RULE = LearningRule("eprop", _derivatives)

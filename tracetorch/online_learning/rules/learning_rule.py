@@ -1,0 +1,42 @@
+"""A rule of online learning as a value: what it takes for the derivatives of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tracetorch.online_learning.lanes import LaneDerivatives, StepCall
+
+
+class Derivatives(NamedTuple):
+    """The derivatives of one step of a layer, as a rule has them.
+
+    Args:
+        block: of the next states.
+        dropped: what is left out of them, in words.
+        of_output: of the output, as those of a single next state, where the graph of the step
+            itself has what the rule leaves out; the graph's are replaced then, of all results.
+    """
+
+    block: LaneDerivatives
+    dropped: tuple[str, ...] = ()
+    of_output: LaneDerivatives | None = None
+
+
+@dataclass(frozen=True)
+class LearningRule:
+    """A rule of online learning: all that tells it from the others.
+
+    Args:
+        name: by which ``tt.online`` takes it, and by which traces are stored.
+        derivatives: of a call of a layer's step; ``None``: every state is a constant, and there
+            are no traces.
+        shared: the neurons of a layer have one trace of each input together, without a filter.
+        lossless: a path that is dropped is an error.
+    """
+
+    name: str
+    derivatives: Callable[[StepCall], Derivatives] | None
+    shared: bool = False
+    lossless: bool = False
