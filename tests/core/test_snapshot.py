@@ -74,6 +74,20 @@ def test_a_graph_without_its_backward_stays_usable() -> None:
     assert model[0].weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*. is deprecated")
+@pytest.mark.parametrize("change", [lambda module: module, torch.jit.freeze])
+def test_modules_that_torch_jit_has_compiled_are_left_to_it(change: Any) -> None:
+    net: Any = nn.Sequential(change(torch.jit.script(nn.BatchNorm1d(3).eval())), layer("LIF", 3))
+    net[1](torch.ones(2, 3))
+    state = net[1].mem
+    with restored(net):
+        net.note = "changed"
+        net(torch.ones(2, 3))
+    assert net[1].mem is state
+    assert not hasattr(net, "note")
+    assert not getattr(net[0], "training", False)
+
+
 class InPlace(snn.TTModule):
     """Changes tensors in place that no registry of PyTorch knows."""
 

@@ -120,7 +120,8 @@ class Contents:
             layout = Layout(found)
             for _, module in found.modules:
                 check_thread(module)  # it would be restored under another thread's feet
-                if is_engine(type(module)):  # whose other attributes are its business
+                # whose other attributes are its business; torch.jit.freeze leaves no mode
+                if is_engine(type(module)) and hasattr(module, "training"):
                     self._modes.append((module, module.training))
         self._layout = layout
         now: list[dict[Any, Any]] = []
