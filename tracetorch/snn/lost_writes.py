@@ -16,7 +16,7 @@ from tracetorch.core.torch_private import (
     dispatch_modes,
     functorch_active,
     has_values,
-    is_tracing,
+    is_jit_tracing,
     version_of,
 )
 
@@ -65,8 +65,8 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
         frame is None
         or frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
         or functorch_active()
-        or dispatch_modes()
-        or is_tracing()
+        or dispatch_modes()  # make_fx and torch.export among them
+        or is_jit_tracing()
     ):
         return
     version = version_of(value)

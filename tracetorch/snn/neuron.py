@@ -276,7 +276,7 @@ class Neuron(ConstrainedLayer):
         attributes, active = self.__dict__, cell.active
         states: list[Tensor | None] = []
         for name in cell.states:
-            state = attributes[name] if name in active else None
+            state = attributes.get(name) if name in active else None
             if state is not None:
                 if (
                     type(state) is not Tensor
