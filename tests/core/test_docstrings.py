@@ -27,7 +27,7 @@ def described(b_rank: int, x: Any, c_rank: int, *rest: Any, own: int = 0) -> Non
     Some words.
 
     Args:
-        own, c_rank: said
+        own, c_rank: described
             here.
 
     Raises:
@@ -64,7 +64,7 @@ def test_what_a_docstring_says_stands_in_the_order_of_the_signature() -> None:
     text = described.__doc__ or ""
     assert documented_arguments(text) == ["b_rank", "x", "own", "c_rank", "rest"]
     assert mismatched_arguments(described) == set()
-    assert "    own, c_rank: said\n        here.\n" in text
+    assert "    own, c_rank: described\n        here.\n" in text
     order = [
         "Some words.",
         "Args:",
