@@ -32,6 +32,14 @@ def with_default(u: Tensor, slope: float = 2.0) -> Tensor:
     return slope * u
 
 
+def is_even(steps: int) -> bool:
+    return steps == 0 or is_odd(steps - 1)
+
+
+def is_odd(steps: int) -> bool:
+    return steps != 0 and is_even(steps - 1)
+
+
 class Slope:
     def __init__(self, slope: float) -> None:
         self.slope = slope
@@ -80,6 +88,7 @@ def test_functions_that_read_nothing() -> None:
     assert not reads_nothing(reads_settings)
     assert not reads_nothing((lambda slope: lambda u: slope * u)(2.0))
     assert not reads_nothing(Slope(2.0))
+    assert not reads_nothing(is_even), "two functions that call each other"
 
 
 def test_helpers_are_the_global_callables() -> None:

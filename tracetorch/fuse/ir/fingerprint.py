@@ -181,11 +181,16 @@ class _Fingerprinter:
         return self.fingerprint(type(value)), fingerprints
 
 
-def reads_nothing(function: Any) -> bool:
+def reads_nothing(function: Any, callers: tuple[Any, ...] = ()) -> bool:
     """Whether a function or class computes from its arguments alone, and always will.
 
     True for stable packages, and for a plain function without closure and defaults that names no
-    globals but such functions and stable modules.
+    globals but such functions and stable modules. Functions that call each other in a circle are
+    not followed, and count as others do.
+
+    Args:
+        function: the function or class.
+        callers: the functions through which it was reached.
     """
     if _is_stable(function):
         return True
@@ -195,10 +200,13 @@ def reads_nothing(function: Any) -> bool:
     names_of = _names_in if torch.compiler.is_compiling() else _referenced_names
     names = names_of(function.__code__)
     values = [function.__globals__[name] for name in names if name in function.__globals__]
+    callers = (*callers, function)
     return all(
         _is_stable_module(value)
         if isinstance(value, types.ModuleType)
-        else callable(value) and value is not function and reads_nothing(value)
+        else callable(value)
+        and not any(value is caller for caller in callers)
+        and reads_nothing(value, callers)
         for value in values
     )
 
