@@ -87,7 +87,8 @@ def test_sequences_are_the_evaluators(
 ) -> None:
     for name in ("LIF", "BSRLIF"):
         plan = plan_of(name, dtype)
-        compare(verify(forward_kernel(plan)), lanes, machine())
+        for in_chunks in (False, True):
+            compare(verify(forward_kernel(plan, in_chunks=in_chunks)), lanes, machine())
         compare(verify(backward_kernel(plan)), lanes, machine())
 
 
@@ -155,6 +156,6 @@ def test_kernels_print_the_same_text_each_time() -> None:
 
 
 def test_kernel_without_scratch_alone_may_run_serially() -> None:
-    kernel = forward_kernel(plan_of("LIF", torch.float32))
+    kernel = forward_kernel(plan_of("LIF", torch.float32), in_chunks=True)
     with pytest.raises(ValueError, match="forward needs scratch"):
         print_kernel(kernel, Processor(), serial=True)

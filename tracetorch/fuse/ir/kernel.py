@@ -319,6 +319,17 @@ def operands(statement: Statement) -> tuple[Operand, ...]:
     return ()
 
 
+def written(kernel: Kernel) -> frozenset[Buffer]:
+    """Return the buffers that a kernel writes to."""
+    found: set[Buffer] = set()
+    for each in statements(kernel.body):
+        if isinstance(each, (Store, Accumulate)):
+            found.add(each.buffer)
+        elif isinstance(each, Product):
+            found.add(each.target)
+    return frozenset(found)
+
+
 # Text
 
 

@@ -141,6 +141,10 @@ def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -
     return kernel
 
 
+def _forward_kernel(plan: Plan) -> Schedule:
+    return schedules.forward_kernel(plan, in_chunks=True)
+
+
 def _geometry(layout: Layout, grid: _Grid) -> tuple[int, ...]:
     """Return the integers that describe the lanes of a call."""
     rows = (grid.columns, layout.lanes, grid.rows, grid.per_group)
@@ -231,7 +235,7 @@ class NumbaBackend(Backend):
             return results
         grid, kernel = (
             _grid(layout),
-            plan.kernels.get(False) or kernel_of(plan, False, schedules.forward_kernel),
+            plan.kernels.get(False) or kernel_of(plan, False, _forward_kernel),
         )
         dtype = plan.program.dtype
         given, kept = _sequences(inputs, layout, grid, dtype)
