@@ -138,7 +138,7 @@ def test_wide_blocks_are_narrower_where_values_are_many() -> None:
 
 def test_kernels_are_printed_for_arm() -> None:
     text = print_kernel(backward_kernel(plan_of("LIF", torch.float32)), Processor(128, 32)).text
-    assert "<8 x float>" in text
+    assert "<16 x float>" in text
     assert "target" not in text, "the text is of no processor but for the width of its vectors"
     import llvmlite.binding as llvm
 
