@@ -39,7 +39,7 @@ _CHECKSUM = 64  # bytes at the beginning of a file
 
 
 class Machine(NamedTuple):
-    """What machine code is made for, as LLVM names it.
+    """Target of machine code, as LLVM names it.
 
     Args:
         triple: architecture and system.
