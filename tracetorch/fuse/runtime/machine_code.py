@@ -116,13 +116,11 @@ def compiled(text: str, name: str) -> TaskKernel:
         text: the module, in LLVM IR.
         name: of the function, which takes one address.
     """
-    kernel = _kernels.get(text)
-    if kernel is None:
-        with _lock:
-            kernel = _kernels.get(text)
-            if kernel is None:
-                kernel = _kernels[text] = _load(_object_code(text, name), name)
-    return kernel
+    key = hashlib.sha256(text.encode()).hexdigest()
+    with _lock:
+        if key not in _kernels:
+            _kernels[key] = _load(_object_code(text, name), name)
+        return _kernels[key]
 
 
 def object_code(text: str, machine: Machine) -> bytes:
