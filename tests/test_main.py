@@ -1,4 +1,4 @@
-"""Test ``python -m tracetorch``: ``info``, ``cache`` and ``tree``."""
+"""Test ``python -m tracetorch``: ``info``, ``cache``, ``kernels`` and ``tree``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_other_arguments_print_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    usage = "usage: python -m tracetorch info | cache | cache --clear | tree\n"
+    usage = "usage: python -m tracetorch info | cache | cache --clear | kernels LAYER | tree\n"
     assert capsys.readouterr().err == usage
 
 
@@ -102,3 +102,18 @@ def test_tree_names_every_file_and_what_it_is(capsys: pytest.CaptureFixture[str]
     (line,) = [line for line in lines if line.strip().startswith("cell.py")]
     assert "describe a neuron as one frozen value" in line
     assert "    dispatch/" in lines
+
+
+def test_kernels_of_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "LIF"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^kernel (\w+)\(", out, re.MULTILINE) == ["forward", "backward", "step"]
+    assert "p_beta = parameter beta[neuron]" in out
+    assert main(["kernels", "AdEx"]) == 0
+    assert "exp(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["LIFT", "Neuron", "Recurrent"])
+def test_kernels_of_what_is_no_neuron(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", name]) == 1
+    assert f"there is no neuron '{name}'" in capsys.readouterr().err

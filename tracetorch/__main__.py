@@ -1,20 +1,25 @@
-"""Show backends, events, cached kernels and the tree of files: ``python -m tracetorch``."""
+"""Show backends, events, kernels, their cache and the tree: ``python -m tracetorch``."""
 
 from __future__ import annotations
 
 import ast
 import platform
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import tracetorch
-from tracetorch import events, fuse
+from tracetorch import events, fuse, neurons, snn
 from tracetorch.events.passes import unavailable
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
 from tracetorch.fuse.runtime import kernel_cache
 
-USAGE = "usage: python -m tracetorch info | cache | cache --clear | tree"
+USAGE = "usage: python -m tracetorch info | cache | cache --clear | kernels LAYER | tree"
 
 
 def info() -> str:
@@ -62,6 +67,22 @@ def clear_cache() -> str:
     return cache()
 
 
+def kernels(name: str) -> str:
+    """Return the kernels of a layer of ``snn`` or ``neurons`` as text: forward, backward, one step.
+
+    Raises:
+        ValueError: there is no such neuron.
+    """
+    kind = getattr(snn, name, getattr(neurons, name, None))
+    if not (isinstance(kind, type) and issubclass(kind, snn.Neuron) and kind is not snn.Neuron):
+        raise ValueError(f"there is no neuron {name!r} in tracetorch.snn or tracetorch.neurons.")
+    layer = kind(1)
+    program = program_of(layer.cell, 2, torch.float32, layer.step_kwargs(2, torch.float32))
+    plan = Plan(program, "numba", -1, (), True, program.inputs, program.params)
+    schedules = (forward_kernel(plan), backward_kernel(plan), step_kernel(plan))
+    return "\n\n".join(map(str, schedules))
+
+
 def tree() -> str:
     """List the files of the package, each with the first line of its docstring."""
     package = Path(tracetorch.__file__).parent
@@ -86,7 +107,9 @@ def main(arguments: list[str]) -> int:
         ("cache", "--clear"): clear_cache,
         ("tree",): tree,
     }
-    command = commands.get(tuple(arguments))
+    command: Callable[[], str] | None = commands.get(tuple(arguments))
+    if len(arguments) == 2 and arguments[0] == "kernels":
+        command = partial(kernels, arguments[1])
     if command is None:
         print(USAGE, file=sys.stderr)  # noqa: T201
         return 2

@@ -21,11 +21,9 @@ from tracetorch.fuse.ir.kernel import (
     Extent,
     Kernel,
     KernelBuilder,
-    Product,
     Role,
     Size,
-    Store,
-    statements,
+    written,
 )
 from tracetorch.fuse.ir.plan import TILE
 from tracetorch.fuse.ir.verify import verify
@@ -128,8 +126,7 @@ def buffers_of(
         draw: returns an array of a shape.
     """
     extents = {Extent.LANES: lanes, Extent.NEURONS: neurons}
-    written = {s.buffer for s in statements(kernel.body) if isinstance(s, Store)}
-    written |= {s.target for s in statements(kernel.body) if isinstance(s, Product)}
+    stored = written(kernel)
     found: dict[str, Any] = {}
     for buffer in kernel.buffers:
         shape: list[int] = []
@@ -142,7 +139,7 @@ def buffers_of(
             continue
         if buffer.role is Role.SUMS:
             found[buffer.label] = np.zeros(shape)
-        elif buffer not in written:
+        elif buffer not in stored:
             found[buffer.label] = np.ascontiguousarray(draw(shape).astype(buffer.dtype.value))
         else:
             found[buffer.label] = np.full(shape, np.nan, buffer.dtype.value)

@@ -15,7 +15,7 @@ from tests import cases
 from tests.fuse.cases import ends, fused
 from tracetorch import fuse, snn
 
-SEEDS = range(40)
+SEEDS = range(60)
 # Operations that keep numbers of order 1 of that order, and have no jumps but at whole numbers.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -111,9 +111,7 @@ def test_random_neurons_compile() -> None:
     assert len(refused) <= 2, refused
 
 
-@pytest.mark.parametrize(
-    "seed", [seed if seed < 2 else pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS]
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_neuron_equals_its_eager_step(seed: int) -> None:
     layer = random_neuron(seed).double()
     x = cases.sequence(6, 3, 5)

@@ -1,9 +1,10 @@
 """Fuse: a layer's ``step`` compiled into one loop over time, forward and backward.
 
 Fusing. ``step`` is run once on tensors without values; what it and autograd do to them is recorded
-as straight-line arithmetic on one lane, and printed as a loop over time in which states stay in
-registers or cache. Nobody writes an adjoint. Backward keeps the input and the states of every k-th
-step, and computes those in between again, because fresh pages cost more than arithmetic. Forward
+as straight-line arithmetic on one lane, and scheduled as loops over time in which states stay in
+registers or cache: a kernel, which is data, verified, and spelled by a printer for each machine.
+Nobody writes an adjoint. Backward keeps the input and the states of every k-th step, and computes
+those in between again, because fresh pages cost more than arithmetic. Forward
 contracts products and sums only where PyTorch does (``alpha=``, ``lerp``, ``addcmul``), so
 arithmetic is bitwise that of the eager step; functions such as ``exp``, ``log``, ``tanh`` and
 ``silu`` come from other libraries than PyTorch's and may differ in the last places. Numbers that a

@@ -1,90 +1,100 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import everything
-from tracetorch.fuse.codegen.emitter import Emitter, Target
-from tracetorch.fuse.codegen.targets import javascript_target, triton_target
+from tracetorch.fuse.codegen.c_kernel import _CPrinter, c_source
+from tracetorch.fuse.codegen.emitter import Target
+from tracetorch.fuse.codegen.targets import c_target, javascript_target, triton_target
+from tracetorch.fuse.codegen.triton_loops import _Printer as TritonPrinter
+from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.ir.graph import Graph, Line
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
 
+LANE = (Axis.LANE,)
 TARGETS = [
-    pytest.param(triton_target(dtype), id=f"triton-{dtype}".replace("torch.", ""))
+    pytest.param(make(dtype), id=f"{name}-{dtype}".replace("torch.", ""))
+    for name, make in (
+        ("triton", triton_target),
+        ("C", lambda dtype: c_target(str(dtype).removeprefix("torch."))),
+    )
     for dtype in (torch.float32, torch.float64)
 ]
 TARGETS.append(pytest.param(javascript_target(), id="javascript"))
-DECAY = Graph(
-    (Line("v0", "mul", (0.5, "mem")), Line("v1", "add", ("v0", "x"))), {"next": "v1", "none": 0.0}
-)
 
 
-def test_blocks_are_indented() -> None:
-    emitter = Emitter(triton_target(torch.float32))
-    with emitter.indent("for i in range(2):"):
-        with emitter.indent("if i:"):
-            emitter.lines("a = i", "", "b = i")
-        emitter.line("c = i")
-    with emitter.indent():
-        emitter.line("d = 1")
-    assert emitter.source() == (
-        "for i in range(2):\n    if i:\n        a = i\n\n        b = i\n    c = i\n    d = 1\n"
+def swapping() -> Kernel:
+    """Return a kernel whose loop exchanges what it carries, below an empty condition."""
+    k = KernelBuilder("swap", "a swap", Dtype.FLOAT32)
+    steps = k.size("steps")
+    x = k.buffer(Role.START, "x", (Extent.LANES,))
+    y = k.buffer(Role.END, "y", (Extent.LANES,))
+    with k.lanes():
+        value = k.load(x, LANE, "x")
+        k.op("exp", value)
+        with k.when(k.op("gt", steps, 1)):
+            pass
+        with k.loop("t", 0, steps, {"a": value, "b": 1.0}) as walk:
+            walk.next |= {"a": walk.carried["b"], "b": walk.carried["a"]}
+        k.store(y, LANE, walk.results["a"])
+    return k.kernel()
+
+
+def test_carried_values_are_assigned_all_at_once() -> None:
+    source = c_source(swapping())
+    body = source[source.index("        for (int64_t v_t") :]
+    assert body == (
+        "        for (int64_t v_t = 0; v_t < steps; v_t++) {\n"
+        "            const float v_moved_a = v_b;\n"
+        "            const float v_moved_b = v_a;\n"
+        "            v_a = v_moved_a;\n"
+        "            v_b = v_moved_b;\n"
+        "        }\n"
+        "        const float v_a_end = v_a;\n"
+        "        end_y[lane] = v_a_end;\n"
+        "    }\n"
+        "}\n"
     )
+
+
+def test_what_nothing_reads_is_not_printed() -> None:
+    for source in (c_source(swapping()), triton_source(swapping())):
+        assert "exp(" not in source.replace("expf(", "exp(")
+        assert "b_end" not in source
+        assert "if (" not in source
+        assert "inside_" not in source
 
 
 def test_empty_block_is_filled() -> None:
-    emitter = Emitter(triton_target(torch.float32))
-    with emitter.indent("for i in range(2):"), emitter.indent("for j in range(2):"):
+    printer = _CPrinter(swapping())
+    with printer.indent("if (a) {"), printer.indent("if (b) {"):
         pass
-    assert emitter.source() == "for i in range(2):\n    for j in range(2):\n        pass\n"
-
-
-def test_blocks_are_closed_where_the_language_has_braces() -> None:
-    emitter = Emitter(javascript_target(), [0.5])
-    with emitter.indent("(mem, x) => {"):
-        emitter.read_literals([DECAY])
-        with emitter.indent("if (mem) {"):
-            pass
-        results = emitter.graph(DECAY)
-        emitter.line(f"return [{results['next']}, {results['none']}];")
-    assert emitter.source() == (
-        "(mem, x) => {\n    const c0 = literals[0];\n    if (mem) {\n        ;\n    }\n"
-        "    const v0 = c0 * mem;\n    const v1 = v0 + x;\n    return [v1, 0];\n}\n"
-    )
-
-
-def test_graph_is_printed_twice_with_suffixes() -> None:
-    emitter = Emitter(triton_target(torch.float32), [0.25, 0.5])
-    first = emitter.graph(DECAY, {"mem": "S[0]"}, "_0")
-    second = emitter.graph(DECAY, {"mem": first["next"]}, "_1")
-    assert emitter.source() == (
-        "v0_0 = c1 * S[0]\nv1_0 = v0_0 + x\nv0_1 = c1 * v1_0\nv1_1 = v0_1 + x\n"
-    )
-    assert second == {"next": "v1_1", "none": "zero"}
-
-
-def test_only_used_literals_are_read() -> None:
-    emitter = Emitter(triton_target(torch.float32), [0.25, 0.5])
-    emitter.read_literals([DECAY])
-    assert emitter.source() == "c1 = tl.full((BLOCK,), tl.load(literals + 1), tl.float32)\n"
+    assert printer.source() == "if (a) {\n    if (b) {\n        ;\n    }\n}\n"
 
 
 def test_spelling_of_literals() -> None:
-    nan = float("nan")
-    for target, spelled in (
-        (javascript_target(), ["0", "(-0)", "1", "true", "false", "c0", "c1"]),
-        (triton_target(torch.float32), ["zero", "(-zero)", "one", "true", "(true ^ true)"]),
+    values = [0.0, -0.0, 1.0, True, False, 3]
+    for printer, spelled in (
+        (TritonPrinter(swapping()), ["zero", "(-zero)", "one", "true", "(true ^ true)", "3"]),
+        (_CPrinter(swapping()), ["0.0f", "(-0.0f)", "1.0f", "true", "false", "3"]),
     ):
-        emitter = Emitter(target, [nan, -2.0])
-        values = [0.0, -0.0, 1.0, True, False, nan, -2.0]
-        assert [emitter.spell(value, {}) for value in values][: len(spelled)] == spelled
-        assert emitter.spell("mem", {}) == "mem"
-        assert emitter.spell("mem", {"mem": "S[0]"}) == "S[0]"
+        assert [printer.spell(value) for value in values] == spelled
+    assert math.copysign(1.0, values[1]) < 0
 
 
-def test_undeclared_literal_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        Emitter(triton_target(torch.float32)).graph(DECAY)
+def test_product_is_an_error_where_a_language_has_none() -> None:
+    k = KernelBuilder("multiply", "a product", Dtype.FLOAT32)
+    x = k.buffer(Role.START, "x", (Extent.LANES,))
+    y = k.buffer(Role.END, "y", (Extent.LANES,))
+    matrix = k.buffer(Role.MATRIX, "", (Extent.NEURONS, Extent.NEURONS))
+    k.product(y, LANE, x, LANE, matrix)
+    assert "sum += start_x[row + k] * matrix[k * neurons + column];" in c_source(k.kernel())
+    with pytest.raises(NotImplementedError, match="prints no products"):
+        triton_source(k.kernel())
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.fuse.kernels import graph_on, lesser_machine
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, _in_float64
+from tracetorch.fuse.codegen.llvm_functions import LIBRARY, VECTOR_FUNCTIONS
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.verify import ARITY
 
@@ -51,7 +51,7 @@ def last_places(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("op", sorted(_in_float64))
+@pytest.mark.parametrize("op", sorted(VECTOR_FUNCTIONS))
 def test_function_is_exact_to_its_last_places(op: str) -> None:
     x = arguments()
     found = values(op, x)
@@ -79,4 +79,4 @@ def test_every_function_of_a_kernel_has_a_definition() -> None:
 
     assert [op for op in ARITY if unknown(op)] == []
     assert unknown("bessel")
-    assert set(_in_float64) <= {*LIBRARY}
+    assert set(VECTOR_FUNCTIONS) <= {*LIBRARY}

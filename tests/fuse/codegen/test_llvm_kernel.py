@@ -13,7 +13,7 @@ from tests import cases
 from tests.fuse.kernels import buffers_of, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
-from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
@@ -87,7 +87,8 @@ def test_sequences_are_the_evaluators(
 ) -> None:
     for name in ("LIF", "BSRLIF"):
         plan = plan_of(name, dtype)
-        compare(verify(forward_kernel(plan)), lanes, machine())
+        for in_chunks in (False, True):
+            compare(verify(forward_kernel(plan, in_chunks=in_chunks)), lanes, machine())
         compare(verify(backward_kernel(plan)), lanes, machine())
 
 
@@ -137,7 +138,7 @@ def test_wide_blocks_are_narrower_where_values_are_many() -> None:
 
 def test_kernels_are_printed_for_arm() -> None:
     text = print_kernel(backward_kernel(plan_of("LIF", torch.float32)), Processor(128, 32)).text
-    assert "<8 x float>" in text
+    assert "<16 x float>" in text
     assert "target" not in text, "the text is of no processor but for the width of its vectors"
     import llvmlite.binding as llvm
 
@@ -155,6 +156,16 @@ def test_kernels_print_the_same_text_each_time() -> None:
 
 
 def test_kernel_without_scratch_alone_may_run_serially() -> None:
-    kernel = forward_kernel(plan_of("LIF", torch.float32))
+    kernel = forward_kernel(plan_of("LIF", torch.float32), in_chunks=True)
     with pytest.raises(ValueError, match="forward needs scratch"):
         print_kernel(kernel, Processor(), serial=True)
+
+
+def test_names_beyond_ascii() -> None:
+    k = KernelBuilder("opposite", "of ψ", Dtype.FLOAT32)
+    x, y = (k.buffer(role, "ψ", (Extent.LANES,)) for role in (Role.START, Role.END))
+    with k.lanes():
+        k.store(y, (Axis.LANE,), k.op("neg", k.load(x, (Axis.LANE,), "ψ")))
+    given = {"start_ψ": np.arange(5, dtype=np.float32), "end_ψ": np.zeros(5, np.float32)}
+    run_compiled(verify(k.kernel()), {}, given, 5, serial=True)
+    assert np.array_equal(given["end_ψ"], -given["start_ψ"])

@@ -18,11 +18,12 @@ from tests.fuse.cases import CONFIGURATIONS, make, name_of
 from tests.fuse.ir import test_lower
 from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
-from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
 from tracetorch.fuse.dispatch import plans
 from tracetorch.fuse.ir import plan as ir_plan
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime.gpu import TritonBackend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -278,7 +279,7 @@ def printed(layer: snn.Neuron, dtype: torch.dtype) -> list[str]:
     for differentiated, record in ((program.inputs, program.states), ((), ())):
         for trained in (program.params, ()):
             plan = Plan(program, "triton", -1, record, True, differentiated, trained)
-            sources += [forward_source(plan), backward_source(plan)]
+            sources += [triton_source(forward_kernel(plan)), triton_source(backward_kernel(plan))]
     return sources
 
 

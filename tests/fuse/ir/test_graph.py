@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from tracetorch.fuse.ir.graph import Builder, Graph, is_boolean
+from tracetorch.fuse.ir.graph import Builder, Graph
 
 
 def test_equal_operations_are_one_line() -> None:
@@ -24,10 +24,10 @@ def test_multiplication_by_one_is_no_line() -> None:
 def test_names_show_which_values_are_boolean() -> None:
     builder = Builder()
     above = builder.emit("gt", "x", 0.0)
-    assert is_boolean(above)
-    assert is_boolean(builder.emit("not", above))
-    assert is_boolean(True)
-    assert not any(map(is_boolean, (builder.emit("neg", "x"), 1.0, "x", "beta", "b")))
+    assert builder.is_boolean(above)
+    assert builder.is_boolean(builder.emit("not", above))
+    assert builder.is_boolean(True)
+    assert not any(map(builder.is_boolean, (builder.emit("neg", "x"), 1.0, "x", "beta", "b")))
 
 
 def test_selection_keeps_the_lines_that_outputs_need() -> None:

@@ -48,6 +48,7 @@ def test_schedules_are_valid(name: str, dtype: torch.dtype) -> None:
     needs = (True, program.inputs, program.params)
     for record in ((), program.states):
         plan = Plan(program, "numba", -1, record, *needs)
+        verify(forward_kernel(plan, in_chunks=True))
         for schedule in (forward_kernel, backward_kernel, step_kernel):
             verify(schedule(plan))
     if len(program.inputs) == 1:

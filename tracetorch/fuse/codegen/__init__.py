@@ -1,1 +1,1 @@
-"""Code generation: print a plan as the source of kernels that loop over time."""
+"""Code generation: spell kernels in LLVM IR, Triton, JavaScript and C."""

@@ -1,38 +1,57 @@
-"""Emit the source of a kernel: an ``Emitter`` indents lines and prints graphs for a ``Target``."""
+"""Emit the source of a kernel: an ``Emitter`` spells its statements in words of a ``Target``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tracetorch.fuse.ir.graph import Graph, Value
+from tracetorch.fuse.ir.graph import Graph
+from tracetorch.fuse.ir.kernel import (
+    Accumulate,
+    Barrier,
+    Buffer,
+    Carried,
+    If,
+    Index,
+    Kernel,
+    Lanes,
+    Load,
+    Loop,
+    Operand,
+    Operation,
+    Product,
+    Statement,
+    Store,
+    Value,
+)
+from tracetorch.fuse.ir.simplify import values_read, without_dead_lines
 
 
 @dataclass(frozen=True)
 class Target:
-    """Language of a printed kernel: its spelling of operations, literals and types.
+    """Language of a printed kernel: its spelling of operations, constants and blocks.
 
     Args:
-        real: type of the arithmetic.
-        expressions: template of each operation, with ``{}`` or ``{0}``, ``{1}``, ... for operands.
-        literal: template that reads number ``{}`` of the kernel's argument ``literals``.
+        expressions: template of each operation on numbers of the arithmetic and booleans, with
+            ``{}`` or ``{0}``, ``{1}``, ... for operands.
+        integers: template of each operation on integers.
         true: the literal.
         false: the literal.
-        zero: the literal 0.0, of type ``real``.
+        zero: the literal 0.0.
         negative_zero: the literal -0.0.
         one: the literal 1.0.
         empty: statement that fills a block without any.
-        assignment: template of a line that gives a name a value.
+        assignment: template of a line that changes a variable: name, value.
         end: line that closes a block, where the language has one.
     """
 
-    real: str
     expressions: Mapping[str, str]
-    literal: str
-    true: str
-    false: str
+    integers: Mapping[str, str] = field(default_factory=dict)
+    true: str = "true"
+    false: str = "false"
     zero: str = "zero"
     negative_zero: str = "-zero"
     one: str = "one"
@@ -45,38 +64,22 @@ class Target:
         return next((line.op for line in graph.lines if line.op not in self.expressions), None)
 
 
-class Emitter:
-    """Collect the lines of a source, indented, and print graphs into them.
+class Emitter(ABC):
+    """Print a kernel: a child says how its language declares, loads, stores, and loops.
 
     Args:
+        kernel: the kernel; what nothing reads is not printed.
         target: the language.
-        literals: numbers that the kernel reads from its argument ``literals``, as ``c0``, ``c1``,
-            ...; graphs may hold no others besides 0.0 and 1.0.
-
-    Example:
-        >>> from tracetorch.fuse.codegen.targets import javascript_target
-        >>> from tracetorch.fuse.ir.graph import Graph, Line
-        >>> emitter = Emitter(javascript_target(), [0.9])
-        >>> decay = Graph((Line("v0", "mul", (0.9, "mem")),), {"next": "v0"})
-        >>> with emitter.indent("(mem, literals) => {"):
-        ...     emitter.read_literals([decay])
-        ...     results = emitter.graph(decay)
-        ...     emitter.line(f"return {results['next']};")
-        >>> print(emitter.source(), end="")
-        (mem, literals) => {
-            const c0 = literals[0];
-            const v0 = c0 * mem;
-            return v0;
-        }
-
     """
 
-    def __init__(self, target: Target, literals: Sequence[float] = ()) -> None:
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.kernel = without_dead_lines(kernel)
+        self.read = values_read(self.kernel.body)
         self.target = target
-        # by hexadecimal form, in which NaN equals itself
-        self._literal_names = {number.hex(): f"c{i}" for i, number in enumerate(literals)}
         self._lines: list[str] = []
         self._depth = 0
+
+    # Lines
 
     def line(self, text: str) -> None:
         """Append one line at the current indentation."""
@@ -99,58 +102,136 @@ class Emitter:
         opened = len(self._lines)
         self._depth += 1
         yield
-        # In Python a block needs a statement, and a plan may leave none.
+        # In Python a block needs a statement, and a kernel may leave none.
         if len(self._lines) == opened:
             self.line(self.target.empty)
         self._depth -= 1
         if self.target.end is not None:
             self.line(self.target.end)
 
-    def read_literals(self, graphs: Iterable[Graph]) -> None:
-        """Append one line for each literal that ``graphs`` use: its name and where it is read."""
-        used = {number for graph in graphs for number in graph.literals()}
-        for i, (number, name) in enumerate(self._literal_names.items()):
-            if number in used:
-                self.line(self.target.assignment.format(name, self.target.literal.format(i)))
-
-    def graph(
-        self, graph: Graph, env: Mapping[str, str] | None = None, suffix: str = ""
-    ) -> dict[str, str]:
-        """Append the lines of ``graph``, one assignment each.
-
-        Args:
-            graph: the arithmetic.
-            env: spelling of its inputs; one that is missing is spelled as it is named.
-            suffix: appended to the names of its lines, to print a graph twice in one scope.
-
-        Returns:
-            The spelling of its outputs, by name.
-
-        """
-        env = dict(env or {})
-        for line in graph.lines:
-            operands = [self.spell(arg, env) for arg in line.args]
-            value = self.target.expressions[line.op].format(*operands)
-            # Later lines and the outputs find this one under its new name.
-            env[line.name] = f"{line.name}{suffix}"
-            self.line(self.target.assignment.format(env[line.name], value))
-        return {name: self.spell(output, env) for name, output in graph.outputs.items()}
-
-    def spell(self, value: Value, env: Mapping[str, str]) -> str:
-        """Return the spelling of a value, a number or a truth value in the target language."""
-        if isinstance(value, str):
-            return env.get(value, value)
-        # Before the numbers: True == 1.0.
-        if isinstance(value, bool):
-            return self.target.true if value else self.target.false
-        if value == 1.0:
-            return self.target.one
-        # Division and atan2 see the sign of zero.
-        if value == 0.0:
-            positive = math.copysign(1.0, value) > 0
-            return self.target.zero if positive else self.target.negative_zero
-        return self._literal_names[value.hex()]
-
     def source(self) -> str:
         """Return the text of all lines."""
         return "\n".join(self._lines) + "\n"
+
+    # The language
+
+    @abstractmethod
+    def declare(self, value: Value, spelled: str) -> None:
+        """Append the line that gives a new name a value."""
+
+    def declare_variable(self, value: Value, spelled: str) -> None:
+        """Append the line that gives a new name a value which will change."""
+        self.declare(value, spelled)
+
+    def assign(self, values: Mapping[Value, str]) -> None:
+        """Assign to variables all at once: a value may be the name of another of them."""
+        changed = {name: value for name, value in values.items() if value != self.spell(name)}
+        if len(changed) == 1:
+            ((name, value),) = changed.items()
+            self.line(self.target.assignment.format(self.spell(name), value))
+            return
+        moved = {name: Value(f"moved_{name}", name.dtype, name.lanes) for name in changed}
+        for name, value in changed.items():
+            self.declare(moved[name], value)
+        for name in changed:
+            spelled = self.spell(moved[name])
+            self.line(self.target.assignment.format(self.spell(name), spelled))
+
+    @abstractmethod
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in memory."""
+
+    @abstractmethod
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that writes to memory."""
+
+    def accumulate(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that adds to memory."""
+        total = self.target.expressions["add"].format(self.load(buffer, index), value)
+        self.store(buffer, index, total)
+
+    @abstractmethod
+    @contextmanager
+    def loop(self, each: Loop) -> Iterator[None]:
+        """Open a loop over an index."""
+
+    @abstractmethod
+    @contextmanager
+    def condition(self, condition: str) -> Iterator[None]:
+        """Open a block that is run where a condition holds."""
+
+    @contextmanager
+    def over_lanes(self) -> Iterator[None]:
+        """Open the loop over lanes; by default there is one lane, or a block of them."""
+        yield
+
+    def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
+        """Append a barrier, where lanes run apart."""
+
+    def product(self, each: Product) -> None:
+        """Append a product.
+
+        Raises:
+            NotImplementedError: the language has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} prints no products")
+
+    # Statements
+
+    def body(self, body: Sequence[Statement]) -> None:
+        """Append the lines of all statements."""
+        for each in body:
+            if isinstance(each, Operation):
+                self.declare(each.result, self.expression(each))
+            elif isinstance(each, Load):
+                self.declare(each.result, self.load(each.buffer, each.index))
+            elif isinstance(each, Store):
+                self.store(each.buffer, each.index, self.spell(each.value))
+            elif isinstance(each, Accumulate):
+                self.accumulate(each.buffer, each.index, self.spell(each.value))
+            elif isinstance(each, Loop):
+                self.walk(each)
+            elif isinstance(each, If):
+                with self.condition(self.spell(each.condition)):
+                    self.body(each.body)
+            elif isinstance(each, Lanes):
+                with self.over_lanes():
+                    self.body(each.body)
+            elif isinstance(each, Product):
+                self.product(each)
+            elif isinstance(each, Barrier):
+                self.barrier()
+
+    def walk(self, each: Loop) -> None:
+        """Append a loop: its variables before it, their next values at its end."""
+        carried: tuple[Carried, ...] = each.carried
+        for c in carried:
+            self.declare_variable(c.inside, self.spell(c.initial))
+        with self.loop(each):
+            self.body(each.body)
+            self.assign({c.inside: self.spell(c.next) for c in carried})
+        for c in carried:
+            if c.result in self.read:
+                self.declare(c.result, self.spell(c.inside))
+
+    def expression(self, each: Operation) -> str:
+        """Return an operation."""
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
+        whole = any(dtype.is_integer for dtype in dtypes)
+        templates = self.target.integers if whole else self.target.expressions
+        return templates[each.op].format(*map(self.spell, each.args))
+
+    def spell(self, operand: Operand) -> str:
+        """Return the spelling of a value, a number or a truth value in the target language."""
+        if isinstance(operand, Value):
+            return operand.name if operand in self.kernel.sizes else f"v_{operand.name}"
+        # Before the numbers: True == 1.0.
+        if isinstance(operand, bool):
+            return self.target.true if operand else self.target.false
+        if isinstance(operand, int):
+            return str(operand)
+        if operand == 1.0:
+            return self.target.one
+        # Division and atan2 see the sign of zero. Other numbers are loaded.
+        positive = math.copysign(1.0, operand) > 0
+        return self.target.zero if positive else self.target.negative_zero

@@ -1,4 +1,4 @@
-"""Print a plan as two time loops for JavaScript: one lane, its states kept at every step.
+"""Print a plan as two time loops for JavaScript: the kernels of one lane.
 
 Each source is an expression, a function of its memory::
 
@@ -6,18 +6,38 @@ Each source is an expression, a function of its memory::
     backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
 
 ``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
-array of them for each state, ``params``, ``start`` and their gradients one number for each. Nothing
-is computed again: a lane is small, and its trajectories are drawn anyway.
+array of them for each state, ``params``, ``start`` and their gradients one number for each. All of
+time is one segment, so there are no checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Loop, Role, Value
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
+from tracetorch.fuse.ir.simplify import without_memory
+
+# The spelling of a place in each kind of memory: k is the number of the state or parameter, t the
+# first index, i the second one.
+_PLACES = {
+    Role.INPUT: "x[{t}]",
+    Role.PARAMETER: "params[{k}]",
+    Role.LITERALS: "literals[{t}]",
+    Role.START: "start[{k}]",
+    Role.OUTPUT: "output[{t}]",
+    Role.RECORD: "record[{k}][{t}]",
+    Role.PAST: "past[{i}][{t}]",
+    Role.GRAD_OUTPUT: "dOutput[{t}]",
+    Role.GRAD_RECORD: "dRecord[{k}][{t}]",
+    Role.GRAD_INPUT: "dX[{t}]",
+    Role.GRAD_START: "dStart[{k}]",
+}
 
 
 def unknown(graph: Graph) -> str | None:
@@ -26,65 +46,74 @@ def unknown(graph: Graph) -> str | None:
 
 
 def forward_source(plan: Plan) -> str:
-    """Print the pass that fills ``output`` and ``record``."""
-    program, graph = plan.program, plan.program.forward
-    emitter = Emitter(javascript_target(), plan.literals)
-    with emitter.indent("(literals, steps, x, params, start, output, record) => {"):
-        _read_constants(emitter, plan, graph)
-        for k, name in enumerate(program.states):
-            emitter.line(f"let s_{name} = start[{k}];")
-        with emitter.indent("for (let t = 0; t < steps; t++) {"):
-            results = emitter.graph(graph, {"x": "x[t]"})
-            emitter.line(f"output[t] = {results['output']};")
-            for k, name in enumerate(program.states):
-                emitter.line(f"record[{k}][t] = {results[f'next_{name}']};")
-            _assign(emitter, {f"s_{name}": results[f"next_{name}"] for name in program.states})
-    return emitter.source().rstrip()
+    """Print the pass that fills ``output`` and ``record``; the plan records all states."""
+    # the last of the trajectories are the final states
+    kernel = without_memory(forward_kernel(plan), (Role.CHECKPOINTS, Role.END))
+    printer = _Printer(kernel, plan)
+    return printer.print("literals, steps, x, params, start, output, record")
 
 
 def backward_source(plan: Plan) -> str:
     """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on."""
-    program, read = plan.program, plan.backward.reads()
-    emitter = Emitter(javascript_target(), plan.literals)
-    arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
-    with emitter.indent(f"({arguments}) => {{"):
-        _read_constants(emitter, plan, plan.backward)
-        for name in program.states:
-            emitter.line(f"let g_{name} = 0;")
-        for name in plan.trained:
-            emitter.line(f"let sum_{name} = 0;")
-        with emitter.indent("for (let t = steps - 1; t >= 0; t--) {"):
-            for k, name in enumerate(program.states):
-                if f"s_{name}" in read:
-                    emitter.line(f"const s_{name} = t > 0 ? record[{k}][t - 1] : start[{k}];")
-            # A state has two uses, the next step and the trajectory: their cotangents add up.
-            for k, name in enumerate(program.states):
-                emitter.line(f"g_{name} += dRecord[{k}][t];")
-            results = emitter.graph(plan.backward, {"x": "x[t]", "g_output": "dOutput[t]"})
-            emitter.line(f"dX[t] = {results['d_x']};")
-            for name in plan.trained:
-                emitter.line(f"sum_{name} += {results[f'd_p_{name}']};")
-            _assign(emitter, {f"g_{name}": results[f"d_s_{name}"] for name in program.states})
-        for k, name in enumerate(program.params):
-            emitter.line(f"dParams[{k}] = {f'sum_{name}' if name in plan.trained else 0};")
-        for k, name in enumerate(program.states):
-            emitter.line(f"dStart[{k}] = g_{name};")
-    return emitter.source().rstrip()
+    kernel = without_memory(backward_kernel(plan), (Role.CHECKPOINTS,))
+    printer = _Printer(kernel, plan)
+    return printer.print(
+        "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
+    )
 
 
-def _read_constants(emitter: Emitter, plan: Plan, graph: Graph) -> None:
-    """Print the numbers and the parameters that a graph reads."""
-    emitter.read_literals([graph])
-    read = graph.reads()
-    for k, name in enumerate(plan.program.params):
-        if f"p_{name}" in read:
-            emitter.line(f"const p_{name} = params[{k}];")
+class _Printer(Emitter):
+    def __init__(self, kernel: Kernel, plan: Plan) -> None:
+        super().__init__(kernel, javascript_target())
+        self.plan = plan
 
+    def print(self, arguments: str) -> str:
+        with self.indent(f"({arguments}) => {{"):
+            self.line("const every = steps, segments = 1;")
+            roles = self.kernel.roles
+            if Role.PAST in roles:
+                self.line(
+                    f"const past = Array.from({{ length: {len(self.plan.recomputed)} }}, () => []);"
+                )
+            if Role.SUMS in roles:
+                self.line("dParams.fill(0);")
+            self.body(self.kernel.body)
+        return self.source().rstrip()
 
-def _assign(emitter: Emitter, values: Mapping[str, str]) -> None:
-    """Assign to variables all at once: a value may be the name of another of them."""
-    changed = {name: value for name, value in values.items() if value != name}
-    if len(changed) > 1:
-        emitter.line(f"[{', '.join(changed)}] = [{', '.join(changed.values())}];")
-    for name, value in changed.items() if len(changed) == 1 else ():
-        emitter.line(f"{name} = {value};")
+    def declare(self, value: Value, spelled: str) -> None:
+        self.line(f"const {self.spell(value)} = {spelled};")
+
+    def declare_variable(self, value: Value, spelled: str) -> None:
+        self.line(f"let {self.spell(value)} = {spelled};")
+
+    def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        inner = [self.spell(each) for each in index if not isinstance(each, Axis)]
+        first, second = [*inner, "", ""][:2]
+        program = self.plan.program
+        if buffer.role is Role.SUMS:
+            return f"dParams[{program.params.index(self.plan.trained[int(first)])}]"
+        names = program.params if buffer.role is Role.PARAMETER else program.states
+        k = names.index(buffer.name) if buffer.name in names else 0
+        return _PLACES[buffer.role].format(k=k, t=first, i=second)
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        # nothing comes back to the final states but by way of their trajectories
+        return "0" if buffer.role is Role.GRAD_END else self.place(buffer, index)
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        self.line(f"{self.place(buffer, index)} = {value};")
+
+    @contextmanager
+    def loop(self, each: Loop) -> Iterator[None]:
+        index = self.spell(each.index)
+        start, stop = self.spell(each.start), self.spell(each.stop)
+        header = f"let {index} = {start}; {index} < {stop}; {index}++"
+        if each.reverse:
+            header = f"let {index} = {stop} - 1; {index} >= {start}; {index}--"
+        with self.indent(f"for ({header}) {{"):
+            yield
+
+    @contextmanager
+    def condition(self, condition: str) -> Iterator[None]:
+        with self.indent(f"if ({condition}) {{"):
+            yield

@@ -172,7 +172,8 @@ class _Body:
         return self.call("copysign", found, x)
 
 
-_in_float64: dict[str, Callable[[_Body, str], str]] = {
+# What is computed on vectors in float32; _Body's methods take and return float64.
+VECTOR_FUNCTIONS: dict[str, Callable[[_Body, str], str]] = {
     "exp": _Body.exp,
     "exp2": lambda b, x: b.exp(b.op("fmul", x, _LOG_2)),
     "expm1": lambda b, x: b.call("copysign", b.expm1(x), x),
@@ -204,11 +205,11 @@ def vector_function(op: str, real: str, width: int, name: str) -> tuple[list[str
         width: lanes; 1 for a scalar.
         name: of the function.
     """
-    if real == "float" and op in _in_float64:
+    if real == "float" and op in VECTOR_FUNCTIONS:
         body = _Body(width)
         vector = f"<{width} x float>"
         wide = body.let(f"fpext {vector} %x to {body.real}")
-        found = _in_float64[op](body, wide)
+        found = VECTOR_FUNCTIONS[op](body, wide)
         lines = [f"define internal {vector} @{name}({vector} %x) {{", *body.lines]
         lines += [f"  %found = fptrunc {body.real} {found} to {vector}"]
         return [*lines, f"  ret {vector} %found", "}"], body.declared

@@ -1,4 +1,4 @@
-"""Describe the languages that kernels are printed in: Triton, JavaScript."""
+"""Describe the languages that kernels are printed in: Triton, JavaScript, C99."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ _TRITON = {
     "where": "tl.where({}, {}, {})",
     "float": "tl.where({}, one, zero)",
     "not": "{} ^ true",
+    "double": "{}.to(tl.float64)",
     "sigmoid": "one / (one + libdevice.exp(-{}))",
     "round": "libdevice.rint({})",
     **{op: f"libdevice.{op}({{}})" for op in _INVERSE},
@@ -69,6 +70,7 @@ _JAVASCRIPT = {
     "or": "{} || {}",
     "xor": "{} !== {}",
     "not": "!{}",
+    "double": "{}",
     "max": "({0} > {1} || {0} !== {0} ? {0} : {1})",
     "min": "({0} < {1} || {0} !== {0} ? {0} : {1})",
     "where": "({} ? {} : {})",
@@ -84,19 +86,39 @@ _JAVASCRIPT = {
 }
 
 
+# The rest of C99 is called as in Python, with an f at the end for float32.
+_C = {
+    **_INFIX,
+    "and": "{} && {}",
+    "or": "{} || {}",
+    "xor": "{} != {}",
+    "not": "!{}",
+    "max": "({0} > {1} || {0} != {0} ? {0} : {1})",
+    "min": "({0} < {1} || {0} != {0} ? {0} : {1})",
+    "where": "({} ? {} : {})",
+    "float": "({} ? {one} : {zero})",
+    "double": "(double){}",
+    "sigmoid": "{one} / ({one} + exp{f}(-{}))",
+    "abs": "fabs{f}({})",
+    "round": "rint{f}({})",
+    **{op: f"{op}{{f}}({{}})" for op in (*_INVERSE, *_UNARY, "erf", "erfc", "lgamma")},
+    **{op: f"{op}{{f}}({{}}, {{}})" for op in (*_BINARY, "atan2", "pow")},
+    "fma": "fma{f}({}, {}, {})",
+}
+
+_INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
+
+
 def real_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in NumPy, Numba and Triton, such as ``"float32"``."""
+    """Return the name of a dtype in NumPy and Numba, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")
 
 
 def triton_target(dtype: torch.dtype) -> Target:
     """Return the description of Triton, with arithmetic in ``dtype``."""
-    real = f"tl.{real_name(dtype)}"
     return Target(
-        real=real,
         expressions=_TRITON_FLOAT32 if dtype == torch.float32 else _TRITON,
-        literal=f"tl.full((BLOCK,), tl.load(literals + {{}}), {real})",
-        true="true",
+        integers={**_INTEGERS, "min": "tl.minimum({}, {})"},
         # a Python bool would be another type than a block of truth values
         false="(true ^ true)",
         negative_zero="(-zero)",
@@ -105,16 +127,34 @@ def triton_target(dtype: torch.dtype) -> Target:
 
 def javascript_target() -> Target:
     """Return the description of JavaScript, whose numbers are all float64."""
+    equality = {"eq": _JAVASCRIPT["eq"], "ne": _JAVASCRIPT["ne"]}
     return Target(
-        real="number",
         expressions=_JAVASCRIPT,
-        literal="literals[{}]",
-        true="true",
-        false="false",
+        integers={**_INTEGERS, **equality, "min": "Math.min({}, {})"},
         zero="0",
         negative_zero="(-0)",
         one="1",
         empty=";",
-        assignment="const {} = {};",
+        assignment="{} = {};",
+        end="}",
+    )
+
+
+def c_target(real: str) -> Target:
+    """Return the description of C99, with arithmetic in ``"float32"`` or ``"float64"``."""
+    suffix = "f" if real == "float32" else ""
+    zero, one = f"0.0{suffix}", f"1.0{suffix}"
+    expressions = {
+        op: template.replace("{f}", suffix).replace("{one}", one).replace("{zero}", zero)
+        for op, template in _C.items()
+    }
+    return Target(
+        expressions=expressions,
+        integers={**_INTEGERS, "min": "({0} < {1} ? {0} : {1})"},
+        zero=zero,
+        negative_zero=f"(-{zero})",
+        one=one,
+        empty=";",
+        assignment="{} = {};",
         end="}",
     )

@@ -1,7 +1,7 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` is one loop over time too
-(``tracetorch/fuse/codegen/numba_recurrence.py``). Neurons of a sample are coupled, samples are not:
+(``tracetorch/fuse/ir/schedule.py``). Neurons of a sample are coupled, samples are not:
 a task is eight samples. Each step multiplies by the events of the last one, or densely where more
 than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for
 backward is the sum that the step was given, in place of the input: states and outputs are computed

@@ -33,7 +33,8 @@ class Line:
 class Graph:
     """Lines in order of computation, and the outputs by name.
 
-    Names that no line defines are inputs. Floats are called ``v<i>``, booleans ``b<i>``.
+    Names that no line defines are inputs, which are floats; a line is one unless its operation is
+    among :data:`BOOLEAN`.
 
     Example:
         >>> builder = Builder()
@@ -82,11 +83,13 @@ class Builder:
     Args:
         lines: those appended so far, in order.
         names: the name of each line, by operation and arguments.
+        booleans: the names of those lines that are booleans.
 
     """
 
     lines: list[Line] = field(default_factory=list)
     names: dict[tuple[object, ...], str] = field(default_factory=dict)
+    booleans: set[str] = field(default_factory=set)
 
     def emit(self, op: str, *args: Value) -> Value:
         """Return the value of ``op(*args)``, from an earlier line where there is one."""
@@ -98,16 +101,13 @@ class Builder:
         # By type and repr: True == 1.0 and 0.0 == -0.0, but they are different operands.
         key = (op, *((type(arg), repr(arg)) for arg in args))
         if key not in self.names:
-            kind = "b" if op in COMPARISONS or op in LOGIC else "v"
-            name = f"{kind}{len(self.lines)}"
+            name = f"{'b' if op in BOOLEAN else 'v'}{len(self.lines)}"
             self.lines.append(Line(name, op, args))
             self.names[key] = name
+            if op in BOOLEAN:
+                self.booleans.add(name)
         return self.names[key]
 
-
-def is_boolean(value: Value) -> bool:
-    """Whether a value is a boolean rather than a float."""
-    if isinstance(value, str):
-        # Builder.emit names boolean lines b<i>; no input is called so.
-        return value[0] == "b" and value[1:].isdigit()
-    return isinstance(value, bool)
+    def is_boolean(self, value: Value) -> bool:
+        """Whether a value is a boolean rather than a float."""
+        return value in self.booleans if isinstance(value, str) else isinstance(value, bool)

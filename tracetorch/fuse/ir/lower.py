@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from tracetorch.fuse.ir.graph import Builder, Unfusable, Value, is_boolean
+from tracetorch.fuse.ir.graph import Builder, Unfusable, Value
 
 # Called as PyTorch calls the operation, behind the builder ``b`` that gets the lines.
 Rule: TypeAlias = Callable[..., Value]
@@ -21,12 +21,12 @@ _UNARY = [
 
 def _as_float(b: Builder, value: Value) -> Value:
     if isinstance(value, str):
-        return b.emit("float", value) if is_boolean(value) else value
+        return b.emit("float", value) if b.is_boolean(value) else value
     return float(value)
 
 
 def _as_boolean(b: Builder, value: Value) -> Value:
-    return value if is_boolean(value) else b.emit("ne", _as_float(b, value), 0.0)
+    return value if b.is_boolean(value) else b.emit("ne", _as_float(b, value), 0.0)
 
 
 def _arithmetic(op: str) -> Rule:
@@ -54,7 +54,7 @@ def _bitwise(op: str) -> Rule:
     """Return the rule of a bitwise operation: on booleans it is the logical one."""
 
     def rule(b: Builder, *args: Value) -> Value:
-        if not all(is_boolean(arg) for arg in args):
+        if not all(b.is_boolean(arg) for arg in args):
             raise Unfusable(f"bitwise_{op} of numbers")
         return b.emit(op, *args)
 
@@ -281,6 +281,6 @@ def lower(b: Builder, operation: str, boolean: bool, args: tuple[Any, ...], kwar
     except TypeError as unexpected:
         raise Unfusable(f"{operation} with arguments {args[1:]} {kwargs}") from unexpected
     # A copy, a fill or a scalar may come out as the other kind than PyTorch's result.
-    if is_boolean(result) != boolean:
+    if b.is_boolean(result) != boolean:
         result = _as_boolean(b, result) if boolean else _as_float(b, result)
     return result

@@ -124,17 +124,14 @@ class _Writer:
         """Declare memory for one value of each name, which stays between two loops over lanes."""
         return self.k.buffer(Role.HELD, "", (max(1, len(names)), LANES))
 
-    def keep(self, held: Buffer, names: Sequence[str], values: Mapping[str, Operand]) -> None:
-        """Write what is held, in the order of the names."""
-        for i, name in enumerate(names):
-            self.k.store(held, (i, LANE), values[name])
+    def keep(self, held: Buffer, values: Mapping[str, Operand]) -> None:
+        """Write what is held, in order."""
+        for i, value in enumerate(values.values()):
+            self.k.store(held, (i, LANE), value)
 
-    def held(self, held: Buffer, names: Sequence[str], prefix: str) -> dict[str, Operand]:
-        """Read what is held."""
-        return {
-            f"{prefix}{n}": self.k.load(held, (i, LANE), f"{prefix}{n}")
-            for i, n in enumerate(names)
-        }
+    def held(self, held: Buffer, names: Iterable[str]) -> dict[str, Operand]:
+        """Read the states that are held."""
+        return {f"s_{n}": self.k.load(held, (i, LANE), f"s_{n}") for i, n in enumerate(names)}
 
     def store_checkpoint(
         self, checkpoints: Buffer, segment: Value, states: Mapping[str, Operand]
@@ -205,46 +202,74 @@ class _Writer:
 # A sequence
 
 
-def forward_kernel(plan: Plan) -> Kernel:
-    """Return the forward pass: outputs, final states, trajectories, checkpoints."""
-    program = plan.program
+def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
+    """Return the forward pass: outputs, final states, trajectories, checkpoints.
+
+    Args:
+        plan: the plan.
+        in_chunks: compute ``chunk`` steps of one block of lanes, then those of the next, and hold
+            the states in memory meanwhile. Where a processor has few lanes at a time, memory is so
+            walked in longer runs.
+    """
+    program, names = plan.program, plan.program.states
     w = _Writer("forward", "forward pass", plan, [program.forward])
     w.sizes()
-    w.chunk_sizes()
+    if in_chunks:
+        w.chunk_sizes()
+    k = w.k
     inputs = w.each(Role.INPUT, program.inputs, Size(w.steps), LANES)
     w.declare_constants()
-    k = w.k
-    starts = w.each(Role.START, program.states, LANES)
+    starts = w.each(Role.START, names, LANES)
     output = k.buffer(Role.OUTPUT, "", (Size(w.steps), LANES))
-    ends = w.each(Role.END, program.states, LANES)
+    ends = w.each(Role.END, names, LANES)
     records = w.each(Role.RECORD, plan.record, Size(w.steps), LANES)
     kept = max(1, len(plan.recomputed))
     checkpoints = k.buffer(Role.CHECKPOINTS, "", (Size(w.segments, -1), kept, LANES))
-    held = w.hold(program.states)
+
+    def walk(
+        env: Mapping[str, Operand], states: Mapping[str, Operand], first: Value, last: Value
+    ) -> dict[str, Operand]:
+        """Write the loop over some steps; return the states behind them."""
+        with k.loop("t", first, last, states) as steps:
+            now = w.load_inputs(inputs, program.forward, steps.index)
+            results = w.compute(program.forward, {**env, **now, **steps.carried})
+            k.store(output, (steps.index, LANE), results["output"])
+            for name, record in records.items():
+                k.store(record, (steps.index, LANE), results[f"next_{name}"])
+            steps.next |= {f"s_{name}": results[f"next_{name}"] for name in names}
+        return {f"s_{name}": steps.results[f"s_{name}"] for name in names}
+
+    if not in_chunks:
+        with k.lanes():
+            env = w.constants()
+            states: dict[str, Operand] = {
+                f"s_{name}": k.load(b, (LANE,), f"start_{name}") for name, b in starts.items()
+            }
+            with k.loop("segment", 0, w.segments, states) as outer:
+                begin, end = w.bounds(outer.index)
+                if plan.recomputed:
+                    w.store_checkpoint(checkpoints, outer.index, outer.carried)
+                outer.next |= walk(env, outer.carried, begin, end)
+            for name, buffer in ends.items():
+                k.store(buffer, (LANE,), outer.results[f"s_{name}"])
+        return k.kernel()
+
+    held = w.hold(names)
     with k.lanes():
-        w.keep(held, program.states, {n: k.load(b, (LANE,), "start") for n, b in starts.items()})
+        w.keep(held, {f"s_{n}": k.load(b, (LANE,), "start") for n, b in starts.items()})
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, w.held(held, program.states, "s_"))
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, names))
         with k.loop("chunk", 0, w.chunks) as chunk:
             first, last = w.chunk_bounds(chunk.index, begin, end)
             with k.lanes():
-                env, states = w.constants(), w.held(held, program.states, "s_")
-                with k.loop("t", first, last, states) as walk:
-                    now = w.load_inputs(inputs, program.forward, walk.index)
-                    results = w.compute(program.forward, {**env, **now, **walk.carried})
-                    k.store(output, (walk.index, LANE), results["output"])
-                    for name, record in records.items():
-                        k.store(record, (walk.index, LANE), results[f"next_{name}"])
-                    walk.next |= {f"s_{name}": results[f"next_{name}"] for name in program.states}
-                after = {name: walk.results[f"s_{name}"] for name in program.states}
-                w.keep(held, program.states, after)
+                env = w.constants()
+                w.keep(held, walk(env, w.held(held, names), first, last))
     with k.lanes():
-        final = w.held(held, program.states, "end_")
-        for name, buffer in ends.items():
-            k.store(buffer, (LANE,), final[f"end_{name}"])
+        for name, value in zip(ends, w.held(held, names).values(), strict=True):
+            k.store(ends[name], (LANE,), value)
     return k.kernel()
 
 
@@ -344,19 +369,14 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     ends = w.each(Role.END, states, LANES)
     kept = max(1, len(plan.recomputed))
     checkpoints = k.buffer(Role.CHECKPOINTS, "", (Size(w.segments, -1), kept, LANES))
-    held = k.buffer(Role.HELD, "", (max(1, len(states)), LANES))
-
-    def read_states() -> dict[str, Operand]:
-        return {f"s_{n}": k.load(held, (i, LANE), f"s_{n}") for i, n in enumerate(states)}
-
+    held = w.hold(states)
     with k.lanes():
-        for i, buffer in enumerate(starts.values()):
-            k.store(held, (i, LANE), k.load(buffer, (LANE,), "start"))
+        w.keep(held, {name: k.load(b, (LANE,), "start") for name, b in starts.items()})
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, read_states())
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, states))
         with k.loop("t", begin, end) as walk:
             t = walk.index
             with k.when(k.op("eq", t, 0)):
@@ -370,13 +390,12 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
                 fed = k.op("add", k.load(drive, (t, LANE), "fed"), shift)
                 x = k.op("add", k.load(given, (t, LANE), "given"), fed)
                 k.store(drive, (t, LANE), x)
-                results = w.compute(program.forward, {**env, **read_states(), "x": x})
+                results = w.compute(program.forward, {**env, **w.held(held, states), "x": x})
                 k.store(output, (t, LANE), results["output"])
-                for i, name in enumerate(states):
-                    k.store(held, (i, LANE), results[f"next_{name}"])
+                w.keep(held, {name: results[f"next_{name}"] for name in states})
     with k.lanes():
-        for i, buffer in enumerate(ends.values()):
-            k.store(buffer, (LANE,), k.load(held, (i, LANE), "end"))
+        for name, value in zip(ends, w.held(held, states).values(), strict=True):
+            k.store(ends[name], (LANE,), value)
         final = k.op("sub", w.steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
     return k.kernel()

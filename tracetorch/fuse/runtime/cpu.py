@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ PlanT = TypeVar("PlanT", bound=Plan)
 
 _CHUNK = 8  # steps of a tile that are computed before those of the next block of lanes
 _SHORT = 16  # lines of a short step
-_TASKS = 64  # enough to share evenly among threads, few enough for their partial sums
+_TASKS = 64  # at least: enough to share evenly among threads, few enough for their partial sums
 
 
 class _Grid(NamedTuple):
@@ -51,15 +52,21 @@ class _Grid(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def _grid(layout: Layout) -> _Grid:
-    """Divide the lanes of a layout into tasks; narrow rows share a tile."""
+def _grid(layout: Layout, *, grouped: bool) -> _Grid:
+    """Divide the lanes of a layout into tasks; narrow rows share a tile.
+
+    Args:
+        layout: the layout.
+        grouped: let a task do several rows, so that there are few partial sums; otherwise it does
+            one, whose states it holds in a core's nearest cache.
+    """
     width = layout.neurons * layout.inner
     # Narrow rows lie side by side in a tile, so that its vector operations have full width.
     repeats = max(1, min(TILE // max(1, width), layout.outer))
     columns = width * repeats
     rows = -(-layout.outer // repeats)
     tiles = -(-columns // TILE)
-    per_group = max(1, tiles * rows // _TASKS)
+    per_group = max(1, tiles * rows // _TASKS) if grouped else 1
     groups = -(-rows // per_group)
     return _Grid(columns, rows, per_group, groups, tiles * groups, repeats)
 
@@ -102,9 +109,11 @@ class Kernel(NamedTuple):
 
         Args:
             sizes: those of the kernel.
-            lanes: that it holds at a time.
+            lanes: of a task.
         """
         values = dict(zip(self.schedule.sizes, sizes, strict=True))
+        if self.printed.block_scratch:
+            lanes = self.printed.width
         total = scratch_values(self.schedule, values, lanes) * self.literals.itemsize
         return (total,) if total else ()
 
@@ -136,9 +145,15 @@ def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -
         tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
+        # the text is long, and has done its work
+        printed = replace(printed, text="")
         kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines))
         plan.kernels[backward] = kernel
     return kernel
+
+
+def _forward_kernel(plan: Plan) -> Schedule:
+    return schedules.forward_kernel(plan, in_chunks=True)
 
 
 def _geometry(layout: Layout, grid: _Grid) -> tuple[int, ...]:
@@ -229,10 +244,8 @@ class NumbaBackend(Backend):
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
-        grid, kernel = (
-            _grid(layout),
-            plan.kernels.get(False) or kernel_of(plan, False, schedules.forward_kernel),
-        )
+        grid = _grid(layout, grouped=False)
+        kernel: Kernel = plan.kernels.get(False) or kernel_of(plan, False, _forward_kernel)
         dtype = plan.program.dtype
         given, kept = _sequences(inputs, layout, grid, dtype)
         params = list(map(Tensor.contiguous, params))
@@ -242,7 +255,7 @@ class NumbaBackend(Backend):
         every = plan.checkpoint_interval if count else steps
         # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
         # keep its states and parameters in registers.
-        chunk = min(_CHUNK if kernel.lines <= _SHORT else every, max(1, every))
+        chunk = max(1, min(_CHUNK, every) if kernel.lines <= _SHORT else every)
         sizes = (steps, every, count + 1, chunk, -(-every // chunk))
         buffers = {
             Role.INPUT: given,
@@ -274,7 +287,7 @@ class NumbaBackend(Backend):
         """Run the backward kernel: as :meth:`.Backend.run_backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        grid = _grid(layout)
+        grid = _grid(layout, grouped=True)
         nothing = torch.empty(0, dtype=dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(states))
@@ -311,7 +324,7 @@ class NumbaBackend(Backend):
             }
             arguments = kernel.arguments(_geometry(layout, grid), sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
-            scratch = kernel.scratch(sizes, kernel.printed.width)
+            scratch = kernel.scratch(sizes, grid.per_group * TILE)
             run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
             del kept, kept_grads  # alive until here
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.triton_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
 from tracetorch.fuse.ir.plan import TILE, Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
+from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, ResultGradients
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
@@ -30,7 +32,8 @@ _WARPS = 4
 def _kernel(plan: Plan, name: str) -> Any:
     """Return a kernel of a plan, imported at the first call."""
     if name not in plan.kernels:
-        source = backward_source(plan) if name == "backward" else forward_source(plan)
+        schedule = backward_kernel if name == "backward" else forward_kernel
+        source = triton_source(verify(schedule(plan)))
         plan.kernels[name] = getattr(module_of(source, f"triton_{name}"), name)
     return plan.kernels[name]
 
@@ -67,27 +70,34 @@ def _inputs(
 ) -> dict[str, Any]:
     """Return the arguments that both kernels take."""
     x = inputs[0]
+    steps = x.shape[0]
     arguments: dict[str, Any] = {
-        "steps": x.shape[0],
+        "steps": steps,
         "every": every,
+        "segments": max(1, -(-steps // max(1, every))),
         "lanes": layout.lanes,
         "width": layout.neurons * layout.inner,
         "inner": layout.inner,
-        "literals": _literals(plan, x.device),
+        "at_literals": _literals(plan, x.device),
     }
     for name, each in zip(plan.program.inputs, inputs, strict=True):
-        flat, step, row = strided(each.detach(), layout)
-        arguments |= {name: flat, f"step_{name}": step, f"row_{name}": row}
+        arguments |= _sequence(f"input_{name}", each, layout)
     # Stride 0 broadcasts one value over all neurons without a copy.
     for name, param in zip(plan.program.params, params, strict=True):
-        arguments[f"param_{name}"] = param.detach().reshape(-1)
-        arguments[f"stride_{name}"] = int(param.numel() > 1)
+        arguments[f"at_parameter_{name}"] = param.detach().reshape(-1)
+        arguments[f"stride_parameter_{name}"] = int(param.numel() > 1)
     return arguments
+
+
+def _sequence(label: str, sequence: Tensor, layout: Layout) -> dict[str, Any]:
+    """Return the arguments of a sequence of any strides."""
+    flat, step, row = strided(sequence.detach(), layout)
+    return {f"at_{label}": flat, f"step_{label}": step, f"row_{label}": row}
 
 
 def _states(prefix: str, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return {
-        f"{prefix}_{name}": _flat(layout.arrange(state).contiguous())
+        f"at_{prefix}_{name}": _flat(layout.arrange(state).contiguous())
         for name, state in states.items()
     }
 
@@ -136,10 +146,10 @@ class TritonBackend(Backend):
             arguments = {
                 **_inputs(plan, layout, inputs, params, every),
                 **_states("start", starts, layout),
-                "output": _flat(layout.arrange(output)),
+                "at_output": _flat(layout.arrange(output)),
                 **_states("end", ends, layout),
                 **_states("record", records, layout),
-                "checkpoints": checkpoints,
+                "at_checkpoints": checkpoints,
             }
             _launch(plan, "forward", layout, x.device, arguments)
         return [output, *ends.values(), *records.values(), checkpoints]
@@ -171,24 +181,20 @@ class TritonBackend(Backend):
             starts = dict(zip(program.states, states, strict=True))
             # One segment of states at a time: the kernel recomputes them from a checkpoint.
             past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
-            # Incoming gradients keep their strides: that of a sum is expanded from one value.
-            flat, step, row = strided(grads.output.detach(), layout)
             arguments = {
                 **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
                 **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
-                "checkpoints": checkpoints,
-                "past": x.new_empty(past, dtype=dtype),
-                "g_output": flat,
-                "g_step": step,
-                "g_row": row,
-                **_states("g_end", g_ends, layout),
-                **{f"d_{name}": _flat(layout.arrange(d)) for name, d in d_inputs.items()},
-                **_states("d_start", d_states, layout),
-                "sums": sums,
+                "at_checkpoints": checkpoints,
+                "at_past": x.new_empty(past, dtype=dtype),
+                # Incoming gradients keep their strides: that of a sum is expanded from one value.
+                **_sequence("grad_output", grads.output, layout),
+                **_states("grad_end", g_ends, layout),
+                **_states("grad_input", d_inputs, layout),
+                **_states("grad_start", d_states, layout),
+                "at_sums": sums,
             }
             for name, grad in g_records.items():
-                flat, step, row = strided(grad.detach(), layout)
-                arguments |= {f"h_{name}": flat, f"h_step_{name}": step, f"h_row_{name}": row}
+                arguments |= _sequence(f"grad_record_{name}", grad, layout)
             _launch(plan, "backward", layout, x.device, arguments)
         d_params = dict.fromkeys(program.params, nothing)
         # Sum over the rows and lanes of each neuron; a value for the layer sums neurons too.

@@ -1,0 +1,164 @@
+"""Print a kernel as C99: scalar, one function, nothing needed but the C library.
+
+The function takes the number of lanes and of neurons, the sizes, and a pointer for each buffer in
+the kernel's order; scratch too, for as many lanes. Lane ``l`` is of neuron ``l % neurons``; step
+``t`` of a sequence begins at ``t * lanes``. Compile it with ``-std=c99``, which keeps products and
+sums apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.targets import c_target
+from tracetorch.fuse.ir.kernel import (
+    Axis,
+    Buffer,
+    Dtype,
+    Index,
+    Kernel,
+    Loop,
+    Operand,
+    Product,
+    Value,
+    written,
+)
+
+_TYPES = {
+    Dtype.FLOAT32: "float",
+    Dtype.FLOAT64: "double",
+    Dtype.BOOL: "bool",
+    Dtype.INT64: "int64_t",
+}
+
+
+def c_source(kernel: Kernel) -> str:
+    """Return the source of a kernel.
+
+    Example:
+        >>> from tracetorch.fuse.ir.kernel import Extent, KernelBuilder, Role
+        >>> k = KernelBuilder("negate", "the opposite", Dtype.FLOAT32)
+        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
+        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
+        >>> with k.lanes():
+        ...     k.store(y, (Axis.LANE,), k.op("neg", k.load(x, (Axis.LANE,), "x")))
+        >>> print(c_source(k.kernel()))
+        /* the opposite */
+        #include <math.h>
+        #include <stdbool.h>
+        #include <stdint.h>
+        <BLANKLINE>
+        void negate(int64_t lanes, int64_t neurons, const float *start_x, float *end_y) {
+            (void)neurons;
+            for (int64_t lane = 0; lane < lanes; lane++) {
+                const float v_x = start_x[lane];
+                const float v_v1 = -v_x;
+                end_y[lane] = v_v1;
+            }
+        }
+        <BLANKLINE>
+    """
+    return _CPrinter(kernel).print()
+
+
+class _CPrinter(Emitter):
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel, c_target(kernel.dtype.value))
+
+    def print(self) -> str:
+        kernel = self.kernel
+        sizes = ["lanes", "neurons", *(self.spell(size) for size in kernel.sizes)]
+        arguments = [f"int64_t {size}" for size in sizes]
+        stored = written(kernel)
+        for buffer in kernel.buffers:
+            constant = "" if buffer in stored else "const "
+            arguments.append(f"{constant}{_TYPES[buffer.dtype]} *{self.memory(buffer)}")
+        self.lines(f"/* {kernel.title} */", "#include <math.h>", "#include <stdbool.h>")
+        self.lines("#include <stdint.h>", "")
+        with self.indent(f"void {kernel.name}({', '.join(arguments)}) {{"):
+            at = len(self._lines)
+            self.body(kernel.body)
+            text = "\n".join(self._lines[at:])
+            names = [*sizes, *map(self.memory, kernel.buffers)]
+            unused = [name for name in names if not _contains(text, name)]
+            self._lines[at:at] = [f"    (void){name};" for name in unused]
+        return self.source()
+
+    def memory(self, buffer: Buffer) -> str:
+        return _ascii(buffer.label)
+
+    def spell(self, operand: Operand) -> str:
+        return _ascii(super().spell(operand))
+
+    def declare(self, value: Value, spelled: str) -> None:
+        self.line(f"const {_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
+
+    def declare_variable(self, value: Value, spelled: str) -> None:
+        self.line(f"{_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
+
+    def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
+        total = ""
+        for position, each in enumerate(index):
+            spelled = lane if isinstance(each, Axis) else self.spell(each)
+            if each is Axis.NEURON:
+                spelled = f"{lane} % neurons"
+            if total:
+                extent = buffer.shape[position]
+                size = str(extent) if isinstance(extent, int) else "lanes"
+                total = f"({total}) * {size} + {spelled}"
+            else:
+                total = spelled
+        return f"{self.memory(buffer)}[{total}]"
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        return self.place(buffer, index)
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        self.line(f"{self.place(buffer, index)} = {value};")
+
+    @contextmanager
+    def loop(self, each: Loop) -> Iterator[None]:
+        index = self.spell(each.index)
+        start, stop = self.spell(each.start), self.spell(each.stop)
+        header = f"int64_t {index} = {start}; {index} < {stop}; {index}++"
+        if each.reverse:
+            header = f"int64_t {index} = {stop} - 1; {index} >= {start}; {index}--"
+        with self.indent(f"for ({header}) {{"):
+            yield
+
+    @contextmanager
+    def condition(self, condition: str) -> Iterator[None]:
+        with self.indent(f"if ({condition}) {{"):
+            yield
+
+    @contextmanager
+    def over_lanes(self) -> Iterator[None]:
+        with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
+            yield
+
+    def product(self, each: Product) -> None:
+        """Append three loops: rows, columns, and the sum."""
+        real = _TYPES[self.kernel.dtype]
+        with (
+            self.indent("for (int64_t row = 0; row < lanes; row += neurons) {"),
+            self.indent("for (int64_t column = 0; column < neurons; column++) {"),
+        ):
+            self.line(f"{real} sum = 0;")
+            with self.indent("for (int64_t k = 0; k < neurons; k++) {"):
+                source = self.place(each.source, each.source_index, "row + k")
+                self.line(f"sum += {source} * {self.memory(each.matrix)}[k * neurons + column];")
+            target = self.place(each.target, each.target_index, "row + column")
+            self.line(f"{target} = sum;")
+
+
+def _contains(text: str, name: str) -> bool:
+    """Whether a name stands in a text, as a word."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+def _ascii(name: str) -> str:
+    """Return a name in letters that C99 has."""
+    return "".join(c if c.isascii() else f"u{ord(c):x}_" for c in name)
