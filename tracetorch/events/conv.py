@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.events.compiled import LANES, run
+from tracetorch.events.compiled import run
+from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -104,7 +105,7 @@ def _forward(
         start,
         y,
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
-        scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
+        scratch=(places * lanes * item, 8 * (height * width + 2), 4 * most, item * most),
     )
     return y.detach()
 

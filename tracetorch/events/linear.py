@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, run, shared_out
+from tracetorch.events.compiled import run, shared_out
+from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -55,8 +56,8 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
     rows = events.rows
     y = large_empty((rows, width), x.dtype)
     per_task, tasks = shared_out(rows, LEAST_ROWS)
-    # without delays the steps are not looked at
-    arguments = (rows, 1, 0, 0, *events[1:], events.weighted, table, start, width, y)
+    # without delays all rows are steps of one sample
+    arguments = (rows, rows, 0, 0, *events[1:], events.weighted, table, start, width, y)
     run("forward", x.dtype, tasks, per_task, *arguments, work=additions(events, width))
     if width != outputs:
         y = _copied(y[:, :outputs])
