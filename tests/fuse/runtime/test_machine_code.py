@@ -60,7 +60,7 @@ def test_object_code_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> N
     assert not list(cache.iterdir())
 
 
-def test_modules_are_told_apart(cache: Path) -> None:
+def test_modules_are_kept_apart(cache: Path) -> None:
     assert [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
     assert len(kernel_cache.cached_kernels()) == 2
 

@@ -51,12 +51,12 @@ def c_source(kernel: Kernel) -> str:
         #include <stdbool.h>
         #include <stdint.h>
         <BLANKLINE>
-        void negate(int64_t lanes, int64_t neurons, const float *start_x, float *end_x) {
+        void negate(int64_t lanes, int64_t neurons, const float *start_x, float *end_y) {
             (void)neurons;
             for (int64_t lane = 0; lane < lanes; lane++) {
                 const float v_x = start_x[lane];
                 const float v_v1 = -v_x;
-                end_x[lane] = v_v1;
+                end_y[lane] = v_v1;
             }
         }
         <BLANKLINE>

@@ -106,7 +106,7 @@ _INTRINSICS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """What a printer must know of a processor.
+    """Vector registers of a processor.
 
     Args:
         bits: of a vector register.

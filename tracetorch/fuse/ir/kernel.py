@@ -45,7 +45,7 @@ class Dtype(enum.Enum):
 
 
 class Role(enum.Enum):
-    """What a buffer is for; ``value`` is its word in the text form."""
+    """Purpose of a buffer; ``value`` is its word in the text form."""
 
     INPUT = "input"
     PARAMETER = "parameter"
@@ -240,7 +240,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Barrier:
-    """What lanes wrote to memory before is there for what they read behind it."""
+    """Order memory: lanes read behind it what other lanes wrote before it."""
 
 
 @dataclass(frozen=True)
@@ -410,8 +410,8 @@ class KernelBuilder:
           float32  end y [lanes]
         lanes:
           x = start x[lane]
-          v0 = add(x, x)
-          end y[lane] = v0
+          v1 = add(x, x)
+          end y[lane] = v1
     """
 
     def __init__(self, name: str, title: str, dtype: Dtype) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -144,6 +145,8 @@ def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -
         tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
+        # the text is long, and has done its work
+        printed = replace(printed, text="")
         kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines))
         plan.kernels[backward] = kernel
     return kernel

@@ -39,7 +39,7 @@ _CHECKSUM = 64  # bytes at the beginning of a file
 
 
 class Machine(NamedTuple):
-    """What machine code is made for, as LLVM names it.
+    """Target of machine code, as LLVM names it.
 
     Args:
         triple: architecture and system.
@@ -116,13 +116,11 @@ def compiled(text: str, name: str) -> TaskKernel:
         text: the module, in LLVM IR.
         name: of the function, which takes one address.
     """
-    kernel = _kernels.get(text)
-    if kernel is None:
-        with _lock:
-            kernel = _kernels.get(text)
-            if kernel is None:
-                kernel = _kernels[text] = _load(_object_code(text, name), name)
-    return kernel
+    key = hashlib.sha256(text.encode()).hexdigest()
+    with _lock:
+        if key not in _kernels:
+            _kernels[key] = _load(_object_code(text, name), name)
+        return _kernels[key]
 
 
 def object_code(text: str, machine: Machine) -> bytes:
