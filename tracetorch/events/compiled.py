@@ -11,8 +11,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import has_values
 from tracetorch.events import conv_kernels, kernels
 from tracetorch.fuse.codegen.llvm_writer import TaskWriter
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel
-from tracetorch.fuse.runtime.machine_code import compiled
+from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
 
