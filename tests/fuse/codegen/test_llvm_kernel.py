@@ -13,7 +13,7 @@ from tests import cases
 from tests.fuse.kernels import buffers_of, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
-from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
@@ -159,3 +159,13 @@ def test_kernel_without_scratch_alone_may_run_serially() -> None:
     kernel = forward_kernel(plan_of("LIF", torch.float32), in_chunks=True)
     with pytest.raises(ValueError, match="forward needs scratch"):
         print_kernel(kernel, Processor(), serial=True)
+
+
+def test_names_beyond_ascii() -> None:
+    k = KernelBuilder("opposite", "of ψ", Dtype.FLOAT32)
+    x, y = (k.buffer(role, "ψ", (Extent.LANES,)) for role in (Role.START, Role.END))
+    with k.lanes():
+        k.store(y, (Axis.LANE,), k.op("neg", k.load(x, (Axis.LANE,), "ψ")))
+    given = {"start_ψ": np.arange(5, dtype=np.float32), "end_ψ": np.zeros(5, np.float32)}
+    run_compiled(verify(k.kernel()), {}, given, 5, serial=True)
+    assert np.array_equal(given["end_ψ"], -given["start_ψ"])
