@@ -78,7 +78,7 @@ $(VENV)/.made:
 first_that_runs = $(firstword $(foreach python,$(1),$(shell $(python) -c 'print("$(python)")' 2> /dev/null)))
 PYTHON_OLDEST ?= $(call first_that_runs,python3.10 python3.11)
 PYTHON_NEWEST ?= $(call first_that_runs,python3.13 python3.12)
-PINS_OLDEST := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | sed "s/>=\([0-9.]*\)/==\1.*/g; s/\"/'/g; s/,//g")
+PINS_OLDEST := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | sed "s/,<[0-9.]*//g; s/>=\([0-9.]*\)/==\1.*/g; s/\"/'/g; s/,//g")
 
 matrix: oldest newest
 

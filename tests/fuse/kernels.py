@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import print_kernel
-from tracetorch.fuse.codegen.task_function import LINE
+from tracetorch.fuse.codegen.llvm_tasks import LINE
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (

@@ -54,7 +54,7 @@ def test_steps_repeat_a_constant_input(by: Any) -> None:
 
 def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     if fuse.unavailable_reason("numba") is not None:
-        pytest.skip("without Numba the plain loop is the only one")
+        pytest.skip("without llvmlite the plain loop is the only one")
     monkeypatch.setattr(
         "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
     )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import has_values
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.events import conv_kernels, kernels
+from tracetorch.events.kernels import LANES
+from tracetorch.fuse.codegen.llvm_writer import TaskWriter
+from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
 
-# After the range of tasks one letter for each argument: i an integer, r reals, l integers, n short
-# and h shorter ones.
+# One letter for each argument: i an integer, r reals, l integers, n short and h shorter ones.
 _ARGUMENTS = {
     "scan": "iiirhll",
     "fill": "iiirhlnri",
@@ -25,11 +26,8 @@ _ARGUMENTS = {
     "conv_forward": "i" * 16 + "lnrrrr",
     "conv_backward": "i" * 20 + "lnrrr",
 }
-# Arrays of scratch behind them
-_SCRATCH = {"conv_forward": "rlnr", "conv_backward": "rn"}
 _DTYPES = {"l": torch.int64, "n": torch.int32, "h": torch.uint16}
 _TASKS_PER_THREAD = 4
-LANES = 16  # the width of a table is a multiple of it
 
 
 def run(
@@ -46,7 +44,7 @@ def run(
         name: its name.
         dtype: float32 or float64.
         tasks: how many there are.
-        arguments: those after the range of tasks; tensors are contiguous.
+        arguments: its arguments; tensors are contiguous.
         work: operations on one value in all tasks.
         scratch: bytes of each array of scratch.
 
@@ -57,27 +55,19 @@ def run(
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
         for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True)
     ]
-    run_tasks(_kernel(name, dtype), values, tasks, work=work, scratch=scratch)
+    # one piece of scratch, in which each array begins with a cache line
+    sizes = [-(-size // 64) * 64 for size in scratch]
+    values += [sum(sizes[:place]) for place in range(len(sizes))]
+    whole = (sum(sizes),) if sizes else ()
+    run_tasks(_kernel(name, dtype), values, tasks, work=work, scratch=whole)
 
 
 @functools.cache
 def _kernel(name: str, dtype: torch.dtype) -> TaskKernel:
-    from numba import types
-
-    real = types.float32 if dtype == torch.float32 else types.float64
-    kinds = {
-        "i": types.int64,
-        "r": real[::1],
-        "l": types.int64[::1],
-        "n": types.int32[::1],
-        "h": types.uint16[::1],
-    }
-    scratch = _SCRATCH.get(name, "")
-    signature = types.void(*(kinds[letter] for letter in "ii" + _ARGUMENTS[name] + scratch))
-    files = ("kernels.py", "conv_kernels.py") if name.startswith("conv_") else ("kernels.py",)
-    folder = Path(__file__).parent
-    source = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
-    return compiled_tasks(source, name, signature, len(scratch))
+    module = conv_kernels if name.startswith("conv_") else kernels
+    k = TaskWriter(name)
+    getattr(module, name)(k, "float" if dtype == torch.float32 else "double")
+    return compiled(k.text(), name)
 
 
 def shared_out(count: int, least: int) -> tuple[int, int]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.convolution import output_size
-from tracetorch.events.compiled import LANES, first_sums, in_graph, run
+from tracetorch.events.compiled import first_sums, in_graph, run
+from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
 
@@ -99,7 +100,7 @@ def _forward(
         *events[1:],
         *(table, first_sums(table, bias), y),
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
-        scratch=(places * lanes * item, 8 * (height * width + 1), 4 * most, item * most),
+        scratch=(places * lanes * item, 8 * (height * width + 2), 4 * most, item * most),
     )
     return y.detach()
 

@@ -1,148 +1,205 @@
-# mypy: ignore-errors
-# ruff: noqa: F821
-"""Kernels of convolutions with events, for Numba; their text follows that of ``kernels.py``.
+"""Kernels of convolutions with events, in LLVM IR, written as those of ``kernels.py`` are.
 
 An image is ``[inputs, height, width]``; the list of a channel of an image, ``starts[image * inputs
 + channel]`` and on, holds the positions of its events. The output of an image is computed with its
 channels last, in scratch that stays in cache, and then transposed.
 """
 
+from __future__ import annotations
 
-def conv_forward(
-    first, last,
-    inputs, height, width, kernel_height, kernel_width, stride_y, stride_x, top, left,
-    dilation_y, dilation_x, out_height, out_width, outputs, lanes,
-    weighted, starts, positions, values, table, bias, out,
-    total, ends, indices, scales,
-):  # fmt: skip
-    """Write the output of some images: the bias, and rows of the table by event.
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tracetorch.events.kernels import LANES, Gathers, Lists
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, TaskWriter, Value, below
+
+_SIDE = 16  # of what is transposed at once
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The integers that both kernels take, as ``tracetorch/events/conv.py`` orders them."""
+
+    inputs: Value
+    height: Value
+    width: Value
+    kernel_height: Value
+    kernel_width: Value
+    stride_y: Value
+    stride_x: Value
+    top: Value
+    left: Value
+    dilation_y: Value
+    dilation_x: Value
+    out_height: Value
+    out_width: Value
+    outputs: Value
+    lanes: Value
+
+    def together(self, k: TaskWriter) -> Value:
+        """Return how many columns of the kernel are one list: all where they read neighbours."""
+        return k.select(self.dilation_x.equals(1), self.kernel_width, 1)
+
+
+def _square(
+    k: TaskWriter, rows: Value, columns: Value, write: Callable[[Value, Value], None]
+) -> None:
+    """Run ``write`` for all rows and columns, in squares of which both sides stay in cache."""
+    with k.loop(0, rows, step=_SIDE) as high, k.loop(0, columns, step=_SIDE) as wide:
+        last_row = k.least(high.index + _SIDE, rows)
+        last_column = k.least(wide.index + _SIDE, columns)
+        with k.loop(high.index, last_row) as row, k.loop(wide.index, last_column) as column:
+            write(row.index, column.index)
+
+
+def conv_forward(k: TaskWriter, real: str) -> None:
+    """Write the output of an image: the bias, and rows of the table by event.
 
     ``table`` is the weight as ``[kernel_height, kernel_width, inputs, lanes]``.
     """
-    size, out_size = height * width, out_height * out_width
-    # neighbours of a row are one list where the kernel reads neighbours
-    together = kernel_width if dilation_x == 1 else 1
-    for image in range(first, last):
-        # lists by position, each entry the row of the table for a kernel at column 0
-        for position in range(size + 1):
-            ends[position] = 0
-        begin, end = starts[image * inputs], starts[(image + 1) * inputs]
-        for event in range(begin, end):
-            ends[positions[event] + 1] += 1
-        for position in range(size):
-            ends[position + 1] += ends[position]
-        for channel in range(inputs):
-            row = image * inputs + channel
-            for event in range(starts[row], starts[row + 1]):
-                position = positions[event]
-                place = ends[position]
-                ends[position] = place + 1
-                indices[place] = position % width * inputs + channel
-                if weighted:
-                    scales[place] = values[event]
-        factors = scales[: weighted * (end - begin)]
-        # an entry of ``ends`` is by now where its list ends
-        for row in range(out_height):
-            for column in range(out_width):
-                at = (row * out_width + column) * lanes
-                done = 0
-                while done < lanes:
-                    block = 0
-                    begun = False
-                    for ky in range(kernel_height):
-                        y = row * stride_y - top + ky * dilation_y
-                        if y < 0 or y >= height:
-                            continue
-                        for kx in range(0, kernel_width, together):
-                            x = column * stride_x - left + kx * dilation_x
-                            x_first, x_last = max(x, 0), min(x + together, width)
-                            if x_first >= x_last:
-                                continue
-                            before = y * width + x_first
-                            low = ends[before - 1] if before else 0
-                            high = ends[y * width + x_last - 1]
-                            if low == high:
-                                continue
-                            origin = ((ky * kernel_width + kx - x) * inputs) * lanes + done
-                            if begun:
-                                block = gather(
-                                    *(total, at + done, total, at + done, table, origin, indices),
-                                    *(factors, weighted, low, high, lanes, lanes - done),
-                                )
-                            else:
-                                block = gather(
-                                    *(total, at + done, bias, done, table, origin, indices),
-                                    *(factors, weighted, low, high, lanes, lanes - done),
-                                )
-                                begun = True
-                    if not begun:
-                        block = gather(
-                            *(total, at + done, bias, done, table, 0, indices),
-                            *(factors, weighted, 0, 0, lanes, lanes - done),
-                        )
-                    done += block
-        # transposed in squares, of which both sides stay in cache
-        for channels in range(0, outputs, 16):
-            last_channel = min(channels + 16, outputs)
-            for places in range(0, out_size, 16):
-                last_place = min(places + 16, out_size)
-                for channel in range(channels, last_channel):
-                    at = (image * outputs + channel) * out_size
-                    for place in range(places, last_place):
-                        out[at + place] = total[place * lanes + channel]
+    size = _Sizes(*k.integers(15))
+    weighted, starts = k.integer().differs(0), k.array(WORD)
+    positions, values = k.array("i32"), k.array(real)
+    table, bias, out = k.array(real), k.array(real), k.array(real)
+    total, ends = k.scratch(real), k.scratch(WORD)
+    lists = Lists(k.scratch("i32"), k.scratch(real), weighted)
+    gathers = Gathers(k, real)
+    _sort_by_position(k, size, starts.at(k.number * size.inputs), positions, values, ends, lists)
+    together, zero = size.together(k), k.literal(0, WORD)
+    with k.loop(0, size.out_height) as row, k.loop(0, size.out_width) as column:
+        at = (row.index * size.out_width + column.index) * size.lanes
+        low_y = row.index * size.stride_y - size.top
+        low_x = column.index * size.stride_x - size.left
+        with k.repeat(below(size.lanes), zero) as block:
+            done = block.index
+            gather = gathers.widest(size.lanes - done, lists, size.lanes)
+            initial, sums = bias.at(done), total.at(at + done)
+            # what the next events are added to: the bias, and then the sums so far
+            with k.loop(0, size.kernel_height, initial.pointer) as ky:
+                y = low_y + ky.index * size.dilation_y
+                kernel_row = ky.index * size.kernel_width
+                is_inside = (y >= 0) & (y < size.height)
+                columns = k.select(is_inside, size.kernel_width, 0)
+                line = ends.at(y * size.width)
+                with k.repeat(below(columns), zero, *ky.carried) as kx:
+                    x = low_x + kx.index * size.dilation_x
+                    low = line[k.least(k.largest(x, 0), size.width)]
+                    high = line[k.largest(k.least(x + together, size.width), 0)]
+                    begun = kx.carried[1]
+                    with k.when(low < high):
+                        entry = (kernel_row + kx.index - x) * size.inputs
+                        source = table.at(entry * size.lanes + done)
+                        gather(sums, Array(begun, real), source, low, high)
+                    added = k.select(low < high, sums.pointer, begun, "ptr")
+                    kx.next = kx.index + together, added
+                ky.next = (kx.carried[1],)
+            with k.when(ky.carried[0].equals(initial.pointer)):
+                gather(sums, initial, table, zero, zero)
+            block.next = (done + gather.lanes,)
+    places = size.out_height * size.out_width
+    image = out.at(k.number * size.outputs * places)
+
+    def transpose(channel: Value, place: Value) -> None:
+        image[channel * places + place] = total[place * size.lanes + channel]
+
+    _square(k, size.outputs, places, transpose)
 
 
-def conv_backward(
-    first, last, per_task, images,
-    inputs, height, width, kernel_height, kernel_width, stride_y, stride_x, top, left,
-    dilation_y, dilation_x, out_height, out_width, outputs, lanes,
-    weighted, padded_height, padded_width, starts, positions, values, grads, out,
-    padded, indices,
-):  # fmt: skip
+def _sort_by_position(
+    k: TaskWriter,
+    size: _Sizes,
+    starts: Array,
+    positions: Array,
+    values: Array,
+    ends: Array,
+    lists: Lists,
+) -> None:
+    """Sort the events of an image by position, each as the row of the table for column 0.
+
+    ``ends[position + 1]`` is then where the list of a position ends, and ``ends[0]`` is 0.
+    """
+    count = size.height * size.width
+    begin, end = starts[0], starts[size.inputs]
+    with k.loop(0, count + 2) as entry:
+        ends[entry.index] = 0
+    with k.loop(begin, end) as event:
+        place = positions[event.index] + 2
+        ends[place] = ends[place] + 1
+    with k.loop(1, count + 1, k.literal(0, WORD)) as entry:
+        total = entry.carried[0] + ends[entry.index]
+        ends[entry.index] = total
+        entry.next = (total,)
+    # an entry is where its list begins by now, and goes on to where it ends
+    with k.loop(0, size.inputs) as channel:
+        first, last = starts[channel.index], starts[channel.index + 1]
+        with k.loop(first, last) as event:
+            position = positions[event.index]
+            place = ends[position + 1]
+            ends[position + 1] = place + 1
+            lists.indices[place] = position % size.width * size.inputs + channel.index
+            with k.when(lists.weighted):
+                lists.values[place] = values[event.index]
+
+
+def conv_backward(k: TaskWriter, real: str) -> None:
     """Sum the weight's gradient over the images of a task: gradients of the output, by event.
 
     ``out`` is ``[tasks, inputs, kernel_height, kernel_width, lanes]``, the kernel's columns in
     reverse. ``padded`` are the gradients of an image, channels last, at the places of the input
     that they belong to: with zeros around and, for a stride, between them.
     """
-    out_size = out_height * out_width
-    reach_y, reach_x = (kernel_height - 1) * dilation_y, (kernel_width - 1) * dilation_x
-    together = kernel_width if dilation_x == 1 else 1
-    for task in range(first, last):
-        for at in range(padded_height * padded_width * lanes):
-            padded[at] = 0
-        for image in range(task * per_task, min(images, (task + 1) * per_task)):
-            for channels in range(0, outputs, 16):
-                last_channel = min(channels + 16, outputs)
-                for row in range(out_height):
-                    line = (row * stride_y + reach_y) * padded_width + reach_x
-                    for places in range(0, out_width, 16):
-                        last_place = min(places + 16, out_width)
-                        for column in range(places, last_place):
-                            at = (line + column * stride_x) * lanes
-                            source = image * outputs * out_size + row * out_width + column
-                            for channel in range(channels, last_channel):
-                                padded[at + channel] = grads[source + channel * out_size]
-            for channel in range(inputs):
-                begin = starts[image * inputs + channel]
-                count = starts[image * inputs + channel + 1] - begin
-                if not count:
-                    continue
-                for event in range(count):
-                    position = positions[begin + event]
-                    y, x = position // width + top, position % width + left
-                    indices[event] = y * padded_width + x
-                factors = values[begin * weighted : (begin + count) * weighted]
-                for ky in range(kernel_height):
-                    for kx in range(0, kernel_width, together):
-                        entry = ((task * inputs + channel) * kernel_height + ky) * kernel_width + kx
-                        origin = (
-                            (kernel_height - 1 - ky) * dilation_y * padded_width + kx * dilation_x
-                        ) * lanes
-                        done = 0
-                        while done < together * lanes:
-                            at = entry * lanes + done
-                            done += gather(
-                                *(out, at, out, at, padded, origin + done, indices),
-                                *(factors, weighted, 0, count, lanes, together * lanes - done),
-                            )
+    per_task, images = k.integers(2)
+    size = _Sizes(*k.integers(15))
+    weighted = k.integer().differs(0)
+    padded_height, padded_width = k.integers(2)
+    starts, positions, values = k.array(WORD), k.array("i32"), k.array(real)
+    grads, out = k.array(real), k.array(real)
+    padded, indices = k.scratch(real), k.scratch("i32")
+    gathers, zero = Gathers(k, real), k.literal(0, WORD)
+    out_size = size.out_height * size.out_width
+    reach_y = (size.kernel_height - 1) * size.dilation_y
+    reach_x = (size.kernel_width - 1) * size.dilation_x
+    together = size.together(k)
+    row_width = together * size.lanes  # of what is summed at once
+    zeros = k.spread(k.literal(0.0, real), LANES)
+    with k.loop(0, padded_height * padded_width * size.lanes, step=LANES) as entry:
+        padded.store(entry.index, zeros)
+    first = k.number * per_task
+    with k.loop(first, k.least(first + per_task, images)) as image:
+        incoming = grads.at(image.index * size.outputs * out_size)
+        with k.loop(0, size.out_height) as row:
+            line = (row.index * size.stride_y + reach_y) * padded_width + reach_x
+            source = incoming.at(row.index * size.out_width)
+
+            def spread(
+                channel: Value, column: Value, line: Value = line, source: Array = source
+            ) -> None:
+                at = (line + column * size.stride_x) * size.lanes
+                padded[at + channel] = source[channel * out_size + column]
+
+            _square(k, size.outputs, size.out_width, spread)
+        channels = starts.at(image.index * size.inputs)
+        with k.loop(0, size.inputs) as channel:
+            begin = channels[channel.index]
+            count = channels[channel.index + 1] - begin
+            with k.when(count.differs(0)):
+                with k.loop(0, count) as event:
+                    position = positions[begin + event.index]
+                    y = position // size.width + size.top
+                    indices[event.index] = y * padded_width + position % size.width + size.left
+                factors = Lists(indices, values.at(begin), weighted)
+                kernel = (k.number * size.inputs + channel.index) * size.kernel_height
+                with k.loop(0, size.kernel_height) as ky:
+                    late = size.kernel_height - 1 - ky.index
+                    window = padded.at(late * size.dilation_y * padded_width * size.lanes)
+                    sums = out.at((kernel + ky.index) * size.kernel_width * size.lanes)
+                    with k.repeat(below(size.kernel_width), zero) as kx:
+                        shifted = window.at(kx.index * size.dilation_x * size.lanes)
+                        target = sums.at(kx.index * size.lanes)
+                        with k.repeat(below(row_width), zero) as block:
+                            done = block.index
+                            gather = gathers.widest(row_width - done, factors, size.lanes)
+                            entry_sums = target.at(done)
+                            gather(entry_sums, entry_sums, shifted.at(done), zero, count)
+                            block.next = (done + gather.lanes,)
+                        kx.next = (kx.index + together,)

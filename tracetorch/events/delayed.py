@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import LANES, first_sums, full_vectors, in_graph, run, shared_out
+from tracetorch.events.compiled import first_sums, full_vectors, in_graph, run, shared_out
+from tracetorch.events.kernels import LANES
 from tracetorch.events.linear import LEAST_INPUTS, LEAST_ROWS, additions
 from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty

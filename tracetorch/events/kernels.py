@@ -1,219 +1,219 @@
-# mypy: ignore-errors
-"""Kernels of products with events, for Numba: scan for events, sort lists of them, gather rows.
+"""Kernels of products with events, in LLVM IR: scan for events, sort lists of them, gather rows.
 
-``tracetorch/events/compiled.py`` compiles this text. Nothing imports it, for Numba may be missing.
+Each function writes one kernel, for float32 or float64, and names its arguments in the order in
+which ``tracetorch/events/compiled.py`` is given them. A task is ``per_task`` rows or columns.
 
-Each does the tasks from ``first`` up to ``last``, of ``per_task`` rows or columns. Events are the
-values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins in ``indices``,
-the columns of its events, and in ``values``, which is read where ``weighted``: not all are 1.
-Tables of floats have rows of ``width``, a multiple of 16.
+Events are the values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins
+in ``indices``, the columns of its events, and in ``values``, which is read where ``weighted``: not
+all are 1. Tables of floats have rows of ``width``, a multiple of 16.
 """
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from __future__ import annotations
 
+from dataclasses import dataclass
+
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, TaskWriter, Value, Writer, below
+
+LANES = 16  # the width of a table is a multiple of it
 _BLOCKS = (128, 64, 32, 16)  # columns whose sums are in registers at once: the widest that fits
-
-
-# Vector operations that plain loops do not become
-
-
-def _vector(context, kind, lanes):
-    return ir.VectorType(context.get_data_type(kind.dtype), lanes)
-
-
-def _place(context, builder, kind, array, at, vector):
-    """Return the address of a vector in an array, which need not be aligned to its size."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
-
-
-def _differing(x, at, constant):
-    """Return the type and the code of a function: which of 16 values differ from a constant."""
-
-    def emit(context, builder, signature, arguments):
-        vector = _vector(context, x, 16)
-        values = builder.load(_place(context, builder, x, *arguments, vector))
-        values.align = x.dtype.bitwidth // 8
-        mask = builder.fcmp_unordered("!=", values, ir.Constant(vector, [constant] * 16))
-        return builder.zext(builder.bitcast(mask, ir.IntType(16)), ir.IntType(64))
-
-    return types.int64(x, at), emit
-
-
-@intrinsic
-def event_mask(typingctx, x, at):
-    """Return 16 bits, one for each value from ``x[at]`` on that is an event; NaN is one."""
-    return _differing(x, at, 0.0)
-
-
-@intrinsic
-def other_than_one(typingctx, x, at):
-    """Return 16 bits, one for each value from ``x[at]`` on that is not 1."""
-    return _differing(x, at, 1.0)
-
-
-@intrinsic
-def lowest_bit(typingctx, mask):
-    """Return the place of the lowest bit of a mask that is not 0."""
-
-    def emit(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(mask), emit
-
-
-@intrinsic
-def bit_count(typingctx, mask):
-    """Return the number of bits in a mask."""
-
-    def emit(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(mask), emit
-
-
-@intrinsic
-def gather(
-    typingctx, out, at, start, start_at, table, origin,
-    indices, values, weighted, first, last, width, left,
-):  # fmt: skip
-    """Sum rows of a table, and return how many columns were done: all that ``left`` has room for.
-
-    ``out[at + j] = start[start_at + j] + sum(value * table[origin + index * width + j])`` over the
-    events from ``first`` up to ``last``. The sums stay in registers.
-    """
-    lists = (indices, values, weighted, first, last)
-    kinds = (out, at, start, start_at, table, origin, *lists, width, left)
-
-    def emit(context, builder, signature, arguments):
-        out_, at_, start_, start_at_, table_, origin_ = arguments[:6]
-        indices_, values_, weighted_, first_, last_, width_, left_ = arguments[6:]
-        size = out.dtype.bitwidth // 8
-        word = ir.IntType(64)
-        index_data = context.make_array(indices)(context, builder, indices_).data
-        value_data = context.make_array(values)(context, builder, values_).data
-        any_weight = builder.icmp_signed("!=", weighted_, ir.Constant(word, 0))
-
-        def load(kind, array, place, vector):
-            loaded = builder.load(_place(context, builder, kind, array, place, vector))
-            loaded.align = size
-            return loaded
-
-        def block(lanes, scaled):
-            vector = _vector(context, out, lanes)
-            initial = load(start, start_, start_at_, vector)
-            total = cgutils.alloca_once_value(builder, initial)
-            one = ir.Constant(word, 1)
-            with cgutils.for_range_slice(builder, first_, last_, one) as (event, _):
-                index = builder.zext(builder.load(builder.gep(index_data, [event])), word)
-                place = builder.add(builder.mul(index, width_), origin_)
-                row = load(table, table_, place, vector)
-                if scaled:
-                    value = builder.load(builder.gep(value_data, [event]))
-                    undefined = ir.Constant(vector, ir.Undefined)
-                    front = ir.Constant(ir.IntType(32), 0)
-                    single = builder.insert_element(undefined, value, front)
-                    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-                    row = builder.fmul(row, builder.shuffle_vector(single, undefined, everywhere))
-                builder.store(builder.fadd(builder.load(total), row), total)
-            address = _place(context, builder, out, out_, at_, vector)
-            builder.store(builder.load(total), address).align = size
-
-        done = cgutils.alloca_once_value(builder, ir.Constant(word, 0))
-        for lanes in _BLOCKS:
-            fits = builder.icmp_signed(">=", left_, ir.Constant(word, lanes))
-            undone = builder.icmp_signed("==", builder.load(done), ir.Constant(word, 0))
-            with builder.if_then(builder.and_(fits, undone)):
-                with builder.if_else(any_weight) as (then, otherwise):
-                    with then:
-                        block(lanes, True)
-                    with otherwise:
-                        block(lanes, False)
-                builder.store(ir.Constant(word, lanes), done)
-        return builder.load(done)
-
-    return types.int64(*kinds), emit
 
 
 # Lists of events
 
 
-def scan(first, last, per_task, rows, columns, x, masks, counts, weighted):
-    """Mark the events of some rows, 16 values to a mask, and count them.
+def scan(k: TaskWriter, real: str) -> None:
+    """Mark the events of some rows, 16 values to a mask, and count them; NaN is one.
 
     ``weighted`` is set where a value is not 1: it is in a register here, and far away later.
     """
-    per_row = (columns + 15) // 16
-    others = 0
-    for row in range(first * per_task, min(rows, last * per_task)):
-        at, word, count = row * columns, row * per_row, 0
-        for column in range(0, columns - 15, 16):
-            mask = event_mask(x, at + column)
-            masks[word] = mask
-            word += 1
-            count += bit_count(mask)
-            others |= mask & other_than_one(x, at + column)
-        if columns % 16:
-            mask = 0
-            for column in range(columns - columns % 16, columns):
-                value = x[at + column]
-                if value != 0:
-                    mask |= 1 << column % 16
-                    others |= value != 1
-            masks[word] = mask
-            count += bit_count(mask)
-        counts[row] = count
-    if others:
+    per_task, rows, columns = k.integers(3)
+    x, masks, counts, weighted = k.array(real), k.array("i16"), k.array(WORD), k.array(WORD)
+    per_row, rest = (columns + 15) // 16, columns % 16
+    zero = k.literal(0, WORD)
+
+    def bits(mask: Value) -> Value:
+        return k.convert("zext", k.convert("bitcast", mask, "i16"), WORD)
+
+    first = k.number * per_task
+    with k.loop(first, k.least(first + per_task, rows), zero) as row:
+        line, marks = x.at(row.index * columns), masks.at(row.index * per_row)
+        with k.loop(0, columns - rest, zero, *row.carried, step=16) as block:
+            count, others = block.carried
+            values = line.vector(block.index, 16)
+            mask = bits(values.differs(0.0))
+            marks[block.index >> 4] = mask
+            found = k.intrinsic("llvm.ctpop.i64", WORD, mask)
+            block.next = count + found, others | (mask & bits(values.differs(1.0)))
+        count, others = block.carried
+
+        def overlapping(line: Array = line) -> list[Value]:
+            """Read the last 16 values, of which the first were read before."""
+            values = line.vector(columns - 16, 16)
+            mask = bits(values.differs(0.0))
+            return [mask >> (rest * -1 + 16), mask & bits(values.differs(1.0))]
+
+        def one_by_one(line: Array = line) -> list[Value]:
+            with k.loop(columns - rest, columns, zero, zero) as one:
+                mask, others = one.carried
+                value = line[one.index]
+                event = k.convert("zext", value.differs(0.0), WORD)
+                other = k.convert("zext", value.differs(1.0), WORD)
+                one.next = mask | (event << (one.index & 15)), others | (event & other)
+            return list(one.carried)
+
+        mask, last_others = k.choose(columns >= 16, overlapping, one_by_one)
+        with k.when(rest.differs(0)):
+            marks[per_row - 1] = mask
+        counts[row.index] = count + k.intrinsic("llvm.ctpop.i64", WORD, mask)
+        row.next = (others | last_others,)
+    with k.when(row.carried[0].differs(0)):
         weighted[0] = 1
 
 
-def fill(first, last, per_task, rows, columns, x, masks, starts, indices, values, weighted):
+def fill(k: TaskWriter, real: str) -> None:
     """Write the lists of some rows, with their values where ``weighted``."""
+    per_task, rows, columns = k.integers(3)
+    x, masks, starts, indices = k.array(real), k.array("i16"), k.array(WORD), k.array("i32")
+    values, weighted = k.array(real), k.integer().differs(0)
     per_row = (columns + 15) // 16
-    for row in range(first * per_task, min(rows, last * per_task)):
-        event = starts[row]
-        for word in range(per_row):
-            mask = types.int64(masks[row * per_row + word])
-            while mask:
-                column = word * 16 + lowest_bit(mask)
-                mask &= mask - 1
+    last = Value(k, "true", "i1")
+    first = k.number * per_task
+    with k.loop(first, k.least(first + per_task, rows)) as row:
+        line, marks = x.at(row.index * columns), masks.at(row.index * per_row)
+        with k.loop(0, per_row, starts[row.index]) as word:
+            here = (marks[word.index], *word.carried)
+            with k.repeat(lambda carried: carried[0].differs(0), *here) as bit:
+                mask, event = bit.carried
+                column = word.index * 16 + k.intrinsic("llvm.cttz.i64", WORD, mask, last)
                 indices[event] = column
-                if weighted:
-                    values[event] = x[row * columns + column]
-                event += 1
+                with k.when(weighted):
+                    values[event] = line[column]
+                bit.next = mask & (mask - 1), event + 1
+            word.next = (bit.carried[1],)
 
 
-def sort(
-    first, last, per_task, rows, columns, starts, indices, values, weighted, ends, sources, scales
-):
+def sort(k: TaskWriter, real: str) -> None:
     """Sort the events of some rows, a task of them at a time, by column.
 
     ``sources`` are then the rows of a column's events, ``scales`` their values, and
     ``ends[task * (columns + 1) + column]`` is where the list of a column ends.
     """
-    for task in range(first, last):
-        begin, end = task * per_task, min(rows, (task + 1) * per_task)
-        base = task * (columns + 1)
-        for column in range(columns + 1):
-            ends[base + column] = 0
-        for event in range(starts[begin], starts[end]):
-            ends[base + indices[event] + 1] += 1
-        place = starts[begin]
-        for column in range(columns + 1):
-            place += ends[base + column]
-            ends[base + column] = place
-        # an entry is where its list begins by now, and goes on to where it ends
-        for row in range(begin, end):
-            for event in range(starts[row], starts[row + 1]):
-                entry = base + indices[event]
-                place = ends[entry]
-                ends[entry] = place + 1
-                sources[place] = row
-                if weighted:
-                    scales[place] = values[event]
+    per_task, rows, columns = k.integers(3)
+    starts, indices, values = k.array(WORD), k.array("i32"), k.array(real)
+    weighted, all_ends = k.integer().differs(0), k.array(WORD)
+    sources, scales = k.array("i32"), k.array(real)
+    begin = k.number * per_task
+    end = k.least(begin + per_task, rows)
+    ends = all_ends.at(k.number * (columns + 1))
+    with k.loop(0, columns + 1) as column:
+        ends[column.index] = 0
+    with k.loop(starts[begin], starts[end]) as event:
+        entry = indices[event.index] + 1
+        ends[entry] = ends[entry] + 1
+    with k.loop(0, columns + 1, starts[begin]) as column:
+        place = column.carried[0] + ends[column.index]
+        ends[column.index] = place
+        column.next = (place,)
+    # an entry is where its list begins by now, and goes on to where it ends
+    with k.loop(begin, end) as row, k.loop(starts[row.index], starts[row.index + 1]) as event:
+        entry = indices[event.index]
+        place = ends[entry]
+        ends[entry] = place + 1
+        sources[place] = row.index
+        with k.when(weighted):
+            scales[place] = values[event.index]
+
+
+# Sums of rows
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of events, as a kernel is given them.
+
+    Args:
+        indices: of rows of a table.
+        values: of the events.
+        weighted: whether they are read.
+    """
+
+    indices: Array
+    values: Array
+    weighted: Value
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Sum rows of a table by event, some columns at once.
+
+    Args:
+        function: that does it.
+        lanes: how many columns.
+        lists: that it reads.
+        width: of the table.
+    """
+
+    function: Value
+    lanes: Value
+    lists: Lists
+    width: Value
+
+    def __call__(self, out: Array, start: Array, table: Array, first: Value, last: Value) -> None:
+        """Write ``out = start + sum(value * table[index * width])`` over the events of a list."""
+        pointers = (out, start, table, self.lists.indices, self.lists.values)
+        arguments = [*(array.pointer for array in pointers), first, last, self.width]
+        self.width.writer.line(f"call void {self.function.text}({', '.join(map(str, arguments))})")
+
+
+class Gathers:
+    """The functions that sum rows of a table by event: one for each width, with weights and not.
+
+    Args:
+        k: where they are written.
+        real: type of the values.
+    """
+
+    def __init__(self, k: TaskWriter, real: str) -> None:
+        self.k = k
+        for lanes in _BLOCKS:
+            for weighted in (False, True):
+                self._write(lanes, weighted, real)
+
+    def widest(self, left: Value, lists: Lists, width: Value) -> Gather:
+        """Return the widest one that ``left`` columns have room for."""
+        k = self.k
+        function, lanes = self._named(_BLOCKS[-1], lists.weighted), k.literal(_BLOCKS[-1], WORD)
+        for wider in reversed(_BLOCKS[:-1]):
+            fits = left >= wider
+            function = k.select(fits, self._named(wider, lists.weighted), function, "ptr")
+            lanes = k.select(fits, wider, lanes)
+        return Gather(function, lanes, lists, width)
+
+    def _named(self, lanes: int, weighted: Value) -> Value:
+        plain, scaled = (Value(self.k, f"@gather_{lanes}_{n}", "ptr") for n in (0, 1))
+        return self.k.select(weighted, scaled, plain, "ptr")
+
+    def _write(self, lanes: int, weighted: bool, real: str) -> None:
+        """Write a function whose sums stay in registers."""
+        g = Writer()
+        out, start, table, indices, values = (
+            Array(Value(g, f"%{name}", "ptr"), element)
+            for name, element in (
+                *(("out", real), ("start", real), ("table", real)),
+                *(("indices", "i32"), ("values", real)),
+            )
+        )
+        first, last, width = (Value(g, f"%{name}", WORD) for name in ("first", "last", "width"))
+        with g.loop(first, last, start.vector(0, lanes)) as event:
+            row = table.vector(indices[event.index] * width, lanes)
+            if weighted:
+                row = row * g.spread(values[event.index], lanes)
+            event.next = (event.carried[0] + row,)
+        out.store(0, event.carried[0])
+        g.line("ret void")
+        pointers = "ptr %out, ptr %start, ptr %table, ptr %indices, ptr %values"
+        head = f"void @gather_{lanes}_{int(weighted)}"
+        self.k.function(f"{head}({pointers}, i64 %first, i64 %last, i64 %width)", g)
 
 
 # A linear layer, and one with a delay for every weight
@@ -223,52 +223,70 @@ def sort(
 # ``reach`` rows behind it, each of which has a table of its own. Without, ``reach`` is 0.
 
 
-def forward(
-    first, last, per_task, rows, steps, reach, row_size,
-    starts, indices, values, weighted, table, bias, width, out,
-):  # fmt: skip
+def forward(k: TaskWriter, real: str) -> None:
     """Write some rows of the output: the bias, and rows of the transposed weights.
 
     ``rows`` are those of the output, ``steps`` those of a sample. With delays an index counts the
     values of all rows before it too, ``row_size`` in each, so that a window is one list; and the
     output has its steps in front of its samples.
     """
-    column = 0
-    while column < width:  # the outer loop, so that the columns of the table stay in cache
-        left, done = width - column, 16
-        for row in range(first * per_task, min(rows, last * per_task)):
-            begin, at = row, row
-            if reach:
-                sample = row // steps
-                begin = row + sample * reach
-                at = (row - sample * steps) * (rows // steps) + sample
+    per_task, rows, steps, reach, row_size = k.integers(5)
+    starts = k.array(WORD)
+    lists = Lists(k.array("i32"), k.array(real), k.integer().differs(0))
+    table, bias, width, out = k.array(real), k.array(real), k.integer(), k.array(real)
+    gathers, zero = Gathers(k, real), k.literal(0, WORD)
+    samples = rows // steps
+    first = k.number * per_task
+    last = k.least(first + per_task, rows)
+    # columns are the outer loop, so that those of the table stay in cache
+    with k.repeat(below(width), zero) as block:
+        column = block.index
+        gather = gathers.widest(width - column, lists, width)
+        initial = bias.at(column)
+        with k.loop(first, last, first // steps, first % steps) as row:
+            sample, step = row.carried
+            begin = row.index + sample * reach
+            place = step * samples + sample
+            window = starts.at(begin)
             origin = column - begin * row_size * width
-            lists = (indices, values, weighted, starts[begin], starts[begin + reach + 1])
-            place = at * width + column
-            done = gather(out, place, bias, column, table, origin, *lists, width, left)
-        column += done
+            gather(
+                *(out.at(place * width + column), initial, table.at(origin)),
+                *(window[0], window[reach + 1]),
+            )
+            is_last = (step + 1).equals(steps)
+            row.next = k.select(is_last, sample + 1, sample), k.select(is_last, 0, step + 1)
+        block.next = (column + gather.lanes,)
 
 
-def backward(
-    first, last, per_task, columns, chunks, per_chunk, reach,
-    starts, ends, sources, scales, weighted, grads, width, out,
-):  # fmt: skip
+def backward(k: TaskWriter, real: str) -> None:
     """Add to some rows of the transposed weights' gradient: gradients of the output, by event.
 
     Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart. With
     delays ``grads`` has ``reach`` rows of zeros before each sample, and behind the last; ``out`` is
     ``[reach + 1, columns, width]``.
     """
-    for chunk in range(chunks):
-        base, column = chunk * (columns + 1), 0
-        while column < width:
-            left, done = width - column, 16
-            for late in range(reach + 1):
-                origin = (reach - late) * width + column
-                for row in range(first * per_task, min(columns, last * per_task)):
-                    begin = ends[base + row - 1] if row else starts[chunk * per_chunk]
-                    at, end = (late * columns + row) * width + column, ends[base + row]
-                    if begin < end:
-                        lists = (sources, scales, weighted, begin, end)
-                        done = gather(out, at, out, at, grads, origin, *lists, width, left)
-            column += done
+    per_task, columns, chunks, per_chunk, reach = k.integers(5)
+    starts, all_ends = k.array(WORD), k.array(WORD)
+    lists = Lists(k.array("i32"), k.array(real), k.integer().differs(0))
+    grads, width, out = k.array(real), k.integer(), k.array(real)
+    gathers, zero = Gathers(k, real), k.literal(0, WORD)
+    first = k.number * per_task
+    last = k.least(first + per_task, columns)
+    with k.loop(0, chunks) as chunk:
+        ends = all_ends.at(chunk.index * (columns + 1))
+        before = starts[chunk.index * per_chunk]
+        # where the list of the first row begins
+        (begun,) = k.choose(first.equals(0), lambda: [before], lambda: [ends[first - 1]])
+        with k.repeat(below(width), zero) as block:
+            column = block.index
+            gather = gathers.widest(width - column, lists, width)
+            with k.loop(0, reach + 1) as late:
+                window = grads.at((reach - late.index) * width + column)
+                target = out.at(late.index * columns * width + column)
+                with k.loop(first, last, begun) as row:
+                    begin, end = row.carried[0], ends[row.index]
+                    with k.when(begin < end):
+                        sums = target.at(row.index * width)
+                        gather(sums, sums, window, begin, end)
+                    row.next = (end,)
+            block.next = (column + gather.lanes,)

@@ -40,9 +40,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists)
     width, rows = table.shape[1], events.rows
     y = large_empty((rows, width), x.dtype)
     per_task, tasks = shared_out(rows, LEAST_ROWS)
-    # without delays the steps are not looked at
     start = first_sums(table, bias)
-    arguments = (rows, 1, 0, 0, *events[1:], events.weighted, table, start, width, y)
+    # without delays all rows are steps of one sample
+    arguments = (rows, rows, 0, 0, *events[1:], events.weighted, table, start, width, y)
     run("forward", x.dtype, tasks, per_task, *arguments, work=additions(events, width))
     if width != outputs:
         y = _copied(y[:, :outputs])

@@ -21,7 +21,7 @@ from tracetorch.events.lists import EventLists, list_events, sampled_density
 from tracetorch.events.observed import Product, observers, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend
-from tracetorch.fuse.runtime.kernel_cache import numba_reason
+from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
 
 # the method of each class that computes the product
@@ -62,7 +62,7 @@ def unavailable() -> str | None:
         return "tt.events.mode('never') is requested"
     if requested_backend() == "eager":
         return "tt.fuse.backend('eager') is requested"
-    return numba_reason()
+    return unavailable_reason()
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_integer
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
-from tracetorch.fuse.runtime.kernel_cache import numba_reason
 from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -169,7 +168,6 @@ class Noise(SequenceLayer):
             and has_values(position)
             and requested_backend() != "eager"
             and unavailable_reason("numba", position.device) is None
-            and numba_reason() is None
         )
         with torch.no_grad():
             one, other = (compiled_uniforms if compiled else uniforms)(position, steps, dtype)

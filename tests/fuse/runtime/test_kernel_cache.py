@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 
 from tracetorch import fuse
-from tracetorch.fuse.runtime import kernel_cache
+from tracetorch.fuse.runtime import kernel_cache, machine_code
 
 pytestmark = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
+    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
 )
 
 RUN = """
@@ -71,36 +70,23 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> N
 
 # In this process: each call of `load` is like the first of another process.
 
-SOURCE = """
-from numba import carray
-
-def forward(at):
-    a = carray(at, 1)
-    a[0] += 1.0
+TEXT = """
+define void @forward(ptr %a) {{
+  %before = load double, ptr %a
+  %after = fadd double %before, {}
+  store double %after, ptr %a
+  ret void
+}}
 """
+ONE = TEXT.format("1.0")
 COMPILING = "compiling the kernel"
 
 
-@pytest.fixture
-def cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Path:
-    place = tmp_path / "kernels"
-    monkeypatch.setenv("TRACETORCH_CACHE", str(place))
-    monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    monkeypatch.setattr(kernel_cache, "_reported", set())
-    caplog.set_level(logging.INFO, "tracetorch")
-    return place
-
-
-def load(source: str = SOURCE) -> float:
-    from numba import float64, types, void
-
-    kernel_cache._kernels.clear()
+def load(text: str = ONE) -> float:
+    """Run a module as the first call of another process does."""
+    machine_code._kernels.clear()
     array = np.zeros(1)
-    signature = void(types.CPointer(float64))
-    kernel_cache.compiled_at(source, "forward", signature)(array.ctypes.data)
+    machine_code.compiled(text, "forward").run(array.ctypes.data)
     return float(array[0])
 
 
@@ -125,48 +111,19 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, zero_the_end, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("pattern", ["*.py", "*.sha256", "__pycache__/*.nbi", "__pycache__/*.nbc"])
-def test_damaged_file_is_replaced(
-    pattern: str,
-    damage: Callable[[Path], None],
-    cache: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert load() == 1.0
-    (path,) = cache.glob(pattern)
+def test_damaged_source_is_replaced(damage: Callable[[Path], None], cache: Path) -> None:
+    source = "x = 1\n"
+    kernel_cache.module_of(source, "triton_forward")
+    (path,) = cache.iterdir()
     damage(path)
-    assert load() == 1.0
-    caplog.clear()
-    assert load() == 1.0
-    assert caplog.text == "", "the next process finds a good one"
-
-
-def test_every_file_damaged_is_replaced(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load()
-    for path in cache.rglob("*.*"):
-        truncate(path)
-    assert load() == 1.0
-    caplog.clear()
-    assert load() == 1.0
-    assert caplog.text == ""
-
-
-def test_machine_code_of_before_the_checksums_is_kept(
-    cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    load()
-    (checksum,) = cache.glob("*.sha256")
-    checksum.unlink()
-    caplog.clear()
-    load()
-    assert caplog.text == ""
-    assert checksum.exists()
+    assert kernel_cache.module_of(source, "triton_forward").x == 1
+    assert path.read_text() == source
 
 
 def test_size_is_bounded_and_the_kernel_unused_for_longest_goes_first(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sources = [f"{SOURCE}    a[0] += {n}.0\n" for n in range(4)]
+    sources = [TEXT.format(f"{n}.0") for n in range(1, 5)]
     for source in sources[:3]:
         load(source)
     kernels = kernel_cache.cached_kernels()
@@ -209,6 +166,7 @@ def test_clear_removes_only_files_of_the_cache(cache: Path) -> None:
     load()
     kernel_cache.module_of("x = 1\n", "triton_forward")
     tag = "0" * 20
+    (cache / "__pycache__").mkdir()  # of an earlier version
     for name in (f".77.forward_{tag}.py", f"__pycache__/forward_{tag}.forward-1.py311.nbi.tmp.ab"):
         (cache / name).write_text("unfinished")
     others = ["notes.py", "forward_.py", f"Forward-{tag}.py", "__pycache__/notes.cpython-311.pyc"]
@@ -245,23 +203,6 @@ def test_file_that_another_process_removes_is_not_counted(
     assert (kernel.size, kernel.used) == (4, stat(kernel.files[0]).st_mtime)
 
 
-def test_folder_of_numba_is_counted_and_cleared(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import numba
-
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "numba"))
-    load()
-    assert not list(cache.rglob("*.nbi"))
-    (machine_code,) = (tmp_path / "numba").rglob("*.nbc")
-    assert machine_code in kernel_cache.cached_kernels()[0].files
-    flip_a_bit(machine_code)
-    assert load() == 1.0
-    kernel_cache.clear()
-    assert not machine_code.exists()
-
-
 def test_unusable_folder_is_reported_once(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,19 +216,6 @@ def test_unusable_folder_is_reported_once(
     assert "Set TRACETORCH_CACHE to a folder that can be written" in record.getMessage()
 
 
-@pytest.mark.parametrize(
-    "block", [lambda path: path.write_text("not a folder"), lambda path: path.symlink_to("/proc")]
-)
-def test_machine_code_is_not_written_where_nobody_bounds_it(
-    block: Callable[[Path], object], cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Numba goes on to a folder of its own where ``__pycache__`` cannot be written."""
-    cache.mkdir()
-    block(cache / "__pycache__")
-    assert load() == 1.0
-    assert "every process compiles its own: File" in caplog.text
-
-
 def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -298,43 +226,3 @@ def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load() == 1.0
     with pytest.raises(OSError, match=r"home directory\. Set TRACETORCH_CACHE to a folder"):
         kernel_cache.folder()
-
-
-def test_error_of_the_source_is_raised(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(NameError, match="nothing"):
-        load("nothing\n")
-    assert "every process" not in caplog.text
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("stream", "level", "lines"),
-    [
-        (Terminal, logging.WARNING, 1),
-        (Terminal, logging.INFO, 0),
-        (io.StringIO, logging.WARNING, 0),
-    ],
-    ids=["terminal", "logged", "no terminal"],
-)
-def test_compiling_is_announced_once(
-    stream: type[io.StringIO],
-    level: int,
-    lines: int,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(level, "tracetorch")
-    errors = stream()
-    monkeypatch.setattr(sys, "stderr", errors)
-    load()
-    load(f"{SOURCE}    a[0] += 1.0\n")
-    load()
-    monkeypatch.undo()
-    assert errors.getvalue().count("traceTorch compiles kernels") == lines
-    assert errors.getvalue().count("\n") == lines
-    assert caplog.text.count(COMPILING) == (2 if level == logging.INFO else 0)

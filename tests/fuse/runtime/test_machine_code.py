@@ -9,42 +9,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.fuse.runtime.test_kernel_cache import empty, flip_a_bit, truncate, zero_the_end
+from tests.fuse.runtime.test_kernel_cache import (
+    COMPILING,
+    ONE,
+    TEXT,
+    empty,
+    flip_a_bit,
+    load,
+    truncate,
+    zero_the_end,
+)
 from tracetorch.fuse.runtime import kernel_cache, machine_code
-
-TEXT = """
-define void @forward(ptr %a) {{
-  %before = load double, ptr %a
-  %after = fadd double %before, {}
-  store double %after, ptr %a
-  ret void
-}}
-"""
-ONE = TEXT.format("1.0")
-COMPILING = "compiling the kernel"
-
-
-@pytest.fixture
-def cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Path:
-    place = tmp_path / "kernels"
-    monkeypatch.setenv("TRACETORCH_CACHE", str(place))
-    monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
-    monkeypatch.setattr(kernel_cache, "_reported", set())
-    caplog.set_level(logging.INFO, "tracetorch")
-    return place
-
-
-def load(text: str = ONE) -> float:
-    """Run a module as the first call of another process does."""
-    machine_code._kernels.clear()
-    array = np.zeros(1)
-    machine_code.compiled(text, "forward").run(array.ctypes.data)
-    return float(array[0])
 
 
 def test_object_code_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,13 +17,14 @@ import torch
 from tests import cases
 from tests.fuse.cases import ends, fused
 from tracetorch import fuse
+from tracetorch.fuse.codegen.llvm_writer import TaskWriter
 from tracetorch.fuse.runtime import threads as runtime
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.threads import run_tasks
 
 LARGE = 1 << 40  # work that is worth several threads
-needs_numba = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
+needs_llvmlite = pytest.mark.skipif(
+    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
 )
 needs_gomp = pytest.mark.skipif(runtime._gomp() is None, reason="PyTorch's OpenMP is not GNU's")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -33,18 +34,13 @@ warns_of_fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.fixture
 def kernel() -> TaskKernel:
     """Count in `done` how often each task runs; each worker uses its scratch for it."""
-    from numba import int32, int64, void
-
-    source = """
-def count(first, last, add, done, own):
-    for task in range(first, last):
-        own[0] = done[task]
-        for i in range(100):
-            own[0] += add
-        done[task] = own[0]
-"""
-    signature = void(int64, int64, int64, int32[::1], int64[::1])
-    return compiled_tasks(source, "count", signature, scratch=1)
+    k = TaskWriter("count")
+    add, done, own = k.integer(), k.array("i32"), k.scratch("i64")
+    own[0] = done[k.number]
+    with k.loop(0, 100):
+        own[0] = own[0] + add
+    done[k.number] = own[0]
+    return compiled(k.text(), "count")
 
 
 @pytest.fixture(params=["OpenMP", "pool"])
@@ -63,11 +59,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
     """Return how often each task has run, a hundred for once."""
     done = torch.zeros(tasks, dtype=torch.int32)
-    run_tasks(kernel, (1, done.data_ptr()), tasks, work=work, scratch=(8,))
+    run_tasks(kernel, (1, done.data_ptr(), 0), tasks, work=work, scratch=(8,))
     return done.tolist()
 
 
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("tasks", [0, 1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("work", [0, LARGE])
 def test_every_task_of_a_kernel_runs_once(
@@ -78,7 +74,7 @@ def test_every_task_of_a_kernel_runs_once(
         assert count(kernel, tasks, work) == [100] * tasks
 
 
-@needs_numba
+@needs_llvmlite
 def test_kernels_may_run_in_several_threads_at_once(kernel: TaskKernel, way: str) -> None:
     found: list[list[int]] = []
     callers = [
@@ -92,7 +88,7 @@ def test_kernels_may_run_in_several_threads_at_once(kernel: TaskKernel, way: str
     assert found == [[100] * 50] * 80
 
 
-@needs_numba
+@needs_llvmlite
 @needs_gomp
 def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
     found: list[list[int]] = []
@@ -102,7 +98,7 @@ def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
     assert found == [[100] * 9] * 2
 
 
-@needs_numba
+@needs_llvmlite
 def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
     layer = cases.layer("BSRLIF", 300)
     x = cases.sequence(40, 9, 300, dtype=torch.float32)
@@ -117,7 +113,7 @@ def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
             assert torch.equal(gradient, found[0][1][name]), name
 
 
-@needs_numba
+@needs_llvmlite
 @needs_gomp
 def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
     library = ctypes.CDLL(str(runtime._torch_library()), os.RTLD_NOLOAD)
@@ -130,7 +126,7 @@ def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
         torch.set_num_threads(before)
 
 
-@needs_numba
+@needs_llvmlite
 @needs_fork
 @warns_of_fork
 def test_child_forked_after_a_parallel_region_runs_kernels(kernel: TaskKernel, way: str) -> None:
@@ -158,7 +154,7 @@ class Filtered(torch.utils.data.Dataset[float]):
         return self.layer.forward_sequence(self.x)[0].sum().item()
 
 
-@needs_numba
+@needs_llvmlite
 @needs_fork
 @warns_of_fork
 def test_forked_workers_of_a_data_loader_run_kernels() -> None:

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 
 from tracetorch.fuse.codegen.llvm_functions import LIBRARY, number, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
-from tracetorch.fuse.codegen.llvm_tasks import serial_entry, spread_source, task_entry
-from tracetorch.fuse.codegen.task_function import HEADER
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, spread_source, task_entry
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
     STRIDED,

@@ -1,12 +1,23 @@
 """Write the functions around a kernel in LLVM IR: those that threads call, and parameters' loads.
 
-A kernel that threads share takes the address of a block of 64-bit integers, as
-:mod:`~tracetorch.fuse.codegen.task_function` describes it.
+Each worker has a share of the tasks, the same in every call, so that what a core has in its caches
+is of use to it again; one that has done its own goes on with the shares of the others. The argument
+is the address of a block of 64-bit integers::
+
+    0           the number of tasks
+    1           the number of workers
+    2           the address of a function that returns the number of the calling worker; or else 0
+    3           how many workers have come, where there is no such function
+    4 ...       the arguments: an integer as it is, an array as the address of its first value;
+                the scratch of each worker as the address of that of worker 0, and the bytes from
+                one to the next
+    ...         for each worker, a cache line apart, how many tasks of its share have been taken
 """
 
 from __future__ import annotations
 
-from tracetorch.fuse.codegen.task_function import HEADER, LINE
+LINE = 8  # integers in a cache line, which two workers should not write to
+HEADER = 4  # integers before the arguments
 
 _TASK_ENTRY = """\
 define void @{name}(ptr %a) {{

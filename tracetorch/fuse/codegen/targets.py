@@ -110,7 +110,7 @@ _INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "l
 
 
 def real_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in NumPy and Numba, such as ``"float32"``."""
+    """Return the name of a dtype in NumPy, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")
 
 

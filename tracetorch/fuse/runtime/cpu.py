@@ -18,9 +18,13 @@ from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, ResultGradients
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-from tracetorch.fuse.runtime.machine_code import compiled, this_machine, unavailable_reason
+from tracetorch.fuse.runtime.machine_code import (
+    TaskKernel,
+    compiled,
+    this_machine,
+    unavailable_reason,
+)
 from tracetorch.fuse.runtime.memory import address, addresses
 from tracetorch.fuse.runtime.threads import run_tasks
 

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,6 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.fuse.codegen.llvm_functions import LIBRARY
 from tracetorch.fuse.codegen.llvm_kernel import Processor
 from tracetorch.fuse.runtime.kernel_cache import (
-    TaskKernel,
     folder,
     limit,
     mark_used,
@@ -36,6 +36,18 @@ _lock = threading.RLock()
 _kernels: dict[str, TaskKernel] = {}
 _alive: list[Any] = []  # engines whose code is called by address
 _CHECKSUM = 64  # bytes at the beginning of a file
+
+
+class TaskKernel(NamedTuple):
+    """A kernel over tasks, as :func:`tracetorch.fuse.runtime.threads.run_tasks` runs it.
+
+    Args:
+        run: does the tasks of a block that no other thread does, without the GIL.
+        address: of its machine code, a C function of the address of a block.
+    """
+
+    run: Callable[[int], None]
+    address: int
 
 
 class Machine(NamedTuple):

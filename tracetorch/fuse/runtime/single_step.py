@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracetorch.fuse.codegen.llvm_kernel import print_kernel
-from tracetorch.fuse.codegen.task_function import HEADER
+from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import step_kernel
 from tracetorch.fuse.ir.verify import verify

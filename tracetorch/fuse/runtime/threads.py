@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tracetorch.fuse.codegen.task_function import LINE
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel
+from tracetorch.fuse.codegen.llvm_tasks import LINE
+from tracetorch.fuse.runtime.machine_code import TaskKernel
 from tracetorch.fuse.runtime.memory import scratch_address
 
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
@@ -51,7 +51,7 @@ def run_tasks(
     from within another parallel region.
 
     Args:
-        kernel: what :func:`tracetorch.fuse.runtime.kernel_cache.compiled_tasks` compiled.
+        kernel: what :func:`tracetorch.fuse.runtime.machine_code.compiled` compiled.
         arguments: its arguments after the range of tasks and before the scratch: integers, and
             the addresses of arrays. The caller keeps their memory alive and sees to their types.
         tasks: how many there are, each worth at least a microsecond.
@@ -69,7 +69,7 @@ def run_tasks(
         for stride in strides:
             places += (place, stride)
             place += stride * threads
-    # in the order of tracetorch.fuse.codegen.task_function
+    # in the order of tracetorch.fuse.codegen.llvm_tasks
     number = gomp.thread_number if gomp and threads > 1 else 0
     block = array("q", (tasks, threads, number, 0, *arguments, *places))
     block.frombytes(bytes(8 * (-len(block) % LINE + LINE * threads)))

@@ -13,8 +13,8 @@ import functools
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.targets import real_name
-from tracetorch.fuse.runtime.kernel_cache import TaskKernel, compiled_tasks
+from tracetorch.fuse.codegen.llvm_writer import WORD, TaskWriter, Value
+from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address, large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
 
@@ -23,42 +23,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of four rounds, in turns
 _PARITY = 0x1BD11BDA
 _ROUNDS = 20
 _LANES = 1024  # of a task
-
-_MODULE = '''"""Uniform random numbers from a counter, for tracetorch.fuse."""
-
-import numpy as np
-from numba.extending import register_jitable
-
-real = np.{real}
-half, unit = real(0.5), real(2.0**-23)
-mask, parity = {mask}, np.uint32({parity})
-
-
-@register_jitable
-def rotated(value, bits):
-    """Rotate 32 bits to the left; the casts keep Numba from going on in 64."""
-    return np.uint32(np.uint32(value << np.uint32(bits)) | (value >> np.uint32(32 - bits)))
-
-
-def uniforms(first, last, lanes, steps, position, one, other):
-    """Fill two sequences: lane l has the key l, and the counter position[l] + t at step t."""
-    for task in range(first, last):
-        low = task * {lanes}
-        width = min({lanes}, lanes - low)
-        starts = position[low : low + width]
-        for t in range(steps):
-            out0 = one[t * lanes + low : t * lanes + low + width]
-            out1 = other[t * lanes + low : t * lanes + low + width]
-            for i in range(width):
-                k0, k1 = np.uint32((low + i) & mask), np.uint32((low + i) >> 32)
-                k2 = np.uint32(k0 ^ k1 ^ parity)
-                counter = starts[i] + t
-                a = np.uint32(np.uint32(counter & mask) + k0)
-                b = np.uint32(np.uint32((counter >> 32) & mask) + k1)
-{rounds}
-                out0[i] = (real(np.int32(a >> np.uint32(9))) + half) * unit
-                out1[i] = (real(np.int32(b >> np.uint32(9))) + half) * unit
-'''
+_WIDTH = 16  # lanes that are computed at a time
 
 
 def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -121,18 +86,38 @@ def compiled_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple
 
 @functools.cache
 def _kernel(dtype: torch.dtype) -> TaskKernel:
-    from numba import types
+    k = TaskWriter("uniforms")
+    _write(k, "float" if dtype == torch.float32 else "double")
+    return compiled(k.text(), k.name)
 
-    # written out: a loop over rounds would not be vectorised over lanes
-    lines: list[str] = []
-    for turn in range(_ROUNDS // 4):
-        for bits in _ROTATIONS[turn % 2]:
-            lines += ["a = np.uint32(a + b)", f"b = np.uint32(rotated(b, {bits}) ^ a)"]
-        lines.append(f"a = np.uint32(a + k{(turn + 1) % 3})")
-        lines.append(f"b = np.uint32(b + np.uint32(k{(turn + 2) % 3} + np.uint32({turn + 1})))")
-    rounds = "\n".join(" " * 16 + line for line in lines)
-    numbers = {"mask": _MASK, "parity": _PARITY, "lanes": _LANES}
-    source = _MODULE.format(real=real_name(dtype), rounds=rounds, **numbers)
-    real = getattr(types, real_name(dtype))[::1]
-    arguments = [*[types.int64] * 4, types.int64[::1], real, real]
-    return compiled_tasks(source, "uniforms", types.void(*arguments))
+
+def _write(k: TaskWriter, real: str) -> None:
+    """Fill two sequences: lane l has the key l, and the counter position[l] + t at step t."""
+    lanes, steps = k.integers(2)
+    position, one, other = k.array(WORD), k.array(real), k.array(real)
+    numbers, vector = f"<{_WIDTH} x i32>", f"<{_WIDTH} x {real}>"
+    low = k.number * _LANES
+    with k.loop(0, steps) as step, k.loop(low, k.least(low + _LANES, lanes), step=_WIDTH) as block:
+        # of lanes that are behind the last one nothing is read or written
+        lane, left = block.index, lanes - block.index
+        counter = position.some(lane, left, _WIDTH) + k.spread(step.index, _WIDTH)
+        keys = [k.spread(word, _WIDTH) for word in _words(k, lane, "i32")]
+        # a block begins with a multiple of its width, and has one higher word
+        keys[0] = keys[0] + k.numbered(_WIDTH, "i32")
+        keys.append(keys[0] ^ keys[1] ^ _PARITY)
+        a, b = (word + key for word, key in zip(_words(k, counter, numbers), keys, strict=False))
+        for turn in range(_ROUNDS // 4):
+            for bits in _ROTATIONS[turn % 2]:
+                a = a + b
+                rotation = k.literal(bits, numbers)
+                b = k.intrinsic(f"llvm.fshl.v{_WIDTH}i32", numbers, b, b, rotation) ^ a
+            a = a + keys[(turn + 1) % 3]
+            b = b + keys[(turn + 2) % 3] + (turn + 1)
+        for out, word in ((one, a), (other, b)):
+            uniform = (k.convert("sitofp", word >> 9, vector) + 0.5) * 2.0**-23
+            out.store_some(step.index * lanes + lane, left, uniform)
+
+
+def _words(k: TaskWriter, value: Value, kind: str) -> list[Value]:
+    """Return the lower and the higher half of integers."""
+    return [k.convert("trunc", part, kind) for part in (value, value >> 32)]

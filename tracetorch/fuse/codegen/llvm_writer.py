@@ -1,0 +1,416 @@
+"""Write a kernel over tasks in LLVM IR by hand: integers, arrays, loops, vectors of lanes.
+
+For kernels that are no neuron's, whose indices come from memory: which rows of a table are summed
+is what a list says, so that no verifier could prove them to be inside. The text is in
+single-assignment form, as :mod:`tracetorch.fuse.codegen.llvm_kernel` writes it: no pass goes over
+it but the selection of instructions.
+
+Integers are ``i64``; those of other widths are extended with zeros where they are loaded, and cut
+where they are stored. A division is of numbers that are not negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, task_entry
+
+WORD = "i64"
+_BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A value of a kernel; arithmetic with it writes instructions.
+
+    Args:
+        writer: of the function that it belongs to.
+        text: its name there, or a literal.
+        type: LLVM's.
+    """
+
+    writer: Writer
+    text: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.text}"
+
+    @property
+    def scalar(self) -> str:
+        """Type of a lane."""
+        return self.type.split(" x ")[1][:-1] if self.type.startswith("<") else self.type
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes."""
+        return int(self.type[1 : self.type.index(" ")]) if self.type.startswith("<") else 1
+
+    @property
+    def is_real(self) -> bool:
+        """Whether lanes are real numbers."""
+        return self.scalar in ("float", "double")
+
+    def _binary(self, op: str, real: str, other: Operand) -> Value:
+        name = real if self.is_real else op
+        second = self.writer.literal(other, self.type)
+        return self.writer.value(f"{name} {self}, {second.text}", self.type)
+
+    def _compare(self, op: str, real: str, other: Operand) -> Value:
+        name = f"fcmp {real}" if self.is_real else f"icmp {op}"
+        second = self.writer.literal(other, self.type)
+        mask = self.type.replace(self.scalar, "i1")
+        return self.writer.value(f"{name} {self}, {second.text}", mask)
+
+    def __add__(self, other: Operand) -> Value:
+        return self._binary("add", "fadd", other)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._binary("sub", "fsub", other)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._binary("mul", "fmul", other)
+
+    def __floordiv__(self, other: Operand) -> Value:
+        return self._binary("udiv", "", other)
+
+    def __mod__(self, other: Operand) -> Value:
+        return self._binary("urem", "", other)
+
+    def __and__(self, other: Operand) -> Value:
+        return self._binary("and", "", other)
+
+    def __or__(self, other: Operand) -> Value:
+        return self._binary("or", "", other)
+
+    def __xor__(self, other: Operand) -> Value:
+        return self._binary("xor", "", other)
+
+    def __lshift__(self, other: Operand) -> Value:
+        return self._binary("shl", "", other)
+
+    def __rshift__(self, other: Operand) -> Value:
+        return self._binary("lshr", "", other)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self._compare("slt", "olt", other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self._compare("sge", "oge", other)
+
+    def equals(self, other: Operand) -> Value:
+        """Return whether it is equal, in every lane."""
+        return self._compare("eq", "oeq", other)
+
+    def differs(self, other: Operand) -> Value:
+        """Return whether it is not equal, in every lane; NaN is equal to nothing."""
+        return self._compare("ne", "une", other)
+
+
+Operand: TypeAlias = "Value | int | float"
+
+
+@dataclass(frozen=True)
+class Array:
+    """Memory that a kernel reads and writes; ``array[index]`` is one value.
+
+    Args:
+        pointer: where it begins.
+        element: type of its values.
+    """
+
+    pointer: Value
+    element: str
+
+    def at(self, index: Operand) -> Array:
+        """Return what begins at an index."""
+        writer = self.pointer.writer
+        place = writer.literal(index, WORD)
+        pointer = writer.value(f"getelementptr {self.element}, {self.pointer}, {place}", "ptr")
+        return Array(pointer, self.element)
+
+    def __getitem__(self, index: Operand) -> Value:
+        value = self.vector(index, 1)
+        return value.writer.value(f"zext {value} to i64", WORD) if self._is_short else value
+
+    def __setitem__(self, index: Operand, value: Operand) -> None:
+        writer = self.pointer.writer
+        stored = writer.literal(value, WORD if self._is_short else self.element)
+        if self._is_short:
+            stored = writer.value(f"trunc {stored} to {self.element}", self.element)
+        self.store(index, stored)
+
+    def vector(self, index: Operand, lanes: int) -> Value:
+        """Return neighbours, as many as there are lanes."""
+        kind = self.element if lanes == 1 else f"<{lanes} x {self.element}>"
+        source = self.at(index).pointer
+        return source.writer.value(f"load {kind}, {source}, align {_BYTES[self.element]}", kind)
+
+    def store(self, index: Operand, value: Value) -> None:
+        """Write a value of the element's type, or neighbours."""
+        target = self.at(index).pointer
+        target.writer.line(f"store {value}, {target}, align {_BYTES[self.element]}")
+
+    def some(self, index: Operand, count: Value, lanes: int) -> Value:
+        """Return neighbours, the first ``count`` of them read and the others 0."""
+        source, kind = self.at(index).pointer, f"<{lanes} x {self.element}>"
+        writer, (name, size, mask) = source.writer, self._masked(source.writer, count, lanes)
+        zeros = Value(writer, "zeroinitializer", kind)
+        return writer.intrinsic(f"llvm.masked.load.{name}", kind, source, size, mask, zeros)
+
+    def store_some(self, index: Operand, count: Value, value: Value) -> None:
+        """Write neighbours, the first ``count`` of them."""
+        target, lanes = self.at(index).pointer, value.lanes
+        name, size, mask = self._masked(target.writer, count, lanes)
+        target.writer.call(f"llvm.masked.store.{name}", value, target, size, mask)
+
+    def _masked(self, writer: Writer, count: Value, lanes: int) -> tuple[str, Value, Value]:
+        """Return the suffix of LLVM's function, the alignment, and which lanes it is of."""
+        size = _BYTES[self.element]
+        name = f"v{lanes}{'f' if self.element in ('float', 'double') else 'i'}{8 * size}.p0"
+        mask = writer.numbered(lanes, WORD) < writer.spread(count, lanes)
+        return name, writer.literal(size, "i32"), mask
+
+    @property
+    def _is_short(self) -> bool:
+        return self.element in ("i32", "i16")
+
+
+@dataclass
+class Turn:
+    """A turn of a loop; after the loop, what ``carried`` were in the turn that was not run.
+
+    Args:
+        index: of the turn.
+        carried: what it carries.
+        next: what the next one does; set in the body.
+    """
+
+    index: Value
+    carried: tuple[Value, ...]
+    next: tuple[Operand, ...] = ()
+
+
+def below(stop: Operand) -> Callable[[Sequence[Value]], Value]:
+    """Return the condition that the first of what a loop carries is less than ``stop``."""
+    return lambda carried: carried[0] < stop
+
+
+@dataclass
+class Writer:
+    """Write the lines of one function.
+
+    Args:
+        declared: declarations of LLVM's own functions that are called.
+    """
+
+    declared: set[str] = field(default_factory=set)
+    lines: list[str] = field(default_factory=list)
+    block: str = "begin"
+    count: int = 0
+
+    def line(self, text: str) -> None:
+        """Append an instruction."""
+        self.lines.append(f"  {text}")
+
+    def value(self, text: str, kind: str) -> Value:
+        """Append an instruction, and return its result."""
+        result = Value(self, self._fresh("%v"), kind)
+        self.line(f"{result.text} = {text}")
+        return result
+
+    def literal(self, operand: Operand, kind: str) -> Value:
+        """Return an operand as a value of a type, in all lanes."""
+        if isinstance(operand, Value):
+            if operand.type != kind:
+                raise TypeError(f"{operand} is not a {kind}.")
+            return operand
+        scalar = kind.split(" x ")[1][:-1] if kind.startswith("<") else kind
+        if not kind.startswith("<"):
+            return Value(self, repr(operand), kind)
+        lanes = int(kind[1 : kind.index(" ")])
+        return Value(self, f"<{', '.join([f'{scalar} {operand!r}'] * lanes)}>", kind)
+
+    def spread(self, value: Value, lanes: int) -> Value:
+        """Return a vector that has a value in all lanes."""
+        kind = f"<{lanes} x {value.type}>"
+        one = self.value(f"insertelement {kind} poison, {value}, i64 0", kind)
+        zeros = f"<{lanes} x i32> zeroinitializer"
+        return self.value(f"shufflevector {one}, {kind} poison, {zeros}", kind)
+
+    def convert(self, op: str, value: Value, kind: str) -> Value:
+        """Return a value as one of another type: ``trunc``, ``zext``, ``sitofp``, ``bitcast``."""
+        return self.value(f"{op} {value} to {kind}", kind)
+
+    def numbered(self, lanes: int, kind: str) -> Value:
+        """Return a vector of the numbers of its lanes."""
+        numbers = ", ".join(f"{kind} {lane}" for lane in range(lanes))
+        return Value(self, f"<{numbers}>", f"<{lanes} x {kind}>")
+
+    def intrinsic(self, name: str, kind: str, *arguments: Value) -> Value:
+        """Call a function of LLVM's own."""
+        kinds = ", ".join(argument.type for argument in arguments)
+        self.declared.add(f"declare {kind} @{name}({kinds})")
+        return self.value(f"call {kind} @{name}({', '.join(map(str, arguments))})", kind)
+
+    def call(self, name: str, *arguments: Value) -> None:
+        """Call a function of LLVM's own that returns nothing."""
+        kinds = ", ".join(argument.type for argument in arguments)
+        self.declared.add(f"declare void @{name}({kinds})")
+        self.line(f"call void @{name}({', '.join(map(str, arguments))})")
+
+    def select(self, condition: Value, first: Operand, second: Operand, kind: str = WORD) -> Value:
+        """Return the first where a condition holds, else the second."""
+        one, other = self.literal(first, kind), self.literal(second, kind)
+        return self.value(f"select {condition}, {one}, {other}", kind)
+
+    def least(self, first: Value, second: Operand) -> Value:
+        """Return the smaller of two integers."""
+        return self.select(first < second, first, second)
+
+    def largest(self, first: Value, second: Operand) -> Value:
+        """Return the larger of two integers."""
+        return self.select(first < second, second, first)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Run what is written inside where a condition holds."""
+        then, after = self._fresh("then"), self._fresh("after")
+        self.line(f"br {condition}, label %{then}, label %{after}")
+        self._label(then)
+        yield
+        self.line(f"br label %{after}")
+        self._label(after)
+
+    def choose(
+        self,
+        condition: Value,
+        first: Callable[[], Sequence[Value]],
+        second: Callable[[], Sequence[Value]],
+    ) -> list[Value]:
+        """Return the results of the branch that a condition chooses."""
+        then, other, after = (self._fresh(name) for name in ("then", "else", "after"))
+        self.line(f"br {condition}, label %{then}, label %{other}")
+        ends: list[tuple[str, Sequence[Value]]] = []
+        for name, branch in ((then, first), (other, second)):
+            self._label(name)
+            results = branch()
+            ends.append((self.block, results))
+            self.line(f"br label %{after}")
+        self._label(after)
+        (one, firsts), (two, seconds) = ends
+        return [
+            self.value(f"phi {a.type} [ {a.text}, %{one} ], [ {b.text}, %{two} ]", a.type)
+            for a, b in zip(firsts, seconds, strict=True)
+        ]
+
+    @contextmanager
+    def loop(self, start: Operand, stop: Operand, *carried: Value, step: int = 1) -> Iterator[Turn]:
+        """Run what is written inside for each index of ``start, start + step ... < stop``."""
+        first = self.literal(start, WORD)
+        with self._turns((first, *carried), below(stop)) as turn:
+            inner = Turn(turn.carried[0], turn.carried[1:])
+            yield inner
+            turn.next = (turn.carried[0] + step, *inner.next)
+
+    @contextmanager
+    def repeat(
+        self, condition: Callable[[Sequence[Value]], Value], *carried: Value
+    ) -> Iterator[Turn]:
+        """Run what is written inside as long as a condition holds of what is carried."""
+        with self._turns(carried, condition) as turn:
+            yield turn
+
+    @contextmanager
+    def _turns(
+        self, initial: Sequence[Value], condition: Callable[[Sequence[Value]], Value]
+    ) -> Iterator[Turn]:
+        head, body, done = (self._fresh(name) for name in ("loop", "body", "done"))
+        before = self.block
+        self.line(f"br label %{head}")
+        self._label(head)
+        place = len(self.lines)
+        inside = tuple(Value(self, self._fresh("%c"), value.type) for value in initial)
+        self.lines += [""] * len(inside)
+        self.line(f"br {condition(inside)}, label %{body}, label %{done}")
+        self._label(body)
+        turn = Turn(inside[0], inside)
+        yield turn
+        if len(turn.next) != len(inside):
+            raise ValueError(f"a turn sets {len(turn.next)} of {len(inside)} values.")
+        for at, (value, begin, end) in enumerate(zip(inside, initial, turn.next, strict=True)):
+            last = self.literal(end, value.type)
+            entries = f"[ {begin.text}, %{before} ], [ {last.text}, %{self.block} ]"
+            self.lines[place + at] = f"  {value.text} = phi {value.type} {entries}"
+        self.line(f"br label %{head}")
+        self._label(done)
+
+    def _fresh(self, prefix: str) -> str:
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def _label(self, name: str) -> None:
+        self.lines.append(f"{name}:")
+        self.block = name
+
+
+class TaskWriter(Writer):
+    """Write a kernel over tasks: the function of one task, ``number``.
+
+    Arguments are declared in the order in which the caller gives them; scratch comes behind them,
+    and then, as one more argument each, where in it an array begins.
+
+    Args:
+        name: of the kernel.
+
+    Example:
+        >>> k = TaskWriter("double")
+        >>> x, y = k.array("float"), k.array("float")
+        >>> y[k.number] = x[k.number] * 2.0
+        >>> "fmul float" in k.text()
+        True
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.number = Value(self, "%which", WORD)
+        self.functions: list[str] = []
+        self._arguments = 0
+        self._has_scratch = False
+
+    def integer(self) -> Value:
+        """Return the next argument, an integer."""
+        place = Array(Value(self, "%a", "ptr"), WORD)
+        self._arguments += 1
+        return place[HEADER + self._arguments - 1]
+
+    def integers(self, count: int) -> list[Value]:
+        """Return the next arguments, integers."""
+        return [self.integer() for _ in range(count)]
+
+    def array(self, element: str) -> Array:
+        """Return the next argument, an array."""
+        return Array(self.convert("inttoptr", self.integer(), "ptr"), element)
+
+    def scratch(self, element: str) -> Array:
+        """Return an array of scratch, which begins as many bytes in as the next argument says."""
+        self._has_scratch = True
+        start = Array(Value(self, "%scratch", "ptr"), "i8").at(self.integer())
+        return Array(start.pointer, element)
+
+    def function(self, head: str, inner: Writer) -> None:
+        """Add a function that the kernel calls."""
+        lines = [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
+        self.functions += lines
+        self.declared |= inner.declared
+
+    def text(self) -> str:
+        """Return the module."""
+        head = "define internal void @task(ptr noalias %a, ptr noalias %scratch, i64 %which) "
+        task = [head + "noinline {", "begin:", *self.lines, "  ret void", "}"]
+        entry = task_entry(self.name, self._arguments, self._has_scratch)
+        return "\n".join([*self.functions, *task, *entry, *sorted(self.declared), ""])
