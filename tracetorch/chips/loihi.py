@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count, check_integer
 from tracetorch.integers.fixed_point import multiply
-from tracetorch.integers.leaky_integrator import integer_weight, scaled
+from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate, scaled
 from tracetorch.integers.rounding import floor, round  # noqa: A004
 from tracetorch.integers.straight_through import straight_through
-from tracetorch.integers.width import wrap
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
@@ -59,8 +58,8 @@ class LIF(Neuron):
         v = saturate(trunc(v (4096 - dv) / 4096) + u + bias)
         output = H(v - 64 pos_threshold);   v = 0 where it fires
 
-    All are integers of 24 bits, exact in float32. ``x`` is what :class:`Dense` returns. The current
-    wraps into -2^23 + 1 .. 2^23, and the voltage saturates at 2^23 - 1.
+    All are integers of 24 bits, exact in float32. ``x``, of 16 bits, is what :class:`Dense`
+    returns. The current wraps, once, into -2^23 + 1 .. 2^23, and the voltage saturates at 2^23 - 1.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -106,7 +105,7 @@ class LIF(Neuron):
         integer_weight(self, "dv", dv, 0, _UNITY - 1)
         integer_weight(self, "pos_threshold", pos_threshold, 0, 2**LOIHI.threshold_bits - 1)
         integer_weight(self, "bias", bias, -(2**19), 2**19)
-        self.option("spike", surrogate_derivative)
+        self.option("spike", resolve_surrogate(surrogate_derivative))
 
     @staticmethod
     def step(
@@ -124,7 +123,10 @@ class LIF(Neuron):
         bits = LOIHI.decay_bits
         # the one step of the register that makes a decay of 4096 possible
         u = multiply(u, _UNITY - 1 - round(du), bits, "trunc") + _UP * x
-        u = -wrap(-u, _BITS)  # the end that two's complement has below is above here
+        # once around; and bounds that change nothing, but tell whoever reads the graph the width
+        span = 2.0**_BITS
+        u = u + span * ((u <= -span / 2).to(u.dtype) - (u > span / 2).to(u.dtype))
+        u = straight_through(u, u.detach().clamp(-_LARGEST, _LARGEST + 1))
         v = multiply(v, _UNITY - round(dv), bits, "trunc") + round(bias) + u
         v = v.clamp(-_LARGEST, _LARGEST)
         threshold = _UP * round(pos_threshold)

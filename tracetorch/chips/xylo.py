@@ -24,7 +24,7 @@ from torch import Tensor
 from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count, check_integer
 from tracetorch.integers.fixed_point import shift_right
-from tracetorch.integers.leaky_integrator import integer_weight
+from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.straight_through import straight_through
 from tracetorch.integers.width import limits, saturate
@@ -127,7 +127,7 @@ class _XyloNeuron(Neuron):
         else:
             integer_weight(self, "bias", bias, _LOW, _HIGH)
         self.option("max_spikes", most, check=check_count)
-        self.option("spike", surrogate)
+        self.option("spike", resolve_surrogate(surrogate))
 
 
 class LIF(_XyloNeuron):

@@ -71,6 +71,9 @@ def prove(
     for name in cell.active:
         start = getattr(layer, f"initial_{name}", None)
         starts[name] = interval_of(torch.zeros(shape) if start is None else start)
+        held = getattr(layer, name)
+        if held is not None:
+            starts[name] = hull(starts[name], interval_of(held))
     return settled(program.forward, known, starts, _MOST[dtype])
 
 
@@ -127,6 +130,8 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     largest: dict[nn.Module, Tensor] = {}
     with restored(model), torch.no_grad(), ExitStack() as hooks:
         for path, module in named_modules(model):
+            if any(not above or path.startswith(f"{above}.") for above in layers):
+                continue  # it computes an input of a neuron layer
             if has_step(module):
                 layers[path] = module
                 record: Any = partial(_record_inputs, path, seen, facts)

@@ -83,10 +83,14 @@ def hull(x: Interval, y: Interval) -> Interval:
     )
 
 
+def _largest(x: Interval, most: float) -> NDArray[Any]:
+    """Return up to what all multiples of the step are numbers of a dtype."""
+    return np.asarray(most * np.exp2(np.clip(x.step, -_WIDEST, 0.0)))
+
+
 def _fits(x: Interval, most: float) -> NDArray[Any]:
     """Return whether every value is one of a dtype that holds all integers up to ``most``."""
-    largest = most * np.exp2(np.clip(x.step, -_WIDEST, 0.0))
-    fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= largest)
+    fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= _largest(x, most))
     return fitting
 
 
@@ -241,7 +245,7 @@ _RULES: dict[str, Rule] = {
     "xor": lambda x, y: _truth(False, False, x, y),
     "not": lambda x: _truth(np.equal(x.high, 0), np.equal(x.low, 1), x),
 }
-# Operations on numbers that may be too large for their dtype: rounding keeps them in order.
+# Operations that numbers too large for their dtype may enter, for they ask for the order alone.
 _ORDER = COMPARISONS | {"max", "min"}
 
 
@@ -288,7 +292,10 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
     values = dict(inputs)
 
     def of(value: Value) -> Interval:
-        return values[value] if isinstance(value, str) else constant(float(value))
+        if isinstance(value, str):
+            return values[value]
+        # a literal is one of the dtype
+        return constant(float(value) if most > 2**24 else float(np.float32(value)))
 
     found = []
     for line in graph.lines:
@@ -296,9 +303,12 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
             raise ValueError(f"{line.op} has no rule of interval arithmetic: it is not exact.")
         args = [of(arg) for arg in line.args]
         interval = _RULES[line.op](*args)
-        if line.op not in _ORDER:
-            for arg in args:
-                fits = _fits(arg, most)
+        for index, arg in enumerate(args):
+            fits: Any = _fits(arg, most)
+            if line.op in _ORDER:
+                # What does not fit is rounded, but it stays beyond all that fits.
+                fits = fits | (args[1 - index]._magnitudes() < _largest(arg, most))
+            if not np.all(fits):
                 interval = replace(
                     interval,
                     exact=np.logical_and(interval.exact, fits),
@@ -324,22 +334,35 @@ def settled(
         most: the largest integer up to which the dtype holds all.
     """
     held = dict(states)
-    for attempt in range(_ROUNDS + 4 * _WIDEST * (len(states) + 1)):
+
+    def advanced() -> tuple[Bounds, dict[str, Interval]]:
         found = bounds(graph, {**inputs, **{f"s_{n}": v for n, v in held.items()}}, most)
-        grown = {name: hull(held[name], found.outputs[f"next_{name}"]) for name in held}
+        ends = {name: hull(start, found.outputs[f"next_{name}"]) for name, start in states.items()}
+        # by induction: where states are exact, are the next ones?
+        return found, {name: replace(end, exact=True) for name, end in ends.items()}
+
+    for attempt in range(_ROUNDS + 4 * _WIDEST * (len(states) + 1)):
+        _, ends = advanced()
+        grown = {name: hull(held[name], ends[name]) for name in held}
         if all(_same(held[name], grown[name]) for name in held):
-            return found
+            break
         if attempt >= _ROUNDS:
             grown = {name: _widened(held[name], grown[name]) for name in held}
         held = grown
-    raise AssertionError("widening ends after as many rounds as there are powers of two")
+    else:
+        raise AssertionError("widening ends after as many rounds as there are powers of two")
+    # what was widened too far comes back: the image of what holds everything does, too
+    for _ in range(_ROUNDS):
+        _, held = advanced()
+    return advanced()[0]
 
 
 def _widened(before: Interval, after: Interval) -> Interval:
     """Return an interval whose grown ends are powers of two, and at last infinite."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low = np.where(np.less(after.low, 0), -np.exp2(np.ceil(np.log2(np.abs(after.low)))), 0.0)
-        high = np.exp2(np.ceil(np.log2(np.maximum(after.high, 0) + 1.0))) - 1
+    # in two's complement: -2^k below, 2^k - 1 above
+    fraction, power = np.frexp(np.maximum(np.negative(after.low), 0.0))
+    low = -np.exp2(power - (fraction == 0.5)) * (fraction > 0)
+    high = np.exp2(np.frexp(np.maximum(after.high, 0.0))[1]) - np.greater_equal(after.step, 0)
     low = np.where(np.less(after.low, before.low), low, after.low)
     high = np.where(np.greater(after.high, before.high), high, after.high)
     low = np.where(low < -(2.0**_WIDEST), -np.inf, low)
