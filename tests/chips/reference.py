@@ -16,7 +16,7 @@ def saturated(x: Any) -> Integers:
 
 
 def dash(x: Integers, shift: Integers) -> Integers:
-    """What a decay takes off: a shift, of at least one."""
+    """Return the loss of a decay: a shift, of at least one."""
     gone = x >> shift
     return np.where((x > 0) & (gone == 0), 1, gone)
 

@@ -173,20 +173,21 @@ def test_no_width_holds_every_real_number() -> None:
             _ = unbounded.bits
 
 
-def test_a_model_is_checked_and_left_as_it_was() -> None:
+def test_a_model_is_checked_and_keeps_its_states() -> None:
+    neurons = integers.LeakyIntegrator(2, beta=128, pos_threshold=100)
     model = nn.Sequential(
         linear([[100.0, -7.0], [3.0, 127.0]]),
-        integers.LeakyIntegrator(2, beta=128, pos_threshold=100),
+        neurons,
         linear([[1.0, -8.0]]),
         integers.LeakyIntegrator(1, beta=0),
     )
     held = model(torch.ones(1, 2))
-    before = model[1].mem.clone()
+    before = neurons.mem.clone()
     found = integers.check_exact(model, torch.ones(4, 1, 2))
     assert set(found) == {"1", "3"}
     assert set(found["1"]) == {"output", "mem"}
     assert (found["3"]["mem"].low, found["3"]["mem"].high) == (-8, -7)
-    assert torch.equal(model[1].mem, before)
+    assert torch.equal(neurons.mem, before)
     assert held.shape == (1, 1)
 
 

@@ -1,4 +1,4 @@
-"""``Chip``: what fits a chip, as data."""
+"""``Chip``: the limits of a chip, as data."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Chip:
         has_bias: whether neurons have a bias.
 
     Example:
+        >>> from tracetorch.chips.xylo import XYLO_2
         >>> XYLO_2.hidden, XYLO_2.weight_bits, XYLO_2.state_bits
         (1000, 8, 16)
     """

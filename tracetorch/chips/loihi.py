@@ -43,6 +43,8 @@ LOIHI = Chip(
     has_bias=True,
 )
 
+__all__ = ["LIF", "LOIHI", "Dense", "SignMode"]
+
 _BITS = LOIHI.state_bits
 _LARGEST = 2 ** (_BITS - 1) - 1
 _UNITY = 2**LOIHI.decay_bits

@@ -52,6 +52,8 @@ XYLO_1 = Chip(
 )
 XYLO_2 = Chip(**{**vars(XYLO_1), "name": "Xylo 2", "has_bias": True})
 
+__all__ = ["LIF", "XYLO_1", "XYLO_2", "Network", "TwoSynapseLIF", "saturating_sum"]
+
 _BITS = XYLO_2.state_bits
 _LOW, _HIGH = limits(_BITS)
 _LARGEST_DASH = 2**XYLO_2.decay_bits - 1
@@ -381,6 +383,7 @@ class Network(TTModule):
             has more than 8 bits.
 
     Example:
+        >>> import tracetorch as tt
         >>> network = Network(
         ...     weights_in=torch.tensor([[100.0]]), weights_rec=torch.zeros(1, 1),
         ...     weights_out=torch.tensor([[50.0]]), threshold=[150], threshold_out=[60],
@@ -473,9 +476,7 @@ class Network(TTModule):
             for target in targets:
                 received[target] = (received[target] + received[source]).clamp(max=most)
         given_back = fired - torch.stack(spikes, -1)
-        mem = self.hidden.mem
-        assert mem is not None
-        self.hidden.mem = mem + given_back * self.hidden.pos_threshold
+        self.hidden.mem = self.hidden.mem + given_back * self.hidden.pos_threshold
         return torch.stack(received, -1)
 
 

@@ -19,7 +19,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.trace import input_names
-from tracetorch.integers.intervals import Bounds, Interval, hull, settled
+from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
@@ -50,7 +50,8 @@ def prove(
         ValueError: the step cannot be traced, or does what has no rule of interval arithmetic.
 
     Example:
-        >>> layer = LeakyIntegrator(3, beta=128, pos_threshold=100, state_bits=16)
+        >>> from tracetorch import integers
+        >>> layer = integers.LeakyIntegrator(3, beta=128, pos_threshold=100, state_bits=16)
         >>> found = prove(layer, {"x": Interval(-64, 63)})
         >>> found.outputs["next_mem"].bits, found.outputs["output"].bits
         (11, 2)
@@ -73,12 +74,12 @@ def prove(
         starts[name] = interval_of(torch.zeros(shape) if start is None else start)
         held = getattr(layer, name)
         if held is not None:
-            starts[name] = hull(starts[name], interval_of(held))
-    return settled(program.forward, known, starts, _MOST[dtype])
+            starts[name] = hull(tracked(starts[name]), tracked(interval_of(held)))
+    return invariant(program.forward, known, starts, _MOST[dtype])
 
 
 def interval_of(values: Tensor) -> Interval:
-    """Return where the values of a tensor lie, and whether they are integers."""
+    """Return the range of the values of a tensor, and whether they are integers."""
     values = values.detach().double()
     if not bool(torch.isfinite(values).all()):
         return Interval(-math.inf, math.inf, -math.inf)
@@ -103,7 +104,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     in any order; of other modules it is seen that their outputs are integers in the range.
 
     Args:
-        model: any ``nn.Module``. It is left as it was, states included.
+        model: any ``nn.Module``. Nothing of it changes, its states included.
         x: a sequence ``[T, B, ...]`` of integers, with the largest inputs that there will be.
 
     Returns:
@@ -115,9 +116,10 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
             message names it and says what.
 
     Example:
+        >>> from tracetorch import integers
         >>> linear = nn.Linear(2, 2, bias=False)
         >>> linear.weight.data = torch.tensor([[100.0, -7.0], [3.0, 127.0]])
-        >>> model = nn.Sequential(linear, LeakyIntegrator(2, pos_threshold=100))
+        >>> model = nn.Sequential(linear, integers.LeakyIntegrator(2, pos_threshold=100))
         >>> found = check_exact(model, torch.ones(5, 1, 2))
         >>> found["1"]["mem"].high, found["1"]["mem"].bits
         (1969.0, 12)
@@ -171,7 +173,7 @@ def _record_inputs(
                 f"{_named(path, layer)} gets {name} that is no integer. Scale and round what comes "
                 "before, tt.integers.round(scale * x)."
             )
-        known[name] = hull(known[name], found) if name in known else found
+        known[name] = hull(tracked(known[name]), tracked(found)) if name in known else found
 
 
 def _check_output(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

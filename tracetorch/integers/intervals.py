@@ -1,6 +1,6 @@
 """Prove how large the numbers of a step can become, and that they are exact: interval arithmetic.
 
-Each line of a step's graph gets an :class:`Interval`: the least and the largest value, the power of
+Each line of a step's graph gets an interval: the least and the largest value, the power of
 two that every value is a multiple of, and whether a rounding may have happened, each for every
 neuron. States grow from what they start from until nothing grows any more, their ends widened to
 powers of two, so that a proof takes a few rounds. What is found holds for every sequence of inputs
@@ -10,7 +10,7 @@ within their interval.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +27,7 @@ Flags: TypeAlias = bool | NDArray[Any]
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the values of a line lie: a number for all neurons, or an array with one for each.
+    """Range of the values of a line: a number for all neurons, or an array with one for each.
 
     Args:
         low, high: the least and the largest value.
@@ -42,13 +42,6 @@ class Interval:
     low: Numbers
     high: Numbers
     step: Numbers = 0.0
-    # whether no rounding can have happened on the way
-    exact: Flags = field(default=True, repr=False)
-    # whether, where values are rounded, their signs are right
-    signed: Flags = field(default=False, repr=False)
-    # and whether rounding them down or towards zero is: of a quotient of integers that fit, a
-    # rounding never reaches the next integer
-    floored: Flags = field(default=False, repr=False)
 
     @property
     def magnitude(self) -> float:
@@ -73,9 +66,31 @@ class Interval:
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
 
-def hull(x: Interval, y: Interval) -> Interval:
+@dataclass(frozen=True)
+class TrackedInterval(Interval):
+    """Interval that also says what roundings may have done.
+
+    Args:
+        low, high, step: as those of :class:`Interval`.
+        exact: whether no rounding can have happened on the way.
+        signed: whether, where values are rounded, their signs are right.
+        floored: whether rounding them down or towards zero gives what it should: of a quotient of
+            integers that fit, a rounding never reaches the next integer.
+    """
+
+    exact: Flags = True
+    signed: Flags = False
+    floored: Flags = False
+
+
+def tracked(x: Interval) -> TrackedInterval:
+    """Return an interval of what no rounding has touched."""
+    return x if isinstance(x, TrackedInterval) else TrackedInterval(x.low, x.high, x.step)
+
+
+def hull(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     """Return the smallest interval that holds both."""
-    return Interval(
+    return TrackedInterval(
         np.minimum(x.low, y.low),
         np.maximum(x.high, y.high),
         np.minimum(x.step, y.step),
@@ -83,46 +98,46 @@ def hull(x: Interval, y: Interval) -> Interval:
     )
 
 
-def _largest(x: Interval, most: float) -> NDArray[Any]:
+def _largest(x: TrackedInterval, most: float) -> NDArray[Any]:
     """Return up to what all multiples of the step are numbers of a dtype."""
     return np.asarray(most * np.exp2(np.clip(x.step, -_WIDEST, 0.0)))
 
 
-def _fits(x: Interval, most: float) -> NDArray[Any]:
+def _fits(x: TrackedInterval, most: float) -> NDArray[Any]:
     """Return whether every value is one of a dtype that holds all integers up to ``most``."""
     fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= _largest(x, most))
     return fitting
 
 
-def _same(x: Interval, y: Interval) -> bool:
+def _same(x: TrackedInterval, y: TrackedInterval) -> bool:
     """Whether two intervals are the same for every neuron."""
     pairs = ((x.low, y.low), (x.high, y.high), (x.step, y.step), (x.exact, y.exact))
     return all(np.array_equal(np.broadcast_to(a, np.shape(b)), b) for a, b in pairs)
 
 
-def constant(value: float) -> Interval:
+def constant(value: float) -> TrackedInterval:
     """Return the interval of one number."""
     if value == 0 or not np.isfinite(value):
-        return Interval(value, value, np.inf if value == 0 else -np.inf)
+        return TrackedInterval(value, value, np.inf if value == 0 else -np.inf)
     numerator, denominator = float(value).as_integer_ratio()
     odd = (numerator & -numerator).bit_length() - 1
-    return Interval(value, value, float(odd - (denominator.bit_length() - 1)))
+    return TrackedInterval(value, value, float(odd - (denominator.bit_length() - 1)))
 
 
-Rule: TypeAlias = Callable[..., Interval]
+Rule: TypeAlias = Callable[..., TrackedInterval]
 
 
-def _sum(x: Interval, y: Interval) -> Interval:
+def _sum(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     step = np.minimum(x.step, y.step)
     exact = np.logical_and(x.exact, y.exact) & ~np.isneginf(step)
-    return Interval(x.low + y.low, x.high + y.high, step, exact)
+    return TrackedInterval(x.low + y.low, x.high + y.high, step, exact)
 
 
-def _negative(x: Interval) -> Interval:
-    return Interval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
+def _negative(x: TrackedInterval) -> TrackedInterval:
+    return TrackedInterval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
 
 
-def _product(x: Interval, y: Interval) -> Interval:
+def _product(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     with np.errstate(invalid="ignore"):
         ends = np.stack(
             np.broadcast_arrays(
@@ -135,13 +150,13 @@ def _product(x: Interval, y: Interval) -> Interval:
     # times a positive number of any size: the product is rounded, but its sign is not
     signed = np.logical_and(x.exact, np.greater(y.low, 0))
     signed = signed | np.logical_and(y.exact, np.greater(x.low, 0))
-    return Interval(ends.min(0), ends.max(0), step, exact, signed)
+    return TrackedInterval(ends.min(0), ends.max(0), step, exact, signed)
 
 
-def _quotient(x: Interval, y: Interval) -> Interval:
+def _quotient(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     if np.any(np.less_equal(y.low, 0) & np.greater_equal(y.high, 0)):
-        return Interval(-np.inf, np.inf, -np.inf, False)
-    inverse = Interval(np.divide(1.0, y.high), np.divide(1.0, y.low), -np.inf)
+        return TrackedInterval(-np.inf, np.inf, -np.inf, False)
+    inverse = TrackedInterval(np.divide(1.0, y.high), np.divide(1.0, y.low), -np.inf)
     exponent = np.frexp(y.low)
     power = np.equal(y.low, y.high) & np.equal(np.abs(exponent[0]), 0.5)
     product = _product(x, replace(inverse, step=np.where(power, 1.0 - exponent[1], -np.inf)))
@@ -150,37 +165,37 @@ def _quotient(x: Interval, y: Interval) -> Interval:
 
 
 def _integers(function: Callable[[Numbers], Any], *, nearest: bool = False) -> Rule:
-    def rule(x: Interval) -> Interval:
+    def rule(x: TrackedInterval) -> TrackedInterval:
         exact = x.exact if nearest else np.logical_or(x.exact, x.floored)
-        return Interval(function(x.low), function(x.high), np.maximum(x.step, 0.0), exact)
+        return TrackedInterval(function(x.low), function(x.high), np.maximum(x.step, 0.0), exact)
 
     return rule
 
 
 def _ordered(function: Callable[[Numbers, Numbers], Any]) -> Rule:
-    def rule(x: Interval, y: Interval) -> Interval:
+    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
         ends = function(x.low, y.low), function(x.high, y.high)
         step = np.minimum(x.step, y.step)
-        return Interval(*ends, step, np.logical_and(x.exact, y.exact))
+        return TrackedInterval(*ends, step, np.logical_and(x.exact, y.exact))
 
     return rule
 
 
-def _absolute(x: Interval) -> Interval:
+def _absolute(x: TrackedInterval) -> TrackedInterval:
     inside = np.less_equal(x.low, 0) & np.greater_equal(x.high, 0)
     low = np.where(inside, 0.0, np.minimum(np.abs(x.low), np.abs(x.high)))
-    return Interval(low, x._magnitudes(), x.step, x.exact)
+    return TrackedInterval(low, x._magnitudes(), x.step, x.exact)
 
 
-def _truth(always: Any, never: Any, *parts: Interval) -> Interval:
+def _truth(always: Any, never: Any, *parts: TrackedInterval) -> TrackedInterval:
     exact: Any = True
     for part in parts:
         exact = np.logical_and(exact, part.exact)
-    return Interval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
+    return TrackedInterval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
 
 
 def _comparison(op: str) -> Rule:
-    def rule(x: Interval, y: Interval) -> Interval:
+    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
         if op in ("lt", "le"):
             return _comparison({"lt": "gt", "le": "ge"}[op])(y, x)
         # against zero a sign is enough
@@ -200,17 +215,17 @@ def _comparison(op: str) -> Rule:
     return rule
 
 
-def _both(x: Interval, y: Interval) -> Interval:
+def _both(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     never = np.equal(x.high, 0) | np.equal(y.high, 0)
     return _truth(np.equal(x.low, 1) & np.equal(y.low, 1), never, x, y)
 
 
-def _either(x: Interval, y: Interval) -> Interval:
+def _either(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     always = np.equal(x.low, 1) | np.equal(y.low, 1)
     return _truth(always, np.equal(x.high, 0) & np.equal(y.high, 0), x, y)
 
 
-def _chosen(condition: Interval, x: Interval, y: Interval) -> Interval:
+def _chosen(condition: TrackedInterval, x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     union = hull(x, y)
     always, never = np.equal(condition.low, 1), np.equal(condition.high, 0)
 
@@ -220,7 +235,7 @@ def _chosen(condition: Interval, x: Interval, y: Interval) -> Interval:
         return picked
 
     exact = np.logical_and(pick("exact"), condition.exact)
-    return Interval(pick("low"), pick("high"), pick("step"), exact)
+    return TrackedInterval(pick("low"), pick("high"), pick("step"), exact)
 
 
 _RULES: dict[str, Rule] = {
@@ -251,15 +266,26 @@ _ORDER = COMPARISONS | {"max", "min"}
 
 @dataclass(frozen=True)
 class Bounds:
-    """What was found of a step: the interval of every line, input and output.
+    """Proof about a step: the interval of every line and of every output.
 
     Args:
         lines: of each line of the graph with its interval, in order of computation.
         outputs: the interval of ``output`` and of every ``next_<state>``, by name.
+
+    Example:
+        >>> from tracetorch import integers
+        >>> layer = integers.LeakyIntegrator(1, beta=0, decay=integers.Multiplier(8))
+        >>> found = integers.prove(layer, {"x": Interval(-5, 9)})
+        >>> for line, interval in found.lines[-2:]:
+        ...     print(line.op, interval.bits)
+        max 5
+        min 5
+        >>> found.exact
+        True
     """
 
-    lines: tuple[tuple[Line, Interval], ...]
-    outputs: Mapping[str, Interval]
+    lines: tuple[tuple[Line, TrackedInterval], ...]
+    outputs: Mapping[str, TrackedInterval]
 
     @property
     def exact(self) -> bool:
@@ -289,9 +315,9 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
     Raises:
         ValueError: there is no rule for an operation.
     """
-    values = dict(inputs)
+    values = {name: tracked(interval) for name, interval in inputs.items()}
 
-    def of(value: Value) -> Interval:
+    def of(value: Value) -> TrackedInterval:
         if isinstance(value, str):
             return values[value]
         # a literal is one of the dtype
@@ -322,7 +348,7 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
     return Bounds(tuple(found), ends)
 
 
-def settled(
+def invariant(
     graph: Graph, inputs: Mapping[str, Interval], states: Mapping[str, Interval], most: float
 ) -> Bounds:
     """Return the intervals that hold over any number of steps.
@@ -333,11 +359,12 @@ def settled(
         states: those that the states start from.
         most: the largest integer up to which the dtype holds all.
     """
-    held = dict(states)
+    starts = {name: tracked(interval) for name, interval in states.items()}
+    held = dict(starts)
 
-    def advanced() -> tuple[Bounds, dict[str, Interval]]:
+    def advanced() -> tuple[Bounds, dict[str, TrackedInterval]]:
         found = bounds(graph, {**inputs, **{f"s_{n}": v for n, v in held.items()}}, most)
-        ends = {name: hull(start, found.outputs[f"next_{name}"]) for name, start in states.items()}
+        ends = {name: hull(start, found.outputs[f"next_{name}"]) for name, start in starts.items()}
         # by induction: where states are exact, are the next ones?
         return found, {name: replace(end, exact=True) for name, end in ends.items()}
 
@@ -357,7 +384,7 @@ def settled(
     return advanced()[0]
 
 
-def _widened(before: Interval, after: Interval) -> Interval:
+def _widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
     """Return an interval whose grown ends are powers of two, and at last infinite."""
     # in two's complement: -2^k below, 2^k - 1 above
     fraction, power = np.frexp(np.maximum(np.negative(after.low), 0.0))
@@ -368,4 +395,4 @@ def _widened(before: Interval, after: Interval) -> Interval:
     low = np.where(low < -(2.0**_WIDEST), -np.inf, low)
     high = np.where(high > 2.0**_WIDEST, np.inf, high)
     step = np.where(np.less(after.step, -_WIDEST), -np.inf, after.step)
-    return Interval(low, high, step, after.exact)
+    return TrackedInterval(low, high, step, after.exact)

@@ -278,7 +278,7 @@ def integer_weight(layer: Neuron, name: str, setup: WeightSetup, low: float, hig
 
     Args:
         layer: the layer that gets it.
-        name: the argument of ``step`` that receives it, as it was given: a step rounds it.
+        name: the argument of ``step`` that receives it, not rounded: the step does that.
         setup: a number, a tensor, or a whole setup.
         low: the least value.
         high: the largest value.
