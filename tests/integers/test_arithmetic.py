@@ -50,6 +50,13 @@ def test_shift_right(drawn: tuple[torch.dtype, list[int]], bits: int, rounding: 
     assert np.array_equal(whole(by_tensor), expected)
 
 
+EXACT: dict[str, Callable[[int, int], int]] = {
+    "floor": lambda product, bits: product >> bits,
+    "trunc": lambda product, bits: (abs(product) >> bits) * (1 if product >= 0 else -1),
+    "nearest": lambda product, bits: (2 * product + 2**bits) >> (bits + 1),
+}
+
+
 @given(within(), st.integers(0, 12), st.sampled_from(ROUNDINGS[:3]), st.data())
 def test_multiply_of_any_integer_with_twelve_bits(
     drawn: tuple[torch.dtype, list[int]], bits: int, rounding: Any, data: st.DataObject
@@ -59,9 +66,7 @@ def test_multiply_of_any_integer_with_twelve_bits(
         st.lists(st.integers(-(2**bits), 2**bits), min_size=len(values), max_size=len(values))
     )
     products = [x * y for x, y in zip(values, factors, strict=True)]  # beyond int64, too
-    expected = [int(divided(np.array([p], object), 2**bits, "floor")[0]) if rounding == "floor"
-                else (abs(p) >> bits) * (1 if p >= 0 else -1) if rounding == "trunc"
-                else (2 * p + 2**bits) >> (bits + 1) for p in products]  # fmt: skip
+    expected = [EXACT[rounding](product, bits) for product in products]
     z = integers.multiply(tensor(values, dtype), tensor(factors, dtype), bits, rounding)
     assert whole(z).tolist() == expected
     number = integers.multiply(tensor(values, dtype), factors[0], bits, rounding)

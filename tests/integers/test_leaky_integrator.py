@@ -76,7 +76,7 @@ def test_every_layer_equals_int64(name: str, leak: str, overflow: Any) -> None:
         "reset": {"shift": "zero", "multiplier, floor": "none"}.get(leak, "subtract"),
     }
     layer = integers.LeakyIntegrator(N, decay=decay, **given, **options)
-    x = torch.randint(-200, 230, (T, B, N), generator=torch.Generator().manual_seed(0)).float()
+    x = torch.randint(-200, 330, (T, B, N), generator=torch.Generator().manual_seed(0)).float()
     expected, model = run_reference(x, decay, {**given, **options})
     output = stepped(layer, x)
     assert np.array_equal(output.numpy(), expected)
