@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, stepped, weighted_sum
 from tests.integers import reference
-from tracetorch import integers
+from tracetorch import integers, snn
 from tracetorch.fuse import unsupported_reason
 
 T, B, N = 40, 2, 3
@@ -135,6 +136,50 @@ def test_a_compiled_sequence_is_the_eager_one_with_its_gradients(
         assert one.grad.any(), key
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=key)
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-7)
+
+
+class StochasticLeak(snn.Neuron):
+    """A trace that decays by a shift, rounded by numbers from a counter."""
+
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.noise = snn.Noise(num_neurons, distribution="uniform", seed=5)
+
+    @staticmethod
+    def step(x: torch.Tensor, noise: torch.Tensor, mem: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mem = mem - integers.stochastic_round(mem * 2.0**-4, noise) + x
+        return mem, mem
+
+
+@pytest.mark.slow
+def test_stochastic_rounding_is_the_same_in_a_compiled_sequence() -> None:
+    x = torch.randint(-9, 90, (T, B, N), generator=torch.Generator().manual_seed(1)).float()
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = stepped(StochasticLeak(N), inputs[0]), tt.unroll(StochasticLeak(N), inputs[1])
+    assert torch.equal(*outputs)
+    whole = outputs[0].detach()
+    assert torch.equal(whole, whole.round())
+    assert not torch.equal(whole[:, 0], whole[:, 0, :1].expand(-1, N))
+    for output in outputs:
+        weighted_sum(output).backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_recurrent_connection_of_integers_is_the_same_in_one_compiled_loop() -> None:
+    def made() -> snn.Recurrent:
+        neuron = integers.LeakyIntegrator(N, **parts("LIF", LEAKS["shift"]), decay=LEAKS["shift"])
+        connection = nn.Linear(N, N, bias=False)
+        connection.weight.data = torch.tensor([[3.0, -20, 7], [40, 0, -9], [-1, 60, 5]])
+        return snn.Recurrent(neuron, connection)
+
+    x = torch.randint(-9, 60, (T, B, N), generator=torch.Generator().manual_seed(1)).float()
+    eager, fused = made(), made()
+    assert torch.equal(stepped(eager, x), tt.unroll(fused, x))
+    assert torch.equal(eager.neuron.mem, fused.neuron.mem)
 
 
 def test_a_step_without_a_graph_is_the_same() -> None:

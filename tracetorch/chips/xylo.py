@@ -11,6 +11,8 @@ Saturation. Additions that saturate one by one depend on their order. A run of t
 ``clamp(state + total, low, high)``; two such functions in a row are one again, so that a sum over
 all sources is a tree of them, ``total`` is a plain product with the weights, and a step that takes
 ``(total, low, high)`` is pointwise and exact, whatever overflows on the way.
+
+Limits are those of Rockpool's overview of the Xylo family, rockpool.ai/devices/xylo-overview.html.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
@@ -72,9 +73,6 @@ def prove(
     for name in cell.active:
         start = getattr(layer, f"initial_{name}", None)
         starts[name] = interval_of(torch.zeros(shape) if start is None else start)
-        held = getattr(layer, name)
-        if held is not None:
-            starts[name] = hull(tracked(starts[name]), tracked(interval_of(held)))
     return invariant(program.forward, known, starts, _MOST[dtype])
 
 
@@ -98,10 +96,10 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     """Check that no number of an integer model leaves the exact range of its dtype.
 
     float32 holds every integer up to 2^24, float64 up to 2^53; beyond, sums are rounded, and what
-    runs here is not what integer hardware computes. The model runs over a sample, step by step; of
-    every neuron layer it is then proved that its step is exact, over any number of steps, for
-    inputs as large as those of the sample; of ``nn.Linear`` and convolutions that their sums are,
-    in any order; of other modules it is seen that their outputs are integers in the range.
+    runs here is not what integer hardware computes. The model runs over a sample from rest, step by
+    step; of every neuron layer it is then proved that its step is exact, over any number of steps,
+    for inputs as large as those of the sample; of ``nn.Linear`` and convolutions that their sums
+    are, in any order; of other modules it is seen that their outputs are integers in the range.
 
     Args:
         model: any ``nn.Module``. Nothing of it changes, its states included.
@@ -146,6 +144,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
                 continue
             handle = module.register_forward_hook(record)
             hooks.callback(handle.remove)
+        zero_states(model)
         for step in x.unbind(0):
             model(step)
         hooks.close()
