@@ -332,6 +332,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (changed(dash_syn=np.ones((2, 2))), ValueError, "dash_syn must have the shape"),
     (changed(threshold=np.full(5, 2**15)), ValueError, "at most 32767"),
     (lambda: ANY.LIF(1, bias=3, version=1), ValueError, "Xylo 1 has no bias"),
+    (lambda: ANY.LIF(1, dash_syn={"learnable": True}), ValueError, "is a shift, which"),
     (lambda: ANY.LIF(1, version=3), ValueError, "version must be 1 or 2, got 3"),
     (lambda: ANY.LIF(1, max_spikes=0), ValueError, "max_spikes must be at least 1"),
     (lambda: ANY.LIF(1, pos_threshold=0.5), ValueError, "must be integers, got 0.5"),

@@ -116,7 +116,9 @@ def test_a_compiled_sequence_is_the_eager_one_with_its_gradients(
     name: str, leak: str, overflow: Any
 ) -> None:
     given = parts(name, LEAKS[leak])
-    given["beta"] = {"value": given["beta"] - 0.2, "learnable": True}  # rounded in the step
+    learning = "beta" if leak.startswith("multiplier") else "bias"
+    value = torch.as_tensor(given.get(learning, 0.0), dtype=torch.float32)
+    given[learning] = {"value": value - 0.2, "learnable": True}  # rounded in the step
     eager = integers.LeakyIntegrator(
         N, decay=LEAKS[leak], overflow=overflow, state_bits=11, unit=50.0, **given
     )
@@ -239,6 +241,7 @@ def test_states_of_32_bits_need_float64() -> None:
     assert layer.mem is None
 
 
+LEARNS, SHIFT = {"value": 2, "learnable": True}, integers.Shift()
 ANY: Any = integers  # for arguments that no type checker lets pass
 
 
@@ -251,6 +254,7 @@ ANY: Any = integers  # for arguments that no type checker lets pass
         (lambda: ANY.LeakyIntegrator(1, rec_weight=1), ValueError, "rec_weight needs gamma"),
         (lambda: ANY.LeakyIntegrator(1, gamma=1), ValueError, "gamma needs rec_weight"),
         (lambda: ANY.LeakyIntegrator(1, neg_scale=1), ValueError, "neg_scale needs neg_th"),
+        (lambda: ANY.LeakyIntegrator(1, beta=LEARNS, decay=SHIFT), ValueError, "cannot learn"),
         (lambda: ANY.LeakyIntegrator(1, state_bits=33), ValueError, "4 to 32, got 33"),
         (lambda: ANY.LeakyIntegrator(1, overflow="stop"), ValueError, "overflow must be one"),
         (lambda: ANY.LeakyIntegrator(1, reset="soft"), ValueError, "reset must be one of"),

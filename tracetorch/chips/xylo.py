@@ -121,7 +121,7 @@ class _XyloNeuron(Neuron):
     ) -> None:
         super().__init__(num_neurons, dim)
         for name, dash in dashes.items():
-            integer_weight(self, name, dash, 0, _LARGEST_DASH)
+            integer_weight(self, name, dash, 0, _LARGEST_DASH, learns=False)
         integer_weight(self, "pos_threshold", pos_threshold, 0, _HIGH)
         self.option("version", version, check=check_version)
         if bias is None:
@@ -153,7 +153,7 @@ class LIF(_XyloNeuron):
     Args:
         num_neurons: size of the neuron dimension.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
-        dash_mem, dash_syn: shift of the decay of membrane and synapse, 0 to 15.
+        dash_mem, dash_syn: shift of the decay of membrane and synapse, 0 to 15; they do not learn.
         pos_threshold: 0 to 32767.
         bias: constant drive of version 2, of 16 bits.
         max_spikes: the most spikes of a step: 31 for hidden neurons, 1 for output neurons.

@@ -99,7 +99,7 @@ class LeakyIntegrator(Neuron):
         num_neurons: size of the neuron dimension.
         dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
         alpha, beta, gamma: decay of synapse, membrane and recurrent trace, in the units of
-            ``decay``: 0 to ``2^bits`` for a multiplier, 0 to 31 for a shift.
+            ``decay``: 0 to ``2^bits`` for a multiplier, 0 to 31 for a shift, which does not learn.
         pos_threshold, neg_threshold: magnitude of the upper and of the lower threshold.
         pos_scale, neg_scale: size of an upward and of a downward spike.
         rec_weight: weight of the recurrent trace.
@@ -168,7 +168,8 @@ class LeakyIntegrator(Neuron):
         self.option("state_bits", state_bits, check=check_state_bits)
         largest = limits(self.state_bits)[1]
         for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            self._part(name, decay_value, 0, decay.largest)
+            learns = isinstance(decay, Multiplier)
+            self._part(name, decay_value, 0, decay.largest, learns=learns)
         for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
             self._part(name, magnitude, 0, largest)
         for name, weight in (
@@ -187,12 +188,20 @@ class LeakyIntegrator(Neuron):
         self.option("spike", resolve_surrogate(surrogate_derivative))
         self.option("unit", unit, check=check_unit)
 
-    def _part(self, name: str, setup: WeightSetup | None, low: float, high: float) -> None:
+    def _part(
+        self,
+        name: str,
+        setup: WeightSetup | None,
+        low: float,
+        high: float,
+        *,
+        learns: bool = True,
+    ) -> None:
         """Declare a parameter of integers, or that the layer has none of this name."""
         if setup is None:
             self.option(name, None, fixed=True)
         else:
-            integer_weight(self, name, setup, low, high)
+            integer_weight(self, name, setup, low, high, learns=learns)
 
     @property
     def active_states(self) -> tuple[str, ...]:
@@ -273,7 +282,9 @@ class LeakyIntegrator(Neuron):
         return output, mem, syn, rec, None if gamma is None else output
 
 
-def integer_weight(layer: Neuron, name: str, setup: WeightSetup, low: float, high: float) -> None:
+def integer_weight(
+    layer: Neuron, name: str, setup: WeightSetup, low: float, high: float, *, learns: bool = True
+) -> None:
     """Declare a parameter of integers, which does not learn unless its setup says so.
 
     Args:
@@ -282,12 +293,15 @@ def integer_weight(layer: Neuron, name: str, setup: WeightSetup, low: float, hig
         setup: a number, a tensor, or a whole setup.
         low: the least value.
         high: the largest value.
+        learns: whether it may; a shift has no gradient.
 
     Raises:
-        ValueError: a number is no integer, or out of range.
+        ValueError: a number is no integer, or out of range; a shift is to learn.
     """
-    layer.weight(name, setup, rank=0, learnable=False, low=low, high=high)
     resolved = resolve_setup(name, setup, Weight(0.0, 0, False))
+    if resolved.learnable and not learns:
+        raise ValueError(f"{name} is a shift, which has no gradient: it cannot learn.")
+    layer.weight(name, setup, rank=0, learnable=False, low=low, high=high)
     raw = getattr(layer, f"raw_{name}").detach()
     if not resolved.learnable and not raw.is_meta and not torch.equal(raw, raw.round()):
         wrong = raw[raw != raw.round()][0].item()
