@@ -45,7 +45,7 @@ class Multiplier:
 
     @property
     def largest(self) -> int:
-        """The largest decay: nothing is forgotten."""
+        """The largest decay, with which nothing is forgotten."""
         return int(2**self.bits)
 
     def leak(self, trace: Tensor, decay: Tensor) -> Tensor:
