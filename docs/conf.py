@@ -57,6 +57,7 @@ nitpick_ignore_regex = [
     ("py:class", r"Tensor|torchmetrics.*"),
     ("py:class", r"tracetorch(\.\w+){2,}\.(EventDataset|Places|Real|Unset)"),
     ("py:class", r"tracetorch\.cell\.(Cell|StepLayer)"),
+    ("py:class", r"tracetorch\.(fuse\.ir\.graph\.Line|integers\.intervals\.TrackedInterval)"),
 ]
 add_module_names = False
 python_use_unqualified_type_names = True

@@ -19,6 +19,8 @@ ROOMS = (
     "fuse",
     "snn",
     "neurons",
+    "integers",
+    "chips",
     "events",
     "unrolling",
     "encode",

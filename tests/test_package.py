@@ -31,7 +31,14 @@ MODULES = sorted(
     if not info.name.endswith("__main__")
 )
 
-ROOMS = [room for room in (getattr(tt, name) for name in tt.__all__) if inspect.ismodule(room)]
+
+def modules_of(package: Any) -> list[Any]:
+    """Public modules of a package, and the modules in those."""
+    found = [thing for n in package.__all__ if inspect.ismodule(thing := getattr(package, n))]
+    return [inner for module in found for inner in (module, *modules_of(module))]
+
+
+ROOMS = modules_of(tt)
 
 
 def python(*arguments: str) -> str:

@@ -15,11 +15,13 @@ from tracetorch.unrolling import unroll
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_ROOMS: tuple[str, ...] = (
+    "chips",
     "data",
     "diagnosis",
     "encode",
     "export",
     "init",
+    "integers",
     "metrics",
     "neurons",
     "nir",
@@ -36,11 +38,13 @@ _LATE_FUNCTIONS = {
 
 if TYPE_CHECKING:
     from tracetorch import (
+        chips,
         data,
         diagnosis,
         encode,
         export,
         init,
+        integers,
         metrics,
         neurons,
         nir,
@@ -55,6 +59,7 @@ __all__ = [
     "STDP",
     "__version__",
     "checkpoint",
+    "chips",
     "data",
     "decode",
     "detach_states",
@@ -67,6 +72,7 @@ __all__ = [
     "fuse",
     "get_states",
     "init",
+    "integers",
     "load",
     "loss",
     "metrics",

@@ -29,7 +29,7 @@ def entry(module: str, name: str) -> list[str]:
     source.analyze()
     source.overloads.clear()
     room = ".".join(thing.__module__.split(".")[:2])
-    if inspect.isclass(thing) and room != module:
+    if inspect.isclass(thing) and not f"{module}.".startswith(f"{room}."):
         # one entry alone may be that of the class itself
         lines = [f".. py:class:: {name}", f"   :module: {module}", ""]
         return [*lines, f"   As :class:`{room}.{name}`.", ""]

@@ -1,0 +1,57 @@
+"""Integer neurons leave Python as they are: ONNX Runtime computes the same integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import stepped
+from tracetorch import chips, integers, snn
+
+pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+
+LAYERS: dict[str, snn.Neuron] = {
+    "integers": integers.LeakyIntegrator(
+        3, alpha=2, beta=3, pos_threshold=90, neg_threshold=80, decay=integers.Shift()
+    ),
+    "Xylo": chips.xylo.LIF(3, dash_mem=torch.tensor([1.0, 5, 15]), pos_threshold=90, bias=-5),
+    "Loihi": chips.loihi.LIF(3, du=torch.tensor([0.0, 300, 4095]), pos_threshold=30),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_onnx_runtime_computes_the_same_integers(name: str, tmp_path: Path) -> None:
+    layer, path = LAYERS[name], tmp_path / "layer.onnx"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-100, 200, (50, 2, 3), generator=generator).float()
+    with torch.no_grad():
+        expected = stepped(layer, x)
+    states = tt.get_states(layer)
+    layer.zero_states()
+    tt.export.onnx(layer, path, x[0, :1])
+    stream = tt.export.OnnxStream(path)
+    assert torch.equal(torch.stack([stream(step) for step in x]), expected)
+    assert expected.any()
+    found = stream.get_states()
+    assert states
+    assert all(torch.equal(found[state], value) for state, value in states.items())
+
+
+def test_files_keep_the_integers(tmp_path: Path) -> None:
+    model = nn.Sequential(*(LAYERS[name] for name in LAYERS))
+    tt.save(model, tmp_path / "model.safetensors")
+    other = nn.Sequential(
+        integers.LeakyIntegrator(
+            3, alpha=0, beta=0, pos_threshold=1, neg_threshold=1, decay=integers.Shift()
+        ),
+        chips.xylo.LIF(3, dash_mem=torch.zeros(3), pos_threshold=1, bias=0),
+        chips.loihi.LIF(3, du=torch.zeros(3), pos_threshold=1),
+    )
+    tt.load(tmp_path / "model.safetensors", other)
+    saved, loaded = model.state_dict(), other.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())

@@ -1,0 +1,346 @@
+"""Xylo: random networks against int64 and against the published simulator, spikes and states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import stepped, weighted_sum
+from tests.chips.reference import Xylo
+from tracetorch.chips import xylo
+from tracetorch.fuse import unsupported_reason
+
+RECORDED = {
+    "hidden.syn": "rec_i_syn",
+    "hidden.syn2": "rec_i_syn2",
+    "hidden.mem": "rec_v_mem",
+    "output.syn": "rec_i_syn_out",
+    "output.mem": "rec_v_mem_out",
+    "previous.spikes": "rec_recurrent_spikes",
+}
+
+
+def random_configuration(seed: int) -> dict[str, Any]:
+    """A network of any kind: sparse or dense, quiet or saturated, with aliases or without."""
+    rng = np.random.default_rng(seed)
+    inputs, hidden, outputs = rng.integers(1, 6), rng.integers(1, 9), rng.integers(1, 5)
+    density, aliased = rng.random(), 0.4 * (seed % 3)
+    scale = rng.integers(1, 16)  # bits of thresholds and biases
+    version = 1 + seed % 2
+
+    def weights(*shape: Any) -> Any:
+        return rng.integers(-128, 128, shape) * (rng.random(shape) < density)
+
+    def bias(number: Any) -> Any:
+        return rng.integers(-(2**scale), 2**scale, number) * (version == 2)
+
+    return {
+        "weights_in": weights(inputs, hidden, 2),
+        "weights_rec": weights(hidden, hidden, 2),
+        "weights_out": weights(hidden, outputs),
+        "threshold": rng.integers(1, 2**scale, hidden) * (np.arange(hidden) != seed),
+        "threshold_out": rng.integers(1, 2**scale, outputs),
+        "dash_mem": rng.integers(0, 16, hidden),
+        "dash_mem_out": rng.integers(0, 16, outputs),
+        "dash_syn": rng.integers(0, 16, (hidden, 2)),
+        "dash_syn_out": rng.integers(0, 16, outputs),
+        "bias": bias(hidden),
+        "bias_out": bias(outputs),
+        **{f"weight_shift_{part}": int(rng.integers(0, 8)) for part in ("in", "rec", "out")},
+        "aliases": [[int(rng.integers(hidden))] * (rng.random() < aliased) for _ in range(hidden)],
+        "version": version,
+    }
+
+
+def random_input(configuration: dict[str, Any], steps: int, batch: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    shape = (steps, batch, len(configuration["weights_in"]))
+    return rng.integers(0, 18, shape) * (rng.random(shape) < rng.random())
+
+
+def network(configuration: dict[str, Any]) -> xylo.Network:
+    given: dict[str, Any] = {
+        name: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in configuration.items()
+    }
+    if given["version"] == 1:
+        del given["bias"], given["bias_out"]
+    return xylo.Network(**given)
+
+
+def run(model: xylo.Network, x: Any) -> dict[str, Any]:
+    with torch.no_grad():
+        output, seen = tt.unroll(
+            model, torch.tensor(x).float(), by="step", record=list(RECORDED), from_rest=True
+        )
+    return {"output": output.numpy(), **{name: seen[name].numpy() for name in RECORDED}}
+
+
+def simulated(configuration: dict[str, Any], x: Any) -> dict[str, Any]:
+    """Run the published simulator, one sample after the other."""
+    simulator = pytest.importorskip(
+        f"xylosim.v{configuration['version']}", reason="pip install -e '.[test-chips]'"
+    )
+    c = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in configuration.items()
+    }
+    held: list[Any] = []  # it keeps no references to its synapses
+
+    def synapses(weights: Any) -> Any:
+        made = [
+            [
+                simulator.XyloSynapse(target, synapse, weight)
+                for target, row in enumerate(source)
+                for synapse, weight in enumerate(row if isinstance(row, list) else [row])
+                if weight
+            ]
+            for source in weights
+        ]
+        held.append(made)
+        return made
+
+    biases = [True, c["bias"], c["bias_out"]] if c["version"] == 2 else []
+    layer = simulator.XyloLayer(
+        *(synapses(c[f"weights_{part}"]) for part in ("in", "rec", "out")),
+        *(c["aliases"], c["threshold"], c["threshold_out"], *biases),
+        *(c[f"weight_shift_{part}"] for part in ("in", "rec", "out")),
+        *(c["dash_mem"], c["dash_mem_out"], c["dash_syn"], [[d] for d in c["dash_syn_out"]]),
+        "",
+    )
+    samples: list[dict[str, Any]] = []
+    for sample in range(x.shape[1]):
+        layer.reset_all()
+        output = layer.evolve(x[:, sample].tolist())
+        spikes = np.array(layer.rec_recurrent_spikes)
+        seen = {n: np.array(getattr(layer, theirs)).T for n, theirs in RECORDED.items()}
+        samples.append({"output": np.array(output), **seen, "previous.spikes": spikes})
+    return {name: np.stack([each[name] for each in samples], 1) for name in samples[0]}
+
+
+def expected(configuration: dict[str, Any], x: Any) -> dict[str, Any]:
+    """Run the equations in int64."""
+    samples = []
+    for sample in range(x.shape[1]):
+        model = Xylo(configuration)
+        rows: dict[str, list[Any]] = {name: [] for name in ("output", *RECORDED)}
+        for step in x[:, sample]:
+            spikes, output = model.step(step)
+            values = (output, *model.syn.T, model.mem, model.syn_out, model.mem_out, spikes)
+            for name, value in zip(rows, values, strict=True):
+                rows[name].append(value.copy())
+        samples.append({name: np.array(each) for name, each in rows.items()})
+    return {name: np.stack([each[name] for each in samples], 1) for name in samples[0]}
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], label: str) -> None:
+    for name, values in wanted.items():
+        assert np.array_equal(found[name], values), f"{label}: {name}"
+
+
+SEEDS = range(12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_networks_equal_int64(seed: int) -> None:
+    configuration = random_configuration(seed)
+    x = random_input(configuration, 40, 2, seed)
+    assert_same(run(network(configuration), x), expected(configuration, x), f"seed {seed}")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_networks_equal_the_simulator(seed: int) -> None:
+    configuration = random_configuration(seed)
+    x = random_input(configuration, 40, 2, seed)
+    wanted = simulated(configuration, x)
+    assert_same(expected(configuration, x), wanted, f"int64, seed {seed}")
+    assert_same(run(network(configuration), x), wanted, f"seed {seed}")
+
+
+def test_the_random_networks_saturate_fire_often_and_copy_spikes() -> None:
+    configurations = [random_configuration(seed) for seed in SEEDS]
+    inputs = [random_input(c, 40, 2, seed) for seed, c in enumerate(configurations)]
+    seen = [expected(c, x) for c, x in zip(configurations, inputs, strict=True)]
+    assert any((each["hidden.mem"] == 32767).any() for each in seen)
+    assert any((each["hidden.mem"] == -32768).any() for each in seen)
+    assert any((each["previous.spikes"] == 31).any() for each in seen)
+    assert any(((each["previous.spikes"] > 1) & (each["previous.spikes"] < 31)).any() for each in seen)  # fmt: skip  # noqa: E501
+    assert any(any(c["aliases"]) for c in configurations)
+    assert any((c["threshold"] == 0).any() for c in configurations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_a_million_steps_of_random_networks_equal_the_simulator(part: int) -> None:
+    """40 networks, 25 sequences of 1,000 steps each: none of a million steps differs."""
+    for seed in range(1000 + 5 * part, 1005 + 5 * part):
+        configuration = random_configuration(seed)
+        x = random_input(configuration, 1000, 25, seed)
+        assert_same(run(network(configuration), x), simulated(configuration, x), f"seed {seed}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_million_steps_in_one_compiled_loop_equal_the_simulator(version: int) -> None:
+    """Weights that cannot saturate within one step, behind ``nn.Linear``, over one sequence."""
+    rng = np.random.default_rng(version)
+    steps, inputs, hidden = 10**6, 3, 2
+    weights = rng.integers(-128, 128, (inputs, hidden))
+    dash_syn, dash_mem = rng.integers(1, 5, hidden), rng.integers(1, 5, hidden)
+    threshold, bias = rng.integers(500, 5000, hidden), rng.integers(-99, 99, hidden) * (version - 1)
+    configuration = {
+        **random_configuration(version + 1),
+        "weights_in": np.stack([weights, 0 * weights], -1),
+        "weight_shift_in": 1,
+        "weights_rec": np.zeros((hidden, hidden, 2), int),
+        "aliases": [[]] * hidden,
+        "weights_out": np.zeros((hidden, 1), int),
+        "version": version,
+        "bias": bias,
+        "threshold": threshold,
+        "dash_mem": dash_mem,
+        "dash_syn": np.stack([dash_syn, dash_syn], -1),
+        **dict.fromkeys(("threshold_out", "dash_mem_out", "dash_syn_out"), np.ones(1, int)),
+        "bias_out": np.zeros(1, int),
+    }
+    x = rng.integers(0, 16, (steps, 1, inputs)) * (rng.random((steps, 1, inputs)) < 0.3)
+    linear = nn.Linear(inputs, hidden, bias=False)
+    linear.weight.data = torch.tensor(2.0 * weights.T, dtype=torch.float32)
+    numbers = {"dash_mem": dash_mem, "dash_syn": dash_syn, "pos_threshold": threshold}
+    given = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
+    if version == 2:
+        given["bias"] = torch.tensor(bias, dtype=torch.float32)
+    model = nn.Sequential(linear, xylo.LIF(hidden, version=version, **given))  # type: ignore[arg-type]
+    with torch.no_grad():
+        spikes, seen = tt.unroll(model, torch.tensor(x).float(), record=["1.syn", "1.mem"])
+    wanted = simulated(configuration, x)
+    assert spikes.sum() > steps / 100
+    assert np.array_equal(spikes.numpy(), wanted["previous.spikes"])
+    assert np.array_equal(seen["1.syn"].numpy(), wanted["hidden.syn"])
+    assert np.array_equal(seen["1.mem"].numpy(), wanted["hidden.mem"])
+
+
+def saturate_in_order(state: Tensor, parts: Tensor) -> Tensor:
+    for part in parts.unbind(-2):
+        state = (state + part).clamp(-32768, 32767)
+    return state
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 7, 8, 29])
+def test_the_bounds_of_a_sum_are_those_of_additions_one_by_one(number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    parts = torch.randint(-70_000, 70_000, (5, number, 4), generator=generator).float()
+    low, high = xylo.saturating_sum(parts)
+    for state in (-32768.0, -1.0, 0.0, 12345.0, 32767.0):
+        start = torch.full((5, 4), state)
+        found = torch.minimum(torch.maximum(start + parts.sum(-2), low), high)
+        assert torch.equal(found, saturate_in_order(start, parts))
+
+
+def test_a_compiled_neuron_is_the_eager_one_with_its_gradients() -> None:
+    eager = xylo.LIF(
+        3,
+        dash_mem=torch.tensor([0.0, 3, 15]),
+        dash_syn=2,
+        pos_threshold={"value": 300, "learnable": True},
+        bias={"value": -17, "learnable": True},
+    )
+    fused = copy.deepcopy(eager)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-300, 500, (40, 2, 3), generator=generator).float()
+    x[:9] *= 100
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    assert unsupported_reason("numba", fused, inputs[1]) is None
+    outputs = stepped(eager, inputs[0]), tt.unroll(fused, inputs[1])
+    assert torch.equal(*outputs)
+    assert {0.0, 1.0, 31.0} < set(outputs[0].unique().tolist())
+    assert torch.equal(eager.mem, fused.mem)
+    assert torch.equal(eager.syn, fused.syn)
+    for output in outputs:
+        weighted_sum(output).backward()
+    for (name, one), other in zip(eager.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_two_synapses_compiled_equal_the_eager_ones() -> None:
+    eager = xylo.TwoSynapseLIF(3, pos_threshold=200, dash_syn2=torch.tensor([0.0, 1, 9]), bias=5)
+    fused = copy.deepcopy(eager)
+    generator = torch.Generator().manual_seed(0)
+    x = [torch.randint(-40_000, 40_000, (30, 2, 3), generator=generator).float() for _ in range(6)]
+    expected = torch.stack([eager(*step) for step in zip(*x, strict=True)])
+    output, _ = fused.forward_sequence(x[0], further=x[1:])
+    assert torch.equal(output, expected)
+    assert torch.equal(eager.mem, fused.mem)
+
+
+def test_each_further_spike_has_a_gradient_in_the_window_of_its_level() -> None:
+    layer = xylo.LIF(1, dash_mem=15, dash_syn=15, pos_threshold=100, max_spikes=3)
+    slopes = []
+    for value in (10.0, 120.0, 220.0, 900.0):
+        x = torch.tensor([[value]], requires_grad=True)
+        layer.zero_states()
+        layer(x).sum().backward()
+        assert x.grad is not None
+        slopes.append(x.grad.item() * 100)
+    surrogate = tt.functional.atan_surrogate(2.0).derivative
+    u = torch.tensor([9, 119, 219, 899]) / 100 - 1 + 0.005
+    assert torch.allclose(
+        torch.tensor(slopes), surrogate(u) + torch.tensor([0, 0, 1, 0]), atol=1e-3
+    )
+
+
+def test_the_output_layer_trains_through_the_forward_of_the_chip() -> None:
+    linear = nn.Linear(4, 2, bias=False)
+    model = nn.Sequential(linear, xylo.LIF(2, pos_threshold=200, max_spikes=1))
+    nn.init.constant_(linear.weight, 60.0)
+    tt.unroll(model, torch.ones(10, 1, 4)).sum().backward()
+    assert linear.weight.grad is not None
+    assert (linear.weight.grad > 0).all()
+
+
+def test_limits_are_data() -> None:
+    assert (xylo.XYLO_1.has_bias, xylo.XYLO_2.has_bias) == (False, True)
+    assert xylo.XYLO_1.inputs == 16
+    assert (xylo.XYLO_2.hidden, xylo.XYLO_2.outputs, xylo.XYLO_2.weight_bits) == (1000, 8, 8)
+
+
+def changed(**given: Any) -> Callable[[], xylo.Network]:
+    return lambda: network({**random_configuration(1), **given})
+
+
+ANY: Any = xylo  # for arguments that no type checker lets pass
+ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (changed(weights_in=np.full((2, 3), 128)), ValueError, "weights_in must have the shape"),
+    (lambda: changed(weights_rec=random_configuration(1)["weights_rec"] * 0 + 128)(), ValueError,
+     "weights_rec must be integers of -128 to 127"),
+    (lambda: changed(weights_rec=random_configuration(1)["weights_rec"] * 0.5 + 0.25)(), ValueError,
+     "weights_rec must be integers"),
+    (changed(weight_shift_rec=8), ValueError, "shift of weights_rec must be 0 to 7, got 8"),
+    (changed(aliases=[[]]), ValueError, "aliases must have 5 lists, one a hidden neuron, got 1"),
+    (changed(aliases=[[5], *[[]] * 4]), ValueError, "a hidden neuron, 0 to 4, got 5"),
+    (changed(aliases=[[0.5], *[[]] * 4]), TypeError, "an alias must be an integer"),
+    (changed(dash_mem=np.full(5, 16)), ValueError, "dash_mem must be at least 0 and at most 15"),
+    (changed(dash_syn=np.ones((2, 2))), ValueError, "dash_syn must have the shape"),
+    (changed(threshold=np.full(5, 2**15)), ValueError, "at most 32767"),
+    (lambda: ANY.LIF(1, bias=3, version=1), ValueError, "Xylo 1 has no bias"),
+    (lambda: ANY.LIF(1, dash_syn={"learnable": True}), ValueError, "is a shift, which"),
+    (lambda: ANY.LIF(1, version=3), ValueError, "version must be 1 or 2, got 3"),
+    (lambda: ANY.LIF(1, max_spikes=0), ValueError, "max_spikes must be at least 1"),
+    (lambda: ANY.LIF(1, pos_threshold=0.5), ValueError, "must be integers, got 0.5"),
+    (lambda: ANY.LIF(1, surrogate_derivative=3), TypeError, "must be callable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
+def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,198 @@
+"""Every operation against NumPy's int64, its gradient, its range, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import grad, vmap
+
+from tests.integers.reference import divided, fitted
+from tracetorch import integers, snn
+
+DTYPES = {torch.float32: 24, torch.float64: 53}
+ROUNDINGS = ("floor", "trunc", "nearest", "at_least_one")
+dtypes = st.sampled_from(list(DTYPES))
+
+
+def tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(dtype)
+
+
+def whole(value: Tensor) -> np.ndarray[Any, Any]:
+    numbers = value.detach().double().numpy()
+    assert np.array_equal(numbers, np.rint(numbers))
+    return numbers.astype(np.int64)
+
+
+@st.composite
+def within(draw: st.DrawFn, spare: int = 0) -> tuple[torch.dtype, list[int]]:
+    """A dtype, and integers of which it holds all, with some bits to spare."""
+    dtype = draw(dtypes)
+    most = 2 ** (DTYPES[dtype] - spare)
+    near = st.sampled_from([-most, most, 0, 1, -1, most - 1, 1 - most])
+    return dtype, draw(st.lists(st.integers(-most, most) | near, min_size=1, max_size=9))
+
+
+@given(within(), st.integers(0, 31), st.sampled_from(ROUNDINGS))
+def test_shift_right(drawn: tuple[torch.dtype, list[int]], bits: int, rounding: Any) -> None:
+    dtype, values = drawn
+    expected = divided(np.array(values), 2**bits, rounding)
+    x = tensor(values, dtype)
+    assert np.array_equal(whole(integers.shift_right(x, bits, rounding)), expected)
+    by_tensor = integers.shift_right(x, torch.full_like(x, bits), rounding)
+    assert np.array_equal(whole(by_tensor), expected)
+
+
+EXACT: dict[str, Callable[[int, int], int]] = {
+    "floor": lambda product, bits: product >> bits,
+    "trunc": lambda product, bits: (abs(product) >> bits) * (1 if product >= 0 else -1),
+    "nearest": lambda product, bits: (2 * product + 2**bits) >> (bits + 1),
+}
+
+
+@given(within(), st.integers(0, 12), st.sampled_from(ROUNDINGS[:3]), st.data())
+def test_multiply_of_any_integer_with_twelve_bits(
+    drawn: tuple[torch.dtype, list[int]], bits: int, rounding: Any, data: st.DataObject
+) -> None:
+    dtype, values = drawn
+    factors = data.draw(
+        st.lists(st.integers(-(2**bits), 2**bits), min_size=len(values), max_size=len(values))
+    )
+    products = [x * y for x, y in zip(values, factors, strict=True)]  # beyond int64, too
+    expected = [EXACT[rounding](product, bits) for product in products]
+    z = integers.multiply(tensor(values, dtype), tensor(factors, dtype), bits, rounding)
+    assert whole(z).tolist() == expected
+    number = integers.multiply(tensor(values, dtype), factors[0], bits, rounding)
+    assert whole(number)[0] == expected[0]
+
+
+@given(within(spare=1), st.integers(2, 22), st.booleans())
+def test_saturate_and_wrap(drawn: tuple[torch.dtype, list[int]], bits: int, signed: bool) -> None:
+    dtype, values = drawn
+    x, exact = tensor(values, dtype), np.array(values)
+    low, high = integers.limits(bits, signed=signed)
+    assert (high - low + 1, low < 0) == (2**bits, signed)
+    assert np.array_equal(whole(integers.saturate(x, bits, signed=signed)), exact.clip(low, high))
+    wrapped = whole(integers.wrap(x, bits, signed=signed))
+    assert np.array_equal(wrapped, (exact - low) % 2**bits + low)
+    if signed:
+        assert np.array_equal(wrapped, fitted(exact, bits, "wrap"))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 24))
+def test_every_width_at_its_ends(bits: int, signed: bool) -> None:
+    low, high = integers.limits(bits, signed=signed)
+    x = torch.tensor([low - 1.0, low, high, high + 1.0])
+    assert integers.saturate(x, bits, signed=signed).tolist() == [low, low, high, high]
+    assert integers.wrap(x, bits, signed=signed).tolist() == [high, low, high, low]
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=9), dtypes)
+def test_round_floor_trunc(values: list[float], dtype: torch.dtype) -> None:
+    x = torch.tensor(values, dtype=dtype)
+    numbers = x.double().numpy()
+    assert np.array_equal(whole(integers.round(x)), np.rint(numbers))
+    assert np.array_equal(whole(integers.floor(x)), np.floor(numbers))
+    assert np.array_equal(whole(integers.trunc(x)), np.trunc(numbers))
+
+
+@given(st.integers(-(2**20), 2**20), st.integers(0, 8), st.integers(1, 2**23 - 1))
+def test_stochastic_round_is_up_where_the_number_is_below_the_fraction(
+    value: int, bits: int, drawn: int
+) -> None:
+    x, uniform = torch.tensor([value * 2.0**-bits]), drawn * 2.0**-23
+    found = integers.stochastic_round(x, torch.tensor([uniform])).item()
+    assert found == (value >> bits) + (uniform < (value % 2**bits) / 2**bits)
+
+
+def test_stochastic_round_is_right_on_average_and_repeats_by_its_counter() -> None:
+    def drawn() -> Tensor:
+        noise = snn.Noise(10_000, distribution="uniform", seed=3)
+        x = torch.full((1, 10_000), -2.75)
+        return integers.stochastic_round(x, noise(x))
+
+    assert set(drawn().unique().tolist()) == {-3.0, -2.0}
+    assert abs(drawn().mean().item() + 2.75) < 0.02  # five standard deviations
+    assert torch.equal(drawn(), drawn())
+
+
+# of each: a call of one argument, and its derivative at 5 and at -300
+GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
+    "round": (integers.round, (1.0, 1.0)),
+    "floor": (integers.floor, (1.0, 1.0)),
+    "trunc": (integers.trunc, (1.0, 1.0)),
+    "stochastic_round": (lambda x: integers.stochastic_round(x, torch.full_like(x, 0.5)), (1, 1)),
+    "saturate": (lambda x: integers.saturate(x, 8), (1.0, 0.0)),
+    "wrap": (lambda x: integers.wrap(x, 8), (1.0, 1.0)),
+    "shift_right": (lambda x: integers.shift_right(x, 3, "at_least_one"), (0.125, 0.125)),
+    "multiply": (lambda x: integers.multiply(x, 230, 8), (230 / 256, 230 / 256)),
+    "straight_through": (lambda x: integers.straight_through(2 * x, x), (2.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_are_straight_through(name: str) -> None:
+    function, expected = GRADIENTS[name]
+    x = torch.tensor([5.0, -300.0], requires_grad=True)
+    function(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == list(expected)
+    # and for functional transforms
+    assert vmap(grad(lambda v: function(v).sum()))(x.detach()).tolist() == list(expected)
+
+
+# torch.func.jvp imports decompositions that PyTorch itself scripts
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_forward_mode(name: str) -> None:
+    function, expected = GRADIENTS[name]
+    x = torch.tensor([5.0, -300.0])
+    tangent = torch.func.jvp(function, (x,), (torch.tensor([1.0, 1.0]),))[1]
+    assert tangent.tolist() == list(expected)
+
+
+def test_a_product_has_the_gradient_of_both_factors() -> None:
+    x = torch.tensor([100.0], requires_grad=True)
+    y = torch.tensor([3.0], requires_grad=True)
+    integers.multiply(x, y, 2, "trunc").backward()
+    assert (x.grad, y.grad) == (torch.tensor([0.75]), torch.tensor([25.0]))
+
+
+def test_numbers_of_full_width_are_not_rounded_on_the_way() -> None:
+    largest = torch.tensor([2.0**24 - 1, 1 - 2.0**24])
+    assert integers.shift_right(largest, 2, "nearest").tolist() == [2.0**22, -(2.0**22)]
+    assert integers.multiply(largest, 4095, 12).tolist() == [2**24 - 4097, -(2**24) + 4096]
+
+
+ANY: Any = integers  # for arguments that no type checker lets pass
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ANY.limits(1), ValueError, "2 to 53 for a signed integer, got 1"),
+        (lambda: ANY.limits(54, signed=False), ValueError, "1 to 53 for an unsigned"),
+        (lambda: ANY.limits(8.0), TypeError, "bits must be an integer, got 8.0"),
+        (lambda: ANY.limits(8, signed=1), TypeError, "signed must be True or False"),
+        (lambda: ANY.saturate(torch.ones(1), 99), ValueError, "bits must be 2 to 53"),
+        (lambda: ANY.shift_right(torch.ones(1), 32), ValueError, "by 0 to 31 bits, got 32"),
+        (lambda: ANY.shift_right(torch.ones(1), -1), ValueError, "by 0 to 31 bits, got -1"),
+        (lambda: ANY.shift_right(torch.ones(1), 1, "up"), ValueError, "one of .*got 'up'"),
+        (lambda: ANY.multiply(torch.ones(1), 1, 1, "at_least_one"), ValueError, "to shift"),
+        (lambda: ANY.multiply(torch.ones(1), 1, True), TypeError, "must be an integer"),
+        (lambda: ANY.Multiplier(17), ValueError, "bits must be 1 to 16, got 17"),
+        (lambda: ANY.Multiplier(8, "at_least_one"), ValueError, "way to shift"),
+        (lambda: ANY.Shift("up"), ValueError, "rounding must be one of"),
+    ],
+)  # fmt: skip
+def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

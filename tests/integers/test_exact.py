@@ -1,0 +1,260 @@
+"""The guard: what it proves holds, what it refuses is wrong, and it names the layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.cases import stepped
+from tracetorch import chips, integers, snn
+from tracetorch.integers import Interval
+
+
+def linear(weight: list[list[float]]) -> nn.Linear:
+    made = nn.Linear(len(weight[0]), len(weight), bias=False)
+    made.weight.data = torch.tensor(weight)
+    return made
+
+
+LAYERS: dict[str, snn.Neuron] = {
+    "multiplier": integers.LeakyIntegrator(3, beta=torch.tensor([0.0, 200, 256]), pos_threshold=50),
+    "nearest": integers.LeakyIntegrator(
+        3, alpha=3000, beta=17, neg_threshold=9, decay=integers.Multiplier(12, "nearest")
+    ),
+    "shift, wrap": integers.LeakyIntegrator(
+        *(3,),
+        beta=torch.tensor([0.0, 3, 31]),
+        gamma=2,
+        rec_weight=-3,
+        bias=7,
+        pos_threshold=torch.tensor([9.0, 80, 127]),
+        decay=integers.Shift("trunc"),
+        state_bits=8,
+        overflow="wrap",
+    ),
+    "Xylo 1": chips.xylo.LIF(3, dash_mem=torch.tensor([0.0, 5, 15]), pos_threshold=90, version=1),
+    "Xylo 2": chips.xylo.LIF(3, pos_threshold=torch.tensor([0.0, 1, 30000]), bias=-3000),
+    "Loihi": chips.loihi.LIF(3, du=torch.tensor([0.0, 7, 4095]), dv=0, bias=2**19),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_proved_holds_in_every_neuron(name: str) -> None:
+    layer = LAYERS[name]
+    largest = 3000
+    found = integers.prove(layer, {"x": Interval(-largest, largest)})
+    assert found.exact
+    assert found.fault == ""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-largest, largest + 1, (300, 4, 3), generator=generator).float()
+    x[:50], x[50:100] = largest, -largest
+    layer.zero_states()
+    for step in x:
+        output = layer(step)
+        for key, values in {"output": output, **states(layer)}.items():
+            interval = found.outputs[key]
+            low, high = (torch.as_tensor(each).float() for each in (interval.low, interval.high))
+            assert bool(((values >= low) & (values <= high)).all()), key
+            ends = integers.limits(max(interval.bits, 2))
+            assert ends[0] <= values.min() <= values.max() <= ends[1]
+
+
+def states(layer: snn.Neuron) -> dict[str, Tensor]:
+    return {f"next_{name}": getattr(layer, name) for name in layer.active_states}
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 23])
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+def test_states_are_proved_as_wide_as_they_are(bits: int, overflow: Any) -> None:
+    layer = integers.LeakyIntegrator(2, beta=256, state_bits=bits, overflow=overflow)
+    found = integers.prove(layer, {"x": Interval(-50, 50)})
+    assert found.exact
+    assert found.outputs["next_mem"].bits == bits
+    assert found.outputs["next_mem"].low == integers.limits(bits)[0]
+
+
+def test_every_line_has_a_width() -> None:
+    layer = integers.LeakyIntegrator(2, beta=128, pos_threshold=100)
+    found = integers.prove(layer, {"x": Interval(-64, 63)}, ndim=3, dtype=torch.float64)
+    graph_lines = [line.name for line, _ in found.lines]
+    assert len(set(graph_lines)) == len(graph_lines) > 5
+    widths = [interval.bits for _, interval in found.lines if not interval.signed]
+    assert all(1 <= width <= 40 for width in widths)
+
+
+def test_a_sum_beyond_the_dtype_is_refused_where_it_is_used() -> None:
+    class Sum(snn.Neuron):
+        states = ("total",)
+
+        @staticmethod
+        def step(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+            total = total + x
+            return total, total
+
+    found = integers.prove(Sum(1), {"x": Interval(0, 1)})
+    assert not found.exact
+    assert "output reaches inf" in found.fault or "may be rounded" in found.fault
+    x = torch.full((2, 1, 1), 2.0**24)
+    x[1] = 1  # and indeed it is rounded
+    assert stepped(Sum(1), x)[1].item() == 2.0**24
+
+
+def test_what_saturates_at_once_may_be_too_large_before() -> None:
+    class Clamped(snn.Neuron):
+        states = ("total",)
+
+        @staticmethod
+        def step(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+            total = (total + x).clamp(-(2.0**23), 2.0**23)
+            return total, total
+
+    assert integers.prove(Clamped(1), {"x": Interval(-(2**24), 2**24)}).exact
+
+
+@pytest.mark.parametrize(
+    ("factor", "exact"), [(0.5, True), (0.9, False), (0.75, True), (2.0**-40, False)]
+)
+def test_floor_of_a_product_is_exact_where_the_product_is(factor: float, exact: bool) -> None:
+    class Scaled(snn.Neuron):
+        states = ("held",)
+
+        @staticmethod
+        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.floor((x + 1) * factor + 1), x
+
+    assert integers.prove(Scaled(1), {"x": Interval(0, 1000)}).exact is exact
+
+
+def test_a_sign_survives_a_rounding_and_a_size_does_not() -> None:
+    class Compared(snn.Neuron):
+        states = ("held",)
+
+        @staticmethod
+        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return ((x - 3) * 0.1 > held).to(x.dtype), held
+
+    assert integers.prove(Compared(1), {"x": Interval(0, 9)}).exact
+
+    class Shifted(Compared):
+        @staticmethod
+        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return ((x - 3) * 0.1 > 0.3).to(x.dtype), held
+
+    assert not integers.prove(Shifted(1), {"x": Interval(0, 9)}).exact
+
+
+def test_functions_have_no_rule() -> None:
+    class Curved(snn.Neuron):
+        states = ("held",)
+
+        @staticmethod
+        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.exp(x), held
+
+    with pytest.raises(ValueError, match="exp has no rule of interval arithmetic"):
+        integers.prove(Curved(1), {"x": Interval(0, 9)})
+
+    class Mixed(Curved):
+        @staticmethod
+        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flip(0), held
+
+    with pytest.raises(ValueError, match=r"Mixed.*cannot be proved exact: its step uses"):
+        integers.prove(Mixed(1), {"x": Interval(0, 9)})
+
+
+def test_no_width_holds_every_real_number() -> None:
+    assert (Interval(0, 255).bits, Interval(-256, 0).bits, Interval(0, 0.75, -2).bits) == (9, 9, 3)
+    for unbounded in (Interval(0, 1, float("-inf")), Interval(0, float("inf"))):
+        with pytest.raises(ValueError, match="no width that holds every real number"):
+            _ = unbounded.bits
+
+
+def test_a_model_is_checked_and_keeps_its_states() -> None:
+    neurons = integers.LeakyIntegrator(2, beta=128, pos_threshold=100)
+    model = nn.Sequential(
+        linear([[100.0, -7.0], [3.0, 127.0]]),
+        neurons,
+        linear([[1.0, -8.0]]),
+        integers.LeakyIntegrator(1, beta=0),
+    )
+    held = model(torch.ones(1, 2))
+    before = neurons.mem.clone()
+    found = integers.check_exact(model, torch.ones(4, 1, 2))
+    assert set(found) == {"1", "3"}
+    assert set(found["1"]) == {"output", "mem"}
+    assert (found["3"]["mem"].low, found["3"]["mem"].high) == (-8, -7)
+    assert torch.equal(neurons.mem, before)
+    assert held.shape == (1, 1)
+
+
+WRONG: dict[str, tuple[nn.Module, float, str]] = {
+    "a sum of products": (
+        nn.Sequential(nn.Flatten(), linear([[2.0**20] * 40])),
+        1.0,
+        r"^1 \(Linear\) can reach 41943040, and torch.float32 holds every integer up to 16777216",
+    ),
+    "products that cancel": (
+        nn.Sequential(linear([[2.0**20] * 20 + [-(2.0**20)] * 20])),
+        1.0,
+        r"^0 \(Linear\) can reach 41943040",
+    ),
+    "a weight": (
+        nn.Sequential(nn.Flatten(), linear([[0.5] * 40])),
+        1.0,
+        r"^1 \(Linear\) gets, holds or returns what is no integer",
+    ),
+    "another module": (
+        nn.Sequential(nn.AvgPool1d(3)),
+        1.0,
+        r"^0 \(AvgPool1d\) gets, holds or returns what is no integer",
+    ),
+    "an input": (
+        nn.Sequential(nn.Identity(), integers.LeakyIntegrator(40)),
+        2.0**24 * 5,
+        r"^0 \(Identity\) can reach",
+    ),
+    "a fraction": (
+        integers.LeakyIntegrator(40),
+        0.5,
+        r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round",
+    ),
+    "a step": (
+        nn.ModuleDict({"first": snn.LIF(40)})["first"],
+        1.0,
+        r"^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in its step v",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_layer_that_leaves_the_exact_range_is_named(name: str) -> None:
+    model, size, message = WRONG[name]
+    x = size * torch.tensor([1.0, 0.0]).repeat(20) if "Pool" in message else torch.full((40,), size)
+    with pytest.raises(ValueError, match=message):
+        integers.check_exact(model, x.expand(3, 2, 40))
+
+
+def test_other_things_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected an nn.Module, got int"):
+        integers.check_exact(3, torch.ones(1, 1, 1))  # type: ignore[arg-type]
+
+    class Noisy(snn.Neuron):
+        inputs = ("x", "noise")
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.noise = snn.Noise(1, distribution="uniform", seed=0)
+
+        @staticmethod
+        def step(x: Tensor, noise: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+            return integers.stochastic_round(x / 2, noise), mem
+
+    with pytest.raises(ValueError, match="computes noise itself, which is not proved"):
+        integers.check_exact(Noisy(), torch.ones(1, 1, 1))
+    found = integers.prove(Noisy(), {"x": Interval(0, 9), "noise": Interval(0, 1, -24)})
+    assert (found.exact, found.outputs["output"].bits) == (True, 4)

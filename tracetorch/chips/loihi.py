@@ -1,0 +1,216 @@
+"""Loihi's CUBA neuron in its published integer equations: decays of 12 bits, states of 24.
+
+A current that leaks into a voltage that leaks (current-based, CUBA). Both decay by a multiplier of
+12 bits, rounded towards zero. Input arrives 6 bits higher than weights are given; the current wraps
+around beyond 24 bits, the voltage saturates. A spike takes the voltage to zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.chips.chip import Chip
+from tracetorch.core.checks import check_count, check_integer
+from tracetorch.integers.fixed_point import multiply
+from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate, scaled
+from tracetorch.integers.rounding import floor, round  # noqa: A004
+from tracetorch.integers.straight_through import straight_through
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
+
+SignMode: TypeAlias = Literal["mixed", "excitatory", "inhibitory"]
+
+LOIHI = Chip(
+    name="Loihi",
+    inputs=None,
+    hidden=None,
+    outputs=None,
+    synapses=1,
+    fan_in=None,
+    fan_out=None,
+    weight_bits=8,
+    weight_exponent=(-8, 7),
+    state_bits=24,
+    threshold_bits=17,
+    decay_bits=12,
+    input_spikes=1,
+    hidden_spikes=1,
+    output_spikes=1,
+    has_bias=True,
+)
+
+__all__ = ["LIF", "LOIHI", "Dense", "SignMode"]
+
+_BITS = LOIHI.state_bits
+_LARGEST = 2 ** (_BITS - 1) - 1
+_UNITY = 2**LOIHI.decay_bits
+_UP = 2**6  # of input and threshold
+
+
+class LIF(Neuron):
+    """Leaky integrate-and-fire as Loihi computes it (CUBA).
+
+    ::
+
+        u = wrap(trunc(u (4096 - du - 1) / 4096) + 64 x)
+        v = saturate(trunc(v (4096 - dv) / 4096) + u + bias)
+        output = H(v - 64 pos_threshold);   v = 0 where it fires
+
+    All are integers of 24 bits, exact in float32. ``x``, of 16 bits, is what :class:`Dense`
+    returns. The current wraps, once, into -2^23 + 1 .. 2^23, and the voltage saturates at 2^23 - 1.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        du, dv: how fast current and voltage decay, 0 to 4095.
+        pos_threshold: 0 to 131071.
+        bias: constant drive, mantissa and exponent multiplied out: of 13 bits, times up to 2^7.
+        surrogate_derivative: the spike function, ``u -> spikes`` of the voltage in units of the
+            threshold.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = LIF(1, du=2047, dv=1024, pos_threshold=10)
+        >>> [layer(torch.tensor([[x]])).item() for x in (8.0, 0.0, 0.0)]
+        [0.0, 0.0, 0.0]
+        >>> layer.u.item(), layer.v.item()  # 512 / 4, and (512 * 3/4 + 256) * 3/4 + 128
+        (128.0, 608.0)
+
+    Reference: Davies et al., "Loihi: a neuromorphic manycore processor with on-chip learning", IEEE
+    Micro 38 (2018); the fixed-point model of Lava (``PyLifModelBitAcc``), whose states it equals.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("u", "v")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        du: WeightSetup = 409,
+        dv: WeightSetup = 128,
+        pos_threshold: WeightSetup = 1000,
+        bias: WeightSetup = 0,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        integer_weight(self, "du", du, 0, _UNITY - 1)
+        integer_weight(self, "dv", dv, 0, _UNITY - 1)
+        integer_weight(self, "pos_threshold", pos_threshold, 0, 2**LOIHI.threshold_bits - 1)
+        integer_weight(self, "bias", bias, -(2**19), 2**19)
+        self.option("spike", resolve_surrogate(surrogate_derivative))
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        u: Tensor,
+        v: Tensor,
+        *,
+        du: Tensor,
+        dv: Tensor,
+        pos_threshold: Tensor,
+        bias: Tensor,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        bits = LOIHI.decay_bits
+        # the one step of the register that makes a decay of 4096 possible
+        u = multiply(u, _UNITY - 1 - round(du), bits, "trunc") + _UP * x
+        # once around; and bounds that change nothing, but tell whoever reads the graph the width
+        span = 2.0**_BITS
+        u = u + span * ((u <= -span / 2).to(u.dtype) - (u > span / 2).to(u.dtype))
+        u = straight_through(u, u.detach().clamp(-_LARGEST, _LARGEST + 1))
+        v = multiply(v, _UNITY - round(dv), bits, "trunc") + round(bias) + u
+        v = v.clamp(-_LARGEST, _LARGEST)
+        threshold = _UP * round(pos_threshold)
+        fired = spike(scaled(v - threshold, threshold, None))
+        return fired, u, v * (1 - fired)
+
+
+class Dense(nn.Module):
+    """Connection of Loihi: weights of 8 bits and a shared exponent, behind spikes.
+
+    ::
+
+        output = floor(2^exponent W x)
+
+    With ``"mixed"`` signs weights are even, -256 to 254; otherwise 0 to 255, or -255 to 0. Of fewer
+    ``weight_bits`` the lowest ones are zero. ``weight`` is a parameter of floats that learns
+    straight through the rounding.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        exponent: of all weights, -8 to 7.
+        sign_mode: ``"mixed"``, ``"excitatory"`` or ``"inhibitory"``.
+        weight_bits: bits of a weight, 1 to 8.
+
+    Shape:
+        Input ``[..., in_features]``, output ``[..., out_features]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = Dense(2, 1, exponent=1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[101.0, -300.0]]))
+        >>> layer(torch.eye(2)).tolist()
+        [[200.0], [-512.0]]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        exponent: int = 0,
+        sign_mode: SignMode = "mixed",
+        weight_bits: int = LOIHI.weight_bits,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_count("in_features", in_features)
+        self.out_features = check_count("out_features", out_features)
+        if sign_mode not in get_args(SignMode):
+            raise ValueError(f"sign_mode must be one of {get_args(SignMode)}, got {sign_mode!r}.")
+        least, most = LOIHI.weight_exponent
+        if not least <= check_integer("exponent", exponent) <= most:
+            raise ValueError(f"exponent must be {least} to {most}, got {exponent}.")
+        if not 1 <= check_integer("weight_bits", weight_bits) <= LOIHI.weight_bits:
+            raise ValueError(f"weight_bits must be 1 to {LOIHI.weight_bits}, got {weight_bits}.")
+        self.exponent, self.sign_mode, self.weight_bits = exponent, sign_mode, weight_bits
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        bound = 64.0 / in_features**0.5
+        nn.init.uniform_(self.weight, *((-bound, bound) if sign_mode == "mixed" else (0, bound)))
+        if sign_mode == "inhibitory":
+            self.weight.data.neg_()
+
+    def integers(self) -> Tensor:
+        """Return the weights as the chip has them, with the gradient of ``weight``."""
+        mixed = self.sign_mode == "mixed"
+        sign = -1.0 if self.sign_mode == "inhibitory" else 1.0
+        whole = 2.0**LOIHI.weight_bits
+        step = 2.0 ** (LOIHI.weight_bits - self.weight_bits + mixed)
+        # trained weights are rounded, and whole ones cut off as the chip does
+        held = round(self.weight).detach() * sign
+        held = held.clamp(-whole if mixed else 0.0, whole - 1)
+        return straight_through(self.weight, sign * step * torch.floor(held / step))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of the weights of spikes."""
+        return floor(F.linear(x, self.integers().to(x.dtype)) * 2.0**self.exponent)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        return (
+            f"{self.in_features}, {self.out_features}, exponent={self.exponent}, "
+            f"sign_mode={self.sign_mode!r}, weight_bits={self.weight_bits}"
+        )

@@ -1,0 +1,398 @@
+"""Prove how large the numbers of a step can become, and that they are exact: interval arithmetic.
+
+Each line of a step's graph gets an interval: the least and the largest value, the power of
+two that every value is a multiple of, and whether a rounding may have happened, each for every
+neuron. States grow from what they start from until nothing grows any more, their ends widened to
+powers of two, so that a proof takes a few rounds. What is found holds for every sequence of inputs
+within their interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracetorch.fuse.ir.graph import COMPARISONS, Graph, Line, Value
+
+_ROUNDS = 4  # before ends are widened
+_WIDEST = 64  # bits, beyond which a state is taken to grow forever
+
+Numbers: TypeAlias = float | NDArray[Any]
+Flags: TypeAlias = bool | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Range of the values of a line: a number for all neurons, or an array with one for each.
+
+    Args:
+        low, high: the least and the largest value.
+        step: every value is a multiple of ``2^step``: 0 for integers, ``-inf`` for any real
+            numbers.
+
+    Example:
+        >>> Interval(-128, 127).bits
+        8
+    """
+
+    low: Numbers
+    high: Numbers
+    step: Numbers = 0.0
+
+    @property
+    def magnitude(self) -> float:
+        """The largest magnitude of all neurons."""
+        return float(np.max(self._magnitudes()))
+
+    @property
+    def bits(self) -> int:
+        """Width of a signed integer that holds the value of every neuron, in units of ``2^step``.
+
+        Raises:
+            ValueError: there is none.
+        """
+        step = float(np.min(self.step))
+        if step == -np.inf or self.magnitude == np.inf:
+            raise ValueError("there is no width that holds every real number.")
+        unit = 2.0 ** min(step, 0.0)
+        low, high = int(np.min(self.low) / unit), int(np.max(self.high) / unit)
+        return max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
+
+    def _magnitudes(self) -> NDArray[Any]:
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+@dataclass(frozen=True)
+class TrackedInterval(Interval):
+    """Interval that also says what roundings may have done.
+
+    Args:
+        low, high, step: as those of :class:`Interval`.
+        exact: whether no rounding can have happened on the way.
+        signed: whether, where values are rounded, their signs are right.
+        floored: whether rounding them down or towards zero gives what it should: of a quotient of
+            integers that fit, a rounding never reaches the next integer.
+    """
+
+    exact: Flags = True
+    signed: Flags = False
+    floored: Flags = False
+
+
+def tracked(x: Interval) -> TrackedInterval:
+    """Return an interval of what no rounding has touched."""
+    return x if isinstance(x, TrackedInterval) else TrackedInterval(x.low, x.high, x.step)
+
+
+def hull(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    """Return the smallest interval that holds both."""
+    return TrackedInterval(
+        np.minimum(x.low, y.low),
+        np.maximum(x.high, y.high),
+        np.minimum(x.step, y.step),
+        np.logical_and(x.exact, y.exact),
+    )
+
+
+def _largest(x: TrackedInterval, most: float) -> NDArray[Any]:
+    """Return up to what all multiples of the step are numbers of a dtype."""
+    return np.asarray(most * np.exp2(np.clip(x.step, -_WIDEST, 0.0)))
+
+
+def _fits(x: TrackedInterval, most: float) -> NDArray[Any]:
+    """Return whether every value is one of a dtype that holds all integers up to ``most``."""
+    fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= _largest(x, most))
+    return fitting
+
+
+def _same(x: TrackedInterval, y: TrackedInterval) -> bool:
+    """Whether two intervals are the same for every neuron."""
+    pairs = ((x.low, y.low), (x.high, y.high), (x.step, y.step), (x.exact, y.exact))
+    return all(np.array_equal(np.broadcast_to(a, np.shape(b)), b) for a, b in pairs)
+
+
+def constant(value: float) -> TrackedInterval:
+    """Return the interval of one number."""
+    if value == 0 or not np.isfinite(value):
+        return TrackedInterval(value, value, np.inf if value == 0 else -np.inf)
+    numerator, denominator = float(value).as_integer_ratio()
+    odd = (numerator & -numerator).bit_length() - 1
+    return TrackedInterval(value, value, float(odd - (denominator.bit_length() - 1)))
+
+
+Rule: TypeAlias = Callable[..., TrackedInterval]
+
+
+def _sum(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    step = np.minimum(x.step, y.step)
+    exact = np.logical_and(x.exact, y.exact) & ~np.isneginf(step)
+    return TrackedInterval(x.low + y.low, x.high + y.high, step, exact)
+
+
+def _negative(x: TrackedInterval) -> TrackedInterval:
+    return TrackedInterval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
+
+
+def _product(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    with np.errstate(invalid="ignore"):
+        ends = np.stack(
+            np.broadcast_arrays(
+                *(np.multiply(a, b) for a in (x.low, x.high) for b in (y.low, y.high))
+            )
+        )
+        ends = np.nan_to_num(ends, nan=0.0, posinf=np.inf, neginf=-np.inf)  # infinity times zero
+        step = np.where(np.isposinf(x.step) | np.isposinf(y.step), np.inf, np.add(x.step, y.step))
+    exact = np.logical_and(x.exact, y.exact) & ~np.isneginf(step)
+    # times a positive number of any size: the product is rounded, but its sign is not
+    signed = np.logical_and(x.exact, np.greater(y.low, 0))
+    signed = signed | np.logical_and(y.exact, np.greater(x.low, 0))
+    return TrackedInterval(ends.min(0), ends.max(0), step, exact, signed)
+
+
+def _quotient(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    if np.any(np.less_equal(y.low, 0) & np.greater_equal(y.high, 0)):
+        return TrackedInterval(-np.inf, np.inf, -np.inf, False)
+    inverse = TrackedInterval(np.divide(1.0, y.high), np.divide(1.0, y.low), -np.inf)
+    exponent = np.frexp(y.low)
+    power = np.equal(y.low, y.high) & np.equal(np.abs(exponent[0]), 0.5)
+    product = _product(x, replace(inverse, step=np.where(power, 1.0 - exponent[1], -np.inf)))
+    whole = np.greater_equal(x.step, 0) & np.greater_equal(y.step, 0)
+    return replace(product, floored=whole & np.logical_and(x.exact, y.exact))
+
+
+def _integers(function: Callable[[Numbers], Any], *, nearest: bool = False) -> Rule:
+    def rule(x: TrackedInterval) -> TrackedInterval:
+        exact = x.exact if nearest else np.logical_or(x.exact, x.floored)
+        return TrackedInterval(function(x.low), function(x.high), np.maximum(x.step, 0.0), exact)
+
+    return rule
+
+
+def _ordered(function: Callable[[Numbers, Numbers], Any]) -> Rule:
+    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+        ends = function(x.low, y.low), function(x.high, y.high)
+        step = np.minimum(x.step, y.step)
+        return TrackedInterval(*ends, step, np.logical_and(x.exact, y.exact))
+
+    return rule
+
+
+def _absolute(x: TrackedInterval) -> TrackedInterval:
+    inside = np.less_equal(x.low, 0) & np.greater_equal(x.high, 0)
+    low = np.where(inside, 0.0, np.minimum(np.abs(x.low), np.abs(x.high)))
+    return TrackedInterval(low, x._magnitudes(), x.step, x.exact)
+
+
+def _truth(always: Any, never: Any, *parts: TrackedInterval) -> TrackedInterval:
+    exact: Any = True
+    for part in parts:
+        exact = np.logical_and(exact, part.exact)
+    return TrackedInterval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
+
+
+def _comparison(op: str) -> Rule:
+    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+        if op in ("lt", "le"):
+            return _comparison({"lt": "gt", "le": "ge"}[op])(y, x)
+        # against zero a sign is enough
+        x_zero = np.equal(x.low, 0) & np.equal(x.high, 0)
+        y_zero = np.equal(y.low, 0) & np.equal(y.high, 0)
+        x = replace(x, exact=np.logical_or(x.exact, np.logical_and(x.signed, y_zero)))
+        y = replace(y, exact=np.logical_or(y.exact, np.logical_and(y.signed, x_zero)))
+        above, below = np.greater(x.low, y.high), np.less(x.high, y.low)
+        if op == "gt":
+            return _truth(above, np.less_equal(x.high, y.low), x, y)
+        if op == "ge":
+            return _truth(np.greater_equal(x.low, y.high), below, x, y)
+        points = np.equal(x.low, x.high) & np.equal(y.low, y.high) & np.equal(x.low, y.low)
+        apart = above | below
+        return _truth(points, apart, x, y) if op == "eq" else _truth(apart, points, x, y)
+
+    return rule
+
+
+def _both(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    never = np.equal(x.high, 0) | np.equal(y.high, 0)
+    return _truth(np.equal(x.low, 1) & np.equal(y.low, 1), never, x, y)
+
+
+def _either(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    always = np.equal(x.low, 1) | np.equal(y.low, 1)
+    return _truth(always, np.equal(x.high, 0) & np.equal(y.high, 0), x, y)
+
+
+def _chosen(condition: TrackedInterval, x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    union = hull(x, y)
+    always, never = np.equal(condition.low, 1), np.equal(condition.high, 0)
+
+    def pick(name: str) -> NDArray[Any]:
+        first, second, both = (getattr(each, name) for each in (x, y, union))
+        picked: NDArray[Any] = np.where(always, first, np.where(never, second, both))
+        return picked
+
+    exact = np.logical_and(pick("exact"), condition.exact)
+    return TrackedInterval(pick("low"), pick("high"), pick("step"), exact)
+
+
+_RULES: dict[str, Rule] = {
+    "add": _sum,
+    "sub": lambda x, y: _sum(x, _negative(y)),
+    "mul": _product,
+    "div": _quotient,
+    "neg": _negative,
+    "fma": lambda x, y, z: _sum(_product(x, y), z),
+    "abs": _absolute,
+    "max": _ordered(np.maximum),
+    "min": _ordered(np.minimum),
+    "where": _chosen,
+    "float": lambda x: x,
+    "floor": _integers(np.floor),
+    "ceil": _integers(np.ceil, nearest=True),
+    "trunc": _integers(np.trunc),
+    "round": _integers(np.rint, nearest=True),
+    **{op: _comparison(op) for op in COMPARISONS},
+    "and": _both,
+    "or": _either,
+    "xor": lambda x, y: _truth(False, False, x, y),
+    "not": lambda x: _truth(np.equal(x.high, 0), np.equal(x.low, 1), x),
+}
+# Operations that numbers too large for their dtype may enter, for they ask for the order alone.
+_ORDER = COMPARISONS | {"max", "min"}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Proof about a step: the interval of every line and of every output.
+
+    Args:
+        lines: of each line of the graph with its interval, in order of computation.
+        outputs: the interval of ``output`` and of every ``next_<state>``, by name.
+
+    Example:
+        >>> from tracetorch import integers
+        >>> layer = integers.LeakyIntegrator(1, beta=0, decay=integers.Multiplier(8))
+        >>> found = integers.prove(layer, {"x": Interval(-5, 9)})
+        >>> for line, interval in found.lines[-2:]:
+        ...     print(line.op, interval.bits)
+        max 5
+        min 5
+        >>> found.exact
+        True
+    """
+
+    lines: tuple[tuple[Line, TrackedInterval], ...]
+    outputs: Mapping[str, TrackedInterval]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every output is what integers would give."""
+        return all(np.all(interval.exact) for interval in self.outputs.values())
+
+    @property
+    def fault(self) -> str:
+        """The first line that need not be exact, in words; empty where all are."""
+        if self.exact:
+            return ""
+        for line, interval in self.lines:
+            if not np.all(interval.exact | interval.signed | interval.floored):
+                return f"in its step {line}, which reaches {interval.magnitude:.4g}, may be rounded"
+        name, found = next((n, i) for n, i in self.outputs.items() if not np.all(i.exact))
+        return f"{name} reaches {found.magnitude:.4g}"
+
+
+def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
+    """Return the interval of every line of a graph.
+
+    Args:
+        graph: straight-line arithmetic.
+        inputs: the intervals of what it reads, by name.
+        most: the largest integer up to which the dtype holds all.
+
+    Raises:
+        ValueError: there is no rule for an operation.
+    """
+    values = {name: tracked(interval) for name, interval in inputs.items()}
+
+    def of(value: Value) -> TrackedInterval:
+        if isinstance(value, str):
+            return values[value]
+        # a literal is one of the dtype
+        return constant(float(value) if most > 2**24 else float(np.float32(value)))
+
+    found = []
+    for line in graph.lines:
+        if line.op not in _RULES:
+            raise ValueError(f"{line.op} has no rule of interval arithmetic: it is not exact.")
+        args = [of(arg) for arg in line.args]
+        interval = _RULES[line.op](*args)
+        for index, arg in enumerate(args):
+            fits: Any = _fits(arg, most)
+            if line.op in _ORDER:
+                # What does not fit is rounded, but it stays beyond all that fits.
+                fits = fits | (args[1 - index]._magnitudes() < _largest(arg, most))
+            if not np.all(fits):
+                interval = replace(
+                    interval,
+                    exact=np.logical_and(interval.exact, fits),
+                    signed=np.logical_and(interval.signed, fits),
+                    floored=np.logical_and(interval.floored, fits),
+                )
+        values[line.name] = interval
+        found.append((line, interval))
+    ends = {name: of(value) for name, value in graph.outputs.items()}
+    ends = {n: replace(v, exact=np.logical_and(v.exact, _fits(v, most))) for n, v in ends.items()}
+    return Bounds(tuple(found), ends)
+
+
+def invariant(
+    graph: Graph, inputs: Mapping[str, Interval], states: Mapping[str, Interval], most: float
+) -> Bounds:
+    """Return the intervals that hold over any number of steps.
+
+    Args:
+        graph: of one step, with ``s_<state>`` among its inputs and ``next_<state>`` as outputs.
+        inputs: the intervals of the other inputs.
+        states: those that the states start from.
+        most: the largest integer up to which the dtype holds all.
+    """
+    starts = {name: tracked(interval) for name, interval in states.items()}
+    held = dict(starts)
+
+    def advanced() -> tuple[Bounds, dict[str, TrackedInterval]]:
+        found = bounds(graph, {**inputs, **{f"s_{n}": v for n, v in held.items()}}, most)
+        ends = {name: hull(start, found.outputs[f"next_{name}"]) for name, start in starts.items()}
+        # by induction: where states are exact, are the next ones?
+        return found, {name: replace(end, exact=True) for name, end in ends.items()}
+
+    for attempt in range(_ROUNDS + 4 * _WIDEST * (len(states) + 1)):
+        _, ends = advanced()
+        grown = {name: hull(held[name], ends[name]) for name in held}
+        if all(_same(held[name], grown[name]) for name in held):
+            break
+        if attempt >= _ROUNDS:
+            grown = {name: _widened(held[name], grown[name]) for name in held}
+        held = grown
+    else:
+        raise AssertionError("widening ends after as many rounds as there are powers of two")
+    # what was widened too far comes back: the image of what holds everything does, too
+    for _ in range(_ROUNDS):
+        _, held = advanced()
+    return advanced()[0]
+
+
+def _widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
+    """Return an interval whose grown ends are powers of two, and at last infinite."""
+    # in two's complement: -2^k below, 2^k - 1 above
+    fraction, power = np.frexp(np.maximum(np.negative(after.low), 0.0))
+    low = -np.exp2(power - (fraction == 0.5)) * (fraction > 0)
+    high = np.exp2(np.frexp(np.maximum(after.high, 0.0))[1]) - np.greater_equal(after.step, 0)
+    low = np.where(np.less(after.low, before.low), low, after.low)
+    high = np.where(np.greater(after.high, before.high), high, after.high)
+    low = np.where(low < -(2.0**_WIDEST), -np.inf, low)
+    high = np.where(high > 2.0**_WIDEST, np.inf, high)
+    step = np.where(np.less(after.step, -_WIDEST), -np.inf, after.step)
+    return TrackedInterval(low, high, step, after.exact)

@@ -1,0 +1,343 @@
+"""``LeakyIntegrator`` of integers: the neuron of the twelve layers, as a chip computes it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_flag, check_integer, check_positive
+from tracetorch.integers.fixed_point import multiply
+from tracetorch.integers.leaks import Leak, Multiplier, check_leak
+from tracetorch.integers.rounding import round  # noqa: A004
+from tracetorch.integers.width import limits, saturate, wrap
+from tracetorch.snn.leaky_integrator import Reset
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import (
+    DEFAULT_SURROGATE,
+    SpikeFunction,
+    Weight,
+    WeightSetup,
+    resolve_setup,
+)
+
+Overflow: TypeAlias = Literal["saturate", "wrap"]
+Part: TypeAlias = Any  # a tensor, where the layer has the part; else None
+
+_LARGEST = 2**31 - 1
+_FLOAT32_BITS = 24  # the widest state in float32, and sums of two
+
+
+def check_overflow(name: str, value: object) -> Overflow:
+    """Return ``"saturate"`` or ``"wrap"``; raise ``ValueError`` for anything else."""
+    if value not in get_args(Overflow):
+        raise ValueError(f"{name} must be one of {get_args(Overflow)}, got {value!r}.")
+    return value  # type: ignore[return-value]
+
+
+def check_reset(name: str, value: object) -> Reset:
+    """Return a reset; raise ``ValueError`` for anything else."""
+    if value not in get_args(Reset):
+        raise ValueError(f"{name} must be one of {get_args(Reset)}, got {value!r}.")
+    return value  # type: ignore[return-value]
+
+
+def check_state_bits(name: str, value: object) -> int:
+    """Return a width of states, 4 to 32 bits; raise ``TypeError`` or ``ValueError``."""
+    bits = check_integer(name, value)
+    if not 4 <= bits <= 32:
+        raise ValueError(f"{name} must be 4 to 32, got {bits}.")
+    return bits
+
+
+def check_fraction(name: str, value: object) -> int:
+    """Return a number of bits behind the binary point, 0 to 16; raise otherwise."""
+    bits = check_integer(name, value)
+    if not 0 <= bits <= 16:
+        raise ValueError(f"{name} must be 0 to 16, got {bits}.")
+    return bits
+
+
+def check_unit(name: str, value: object) -> float | None:
+    """Return a positive number or ``None``; raise ``TypeError`` or ``ValueError`` otherwise."""
+    return None if value is None else check_positive(name, value)
+
+
+class LeakyIntegrator(Neuron):
+    """Leaky integrator of integers: every one of the twelve layers, as integer hardware runs it.
+
+    Parts in [brackets] exist only where their argument is given. ``H(u) = 1 if u > 0 else 0``;
+    ``leak`` and ``inflow`` are those of ``decay``, a :class:`Multiplier` or a :class:`Shift`;
+    ``fit`` saturates at ``state_bits``, or wraps around::
+
+        [gamma]          rec = fit(leak(rec, gamma) + prev_output)
+        [alpha]          syn = fit(leak(syn, alpha) + x);  current = syn     (no alpha: current = x)
+                         drive = current [+ rec_weight * rec / 2^rec_weight_fraction] [+ bias]
+                         mem = fit(leak(mem, beta) + drive)
+        [pos_threshold]  p = H(mem - pos_threshold);   mem = fit(mem - p * pos_threshold)
+        [neg_threshold]  n = -H(-neg_threshold - mem); mem = fit(mem - n * neg_threshold)
+                         output = [pos_scale *] p + [neg_scale *] n;  mem without any threshold
+        [gamma]          prev_output = output
+
+    With ``alpha_ema`` and the like a trace takes in ``inflow(x, alpha)`` instead of ``x``. All
+    numbers are integers, held in floats that represent them exactly: float32 where states have up
+    to 24 bits, float64 for more. The input must be integers too: integer weights times spikes.
+    ``tt.integers.check_exact`` proves, for a model and a sample, that nothing was rounded.
+
+    A layer of ``tt.snn`` and its integers here::
+
+        LIF        beta, pos_threshold          Readout     beta
+        S...       and alpha                    R...        and gamma, rec_weight, bias
+        B...       and neg_threshold, pos_scale, neg_scale
+
+    Parameters are numbers, tensors of rank 0 or 1 or setups, as everywhere; they are rounded in the
+    step, with a straight-through gradient, so that one that learns stays an integer in use. The
+    surrogate sees ``(mem - pos_threshold) / unit``.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        alpha, beta, gamma: decay of synapse, membrane and recurrent trace, in the units of
+            ``decay``: 0 to ``2^bits`` for a multiplier, 0 to 31 for a shift, which does not learn.
+        pos_threshold, neg_threshold: magnitude of the upper and of the lower threshold.
+        pos_scale, neg_scale: size of an upward and of a downward spike.
+        rec_weight: weight of the recurrent trace.
+        bias: constant drive.
+        decay: how traces decay.
+        state_bits: width of the states, 4 to 32.
+        overflow: what becomes of a state that does not fit: ``"saturate"`` or ``"wrap"``.
+        alpha_ema, beta_ema, gamma_ema: scale the inflow of the trace.
+        rec_weight_fraction: bits behind the binary point of ``rec_weight``, 0 to 16.
+        reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
+        detach_reset: no gradient through the spike in the reset.
+        surrogate_derivative: the spike function, ``u -> spikes``.
+        unit: how many integers the surrogate takes for 1; ``None`` for the threshold itself.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range; a part is given
+            without the one it needs; states of more than 24 bits meet an input in float32.
+
+    Example:
+        >>> layer = LeakyIntegrator(2, beta=230, pos_threshold=100, state_bits=16)
+        >>> [layer(torch.tensor([[60.0, -7.0]])).tolist() for _ in range(3)]
+        [[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]
+        >>> layer.mem.tolist()  # trunc(13 * 230 / 256) + 60
+        [[71.0, -18.0]]
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        alpha: WeightSetup | None = None,
+        beta: WeightSetup = 230,
+        gamma: WeightSetup | None = None,
+        pos_threshold: WeightSetup | None = None,
+        neg_threshold: WeightSetup | None = None,
+        pos_scale: WeightSetup | None = None,
+        neg_scale: WeightSetup | None = None,
+        rec_weight: WeightSetup | None = None,
+        bias: WeightSetup | None = None,
+        decay: Leak = Multiplier(8),  # noqa: B008 (a frozen value)
+        state_bits: int = 16,
+        overflow: Overflow = "saturate",
+        alpha_ema: bool = False,
+        beta_ema: bool = False,
+        gamma_ema: bool = False,
+        rec_weight_fraction: int = 0,
+        reset: Reset = "subtract",
+        detach_reset: bool = False,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+        unit: float | None = None,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        _check_parts(
+            ("rec_weight", rec_weight, "gamma", gamma),
+            ("gamma", gamma, "rec_weight", rec_weight),
+            ("pos_scale", pos_scale, "pos_threshold", pos_threshold),
+            ("neg_scale", neg_scale, "neg_threshold", neg_threshold),
+        )
+        self.option("decay_by", check_leak("decay", decay), fixed=True)
+        self.option("state_bits", state_bits, check=check_state_bits)
+        largest = limits(self.state_bits)[1]
+        for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            learns = isinstance(decay, Multiplier)
+            self._part(name, decay_value, 0, decay.largest, learns=learns)
+        for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
+            self._part(name, magnitude, 0, largest)
+        for name, weight in (
+            *(("pos_scale", pos_scale), ("neg_scale", neg_scale)),
+            *(("rec_weight", rec_weight), ("bias", bias)),
+        ):
+            self._part(name, weight, -_LARGEST, _LARGEST)
+        self.option("overflow", overflow, check=check_overflow)
+        for name, averages in (
+            *(("alpha_ema", alpha_ema), ("beta_ema", beta_ema), ("gamma_ema", gamma_ema)),
+        ):
+            self.option(name, averages, check=check_flag)
+        self.option("rec_weight_fraction", rec_weight_fraction, check=check_fraction)
+        self.option("reset", reset, check=check_reset)
+        self.option("detach_reset", detach_reset, check=check_flag)
+        self.option("spike", resolve_surrogate(surrogate_derivative))
+        self.option("unit", unit, check=check_unit)
+
+    def _part(
+        self,
+        name: str,
+        setup: WeightSetup | None,
+        low: float,
+        high: float,
+        *,
+        learns: bool = True,
+    ) -> None:
+        """Declare a parameter of integers, or that the layer has none of this name."""
+        if setup is None:
+            self.option(name, None, fixed=True)
+        else:
+            integer_weight(self, name, setup, low, high, learns=learns)
+
+    @property
+    def active_states(self) -> tuple[str, ...]:
+        """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
+        constraints = self._declared.constraints
+        synapse = ("syn",) if "alpha" in constraints else ()
+        recurrence = ("rec", "prev_output") if "gamma" in constraints else ()
+        return ("mem", *synapse, *recurrence)
+
+    @staticmethod
+    def step(  # noqa: D102 (the equations stand in the class)
+        x: Tensor,
+        mem: Tensor,
+        syn: Part,
+        rec: Part,
+        prev_output: Part,
+        *,
+        alpha: Part,
+        beta: Tensor,
+        gamma: Part,
+        pos_threshold: Part,
+        neg_threshold: Part,
+        pos_scale: Part,
+        neg_scale: Part,
+        rec_weight: Part,
+        bias: Part,
+        decay_by: Leak,
+        state_bits: int,
+        overflow: Overflow,
+        alpha_ema: bool,
+        beta_ema: bool,
+        gamma_ema: bool,
+        rec_weight_fraction: int,
+        reset: Reset,
+        detach_reset: bool,
+        spike: SpikeFunction,
+        unit: float | None,
+    ) -> tuple[Tensor, Tensor, Part, Part, Part]:
+        check_dtype(x, state_bits)
+
+        def fit(value: Tensor) -> Tensor:
+            return (saturate if overflow == "saturate" else wrap)(value, state_bits)
+
+        def advance(trace: Tensor, inflow: Tensor, decay: Tensor, averaging: bool) -> Tensor:
+            decay = round(decay)
+            taken = decay_by.inflow(inflow, decay) if averaging else inflow
+            return fit(decay_by.leak(trace, decay) + taken)
+
+        drive = x
+        if gamma is not None:
+            rec = advance(rec, prev_output, gamma, gamma_ema)
+        if alpha is not None:
+            drive = syn = advance(syn, x, alpha, alpha_ema)
+        if rec_weight is not None:
+            drive = drive + multiply(rec, round(rec_weight), rec_weight_fraction)
+        if bias is not None:
+            drive = drive + round(bias)
+        mem = advance(mem, drive, beta, beta_ema)
+
+        output = None
+        for threshold, scale, sign in (
+            (pos_threshold, pos_scale, 1),
+            (neg_threshold, neg_scale, -1),
+        ):
+            if threshold is None:
+                continue
+            threshold = round(threshold)
+            fired = spike(scaled(sign * mem - threshold, threshold, unit))
+            again = fired.detach() if detach_reset else fired
+            if reset == "subtract":
+                mem = fit(mem - sign * again * threshold)
+            elif reset == "zero":
+                mem = mem * (1 - again)
+            fired = sign * fired if scale is None else sign * (round(scale) * fired)
+            output = fired if output is None else output + fired
+        if output is None:
+            output = mem
+        return output, mem, syn, rec, None if gamma is None else output
+
+
+def integer_weight(
+    layer: Neuron, name: str, setup: WeightSetup, low: float, high: float, *, learns: bool = True
+) -> None:
+    """Declare a parameter of integers, which does not learn unless its setup says so.
+
+    Args:
+        layer: the layer that gets it.
+        name: the argument of ``step`` that receives it, not rounded: the step does that.
+        setup: a number, a tensor, or a whole setup.
+        low: the least value.
+        high: the largest value.
+        learns: whether it may; a shift has no gradient.
+
+    Raises:
+        ValueError: a number is no integer, or out of range; a shift is to learn.
+    """
+    resolved = resolve_setup(name, setup, Weight(0.0, 0, False))
+    if resolved.learnable and not learns:
+        raise ValueError(f"{name} is a shift, which has no gradient: it cannot learn.")
+    layer.weight(name, setup, rank=0, learnable=False, low=low, high=high)
+    raw = getattr(layer, f"raw_{name}").detach()
+    if not resolved.learnable and not raw.is_meta and not torch.equal(raw, raw.round()):
+        wrong = raw[raw != raw.round()][0].item()
+        raise ValueError(f"{name} must be integers, got {wrong:g}.")
+
+
+def resolve_surrogate(surrogate: SpikeFunction) -> SpikeFunction:
+    """Return a spike function; raise ``TypeError`` for what cannot be called."""
+    if not callable(surrogate):
+        raise TypeError(
+            f"surrogate_derivative must be callable, u -> spikes, got {type(surrogate).__name__}."
+        )
+    return surrogate
+
+
+def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
+    """Return the distance from a threshold as a surrogate takes it; its sign is that of ``above``.
+
+    Args:
+        above: the distance in integers.
+        threshold: in integers.
+        unit: how many of them are 1; ``None`` for the threshold.
+    """
+    return above / threshold.detach().clamp(min=1) if unit is None else above * (1 / unit)
+
+
+def check_dtype(x: Tensor, state_bits: int) -> None:
+    """Raise ``ValueError`` where the dtype of ``x`` does not hold every integer of the states."""
+    if state_bits > _FLOAT32_BITS and x.dtype is not torch.float64:
+        raise ValueError(
+            f"states of {state_bits} bits need float64, got {x.dtype}, which holds every integer "
+            f"up to 2^{_FLOAT32_BITS} only. Give x.double(), and model.double()."
+        )
+
+
+def _check_parts(*parts: tuple[str, object, str, object]) -> None:
+    for name, given, needed, other in parts:
+        if given is not None and other is None:
+            raise ValueError(f"{name} needs {needed}: give both, or neither.")

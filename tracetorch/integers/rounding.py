@@ -1,0 +1,89 @@
+"""Round to integers: to the nearest, down, towards zero or at random, straight through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tracetorch.integers.straight_through import straight_through
+
+
+def round(x: Tensor) -> Tensor:  # noqa: A001 (the name that PyTorch and NumPy have for it)
+    """Round to the nearest integer; of two that are equally near, to the even one.
+
+    ::
+
+        y = rint(x),   dy/dx = 1
+
+    Args:
+        x: any numbers of magnitude up to 2^24 in float32, 2^53 in float64; beyond, every number is
+            an integer already, and returned.
+
+    Example:
+        >>> x = torch.tensor([0.5, 1.5, -2.6], requires_grad=True)
+        >>> y = round(x)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([0.0, 2.0, -3.0], [1.0, 1.0, 1.0])
+    """
+    return straight_through(x, torch.round(x.detach()))
+
+
+def floor(x: Tensor) -> Tensor:
+    """Round down, towards minus infinity.
+
+    ::
+
+        y = floor(x),   dy/dx = 1
+
+    Args:
+        x: any numbers, as for :func:`round`.
+
+    Example:
+        >>> floor(torch.tensor([1.75, -1.25])).tolist()
+        [1.0, -2.0]
+    """
+    return straight_through(x, torch.floor(x.detach()))
+
+
+def trunc(x: Tensor) -> Tensor:
+    """Round towards zero.
+
+    ::
+
+        y = sign(x) floor(|x|),   dy/dx = 1
+
+    Args:
+        x: any numbers, as for :func:`round`.
+
+    Example:
+        >>> trunc(torch.tensor([1.75, -1.25])).tolist()
+        [1.0, -1.0]
+    """
+    return straight_through(x, torch.trunc(x.detach()))
+
+
+def stochastic_round(x: Tensor, uniform: Tensor) -> Tensor:
+    """Round up with the probability of the fraction, otherwise down: right on average.
+
+    ::
+
+        y = floor(x) + (1 if uniform < x - floor(x) else 0),   dy/dx = 1
+
+    An integer stays what it is, whatever the number drawn. Give it the numbers of a
+    ``snn.Noise(..., distribution="uniform")`` that the neuron lists among its inputs: they come
+    from a counter (Threefry), and are the same by step, by layer, in segments and on every backend.
+
+    Args:
+        x: any numbers, as for :func:`round`.
+        uniform: random numbers in (0, 1), of the shape of ``x``. They have no gradient.
+
+    Example:
+        >>> x, uniform = torch.tensor([2.25, 2.25, 3.0]), torch.tensor([0.2, 0.3, 0.1])
+        >>> stochastic_round(x, uniform).tolist()
+        [3.0, 2.0, 3.0]
+    """
+    value = x.detach()
+    below = torch.floor(value)
+    # the fraction is exact, where x + uniform would round
+    return straight_through(x, below + (uniform < value - below).to(x.dtype))

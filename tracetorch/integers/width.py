@@ -1,0 +1,83 @@
+"""Fit integers into a number of bits: by saturation, or by wrapping around."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_flag, check_integer
+from tracetorch.integers.straight_through import straight_through
+
+MOST_BITS = 53  # of which float64 holds every integer
+
+
+def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
+    """Return the least and the largest integer of a width.
+
+    ::
+
+        -2^(bits - 1) .. 2^(bits - 1) - 1,   unsigned  0 .. 2^bits - 1
+
+    Args:
+        bits: the width, 1 to 53, of a signed integer at least 2.
+        signed: whether it is a signed one, in two's complement.
+
+    Raises:
+        TypeError, ValueError: ``bits`` is not an integer, or out of range.
+
+    Example:
+        >>> limits(8), limits(4, signed=False)
+        ((-128, 127), (0, 15))
+    """
+    bits, signed = check_integer("bits", bits), check_flag("signed", signed)
+    least = 2 if signed else 1
+    if not least <= bits <= MOST_BITS:
+        kind = "a signed integer" if signed else "an unsigned integer"
+        raise ValueError(f"bits must be {least} to {MOST_BITS} for {kind}, got {bits}.")
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def saturate(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """Saturate at a width: what does not fit becomes the nearest integer that does.
+
+    ::
+
+        y = min(max(x, low), high),   dy/dx = 1 where low <= x <= high, else 0
+
+    Args:
+        x: integers.
+        bits: the width, as for :func:`limits`.
+        signed: whether it is that of signed integers.
+
+    Example:
+        >>> x = torch.tensor([-200.0, 5.0, 127.0, 128.0], requires_grad=True)
+        >>> y = saturate(x, 8)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([-128.0, 5.0, 127.0, 127.0], [0.0, 1.0, 1.0, 0.0])
+    """
+    low, high = limits(bits, signed=signed)
+    return torch.clamp(x, low, high)
+
+
+def wrap(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """Wrap around at a width: keep the lowest bits, as two's complement does.
+
+    ::
+
+        y = x - 2^bits floor((x - low) / 2^bits),   dy/dx = 1
+
+    Args:
+        x: integers; ``|x| + 2^bits`` below 2^24 in float32, 2^53 in float64.
+        bits: the width, as for :func:`limits`.
+        signed: whether it is that of signed integers.
+
+    Example:
+        >>> wrap(torch.tensor([-129.0, 127.0, 128.0, 300.0]), 8).tolist()
+        [127.0, 127.0, -128.0, 44.0]
+    """
+    low, high = limits(bits, signed=signed)
+    value = x.detach()
+    turns = torch.floor((value - low) * 2.0**-bits)
+    # the bounds change nothing: they tell what reads the graph how wide the result is
+    return straight_through(x, torch.clamp(value - turns * 2.0**bits, low, high))
