@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
-from tracetorch.fuse.ir.kernel import PRIVATE, Role, Size, Value
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size, Value
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
@@ -25,7 +25,7 @@ from tracetorch.fuse.runtime.machine_code import (
     this_machine,
     unavailable_reason,
 )
-from tracetorch.fuse.runtime.memory import address, addresses
+from tracetorch.fuse.runtime.memory import wrong_memory
 from tracetorch.fuse.runtime.threads import run_tasks
 
 PlanT = TypeVar("PlanT", bound=Plan)
@@ -45,6 +45,7 @@ class _Grid(NamedTuple):
         groups: how many there are.
         tasks: tiles times groups.
         repeats: narrow rows of the layout that lie in one row of the grid.
+        geometry: of the lanes of a call, as ``llvm_kernel.GEOMETRY`` names it.
     """
 
     columns: int
@@ -53,6 +54,7 @@ class _Grid(NamedTuple):
     groups: int
     tasks: int
     repeats: int
+    geometry: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=512)
@@ -72,7 +74,8 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
     tiles = -(-columns // TILE)
     per_group = max(1, tiles * rows // _TASKS) if grouped else 1
     groups = -(-rows // per_group)
-    return _Grid(columns, rows, per_group, groups, tiles * groups, repeats)
+    geometry = (columns, layout.lanes, rows, per_group, TILE, layout.neurons, layout.inner)
+    return _Grid(columns, rows, per_group, groups, tiles * groups, repeats, geometry)
 
 
 class Kernel(NamedTuple):
@@ -84,6 +87,8 @@ class Kernel(NamedTuple):
         printed: what was compiled.
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
+        roles: of the buffers that it is given, in their order.
+        has_scratch: whether it has buffers of its own.
     """
 
     tasks: TaskKernel
@@ -91,21 +96,39 @@ class Kernel(NamedTuple):
     printed: Printed
     literals: Tensor
     lines: int
+    roles: tuple[Role, ...]
+    has_scratch: bool
 
     def arguments(
-        self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[int]]
+        self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[Any]]
     ) -> list[int]:
         """Return its arguments in order.
+
+        One loop, because a kernel is run for every layer of every pass.
 
         Args:
             geometry: as ``llvm_kernel.GEOMETRY`` names it.
             sizes: those of the kernel.
-            buffers: for each role what its buffers take, one after the other.
+            buffers: for each role its tensors without gaps; those of a sequence in
+                :data:`.STRIDED` are tuples, with the strides of time and of rows. The caller keeps
+                them alive.
+
+        Raises:
+            TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
         """
         arguments = [*geometry, *sizes]
-        for role in self.schedule.roles:
-            if role not in PRIVATE:
-                arguments += buffers[role]
+        for role in self.roles:
+            is_strided, is_parameter = role in STRIDED, role is Role.PARAMETER
+            dtype = torch.float64 if role is Role.SUMS else self.literals.dtype
+            for each in buffers[role]:
+                tensor = each[0] if is_strided else each
+                if tensor.dtype is not dtype or not tensor.is_cpu:
+                    raise wrong_memory(tensor, dtype)
+                arguments.append(tensor.data_ptr())
+                if is_strided:
+                    arguments += each[1:]
+                elif is_parameter:
+                    arguments.append(tensor.numel())
         return arguments
 
     def scratch(self, sizes: Sequence[int], lanes: int) -> tuple[int, ...]:
@@ -151,24 +174,15 @@ def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
         # the text is long, and has done its work
         printed = replace(printed, text="")
-        kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines))
+        roles = tuple([role for role in schedule.roles if role not in PRIVATE])
+        has_scratch = len(roles) < len(schedule.roles)
+        kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines), roles, has_scratch)
         plan.kernels[backward] = kernel
     return kernel
 
 
 def _forward_kernel(plan: Plan) -> Schedule:
     return schedules.forward_kernel(plan, in_chunks=True)
-
-
-def _geometry(layout: Layout, grid: _Grid) -> tuple[int, ...]:
-    """Return the integers that describe the lanes of a call."""
-    rows = (grid.columns, layout.lanes, grid.rows, grid.per_group)
-    return (*rows, TILE, layout.neurons, layout.inner)
-
-
-def _join(*parts: Sequence[int]) -> list[int]:
-    """Return the first of each part, the second of each, and so on."""
-    return [number for group in zip(*parts, strict=True) for number in group]
 
 
 def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
@@ -178,34 +192,26 @@ def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
     return list(map(Tensor.contiguous, tensors))
 
 
-def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[int, int, Tensor]:
-    """Return the strides of time and of the grid's rows, and the flat memory, of a sequence."""
+def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
+    """Return the flat memory of a sequence, and the strides of time and of the grid's rows."""
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
         # Rows of a grid are several rows of the layout: they must follow each other without gaps.
         flat, step, row = strided(layout.restore(layout.arrange(tensor).contiguous()), layout)
-    return step, row * grid.repeats, flat
+    return flat, step, row * grid.repeats
 
 
 def _sequences(
-    tensors: Sequence[Tensor], layout: Layout, grid: _Grid, dtype: torch.dtype
-) -> tuple[list[int], list[Tensor]]:
-    """Return address and strides of time and rows of each sequence, and their flat memory."""
-    numbers: list[int] = []
-    flat: list[Tensor] = []
+    tensors: Sequence[Tensor], layout: Layout, grid: _Grid
+) -> list[tuple[Tensor, int, int]]:
+    """Return the flat memory of each sequence, and the strides of time and of the grid's rows."""
+    sequences: list[tuple[Tensor, int, int]] = []
     for tensor in tensors:
         if layout.in_order and tensor.is_contiguous():
-            step, row, memory = layout.lanes, grid.columns, tensor
+            sequences.append((tensor, layout.lanes, grid.columns))
         else:
-            step, row, memory = _sequence(tensor, layout, grid)
-        numbers += (address(memory, dtype), step, row)
-        flat.append(memory)
-    return numbers, flat
-
-
-def parameters_of(params: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
-    """Return address and number of values of each parameter."""
-    return _join(addresses(params, dtype), list(map(Tensor.numel, params)))
+            sequences.append(_sequence(tensor, layout, grid))
+    return sequences
 
 
 def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:
@@ -250,32 +256,27 @@ class NumbaBackend(Backend):
             return results
         grid = _grid(layout, grouped=False)
         kernel: Kernel = plan.kernels.get(False) or kernel_of(plan, False, _forward_kernel)
-        dtype = plan.program.dtype
-        given, kept = _sequences(inputs, layout, grid, dtype)
-        params = list(map(Tensor.contiguous, params))
-        starts = _flat(states, layout)
         # Without checkpoints the whole sequence is one segment.
-        count = plan.checkpoints(steps)
-        every = plan.checkpoint_interval if count else steps
+        every = plan.checkpoint_interval if len(checkpoints) else max(1, steps)
+        segments = max(1, -(-steps // every))
         # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
         # keep its states and parameters in registers.
-        chunk = max(1, min(_CHUNK, every) if kernel.lines <= _SHORT else every)
-        sizes = (steps, every, count + 1, chunk, -(-every // chunk))
-        buffers = {
-            Role.INPUT: given,
-            Role.PARAMETER: parameters_of(params, dtype),
-            Role.LITERALS: addresses((kernel.literals,), dtype),
-            Role.START: addresses(starts, dtype),
-            Role.OUTPUT: addresses((output,), dtype),
-            Role.END: addresses(ends, dtype),
-            Role.RECORD: addresses(records, dtype),
-            Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+        chunk = min(_CHUNK, every) if kernel.lines <= _SHORT else every
+        sizes = (steps, every, segments, chunk, -(-every // chunk))
+        buffers: dict[Role, Sequence[Any]] = {
+            Role.INPUT: _sequences(inputs, layout, grid),
+            Role.PARAMETER: list(map(Tensor.contiguous, params)),
+            Role.LITERALS: (kernel.literals,),
+            Role.START: _flat(states, layout),
+            Role.OUTPUT: (output,),
+            Role.END: ends,
+            Role.RECORD: records,
+            Role.CHECKPOINTS: (checkpoints,),
         }
-        arguments = kernel.arguments(_geometry(layout, grid), sizes, buffers)
+        arguments = kernel.arguments(grid.geometry, sizes, buffers)
         work = steps * layout.lanes * (4 + kernel.lines)
-        scratch = kernel.scratch(sizes, grid.per_group * TILE)
+        scratch = kernel.scratch(sizes, grid.per_group * TILE) if kernel.has_scratch else ()
         run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
-        del kept  # alive until here
         return results
 
     def run_backward(
@@ -303,34 +304,27 @@ class NumbaBackend(Backend):
                 plan, True, schedules.backward_kernel
             )
             starts = dict(zip(program.states, states, strict=True))
-            params = list(map(Tensor.contiguous, params))
-            given, kept = _sequences(inputs, layout, grid, dtype)
-            incoming, kept_grads = _sequences(
-                [grads.output, *grads.trajectories], layout, grid, dtype
-            )
-            before = _flat([starts[name] for name in plan.recomputed], layout)
-            after = _flat(grads.ends, layout)
+            incoming = _sequences([grads.output, *grads.trajectories], layout, grid)
             every = plan.checkpoint_interval
             # no longer than the sequence: scratch holds as many steps
             sizes = (steps, max(1, min(every, steps)), max(0, steps - 1) // every + 1)
-            buffers = {
-                Role.INPUT: given,
-                Role.PARAMETER: parameters_of(params, dtype),
-                Role.LITERALS: addresses((kernel.literals,), dtype),
-                Role.CHECKPOINTS: addresses((checkpoints,), dtype),
-                Role.START: addresses(before, dtype),
-                Role.GRAD_OUTPUT: incoming[:3],
-                Role.GRAD_END: addresses(after, dtype),
-                Role.GRAD_RECORD: incoming[3:],
-                Role.GRAD_INPUT: addresses(new[:count], dtype),
-                Role.GRAD_START: addresses(d_states, dtype),
-                Role.SUMS: [sums.data_ptr()],
+            buffers: dict[Role, Sequence[Any]] = {
+                Role.INPUT: _sequences(inputs, layout, grid),
+                Role.PARAMETER: list(map(Tensor.contiguous, params)),
+                Role.LITERALS: (kernel.literals,),
+                Role.CHECKPOINTS: (checkpoints,),
+                Role.START: _flat([starts[name] for name in plan.recomputed], layout),
+                Role.GRAD_OUTPUT: incoming[:1],
+                Role.GRAD_END: _flat(grads.ends, layout),
+                Role.GRAD_RECORD: incoming[1:],
+                Role.GRAD_INPUT: new[:count],
+                Role.GRAD_START: d_states,
+                Role.SUMS: (sums,),
             }
-            arguments = kernel.arguments(_geometry(layout, grid), sizes, buffers)
+            arguments = kernel.arguments(grid.geometry, sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
-            scratch = kernel.scratch(sizes, grid.per_group * TILE)
+            scratch = kernel.scratch(sizes, grid.per_group * TILE) if kernel.has_scratch else ()
             run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
-            del kept, kept_grads  # alive until here
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
         d_params = dict.fromkeys(program.params, nothing)
         shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)

@@ -127,11 +127,16 @@ def addresses(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
     """
     for tensor in tensors:
         if tensor.dtype is not dtype or not tensor.is_cpu:
-            raise TypeError(
-                f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
-                f"{tensor.device}. Convert it with .to(...)."
-            )
+            raise wrong_memory(tensor, dtype)
     return list(map(Tensor.data_ptr, tensors))
+
+
+def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
+    """Return the error for a tensor that a kernel cannot read as values of ``dtype``."""
+    return TypeError(
+        f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
+        f"{tensor.device}. Convert it with .to(...)."
+    )
 
 
 def write_parameters(params: Sequence[Tensor], places: Any) -> None:

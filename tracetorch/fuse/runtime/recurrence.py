@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from tracetorch.fuse.ir.kernel import Role
 from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
-from tracetorch.fuse.runtime.cpu import Kernel, kernel_of, parameter_gradients, parameters_of
-from tracetorch.fuse.runtime.layout import Layout, layout_of, strided
-from tracetorch.fuse.runtime.memory import address, addresses, large_empty
+from tracetorch.fuse.runtime.cpu import Kernel, kernel_of, parameter_gradients
+from tracetorch.fuse.runtime.layout import layout_of, strided
+from tracetorch.fuse.runtime.memory import large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
@@ -67,21 +67,14 @@ def _panels(matrix: Tensor, panel: int) -> Tensor:
     return padded.view(size, count, panel).transpose(0, 1).contiguous()
 
 
-def _sequence(tensor: Tensor, layout: Layout, kept: list[Tensor]) -> list[int]:
-    """Return address and strides of time and of rows of a sequence, whose memory is kept."""
-    flat, step, row = strided(tensor, layout)
-    kept.append(flat)
-    return [address(flat, tensor.dtype), step, row]
-
-
-def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, list[int]]) -> None:
+def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> None:
     """Run a kernel on its buffers."""
     neurons, lanes = shape.neurons, shape.lanes
     geometry = (neurons, lanes, shape.rows, shape.per_task, neurons, neurons, 1)
     arguments = kernel.arguments(geometry, shape.sizes, buffers)
     # a product costs each lane about as much as half a line for each neuron
     work = shape.steps * lanes * (4 + kernel.lines + neurons // 2)
-    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons)
+    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons) if kernel.has_scratch else ()
     run_tasks(kernel.tasks, arguments, shape.tasks, work=work, scratch=scratch)
 
 
@@ -120,21 +113,20 @@ def forward(
     matrix = _panels(weight.t(), kernel.printed.panel)
     params = [param.contiguous() for param in params]
     starts = [previous.contiguous(), *(state.contiguous() for state in states)]
-    kept_sequences: list[Tensor] = []
-    buffers = {
-        Role.INPUT: _sequence(given, layout, kept_sequences),
-        Role.PARAMETER: parameters_of(params, dtype),
-        Role.LITERALS: addresses((kernel.literals,), dtype),
-        Role.MATRIX: addresses((matrix,), dtype),
-        Role.BIAS: addresses((shift,), dtype),
+    buffers: dict[Role, Sequence[Any]] = {
+        Role.INPUT: [strided(given, layout)],
+        Role.PARAMETER: params,
+        Role.LITERALS: (kernel.literals,),
+        Role.MATRIX: (matrix,),
+        Role.BIAS: (shift,),
         # one step is enough where there is no backward pass
-        Role.DRIVE: [address(x, dtype), shape.lanes if plan.has_backward else 0, neurons],
-        Role.FIRST_OUTPUT: addresses(starts[:1], dtype),
-        Role.OUTPUT: addresses((output,), dtype),
-        Role.LAST_OUTPUT: addresses(ends[:1], dtype),
-        Role.START: addresses(starts[1:], dtype),
-        Role.END: addresses(ends[1:], dtype),
-        Role.CHECKPOINTS: addresses((checkpoints,), dtype),
+        Role.DRIVE: [(x, shape.lanes if plan.has_backward else 0, neurons)],
+        Role.FIRST_OUTPUT: starts[:1],
+        Role.OUTPUT: (output,),
+        Role.LAST_OUTPUT: ends[:1],
+        Role.START: starts[1:],
+        Role.END: ends[1:],
+        Role.CHECKPOINTS: (checkpoints,),
     }
     _run(kernel, shape, buffers)
     return [output, *ends], [x, checkpoints]
@@ -200,22 +192,21 @@ def backward(
     before = [starts[name].contiguous() for name in plan.recomputed]
     after = [g_last.contiguous(), *(grad.contiguous() for grad in g_ends)]
     x = x.contiguous()
-    kept_sequences: list[Tensor] = []
-    buffers = {
-        Role.INPUT: [address(x, dtype), shape.lanes, neurons],
-        Role.PARAMETER: parameters_of(params, dtype),
-        Role.LITERALS: addresses((kernel.literals,), dtype),
-        Role.MATRIX: addresses((matrix,), dtype),
-        Role.CHECKPOINTS: addresses((checkpoints,), dtype),
-        Role.START: addresses(before, dtype),
-        Role.GRAD_OUTPUT: _sequence(g_output, layout, kept_sequences),
-        Role.GRAD_LAST_OUTPUT: addresses(after[:1], dtype),
-        Role.GRAD_END: addresses(after[1:], dtype),
-        Role.GRAD_INPUT: addresses((d_x,), dtype),
-        Role.OUTPUT: addresses((output,), dtype) if plan.needs_weight_gradient else [],
-        Role.GRAD_FIRST_OUTPUT: addresses(d_starts[:1], dtype),
-        Role.GRAD_START: addresses(d_starts[1:], dtype),
-        Role.SUMS: [sums.data_ptr()],
+    buffers: dict[Role, Sequence[Any]] = {
+        Role.INPUT: [(x, shape.lanes, neurons)],
+        Role.PARAMETER: params,
+        Role.LITERALS: (kernel.literals,),
+        Role.MATRIX: (matrix,),
+        Role.CHECKPOINTS: (checkpoints,),
+        Role.START: before,
+        Role.GRAD_OUTPUT: [strided(g_output, layout)],
+        Role.GRAD_LAST_OUTPUT: after[:1],
+        Role.GRAD_END: after[1:],
+        Role.GRAD_INPUT: (d_x,),
+        Role.OUTPUT: (output,) if plan.needs_weight_gradient else [],
+        Role.GRAD_FIRST_OUTPUT: d_starts[:1],
+        Role.GRAD_START: d_starts[1:],
+        Role.SUMS: (sums,),
     }
     _run(kernel, shape, buffers)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
