@@ -111,7 +111,7 @@ def _library_names() -> list[str]:
 
 def _library_addresses() -> dict[str, int]:
     """Return the addresses of functions of the C library, those that it has."""
-    # looked up once: it takes milliseconds, for another program is asked
+    # looked up once: this runs another program, for milliseconds
     path = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
     try:
         library = ctypes.CDLL(path)
