@@ -93,10 +93,8 @@ def this_machine() -> Machine:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    for name in _library_names():
-        address = _library_address(name)
-        if address is not None:
-            llvm.add_symbol(name, address)
+    for name, address in _library_addresses().items():
+        llvm.add_symbol(name, address)
     features: Any = llvm.get_host_cpu_features()
     # LLVM's default triple on Windows writes an object format that its loader does not know
     triple = llvm.get_process_triple()
@@ -111,14 +109,20 @@ def _library_names() -> list[str]:
     return [*names, *rounding, *(f"{name}f" for name in rounding[:5])]
 
 
-def _library_address(name: str) -> int | None:
-    """Return the address of a function of the C library."""
-    library = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
+def _library_addresses() -> dict[str, int]:
+    """Return the addresses of functions of the C library, those that it has."""
+    # looked up once: this runs another program, for milliseconds
+    path = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
     try:
-        function = getattr(ctypes.CDLL(library), name)
-    except (AttributeError, OSError):
-        return None
-    return ctypes.cast(function, ctypes.c_void_p).value
+        library = ctypes.CDLL(path)
+    except OSError:
+        return {}
+    found: dict[str, int] = {}
+    for name in _library_names():
+        function: Any = getattr(library, name, None)
+        if function is not None:
+            found[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
+    return found
 
 
 def compiled(text: str, name: str) -> TaskKernel:

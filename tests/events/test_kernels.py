@@ -1,0 +1,74 @@
+"""Kernels written by hand give the same results on processors with narrower registers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.events.cases import events, with_events
+from tests.fuse.kernels import lesser_machine
+from tracetorch.events import compiled
+from tracetorch.fuse.runtime import machine_code, threefry
+
+
+def linear() -> tuple[nn.Module, Tensor]:
+    return nn.Linear(50, 244), events(300, 50, density=0.1)
+
+
+def convolution() -> tuple[nn.Module, Tensor]:
+    layer = nn.Conv2d(3, 20, 3, stride=2, padding=1, dilation=(1, 2))
+    return layer, events(5, 3, 9, 8, density=0.1, weighted=True)
+
+
+def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the output and the gradients."""
+    layer.zero_grad()
+    with with_events(layer):
+        y = layer(x)
+    y.backward(y.detach())
+    return [y.detach(), *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+
+
+def compile_for_less(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Compile from now on for a processor without vector extensions, beside other caches."""
+    patch.setenv("TRACETORCH_CACHE", str(folder))
+    patch.setattr(machine_code, "this_machine", lesser_machine)
+    patch.setattr(machine_code, "_kernels", {})
+    for module in (compiled, threefry):
+        patch.setattr(module, "_kernel", functools.cache(module._kernel.__wrapped__))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [linear, convolution])
+def test_products_do_not_depend_on_the_processor(
+    make: Callable[[], tuple[nn.Module, Tensor]],
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = make()
+    layer, x = layer.to(dtype), x.to(dtype)
+    expected = results(layer, x)
+    compile_for_less(tmp_path, monkeypatch)
+    found = results(layer, x)
+    assert any(path.suffix == ".o" for path in tmp_path.iterdir())
+    assert len(found) == 3
+    for value, before in zip(found, expected, strict=True):
+        assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_numbers_do_not_depend_on_the_processor(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = torch.arange(1050) * 5_000_000_000
+    compile_for_less(tmp_path, monkeypatch)
+    found = threefry.compiled_uniforms(position, 3, dtype)
+    assert list(tmp_path.iterdir())
+    for value, expected in zip(found, threefry.uniforms(position, 3, dtype), strict=True):
+        assert torch.equal(value, expected)
