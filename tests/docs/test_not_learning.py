@@ -15,7 +15,7 @@ def findings() -> set[str]:
     names = set()
     for path in (ROOT / "tracetorch/diagnosis").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "measured":
                 name = node.args[1]
                 assert isinstance(name, ast.Constant), "a name that this test cannot read"
                 names.add(str(name.value))

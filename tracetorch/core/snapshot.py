@@ -44,7 +44,7 @@ def is_engine(kind: Any) -> bool:
 
 
 class Layout:
-    """What of a walk's modules, containers and objects can change, by number: once for a walk.
+    """Numbers of the modules, containers and objects of a walk that can change, once for a walk.
 
     Args:
         found: the walk.

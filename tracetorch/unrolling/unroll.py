@@ -158,12 +158,14 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
-    asked = _Asked(model, x, inputs, time_dim, by, batched, record, check, segment, from_rest)
+    arguments = _Arguments(
+        model, x, inputs, time_dim, by, batched, record, check, segment, from_rest
+    )
     if torch.compiler.is_compiling():
         # it follows registered modules alone, and nothing that a thread notes for itself
         found = _reachable(model)
         facts = facts_of(found)
-        return _unroll(asked, found, facts, _modules_at(facts.neurons, found))
+        return _unroll(arguments, found, facts, _modules_at(facts.neurons, found))
     turn = current_turn()
     found = remembered_walk(model)
     facts = facts_of(found)
@@ -174,10 +176,10 @@ def unroll(
             found = remembered_walk(model)
             facts = facts_of(found)
             neurons = _modules_at(facts.neurons, found)
-        return _unroll(asked, found, facts, neurons)
+        return _unroll(arguments, found, facts, neurons)
 
 
-class _Asked(NamedTuple):
+class _Arguments(NamedTuple):
     """The arguments of a call of :func:`unroll`, checked, and ``x`` as :class:`Inputs` too."""
 
     model: nn.Module
@@ -192,16 +194,23 @@ class _Asked(NamedTuple):
     from_rest: bool
 
 
-def _unroll(asked: _Asked, found: Walk, facts: PassFacts, neurons: Sequence[SequenceLayer]) -> Any:
+def _unroll(
+    arguments: _Arguments, found: Walk, facts: PassFacts, neurons: Sequence[SequenceLayer]
+) -> Any:
     """Run :func:`unroll`; no other thread runs the neuron layers.
 
     Args:
-        asked: what is to be run.
+        arguments: what is to be run.
         found: the walk over the model.
         facts: what a pass by layer concludes from it.
         neurons: its neuron layers.
     """
-    model, inputs, record, segment = asked.model, asked.inputs, asked.record, asked.segment
+    model, inputs, record, segment = (
+        arguments.model,
+        arguments.inputs,
+        arguments.record,
+        arguments.segment,
+    )
     walked, numbers, layers = found, facts.neurons, neurons
     for neuron in neurons:
         if neuron.layer_pass is not None:
@@ -216,7 +225,7 @@ def _unroll(asked: _Asked, found: Walk, facts: PassFacts, neurons: Sequence[Sequ
         if record is not None:
             paths = [walked.modules[number][0] for number in numbers]
             collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
-        if asked.by == "layer":
+        if arguments.by == "layer":
             # segments run outside of a graph that is being compiled
             known = facts if segment is None else facts_of(found)
             y = _by_layer(model, found, known, layers, part, collector, before)
@@ -229,36 +238,40 @@ def _unroll(asked: _Asked, found: Walk, facts: PassFacts, neurons: Sequence[Sequ
     if not compiling:
         running.sequence = True
     try:
-        if asked.from_rest:
+        if arguments.from_rest:
             clear_states(neurons) if facts.clears_plainly else zero_states(model)
-        if asked.by == "layer":
+        if arguments.by == "layer":
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
                 found = _reachable(model, closed=Recurrent)
                 facts = facts_of(found)
                 layers = _modules_at(facts.neurons, found)
-            if asked.check is not False:
-                count = inputs.steps if asked.check is True else check_count("check", asked.check)
+            if arguments.check is not False:
+                count = (
+                    inputs.steps
+                    if arguments.check is True
+                    else check_count("check", arguments.check)
+                )
                 facts.check_supported(found.modules, inputs.steps)
                 check_both_ways(model, inputs.first(count))
         if segment is None:
             y, trajectories = run(inputs)
         else:
             y, trajectories = in_segments(run, inputs, segment, _reachable(model))
-        if asked.time_dim != 0 or not asked.batched:
-            place = partial(_place_time, time_dim=asked.time_dim, batched=asked.batched)
+        if arguments.time_dim != 0 or not arguments.batched:
+            place = partial(_place_time, time_dim=arguments.time_dim, batched=arguments.batched)
             y = pytree.tree_map(place, y)
             trajectories = {path: place(each) for path, each in trajectories.items()}
     except BaseException as error:
         before.restore()
-        _explain_shape(error, asked.x, inputs, asked.batched)
+        _explain_shape(error, arguments.x, inputs, arguments.batched)
         raise
     finally:
         if not compiling:
             running.sequence = outer
     if not compiling and not outer:
         _report_nan(walked, neurons, numbers)
-    if asked.from_rest:
+    if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
 

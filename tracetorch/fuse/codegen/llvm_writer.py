@@ -205,6 +205,9 @@ class Writer:
 
     Args:
         declared: declarations of LLVM's own functions that are called.
+        lines: the instructions so far.
+        block: the label of the block that they are in.
+        count: how many names have been given.
     """
 
     declared: set[str] = field(default_factory=set)
