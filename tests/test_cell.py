@@ -115,3 +115,15 @@ def test_a_pickle_of_another_version_is_refused() -> None:
     vars(layer._declared)["kinds"] = {}  # which a version before this one kept
     with pytest.raises(ValueError, match="written by another version of traceTorch"):
         pickle.loads(pickle.dumps(layer))
+
+
+def test_a_copied_layer_has_hooks_of_its_own() -> None:
+    layer, calls = snn.LIF(3), list[str]()
+    layer.register_forward_hook(lambda *_: calls.append("original"))
+    twin = copy.copy(layer)
+    twin.register_forward_hook(lambda *_: calls.append("copy"))
+    layer(torch.rand(2, 3))
+    assert calls == ["original"]
+    calls.clear()
+    twin(torch.rand(2, 3))
+    assert calls == ["original", "copy"], "it begins with those of the original"

@@ -17,7 +17,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import is_
 from types import MappingProxyType
@@ -285,7 +285,7 @@ class Cell(Opaque):
             own=own,
             plain=("num_neurons", "dim", *[n for n in options if n in attributes]),
             registered={n: getattr(layer, n) for n in options if n not in attributes},
-            has_plain_states=layer.state_kind == StateKind(),
+            has_plain_states=replace(layer.state_kind, learned=True) == StateKind(),
             has_own_active=not _of_package(kind.active_states),
         )
 

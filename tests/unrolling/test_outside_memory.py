@@ -845,3 +845,22 @@ def test_code_that_writes_past_no_version_is_watched_for_some_passes(
         writes = Writes(lambda module: module.total.data, N)
         tt.unroll(writes, sequence())
     assert reads[16:] == [True] * 40
+
+
+class KeptSum(nn.Module):
+    """Module that keeps a sum, which stays 0 while its input does, with a graph all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.sum = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sum = 0.5 * self.sum + self.weight * x.mean()
+        return x + self.sum
+
+
+def test_a_value_that_is_equal_but_has_a_graph_is_memory() -> None:
+    model = nn.Sequential(KeptSum(), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"0\.sum was changed"):
+        tt.unroll(model, torch.zeros(4, 2, 3))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from tracetorch.cell import Cell, Constraint, ConstructorCall
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.thread_owner import check_thread, release, take
-from tracetorch.core.walk import Opaque
+from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.snn.parameters import UNSET
 from tracetorch.snn.representation import constructor_call
@@ -248,10 +248,14 @@ class SequenceLayer(StatefulLayer):
         return f"{call}{inner[inner.index('(') :]}" if inner else call
 
     def __getstate__(self) -> dict[str, Any]:
-        # copy.copy(layer) shares tensors, and not the dicts that name them
-        own = ("_declared", "_parameters", "_buffers", "_modules")
-        copies = {name: copy.copy(self.__dict__[name]) for name in own}
-        return {**super().__getstate__(), **copies, "layer_pass": None}
+        # copy.copy(layer) shares tensors, and not the dicts that name them, nor its hooks
+        attributes = super().__getstate__()
+        copies = {
+            name: copy.copy(value)
+            for name, value in attributes.items()
+            if name == "_declared" or (name in MODULE_ATTRIBUTES and isinstance(value, dict))
+        }
+        return {**attributes, **copies, "layer_pass": None}
 
     # Calling
 

@@ -98,7 +98,8 @@ class UnchangedContents(Contents):
             unchanged = self._now == self._before
         except (RuntimeError, TypeError, ValueError):  # an array or tensor, compared by elements
             unchanged = False
-        if self.facts.has_own_objects:  # two may be equal by an __eq__ that leaves something out
+        # two may be equal by an __eq__ that leaves something out, as that of tensors does a graph
+        if self.facts.has_own_objects:
             unchanged = unchanged and all(map(identical, self._now, self._before))
         for path in () if unchanged else self.changed_items(_derived, _same):
             return path

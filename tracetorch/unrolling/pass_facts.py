@@ -88,7 +88,9 @@ class PassFacts:
         self.cloned = [n for n in self.with_buffers if n not in self.neurons]
         owners: list[tuple[str, Any]] = found.owners
         owning = [type(owners[n][1]) for n in (*self.layout.objects, *self.layout.slotted)]
-        self.has_own_objects = not all(k.__module__.startswith("tracetorch.") for k in owning)
+        self.has_own_objects = bool(own) or not all(
+            k.__module__.startswith("tracetorch.") for k in owning
+        )
 
     def check_supported(self, modules: Sequence[tuple[str, nn.Module]], steps: int) -> None:
         """Raise where the model cannot run by layer.

@@ -14,7 +14,7 @@ from tests.cases import LAYERS, PLACES, layer, sequence, stepped
 from tracetorch import fuse, snn
 
 needs_numba = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="Numba is missing"
+    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
 )
 pytestmark = needs_numba
 

@@ -42,6 +42,15 @@ def test_modules_are_kept_apart(cache: Path) -> None:
     assert len(kernel_cache.cached_kernels()) == 2
 
 
+def test_code_under_the_name_of_another_is_not_loaded(cache: Path) -> None:
+    load(ONE)
+    (one,) = cache.iterdir()
+    load(TEXT.format("2.0"))
+    (two,) = set(cache.iterdir()) - {one}
+    two.write_bytes(one.read_bytes())  # whole, but of another module
+    assert [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("damage", [truncate, empty, zero_the_end, flip_a_bit, Path.unlink])
 def test_damaged_file_is_replaced(
     damage: Callable[[Path], None], cache: Path, caplog: pytest.LogCaptureFixture

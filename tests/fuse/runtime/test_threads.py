@@ -224,3 +224,19 @@ def test_error_in_work_on_the_pool_is_raised() -> None:
 
     with pytest.raises(ZeroDivisionError):
         runtime._on_pool(fail, 3)
+
+
+def test_an_interrupted_call_waits_for_the_pool() -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.2)
+        done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        runtime._on_pool(work, 2)
+    assert done.is_set(), "a thread still writes to memory that is free by now"

@@ -36,7 +36,6 @@ _LOG_2 = 0.6931471805599453
 # Added to a number, it leaves its nearest integer in the last bits of the sum.
 _ROUNDER = 6755399441055744.0
 _ROUNDER_BITS = 0x4338000000000000
-_ONE_BITS = 0x3FF0000000000000
 _ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 

@@ -24,7 +24,7 @@ _INFIX = {
     "xor": "{} ^ {}",
 }
 
-# Functions that NumPy and CUDA's libdevice call alike.
+# Functions that C and CUDA's libdevice call alike.
 _UNARY = (
     *("ceil", "cos", "cosh", "exp", "exp2", "expm1", "floor", "log", "log10", "log1p", "log2"),
     *("sin", "sinh", "sqrt", "tan", "tanh", "trunc"),

@@ -166,11 +166,11 @@ def _object_code(text: str, name: str) -> bytes:
 
     machine, most = this_machine(), limit()
     version = ".".join(map(str, llvm.llvm_version_info))
-    tag = hashlib.sha256("\n".join((*machine, version, text)).encode()).hexdigest()[:20]
-    stem = f"{name}_{tag}"
+    key = hashlib.sha256("\n".join((*machine, version, text)).encode()).hexdigest()
+    stem = f"{name}_{key[:20]}"
     try:
         path = folder() / f"{stem}.o"
-        found = _read(path)
+        found = _read(path, key)
         if found is not None:
             mark_used(path)
             return found
@@ -182,21 +182,26 @@ def _object_code(text: str, name: str) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path) as unfinished:
-            unfinished.write_bytes(hashlib.sha256(made).hexdigest().encode() + made)
+            unfinished.write_bytes(_checksum(key, made) + made)
         prune(most)
     except OSError as error:
         report_unusable(error)
     return made
 
 
-def _read(path: Path) -> bytes | None:
-    """Return the object code in a file; ``None`` where there is none, or a damaged one."""
+def _checksum(key: str, code: bytes) -> bytes:
+    """Return the checksum of object code that was made for a key, and for no other."""
+    return hashlib.sha256(key.encode() + code).hexdigest().encode()
+
+
+def _read(path: Path, key: str) -> bytes | None:
+    """Return the object code of a key; ``None`` where there is none, a damaged or another one."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     checksum, code = content[:_CHECKSUM], content[_CHECKSUM:]
-    if hashlib.sha256(code).hexdigest().encode() != checksum:
+    if _checksum(key, code) != checksum:
         _log.info("the cached kernel %s is damaged, it is compiled again.", path.stem)
         return None
     return code
@@ -220,11 +225,9 @@ def _load(code: bytes, name: str) -> TaskKernel:
     return TaskKernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address)
 
 
-def _renew_lock() -> None:
-    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
-    global _lock
-    _lock = threading.RLock()
-
-
+# A fork waits for a compilation that is under way: LLVM has locks of its own, and in the child no
+# thread would be left to release them.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )

@@ -52,7 +52,7 @@ def run_tasks(
 
     Args:
         kernel: what :func:`tracetorch.fuse.runtime.machine_code.compiled` compiled.
-        arguments: its arguments after the range of tasks and before the scratch: integers, and
+        arguments: its arguments between the header of a block and the scratch: integers, and
             the addresses of arrays. The caller keeps their memory alive and sees to their types.
         tasks: how many there are, each worth at least a microsecond.
         work: operations on one value in all tasks; few are not worth another thread.
@@ -157,10 +157,19 @@ def _on_pool(work: Callable[[], None], threads: int) -> None:
     try:
         work()
     finally:
-        # a helper that has not begun finds nothing left to do; one that has must be waited for
-        started = [helper for helper in helpers if not helper.cancel()]
-    for helper in started:
-        helper.result()
+        # One that has not begun finds nothing left to do. One that has must be waited for, also
+        # where Ctrl-C interrupts: it writes to memory that the caller then frees.
+        interrupt: BaseException | None = None
+        while helpers:
+            try:
+                if helpers[-1].cancel() or helpers[-1].exception() is None:
+                    helpers.pop()
+                else:
+                    interrupt = helpers.pop().exception()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
