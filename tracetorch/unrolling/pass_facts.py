@@ -60,6 +60,7 @@ class PassFacts:
             self.by_attributes or self.unsupported is not None or self.per_sample
         )
         self.clears_plainly = False
+        self.compares_contents = False
         if torch.compiler.is_compiling():  # nothing is compared, and it warns of a cache
             return
         # a class may be patched: what is concluded from its methods holds as long as they are these
@@ -72,6 +73,7 @@ class PassFacts:
             for m in modules
             if isinstance(m, TTModule)
         )
+        self.compares_contents = True
         # only a user's own code writes to a tensor without a new version
         own = [module for module in modules if not is_known(module)]
         self.passes_to_read = _PASSES_TO_READ if own else 0

@@ -374,8 +374,9 @@ def _by_layer(
     prefix, rest = ([], []) if repeated is None else split_static(model)
     layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
     events = event_passes(products) if products else nullcontext()
-    # with a single step nothing is kept from step to step; torch.compile cannot compare
-    compares = T > 1 and not torch.compiler.is_compiling()
+    # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
+    # what it leaves to Python at a break of its graph, with the facts that it concluded.
+    compares = T > 1 and facts.compares_contents and not torch.compiler.is_compiling()
     with layer_pass, UnchangedContents(found, facts, states) if compares else nullcontext(), events:
         if prefix and repeated is not None:
             # every step sees the same input: what comes before the first neuron runs once
