@@ -12,7 +12,7 @@ from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.leaks import Leak, Multiplier, check_leak
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate, wrap
-from tracetorch.snn.leaky_integrator import Reset
+from tracetorch.snn.leaky_integrator import Reset, states_of_parts
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -206,10 +206,7 @@ class LeakyIntegrator(Neuron):
     @property
     def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
-        constraints = self._declared.constraints
-        synapse = ("syn",) if "alpha" in constraints else ()
-        recurrence = ("rec", "prev_output") if "gamma" in constraints else ()
-        return ("mem", *synapse, *recurrence)
+        return states_of_parts(self._declared.constraints)
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

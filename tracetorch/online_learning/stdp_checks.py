@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_number
+from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
@@ -87,7 +88,5 @@ def checked_bounds(bounds: object) -> tuple[float, float] | None:
 def _places(conv: nn.Conv2d, pre: Tensor) -> list[int]:
     """Return height and width of a convolution's output."""
     padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid"
-    each = zip(
-        *(pre.shape[-2:], conv.kernel_size, conv.stride, padding, conv.dilation), strict=True
-    )
-    return [(n + 2 * pad - dil * (size - 1) - 1) // step + 1 for n, size, step, pad, dil in each]
+    options = (pre.shape[-2:], conv.kernel_size, conv.stride, padding, conv.dilation)
+    return [output_size(*each) for each in zip(*options, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
@@ -21,6 +21,13 @@ ALPHA = Decay(0.5, 1, True, True)
 BETA = Decay(0.9, 1, True, False)
 GAMMA = Decay(0.5, 1, True, True)
 SCALE = Weight(1.0, 1, True)
+
+
+def states_of_parts(parameters: Container[str]) -> tuple[str, ...]:
+    """Return the states of a leaky integrator whose parts have these parameters."""
+    synapse = ("syn",) if "alpha" in parameters else ()
+    recurrence = ("rec", "prev_output") if "gamma" in parameters else ()
+    return ("mem", *synapse, *recurrence)
 
 
 class LeakyIntegrator(Neuron):
@@ -160,10 +167,7 @@ class LeakyIntegrator(Neuron):
     @property
     def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
-        constraints = self._declared.constraints
-        synapse = ("syn",) if "alpha" in constraints else ()
-        recurrence = ("rec", "prev_output") if "gamma" in constraints else ()
-        return ("mem", *synapse, *recurrence)
+        return states_of_parts(self._declared.constraints)
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

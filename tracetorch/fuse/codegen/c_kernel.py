@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
 from tracetorch.fuse.ir.kernel import (
     Axis,
@@ -20,7 +20,6 @@ from tracetorch.fuse.ir.kernel import (
     Dtype,
     Index,
     Kernel,
-    Loop,
     Operand,
     Product,
     Value,
@@ -64,7 +63,9 @@ def c_source(kernel: Kernel) -> str:
     return _CPrinter(kernel).print()
 
 
-class _CPrinter(Emitter):
+class _CPrinter(BraceEmitter):
+    counter = "int64_t"
+
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel, c_target(kernel.dtype.value))
 
@@ -115,24 +116,6 @@ class _CPrinter(Emitter):
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
         return self.place(buffer, index)
-
-    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
-        self.line(f"{self.place(buffer, index)} = {value};")
-
-    @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
-        index = self.spell(each.index)
-        start, stop = self.spell(each.start), self.spell(each.stop)
-        header = f"int64_t {index} = {start}; {index} < {stop}; {index}++"
-        if each.reverse:
-            header = f"int64_t {index} = {stop} - 1; {index} >= {start}; {index}--"
-        with self.indent(f"for ({header}) {{"):
-            yield
-
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
-        with self.indent(f"if ({condition}) {{"):
-            yield
 
     @contextmanager
     def over_lanes(self) -> Iterator[None]:

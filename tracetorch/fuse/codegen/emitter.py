@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
@@ -235,3 +236,35 @@ class Emitter(ABC):
         # Division and atan2 see the sign of zero. Other numbers are loaded.
         positive = math.copysign(1.0, operand) > 0
         return self.target.zero if positive else self.target.negative_zero
+
+
+class BraceEmitter(Emitter):
+    """Print a kernel in a language whose blocks, loops and assignments are those of C."""
+
+    counter: ClassVar[str]
+    """How the index of a loop is declared."""
+
+    @abstractmethod
+    def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a place in memory, to be read or written."""
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that writes to memory."""
+        self.line(f"{self.place(buffer, index)} = {value};")
+
+    @contextmanager
+    def loop(self, each: Loop) -> Iterator[None]:
+        """Open a loop for the lines that are appended inside."""
+        index = self.spell(each.index)
+        start, stop = self.spell(each.start), self.spell(each.stop)
+        header = f"{self.counter} {index} = {start}; {index} < {stop}; {index}++"
+        if each.reverse:
+            header = f"{self.counter} {index} = {stop} - 1; {index} >= {start}; {index}--"
+        with self.indent(f"for ({header}) {{"):
+            yield
+
+    @contextmanager
+    def condition(self, condition: str) -> Iterator[None]:
+        """Open a condition for the lines that are appended inside."""
+        with self.indent(f"if ({condition}) {{"):
+            yield

@@ -12,13 +12,12 @@ time is one segment, so there are no checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from tracetorch.fuse.codegen.emitter import Emitter
+from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Loop, Role, Value
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Role, Value
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.simplify import without_memory
@@ -62,7 +61,9 @@ def backward_source(plan: Plan) -> str:
     )
 
 
-class _Printer(Emitter):
+class _Printer(BraceEmitter):
+    counter = "let"
+
     def __init__(self, kernel: Kernel, plan: Plan) -> None:
         super().__init__(kernel, javascript_target())
         self.plan = plan
@@ -99,21 +100,3 @@ class _Printer(Emitter):
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
         # nothing comes back to the final states but by way of their trajectories
         return "0" if buffer.role is Role.GRAD_END else self.place(buffer, index)
-
-    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
-        self.line(f"{self.place(buffer, index)} = {value};")
-
-    @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
-        index = self.spell(each.index)
-        start, stop = self.spell(each.start), self.spell(each.stop)
-        header = f"let {index} = {start}; {index} < {stop}; {index}++"
-        if each.reverse:
-            header = f"let {index} = {stop} - 1; {index} >= {start}; {index}--"
-        with self.indent(f"for ({header}) {{"):
-            yield
-
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
-        with self.indent(f"if ({condition}) {{"):
-            yield

@@ -116,19 +116,9 @@ def address(tensor: Tensor, dtype: torch.dtype) -> int:
     Raises:
         TypeError: the tensor has other values, or is not on the CPU.
     """
-    return addresses((tensor,), dtype)[0]
-
-
-def addresses(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[int]:
-    """Return the addresses of what a kernel reads as values of ``dtype``.
-
-    Raises:
-        TypeError: a tensor has other values, or is not on the CPU.
-    """
-    for tensor in tensors:
-        if tensor.dtype is not dtype or not tensor.is_cpu:
-            raise wrong_memory(tensor, dtype)
-    return list(map(Tensor.data_ptr, tensors))
+    if tensor.dtype is not dtype or not tensor.is_cpu:
+        raise wrong_memory(tensor, dtype)
+    return tensor.data_ptr()
 
 
 def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
