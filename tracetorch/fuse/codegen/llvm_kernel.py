@@ -40,6 +40,7 @@ from tracetorch.fuse.ir.kernel import (
     Operation,
     Product,
     Role,
+    Size,
     Statement,
     Store,
     Value,
@@ -434,9 +435,17 @@ class _Function:
         matrix = self.let(f"inttoptr i64 {self.argument(each.matrix.label)} to ptr")
         source = self.pointer(each.source, each.source_index)
         target = self.pointer(each.target, each.target_index)
+        step = self.stride[each.target]
+        if each.reverse:
+            step = self.let(f"sub i64 0, {step}")
+        extent = each.matrix.shape[0]
+        matrices = str(extent)
+        if isinstance(extent, Size):
+            matrices = self.spell(extent.value, Dtype.INT64)
+        first, count = (self.spell(n, Dtype.INT64) for n in (each.first, each.count))
         self.line(
             f"call void @multiply(ptr {source}, ptr {matrix}, ptr {target}, i64 %task.rows, "
-            "i64 %columns)"
+            f"i64 %columns, i64 {first}, i64 {count}, i64 {matrices}, i64 {step})"
         )
 
     # A block of lanes

@@ -223,18 +223,18 @@ def recurrent_plan_for(
     x: Tensor,
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
-    previous: Tensor,
+    first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
 ) -> RecurrentPlan | None:
-    """Return the plan that runs a cell over ``x`` with its output fed back through a matrix.
+    """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
 
     Args:
         cell: as for :func:`plan_for`.
         x: as there.
         states: as there.
         kwargs: as there.
-        previous: the output before the first step.
+        first: the outputs before the first step.
         weight: of the connection.
         bias: of the connection.
 
@@ -248,7 +248,7 @@ def recurrent_plan_for(
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
     has_backward, _, trained = _gradient_needs(cell, (x,), states, kwargs)
-    for tensor in (previous, weight, bias):
+    for tensor in (first, weight, bias):
         needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         has_backward = has_backward or needs
     # what goes back to the outputs goes through the gradient of the input, whoever wants that

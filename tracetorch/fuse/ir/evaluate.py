@@ -244,8 +244,16 @@ class _Evaluator:
         self.values.update(zip((c.result for c in each.carried), now, strict=True))
 
     def product(self, each: Product) -> None:
-        matrix = self.memory[each.matrix.label]
+        matrices = self.memory[each.matrix.label]
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
-        rows = source.reshape(-1, len(matrix))
+        rows = source.reshape(-1, matrices.shape[-1])
         target = self.memory[each.target.label]
-        target[self.place(each.target_index, each.target)] = (rows @ matrix).ravel()
+        first, count = (int(self.number(n, "int64")) for n in (each.first, each.count))
+        start = int(self.values[each.target_index[0]])
+        for j in range(count):
+            place = start - j if each.reverse else start + j
+            if place < 0 or first < 0:
+                raise IndexError(f"{place} of {each.target}, {first} of {each.matrix}")
+            found = (rows @ matrices[first + j]).ravel()
+            is_last = first + j == len(matrices) - 1
+            target[place] = found if is_last else target[place] + found
