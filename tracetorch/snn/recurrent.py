@@ -107,15 +107,12 @@ class Recurrent(SequenceLayer):
     def _run_fused(self, x: Tensor) -> Tensor | None:
         """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
         neuron, connection = self.neuron, self.connection
+        linear = _linear_of(connection)
         # Only what is certain to compute what the modules would: each of them its own class's code.
         if (
             torch.compiler.is_compiling()
             or type(self) is not Recurrent
-            or not (
-                connection.computes_as_its_class
-                if isinstance(connection, DelayedLinear)
-                else type(connection) is nn.Linear
-            )
+            or linear is None
             or not {"forward_step", "check_input", "states_for"}.isdisjoint(vars(self))
             or not call_is_forward(connection)
             or not call_is_forward(neuron)
@@ -128,8 +125,8 @@ class Recurrent(SequenceLayer):
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
-        linear = connection.linear if isinstance(connection, DelayedLinear) else connection
-        weight, bias = linear.weight, linear.bias
+        weight: Tensor = linear.weight
+        bias: Tensor | None = linear.bias
         dtype = self.check_input(x, sequence=True)
         if (
             self.dim not in (-1, x.ndim - 2)
@@ -182,3 +179,10 @@ class Recurrent(SequenceLayer):
             if within:
                 running.by_layer = True
         return torch.stack(outputs)
+
+
+def _linear_of(connection: nn.Module) -> nn.Linear | None:
+    """Return the layer of weight and bias, where a compiled loop computes what a call would."""
+    if isinstance(connection, DelayedLinear):
+        return connection.linear if connection.computes_as_its_class else None
+    return connection if type(connection) is nn.Linear else None

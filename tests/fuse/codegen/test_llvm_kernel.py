@@ -44,10 +44,11 @@ def compare(
     *,
     neurons: int | None = None,
     special: bool = True,
+    taps: int = 1,
 ) -> None:
     """Assert that the evaluator and machine code write the same bits."""
     random = np.random.default_rng(lanes)
-    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2}
+    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2, "taps": taps}
     sizes = {size.name: sizes[size.name] for size in kernel.sizes}
 
     def draw(shape: list[int]) -> Any:
@@ -100,19 +101,25 @@ def test_layers_are_the_evaluators(name: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
 @pytest.mark.parametrize("neurons", [1, 17, 70])
-def test_recurrences_are_the_evaluators(neurons: int, machine: Callable[[], Machine]) -> None:
+def test_recurrences_are_the_evaluators(
+    neurons: int, taps: int, machine: Callable[[], Machine]
+) -> None:
     plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         lanes = 5 * neurons  # groups of two rows, and one that is left
-        compare(verify(kernel), lanes, machine(), neurons=neurons, special=False)
+        compare(verify(kernel), lanes, machine(), neurons=neurons, special=False, taps=taps)
 
 
-def test_dense_products_are_numpys() -> None:
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("neurons", [1, 37, 130])
+def test_dense_products_are_numpys(neurons: int, taps: int) -> None:
     """Rows without a zero, in groups of four."""
     plan: Any = plan_of("Readout", torch.float64, RecurrentPlan, needs_weight_gradient=True)
-    kernel = recurrent_forward_kernel(plan)
-    compare(verify(kernel), 4 * 37, this_machine(), neurons=37, special=False)
+    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
+        lanes = 4 * neurons
+        compare(verify(kernel), lanes, this_machine(), neurons=neurons, special=False, taps=taps)
 
 
 def test_single_step_is_the_evaluators() -> None:

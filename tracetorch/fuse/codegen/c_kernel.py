@@ -140,6 +140,7 @@ class _CPrinter(BraceEmitter):
                 matrix = f"{self.memory(each.matrix)}[(({first} + j) * neurons + k) * neurons"
                 self.line(f"sum += {source} * {matrix} + column];")
             start, _ = each.target_index
+            assert not isinstance(start, Axis)
             step = f"({self.spell(start)} {'-' if each.reverse else '+'} j)"
             target = f"{self.memory(each.target)}[{step} * lanes + row + column]"
             self.line(f"{target} = {first} + j == {matrices} - 1 ? sum : {target} + sum;")

@@ -2,14 +2,14 @@
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
 time too (``tracetorch/fuse/ir/schedule.py``). Neurons of a sample are coupled, samples are not:
-a task is eight samples. Each step multiplies its outputs by their events, or densely where more
-than 0.4 of four rows are not zero, by one matrix for each delay; backward does the same with the
-cotangents. What is kept for
-backward is the sum that the step was given, in place of the input: states and outputs are computed
-again from it, step by step without a product, and the weight's gradient is one product over all of
-time for each matrix. Hooks, overrides, parametrizations, autocast, half precision, transforms, ``torch.compile``, a
-record of the neuron inside, or a weight that is not finite (a skipped ``0 * inf`` would hide the
-NaN): then the modules are called step by step.
+a task is eight samples. The output of each step is multiplied by one matrix for each delay, with
+its events, or densely where more than 0.4 of four rows are not zero; backward does the same with
+the cotangents. What is kept for backward is the sum that the step was given, in place of the input:
+states and outputs are computed again from it, step by step without a product, and the weight's
+gradient is one product over all of time for each matrix. Hooks, overrides, parametrizations,
+autocast, half precision, transforms, ``torch.compile``, a record of the neuron inside, or a weight
+that is not finite (a skipped ``0 * inf`` would hide the NaN): then the modules are called step by
+step.
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ class _Recurrence(torch.autograd.Function):
         states, params = tensors[:count], tensors[count:]
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
-        found = recurrence.backward(
-            plan, x, checkpoints, first, weight, states, params, incoming
-        )
+        found = recurrence.backward(plan, x, checkpoints, first, weight, states, params, incoming)
         _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
         d_bias = found.x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None
         return (

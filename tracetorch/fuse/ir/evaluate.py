@@ -248,8 +248,11 @@ class _Evaluator:
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
         rows = source.reshape(-1, matrices.shape[-1])
         target = self.memory[each.target.label]
-        first, count = (int(self.number(n, "int64")) for n in (each.first, each.count))
-        start = int(self.values[each.target_index[0]])
+        index, _ = each.target_index
+        assert not isinstance(index, Axis)
+        start, first, count = (
+            int(self.number(operand, "int64")) for operand in (index, each.first, each.count)
+        )
         for j in range(count):
             place = start - j if each.reverse else start + j
             if place < 0 or first < 0:

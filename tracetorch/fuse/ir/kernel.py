@@ -244,11 +244,11 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Product:
-    """Multiply one step by several matrices: ``target[i + j] += source[index] @ matrix[first + j]``.
+    """Multiply the rows of one step by several matrices, and add that to several steps.
 
-    For ``j`` of ``0 ... count - 1``, none if ``count`` is not positive, and for all rows of neurons
-    of the task. The product with the last matrix that the buffer has is not added: it overwrites
-    its target.
+    ``target[i + j] += source[index] @ matrix[first + j]`` for ``j`` of ``0 ... count - 1``, none if
+    ``count`` is not positive, and for all rows of neurons of the task. The last matrix that the
+    buffer has is an exception: its product overwrites the target.
 
     Args:
         target: a sequence.

@@ -473,8 +473,8 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                 for i, name in trained:
                     total = k.op("add", now[f"sum_{name}"], results[f"d_p_{name}"])
                     k.store(held, (i, LANE), total)
-            before, count = k.op("sub", t, 1), k.op("min", taps, t)
-            k.product(d_x, (before, LANE), d_x, (t, LANE), matrix, 0, count, reverse=True)
+            preceding, count = k.op("sub", t, 1), k.op("min", taps, t)
+            k.product(d_x, (preceding, LANE), d_x, (t, LANE), matrix, 0, count, reverse=True)
             newest, rest = k.op("sub", taps, 1), k.op("sub", taps, count)
             k.product(d_first, (newest, LANE), d_x, (t, LANE), matrix, count, rest, reverse=True)
         with k.lanes():

@@ -130,7 +130,6 @@ class SynapticDelays(DelayingLayer):
         )
 
 
-
 class DelayedLinear(SynapticDelays):
     """Linear layer with a delay for every synapse, which can be learned.
 
