@@ -145,7 +145,7 @@ class DelayedLinear(SynapticDelays):
     parametrization of its weight acts, a hook on it is an error or never runs.
 
     As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
-    has itself.
+    has itself, in one compiled loop on the CPU.
 
     Args:
         in_features: size of the last dimension of the input.
