@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ import pytest
 from hypothesis import settings
 
 from tests.browser import Visits, launched
+
+# As many workers as there are cores, each with threads on all of them: a thread that waits must not
+# hold a core that another worker needs. OpenMP reads it when PyTorch is imported, here and in the
+# processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("no deadline", deadline=None)

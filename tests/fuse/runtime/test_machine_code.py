@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +123,36 @@ def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFix
     assert len(found) == 4
     assert len(set(found)) == 1
     assert caplog.text.count(COMPILING) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_child_forked_during_a_compilation_compiles(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork waits: a child that inherited the lock of another thread would wait for ever."""
+    compiling, ended = threading.Event(), threading.Event()
+    object_code = machine_code.object_code
+
+    def slow(text: str, machine: machine_code.Machine) -> bytes:
+        compiling.set()
+        time.sleep(0.3)
+        found = object_code(text, machine)
+        ended.set()
+        return found
+
+    monkeypatch.setattr(machine_code, "object_code", slow)
+    machine_code._kernels.clear()
+    thread = threading.Thread(target=machine_code.compiled, args=(ONE, "forward"))
+    thread.start()
+    assert compiling.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        right = ended.is_set() and [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
+        os._exit(0 if right else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_text_that_is_no_module_is_an_error(cache: Path) -> None:
