@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import signal
 import threading
@@ -74,39 +73,6 @@ def test_code_is_of_one_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(machine_code, "this_machine", lambda: other)
     assert load() == 1.0
     assert len(kernel_cache.cached_kernels()) == 2
-
-
-def test_least_used_is_removed_first(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    texts = [TEXT.format(f"{n}.0") for n in range(1, 4)]
-    for days, text in enumerate(texts[:2]):
-        load(text)
-        for path in set(cache.iterdir()):
-            os.utime(path, (path.stat().st_mtime - 86400 * (2 - days),) * 2)
-    load(texts[0])  # used again
-    size = kernel_cache.cached_kernels()[0].size
-    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", str(2.5 * size / 1e6))
-    load(texts[2])
-    caplog.clear()
-    load(texts[0])
-    assert caplog.text == ""
-    load(texts[1])
-    assert COMPILING in caplog.text
-    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "a lot")
-    with pytest.raises(ValueError, match="must be a number of megabytes"):
-        load()
-
-
-def test_folder_that_cannot_be_written(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "file" / "kernels"))
-    for _ in range(2):
-        assert load() == 1.0
-    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
-    assert "every process compiles its own: NotADirectoryError" in record.getMessage()
 
 
 def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
