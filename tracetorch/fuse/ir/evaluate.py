@@ -60,7 +60,7 @@ def _fma_of(dtype: Any, x: float, y: float, z: float) -> Any:
     try:
         near = dtype.type(float(exact))
     except OverflowError:
-        return dtype.type(math.copysign(math.inf, exact))
+        return dtype.type(math.inf if exact > 0 else -math.inf)  # a fraction that is no float
     if not np.isfinite(near):
         return near
     # float() has rounded to float64: the nearest is this number or a neighbour, the even one of two
