@@ -255,7 +255,7 @@ def recurrent_plan_for(
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs_all = (has_backward, ("x",) if has_backward else (), trained)
     plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
-    if plan is None or plan.backend != "numba" or bool(plan.differentiated) != has_backward:
+    if plan is None or plan.backend != "cpu" or bool(plan.differentiated) != has_backward:
         return None
     return _recurrent(plan, has_backward and weight.requires_grad)
 

@@ -21,7 +21,7 @@ from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_rea
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.cpu import NumbaBackend
+from tracetorch.fuse.runtime.cpu import CpuBackend
 from tracetorch.fuse.runtime.memory import write_parameters
 from tracetorch.fuse.runtime.single_step import compiled_step
 
@@ -67,9 +67,9 @@ class CompiledStep:
             or x.dtype not in (torch.float32, torch.float64)
             or cell.runs_by_step
             or not cell.has_plain_states
-            or self.requested not in ("auto", "numba")
+            or self.requested not in ("auto", "cpu")
             or not cell.is_comparable
-            or unavailable_reason("numba", x.device) is not None
+            or unavailable_reason("cpu", x.device) is not None
         ):
             return None
         try:
@@ -79,7 +79,7 @@ class CompiledStep:
             return None
         return Plan(
             program,
-            backend=NumbaBackend.name,
+            backend=CpuBackend.name,
             dim=cell.dim_from_end(x.ndim),
             record=(),
             has_backward=False,
