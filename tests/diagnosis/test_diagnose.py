@@ -578,7 +578,7 @@ def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
 )
 def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
     model, both = make().double(), []
-    for backend in ("eager", "numba"):
+    for backend in ("eager", "cpu"):
         with tt.fuse.backend(backend):
             both.append(tt.diagnose(model, (x().double(), target()), mean))
     one, other = both

@@ -56,8 +56,8 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_stepping(name: str) -> None:
     made, x = layer(name, 5), drive(name, 24, 3, 5)
-    assert fuse.unsupported_reason("numba", made, x) is None
-    agree(made, x, "numba")
+    assert fuse.unsupported_reason("cpu", made, x) is None
+    agree(made, x, "cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -288,7 +288,7 @@ def test_detached_reset_has_the_gradient_of_the_authors_program(symplectic: bool
         assert not torch.allclose(found[False][f"raw_{name}"], raw.grad)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("numba", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sigma_delta_counts_what_arrives_in_half_precision(
     dtype: torch.dtype, backend: Any

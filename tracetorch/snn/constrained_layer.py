@@ -284,13 +284,17 @@ class ConstrainedLayer(SequenceLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._declared.constraints:
+        constraint = self._declared.constraints.get(name)
+        if constraint is None:
+            return super().__getattr__(name)
+        raw = self._parameters.get(f"raw_{name}")
+        if raw is None:  # a buffer, or a parametrization
             raw = getattr(self, f"raw_{name}")
-            value = self.constrained(name, raw)
-            if value is not raw:
-                warn_of_lost_writes(self, name, value)
-            return value
-        return super().__getattr__(name)
+        follows = constraint.above is not None  # another parameter too
+        value = self.constrained(name, raw) if follows else constraint.value(raw)
+        if value is not raw:
+            warn_of_lost_writes(self, name, value)
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self._declared

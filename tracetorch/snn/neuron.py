@@ -218,14 +218,15 @@ class Neuron(ConstrainedLayer):
         """Run one time step; compiled where there is no graph to build."""
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
         states: list[Tensor | None] | None = None
-        unobserved = (
+        unobserved = False
+        if (
             isinstance(cell, Cell)
             and not further
             and len(cell.inputs) == 1
             and observed_by((x,)) is None
-            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
-        )
-        if unobserved and isinstance(cell, Cell):
+            and ((now := current_backward()) == NO_BACKWARD or now == self._zeroed_in_backward)
+        ):
+            unobserved = True
             # not where the second step tells, for a compiled one checks nothing
             if not torch.is_grad_enabled() and not self._doubtful_step:
                 result: Tensor | None = self._single_steps.run(self, cell, x)

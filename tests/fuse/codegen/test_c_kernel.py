@@ -101,7 +101,7 @@ def test_recurrence(taps: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_operation(dtype: torch.dtype, tmp_path: Path) -> None:
     program = cases.trace_layer(everything().to(dtype), 2, dtype)
-    plan = Plan(program, "numba", -1, program.states, True, program.inputs, program.params)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
     for kernel in (forward_kernel(plan), backward_kernel(plan)):
         compare(kernel, tmp_path, 6, 3, exact=False)
 

@@ -34,7 +34,7 @@ def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan, **more: Any)
     layer = cases.layer(name, 3).to(dtype)
     program = cases.trace_layer(layer, 2, dtype)
     record = () if kind is RecurrentPlan else program.states
-    return kind(program, "numba", -1, record, True, program.inputs, program.params, **more)
+    return kind(program, "cpu", -1, record, True, program.inputs, program.params, **more)
 
 
 def compare(

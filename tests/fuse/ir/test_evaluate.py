@@ -30,7 +30,7 @@ def evaluated(
     neurons = layer.num_neurons
     random = np.random.default_rng(rows)
     program = cases.trace_layer(layer, 2, dtype)
-    plan = Plan(program, "numba", -1, program.states, True, program.inputs, program.params)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
     lanes = rows * neurons
     kwargs: dict[str, Tensor] = {
         name: value.detach().clone().requires_grad_() if isinstance(value, Tensor) else value

@@ -47,13 +47,13 @@ def test_schedules_are_valid(name: str, dtype: torch.dtype) -> None:
     program = cases.trace_layer(cases.layer(name, 3).to(dtype), 2, dtype)
     needs = (True, program.inputs, program.params)
     for record in ((), program.states):
-        plan = Plan(program, "numba", -1, record, *needs)
+        plan = Plan(program, "cpu", -1, record, *needs)
         verify(forward_kernel(plan, in_chunks=True))
         for schedule in (forward_kernel, backward_kernel, step_kernel):
             verify(schedule(plan))
     if len(program.inputs) == 1:
         for learns in (False, True):
-            inner = RecurrentPlan(program, "numba", -1, (), *needs, needs_weight_gradient=learns)
+            inner = RecurrentPlan(program, "cpu", -1, (), *needs, needs_weight_gradient=learns)
             verify(recurrent_forward_kernel(inner))
             verify(recurrent_backward_kernel(inner))
 

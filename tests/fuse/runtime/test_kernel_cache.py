@@ -18,14 +18,14 @@ from tracetorch import fuse
 from tracetorch.fuse.runtime import kernel_cache, machine_code
 
 pytestmark = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
+    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
 )
 
 RUN = """
 import torch
 from tracetorch import fuse, snn
 layer, x = snn.LIF(3), torch.full((6, 2, 3), 0.7, requires_grad=True)
-with fuse.backend("numba"):
+with fuse.backend("cpu"):
     y, _ = layer.forward_sequence(x)
 y.sum().backward()
 print(y[:, 0, 0].tolist(), [round(g, 6) for g in x.grad[:, 0, 0].tolist()])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
+from tracetorch.core.functions import reads_nothing
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -23,7 +24,7 @@ from tracetorch.fuse.dispatch.backends import (
     requested_backend,
     select_backend,
 )
-from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
+from tracetorch.fuse.ir.fingerprint import fingerprint
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
@@ -254,7 +255,7 @@ def recurrent_plan_for(
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs_all = (has_backward, ("x",) if has_backward else (), trained)
     plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
-    if plan is None or plan.backend != "numba" or bool(plan.differentiated) != has_backward:
+    if plan is None or plan.backend != "cpu" or bool(plan.differentiated) != has_backward:
         return None
     return _recurrent(plan, has_backward and weight.requires_grad)
 

@@ -225,10 +225,10 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
     return gradients
 
 
-class NumbaBackend(Backend):
+class CpuBackend(Backend):
     """Kernels for the CPU."""
 
-    name = "numba"
+    name = "cpu"
     tile = TILE
 
     def device_type(self) -> str:
