@@ -38,7 +38,7 @@ def chain_of(model: nn.Module, x: Tensor) -> Chain:
         for path, module in named_modules(model):
             if any(path.startswith(f"{outer}.") for outer in closed):
                 continue
-            if isinstance(module, SequenceLayer):
+            if isinstance(module, SequenceLayer) or "parametrizations" in module._modules:
                 closed.append(path)
             elif next(module.children(), None) is not None:
                 continue

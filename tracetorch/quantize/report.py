@@ -18,12 +18,12 @@ class LayerReport:
         weight_bits: width of the weights.
         shift: by how many bits their product is shifted.
         state_bits: width of the states.
-        saturated_weights: share of the weights at an end of their width.
+        saturated_weights: share of the weights that are beyond an end of their width.
         saturated_states: share of the states at an end of theirs, over the sample.
         weight_error: of the weights, root mean square, as a share of theirs.
         output_error: share of the neurons' outputs, over the sample, that are other spikes than the
-            float model's; of a readout, and of a product without neurons, the root mean square of
-            the difference as a share of theirs.
+            float model's, on Xylo at the step that they are later by; of a readout, and of a
+            product without neurons, the root mean square of the difference as a share of theirs.
     """
 
     path: str

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips import loihi, xylo
+from tracetorch.core.snapshot import restored
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.products import Product
 from tracetorch.quantize.learned import LearnedIntegers
@@ -24,6 +25,7 @@ from tracetorch.quantize.target import IntegerNeuron, Learned, Target, whole_bor
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import softplus, unbounded
+from tracetorch.unrolling import unroll
 
 _LARGEST_DASH = 2**xylo.XYLO_2.decay_bits - 1
 
@@ -153,6 +155,20 @@ class Xylo(Silicon):
                 what = "alpha" if name == "dash_syn" else "beta"
                 found.append(f"{what} is the nearest 1 - 2^-n, off by up to {worst:.3f}")
         return found
+
+    def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
+        """Return in what the chip departs from an integer model on a sample."""
+        assert self.chip is not None
+        border = next(model.children())
+        x = border(x) if isinstance(border, Quantize) else x
+        arguments = xylo.configuration(model)
+        network = xylo.Network(**arguments, version=2 if self.chip.has_bias else 1).to(x.device)
+        with restored(model):
+            rest = model[1:] if isinstance(border, Quantize) else model
+            same = torch.equal(unroll(network, x, by="step"), unroll(rest, x, from_rest=True))
+        return (
+            [] if same else ["a sum saturates on the way, and the chip's order of adding matters"]
+        )
 
     def _dashes(self, layer: LeakyIntegrator) -> dict[str, Tensor]:
         """Return the shifts whose decays are nearest."""

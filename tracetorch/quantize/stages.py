@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import call_is_forward
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, label
 from tracetorch.snn.delay import Delay
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
 FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -149,10 +151,11 @@ def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct
             )
         connection = _product(f"{path}.connection", module.connection)
         path, module = f"{path}.neuron", module.neuron
-    if not isinstance(module, LeakyIntegrator) or module.cell.runs_by_step:
+    if not isinstance(module, LeakyIntegrator):
         raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
-    if module.step is not LeakyIntegrator.step:
-        raise ValueError(f"{label(path, module)} has a step of its own, and no integer form.")
+    own = type(module).forward is not Neuron.forward or module.step is not LeakyIntegrator.step
+    if own or module.cell.runs_by_step or not call_is_forward(module):
+        raise ValueError(f"{label(path, module)} has methods of its own, and no integer form.")
     kwargs = module.step_kwargs(1, torch.float32)
     spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
     if len(spikes) == 2 and spikes[0] != spikes[1]:

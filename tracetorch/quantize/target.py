@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
 from tracetorch.integers.border import Quantize
@@ -110,6 +110,10 @@ class Target:
     def neuron(self, stage: Stage, unit: Tensor, *, last: bool) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose states count in ``unit``."""
         raise NotImplementedError
+
+    def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
+        """Return in what the chip departs from an integer model on a sample."""
+        return []
 
     def misfits(
         self, products: list[tuple[str, Product]], neurons: list[tuple[str, Neuron]]
