@@ -151,7 +151,7 @@ def prepared_for(chip: Any, model: nn.Module, x: Tensor = X) -> Callable[[], Any
 
 
 ONE = hidden(nn.Linear(2, 3), snn.LIF(3))
-NO_BIAS = nn.Linear(1, 1, False)
+FED_BACK = snn.Recurrent(snn.LIF(1), nn.Linear(1, 1, False))
 XYLO = xylo.XYLO_2
 ERRORS = [
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], snn.Readout(1)))),
@@ -164,7 +164,7 @@ ERRORS = [
     (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
      "Linear and neurons alone"),
-    (prepared_for(XYLO, hidden(*ONE[:2], out=(OUT[0], snn.Recurrent(snn.LIF(1), NO_BIAS)))),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
      "among the outputs"),
     (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
     (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
