@@ -1,4 +1,4 @@
-"""Integer arithmetic in floats, exact, with straight-through gradients; and a neuron made of it.
+"""Integer arithmetic in floats, exact, with straight-through gradients; products, a neuron of it.
 
 An integer neuron is a step whose numbers are integers. float32 holds every integer up to 2^24,
 float64 up to 2^53, and ``floor``, ``trunc`` and ``clamp`` are exact; so the graph that is traced,
@@ -15,22 +15,30 @@ whoever reads the graph how wide the state is.
 Gradients. What rounds passes the gradient; what saturates passes it within its range.
 """
 
+from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.exact import check_exact, prove
 from tracetorch.integers.fixed_point import Rounding, multiply, shift_right
 from tracetorch.integers.intervals import Bounds, Interval
 from tracetorch.integers.leaks import Multiplier, Shift
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
+from tracetorch.integers.products import Conv1d, Conv2d, Linear
 from tracetorch.integers.rounding import floor, round, stochastic_round, trunc  # noqa: A004
 from tracetorch.integers.straight_through import straight_through
 from tracetorch.integers.width import limits, saturate, wrap
 
 __all__ = [
     "Bounds",
+    "Conv1d",
+    "Conv2d",
     "Interval",
     "LeakyIntegrator",
+    "Linear",
     "Multiplier",
+    "Quantize",
     "Rounding",
     "Shift",
+    "SumPool1d",
+    "SumPool2d",
     "check_exact",
     "floor",
     "limits",

@@ -20,12 +20,13 @@ from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
+from tracetorch.integers.products import Product
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
 _MOST = {torch.float32: 2.0**24, torch.float64: 2.0**53}
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product)
 
 
 def prove(
@@ -98,7 +99,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     float32 holds every integer up to 2^24, float64 up to 2^53; beyond, sums are rounded, and what
     runs here is not what integer hardware computes. The model runs over a sample from rest, step by
     step; of every neuron layer it is then proved that its step is exact, over any number of steps,
-    for inputs as large as those of the sample; of ``nn.Linear`` and convolutions that their sums
+    for inputs as large as those of the sample; of linear layers and convolutions that their sums
     are, in any order; of other modules it is seen that their outputs are integers in the range.
 
     Args:
@@ -200,10 +201,13 @@ def _record_largest(
 
 def _check_sums(path: str, module: nn.Module, x: Tensor) -> None:
     """Raise where a sum of products may leave the exact range, in whatever order it is made."""
-    parameters = dict(module.named_parameters())
-    weights = {name: value.abs().double() for name, value in parameters.items()}
-    bound: Tensor = functional_call(module, weights, (x.double(),))
-    for each in (x, *parameters.values()):
+    if isinstance(module, Product):
+        bound, held = module.largest(x.double()), [module.weight, module.bias]
+    else:
+        parameters = dict(module.named_parameters())
+        weights = {name: value.abs().double() for name, value in parameters.items()}
+        bound, held = functional_call(module, weights, (x.double(),)), list(parameters.values())
+    for each in (x, *(value.to(x.dtype) for value in held if value is not None)):
         _check_range(path, module, each, float(bound.max()) if bound.numel() else 0.0)
 
 

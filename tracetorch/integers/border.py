@@ -1,0 +1,129 @@
+"""What integer networks have beside products and neurons: ``Quantize``, ``SumPool1d``, ``2d``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_flag, check_positive
+from tracetorch.integers.products import as_sizes
+from tracetorch.integers.rounding import round  # noqa: A004
+from tracetorch.integers.width import limits, saturate
+
+
+class Quantize(nn.Module):
+    """Make integers of real numbers: the border at which an integer network begins.
+
+    ::
+
+        y = saturate(round(x / scale), bits),   dy/dx = 1 / scale where it does not saturate
+
+    Args:
+        scale: what one integer stands for; positive, a buffer.
+        bits: width of the result.
+        signed: whether it is that of signed integers.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> Quantize(0.5, bits=4)(torch.tensor([0.3, -1.5, 20.0])).tolist()
+        [1.0, -3.0, 7.0]
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: float, bits: int = 8, signed: bool = True) -> None:
+        super().__init__()
+        limits(bits, signed=signed)
+        self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
+        self.bits, self.signed = bits, check_flag("signed", signed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the integers."""
+        return saturate(round(x / self.scale.to(x.dtype)), self.bits, signed=self.signed)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
+
+
+class _SumPool(nn.Module):
+    """Base of sums over windows."""
+
+    def __init__(
+        self,
+        ndim: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None,
+        padding: int | tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.kernel_size = as_sizes("kernel_size", kernel_size, ndim)
+        self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, ndim)
+        self.padding = as_sizes("padding", padding, ndim)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class SumPool1d(_SumPool):
+    """Sum of the integers in every window: an average pool whose divisor goes into a scale.
+
+    Args:
+        kernel_size: of the window.
+        stride: from one window to the next; ``None`` for the kernel's size.
+        padding: zeros at both ends.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> SumPool1d(2)(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])).tolist()
+        [[[3.0, 7.0]]]
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+    ) -> None:
+        super().__init__(1, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sums."""
+        sizes = ((1, *self.kernel_size), (1, *self.stride), (0, *self.padding))
+        return F.avg_pool2d(x.unsqueeze(-2), *sizes, divisor_override=1).squeeze(-2)
+
+
+class SumPool2d(_SumPool):
+    """Sum of the integers in every window of two dimensions; see :class:`SumPool1d`.
+
+    Args:
+        kernel_size: of the window.
+        stride: from one window to the next; ``None`` for the kernel's size.
+        padding: zeros at the border.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> SumPool2d(2)(torch.ones(1, 1, 4, 4)).tolist()
+        [[[[4.0, 4.0], [4.0, 4.0]]]]
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+    ) -> None:
+        super().__init__(2, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sums."""
+        sizes = self.kernel_size, self.stride, self.padding
+        return F.avg_pool2d(x, *sizes, divisor_override=1)

@@ -1,0 +1,298 @@
+"""Products with integer weights: ``Linear``, ``Conv1d`` and ``Conv2d``, shifted to the left.
+
+Weights of few bits make currents of a coarse step, and states that decay need a finer one: so the
+sum of products is shifted before a bias of full width is added. Weights are kept in integers of
+their width, and so is a file of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_count, check_flag, check_integer
+
+_MOST_BITS = 16
+_MOST_SHIFT = 16
+
+
+class Product(nn.Module):
+    """Base of products with integer weights.
+
+    Args:
+        shape: of the weights, outputs first.
+        bias: whether there is one.
+        shift: by how many bits the sum of products is shifted to the left.
+        weight_bits: width of a weight.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    shift: int
+    weight_bits: int
+
+    def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
+        super().__init__()
+        if not 0 <= check_integer("shift", shift) <= _MOST_SHIFT:
+            raise ValueError(f"shift must be 0 to {_MOST_SHIFT}, got {shift}.")
+        if not 2 <= check_integer("weight_bits", weight_bits) <= _MOST_BITS:
+            raise ValueError(f"weight_bits must be 2 to {_MOST_BITS}, got {weight_bits}.")
+        self.shift, self.weight_bits = int(shift), int(weight_bits)
+        dtype = torch.int8 if weight_bits <= 8 else torch.int16
+        self.register_buffer("weight", torch.zeros(shape, dtype=dtype))
+        has_bias = check_flag("bias", bias)
+        self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32) if has_bias else None)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the sum of products, without shift and bias.
+
+        Args:
+            x: the input.
+            weight: in its dtype.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product, shifted, and the bias added."""
+        return self.summed(x, self.weight.to(x.dtype), self.bias)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Return how large sums can become on the way, in whatever order they are made.
+
+        Args:
+            x: the largest magnitude of every input, in float64.
+        """
+        bias = self.bias
+        magnitudes = self.weight.to(x.dtype).abs(), None if bias is None else bias.abs()
+        return self.summed(x, *magnitudes)
+
+    def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the product with given weights, shifted, and a bias added."""
+        y = self.product(x, weight) * 2.0**self.shift
+        if bias is None:
+            return y
+        return y + bias.to(y.dtype).reshape(-1, *[1] * (weight.ndim - 2))
+
+    def extra_repr(self) -> str:
+        """Return the arguments that all products have, for ``repr``."""
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{bias}, shift={self.shift}, weight_bits={self.weight_bits}"
+
+
+class Linear(Product):
+    """Linear layer of integers.
+
+    ::
+
+        output = 2^shift W x + bias
+
+    ``W`` and ``bias`` are buffers of integers, zero until they are filled: by
+    ``tt.quantize.convert``, by ``load_state_dict`` or by hand. They do not learn:
+    ``tt.quantize.prepare`` makes a layer that does, through the same forward.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: whether there is one, of 32 bits; it is not shifted.
+        shift: by how many bits the product is shifted to the left, 0 to 16.
+        weight_bits: width of a weight, 2 to 16; ``weight`` is int8, above 8 bits int16.
+
+    Shape:
+        Input ``[..., in_features]``, output ``[..., out_features]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = Linear(2, 1, shift=3)
+        >>> _ = layer.weight.copy_(torch.tensor([[100, -3]])), layer.bias.fill_(5)
+        >>> layer(torch.tensor([[1.0, 2.0]])).tolist()
+        [[757.0]]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        inputs = check_count("in_features", in_features)
+        outputs = check_count("out_features", out_features)
+        super().__init__((outputs, inputs), bias, shift, weight_bits)
+        self.in_features, self.out_features = inputs, outputs
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the sum of products, without shift and bias."""
+        return F.linear(x, weight)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        return f"{self.in_features}, {self.out_features}{super().extra_repr()}"
+
+
+class _Convolution(Product):
+    """Base of convolutions: what both have."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        sizes: dict[str, int | tuple[int, ...]],
+        ndim: int,
+        groups: int,
+        bias: bool,
+        shift: int,
+        weight_bits: int,
+    ) -> None:
+        inputs = check_count("in_channels", channels[0])
+        outputs = check_count("out_channels", channels[1])
+        each = {name: as_sizes(name, size, ndim) for name, size in sizes.items()}
+        if inputs % check_count("groups", groups) or outputs % groups:
+            raise ValueError(
+                f"groups must divide both channels, {inputs} and {outputs}, got {groups}."
+            )
+        shape = (outputs, inputs // groups, *each["kernel_size"])
+        super().__init__(shape, bias, shift, weight_bits)
+        self.in_channels, self.out_channels, self.groups = inputs, outputs, groups
+        self.kernel_size, self.stride = each["kernel_size"], each["stride"]
+        self.padding, self.dilation = each["padding"], each["dilation"]
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``repr``."""
+        given = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            value = getattr(self, name)
+            given += "" if set(value) == {default} else f", {name}={value}"
+        given += "" if self.groups == 1 else f", groups={self.groups}"
+        return f"{given}{super().extra_repr()}"
+
+
+def as_sizes(name: str, size: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return a size in every dimension, as PyTorch's layers take one for all."""
+    each = size if isinstance(size, tuple) else (size,) * ndim
+    least = 0 if name == "padding" else 1
+    if len(each) != ndim or any(check_integer(name, one) < least for one in each):
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, or {ndim} of them, got {size}."
+        )
+    return each
+
+
+class Conv1d(_Convolution):
+    """Convolution of integers over one dimension; for the rest see :class:`Linear`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: weights along the last dimension.
+        stride: from one output to the next.
+        padding: zeros at both ends.
+        dilation: from one weight to the next.
+        groups: of channels.
+        bias: whether there is one.
+        shift: by how many bits the product is shifted to the left, 0 to 16.
+        weight_bits: width of a weight, 2 to 16.
+
+    Shape:
+        Input ``[B, in_channels, length]``, output ``[B, out_channels, length out]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = Conv1d(1, 1, 2, bias=False)
+        >>> _ = layer.weight.copy_(torch.tensor([[[10, -1]]]))
+        >>> layer(torch.tensor([[[1.0, 2.0, 3.0]]])).tolist()
+        [[[8.0, 17.0]]]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        super().__init__(
+            (in_channels, out_channels),
+            {**sizes, "dilation": dilation},
+            1,
+            *(groups, bias, shift, weight_bits),
+        )
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution, without shift and bias."""
+        return F.conv1d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Conv2d(_Convolution):
+    """Convolution of integers over two dimensions; for the rest see :class:`Linear`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: weights along the last two dimensions.
+        stride: from one output to the next.
+        padding: zeros at both ends.
+        dilation: from one weight to the next.
+        groups: of channels.
+        bias: whether there is one.
+        shift: by how many bits the product is shifted to the left, 0 to 16.
+        weight_bits: width of a weight, 2 to 16.
+
+    Shape:
+        Input ``[B, in_channels, H, W]``, output ``[B, out_channels, H out, W out]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = Conv2d(1, 2, 3, padding=1, shift=2)
+        >>> layer(torch.ones(1, 1, 5, 5)).shape, layer.weight.dtype
+        (torch.Size([1, 2, 5, 5]), torch.int8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        super().__init__(
+            (in_channels, out_channels),
+            {**sizes, "dilation": dilation},
+            2,
+            *(groups, bias, shift, weight_bits),
+        )
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution, without shift and bias."""
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
