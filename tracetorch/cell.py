@@ -19,6 +19,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from operator import is_
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -169,6 +170,30 @@ class StepLayer(Protocol):
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """Return what a state is before the first step."""
+
+
+@dataclass(frozen=True)
+class RestartingStep:
+    """A step before which some samples start anew: :attr:`Cell.restarting`.
+
+    Args:
+        step: the step.
+        inputs: how many inputs it takes; behind them comes where to start anew.
+        states: names of its states.
+    """
+
+    step: Callable[..., tuple[Any, ...]]
+    inputs: int
+    states: tuple[str, ...]
+
+    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step."""
+        inputs, restarts = tensors[: self.inputs], tensors[self.inputs]
+        states: list[Any] = []
+        for name, state in zip(self.states, tensors[self.inputs + 1 :], strict=True):
+            start = kwargs.pop(f"initial_{name}", 0.0)
+            states.append(None if state is None else torch.where(restarts != 0, start, state))
+        return self.step(*inputs, *states, **kwargs)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -404,6 +429,21 @@ class Cell(Opaque):
         output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
         after = dict(zip(self.states, ends, strict=True))
         return output, {name: after[name] for name in self.active}
+
+    @cached_property
+    def restarting(self) -> Cell:
+        """The cell with a further input, last of all: where it is not zero a sample starts anew.
+
+        ::
+
+            state = where(restarts, initial_<state>, state), before the step
+
+        What its states start from are further parameters of the step, ``initial_<state>``.
+        """
+        taken = {*self.inputs, *self.states, *self.constraints, *self.options}
+        name = next(name for k in count() if (name := f"restarts{k or ''}") not in taken)
+        step = RestartingStep(self.step, len(self.inputs), self.states)
+        return replace(self, step=step, inputs=(*self.inputs, name))
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""

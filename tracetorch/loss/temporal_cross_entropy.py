@@ -20,6 +20,8 @@ def temporal_cross_entropy(
     mse_weight: float = 0.0,
     level: float = 1.0,
     mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy at every step, averaged: temporal efficient training (TET).
@@ -76,8 +78,18 @@ def temporal_cross_entropy(
         target = target.masked_fill(~aligned(mask, target), 0)
     targets = target if per_step else target.expand(len(logits), *target.shape)
     # time is folded into the batch, so that one call covers all steps
-    losses = sample_cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * (1 - mse_weight)
+    folded = logits.flatten(0, 1)
+    losses, weights = sample_cross_entropy(folded, targets.flatten(0, 1), weight, label_smoothing)
+
+    def over_time(folded: Tensor) -> Tensor:
+        """Average ``[T * B]`` over the real steps of each sequence."""
+        steps = torch.unflatten(folded, 0, logits.shape[:2])
+        return filled(steps, mask).sum(0) / lengths(steps, mask)
+
+    total = (1 - mse_weight) * reduce_batch(
+        over_time(losses), reduction, None if weights is None else over_time(weights)
+    )
     if mse_weight:
-        losses = losses + mse_weight * mean_over_neurons((logits.flatten(0, 1) - level).square())
-    losses = torch.unflatten(losses, 0, logits.shape[:2])  # [T, B]
-    return reduce_batch(filled(losses, mask).sum(0) / lengths(losses, mask), reduction)
+        near = over_time(mean_over_neurons((folded - level).square()))
+        total = total + mse_weight * reduce_batch(near, reduction)
+    return total

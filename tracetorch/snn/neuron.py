@@ -293,8 +293,31 @@ class Neuron(ConstrainedLayer):
             states.append(state)
         return states
 
+    @property
+    def restarts_in_step(self) -> bool:
+        """Whether samples can start anew inside a sequence, ``forward_sequence(..., reset=)``.
+
+        Not where methods of the layer's own, or states of another shape, must see it happen.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        cell = self.cell
+        attributes, kind = self.__dict__, type(self)
+        return (
+            not cell.runs_by_step
+            and cell.has_plain_states
+            and kind.initial_state is Neuron.initial_state
+            and kind.zero_states is Neuron.zero_states
+            and attributes.keys().isdisjoint(("initial_state", "zero_states"))
+        )
+
     def forward_sequence(
-        self, x: Tensor, record: Sequence[str] = (), *, further: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        record: Sequence[str] = (),
+        *,
+        further: Sequence[Tensor] = (),
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
@@ -310,6 +333,8 @@ class Neuron(ConstrainedLayer):
             x: the inputs ``[T, ...]``.
             record: names of states whose trajectories are wanted too.
             further: the inputs after ``x``, in the order of ``inputs``.
+            reset: ``[T, B]`` booleans: where a sample starts anew before a step, for a layer that
+                :attr:`restarts_in_step`.
 
         Shape:
             ``x`` and the outputs ``[T, ...]`` in one dtype; each trajectory ``[T, ...]`` in the
@@ -335,6 +360,7 @@ class Neuron(ConstrainedLayer):
             return self._run_by_step(x, record, further)
         if (
             not record
+            and reset is None
             and len(cell.inputs) == 1
             and not further
             and isinstance(cell, Cell)
@@ -352,10 +378,24 @@ class Neuron(ConstrainedLayer):
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
+        if reset is not None and isinstance(cell, Cell):
+            cell = cell.restarting
+            where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2))
+            work = (*work, where.expand(x.shape))
+            kwargs |= self._starts(cell, x.ndim - 1, dtype)
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
         for name, end in zip(cell.active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
+
+    def _starts(self, cell: Cell, ndim: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return what states start from, where not from zero, as parameters of a step."""
+        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
+        starts: dict[str, Tensor] = {}
+        for name in cell.starts:
+            start = self._buffers[f"initial_{name}"].to(dtype)  # type: ignore[union-attr]
+            starts[f"initial_{name}"] = start.reshape(-1, *[1] * trailing) if start.ndim else start
+        return starts
 
     def _run_by_step(
         self, x: Tensor, record: Sequence[str], further: Sequence[Tensor]

@@ -23,10 +23,11 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
-from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
+from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -47,6 +48,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any: ...
 
 
@@ -63,6 +65,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> tuple[Any, dict[str, Tensor]]: ...
 
 
@@ -79,6 +82,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any: ...
 
 
@@ -94,6 +98,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
 
@@ -134,6 +139,10 @@ def unroll(
             when it runs again raises a ``RuntimeError`` in ``backward``.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are kept and restored.
+        reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
+            ``zero_states(where=reset[t])`` does: episodes in a recurrent policy, sequences packed
+            one behind the other. ``[B, T]`` where ``time_dim`` is not 0, ``[T]`` without a batch.
+            No gradient goes back through a restart.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -158,6 +167,8 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
+    if reset is not None:
+        inputs = with_reset(inputs, reset, time_dim, batched)
     arguments = _Arguments(
         model, x, inputs, time_dim, by, batched, record, check, segment, from_rest
     )
@@ -368,11 +379,13 @@ def _by_layer(
     """Call the model once on all steps, folded into the batch."""
     if facts.may_be_unsupported:
         facts.check_supported(found.modules, inputs.steps)
+    if inputs.reset is not None:
+        check_restarts(found)
     T, B = inputs.steps, inputs.batch
     products = _modules_at(facts.products, found) if facts.products else []
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
+    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, inputs.reset)
     events = event_passes(products) if products else nullcontext()
     # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
     # what it leaves to Python at a break of its graph, with the facts that it concluded.
@@ -413,7 +426,9 @@ def _by_step(
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
     with nullcontext() if collector is None else collector.listening(layers):
-        for step in inputs.each_step():
+        for t, step in enumerate(inputs.each_step()):
+            if inputs.reset is not None:
+                zero_states(model, where=inputs.reset[t])
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
             if collector is not None:
