@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import cases
-from tests.fuse.kernels import buffers_of, lesser_machine, run_compiled
+from tests.fuse.kernels import aligned, buffers_of, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
@@ -45,6 +45,7 @@ def compare(
     neurons: int | None = None,
     special: bool = True,
     taps: int = 1,
+    bypass: bool = False,
 ) -> None:
     """Assert that the evaluator and machine code write the same bits."""
     random = np.random.default_rng(lanes)
@@ -65,7 +66,9 @@ def compare(
     if neurons and "sums" in given:
         groups = -(-lanes // neurons // 2)
         given["sums"] = np.zeros((groups, *given["sums"].shape[:-1], neurons))
-    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons)
+    if bypass:
+        given = {name: aligned(memory) for name, memory in given.items()}
+    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons, bypass=bypass)
     if neurons and "sums" in given:  # of groups of rows, and of lanes
         given["sums"] = given["sums"].sum(0)
         lanes_of = expected["sums"].reshape(len(expected["sums"]), -1, neurons)
@@ -91,6 +94,23 @@ def test_sequences_are_the_evaluators(
         for in_chunks in (False, True):
             compare(verify(forward_kernel(plan, in_chunks=in_chunks)), lanes, machine())
         compare(verify(backward_kernel(plan)), lanes, machine())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sequences_written_past_the_caches_are_the_evaluators(
+    dtype: torch.dtype, machine: Callable[[], Machine]
+) -> None:
+    """Lanes of several tasks, blocks of both widths; every row begins with a cache line."""
+    plan = plan_of("SLIF", dtype)
+    for kernel in (forward_kernel(plan, in_chunks=True), backward_kernel(plan)):
+        text = print_kernel(kernel, machine().processor, bypass=True).text
+        stores = [line for line in text.splitlines() if "!nontemporal" in line]
+        wide, _ = machine().processor.widths(kernel)
+        assert stores
+        assert all(f"<{wide} x " in line and "align 64" in line for line in stores)
+        for lanes in (16, 512 + 64 + 16, 1024):
+            compare(verify(kernel), lanes, machine(), bypass=True)
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -63,6 +63,12 @@ _BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 # some of them wait in the cache.
 _CROWD = 2.25
 
+# Bytes of a cache line, and of the widest vector register.
+ALIGNMENT = 64
+
+# Sequences that a kernel writes and does not read.
+UNREAD = frozenset({Role.OUTPUT, Role.RECORD, Role.GRAD_INPUT})
+
 # Integers that describe the lanes of a call, before the sizes of the kernel.
 GEOMETRY = ("columns", "lanes", "rows", "per_group", "tile", "neurons", "inner")
 
@@ -176,15 +182,20 @@ class Printed:
     panel: int
 
 
-def print_kernel(kernel: Kernel, processor: Processor, *, serial: bool = False) -> Printed:
+def print_kernel(
+    kernel: Kernel, processor: Processor, *, serial: bool = False, bypass: bool = False
+) -> Printed:
     """Print a kernel as a module.
 
     Args:
         kernel: a verified kernel.
         processor: for which vectors are sized; it must not be smaller than the one that compiles.
         serial: make a function that runs all lanes as one task, instead of one that threads share.
+        bypass: write the sequences of :data:`UNREAD` past the caches, which so neither read the
+            memory first nor lose what they hold. Memory and rows must be multiples of
+            :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
     """
-    return _Printer(kernel, processor, serial).run()
+    return _Printer(kernel, processor, serial, bypass).run()
 
 
 def is_strided(buffer: Buffer) -> bool:
@@ -197,6 +208,7 @@ class _Printer:
     kernel: Kernel
     processor: Processor
     serial: bool
+    bypass: bool
     functions: dict[str, list[str]] = field(default_factory=dict)
     declared: set[str] = field(default_factory=set)
 
@@ -653,7 +665,11 @@ class _Function:
         if isinstance(each, Accumulate):
             value = self.let(f"fadd {kind} {self.read(pointer, dtype)}, {value}")
         if self.mask is None:
-            self.line(f"store {kind} {value}, ptr {pointer}, align {size}")
+            place = f"align {size}"
+            if self.printer.bypass and each.buffer.role in UNREAD:
+                place = f"align {ALIGNMENT}, !nontemporal !0"
+                self.printer.declared.add("!0 = !{i32 1}")
+            self.line(f"store {kind} {value}, ptr {pointer}, {place}")
             return
         intrinsic = f"@llvm.masked.store.v{self.width}f{8 * size}.p0"
         truth = self.vector(Dtype.BOOL)

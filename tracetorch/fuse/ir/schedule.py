@@ -83,15 +83,25 @@ class _Writer:
 
     def constants(self) -> dict[str, Operand]:
         """Load the literals and parameters that the graphs read; return them by name."""
+        return self.numbers() | self.parameters()
+
+    def numbers(self) -> dict[str, Operand]:
+        """Load the literals that the graphs read; return them by name."""
         env: dict[str, Operand] = {}
         used = {number for graph in self.graphs for number in graph.literals()}
         for i, number in enumerate(self.plan.literals):
             if number.hex() in used:
                 env[number.hex()] = self.k.load(self.literals, (i,), "c")
-        for name, buffer in self.params.items():
-            if f"p_{name}" in self.read:
-                env[f"p_{name}"] = self.k.load(buffer, (NEURON,), f"p_{name}")
         return env
+
+    def parameters(self) -> dict[str, Operand]:
+        """Load the parameters that the graphs read; return them by name."""
+        buffers = {f"p_{name}": buffer for name, buffer in self.params.items()}
+        return {n: self.k.load(buffers[n], (NEURON,), n) for n in self.parameter_names()}
+
+    def parameter_names(self) -> list[str]:
+        """Return the names of the parameters that the graphs read."""
+        return [f"p_{name}" for name in self.params if f"p_{name}" in self.read]
 
     def compute(self, graph: Graph, env: Mapping[str, Operand]) -> dict[str, Operand]:
         """Write the lines of a graph; return its outputs by name."""
@@ -128,14 +138,23 @@ class _Writer:
         """Declare memory for one value of each name, which stays between two loops over lanes."""
         return self.k.buffer(Role.HELD, "", (max(1, len(names)), LANES))
 
-    def keep(self, held: Buffer, values: Mapping[str, Operand]) -> None:
+    def keep(self, held: Buffer, values: Iterable[Operand]) -> None:
         """Write what is held, in order."""
-        for i, value in enumerate(values.values()):
+        for i, value in enumerate(values):
             self.k.store(held, (i, LANE), value)
 
     def held(self, held: Buffer, names: Iterable[str]) -> dict[str, Operand]:
-        """Read the states that are held."""
-        return {f"s_{n}": self.k.load(held, (i, LANE), f"s_{n}") for i, n in enumerate(names)}
+        """Read what is held, by name."""
+        return {n: self.k.load(held, (i, LANE), n) for i, n in enumerate(names)}
+
+    def hold_parameters(self) -> Buffer:
+        """Declare memory for the parameters of each lane: finding its neuron takes divisions."""
+        count = max(1, len(self.parameter_names()))
+        return self.k.buffer(Role.HELD, "parameters", (count, LANES))
+
+    def held_constants(self, held: Buffer) -> dict[str, Operand]:
+        """Load what :meth:`constants` does, parameters from where they are held."""
+        return self.numbers() | self.held(held, self.parameter_names())
 
     def store_checkpoint(
         self, checkpoints: Buffer, segment: Value, states: Mapping[str, Operand]
@@ -212,8 +231,8 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     Args:
         plan: the plan.
         in_chunks: compute ``chunk`` steps of one block of lanes, then those of the next, and hold
-            the states in memory meanwhile. Where a processor has few lanes at a time, memory is so
-            walked in longer runs.
+            the states and parameters in memory meanwhile. Where a processor has few lanes at a
+            time, memory is so walked in longer runs.
     """
     program, names = plan.program, plan.program.states
     w = _Writer("forward", "forward pass", plan, [program.forward])
@@ -258,22 +277,24 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
                 k.store(buffer, (LANE,), outer.results[f"s_{name}"])
         return k.kernel()
 
-    held = w.hold(names)
+    carried = [f"s_{name}" for name in names]
+    held, parameters = w.hold(carried), w.hold_parameters()
     with k.lanes():
-        w.keep(held, {f"s_{n}": k.load(b, (LANE,), "start") for n, b in starts.items()})
+        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.keep(parameters, w.parameters().values())
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, w.held(held, names))
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, carried))
         with k.loop("chunk", 0, w.chunks) as chunk:
             first, last = w.chunk_bounds(chunk.index, begin, end)
             with k.lanes():
-                env = w.constants()
-                w.keep(held, walk(env, w.held(held, names), first, last))
+                env = w.held_constants(parameters)
+                w.keep(held, walk(env, w.held(held, carried), first, last).values())
     with k.lanes():
-        for name, value in zip(ends, w.held(held, names).values(), strict=True):
-            k.store(ends[name], (LANE,), value)
+        for buffer, value in zip(ends.values(), w.held(held, carried).values(), strict=True):
+            k.store(buffer, (LANE,), value)
     return k.kernel()
 
 
@@ -374,9 +395,11 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     ends = w.each(Role.END, states, LANES)
     kept = max(1, len(plan.recomputed))
     checkpoints = k.buffer(Role.CHECKPOINTS, "", (Size(w.segments, -1), kept, LANES))
-    held = w.hold(states)
+    carried = [f"s_{name}" for name in states]
+    held, parameters = w.hold(carried), w.hold_parameters()
     with k.lanes():
-        w.keep(held, {name: k.load(b, (LANE,), "start") for name, b in starts.items()})
+        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.keep(parameters, w.parameters().values())
     with k.loop("past", 0, taps) as walk:
         # the oldest output reaches the first step, and no other, with the last matrix
         skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
@@ -386,24 +409,24 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, w.held(held, states))
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, carried))
         with k.loop("t", begin, end) as walk:
             t = walk.index
             with k.lanes():
-                env = w.constants()
+                env = w.held_constants(parameters)
                 shift = k.load(bias, (NEURON,), "bias")
                 fed = k.op("add", k.load(drive, (t, LANE), "fed"), shift)
                 x = k.op("add", k.load(given, (t, LANE), "given"), fed)
                 k.store(drive, (t, LANE), x)
-                results = w.compute(program.forward, {**env, **w.held(held, states), "x": x})
+                results = w.compute(program.forward, {**env, **w.held(held, carried), "x": x})
                 k.store(output, (t, LANE), results["output"])
-                w.keep(held, {name: results[f"next_{name}"] for name in states})
+                w.keep(held, [results[f"next_{name}"] for name in states])
             left = k.op("sub", k.op("sub", w.steps, 1), t)
             following, count = k.op("add", t, 1), k.op("min", taps, left)
             k.product(drive, (following, LANE), output, (t, LANE), matrix, 0, count)
     with k.lanes():
-        for name, value in zip(ends, w.held(held, states).values(), strict=True):
-            k.store(ends[name], (LANE,), value)
+        for buffer, value in zip(ends.values(), w.held(held, carried).values(), strict=True):
+            k.store(buffer, (LANE,), value)
         final = k.op("sub", w.steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
     return k.kernel()
@@ -434,12 +457,13 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     past = k.buffer(Role.PAST, "", (Size(w.every), kept, LANES))
     # cotangents of the states, then sums of parameters' gradients
     carried = [*(f"g_{name}" for name in states), *(f"sum_{name}" for name in plan.trained)]
-    held = k.buffer(Role.HELD, "", (max(1, len(carried)), LANES))
+    held, parameters = w.hold(carried), w.hold_parameters()
     trained = [(i + len(states), name) for i, name in enumerate(plan.trained)]
 
     with k.lanes():
         for i, buffer in enumerate(g_ends.values()):
             k.store(held, (i, LANE), k.load(buffer, (LANE,), "g_end"))
+        w.keep(parameters, w.parameters().values())
         # of these no product overwrites
         open_ends = k.op("sub", w.steps, k.op("min", taps, w.steps))
         with k.loop("i", open_ends, w.steps) as walk:
@@ -451,15 +475,14 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     with k.loop("segment", 0, w.segments, reverse=True) as outer:
         begin, end = w.bounds(outer.index)
         with k.lanes():
-            env = w.constants()
+            env = w.held_constants(parameters)
             w.recompute((starts, checkpoints, past, inputs), env, outer.index, begin, end)
             for i, _ in trained:
                 k.store(held, (i, LANE), 0.0)
         with k.loop("t", begin, end, reverse=True) as walk:
             t = walk.index
             with k.lanes():
-                env = w.constants()
-                now = {n: k.load(held, (i, LANE), n) for i, n in enumerate(carried)}
+                env, now = w.held_constants(parameters), w.held(held, carried)
                 given = k.load(g_output, (t, LANE), "given")
                 now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
                 before = w.load_past(past, t, begin)
