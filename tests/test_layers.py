@@ -30,11 +30,11 @@ ROOMS = (
     "probe",
     "data",
     "nir",
-    "export",
     "checkpoint",
     "init",
     "online_learning",
     "metrics",
+    "export",
     "diagnosis",
     "__init__",
     "__main__",
@@ -44,7 +44,7 @@ FUSE = ("step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
 # The version is on the ground floor, and only the package itself and its programs see all rooms.
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms of one level import none of each other but these.
-LEVEL = ("encode", "decode", "loss", "plot", "probe", "data", "nir", "export", "checkpoint")
+LEVEL = ("encode", "decode", "loss", "plot", "probe", "data", "nir", "checkpoint")
 SIBLINGS = {("data", "encode"), ("loss", "decode")}
 
 
