@@ -61,13 +61,13 @@ def assert_equal_steps(name: str, steps: int, folder: Path) -> None:
     assert apart.double().mean() < 1e-4
 
 
-@pytest.mark.parametrize("name", (*cases.LAYERS, *cases.NEURONS))
+@pytest.mark.parametrize("name", [*cases.LAYERS, *cases.NEURONS])
 def test_neurons_are_the_eager_step(name: str, tmp_path: Path) -> None:
     assert_equal_steps(name, 10_000 if name in FEW else 1000, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", (*FEW, "ALIF", "Izhikevich"))
+@pytest.mark.parametrize("name", [*FEW, "ALIF", "Izhikevich"])
 def test_neurons_are_the_eager_step_for_a_million_steps(name: str, tmp_path: Path) -> None:
     assert_equal_steps(name, 1_000_000, tmp_path)
 

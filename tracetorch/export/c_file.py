@@ -36,7 +36,6 @@ from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import model_source, struct_bytes
 from tracetorch.export.c_code.stages import Array, Copy, Product, StepProgram, reads_of, writes_of
 from tracetorch.export.c_code.widths import Widths, found_widths
-from tracetorch.export.initial import initial_states
 from tracetorch.export.step import export_step
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
@@ -143,8 +142,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         notes += more
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
     steps = list(stream.each_step())
-    exported, _ = export_step(model, steps[0])
-    states = initial_states(exported, 1, device="cpu")
+    exported, signature = export_step(model, steps[0], batch=1)
+    states = signature.initial_states(1, torch.device("cpu"))
     program = living(read_program(exported, steps[0], states))
     leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
     named = dict(zip(program.inputs, leaves, strict=True))
@@ -213,7 +212,7 @@ def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
     with torch.no_grad():
         inputs = replace(inputs, tensors=inputs.map(first))
     rest = OrderedDict(list(parts.items())[1:])
-    note = f"x is in units of {float(first.scale):.9g}: round(x / unit), {first.bits} bits"
+    note = f"x is in units of {float(first.scale):.9g}: divide by it, round, {first.bits} bits"
     return nn.Sequential(rest), inputs, [note]
 
 

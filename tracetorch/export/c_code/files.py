@@ -86,7 +86,7 @@ def comment(text: str) -> str:
         >>> comment("a*/ b")
         'a?? b'
     """
-    return re.sub(r"[^A-Za-z0-9_.,:()\\[\\] -]", "?", text)[:200]
+    return re.sub(r"[^A-Za-z0-9_.,:()\[\] -]", "?", text)[:200]
 
 
 def header(
