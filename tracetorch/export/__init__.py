@@ -14,10 +14,12 @@ differ in the last bit, and move a threshold. The program of a sequence is the e
 PyTorch's ``scan``.
 """
 
+from tracetorch.export.c_code.report import CReport
+from tracetorch.export.c_file import c
 from tracetorch.export.initial import initial_states
 from tracetorch.export.onnx_file import onnx
 from tracetorch.export.onnx_stream import OnnxStream
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
 
-__all__ = ["OnnxStream", "initial_states", "onnx", "sequence", "step"]
+__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "sequence", "step"]

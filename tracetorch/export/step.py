@@ -69,13 +69,21 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 
 
 @one_trace_at_a_time
-def export_step(model: nn.Module, sample: Any) -> tuple[ExportedProgram, StepSignature]:
-    """Export one step as :func:`step` does; return the program and its signature."""
+def export_step(
+    model: nn.Module, sample: Any, *, batch: int | None = None
+) -> tuple[ExportedProgram, StepSignature]:
+    """Export one step as :func:`step` does; return the program and its signature.
+
+    Args:
+        model: any module.
+        sample: an input of one step.
+        batch: the batch of the program, which is free by default.
+    """
     check_module(model)
     check_unsharded(model, "tt.export")
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
-        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors)
+        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors, batch)
 
 
 def _traceable(tensor: Tensor) -> Tensor:
@@ -91,11 +99,14 @@ def _traceable(tensor: Tensor) -> Tensor:
     return copied
 
 
-def _export_step(model: nn.Module, tensors: Any) -> tuple[ExportedProgram, StepSignature]:
+def _export_step(
+    model: nn.Module, tensors: Any, batch: int | None
+) -> tuple[ExportedProgram, StepSignature]:
     signature = step_signature(model, tensors)
     _check_step_from_rest(model, tensors, signature)
     with restored(model, tensors=False):
-        program = exported(ExplicitStep(model, signature), model, tensors, signature)
+        step = ExplicitStep(model, signature)
+        program = exported(step, model, tensors, signature, fixed_batch=batch)
     return program, signature
 
 
@@ -105,8 +116,10 @@ def exported(
     sample: Any,
     signature: StepSignature,
     steps: int | None = None,
+    *,
+    fixed_batch: int | None = None,
 ) -> ExportedProgram:
-    """Export a function of inputs and states, the batch free.
+    """Export a function of inputs and states, the batch free unless it is given.
 
     Args:
         function: it.
@@ -114,17 +127,20 @@ def exported(
         sample: inputs of one step.
         signature: the states.
         steps: of the example, where the function takes sequences; their number is free too.
+        fixed_batch: the batch of the program.
     """
     batch = Dim("batch")
     lead = {0: batch} if steps is None else {0: Dim("time"), 1: batch}
     device = pytree.tree_leaves(sample)[0].device
-    example = (
-        resized(sample, BATCHES[0], steps=steps),
-        signature.initial_states(BATCHES[0], device),
-    )
+    size = BATCHES[0] if fixed_batch is None else fixed_batch
+    example = resized(sample, size, steps=steps), signature.initial_states(size, device)
     dynamic = (
-        pytree.tree_map(lambda _: lead, sample),
-        {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
+        None
+        if fixed_batch is not None
+        else (
+            pytree.tree_map(lambda _: lead, sample),
+            {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
+        )
     )
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
         program: ExportedProgram = torch.export.export(

@@ -374,7 +374,7 @@ def invariant(
         if all(_same(held[name], grown[name]) for name in held):
             break
         if attempt >= _ROUNDS:
-            grown = {name: _widened(held[name], grown[name]) for name in held}
+            grown = {name: widened(held[name], grown[name]) for name in held}
         held = grown
     else:
         raise AssertionError("widening ends after as many rounds as there are powers of two")
@@ -384,7 +384,7 @@ def invariant(
     return advanced()[0]
 
 
-def _widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
+def widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
     """Return an interval whose grown ends are powers of two, and at last infinite."""
     # in two's complement: -2^k below, 2^k - 1 above
     fraction, power = np.frexp(np.maximum(np.negative(after.low), 0.0))

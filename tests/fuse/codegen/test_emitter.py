@@ -7,7 +7,7 @@ import torch
 
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import everything
-from tracetorch.fuse.codegen.c_kernel import _CPrinter, c_source
+from tracetorch.fuse.codegen.c_kernel import CPrinter, c_source
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target, javascript_target, triton_target
 from tracetorch.fuse.codegen.triton_loops import _Printer as TritonPrinter
@@ -70,7 +70,7 @@ def test_what_nothing_reads_is_not_printed() -> None:
 
 
 def test_empty_block_is_filled() -> None:
-    printer = _CPrinter(swapping())
+    printer = CPrinter(swapping(), c_target("float32"))
     with printer.indent("if (a) {"), printer.indent("if (b) {"):
         pass
     assert printer.source() == "if (a) {\n    if (b) {\n        ;\n    }\n}\n"
@@ -80,7 +80,10 @@ def test_spelling_of_literals() -> None:
     values = [0.0, -0.0, 1.0, True, False, 3]
     for printer, spelled in (
         (TritonPrinter(swapping()), ["zero", "(-zero)", "one", "true", "(true ^ true)", "3"]),
-        (_CPrinter(swapping()), ["0.0f", "(-0.0f)", "1.0f", "true", "false", "3"]),
+        (
+            CPrinter(swapping(), c_target("float32")),
+            ["0.0f", "(-0.0f)", "1.0f", "true", "false", "3"],
+        ),
     ):
         assert [printer.spell(value) for value in values] == spelled
     assert math.copysign(1.0, values[1]) < 0

@@ -27,10 +27,13 @@ from tracetorch.fuse.ir.kernel import (
     written,
 )
 
-_TYPES = {
+C_TYPES = {
     Dtype.FLOAT32: "float",
     Dtype.FLOAT64: "double",
     Dtype.BOOL: "bool",
+    Dtype.INT8: "int8_t",
+    Dtype.INT16: "int16_t",
+    Dtype.INT32: "int32_t",
     Dtype.INT64: "int64_t",
 }
 
@@ -61,23 +64,23 @@ def c_source(kernel: Kernel) -> str:
         }
         <BLANKLINE>
     """
-    return _CPrinter(kernel).print()
+    return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 
-class _CPrinter(BraceEmitter):
+class CPrinter(BraceEmitter):
+    """Print a kernel in C99."""
+
     counter = "int64_t"
 
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__(kernel, c_target(kernel.dtype.value))
-
     def print(self) -> str:
+        """Return the source of the kernel as one function."""
         kernel = self.kernel
         sizes = ["lanes", "neurons", *(self.spell(size) for size in kernel.sizes)]
         arguments = [f"int64_t {size}" for size in sizes]
         stored = written(kernel)
         for buffer in kernel.buffers:
             constant = "" if buffer in stored else "const "
-            arguments.append(f"{constant}{_TYPES[buffer.dtype]} *{self.memory(buffer)}")
+            arguments.append(f"{constant}{C_TYPES[buffer.dtype]} *{self.memory(buffer)}")
         self.lines(f"/* {kernel.title} */", "#include <math.h>", "#include <stdbool.h>")
         self.lines("#include <stdint.h>", "")
         with self.indent(f"void {kernel.name}({', '.join(arguments)}) {{"):
@@ -85,23 +88,28 @@ class _CPrinter(BraceEmitter):
             self.body(kernel.body)
             text = "\n".join(self._lines[at:])
             names = [*sizes, *map(self.memory, kernel.buffers)]
-            unused = [name for name in names if not _contains(text, name)]
+            unused = [name for name in names if not contains_word(text, name)]
             self._lines[at:at] = [f"    (void){name};" for name in unused]
         return self.source()
 
     def memory(self, buffer: Buffer) -> str:
+        """Return the name of a buffer."""
         return _ascii(buffer.label)
 
     def spell(self, operand: Operand) -> str:
+        """Return the spelling of a value or a number."""
         return _ascii(super().spell(operand))
 
     def declare(self, value: Value, spelled: str) -> None:
-        self.line(f"const {_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
+        """Append a constant."""
+        self.line(f"const {C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def declare_variable(self, value: Value, spelled: str) -> None:
-        self.line(f"{_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
+        """Append a variable."""
+        self.line(f"{C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
+        """Return the expression of a place in memory."""
         total = ""
         for position, each in enumerate(index):
             spelled = lane if isinstance(each, Axis) else self.spell(each)
@@ -116,16 +124,18 @@ class _CPrinter(BraceEmitter):
         return f"{self.memory(buffer)}[{total}]"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in memory."""
         return self.place(buffer, index)
 
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
+        """Open the loop over lanes."""
         with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
             yield
 
     def product(self, each: Product) -> None:
         """Append four loops: matrices, rows, columns, and the sum."""
-        real = _TYPES[self.kernel.dtype]
+        real = C_TYPES[self.kernel.dtype]
         first, count = self.spell(each.first), self.spell(each.count)
         extent = each.matrix.shape[0]
         matrices = self.spell(extent.value) if isinstance(extent, Size) else str(extent)
@@ -146,7 +156,7 @@ class _CPrinter(BraceEmitter):
             self.line(f"{target} = {first} + j == {matrices} - 1 ? sum : {target} + sum;")
 
 
-def _contains(text: str, name: str) -> bool:
+def contains_word(text: str, name: str) -> bool:
     """Whether a name stands in a text, as a word."""
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 

@@ -140,6 +140,38 @@ def javascript_target() -> Target:
     )
 
 
+# Integers of two's complement without undefined behaviour: a shift of a negative number is defined
+# by its complement; `/` rounds towards zero. Divisors are positive.
+_C_INTEGERS = {
+    **_INFIX,
+    **{op: _C[op] for op in ("and", "or", "xor", "not", "where")},
+    "max": "({0} > {1} ? {0} : {1})",
+    "min": "({0} < {1} ? {0} : {1})",
+    "abs": "({0} < 0 ? -{0} : {0})",
+    "float": "({} ? 1 : 0)",
+    "shift": "({0} >= 0 ? {0} >> {1} : ~(~{0} >> {1}))",
+    "quotient": "({0} / {1} - ({0} % {1} < 0))",
+}
+
+
+def c_integer_target() -> Target:
+    """Return the description of C99 with arithmetic in integers.
+
+    Beside the operations of a graph it has ``shift``, to the right towards minus infinity, and
+    ``quotient``, which rounds there too.
+    """
+    return Target(
+        expressions=_C_INTEGERS,
+        integers=_C_INTEGERS,
+        zero="0",
+        negative_zero="0",
+        one="1",
+        empty=";",
+        assignment="{} = {};",
+        end="}",
+    )
+
+
 def c_target(real: str) -> Target:
     """Return the description of C99, with arithmetic in ``"float32"`` or ``"float64"``."""
     suffix = "f" if real == "float32" else ""

@@ -461,10 +461,12 @@ class KernelBuilder:
         self._buffers.append(buffer)
         return buffer
 
-    def op(self, op: str, *args: Operand) -> Value:
-        """Append an operation and return its result."""
+    def op(self, op: str, *args: Operand, dtype: Dtype | None = None) -> Value:
+        """Append an operation and return its result, by default of its last operand's dtype."""
         dtypes = [_dtype_of(arg, self.dtype) for arg in args]
-        if op in BOOLEAN:
+        if dtype is not None:
+            pass
+        elif op in BOOLEAN:
             dtype = Dtype.BOOL
         elif op == "float":
             dtype = self.dtype

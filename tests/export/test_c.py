@@ -1,0 +1,700 @@
+"""Compile what ``tt.export.c`` writes, with every warning an error, and compare it bit by bit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests import cases
+from tests.export.c_programs import COMPILERS, STRICT, CNetwork, checked, needs_compiler, stepped
+from tracetorch import chips, integers, snn
+
+pytestmark = needs_compiler
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FEW = ("LIF", "BSRLIF", "SRReadout")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def spikes(*shape: int, rate: float = 0.3, seed: int = 0) -> Tensor:
+    return (torch.rand(shape, generator=generator(seed)) < rate).float()
+
+
+def dyadic(module: nn.Module, bits: int = 4) -> Any:
+    """Give a product weights whose sums are exact in float32, in any order."""
+    drawn = generator(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            values = torch.randint(-(2**bits), 2**bits + 1, parameter.shape, generator=drawn)
+            parameter.copy_(values / 2**bits)
+    return module.eval()
+
+
+# Neurons, float32
+
+
+def random_input(name: str, steps: int, neurons: int = 5) -> Tensor:
+    x = cases.sequence(steps, 1, neurons, dtype=torch.float32)
+    return x * cases.NEURONS.get(name, 1.0)
+
+
+def assert_equal_steps(name: str, steps: int, folder: Path) -> None:
+    layer = cases.layer(name, 5)
+    x = random_input(name, steps)
+    got, expected = CNetwork(layer, x[:10], folder)(x), stepped(layer, x)
+    assert expected.abs().sum() > 0
+    if name not in cases.INEXACT:
+        assert torch.equal(got, expected)
+        return
+    # of functions two units in the last place; a spike may move where the membrane was that near
+    apart = (got - expected).abs() > 2 * torch.finfo(torch.float32).eps * expected.abs()
+    assert apart.double().mean() < 1e-4
+
+
+@pytest.mark.parametrize("name", [*cases.LAYERS, *cases.NEURONS])
+def test_neurons_are_the_eager_step(name: str, tmp_path: Path) -> None:
+    assert_equal_steps(name, 10_000 if name in FEW else 1000, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FEW, "ALIF", "Izhikevich"])
+def test_neurons_are_the_eager_step_for_a_million_steps(name: str, tmp_path: Path) -> None:
+    assert_equal_steps(name, 1_000_000, tmp_path)
+
+
+@pytest.mark.parametrize("synapse", [False, True])
+@pytest.mark.parametrize("recurrence", [False, True])
+def test_configurations(synapse: bool, recurrence: bool, tmp_path: Path) -> None:
+    # one file for all of them: a compilation for each would take minutes
+    made = list(cases.configurations(synapse, recurrence))[::7]
+    parts = {"alpha_setup": {}} if synapse else {}
+    parts |= {"gamma_setup": {}} if recurrence else {}
+    layers = [snn.LeakyIntegrator(3, **{**parts, **each}) for each in made]
+    for layer in layers:
+        cases.vary(layer)
+    model = Beside(layers)
+    x = cases.sequence(200, 1, 3, dtype=torch.float32)
+    assert torch.equal(CNetwork(model, x[:5], tmp_path)(x), stepped(model, x))
+
+
+class Beside(nn.Module):
+    """Layers that see one input, their outputs one after the other."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], -1)
+
+
+def test_reset_begins_again(tmp_path: Path) -> None:
+    layer = cases.layer("SRLIF", 4)
+    x = cases.sequence(50, 1, 4, dtype=torch.float32)
+    net = CNetwork(layer, x, tmp_path)
+    first = net(x)
+    assert not torch.equal(net(x), first)
+    net.reset()
+    assert torch.equal(net(x), first)
+
+
+class Charged(snn.Neuron):
+    """A neuron that starts from a value of its own."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.9)
+        self.state("mem", torch.linspace(-1, 1, num_neurons))
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, beta: Tensor) -> Any:
+        return mem, beta * mem + x
+
+
+def test_states_start_from_what_a_layer_declares(tmp_path: Path) -> None:
+    x = cases.sequence(20, 1, 4, dtype=torch.float32)
+    layer = Charged(4)
+    got = CNetwork(layer, x, tmp_path)(x)
+    assert torch.equal(got, stepped(layer, x))
+    assert got[0, 0] == -1
+
+
+class Swapped(snn.Neuron):
+    """A neuron whose states change places, and whose output is an old state."""
+
+    states = ("first", "second")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.5)
+
+    @staticmethod
+    def step(x: Tensor, first: Tensor, second: Tensor, *, beta: Tensor) -> Any:
+        return first.clone(), second.clone(), beta * first + x
+
+
+def test_old_states_are_read_before_they_are_written(tmp_path: Path) -> None:
+    x = cases.sequence(20, 1, 4, dtype=torch.float32)
+    layer = Swapped(4)
+    assert torch.equal(CNetwork(layer, x, tmp_path)(x), stepped(layer, x))
+
+
+# Products
+
+
+def in_order(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return a product in NumPy's float32: the bias, then the inputs in ascending order."""
+    weight, given = layer.weight.detach().numpy(), x.numpy()
+    start = np.zeros(len(weight), np.float32) if layer.bias is None else layer.bias.detach().numpy()
+    rows = []
+    for row in given:
+        total = start.copy()
+        for i, value in enumerate(row):
+            total += weight[:, i] * value
+        rows.append(total)
+    return torch.from_numpy(np.stack(rows))
+
+
+class InOrder(nn.Module):
+    """A linear layer that sums as C does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_order(self.layer, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_linear_networks_are_numpy_in_the_same_order(
+    rate: float, bias: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Linear(63, 17, bias), cases.layer("SLIF", 17), nn.Linear(17, 5), snn.Readout(5)]
+    x = spikes(300, 1, 63, rate=rate) * (1.0 if rate < 1 else torch.rand(300, 1, 63))
+    got = CNetwork(nn.Sequential(*parts), x, tmp_path)(x)
+    ordered = nn.Sequential(*(InOrder(p) if isinstance(p, nn.Linear) else p for p in parts))
+    expected = stepped(ordered, x)
+    assert torch.equal(got, expected)
+    assert expected.abs().max() > 0.01
+    assert ("if (v == 0.0f)" in (tmp_path / "model.c").read_text()) is True
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(0, 1), bias=False),
+        nn.Conv2d(4, 6, 3, groups=2, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+        nn.Conv2d(3, 5, 1, stride=2),
+        nn.Conv1d(3, 4, 5, padding=2, stride=2),
+        nn.Conv1d(4, 4, 3, groups=4, padding="same", dilation=2),
+        nn.Conv1d(2, 3, 3, bias=False),
+        nn.Linear(9, 1),
+        nn.Linear(1, 7, bias=False),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("rate", [0.2, 1.0], ids=["events", "dense"])
+def test_products_whose_sums_are_exact_are_those_of_pytorch(
+    layer: Any, rate: float, tmp_path: Path
+) -> None:
+    dyadic(layer)
+    shapes = {nn.Conv2d: (7, 6), nn.Conv1d: (9,), nn.Linear: ()}
+    lead = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    x = spikes(10, 1, lead, *shapes[type(layer)], rate=rate)
+    if rate == 1:
+        x = x * torch.randint(-8, 9, x.shape, generator=generator()) / 8
+    got = CNetwork(layer, x, tmp_path)(x)
+    assert torch.equal(got, stepped(layer, x))
+    assert got.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.MaxPool2d((2, 3), ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2, stride=1),
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, stride=2, padding=1),
+        nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+        nn.AvgPool2d(3, stride=2, ceil_mode=True, padding=1),
+        nn.AvgPool2d(2, divisor_override=1),
+        nn.AdaptiveAvgPool2d((2, 4)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Sequential(nn.Flatten(2), nn.MaxPool1d(4)),
+        nn.Sequential(nn.Flatten(2), nn.AvgPool1d(4, padding=1, stride=3)),
+        nn.Sequential(nn.Flatten(), nn.Unflatten(1, (6, 32)), nn.Flatten()),
+        nn.BatchNorm2d(3),
+        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)),
+        nn.LayerNorm(8, elementwise_affine=False),
+    ],
+    ids=repr,
+)
+def test_pools_and_norms(layer: Any, tmp_path: Path) -> None:
+    layer.eval()
+    for module in layer.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight)
+            nn.init.uniform_(module.bias)
+    x = torch.randn(5, 1, 3, 8, 8, generator=generator())
+    if isinstance(layer, nn.LayerNorm):
+        with pytest.raises(ValueError, match=r"the model \(LayerNorm\) cannot be written in C: "):
+            CNetwork(layer, x, tmp_path)
+        return
+    got, expected = CNetwork(layer, x, tmp_path)(x), stepped(layer, x)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    if "Norm" not in repr(layer) and "Avg" not in repr(layer):
+        assert torch.equal(got, expected)
+
+
+def test_nan_and_infinity_pass_as_in_pytorch(tmp_path: Path) -> None:
+    x = torch.randn(40, 1, 1, 4, 4, generator=generator())
+    for i, special in enumerate((float("nan"), float("inf"), -float("inf"), -0.0)):
+        x[i::7, 0, 0, 1, 2] = special
+    model = nn.MaxPool2d(2)
+    assert torch.equal(
+        CNetwork(model, x, tmp_path)(x).nan_to_num(123), stepped(model, x).nan_to_num(123)
+    )
+
+
+class Residual(nn.Module):
+    """A residual block of spikes, with arithmetic between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = dyadic(nn.Conv2d(2, 2, 3, padding=1)), snn.LIF(2, dim=-3)
+        self.gain = nn.Parameter(torch.tensor([[[0.5]], [[0.25]]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x))
+        both = torch.cat([x + y, (y - x).abs() * self.gain], 1).permute(0, 2, 3, 1)
+        return both.mean((1, 2)) + torch.stack(
+            [y[:, 0].sum((1, 2)), y[:, 1, :, 2].sum(1)], 1
+        ).repeat(1, 2)
+
+
+def network(kind: str) -> tuple[nn.Module, Tensor]:
+    """Return a network whose sums are exact, and an input."""
+    if kind == "residual":
+        return Residual(), spikes(30, 1, 2, 4, 4)
+    if kind == "recurrent":
+        connection = dyadic(nn.Linear(6, 6))
+        inner = snn.Recurrent(cases.layer("SLIF", 6), connection)
+        return nn.Sequential(dyadic(nn.Linear(8, 6)), inner), spikes(50, 1, 8)
+    if kind == "delays":
+        late = torch.arange(18.0).view(3, 6) % 4
+        delayed = dyadic(snn.DelayedLinear(6, 3, max_delay=3, delay=late, learnable=False))
+        axonal = snn.Delay(3, max_delay=4, delay=torch.tensor([0.0, 2.0, 4.0]))
+        return nn.Sequential(delayed, snn.LIF(3), axonal), spikes(50, 1, 6)
+    convolutional = nn.Sequential(
+        *(dyadic(nn.Conv2d(1, 3, 3)), nn.MaxPool2d(2), snn.LIF(3, dim=-3), nn.Flatten()),
+        *(dyadic(nn.Linear(27, 4)), snn.Readout(4)),
+    )
+    return convolutional, spikes(30, 1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["residual", "recurrent", "delays", "convolutional"])
+def test_networks(kind: str, tmp_path: Path) -> None:
+    model, x = network(kind)
+    got, expected = CNetwork(model.eval(), x[:5], tmp_path)(x), stepped(model, x)
+    assert expected.abs().sum() > 0
+    assert torch.equal(got, expected)
+
+
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = snn.LIF(3), snn.LIF(3)
+
+        def forward(self, x: Tensor, other: Tensor) -> Any:
+            return {"sum": self.a(x) + other, "*/ int": (self.b(other),)}
+
+    x = {"x": torch.rand(4, 1, 3), "other": torch.rand(4, 1, 3)}
+    report = tt.export.c(Two(), tmp_path, x)
+    assert list(report.types) == ["x_x", "x_other", "a.mem", "b.mem", "y_sum", "y_*/ int_0"]
+    checked(["make"], tmp_path)
+    printed = checked(["./main"], tmp_path).split()
+    assert len(printed) == 4 * 6
+
+
+# Integers
+
+
+def integer_input(*shape: int, low: int = -100, high: int = 100) -> Tensor:
+    return torch.randint(low, high + 1, shape, generator=generator()).float()
+
+
+Integer = integers.LeakyIntegrator
+NEURONS = {
+    "threshold": lambda: Integer(5, pos_threshold=100),
+    "bipolar": lambda: Integer(
+        5, pos_threshold=100, neg_threshold=80, alpha=200, pos_scale=3, neg_scale=2
+    ),
+    "recurrent": lambda: Integer(
+        5, alpha=100, gamma=128, rec_weight=30, rec_weight_fraction=4, bias=3, pos_threshold=90
+    ),
+    "shift": lambda: Integer(5, beta=4, decay=integers.Shift(), pos_threshold=100, reset="zero"),
+    "wrap": lambda: Integer(5, overflow="wrap", pos_threshold=100, state_bits=10),
+    "each": lambda: Integer(
+        5,
+        beta=torch.tensor([200.0, 210, 220, 230, 240]),
+        pos_threshold=torch.tensor([90.0, 100, 110, 120, 130]),
+        unit=64.0,
+    ),
+    "readout": lambda: Integer(5, beta_ema=True),
+    "shifts": lambda: Integer(
+        5, beta=torch.tensor([1.0, 2, 3, 4, 5]), decay=integers.Shift(), pos_threshold=60
+    ),
+    "xylo": lambda: chips.xylo.LIF(5),
+    "loihi": lambda: chips.loihi.LIF(5),
+}
+
+
+def assert_equal_integers(name: str, steps: int, folder: Path) -> None:
+    layer, x = NEURONS[name](), integer_input(steps, 1, 5, high=250)
+    net = CNetwork(layer, x, folder, dtype="int")
+    expected = stepped(layer, x)
+    assert torch.equal(net(x), expected.double())
+    assert expected.abs().sum() > 0
+    assert "float" not in re.sub(r"/\*.*?\*/|#.*", "", (folder / "model.c").read_text())
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_integer_neurons_are_the_eager_step(name: str, tmp_path: Path) -> None:
+    assert_equal_integers(name, 3000, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEURONS)
+def test_integer_neurons_for_a_million_steps(name: str, tmp_path: Path) -> None:
+    assert_equal_integers(name, 1_000_000, tmp_path)
+
+
+def test_states_have_their_real_width(tmp_path: Path) -> None:
+    x = integer_input(100, 1, 5, low=-128, high=127)
+    for bits, kind in ((6, "int8_t"), (16, "int16_t"), (24, "int32_t")):
+        layer = Integer(5, beta=255, state_bits=bits)
+        net = CNetwork(layer, x, tmp_path / str(bits), dtype="int")
+        assert net.report.types["mem"] == kind
+        assert torch.equal(net(x), stepped(layer, x).double())
+    wide = Integer(5, beta=255, state_bits=32, pos_threshold=10**9).double()
+    x = x.double() * 10**7
+    net = CNetwork(wide, x, tmp_path / "wide", dtype="int")
+    assert net.report.types["mem"] == "int32_t"
+    assert torch.equal(net(x), stepped(wide, x))
+
+
+def integer_network(bits: int = 4) -> nn.Sequential:
+    """Return a network of integer products and neurons."""
+    drawn = generator(3)
+    reach = 2 ** (bits - 1)
+    conv = integers.Conv2d(1, 3, 3, padding=1, weight_bits=bits)
+    first = integers.Linear(12, 7, shift=2, weight_bits=bits)
+    inner = integers.Linear(7, 7, bias=False, weight_bits=bits)
+    for product in (conv, first, inner):
+        product.weight.copy_(torch.randint(-reach, reach, product.weight.shape, generator=drawn))
+        if product.bias is not None:
+            product.bias.copy_(torch.randint(-9, 10, product.bias.shape, generator=drawn))
+    return nn.Sequential(
+        *(conv, integers.SumPool2d(2), Integer(3, dim=-3, pos_threshold=20), nn.MaxPool2d(2)),
+        *(nn.Flatten(), first, snn.Recurrent(Integer(7, pos_threshold=30), inner)),
+        snn.Delay(7, max_delay=3, delay=2.0),
+    ).eval()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_networks(bits: int, tmp_path: Path) -> None:
+    model, x = integer_network(bits), spikes(100, 1, 1, 8, 8)
+    net = CNetwork(model, x, tmp_path, dtype="int")
+    expected = stepped(model, x)
+    assert expected.sum() > 10
+    assert torch.equal(net(x), expected.double())
+    assert ("tt_nibble" in (tmp_path / "model.c").read_text()) == (bits == 4)
+    products = [m for m in model.modules() if isinstance(m, integers.products.Product)]
+    weights = sum(-(-p.weight.numel() // (2 if bits == 4 else 1)) for p in products)
+    assert weights <= net.report.flash_bytes < weights + 150
+
+
+def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
+    model = nn.Sequential(integers.Quantize(0.25, bits=4), Integer(5, pos_threshold=9))
+    x = torch.randn(50, 1, 5, generator=generator())
+    net = CNetwork(model, x, tmp_path, dtype="int")
+    assert "x is in units of 0.25" in (tmp_path / "model.h").read_text()
+    assert torch.equal(net(model[0](x)), stepped(model, x).double())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (nn.Linear(5, 5), integer_input(5, 1, 5), "has weights that are no integers"),
+        (snn.LIF(5), integer_input(5, 1, 5), "has the constant 0.9.*, which is no integer"),
+        (Integer(5), torch.rand(5, 1, 5), "the sample's x holds what is no integer"),
+        (nn.AvgPool1d(5), integer_input(5, 1, 5), "averages, and an average is no integer"),
+        (nn.Tanh(), integer_input(5, 1, 5), "tanh"),
+        (Integer(5, state_bits=24), integer_input(5, 1, 5) * 10**6, "is not exact in integers"),
+    ],
+    ids=["weights", "decay", "sample", "average", "function", "range"],
+)
+def test_what_is_no_integer_is_refused(
+    model: nn.Module, x: Tensor, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.export.c(model, tmp_path, x, dtype="int")
+    assert not list(tmp_path.iterdir())
+
+
+class Growing(snn.Neuron):
+    """A counter that nothing bounds."""
+
+    states = ("count",)
+
+    @staticmethod
+    def step(x: Tensor, count: Tensor) -> Any:
+        return x, count + x
+
+
+def test_a_state_without_bound_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the state 0\.count can grow without bound: saturate"):
+        tt.export.c(nn.Sequential(Growing(3)), tmp_path, integer_input(5, 1, 3), dtype="int")
+
+
+# The files
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("dtype", ["float32", "int"])
+def test_both_compilers_and_their_sanitizers(compiler: str, dtype: Any, tmp_path: Path) -> None:
+    if dtype == "int":
+        model, x = integer_network(), spikes(40, 1, 1, 8, 8)
+    else:
+        model, x = network("convolutional")
+    tt.export.c(model, tmp_path, x, dtype=dtype)
+    command = [compiler, *STRICT, *SANITIZED, "main.c", "model.c", "-o", "main", "-lm"]
+    checked(command, tmp_path)
+    printed = checked(["./main"], tmp_path)
+    got = np.array([line.split() for line in printed.splitlines()], float)
+    assert np.array_equal(got, stepped(model, x).double().numpy())
+
+
+@pytest.mark.parametrize("name", ["BSRLIF", "AdEx", "GLIF"])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_optimisation_changes_nothing(compiler: str, name: str, tmp_path: Path) -> None:
+    layer, x = cases.layer(name, 3), random_input(name, 300, 3)
+    results = [
+        CNetwork(layer, x, tmp_path / level[1:], compiler=compiler, flags=(level,))(x)
+        for level in ("-O0", "-O3", "-Os")
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2", "-Os"])
+@pytest.mark.parametrize("name", ["LIF", "BSRLIF", "AdEx", "network", "integers"])
+def test_ram_and_stack_are_those_of_the_report(name: str, level: str, tmp_path: Path) -> None:
+    if name == "integers":
+        model, x = integer_network(), spikes(5, 1, 1, 8, 8)
+    elif name == "network":
+        model, x = network("convolutional")
+    else:
+        model, x = cases.layer(name, 5), random_input(name, 5)
+    dtype = "int" if name == "integers" else "float32"
+    net = CNetwork(model, x, tmp_path, dtype=dtype)
+    assert net.bytes == net.report.ram_bytes
+    checked(["gcc", *STRICT, level, "-fstack-usage", "-c", "model.c"], tmp_path)
+    used: dict[str, int] = {}
+    for line in (tmp_path / "model.su").read_text().splitlines():
+        place, size, kind = line.split("\t")
+        assert kind == "static"
+        used[place.rpartition(":")[2]] = int(size)
+    helpers = used.pop("tt_nibble", 0)
+    stages = [size for function, size in used.items() if function.startswith("tt_stage")]
+    assert used["tt_step"] + max(stages, default=0) + helpers <= net.report.stack_bytes
+
+
+def test_report(tmp_path: Path) -> None:
+    model = nn.Sequential(dyadic(nn.Linear(6, 4)), snn.LIF(4), dyadic(nn.Linear(4, 2)))
+    x = torch.eye(6).view(6, 1, 6)
+    report = tt.export.c(model, tmp_path, x)
+    assert (tmp_path / "report.txt").read_text() == str(report)
+    # 24 + 4 and 8 + 2 weights and biases; beta and threshold are literals
+    assert report.flash_bytes == 4 * (24 + 4 + 8 + 2)
+    assert report.events == ("0 (Linear)", "2 (Linear)")
+    fired = float(stepped(model[:2], x).sum() / 6)
+    assert report.operations.dense == 24 + 8
+    assert report.operations.effective == pytest.approx(
+        float((model[0].weight != 0).sum()) / 6
+        + float((stepped(model[:2], x) @ (model[2].weight != 0).T.float()).sum() / 6)
+    )
+    # products: biases to sums, inputs, and three accesses for each weight of an event; the neuron
+    # reads its membrane and its current, and writes membrane and spike
+    assert report.memory_accesses == pytest.approx(
+        (2 * 4 + 6 + 3 * 4) + 4 * 4 + (2 * 2 + 4 + 3 * 2 * fired)
+    )
+    arithmetic = tt.metrics.energy(report.operations, updates=report.updates)
+    assert report.energy() == arithmetic
+    assert report.memory_pj == 5.0 * report.memory_accesses
+
+
+HOSTILE = (
+    "*/ int x; /*",
+    'a"b\\n',
+    "int",
+    "ünïcode",
+    "line\nbreak",
+    "if",
+    "IF",
+    "_",
+    "%s%n",
+    "a" * 99,
+)
+
+
+class Named(nn.Module):
+    """Neurons with names that C might take for code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in HOSTILE:
+            self._modules[name] = snn.LIF(2)
+        self._modules["*/ int x; /*"] = snn.LIF(2)
+        self._modules["product */"] = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self._modules.values():
+            assert module is not None
+            x = module(x)
+        return x
+
+
+def test_hostile_names_stay_in_comments(tmp_path: Path) -> None:
+    type.__setattr__(Named, "__name__", "Na*/med\n")
+    x = torch.rand(5, 1, 2)
+    CNetwork(Named(), x, tmp_path)
+    text = "".join((tmp_path / name).read_text() for name in ("model.c", "model.h", "main.c"))
+    assert text.isascii()
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    assert "int x;" not in code
+    assert "%n" not in text
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda x: x.cumsum(-1), r"inner \(Lambda\) cannot be written in C: .*cumsum"),
+        (lambda x: x @ x.T, r"inner \(Lambda\) cannot be written in C: its second matrix changes"),
+        (lambda x: x.sort().values, r"inner \(Lambda\) cannot be written in C: .*sort"),
+        (lambda x: (x > 0).long() + 1, r"inner \(Lambda\) cannot be written in C: .*int64"),
+    ],
+    ids=["cumsum", "matmul", "sort", "int64"],
+)
+def test_what_has_no_c_is_refused_by_name(forward: Any, message: str, tmp_path: Path) -> None:
+    class Lambda(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = forward(x)
+            return result
+
+    model = nn.Sequential()
+    model.add_module("inner", Lambda())
+    (tmp_path / "model.h").write_text("old")
+    with pytest.raises(ValueError, match=message):
+        tt.export.c(model, tmp_path, torch.rand(3, 1, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.h"]
+    assert (tmp_path / "model.h").read_text() == "old"
+
+
+def test_noise_is_refused_by_name(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), snn.Noise(3, seed=1))
+    with pytest.raises(ValueError, match=r"1 \(Noise\) cannot be written in C"):
+        tt.export.c(model, tmp_path, torch.rand(3, 1, 3))
+
+
+def test_arguments(tmp_path: Path) -> None:
+    x = torch.rand(3, 1, 3)
+    with pytest.raises(ValueError, match="dtype must be 'float32' or 'int', got 'half'"):
+        tt.export.c(snn.LIF(3), tmp_path, x, dtype="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="computes in float64"):
+        tt.export.c(snn.LIF(3).double(), tmp_path, x.double())
+    with pytest.raises(TypeError, match="must be a tensor"):
+        tt.export.c(snn.LIF(3), tmp_path, 3)
+    with pytest.raises(FileNotFoundError):
+        tt.export.c(snn.LIF(3), tmp_path / "a" / "b", x)
+
+
+def test_a_failed_write_leaves_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tt.export.c(snn.LIF(3), tmp_path, torch.rand(3, 1, 3))
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    original = Path.write_text
+
+    def failing(self: Path, text: str, **kwargs: Any) -> int:
+        if "Makefile" in self.name:
+            raise OSError(28, "no space")
+        return original(self, text, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    with pytest.raises(OSError, match="no space"):
+        tt.export.c(snn.SLIF(4), tmp_path, torch.rand(3, 1, 4))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_the_model_is_unchanged(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), snn.LIF(3)).train()
+    x = torch.rand(3, 2, 3)
+    model(x[0])
+    before = {name: state.clone() for name, state in tt.get_states(model).items()}
+    tt.export.c(model, tmp_path, x)
+    assert model.training
+    assert all(torch.equal(before[name], each) for name, each in tt.get_states(model).items())
+
+
+# Another processor
+
+CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
+
+
+@pytest.mark.skipif(
+    shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-arm") is None,
+    reason="needs apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-user",
+)
+@pytest.mark.parametrize("kind", ["BSRLIF", "Izhikevich", "AdEx", "convolutional", "integers"])
+def test_cortex_m4(kind: str, tmp_path: Path) -> None:
+    dtype: Any = "int" if kind == "integers" else "float32"
+    if kind in ("convolutional", "integers"):
+        model, x = (
+            network(kind) if dtype == "float32" else (integer_network(), spikes(40, 1, 1, 8, 8))
+        )
+    else:
+        model, x = cases.layer(kind, 5), random_input(kind, 300)
+    report = tt.export.c(model, tmp_path, x, dtype=dtype)
+    flags = [*STRICT, *CORTEX_M4, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
+    checked(["arm-none-eabi-gcc", *flags, "main.c", "model.c", "-o", "main.elf", "-lm"], tmp_path)
+    printed = checked(["qemu-arm", "-cpu", "cortex-m4", "main.elf"], tmp_path)
+    got = torch.tensor([[float(n) for n in line.split()] for line in printed.splitlines()])
+    expected = stepped(model, x)
+    if kind in cases.INEXACT:
+        torch.testing.assert_close(got, expected, rtol=3e-7, atol=0)
+    else:
+        assert torch.equal(got, expected.float())
+    (path,) = [path for path in tmp_path.glob("*.su") if "model" in path.name]
+    sizes = [int(line.split("\t")[1]) for line in path.read_text().splitlines()]
+    assert sum(sizes) <= report.stack_bytes

@@ -1,0 +1,233 @@
+"""Write the files of a network in C: header, source, sample, main program, Makefile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tracetorch.export.c_code.plan import Memory
+from tracetorch.export.c_code.printer import SIZES, float_literal, pool_name
+from tracetorch.export.c_code.stages import Array
+
+_PER_LINE = 12
+
+MAKEFILE = """\
+# make run: stream sample.h through the network; make size: bytes of code, tables and RAM
+CC ?= cc
+CFLAGS ?= -O2
+STRICT = -std=c99 -Wall -Wextra -Wpedantic -Werror -ffp-contract=off
+
+main: main.c model.c model.h sample.h
+\t$(CC) $(STRICT) $(CFLAGS) main.c model.c -o main -lm
+
+run: main
+\t./main
+
+size: model.c model.h
+\t$(CC) $(STRICT) -Os -c model.c -o model.o
+\tsize model.o
+
+clean:
+\trm -f main model.o
+
+.PHONY: run size clean
+"""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output of a step in C.
+
+    Args:
+        name: in C.
+        label: for people.
+        kind: C type of its values.
+        size: number of values.
+    """
+
+    name: str
+    label: str
+    kind: str
+    size: int
+
+    @property
+    def macro(self) -> str:
+        """Name of the constant that holds its size."""
+        return f"TT_{self.name.upper()}_SIZE"
+
+
+def identifiers(labels: Sequence[str], prefix: str = "") -> list[str]:
+    """Return a C identifier for each label, all different.
+
+    A label may hold anything: what is no letter or digit of ASCII becomes an underscore.
+
+    Example:
+        >>> identifiers(["1.mem", "1_mem", "int", "*/"], "state_")
+        ['state_1_mem', 'state_1_mem_2', 'state_int', 'state_']
+    """
+    made: list[str] = []
+    for label in labels:
+        name = prefix + re.sub(r"[^A-Za-z0-9]+", "_", label.encode("ascii", "replace").decode())
+        name = name[:48]
+        unique, number = name, 2
+        while unique.lower() in [each.lower() for each in made]:
+            unique, number = f"{name}_{number}", number + 1
+        made.append(unique)
+    return made
+
+
+def comment(text: str) -> str:
+    """Return a text that may stand in a comment: nothing in it ends one, or a line.
+
+    Example:
+        >>> comment("a*/ b")
+        'a?? b'
+    """
+    return re.sub(r"[^A-Za-z0-9_.,:()\[\] -]", "?", text)[:200]
+
+
+def header(
+    ports: tuple[Sequence[Port], Sequence[Port]],
+    states: Mapping[str, tuple[str, Array, str]],
+    memory: Memory,
+    notes: Sequence[str],
+) -> str:
+    """Return ``model.h``.
+
+    Args:
+        ports: inputs and outputs.
+        states: label, array and type of each state by its name in C.
+        memory: of the work arrays.
+        notes: lines of the comment at the top.
+    """
+    inputs, outputs = ports
+    lines = [
+        "/* One time step of a spiking network, written by traceTorch.",
+        *(f" * {comment(note)}" for note in notes),
+        " */",
+        "#ifndef TT_MODEL_H",
+        "#define TT_MODEL_H",
+        "",
+        "#include <stdbool.h>",
+        "#include <stdint.h>",
+        "",
+    ]
+    for port in (*inputs, *outputs):
+        lines.append(f"#define {port.macro} {port.size} /* {comment(port.label)} */")
+    members = [
+        f"    {kind} {name}[{array.size}]; /* {comment(label)} */"
+        for name, (label, array, kind) in states.items()
+    ]
+    members += [
+        f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
+        for kind, size in memory.sizes.items()
+    ]
+    # a struct needs a member
+    members = members or ["    bool unused;"]
+    lines += [
+        "",
+        "/* What one stream remembers. */",
+        "typedef struct {",
+        *members,
+        "} tt_stream;",
+        "",
+    ]
+    lines += [
+        "/* Make a stream: call it once, before anything else. */",
+        "void tt_init(tt_stream *s);",
+        "",
+        "/* Forget everything: the next step is the first one. */",
+        "void tt_reset(tt_stream *s);",
+        "",
+        "/* Run one time step. Inputs and outputs do not overlap. */",
+        f"{step_head(inputs, outputs)};",
+        "",
+        "#endif",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
+    """Return the declaration of ``tt_step``."""
+    given = [f"const {port.kind} *restrict {port.name}" for port in inputs]
+    got = [f"{port.kind} *restrict {port.name}" for port in outputs]
+    return f"void tt_step(tt_stream *restrict s, {', '.join([*given, *got])})"
+
+
+def table(name: str, kind: str, values: Tensor, packed: bool) -> tuple[str, int]:
+    """Return a constant table, and its size in bytes."""
+    if packed:
+        numbers = values.flatten().tolist()
+        numbers += [0] * (len(numbers) % 2)
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        spelled = [str((low & 15) | (high & 15) << 4) for low, high in pairs]
+        kind = "uint8_t"
+    else:
+        spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
+    rows = [
+        "    " + ", ".join(spelled[i : i + _PER_LINE]) + ","
+        for i in range(0, len(spelled), _PER_LINE)
+    ]
+    text = "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
+    return text, len(spelled) * SIZES[kind]
+
+
+def _spelled(kind: str, number: float | int | bool) -> str:
+    if kind == "float":
+        return float_literal(number)
+    if kind == "bool":
+        return "true" if number else "false"
+    if kind == "int64_t":
+        return f"INT64_C({int(number)})" if number > -(2**63) else "INT64_MIN"
+    # the least number has no literal: a minus is an operation
+    return str(int(number)) if number > -(2**31) else "INT32_MIN"
+
+
+def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
+    """Return ``sample.h``: the first stream of the sample as tables."""
+    lines = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
+    lines += ['#include "model.h"', "", f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
+    for port, sequence in zip(ports, sequences, strict=True):
+        values = sequence.flatten(1)
+        rows = []
+        for step in values.tolist():
+            spelled = ", ".join(_spelled(port.kind, number) for number in step)
+            rows.append(f"    {{{spelled}}},")
+        head = f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}] = {{"
+        lines += [head, *rows, "};", ""]
+    return "\n".join([*lines, "#endif", ""])
+
+
+def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
+    """Return ``main.c``: stream the sample, print a line of outputs for every step."""
+    given = ", ".join(
+        [f"tt_sample_{port.name}[t]" for port in inputs] + [port.name for port in outputs]
+    )
+    lines = [
+        "/* Stream the recorded input through the network, and print what it answers. */",
+        "#include <stdio.h>",
+        "",
+        '#include "model.h"',
+        '#include "sample.h"',
+        "",
+        "static tt_stream stream;",
+        "",
+        "int main(void) {",
+        *(f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs),
+        "    tt_init(&stream);",
+        "    for (int32_t t = 0; t < TT_SAMPLE_STEPS; t++) {",
+        f"        tt_step(&stream, {given});",
+    ]
+    for port in outputs:
+        # nine digits give every float32 back
+        how = '"%.9g ", (double)' if port.kind == "float" else '"%ld ", (long)'
+        lines += [
+            f"        for (int32_t i = 0; i < {port.macro}; i++) {{",
+            f"            printf({how}{port.name}[i]);",
+            "        }",
+        ]
+    lines += ['        printf("\\n");', "    }", "    return 0;", "}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,177 @@
+"""Plan memory: drop what nothing reads, write states in place, and let work arrays share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tracetorch.export.c_code.stages import (
+    Array,
+    Copy,
+    Pointwise,
+    Role,
+    Stage,
+    StepProgram,
+    View,
+    moved,
+    reads_of,
+    writes_of,
+)
+
+
+def living(program: StepProgram) -> StepProgram:
+    """Return a program without stages, and without results of stages, that nothing reads."""
+    return replace(program, stages=_living(_from_old_states(program)))
+
+
+def planned(program: StepProgram) -> StepProgram:
+    """Return a living program whose states and outputs are written where they lie."""
+    stages = program.stages
+    for end in [each.target.array for each in stages if isinstance(each, Copy) and _is_end(each)]:
+        copy = next(each for each in stages if isinstance(each, Copy) and each.target.array is end)
+        if _may_replace(stages, copy):
+            source = copy.source.array
+            stages = [moved(each, source, end) for each in stages if each is not copy]
+    return replace(program, stages=stages)
+
+
+def _is_end(stage: Stage) -> bool:
+    """Whether a stage copies a result to where the stream or the caller has it."""
+    return isinstance(stage, Copy) and stage.target.array.role in (Role.STATE, Role.OUTPUT)
+
+
+def _from_old_states(program: StepProgram) -> list[Stage]:
+    """Return the stages, with copies of states that go elsewhere before they are overwritten."""
+    first: list[Stage] = []
+    rest: list[Stage] = []
+    for each in program.stages:
+        if isinstance(each, Copy) and _is_end(each) and each.source.array.role is Role.STATE:
+            if each.source.array is each.target.array and each.source.same_places(each.target):
+                continue
+            old = each.source
+            array = Array(Role.WORK, each.path, old.size, old.array.boolean)
+            view = View(array, each.target.shape, each.target.strides)
+            first.append(Copy(each.path, old, view))
+            each = replace(each, source=view)
+        rest.append(each)
+    return first + rest
+
+
+def _living(stages: list[Stage]) -> list[Stage]:
+    """Return the stages without those, and without those writes, that nothing reads."""
+    needed: set[Array] = set()
+    kept: list[Stage] = []
+    for each in reversed(stages):
+        written = {view.array for view in writes_of(each)}
+        if not any(a in needed or a.role in (Role.STATE, Role.OUTPUT) for a in written):
+            continue
+        if isinstance(each, Pointwise):
+            writes = {n: v for n, v in each.writes.items() if v.array in needed}
+            graph = each.graph.select(writes)
+            reads = {n: v for n, v in each.reads.items() if n in graph.reads()}
+            each = replace(each, graph=graph, writes=writes, reads=reads)
+        needed |= {view.array for view in reads_of(each)}
+        kept.append(each)
+    return kept[::-1]
+
+
+def _may_replace(stages: list[Stage], copy: Copy) -> bool:
+    """Whether what a last copy reads may lie where it goes from the start."""
+    source, target = copy.source, copy.target.array
+    if source.array.role is not Role.WORK or not source.whole:
+        return False
+    at = [i for i, each in enumerate(stages) if source.array in {v.array for v in writes_of(each)}]
+    for i, each in enumerate(stages[at[0] :], at[0]):
+        for view in reads_of(each):
+            if view.array is not target:
+                continue
+            # a loop may read each place of a state before it writes that very place
+            if i > at[0] or not isinstance(each, Pointwise):
+                return False
+            if not all(
+                view.same_places(w) for w in each.writes.values() if w.array is source.array
+            ):
+                return False
+    return True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where work arrays lie.
+
+    Args:
+        places: pool and first place of each array, by the array.
+        sizes: number of values of each pool, by its type.
+    """
+
+    places: Mapping[Array, tuple[str, int]]
+    sizes: Mapping[str, int]
+
+
+def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
+    """Let work arrays that are never needed at one time share memory, one pool for each type.
+
+    Args:
+        stages: in order.
+        types: the type of the values of each array.
+    """
+    stages = list(stages)
+    lives: dict[Array, tuple[int, int]] = {}
+    for i, each in enumerate(stages):
+        for view in (*writes_of(each), *reads_of(each)):
+            if view.array.role is Role.WORK:
+                lives[view.array] = lives.get(view.array, (i, i))[0], i
+    over = _overwriting(stages, types, lives)
+    places: dict[Array, tuple[str, int]] = {}
+    sizes: dict[str, int] = {}
+    # the largest first: what is small fills the gaps
+    for array in sorted(lives, key=lambda each: -each.size):
+        begin, end = lives[array]
+        taken = sorted(
+            (places[other][1], places[other][1] + other.size)
+            for other in places
+            if types[other] == types[array] and lives[other][0] <= end and begin <= lives[other][1]
+        )
+        place = 0
+        for start, stop in taken:
+            if place + array.size <= start:
+                break
+            place = max(place, stop)
+        places[array] = types[array], place
+        sizes[types[array]] = max(sizes.get(types[array], 0), place + array.size)
+    for array, below in over.items():
+        while below in over:
+            below = over[below]
+        places[array] = places[below]
+    return Memory(places, sizes)
+
+
+def _overwriting(
+    stages: Sequence[Stage], types: Mapping[Array, str], lives: dict[Array, tuple[int, int]]
+) -> dict[Array, Array]:
+    """Return arrays that may lie where a loop reads its last values of another, place by place.
+
+    The lives of the two are joined, in that of the one below.
+    """
+    over: dict[Array, Array] = {}
+    for i, each in enumerate(stages):
+        if not isinstance(each, Pointwise):
+            continue
+        taken: set[Array] = set()
+        for write in each.writes.values():
+            new = write.array
+            if new.role is not Role.WORK or lives[new][0] != i or not write.whole:
+                continue
+            for read in each.reads.values():
+                old, root = read.array, read.array
+                if old.role is not Role.WORK or old in taken or types[old] != types[new]:
+                    continue
+                while root in over:
+                    root = over[root]
+                views = [v for v in each.reads.values() if v.array is old]
+                if lives[root][1] == i and all(v.same_places(write) for v in views):
+                    over[new] = old
+                    taken.add(old)
+                    lives[root] = lives[root][0], lives.pop(new)[1]
+                    break
+    return over

@@ -1,0 +1,571 @@
+"""Print stages as C99: a function for each, and the tables that they read.
+
+Pointwise stages go through the printer of kernels; products, pools, copies and sums are loops whose
+order is fixed: every sum begins with the bias, and adds its terms in the order of the input's
+channels, then of the kernel's rows and columns. Whether a product is driven by events, or is a sum
+for each output, does not change that order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+
+from tracetorch.export.c_code.plan import Memory
+from tracetorch.export.c_code.stages import (
+    Array,
+    Copy,
+    Pointwise,
+    Pool,
+    Product,
+    Role,
+    Stage,
+    Sum,
+    View,
+)
+from tracetorch.fuse.codegen.c_kernel import CPrinter
+from tracetorch.fuse.codegen.emitter import Target
+from tracetorch.fuse.codegen.targets import c_target
+from tracetorch.fuse.ir.graph import Value as GraphValue
+from tracetorch.fuse.ir.kernel import (
+    Axis,
+    Buffer,
+    Dtype,
+    Extent,
+    Index,
+    Kernel,
+    KernelBuilder,
+    Operand,
+    Operation,
+    Value,
+)
+from tracetorch.fuse.ir.kernel import Role as BufferRole
+from tracetorch.fuse.ir.verify import verify
+
+LANE = (Axis.LANE,)
+Loops: TypeAlias = "list[tuple[int, dict[View, int]]]"
+
+SIZES = {
+    "float": 4,
+    "bool": 1,
+    "int8_t": 1,
+    "int16_t": 2,
+    "int32_t": 4,
+    "int64_t": 8,
+    "uint8_t": 1,
+    "uint16_t": 2,
+    "uint32_t": 4,
+}
+
+
+@dataclass
+class Names:
+    """Spell arrays in C.
+
+    Args:
+        fields: name of each state and of what the caller gives, by the array.
+        memory: where work arrays lie.
+        types: type of each array.
+        tables: the tables in order of their first use, with their names.
+        packed: tables that hold two values of four bits in a byte.
+    """
+
+    fields: Mapping[Array, str]
+    memory: Memory
+    types: dict[Array, str]
+    packed: set[Array] = field(default_factory=set)
+    tables: dict[Array, str] = field(default_factory=dict)
+
+    def at(self, array: Array, index: str) -> str:
+        """Return the place of a value."""
+        if array.role is Role.TABLE:
+            name = self.tables.setdefault(array, f"tt_table_{len(self.tables)}")
+            return f"tt_nibble({name}, {index})" if array in self.packed else f"{name}[{index}]"
+        if array.role is Role.WORK:
+            pool, place = self.memory.places[array]
+            name = f"s->{pool_name(pool)}"
+            return f"{name}[{_sum(place, index)}]"
+        name = self.fields[array]
+        return f"s->{name}[{index}]" if array.role is Role.STATE else f"{name}[{index}]"
+
+
+def pool_name(kind: str) -> str:
+    """Return the name of the work memory of a type."""
+    return f"work_{kind.removesuffix('_t')}"
+
+
+def _sum(number: int, index: str) -> str:
+    if not number:
+        return index
+    return str(number) if index == "0" else f"{number} + {index}"
+
+
+def _term(index: str, stride: int) -> str:
+    return index if stride == 1 else f"{index} * {stride}"
+
+
+def address(view: View, indices: Sequence[str]) -> str:
+    """Return the place of an element in an array."""
+    pairs = zip(indices, view.strides, view.shape, strict=True)
+    terms = [_term(index, stride) for index, stride, size in pairs if stride and size > 1]
+    if view.offset or not terms:
+        terms.insert(0, str(view.offset))
+    return " + ".join(terms)
+
+
+def coalesced(shape: Sequence[int], views: Sequence[View]) -> tuple[list[int], list[list[int]]]:
+    """Return the sizes of as few loops as walk over all views, and the strides of each view."""
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in views]
+    for dim, size in enumerate(shape):
+        if size == 1:
+            continue
+        steps = [view.strides[dim] for view in views]
+        if sizes and all(s[-1] == step * size for s, step in zip(strides, steps, strict=True)):
+            sizes[-1] *= size
+            for each, step in zip(strides, steps, strict=True):
+                each[-1] = step
+            continue
+        sizes.append(size)
+        for each, step in zip(strides, steps, strict=True):
+            each.append(step)
+    return sizes, strides
+
+
+class StagePrinter(CPrinter):
+    """Print one stage.
+
+    Args:
+        kernel: what is computed at each place; empty for other stages.
+        target: words of C.
+        names: of arrays.
+        stage: the stage.
+        views: where the buffers of the kernel are.
+    """
+
+    counter = "int32_t"
+
+    def __init__(
+        self, kernel: Kernel, target: Target, names: Names, stage: Stage, views: Mapping[str, View]
+    ) -> None:
+        super().__init__(kernel, target)
+        self.names, self.stage, self.views = names, stage, views
+
+    # Places and numbers
+
+    def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
+        """Return the expression of a place in an array."""
+        view = self.views[buffer.label]
+        return self.names.at(view.array, address(view, self._indices(view)))
+
+    def _indices(self, view: View) -> list[str]:
+        return [f"i{d}" for d in range(len(view.shape))]
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that writes to an array, in its width."""
+        kind = self.names.types[self.views[buffer.label].array]
+        value = f"({kind})({value})" if kind in ("int8_t", "int16_t", "int32_t") else value
+        super().store(buffer, index, value)
+
+    def declare(self, value: Value, spelled: str) -> None:
+        """Append a constant, which has 32 bits at least."""
+        kind = "int32_t" if value.dtype in (Dtype.INT8, Dtype.INT16) else None
+        if kind is None:
+            super().declare(value, spelled)
+        else:
+            self.line(f"const {kind} {self.spell(value)} = {spelled};")
+
+    def spell(self, operand: Operand) -> str:
+        """Return the spelling of a value or a number."""
+        if isinstance(operand, (Value, bool)):
+            return super().spell(operand)
+        if self.kernel.dtype.is_integer:
+            number = int(operand)
+            return str(number) if number >= 0 else f"({number})"
+        return float_literal(float(operand))
+
+    def expression(self, each: Operation) -> str:
+        """Return an operation; where its result is wider than an operand, that one is widened."""
+        if each.result.dtype is not Dtype.INT64:
+            return super().expression(each)
+        spelled = [
+            f"(int64_t){self.spell(arg)}"
+            if not isinstance(arg, Value) or arg.dtype is not Dtype.BOOL
+            else self.spell(arg)
+            for arg in each.args
+        ]
+        if each.op == "shift":
+            spelled[1] = self.spell(each.args[1])
+        return self.target.expressions[each.op].format(*spelled)
+
+    # Stages
+
+    def text(self) -> str:
+        """Return the lines of the stage."""
+        stage = self.stage
+        self._depth = 1
+        if isinstance(stage, Pointwise):
+            self.body(self.kernel.body)
+        elif isinstance(stage, Product):
+            raise TypeError("a product has a printer of its own")
+        elif isinstance(stage, Copy):
+            self._copy(stage)
+        elif isinstance(stage, Pool):
+            self._pool(stage)
+        else:
+            self._sum(stage)
+        return self.source()
+
+    @contextmanager
+    def loops(self, sizes: Sequence[int], names: Sequence[str]) -> Iterator[None]:
+        """Open a loop for each size of more than one."""
+        opened = 0
+        for size, name in zip(sizes, names, strict=True):
+            if size > 1:
+                self.line(f"for (int32_t {name} = 0; {name} < {size}; {name}++) {{")
+                self._depth += 1
+                opened += 1
+        yield
+        for _ in range(opened):
+            self._depth -= 1
+            self.line("}")
+
+    @contextmanager
+    def over_lanes(self) -> Iterator[None]:
+        """Open loops over the places of a pointwise stage, as few as there can be."""
+        assert isinstance(self.stage, Pointwise)
+        labels = list(self.views)
+        sizes, strides = coalesced(self.stage.shape, [self.views[label] for label in labels])
+        self.views = {
+            label: View(self.views[label].array, tuple(sizes), tuple(s), self.views[label].offset)
+            for label, s in zip(labels, strides, strict=True)
+        }
+        with self.loops(sizes, [f"i{d}" for d in range(len(sizes))]):
+            yield
+
+    def _copy(self, stage: Copy) -> None:
+        into, given = stage.target, stage.source
+        kind = self.names.types[into.array]
+        cast = f"({kind})" if kind != self.names.types[given.array] else ""
+        if stage.places is not None:
+            with self.loops([into.size], ["i0"]):
+                index = "i0" if into.size > 1 else "0"
+                flat = View(into.array, (into.size,), (1,), into.offset)
+                target = self.names.at(into.array, address(flat, [index]))
+                place = self.names.at(given.array, self.names.at(stage.places, index))
+                self.line(f"{target} = {cast}{place};")
+            return
+        sizes, strides = coalesced(into.shape, [into, given])
+        indices = [f"i{d}" for d in range(len(sizes))]
+        with self.loops(sizes, indices):
+            places = [
+                self.names.at(
+                    view.array,
+                    address(replace(view, shape=tuple(sizes), strides=tuple(s)), indices),
+                )
+                for view, s in zip((into, given), strides, strict=True)
+            ]
+            self.line(f"{places[0]} = {cast}{places[1]};")
+
+    def _sum(self, stage: Sum) -> None:
+        kept = len(stage.source.shape) - stage.dims
+        indices = [f"i{d}" for d in range(len(stage.source.shape))]
+        kind = _accumulator(self.names.types[stage.target.array])
+        with self.loops(stage.source.shape[:kept], indices[:kept]):
+            zero = "0.0f" if kind == "float" else "0"
+            self.line(f"{kind} sum = {zero};")
+            with self.loops(stage.source.shape[kept:], indices[kept:]):
+                place = self.names.at(stage.source.array, address(stage.source, indices))
+                self.line(f"sum += {place};")
+            total = "sum" if stage.divisor == 1 else f"sum / {float_literal(stage.divisor)}"
+            target = self.names.at(stage.target.array, address(stage.target, indices[:kept]))
+            self.line(f"{target} = ({self.names.types[stage.target.array]})({total});")
+
+    def _pool(self, stage: Pool) -> None:
+        kind = _accumulator(self.names.types[stage.target.array])
+        _, height, width = stage.source.shape
+        with self.loops(stage.target.shape, ["c", "p", "q"]):
+            indices = [
+                "c",
+                *(
+                    n if size > 1 else "0"
+                    for n, size in zip("pq", stage.target.shape[1:], strict=True)
+                ),
+            ]
+            target = self.names.at(stage.target.array, address(stage.target, indices))
+            if stage.maximum:
+                self.line("bool first = true;")
+            zero = "0.0f" if kind == "float" else "0"
+            self.line(f"{kind} total = {zero};")
+            counted = not stage.maximum and stage.divisor <= 0
+            if counted:
+                self.line("int32_t count = 0;")
+            for name, size, at, dim in (("h", height, indices[1], 0), ("w", width, indices[2], 1)):
+                begin = (
+                    _sum(-stage.padding[dim], _term(at, stage.stride[dim]))
+                    if stage.padding[dim]
+                    else _term(at, stage.stride[dim])
+                )
+                step = stage.dilation[dim]
+                self.line(f"const int32_t {name}0 = {begin};")
+                stop = f"{name}0 + {stage.kernel[dim] * step}"
+                moving = f"{name} += {step}" if step > 1 else f"{name}++"
+                self.line(f"for (int32_t {name} = {name}0; {name} < {stop}; {moving}) {{")
+                self._depth += 1
+                if counted and stage.divisor == 0:
+                    # the window may reach over the padded border, where nothing is counted
+                    self.line(f"if ({name} >= {size + stage.padding[dim]}) {{ break; }}")
+                elif not counted or stage.divisor < 0:
+                    self.line(f"if ({name} < 0 || {name} >= {size}) {{ continue; }}")
+            if counted:
+                self.line("count++;")
+                if stage.divisor == 0:
+                    self.line(
+                        f"if (h < 0 || h >= {height} || w < 0 || w >= {width}) {{ continue; }}"
+                    )
+            value = self.names.at(stage.source.array, address(stage.source, ["c", "h", "w"]))
+            self.line(f"const {kind} v = {value};")
+            if stage.maximum:
+                # NaN passes, as in PyTorch
+                nan = " || v != v" if kind == "float" else ""
+                self.line(f"if (first || v > total{nan}) {{ total = v; }}")
+                self.line("first = false;")
+            else:
+                self.line("total += v;")
+            for _ in range(2):
+                self._depth -= 1
+                self.line("}")
+            result = "total"
+            if counted:
+                result = "total / (float)count"
+            elif not stage.maximum and stage.divisor != 1:
+                result = f"total / {float_literal(stage.divisor)}"
+            self.line(f"{target} = ({self.names.types[stage.target.array]})({result});")
+
+
+class ProductPrinter(StagePrinter):
+    """Print a product.
+
+    Args:
+        names: of arrays.
+        stage: the product.
+        weight: its weights as they lie in memory: by input where events drive it, else by output.
+        bias: its bias, or ``None``.
+        events: whether zeros of the source are skipped.
+    """
+
+    def __init__(
+        self, names: Names, stage: Product, weight: Array, bias: Array | None, events: bool
+    ) -> None:
+        target = c_target("float32")
+        super().__init__(Kernel("", "", Dtype.FLOAT32, (), (), ()), target, names, stage, {})
+        self.product_stage, self.weight, self.bias, self.events = stage, weight, bias, events
+
+    def text(self) -> str:
+        """Return the lines of the product."""
+        self._depth = 1
+        if self.events:
+            self._by_event()
+        else:
+            self._by_output()
+        return self.source()
+
+    def _types(self) -> tuple[str, str, str, str]:
+        kind = self.names.types[self.product_stage.target.array]
+        wide = _accumulator(kind)
+        # a product of two integers is as wide as their sum
+        cast = "(int64_t)" if wide == "int64_t" else ""
+        narrow = f"({kind})" if kind in ("int8_t", "int16_t", "int32_t") else ""
+        return kind, wide, cast, narrow
+
+    def _start(self, index: str) -> str:
+        if self.bias is None:
+            return "0.0f" if self._types()[0] == "float" else "0"
+        return self.names.at(self.bias, index)
+
+    def _by_event(self) -> None:
+        """Append: the bias everywhere, then for each event its weights, to what it reaches."""
+        stage = self.product_stage
+        _, wide, cast, narrow = self._types()
+        value_type = "float" if wide == "float" else "int32_t"
+        outputs, (height, width) = stage.target.shape[0], stage.target.shape[1:]
+        per_group, inputs = outputs // stage.groups, stage.source.shape[0] // stage.groups
+        with self.loops(stage.target.shape, ["o", "p", "q"]):
+            indices = _named(stage.target, ["o", "p", "q"])
+            target = self.names.at(stage.target.array, address(stage.target, indices))
+            self.line(f"{target} = {self._start(indices[0])};")
+        with self.loops(stage.source.shape, ["c", "h", "w"]):
+            indices = _named(stage.source, ["c", "h", "w"])
+            source = self.names.at(stage.source.array, address(stage.source, indices))
+            self.line(f"const {value_type} v = {source};")
+            zero = "0.0f" if value_type == "float" else "0"
+            with self.indent(f"if (v == {zero}) {{"):
+                self.line("continue;" if stage.source.size > 1 else "return;")
+            opened = []
+            for name, at, dim, size in (("p", indices[1], 0, height), ("q", indices[2], 1, width)):
+                opened.append(self._taps(name, at, dim, size))
+            group = f"c / {inputs} * {per_group}" if stage.groups > 1 else "0"
+            row = indices[0]
+            for name, size, each in zip("pq", stage.weight.shape[2:], opened, strict=True):
+                row = f"{_factor(row)} * {size} + {name}_k" if each else row
+            with self.loops([per_group], ["o"]):
+                o = "o" if per_group > 1 else "0"
+                weight = self.names.at(self.weight, f"{_factor(row)} * {per_group} + {o}")
+                place = [f"{group} + {o}" if stage.groups > 1 else o]
+                place += [n if size > 1 else "0" for n, size in (("p", height), ("q", width))]
+                place[0] = f"({place[0]})" if stage.groups > 1 else place[0]
+                target = self.names.at(stage.target.array, address(stage.target, place))
+                if narrow:
+                    self.line(f"{target} = {narrow}({target} + {cast}{weight} * v);")
+                else:
+                    self.line(f"{target} += {cast}{weight} * v;")
+            for count in reversed(opened):
+                for _ in range(count):
+                    self._depth -= 1
+                    self.line("}")
+
+    def _taps(self, name: str, at: str, dim: int, size: int) -> int:
+        """Open a loop over the taps of a kernel that an input reaches; return what was opened."""
+        stage = self.product_stage
+        kernel = stage.weight.shape[2 + dim]
+        stride, padding, dilation = stage.stride[dim], stage.padding[dim], stage.dilation[dim]
+        if kernel == 1 and stride == 1 and not padding:
+            if size > 1:
+                self.line(f"const int32_t {name} = {at};")
+            return 0
+        index = f"{name}_k"
+        self.line(f"for (int32_t {index} = 0; {index} < {kernel}; {index}++) {{")
+        self._depth += 1
+        moved = f"{_sum(padding, at)} - {_term(index, dilation)}"
+        self.line(f"const int32_t {name}_at = {moved};")
+        outside = [f"{name}_at < 0"]
+        if stride > 1:
+            outside.append(f"{name}_at % {stride} != 0")
+        limit = f"{name}_at / {stride}" if stride > 1 else f"{name}_at"
+        outside.append(f"{limit} >= {size}")
+        with self.indent(f"if ({' || '.join(outside)}) {{"):
+            self.line("continue;")
+        if size > 1:
+            self.line(f"const int32_t {name} = {limit};")
+        return 1
+
+    def _by_output(self) -> None:
+        """Append: for each output the bias, plus the products in the order of the input."""
+        stage = self.product_stage
+        kind, wide, cast, _ = self._types()
+        outputs = stage.target.shape[0]
+        _, rows, columns = stage.source.shape
+        inputs = stage.source.shape[0] // stage.groups
+        per_group = outputs // stage.groups
+        with self.loops(stage.target.shape, ["o", "p", "q"]):
+            place = _named(stage.target, ["o", "p", "q"])
+            self.line(f"{wide} sum = {self._start(place[0])};")
+            kernel = tuple(stage.weight.shape[2:])
+            with self.loops([inputs], ["c"]):
+                c = "c" if inputs > 1 else "0"
+                opened = 0
+                spots = []
+                for name, at, dim, size in (("h", place[1], 0, rows), ("w", place[2], 1, columns)):
+                    moved = _term(at, stage.stride[dim]) if at != "0" else "0"
+                    trivial = kernel[dim] == 1 and not stage.padding[dim]
+                    if not trivial:
+                        self.line(
+                            f"for (int32_t {name}_k = 0; {name}_k < {kernel[dim]}; {name}_k++) {{"
+                        )
+                        self._depth += 1
+                        opened += 1
+                        tap = _term(f"{name}_k", stage.dilation[dim])
+                        moved = tap if moved == "0" else f"{moved} + {tap}"
+                        if stage.padding[dim]:
+                            moved = f"{moved} - {stage.padding[dim]}"
+                    if size > 1 or stage.padding[dim]:
+                        self.line(f"const int32_t {name} = {moved};")
+                    if stage.padding[dim]:
+                        with self.indent(f"if ({name} < 0 || {name} >= {size}) {{"):
+                            self.line("continue;")
+                    spots.append(name if size > 1 else "0")
+                channel = f"o / {per_group} * {inputs} + {c}" if stage.groups > 1 else c
+                channel = f"({channel})" if stage.groups > 1 else channel
+                source = self.names.at(stage.source.array, address(stage.source, [channel, *spots]))
+                row = f"{place[0]} * {inputs} + {c}" if inputs > 1 else place[0]
+                taps = [
+                    f"{n}_k" if kernel[d] > 1 or stage.padding[d] else "0"
+                    for d, n in enumerate("hw")
+                ]
+                if kernel != (1, 1):
+                    row = f"({_factor(row)} * {kernel[0]} + {taps[0]}) * {kernel[1]} + {taps[1]}"
+                weight = self.names.at(self.weight, row)
+                self.line(f"sum += {cast}{weight} * {source};")
+                for _ in range(opened):
+                    self._depth -= 1
+                    self.line("}")
+            target = self.names.at(stage.target.array, address(stage.target, place))
+            self.line(f"{target} = {'' if kind == wide else f'({kind})'}sum;")
+
+
+def _named(view: View, names: Sequence[str]) -> list[str]:
+    return [name if size > 1 else "0" for name, size in zip(names, view.shape, strict=True)]
+
+
+def _factor(text: str) -> str:
+    return text if text.isalnum() else f"({text})"
+
+
+def _accumulator(kind: str) -> str:
+    return kind if kind in ("float", "int64_t") else "int32_t"
+
+
+def float_literal(value: float) -> str:
+    """Return a number as C reads it back to the same float32.
+
+    Example:
+        >>> float_literal(0.1), float_literal(-2.0), float_literal(float("inf"))
+        ('0.1f', '(-2.0f)', 'INFINITY')
+    """
+    with np.errstate(over="ignore"):
+        number = np.float32(value)
+    if math.isnan(number):
+        return "NAN"
+    if math.isinf(number):
+        return "INFINITY" if number > 0 else "(-INFINITY)"
+    text = f"{float(str(number))!r}f"
+    return f"({text})" if text.startswith("-") else text
+
+
+def float_kernel(stage: Pointwise) -> Kernel:
+    """Return a pointwise stage as a kernel over its places, in float32."""
+    k = KernelBuilder("stage", "", Dtype.FLOAT32)
+    env: dict[str, Operand] = {}
+    buffers = {
+        (role, name): k.buffer(
+            role, name, (Extent.LANES,), Dtype.BOOL if view.array.boolean else None
+        )
+        for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
+        for name, view in views.items()
+    }
+
+    def operand(value: GraphValue) -> Operand:
+        return env[value] if isinstance(value, str) else value
+
+    with k.lanes():
+        for name in stage.reads:
+            env[name] = k.load(buffers[BufferRole.START, name], LANE, name)
+        for line in stage.graph.lines:
+            env[line.name] = k.op(line.op, *map(operand, line.args))
+        for name in stage.writes:
+            value = operand(stage.graph.outputs[name])
+            k.store(buffers[BufferRole.END, name], LANE, value)
+    return verify(k.kernel())
+
+
+def views_of(stage: Pointwise) -> dict[str, View]:
+    """Return where the buffers of a stage's kernel are, by their labels."""
+    return {
+        **{f"{BufferRole.START.value}_{name}": view for name, view in stage.reads.items()},
+        **{f"{BufferRole.END.value}_{name}": view for name, view in stage.writes.items()},
+    }

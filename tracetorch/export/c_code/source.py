@@ -1,0 +1,238 @@
+"""Assemble ``model.c``: tables, a function for each stage, and the functions of a stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tracetorch.export.c_code.files import Port, comment, step_head, table
+from tracetorch.export.c_code.printer import (
+    SIZES,
+    Names,
+    ProductPrinter,
+    StagePrinter,
+    float_kernel,
+    pool_name,
+    views_of,
+)
+from tracetorch.export.c_code.stages import Array, Pointwise, Product, Role, Stage, StepProgram
+from tracetorch.export.c_code.widths import Widths, integer_kernel, integer_table
+from tracetorch.fuse.codegen.c_kernel import contains_word
+from tracetorch.fuse.codegen.targets import c_integer_target, c_target
+from tracetorch.fuse.ir.kernel import Dtype, Kernel
+
+# Of one function: return address, saved registers, what a compiler spills.
+_FRAME = 160
+_SCALAR = 8
+_DECLARATION = re.compile(r"\b(?:float|bool|u?int\d+_t) \w+ = ")
+_NIBBLE = """\
+/* A weight of four bits, two of which are in a byte. */
+static int32_t tt_nibble(const uint8_t *table, int32_t at) {
+    const int32_t bits = (table[at / 2] >> (at % 2 * 4)) & 15;
+    return bits < 8 ? bits : bits - 16;
+}
+"""
+_HEAD = """\
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "float must be computed as float: on x86 give -mfpmath=sse"
+#endif
+"""
+_FUNCTION = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of ``model.c``, and what it needs.
+
+    Args:
+        text: it.
+        table_bytes: size of its constant tables.
+        stack_bytes: bound of what ``tt_step`` takes from the stack.
+    """
+
+    text: str
+    table_bytes: int
+    stack_bytes: int
+
+
+def model_source(
+    program: StepProgram,
+    names: Names,
+    ports: tuple[Sequence[Port], Sequence[Port]],
+    events: Collection[Array],
+    widths: Widths | None,
+) -> Source:
+    """Return ``model.c``.
+
+    Args:
+        program: one step, planned.
+        names: of its arrays.
+        ports: inputs and outputs.
+        events: arrays whose zeros are skipped.
+        widths: those of an integer program; ``None`` for float32.
+    """
+    functions: list[str] = []
+    calls: list[str] = []
+    deepest = 0
+    inputs, outputs = ports
+    arguments = {"s": "tt_stream *restrict s"}
+    arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
+    arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
+    for number, stage in enumerate(program.stages):
+        body = _printer(stage, names, events, widths, program.double).text()
+        used = [name for name in arguments if contains_word(body, name)]
+        parameters = ", ".join(arguments[name] for name in used)
+        kind = type(stage).__name__.lower()
+        functions += [
+            f"/* {comment(stage.path)}: {kind} */",
+            f"static void tt_stage_{number}({parameters}) {{",
+            body + "}",
+            "",
+        ]
+        calls.append(f"    tt_stage_{number}({', '.join(used)});")
+        deepest = max(deepest, len(_DECLARATION.findall(body)))
+    resets, starts = _resets(program, names, widths)
+    unused = [
+        f"    (void){name};"
+        for name in ("s", *(port.name for port in (*inputs, *outputs)))
+        if not contains_word("\n".join(calls), name)
+    ]
+    clears = [
+        line
+        for kind, size in names.memory.sizes.items()
+        for line in (
+            f"    for (int32_t i = 0; i < {size}; i++) {{",
+            f"        s->{pool_name(kind)}[i] = {_zero(kind)};",
+            "    }",
+        )
+    ]
+    tables, size = [], 0
+    for array, name in [*names.tables.items(), *starts.items()]:
+        kind, packed = names.types[array], array in names.packed
+        values = array.values
+        assert values is not None
+        if widths is not None and values.dtype.is_floating_point:
+            values = integer_table(array, widths.points.get(array, 0))
+        text, count = table(name, kind, values, packed)
+        tables.append(text)
+        size += count
+    body = "\n".join(functions)
+    includes = ["#include <math.h>", ""] if _FUNCTION.search(body) else []
+    lines = [
+        *includes,
+        '#include "model.h"',
+        "",
+        _HEAD,
+        *tables,
+        *([_NIBBLE] if names.packed.intersection(names.tables) else []),
+        body,
+        "void tt_reset(tt_stream *s) {",
+        *(resets or ["    (void)s;"]),
+        "}",
+        "",
+        "void tt_init(tt_stream *s) {",
+        *clears,
+        "    tt_reset(s);",
+        "}",
+        "",
+        f"{step_head(inputs, outputs)} {{",
+        *calls,
+        *unused,
+        "}",
+    ]
+    # tt_step, one stage, and the reader of packed weights
+    stack = 3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs))
+    return Source("\n".join(lines) + "\n", size, stack)
+
+
+def _zero(kind: str) -> str:
+    return {"float": "0.0f", "bool": "false"}.get(kind, "0")
+
+
+def _resets(
+    program: StepProgram, names: Names, widths: Widths | None
+) -> tuple[list[str], dict[Array, str]]:
+    """Return the lines that give every state what it starts from, and the tables they read."""
+    lines: list[str] = []
+    starts: dict[Array, str] = {}
+    for state in program.states.values():
+        values = state.values
+        assert values is not None
+        value = _zero(names.types[state])
+        if bool((values != 0).any()):
+            start = Array(Role.TABLE, "", state.size, state.boolean, values)
+            names.types[start] = names.types[state]
+            starts[start] = f"tt_start_{len(starts)}"
+            value = f"{starts[start]}[i]"
+        lines += [
+            f"    for (int32_t i = 0; i < {state.size}; i++) {{",
+            f"        s->{names.fields[state]}[i] = {value};",
+            "    }",
+        ]
+    return lines, starts
+
+
+def _printer(
+    stage: Stage, names: Names, events: Collection[Array], widths: Widths | None, double: bool
+) -> StagePrinter:
+    target = c_target("float32") if widths is None else c_integer_target()
+    if isinstance(stage, Pointwise):
+        kernel = float_kernel(stage) if widths is None else integer_kernel(stage, widths, double)
+        return StagePrinter(kernel, target, names, stage, views_of(stage))
+    if isinstance(stage, Product):
+        by_event = stage.source.array in events
+        weight, bias = product_tables(stage, by_event)
+        for each in (weight, bias):
+            if each is not None:
+                _type_table(each, names, widths)
+        assert weight.values is not None
+        if widths is not None and not bool(((weight.values < -8) | (weight.values > 7)).any()):
+            names.packed.add(weight)
+        return ProductPrinter(names, stage, weight, bias, by_event)
+    dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
+    return StagePrinter(Kernel("", "", dtype, (), (), ()), target, names, stage, {})
+
+
+def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]:
+    """Return weights and bias as they lie in memory, by input or by output."""
+    weight = stage.weight
+    if by_event:
+        # group by group, each input's weights to all outputs of its group in a row
+        shape = (stage.groups, -1, *weight.shape[1:])  # [G, O / G, C / G, kh, kw]
+        grouped = weight.reshape(shape)
+        weight = grouped.permute(0, 2, 3, 4, 1)
+    weight = weight.contiguous()
+    table = Array(Role.TABLE, "weight", weight.numel(), False, weight.detach().clone())
+    if stage.bias is None:
+        return table, None
+    return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, stage.bias.clone())
+
+
+def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
+    if widths is None:
+        names.types[array] = "float"
+        return
+    assert array.values is not None
+    low, high = int(array.values.min()), int(array.values.max())
+    bits = next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
+    names.types[array] = f"int{bits}_t"
+
+
+def struct_bytes(members: Sequence[tuple[str, int]]) -> int:
+    """Return the size of a struct of arrays, each of a type and a number of values.
+
+    Example:
+        >>> struct_bytes([("int8_t", 3), ("int32_t", 2)])
+        12
+    """
+    size, widest = 0, 1
+    for kind, count in members:
+        align = SIZES[kind]
+        size = -(-size // align) * align + align * count
+        widest = max(widest, align)
+    return max(1, -(-size // widest) * widest)

@@ -1,0 +1,247 @@
+"""Represent one time step as a list of stages over arrays: loops, products, pools, copies, sums."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from torch import Tensor
+
+from tracetorch.fuse.ir.graph import Graph
+
+
+class Role(enum.Enum):
+    """Where an array lives."""
+
+    INPUT = "input"  # of the caller, read
+    OUTPUT = "output"  # of the caller, written
+    STATE = "state"  # of the stream, from step to step
+    WORK = "work"  # of the stream, within one step
+    TABLE = "table"  # constant
+
+
+@dataclass(eq=False)
+class Array:
+    """Memory for ``size`` values in a row.
+
+    Args:
+        role: where it lives.
+        label: what it is, for people.
+        size: number of values.
+        boolean: whether they are truth values.
+        values: of a table; of a state, what it starts from.
+    """
+
+    role: Role
+    label: str
+    size: int
+    boolean: bool = False
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """An array as a tensor without a batch of more than one: sizes and strides."""
+
+    array: Array
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its array, in the order of memory."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return self.offset == 0 and expected == self.array.size
+
+    def same_places(self, other: View) -> bool:
+        """Whether element by element it lies where another view of the same array does."""
+        pairs = (
+            zip(self.shape, self.strides, strict=True),
+            zip(other.shape, other.strides, strict=True),
+        )
+        mine, theirs = ([pair for pair in each if pair[0] > 1] for each in pairs)
+        return mine == theirs and self.offset == other.offset
+
+    def broadcast(self, shape: tuple[int, ...]) -> View:
+        """Return the view that repeats what has size 1, or is missing, over ``shape``."""
+        lacking = len(shape) - len(self.shape)
+        sizes, strides = (1,) * lacking + self.shape, (0,) * lacking + self.strides
+        strides = tuple(
+            0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True)
+        )
+        return View(self.array, shape, strides, self.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """Compute a graph at every place of ``shape``.
+
+    Args:
+        path: of the module.
+        shape: of the loops.
+        reads: where each input of the graph is.
+        graph: what is computed at one place.
+        writes: where each output of the graph goes.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    reads: Mapping[str, View]
+    graph: Graph
+    writes: Mapping[str, View]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Multiply by a matrix of weights, or convolve.
+
+    A linear product is the convolution of one row, with kernels of one value.
+
+    Args:
+        path: of the module.
+        source: ``[C, H, W]``.
+        target: ``[O, P, Q]``.
+        weight: a table ``[O, C / groups, kh, kw]``.
+        bias: a table ``[O]``, or ``None``.
+        stride, padding, dilation: of height and width.
+        groups: of channels.
+        node: name of its operation in the exported program.
+    """
+
+    path: str
+    source: View
+    target: View
+    weight: Tensor
+    bias: Tensor | None
+    node: str
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def taps(self, dim: int, place: int) -> int:
+        """Count the kernel's columns (``dim`` 1) or rows that reach an input's place."""
+        kernel, outputs = self.weight.shape[2 + dim], self.target.shape[1 + dim]
+        reached = 0
+        for k in range(kernel):
+            moved = place + self.padding[dim] - k * self.dilation[dim]
+            reached += moved % self.stride[dim] == 0 and 0 <= moved // self.stride[dim] < outputs
+        return reached
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Take the maximum, the average or the sum of windows.
+
+    Args:
+        path: of the module.
+        source: ``[C, H, W]``.
+        target: ``[C, P, Q]``.
+        maximum: instead of the average.
+        kernel, stride, padding, dilation: of height and width.
+        divisor: of the sum; 0 for the number of places inside the padded input, -1 for that of
+            those inside the input.
+    """
+
+    path: str
+    source: View
+    target: View
+    maximum: bool
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    divisor: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Copy a view to another of the same number of elements; from chosen places, if ``places``."""
+
+    path: str
+    source: View
+    target: View
+    places: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Sum the last ``dims`` dimensions of a view in the order of their places, and divide.
+
+    Args:
+        path: of the module.
+        source: the kept dimensions, then the summed ones.
+        target: of the kept dimensions' sizes.
+        dims: how many are summed.
+        divisor: 1 for a sum.
+    """
+
+    path: str
+    source: View
+    target: View
+    dims: int
+    divisor: int = 1
+
+
+Stage: TypeAlias = "Pointwise | Product | Pool | Copy | Sum"
+
+
+def reads_of(stage: Stage) -> Iterator[View]:
+    """Yield what a stage reads."""
+    if isinstance(stage, Pointwise):
+        yield from stage.reads.values()
+    else:
+        yield stage.source
+
+
+def writes_of(stage: Stage) -> Iterator[View]:
+    """Yield what a stage writes."""
+    if isinstance(stage, Pointwise):
+        yield from stage.writes.values()
+    else:
+        yield stage.target
+
+
+def moved(stage: Stage, old: Array, new: Array) -> Stage:
+    """Return a stage with another array in the place of one."""
+
+    def view(each: View) -> View:
+        return replace(each, array=new) if each.array is old else each
+
+    if isinstance(stage, Pointwise):
+        reads = {name: view(each) for name, each in stage.reads.items()}
+        writes = {name: view(each) for name, each in stage.writes.items()}
+        return replace(stage, reads=reads, writes=writes)
+    return replace(stage, source=view(stage.source), target=view(stage.target))
+
+
+@dataclass
+class StepProgram:
+    """One time step of a model at a batch of one.
+
+    Args:
+        inputs: what the caller gives, by name.
+        outputs: what the caller gets, by name.
+        states: what stays from step to step, by name.
+        stages: in order; the last ones copy states that could not be written in place.
+        double: whether the arithmetic that was traced is float64.
+    """
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    states: dict[str, Array]
+    stages: list[Stage] = field(default_factory=list)
+    double: bool = False

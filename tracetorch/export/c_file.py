@@ -1,0 +1,279 @@
+"""Write one time step of a model as C99 without any dependency: ``c``."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_module
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree
+from tracetorch.core.version import __version__
+from tracetorch.core.walk import named_modules
+from tracetorch.export.c_code.costs import mean_events, memory_accesses
+from tracetorch.export.c_code.event_sources import event_arrays
+from tracetorch.export.c_code.files import (
+    MAKEFILE,
+    Port,
+    header,
+    identifiers,
+    main_source,
+    sample_header,
+)
+from tracetorch.export.c_code.plan import living, planned, work_memory
+from tracetorch.export.c_code.printer import Names
+from tracetorch.export.c_code.read_program import read_program
+from tracetorch.export.c_code.report import CReport
+from tracetorch.export.c_code.source import model_source, struct_bytes
+from tracetorch.export.c_code.stages import Array, Copy, Product, StepProgram, reads_of, writes_of
+from tracetorch.export.c_code.widths import Widths, found_widths
+from tracetorch.export.step import export_step
+from tracetorch.integers.border import Quantize
+from tracetorch.integers.exact import interval_of
+from tracetorch.integers.intervals import Interval
+from tracetorch.metrics.operations import (
+    SynapticOperations,
+    membrane_updates,
+    synaptic_operations,
+)
+from tracetorch.snn.neuron import has_step
+from tracetorch.unrolling.inputs import Inputs, parse_inputs
+
+
+def c(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    sample: Any,
+    *,
+    dtype: Literal["float32", "int"] = "float32",
+) -> CReport:
+    """Write one time step of ``model`` as C99: a header, a source, and what tries them.
+
+    ::
+
+        tt_stream stream;                    one struct for each stream
+        tt_init(&stream);
+        tt_step(&stream, x, y);              one time step, as often as you like
+        tt_reset(&stream);                   the next step is the first one again
+
+    ``model.h`` and ``model.c`` need nothing but the C library's headers, and functions of
+    ``math.h`` where a neuron calls one; they allocate nothing, and do not recurse. Sizes are
+    constants, weights are ``const`` tables. Products whose input is spikes skip zeros.
+    ``sample.h``, ``main.c`` and a ``Makefile`` stream the sample (``make run``) and print the
+    outputs; ``report.txt`` holds what is returned.
+
+    The program is that of the model in eval mode. Neurons compute bit for bit what they compute in
+    PyTorch, with functions such as ``exp`` to two units in the last place. Products begin with
+    their bias and add in ascending order of the input: the sums of PyTorch to rounding, and bit for
+    bit where sums are exact.
+
+    With ``dtype="int"`` all arithmetic is integer: of a model whose numbers are integers
+    (``tt.integers``, ``tt.chips``, converted ones), equal to PyTorch exactly. Tables and states
+    have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
+    overflows is proved, over any number of steps, for inputs in the range of the sample
+    (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
+    gives what it would return.
+
+    Args:
+        model: any module whose call is one time step; it is unchanged afterwards.
+        folder: made if it is not there; files of these names are replaced, all or none.
+        sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
+            stream is written; costs are its means.
+        dtype: ``"float32"`` (default) or ``"int"``.
+
+    Shape:
+        ``sample`` ``[T, B, ...]``; in C one stream, ``x`` and ``y`` flat in PyTorch's order.
+
+    Returns:
+        What the network needs: :class:`tt.export.CReport`.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``sample`` holds anything but tensors.
+        ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
+            path of its module; with ``"int"``, what is no integer or may overflow.
+        OSError: the files cannot be written; those that there are stay as they are.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = c(net, folder, torch.rand(10, 1, 4))
+        ...     sorted(os.listdir(folder))
+        ['Makefile', 'main.c', 'model.c', 'model.h', 'report.txt', 'sample.h']
+        >>> report.ram_bytes  # three membranes and the sums that enter them, in float32
+        24
+    """
+    check_module(model)
+    if dtype not in get_args(Literal["float32", "int"]):
+        raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
+    inputs = parse_inputs(sample, None, 0, True)
+    files, report = _files(model, inputs, dtype == "int")
+    path = Path(folder)
+    made = not path.exists()
+    path.mkdir(exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            # each is moved to its place when all are whole
+            for name, text in files.items():
+                unfinished = stack.enter_context(atomic_replace(path / name))
+                unfinished.write_text(text, encoding="ascii")
+    except OSError:
+        if made and not any(path.iterdir()):
+            path.rmdir()
+        raise
+    return report
+
+
+@one_trace_at_a_time
+def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
+    """Return the text of every file, and the report."""
+    notes = [f"{type(model).__name__}, traceTorch {__version__}"]
+    if integer:
+        model, inputs, more = _without_border(model, inputs)
+        notes += more
+    stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
+    steps = list(stream.each_step())
+    exported, signature = export_step(model, steps[0], batch=1)
+    states = signature.initial_states(1, torch.device("cpu"))
+    program = living(read_program(exported, steps[0], states))
+    leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
+    named = dict(zip(program.inputs, leaves, strict=True))
+    ranges = {name: _range_of(name, values) for name, values in named.items()} if integer else {}
+    if program.double and not integer:
+        raise ValueError(
+            f"{type(model).__name__} computes in float64; C is written for float32, or for float64 "
+            "that holds integers. Give model.float() and sample.float(), or dtype='int'."
+        )
+    widths = found_widths(program, ranges) if integer else None
+    spikes = [array for name, array in program.inputs.items() if _holds_spikes(named[name])]
+    program = planned(program)
+    events = event_arrays(program, spikes)
+    names = _names(program, widths)
+    ports = tuple(
+        [
+            Port(names.fields[array], label, names.types[array], array.size)
+            for label, array in arrays.items()
+        ]
+        for arrays in (program.inputs, program.outputs)
+    )
+    inputs_, outputs = ports
+    notes += [f"input {name}: {low:g} to {high:g}" for name, (low, high) in _ends(ranges).items()]
+    source = model_source(program, names, (inputs_, outputs), events, widths)
+    held = {names.fields[a]: (label, a, names.types[a]) for label, a in program.states.items()}
+    members = [(kind, array.size) for _, array, kind in held.values()]
+    members += list(names.memory.sizes.items())
+    products = {each.node: each for each in program.stages if isinstance(each, Product)}
+    counted = mean_events(exported, steps, states, set(products))
+    kinds = {
+        label: names.types[array]
+        for arrays in (program.inputs, program.states, program.outputs)
+        for label, array in arrays.items()
+    }
+    files = ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt")
+    report = CReport(
+        files,
+        source.table_bytes,
+        struct_bytes(members),
+        source.stack_bytes,
+        _operations(model, inputs),
+        _updates(model, inputs),
+        memory_accesses(program.stages, counted, events),
+        _ends(ranges),
+        kinds,
+        tuple(each.path for each in products.values() if each.source.array in events),
+    )
+    sequences = [x[:, 0].detach().cpu() for x in leaves]
+    texts = (
+        header((inputs_, outputs), held, names.memory, notes),
+        source.text,
+        sample_header(inputs_, sequences),
+        main_source(inputs_, outputs),
+        MAKEFILE,
+        _ascii(str(report)),
+    )
+    return dict(zip(files, texts, strict=True)), report
+
+
+def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[str]]:
+    """Return a model without a first ``Quantize``, the inputs that the rest gets, and a note."""
+    parts = dict(model.named_children())
+    first = next(iter(parts.values()), None)
+    if type(model) is not nn.Sequential or not isinstance(first, Quantize):
+        return model, inputs, []
+    with torch.no_grad():
+        inputs = replace(inputs, tensors=inputs.map(first))
+    rest = OrderedDict(list(parts.items())[1:])
+    note = f"x is in units of {float(first.scale):.9g}: divide by it, round, {first.bits} bits"
+    return nn.Sequential(rest), inputs, [note]
+
+
+def _range_of(name: str, values: Tensor) -> Interval:
+    found = interval_of(values)
+    if not float(np.min(found.step)) >= 0:
+        raise ValueError(
+            f"the sample's {name} holds what is no integer, and dtype='int' takes integers. Scale "
+            "and round it, tt.integers.round(scale * x), or begin with tt.integers.Quantize."
+        )
+    # zero is what a silent input is
+    return Interval(min(0.0, float(np.min(found.low))), max(0.0, float(np.max(found.high))), 0.0)
+
+
+def _ends(ranges: Mapping[str, Interval]) -> dict[str, tuple[float, float]]:
+    return {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
+
+
+def _holds_spikes(values: Tensor) -> bool:
+    """Whether most values of an input are zero."""
+    return bool((values == 0).double().mean() > 0.5)
+
+
+def _names(program: StepProgram, widths: Widths | None) -> Names:
+    """Name the arrays of a program in C, and give each its type and its place."""
+    fields: dict[Array, str] = {}
+    for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
+        for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
+            fields[array] = name
+    types: dict[Array, str] = {}
+    for stage in program.stages:
+        for view in (*reads_of(stage), *writes_of(stage)):
+            types[view.array] = _type_of(view.array, widths)
+        if isinstance(stage, Copy) and stage.places is not None:
+            bits = next(b for b in (8, 16, 32) if stage.source.array.size <= 2**b)
+            types[stage.places] = f"uint{bits}_t"
+    for array in fields:
+        types[array] = _type_of(array, widths)
+    memory = work_memory(program.stages, types)
+    return Names(fields, memory, types)
+
+
+def _type_of(array: Array, widths: Widths | None) -> str:
+    if widths is not None:
+        return widths.type_of(array)
+    return "bool" if array.boolean else "float"
+
+
+def _operations(model: nn.Module, inputs: Inputs) -> SynapticOperations:
+    """Return the operations of a step, a mean over the sample."""
+    found = synaptic_operations(model, inputs.tensors, by="step")
+    parts = (found.effective_macs, found.effective_acs, found.dense)
+    return SynapticOperations(*(part / inputs.steps for part in parts))
+
+
+def _updates(model: nn.Module, inputs: Inputs) -> float:
+    """Return how many membranes a step updates; none where the model has no neuron."""
+    if not any(has_step(module) for _, module in named_modules(model)):
+        return 0.0
+    return membrane_updates(model, inputs.tensors, by="step") / inputs.steps
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
