@@ -195,7 +195,7 @@ def _forward_kernel(plan: Plan) -> Schedule:
 
 def _bypasses(sequences: Sequence[Tensor], grid: _Grid) -> bool:
     """Whether a kernel should write sequences past the caches: they are large, and may be."""
-    if not sequences or sequences[0].nbytes < cache_size() // 8:
+    if sequences[0].nbytes < cache_size() // 8:
         return False
     size = sequences[0].itemsize
     places = [size * grid.columns, size * grid.geometry[1], *map(Tensor.data_ptr, sequences)]
@@ -320,9 +320,8 @@ class NumbaBackend(Backend):
         # in float64: a parameter's gradient sums over time, batch and space
         sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
         if layout.lanes:
-            bypass = _bypasses(new[:count], grid)
-            kernel: Kernel = plan.kernels.get((True, bypass)) or kernel_of(
-                plan, True, schedules.backward_kernel, bypass=bypass
+            kernel: Kernel = plan.kernels.get((True, False)) or kernel_of(
+                plan, True, schedules.backward_kernel
             )
             starts = dict(zip(program.states, states, strict=True))
             incoming = _sequences([grads.output, *grads.trajectories], layout, grid)
