@@ -45,7 +45,7 @@ def gradients(layer: Any, x: torch.Tensor, **arguments: Any) -> dict[str, torch.
     ("shape", "bypass"),
     [((5, 40, 512), True), ((9, 70, 16), True), ((5, 3, 1040), True), ((40, 21, 333), False)],
 )
-@pytest.mark.parametrize("name", ["LIF", "SRLIF"])
+@pytest.mark.parametrize("name", ["LIF", "SLIF"])
 def test_large_sequences_are_the_eager_ones(
     name: str, shape: tuple[int, ...], bypass: bool, bypassed: list[bool]
 ) -> None:
@@ -62,6 +62,13 @@ def test_large_sequences_are_the_eager_ones(
     assert torch.equal(fused["output"], stepped["output"])
     for gradient in fused:
         torch.testing.assert_close(fused[gradient], stepped[gradient], rtol=1e-4, atol=1e-4)
+
+
+def test_long_steps_write_short_runs_which_do_not_bypass(bypassed: list[bool]) -> None:
+    layer = cases.layer("BSRLIF", 512).to(torch.float32)
+    assert len(cases.trace_layer(layer, 2, torch.float32).forward.lines) > cpu._SHORT
+    gradients(layer, cases.sequence(3, 2, 512, dtype=torch.float32))
+    assert not bypassed
 
 
 def test_sequences_bypass_the_caches_if_they_are_large_and_aligned() -> None:

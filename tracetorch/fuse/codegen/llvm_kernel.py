@@ -65,9 +65,8 @@ _CROWD = 2.25
 # Bytes of a cache line, and of the widest vector register.
 ALIGNMENT = 64
 
-# Sequences that may be written past the caches. Gradients of inputs are not among them: the kernel
-# that writes them reads scratch, and was faster by a fifth in most processes, but twice as slow in
-# one of ten.
+# Sequences that may be written past the caches: those of a forward pass, which is in chunks and so
+# writes long runs.
 UNREAD = frozenset({Role.OUTPUT, Role.RECORD})
 
 # Integers that describe the lanes of a call, before the sizes of the kernel.
