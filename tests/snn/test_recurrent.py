@@ -807,3 +807,29 @@ def test_second_backward_through_delays_is_an_error() -> None:
     y = tt.unroll(model, x)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(y.sum(), model.connection.linear.weight, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
+def test_exported_delays_are_those_of_the_loop(kind: str, fused: list[bool]) -> None:
+    model = made("LIF", dtype=torch.float32, max_delay=D).eval()
+    x = dyadic(7, 3, 5, dtype=torch.float32)
+    with torch.no_grad():
+        expected = tt.unroll(model, x)
+    assert fused == [True]
+    ends = tt.get_states(model)
+    tt.zero_states(model)
+    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
+    states = tt.export.initial_states(program, 3)
+    run = program.module()
+    if kind == "sequence":
+        y, states = run(x, states)
+    else:
+        outputs = []
+        for step in x:
+            output, states = run(step, states)
+            outputs.append(output)
+        y = torch.stack(outputs)
+    assert torch.equal(y, expected)
+    assert states.keys() == ends.keys()
+    for name, state in states.items():
+        assert torch.equal(state, ends[name]), name
