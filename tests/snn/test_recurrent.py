@@ -363,14 +363,15 @@ def test_results_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> No
         assert all(map(torch.equal, each, found[0]))
 
 
-def test_output_may_be_changed_in_place() -> None:
+@pytest.mark.parametrize("max_delay", [0, 3, 12])
+def test_output_may_be_changed_in_place(max_delay: int) -> None:
     def run(model: Any, x: Tensor) -> Tensor:
         return tt.unroll(nn.Sequential(model, nn.Hardtanh(-0.5, 0.5, inplace=True)), x)
 
     def steps(model: Any, x: Tensor) -> Tensor:
         return stepped(model, x).clamp(-0.5, 0.5)
 
-    model, x = made("LIF"), dyadic(6, 3, 5)
+    model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
     (values, grads), (fast, fast_grads) = results(model, x, steps), results(model, x, run)
     for key, value in values.items():
         assert torch.equal(fast[key], value), key
