@@ -363,14 +363,15 @@ def test_results_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> No
         assert all(map(torch.equal, each, found[0]))
 
 
-def test_output_may_be_changed_in_place() -> None:
+@pytest.mark.parametrize("max_delay", [0, 3, 12])
+def test_output_may_be_changed_in_place(max_delay: int) -> None:
     def run(model: Any, x: Tensor) -> Tensor:
         return tt.unroll(nn.Sequential(model, nn.Hardtanh(-0.5, 0.5, inplace=True)), x)
 
     def steps(model: Any, x: Tensor) -> Tensor:
         return stepped(model, x).clamp(-0.5, 0.5)
 
-    model, x = made("LIF"), dyadic(6, 3, 5)
+    model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
     (values, grads), (fast, fast_grads) = results(model, x, steps), results(model, x, run)
     for key, value in values.items():
         assert torch.equal(fast[key], value), key
@@ -807,3 +808,29 @@ def test_second_backward_through_delays_is_an_error() -> None:
     y = tt.unroll(model, x)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(y.sum(), model.connection.linear.weight, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
+def test_exported_delays_are_those_of_the_loop(kind: str, fused: list[bool]) -> None:
+    model = made("LIF", dtype=torch.float32, max_delay=D).eval()
+    x = dyadic(7, 3, 5, dtype=torch.float32)
+    with torch.no_grad():
+        expected = tt.unroll(model, x)
+    assert fused == [True]
+    ends = tt.get_states(model)
+    tt.zero_states(model)
+    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
+    states = tt.export.initial_states(program, 3)
+    run = program.module()
+    if kind == "sequence":
+        y, states = run(x, states)
+    else:
+        outputs = []
+        for step in x:
+            output, states = run(step, states)
+            outputs.append(output)
+        y = torch.stack(outputs)
+    assert torch.equal(y, expected)
+    assert states.keys() == ends.keys()
+    for name, state in states.items():
+        assert torch.equal(state, ends[name]), name

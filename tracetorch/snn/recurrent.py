@@ -107,12 +107,11 @@ class Recurrent(SequenceLayer):
     def _run_fused(self, x: Tensor) -> Tensor | None:
         """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
         neuron, connection = self.neuron, self.connection
-        linear = _linear_of(connection)
         # Only what is certain to compute what the modules would: each of them its own class's code.
         if (
             torch.compiler.is_compiling()
             or type(self) is not Recurrent
-            or linear is None
+            or (linear := _linear_of(connection)) is None
             or not {"forward_step", "check_input", "states_for"}.isdisjoint(vars(self))
             or not call_is_forward(connection)
             or not call_is_forward(neuron)
@@ -149,11 +148,12 @@ class Recurrent(SequenceLayer):
         results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
         if results is None:
             return None
-        output, self.prev_output, ends = results
+        output, last, ends = results
         if isinstance(connection, DelayedLinear):
             before = output[:-1]
             is_long = len(before) >= connection.max_delay
             connection.keep_inputs(before if is_long else torch.cat([first, before]))
+        self.prev_output = last
         for name, end in zip(neuron.cell.active, ends, strict=True):
             setattr(neuron, name, end)
         return output

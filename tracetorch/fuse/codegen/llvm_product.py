@@ -41,20 +41,7 @@ def product_source(real: str, panel: int, narrow: int) -> tuple[list[str], set[s
         listed = w.value(f"alloca i32, {rows * width}", "ptr")
         counted = w.value(f"alloca i64, {rows}", "ptr")
         lists = _Lists(Array(listed, "i32"), Array(counted, WORD), width)
-        with w.repeat(below(rows), zero) as turn:
-            row = turn.index
-            line = source.at(row * size)
-            is_quad = (row % _QUAD).equals(0) & (rows - row >= _QUAD)
-            dense = w.choose(
-                is_quad,
-                lambda: [_is_dense(line, size * _QUAD, narrow)],
-                lambda: [Value(w, "false", "i1")],
-            )[0]
-            with w.when(dense):
-                lists.counts[row] = -1
-            with w.when(dense ^ 1):
-                lists.write(row, line, size)
-            turn.next = (row + w.select(dense, _QUAD, 1),)
+        lists.fill(source, rows, size, narrow)
         tables = (size + (panel - 1)) // panel * panel * size
         with w.loop(0, count) as tap:
             number = first + tap.index
@@ -89,7 +76,25 @@ class _Lists:
     def of(self, row: Value) -> Array:
         return self.places.at(row * self.width)
 
-    def write(self, row: Value, line: Array, size: Value) -> None:
+    def fill(self, source: Array, rows: Value, size: Value, narrow: int) -> None:
+        """List the events of all rows but those that are multiplied densely."""
+        w = rows.writer
+        with w.repeat(below(rows), w.literal(0, WORD)) as turn:
+            row = turn.index
+            line = source.at(row * size)
+            is_quad = (row % _QUAD).equals(0) & (rows - row >= _QUAD)
+            dense = w.choose(
+                is_quad,
+                lambda: [_is_dense(line, size * _QUAD, narrow)],
+                lambda: [Value(w, "false", "i1")],
+            )[0]
+            with w.when(dense):
+                self.counts[row] = -1
+            with w.when(dense ^ 1):
+                self._write(row, line, size)
+            turn.next = (row + w.select(dense, _QUAD, 1),)
+
+    def _write(self, row: Value, line: Array, size: Value) -> None:
         """List the events of a row; NaN is one."""
         w, places = row.writer, self.of(row)
         with w.loop(0, size, w.literal(0, WORD)) as one:
