@@ -1,4 +1,4 @@
-"""What is quantised for a chip equals the chip's simulator; what has no place is refused."""
+"""Networks quantised for a chip equal its simulator; layers without a place are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What integer networks have beside products and neurons: ``Quantize``, ``SumPool1d``, ``2d``."""
+"""``Quantize``, the border of an integer network, and ``SumPool1d`` and ``SumPool2d``."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _LARGEST_DASH = 2**xylo.XYLO_2.decay_bits - 1
 
 @dataclass(frozen=True)
 class Silicon(Target):
-    """What both chips have in common."""
+    """Base of both chips: spikes in and out, and limits."""
 
     def refuse(self, stage: Stage, *, last: bool) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
