@@ -17,7 +17,7 @@ Recipe = Callable[[Any], nn.Module]
 
 @dataclass
 class Plan(Opaque):
-    """What ``convert`` needs to know of a prepared model.
+    """Plan of a conversion: samples, float twin, and recipes of a prepared model.
 
     Args:
         target: what it was prepared for.
@@ -54,6 +54,13 @@ class Prepared(nn.Sequential, TTModule):
     Attributes:
         output_scale: what one integer of the output stands for; 1 for spikes.
         plan: what ``convert`` needs to know.
+
+    Example:
+        >>> from tracetorch import quantize, snn
+        >>> model = nn.Sequential(nn.Linear(4, 8), snn.LIF(8))
+        >>> prepared = quantize.prepare(model, torch.ones(9, 1, 4))
+        >>> prepared(torch.ones(1, 4)).shape, prepared.output_scale
+        (torch.Size([1, 8]), 1.0)
     """
 
     output_scale: float

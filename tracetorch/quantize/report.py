@@ -1,4 +1,4 @@
-"""``Report``: what quantisation did to every layer, and what does not fit a chip."""
+"""``Report``: scales, saturation and errors of every layer, and limits that a chip exceeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What quantisation did to a product and the neurons behind it.
+    """Report of a product and the neurons behind it: scale, bits, saturation, errors.
 
     Args:
         path: of the product in the model that was prepared.
@@ -24,6 +24,14 @@ class LayerReport:
         output_error: share of the neurons' outputs, over the sample, that are other spikes than the
             float model's, on Xylo at the step that they are later by; of a readout, and of a
             product without neurons, the root mean square of the difference as a share of theirs.
+
+    Example:
+        >>> from tracetorch import quantize, snn
+        >>> model = nn.Sequential(nn.Linear(4, 8), snn.LIF(8))
+        >>> _, report = quantize.convert(quantize.prepare(model, torch.ones(9, 1, 4)))
+        >>> layer = report.layers[0]
+        >>> layer.path, layer.neurons, layer.weight_bits, layer.state_bits, layer.scale.shape
+        ('0', '1', 8, 16, torch.Size([8]))
     """
 
     path: str
@@ -40,7 +48,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``tt.quantize.convert`` found, layer by layer; it prints as a table.
+    """Report of ``tt.quantize.convert``, layer by layer; it prints as a table.
 
     Args:
         layers: in order.
@@ -49,6 +57,13 @@ class Report:
             the next width of 8, 16 or 32 bits.
         misfits: limits of the chip that the network exceeds; empty where it fits.
         differences: in what the chip's neurons differ from the model's.
+
+    Example:
+        >>> from tracetorch import quantize, snn
+        >>> model = nn.Sequential(nn.Linear(4, 8), snn.LIF(8))
+        >>> _, report = quantize.convert(quantize.prepare(model, torch.ones(9, 1, 4)))
+        >>> report.num_bytes, report.output_scale, report.misfits
+        (96, 1.0, ())
     """
 
     layers: tuple[LayerReport, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
 FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, LockedDropout)
 _ALLOWED = (
     "Linear, Conv1d, Conv2d, a BatchNorm1d or BatchNorm2d behind one of them, AvgPool1d, "
@@ -49,6 +49,11 @@ class Stage:
     neuron_path: str = ""
     neuron: LeakyIntegrator | None = None
     connection: FloatProduct | None = None
+
+    @property
+    def layer(self) -> LeakyIntegrator:
+        """The neurons, of a stage that has some."""
+        return cast(LeakyIntegrator, self.neuron)
 
     @property
     def is_readout(self) -> bool:
@@ -83,7 +88,7 @@ def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
                 )
             stages.append(Stage(path, _product(path, module), before=waiting))
             waiting, is_open = [], True
-        elif kind in _NORMS:
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             before = chain[index - 1][1] if index else None
             if not is_open or type(before) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
                 raise ValueError(
@@ -120,23 +125,23 @@ def _product(path: str, module: nn.Module) -> FloatProduct:
 
 
 @torch.no_grad()
-def _fold(path: str, norm: nn.Module, product: FloatProduct) -> None:
+def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduct) -> None:
     """Fold a batch norm, as it is in evaluation, into the product before it."""
-    assert_norm: nn.BatchNorm1d = norm  # type: ignore[assignment]
-    if assert_norm.running_mean is None or assert_norm.running_var is None:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
         raise ValueError(
             f"{label(path, norm)} has no running statistics to fold. It needs "
             "track_running_stats=True."
         )
-    scale = (assert_norm.running_var.double() + assert_norm.eps).rsqrt()
-    shift = -assert_norm.running_mean.double() * scale
-    if assert_norm.affine:
-        weight, bias = assert_norm.weight.double(), assert_norm.bias.double()
+    scale = (var.double() + norm.eps).rsqrt()
+    shift = -mean.double() * scale
+    if norm.affine:
+        weight, bias = norm.weight.double(), norm.bias.double()
         scale, shift = scale * weight, shift * weight + bias
     if product.bias is not None:
         shift = shift + product.bias.double() * scale
     values = product.weight
-    values.copy_(values.double() * scale.reshape(-1, *[1] * (values.ndim - 1)))
+    values.copy_(values.double() * channels_first(scale, values))
     product.bias = nn.Parameter(shift.to(values.dtype))
 
 

@@ -1,4 +1,4 @@
-"""``Target``: what a network is quantised for, and how a float neuron becomes one of its own."""
+"""``Target``: widths and neurons for which a network is quantised."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class IntegerNeuron:
-    """How to build the neurons of a stage.
+    """Recipe of the neurons of a stage.
 
     Args:
         kind: called with the parameters by name.
@@ -55,7 +55,7 @@ class IntegerNeuron:
 
 @dataclass(frozen=True)
 class Target:
-    """What a network is quantised for.
+    """Base of targets, a processor or a chip: widths, neurons and limits.
 
     Args:
         chip: its limits; ``None`` for a processor.
