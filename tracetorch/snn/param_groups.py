@@ -58,6 +58,31 @@ def param_groups(
     """
     check_module(model)
     check_nonnegative("weight_decay", weight_decay)
+    _check_rates(lr, neuron_lr_scale)
+    check_flag("decay_biases", decay_biases)
+    found = [
+        {
+            "name": name,
+            "params": group,
+            "weight_decay": float(weight_decay) if name == "weights" else 0.0,
+            **({} if lr is None else {"lr": lr * (neuron_lr_scale if name == "neurons" else 1)}),
+        }
+        for name, group in _grouped(model, decay_biases).items()
+        if group
+    ]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no parameters to put in groups.")
+    return found
+
+
+def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
+    """List the parameters a neuron has declared, and those of its options, a surrogate say."""
+    raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
+    options = [getattr(neuron, name) for name in neuron.options]
+    return raw + [p for o in options if isinstance(o, nn.Module) for p in o.parameters()]
+
+
+def _check_rates(lr: float | None, neuron_lr_scale: float) -> None:
     check_nonnegative("neuron_lr_scale", neuron_lr_scale)
     if lr is not None:
         check_nonnegative("lr", lr)
@@ -65,7 +90,10 @@ def param_groups(
         raise ValueError(
             f"neuron_lr_scale={neuron_lr_scale} is a multiple of lr: give lr= here too."
         )
-    check_flag("decay_biases", decay_biases)
+
+
+def _grouped(model: nn.Module, decay_biases: bool) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of a model by the name of their group, each once."""
     modules = [module for _, module in modules_of(model)]
     of_neurons = {
         id(p)
@@ -85,23 +113,4 @@ def param_groups(
             groups["biases and norms"].append(p)
         else:
             groups["weights"].append(p)
-    found = [
-        {
-            "name": name,
-            "params": group,
-            "weight_decay": float(weight_decay) if name == "weights" else 0.0,
-            **({} if lr is None else {"lr": lr * (neuron_lr_scale if name == "neurons" else 1)}),
-        }
-        for name, group in groups.items()
-        if group
-    ]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no parameters to put in groups.")
-    return found
-
-
-def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
-    """List the parameters a neuron has declared, and those of its options, a surrogate say."""
-    raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
-    options = [getattr(neuron, name) for name in neuron.options]
-    return raw + [p for o in options if isinstance(o, nn.Module) for p in o.parameters()]
+    return groups
