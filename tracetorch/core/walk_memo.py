@@ -5,12 +5,12 @@ that they hold. Both are compared at every call, in a fraction of the time of a 
 others have concluded something from the walk, the methods of the modules' classes too. No model is
 kept alive: modules are held weakly, and containers are found again through those that hold them.
 
-Unchanged. Three mechanisms say so, each for a question of its own. Whether a model has the modules
-that it had is asked here. Whether a layer is the neuron that it was, its ``cell`` says
-(``tracetorch/cell.py``): what was prepared for it, kernels among it, holds as long as the cell is
-the same object. Whether a call has changed what a model holds, tensors by version and by value too,
-``Contents`` says (``tracetorch/core/snapshot.py``). Beside them stand the values of raw parameters,
-which the compiled single step compares byte by byte, because it reads them where they lie.
+Unchanged. Three mechanisms tell, each one thing. A remembered walk tells whether a model has the
+modules that it had. A layer's ``cell`` (``tracetorch/cell.py``) tells whether it is the neuron that
+it was: what was prepared for it, kernels among it, holds as long as the cell is the same object.
+``Contents`` (``tracetorch/core/snapshot.py``) tells whether a call has changed what a model holds,
+tensors by version and by value too. Beside them the compiled single step compares raw parameters
+byte by byte with those that it has constrained: a fused optimizer leaves no other trace.
 """
 
 from __future__ import annotations

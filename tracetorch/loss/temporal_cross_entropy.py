@@ -64,19 +64,8 @@ def temporal_cross_entropy(
     check_share("mse_weight", mse_weight)
     check_sequence("output", output, batched=True)
     check_mask(mask, "output", output)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
     logits = filled(as_floating(output), mask)
-    per_step = target.ndim == logits.ndim - (not target.is_floating_point())
-    if per_step and target.shape[:2] != logits.shape[:2]:
-        raise ValueError(
-            f"a target for each step must begin with [T, B] = {list(logits.shape[:2])}, got shape "
-            f"{list(target.shape)}."
-        )
-    if per_step and mask is not None:
-        # padding may hold any class, even an invalid one such as -100
-        target = target.masked_fill(~aligned(mask, target), 0)
-    targets = target if per_step else target.expand(len(logits), *target.shape)
+    targets = _targets(target, logits, mask)
     # time is folded into the batch, so that one call covers all steps
     folded = logits.flatten(0, 1)
     losses, weights = sample_cross_entropy(folded, targets.flatten(0, 1), weight, label_smoothing)
@@ -93,3 +82,18 @@ def temporal_cross_entropy(
         near = over_time(mean_over_neurons((folded - level).square()))
         total = total + mse_weight * reduce_batch(near, reduction)
     return total
+
+
+def _targets(target: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the target of every step, ``[T, B, ...]``."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
+    if target.ndim != logits.ndim - (not target.is_floating_point()):
+        return target.expand(len(logits), *target.shape)
+    if target.shape[:2] != logits.shape[:2]:
+        raise ValueError(
+            f"a target for each step must begin with [T, B] = {list(logits.shape[:2])}, got shape "
+            f"{list(target.shape)}."
+        )
+    # padding may hold any class, even an invalid one such as -100
+    return target if mask is None else target.masked_fill(~aligned(mask, target), 0)

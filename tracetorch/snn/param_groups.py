@@ -82,33 +82,49 @@ def param_groups(
     """
     check_module(model)
     check_nonnegative("weight_decay", weight_decay)
-    check_nonnegative("neuron_lr_scale", neuron_lr_scale)
     check_flag("decay_biases", decay_biases)
-    if lr is not None:
-        check_nonnegative("lr", lr)
-    elif neuron_lr_scale != 1:
-        raise ValueError(
-            f"neuron_lr_scale={neuron_lr_scale} is a multiple of lr: give lr= here too."
-        )
-    elif check_flag("relative", relative):
-        raise ValueError("relative=True scales lr: give lr= here too, 1e-2 for instance.")
     check_flag("relative", relative)
+    _check_rates(lr, neuron_lr_scale, relative)
     kinds = _kinds(model, decay_biases)
-    found = []
-    if relative:
-        for path, p, ratio in relative_scales(model):
-            if (kind := kinds.get(id(p), (p, "neurons"))[1]) != "neurons":
-                if not math.isfinite(ratio):
-                    raise ValueError(f"{path} is not finite, so it has no scale.")
-                del kinds[id(p)]
-                decay = weight_decay / ratio if kind == "weights" else 0.0
-                found.append(_group(f"{path} x {ratio:.3g}", [p], decay, lr, ratio))
+    found = _relative_groups(model, kinds, weight_decay, lr) if relative else []
     for name, scale in (("weights", 1.0), ("biases and norms", 1.0), ("neurons", neuron_lr_scale)):
         if group := [p for p, kind in kinds.values() if kind == name]:
             decay = weight_decay if name == "weights" else 0.0
             found.append(_group(name, group, decay, lr, scale))
     if not found:
         raise ValueError(f"{type(model).__name__} has no parameters to put in groups.")
+    return found
+
+
+def _check_rates(lr: float | None, neuron_lr_scale: float, relative: bool) -> None:
+    check_nonnegative("neuron_lr_scale", neuron_lr_scale)
+    if lr is not None:
+        check_nonnegative("lr", lr)
+    elif neuron_lr_scale != 1:
+        raise ValueError(
+            f"neuron_lr_scale={neuron_lr_scale} is a multiple of lr: give lr= here too."
+        )
+    elif relative:
+        raise ValueError("relative=True scales lr: give lr= here too, 1e-2 for instance.")
+
+
+def _relative_groups(
+    model: nn.Module,
+    kinds: dict[int, tuple[nn.Parameter, str]],
+    weight_decay: float,
+    lr: float | None,
+) -> list[dict[str, Any]]:
+    """Take every parameter that has a scale out of ``kinds``, and return a group for each."""
+    found = []
+    for path, p, ratio in relative_scales(model):
+        kind = kinds.get(id(p), (p, "neurons"))[1]
+        if kind == "neurons":
+            continue
+        if not math.isfinite(ratio):
+            raise ValueError(f"{path} is not finite, so it has no scale.")
+        del kinds[id(p)]
+        decay = weight_decay / ratio if kind == "weights" else 0.0
+        found.append(_group(f"{path} x {ratio:.3g}", [p], decay, lr, ratio))
     return found
 
 

@@ -216,19 +216,10 @@ def _unroll(
         facts: what a pass by layer concludes from it.
         neurons: its neuron layers.
     """
-    model, inputs, record, segment = (
-        arguments.model,
-        arguments.inputs,
-        arguments.record,
-        arguments.segment,
-    )
+    model, inputs = arguments.model, arguments.inputs
+    record, segment = arguments.record, arguments.segment
     walked, numbers, layers = found, facts.neurons, neurons
-    for neuron in neurons:
-        if neuron.layer_pass is not None:
-            raise ValueError(
-                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
-                'Use unroll(..., by="step") for the outer one.'
-            )
+    _check_not_within(neurons)
     before = StateSnapshot(neurons)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
@@ -258,21 +249,14 @@ def _unroll(
                 facts = facts_of(found)
                 layers = _modules_at(facts.neurons, found)
             if arguments.check is not False:
-                count = (
-                    inputs.steps
-                    if arguments.check is True
-                    else check_count("check", arguments.check)
-                )
-                facts.check_supported(found.modules, inputs.steps)
-                check_both_ways(model, inputs.first(count))
+                _check(arguments, found, facts)
         if segment is None:
             y, trajectories = run(inputs)
         else:
             y, trajectories = in_segments(run, inputs, segment, _reachable(model))
         if arguments.time_dim != 0 or not arguments.batched:
             place = partial(_place_time, time_dim=arguments.time_dim, batched=arguments.batched)
-            y = pytree.tree_map(place, y)
-            trajectories = {path: place(each) for path, each in trajectories.items()}
+            y, trajectories = pytree.tree_map(place, (y, trajectories))
     except BaseException as error:
         before.restore()
         _explain_shape(error, arguments.x, inputs, arguments.batched)
@@ -285,6 +269,24 @@ def _unroll(
     if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
+
+
+def _check_not_within(neurons: Sequence[SequenceLayer]) -> None:
+    """Raise where a model that is unrolled by layer unrolls a part of itself."""
+    for neuron in neurons:
+        if neuron.layer_pass is not None:
+            raise ValueError(
+                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
+                'Use unroll(..., by="step") for the outer one.'
+            )
+
+
+def _check(arguments: _Arguments, found: Walk, facts: PassFacts) -> None:
+    """Compare by layer with by step, over as many steps as ``check=`` says."""
+    inputs, check = arguments.inputs, arguments.check
+    count = inputs.steps if check is True else check_count("check", check)
+    facts.check_supported(found.modules, inputs.steps)
+    check_both_ways(arguments.model, inputs.first(count))
 
 
 def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:

@@ -10,7 +10,22 @@ import torch
 from tracetorch.core.requests import Request, Requests
 from tracetorch.fuse.runtime.backend import Backend
 
-NAMES = ("auto", "cpu", "triton", "eager")
+
+def _cpu() -> Backend:
+    from tracetorch.fuse.runtime.cpu import CpuBackend
+
+    return CpuBackend()
+
+
+def _triton() -> Backend:
+    from tracetorch.fuse.runtime.gpu import TritonBackend
+
+    return TritonBackend()
+
+
+_BACKENDS = {"cpu": _cpu, "triton": _triton}  # each imported at the first call
+_BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}  # what "auto" selects
+NAMES = ("auto", *_BACKENDS, "eager")
 
 _log = logging.getLogger("tracetorch")
 _requests = Requests("backend", NAMES, {"numba": "cpu"})
@@ -66,18 +81,12 @@ def canonical_name(name: str) -> str:
 
 @functools.cache
 def backend_named(name: str) -> Backend:
-    """Return the backend of a name, imported at the first call.
+    """Return the backend of a name, the same object each time.
 
     Args:
         name: ``"cpu"`` or ``"triton"``.
     """
-    if name == "triton":
-        from tracetorch.fuse.runtime.gpu import TritonBackend
-
-        return TritonBackend()
-    from tracetorch.fuse.runtime.cpu import CpuBackend
-
-    return CpuBackend()
+    return _BACKENDS[name]()
 
 
 def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
@@ -104,7 +113,7 @@ def select_backend(device: torch.device) -> Backend | None:
     """Return the backend for an input on ``device``; ``None`` where eager steps are requested."""
     name = requested_backend()
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "triton"
+        name = _BY_DEVICE.get(device.type, "triton")  # which says why not, elsewhere
     return None if name == "eager" else backend_named(name)
 
 
