@@ -75,7 +75,7 @@ READERS = {
 DTYPES = dict.fromkeys(READERS, torch.float64) | {"snnTorch": torch.float32}
 
 
-def lif(neurons: int, **how: Any) -> nn.Module:
+def lif(neurons: int, **how: Any) -> snn.LIF:
     return snn.LIF(neurons, **{"beta": 0.8, "pos_threshold": 0.1, "reset": "zero", **how})
 
 
@@ -163,7 +163,7 @@ def test_the_table_has_all_files_and_readers() -> None:
 
 @pytest.mark.parametrize(("mode", "layers", "reader"), CELLS)
 def test_they_read_ours_as_the_table_says(
-    mode: str, layers: str, reader: str, tmp_path: Path
+    mode: Any, layers: str, reader: str, tmp_path: Path
 ) -> None:
     if reader != "traceTorch":
         need(reader.lower())
