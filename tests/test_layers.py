@@ -31,6 +31,7 @@ ROOMS = (
     "data",
     "nir",
     "checkpoint",
+    "quantize",
     "init",
     "online_learning",
     "metrics",
@@ -44,7 +45,10 @@ FUSE = ("step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
 # The version is on the ground floor, and only the package itself and its programs see all rooms.
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms of one level import none of each other but these.
-LEVEL = ("encode", "decode", "loss", "plot", "probe", "data", "nir", "checkpoint")
+LEVEL = (
+    *("encode", "decode", "loss", "plot", "probe", "data", "nir", "checkpoint"),
+    "quantize",
+)
 SIBLINGS = {("data", "encode"), ("loss", "decode")}
 
 

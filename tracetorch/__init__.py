@@ -28,6 +28,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "online_learning",
     "plot",
     "probe",
+    "quantize",
 )
 # and the room that each is in
 _LATE_FUNCTIONS = {
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         online_learning,
         plot,
         probe,
+        quantize,
     )
     from tracetorch.diagnosis import diagnose
     from tracetorch.online_learning import STDP, online
@@ -83,6 +85,7 @@ __all__ = [
     "param_groups",
     "plot",
     "probe",
+    "quantize",
     "save",
     "set_states",
     "snn",

@@ -10,6 +10,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import stepped
+from tests.quantize.networks import case
 from tracetorch import chips, integers, snn
 
 pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
@@ -39,6 +40,18 @@ def test_onnx_runtime_computes_the_same_integers(name: str, tmp_path: Path) -> N
     found = stream.get_states()
     assert states
     assert all(torch.equal(found[state], value) for state, value in states.items())
+
+
+@pytest.mark.parametrize("name", ["convolutional", "along a line", "Xylo 2 1"])
+def test_onnx_runtime_computes_a_quantised_network(name: str, tmp_path: Path) -> None:
+    network, x, arguments = case(name)
+    model, _ = tt.quantize.convert(tt.quantize.prepare(network.eval(), x, **arguments))
+    with torch.no_grad():
+        expected = tt.unroll(model, x, from_rest=True)
+    tt.export.onnx(model, tmp_path / "model.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "model.onnx")
+    assert torch.equal(torch.stack([stream(step) for step in x]), expected)
+    assert expected.any()
 
 
 def test_files_keep_the_integers(tmp_path: Path) -> None:

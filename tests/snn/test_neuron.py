@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
@@ -724,6 +725,21 @@ def test_copies_continue_from_the_states_of_the_original(copied: Any, steps: int
         net = copy.deepcopy(net)
     assert torch.equal(stepped(twin, x[steps:]), stepped(net, x[steps:]))
     assert repr(twin) == repr(net)
+
+
+def test_a_parametrized_neuron_is_copied_with_states_that_have_a_graph() -> None:
+    net: Any = nn.Sequential(layer("SRLIF", 3))
+    parametrize.register_parametrization(net[0], "raw_beta", nn.Tanh())
+    x = sequence(6, 2, 3, dtype=torch.float32).requires_grad_()
+    first = stepped(net, x[:3])
+    twin = copy.deepcopy(net)
+    first.sum().backward()  # the graph of the original is its own
+    assert not twin[0].mem.requires_grad
+    original = twin[0].parametrizations.raw_beta.original
+    assert original.grad is None
+    assert original is not net[0].parametrizations.raw_beta.original
+    net[0].detach_states()
+    assert torch.equal(stepped(twin, x[3:]), stepped(net, x[3:]))
 
 
 def test_copy_in_another_process() -> None:

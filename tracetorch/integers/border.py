@@ -1,6 +1,8 @@
-"""What integer networks have beside products and neurons: ``Quantize``, ``SumPool1d``, ``2d``."""
+"""``Quantize``, the border of an integer network, and ``SumPool1d`` and ``SumPool2d``."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -64,6 +66,15 @@ class _SumPool(nn.Module):
         self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, ndim)
         self.padding = as_sizes("padding", padding, ndim)
 
+    def ones(self, x: Tensor) -> tuple[Any, ...]:
+        """Return the arguments of a convolution that sums windows of each channel.
+
+        An average pool with another divisor is exported to ONNX without it, and its mean rounds.
+        """
+        channels = x.shape[-len(self.kernel_size) - 1]
+        kernel = x.new_ones(channels, 1, *self.kernel_size)
+        return kernel, None, self.stride, self.padding, 1, channels
+
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -95,8 +106,7 @@ class SumPool1d(_SumPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums."""
-        sizes = ((1, *self.kernel_size), (1, *self.stride), (0, *self.padding))
-        return F.avg_pool2d(x.unsqueeze(-2), *sizes, divisor_override=1).squeeze(-2)
+        return F.conv1d(x, *self.ones(x))
 
 
 class SumPool2d(_SumPool):
@@ -125,5 +135,4 @@ class SumPool2d(_SumPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums."""
-        sizes = self.kernel_size, self.stride, self.padding
-        return F.avg_pool2d(x, *sizes, divisor_override=1)
+        return F.conv2d(x, *self.ones(x))

@@ -17,6 +17,7 @@ sees it.
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -420,6 +421,16 @@ class StatefulLayer(TTModule):
             if attributes[name] is not None:
                 attributes[name] = kept_for_child(self.detached_state(name))
         return attributes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StatefulLayer:
+        # PyTorch's parametrized classes copy what is in __dict__, states with their graph
+        parametrized = "parametrizations" in self._modules
+        kind: Any = type(self).__base__ if parametrized else type(self)
+        copied: Any = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(kind.__getstate__(self), memo))
+        made: StatefulLayer = copied
+        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulLayer:
         """Move the states along with the parameters; ``.half()`` leaves their dtype as it is."""

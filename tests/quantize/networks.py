@@ -1,0 +1,138 @@
+"""Random networks of every kind that has an integer form, each with a sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import cases
+from tracetorch import chips, snn
+
+CHIPS = {"Xylo 1": chips.xylo.XYLO_1, "Xylo 2": chips.xylo.XYLO_2, "Loihi": chips.loihi.LOIHI}
+
+
+def spikes(*shape: int, seed: int = 0, share: float = 0.4) -> Tensor:
+    """Draw spikes."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(shape, generator=generator) < share).float()
+
+
+def widened(model: nn.Module, factor: float = 3.0) -> nn.Module:
+    """Make weights so large that neurons fire, and no two parameters of neurons alike."""
+    cases.vary(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    for module in model.modules():
+        if isinstance(module, snn.Delay):
+            module.round_()
+    return model
+
+
+def random_network(seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Return a network, a sample and arguments of ``prepare``."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    inputs = draw.choice([1, 3, 7])
+    layers: list[nn.Module] = []
+    before = inputs
+    for _ in range(draw.choice([1, 2])):
+        width = draw.choice([1, 5, 8])
+        name = draw.choice(cases.SPIKING)
+        options = {"reset": draw.choice(["subtract", "zero", "none"])}
+        neuron: Any = getattr(snn, name)(width, **options)
+        if draw.random() < 0.4:
+            neuron = snn.Recurrent(neuron, nn.Linear(width, width, draw.random() < 0.5))
+        norm = nn.BatchNorm1d(width)
+        norm.running_mean, norm.running_var = torch.randn(width) / 9, torch.rand(width) + 0.5
+        layers += [nn.Linear(before, width, draw.random() < 0.7)]
+        layers += [*[norm] * (draw.random() < 0.4), neuron]
+        if draw.random() < 0.3:
+            whole = torch.randint(0, 3, (width,)).float()
+            layers.append(snn.Delay(width, max_delay=2, delay=whole))
+        layers += [nn.Dropout(0.5)] * (draw.random() < 0.3)
+        before = width
+    last = getattr(snn, draw.choice((*cases.READOUTS, "LIF", "BSRLIF")))
+    layers += [nn.Linear(before, 3), last(3)]
+    x = spikes(14, 3, inputs, seed=seed)
+    if draw.random() < 0.4:
+        x = torch.randn(14, 3, inputs)
+    widths = {"weight_bits": draw.choice([2, 4, 8, 12]), "state_bits": draw.choice([10, 16, 22])}
+    return widened(nn.Sequential(*layers)), x, widths
+
+
+def convolutional() -> tuple[nn.Module, Tensor]:
+    """Convolutions, a batch norm, both pools, neurons of channels and of places."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean, norm.running_var = torch.randn(4) / 9, torch.rand(4) + 0.5
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1, bias=False), norm, nn.AvgPool2d(2)),
+        *(snn.LIF(4, dim=-3), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), snn.SLIF(6, dim=-3)),
+        *(nn.AvgPool2d(2, stride=1), nn.Flatten(), nn.Linear(6, 5), snn.Readout(5)),
+    )
+    return widened(model), torch.rand(9, 2, 1, 12, 12)
+
+
+def along_a_line() -> tuple[nn.Module, Tensor]:
+    """One-dimensional convolutions, also as what feeds neurons back, and neurons of places."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding=1),
+        snn.Recurrent(snn.LIF(4, dim=-2), nn.Conv1d(4, 4, 3, padding=1)),
+        *(nn.AvgPool1d(2), nn.Conv1d(4, 3, 3, dilation=2), nn.Flatten(), snn.LIF(6)),
+        *(nn.Linear(6, 2), snn.LIF(2)),
+    )
+    return widened(model), spikes(9, 2, 2, 12)
+
+
+def on_chip(version: str, seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Return a network for a chip."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    bias = version != "Xylo 1"
+    inputs, width = draw.choice([2, 5]), draw.choice([3, 9])
+    layers: list[nn.Module] = []
+    before = inputs
+    for index in range(draw.choice([1, 2])):
+        options: dict[str, Any] = {"reset": "zero"} if version == "Loihi" else {}
+        kind = draw.choice([snn.LIF, snn.SLIF])
+        neuron: Any = kind(width, beta=draw.choice([0.75, 0.9]), **options)
+        if (index + seed) % 2:
+            neuron = snn.Recurrent(neuron, nn.Linear(width, width, bias=False))
+        layers += [nn.Linear(before, width, bias), neuron]
+        before = width
+    layers += [nn.Linear(before, 4, bias), snn.SLIF(4, beta=0.8)]
+    x = spikes(20, 3, inputs, seed=seed)
+    if version != "Loihi":
+        x = x * torch.randint(1, 5, x.shape)
+    return widened(nn.Sequential(*layers), 4.0), x, {"chip": CHIPS[version]}
+
+
+CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    **{f"random {seed}": (lambda seed=seed: random_network(seed)) for seed in range(24)},  # type: ignore[misc]
+    "convolutional": convolutional,
+    "along a line": along_a_line,
+    **{
+        f"{version} {seed}": (lambda version=version, seed=seed: on_chip(version, seed))  # type: ignore[misc]
+        for version in CHIPS
+        for seed in range(4)
+    },
+}
+
+# For tests whose cost is a compilation for each network: the fast ones take some.
+_SLOW = {"along a line", *(f"random {seed}" for seed in range(8, 24))}
+FEW_CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in CASES]
+
+
+def case(name: str) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Return a network of the list, its sample and the arguments of ``prepare``."""
+    model, x, *arguments = CASES[name]()
+    return model, x, arguments[0] if arguments else {}

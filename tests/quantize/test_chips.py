@@ -1,0 +1,190 @@
+"""Networks quantised for a chip equal its simulator; layers without a place are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.chips import reference
+from tests.chips.test_xylo import simulated
+from tests.quantize.networks import on_chip, spikes, widened
+from tracetorch import chips, quantize, snn
+from tracetorch.chips import loihi, xylo
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("version", [1, 2])
+def test_xylo_equals_its_network_and_the_simulator(version: int, seed: int) -> None:
+    """After a step of training too."""
+    model, x, arguments = on_chip(f"Xylo {version}", seed)
+    prepared = quantize.prepare(model, x, **arguments)
+    optimiser = torch.optim.Adam(prepared.parameters(), 3e-2)
+    for _ in range(2):
+        tt.unroll(prepared, x, from_rest=True).sum().backward()
+        optimiser.step()
+        integer, report = quantize.convert(prepared)
+        assert not [each for each in report.differences if "saturates" in each]
+        configuration = xylo.configuration(integer)
+        network = xylo.Network(**configuration, version=version)
+        with torch.no_grad():
+            wanted = tt.unroll(network, x, by="step", from_rest=True)
+            for each in (integer, prepared):
+                assert torch.equal(tt.unroll(each, x, from_rest=True), wanted)
+        zero = {f"bias{e}": 0 * configuration[f"threshold{e}"] for e in ("", "_out")}
+        given = {n: zero.get(n) if v is None else v for n, v in configuration.items()}
+        found = simulated({**given, "version": version}, x.long().numpy())
+        assert np.array_equal(found["output"], wanted.numpy())
+
+
+def test_xylo_fires_several_spikes_a_step() -> None:
+    model, x, arguments = on_chip("Xylo 2", 3)
+    prepared = quantize.prepare(model, 3 * x, **arguments)
+    _, seen = tt.unroll(prepared, 3 * x, record=[f"{prepared_hidden(prepared)}.output"])
+    (values,) = seen.values()
+    assert values.max() > 1
+
+
+def prepared_hidden(prepared: nn.Module) -> str:
+    return "1.neuron" if isinstance(prepared.get_submodule("1"), snn.Recurrent) else "1"
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_loihi_equals_its_dense_weights_and_int64(seed: int) -> None:
+    model, x, arguments = on_chip("Loihi", seed)
+    integer, _ = quantize.convert(quantize.prepare(model, x, **arguments))
+    product, neuron = integer.get_submodule("0"), integer.get_submodule("1")
+    assert isinstance(product, tt.integers.Linear)
+    assert isinstance(neuron, loihi.LIF)
+    dense = loihi.Dense(product.in_features, product.out_features, exponent=product.shift - 1)
+    dense.weight.data = 2.0 * product.weight
+    assert torch.equal(dense(x), product(x))
+    with torch.no_grad():
+        found = tt.unroll(nn.Sequential(product, neuron), x, from_rest=True)
+    size = neuron.num_neurons
+    values = (
+        getattr(neuron, name).detach().expand(size).long().numpy()
+        for name in ("du", "dv", "pos_threshold", "bias")
+    )
+    model64 = reference.Loihi(*values)
+    current = dense(x[:, 0]).detach().long().numpy()
+    wanted = np.stack([model64.step(step) for step in current])
+    assert np.array_equal(found[:, 0].numpy(), wanted)
+    assert wanted.any()
+    neuron.zero_states()
+
+
+def test_loihi_with_a_reset_to_zero_is_near_the_float_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), snn.SLIF(20, reset="zero"), nn.Linear(20, 4))
+    model.append(snn.LIF(4, reset="zero"))
+    widened(model, 4.0)
+    x = spikes(40, 8, 6)
+    integer, report = quantize.convert(quantize.prepare(model, x, chips.loihi.LOIHI))
+    assert report.differences == report.misfits == ()
+    assert max(layer.output_error for layer in report.layers) < 0.05
+    bias = integer.get_submodule("1").get_buffer("raw_bias")
+    step = 2.0 ** max(0, np.ceil(np.log2(float(bias.abs().max()) / 4095)))
+    assert torch.equal(bias, (bias / step).round() * step)  # a mantissa of 13 bits
+
+
+def test_xylo_with_decays_by_shifts_is_near_the_float_network() -> None:
+    torch.manual_seed(0)
+    layer = snn.SLIF(20, 0.75, 0.875, 1.5), snn.SLIF(4, 0.5, 0.75, 1.5)
+    linear = nn.Linear(6, 20, False), nn.Linear(20, 4, False)
+    for each in linear:
+        nn.init.uniform_(each.weight, -0.2, 0.6)
+    model = nn.Sequential(linear[0], layer[0], linear[1], layer[1])
+    x = spikes(40, 8, 6, share=0.2)
+    prepared = quantize.prepare(model, x, chips.xylo.XYLO_1)
+    _, report = quantize.convert(prepared)
+    assert report.differences == ()
+    first, last = tt.unroll(model, x).detach(), tt.unroll(prepared, x).detach()
+    assert abs(float(last.sum() / first.sum()) - 1) < 0.25
+    assert report.layers[0].output_error < 0.15
+
+
+def test_what_exceeds_a_chip_is_reported() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 70), snn.LIF(70), nn.Linear(70, 9), snn.SLIF(9))
+    _, report = quantize.convert(quantize.prepare(model, spikes(5, 2, 20), chips.xylo.XYLO_2))
+    assert report.misfits[:2] == ("20 inputs, Xylo 2 has 16", "9 outputs, Xylo 2 has 8")
+    assert "0: 20 connections into a neuron, Xylo 2 16" in report.misfits
+    assert "0: 70 connections out of one, Xylo 2 64" in report.misfits
+    assert report.differences[0].startswith("1 (LIF) has a synapse, which spreads its input")
+    assert "beta is the nearest 1 - 2^-n" in report.differences[1]
+    assert "does not fit: 20 inputs" in str(report)
+    assert "differs: 1 (LIF) has a synapse" in str(report)
+
+
+def test_a_sum_that_saturates_on_the_way_is_reported() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), snn.SLIF(2), nn.Linear(2, 1), snn.SLIF(1))
+    x = 15 * torch.ones(4, 1, 2)
+    prepared = quantize.prepare(model, x, chips.xylo.XYLO_2)
+    integer, _ = quantize.convert(prepared)
+    product, output = integer.get_submodule("0"), integer.get_submodule("3")
+    assert isinstance(product, tt.integers.Linear)
+    assert isinstance(output, xylo.LIF)
+    product.shift = 7  # 15 spikes of 127 and as many of -100, each shifted: the order matters
+    product.weight.copy_(torch.tensor([[127, -100], [127, -100]]))
+    integer.get_buffer("2.weight").fill_(127)
+    output.pos_threshold = 1.0
+    target = prepared.plan.target
+    assert "order of adding" in target.departures(integer, x)[0]
+
+
+X = spikes(4, 2, 2)
+OUT = (nn.Linear(3, 1), snn.LIF(1))
+
+
+def hidden(*modules: nn.Module, out: Any = OUT) -> nn.Sequential:
+    return nn.Sequential(*modules, *out)
+
+
+def prepared_for(chip: Any, model: nn.Module, x: Tensor = X) -> Callable[[], Any]:
+    return lambda: quantize.prepare(model, x, chip)
+
+
+ONE = hidden(nn.Linear(2, 3), snn.LIF(3))
+FED_BACK = snn.Recurrent(snn.LIF(1), nn.Linear(1, 1, False))
+XYLO = xylo.XYLO_2
+ERRORS = [
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], snn.Readout(1)))),
+     "3: quantised models have neurons that spike: Xylo 2 returns spikes"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.BLIF(3))), "1: .* one sign and size"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.RLIF(3))), "no recurrent trace on Xylo"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)))),
+     "no bias in the connection of a Recurrent"),
+    (prepared_for(xylo.XYLO_1, ONE), "no bias on Xylo 1"),
+    (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
+     "Linear and neurons alone"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
+     "among the outputs"),
+    (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
+    (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
+    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE), "LOIHI, got Another"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), ERRORS)
+def test_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_chip_has_weights_of_eight_bits_at_most() -> None:
+    with pytest.raises(ValueError, match="weight_bits must be 2 to 8, got 9"):
+        quantize.prepare(hidden(nn.Linear(2, 3), snn.LIF(3)), X, xylo.XYLO_2, weight_bits=9)
+
+
+def test_rates_become_numbers_of_spikes_on_xylo() -> None:
+    model = hidden(nn.Linear(2, 3), snn.SLIF(3))
+    border = quantize.prepare(model, torch.rand(4, 2, 2), xylo.XYLO_2).get_submodule("input")
+    assert isinstance(border, tt.integers.Quantize)
+    assert (border.bits, border.signed) == (4, False)

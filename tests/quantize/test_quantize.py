@@ -1,0 +1,347 @@
+"""Training forward and integer model are equal: by step, by layer, in every state."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests import cases
+from tests.cases import stepped, weighted_sum
+from tests.quantize.networks import (
+    CASES,
+    FEW_CASES,
+    case,
+    convolutional,
+    random_network,
+    spikes,
+    widened,
+)
+from tracetorch import integers, quantize, snn
+
+
+def states(model: nn.Module) -> dict[str, Tensor]:
+    found = tt.get_states(model)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def assert_equal(one: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
+    """Both compute the same by layer and by step, and end in the same states."""
+    with torch.no_grad():
+        outputs, ends = [], []
+        for model in (one, other):
+            for by in (tt.unroll, stepped):
+                tt.zero_states(model)
+                outputs.append(by(model, x))
+                ends.append(states(model))
+    for output, end in zip(outputs, ends, strict=True):
+        assert torch.equal(output, outputs[0])
+        assert end.keys() == ends[0].keys()
+        for name, value in end.items():
+            assert torch.equal(value, ends[0][name]), name
+    assert ends[0]
+    tt.zero_states(one)
+    tt.zero_states(other)
+    result: Tensor = outputs[0]
+    return result
+
+
+@pytest.mark.parametrize("name", FEW_CASES)
+def test_the_trained_forward_is_the_integer_model(name: str) -> None:
+    """Before training and after it, on other inputs than the sample too."""
+    model, x, arguments = case(name)
+    prepared = quantize.prepare(model, x, **arguments)
+    optimiser = torch.optim.Adam(prepared.parameters(), 1e-2)
+    others = x.flip(0), x
+    for other in others:
+        integer, _ = quantize.convert(prepared)
+        assert_equal(prepared, integer, other)
+        for _ in range(2):
+            optimiser.zero_grad()
+            weighted_sum(tt.unroll(prepared, x, from_rest=True)).backward()
+            optimiser.step()
+    fractions = {n: v for n, v in integer.state_dict().items() if not torch.equal(v, v.round())}
+    assert fractions.keys() <= {"input.scale"}
+    weights = [m.weight for m in integer.modules() if hasattr(m, "weight_bits")]
+    assert {weight.dtype for weight in weights} <= {torch.int8, torch.int16}
+    assert not [p for p in integer.parameters() if p.requires_grad]
+
+
+@pytest.mark.slow
+def test_the_cases_are_awake() -> None:
+    """Most of them fire, and saturate neither all nor never."""
+    firing = 0
+    for name in CASES:
+        model, x, arguments = case(name)
+        integer, report = quantize.convert(quantize.prepare(model, x, **arguments))
+        y = tt.unroll(integer, x)
+        firing += int(len(y.unique()) > 1)
+        assert max(layer.saturated_states for layer in report.layers) == 0
+    assert firing > 0.9 * len(CASES)
+
+
+@pytest.mark.parametrize("name", cases.LAYERS)
+def test_each_of_the_twelve_layers_is_near_the_float_one(name: str) -> None:
+    torch.manual_seed(0)
+    layer = cases.layer(name, 6)
+    x = spikes(40, 4, 5)
+    model = nn.Sequential(nn.Linear(5, 6), layer)
+    widened(model[0])
+    prepared = quantize.prepare(model, x, weight_bits=12, state_bits=20)
+    integer, report = quantize.convert(prepared)
+    assert_equal(prepared, integer, x)
+    assert report.layers[0].output_error < 0.02
+    assert report.layers[0].weight_error < 0.002
+    wanted, found = tt.unroll(model, x), report.output_scale * tt.unroll(integer, x)
+    # spikes of several sizes have 8 bits
+    assert float((wanted - found).detach().abs().median()) < (6e-3 if "B" in name else 2e-3)
+    if name in cases.SPIKING:
+        assert wanted.detach().abs().sum() > 10
+        assert isinstance(integer[1], integers.LeakyIntegrator)
+
+
+@pytest.mark.parametrize("name", ["SLIF", "BSRLIF"])
+def test_fine_integers_have_the_gradients_of_the_floats(name: str) -> None:
+    torch.manual_seed(0)
+    arguments = {"rec_weight": 0.4, "neg_scale": 0.5} if "B" in name else {}
+    model = nn.Sequential(
+        nn.Linear(12, 20), getattr(snn, name)(20, **arguments), nn.Linear(20, 5), snn.SReadout(5)
+    )
+    for parameter in model.parameters():
+        parameter.data *= 3.0 if parameter.ndim == 2 else 1.0
+    x = spikes(20, 8, 12)
+    prepared = quantize.prepare(model, x, weight_bits=16, state_bits=24)
+    weighted_sum(tt.unroll(model, x)).backward()
+    weighted_sum(prepared.output_scale * tt.unroll(prepared, x)).backward()
+    wanted = dict(model.named_parameters())
+    assert len(prepared.plan.sources) == len(wanted) == len(list(prepared.parameters()))
+    for path, source in prepared.plan.sources.items():
+        grad, expected = prepared.get_parameter(path).grad, wanted[source].grad
+        assert grad is not None
+        assert expected is not None
+        assert float((grad - expected).norm() / expected.norm()) < 0.15, source
+
+
+@pytest.mark.parametrize("name", ["random 3", "convolutional", "Xylo 2 1", "Loihi 1"])
+def test_gradients_agree_by_step_and_by_layer(name: str) -> None:
+    model, x, arguments = case(name)
+    prepared = quantize.prepare(model, x, **arguments)
+    found = []
+    for by in (tt.unroll, stepped):
+        prepared.zero_states()
+        prepared.zero_grad()
+        weighted_sum(by(prepared, x)).backward()
+        found.append({n: p.grad for n, p in prepared.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() == dict(prepared.named_parameters()).keys()
+    for path, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][path], rtol=2e-3, atol=1e-5, msg=path)
+        assert grad.abs().sum() > 0 or "gamma" in path, path
+
+
+def test_a_batch_norm_is_folded_as_it_is_in_evaluation() -> None:
+    model, x = convolutional()
+    twin = quantize.prepare(model, x).plan.twin
+    model.eval()
+    with torch.no_grad():
+        wanted, found = tt.unroll(model, x), tt.unroll(twin, x)
+    torch.testing.assert_close(found, wanted)
+    assert not [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_training_through_four_bits_gains() -> None:
+    """A task that a network of 4 bits learns through its own forward."""
+    torch.manual_seed(0)
+    x, classes = spikes(15, 64, 10, share=0.2), torch.randint(0, 3, (64,))
+    x[:, torch.arange(64), classes] = 1
+    model = nn.Sequential(nn.Linear(10, 16), snn.LIF(16), nn.Linear(16, 3), snn.Readout(3))
+    prepared = quantize.prepare(model, x, weight_bits=4)
+    optimiser = torch.optim.Adam(prepared.parameters(), 5e-2)
+
+    def loss() -> Tensor:
+        y = prepared.output_scale * tt.unroll(prepared, x, from_rest=True)
+        return nn.functional.cross_entropy(y[-1], classes)
+
+    first = loss().item()
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+    assert loss().item() < 0.6 * first
+    integer, report = quantize.convert(prepared)
+    assert float((tt.unroll(integer, x)[-1].argmax(1) == classes).float().mean()) > 0.9
+    assert {layer.weight_bits for layer in report.layers} == {4}
+    weight = integer.get_buffer("0.weight")
+    assert -8 <= weight.min() <= weight.max() <= 7
+
+
+def test_the_model_is_left_alone_and_its_forward_may_be_its_own() -> None:
+    class Net(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(4, 6), snn.LIF(6))
+            self.readout = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2), snn.Readout(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.readout(self.first[1](self.first[0](x)))
+            return y
+
+    torch.manual_seed(0)
+    net, x = Net(), spikes(8, 2, 4)
+    before, held = copy.deepcopy(net.state_dict()), net.first[1]
+    tt.unroll(net, x)
+    mem: Any = held.mem
+    prepared = quantize.prepare(net, x)
+    assert held.mem is mem
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [name for name, _ in prepared.named_children()] == [
+        *("first_0", "first_1", "readout_1", "readout_2")
+    ]
+    assert [layer.path for layer in quantize.convert(prepared)[1].layers] == [
+        *("first.0", "readout.1")
+    ]
+
+
+@pytest.mark.parametrize("name", ["random 5", "convolutional", "Xylo 2 1"])
+def test_files_keep_the_integers(name: str, tmp_path: Path) -> None:
+    model, x, arguments = case(name)
+    prepared = quantize.prepare(model, x, **arguments)
+    integer, _ = quantize.convert(prepared)
+    tt.save(integer, tmp_path / "model.safetensors")
+    empty = copy.deepcopy(integer)
+    for value in empty.state_dict().values():
+        value.zero_()
+    tt.load(tmp_path / "model.safetensors", empty)
+    assert_equal(integer, empty, x)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > sum(v.numel() * v.element_size() for v in integer.state_dict().values())
+
+
+def test_a_prepared_model_is_copied_and_saved_while_it_learns() -> None:
+    model, x, arguments = random_network(3)
+    prepared = quantize.prepare(model, x, **arguments)
+    tt.unroll(prepared, x)  # holds states with a graph
+    copied = copy.deepcopy(prepared)
+    assert copied.output_scale == prepared.output_scale
+    for parameter in copied.parameters():
+        parameter.data += 0.05
+    assert not torch.equal(
+        tt.unroll(prepared, x, from_rest=True), tt.unroll(copied, x, from_rest=True)
+    )
+    copied.load_state_dict(prepared.state_dict())
+    assert_equal(prepared, copied, x)
+    assert_equal(quantize.convert(copied)[0], prepared, x)
+
+
+def test_the_report_says_what_became_of_each_layer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
+    x = torch.rand(12, 3, 5)
+    prepared = quantize.prepare(model, x, weight_bits=4, state_bits=12)
+    with torch.no_grad():  # far beyond what 4 bits hold
+        prepared.get_parameter("0.parametrizations.weight.original")[0, 0] = 50.0
+    _, report = quantize.convert(prepared)
+    first, last = report.layers
+    assert (first.path, first.neurons, first.weight_bits, first.state_bits) == ("0", "1", 4, 12)
+    assert first.scale.shape == (6,)
+    assert last.scale.shape == ()
+    assert first.saturated_weights == 1 / 30
+    assert last.saturated_weights == 0
+    assert first.weight_error > 0.5 > last.weight_error > 0
+    assert report.output_scale == float(last.scale) == prepared.output_scale
+    assert report.misfits == report.differences == ()
+    # 30 and 12 weights of 4 bits, 8 biases of 32, and of the neurons 6 and 2 decays, 6 thresholds
+    assert report.num_bytes == 15 + 6 + 32 + 2 * 14
+    printed = str(report).splitlines()
+    assert printed[0].split()[:3] == ["layer", "neurons", "scale"]
+    assert printed[-1].startswith("81 bytes; one integer of the output is ")
+
+
+def test_inputs_that_are_integers_need_no_border() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
+    whole = torch.tensor([-3.0, 127.0]).expand(4, 1, 2)
+    assert "input" not in dict(quantize.prepare(model, whole).named_children())
+    for x, largest in ((whole + 1, 127), (whole / 2, 127), (whole * 100, 127)):
+        border = quantize.prepare(model, x).get_submodule("input")
+        assert isinstance(border, integers.Quantize)
+        assert border(x).abs().max() == largest
+        assert np.isclose(float(border.scale), float(x.abs().max()) / 127)
+
+
+ANY: Any = quantize
+LIF = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
+X = spikes(4, 2, 2)
+
+
+class Doubled(snn.LIF):
+    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
+        y: Tensor = super().forward(2 * x)
+        return y
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.lif = snn.LIF(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.lif(x + self.linear(x))
+        return y
+
+
+def chain(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*modules)
+
+
+SHARED = snn.LIF(2)
+ERRORS: list[tuple[Any, type[Exception], str]] = [
+    (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
+    (lambda: ANY.prepare(LIF, X.long()), TypeError, "sample must be a tensor of floats"),
+    (lambda: ANY.prepare(LIF, X[0]), ValueError, "sample must be a sequence"),
+    (lambda: ANY.prepare("LIF", X), TypeError, "expected an nn.Module, got str"),
+    (lambda: ANY.prepare(LIF, X, "xylo"), TypeError, "chip must be a tt.chips.Chip or None"),
+    (lambda: ANY.prepare(LIF, X, weight_bits=17), ValueError, "weight_bits must be 2 to 16, got"),
+    (lambda: ANY.prepare(LIF, X, state_bits=7), ValueError, "state_bits must be 8 to 24, got 7"),
+    (lambda: ANY.prepare(Residual(), X), ValueError, r"lif \(LIF\) is given something else"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), SHARED, nn.Linear(2, 2), SHARED), X), ValueError,
+     "is called twice in a step"),
+    (lambda: ANY.prepare(chain(snn.LIF(2)), X), ValueError, r"0 \(LIF\) has no product before it"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.Linear(2, 2)), X), ValueError,
+     r"1 \(Linear\) follows a product or a readout"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Readout(2), nn.Linear(2, 2)), X), ValueError,
+     r"2 \(Linear\) follows a product or a readout"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.ReLU()), X), ValueError,
+     r"1 \(ReLU\) has no integer form. What has one: Linear"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), tt.neurons.ALIF(2)), X), ValueError,
+     r"1 \(ALIF\) has no integer form"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), Doubled(2)), X), ValueError, "no integer form"),
+    (lambda: ANY.prepare(chain(nn.BatchNorm1d(2), nn.Linear(2, 2)), X), ValueError,
+     r"0 \(BatchNorm1d\) is folded into the product right before it"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), X),
+     ValueError, "no running statistics to fold"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Delay(2, max_delay=3, delay=0.5)), X),
+     ValueError, r"1 \(Delay\) has delays between two steps. Call round_"),
+    (lambda: ANY.prepare(chain(snn.DelayedLinear(2, 2, max_delay=3)), X), ValueError,
+     r"0 \(DelayedLinear\) has no integer form"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Recurrent(snn.Readout(2), nn.Linear(2, 2))), X),
+     ValueError, "no Recurrent of a readout"),
+    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Recurrent(snn.LIF(2), nn.Tanh())), X),
+     ValueError, r"1.connection \(Tanh\) must be a Linear or a convolution"),
+    (lambda: ANY.prepare(chain(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), X),
+     ValueError, r"0 \(ParametrizedLinear\) is parametrized"),
+    (lambda: ANY.prepare(nn.Dropout(), X), ValueError, "no Linear or convolution"),
+    (lambda: ANY.convert(LIF), TypeError, "what tt.quantize.prepare returned, got Sequential"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
+def test_errors(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

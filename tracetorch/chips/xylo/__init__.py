@@ -1,0 +1,32 @@
+"""Xylo, as its published simulator computes: shifts, weights of 8 bits, states of 16.
+
+One time step, in this order: input spikes, at most 15 a channel, and the spikes of the step before,
+hidden neuron by hidden neuron, are added to the synapses, each addition saturating; synapses decay
+by a shift with a step of at least one; membranes decay likewise, and take in what the synapses
+hold; a hidden neuron fires up to 31 times, an output neuron once. An alias copies the spikes of a
+hidden neuron to another. Version 2 adds a bias, and saturates the change of a membrane before it is
+added. Thresholds are reached where the membrane is at least as large.
+
+Saturation. Additions that saturate one by one depend on their order. A run of them is the function
+``clamp(state + total, low, high)``; two such functions in a row are one again, so that a sum over
+all sources is a tree of them, ``total`` is a plain product with the weights, and a step that takes
+``(total, low, high)`` is pointwise and exact, whatever overflows on the way.
+
+Limits are those of Rockpool's overview of the Xylo family, rockpool.ai/devices/xylo-overview.html.
+"""
+
+from tracetorch.chips.xylo.configuration import configuration
+from tracetorch.chips.xylo.limits import XYLO_1, XYLO_2
+from tracetorch.chips.xylo.network import Network, saturating_sum
+from tracetorch.chips.xylo.neurons import LIF, StepDelay, TwoSynapseLIF
+
+__all__ = [
+    "LIF",
+    "XYLO_1",
+    "XYLO_2",
+    "Network",
+    "StepDelay",
+    "TwoSynapseLIF",
+    "configuration",
+    "saturating_sum",
+]

@@ -1,0 +1,186 @@
+"""``configuration``: the integer arrays of a model, in the words of Xylo's simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tracetorch.chips.xylo.neurons import LIF, StepDelay
+from tracetorch.core.checks import check_module
+from tracetorch.integers.border import Quantize
+from tracetorch.integers.products import Linear
+from tracetorch.snn.recurrent import Recurrent
+
+Integers = NDArray[np.int64]
+
+
+class _Layer(NamedTuple):
+    """Weights into neurons, the neurons, and the weights from them to themselves."""
+
+    path: str
+    product: Linear
+    neuron: LIF
+    connection: Linear | None
+
+
+@torch.no_grad()
+def configuration(model: nn.Module) -> dict[str, Any]:
+    """Return the integer arrays that configure Xylo for a model, named as its simulator names them.
+
+    The hidden layers of the model become one population: weights between them, and those of
+    ``snn.Recurrent``, are in ``weights_rec``. :class:`Network` takes what is returned as it is, and
+    so do the vendor's tools with their own functions; the simulator then computes, step for step,
+    what the model computes, where no part of a sum of weights saturates.
+
+    Args:
+        model: what ``tt.quantize.convert`` returns for Xylo: ``integers.Linear`` and
+            :class:`LIF` in turn, a :class:`StepDelay` between two pairs; the last neurons, which
+            fire once a step, are the outputs. A hidden ``LIF`` may be in a ``snn.Recurrent`` with
+            an ``integers.Linear``.
+
+    Returns:
+        ``weights_in`` ``[inputs, hidden, 2]``, ``weights_rec`` ``[hidden, hidden, 2]``,
+        ``weights_out`` ``[hidden, outputs]``, ``threshold``, ``dash_mem`` and ``bias``
+        ``[hidden]``, ``dash_syn`` ``[hidden, 2]``, the same of the outputs with ``_out`` behind
+        their name, ``weight_shift_in``, ``weight_shift_rec`` and ``weight_shift_out``, and
+        ``aliases``, a list for each hidden neuron. In version 1 both biases are ``None``. Only the
+        first of the two synapses is used.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it is built in another way, or its hidden layers differ in the shift of their
+            weights. The message names the layer.
+
+    Example:
+        >>> from tracetorch import integers
+        >>> model = nn.Sequential(
+        ...     integers.Linear(2, 3, bias=False, shift=2), LIF(3, pos_threshold=500),
+        ...     StepDelay(3),
+        ...     integers.Linear(3, 1, bias=False), LIF(1, pos_threshold=90, max_spikes=1),
+        ... )
+        >>> found = configuration(model)
+        >>> found["weights_in"].shape, found["weight_shift_in"], found["threshold_out"].tolist()
+        ((2, 3, 2), 2, [90])
+    """
+    check_module(model)
+    layers = list(_layers(model))
+    if len(layers) < 2:
+        raise ValueError(
+            f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
+            "hidden layer before the outputs."
+        )
+    *hidden, last = layers
+    if last.connection is not None or last.neuron.max_spikes != 1:
+        raise ValueError(
+            f"{last.path} is the last layer: Xylo's outputs fire once a step, xylo.LIF(..., "
+            "max_spikes=1), and are not recurrent."
+        )
+    sizes = [layer.neuron.num_neurons for layer in hidden]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    total = starts[-1]
+    weights_in = np.zeros((hidden[0].product.in_features, total, 2), np.int64)
+    weights_rec = np.zeros((total, total, 2), np.int64)
+    weights_out = np.zeros((total, last.neuron.num_neurons), np.int64)
+    weights_in[:, : sizes[0], 0] = _whole(hidden[0].product.weight).T
+    weights_out[starts[-2] :] = _whole(last.product.weight).T
+    inner: list[tuple[str, Linear]] = []
+    for index, layer in enumerate(hidden):
+        own = slice(starts[index], starts[index + 1])
+        if index:
+            before = slice(starts[index - 1], starts[index])
+            weights_rec[before, own, 0] = _whole(layer.product.weight).T
+            inner.append((layer.path, layer.product))
+        if layer.connection is not None:
+            weights_rec[own, own, 0] = _whole(layer.connection.weight).T
+            inner.append((layer.path, layer.connection))
+    shifts = {product.shift for _, product in inner} or {0}
+    if len(shifts) > 1:
+        raise ValueError(
+            f"{inner[-1][0]} has weights shifted by {inner[-1][1].shift} bits, others between "
+            f"hidden neurons by {', '.join(map(str, sorted(shifts - {inner[-1][1].shift})))}: Xylo "
+            "has one shift for all of them."
+        )
+    return {
+        "weights_in": weights_in,
+        "weights_rec": weights_rec,
+        "weights_out": weights_out,
+        "dash_mem": _each(hidden, "dash_mem"),
+        "dash_mem_out": _each([last], "dash_mem"),
+        "dash_syn": np.stack([_each(hidden, "dash_syn"), np.zeros(total, np.int64)], -1),
+        "dash_syn_out": _each([last], "dash_syn"),
+        "threshold": _each(hidden, "pos_threshold"),
+        "threshold_out": _each([last], "pos_threshold"),
+        "bias": _biases(hidden),
+        "bias_out": _biases([last]),
+        "weight_shift_in": hidden[0].product.shift,
+        "weight_shift_rec": shifts.pop(),
+        "weight_shift_out": last.product.shift,
+        "aliases": [[] for _ in range(total)],
+    }
+
+
+def _layers(model: nn.Module) -> Iterator[_Layer]:
+    """Yield the layers of a chain, checked."""
+    children = [(p, m) for p, m in model.named_children() if not isinstance(m, Quantize)]
+    product: Linear | None = None
+    delayed = True
+    for path, module in children:
+        label = f"{path} ({type(module).__name__})"
+        if isinstance(module, Linear) and product is None:
+            if not delayed:
+                raise ValueError(
+                    f"{label} follows neurons at once, and Xylo delivers spikes one step later. "
+                    "Put a xylo.StepDelay before it."
+                )
+            if module.bias is not None or module.weight_bits > 8:
+                raise ValueError(
+                    f"{label} must have weights of 8 bits and no bias: on Xylo a neuron has it."
+                )
+            product = module
+        elif isinstance(module, StepDelay) and product is None and not delayed:
+            delayed = True
+        elif isinstance(module, LIF | Recurrent) and product is not None:
+            neuron: object = module.neuron if isinstance(module, Recurrent) else module
+            connection = module.connection if isinstance(module, Recurrent) else None
+            fits = isinstance(connection, Linear) and connection.bias is None
+            if not isinstance(neuron, LIF) or not (connection is None or fits):
+                raise ValueError(
+                    f"{label} must be a xylo.LIF and an integers.Linear(..., bias=False)."
+                )
+            yield _Layer(label, product, neuron, connection)  # type: ignore[arg-type]
+            product, delayed = None, False
+        else:
+            raise ValueError(
+                f"{label} has no place on Xylo: its layers are integers.Linear, xylo.LIF (or a "
+                "snn.Recurrent of both) and, before the next, xylo.StepDelay, in this order. "
+                "tt.quantize.prepare(model, sample, chip=xylo.XYLO_2) builds such a model."
+            )
+
+
+def _whole(values: Tensor) -> Integers:
+    """Return integers that a tensor holds, also one of floats."""
+    whole: Integers = np.rint(values.detach().double().numpy(force=True)).astype(np.int64)
+    return whole
+
+
+def _each(layers: list[_Layer], name: str) -> Integers:
+    """Return a parameter of all neurons of some layers."""
+    values = (getattr(layer.neuron, name).expand(layer.neuron.num_neurons) for layer in layers)
+    return _whole(torch.cat(list(values)))
+
+
+def _biases(layers: list[_Layer]) -> Integers | None:
+    """Return the biases of all neurons of some layers; ``None`` of version 1, which has none."""
+    if layers[0].neuron.version == 1:
+        return None
+    zeros = (torch.zeros(layer.neuron.num_neurons) for layer in layers)
+    found = (
+        zero if layer.neuron.bias is None else layer.neuron.bias.expand(len(zero)).to(zero)
+        for layer, zero in zip(layers, zeros, strict=True)
+    )
+    return _whole(torch.cat(list(found)))

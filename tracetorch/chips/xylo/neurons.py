@@ -1,0 +1,288 @@
+"""Neurons of Xylo: one synapse behind integer weights, two of a whole network, and its delay."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.chips.xylo.limits import HIGH, LOW, STATE_BITS, XYLO_2
+from tracetorch.core.checks import check_count, check_integer
+from tracetorch.integers.fixed_point import shift_right
+from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate
+from tracetorch.integers.rounding import round  # noqa: A004
+from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.width import saturate
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
+
+_LARGEST_DASH = 2**XYLO_2.decay_bits - 1
+
+
+def check_version(name: str, value: object) -> int:
+    """Return 1 or 2; raise ``TypeError`` or ``ValueError`` for anything else."""
+    version = check_integer(name, value)
+    if version not in (1, 2):
+        raise ValueError(f"{name} must be 1 or 2, got {version}.")
+    return version
+
+
+def _synapse(syn: Tensor, total: Tensor, low: Tensor, high: Tensor, dash: Tensor) -> Tensor:
+    """Return a synapse after the spikes of a step, and its decay."""
+    syn = torch.minimum(torch.maximum(syn + total, low), high)
+    return saturate(syn - shift_right(syn, dash, "at_least_one"), STATE_BITS)
+
+
+def _membrane(
+    mem: Tensor, current: Tensor, dash: Tensor, bias: Tensor | None, version: int
+) -> Tensor:
+    """Return a membrane before it fires."""
+    gone = shift_right(mem, dash, "at_least_one")
+    if version == 1:
+        return saturate(mem - gone + current, STATE_BITS)
+    # the negative of the least integer is itself
+    change = saturate(torch.where(gone == LOW, gone, -gone) + current, STATE_BITS)
+    if bias is not None:
+        change = saturate(change + round(bias), STATE_BITS)
+    return saturate(mem + change, STATE_BITS)
+
+
+def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tuple[Tensor, Tensor]:
+    """Return the number of spikes, and the membrane after them."""
+    threshold = round(threshold)
+    divisor = threshold.detach().clamp(min=1)
+    # the half makes "at least" of the spike function's "more than"
+    fired = spike((mem - threshold + 0.5) / divisor)
+    if most > 1:
+        levels = mem / divisor
+        count = torch.clamp(torch.floor(levels.detach()), 0, most)
+        count = torch.where(threshold.detach() == 0, most, count)
+        count = torch.where(fired.detach() > 0, count, 0.0)
+        # of each further spike, a gradient in the window of its level
+        fired = straight_through(fired + levels.clamp(1.5, most + 0.5), count)
+    return fired, saturate(mem - fired * threshold, STATE_BITS)
+
+
+class _XyloNeuron(Neuron):
+    """Base of the two neurons: what both have."""
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        dashes: dict[str, WeightSetup],
+        pos_threshold: WeightSetup,
+        bias: WeightSetup | None,
+        most: int,
+        version: int,
+        surrogate: SpikeFunction,
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        for name, dash in dashes.items():
+            integer_weight(self, name, dash, 0, _LARGEST_DASH, learns=False)
+        integer_weight(self, "pos_threshold", pos_threshold, 0, HIGH)
+        self.option("version", version, check=check_version)
+        if bias is None:
+            self.option("bias", None, fixed=True)
+        elif version == 1:
+            raise ValueError("Xylo 1 has no bias: leave it out, or take version=2.")
+        else:
+            integer_weight(self, "bias", bias, LOW, HIGH)
+        self.option("max_spikes", most, check=check_count)
+        self.option("spike", resolve_surrogate(surrogate))
+
+
+class LIF(_XyloNeuron):
+    """Neuron of Xylo with one synapse, behind integer weights.
+
+    ``x`` is the sum of the weights of the spikes that arrive, shifted. It is added at once: where
+    a part of the sum would saturate, the chip's order of additions matters, see :class:`Network`.
+
+    ::
+
+        syn = saturate(syn + x);   syn = syn - dash(syn, dash_syn)
+        version 1:  mem = saturate(mem - dash(mem, dash_mem) + syn)
+        version 2:  mem = saturate(mem + saturate(saturate(-dash(mem, dash_mem) + syn) + bias))
+        output = min(floor(mem / pos_threshold), max_spikes) where mem >= pos_threshold, else 0
+        mem = mem - output * pos_threshold
+
+        dash(v, d) = max(v >> d, 1) where v > 0, else v >> d
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
+        dash_mem, dash_syn: shift of the decay of membrane and synapse, 0 to 15; they do not learn.
+        pos_threshold: 0 to 32767.
+        bias: constant drive of version 2, of 16 bits.
+        max_spikes: the most spikes of a step: 31 for hidden neurons, 1 for output neurons.
+        version: 1 or 2.
+        surrogate_derivative: the spike function of the first spike, ``u -> spikes`` of the membrane
+            in units of the threshold.
+
+    Shape:
+        Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = LIF(1, dash_mem=3, dash_syn=2, pos_threshold=150)
+        >>> [layer(torch.tensor([[x]])).item() for x in (200.0, 0.0, 0.0, 400.0)]
+        [1.0, 0.0, 1.0, 2.0]
+        >>> layer.syn.item(), layer.mem.item()
+        (364.0, 94.0)
+
+    Reference: the simulator ``xylosim`` 0.1.3 on PyPI, by SynSense, whose states it equals.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("syn", "mem")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        dash_mem: WeightSetup = 4,
+        dash_syn: WeightSetup = 4,
+        pos_threshold: WeightSetup = 1024,
+        bias: WeightSetup | None = None,
+        max_spikes: int = XYLO_2.hidden_spikes,
+        version: int = 2,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        dashes = {"dash_mem": dash_mem, "dash_syn": dash_syn}
+        super().__init__(
+            *(num_neurons, dim, dashes, pos_threshold, bias, max_spikes, version),
+            surrogate_derivative,
+        )
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        syn: Tensor,
+        mem: Tensor,
+        *,
+        dash_mem: Tensor,
+        dash_syn: Tensor,
+        pos_threshold: Tensor,
+        bias: Tensor | None,
+        max_spikes: int,
+        version: int,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        bounds = torch.full_like(x, LOW), torch.full_like(x, HIGH)
+        syn = _synapse(syn, x, *bounds, round(dash_syn))
+        mem = _membrane(mem, syn, round(dash_mem), bias, version)
+        fired, mem = _fire(mem, pos_threshold, spike, max_spikes)
+        return fired, syn, mem
+
+
+class TwoSynapseLIF(_XyloNeuron):
+    """Neuron of Xylo with two synapses, whose inputs say how their additions saturated.
+
+    As :class:`LIF`, with ``syn = clamp(syn + x, low, high)`` for both synapses, and the sum of the
+    two as the current. :func:`saturating_sum` makes the bounds.
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension: -1 for ``[B, N]``.
+        dash_mem, dash_syn, dash_syn2: shifts of the decays, 0 to 15.
+        pos_threshold: 0 to 32767.
+        bias: constant drive of version 2, of 16 bits.
+        max_spikes: the most spikes of a step.
+        version: 1 or 2.
+        surrogate_derivative: the spike function of the first spike.
+
+    Shape:
+        The six inputs and the output have one shape, ``[..., num_neurons, ...]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> layer = TwoSynapseLIF(1, pos_threshold=100, dash_syn=15, dash_syn2=15)
+        >>> bounds = torch.tensor([[-32768.0]]), torch.tensor([[32767.0]])
+        >>> layer(torch.tensor([[90.0]]), *bounds, torch.tensor([[120.0]]), *bounds).item()
+        2.0
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("x", "low", "high", "x2", "low2", "high2")
+    states: ClassVar[tuple[str, ...]] = ("syn", "syn2", "mem")
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int = -1,
+        *,
+        dash_mem: WeightSetup = 4,
+        dash_syn: WeightSetup = 4,
+        dash_syn2: WeightSetup = 4,
+        pos_threshold: WeightSetup = 1024,
+        bias: WeightSetup | None = None,
+        max_spikes: int = XYLO_2.hidden_spikes,
+        version: int = 2,
+        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
+    ) -> None:
+        dashes = {"dash_mem": dash_mem, "dash_syn": dash_syn, "dash_syn2": dash_syn2}
+        super().__init__(
+            *(num_neurons, dim, dashes, pos_threshold, bias, max_spikes, version),
+            surrogate_derivative,
+        )
+
+    @staticmethod
+    def step(
+        x: Tensor,
+        low: Tensor,
+        high: Tensor,
+        x2: Tensor,
+        low2: Tensor,
+        high2: Tensor,
+        syn: Tensor,
+        syn2: Tensor,
+        mem: Tensor,
+        *,
+        dash_mem: Tensor,
+        dash_syn: Tensor,
+        dash_syn2: Tensor,
+        pos_threshold: Tensor,
+        bias: Tensor | None,
+        max_spikes: int,
+        version: int,
+        spike: SpikeFunction,
+    ) -> tuple[Any, ...]:
+        """Run one step."""
+        syn = _synapse(syn, x, low, high, round(dash_syn))
+        syn2 = _synapse(syn2, x2, low2, high2, round(dash_syn2))
+        mem = _membrane(mem, syn + syn2, round(dash_mem), bias, version)
+        fired, mem = _fire(mem, pos_threshold, spike, max_spikes)
+        return fired, syn, syn2, mem
+
+
+class StepDelay(Neuron):
+    """The spikes of the step before: Xylo delivers spikes one step after they were fired.
+
+    ::
+
+        output[t] = x[t - 1],   zero at the first step
+
+    Args:
+        num_neurons: size of the neuron dimension.
+        dim: the neuron dimension.
+
+    Shape:
+        Input and output have one shape, ``[..., num_neurons, ...]``.
+
+    Example:
+        >>> layer = StepDelay(1)
+        >>> [layer(torch.tensor([[x]])).item() for x in (3.0, 0.0, 1.0)]
+        [0.0, 3.0, 0.0]
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("spikes",)
+
+    @staticmethod
+    def step(x: Tensor, spikes: Tensor) -> tuple[Any, ...]:
+        """Run one step."""
+        return spikes, x

@@ -1,0 +1,242 @@
+"""Build a prepared model, stage by stage: scales, integers that learn, their conversion."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import integers
+from tracetorch.chips import xylo
+from tracetorch.integers.products import Product
+from tracetorch.quantize.chain import Chain
+from tracetorch.quantize.learned import LearnedIntegers, original, parametrize_by
+from tracetorch.quantize.prepared import Plan, Prepared, Recipe
+from tracetorch.quantize.scales import Feed, unit_and_shifts
+from tracetorch.quantize.stages import FloatProduct, Stage, channels_first, integer_form
+from tracetorch.quantize.target import IntegerNeuron, Target
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.parameters import unbounded
+from tracetorch.snn.recurrent import Recurrent
+
+_BIAS = 2.0**23
+
+
+def name_of(path: str) -> str:
+    """Return the name of a child of a flat chain."""
+    return path.replace(".", "_") or "model"
+
+
+class _Builder:
+    """Build a prepared model, module by module."""
+
+    def __init__(self, plan: Plan, inner_shift: int | None) -> None:
+        self.plan, self.inner_shift = plan, inner_shift
+        self.modules: OrderedDict[str, nn.Module] = OrderedDict()
+        self.scale, self.largest = torch.ones(()), 1
+        self.inner_shifts: list[int] = []
+
+    def add(self, path: str, module: nn.Module, recipe: Recipe, name: str | None = None) -> str:
+        """Append a module, and say how its integer form is made."""
+        name = name or name_of(path)
+        self.modules[name] = module
+        self.plan.labels[name], self.plan.recipes[name] = path, recipe
+        return name
+
+    def without_weights(self, chain: Chain) -> tuple[float, int]:
+        """Append modules without weights; return their divisor, and how much values may grow."""
+        divisor, growth = 1.0, 1
+        for path, module in chain:
+            made, divided, grown = integer_form(module)
+            self.add(path, made, copy.deepcopy)
+            divisor, growth = divisor * divided, growth * grown
+        return divisor, growth
+
+    def product(
+        self, float_product: FloatProduct, weight_factor: Tensor, unit: Tensor, shift: int
+    ) -> tuple[Product, Recipe]:
+        """Return a product whose integers learn, and the recipe of its integer form."""
+        target = self.plan.target
+        bits, bias = target.weight_bits, float_product.bias
+        kind = _kind_of(float_product)
+        make = partial(kind, bias=bias is not None and target.bias_in_product, shift=shift)
+        make = partial(make, weight_bits=bits)
+        made: Product = make()
+        low, high = integers.limits(bits)
+        form = LearnedIntegers(unbounded, channels_first(weight_factor, made.weight), low, high)
+        parametrize_by(made, "weight", float_product.weight, form)
+        if made.bias is not None and bias is not None:
+            parametrize_by(made, "bias", bias, LearnedIntegers(unbounded, 1 / unit, -_BIAS, _BIAS))
+        return made, partial(_integer_product, make)
+
+    def stage(self, stage: Stage, reach: Tensor | None, *, first: bool, last: bool) -> None:
+        """Append a stage."""
+        target, layer = self.plan.target, stage.neuron
+        divisor, growth = self.without_weights(stage.before)
+        self.scale, self.largest = self.scale / divisor, self.largest * growth
+        outputs = stage.product.weight.shape[0]
+        divisors = [integer_form(module)[1] for _, module in stage.between]
+        spread = float(torch.tensor([1.0, *divisors]).prod())
+        gain = torch.ones(()) if layer is None else target.gain(layer)
+        if gain.ndim and len(gain) != outputs:
+            if not bool((gain == gain[0]).all()):
+                raise ValueError(
+                    f"{stage.neuron_path}: decays that differ from neuron to neuron need a product "
+                    "with an output for each."
+                )
+            gain = gain[0]
+        per_channel = (
+            layer is not None
+            and target.per_channel
+            and not stage.is_readout
+            and layer.num_neurons == outputs
+        )
+        feeds = [
+            Feed(stage.product, self.scale, self.largest, gain, spread, inner=not (first or last))
+        ]
+        if layer is not None and stage.connection is not None:
+            # the size of a spike does not depend on the unit
+            fed = target.neuron(stage, torch.ones(()), last=last)
+            back = fed.output_scale, fed.output_largest
+            feeds.append(Feed(stage.connection, *back, gain, 1.0, inner=True))
+        if reach is None:  # no states follow
+            reach = torch.zeros(1)
+        unit, shifts = unit_and_shifts(
+            feeds, reach, target, per_channel=per_channel, inner_shift=self.inner_shift
+        )
+        self.inner_shifts += [
+            shift for shift, feed in zip(shifts, feeds, strict=True) if feed.inner
+        ]
+        made = [
+            self.product(
+                feed.product,
+                feed.scale * feed.gain / (unit * feed.divisor * 2.0**shift),
+                unit * feed.divisor,
+                shift,
+            )
+            for feed, shift in zip(feeds, shifts, strict=True)
+        ]
+        name = self.add(stage.path, *made[0])
+        self.learns(f"{name}.weight", f"{name_of(stage.path)}.weight")
+        if made[0][0].bias is not None:
+            self.learns(f"{name}.bias", f"{name_of(stage.path)}.bias")
+        self.without_weights(stage.between)
+        self.plan.units[name] = unit * spread
+        self.scale = unit
+        if layer is not None:
+            integer = target.neuron(stage, unit, last=last)
+            self.neurons(stage, integer, made[1:])
+            self.scale, self.largest = integer.output_scale, integer.output_largest
+            self.plan.differences += [
+                f"{stage.neuron_path} ({type(layer).__name__}) {each}"
+                for each in target.differences(stage)
+            ]
+            if target.spikes_later and not last:
+                path = stage.neuron_path
+                delay = xylo.StepDelay(layer.num_neurons)
+                self.add(path, delay, copy.deepcopy, f"{name_of(path)}_later")
+
+    def learns(self, integer: str, source: str) -> None:
+        """Note where a float that learns stands in the prepared model and in the twin."""
+        self.plan.sources[original(integer)] = source
+
+    def neurons(
+        self,
+        stage: Stage,
+        integer: IntegerNeuron,
+        connection: list[tuple[Product, Recipe]],
+    ) -> None:
+        """Append the neurons of a stage, and what feeds them back."""
+        path = stage.neuron_path
+        name = name_of(path)
+        neuron = integer.kind(
+            **integer.constants,
+            **{
+                parameter: {
+                    "value": each.form(each.raw).detach().to(torch.get_default_dtype()),
+                    "learnable": isinstance(each.raw, nn.Parameter),
+                }
+                for parameter, each in integer.learned.items()
+            },
+        )
+        inner = f"{name}.neuron" if connection else name
+        for parameter, each in integer.learned.items():
+            if not isinstance(each.raw, nn.Parameter):
+                continue
+            parametrize_by(neuron, f"raw_{parameter}", each.raw, each.form)
+            owner, _, source = each.source.partition(".")
+            there = {"neuron": inner, "product": name_of(stage.path)}[owner]
+            self.learns(f"{inner}.raw_{parameter}", f"{there}.{source}")
+        names = (*integer.constants, *integer.learned)
+        recipe: Recipe = partial(_integer_neuron, integer.kind, names)
+        if not connection:
+            self.add(path, neuron, recipe)
+            return
+        ((product, of_product),) = connection
+        self.add(path, Recurrent(neuron, product), partial(_integer_recurrent, recipe, of_product))
+        for tensor in ("weight", "bias"):
+            if getattr(product, tensor) is not None:
+                self.learns(f"{name}.connection.{tensor}", f"{name}.connection.{tensor}")
+
+
+def build(
+    stages: list[Stage],
+    tail: Chain,
+    twin: nn.Sequential,
+    sample: Tensor,
+    target: Target,
+    reach: dict[str, Tensor],
+    inner_shift: int | None = None,
+) -> Prepared:
+    """Return a prepared model whose states have room for a reach."""
+    builder = _Builder(Plan(target, sample.detach().clone(), twin), inner_shift)
+    border, builder.largest = target.border(sample)
+    if border is not None:
+        builder.add("input", border, copy.deepcopy)
+        builder.scale = border.scale
+    for index, stage in enumerate(stages):
+        last = index == len(stages) - 1
+        found = reach.get(name_of(stage.neuron_path)) if stage.neuron is not None else None
+        builder.stage(stage, found, first=index == 0, last=last)
+    if target.one_inner_shift and inner_shift is None and len(set(builder.inner_shifts)) > 1:
+        shift = min(builder.inner_shifts)
+        return build(stages, tail, twin, sample, target, reach, shift)
+    divisor, _ = builder.without_weights(tail)
+    prepared = Prepared(builder.modules)
+    prepared.plan = builder.plan
+    prepared.output_scale = float(builder.scale) / divisor
+    return prepared
+
+
+def _kind_of(product: FloatProduct) -> Any:
+    """Return the integer class of a product, with its sizes."""
+    if isinstance(product, nn.Linear):
+        return partial(integers.Linear, product.in_features, product.out_features)
+    kind: Any = integers.Conv1d if isinstance(product, nn.Conv1d) else integers.Conv2d
+    sizes = product.kernel_size, product.stride, product.padding, product.dilation, product.groups
+    return partial(kind, product.in_channels, product.out_channels, *sizes)
+
+
+def _integer_product(make: Any, prepared: Product) -> nn.Module:
+    made: Product = make().to(prepared.weight.device)
+    with torch.no_grad():
+        made.weight.copy_(prepared.weight)
+        if made.bias is not None and prepared.bias is not None:
+            made.bias.copy_(prepared.bias)
+    return made
+
+
+def _integer_neuron(kind: Any, names: tuple[str, ...], prepared: Neuron) -> nn.Module:
+    found = {name: getattr(prepared, name) for name in names}
+    values = {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in found.items()}
+    made: Neuron = kind(**values)
+    return made.to(next(iter(prepared.buffers()), torch.empty(0)).device)
+
+
+def _integer_recurrent(neuron: Recipe, product: Recipe, prepared: Recurrent) -> nn.Module:
+    made = neuron(prepared.neuron), product(prepared.connection)
+    return Recurrent(*made)  # type: ignore[arg-type]

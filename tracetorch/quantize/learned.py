@@ -1,0 +1,78 @@
+"""``LearnedIntegers``: integers that follow from floats which learn, straight through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tracetorch.cell import Constraint
+from tracetorch.integers.straight_through import straight_through
+
+
+class LearnedIntegers(nn.Module):
+    """Parametrization of a tensor of integers by the floats of the model that was prepared.
+
+    ::
+
+        y = clamp(step * round((constraint(raw) * factor + offset) / step), low, high)
+
+    The gradient passes as if nothing were rounded or clamped, so that what has left the range can
+    come back.
+
+    Args:
+        constraint: that the float layer has for the parameter.
+        factor: integers in one unit of its value; a number, or shaped to broadcast.
+        offset: added to it.
+        low, high: the least and the largest integer.
+        step: of which every integer is a multiple.
+    """
+
+    factor: Tensor
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        factor: Tensor | float,
+        low: float,
+        high: float,
+        *,
+        offset: float = 0.0,
+        step: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.constraint = constraint
+        self.register_buffer("factor", torch.as_tensor(factor, dtype=torch.get_default_dtype()))
+        self.low, self.high, self.offset, self.step = low, high, offset, step
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Return the integers."""
+        value = self.constraint(raw) * self.factor + self.offset
+        whole = torch.round(value.detach() / self.step) * self.step
+        return straight_through(value, whole.clamp(self.low, self.high))
+
+    def extra_repr(self) -> str:
+        """Return the range, for ``repr``."""
+        return f"{self.constraint.name}, {self.low:g} to {self.high:g}"
+
+
+def parametrize_by(module: nn.Module, name: str, raw: Tensor, form: LearnedIntegers) -> None:
+    """Let a tensor of a module follow from a float that learns as it learned before.
+
+    Args:
+        module: it has ``name`` as a parameter or a buffer, which is replaced.
+        name: of the tensor.
+        raw: the float, copied.
+        form: how the integers follow.
+    """
+    module._buffers.pop(name, None)
+    module._parameters.pop(name, None)
+    learned = nn.Parameter(raw.detach().clone(), requires_grad=raw.requires_grad)
+    module.register_parameter(name, learned)
+    parametrize.register_parametrization(module, name, form, unsafe=True)
+
+
+def original(path: str) -> str:
+    """Return the path of the float that the integers at a path follow from."""
+    owner, _, name = path.rpartition(".")
+    return f"{owner}.parametrizations.{name}.original"

@@ -1,0 +1,165 @@
+"""``prepare``: make a network of integer layers that trains the floats of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from tracetorch.chips import loihi, xylo
+from tracetorch.chips.chip import Chip
+from tracetorch.core.checks import check_integer, check_module
+from tracetorch.quantize.build import build, name_of
+from tracetorch.quantize.chain import Chain, chain_of
+from tracetorch.quantize.observe import neurons_of, observed, reach_of
+from tracetorch.quantize.prepared import Prepared
+from tracetorch.quantize.processor import Processor
+from tracetorch.quantize.silicon import Loihi, Xylo
+from tracetorch.quantize.stages import Stage, stages_of
+from tracetorch.quantize.target import Target
+from tracetorch.snn.recurrent import Recurrent
+
+_ATTEMPTS = 8  # to double the range of states that saturate on the sample
+
+
+def prepare(
+    model: nn.Module,
+    sample: Tensor,
+    chip: Chip | None = None,
+    weight_bits: int = 8,
+    state_bits: int = 16,
+) -> Prepared:
+    """Quantise a model for training: integer forwards, and gradients straight through.
+
+    ::
+
+        W_int = clamp(round(W s_in / (s 2^shift)));  x = (W_int x_in) 2^shift + round(bias / s)
+        threshold_int = round(threshold / s);        decay_int = round(4096 decay)
+
+    ``s`` is the unit of a neuron's states: found on the sample, as fine as ``state_bits`` allow
+    with as much again in reserve, one for each channel where neurons may differ. What is returned
+    computes with integers alone, in floats that hold them exactly, and :func:`convert` makes an
+    integer model of it that is equal in every spike and state. Its parameters are the model's, to
+    be trained on as before; ``model`` itself does not change.
+
+    Args:
+        model: a chain of modules, in whatever containers, whose ``forward`` computes nothing
+            besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, a batch norm behind one of them
+            (folded, as it is in evaluation), ``AvgPool`` and ``MaxPool`` of one and two dimensions,
+            ``nn.Flatten``, ``snn.Delay`` of whole steps, the twelve layers, and ``snn.Recurrent``
+            of one of them and a product. Dropout is left out. A readout can only be last.
+        sample: inputs ``[T, B, ...]`` as they will come, a batch of training data. Inputs that are
+            no integers of 8 bits are rounded to such by an ``integers.Quantize`` at the front.
+        chip: ``None`` for integer arithmetic of any width; ``tt.chips.xylo.XYLO_1``, ``XYLO_2`` or
+            ``tt.chips.loihi.LOIHI`` for the neurons of a chip. Xylo takes ``Linear`` and
+            ``Recurrent`` of it, and delivers spikes a step later; both chips take inputs of spikes
+            and layers with one threshold (``LIF``, ``SLIF``), have decays that do not learn, and a
+            bias in the neuron.
+        weight_bits: width of weights, 2 to 16; on a chip at most its own.
+        state_bits: width of states, 8 to 24; a chip has its own.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: an argument is out of range, or a layer has no integer form. The message names
+            the layer, and what is allowed.
+
+    Example:
+        >>> import tracetorch as tt
+        >>> from tracetorch import snn
+        >>> model = nn.Sequential(nn.Linear(4, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
+        >>> x = (torch.rand(20, 16, 4) < 0.5).float()
+        >>> prepared = prepare(model, x, weight_bits=4)
+        >>> y = prepared.output_scale * tt.unroll(prepared, x)
+        >>> y.square().mean().backward()
+        >>> prepared[0].parametrizations.weight.original.grad.shape
+        torch.Size([8, 4])
+
+    Reference: Jacob et al., "Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference", CVPR 2018, for training through rounded forwards.
+    """
+    check_module(model)
+    if not isinstance(sample, Tensor) or not sample.is_floating_point():
+        raise TypeError("sample must be a tensor of floats, [T, B, ...].")
+    if sample.ndim < 3 or not sample.numel():
+        raise ValueError(
+            f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
+        )
+    target = _target(chip, weight_bits, state_bits)
+    stages, tail = stages_of(chain_of(model, sample[0]))
+    for stage in stages:
+        last = stage is stages[-1]
+        reason = target.refuse(stage, last=last)
+        if stage.is_readout and stage.connection is not None:
+            reason = "no Recurrent of a readout, whose values are too wide to be multiplied"
+        if reason is not None:
+            path = stage.neuron_path or stage.path
+            raise ValueError(f"{path}: quantised models have {reason}.")
+    if target.spikes_later and (len(stages) < 2 or tail):
+        raise ValueError(
+            "Xylo has hidden and output neurons: a Linear and neurons, and again, at least."
+        )
+    twin = _twin(stages, tail)
+    states = observed(twin, sample)[1]
+    reach = {name: reach_of(layer, states[name]) for name, (_, layer) in neurons_of(twin).items()}
+    for _ in range(_ATTEMPTS):
+        prepared = build(stages, tail, twin, sample, target, reach)
+        prepared.to(sample.device)
+        seen = observed(prepared, sample)[1]
+        full = [n for n, held in seen.items() if _saturates(held, target)]
+        if not full:
+            break
+        for name in full:
+            reach[name] = 2 * reach[name]
+    return prepared.train(model.training)
+
+
+def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
+    """Return what to quantise for; raise where widths do not fit."""
+    most = 16 if chip is None else 8
+    if not 2 <= check_integer("weight_bits", weight_bits) <= most:
+        raise ValueError(f"weight_bits must be 2 to {most}, got {weight_bits}.")
+    if not 8 <= check_integer("state_bits", state_bits) <= 24:
+        raise ValueError(f"state_bits must be 8 to 24, got {state_bits}.")
+    if chip is None:
+        return Processor(None, int(weight_bits), int(state_bits))
+    if chip in (xylo.XYLO_1, xylo.XYLO_2):
+        return Xylo(
+            *(chip, int(weight_bits), chip.state_bits, chip.weight_exponent[1]),
+            bias_in_product=False,
+            spikes_later=True,
+            one_inner_shift=True,
+        )
+    if chip == loihi.LOIHI:
+        # inputs of 16 bits arrive 6 bits higher; even weights are twice the integers here
+        return Loihi(
+            *(chip, int(weight_bits), 16, chip.weight_exponent[1] + 1),
+            per_channel=False,
+            bias_in_product=False,
+        )
+    if not isinstance(chip, Chip):
+        raise TypeError(f"chip must be a tt.chips.Chip or None, got {chip!r}.")
+    raise ValueError(
+        f"chip must be chips.xylo.XYLO_1, chips.xylo.XYLO_2 or chips.loihi.LOIHI, got {chip.name}."
+    )
+
+
+def _twin(stages: list[Stage], tail: Chain) -> nn.Sequential:
+    """Return the float model as a flat chain, batch norms folded."""
+    found: OrderedDict[str, nn.Module] = OrderedDict()
+    for stage in stages:
+        for path, module in (*stage.before, (stage.path, stage.product), *stage.between):
+            found[name_of(path)] = module
+        if stage.neuron is not None:
+            neuron: nn.Module = stage.neuron
+            if stage.connection is not None:
+                neuron = Recurrent(stage.neuron, stage.connection)
+            found[name_of(stage.neuron_path)] = neuron
+    found.update((name_of(path), module) for path, module in tail)
+    return copy.deepcopy(nn.Sequential(found)).eval()
+
+
+def _saturates(states: dict[str, Tensor], target: Target) -> bool:
+    """Whether a state is at an end of its width."""
+    held = [value for name, value in states.items() if name not in ("output", "prev_output")]
+    return any(bool((value.abs() >= target.state_limit).any()) for value in held)

@@ -1,0 +1,77 @@
+"""Find the integer unit of every state, and the shift of every product, on a sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tracetorch.quantize.stages import FloatProduct
+from tracetorch.quantize.target import Target
+
+_RESERVE = 2.0  # of the range that the sample reaches
+_UNEQUAL = 16.0  # channels that are weaker than the strongest by more are rounded more coarsely
+_SUMS = 22.0  # bits of sums of products: two are left of those that float32 holds
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A product that feeds neurons, for the choice of its scale.
+
+    Args:
+        product: of the float model.
+        scale: what one integer of its input stands for.
+        largest: the largest integer of its input.
+        gain: by what its weights are multiplied, one number or one per output.
+        divisor: of the average pools between it and the neurons.
+        inner: whether it connects hidden neurons.
+    """
+
+    product: FloatProduct
+    scale: Tensor
+    largest: int
+    gain: Tensor
+    divisor: float
+    inner: bool
+
+
+@torch.no_grad()
+def unit_and_shifts(
+    feeds: list[Feed], reach: Tensor, target: Target, *, per_channel: bool, inner_shift: int | None
+) -> tuple[Tensor, list[int]]:
+    """Return the unit of the neurons' states, and the shift of every product that feeds them.
+
+    Args:
+        feeds: the products.
+        reach: how far states and thresholds go on the sample, one number per neuron.
+        target: what for.
+        per_channel: whether every output of the products has its own unit.
+        inner_shift: that of all products between hidden neurons, where they share one.
+    """
+    high = 2 ** (target.weight_bits - 1) - 1
+    reach = _RESERVE * (reach if per_channel else reach.max())
+    floor = reach / target.limit
+    finest = torch.zeros_like(floor)
+    shifts = []
+    for feed in feeds:
+        rows = feed.product.weight.abs().flatten(1)
+        step = rows.max(1).values * (feed.scale * feed.gain) / (high * feed.divisor)
+        step = step if per_channel else step.max()
+        ratio = step / floor
+        ratio = ratio[torch.isfinite(ratio) & (ratio > 0)]
+        shift = 0
+        if ratio.numel():
+            smallest, largest = float(ratio.min()), float(ratio.max())
+            shift = math.floor(math.log2(max(smallest, largest / _UNEQUAL)))
+        # the sum of all weights of an output, each times the largest input
+        fan = float((rows.sum(1) / rows.max(1).values.clamp(min=1e-30)).max())
+        spare = _SUMS - math.log2(max(fan * high * feed.largest * len(feeds), 1.0))
+        shift = max(0, min(shift, math.floor(spare), target.most_shift))
+        if feed.inner and inner_shift is not None:
+            shift = inner_shift
+        shifts.append(shift)
+        finest = torch.maximum(finest, step / 2.0**shift)
+    unit = torch.maximum(finest, floor)
+    return torch.where(unit > 0, unit, torch.ones_like(unit)), shifts

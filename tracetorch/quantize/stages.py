@@ -1,0 +1,214 @@
+"""Cut a chain into stages: what has no weights, a product, and the neurons behind it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.hooks import call_is_forward
+from tracetorch.integers.border import SumPool1d, SumPool2d
+from tracetorch.quantize.chain import Chain, label
+from tracetorch.snn.delay import Delay
+from tracetorch.snn.dropout import LockedDropout
+from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.recurrent import Recurrent
+
+FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
+_NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, LockedDropout)
+_ALLOWED = (
+    "Linear, Conv1d, Conv2d, a BatchNorm1d or BatchNorm2d behind one of them, AvgPool1d, "
+    "AvgPool2d, MaxPool1d, MaxPool2d, Flatten, Dropout, snn.Delay of whole steps, the twelve "
+    "layers of tt.snn and snn.Recurrent of one of them and a product"
+)
+
+
+@dataclass
+class Stage:
+    """Modules without weights, a product, modules again, and neurons: as floats.
+
+    Args:
+        path: of the product in the user's model.
+        product: a copy, batch norm folded.
+        before: modules before the product, with their paths; also those behind the last neurons.
+        between: modules between the product and its neurons.
+        neuron_path: of the neurons, or of the ``Recurrent`` that holds them.
+        neuron: a copy; ``None`` where the model ends with the product.
+        connection: of a ``Recurrent``, a copy.
+    """
+
+    path: str
+    product: FloatProduct
+    before: Chain = field(default_factory=list)
+    between: Chain = field(default_factory=list)
+    neuron_path: str = ""
+    neuron: LeakyIntegrator | None = None
+    connection: FloatProduct | None = None
+
+    @property
+    def is_readout(self) -> bool:
+        """Whether the neurons have no threshold."""
+        neuron = self.neuron
+        return neuron is not None and neuron.pos_threshold is None and neuron.neg_threshold is None
+
+
+def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
+    """Cut a chain into stages, and return the modules behind the last one too.
+
+    Raises:
+        ValueError: a module has no integer form, or no place where it stands.
+    """
+    stages: list[Stage] = []
+    waiting: Chain = []
+    is_open = False  # a product has no neurons yet
+    for index, (path, module) in enumerate(chain):
+        kind: type[nn.Module] = type(module)
+        if kind in _NOTHING:
+            continue
+        if "parametrizations" in module._modules:
+            raise ValueError(
+                f"{label(path, module)} is parametrized. Make its parameters plain ones first, by "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
+        if kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
+            if is_open or (stages and stages[-1].is_readout):
+                raise ValueError(
+                    f"{label(path, module)} follows a product or a readout, whose values are too "
+                    "wide to be multiplied. Put neurons that spike between them."
+                )
+            stages.append(Stage(path, _product(path, module), before=waiting))
+            waiting, is_open = [], True
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            before = chain[index - 1][1] if index else None
+            if not is_open or type(before) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+                raise ValueError(
+                    f"{label(path, module)} is folded into the product right before it, and there "
+                    "is none. Move it there."
+                )
+            _fold(path, module, stages[-1].product)
+        elif isinstance(module, LeakyIntegrator | Recurrent):
+            if not is_open:
+                raise ValueError(
+                    f"{label(path, module)} has no product before it, whose scale gives its states "
+                    "theirs. Put an nn.Linear before it."
+                )
+            stage = stages[-1]
+            stage.between, waiting, is_open = waiting, [], False
+            stage.neuron_path = path
+            stage.neuron, stage.connection = _neuron(path, module)
+        else:
+            waiting.append((path, _without_weights(path, module)))
+    if not stages:
+        raise ValueError("the model has no Linear or convolution to quantise.")
+    if is_open:
+        stages[-1].between, waiting = waiting, []
+    return stages, waiting
+
+
+def _product(path: str, module: nn.Module) -> FloatProduct:
+    """Return a copy of a product with an integer form."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
+        module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
+        raise ValueError(f"{label(path, module)} must be padded with zeros, by a number.")
+    return copy.deepcopy(module)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduct) -> None:
+    """Fold a batch norm, as it is in evaluation, into the product before it."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError(
+            f"{label(path, norm)} has no running statistics to fold. It needs "
+            "track_running_stats=True."
+        )
+    scale = (var.double() + norm.eps).rsqrt()
+    shift = -mean.double() * scale
+    if norm.affine:
+        weight, bias = norm.weight.double(), norm.bias.double()
+        scale, shift = scale * weight, shift * weight + bias
+    if product.bias is not None:
+        shift = shift + product.bias.double() * scale
+    values = product.weight
+    values.copy_(values.double() * channels_first(scale, values))
+    product.bias = nn.Parameter(shift.to(values.dtype))
+
+
+def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct | None]:
+    """Return a copy of neurons of the twelve layers, and of the connection that feeds them back."""
+    connection = None
+    if isinstance(module, Recurrent):
+        if type(module.connection) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+            raise ValueError(
+                f"{label(f'{path}.connection', module.connection)} must be a Linear or a "
+                "convolution to be quantised."
+            )
+        connection = _product(f"{path}.connection", module.connection)
+        path, module = f"{path}.neuron", module.neuron
+    if not isinstance(module, LeakyIntegrator):
+        raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
+    own = type(module).forward is not Neuron.forward or module.step is not LeakyIntegrator.step
+    if own or module.cell.runs_by_step or not call_is_forward(module):
+        raise ValueError(f"{label(path, module)} has methods of its own, and no integer form.")
+    kwargs = module.step_kwargs(1, torch.float32)
+    spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
+    if len(spikes) == 2 and spikes[0] != spikes[1]:
+        raise ValueError(
+            f"{label(path, module)} has two surrogates, and an integer neuron has one for both "
+            f"signs of spikes: {spikes[0]!r} and {spikes[1]!r}."
+        )
+    copied = copy.deepcopy(module)
+    copied.zero_states()
+    return copied, connection
+
+
+def _without_weights(path: str, module: nn.Module) -> nn.Module:
+    """Return a copy of a module that has an integer form and no weights."""
+    name = label(path, module)
+    kind = type(module)
+    if isinstance(module, Delay) and kind is Delay:
+        delay = module.delay.detach()
+        if module.sigma != 0 or not torch.equal(delay, delay.round()):
+            raise ValueError(
+                f"{name} has delays between two steps. Call round_(), which makes them whole."
+            )
+        shape = module.num_neurons, module.dim
+        return Delay(*shape, max_delay=module.max_delay, delay=delay, learnable=False)
+    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d) and kind in (nn.AvgPool1d, nn.AvgPool2d):
+        pads = module.padding not in (0, (0,), (0, 0))
+        if module.ceil_mode or (pads and not module.count_include_pad):
+            raise ValueError(
+                f"{name} has windows of different sizes, whose sums have no one scale."
+            )
+    elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
+        if module.return_indices:
+            raise ValueError(f"{name} returns indices too.")
+    elif not (isinstance(module, nn.Flatten) and kind is nn.Flatten):
+        raise ValueError(f"{name} has no integer form. What has one: {_ALLOWED}.")
+    return copy.deepcopy(module)
+
+
+def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
+    """Return a module without weights for integers, what it divides by, and how much it may grow.
+
+    An average is a sum, whose divisor goes into the scale.
+    """
+    if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
+        return copy.deepcopy(module), 1.0, 1
+    kind: Callable[..., SumPool1d | SumPool2d] = (
+        SumPool1d if isinstance(module, nn.AvgPool1d) else SumPool2d
+    )
+    pool = kind(module.kernel_size, module.stride, module.padding)
+    size = int(torch.tensor(pool.kernel_size).prod())
+    divisor = getattr(module, "divisor_override", None) or size
+    return pool, float(divisor), size
+
+
+def channels_first(values: Tensor, weight: Tensor) -> Tensor:
+    """Return one value per output, shaped to broadcast over weights."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1)) if values.ndim else values
