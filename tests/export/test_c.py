@@ -438,6 +438,25 @@ def test_integer_networks(bits: int, tmp_path: Path) -> None:
     assert weights <= net.report.flash_bytes < weights + 150
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), snn.LIF(4, dim=-3, pos_threshold=0.3)),
+        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 8), snn.SLIF(8, pos_threshold=0.2)),
+        *(nn.Linear(8, 3), snn.Readout(3)),
+    ).eval()
+    # real numbers meet a border, spikes do not
+    x = torch.rand(20, 1, 1, 8, 8, generator=generator()) if bits == 8 else spikes(20, 1, 1, 8, 8)
+    prepared = tt.quantize.prepare(model, x, weight_bits=bits)
+    converted, _ = tt.quantize.convert(prepared)
+    net = CNetwork(converted.eval(), x, tmp_path, dtype="int")
+    given = converted[0](x) if bits == 8 else x
+    expected = stepped(converted, x)
+    assert torch.equal(net(given), expected.double())
+    assert expected.abs().sum() > 0
+
+
 def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
     model = nn.Sequential(integers.Quantize(0.25, bits=4), Integer(5, pos_threshold=9))
     x = torch.randn(50, 1, 5, generator=generator())
