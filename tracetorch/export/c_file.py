@@ -77,7 +77,7 @@ def c(
     bit where sums are exact.
 
     With ``dtype="int"`` all arithmetic is integer: of a model whose numbers are integers
-    (``tt.integers``, ``tt.chips``, converted ones), equal to PyTorch exactly. Tables and states
+    (``tt.quantize``, ``tt.integers``, ``tt.chips``), equal to PyTorch exactly. Tables and states
     have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
     overflows is proved, over any number of steps, for inputs in the range of the sample
     (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who

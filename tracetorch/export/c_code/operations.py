@@ -301,6 +301,7 @@ RULES: dict[str, Rule] = {
     "index_select": _moved,
     "flip": _moved,
     "roll": _moved,
+    "repeat": _moved,
     "sum": lambda reader, node, made: _summed(reader, node, made, False),
     "mean": lambda reader, node, made: _summed(reader, node, made, True),
 }

@@ -30,6 +30,8 @@ from tracetorch.fuse.ir.lower import lower
 # Appends what an operation does: reader, node, result.
 Rule: TypeAlias = "Callable[[Reader, Node, Any], None]"
 
+# Of their argument they read the shape alone, which does not change.
+_FILLS = frozenset({"new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like"})
 _SILENT = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range"})
 _IGNORED = frozenset({"dtype", "device", "layout", "pin_memory", "memory_format"})
 FLOATS = (torch.float32, torch.float64)
@@ -83,7 +85,7 @@ class Reader(Interpreter):
         args = pytree.tree_leaves((n.args, n.kwargs))
         given = [each for each in args if isinstance(each, Node)]
         given = [each for each in given if isinstance(self.env[each], (Tensor, tuple, list))]
-        if all(each.name in self.constants for each in given):
+        if operation_of(n) in _FILLS or all(each.name in self.constants for each in given):
             self.constants.add(n.name)
             return made
         name = operation_of(n)

@@ -121,9 +121,10 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
             grown = {array: widened(held[array], grown[array]) for array in held}
         held = grown
     for name, array in program.states.items():
-        if not np.all(np.isfinite(held[array].low) & np.isfinite(held[array].high)):
+        if held[array].magnitude > most:
             raise ValueError(
-                f"the state {name} can grow without bound: saturate it, tt.integers.saturate."
+                f"the state {name} can grow beyond {most:.0f}, up to where the float that the "
+                "model computes with holds every integer: saturate it, tt.integers.saturate."
             )
     known = _ranges(program, {**start, **held}, most, check=True)
     ranges = {**known[0], **held}
