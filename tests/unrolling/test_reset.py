@@ -171,8 +171,8 @@ def test_the_compiled_loop_is_used_and_not_one_for_each_cut() -> None:
     model.forward_sequence = counted
     tt.unroll(model, sequence(T, B, 3), reset=resets(share=0.5))
     assert len(calls) == 1
-    assert fuse.unsupported_reason("numba", layer("LIF", 3), sequence(T, B, 3)) is None
-    with fuse.backend("numba"):  # which refuses what it cannot compile
+    assert fuse.unsupported_reason("cpu", layer("LIF", 3), sequence(T, B, 3)) is None
+    with fuse.backend("cpu"):  # which refuses what it cannot compile
         tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets())
 
 
@@ -307,6 +307,12 @@ def test_a_mask_that_does_not_fit_is_refused(
     with pytest.raises(error, match=message):
         tt.unroll(model, x, reset=reset, **options)
     assert not tt.get_states(model)
+
+
+@pytest.mark.parametrize("kind", [OwnStart, OwnZero])
+def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any) -> None:
+    with pytest.raises(ValueError, match="must see a sample start anew.*Use tt.unroll"):
+        kind().forward_sequence(sequence(T, B, 3), reset=resets())
 
 
 def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,9 +161,7 @@ def load(
             raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
-    # Hooks of the user's modules and states that do not fit can still fail in the middle.
-    before = {name: targets[name].detach().clone() for name in matching}
-    try:
+    with _restored(model, {name: targets[name] for name in matching}):
         load_tensors(model, matching)
         outside = _out_of_bounds(model, None if header is None else header.modules)
         if outside:
@@ -175,14 +173,6 @@ def load(
                 set_random_state(training["rng"])
             if states:  # last: what has failed has changed none
                 set_states(model, _states_by_path(model, renamed(file_states, rename)))
-    except BaseException:
-        with torch.no_grad():
-            for name, value in before.items():
-                targets[name].copy_(value)
-        # some layers read a buffer when it is loaded; whoever has raised may do so again
-        with contextlib.suppress(Exception):
-            load_tensors(model, before)
-        raise
     if nan:
         warnings.warn(
             f"{os.fspath(path)!r} holds NaN in {_join_first(nan)}: training had diverged when it "
@@ -191,6 +181,25 @@ def load(
         )
     version = None if header is None else header.version
     return Loaded(version, missing, unexpected, training.get("progress"))
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give tensors of a model their values back where the block fails.
+
+    Hooks of the user's modules, and states that do not fit, can still fail in the middle.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, value in before.items():
+                tensors[name].copy_(value)
+        # some layers read a buffer when it is loaded; whoever has raised may do so again
+        with contextlib.suppress(Exception):
+            load_tensors(model, before)
+        raise
 
 
 def _check_training(

@@ -23,6 +23,7 @@ from tracetorch.fuse.dispatch.single_step import CompiledStep
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.constrained_layer import ConstrainedLayer
+from tracetorch.snn.restarts import check_restarts_in_loop, restarting
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StateSnapshot,
@@ -293,24 +294,6 @@ class Neuron(ConstrainedLayer):
             states.append(state)
         return states
 
-    @property
-    def restarts_in_step(self) -> bool:
-        """Whether samples can start anew inside a sequence, ``forward_sequence(..., reset=)``.
-
-        Not where methods of the layer's own, or states of another shape, must see it happen.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        cell = self.cell
-        attributes, kind = self.__dict__, type(self)
-        return (
-            not cell.runs_by_step
-            and cell.has_plain_states
-            and kind.initial_state is Neuron.initial_state
-            and kind.zero_states is Neuron.zero_states
-            and attributes.keys().isdisjoint(("initial_state", "zero_states"))
-        )
-
     def forward_sequence(
         self,
         x: Tensor,
@@ -333,8 +316,7 @@ class Neuron(ConstrainedLayer):
             x: the inputs ``[T, ...]``.
             record: names of states whose trajectories are wanted too.
             further: the inputs after ``x``, in the order of ``inputs``.
-            reset: ``[T, B]`` booleans: where a sample starts anew before a step, for a layer that
-                :attr:`restarts_in_step`.
+            reset: ``[T, B]`` booleans: where a sample starts anew before a step.
 
         Shape:
             ``x`` and the outputs ``[T, ...]`` in one dtype; each trajectory ``[T, ...]`` in the
@@ -356,6 +338,8 @@ class Neuron(ConstrainedLayer):
 
         """
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
+        if reset is not None:
+            check_restarts_in_loop(self, cell)
         if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
             return self._run_by_step(x, record, further)
         if (
@@ -379,23 +363,12 @@ class Neuron(ConstrainedLayer):
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
         if reset is not None and isinstance(cell, Cell):
-            cell = cell.restarting
-            where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2))
-            work = (*work, where.expand(x.shape))
-            kwargs |= self._starts(cell, x.ndim - 1, dtype)
+            cell, where, starts = restarting(self, cell, x, dtype, reset)
+            work, kwargs = (*work, where), {**kwargs, **starts}
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
         for name, end in zip(cell.active, ends, strict=True):
             setattr(self, name, end)
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
-
-    def _starts(self, cell: Cell, ndim: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return what states start from, where not from zero, as parameters of a step."""
-        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
-        starts: dict[str, Tensor] = {}
-        for name in cell.starts:
-            start = self._buffers[f"initial_{name}"].to(dtype)  # type: ignore[union-attr]
-            starts[f"initial_{name}"] = start.reshape(-1, *[1] * trailing) if start.ndim else start
-        return starts
 
     def _run_by_step(
         self, x: Tensor, record: Sequence[str], further: Sequence[Tensor]

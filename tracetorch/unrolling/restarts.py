@@ -19,6 +19,7 @@ from tracetorch.core.torch_private import observed_by
 from tracetorch.core.walk import Walk
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import has_step
+from tracetorch.snn.restarts import restarts_in_loop
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
@@ -38,7 +39,11 @@ def restarted_sequence(
         reset: ``[T, B]`` booleans.
         more: keyword arguments of ``forward_sequence``.
     """
-    if has_step(layer) and layer.restarts_in_step:
+    if (
+        has_step(layer)
+        and not torch.compiler.is_compiling()
+        and restarts_in_loop(layer, layer.cell)
+    ):
         return layer.forward_sequence(x, record, reset=reset, **more)
     starts = _cuts(reset)
     lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
@@ -86,6 +87,12 @@ def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
     return lambda x: np.vectorize(of, otypes=[float])(x).astype(np.asarray(x).dtype)[()]
 
 
+def _lgamma(x: Any) -> Any:
+    """Return PyTorch's ``lgamma``: Python's is off by five last places near its roots."""
+    values = np.asarray(x)
+    return torch.lgamma(torch.from_numpy(values.astype(float))).numpy().astype(values.dtype)[()]
+
+
 def _sigmoid(x: Any) -> Any:
     one = np.asarray(x).dtype.type(1)
     return one / (one + np.exp(-x))
@@ -118,7 +125,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "atan2": np.arctan2,
     **{op: getattr(np, f"arc{op[1:]}") for op in ("acos", "acosh", "asin", "asinh", "atan")},
     "atanh": np.arctanh,
-    **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc", "lgamma")},
+    **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc")},
+    "lgamma": _lgamma,
     **{op: getattr(np, op) for op in ("copysign", "fmod", "hypot", "nextafter")},
     **{op: getattr(np, op) for op in ("abs", "ceil", "cos", "cosh", "exp", "exp2", "expm1")},
     **{op: getattr(np, op) for op in ("floor", "log", "log10", "log1p", "log2", "sin", "sinh")},
