@@ -311,7 +311,7 @@ def test_a_mask_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("kind", [OwnStart, OwnZero])
 def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any) -> None:
-    with pytest.raises(ValueError, match="must see a sample start anew.*Use tt.unroll"):
+    with pytest.raises(ValueError, match=r"must see a sample start anew.*Use tt\.unroll"):
         kind().forward_sequence(sequence(T, B, 3), reset=resets())
 
 
