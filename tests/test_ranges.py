@@ -72,6 +72,8 @@ def intervals(text: str) -> tuple[list[Any], list[Any]] | None:
     return None
 
 
+CROSS_ENTROPIES = [name for name in loss.__all__ if name.endswith("_cross_entropy")]
+CROSS_ENTROPIES.remove("soft_cross_entropy")
 # what no common way writes: values in the range, and out of it
 WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("decay_to_halflife", "decay"): ([0.5], [0.0, 1.0, -0.1, 1.1]),
@@ -87,6 +89,10 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("fluctuation_", "target"): ([0.5], [0.0, -1.0]),
     ("tdbn_", "alpha"): ([0.5], [0.0, -1.0]),
     ("unroll", "segment"): ([1, 3], [0, -1, 1.5]),
+    **{
+        (name, "weight"): ([torch.ones(3)], [-torch.ones(3), torch.full((3,), torch.nan)])
+        for name in CROSS_ENTROPIES
+    },
 }
 # arguments that a call needs besides the one that is tried
 SPIKES = torch.rand(4, 2, 3)
@@ -109,8 +115,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "delta": {"x": SPIKES, "threshold": 0.1},
     "latency": {"x": SPIKES[0], "steps": 5},
     "population": {"x": SPIKES[0], "num_neurons": 5},
-    "first_spike_cross_entropy": {"spikes": SPIKES, "target": LABELS},
-    "rate_cross_entropy": {"spikes": SPIKES, "target": LABELS},
+    **{name: {"spikes": SPIKES, "target": LABELS} for name in CROSS_ENTROPIES},
+    "membrane_cross_entropy": {"mem": SPIKES, "target": LABELS},
     "soft_cross_entropy": {"pred": SPIKES, "target": SPIKES},
     "temporal_cross_entropy": {"output": SPIKES, "target": LABELS},
     "van_rossum": {"spikes": SPIKES, "target": SPIKES},

@@ -19,7 +19,6 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from operator import is_
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -179,19 +178,19 @@ class RestartingStep:
     Args:
         step: the step.
         inputs: how many inputs it takes; behind them comes where to start anew.
-        states: names of its states.
+        starts: of each state the name of the parameter that it starts from; empty for zero.
     """
 
     step: Callable[..., tuple[Any, ...]]
     inputs: int
-    states: tuple[str, ...]
+    starts: tuple[str, ...]
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step."""
         inputs, restarts = tensors[: self.inputs], tensors[self.inputs]
         states: list[Any] = []
-        for name, state in zip(self.states, tensors[self.inputs + 1 :], strict=True):
-            start = kwargs.pop(f"initial_{name}", 0.0)
+        for name, state in zip(self.starts, tensors[self.inputs + 1 :], strict=True):
+            start = kwargs.pop(name) if name else 0.0
             states.append(None if state is None else torch.where(restarts != 0, start, state))
         return self.step(*inputs, *states, **kwargs)
 
@@ -438,12 +437,23 @@ class Cell(Opaque):
 
             state = where(restarts, initial_<state>, state), before the step
 
-        What its states start from are further parameters of the step, ``initial_<state>``.
+        What its states start from are further parameters of the step, :attr:`names_of_starts`.
         """
+        starts = tuple([self.names_of_starts.get(name, "") for name in self.states])
+        step = RestartingStep(self.step, len(self.inputs), starts)
+        return replace(self, step=step, inputs=(*self.inputs, self._untaken("restarts")))
+
+    @cached_property
+    def names_of_starts(self) -> Mapping[str, str]:
+        """Names of the parameters that :attr:`restarting` starts states from, by state."""
+        return {name: self._untaken(f"initial_{name}") for name in self.starts}
+
+    def _untaken(self, name: str) -> str:
+        """Return a name that no argument of the step has."""
         taken = {*self.inputs, *self.states, *self.constraints, *self.options}
-        name = next(name for k in count() if (name := f"restarts{k or ''}") not in taken)
-        step = RestartingStep(self.step, len(self.inputs), self.states)
-        return replace(self, step=step, inputs=(*self.inputs, name))
+        while name in taken:
+            name += "_"
+        return name
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""

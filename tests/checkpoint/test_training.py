@@ -157,6 +157,18 @@ def test_an_online_learner_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_p
     assert any(bool(value.any()) for value in traces)
 
 
+def test_the_scale_of_gradients_comes_back(tmp_path: Path) -> None:
+    model, file = network(), tmp_path / "training"
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(1))
+    tt.save(model, file, scaler=scaler)
+    other = torch.amp.GradScaler("cpu")
+    other.scale(torch.ones(1))
+    tt.load(file, model, scaler=other)
+    assert other.state_dict() == scaler.state_dict()
+    assert tt.checkpoint.Loaded("0.10.0", progress=1).progress == 1
+
+
 def test_nothing_of_a_training_is_written_unasked(tmp_path: Path) -> None:
     model = network()
     tt.save(model, tmp_path / "a")
@@ -203,6 +215,31 @@ def test_an_optimizer_of_other_parameters_is_refused_and_all_stays(tmp_path: Pat
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+@pytest.mark.parametrize("other", ["SGD", "NAdam", "Adam"])
+def test_an_optimizer_or_a_scheduler_of_another_class_is_refused(
+    other: str, tmp_path: Path
+) -> None:
+    model, file = network(), tmp_path / "training"
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = lr_scheduler.StepLR(optimizer, 1)
+    step(model, optimizer, scheduler)
+    tt.save(model, file, optimizer=optimizer, scheduler=scheduler)
+    made = OPTIMIZERS[other](model.parameters())
+    with pytest.raises(ValueError, match=f"the optimizer is a {other}, in the file it is a AdamW"):
+        tt.load(file, model, optimizer=made)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, 3)
+    with pytest.raises(ValueError, match="the scheduler is a CosineAnnealingLR, in the file it is"):
+        tt.load(file, model, optimizer=optimizer, scheduler=cosine)
+
+
+def test_parameters_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    model, file = network(), tmp_path / "training"
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+    tt.save(model, file, optimizer=torch.optim.SGD([*model.parameters(), one]))
+    with pytest.raises(ValueError, match=r"2 parameters that are not the model's.*ModuleList"):
+        tt.save(model, file, optimizer=torch.optim.SGD([*model.parameters(), one, two]))
+
+
 def test_a_failure_in_the_middle_restores_all(tmp_path: Path) -> None:
     class Failing:
         """Scheduler that cannot load."""
@@ -218,6 +255,7 @@ def test_a_failure_in_the_middle_restores_all(tmp_path: Path) -> None:
         def state_dict(self) -> dict[str, Any]:
             return {"a": 2}
 
+    Saved.__name__ = "Failing"  # the class is compared by its name
     model, file = network(), tmp_path / "training"
     optimizer = torch.optim.Adam(model.parameters())
     step(model, optimizer)

@@ -271,6 +271,13 @@ def test_steps_that_are_small_against_the_weights() -> None:
     ):
         d = tt.diagnose(model, (x(), target()), mean, optimizer=fit)
         assert not d.named("small-steps")
+    delayed = nn.Sequential(
+        snn.DelayedLinear(x().shape[-1], CLASSES, max_delay=25), snn.Readout(CLASSES)
+    )
+    d = tt.diagnose(
+        delayed, (x(), target()), mean, optimizer=torch.optim.Adam(delayed.parameters())
+    )
+    assert not d.named("small-steps")
     small = dense()
     slow = torch.optim.Adam(small.parameters(), lr=1e-5)
     assert not tt.diagnose(small, (x(), target()), mean, optimizer=slow).named("small-steps")

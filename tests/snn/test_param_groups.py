@@ -134,7 +134,7 @@ def test_learning_rates() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == [0.01, 0.005]
 
 
-# what PyTorch initialises as it likes: the ratio of each is 1 but for chance
+# what PyTorch initialises as it likes: the ratio of each is about 1
 DEFAULTS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(300, 200),
     "convolution in time": lambda: nn.Conv1d(16, 64, 5),
@@ -202,6 +202,16 @@ def test_every_parameter_is_in_one_relative_group(make: Any, decay_biases: bool)
     assert set(put) == every
     flat = by_name(param_groups(model, 0.1, decay_biases=decay_biases))
     assert by_name(groups)["neurons"] == flat["neurons"]
+
+
+def test_delays_keep_the_rate_and_a_small_weight_learns() -> None:
+    model: Any = nn.Sequential(snn.DelayedLinear(4, 3, max_delay=25), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-20)
+    groups = param_groups(model, 0.1, lr=1e-2, relative=True)
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert rates[id(model[0].raw_delay)] == 1e-2
+    assert rates[id(model[1].weight)] == pytest.approx(1e-3)
 
 
 def test_a_parametrized_weight_keeps_the_rate() -> None:

@@ -132,6 +132,30 @@ class OwnZero(Started):
             self.v = torch.where(where[:, None], torch.full_like(self.v, 7.0), self.v)
 
 
+class OwnSequence(Started):
+    """Neuron with a ``forward_sequence`` of its own, which knows no restarts."""
+
+    def forward_sequence(  # type: ignore[override]
+        self, x: Tensor, record: Any = (), *, further: Any = ()
+    ) -> Any:
+        return super().forward_sequence(x, record, further=further)
+
+
+class StartName(Started):
+    """Neuron that has a parameter of the name that a start would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight("initial_x", 0.3)
+        self.weight("initial_w_", 0.3)
+
+    @staticmethod
+    def step(  # type: ignore[override]
+        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, initial_x: Tensor, initial_w_: Tensor
+    ) -> tuple[Any, ...]:
+        return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
+
+
 class OtherName(Started):
     """Neuron that has a parameter of the name that a restart would have."""
 
@@ -146,7 +170,7 @@ class OtherName(Started):
         return Started.step(x + restarts, v, w, beta=beta)
 
 
-@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OtherName])
+@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, StartName, OtherName])
 def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) -> None:
     model = kind()
     x, reset = sequence(T, B, 3), resets()
@@ -159,17 +183,18 @@ def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) ->
         torch.testing.assert_close(once, tt.get_states(model))
 
 
-def test_the_compiled_loop_is_used_and_not_one_for_each_cut() -> None:
-    model: Any = layer("LIF", 3)
+def test_the_compiled_loop_is_used_and_not_one_for_each_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = []
-    run = model.forward_sequence
+    run = snn.Neuron.forward_sequence
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(options)
         return run(*args, **options)
 
-    model.forward_sequence = counted
-    tt.unroll(model, sequence(T, B, 3), reset=resets(share=0.5))
+    monkeypatch.setattr(snn.Neuron, "forward_sequence", counted)
+    tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets(share=0.5))
     assert len(calls) == 1
     assert fuse.unsupported_reason("cpu", layer("LIF", 3), sequence(T, B, 3)) is None
     with fuse.backend("cpu"):  # which refuses what it cannot compile
@@ -238,6 +263,54 @@ def test_records_inputs_batches_and_time_dimensions() -> None:
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert isinstance(several, Skip)
+
+
+def test_neurons_at_dimension_0_are_no_samples() -> None:
+    one, mask = snn.LIF(4), torch.zeros(6, 4, dtype=torch.bool)
+    mask[3, 1] = True
+    for by in ("layer", "step"):
+        with pytest.raises(ValueError, match="has its neurons at dimension 0"):
+            tt.unroll(one, sequence(6, 4), reset=mask, by=by)  # one sequence [T, F]
+    with pytest.raises(ValueError, match="has its neurons at dimension 0"):
+        tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=mask)
+
+
+@pytest.mark.parametrize(
+    ("reset", "error", "message"),
+    [
+        (torch.rand(6, 2), TypeError, "reset must hold booleans, got torch.float32"),
+        (resets(1, 2), ValueError, r"reset must have the shape \[T, B\] = \[6, 2\], got \[1, 2\]"),
+    ],
+)
+def test_a_layer_checks_its_mask(reset: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.LIF(4).forward_sequence(sequence(6, 2, 4), reset=reset)
+
+
+def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
+    none = torch.zeros(T, B, dtype=torch.bool)
+    states = []
+    options: list[Any] = [{}, {"reset": none}, {"reset": none, "by": "step"}]
+    for each in [*options, {"reset": none, "segment": 2}]:
+        torch.manual_seed(0)
+        model = nn.Sequential(snn.Noise(3), snn.LIF(3), snn.LockedDropout(3))
+        tt.unroll(model, sequence(T, B, 3), **each)
+        states.append(torch.get_rng_state())
+    assert all(torch.equal(states[0], other) for other in states)
+
+
+def test_frozen_noise_restarts_as_in_a_loop() -> None:
+    model = nn.Sequential(snn.Noise(3, seed=3), snn.LIF(3))
+    x, reset = sequence(T, B, 3), resets()
+    expected = looped(model, x, reset)
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model, x, reset=reset), expected)
+
+
+def test_time_first_counted_from_the_end_is_first() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    y = tt.unroll(model, x, reset=reset, from_rest=True)
+    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
 
 
 def test_packed_sequences_equal_each_alone() -> None:
@@ -313,6 +386,15 @@ def test_a_mask_that_does_not_fit_is_refused(
 def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"must see a sample start anew.*Use tt\.unroll"):
         kind().forward_sequence(sequence(T, B, 3), reset=resets())
+
+
+def test_a_restart_set_on_an_instance_runs_by_step() -> None:
+    model: Any = nn.Sequential(Unrolled(layer("LIF", 3), resets()).model)
+    holder: Any = snn.TTModule()
+    holder.inner, holder.forward = model, model.forward
+    holder.zero_states = lambda *, where=None: tt.zero_states(model, where=where)
+    with pytest.raises(ValueError, match="has a zero_states of its own"):
+        tt.unroll(holder, sequence(T, B, 3), reset=resets())
 
 
 def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:

@@ -21,7 +21,7 @@ from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
 from tracetorch.checkpoint.training import (
     Stateful,
-    check_parameters,
+    check_part,
     parts_of,
     restored_on_failure,
     set_random_state,
@@ -97,15 +97,17 @@ def load(
             groups; make it, and the scheduler, as for a new training.
         scheduler: of the learning rate, into which its state is loaded.
         scaler: of gradients, into which its state is loaded.
-        rng: whether to set PyTorch's, NumPy's and Python's random numbers as they were.
+        rng: whether to set PyTorch's, NumPy's and Python's random numbers to those of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
-            ``strict`` or ``states`` is not a bool.
+            ``strict``, ``states`` or ``rng`` is not a bool; what is to be loaded into has no
+            ``state_dict``.
         ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
-            it holds no states, or not what is to be loaded of a training, or the optimizer has
-            other parameters; the model is on the device ``meta``, which keeps no values.
+            it holds no states, or not what is to be loaded of a training; the optimizer or
+            scheduler is of another class, or has other parameters; the model is on the device
+            ``meta``, which keeps no values.
 
     Example:
         >>> import tempfile
@@ -218,7 +220,7 @@ def _check_training(
             )
         if name != "rng" and header is not None and header.training is not None:
             try:
-                check_parameters(header.training.get("parameters", {}).get(name), model, part)
+                check_part(header.training, name, model, part)
             except ValueError as error:
                 raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
 

@@ -19,7 +19,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """Contents of a checkpoint file.
 
     Args:
         tensors: parameters and buffers by name.

@@ -56,9 +56,10 @@ def save(
             the batch, say.
 
     Raises:
-        TypeError: ``model`` is not a module, its ``state_dict`` holds more than tensors, or that of
-            an optimizer or scheduler more than tensors, numbers and text.
-        ValueError: a tensor has no unique name, or no values.
+        TypeError: ``model`` is not a module, its ``state_dict`` holds more than tensors, an
+            optimizer or scheduler has none, or its own holds more than tensors, numbers and text.
+        ValueError: a tensor has no unique name, or no values; the optimizer has several parameters
+            that the model does not have.
 
     Example:
         >>> import tempfile

@@ -57,12 +57,22 @@ def encoded(
 
     Raises:
         TypeError: something is neither a tensor nor JSON.
+        ValueError: an optimizer has several parameters that the model does not have.
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, object] = {name: part.state_dict() for name, part in parts.items()}
     header: dict[str, Any] = {
-        "parameters": {name: optimized_names(model, part) for name, part in parts.items()}
+        "classes": {name: type(part).__name__ for name, part in parts.items()},
+        "parameters": {name: optimized_names(model, part) for name, part in parts.items()},
     }
+    for groups in header["parameters"].values():
+        unnamed = sum(name == "" for group in groups or () for name in group)
+        if unnamed > 1:
+            raise ValueError(
+                f"the optimizer has {unnamed} parameters that are not the model's, which nothing "
+                "would tell apart when they are loaded. Give one module that holds them all, "
+                "nn.ModuleList([model, head]) say."
+            )
     if rng:
         values["rng"] = random_state()
     if progress is not None:
@@ -95,15 +105,26 @@ def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
     return [[names.get(id(p), "") for p in group["params"]] for group in part.param_groups]
 
 
-def check_parameters(saved: list[list[str]] | None, model: nn.Module, part: Stateful) -> None:
-    """Raise ``ValueError`` where an optimizer has other parameters, or other groups, than saved."""
+def check_part(header: Mapping[str, Any], name: str, model: nn.Module, part: Stateful) -> None:
+    """Raise ``ValueError`` where a part is of another class, or has other parameters, than saved.
+
+    Args:
+        header: what :func:`encoded` has written.
+        name: of the part.
+        model: whose parameters an optimizer should have.
+        part: the optimizer or scheduler.
+    """
+    kind = header.get("classes", {}).get(name)
+    if kind != type(part).__name__:
+        raise ValueError(f"the {name} is a {type(part).__name__}, in the file it is a {kind}")
+    saved = header.get("parameters", {}).get(name)
     current = optimized_names(model, part)
     if saved is None or current is None or saved == current:
         return
     if [len(group) for group in saved] != [len(group) for group in current]:
         raise ValueError(
             f"the optimizer has groups of {[len(group) for group in current]} parameters, in the "
-            f"file they are of {[len(group) for group in saved]}. Group them as they were"
+            f"file they are of {[len(group) for group in saved]}. Make the same groups"
         )
     mine, theirs = next(
         pair
@@ -126,7 +147,8 @@ def restored_on_failure(parts: Mapping[str, Stateful], rng: bool) -> Iterator[No
         yield
     except BaseException:
         for name, part in parts.items():
-            part.load_state_dict(before[name])
+            with contextlib.suppress(Exception):  # whoever has raised may do so again
+                part.load_state_dict(before[name])
         if numbers is not None:
             set_random_state(numbers)
         raise

@@ -55,9 +55,9 @@ class Requests:
         if name in self.aliases:
             return self.aliases[name]
         if name not in self.names:
+            hint = suggestion(name, (*self.names, *self.aliases))
             raise ValueError(
-                f"no {self.kind} is called {name!r}.{suggestion(name, self.names)} There are "
-                f"{', '.join(self.names)}."
+                f"no {self.kind} is called {name!r}.{hint} There are {', '.join(self.names)}."
             )
         return name
 

@@ -339,7 +339,7 @@ class Neuron(ConstrainedLayer):
         """
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
         if reset is not None:
-            check_restarts_in_loop(self, cell)
+            check_restarts_in_loop(self, cell, x, reset)
         if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
             return self._run_by_step(x, record, further)
         if (

@@ -38,7 +38,7 @@ def param_groups(
     ``tt.init.calibrate_`` gives them, and then learn 70 times as slowly. With ``relative=True``
     each weight has a rate of its own::
 
-        rate = lr * RMS(weight) / RMS(PyTorch's default for it)
+        rate = lr * RMS(weight) / RMS(PyTorch's default for it), at least lr / 10
 
     so that one ``lr`` serves every neuron. A bias has the rate of its weight; its weight decay is
     divided by the same ratio, so that ``rate * weight_decay`` is the same for all. Call it after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import ClassVar, cast
@@ -112,7 +113,8 @@ class Recurrent(SequenceLayer):
             torch.compiler.is_compiling()
             or type(self) is not Recurrent
             or (linear := _linear_of(connection)) is None
-            or not {"forward_step", "check_input", "states_for"}.isdisjoint(vars(self))
+            or not vars(self).keys().isdisjoint(_OWN)
+            or _code_of(Recurrent) != _CODE
             or not call_is_forward(connection)
             or not call_is_forward(neuron)
             or type(neuron).forward is not Neuron.forward
@@ -181,8 +183,17 @@ class Recurrent(SequenceLayer):
         return torch.stack(outputs)
 
 
+# what a step calls, and a user may have set on a layer or patched in the class
+_OWN = ("forward_step", "check_input", "states_for")
+_code_of = operator.attrgetter(*_OWN)
+_CODE = _code_of(Recurrent)
+_LINEAR_FORWARD = nn.Linear.forward
+
+
 def _linear_of(connection: nn.Module) -> nn.Linear | None:
     """Return the layer of weight and bias, where a compiled loop computes what a call would."""
     if isinstance(connection, DelayedLinear):
         return connection.linear if connection.computes_as_its_class else None
-    return connection if type(connection) is nn.Linear else None
+    if type(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:
+        return None
+    return connection

@@ -11,7 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.sequence_layer import SequenceLayer
 
+_LEAST = 0.1
 NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -20,9 +22,10 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
 
     Weights are parameters of rank 2 and more. A bias, a parameter of rank 1 beside a ``weight``,
     has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
-    is 1, that of a weight that is not finite is not finite. A parameter that several modules share
-    is found once, under its first path. Norms are left out, and what PyTorch parametrizes, whose
-    originals are in another unit than the weight.
+    is 1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a
+    weight that starts near zero learns. A parameter that several modules share is found once, under
+    its first path. Left out are norms, the parameters of neurons and delays, and what PyTorch
+    parametrizes, whose originals are in another unit than the weight.
 
     Raises:
         ValueError: a weight is lazy or on the meta device.
@@ -31,7 +34,8 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
     for path, module in named_modules(model):
         if isinstance(module, (*NORMS, nn.utils.parametrize.ParametrizationList)):
             continue
-        own = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
+        declared = module.raw_names if isinstance(module, SequenceLayer) else ()
+        own = {n: p for n, p in module.named_parameters(recurse=False) if n not in declared}
         ratios = {
             name: _ratio(join_path(path, name), module, name, p)
             for name, p in own.items()
@@ -70,4 +74,5 @@ def _ratio(path: str, module: nn.Module, name: str, weight: nn.Parameter) -> flo
             "load its weights, before relative=True."
         )
     rms = float(weight.double().square().mean().sqrt()) if weight.numel() else 0.0
-    return rms / default_rms(module, name, weight) or 1.0
+    ratio = rms / default_rms(module, name, weight)
+    return max(ratio, _LEAST) if ratio else 1.0

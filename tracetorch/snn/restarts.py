@@ -24,8 +24,22 @@ def restarts_in_loop(layer: StatefulLayer, cell: Cell) -> bool:
     )
 
 
-def check_restarts_in_loop(layer: StatefulLayer, cell: Cell | StepDefinition) -> None:
-    """Raise ``ValueError`` where a restart in the loop would pass by what must see it."""
+def check_restarts_in_loop(
+    layer: StatefulLayer, cell: Cell | StepDefinition, x: Tensor, reset: Tensor
+) -> None:
+    """Raise where a restart in the loop would pass by what must see it, or the mask does not fit.
+
+    Raises:
+        TypeError: ``reset`` holds no booleans.
+        ValueError: it has another shape; the layer has methods of its own; there is no batch.
+    """
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset must hold booleans, got {reset.dtype}.")
+    if reset.shape != x.shape[:2]:
+        raise ValueError(
+            f"reset must have the shape [T, B] = {list(x.shape[:2])}, got {list(reset.shape)}."
+        )
+    layer.check_has_batch("one step of its input", x.shape[1:])
     if not isinstance(cell, Cell) or not restarts_in_loop(layer, cell):
         raise ValueError(
             f"{layer.label()} has methods or states of its own that must see a sample start anew, "
@@ -48,7 +62,8 @@ def restarting(
     where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2)).expand(x.shape)
     trailing = -layer.dim - 1 if layer.dim < 0 else x.ndim - layer.dim - 2
     starts: dict[str, Tensor] = {}
+    names = cell.names_of_starts
     for name in cell.starts:
         start = layer.get_buffer(f"initial_{name}").to(dtype)
-        starts[f"initial_{name}"] = start.reshape(-1, *[1] * trailing) if start.ndim else start
+        starts[names[name]] = start.reshape(-1, *[1] * trailing) if start.ndim else start
     return cell.restarting, where, starts

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -387,16 +387,29 @@ class StatefulLayer(TTModule):
                 continue
             if is_leaked_tracer(state):
                 raise ValueError(_leaked(label, name))
-            if self.dim in (0, len(self.state_kind.tail) - state.ndim):
-                raise ValueError(
-                    f"{label} has its neurons at dimension 0, where the mask looks for the batch; "
-                    f"{name} has shape {list(state.shape)}. Give the input a batch dimension."
-                )
+            self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
             if len(state) != len(where):
                 raise ValueError(
                     f"{label} holds {name} for a batch of {len(state)}, shape {list(state.shape)}; "
                     f"the mask has {len(where)} entries."
                 )
+
+    def check_has_batch(
+        self, what: str, shape: Sequence[int], tail: int = 0, label: str | None = None
+    ) -> None:
+        """Raise where dimension 0 of one step holds neurons, and a mask looks for the batch there.
+
+        Args:
+            what: has that shape.
+            shape: of one step, and ``tail`` dimensions behind it.
+            tail: number of those.
+            label: of the layer, for the message.
+        """
+        if self.dim in (0, tail - len(shape)):
+            raise ValueError(
+                f"{label or self.label()} has its neurons at dimension 0, where the mask looks for "
+                f"the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
+            )
 
     def detached_state(self, name: str, path: str = "") -> Tensor:
         """Copy a live state, detached.

@@ -186,17 +186,19 @@ def with_reset(inputs: Inputs, reset: object, time_dim: int, batched: bool) -> I
         raise TypeError(
             f"reset must be a tensor of booleans, true where a sample starts anew, got {got}."
         )
+    first = pytree.tree_leaves(inputs.tensors)[0]
+    time_is_first = time_dim in (0, -first.ndim)
     named, sizes = ("T", "B"), (inputs.steps, inputs.batch)
     if not batched:
         named, sizes = ("T",), (inputs.steps,)  # type: ignore[assignment]
-    elif time_dim != 0:
+    elif not time_is_first:
         named, sizes = named[::-1], sizes[::-1]
     if reset.shape != sizes:
         raise ValueError(
             f"reset must have the shape [{', '.join(named)}] = {list(sizes)}, true where a sample "
             f"starts anew before a step, got {list(reset.shape)}."
         )
-    arranged = reset[:, None] if not batched else reset if time_dim == 0 else reset.T
+    arranged = reset[:, None] if not batched else reset if time_is_first else reset.T
     return replace(inputs, reset=arranged)
 
 

@@ -171,7 +171,10 @@ class LayerPass(Opaque):
         more: dict[str, Any] = {"further": further} if further else {}
         if self.collector is not None and self.collector.wants(layer):
             return self._run_recorded(layer, x, more, self.collector)
-        y, _ = self._sequence(layer, x, (), more)
+        if self.reset is None:
+            y, _ = layer.forward_sequence(x, **more)
+        else:
+            y, _ = self._sequence(layer, x, (), more)
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])

@@ -10,7 +10,7 @@ gradient and kernels follow from that.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import observed_by
 from tracetorch.core.walk import Walk
 from tracetorch.snn.module import TTModule
-from tracetorch.snn.neuron import has_step
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.restarts import restarts_in_loop
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -39,13 +39,17 @@ def restarted_sequence(
         reset: ``[T, B]`` booleans.
         more: keyword arguments of ``forward_sequence``.
     """
+    layer.check_has_batch("one step of its input", x.shape[1:])
     if (
         has_step(layer)
         and not torch.compiler.is_compiling()
+        and type(layer).forward_sequence is Neuron.forward_sequence
+        and "forward_sequence" not in vars(layer)
         and restarts_in_loop(layer, layer.cell)
     ):
         return layer.forward_sequence(x, record, reset=reset, **more)
-    starts = _cuts(reset)
+    restarts = restarting_steps(reset)
+    starts = [0, *(t for t in range(1, len(x)) if restarts[t])]
     lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]
     # not slices: the gradient of each would be as long as the whole sequence
     parts = torch.split(x, lengths)
@@ -56,7 +60,8 @@ def restarted_sequence(
     outputs: list[Tensor] = []
     trajectories: list[dict[str, Tensor]] = []
     for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
-        layer.zero_states(where=reset[start])
+        if restarts[start]:
+            layer.zero_states(where=reset[start])
         now = {**more, "further": tuple(each[i] for each in further)} if further else more
         y, recorded = layer.forward_sequence(part, record, **now)
         outputs.append(y)
@@ -78,7 +83,7 @@ def check_restarts(found: Walk) -> None:
     """
     for path, module in found.modules:
         if isinstance(module, TTModule) and not isinstance(module, SequenceLayer):
-            function = getattr(type(module).zero_states, "__module__", "")
+            function = getattr(module.zero_states, "__module__", None) or ""
             if function.partition(".")[0] != "tracetorch":
                 raise ValueError(
                     f"{type(module).__name__}, at {path or 'the root'!r}, has a zero_states of its "
@@ -87,8 +92,11 @@ def check_restarts(found: Walk) -> None:
                 )
 
 
-def _cuts(reset: Tensor) -> list[int]:
-    """Return the steps at which a sequence is cut: 0, and those before which a sample restarts."""
+def restarting_steps(reset: Tensor) -> list[bool]:
+    """Return for every step whether a sample starts anew; true where nobody can read the mask.
+
+    ``zero_states`` draws random numbers in some layers, so it is called where it does something.
+    """
     if torch.compiler.is_compiling() or observed_by((reset,)) is not None:
-        return list(range(len(reset)))  # whose values nobody can read
-    return [0, *(t for t in reset.any(1).nonzero().flatten().tolist() if t)]
+        return [True] * len(reset)
+    return cast("list[bool]", reset.flatten(1).any(1).tolist())

@@ -27,7 +27,7 @@ from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
-from tracetorch.unrolling.restarts import check_restarts
+from tracetorch.unrolling.restarts import check_restarts, restarting_steps
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -428,8 +428,9 @@ def _by_step(
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
     with nullcontext() if collector is None else collector.listening(layers):
+        restarts = [] if inputs.reset is None else restarting_steps(inputs.reset)
         for t, step in enumerate(inputs.each_step()):
-            if inputs.reset is not None:
+            if inputs.reset is not None and restarts[t]:
                 zero_states(model, where=inputs.reset[t])
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)

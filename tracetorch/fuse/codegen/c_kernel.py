@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
@@ -149,9 +150,8 @@ class CPrinter(BraceEmitter):
                 source = self.place(each.source, each.source_index, "row + k")
                 matrix = f"{self.memory(each.matrix)}[(({first} + j) * neurons + k) * neurons"
                 self.line(f"sum += {source} * {matrix} + column];")
-            start, _ = each.target_index
-            assert not isinstance(start, Axis)
-            step = f"({self.spell(start)} {'-' if each.reverse else '+'} j)"
+            start = self.spell(cast("Operand", each.target_index[0]))
+            step = f"({start} {'-' if each.reverse else '+'} j)"
             target = f"{self.memory(each.target)}[{step} * lanes + row + column]"
             self.line(f"{target} = {first} + j == {matrices} - 1 ? sum : {target} + sum;")
 

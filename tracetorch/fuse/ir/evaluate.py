@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -256,8 +256,7 @@ class _Evaluator:
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
         rows = source.reshape(-1, matrices.shape[-1])
         target = self.memory[each.target.label]
-        index, _ = each.target_index
-        assert not isinstance(index, Axis)
+        index = cast("Operand", each.target_index[0])
         start, first, count = (
             int(self.number(operand, "int64")) for operand in (index, each.first, each.count)
         )

@@ -282,7 +282,8 @@ class _Verifier:
         if matrix.shape[1:] != (Extent.NEURONS, Extent.NEURONS):
             self.fail("a matrix has rows and columns of neurons", each)
         start = each.target_index[0]
-        assert not isinstance(start, Axis)
+        if isinstance(start, Axis):
+            self.fail("a product begins at a step", each)
         for operand in (start, each.first, each.count):
             if self.use(operand, Dtype.INT64, each):
                 self.fail("an index is uniform", each)

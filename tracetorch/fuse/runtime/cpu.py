@@ -193,14 +193,8 @@ def _forward_kernel(plan: Plan) -> Schedule:
     return schedules.forward_kernel(plan, in_chunks=True)
 
 
-def _bypasses(sequences: Sequence[Tensor], grid: _Grid) -> bool:
-    """Whether to write sequences past the caches: they are large, and begin with a cache line.
-
-    For kernels that write long runs of lanes: others were twice as slow with it in one process of
-    ten, and faster by a fifth in the rest.
-    """
-    if sequences[0].nbytes < cache_size() // 8:
-        return False
+def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
+    """Whether every run of lanes of some sequences begins with a cache line."""
     size = sequences[0].itemsize
     places = [size * grid.columns, size * grid.geometry[1], *map(Tensor.data_ptr, sequences)]
     return not any(place % ALIGNMENT for place in places)
@@ -279,7 +273,10 @@ class CpuBackend(Backend):
         # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
         # keep its states and parameters in registers.
         is_short = len(plan.program.forward.lines) <= _SHORT
-        bypass = is_short and _bypasses([output, *records], grid)
+        # Large outputs are written past the caches, by kernels that write long runs: others were
+        # twice as slow with it in one process of ten, and faster by a fifth in the rest.
+        is_large = output.nbytes >= cache_size() // 8
+        bypass = is_short and is_large and _are_aligned([output, *records], grid)
         kernel: Kernel = plan.kernels.get((False, bypass)) or kernel_of(
             plan, False, _forward_kernel, bypass=bypass
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import NamedTuple, cast
 
 import torch
@@ -215,8 +216,8 @@ class DelayedLinear(SynapticDelays):
         return (
             type(self) is DelayedLinear
             and type(self.linear) is nn.Linear
-            and DelayedLinear.convolve is _CONVOLVE
-            and _OWN.isdisjoint(vars(self))
+            and _code_of(DelayedLinear) == _CODE
+            and vars(self).keys().isdisjoint(_OWN)
         )
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -241,9 +242,10 @@ class DelayedLinear(SynapticDelays):
         return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
 
 
-_CONVOLVE = DelayedLinear.convolve
-# what a user may have set on a layer, and a step calls
-_OWN = frozenset({"forward_step", "check_input", "states_for", "convolve"})
+# what a step calls, and a user may have set on a layer or patched in the class
+_OWN = ("forward", "forward_step", "_delayed", "_window", "check_input", "states_for", "convolve")
+_code_of = operator.attrgetter(*_OWN)
+_CODE = _code_of(DelayedLinear)
 
 
 class Places(NamedTuple):
