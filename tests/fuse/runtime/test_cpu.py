@@ -9,6 +9,7 @@ import torch
 
 import tracetorch as tt
 from tests import cases
+from tracetorch import snn
 from tracetorch.fuse.runtime import cpu
 from tracetorch.fuse.runtime.layout import layout_of
 from tracetorch.fuse.runtime.memory import cache_size, large_empty
@@ -18,13 +19,13 @@ from tracetorch.fuse.runtime.memory import cache_size, large_empty
 def bypassed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Make every sequence large; return which kernels bypass the caches."""
     found: list[bool] = []
-    original = cpu._bypasses
+    original = cpu._are_aligned
 
     def recorded(*args: Any) -> bool:
         found.append(original(*args))
         return found[-1]
 
-    monkeypatch.setattr(cpu, "_bypasses", recorded)
+    monkeypatch.setattr(cpu, "_are_aligned", recorded)
     monkeypatch.setattr(cpu, "cache_size", lambda: 0)
     return found
 
@@ -71,14 +72,23 @@ def test_long_steps_write_short_runs_which_do_not_bypass(bypassed: list[bool]) -
     assert not bypassed
 
 
-def test_sequences_bypass_the_caches_if_they_are_large_and_aligned() -> None:
-    count = -(-cache_size() // 8 // (4 * 512))
+def test_small_sequences_do_not_bypass(
+    bypassed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cache_size", cache_size)
+    size = cache_size() // 8
+    for steps, asked in ((-(-size // (4 * 512)), 1), (size // (4 * 512) - 1, 0)):
+        bypassed.clear()
+        with torch.no_grad():
+            tt.unroll(snn.LIF(512), torch.zeros(steps, 1, 512), from_rest=True)
+        assert len(bypassed) == asked
 
-    def bypasses(steps: int, neurons: int, shift: int = 0) -> bool:
-        x = large_empty((steps * neurons + shift,), torch.float32)[shift:].view(steps, 1, neurons)
-        return cpu._bypasses([x], cpu._grid(layout_of(x, -1), grouped=False))
 
-    assert bypasses(count, 512)
-    assert not bypasses(count - 1, 512), "too small"
-    assert not bypasses(count + 1, 512, shift=1), "it does not begin with a cache line"
-    assert not bypasses(count + 9, 511), "its rows do not"
+def test_sequences_whose_runs_begin_within_a_cache_line_do_not_bypass() -> None:
+    def aligned(neurons: int, shift: int = 0) -> bool:
+        x = large_empty((9 * neurons + shift,), torch.float32)[shift:].view(9, 1, neurons)
+        return cpu._are_aligned([x], cpu._grid(layout_of(x, -1), grouped=False))
+
+    assert aligned(512)
+    assert not aligned(512, shift=1)
+    assert not aligned(511)
