@@ -471,9 +471,9 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
         (nn.Linear(5, 5), integer_input(5, 1, 5), "has weights that are no integers"),
         (snn.LIF(5), integer_input(5, 1, 5), r"\(LIF\) is not exact in integers: .*rounded"),
         (
-            snn.LIF(5, beta=torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])),
+            snn.LIF(5, pos_threshold=torch.linspace(1e-5, 2e-5, 5)),
             integer_input(5, 1, 5),
-            "has the constant 0.9.*, which is no integer",
+            "has the constant 1e-05, which is no integer",
         ),
         (Integer(5), torch.rand(5, 1, 5), "the sample's x holds what is no integer"),
         (
