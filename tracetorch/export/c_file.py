@@ -48,6 +48,8 @@ from tracetorch.metrics.operations import (
 from tracetorch.snn.neuron import has_step
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
+_COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
+
 
 def c(
     model: nn.Module,
@@ -87,7 +89,7 @@ def c(
         model: any module whose call is one time step; it is unchanged afterwards.
         folder: made if it is not there; files of these names are replaced, all or none.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
-            stream is written; costs are its means.
+            stream is written; costs are means over its first 100 steps.
         dtype: ``"float32"`` (default) or ``"int"``.
 
     Shape:
@@ -172,7 +174,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     members = [(kind, array.size) for _, array, kind in held.values()]
     members += list(names.memory.sizes.items())
     products = {each.node: each for each in program.stages if isinstance(each, Product)}
-    counted = mean_events(exported, steps, states, set(products))
+    counted = mean_events(exported, steps[:_COUNTED], states, set(products))
+    measured = inputs.first(_COUNTED)
     kinds = {
         label: names.types[array]
         for arrays in (program.inputs, program.states, program.outputs)
@@ -184,8 +187,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         source.table_bytes,
         struct_bytes(members),
         source.stack_bytes,
-        _operations(model, inputs),
-        _updates(model, inputs),
+        _operations(model, measured),
+        _updates(model, measured),
         memory_accesses(program.stages, counted, events),
         _ends(ranges),
         kinds,
