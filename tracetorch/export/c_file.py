@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -48,6 +50,8 @@ from tracetorch.metrics.operations import (
 from tracetorch.snn.neuron import has_step
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
+_COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
+
 
 def c(
     model: nn.Module,
@@ -87,7 +91,7 @@ def c(
         model: any module whose call is one time step; it is unchanged afterwards.
         folder: made if it is not there; files of these names are replaced, all or none.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
-            stream is written; costs are its means.
+            stream is written; costs are means over its first 100 steps.
         dtype: ``"float32"`` (default) or ``"int"``.
 
     Shape:
@@ -115,6 +119,7 @@ def c(
     check_module(model)
     if dtype not in get_args(Literal["float32", "int"]):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
+    _check_names(model)
     inputs = parse_inputs(sample, None, 0, True)
     files, report = _files(model, inputs, dtype == "int")
     path = Path(folder)
@@ -131,6 +136,18 @@ def c(
             path.rmdir()
         raise
     return report
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise ``ValueError`` where ``torch.export`` would take a module's name for code."""
+    for path, module in named_modules(model):
+        for name in (path, *module._parameters, *module._buffers):
+            words = any(map(keyword.iskeyword, name.split(".")))
+            if words or re.search(r'["\\\x00-\x1f\x7f]', name):
+                raise ValueError(
+                    f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
+                    "backslash or a control character, which torch.export cannot write. Rename it."
+                )
 
 
 @one_trace_at_a_time
@@ -172,7 +189,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     members = [(kind, array.size) for _, array, kind in held.values()]
     members += list(names.memory.sizes.items())
     products = {each.node: each for each in program.stages if isinstance(each, Product)}
-    counted = mean_events(exported, steps, states, set(products))
+    counted = mean_events(exported, steps[:_COUNTED], states, set(products))
+    measured = inputs.first(_COUNTED)
     kinds = {
         label: names.types[array]
         for arrays in (program.inputs, program.states, program.outputs)
@@ -184,8 +202,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         source.table_bytes,
         struct_bytes(members),
         source.stack_bytes,
-        _operations(model, inputs),
-        _updates(model, inputs),
+        _operations(model, measured),
+        _updates(model, measured),
         memory_accesses(program.stages, counted, events),
         _ends(ranges),
         kinds,
