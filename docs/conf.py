@@ -45,6 +45,7 @@ nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else pages load a script from a network
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables that a block computes
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Every reference must name something that a page documents, but for names of other packages.

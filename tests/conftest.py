@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,25 @@ from hypothesis import settings
 
 from tests.browser import Visits, launched
 
+# As many workers as there are cores, each with threads on all of them: a thread that waits must not
+# hold a core that another worker needs. OpenMP reads it when PyTorch is imported, here and in the
+# processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the collector of garbage from the millions of objects that the list of tests is."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"traceTorch {tt.__version__}, torch {torch.__version__}, Python ")
     assert lines[1] == f"kernels are kept in {folder()}"
-    assert [line.split()[0] for line in lines[2:]] == ["numba", "triton", "eager", "events"]
+    assert [line.split()[0] for line in lines[2:]] == ["cpu", "triton", "eager", "events"]
     assert lines[-2].split() == ["eager", "available"]
     assert re.match(r"events  auto, linear .* below 6400 rows [123]\d%, 1024 rows", lines[-1])
     with tt.events.mode("never"):

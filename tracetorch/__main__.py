@@ -78,7 +78,7 @@ def kernels(name: str) -> str:
         raise ValueError(f"there is no neuron {name!r} in tracetorch.snn or tracetorch.neurons.")
     layer = kind(1)
     program = program_of(layer.cell, 2, torch.float32, layer.step_kwargs(2, torch.float32))
-    plan = Plan(program, "numba", -1, (), True, program.inputs, program.params)
+    plan = Plan(program, "cpu", -1, (), True, program.inputs, program.params)
     schedules = (forward_kernel(plan), backward_kernel(plan), step_kernel(plan))
     return "\n\n".join(map(str, schedules))
 

@@ -2,8 +2,8 @@
 
 A layer holds tensors and a cell. What is derived from a neuron (kernels, traces) takes the cell and
 tensors, and does not ask the layer. A layer whose definition has changed has another cell:
-``layer.cell is cell`` means that its definition has not. Values of parameters are compared by those
-who have read them, and functions that a step calls by ``UnchangedStep``.
+``layer.cell is cell`` means that its definition has not, nor the code of the step and of what it
+calls. Values of parameters are compared by those who have read them.
 
 Step. A static method of tensors and constants, made of pointwise operations, so that it can be
 traced. Parts that a layer does not have arrive as ``None``. Parameters arrive constrained and
@@ -19,14 +19,17 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from operator import is_
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from tracetorch.core.functions import contents, helpers, reads_nothing
 from tracetorch.core.walk import Opaque
+from tracetorch.functional.surrogates import Surrogate
 
 # What a step or a sequence runs through: a layer's own one changes what either computes.
 METHODS = ("forward_step", "check_input", "states_for", "step_kwargs", "initial_state")
@@ -36,6 +39,8 @@ _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *METHODS,
     *("step", "active_states", "inputs", "states", "state_kind"),
 )
+# Options that cannot change unseen.
+_IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class ConstraintGradient(NamedTuple):
@@ -167,6 +172,30 @@ class StepLayer(Protocol):
         """Return what a state is before the first step."""
 
 
+@dataclass(frozen=True)
+class RestartingStep:
+    """A step before which some samples start anew: :attr:`Cell.restarting`.
+
+    Args:
+        step: the step.
+        inputs: how many inputs it takes; behind them comes where to start anew.
+        states: names of its states.
+    """
+
+    step: Callable[..., tuple[Any, ...]]
+    inputs: int
+    states: tuple[str, ...]
+
+    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step."""
+        inputs, restarts = tensors[: self.inputs], tensors[self.inputs]
+        states: list[Any] = []
+        for name, state in zip(self.states, tensors[self.inputs + 1 :], strict=True):
+            start = kwargs.pop(f"initial_{name}", 0.0)
+            states.append(None if state is None else torch.where(restarts != 0, start, state))
+        return self.step(*inputs, *states, **kwargs)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cell(Opaque):
     """A neuron without its tensors; two are the same if they are one object.
@@ -228,16 +257,30 @@ class Cell(Opaque):
     # what `describes` compares at every call
     _read_plain: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False)
     _values: tuple[object, ...] = field(init=False, repr=False)
+    _objects: tuple[object, ...] = field(init=False, repr=False)
     _names: tuple[str, ...] = field(init=False, repr=False)
     _constraints: Mapping[str, Constraint] = field(init=False, repr=False)
+    # functions stay the same objects where a module is reloaded in place: their parts do not
+    _functions: tuple[tuple[Any, ...], ...] = field(init=False, repr=False)
+    _helpers: tuple[tuple[dict[str, Any], str, object], ...] = field(init=False, repr=False)
+    _is_rare: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         everything = {"num_neurons": self.num_neurons, "dim": self.dim, **self.options}
+        # words and what is absent behind all others: equal ones are the same, numbers may not be
+        names = sorted(self.plain, key=lambda n: isinstance(everything[n], (str, type(None))))
+        values = [everything[name] for name in names]
+        called = helpers(self.step) if self.is_comparable else []
+        functions = (self.step, *[value for _, _, value in called])
         self.__dict__.update(
-            _read_plain=operator.itemgetter(*self.plain),
-            _values=tuple([everything[name] for name in self.plain]),
+            _read_plain=operator.itemgetter(*names),
+            _values=tuple(values),
+            _objects=tuple([v for v in values if not isinstance(v, (str, type(None)))]),
             _names=(*self.options,),
             _constraints=dict(self.constraints),
+            _functions=tuple([(f, contents(f)) for f in functions if isinstance(f, FunctionType)]),
+            _helpers=tuple(called),
+            _is_rare=bool(called or self.registered or self.has_own_active),
         )
 
     @classmethod
@@ -308,17 +351,22 @@ class Cell(Opaque):
         attributes = layer.__dict__
         try:
             now = self._read_plain(attributes)
-        except KeyError:  # one is deleted, or a module now
+            if now != self._values:
+                return False
+        # one is deleted, or a module now; an array or tensor, compared by elements
+        except (KeyError, RuntimeError, TypeError, ValueError):
             return False
+        for function, parts in self._functions:
+            if contents(function) != parts:
+                return False
         return (
             type(layer) is self.kind
             and _definition(self.kind) == self.definition
             and constraints == self._constraints
             and (options is self._names or options == self._names)
-            and all(map(is_, now, self._values))
-            and not (self.registered and self._has_others(layer))
-            and not (self.has_own_active and layer.active_states != self.active)
+            and all(map(is_, now, self._objects))
             and (*attributes["_buffers"],) == self.buffers
+            and (not self._is_rare or self._describes_rest(layer))
             and (
                 not self.own
                 if attributes.keys().isdisjoint(_OWN)
@@ -326,12 +374,30 @@ class Cell(Opaque):
             )
         )
 
-    def _has_others(self, layer: Any) -> bool:
-        """Whether modules or buffers have taken the place of those among the options."""
-        return any(getattr(layer, name) is not value for name, value in self.registered.items())
+    def _describes_rest(self, layer: Any) -> bool:
+        """Whether what most layers do not have is what it was: modules and buffers among options,
+        states that a property of a user's own chooses, functions that a user's step calls.
+        """
+        return (
+            all(getattr(layer, name) is value for name, value in self.registered.items())
+            and not (self.has_own_active and layer.active_states != self.active)
+            and all(names.get(name) is value for names, name, value in self._helpers)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         return self
+
+    @cached_property
+    def is_comparable(self) -> bool:
+        """Whether the cell shows all that its step does: nothing it reads changes unseen."""
+        constraints = [each.value for each in self.constraints.values()]
+        functions = (
+            self.step,
+            *map(type, self.options.values()),
+            *[each if isinstance(each, FunctionType) else type(each) for each in constraints],
+        )
+        immutable = all(isinstance(option, _IMMUTABLE) for option in self.options.values())
+        return immutable and all(map(reads_nothing, functions))
 
     @cached_property
     def raw_names(self) -> tuple[str, ...]:
@@ -363,6 +429,21 @@ class Cell(Opaque):
         output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
         after = dict(zip(self.states, ends, strict=True))
         return output, {name: after[name] for name in self.active}
+
+    @cached_property
+    def restarting(self) -> Cell:
+        """The cell with a further input, last of all: where it is not zero a sample starts anew.
+
+        ::
+
+            state = where(restarts, initial_<state>, state), before the step
+
+        What its states start from are further parameters of the step, ``initial_<state>``.
+        """
+        taken = {*self.inputs, *self.states, *self.constraints, *self.options}
+        name = next(name for k in count() if (name := f"restarts{k or ''}") not in taken)
+        step = RestartingStep(self.step, len(self.inputs), self.states)
+        return replace(self, step=step, inputs=(*self.inputs, name))
 
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""

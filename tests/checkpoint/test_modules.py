@@ -324,7 +324,7 @@ def changed(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_loaded(path: Path, model: nn.Module, expected: dict[str, Tensor], **options: bool) -> bool:
+def is_loaded(path: Path, model: nn.Module, expected: dict[str, Tensor], **options: Any) -> bool:
     changed(model)
     tt.load(path, model, **options)
     found = values(model)

@@ -162,6 +162,14 @@ def test_an_override_on_an_instance_drops_conclusions(name: str) -> None:
     assert remembered_walk(net).facts == {}
 
 
+@pytest.mark.parametrize("name", ["forward", "zero_states", "forward_step", "forward_sequence"])
+def test_a_patched_class_drops_conclusions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    remembered_walk(net).facts["pass"] = "old"
+    monkeypatch.setattr(type(net.cell), name, print)
+    assert remembered_walk(net).facts == {}
+
+
 def test_closed_modules_are_not_entered() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(snn.LIF(2)))
     for closed in (None, nn.Sequential, snn.LIF):

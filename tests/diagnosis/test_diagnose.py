@@ -253,6 +253,29 @@ def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
     assert not d.named("weight-decay-on-neurons")  # which it does not have
 
 
+def test_steps_that_are_small_against_the_weights() -> None:
+    model = scaled(dense(), 70.0)
+    adam: Any = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    finding = found(
+        tt.diagnose(model, (x(), target()), mean, optimizer=adam),
+        "small-steps",
+        "0.weight",
+        "warning",
+    )
+    assert finding.value == pytest.approx(2e-3 / 70, rel=0.3)
+    for fit in (
+        torch.optim.AdamW(tt.param_groups(model, 0.0, lr=1e-2, relative=True)),
+        torch.optim.AdamW(model.parameters(), lr=0.1),
+        torch.optim.SGD(model.parameters(), lr=2e-3),  # its steps grow with the gradient
+        torch.optim.Adam(dense().parameters(), lr=2e-3),
+    ):
+        d = tt.diagnose(model, (x(), target()), mean, optimizer=fit)
+        assert not d.named("small-steps")
+    small = dense()
+    slow = torch.optim.Adam(small.parameters(), lr=1e-5)
+    assert not tt.diagnose(small, (x(), target()), mean, optimizer=slow).named("small-steps")
+
+
 def test_weights_whose_gradient_is_exactly_zero() -> None:
     narrow = functional.boxcar_surrogate(0.5)
     model = scaled(dense(surrogate_derivative=narrow), 0.01, bias=0.01)
@@ -578,7 +601,7 @@ def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
 )
 def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
     model, both = make().double(), []
-    for backend in ("eager", "numba"):
+    for backend in ("eager", "cpu"):
         with tt.fuse.backend(backend):
             both.append(tt.diagnose(model, (x().double(), target()), mean))
     one, other = both

@@ -41,7 +41,7 @@ def test_sequence_equals_unroll_by_step(name: str) -> None:
 def test_sequence_equals_kernels() -> None:
     model, x = Hidden(), sequence(9, 4, 3, dtype=torch.float32)
     program = tt.export.sequence(model, torch.rand(1, 1, 3))
-    with torch.no_grad(), tt.fuse.backend("numba"):
+    with torch.no_grad(), tt.fuse.backend("cpu"):
         y = tt.unroll(model, x)
         got, states = program.module()(x, tt.export.initial_states(program, 4))
     torch.testing.assert_close(got, y)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.llvm_kernel import print_kernel
+from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import LINE
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.graph import Graph
@@ -75,6 +75,7 @@ def run_compiled(
     *,
     neurons: int | None = None,
     serial: bool = False,
+    bypass: bool = False,
 ) -> None:
     """Run a kernel on arrays by label, compiled for a machine; its scratch is full of NaN.
 
@@ -86,9 +87,10 @@ def run_compiled(
         machine: default this one.
         neurons: lanes of a row in a linear recurrence; default one row of all lanes.
         serial: print the function of one task.
+        bypass: write past the caches; the arrays must be aligned.
     """
     machine = machine or this_machine()
-    printed = print_kernel(kernel, machine.processor, serial=serial)
+    printed = print_kernel(kernel, machine.processor, serial=serial, bypass=bypass)
     loaded = machine_code._load(machine_code.object_code(printed.text, machine), printed.name)
     buffers = dict(buffers)
     if "matrix" in buffers:
@@ -111,6 +113,15 @@ def run_compiled(
     block = array("q", [tasks, 1, 0, 0, *numbers])
     block.frombytes(bytes(8 * (-len(block) % LINE + LINE)))
     loaded.run(block.buffer_info()[0])
+
+
+def aligned(array: Any) -> Any:
+    """Return a copy that begins with a cache line."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def buffers_of(

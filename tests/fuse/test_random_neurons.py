@@ -106,7 +106,7 @@ def random_neuron(seed: int) -> snn.Neuron:
 
 def test_random_neurons_compile() -> None:
     x = torch.ones(3, 2, 5)
-    reasons = [fuse.unsupported_reason("numba", random_neuron(seed), x) for seed in SEEDS]
+    reasons = [fuse.unsupported_reason("cpu", random_neuron(seed), x) for seed in SEEDS]
     refused = [reason for reason in reasons if reason is not None]
     assert len(refused) <= 2, refused
 
@@ -116,7 +116,7 @@ def test_random_neuron_equals_its_eager_step(seed: int) -> None:
     layer = random_neuron(seed).double()
     x = cases.sequence(6, 3, 5)
     values, grads = ends(layer, x, cases.stepped, live=True)
-    found, found_grads = ends(layer, x, fused("numba"), live=True)
+    found, found_grads = ends(layer, x, fused("cpu"), live=True)
     assert torch.equal(found["output"], values["output"])
     torch.testing.assert_close(found, values, rtol=1e-11, atol=1e-11)
     assert found_grads.keys() == grads.keys()
@@ -163,9 +163,9 @@ def summing(functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neu
 
 def test_numbers_of_the_default_dtype_compile_in_float64() -> None:
     layer, x = summing(NUMBERS), cases.sequence(6, 3, 5)
-    assert fuse.unsupported_reason("numba", layer, x) is None
+    assert fuse.unsupported_reason("cpu", layer, x) is None
     values, grads = ends(layer, x, cases.stepped)
-    found, found_grads = ends(layer, x, fused("numba"))
+    found, found_grads = ends(layer, x, fused("cpu"))
     for name, value in values.items():
         assert torch.equal(found[name], value), name
     torch.testing.assert_close(found_grads, grads, rtol=1e-12, atol=1e-12)
@@ -174,6 +174,6 @@ def test_numbers_of_the_default_dtype_compile_in_float64() -> None:
 @pytest.mark.parametrize("name", ROUNDED)
 def test_what_float32_rounds_runs_in_pytorch(name: str) -> None:
     layer, x = summing({name: ROUNDED[name]}), cases.sequence(6, 3, 5)
-    reason = fuse.unsupported_reason("numba", layer, x)
+    reason = fuse.unsupported_reason("cpu", layer, x)
     assert reason is not None
     assert "torch.float32" in reason

@@ -36,7 +36,7 @@ def input_for(case: Any, steps: int = 9, dtype: torch.dtype = torch.float32) -> 
 @pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("case", CONFIGURATIONS, ids=name_of)
 def test_parity(case: Any, live: bool) -> None:
-    agree(make(case), input_for(case), "numba", live=live)
+    agree(make(case), input_for(case), "cpu", live=live)
 
 
 @pytest.mark.parametrize("case", CONFIGURATIONS[:12], ids=name_of)
@@ -47,7 +47,7 @@ def test_parity_of_the_eager_backend(case: Any) -> None:
 @pytest.mark.parametrize("name", ["LIF", "SRReadout"])
 def test_parity_in_float64(name: str) -> None:
     case: Any = (name, {}, (3, 7))
-    agree(make(case, torch.float64), input_for(case, dtype=torch.float64), "numba", live=True)
+    agree(make(case, torch.float64), input_for(case, dtype=torch.float64), "cpu", live=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -55,7 +55,7 @@ def test_narrow_inputs(dtype: torch.dtype) -> None:
     layer, x = cases.layer("LIF", 5), cases.sequence(6, 2, 5, dtype=dtype)
     stepped = cases.stepped(layer, x)
     layer.zero_states()
-    with fuse.backend("numba"):
+    with fuse.backend("cpu"):
         y, states = layer.forward_sequence(x, record=["mem"])
     assert y.dtype == dtype
     assert states["mem"].dtype == torch.float32
@@ -63,8 +63,8 @@ def test_narrow_inputs(dtype: torch.dtype) -> None:
 
 
 def test_long_sequences_restart_from_checkpoints() -> None:
-    agree(cases.layer("BSRLIF", 5), cases.sequence(150, 2, 5, dtype=torch.float32), "numba")
-    agree(cases.layer("LIF", 5), 0.3 * cases.sequence(600, 2, 5, dtype=torch.float32), "numba")
+    agree(cases.layer("BSRLIF", 5), cases.sequence(150, 2, 5, dtype=torch.float32), "cpu")
+    agree(cases.layer("LIF", 5), 0.3 * cases.sequence(600, 2, 5, dtype=torch.float32), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_long_sequences_restart_from_checkpoints() -> None:
     ],
 )
 def test_noncontiguous_inputs(view: Any) -> None:
-    agree(cases.layer("SLIF", 7), view(cases.sequence(6, 4, 7, dtype=torch.float32)), "numba")
+    agree(cases.layer("SLIF", 7), view(cases.sequence(6, 4, 7, dtype=torch.float32)), "cpu")
 
 
 def test_channels_last_is_preserved() -> None:
     x = cases.sequence(4, 2, 3, 4, 5, dtype=torch.float32)
     x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     layer = cases.layer("BLIF", 3, dim=-3)
-    agree(layer, x, "numba", live=True)
+    agree(layer, x, "cpu", live=True)
     layer.zero_states()
     assert layer.forward_sequence(x)[0].stride() == x.stride()
 
 
-@pytest.mark.parametrize("backend", ["numba", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 def test_recorded_trajectories(backend: str) -> None:
     layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
     x.requires_grad_()
@@ -117,9 +117,9 @@ def test_splitting_a_sequence_changes_nothing() -> None:
     layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
 
     def cut(layer: snn.Neuron, x: Tensor) -> Tensor:
-        return torch.cat([fused("numba")(layer, part) for part in x.split([4, 1, 4])])
+        return torch.cat([fused("cpu")(layer, part) for part in x.split([4, 1, 4])])
 
-    whole, grads = ends(layer, x, fused("numba"))
+    whole, grads = ends(layer, x, fused("cpu"))
     parts, part_grads = ends(layer, x, cut)
     for name, value in whole.items():
         assert torch.equal(parts[name], value)
@@ -133,7 +133,7 @@ def test_agrees_with_version_0_9_2() -> None:
         layer = getattr(snn, case["layer"])(**kwargs).double()
         layer.load_state_dict(case["state_dict"])
         x = case["x"].requires_grad_()
-        with fuse.backend("numba"):
+        with fuse.backend("cpu"):
             y, _ = layer.forward_sequence(x)
         (y * case["cotangent"]).sum().backward()
         torch.testing.assert_close(y, case["out"], rtol=0, atol=1e-10)
@@ -173,7 +173,7 @@ def test_custom_neuron() -> None:
     layer, x = CustomNeuron(7), cases.sequence(20, 3, 7, dtype=torch.float64)
     layer.double()
     values, grads = ends(layer, x, cases.stepped)
-    fast, fast_grads = ends(layer, x, fused("numba"))
+    fast, fast_grads = ends(layer, x, fused("cpu"))
     for name, value in values.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-13, atol=1e-13)
     assert torch.equal(fast["output"], values["output"])
@@ -208,13 +208,13 @@ def test_unsupported_steps_and_bad_arguments(caplog: pytest.LogCaptureFixture) -
     assert len(caplog.records) == 1
     assert "MixingNeuron(3)" in caplog.text
     assert "aten.sum.dim_IntList, which is a reduction" in caplog.text
-    assert "sum" in str(fuse.unsupported_reason("numba", MixingNeuron(3), x))
+    assert "sum" in str(fuse.unsupported_reason("cpu", MixingNeuron(3), x))
     with (
-        fuse.backend("numba"),
+        fuse.backend("cpu"),
         pytest.raises(RuntimeError, match="cannot run MixingNeuron"),
     ):
         MixingNeuron(3).forward_sequence(x)
-    with fuse.backend("numba"), pytest.raises(RuntimeError, match="branch on them in Python"):
+    with fuse.backend("cpu"), pytest.raises(RuntimeError, match="branch on them in Python"):
         BranchingNeuron(3).forward_sequence(x)
     with pytest.raises(ValueError, match=r"no backend is called 'numbba'\. Did you mean 'numba'"):
         fuse.backend("numbba")
@@ -250,17 +250,17 @@ def test_changed_surrogates_and_parameters_take_effect() -> None:
     layer = cases.layer("LIF", 3)
     for slope in (1.0, 5.0, 1.0):
         layer.pos_spike = functional.sigmoid_surrogate(slope)
-        agree(layer, x, "numba")
+        agree(layer, x, "cpu")
     layer.raw_beta.data.fill_(-1.0)
-    agree(layer, x, "numba")
+    agree(layer, x, "cpu")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, fused=True)
     optimizer.step()
-    agree(layer, x, "numba")
+    agree(layer, x, "cpu")
     slopes = [2.0]
     layer.pos_spike = lambda u: functional.atan_surrogate(slopes[0])(u)
-    agree(layer, x, "numba")
+    agree(layer, x, "cpu")
     slopes[0] = 9.0
-    agree(layer, x, "numba")
+    agree(layer, x, "cpu")
 
 
 def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> Non
     for steps in (1, 2, 5, 70):
         for shape in ((1, 1), (3, 7), (2, 513), (600, 2)):
             layer = snn.SRLIF(shape[1])
-            values, grads = ends(layer, torch.randn(steps, *shape), fused("numba"), live=True)
+            values, grads = ends(layer, torch.randn(steps, *shape), fused("cpu"), live=True)
             for name, value in {**values, **grads}.items():
                 assert not value.isnan().any(), name
 
@@ -417,7 +417,7 @@ def test_second_derivatives_pass_gradgradcheck() -> None:
 
 def test_second_derivative_on_a_backend_requested_by_name_is_an_error() -> None:
     x = torch.randn(4, 2, 3, requires_grad=True)
-    with fuse.backend("numba"):
+    with fuse.backend("cpu"):
         y, _ = snn.LIF(3).forward_sequence(x)
         with pytest.raises(RuntimeError, match="have no second derivative"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -497,7 +497,7 @@ def test_step_that_draws_random_numbers_in_python_is_not_compiled(draw: Any) -> 
     before = random.getstate(), position_of_numpy()
     with (
         pytest.raises(RuntimeError, match="draws random numbers in Python"),
-        fuse.backend("numba"),
+        fuse.backend("cpu"),
     ):
         layer.forward_sequence(x)
     assert (random.getstate(), position_of_numpy()) == before
@@ -512,7 +512,7 @@ def test_step_that_reads_a_size_is_not_compiled() -> None:
     x = cases.sequence(4, 2, 7, dtype=torch.float32)
     with (
         pytest.raises(RuntimeError, match="its step reads the size of its input"),
-        fuse.backend("numba"),
+        fuse.backend("cpu"),
     ):
         SizeReading(7).forward_sequence(x)
     layer = SizeReading(7)
@@ -640,9 +640,9 @@ def test_dispatch_mode_sees_the_operators() -> None:
             return func(*args, **(kwargs or {}))
 
     layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
-    expected, grads = ends(layer, x, fused("numba"))
+    expected, grads = ends(layer, x, fused("cpu"))
     with Watching(), FlopCounterMode(display=False):
-        found, watched = ends(layer, x, fused("numba"))
+        found, watched = ends(layer, x, fused("cpu"))
     assert {"tracetorch.forward.default", "tracetorch.backward.default"} <= set(seen)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert all(torch.equal(watched[name], grads[name]) for name in grads)
@@ -698,7 +698,7 @@ def test_tracing_does_not_rewind_random_numbers_of_other_threads(
 
     monkeypatch.setattr(tracing, "_trace", interrupted)
     random.seed(0)
-    with fuse.backend("numba"):
+    with fuse.backend("cpu"):
         Plain(3).forward_sequence(torch.ones(2, 1, 3))
     assert random.random() not in drawn
 
@@ -727,7 +727,7 @@ class SiluNeuron(snn.Neuron):
 def test_silu_and_its_gradient_fuse() -> None:
     x = cases.sequence(6, 2, 3)
     values, grads = ends(SiluNeuron(3), x, cases.stepped)
-    fast, fast_grads = ends(SiluNeuron(3), x, fused("numba"))
+    fast, fast_grads = ends(SiluNeuron(3), x, fused("cpu"))
     torch.testing.assert_close(fast, values, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast_grads, grads, rtol=1e-12, atol=1e-12)
 
@@ -768,7 +768,7 @@ WITHOUT_STEP: tuple[tuple[Any, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("backend", ["numba", "triton", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
 @pytest.mark.parametrize(("thing", "reason"), WITHOUT_STEP, ids=lambda each: type(each).__name__)
 def test_what_has_no_step_gets_a_reason(thing: Any, reason: str, backend: str) -> None:
     found = fuse.unsupported_reason(backend, thing, torch.ones(4, 2, 3))

@@ -450,7 +450,7 @@ def test_invalid_argument_is_named_in_the_error(
 def test_losses_of_kernels_have_the_gradients_of_plain_loops(name: str) -> None:
     """Of the outputs and of recorded spikes and membranes at once."""
     results = []
-    for backend in ("eager", "numba"):
+    for backend in ("eager", "cpu"):
         model = made(name)
         with tt.fuse.backend(backend):
             y, seen = tt.unroll(model, dyadic(6, 4, 3), record=["output", "mem"])

@@ -161,7 +161,7 @@ def test_profile_errors() -> None:
 def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])
     figures = []
-    for backend in ("eager", "numba"):
+    for backend in ("eager", "cpu"):
         with tt.fuse.backend(backend), tt.events.mode("never"):
             table = metrics.profile(model, x, repeats=1)
             sparsity = metrics.activation_sparsity(model, x)

@@ -56,8 +56,8 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_stepping(name: str) -> None:
     made, x = layer(name, 5), drive(name, 24, 3, 5)
-    assert fuse.unsupported_reason("numba", made, x) is None
-    agree(made, x, "numba")
+    assert fuse.unsupported_reason("cpu", made, x) is None
+    agree(made, x, "cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -288,7 +288,7 @@ def test_detached_reset_has_the_gradient_of_the_authors_program(symplectic: bool
         assert not torch.allclose(found[False][f"raw_{name}"], raw.grad)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("numba", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sigma_delta_counts_what_arrives_in_half_precision(
     dtype: torch.dtype, backend: Any
@@ -353,3 +353,48 @@ def test_reach_counts_every_level() -> None:
 
 def test_gates_have_no_half_life() -> None:
     assert list(tt.plot.decays(nn.Sequential(neurons.GLIF(2), neurons.TCLIF(2)))) == ["0.beta"]
+
+
+def arguments_of_parameters() -> list[tuple[str, str]]:
+    """List every neuron with each argument that takes a setup."""
+    return [
+        (name, argument.name)
+        for name in NAMES
+        for argument in inspect.signature(getattr(neurons, name)).parameters.values()
+        if argument.annotation in ("DecaySetup", "ThresholdSetup", "WeightSetup")
+    ]
+
+
+@pytest.mark.parametrize(("name", "argument"), arguments_of_parameters())
+@pytest.mark.parametrize("setup", [{"learnable": False}, {"rank": 0}])
+def test_a_setup_without_a_value_has_the_default_of_the_constructor(
+    name: str, argument: str, setup: dict[str, Any]
+) -> None:
+    kind = getattr(neurons, name)
+    default, layer = kind(2), kind(2, **{argument: setup})
+    value = getattr(layer, argument)
+    assert torch.equal(value.expand(2), getattr(default, argument).expand(2))
+    assert value.ndim == setup.get("rank", 1)
+    assert value.requires_grad == setup.get("learnable", True)
+    for state in default.active_states:
+        initial = f"initial_{state}"
+        if hasattr(default, initial):
+            assert torch.equal(getattr(layer, initial), getattr(default, initial))
+
+
+def test_a_setup_without_a_value_has_the_default_of_the_nearest_class() -> None:
+    class Slow(neurons.ALIF):
+        def __init__(self, num_neurons: int, rho: Any = 0.5, beta: Any = None) -> None:
+            super().__init__(num_neurons, rho=rho, **({} if beta is None else {"beta": beta}))
+
+    class Fixed(Slow):
+        def __init__(self, num_neurons: int, rho: Any = snn.Decay(learnable=False)) -> None:  # noqa: B008
+            super().__init__(num_neurons, rho)
+
+    assert Slow(1, rho={"rank": 0}).rho.item() == 0.5
+    assert Slow(1, beta={"rank": 0}).beta.item() == pytest.approx(0.9512)
+    fixed = Fixed(1)
+    assert fixed.rho.item() == 0.5
+    assert not fixed.rho.requires_grad
+    assert not Fixed(1, rho={"rank": 0}).rho.requires_grad  # an unset field of the default's
+    assert Fixed(1, rho=0.7).rho.requires_grad  # a number is a whole setup

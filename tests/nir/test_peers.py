@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.cases import sequence
 from tests.nir.cases import DT, run
 from tracetorch import snn
 
-STEPS = 200
+STEPS = 100
 
 pytestmark = pytest.mark.filterwarnings("default")  # peers' own
 
@@ -60,69 +61,155 @@ def by_norse(path: Path, x: Tensor) -> Tensor:
     return stepped(norse.torch.from_nir(nir.read(path), dt=DT).to(x.dtype), x)
 
 
-READERS = {"spikingjelly": by_spikingjelly, "snntorch": by_snntorch, "norse": by_norse}
-# snnTorch computes in float32; its Flatten, and Norse's, take NIR's dimensions for those of a batch
-DTYPES = {"spikingjelly": torch.float64, "snntorch": torch.float32, "norse": torch.float64}
-FLATTENS = ("spikingjelly",)
+def by_tracetorch(path: Path, x: Tensor) -> Tensor:
+    return run(tt.nir.from_nir(path, dt=DT).to(x.dtype), x)
 
 
-def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    torch.manual_seed(0)
-    spread = 0.2 + torch.rand(16)  # folded into the weights
-    lif = nn.Sequential(
+READERS = {
+    "traceTorch": by_tracetorch,
+    "SpikingJelly": by_spikingjelly,
+    "snnTorch": by_snntorch,
+    "Norse": by_norse,
+}
+# snnTorch computes in float32
+DTYPES = dict.fromkeys(READERS, torch.float64) | {"snnTorch": torch.float32}
+
+
+def lif(neurons: int, **how: Any) -> snn.LIF:
+    return snn.LIF(neurons, **{"beta": 0.8, "pos_threshold": 0.1, "reset": "zero", **how})
+
+
+def behind_lif(last: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), lif(16, pos_threshold=0.5), nn.Linear(16, 5), last)
+
+
+def lifs() -> nn.Module:
+    return nn.Sequential(
         nn.Linear(6, 16),
-        snn.LIF(16, beta=0.8, pos_threshold=spread, reset="zero"),
+        lif(16, pos_threshold=0.2 + torch.rand(16)),  # folded into the weights
         nn.Linear(16, 5, bias=False),
-        snn.LIF(5, beta=0.7, pos_threshold=0.05, beta_ema=True, reset="zero"),
+        lif(5, beta=0.7, pos_threshold=0.05, beta_ema=True),
     )
-    cuba = nn.Sequential(
+
+
+def slifs() -> nn.Module:
+    return nn.Sequential(
         nn.Linear(6, 16),
-        snn.SLIF(16, alpha=0.6, beta=0.8, pos_threshold=spread, reset="zero"),
+        snn.SLIF(16, alpha=0.6, beta=0.8, pos_threshold=0.2 + torch.rand(16), reset="zero"),
         nn.Linear(16, 5),
         snn.SLIF(5, alpha=0.4, beta=0.7, pos_threshold=0.4, alpha_ema=False, reset="zero"),
     )
-    conv = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        snn.LIF(4, beta=0.8, pos_threshold=0.5 + torch.rand(4), dim=-3, reset="zero"),
-        nn.AvgPool2d(2),
-        nn.Conv2d(4, 4, 3, groups=2),
-        snn.SLIF(4, alpha=0.5, beta=0.8, pos_threshold=0.2, dim=-3, reset="zero"),
-        nn.Flatten(),
-        nn.Linear(4, 5),
-        snn.LIF(5, beta=0.7, pos_threshold=0.2, reset="zero"),
+
+
+def convolution(*end: nn.Module) -> nn.Module:
+    thresholds = 0.5 + torch.rand(4)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), lif(4, pos_threshold=thresholds, dim=-3), *end
     )
-    return {"lif": (lif, (6,)), "cuba": (cuba, (6,)), "conv": (conv, (2, 6, 6))}
 
 
-@pytest.mark.parametrize("network", ["lif", "cuba", "conv"])
-@pytest.mark.parametrize("peer", READERS)
-def test_they_read_ours(peer: str, network: str, tmp_path: Path) -> None:
-    need(peer)
-    if network == "conv" and peer not in FLATTENS:
-        pytest.skip(f"{peer} takes the dimensions of nir.Flatten for those of a batch")
-    net, shape = networks()[network]
-    net = net.to(DTYPES[peer])
-    tt.nir.save(net, tmp_path / "net.nir", shape, mode="compact")
-    x = 3 * sequence(STEPS, 4, *shape, dtype=DTYPES[peer])
-    ours = run(net, x)
-    theirs = READERS[peer](tmp_path / "net.nir", x)
-    assert 0.02 < ours.mean() < 0.8
-    assert int((ours != theirs).sum()) == 0
+def grouped() -> nn.Module:
+    slif = snn.SLIF(4, alpha=0.5, beta=0.8, pos_threshold=0.2, dim=-3, reset="zero")
+    return nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), slif)
 
 
-@pytest.mark.parametrize("peer", READERS)
-def test_decays_that_differ_are_read_or_refused(peer: str, tmp_path: Path) -> None:
-    need(peer)
+FLAT, IMAGE = (6,), (2, 6, 6)
+# mode and layers, as the page's table has them: the network, and the shape of a sample
+FILES: dict[tuple[str, str], tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    ("compact", "`LIF`"): (lifs, FLAT),
+    ("compact", "`SLIF`"): (slifs, FLAT),
+    ("compact", "`Conv2d`"): (lambda: convolution(grouped()), IMAGE),
+    ("compact", "`AvgPool2d`"): (lambda: convolution(nn.AvgPool2d(2), lif(4, dim=-3)), IMAGE),
+    ("compact", "`Flatten`"): (
+        lambda: convolution(nn.Flatten(), nn.Linear(144, 5), lif(5)),
+        IMAGE,
+    ),
+    ("compact", "a decay for each neuron"): (
+        lambda: behind_lif(lif(5, beta=0.5 + 0.4 * torch.rand(5))),
+        FLAT,
+    ),
+    ("compact", "`Readout` at the end"): (lambda: behind_lif(snn.Readout(5)), FLAT),
+    ("exact", '`LIF`, `reset="zero"`'): (lambda: behind_lif(lif(5)), FLAT),
+    ("exact", "`LIF`"): (lambda: behind_lif(lif(5, reset="subtract")), FLAT),
+    ("exact", "`RLIF`"): (lambda: behind_lif(snn.RLIF(5, pos_threshold=0.1)), FLAT),
+    ("exact", "`Recurrent(LIF)`"): (
+        lambda: behind_lif(snn.Recurrent(lif(5), nn.Linear(5, 5))),
+        FLAT,
+    ),
+}
+
+
+def cells_of_the_page() -> dict[tuple[str, str, str], str]:
+    """The table "file x reader": what it says of each file and reader."""
+    page = (Path(__file__).parents[2] / "docs/use/deploy.md").read_text()
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in re.findall(r"^\| (?:mode|compact|exact) \|.*\|$", page, flags=re.MULTILINE)
+    ]
+    readers = [reader.split()[0] for reader in rows[0][2:]]
+    return {
+        (mode, layers, reader): cell
+        for mode, layers, *cells in rows[1:]
+        for reader, cell in zip(readers, cells, strict=True)
+    }
+
+
+CELLS = cells_of_the_page()
+
+
+def test_the_table_has_all_files_and_readers() -> None:
+    assert CELLS.keys() == {(*file, reader) for file in FILES for reader in READERS}
+
+
+@pytest.mark.parametrize(("mode", "layers", "reader"), CELLS)
+def test_they_read_ours_as_the_table_says(
+    mode: Any, layers: str, reader: str, tmp_path: Path
+) -> None:
+    if reader != "traceTorch":
+        need(reader.lower())
     torch.manual_seed(0)
-    lif = snn.LIF(16, beta=0.5 + 0.4 * torch.rand(16), pos_threshold=0.4, reset="zero")
-    net = nn.Sequential(nn.Linear(6, 16), lif).to(DTYPES[peer])
-    tt.nir.save(net, tmp_path / "net.nir", (6,), mode="compact")
-    x = 3 * sequence(STEPS, 4, 6, dtype=DTYPES[peer])
-    if peer == "norse":
-        assert int((READERS[peer](tmp_path / "net.nir", x) != run(net, x)).sum()) == 0
+    make, shape = FILES[mode, layers]
+    net = make().to(DTYPES[reader])
+    tt.nir.save(net, tmp_path / "net.nir", shape, mode=mode)
+    x = 3 * sequence(STEPS, 4, *shape, dtype=DTYPES[reader])
+    ours = run(net, x)
+    if "Readout" not in layers:
+        assert 0.02 < ours.mean() < 0.8
+    cell = CELLS[mode, layers, reader]
+    if cell == "equal":
+        theirs = READERS[reader](tmp_path / "net.nir", x)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-12)
+    elif cell == "other values":
+        theirs = READERS[reader](tmp_path / "net.nir", x)
+        assert theirs.shape == ours.shape
+        assert (theirs - ours).abs().max() > 0.1
+    elif cell == "other shape":
+        assert READERS[reader](tmp_path / "net.nir", x).shape != ours.shape
     else:
-        with pytest.raises((AssertionError, ValueError), match=r"uniform|must be same"):
-            READERS[peer](tmp_path / "net.nir", x)
+        (message,) = re.findall(r"^error: `(.*)`$", cell)
+        with pytest.raises(Exception, match=re.escape(message)):  # of any kind: their own
+            READERS[reader](tmp_path / "net.nir", x)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_file_of_the_readme(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reader != "traceTorch":
+        need(reader.lower())
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    network, save = re.findall(r"^(hidden = .*?)^(tt\.nir\.save.*?)$", readme, re.M | re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"nn": nn, "snn": snn, "tt": tt}
+    torch.manual_seed(0)
+    exec(network, names)
+    with torch.no_grad():
+        names["net"][2].weight.abs_().mul_(5)  # so that the last layer fires
+    exec(save, names)
+    x = 9 * sequence(STEPS, 4, 4, dtype=DTYPES[reader])
+    ours = run(names["net"].to(x.dtype), x)
+    assert 0.02 < ours.mean() < 0.8
+    assert torch.equal(READERS[reader](tmp_path / "net.nir", x), ours)
 
 
 def test_we_read_spikingjelly(tmp_path: Path) -> None:

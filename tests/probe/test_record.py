@@ -53,7 +53,7 @@ def test_steps_repeat_a_constant_input(by: Any) -> None:
 
 
 def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    if fuse.unavailable_reason("numba") is not None:
+    if fuse.unavailable_reason("cpu") is not None:
         pytest.skip("without llvmlite the plain loop is the only one")
     monkeypatch.setattr(
         "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
@@ -62,7 +62,7 @@ def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         "tracetorch.snn.neuron.check_step_results", lambda *_: pytest.fail("a single step was run")
     )
-    with fuse.backend("numba"):  # a layer without a kernel raises
+    with fuse.backend("cpu"):  # a layer without a kernel raises
         y, seen = tt.probe.record(made("dense"), dyadic(5, 2, 3), "*", gradients=False)
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)
     assert len(seen) == 9

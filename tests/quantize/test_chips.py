@@ -161,6 +161,10 @@ ERRORS = [
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)))),
      "no bias in the connection of a Recurrent"),
     (prepared_for(xylo.XYLO_1, ONE), "no bias on Xylo 1"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LeakyIntegrator(
+        3, pos_threshold_setup={}, bias_setup={}))), "one bias for a neuron on Xylo 2"),
+    (prepared_for(loihi.LOIHI, hidden(nn.Linear(2, 6), nn.AvgPool1d(2), snn.LIF(3))),
+     "no pools on Loihi, which has none"),
     (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
      "Linear and neurons alone"),

@@ -79,7 +79,7 @@ def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
     return {
         "step": stepped,
         "compiled step": streamed,
-        "numba": on("numba"),
+        "cpu": on("cpu"),
         "eager": on("eager"),
         "by step": on("auto", by="step"),
         "segments": on("auto", segment=2),
@@ -101,7 +101,7 @@ def test_every_road_starts_from_the_initial_values(
     assert expected.any()
 
 
-@pytest.mark.parametrize("name", ["numba", "eager"])
+@pytest.mark.parametrize("name", ["cpu", "eager"])
 def test_gradients_agree(name: str) -> None:
     agree(made(), sequence(9, 2, 3, dtype=torch.float32), name)
 

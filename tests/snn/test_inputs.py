@@ -74,7 +74,7 @@ def roads() -> dict[str, Run]:
         return run
 
     return {
-        "numba": on("numba"),
+        "cpu": on("cpu"),
         "eager": on("eager"),
         "by step": on("auto", by="step"),
         "segments": on("auto", segment=3),
@@ -112,7 +112,7 @@ def test_every_road_agrees_with_steps(road: str, dim: int, shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("learned", [0, 1, 2])
-@pytest.mark.parametrize("name", ["numba", "eager"])
+@pytest.mark.parametrize("name", ["cpu", "eager"])
 def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
     layer, inputs = made(), inputs_of((2, 3), torch.float64)
     layer.double().requires_grad_(False)
@@ -129,7 +129,7 @@ def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
     torch.testing.assert_close(gradient(roads()[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["numba", "eager"])
+@pytest.mark.parametrize("name", ["cpu", "eager"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     class Smooth(snn.Neuron):
         inputs = ("x", "gain")
@@ -171,7 +171,7 @@ def test_memory_in_another_order(arrange: Callable[[Tensor], Tensor], x_last: bo
     inputs = (x, arrange(modulator), current)
     expected = stepped(layer, inputs)
     layer.zero_states()
-    with fuse.backend("numba"):
+    with fuse.backend("cpu"):
         y, _ = layer.forward_sequence(inputs[0], further=inputs[1:])
     assert torch.equal(y, expected)
     assert y.any()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tracetorch import snn
+from tracetorch.snn import lost_writes
 
 
 def assign_item(neurons: snn.LIF) -> None:
@@ -68,3 +69,17 @@ def test_what_is_kept_or_only_read_is_not_warned_of() -> None:
     assert rows[0].tolist() == pytest.approx([0.45] * 3)
     assert neurons.beta.tolist() == pytest.approx([0.225] * 3)
     assert neurons.bias.tolist() == pytest.approx([0.3] * 3)
+
+
+def test_a_read_that_leaves_nothing_to_write_to_is_not_followed() -> None:
+    neurons = snn.LIF(3)
+
+    def returned() -> torch.Tensor:
+        return neurons.beta
+
+    held = returned(), neurons.beta
+    value = neurons.beta
+    neurons.beta  # noqa: B018 (a statement that throws the value away)
+    followed = [read.value() for read in lost_writes._reads.values()]
+    assert not any(each is value or each is held[0] for each in followed)
+    assert any(each is held[1] for each in followed), "an argument may be written to"

@@ -61,7 +61,7 @@ def on(name: str, **options: Any) -> Run:
 
 
 ROADS: dict[str, Run] = {
-    "numba": on("numba"),
+    "cpu": on("cpu"),
     "eager": on("eager"),
     "by step": on("auto", by="step"),
     "by step, eagerly": on("eager", by="step"),
@@ -107,7 +107,7 @@ def test_a_sequence_is_what_its_steps_are(
     assert torch.equal(records["position"][0], layer.position - 4)
 
 
-@pytest.mark.parametrize("backend", ["numba", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 def test_distribution_of_normal_numbers(backend: str) -> None:
     with fuse.backend(backend):
         drawn = snn.Noise(100, seed=3)(torch.zeros(1000, 100)).double()

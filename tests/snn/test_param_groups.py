@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -132,6 +134,121 @@ def test_learning_rates() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == [0.01, 0.005]
 
 
+# what PyTorch initialises as it likes: the ratio of each is 1 but for chance
+DEFAULTS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(300, 200),
+    "convolution in time": lambda: nn.Conv1d(16, 64, 5),
+    "convolution": lambda: nn.Conv2d(16, 64, 3),
+    "groups": lambda: nn.Conv2d(16, 64, 3, groups=4),
+    "transposed convolution": lambda: nn.ConvTranspose2d(32, 32, 3),
+    "bilinear": lambda: nn.Bilinear(20, 30, 40),
+    "embedding": lambda: nn.Embedding(200, 30),
+    "gru": lambda: nn.GRU(20, 60, num_layers=2),
+    "lstm cell": lambda: nn.LSTMCell(20, 60),
+    "attention": lambda: nn.MultiheadAttention(64, 4),
+    "delays": lambda: snn.DelayedLinear(100, 80, max_delay=5),
+    "delays in time": lambda: snn.DelayedConv1d(16, 64, 5, max_delay=5),
+    "recurrent": lambda: snn.Recurrent(snn.LIF(80), nn.Linear(80, 80)),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_default_start_has_the_ratio_1_and_a_scaled_one_its_scale(name: str) -> None:
+    torch.manual_seed(0)
+    model = DEFAULTS[name]()
+    for scale in (1.0, 25.0):
+        groups = param_groups(model, 0.1, lr=1e-2, relative=True)
+        weights = {g["name"]: g for g in groups if " x " in g["name"] and g["params"][0].ndim > 1}
+        assert weights
+        for label, group in weights.items():
+            assert group["lr"] == pytest.approx(1e-2 * scale, rel=0.1), label
+            assert group["lr"] * group["weight_decay"] == pytest.approx(1e-3)
+            assert label.endswith(f" x {group['lr'] / 1e-2:.3g}")
+        with torch.no_grad():
+            for group in weights.values():
+                group["params"][0].mul_(25.0)
+
+
+def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), snn.LIF(3), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(5.0)
+        model[0].bias.zero_()
+        model[1].weight.fill_(20.0)
+        model[3].weight.zero_()
+    groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5, relative=True)
+    ratio = 5 * 12**0.5
+    assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
+        ("0.weight x 17.3", pytest.approx(0.01 * ratio), pytest.approx(0.1 / ratio)),
+        ("0.bias x 17.3", pytest.approx(0.01 * ratio), pytest.approx(0.1 / ratio)),
+        ("3.weight x 1", 0.01, 0.1),  # of zeros, whose size says nothing
+        ("3.bias x 1", 0.01, 0.1),
+        ("weights", 0.01, 0.1),  # those of the norm
+        ("neurons", 0.005, 0.0),
+    ]
+    groups = param_groups(model, 0.1, lr=0.01, decay_biases=False, relative=True)
+    assert [g["weight_decay"] > 0 for g in groups] == [True, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent])
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_every_parameter_is_in_one_relative_group(make: Any, decay_biases: bool) -> None:
+    model = make()
+    options: dict[str, Any] = {"decay_biases": decay_biases, "lr": 1e-2, "relative": True}
+    groups = param_groups(model, 0.1, **options)
+    put = [id(p) for group in groups for p in group["params"]]
+    every = {id(p) for _, module in named_modules(model) for p in module.parameters()}
+    assert len(put) == len(set(put))
+    assert set(put) == every
+    flat = by_name(param_groups(model, 0.1, decay_biases=decay_biases))
+    assert by_name(groups)["neurons"] == flat["neurons"]
+
+
+def test_a_parametrized_weight_keeps_the_rate() -> None:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    groups = param_groups(model, 0.1, lr=1e-2, relative=True)
+    assert {g["lr"] for g in groups} == {1e-2}
+
+
+def test_relative_rates_come_back_with_the_optimizer() -> None:
+    def trained(steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), step + 1.0)).square().sum().backward()
+            optimizer.step()
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        with torch.no_grad():
+            model[0].weight.mul_(30)
+        groups = param_groups(model, 0.1, lr=1e-2, relative=True)
+        return model, torch.optim.AdamW(groups)
+
+    model, optimizer = start()
+    trained(6, model, optimizer)
+    once, first = start()
+    trained(3, once, first)
+    saved = copy.deepcopy((once.state_dict(), first.state_dict()))
+    torch.manual_seed(1)
+    again = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    again.load_state_dict(saved[0])
+    second = torch.optim.AdamW(param_groups(again, 0.1, lr=1e-2, relative=True))
+    second.load_state_dict(saved[1])
+    assert [g["lr"] for g in second.param_groups] == [g["lr"] for g in first.param_groups]
+    for step in range(3, 6):
+        second.zero_grad()
+        again(torch.full((2, 4), step + 1.0)).square().sum().backward()
+        second.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+NAN = nn.Linear(2, 2)
+nn.init.constant_(NAN.weight, float("nan"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
@@ -142,6 +259,26 @@ def test_learning_rates() -> None:
         ((snn.LIF(2), 0.1), {"neuron_lr_scale": 2.0}, ValueError, "multiple of lr: give lr= here"),
         ((snn.LIF(2), 0.1), {"neuron_lr_scale": True}, TypeError, "scale must be a number, got T"),
         ((snn.LIF(2), 0.1), {"decay_biases": 1}, TypeError, "must be True or False, got 1"),
+        ((snn.LIF(2), 0.1), {"lr": 1.0, "relative": 1}, TypeError, "relative must be True or F"),
+        ((snn.LIF(2), 0.1), {"relative": True}, ValueError, "relative=True scales lr: give lr= h"),
+        (
+            (nn.Sequential(nn.LazyLinear(2)), 0.1),
+            {"lr": 1.0, "relative": True},
+            ValueError,
+            r"0\.weight has no values yet.*Run the model once",
+        ),
+        (
+            (nn.Linear(2, 2, device="meta"), 0.1),
+            {"lr": 1.0, "relative": True},
+            ValueError,
+            "weight has no values yet",
+        ),
+        (
+            (NAN, 0.1),
+            {"lr": 1.0, "relative": True},
+            ValueError,
+            "weight is not finite, so it has no scale",
+        ),
         ((nn.Flatten(), 0.1), {}, ValueError, "Flatten has no parameters to put in groups"),
     ],
 )

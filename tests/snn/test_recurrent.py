@@ -123,14 +123,32 @@ class Silent(snn.Neuron):
         return (mem > 1).to(mem), mem
 
 
-def made(name: str, N: int = 5, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact."""
+def made(
+    name: str,
+    N: int = 5,
+    dtype: torch.dtype = torch.float64,
+    max_delay: int = 0,
+    **options: Any,
+) -> Any:
+    """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact.
+
+    Args:
+        name: of the neuron.
+        N: how many.
+        dtype: of the parameters.
+        max_delay: where it is not 0, every synapse has a delay, in sixteenths of a step.
+        options: of the connection.
+    """
     torch.manual_seed(0)
     own = {"Smooth": Smooth, "Silent": Silent}
     neuron = own[name](N) if name in own else layer(name, N)
-    connection = nn.Linear(N, N, **options)
+    connection: nn.Module
+    if max_delay:
+        connection = snn.DelayedLinear(N, N, max_delay=max_delay, **options)
+    else:
+        connection = nn.Linear(N, N, **options)
     with torch.no_grad():
-        for p in connection.parameters():
+        for p in (*connection.parameters(), *connection.buffers()):
             p.copy_((p * 16).round() / 16)
     return snn.Recurrent(neuron, connection).to(dtype)
 
@@ -153,6 +171,9 @@ def results(model: Any, x: Tensor, run: Any, live: bool = False) -> tuple[Any, A
         starts["prev_output"] = (x[0] > 0).to(x.dtype).requires_grad_()
         for name in model.neuron.active_states:
             starts[f"neuron.{name}"] = (noise(x[0]) * 8).round().div(8).requires_grad_()
+        if isinstance(model.connection, snn.DelayedLinear):
+            like = x[:1].expand(model.connection.max_delay, *x.shape[1:]).movedim(0, -1)
+            starts["connection.past"] = (noise(like) > 0.5).to(x.dtype).requires_grad_()
         tt.set_states(model, starts)
     x = x.detach().requires_grad_()
     y = run(model, x)
@@ -342,14 +363,15 @@ def test_results_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> No
         assert all(map(torch.equal, each, found[0]))
 
 
-def test_output_may_be_changed_in_place() -> None:
+@pytest.mark.parametrize("max_delay", [0, 3, 12])
+def test_output_may_be_changed_in_place(max_delay: int) -> None:
     def run(model: Any, x: Tensor) -> Tensor:
         return tt.unroll(nn.Sequential(model, nn.Hardtanh(-0.5, 0.5, inplace=True)), x)
 
     def steps(model: Any, x: Tensor) -> Tensor:
         return stepped(model, x).clamp(-0.5, 0.5)
 
-    model, x = made("LIF"), dyadic(6, 3, 5)
+    model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
     (values, grads), (fast, fast_grads) = results(model, x, steps), results(model, x, run)
     for key, value in values.items():
         assert torch.equal(fast[key], value), key
@@ -502,3 +524,313 @@ def test_states_that_do_not_fit_are_an_error_and_stay(fused: list[bool]) -> None
         tt.unroll(model, dyadic(2, 4, 5))
     after = tt.get_states(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+# In one compiled loop with a delay for every synapse, against step by step
+
+D = 3
+
+WAYS: dict[str, Any] = {
+    "at once": tt.unroll,
+    "cut": lambda model, x: torch.cat([tt.unroll(model, part) for part in x.split([4, 1, 4])]),
+    "first by step": lambda model, x: torch.cat([by_step(model, x[:3]), tt.unroll(model, x[3:])]),
+    "then by step": lambda model, x: torch.cat([tt.unroll(model, x[:3]), by_step(model, x[3:])]),
+    "then called": lambda model, x: torch.cat([tt.unroll(model, x[:5]), stepped(model, x[5:])]),
+    "in segments": lambda model, x: tt.unroll(model, x, segment=4),
+    "within a model": lambda model, x: tt.unroll(nn.Sequential(nn.Identity(), model), x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("max_delay", [1, D, 12])  # 12 is more than there are steps
+@pytest.mark.parametrize("name", ["LIF", "Smooth", pytest.param("BSRLIF", marks=pytest.mark.slow)])
+def test_delays_in_one_loop(name: str, max_delay: int, way: str, fused: list[bool]) -> None:
+    model, x = made(name, max_delay=max_delay), dyadic(9, 6, 5)
+    for live in (False, True):
+        values, grads = results(model, x, by_step, live)
+        assert {"connection.raw_delay", "connection.linear.weight"} < grads.keys()
+        fused.clear()
+        fast, fast_grads = results(model, x, WAYS[way], live)
+        assert fused
+        assert all(fused)
+        assert fast.keys() == values.keys()
+        for key, value in values.items():
+            if name in SPIKING:
+                assert torch.equal(fast[key], value), key
+            torch.testing.assert_close(fast[key], value, rtol=1e-10, atol=1e-10, msg=key)
+        assert fast_grads.keys() == grads.keys()
+        for key, grad in grads.items():
+            torch.testing.assert_close(fast_grads[key], grad, rtol=1e-8, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1, 3, 5), (4, 1, 5), (4, 5), (4, 2, 3, 5), (6, 2, 1), (5, 9, 17)),
+        *((5, 9, 65), (6, 21, 130), (6, 4, 515)),
+    ],
+)
+def test_shapes_with_delays(shape: tuple[int, ...], dtype: torch.dtype, fused: list[bool]) -> None:
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-5
+    model = made("LIF", shape[-1], dtype, max_delay=D)
+    check(model, dyadic(*shape, dtype=dtype), live=True, tolerance=tolerance)
+    assert fused == [True]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 100.0])
+def test_densities_with_delays(scale: float, fused: list[bool]) -> None:
+    check(made("LIF", 9, bias=False, max_delay=D), dyadic(6, 5, 9, scale=scale).abs())
+    assert fused == [True]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0])
+def test_widths_of_delays(sigma: float, fused: list[bool]) -> None:
+    # weights that are not dyadic: sums are rounded, and no membrane is that near its threshold
+    model = made("LIF", max_delay=D, sigma=sigma)
+    check(model, dyadic(9, 6, 5), live=True, exact=False)
+    model.connection.round_()
+    check(model, dyadic(9, 6, 5), live=True)
+    assert fused == [True, True]
+
+
+@pytest.mark.parametrize("frozen", ["raw_delay", "linear.weight", "linear.bias", "all of them"])
+def test_frozen_delays(frozen: str, fused: list[bool]) -> None:
+    model = made("LIF", max_delay=D)
+    for name, p in model.connection.named_parameters():
+        p.requires_grad_(name != frozen and " " not in frozen)
+    check(model, dyadic(6, 3, 5))
+    check(made("LIF", max_delay=D, learnable=False), dyadic(6, 3, 5))
+    assert fused == [True, True]
+
+
+def test_delays_without_a_graph(fused: list[bool]) -> None:
+    model, x = made("LIF", max_delay=D), dyadic(9, 6, 5)
+    with torch.no_grad():
+        expected = by_step(model, x)
+        ends = tt.get_states(model)
+        tt.zero_states(model)
+        assert torch.equal(tt.unroll(model, x), expected)
+    assert fused == [True]
+    for key, value in tt.get_states(model).items():
+        assert torch.equal(value, ends[key]), key
+        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
+    # some samples begin again
+    mask = torch.tensor([True, False] * 3)
+    found = []
+    for run in (by_step, tt.unroll):
+        tt.set_states(model, ends)
+        model.zero_states(where=mask)
+        found.append(run(model, x))
+    assert torch.equal(*found)
+    assert torch.equal(found[1][:, mask], expected[:, mask])
+    assert not torch.equal(found[1], expected)
+
+
+def test_gradcheck_with_delays(fused: list[bool]) -> None:
+    recurrent = made("Smooth", 3, max_delay=2, sigma=0.7)
+    model = OverTime(recurrent)
+    names = [name for name, _ in model.named_parameters()]
+    states = ("prev_output", "neuron.mem", "neuron.trace", "connection.past")
+
+    def run(x: Tensor, *tensors: Tensor) -> Any:
+        given = dict(zip((*names, *states), tensors, strict=True))
+        parameters = {name: given[name] for name in names}
+        starts = {name: given[name] for name in states}
+        return torch.func.functional_call(model, parameters, (x, starts))
+
+    starts = (0.3 * sequence(3, 2, 3, seed=1)).unbind()
+    past = 0.3 * sequence(2, 3, 2, seed=2)
+    given = [sequence(4, 2, 3), *model.parameters(), *starts, past]
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in given]
+    assert torch.autograd.gradcheck(run, tensors)
+    assert all(fused)
+
+
+def test_delays_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> None:
+    torch.manual_seed(0)
+    connection = snn.DelayedLinear(40, 40, max_delay=7)
+    model = snn.Recurrent(snn.LIF(40, beta_rank=1), connection)
+    x, before, found = torch.randn(30, 37, 40, requires_grad=True), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            tt.zero_states(model)
+            y = tt.unroll(model, x)
+            wanted = [x, *model.neuron.parameters()]
+            found.append([y.detach(), model.connection.past, *torch.autograd.grad(y.sum(), wanted)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(fused)
+    for each in found[1:]:
+        assert all(map(torch.equal, each, found[0]))
+
+
+@pytest.mark.parametrize("max_delay", [0, D, 12])
+def test_every_element_is_written(max_delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracetorch.fuse.runtime import memory, recurrence
+
+    empty, large = torch.empty, memory.large_empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        made = empty(*args, **kwargs)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(recurrence, "large_empty", lambda *args: large(*args).fill_(torch.nan))
+    for shape in ((1, 1, 1), (2, 3, 7), (9, 9, 65)):
+        model = made("Smooth", shape[-1], max_delay=max_delay)
+        for live in (False, True):
+            values, grads = results(model, sequence(*shape), tt.unroll, live)
+            for name, value in {**values, **grads}.items():
+                assert not value.isnan().any(), name
+
+
+class DoubledDelays(snn.DelayedLinear):
+    def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        return 2 * super().convolve(window, kernel, bias)
+
+
+CHANGES: dict[str, Any] = {
+    "subclass": lambda delayed: DoubledDelays(5, 5, max_delay=D).double(),
+    "forward": lambda delayed: setattr(delayed, "forward", lambda x: 2 * delayed.forward_step(x)),
+    "step": lambda delayed: setattr(delayed, "forward_step", lambda x: 2 * x),
+    "convolution": lambda delayed: setattr(delayed, "convolve", lambda w, k, b: 2 * w[..., D:]),
+    "hook": lambda delayed: delayed.register_forward_hook(double),
+    "hook before": lambda delayed: delayed.register_forward_pre_hook(double),
+    "hook on the gradient": lambda delayed: delayed.register_full_backward_hook(
+        lambda module, given, grads: double(given)
+    ),
+    "parametrized weight": lambda delayed: nn.utils.parametrize.register_parametrization(
+        delayed.linear, "weight", nn.Tanh()
+    ),
+    "parametrized delays": lambda delayed: nn.utils.parametrize.register_parametrization(
+        delayed, "raw_delay", nn.ReLU()
+    ),
+    "infinite weight": lambda delayed: delayed.linear.weight.data[1].fill_(torch.inf),
+    "NaN among the delays": lambda delayed: delayed.raw_delay.data[1].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_delays_run_step_by_step(change: str, fused: list[bool]) -> None:
+    model, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
+    done = CHANGES[change](model.connection)
+    if change == "subclass":
+        model.connection = done
+    values, grads = results(model, x, stepped, live=True)
+    fast, fast_grads = results(model, x, tt.unroll, live=True)
+    assert fused == [False]
+    torch.testing.assert_close(fast, values, equal_nan=True)
+    torch.testing.assert_close(fast_grads, grads, equal_nan=True)
+
+
+def test_patched_class_of_delays_runs_step_by_step(
+    fused: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
+    before = tt.unroll(model, x, from_rest=True)
+    monkeypatch.setattr(snn.DelayedLinear, "convolve", lambda self, w, k, b: w[..., D:])
+    expected = stepped(model, x)
+    tt.zero_states(model)
+    y = tt.unroll(model, x)
+    assert fused == [True, False]
+    assert torch.equal(y, expected)
+    assert not torch.equal(y, before)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: tt.fuse.backend("eager"),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: FlopCounterMode(display=False),
+    ],
+)
+def test_who_must_see_every_step_of_delays_does(around: Any, fused: list[bool]) -> None:
+    model = made("LIF", dtype=torch.float32, max_delay=D)
+    x = dyadic(6, 3, 5, dtype=torch.float32)
+    with around():
+        expected = stepped(model, x)
+        tt.zero_states(model)
+        y = tt.unroll(model, x)
+    assert fused == [False]
+    assert torch.equal(y, expected)
+
+
+def test_transforms_see_every_step_of_delays(fused: list[bool]) -> None:
+    model, x = OverTime(made("LIF", max_delay=D)), dyadic(6, 3, 5)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    fixed = dict(model.named_buffers())
+
+    def loss(parameters: Any) -> Any:
+        given = {**parameters, **fixed}
+        return torch.func.functional_call(model, given, (x, {}))[0].sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    assert fused == [False]
+    model(x, {})[0].sum().backward()
+    assert fused == [False, True]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad)
+
+
+def test_past_of_delays_can_be_recorded(fused: list[bool]) -> None:
+    recurrent, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
+    model = nn.Sequential(recurrent)
+    _, seen = tt.unroll(model, x, record=["0.output", "0.connection.past"])
+    assert fused == []
+    assert torch.equal(seen["0.connection.past"][-1], recurrent.connection.past)
+    assert torch.equal(seen["0.output"], tt.unroll(model, x, from_rest=True))
+    assert fused == [True]
+
+
+def test_states_of_delays_that_do_not_fit_are_an_error_and_stay(fused: list[bool]) -> None:
+    model = made("LIF", max_delay=D)
+    tt.unroll(model, dyadic(2, 3, 5))
+    before = tt.get_states(model)
+    model.connection.past = torch.zeros(4, 5, D).double()
+    model.neuron.mem = torch.zeros(3, 5).double()
+    with pytest.raises(ValueError, match=r"past of shape \[4, 5, 3\]"):
+        tt.unroll(model, dyadic(2, 3, 5))
+    after = tt.get_states(model)
+    assert after["connection.past"].shape == (4, 5, D)
+    assert torch.equal(after["prev_output"], before["prev_output"])
+    assert not after["neuron.mem"].any()
+
+
+def test_second_backward_through_delays_is_an_error() -> None:
+    model, x = made("LIF", max_delay=D), dyadic(4, 2, 5)
+    tt.unroll(model, x).sum().backward()
+    with pytest.raises(RuntimeError, match="Call detach_states"):
+        tt.unroll(model, x).sum().backward()
+    tt.zero_states(model)
+    y = tt.unroll(model, x)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.sum(), model.connection.linear.weight, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
+def test_exported_delays_are_those_of_the_loop(kind: str, fused: list[bool]) -> None:
+    model = made("LIF", dtype=torch.float32, max_delay=D).eval()
+    x = dyadic(7, 3, 5, dtype=torch.float32)
+    with torch.no_grad():
+        expected = tt.unroll(model, x)
+    assert fused == [True]
+    ends = tt.get_states(model)
+    tt.zero_states(model)
+    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
+    states = tt.export.initial_states(program, 3)
+    run = program.module()
+    if kind == "sequence":
+        y, states = run(x, states)
+    else:
+        outputs = []
+        for step in x:
+            output, states = run(step, states)
+            outputs.append(output)
+        y = torch.stack(outputs)
+    assert torch.equal(y, expected)
+    assert states.keys() == ends.keys()
+    for name, state in states.items():
+        assert torch.equal(state, ends[name]), name

@@ -336,7 +336,7 @@ def test_new_neuron_class_is_fused_with_saved_tensor_hooks_disabled() -> None:
             return mem, mem
 
     x = sequence(6, 2, 3).requires_grad_()
-    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("numba"):
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("cpu"):
         tt.unroll(Fresh(3), x).sum().backward()
     assert bool(x.grad.any())
 

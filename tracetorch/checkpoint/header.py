@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Header:
         states: names of the states in the file, ``None`` where it was saved without.
         modules: description of every module by path, made by
             :func:`tracetorch.checkpoint.modules.describe_modules`; ``None`` in older files.
+        training: optimizer, scheduler, random numbers and progress, made by
+            :func:`tracetorch.checkpoint.training.encoded`; ``None`` in a file without.
     """
 
     version: str
@@ -37,6 +40,7 @@ class Header:
     shared: dict[str, str] = field(default_factory=dict)
     states: list[str] | None = None
     modules: dict[str, ModuleDescription] | None = None
+    training: dict[str, Any] | None = None
 
     def dumps(self) -> str:
         """Serialise the header as JSON."""
@@ -61,6 +65,7 @@ class Header:
                 fields["shared"],
                 fields["states"],
                 fields.get("modules"),
+                fields.get("training"),
             )
             header._check_types()
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.

@@ -6,17 +6,26 @@ import contextlib
 import difflib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.checkpoint.header import Header
 from tracetorch.checkpoint.layers import describe_layers, differences
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
+from tracetorch.checkpoint.training import (
+    Stateful,
+    check_parameters,
+    parts_of,
+    restored_on_failure,
+    set_random_state,
+)
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.walk import join_path
@@ -27,12 +36,13 @@ _MOST_LISTED = 8  # differences in one error message
 
 @dataclass(frozen=True)
 class Loaded:
-    """Result of :func:`tt.load`: version of the file, missing and unexpected names.
+    """Result of :func:`tt.load`: version of the file, missing and unexpected names, progress.
 
     Args:
         version: version of traceTorch that wrote the file; ``None`` for any other writer.
         missing: names that only the model has; their values are kept.
         unexpected: names that only the file has.
+        progress: what the file says of it; ``None`` for nothing.
 
     Example:
         >>> Loaded("0.10.0").missing
@@ -42,6 +52,7 @@ class Loaded:
     version: str | None
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    progress: Any = None
 
 
 def load(
@@ -50,6 +61,10 @@ def load(
     *,
     strict: bool = True,
     states: bool = False,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    scaler: Stateful | None = None,
+    rng: bool = False,
 ) -> Loaded:
     """Load the parameters and buffers of a file into ``model``.
 
@@ -78,13 +93,19 @@ def load(
             defined, may be of another class. Layers, settings and tensors that both have must
             always agree.
         states: whether to load the states of the file too.
+        optimizer: into which its state is loaded, of one with the same parameters in the same
+            groups; make it, and the scheduler, as for a new training.
+        scheduler: of the learning rate, into which its state is loaded.
+        scaler: of gradients, into which its state is loaded.
+        rng: whether to set PyTorch's, NumPy's and Python's random numbers as they were.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
             ``strict`` or ``states`` is not a bool.
         ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
-            it holds no states; the model is on the device ``meta``, which keeps no values.
+            it holds no states, or not what is to be loaded of a training, or the optimizer has
+            other parameters; the model is on the device ``meta``, which keeps no values.
 
     Example:
         >>> import tempfile
@@ -100,10 +121,12 @@ def load(
     check_unsharded(model, "tt.load", loads=True)
     check_flag("strict", strict)
     check_flag("states", states)
+    check_flag("rng", rng)
     model = unwrapped(model)
     advice = _ADVICE + (", or load what fits with strict=False." if strict else ".")
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
-    values, file_states, header = read(path)
+    parts = parts_of(optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    values, file_states, header, training = read(path)
     targets = named_tensors(model)
     # A file that describes its modules was written without wrappers.
     is_plain = header is not None and header.modules is not None
@@ -120,6 +143,7 @@ def load(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
             "load without them."
         )
+    _check_training(path, header, training, {**parts, **({"rng": rng} if rng else {})}, model)
     missing = tuple(name for name in targets if name not in values)
     unexpected = tuple(name for name in values if name not in targets)
     if strict and (missing or unexpected):
@@ -137,30 +161,66 @@ def load(
             raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
-    # Hooks of the user's modules and states that do not fit can still fail in the middle.
-    before = {name: targets[name].detach().clone() for name in matching}
-    try:
+    with _restored(model, {name: targets[name] for name in matching}):
         load_tensors(model, matching)
-        if states:
-            set_states(model, _states_by_path(model, renamed(file_states, rename)))
         outside = _out_of_bounds(model, None if header is None else header.modules)
         if outside:
             raise ValueError(f"{mismatch}. {_join_first(outside)}.")
-    except BaseException:
-        with torch.no_grad():
-            for name, value in before.items():
-                targets[name].copy_(value)
-        # some layers read a buffer when it is loaded; whoever has raised may do so again
-        with contextlib.suppress(Exception):
-            load_tensors(model, before)
-        raise
+        with restored_on_failure(parts, rng):
+            for name, part in parts.items():
+                part.load_state_dict(training[name])
+            if rng:
+                set_random_state(training["rng"])
+            if states:  # last: what has failed has changed none
+                set_states(model, _states_by_path(model, renamed(file_states, rename)))
     if nan:
         warnings.warn(
             f"{os.fspath(path)!r} holds NaN in {_join_first(nan)}: training had diverged when it "
             "was saved, it seems.",
             stacklevel=2,
         )
-    return Loaded(None if header is None else header.version, missing, unexpected)
+    version = None if header is None else header.version
+    return Loaded(version, missing, unexpected, training.get("progress"))
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give tensors of a model their values back where the block fails.
+
+    Hooks of the user's modules, and states that do not fit, can still fail in the middle.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, value in before.items():
+                tensors[name].copy_(value)
+        # some layers read a buffer when it is loaded; whoever has raised may do so again
+        with contextlib.suppress(Exception):
+            load_tensors(model, before)
+        raise
+
+
+def _check_training(
+    path: str | os.PathLike[str],
+    header: Header | None,
+    training: Mapping[str, object],
+    wanted: Mapping[str, Any],
+    model: nn.Module,
+) -> None:
+    """Raise ``ValueError`` unless the file holds what is wanted of a training, and it fits."""
+    for name, part in wanted.items():
+        if name not in training:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds no {name}. Save with tt.save(model, path, "
+                f"{name}={'True' if name == 'rng' else name}), or load without."
+            )
+        if name != "rng" and header is not None and header.training is not None:
+            try:
+                check_parameters(header.training.get("parameters", {}).get(name), model, part)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
 
 
 _ADVICE = "Build the model as it was saved"

@@ -5,21 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
+from tracetorch.checkpoint.training import TRAINING_PREFIX, decoded
 from tracetorch.core.files import check_regular_file
 
 # The first bytes of what torch.save writes, today and before PyTorch 1.6
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
-def read(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Header | None]:
-    """Read the tensors and states of a file, and its header where :func:`tt.save` wrote it.
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Args:
+        tensors: parameters and buffers by name.
+        states: states by name.
+        header: of a file that :func:`tt.save` wrote.
+        training: what resumes a training, by name.
+    """
+
+    tensors: dict[str, Tensor]
+    states: dict[str, Tensor]
+    header: Header | None
+    training: dict[str, Any]
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Read what a file holds, and its header where :func:`tt.save` wrote it.
 
     Args:
         path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. Pickled code never
@@ -35,7 +51,7 @@ def read(
     # A safetensors file has a brace behind the eight bytes of its header's length, which may
     # happen to begin like a pickle.
     if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:] != b"{"):
-        return _read_pickle(file), {}, None
+        return Contents(_read_pickle(file), {}, None, {})
     if start[8:] != b"{":
         raise ValueError(
             f"{str(file)!r} is neither a safetensors file nor one of torch.save: it begins with "
@@ -43,7 +59,7 @@ def read(
         )
     tensors, metadata = _read_safetensors(file)
     if HEADER_KEY not in metadata:
-        return tensors, {}, None
+        return Contents(tensors, {}, None, {})
     text = metadata[HEADER_KEY]
     if checksum(text, tensors) != metadata.get(CHECKSUM_KEY):
         raise ValueError(
@@ -52,10 +68,11 @@ def read(
         )
     try:
         header = Header.loads(text)
+        training = {} if header.training is None else decoded(header.training, tensors)
         parameters, states = _split_states(tensors, header)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} describes itself wrongly: {error}.") from None
-    return parameters, states, header
+    return Contents(parameters, states, header, training)
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -116,7 +133,8 @@ def _split_states(
         if STATE_PREFIX + name not in tensors:
             raise ValueError(f"the state {name!r} is not there")
         states[name] = tensors[STATE_PREFIX + name]
-    kept = {name: t for name, t in tensors.items() if not name.startswith(STATE_PREFIX)}
+    others = (STATE_PREFIX, TRAINING_PREFIX)
+    kept = {name: t for name, t in tensors.items() if not name.startswith(others)}
     for name, first in header.shared.items():
         if first not in kept or name in tensors:
             raise ValueError(f"{name!r} is not the tensor {first!r}")

@@ -10,14 +10,25 @@ from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX,
 from tracetorch.checkpoint.layers import describe_layers
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.tensors import named_tensors, shared_names
+from tracetorch.checkpoint.training import Stateful, encoded, parts_of
 from tracetorch.checkpoint.wrappers import renamed, unwrapped
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace, save_safetensors
 from tracetorch.core.version import __version__
 from tracetorch.snn.states import get_states
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    states: bool = False,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    scaler: Stateful | None = None,
+    rng: bool = False,
+    progress: object = None,
+) -> None:
     """Save the parameters and buffers of ``model``, and its modules' settings, as safetensors.
 
     The names are those of ``model.state_dict()``, without what ``torch.compile`` and
@@ -28,13 +39,25 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     them. A checksum detects damage. A tensor with several names is written once. NaN and infinite
     values are written like all others.
 
+    With ``optimizer=``, ``scheduler=`` and ``rng=True`` a training goes on from the file exactly as
+    it would have gone on, in the middle of an epoch too; ``progress=`` says where that was. Of an
+    online learner give the learner itself as the model, with ``states=True``: its traces are
+    states. The file holds no code.
+
     Args:
         model: any module.
         path: the file; replaced only when the new one is complete.
         states: whether to write the current states too, so that a stream can be resumed.
+        optimizer: whose state is written too, with the names of its parameters.
+        scheduler: of the learning rate, whose state is written too.
+        scaler: of gradients, for mixed precision, whose state is written too.
+        rng: whether to write the state of PyTorch's, NumPy's and Python's random numbers too.
+        progress: numbers and text, in dicts and lists, that :func:`tt.load` returns: the epoch and
+            the batch, say.
 
     Raises:
-        TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors.
+        TypeError: ``model`` is not a module, its ``state_dict`` holds more than tensors, or that of
+            an optimizer or scheduler more than tensors, numbers and text.
         ValueError: a tensor has no unique name, or no values.
 
     Example:
@@ -47,7 +70,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     """
     check_module(model)
     check_unsharded(model, "tt.save")
+    check_flag("rng", rng)
+    parts = parts_of(optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     model = unwrapped(model)
+    training, training_tensors = encoded(model, parts, rng, progress)
     named = named_tensors(model)
     shared = shared_names(named)
     tensors = {
@@ -62,12 +88,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     current = renamed(get_states(model)) if states else None
     for name, state in (current or {}).items():
         tensors[STATE_PREFIX + name] = state.cpu().contiguous()
+    tensors |= training_tensors
     header = Header(
         __version__,
         renamed(describe_layers(model)),
         shared,
         None if current is None else list(current),
         describe_modules(model),
+        training if training["values"] else None,
     ).dumps()
     with atomic_replace(path) as unfinished:
         save_safetensors(

@@ -133,9 +133,9 @@ def suggestion(name: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest allowed name, or ``""`` where none is near.
 
     Example:
-        >>> suggestion("tirton", ["numba", "triton"])
+        >>> suggestion("tirton", ["cpu", "triton"])
         " Did you mean 'triton'?"
-        >>> suggestion("cuda", ["numba", "triton"])
+        >>> suggestion("cuda", ["cpu", "triton"])
         ''
     """
     near = difflib.get_close_matches(str(name), list(allowed), n=1)

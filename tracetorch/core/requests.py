@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import ClassVar
 from weakref import WeakSet
@@ -31,11 +32,14 @@ class Requests:
     Args:
         kind: what the setting is called in an error.
         names: the names it has; the first is the default.
+        aliases: earlier names, each with the one that it stands for.
     """
 
-    def __init__(self, kind: str, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, kind: str, names: tuple[str, ...], aliases: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
-        self.names = names
+        self.names, self.aliases = names, dict(aliases or {})
         self.default = names[0]  # of all threads
         self.last: list[Request] = []  # any of them may turn out to belong to a ``with``
         self.in_thread = _InThread()
@@ -46,13 +50,16 @@ class Requests:
         """Make a new lock, for no thread is left in a forked child that would release the old."""
         self.lock = threading.Lock()
 
-    def check(self, name: object) -> None:
-        """Raise ``ValueError`` where the setting has no such name."""
+    def check(self, name: str) -> str:
+        """Return the name that a name or an alias stands for; raise ``ValueError`` for others."""
+        if name in self.aliases:
+            return self.aliases[name]
         if name not in self.names:
             raise ValueError(
                 f"no {self.kind} is called {name!r}.{suggestion(name, self.names)} There are "
                 f"{', '.join(self.names)}."
             )
+        return name
 
     @property
     def name(self) -> str:
@@ -72,8 +79,7 @@ class Request:
 
     def __init__(self, name: str) -> None:
         requests = self.requests
-        requests.check(name)
-        self.name = name
+        self.name = name = requests.check(name)
         if torch.compiler.is_compiling():  # which cannot trace a lock
             self.previous, requests.default = requests.default, name
             return

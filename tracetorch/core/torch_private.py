@@ -101,6 +101,9 @@ current_backward: Callable[[], int] = torch._C._current_graph_task_id
 
 NO_BACKWARD = -1
 
+is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether ``torch.jit.trace`` is recording; ``torch.jit.is_tracing()`` asks more, and slower."""
+
 global_hooks: Callable[[], bool] = torch.nn.modules.module._has_any_global_hook
 """Whether a hook is registered on all modules there are."""
 
@@ -174,11 +177,6 @@ def is_exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
-def is_jit_tracing() -> bool:
-    """Whether ``torch.jit.trace`` is recording; cheaper than ``torch.jit.is_tracing()``."""
-    return torch._C._get_tracing_state() is not None
-
-
 def is_tracing() -> bool:
     """Whether a program is being recorded that will run without this module's Python.
 
@@ -190,7 +188,6 @@ def is_tracing() -> bool:
     return not torch.compiler.is_dynamo_compiling() and _dispatch_mode(_PROXY) is not None
 
 
-_tracing_state: Callable[[], object] = torch._C._get_tracing_state
 _forward_ad, _compiler = torch.autograd.forward_ad, torch.compiler
 _dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
@@ -203,9 +200,9 @@ def transformed_by() -> str | None:
     if _forward_ad._current_level >= 0:
         return "forward-mode differentiation sees through plain operations alone"
     if (
-        _tracing_state() is not None
+        is_jit_tracing()
         or _compiler._is_exporting_flag
-        or _dispatch_mode(_PROXY) is not None
+        or (dispatch_modes() and _dispatch_mode(_PROXY) is not None)
     ):
         return "an exported program must not need this process's kernels"
     return None
@@ -253,8 +250,12 @@ def version_of(tensor: Tensor) -> int | None:
 
     Tensors that inference mode made have no count, and those that ``torch.func`` wraps always 0.
     """
-    uncounted = tensor.is_inference() or functorch.is_functorch_wrapped_tensor(tensor)
-    return None if uncounted else tensor._version
+    if functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    try:
+        return tensor._version
+    except RuntimeError:  # half the time of asking first
+        return None
 
 
 def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:

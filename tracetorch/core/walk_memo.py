@@ -1,8 +1,16 @@
 """Remember walks: a model that was walked before is compared with it instead of walked again.
 
 What a walk finds follows from which modules and containers there are, and from the types of all
-that they hold. Both are compared at every call, in a fraction of the time of a walk. No model is
+that they hold. Both are compared at every call, in a fraction of the time of a walk; and where
+others have concluded something from the walk, the methods of the modules' classes too. No model is
 kept alive: modules are held weakly, and containers are found again through those that hold them.
+
+Unchanged. Three mechanisms tell, each one thing. A remembered walk tells whether a model has the
+modules that it had. A layer's ``cell`` (``tracetorch/cell.py``) tells whether it is the neuron that
+it was: what was prepared for it, kernels among it, holds as long as the cell is the same object.
+``Contents`` (``tracetorch/core/snapshot.py``) tells whether a call has changed what a model holds,
+tensors by version and by value too. Beside them the compiled single step compares raw parameters
+byte by byte with those that it has constrained: a fused optimizer leaves no other trace.
 """
 
 from __future__ import annotations
@@ -10,6 +18,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from functools import partial
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +41,8 @@ from tracetorch.core.walk import (
 
 # What an attribute may change between unseen: a state, a cache that is filled and emptied.
 _TENSOR_OR_NONE = frozenset({torch.Tensor, type(None)})
+# Methods of modules' classes that others conclude something from; a class may be patched.
+_METHODS = ("forward", "zero_states", "forward_step", "forward_sequence")
 _MOST_KINDS = 8  # of attributes' types that are remembered for one module
 
 _Names = tuple[str, ...]
@@ -111,6 +122,9 @@ class _Memo:
             self.modules.append(self._module(path, module, entered))
         if self.pending:
             raise _ChangedError
+        kinds = {each.kind: None for each in self.modules}
+        self.methods = [(k, name, None) for k in kinds for name in _METHODS if hasattr(k, name)]
+        self.seen = list(starmap(getattr, self.methods))
         # ids are those of this moment
         del self.places, self.numbers, self.pending
 
@@ -157,6 +171,8 @@ class _Memo:
         Raises:
             _ChangedError: it would find something else.
         """
+        if self.facts and list(starmap(getattr, self.methods)) != self.seen:
+            raise _ChangedError
         modules: list[nn.Module] = []
         held = Held([], [])
         for reference, path, kind, seen, child_names, children, _parts in self.modules:
@@ -296,9 +312,9 @@ _memos: dict[tuple[int, type[nn.Module] | None], _Memo] = {}
 def remembered_walk(root: nn.Module, *, closed: type[nn.Module] | None = None) -> Walk:
     """Walk as :func:`walk`, or compare the model with what an earlier walk has found.
 
-    The ``facts`` of the result stay as long as the model has the same modules, containers, names
-    and types of attributes, tensors that come and go apart; whoever concludes from more than that
-    compares it at every call.
+    The ``facts`` of the result stay as long as the model has the same modules, whose classes have
+    the same methods, the same containers, names and types of attributes, tensors that come and go
+    apart; whoever concludes from more than that compares it at every call.
 
     Args:
         root: a module.

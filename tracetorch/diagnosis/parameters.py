@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import optim
 from torch.optim import Optimizer
 
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, join_first, measured
+from tracetorch.snn.relative_scale import relative_scales
+
+# those whose step is about as large as the learning rate, whatever the gradient
+_NORMALISING = (optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop)
+# a weight this many times as large as PyTorch's default, at a rate that is this for the default
+_LARGE, _SLOW = 8.0, 3e-4
 
 
 def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
@@ -89,6 +96,8 @@ def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
             "Make it from this model's parameters().",
         )
     yield from _settings(evidence, groups_by_id, trainable)
+    if isinstance(optimizer, _NORMALISING):
+        yield from _small_steps(evidence, groups_by_id)
 
 
 def _settings(
@@ -127,4 +136,25 @@ def _settings(
             "Weight decay pulls raw parameters such as raw_beta to 0, and so every decay to 0.5 "
             "and every threshold to 0.69, whatever the data.",
             "tt.param_groups(model, weight_decay) excludes them.",
+        )
+
+
+def _small_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> Iterator[Finding]:
+    """Find weights that are large for an optimizer whose steps do not grow with them."""
+    slow = {
+        path: float(groups[id(p)]["lr"]) / ratio  # type: ignore[arg-type]
+        for path, p, ratio in relative_scales(evidence.model)
+        if p.ndim > 1 and p.requires_grad and id(p) in groups and ratio >= _LARGE
+    }
+    slow = {path: rate for path, rate in slow.items() if 0 < rate < _SLOW}
+    if slow:
+        slowest = min(slow, key=slow.__getitem__)
+        yield measured("warning", "small-steps", slowest, slow[slowest])(
+            f"{len(slow)} weights are at least {_LARGE:g} times as large as PyTorch's default: "
+            f"{join_first(list(slow))}. For them the learning rate is as {slow[slowest]:.2g} is "
+            "for weights of the default size.",
+            "The optimizer moves each weight by about the learning rate a step, however large it "
+            "is: these hardly change.",
+            "tt.param_groups(model, weight_decay, lr=1e-2, relative=True), after "
+            "tt.init.calibrate_, gives each weight a rate of its size.",
         )

@@ -60,17 +60,7 @@ def delta(
             f"first, so it lies between 1 and {x.ndim}, or -{x.ndim} and -1."
         )
     signal = x.detach()
-    if start is None:
-        reference = signal[0]
-    elif isinstance(start, Tensor):
-        reference = start.to(signal)
-    else:
-        reference = torch.full_like(signal[0], start)
-    if reference.shape != signal.shape[1:]:
-        raise ValueError(
-            f"start must have the shape of one step, {list(signal.shape[1:])}, got "
-            f"{list(reference.shape)}."
-        )
+    reference = _reference(signal[0], start)
     # sequential: each reference depends on the spikes before it
     steps: list[Tensor] = []
     for value in signal.unbind(0):
@@ -80,3 +70,16 @@ def delta(
         reference = torch.where(on | off, value, reference)
         steps.append(torch.stack((on, off)))
     return torch.stack(steps).to(x.dtype).movedim(1, dim)
+
+
+def _reference(first: Tensor, start: float | Tensor | None) -> Tensor:
+    """Return what the first step of a signal is compared with."""
+    if start is None:
+        return first
+    if not isinstance(start, Tensor):
+        return torch.full_like(first, start)
+    if start.shape != first.shape:
+        raise ValueError(
+            f"start must have the shape of one step, {list(first.shape)}, got {list(start.shape)}."
+        )
+    return start.to(first)

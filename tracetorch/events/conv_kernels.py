@@ -141,6 +141,24 @@ def _sort_by_position(
                 lists.values[place] = values[event.index]
 
 
+def _pad_gradients(
+    k: TaskWriter, size: _Sizes, incoming: Array, padded: Array, padded_width: Value
+) -> None:
+    """Put the gradients of an image at the places of the input that they belong to."""
+    out_size = size.out_height * size.out_width
+    reach_y = (size.kernel_height - 1) * size.dilation_y
+    reach_x = (size.kernel_width - 1) * size.dilation_x
+    with k.loop(0, size.out_height) as row:
+        line = (row.index * size.stride_y + reach_y) * padded_width + reach_x
+        source = incoming.at(row.index * size.out_width)
+
+        def spread(channel: Value, column: Value) -> None:
+            at = (line + column * size.stride_x) * size.lanes
+            padded[at + channel] = source[channel * out_size + column]
+
+        _square(k, size.outputs, size.out_width, spread)
+
+
 def conv_backward(k: TaskWriter, real: str) -> None:
     """Sum the weight's gradient over the images of a task: gradients of the output, by event.
 
@@ -156,9 +174,6 @@ def conv_backward(k: TaskWriter, real: str) -> None:
     grads, out = k.array(real), k.array(real)
     padded, indices = k.scratch(real), k.scratch("i32")
     gathers, zero = Gathers(k, real), k.literal(0, WORD)
-    out_size = size.out_height * size.out_width
-    reach_y = (size.kernel_height - 1) * size.dilation_y
-    reach_x = (size.kernel_width - 1) * size.dilation_x
     together = size.together(k)
     row_width = together * size.lanes  # of what is summed at once
     zeros = k.spread(k.literal(0.0, real), LANES)
@@ -166,18 +181,8 @@ def conv_backward(k: TaskWriter, real: str) -> None:
         padded.store(entry.index, zeros)
     first = k.number * per_task
     with k.loop(first, k.least(first + per_task, images)) as image:
-        incoming = grads.at(image.index * size.outputs * out_size)
-        with k.loop(0, size.out_height) as row:
-            line = (row.index * size.stride_y + reach_y) * padded_width + reach_x
-            source = incoming.at(row.index * size.out_width)
-
-            def spread(
-                channel: Value, column: Value, line: Value = line, source: Array = source
-            ) -> None:
-                at = (line + column * size.stride_x) * size.lanes
-                padded[at + channel] = source[channel * out_size + column]
-
-            _square(k, size.outputs, size.out_width, spread)
+        incoming = grads.at(image.index * size.outputs * size.out_height * size.out_width)
+        _pad_gradients(k, size, incoming, padded, padded_width)
         channels = starts.at(image.index * size.inputs)
         with k.loop(0, size.inputs) as channel:
             begin = channels[channel.index]

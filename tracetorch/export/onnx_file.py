@@ -71,31 +71,9 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
             _output_structure(program),
             __version__,
         )
-        names = [*interface.input_names(), *interface.output_names()]
-        duplicates = sorted({name for name in names if names.count(name) > 1})
-        if duplicates:
-            raise ValueError(
-                f"inputs, outputs and states of the file would share the names {duplicates}. "
-                "Rename the arguments of forward, or the modules."
-            )
-        # Checked before the export, which fails late and with an error of protobuf.
-        size = sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor))
-        if size > _MAX_BYTES:
-            raise ValueError(
-                f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
-                "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
-            )
-        with ignore_own_warnings():
-            onnx_program = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                verbose=False,
-                input_names=interface.input_names(),
-                output_names=interface.output_names(),
-            )
-        if onnx_program is None:
-            raise RuntimeError(f"torch.onnx of torch {torch.__version__} gave no program.")
+        _check_names([*interface.input_names(), *interface.output_names()])
+        _check_size(sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor)))
+        onnx_program = _converted(program, interface)
         onnx_program.model.metadata_props[METADATA_KEY] = interface.dumps()
         onnx_program.save(unfinished, external_data=False)
 
@@ -135,3 +113,38 @@ def _output_structure(program: ExportedProgram) -> Structure:
     # Unflattening the positions gives the nesting without the tensors; the states come second.
     y, _ = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
     return name_leaves("y", y)
+
+
+def _converted(program: ExportedProgram, interface: Interface) -> torch.onnx.ONNXProgram:
+    """Return an exported program as one of ONNX."""
+    with ignore_own_warnings():
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=interface.input_names(),
+            output_names=interface.output_names(),
+        )
+    if converted is None:
+        raise RuntimeError(f"torch.onnx of torch {torch.__version__} gave no program.")
+    return converted
+
+
+def _check_names(names: list[str]) -> None:
+    """Raise where two inputs, outputs or states have one name."""
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(
+            f"inputs, outputs and states of the file would share the names {duplicates}. "
+            "Rename the arguments of forward, or the modules."
+        )
+
+
+def _check_size(size: int) -> None:
+    """Raise before an export that would fail late, and with an error of protobuf."""
+    if size > _MAX_BYTES:
+        raise ValueError(
+            f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
+            "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
+        )

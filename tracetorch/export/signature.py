@@ -22,7 +22,7 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.constrained_layer import ConstrainedLayer
+from tracetorch.snn.constrained_layer import ConstrainedLayer, StepKwargs
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.stateful_layer import layer_label
@@ -56,6 +56,12 @@ class StepSignature:
         }
 
 
+_FORGOTTEN = (
+    "The program would forget it, for it knows the states of neuron layers alone. Keep it as a "
+    "state of an snn.Neuron, or change it outside of forward; an input is changed in a copy."
+)
+
+
 def step_signature(model: nn.Module, sample: Any) -> StepSignature:
     """Run two steps from rest for two batch sizes on fake tensors, and compare the states.
 
@@ -68,21 +74,8 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             layer, or a state does not follow the batch.
     """
     layers = dict(named_neurons(model))
-    for path, layer in layers.items():
-        if isinstance(layer, Noise) and "initial_position" not in layer._buffers:
-            raise ValueError(
-                f"{layer_label(layer, path)} has no seed: every sequence draws where its noise "
-                "starts, which a program cannot. Build it with seed=; a caller of the program may "
-                "start from any other position."
-            )
+    _check_seeds(layers)
     calls: dict[tuple[str, int, torch.dtype], None] = {}
-
-    def noting(path: str, original: Any) -> Any:
-        def step_kwargs(ndim: int, dtype: torch.dtype) -> Any:
-            calls[path, ndim, dtype] = None
-            return original(ndim, dtype)
-
-        return step_kwargs
 
     states_by_batch: list[dict[str, Tensor]] = []
     for batch in BATCHES:
@@ -98,7 +91,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
                 for name in layer.active_states:
                     setattr(layer, name, None)
                 if isinstance(layer, ConstrainedLayer):
-                    replacement = noting(path, layer.step_kwargs)
+                    replacement = _noting(calls, path, layer.step_kwargs)
                     overrides.enter_context(layer.override_step_kwargs(replacement))
             inputs = resized(sample, batch)
             # A tensor counts its writes in place: what the step writes to shows in its version.
@@ -117,29 +110,58 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             changed += [name for name, t in watched.items() if version_of(t) != versions[name]]
         if changed:
             raise ValueError(
-                f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. The "
-                "program would forget it, for it knows the states of neuron layers alone. Keep it "
-                "as a state of an snn.Neuron, or change it outside of forward; an input is changed "
-                "in a copy."
+                f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. "
+                f"{_FORGOTTEN}"
             )
-    few, many = states_by_batch
-    if list(few) != list(many):
-        raise ValueError(f"the model has other states for a batch of {BATCHES[1]} than of 2.")
-    states = {
-        name: infer_spec(f"the state {name!r}", few[name], many[name], BATCHES) for name in few
-    }
+    states = _specs(*states_by_batch)
     # Outside of the fake mode: these tensors have values, the constants of the program.
     with torch.no_grad():
         step_kwargs = {
             key: cast(ConstrainedLayer, layers[key[0]]).step_kwargs(*key[1:]) for key in calls
         }
-    initial = {
+    return StepSignature(states, _initial_values(layers, states), step_kwargs)
+
+
+def _check_seeds(layers: Mapping[str, SequenceLayer]) -> None:
+    """Raise where noise starts from a number that a program cannot draw."""
+    for path, layer in layers.items():
+        if isinstance(layer, Noise) and "initial_position" not in layer._buffers:
+            raise ValueError(
+                f"{layer_label(layer, path)} has no seed: every sequence draws where its noise "
+                "starts, which a program cannot. Build it with seed=; a caller of the program may "
+                "start from any other position."
+            )
+
+
+def _specs(few: Mapping[str, Tensor], many: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """Return the specs of the states, from those that two batch sizes have left."""
+    if list(few) != list(many):
+        raise ValueError(f"the model has other states for a batch of {BATCHES[1]} than of 2.")
+    return {name: infer_spec(f"the state {name!r}", few[name], many[name], BATCHES) for name in few}
+
+
+def _noting(
+    calls: dict[tuple[str, int, torch.dtype], None], path: str, original: StepKwargs
+) -> StepKwargs:
+    """Return step kwargs that note how they are called."""
+
+    def step_kwargs(ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        calls[path, ndim, dtype] = None
+        return original(ndim, dtype)
+
+    return step_kwargs
+
+
+def _initial_values(
+    layers: Mapping[str, SequenceLayer], states: Mapping[str, TensorSpec]
+) -> dict[str, Tensor]:
+    """Return what the states start from that do not start from zero, by name."""
+    return {
         join_path(path, name): _initial_value(layer, name, states[join_path(path, name)])
         for path, layer in layers.items()
         for name in layer.active_states
         if join_path(path, name) in states and f"initial_{name}" in layer._buffers
     }
-    return StepSignature(states, initial, step_kwargs)
 
 
 def _initial_value(layer: SequenceLayer, name: str, spec: TensorSpec) -> Tensor:

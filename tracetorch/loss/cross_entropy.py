@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from tracetorch import decode
+from tracetorch.core.checks import check_share
 from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.targets import check_classes, holds_class_indices
 from tracetorch.ragged import as_floating, check_sequence
 
 
-def sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the cross entropy ``[B]`` of logits ``[B, C, ...]``, averaged over ``...``."""
+def sample_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the cross entropy ``[B]`` of logits ``[B, C, ...]``, averaged over ``...``.
+
+    Args:
+        logits: ``[B, C, ...]``.
+        target: classes or probabilities of classes.
+        weight: weight of each class, ``[C]``.
+        label_smoothing: share of the target that is spread over all classes.
+
+    Returns:
+        The losses, and what ``"mean"`` divides their sum by in place of their number, as PyTorch
+        does: the weights of the target's classes, ``[B]``; ``None`` without any.
+    """
     if logits.ndim < 2:
         raise ValueError(
             "cross entropy needs an output [T, B, C, ...] with a dimension of classes, the output "
             f"at one step has shape {list(logits.shape)}."
         )
     logits = as_floating(logits)
+    weight = _checked_weight(weight, logits)
+    check_share("label_smoothing", label_smoothing)
+    weights = None
     # checked here: PyTorch ignores the index -100, and its other errors on a GPU are fatal
     if holds_class_indices(target, logits.shape):
         check_classes(target, logits.shape[1])
         target = target.long()
+        weights = None if weight is None else mean_over_neurons(weight[target])
     elif not target.is_floating_point():
         raise TypeError(
             f"a target of shape {list(target.shape)} holds probabilities of classes and must be "
@@ -33,7 +53,27 @@ def sample_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         )
     else:
         target = target.to(logits.dtype)
-    return mean_over_neurons(F.cross_entropy(logits, target, reduction="none"))
+    losses = F.cross_entropy(
+        logits, target, weight, reduction="none", label_smoothing=label_smoothing
+    )
+    return mean_over_neurons(losses), weights
+
+
+def _checked_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Return the weights of the classes in the dtype and on the device of the logits."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a floating-point tensor [C], one a class, got {got}.")
+    if weight.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"weight must have one value for each of the {logits.shape[1]} classes, got shape "
+            f"{list(weight.shape)}."
+        )
+    if not is_compiling() and not bool(((weight >= 0) & (weight < torch.inf)).all()):
+        raise ValueError("weight must be finite and not negative.")
+    return weight.to(logits)
 
 
 @describe_cross_entropy
@@ -43,6 +83,8 @@ def rate_cross_entropy(
     *,
     mask: Tensor | None = None,
     scale: float = 1.0,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy with firing rates as logits.
@@ -68,14 +110,20 @@ def rate_cross_entropy(
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be positive and finite, got {scale}.")
     check_sequence("spikes", spikes, batched=True)
-    return reduce_batch(
-        sample_cross_entropy(scale * decode.rate(spikes, mask=mask), target), reduction
-    )
+    logits = scale * decode.rate(spikes, mask=mask)
+    losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
+    return reduce_batch(losses, reduction, weights)
 
 
 @describe_cross_entropy
 def count_cross_entropy(
-    spikes: Tensor, target: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "mean"
+    spikes: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy with spike counts as logits.
 
@@ -90,7 +138,9 @@ def count_cross_entropy(
     """
     check_reduction(reduction)
     check_sequence("spikes", spikes, batched=True)
-    return reduce_batch(sample_cross_entropy(decode.count(spikes, mask=mask), target), reduction)
+    logits = decode.count(spikes, mask=mask)
+    losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
+    return reduce_batch(losses, reduction, weights)
 
 
 _DECODERS = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
@@ -103,6 +153,8 @@ def membrane_cross_entropy(
     *,
     over: Literal["maximum", "mean", "last"] = "maximum",
     mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy with a membrane's maximum, mean or last value as logits.
@@ -134,7 +186,9 @@ def membrane_cross_entropy(
     if over not in _DECODERS:
         raise ValueError(f"over must be 'maximum', 'mean' or 'last', got {over!r}.")
     check_sequence("mem", mem, batched=True)
-    return reduce_batch(sample_cross_entropy(_DECODERS[over](mem, mask=mask), target), reduction)
+    logits = _DECODERS[over](mem, mask=mask)
+    losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
+    return reduce_batch(losses, reduction, weights)
 
 
 @describe_cross_entropy
@@ -144,6 +198,8 @@ def first_spike_cross_entropy(
     *,
     tau: float = 1.0,
     mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy with negative times of first spikes as logits: the first wins.
@@ -172,6 +228,6 @@ def first_spike_cross_entropy(
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
     check_sequence("spikes", spikes, batched=True)
-    return reduce_batch(
-        sample_cross_entropy(-decode.first_spike(spikes, mask=mask) / tau, target), reduction
-    )
+    logits = -decode.first_spike(spikes, mask=mask) / tau
+    losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
+    return reduce_batch(losses, reduction, weights)

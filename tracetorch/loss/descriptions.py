@@ -20,7 +20,13 @@ _UNLIKE_LAYERS = {
 }
 
 describe_cross_entropy = SharedDescriptions(
-    {**_EVERY_LOSS, "target": "classes, or probabilities of classes."},
+    {
+        **_EVERY_LOSS,
+        "target": "classes, or probabilities of classes.",
+        "weight": 'weight of each class, ``[C]``, not negative; for ``"mean"`` the sum is '
+        "divided by the weights of the target's classes, as in PyTorch.",
+        "label_smoothing": "share of the target that is spread over all classes, in [0, 1].",
+    },
     "``spikes`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or\n"
     '``[B]`` for ``"none"``.',
     _WRONG_TYPE | _UNLIKE_CLASSES,

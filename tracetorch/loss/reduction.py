@@ -15,10 +15,16 @@ def check_reduction(reduction: object) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 
-def reduce_batch(per_sample: Tensor, reduction: Reduction) -> Tensor:
-    """Reduce the losses of the samples, ``[B]``: take their mean, their sum, or leave them."""
+def reduce_batch(per_sample: Tensor, reduction: Reduction, weights: Tensor | None = None) -> Tensor:
+    """Reduce the losses of the samples, ``[B]``: take their mean, their sum, or leave them.
+
+    Args:
+        per_sample: the losses, weighted already where they are.
+        reduction: of the batch.
+        weights: ``[B]``, what the mean divides the sum by in place of their number.
+    """
     if reduction == "mean":
-        return per_sample.mean()
+        return per_sample.mean() if weights is None else per_sample.sum() / weights.sum()
     return per_sample.sum() if reduction == "sum" else per_sample
 
 

@@ -20,6 +20,8 @@ def temporal_cross_entropy(
     mse_weight: float = 0.0,
     level: float = 1.0,
     mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the cross entropy at every step, averaged: temporal efficient training (TET).
@@ -62,22 +64,36 @@ def temporal_cross_entropy(
     check_share("mse_weight", mse_weight)
     check_sequence("output", output, batched=True)
     check_mask(mask, "output", output)
+    logits = filled(as_floating(output), mask)
+    targets = _targets(target, logits, mask)
+    # time is folded into the batch, so that one call covers all steps
+    folded = logits.flatten(0, 1)
+    losses, weights = sample_cross_entropy(folded, targets.flatten(0, 1), weight, label_smoothing)
+
+    def over_time(folded: Tensor) -> Tensor:
+        """Average ``[T * B]`` over the real steps of each sequence."""
+        steps = torch.unflatten(folded, 0, logits.shape[:2])
+        return filled(steps, mask).sum(0) / lengths(steps, mask)
+
+    total = (1 - mse_weight) * reduce_batch(
+        over_time(losses), reduction, None if weights is None else over_time(weights)
+    )
+    if mse_weight:
+        near = over_time(mean_over_neurons((folded - level).square()))
+        total = total + mse_weight * reduce_batch(near, reduction)
+    return total
+
+
+def _targets(target: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the target of every step, ``[T, B, ...]``."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
-    logits = filled(as_floating(output), mask)
-    per_step = target.ndim == logits.ndim - (not target.is_floating_point())
-    if per_step and target.shape[:2] != logits.shape[:2]:
+    if target.ndim != logits.ndim - (not target.is_floating_point()):
+        return target.expand(len(logits), *target.shape)
+    if target.shape[:2] != logits.shape[:2]:
         raise ValueError(
             f"a target for each step must begin with [T, B] = {list(logits.shape[:2])}, got shape "
             f"{list(target.shape)}."
         )
-    if per_step and mask is not None:
-        # padding may hold any class, even an invalid one such as -100
-        target = target.masked_fill(~aligned(mask, target), 0)
-    targets = target if per_step else target.expand(len(logits), *target.shape)
-    # time is folded into the batch, so that one call covers all steps
-    losses = sample_cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * (1 - mse_weight)
-    if mse_weight:
-        losses = losses + mse_weight * mean_over_neurons((logits.flatten(0, 1) - level).square())
-    losses = torch.unflatten(losses, 0, logits.shape[:2])  # [T, B]
-    return reduce_batch(filled(losses, mask).sum(0) / lengths(losses, mask), reduction)
+    # padding may hold any class, even an invalid one such as -100
+    return target if mask is None else target.masked_fill(~aligned(mask, target), 0)

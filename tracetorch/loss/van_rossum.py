@@ -56,14 +56,8 @@ def van_rossum(
     check_reduction(reduction)
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
-    check_sequence("spikes", spikes, batched=True)
+    _check_trains(spikes, target)
     check_mask(mask, "spikes", spikes)
-    check_sequence("target", target, batched=True)
-    if target.shape != spikes.shape:
-        raise ValueError(
-            f"spikes and target must have one shape, got {list(spikes.shape)} and "
-            f"{list(target.shape)}."
-        )
     # the filter is linear: filter the difference once instead of both trains
     signal = as_floating(spikes)
     difference = signal - target.to(signal.dtype)
@@ -93,3 +87,13 @@ def _exponential_filter(x: Tensor, decay: float) -> Tensor:
         x = torch.cat((x[:shift], x[shift:] + decay**shift * x[:-shift]))
         shift *= 2
     return x
+
+
+def _check_trains(spikes: Tensor, target: Tensor) -> None:
+    check_sequence("spikes", spikes, batched=True)
+    check_sequence("target", target, batched=True)
+    if target.shape != spikes.shape:
+        raise ValueError(
+            f"spikes and target must have one shape, got {list(spikes.shape)} and "
+            f"{list(target.shape)}."
+        )

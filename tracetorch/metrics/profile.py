@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, cast
@@ -71,35 +71,15 @@ def profile(
     modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
     cost = EnergyAssumptions() if assumptions is None else assumptions
     layers = [stats for stats in modules if _has_row(stats, modules)]
-    layer_times: list[dict[str, float]] = []
-    run_times: list[float] = []
-    with restored(model), torch.no_grad():
-        # The median of several runs: other processes disturb single ones.
-        for _ in range(repeats):
-            prepare_run(model)
-            with _timed(layers) as seconds, observed_products() as called:
-                start = _synchronized_time()
-                unroll(model, x, steps=steps, by=by)
-                run_times.append(_synchronized_time() - start)
-            layer_times.append(seconds)
-    products = {id(module): product for module, product in called}  # of the last run
-    # A shared parameter is counted at the first layer that has it, so that the column adds up.
-    counted: set[int] = set()
+    run = partial(unroll, model, x, steps=steps, by=by)
+    run_times, layer_times, products = _timed_runs(model, run, layers, repeats)
     rows = []
-    for stats in layers:
-        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
-        counted |= set(own)
-        if stats.shape is None and not own:
-            continue
-        if (
-            not own
-            and _has_submodules(stats, modules)
-            and not isinstance(stats.module, SequenceLayer)
-        ):
+    for stats, own in _with_own_parameters(layers):
+        if not own and _is_container(stats, modules):
             stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
-        parameters = sum(p.numel() for p in own.values())
         product = products.get(id(stats.module))
+        parameters = sum(p.numel() for p in own)
         rows.append(_row(stats, parameters, median, inputs.batch, cost, product))
     return Profile(
         rows=tuple(rows),
@@ -109,6 +89,42 @@ def profile(
         assumptions=cost,
         uncounted=uncounted_products(modules),
     )
+
+
+def _timed_runs(
+    model: nn.Module, run: Callable[[], object], layers: Sequence[ModuleStats], repeats: int
+) -> tuple[list[float], list[dict[str, float]], dict[int, Product]]:
+    """Return the seconds of several runs, those of each layer by path, and the products by module.
+
+    The median of several tells more: other processes disturb single ones.
+    """
+    layer_times: list[dict[str, float]] = []
+    run_times: list[float] = []
+    with restored(model), torch.no_grad():
+        for _ in range(repeats):
+            prepare_run(model)
+            with _timed(layers) as seconds, observed_products() as called:
+                start = _synchronized_time()
+                run()
+                run_times.append(_synchronized_time() - start)
+            layer_times.append(seconds)
+    products = {id(module): product for module, product in called}  # of the last run
+    return run_times, layer_times, products
+
+
+def _with_own_parameters(
+    layers: Sequence[ModuleStats],
+) -> Iterator[tuple[ModuleStats, list[nn.Parameter]]]:
+    """Iterate over layers and their parameters, a shared one at the first layer that has it.
+
+    So the column of parameters adds up. A layer that has none and was not called is left out.
+    """
+    counted: set[int] = set()
+    for stats in layers:
+        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
+        counted |= set(own)
+        if stats.shape is not None or own:
+            yield stats, [*own.values()]
 
 
 def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
@@ -130,6 +146,11 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     # a neuron layer is called, whatever it keeps in modules inside
     called = isinstance(stats.module, SequenceLayer) or not has_submodules
     return called and not isinstance(stats.module, Recurrent)
+
+
+def _is_container(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
+    """Whether a module is no layer itself but holds some."""
+    return not isinstance(stats.module, SequenceLayer) and _has_submodules(stats, modules)
 
 
 def _has_submodules(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
@@ -191,7 +212,7 @@ def _row(
 
 
 @contextmanager
-def _timed(layers: list[ModuleStats]) -> Iterator[dict[str, float]]:
+def _timed(layers: Sequence[ModuleStats]) -> Iterator[dict[str, float]]:
     """Sum the seconds of each layer by path within a block, without those of layers inside."""
     seconds: dict[str, float] = {}
     started: list[list[float]] = []  # of each call in progress: its start, and the time inside

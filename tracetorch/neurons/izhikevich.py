@@ -10,7 +10,7 @@ from torch import Tensor
 from tracetorch.functional import atan_surrogate
 from tracetorch.neurons.voltage import VoltageNeuron, all_of, without_overshoot
 from tracetorch.snn.descriptions import describe_neuron
-from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup, resolve_setup
+from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup
 
 # that of the other layers in units of 100 mV, about the way from rest to the peak
 HIGH_PEAK = atan_surrogate(0.02)
@@ -86,7 +86,7 @@ class Izhikevich(VoltageNeuron):
         substeps: int = 1,
     ) -> None:
         super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
-        follows = resolve_setup("b", b, WEIGHT)
+        follows = self._completed("b", b, WEIGHT)
         # a rate: below 0, or above 1, the recovery diverges
         self.gate("a", a)
         self.weight("b", follows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,15 +74,9 @@ def from_nir(
         name: module_of(name, node, wiring.input_shape(name), clock, reset)
         for name, node in nodes.items()
     }
-    parts = (part for module in modules.values() for part in module.modules())
-    steps = sum(part.max_delay for part in parts if isinstance(part, Delay))
-    if steps > MAX_DELAY:
-        count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
-        raise ValueError(f"the delays of the graph are {count}.")
+    _check_delays(modules.values(), clock)
     dtype = _dtype(checked, nodes.values())
-    for name, module in modules.items():
-        with naming(name, nodes[name].kind):
-            _check_range(module, dtype)
+    _check_ranges(modules, nodes, dtype)
     return NIRModel(wiring, modules, clock).to(dtype)
 
 
@@ -106,6 +100,24 @@ def _check_clock(graph: NodeGraph, clock: Clock) -> None:
         if isinstance(written, (str, float)) and written != requested:
             problem = f"the graph was written for {name}={written!r}, and holds for that alone"
             raise ValueError(f"{problem}, got {name}={requested!r}.")
+
+
+def _check_delays(modules: Iterable[nn.Module], clock: Clock) -> None:
+    """Raise where the delays of a graph would take more memory than any network needs."""
+    parts = (part for module in modules for part in module.modules())
+    steps = sum(part.max_delay for part in parts if isinstance(part, Delay))
+    if steps > MAX_DELAY:
+        count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
+        raise ValueError(f"the delays of the graph are {count}.")
+
+
+def _check_ranges(
+    modules: Mapping[str, nn.Module], nodes: Mapping[str, Node], dtype: torch.dtype
+) -> None:
+    """Raise where a value of a node is out of the range of a dtype."""
+    for name, module in modules.items():
+        with naming(name, nodes[name].kind):
+            _check_range(module, dtype)
 
 
 def _check_range(module: nn.Module, dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,56 +55,88 @@ def distributions(
 
     Reference: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
     """
-    if isinstance(layers, Mapping):
-        labelled = dict(layers)
-    else:
-        labelled = {f"layer {number}": value for number, value in enumerate(layers)}
+    labelled = layers if isinstance(layers, Mapping) else dict(_numbered(layers))
     n_grid = check_count("distributions: n_grid", n_grid)
     max_samples = check_count("distributions: max_kde_samples", max_kde_samples)
-    widths = [None] * len(labelled) if bandwidths is None else list(bandwidths)
-    if len(widths) != len(labelled) or not labelled:
-        raise ValueError(
-            f"distributions: {len(widths)} bandwidths for {len(labelled)} tensors. Pass one each."
-        )
-    if not all(width is None or width > 0 for width in widths):
-        raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
-    values: dict[str, Array] = {}
-    for label, tensor in labelled.items():
-        flat = np.sort(flat_numbers(f"distributions: {label}", tensor))
-        if not len(flat) or not np.isfinite(flat).all():
-            raise ValueError(f"distributions: {label} must hold finite values, got {tensor!r}.")
-        # evenly spaced in sorted order, so that a part of many values has the same density
-        selected = np.linspace(0, len(flat) - 1, min(max_samples, len(flat))).round().astype(int)
-        values[label] = flat[selected].astype(np.float64)
-
-    # Silverman's rule by default; equal values have no bandwidth
-    smoothed = {
-        label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
-        for (label, value), width in zip(values.items(), widths, strict=True)
-        if value[0] != value[-1]
-    }
-    # beyond three bandwidths a Gaussian kernel is invisible
-    low = min(value[0] - 3 * smoothed.get(label, 0.0) for label, value in values.items())
-    high = max(value[-1] + 3 * smoothed.get(label, 0.0) for label, value in values.items())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    widths = _checked_bandwidths(bandwidths, len(labelled))
+    values = {label: _selected(label, t, max_samples) for label, t in labelled.items()}
+    smoothed = _smoothed(values, widths)
 
     ax = get_axes(ax)
-    from matplotlib.mlab import GaussianKDE
-
-    grid = np.linspace(low, high, n_grid)
+    grid = _grid(values, smoothed, n_grid)
     for number, (label, value) in enumerate(values.items()):
         colour = COLOURS[number % len(COLOURS)]
         if label not in smoothed:
             ax.axvline(value[0], color=colour, linewidth=2.0, label=label)
             continue
-        # GaussianKDE takes the bandwidth relative to the standard deviation
-        density = GaussianKDE(value, smoothed[label] / float(value.std(ddof=1))).evaluate(grid)
-        ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
-        ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)
+        _draw_density(ax, value, smoothed[label], grid, colour, label)
         for quartile in np.percentile(value, QUARTILES) if show_percentile_lines else ():
             ax.axvline(quartile, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
     ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
     add_legend(ax)
     set_title(ax, title)
     return ax
+
+
+def _numbered(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over tensors that have no label, each with one."""
+    return ((f"layer {number}", tensor) for number, tensor in enumerate(tensors))
+
+
+def _checked_bandwidths(
+    bandwidths: Sequence[float | None] | None, count: int
+) -> list[float | None]:
+    """Return a bandwidth for each tensor; ``None`` where it follows from the values."""
+    widths: list[float | None] = [None] * count if bandwidths is None else list(bandwidths)
+    if len(widths) != count or not count:
+        raise ValueError(
+            f"distributions: {len(widths)} bandwidths for {count} tensors. Pass one each."
+        )
+    if not all(width is None or width > 0 for width in widths):
+        raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
+    return widths
+
+
+def _smoothed(values: Mapping[str, Array], bandwidths: Sequence[float | None]) -> dict[str, float]:
+    """Return the bandwidths by label, by Silverman's rule where none is given.
+
+    Equal values have none.
+    """
+    return {
+        label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
+        for (label, value), width in zip(values.items(), bandwidths, strict=True)
+        if value[0] != value[-1]
+    }
+
+
+def _selected(label: str, tensor: object, most: int) -> Array:
+    """Return sorted values of a tensor, ``most`` at most."""
+    flat = np.sort(flat_numbers(f"distributions: {label}", tensor))
+    if not len(flat) or not np.isfinite(flat).all():
+        raise ValueError(f"distributions: {label} must hold finite values, got {tensor!r}.")
+    # evenly spaced in sorted order, so that a part of many values has the same density
+    selected = np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)
+    values: Array = flat[selected].astype(np.float64)
+    return values
+
+
+def _grid(values: Mapping[str, Array], bandwidths: Mapping[str, float], count: int) -> Array:
+    """Return the points at which densities are drawn."""
+    # beyond three bandwidths a Gaussian kernel is invisible
+    low = min(value[0] - 3 * bandwidths.get(label, 0.0) for label, value in values.items())
+    high = max(value[-1] + 3 * bandwidths.get(label, 0.0) for label, value in values.items())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, count)
+
+
+def _draw_density(
+    ax: Axes, values: Array, bandwidth: float, grid: Array, colour: str, label: str
+) -> None:
+    """Draw the density of values at the points of a grid, estimated by Gaussian kernels."""
+    from matplotlib.mlab import GaussianKDE
+
+    # which takes the bandwidth relative to the standard deviation
+    density = GaussianKDE(values, bandwidth / float(values.std(ddof=1))).evaluate(grid)
+    ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
+    ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)

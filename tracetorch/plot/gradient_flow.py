@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from tracetorch.plot.axes import COLOURMAP, FAINT, get_axes, set_integer_ticks, set_title
-from tracetorch.plot.recorded import check_recording, to_numpy
+from tracetorch.plot.recorded import Array, check_recording, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,38 +54,20 @@ def gradient_flow(
             "those of seen, the recording that tt.unroll(..., record=...) returns."
         )
     tensors = check_recording("gradient_flow", gradients)
-    # in float64: squares of small half-precision gradients would underflow
-    norms = np.stack(
-        [
-            np.linalg.norm(to_numpy(value).reshape(len(value), -1).astype(np.float64), axis=1)
-            for value in tensors.values()
-        ]
-    )  # [layers, T]
-    finite = norms[np.isfinite(norms) & (norms > 0)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
-
+    norms = np.stack([_norms(value) for value in tensors.values()])  # [layers, T]
     ax = get_axes(ax, (6.4, 1.6 + 0.4 * len(norms)))
     from matplotlib.colors import ListedColormap, LogNorm
 
-    if low == high:  # a logarithmic scale needs a range
-        low, high = low / 10**0.5, high * 10**0.5
     # edges of the cells: a step is centred on its number
     columns, rows = np.arange(norms.shape[1] + 1) - 0.5, np.arange(len(norms) + 1)
     # masked cells show the background
     ax.set_facecolor(FAINT)
-    mesh = ax.pcolormesh(
-        columns,
-        rows,
-        np.ma.masked_where(~np.isfinite(norms) | (norms == 0), norms),
-        cmap=COLOURMAP,
-        norm=LogNorm(low, high),
-        rasterized=True,
-    )
+    draw = partial(ax.pcolormesh, columns, rows, rasterized=True)
+    shown = np.ma.masked_where(~np.isfinite(norms) | (norms == 0), norms)
+    mesh = draw(shown, cmap=COLOURMAP, norm=LogNorm(*_range(norms)))
     if not np.isfinite(norms).all():
         not_finite = np.ma.masked_where(np.isfinite(norms), np.ones_like(norms))
-        ax.pcolormesh(
-            columns, rows, not_finite, cmap=ListedColormap([NOT_FINITE_COLOUR]), rasterized=True
-        )
+        draw(not_finite, cmap=ListedColormap([NOT_FINITE_COLOUR]))
     ax.set(xlim=(columns[0], columns[-1]), ylim=(len(norms), 0), xlabel="time step")
     ax.set_yticks(rows[:-1] + 0.5, list(tensors))
     ax.tick_params(axis="y", length=0)
@@ -92,3 +75,18 @@ def gradient_flow(
     ax.figure.colorbar(mesh, ax=ax, label="gradient norm")
     set_title(ax, title)
     return ax
+
+
+def _norms(gradients: Tensor) -> Array:
+    """Return the norm of the gradients of each step, ``[T]``."""
+    # in float64: squares of small half-precision gradients would underflow
+    rows = to_numpy(gradients).reshape(len(gradients), -1).astype(np.float64)
+    norms: Array = np.linalg.norm(rows, axis=1)
+    return norms
+
+
+def _range(norms: Array) -> tuple[float, float]:
+    """Return the least and the largest norm; they differ, as a logarithmic scale needs."""
+    finite = norms[np.isfinite(norms) & (norms > 0)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
+    return (low, high) if low < high else (low / 10**0.5, high * 10**0.5)

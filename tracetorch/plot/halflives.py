@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -57,48 +57,23 @@ def halflives(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['0.beta', '1.beta']
     """
-    first = _halflives("before", before)
-    second = None if after is None else _halflives("after", after)
+    states = [_halflives("before", before)]
+    if after is not None:
+        states.append(_halflives("after", after))
     bins = check_count("halflives: bins", bins)
-    if second is not None and list(first) != list(second):
+    first, last = states[0], states[-1]
+    if list(first) != list(last):
         raise ValueError(
-            f"halflives: before has {list(first)}, after has {list(second)}. Pass the same model."
+            f"halflives: before has {list(first)}, after has {list(last)}. Pass the same model."
         )
-
-    states = [first] if second is None else [first, second]
-    # one range for all rows, with a margin
-    everything = np.concatenate([steps for state in states for steps in state.values()])
-    low, high = everything.min() / 1.15, everything.max() * 1.15
-    # bars of equal width on the logarithmic axis
-    border = np.geomspace(low, high, bins + 1)
+    border = _borders(states, bins)
     ax = get_axes(ax, (6.4, 1.4 + 0.6 * len(first)))
     ax.set_xscale("log")
     for row, path in enumerate(first):
-        floor = len(first) - 1 - row
-        ax.axhline(floor, color=FAINT, linewidth=0.8, zorder=0)
-        counts = [np.histogram(state[path], border)[0] for state in states]
-        highest = max(int(count.max()) for count in counts)
-        for number, (state, count) in enumerate(zip(states, counts, strict=True)):
-            last = number == len(states) - 1
-            colour = COLOURS[0] if last else MUTED
-            # labelled once, in the first row
-            label = "_" if row or len(states) == 1 else ("before", "after")[number]
-            # a histogram of a single value says less than its position
-            if len(state[path]) == 1:
-                ax.plot(state[path], [floor + 0.12], "o", color=colour, markersize=6, label=label)
-            else:
-                bars = floor + 0.85 * count / highest
-                ax.stairs(
-                    bars,
-                    border,
-                    baseline=floor,
-                    facecolor=(colour, 0.35),
-                    edgecolor=colour if last else "none",
-                    linewidth=1.2,
-                    fill=True,
-                    label=label,
-                )
-    ax.set(xlabel="half-life (time steps)", xlim=(low, high), ylim=(-0.05, len(first)))
+        # labelled once, in the first row
+        labels = ("_", "_") if row or len(states) == 1 else ("before", "after")
+        _draw_row(ax, [state[path] for state in states], len(first) - 1 - row, border, labels)
+    ax.set(xlabel="half-life (time steps)", xlim=(border[0], border[-1]), ylim=(-0.05, len(first)))
     ax.set_yticks(np.arange(len(first))[::-1], list(first))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.tick_params(axis="y", length=0)
@@ -106,6 +81,45 @@ def halflives(
         add_legend(ax)
     set_title(ax, title)
     return ax
+
+
+def _borders(states: Sequence[Mapping[str, Array]], bins: int) -> Array:
+    """Return the borders of bars of equal width on a logarithmic axis, one range for all rows."""
+    everything = np.concatenate([steps for state in states for steps in state.values()])
+    return np.geomspace(everything.min() / 1.15, everything.max() * 1.15, bins + 1)  # a margin
+
+
+def _draw_row(
+    ax: Axes, states: Sequence[Array], floor: int, border: Array, labels: Sequence[str]
+) -> None:
+    """Draw the half-lives of a layer, those after training in colour and with an outline."""
+    ax.axhline(floor, color=FAINT, linewidth=0.8, zorder=0)
+    counts = [np.histogram(state, border)[0] for state in states]
+    highest = max(int(count.max()) for count in counts)
+    for number, (state, count) in enumerate(zip(states, counts, strict=True)):
+        last, label = number == len(states) - 1, labels[number]
+        colour = COLOURS[0] if last else MUTED
+        # a histogram of a single value says less than its position
+        if len(state) == 1:
+            ax.plot(state, [floor + 0.12], "o", color=colour, markersize=6, label=label)
+        else:
+            _draw_bars(ax, border, floor, count / highest, colour, label, outlined=last)
+
+
+def _draw_bars(
+    ax: Axes, border: Array, floor: int, heights: Array, colour: str, label: str, *, outlined: bool
+) -> None:
+    """Draw a histogram that stands on a floor; the highest bar takes most of its row."""
+    ax.stairs(
+        floor + 0.85 * heights,
+        border,
+        baseline=floor,
+        facecolor=(colour, 0.35),
+        edgecolor=colour if outlined else "none",
+        linewidth=1.2,
+        fill=True,
+        label=label,
+    )
 
 
 def _halflives(name: str, source: object) -> dict[str, Array]:

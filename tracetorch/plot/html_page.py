@@ -9,6 +9,12 @@ from pathlib import Path
 SHARED = Path(__file__).parent / "page"
 
 
+def check_title(caller: str, title: object) -> None:
+    """Raise ``TypeError`` where the title of a page is no string."""
+    if not isinstance(title, str):
+        raise TypeError(f"{caller}: title must be a string, got {type(title).__name__}.")
+
+
 def html_page(folder: Path, title: str, data: str) -> str:
     """Fill the page that all pages share with contents, style and script of a folder, and data.
 

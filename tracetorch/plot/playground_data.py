@@ -159,18 +159,20 @@ def describe_neuron(
         "unit": _unit(layer, neuron) if spiking else UNITS[0],
         "params": [_parameter(layer, name, neuron) for name in plan.program.params],
         "options": _fixed_options(layer, {*changeable, *plan.program.params}),
-        "choices": [
-            {
-                "name": choice.name,
-                "labels": list(choice.labels),
-                "keywords": [dict(each) for each in choice.keywords],
-                "lines": [list(each) for each in choice.lines],
-                "index": choice.index,
-            }
-            for choice in choices
-        ],
+        "choices": [_described(choice) for choice in choices],
         "variants": variants,
         "call": _call(cell, [*changeable, *cell.constraints]),
+    }
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    """Describe a choice as plain data."""
+    return {
+        "name": choice.name,
+        "labels": list(choice.labels),
+        "keywords": [dict(each) for each in choice.keywords],
+        "lines": [list(each) for each in choice.lines],
+        "index": choice.index,
     }
 
 

@@ -67,27 +67,31 @@ def raster(
     steps = len(drawn[0][1])
     for number, (_, shown, _) in enumerate(drawn):
         colour = COLOURS[0] if len(drawn) == 1 else INK
-        border = row_edges(number, shown.shape[1], len(drawn))
-        for sign, shade in ((1, colour), (-1, COLOURS[1])):
-            step, row = np.nonzero(sign * shown > 0)
-            # an empty collection of positive spikes keeps a silent layer on the axes
-            if sign < 0 and len(step) == 0:
-                continue
-            # ticks of neighbouring neurons do not touch
-            gap = 0.1 * (border[1] - border[0]) if shown.shape[1] else 0.0
-            ax.vlines(
-                step,
-                border[row] + gap,
-                border[row + 1] - gap,
-                colors=shade,
-                linewidth=1.2 if steps <= 200 else 0.8,
-                rasterized=len(step) > MAX_VECTOR_TICKS,
-            )
+        _draw_ticks(ax, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
     names = [neuron_count_label(path, shown.shape[1], total) for path, shown, total in drawn]
     label_bands(ax, names, drawn[0][1].shape[1])
     ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
     set_title(ax, title)
     return ax
+
+
+def _draw_ticks(ax: Axes, spikes: Array, border: Array, colour: str) -> None:
+    """Draw a tick for every spike between the borders of its neuron's row."""
+    for sign, shade in ((1, colour), (-1, COLOURS[1])):
+        step, row = np.nonzero(sign * spikes > 0)
+        # an empty collection of positive spikes keeps a silent layer on the axes
+        if sign < 0 and len(step) == 0:
+            continue
+        # ticks of neighbouring neurons do not touch
+        gap = 0.1 * (border[1] - border[0]) if spikes.shape[1] else 0.0
+        ax.vlines(
+            step,
+            border[row] + gap,
+            border[row + 1] - gap,
+            colors=shade,
+            linewidth=1.2 if len(spikes) <= 200 else 0.8,
+            rasterized=len(step) > MAX_VECTOR_TICKS,
+        )
 
 
 def _most_active(spikes: Array, limit: int) -> Array:

@@ -58,12 +58,10 @@ def render_image(
         )
     coloured = tensor.ndim == 3 and shape[0] == 3
     image = to_numpy(tensor)
+    darkest, brightest = float(image.min()), float(image.max())
     if coloured:
-        default_range = (0.0, 255.0 if tensor.dtype == torch.uint8 else 1.0)
-    else:
-        default_range = (float(image.min()), float(image.max()))
-    low = default_range[0] if vmin is None else vmin
-    high = default_range[1] if vmax is None else vmax
+        darkest, brightest = 0.0, 255.0 if tensor.dtype == torch.uint8 else 1.0
+    low, high = darkest if vmin is None else vmin, brightest if vmax is None else vmax
     if high < low:
         raise ValueError(f"render_image: vmax must not be less than vmin, got {low} and {high}.")
 
@@ -72,8 +70,7 @@ def render_image(
         # scaled here: imshow ignores vmin and vmax for colour images
         ax.imshow(np.clip((image.transpose(1, 2, 0) - low) / ((high - low) or 1.0), 0.0, 1.0))
     else:
-        grey = image if image.ndim == 2 else image[0]
-        mappable = ax.imshow(grey, cmap="gray", vmin=low, vmax=high)
+        mappable = ax.imshow(image.reshape(shape[-2:]), cmap="gray", vmin=low, vmax=high)
         ax.figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.04)
     ax.set(xticks=[], yticks=[])
     set_title(ax, title)

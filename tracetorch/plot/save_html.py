@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from tracetorch.core.checks import check_flag
 from tracetorch.core.files import atomic_replace
 from tracetorch.plot import viewer_data
-from tracetorch.plot.html_page import html_page, json_element
-from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
+from tracetorch.plot.html_page import check_title, html_page, json_element
+from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 TEMPLATES = Path(__file__).parent / "viewer"
 MAX_BLOCK_LENGTH = 2**29 - 2**16  # characters of a JavaScript string in Chromium
@@ -53,48 +56,61 @@ def save_html(
         <!doctype html>
     """
     check_flag("save_html: batched", batched)
-    if not isinstance(title, str):
-        raise TypeError(f"save_html: title must be a string, got {type(title).__name__}.")
+    check_title("save_html", title)
     layers = check_recording("save_html", recording)
-    if not batched:
-        # [T] is one neuron
-        layers = {n: v[:, None] if v.ndim > 1 else v[:, None, None] for n, v in layers.items()}
-    values = {name: flatten_neurons("save_html", name, value) for name, value in layers.items()}
-    batches = {name: value.shape[1] for name, value in values.items()}
-    if len(set(batches.values())) > 1:
-        raise ValueError(f"save_html: all tensors must have the same batch, got {batches}.")
-
+    layers = layers if batched else _with_batch(layers)
+    values = _flattened(layers)
     layer_headers: list[dict[str, Any]] = []
-    blocks: list[tuple[str, str]] = []
+    data: list[str] = []
     for number, (name, value) in enumerate(values.items()):
         is_events = viewer_data.is_events(value)
-        layer_headers.append(
-            {
-                "path": name or "recording",
-                "kind": "events" if is_events else "trace",
-                "neurons": value.shape[2],
-                "shape": list(layers[name].shape[2:]),
-                "signed": [bool((value[:, sample] < 0).any()) for sample in range(value.shape[1])],
-            }
-        )
+        layer_headers.append(_header(name, value, layers[name].shape[2:], is_events))
+        pack = viewer_data.pack_events if is_events else viewer_data.pack_trace
         for sample in range(value.shape[1]):
-            pack = viewer_data.pack_events if is_events else viewer_data.pack_trace
-            block = pack(value[:, sample])
-            if len(block) > MAX_BLOCK_LENGTH:
-                raise ValueError(
-                    f"save_html: {name!r} is too large for a browser, {len(block):,} characters a "
-                    "sample. Keep fewer steps or neurons: seen[path][:1000]."
-                )
-            blocks.append((f"b-{number}-{sample}", block))
+            block = _checked_length(name, pack(value[:, sample]))
+            data.append(f'<script type="text/plain" id="b-{number}-{sample}">{block}</script>')
     # what viewer.js reads before it unpacks a block
     run = {
         "title": title,
         "steps": len(next(iter(values.values()))),
-        "samples": next(iter(batches.values())),
+        "samples": next(iter(values.values())).shape[1],
         "layers": layer_headers,
     }
-    data = [json_element("run", run)]
-    data += [f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks]
-    page = html_page(TEMPLATES, title, "\n".join(data))
+    page = html_page(TEMPLATES, title, "\n".join([json_element("run", run), *data]))
     with atomic_replace(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def _with_batch(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the layers with a batch of one sample; ``[T]`` is one neuron."""
+    return {n: v[:, None] if v.ndim > 1 else v[:, None, None] for n, v in layers.items()}
+
+
+def _flattened(layers: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return the layers as ``[T, B, N]``, of one batch."""
+    values = {name: flatten_neurons("save_html", name, value) for name, value in layers.items()}
+    batches = {name: value.shape[1] for name, value in values.items()}
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"save_html: all tensors must have the same batch, got {batches}.")
+    return values
+
+
+def _header(name: str, value: Array, shape: Sequence[int], is_events: bool) -> dict[str, Any]:
+    """Return what the page knows of a layer before it unpacks a block."""
+    return {
+        "path": name or "recording",
+        "kind": "events" if is_events else "trace",
+        "neurons": value.shape[2],
+        "shape": list(shape),
+        "signed": (value < 0).any((0, 2)).tolist(),
+    }
+
+
+def _checked_length(name: str, block: str) -> str:
+    """Return the text of a sample, if a browser can hold it."""
+    if len(block) > MAX_BLOCK_LENGTH:
+        raise ValueError(
+            f"save_html: {name!r} is too large for a browser, {len(block):,} characters a "
+            "sample. Keep fewer steps or neurons: seen[path][:1000]."
+        )
+    return block

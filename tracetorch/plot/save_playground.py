@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tracetorch.core.checks import check_integer, check_unsharded
 from tracetorch.core.files import atomic_replace
-from tracetorch.plot.html_page import html_page, json_element
+from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.plot.playground_data import Sources, describe_neuron
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -50,33 +50,14 @@ def save_playground(
         ...     print(Path(folder, "lif.html").read_text()[:15])
         <!doctype html>
     """
-    if not isinstance(title, str):
-        raise TypeError(f"save_playground: title must be a string, got {type(title).__name__}.")
+    check_title("save_playground", title)
     neuron = check_integer("save_playground: neuron", neuron)
     named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
     if not named:
         raise ValueError("save_playground: there are no layers in the mapping.")
     neurons_of: dict[str, Neuron] = {}
     for name, layer in named.items():
-        if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
-            raise TypeError(
-                "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
-                f"got {name!r}: {type(layer).__name__}."
-            )
-        check_unsharded(layer, "save_playground")
-        title_of = repr(layer).partition("(\n")[0]  # without the modules inside
-        if not has_step(layer):
-            inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
-            hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
-            raise ValueError(
-                f"save_playground: {title_of} has no step, the equations that the page runs.{hint}"
-            )
-        if any(t.is_meta for t in (*layer.parameters(), *layer.buffers())):
-            raise ValueError(
-                f"save_playground: {title_of} is on the device meta, where parameters have no "
-                'values. Call layer.to_empty(device="cpu"), and load them.'
-            )
-        neurons_of[name] = layer
+        neurons_of[name] = _checked(name, layer)
     sources = Sources()
     neurons = [
         describe_neuron("save_playground", name, layer, neuron, sources)
@@ -87,3 +68,26 @@ def save_playground(
     page = html_page(TEMPLATES, title, f"{data}\n{script}")
     with atomic_replace(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def _checked(name: object, layer: object) -> Neuron:
+    """Return a layer whose step the page can run, with its values; raise for any other."""
+    if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
+        raise TypeError(
+            "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
+            f"got {name!r}: {type(layer).__name__}."
+        )
+    check_unsharded(layer, "save_playground")
+    title = repr(layer).partition("(\n")[0]  # without the modules inside
+    if not has_step(layer):
+        inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
+        hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
+        raise ValueError(
+            f"save_playground: {title} has no step, the equations that the page runs.{hint}"
+        )
+    if any(t.is_meta for t in (*layer.parameters(), *layer.buffers())):
+        raise ValueError(
+            f"save_playground: {title} is on the device meta, where parameters have no "
+            'values. Call layer.to_empty(device="cpu"), and load them.'
+        )
+    return layer

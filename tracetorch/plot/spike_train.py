@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tracetorch.plot.axes import INK, get_axes, set_title
-from tracetorch.plot.recorded import flat_numbers
+from tracetorch.plot.recorded import Array, flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,27 +64,27 @@ def spike_train(
 
     ax = get_axes(ax, (6.4, 2.4))
     if use_imshow:
-        size = np.abs(values)  # spikes of both signs are dark
-        ax.imshow(
-            size,
-            cmap="gray_r",
-            vmin=0.0,
-            vmax=max(1.0, float(size.max())),
-            aspect="auto",
-            interpolation="nearest",
-            extent=(-0.5, steps - 0.5, end, -0.5 * spacing),
-        )
+        _draw_image(ax, np.abs(values), (-0.5, steps - 0.5, end, -0.5 * spacing))
     else:
         row, step = np.nonzero(values)
-        middle = spacing * row
-        ax.vlines(
-            step, middle - linelength / 2, middle + linelength / 2, colors=INK, linewidth=linewidth
-        )
-    # at most 12 labels
-    label_step = max(1, -(-count // 12))
-    labelled = np.arange(0, count, label_step)
+        low, high = spacing * row - linelength / 2, spacing * row + linelength / 2
+        ax.vlines(step, low, high, colors=INK, linewidth=linewidth)
+    labelled = np.arange(0, count, max(1, -(-count // 12)))  # at most 12
     ax.set_yticks(spacing * labelled, [str(n) for n in labelled])
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
     ax.set(xlabel="time step", ylabel="neuron")
     set_title(ax, title)
     return ax
+
+
+def _draw_image(ax: Axes, sizes: Array, extent: tuple[float, float, float, float]) -> None:
+    """Draw spikes as an image in which those of both signs are dark."""
+    ax.imshow(
+        sizes,
+        cmap="gray_r",
+        vmin=0.0,
+        vmax=max(1.0, float(sizes.max())),
+        aspect="auto",
+        interpolation="nearest",
+        extent=extent,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -69,6 +69,28 @@ def state_trace(
     """
     layers = check_recording("state_trace", states)
     traces = {path: select_sample("state_trace", path, v, sample) for path, v in layers.items()}
+    steps, size = _size(traces)
+    selected = _selected(neurons, size)
+    layer_spikes = None if spikes is None else _spikes_of(spikes, sample, (steps, size))
+    shape = next(iter(layers.values())).shape
+    levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
+
+    ax = get_axes(ax, (6.4, 2.6))
+    colour_by_neuron = _draw_states(ax, traces, selected)
+    _draw_thresholds(ax, levels, selected, colour_by_neuron)
+    if layer_spikes is not None:
+        _draw_spikes(ax, layer_spikes, selected, colour_by_neuron)
+    state = next(iter(traces)).rpartition(".")[2] if len(traces) == 1 else ""
+    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step", ylabel=state or "state")
+    set_integer_ticks(ax, "x")
+    if len(ax.lines) > 1 or len(selected) == 1:
+        add_legend(ax)
+    set_title(ax, title)
+    return ax
+
+
+def _size(traces: Mapping[str, Array]) -> tuple[int, int]:
+    """Return the number of steps and of neurons, which all states of a layer have."""
     # one set of neurons, spikes and thresholds: all states must be of one layer
     sizes = {path: trace.shape[1] for path, trace in traces.items()}
     if len(set(sizes.values())) > 1:
@@ -77,48 +99,43 @@ def state_trace(
             "the states of a single layer."
         )
     steps, size = next(iter(traces.values())).shape
-    requested = [neurons] if not isinstance(neurons, Sequence) else neurons
+    return steps, size
+
+
+def _selected(neurons: int | Sequence[int], size: int) -> list[int]:
+    """Return the indices of neurons, each in range."""
+    requested = neurons if isinstance(neurons, Sequence) else [neurons]
     selected = [check_index("state_trace: neurons", neuron, size) for neuron in requested]
     if not selected:
         raise ValueError("state_trace: neurons is empty. Pass at least one, neurons=[0].")
-    layer_spikes = None
-    if spikes is not None:
-        (spikes,) = check_recording("state_trace: spikes", spikes).values()
-        layer_spikes = select_sample("state_trace: spikes", "", spikes, sample)
-        if layer_spikes.shape != (steps, size):
-            raise ValueError(
-                f"state_trace: spikes have {len(layer_spikes)} steps of {layer_spikes.shape[1]} "
-                f"neurons, the states {steps} of {size}. Pass the output of the same layer."
-            )
-    shape = next(iter(layers.values())).shape
-    levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
+    return selected
 
-    ax = get_axes(ax, (6.4, 2.6))
+
+def _spikes_of(spikes: Tensor, sample: int | None, shape: tuple[int, int]) -> Array:
+    """Return the spikes of a sample, ``[T, N]``, of the shape of the states."""
+    (checked,) = check_recording("state_trace: spikes", spikes).values()
+    found = select_sample("state_trace: spikes", "", checked, sample)
+    if found.shape != shape:
+        raise ValueError(
+            f"state_trace: spikes have {len(found)} steps of {found.shape[1]} "
+            f"neurons, the states {shape[0]} of {shape[1]}. Pass the output of the same layer."
+        )
+    return found
+
+
+def _draw_states(ax: Axes, traces: Mapping[str, Array], neurons: Sequence[int]) -> dict[int, str]:
+    """Draw a line for every state and neuron; return the colours by neuron."""
     # the colours go by lines, over all states and neurons
     colours: list[tuple[int, str]] = []
     for path, trace in traces.items():
-        for neuron in selected:
+        for neuron in neurons:
             colour = COLOURS[len(colours) % len(COLOURS)]
             colours.append((neuron, colour))
             indexed = f"{path}[{neuron}]" if path else f"neuron {neuron}"
-            label = path if path and len(selected) == 1 else indexed
-            ax.plot(np.arange(steps), trace[:, neuron], color=colour, linewidth=1.4, label=label)
+            label = path if path and len(neurons) == 1 else indexed
+            ax.plot(trace[:, neuron], color=colour, linewidth=1.4, label=label)
     # several states of a neuron have several colours; its thresholds and spikes then have none
-    colour_by_neuron = dict(colours) if len(traces) == 1 else {}
-    _draw_thresholds(ax, levels, selected, colour_by_neuron)
-    if layer_spikes is not None:
-        _draw_spikes(ax, layer_spikes, selected, colour_by_neuron)
-    single_path = next(iter(traces)) if len(traces) == 1 else ""
-    ax.set(
-        xlim=(-0.5, steps - 0.5),
-        xlabel="time step",
-        ylabel=single_path.rpartition(".")[2] or "state",
-    )
-    set_integer_ticks(ax, "x")
-    if len(ax.lines) > 1 or len(selected) == 1:
-        add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return dict(colours) if len(traces) == 1 else {}
 
 
 def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.core.walk import named_modules
 from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
@@ -71,12 +71,7 @@ def record(
         _check_gradients(what, layers)
     y, trajectories = unroll(model, x, steps=steps, by=by, record=what)
     names = recordable_names(layers)
-    sources = None
-    if gradients:
-        # Trajectories are part of the graph themselves, unless they are data.
-        sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
-        for (source,) in sources.values():
-            source.retain_grad()
+    sources = _retained(trajectories) if gradients else None
     dims = {
         name: dimension_names(names[name][0], t.ndim, layers[names[name][0]])
         for name, t in trajectories.items()
@@ -106,3 +101,14 @@ def _check_gradients(what: Sequence[str] | str, layers: dict[str, SequenceLayer]
         raise ValueError(
             f'record: {name!r} {reason}, or use record(..., by="step"). Its gradient is not kept.'
         )
+
+
+def _retained(trajectories: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Let autograd keep the gradients of trajectories, which are part of the graph themselves.
+
+    Those that are data have none.
+    """
+    sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
+    for (source,) in sources.values():
+        source.retain_grad()
+    return sources

@@ -39,8 +39,7 @@ class Processor(Target):
 
     def neuron(self, stage: Stage, unit: Tensor, *, last: bool) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose states count in ``unit``."""
-        layer = stage.neuron
-        assert layer is not None
+        layer = stage.layer
         forms = {name: _decay() for name in ("alpha", "beta", "gamma")}
         forms["pos_threshold"] = LearnedIntegers(softplus, 1 / unit, 1, self.limit)
         forms["neg_threshold"] = LearnedIntegers(negative_softplus, -1 / unit, 1, self.limit)

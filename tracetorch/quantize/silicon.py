@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips import loihi, xylo
+from tracetorch.chips.chip import Chip
 from tracetorch.core.snapshot import restored
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.products import Product
@@ -34,24 +35,26 @@ _LARGEST_DASH = 2**xylo.XYLO_2.decay_bits - 1
 class Silicon(Target):
     """Base of both chips: spikes in and out, and limits."""
 
+    chip: Chip
+
     def refuse(self, stage: Stage, *, last: bool) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
-        layer = stage.neuron
-        assert self.chip is not None
+        layer = stage.layer
         name = self.chip.name
-        if layer is None or stage.is_readout:
+        if stage.neuron is None or stage.is_readout:
             return f"neurons that spike: {name} returns spikes. End with snn.LIF or snn.SLIF"
         if layer.neg_threshold is not None or layer.pos_scale is not None:
             return f"spikes of one sign and size on {name}: snn.LIF or snn.SLIF"
         if layer.gamma is not None:
             return f"no recurrent trace on {name}. Use snn.Recurrent with a Linear"
+        if layer.bias is not None and stage.product.bias is not None:
+            return f"one bias for a neuron on {name}: leave out that of the product (bias=False)"
         if stage.connection is not None and stage.connection.bias is not None:
             return f"no bias in the connection of a Recurrent on {name} (bias=False)"
         return None
 
     def border(self, x: Tensor) -> tuple[Quantize | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
-        assert self.chip is not None
         most = self.chip.input_spikes
         if float(x.min()) < 0 or (most == 1 and not bool(((x == 0) | (x == 1)).all())):
             raise ValueError(
@@ -66,7 +69,6 @@ class Silicon(Target):
     ) -> list[str]:
         """Return which limits of the chip a network exceeds."""
         chip = self.chip
-        assert chip is not None
         found = []
         sizes = [neuron.num_neurons for _, neuron in neurons]
         inputs = products[0][1].weight.shape[1]
@@ -91,8 +93,7 @@ class Silicon(Target):
         self, stage: Stage, through_synapse: Tensor, at_membrane: Tensor, form: dict[str, Any]
     ) -> dict[str, Learned]:
         """Return the one bias of a neuron, of its product or, without one there, its own."""
-        layer, product = stage.neuron, stage.product
-        assert layer is not None
+        layer, product = stage.layer, stage.product
 
         def made(factor: Tensor) -> LearnedIntegers:
             return LearnedIntegers(unbounded, factor, **form)
@@ -120,7 +121,6 @@ class Xylo(Silicon):
 
     def refuse(self, stage: Stage, *, last: bool) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
-        assert self.chip is not None
         if stage.before or stage.between:
             return "Linear and neurons alone on Xylo, without pools, Flatten and delays between"
         linear = (stage.product, stage.connection)
@@ -128,17 +128,16 @@ class Xylo(Silicon):
             return "Linear alone on Xylo, whose hidden neurons are all connected alike"
         if last and stage.connection is not None:
             return "no recurrence among the outputs of Xylo"
-        layer = stage.neuron
+        layer = stage.layer
         if not self.chip.has_bias and (
-            stage.product.bias is not None or (layer is not None and layer.bias is not None)
+            stage.product.bias is not None or (stage.neuron is not None and layer.bias is not None)
         ):
             return f"no bias on {self.chip.name} (bias=False, and no batch norm)"
         return super().refuse(stage, last=last)
 
     def differences(self, stage: Stage) -> list[str]:
         """Return in what the chip's neurons differ from those of a stage."""
-        layer = stage.neuron
-        assert layer is not None
+        layer = stage.layer
         kwargs = layer.step_kwargs(1, torch.float32)
         found = []
         if layer.alpha is None:
@@ -158,7 +157,6 @@ class Xylo(Silicon):
 
     def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
         """Return in what the chip departs from an integer model on a sample."""
-        assert self.chip is not None
         border = next(model.children())
         x = border(x) if isinstance(border, Quantize) else x
         arguments = xylo.configuration(model)
@@ -192,9 +190,7 @@ class Xylo(Silicon):
 
     def neuron(self, stage: Stage, unit: Tensor, *, last: bool) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose states count in ``unit``."""
-        layer, chip = stage.neuron, self.chip
-        assert layer is not None
-        assert chip is not None
+        layer, chip = stage.layer, self.chip
         dashes = self._dashes(layer)
         synapse, membrane = _reach(layer)
         own = membrane / (2.0 ** dashes["dash_mem"] * unit)
@@ -228,10 +224,16 @@ class Loihi(Silicon):
         """Width of the states, of which inputs take fewer bits."""
         return loihi.LOIHI.state_bits
 
+    def refuse(self, stage: Stage, *, last: bool) -> str | None:
+        """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
+        pools = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
+        if any(isinstance(module, pools) for _, module in (*stage.before, *stage.between)):
+            return "no pools on Loihi, which has none. Use a convolution with a stride"
+        return super().refuse(stage, last=last)
+
     def differences(self, stage: Stage) -> list[str]:
         """Return in what the chip's neurons differ from those of a stage."""
-        assert stage.neuron is not None
-        reset = stage.neuron.step_kwargs(1, torch.float32)["reset"]
+        reset = stage.layer.step_kwargs(1, torch.float32)["reset"]
         return [] if reset == "zero" else [f"is reset to zero, the model has reset={reset!r}"]
 
     def gain(self, layer: LeakyIntegrator) -> Tensor:
@@ -246,8 +248,7 @@ class Loihi(Silicon):
 
     def neuron(self, stage: Stage, unit: Tensor, *, last: bool) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose inputs count in ``unit``."""
-        layer = stage.neuron
-        assert layer is not None
+        layer = stage.layer
         kwargs = layer.step_kwargs(1, torch.float32)
         one = 2**loihi.LOIHI.decay_bits
         kept = torch.zeros(()) if layer.alpha is None else layer.alpha.detach()

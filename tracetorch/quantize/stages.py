@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,11 @@ class Stage:
     neuron_path: str = ""
     neuron: LeakyIntegrator | None = None
     connection: FloatProduct | None = None
+
+    @property
+    def layer(self) -> LeakyIntegrator:
+        """The neurons, of a stage that has some."""
+        return cast(LeakyIntegrator, self.neuron)
 
     @property
     def is_readout(self) -> bool:

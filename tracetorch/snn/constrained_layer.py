@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from tracetorch.snn.parameters import (
     Decay,
     DecaySetup,
     Rank,
+    S,
     SpikeFunction,
     Threshold,
     ThresholdSetup,
@@ -30,6 +32,7 @@ from tracetorch.snn.parameters import (
     WeightSetup,
     clamp,
     fraction,
+    is_setup,
     negative_softplus,
     resolve_setup,
     sigmoid,
@@ -72,7 +75,7 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), sigmoid)
+        self._declare(name, self._completed(name, value, default), sigmoid)
 
     def gate(
         self,
@@ -94,7 +97,7 @@ class ConstrainedLayer(SequenceLayer):
 
         """
         default = Decay(0.5, rank, learnable, DECAY.use_averaging)
-        self._declare(name, resolve_setup(name, value, default), fraction)
+        self._declare(name, self._completed(name, value, default), fraction)
 
     def threshold(
         self,
@@ -127,7 +130,7 @@ class ConstrainedLayer(SequenceLayer):
             learnable,
             THRESHOLD.surrogate if surrogate is None else surrogate,
         )
-        setup = resolve_setup(name, value, default)
+        setup = self._completed(name, value, default)
         self._declare(name, setup, negative_softplus if negative else softplus, softplus)
         self.option(spike, setup.surrogate)
 
@@ -164,7 +167,7 @@ class ConstrainedLayer(SequenceLayer):
         default = Weight(WEIGHT.value, rank, learnable)
         is_bounded = (low, high, above) != (None, None, None)
         constraint = clamp(low, high, above) if is_bounded else unbounded
-        self._declare(name, resolve_setup(name, value, default), constraint)
+        self._declare(name, self._completed(name, value, default), constraint)
         raw = getattr(self, f"raw_{name}").detach()
         if not is_bounded or raw.is_meta:
             return
@@ -210,6 +213,20 @@ class ConstrainedLayer(SequenceLayer):
         self._check_name(f"initial_{name}")
         setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
         self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+
+    def _completed(self, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+        """Complete a setup as the user may write it, by the constructor's own default before ours.
+
+        ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
+        constructor has for ``rho``, that of the nearest class which has the argument.
+        """
+        if isinstance(given, Mapping | Weight):
+            for kind in reversed(type(self).__mro__):
+                own = vars(kind).get("__init__")
+                argument = inspect.signature(own).parameters.get(name) if own else None
+                if argument is not None and is_setup(argument.default):
+                    default = resolve_setup(name, argument.default, default)
+        return resolve_setup(name, given, default)
 
     def _declare(
         self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
@@ -284,13 +301,17 @@ class ConstrainedLayer(SequenceLayer):
                 attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._declared.constraints:
+        constraint = self._declared.constraints.get(name)
+        if constraint is None:
+            return super().__getattr__(name)
+        raw = self._parameters.get(f"raw_{name}")
+        if raw is None:  # a buffer, or a parametrization
             raw = getattr(self, f"raw_{name}")
-            value = self.constrained(name, raw)
-            if value is not raw:
-                warn_of_lost_writes(self, name, value)
-            return value
-        return super().__getattr__(name)
+        follows = constraint.above is not None  # another parameter too
+        value = self.constrained(name, raw) if follows else constraint.value(raw)
+        if value is not raw:
+            warn_of_lost_writes(self, name, value)
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self._declared

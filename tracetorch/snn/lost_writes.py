@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from types import CodeType, FrameType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,39 +17,55 @@ from tracetorch.core.torch_private import (
     functorch_active,
     has_values,
     is_jit_tracing,
-    version_of,
 )
 
 Place: TypeAlias = tuple[CodeType, int]  # a code object, and an instruction in it
 
-_PACKAGE = __name__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0] + "."
+# What follows a read that leaves nothing to write to in the same statement, as a byte of code.
+_ENDS = frozenset(
+    bytes([dis.opmap[name]])
+    for name in (
+        "POP_TOP",
+        "RETURN_VALUE",
+        "STORE_DEREF",
+        "STORE_FAST",
+        "STORE_GLOBAL",
+        "STORE_NAME",
+    )
+)
+_MOST_CACHES = 22  # bytes of an instruction's caches, which are zeros, and of the next opcode
 _ASSIGNS_ITEM = frozenset(("STORE_SLICE", "STORE_SUBSCR"))
 
 
-class _Read(weakref.ref[Tensor]):
+class _Read(NamedTuple):
     """A read of a parameter: the value that was handed out, and what tells that it was written to.
 
-    As :class:`weakref.finalize`, at a fraction of its time.
+    Args:
+        value: what was handed out; a reference that is gone would tell nothing.
+        layer, name: whose parameter it is.
+        place: where it was read.
+        shared: a tensor with the memory and the version of the value.
+        version: that of the value when it was read.
     """
 
-    __slots__ = ("layer", "name", "place", "shared", "version")
-
+    value: weakref.ref[Tensor]
     layer: weakref.ref[nn.Module]
     name: str
     place: Place
-    shared: Tensor  # with the version of the value
+    shared: Tensor
     version: int
 
 
-_reads: dict[int, _Read] = {}  # of values that live; a reference that is gone tells nothing
+_reads: dict[int, _Read] = {}  # of values that live, by the id of the reference
 
 
 def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
     """Warn if ``value`` is written in place, and then thrown away.
 
     ``layer.beta.fill_(0.1)`` writes into a tensor that was computed for this one statement. A
-    tensor that lives on under a name, or that is used, is the user's own. Reads of the package
-    itself are not followed.
+    tensor that lives on under a name, or that is returned or used, is the user's own. Reads of the
+    package itself are not followed.
 
     Args:
         layer: that computed the value.
@@ -58,38 +74,41 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name == "__getattr__":
         frame = frame.f_back
+    if frame is None:
+        return
+    code, at = frame.f_code, frame.f_lasti
     if (
-        frame is None
-        or frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
+        code.co_code[at + 2 : at + 2 + _MOST_CACHES].lstrip(b"\0")[:1] in _ENDS
+        or frame.f_globals.get("__name__", "").startswith(_PACKAGE)
         or functorch_active()
         or dispatch_modes()  # make_fx and torch.export among them
         or is_jit_tracing()
     ):
         return
-    version = version_of(value)
-    if version is None:
+    try:
+        version = value._version
+    except RuntimeError:  # inference mode counts no writes
         return
-    read = _Read(value, _check)
-    read.layer, read.name, read.place = weakref.ref(layer), name, (frame.f_code, frame.f_lasti)
-    read.shared, read.version = value.detach(), version
-    _reads[id(read)] = read
+    reference = weakref.ref(value, _check)
+    read = _Read(reference, weakref.ref(layer), name, (code, at), value.detach(), version)
+    _reads[id(reference)] = read
 
 
-def _check(read: _Read) -> None:
+def _check(reference: weakref.ref[Tensor]) -> None:
     """Warn where the value was written to and is discarded, and the layer does not have it."""
-    _reads.pop(id(read), None)
-    layer, value, name = read.layer(), read.shared, read.name
-    if layer is None or value._version == read.version:
+    read = _reads.pop(id(reference), None)
+    if read is None or read.shared._version == read.version:
         return
+    layer, name = read.layer(), read.name
     frame = sys._getframe(1)  # where the tensor dies
-    if not _is_discarded(read.place, (frame.f_code, frame.f_lasti)):
+    if layer is None or not _is_discarded(read.place, (frame.f_code, frame.f_lasti)):
         return
     with torch.no_grad():
         kept = getattr(layer, name)
-        if has_values(kept) and torch.allclose(kept, value, 1e-3, 1e-6):
+        if has_values(kept) and torch.allclose(kept, read.shared, 1e-3, 1e-6):
             return
     warnings.warn(
         f"{layer!r} is as it was: {name} is computed from raw_{name} each time it is read, and "

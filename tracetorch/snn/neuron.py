@@ -23,6 +23,7 @@ from tracetorch.fuse.dispatch.single_step import CompiledStep
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.constrained_layer import ConstrainedLayer
+from tracetorch.snn.restarts import check_restarts_in_loop, restarting
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StateSnapshot,
@@ -218,14 +219,15 @@ class Neuron(ConstrainedLayer):
         """Run one time step; compiled where there is no graph to build."""
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
         states: list[Tensor | None] | None = None
-        unobserved = (
+        unobserved = False
+        if (
             isinstance(cell, Cell)
             and not further
             and len(cell.inputs) == 1
             and observed_by((x,)) is None
-            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
-        )
-        if unobserved and isinstance(cell, Cell):
+            and ((now := current_backward()) == NO_BACKWARD or now == self._zeroed_in_backward)
+        ):
+            unobserved = True
             # not where the second step tells, for a compiled one checks nothing
             if not torch.is_grad_enabled() and not self._doubtful_step:
                 result: Tensor | None = self._single_steps.run(self, cell, x)
@@ -293,7 +295,12 @@ class Neuron(ConstrainedLayer):
         return states
 
     def forward_sequence(
-        self, x: Tensor, record: Sequence[str] = (), *, further: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        record: Sequence[str] = (),
+        *,
+        further: Sequence[Tensor] = (),
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
@@ -309,6 +316,7 @@ class Neuron(ConstrainedLayer):
             x: the inputs ``[T, ...]``.
             record: names of states whose trajectories are wanted too.
             further: the inputs after ``x``, in the order of ``inputs``.
+            reset: ``[T, B]`` booleans: where a sample starts anew before a step.
 
         Shape:
             ``x`` and the outputs ``[T, ...]`` in one dtype; each trajectory ``[T, ...]`` in the
@@ -330,10 +338,13 @@ class Neuron(ConstrainedLayer):
 
         """
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
+        if reset is not None:
+            check_restarts_in_loop(self, cell)
         if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
             return self._run_by_step(x, record, further)
         if (
             not record
+            and reset is None
             and len(cell.inputs) == 1
             and not further
             and isinstance(cell, Cell)
@@ -351,6 +362,9 @@ class Neuron(ConstrainedLayer):
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
+        if reset is not None and isinstance(cell, Cell):
+            cell, where, starts = restarting(self, cell, x, dtype, reset)
+            work, kwargs = (*work, where), {**kwargs, **starts}
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
         for name, end in zip(cell.active, ends, strict=True):
             setattr(self, name, end)

@@ -167,7 +167,7 @@ class Noise(SequenceLayer):
             and not dispatch_modes()
             and has_values(position)
             and requested_backend() != "eager"
-            and unavailable_reason("numba", position.device) is None
+            and unavailable_reason("cpu", position.device) is None
         )
         with torch.no_grad():
             one, other = (compiled_uniforms if compiled else uniforms)(position, steps, dtype)

@@ -160,7 +160,8 @@ def clamp(low: float | None, high: float | None, above: str | None = None) -> Co
 class Weight:
     """A parameter without bounds: a scale, a recurrent weight, a bias.
 
-    An unset field takes the default of the parameter.
+    An unset field takes the default of the parameter: that of the constructor, where it has an
+    argument of the parameter's name.
 
     Args:
         value: a number, or a tensor of rank 0 or 1, which sets its own rank.
@@ -346,6 +347,12 @@ DEFAULT_SURROGATE = atan_surrogate(2.0)
 WEIGHT = Weight(0.0, 1, True)
 DECAY = Decay(0.9, 1, True, False)
 THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
+
+
+def is_setup(given: object) -> bool:
+    """Whether something is a value or a setup of a parameter."""
+    number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    return number or isinstance(given, Tensor | Mapping | Weight)
 
 
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear, SynapticDelays
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import running
@@ -26,8 +26,8 @@ class Recurrent(SequenceLayer):
 
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step, for the connection needs one step's output to
-    make the next one's input; with an ``nn.Linear`` as connection, in one compiled loop that
-    multiplies by events where spikes are few.
+    make the next one's input; with an ``nn.Linear`` or a :class:`DelayedLinear` as connection, in
+    one compiled loop that multiplies by events where spikes are few.
 
     Args:
         neuron: any neuron layer.
@@ -111,7 +111,7 @@ class Recurrent(SequenceLayer):
         if (
             torch.compiler.is_compiling()
             or type(self) is not Recurrent
-            or type(connection) is not nn.Linear
+            or (linear := _linear_of(connection)) is None
             or not {"forward_step", "check_input", "states_for"}.isdisjoint(vars(self))
             or not call_is_forward(connection)
             or not call_is_forward(neuron)
@@ -124,7 +124,8 @@ class Recurrent(SequenceLayer):
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
-        weight, bias = connection.weight, connection.bias
+        weight: Tensor = linear.weight
+        bias: Tensor | None = linear.bias
         dtype = self.check_input(x, sequence=True)
         if (
             self.dim not in (-1, x.ndim - 2)
@@ -135,14 +136,24 @@ class Recurrent(SequenceLayer):
             or any(t.device != x.device for t in (weight, bias) if t is not None)
         ):
             return None
-        previous = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        first = cast(Tensor, self.states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
+        if isinstance(connection, DelayedLinear):
+            connection.check_input(x, sequence=True)
+            past = cast(Tensor, connection.states_for(x, dtype, sequence=True)[0])
+            first = torch.cat([past.movedim(-1, 0), first])
+            weight = connection.kernel_of(dtype)
         neuron.check_input(x, sequence=True)
         states = neuron.states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        results = run_recurrence(neuron.cell, x, previous, weight, bias, states, kwargs)
+        results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
         if results is None:
             return None
-        output, self.prev_output, ends = results
+        output, last, ends = results
+        if isinstance(connection, DelayedLinear):
+            before = output[:-1]
+            is_long = len(before) >= connection.max_delay
+            connection.keep_inputs(before if is_long else torch.cat([first, before]))
+        self.prev_output = last
         for name, end in zip(neuron.cell.active, ends, strict=True):
             setattr(neuron, name, end)
         return output
@@ -168,3 +179,10 @@ class Recurrent(SequenceLayer):
             if within:
                 running.by_layer = True
         return torch.stack(outputs)
+
+
+def _linear_of(connection: nn.Module) -> nn.Linear | None:
+    """Return the layer of weight and bias, where a compiled loop computes what a call would."""
+    if isinstance(connection, DelayedLinear):
+        return connection.linear if connection.computes_as_its_class else None
+    return connection if type(connection) is nn.Linear else None

@@ -262,13 +262,15 @@ class SequenceLayer(StatefulLayer):
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
         try:
-            several = bool(further or named) or len(self.inputs) > 1
+            several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
             self._check_fx(x)
             raise
         if several:
             return self._forward_several(x, further, named)
-        return self._run_step(x) if self.layer_pass is None else self.layer_pass(self, x)
+        if self.layer_pass is not None:
+            return self.layer_pass(self, x)
+        return self._run_step(x)
 
     def _forward_several(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -316,8 +318,8 @@ class SequenceLayer(StatefulLayer):
                 'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
             )
         outermost = take(self)
-        try:
-            return self.forward_step(x, *further)
+        try:  # without the star where there is nothing behind it, for it takes time at every step
+            return self.forward_step(x, *further) if further else self.forward_step(x)
         finally:
             if outermost:
                 release(self)

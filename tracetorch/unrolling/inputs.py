@@ -22,12 +22,14 @@ class Inputs:
         steps: number of time steps.
         static: the tensors have no time dimension; every step sees the same.
         batch: size of the batch.
+        reset: ``[T, B]`` booleans, where a sample starts anew before a step; ``None`` for nowhere.
     """
 
     tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]
     steps: int
     static: bool
     batch: int
+    reset: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...] | dict[str, Any]:
         """Apply ``change`` to every tensor."""
@@ -76,12 +78,19 @@ class Inputs:
     def split(self, steps: int) -> list[Inputs]:
         """Split into parts of so many steps, the last one shorter where they do not divide."""
         counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
+        resets = [None] * len(counts) if self.reset is None else torch.split(self.reset, steps)
         if self.static:
-            return [replace(self, steps=count) for count in counts]
+            pairs = zip(counts, resets, strict=True)
+            return [replace(self, steps=count, reset=reset) for count, reset in pairs]
         # Not slices: the gradient of each would be as long as the whole sequence.
         parts = {id(x): x.split(steps) for x in pytree.tree_leaves(self.tensors)}
         return [
-            replace(self, tensors=self.map(lambda x, i=i: parts[id(x)][i]), steps=count)  # type: ignore[misc]
+            replace(
+                self,
+                tensors=self.map(lambda x, i=i: parts[id(x)][i]),  # type: ignore[misc]
+                steps=count,
+                reset=resets[i],
+            )
             for i, count in enumerate(counts)
         ]
 
@@ -90,7 +99,8 @@ class Inputs:
         steps = min(steps, self.steps)
         # Static tensors have no time dimension to cut.
         first = self.map(lambda x: x.detach() if self.static else x[:steps].detach())
-        return replace(self, tensors=first, steps=steps)
+        reset = None if self.reset is None else self.reset[:steps]
+        return replace(self, tensors=first, steps=steps, reset=reset)
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -156,6 +166,38 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
     elif isinstance(x, dict):
         tensors = dict(zip(x, arranged, strict=True))
     return Inputs(tensors, T, steps is not None, B)
+
+
+def with_reset(inputs: Inputs, reset: object, time_dim: int, batched: bool) -> Inputs:
+    """Return inputs with the steps before which samples start anew, checked, time first.
+
+    Args:
+        inputs: the inputs.
+        reset: ``[T, B]`` booleans, ``[B, T]`` where time is not first, ``[T]`` without a batch.
+        time_dim: where time is in the inputs.
+        batched: whether the inputs have a batch.
+
+    Raises:
+        TypeError: ``reset`` is not a tensor of booleans.
+        ValueError: it is of another shape.
+    """
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise TypeError(
+            f"reset must be a tensor of booleans, true where a sample starts anew, got {got}."
+        )
+    named, sizes = ("T", "B"), (inputs.steps, inputs.batch)
+    if not batched:
+        named, sizes = ("T",), (inputs.steps,)  # type: ignore[assignment]
+    elif time_dim != 0:
+        named, sizes = named[::-1], sizes[::-1]
+    if reset.shape != sizes:
+        raise ValueError(
+            f"reset must have the shape [{', '.join(named)}] = {list(sizes)}, true where a sample "
+            f"starts anew before a step, got {list(reset.shape)}."
+        )
+    arranged = reset[:, None] if not batched else reset if time_dim == 0 else reset.T
+    return replace(inputs, reset=arranged)
 
 
 def _arranged(name: str, x: object, steps: int | None, time_dim: int, batched: bool) -> Tensor:

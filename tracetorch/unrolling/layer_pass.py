@@ -15,6 +15,7 @@ from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import running
+from tracetorch.unrolling.restarts import restarted_sequence
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
 
 
@@ -26,6 +27,7 @@ class LayerPass(Opaque):
         steps: time steps that are folded into dimension 0.
         collector: where trajectories go; ``None`` where none is wanted.
         has_compiled: whether a part of the model runs compiled.
+        reset: ``[T, B]``, where samples start anew before a step; ``None`` for nowhere.
 
     Raises:
         ValueError: another pass by layer is running in this thread.
@@ -37,6 +39,7 @@ class LayerPass(Opaque):
         steps: int,
         collector: TrajectoryCollector | None,
         has_compiled: bool,
+        reset: Tensor | None = None,
     ) -> None:
         compiling = torch.compiler.is_compiling()
         if not compiling and running.by_layer:
@@ -49,6 +52,7 @@ class LayerPass(Opaque):
         # torch.compile cannot follow what a thread notes for itself
         self.thread = None if compiling else get_ident()
         self.collector = collector
+        self.reset = reset
         # Take the states away from layers that do not run, so that a forward that reads one is
         # noticed; with one step there is nothing between steps, and torch.compile cannot follow it.
         self.sets_aside = steps > 1 and not compiling and not has_compiled
@@ -167,7 +171,7 @@ class LayerPass(Opaque):
         more: dict[str, Any] = {"further": further} if further else {}
         if self.collector is not None and self.collector.wants(layer):
             return self._run_recorded(layer, x, more, self.collector)
-        y, _ = layer.forward_sequence(x, **more)
+        y, _ = self._sequence(layer, x, (), more)
         if not y.is_contiguous():
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
@@ -175,6 +179,19 @@ class LayerPass(Opaque):
         if torch.is_grad_enabled() or is_jit_tracing():
             return unsafe_view(y, folded)
         return y.view(folded)
+
+    def _sequence(
+        self, layer: SequenceLayer, x: Tensor, record: tuple[str, ...], more: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.reset is None:
+            return layer.forward_sequence(x, record, **more)
+        if x.shape[1] != self.reset.shape[1]:
+            raise ValueError(
+                f"{layer.label()} got {x.shape[1]} samples in each step, and reset= says of "
+                f"{self.reset.shape[1]} where they start anew: something before it changes the "
+                'batch. Use unroll(..., by="step").'
+            )
+        return restarted_sequence(layer, x, record, self.reset, more)
 
     def _run_recorded(
         self,
@@ -196,9 +213,9 @@ class LayerPass(Opaque):
                     inner += [module] * bool(collector.wanted_of(module))
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):
-                y, trajectories = layer.forward_sequence(x, states, after_step=after_step)
+                y, trajectories = self._sequence(layer, x, states, {"after_step": after_step})
         else:
-            y, trajectories = layer.forward_sequence(x, states, **more)
+            y, trajectories = self._sequence(layer, x, states, more)
         for name, trajectory in (*trajectories.items(), ("input", x), ("output", y)):
             if name in wanted:
                 collector.add_whole(layer, name, trajectory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -28,8 +27,6 @@ from tracetorch.unrolling.unsupported import (
     unsupported_reason,
 )
 
-# methods of modules' classes that decide how a pass by layer runs them
-_METHODS = ("forward", "zero_states", "forward_step", "forward_sequence")
 _CLEARING = (TTModule.zero_states, StatefulLayer.zero_states)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: no memory
 _PASSES_TO_READ = 8  # of values of tensors, where no code seems to write past their versions
@@ -63,10 +60,6 @@ class PassFacts:
         self.compares_contents = False
         if torch.compiler.is_compiling():  # nothing is compared, and it warns of a cache
             return
-        # a class may be patched: what is concluded from its methods holds as long as they are these
-        kinds = {type(module): None for module in modules}
-        self.methods = [(k, name, None) for k in kinds for name in _METHODS if hasattr(k, name)]
-        self.seen = list(starmap(getattr, self.methods))
         # without an override somewhere, states are cleared layer by layer
         self.clears_plainly = all(
             type(m).zero_states in _CLEARING and "zero_states" not in vars(m)
@@ -116,9 +109,9 @@ def is_exempt(kind: Any) -> bool:
 
 
 def facts_of(found: Walk) -> PassFacts:
-    """Return the facts of a walk: those that are remembered, where they still hold."""
+    """Return the facts of a walk, which hold as long as it is remembered."""
     facts: PassFacts | None = found.facts.get("pass")
-    if facts is None or list(starmap(getattr, facts.methods)) != facts.seen:
+    if facts is None:
         facts = PassFacts(found)
         if not torch.compiler.is_compiling():
             found.facts["pass"] = facts

@@ -23,10 +23,11 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
-from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
+from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -47,6 +48,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any: ...
 
 
@@ -63,6 +65,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> tuple[Any, dict[str, Tensor]]: ...
 
 
@@ -79,6 +82,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any: ...
 
 
@@ -94,6 +98,7 @@ def unroll(
     check: bool | int = False,
     segment: int | None = None,
     from_rest: bool = False,
+    reset: Tensor | None = None,
 ) -> Any:
     """Run ``model``, whose call is one time step, over a sequence ``[T, B, ...]``.
 
@@ -134,6 +139,10 @@ def unroll(
             when it runs again raises a ``RuntimeError`` in ``backward``.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are kept and restored.
+        reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
+            ``zero_states(where=reset[t])`` does: episodes in a recurrent policy, sequences packed
+            one behind the other. ``[B, T]`` where ``time_dim`` is not 0, ``[T]`` without a batch.
+            No gradient goes back through a restart.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -158,6 +167,8 @@ def unroll(
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
+    if reset is not None:
+        inputs = with_reset(inputs, reset, time_dim, batched)
     arguments = _Arguments(
         model, x, inputs, time_dim, by, batched, record, check, segment, from_rest
     )
@@ -205,19 +216,10 @@ def _unroll(
         facts: what a pass by layer concludes from it.
         neurons: its neuron layers.
     """
-    model, inputs, record, segment = (
-        arguments.model,
-        arguments.inputs,
-        arguments.record,
-        arguments.segment,
-    )
+    model, inputs = arguments.model, arguments.inputs
+    record, segment = arguments.record, arguments.segment
     walked, numbers, layers = found, facts.neurons, neurons
-    for neuron in neurons:
-        if neuron.layer_pass is not None:
-            raise ValueError(
-                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
-                'Use unroll(..., by="step") for the outer one.'
-            )
+    _check_not_within(neurons)
     before = StateSnapshot(neurons)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
@@ -247,21 +249,14 @@ def _unroll(
                 facts = facts_of(found)
                 layers = _modules_at(facts.neurons, found)
             if arguments.check is not False:
-                count = (
-                    inputs.steps
-                    if arguments.check is True
-                    else check_count("check", arguments.check)
-                )
-                facts.check_supported(found.modules, inputs.steps)
-                check_both_ways(model, inputs.first(count))
+                _check(arguments, found, facts)
         if segment is None:
             y, trajectories = run(inputs)
         else:
             y, trajectories = in_segments(run, inputs, segment, _reachable(model))
         if arguments.time_dim != 0 or not arguments.batched:
             place = partial(_place_time, time_dim=arguments.time_dim, batched=arguments.batched)
-            y = pytree.tree_map(place, y)
-            trajectories = {path: place(each) for path, each in trajectories.items()}
+            y, trajectories = pytree.tree_map(place, (y, trajectories))
     except BaseException as error:
         before.restore()
         _explain_shape(error, arguments.x, inputs, arguments.batched)
@@ -274,6 +269,24 @@ def _unroll(
     if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
+
+
+def _check_not_within(neurons: Sequence[SequenceLayer]) -> None:
+    """Raise where a model that is unrolled by layer unrolls a part of itself."""
+    for neuron in neurons:
+        if neuron.layer_pass is not None:
+            raise ValueError(
+                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
+                'Use unroll(..., by="step") for the outer one.'
+            )
+
+
+def _check(arguments: _Arguments, found: Walk, facts: PassFacts) -> None:
+    """Compare by layer with by step, over as many steps as ``check=`` says."""
+    inputs, check = arguments.inputs, arguments.check
+    count = inputs.steps if check is True else check_count("check", check)
+    facts.check_supported(found.modules, inputs.steps)
+    check_both_ways(arguments.model, inputs.first(count))
 
 
 def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
@@ -368,11 +381,13 @@ def _by_layer(
     """Call the model once on all steps, folded into the batch."""
     if facts.may_be_unsupported:
         facts.check_supported(found.modules, inputs.steps)
+    if inputs.reset is not None:
+        check_restarts(found)
     T, B = inputs.steps, inputs.batch
     products = _modules_at(facts.products, found) if facts.products else []
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layer_pass = LayerPass(layers, T, collector, facts.has_compiled)
+    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, inputs.reset)
     events = event_passes(products) if products else nullcontext()
     # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
     # what it leaves to Python at a break of its graph, with the facts that it concluded.
@@ -413,7 +428,9 @@ def _by_step(
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
     with nullcontext() if collector is None else collector.listening(layers):
-        for step in inputs.each_step():
+        for t, step in enumerate(inputs.each_step()):
+            if inputs.reset is not None:
+                zero_states(model, where=inputs.reset[t])
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
             if collector is not None:

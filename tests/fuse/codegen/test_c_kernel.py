@@ -46,9 +46,12 @@ def compiled(kernel: Kernel, folder: Path) -> Any:
     return getattr(ctypes.CDLL(str(library)), kernel.name)
 
 
-def compare(kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True) -> None:
+def compare(
+    kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True, taps: int = 1
+) -> None:
     random = np.random.default_rng(lanes)
-    sizes = {size.name: SIZES[size.name] for size in verify(kernel).sizes}
+    known = {**SIZES, "taps": taps}
+    sizes = {size.name: known[size.name] for size in verify(kernel).sizes}
 
     def draw(shape: list[int]) -> Any:
         values = random.uniform(-1, 1, shape)
@@ -88,16 +91,17 @@ def test_chunks(tmp_path: Path) -> None:
     compare(forward_kernel(plan_of("SLIF", torch.float32), in_chunks=True), tmp_path, 6, 3)
 
 
-def test_recurrence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
+def test_recurrence(taps: int, tmp_path: Path) -> None:
     plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
-        compare(kernel, tmp_path, 12, 4, exact=False)
+        compare(kernel, tmp_path, 12, 4, exact=False, taps=taps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_operation(dtype: torch.dtype, tmp_path: Path) -> None:
     program = cases.trace_layer(everything().to(dtype), 2, dtype)
-    plan = Plan(program, "numba", -1, program.states, True, program.inputs, program.params)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
     for kernel in (forward_kernel(plan), backward_kernel(plan)):
         compare(kernel, tmp_path, 6, 3, exact=False)
 

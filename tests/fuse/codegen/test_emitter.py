@@ -91,11 +91,12 @@ def test_spelling_of_literals() -> None:
 
 def test_product_is_an_error_where_a_language_has_none() -> None:
     k = KernelBuilder("multiply", "a product", Dtype.FLOAT32)
-    x = k.buffer(Role.START, "x", (Extent.LANES,))
-    y = k.buffer(Role.END, "y", (Extent.LANES,))
-    matrix = k.buffer(Role.MATRIX, "", (Extent.NEURONS, Extent.NEURONS))
-    k.product(y, LANE, x, LANE, matrix)
-    assert "sum += start_x[row + k] * matrix[k * neurons + column];" in c_source(k.kernel())
+    x = k.buffer(Role.INPUT, "x", (1, Extent.LANES))
+    y = k.buffer(Role.OUTPUT, "", (1, Extent.LANES))
+    matrix = k.buffer(Role.MATRIX, "", (1, Extent.NEURONS, Extent.NEURONS))
+    k.product(y, (0, *LANE), x, (0, *LANE), matrix, 0, 1)
+    line = "sum += input_x[(0) * lanes + row + k] * matrix[((0 + j) * neurons + k) * neurons"
+    assert f"{line} + column];" in c_source(k.kernel())
     with pytest.raises(NotImplementedError, match="prints no products"):
         triton_source(k.kernel())
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import cases
-from tests.fuse.kernels import buffers_of, lesser_machine, run_compiled
+from tests.fuse.kernels import aligned, buffers_of, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
@@ -34,7 +34,7 @@ def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan, **more: Any)
     layer = cases.layer(name, 3).to(dtype)
     program = cases.trace_layer(layer, 2, dtype)
     record = () if kind is RecurrentPlan else program.states
-    return kind(program, "numba", -1, record, True, program.inputs, program.params, **more)
+    return kind(program, "cpu", -1, record, True, program.inputs, program.params, **more)
 
 
 def compare(
@@ -44,10 +44,12 @@ def compare(
     *,
     neurons: int | None = None,
     special: bool = True,
+    taps: int = 1,
+    bypass: bool = False,
 ) -> None:
     """Assert that the evaluator and machine code write the same bits."""
     random = np.random.default_rng(lanes)
-    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2}
+    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2, "taps": taps}
     sizes = {size.name: sizes[size.name] for size in kernel.sizes}
 
     def draw(shape: list[int]) -> Any:
@@ -64,7 +66,9 @@ def compare(
     if neurons and "sums" in given:
         groups = -(-lanes // neurons // 2)
         given["sums"] = np.zeros((groups, *given["sums"].shape[:-1], neurons))
-    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons)
+    if bypass:
+        given = {name: aligned(memory) for name, memory in given.items()}
+    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons, bypass=bypass)
     if neurons and "sums" in given:  # of groups of rows, and of lanes
         given["sums"] = given["sums"].sum(0)
         lanes_of = expected["sums"].reshape(len(expected["sums"]), -1, neurons)
@@ -92,6 +96,22 @@ def test_sequences_are_the_evaluators(
         compare(verify(backward_kernel(plan)), lanes, machine())
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sequences_written_past_the_caches_are_the_evaluators(
+    dtype: torch.dtype, machine: Callable[[], Machine]
+) -> None:
+    """Lanes of several tasks, blocks of both widths; every row begins with a cache line."""
+    kernel = verify(forward_kernel(plan_of("SLIF", dtype), in_chunks=True))
+    text = print_kernel(kernel, machine().processor, bypass=True).text
+    stores = [line for line in text.splitlines() if "!nontemporal" in line]
+    wide, _ = machine().processor.widths(kernel)
+    assert len(stores) == 3, "the output, and trajectories of two states"
+    assert all(f"<{wide} x " in line and "align 64" in line for line in stores)
+    for lanes in (16, 512 + 64 + 16, 1024):
+        compare(kernel, lanes, machine(), bypass=True)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_layers_are_the_evaluators(name: str) -> None:
     plan = plan_of(name, torch.float32)
@@ -100,19 +120,25 @@ def test_layers_are_the_evaluators(name: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
 @pytest.mark.parametrize("neurons", [1, 17, 70])
-def test_recurrences_are_the_evaluators(neurons: int, machine: Callable[[], Machine]) -> None:
+def test_recurrences_are_the_evaluators(
+    neurons: int, taps: int, machine: Callable[[], Machine]
+) -> None:
     plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         lanes = 5 * neurons  # groups of two rows, and one that is left
-        compare(verify(kernel), lanes, machine(), neurons=neurons, special=False)
+        compare(verify(kernel), lanes, machine(), neurons=neurons, special=False, taps=taps)
 
 
-def test_dense_products_are_numpys() -> None:
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("neurons", [1, 37, 130])
+def test_dense_products_are_numpys(neurons: int, taps: int) -> None:
     """Rows without a zero, in groups of four."""
     plan: Any = plan_of("Readout", torch.float64, RecurrentPlan, needs_weight_gradient=True)
-    kernel = recurrent_forward_kernel(plan)
-    compare(verify(kernel), 4 * 37, this_machine(), neurons=37, special=False)
+    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
+        lanes = 4 * neurons
+        compare(verify(kernel), lanes, this_machine(), neurons=neurons, special=False, taps=taps)
 
 
 def test_single_step_is_the_evaluators() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tracetorch import fuse
+from tracetorch import fuse, snn
 from tracetorch.core import requests
 from tracetorch.fuse.dispatch import backends
 
@@ -33,7 +33,7 @@ def test_with_blocks_of_two_threads_may_overlap() -> None:
     entered, left = threading.Event(), threading.Event()
 
     def other() -> str:
-        with fuse.backend("numba"):
+        with fuse.backend("cpu"):
             entered.set()
             left.wait(30)
             return fuse.requested_backend()
@@ -46,16 +46,16 @@ def test_with_blocks_of_two_threads_may_overlap() -> None:
         seen.append(fuse.requested_backend())
     left.set()
     thread.join(60)
-    assert seen == ["eager", "numba"]
+    assert seen == ["eager", "cpu"]
     assert fuse.requested_backend() == "auto"
     assert in_thread(fuse.requested_backend) == ["auto"]
 
 
 def test_with_block_counts_in_its_own_thread() -> None:
-    with fuse.backend("eager"), fuse.backend("numba"):
+    with fuse.backend("eager"), fuse.backend("cpu"):
         assert in_thread(fuse.requested_backend) == ["auto"]
         fuse.backend("triton")  # a default, which the block goes before
-        assert fuse.requested_backend() == "numba"
+        assert fuse.requested_backend() == "cpu"
         assert in_thread(fuse.requested_backend) == ["triton"]
     assert fuse.requested_backend() == "triton"
 
@@ -71,12 +71,12 @@ def test_plain_call_sets_the_default_of_all_threads() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
 def test_default_survives_calls_and_with_blocks_in_any_order(order: tuple[int, ...]) -> None:
-    made = [fuse.backend(name) for name in ("eager", "numba", "triton")]
+    made = [fuse.backend(name) for name in ("eager", "cpu", "triton")]
     for index in order:
         with made[index]:
-            assert fuse.requested_backend() == ("eager", "numba", "triton")[index]
+            assert fuse.requested_backend() == ("eager", "cpu", "triton")[index]
     assert fuse.requested_backend() == "auto"
-    pending = fuse.backend("numba")
+    pending = fuse.backend("cpu")
     fuse.backend("eager")
     with pending:
         pass
@@ -89,7 +89,7 @@ def test_threads_in_a_hurry_leave_the_default() -> None:
             with fuse.backend(name):
                 assert fuse.requested_backend() == name
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in ("eager", "numba", "triton")]
+    threads = [threading.Thread(target=work, args=(n,)) for n in ("eager", "cpu", "triton")]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -147,10 +147,26 @@ def test_child_forked_while_the_lock_is_held_can_request() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("numba", "cpu"), ("triton", "c(pu|uda)")])
+@pytest.mark.parametrize(("name", "wanted"), [("cpu", "cpu"), ("triton", "c(pu|uda)")])
 def test_backend_is_unavailable_on_a_device_that_it_has_no_kernels_for(
     name: str, wanted: str
 ) -> None:
     reason = fuse.unavailable_reason(name, device=torch.device("meta"))
     assert re.fullmatch(f"its kernels are for {wanted}, the input is on meta", str(reason))
     assert fuse.unavailable_reason("eager", device=torch.device("meta")) is None
+
+
+def test_an_earlier_name_requests_the_same_backend() -> None:
+    with fuse.backend("numba"):
+        assert fuse.requested_backend() == "cpu"
+    device, layer = torch.device("cuda"), snn.LIF(3)
+    reasons = [fuse.unavailable_reason(name, device) for name in ("numba", "cpu")]
+    assert reasons == ["its kernels are for cpu, the input is on cuda"] * 2
+    assert fuse.unsupported_reason("numba", layer, torch.ones(4, 2, 3)) is None
+    assert "numba" not in fuse.NAMES
+
+
+@pytest.mark.parametrize("ask", [fuse.backend, fuse.unavailable_reason])
+def test_an_unknown_name_is_refused(ask: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"no backend is called 'llvm'\. There are auto, cpu"):
+        ask("llvm")

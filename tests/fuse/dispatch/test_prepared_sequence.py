@@ -108,7 +108,7 @@ PLACES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "the eager backend": lambda: tt.fuse.backend("eager"),
-    "the numba backend": lambda: tt.fuse.backend("numba"),
+    "the cpu backend": lambda: tt.fuse.backend("cpu"),
 }
 
 

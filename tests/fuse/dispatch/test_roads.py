@@ -183,10 +183,13 @@ def test_a_change_takes_effect_in_an_export(change: str) -> None:
     assert torch.allclose(torch.stack(steps), expected["y"])
 
 
+@pytest.mark.parametrize("max_delay", [0, 2])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_takes_effect_in_a_recurrence(change: str) -> None:
+def test_a_change_takes_effect_in_a_recurrence(change: str, max_delay: int) -> None:
     def wrapped(layer: Any) -> snn.Recurrent:
         torch.manual_seed(2)
+        if max_delay:
+            return snn.Recurrent(layer, snn.DelayedLinear(N, N, max_delay=max_delay))
         return snn.Recurrent(layer, nn.Linear(N, N))
 
     def run(layer: Any, x: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import tracetorch as tt
 from tests.cases import LAYERS, PLACES, layer, sequence, stepped
 from tracetorch import fuse, snn
 
-needs_numba = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
+needs_cpu = pytest.mark.skipif(
+    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
 )
-pytestmark = needs_numba
+pytestmark = needs_cpu
 
 
 def reference(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -216,7 +216,7 @@ def test_backend_choice_applies_to_single_steps() -> None:
         made(torch.ones(1, 2))
         assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is None
         assert not made._single_steps.kept, "nothing is compiled that will not run"
-    with torch.no_grad(), fuse.backend("numba"):
+    with torch.no_grad(), fuse.backend("cpu"):
         assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)

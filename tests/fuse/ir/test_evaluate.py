@@ -14,7 +14,7 @@ from tests.fuse.cases import CONFIGURATIONS, make, name_of
 from tests.fuse.kernels import buffers_of
 from tests.fuse.test_random_neurons import SEEDS, random_neuron
 from tracetorch import snn
-from tracetorch.fuse.ir.evaluate import evaluate
+from tracetorch.fuse.ir.evaluate import _fma, evaluate
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.verify import verify
@@ -30,7 +30,7 @@ def evaluated(
     neurons = layer.num_neurons
     random = np.random.default_rng(rows)
     program = cases.trace_layer(layer, 2, dtype)
-    plan = Plan(program, "numba", -1, program.states, True, program.inputs, program.params)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
     lanes = rows * neurons
     kwargs: dict[str, Tensor] = {
         name: value.detach().clone().requires_grad_() if isinstance(value, Tensor) else value
@@ -114,3 +114,12 @@ def test_random_neurons(seed: int) -> None:
     assert torch.equal(found["output"], wanted["output"])
     detached = {name: value.detach() for name, value in wanted.items()}
     torch.testing.assert_close(found, detached, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fused_product_is_infinite_only_where_the_sum_is(dtype: Any) -> None:
+    most = np.finfo(dtype).max
+    x, z = np.array([most, -most, most], dtype), np.array([0, 0, -most], dtype)
+    with np.errstate(over="ignore"):
+        found = _fma(x, dtype(2), z)
+    assert found.tolist() == [np.inf, -np.inf, most]

@@ -150,9 +150,9 @@ X = sequence(4, 2, 3, dtype=torch.float32)
 def check_compiled(layer: Fresh) -> None:
     """Compare a compiled sequence, and compiled steps, with the eager step."""
     tt.zero_states(layer)
-    assert fuse.unsupported_reason("numba", layer, X) is None
+    assert fuse.unsupported_reason("cpu", layer, X) is None
     results: list[list[Tensor]] = []
-    for name in ("eager", "numba"):
+    for name in ("eager", "cpu"):
         with fuse.backend(name):  # runs, or raises
             y = tt.unroll(layer, X, from_rest=True)
             gradients = torch.autograd.grad(y.sum(), list(layer.parameters()))
@@ -209,5 +209,5 @@ def test_the_default_dtype_is_part_of_what_a_step_does() -> None:
             with fuse.backend("eager"):
                 expected = tt.unroll(layer, x, from_rest=True)
             torch.testing.assert_close(tt.unroll(layer, x, from_rest=True), expected)
-            compiled = fuse.unsupported_reason("numba", layer, x) is None
+            compiled = fuse.unsupported_reason("cpu", layer, x) is None
             assert compiled or dtype is torch.float32

@@ -47,13 +47,13 @@ def test_schedules_are_valid(name: str, dtype: torch.dtype) -> None:
     program = cases.trace_layer(cases.layer(name, 3).to(dtype), 2, dtype)
     needs = (True, program.inputs, program.params)
     for record in ((), program.states):
-        plan = Plan(program, "numba", -1, record, *needs)
+        plan = Plan(program, "cpu", -1, record, *needs)
         verify(forward_kernel(plan, in_chunks=True))
         for schedule in (forward_kernel, backward_kernel, step_kernel):
             verify(schedule(plan))
     if len(program.inputs) == 1:
         for learns in (False, True):
-            inner = RecurrentPlan(program, "numba", -1, (), *needs, needs_weight_gradient=learns)
+            inner = RecurrentPlan(program, "cpu", -1, (), *needs, needs_weight_gradient=learns)
             verify(recurrent_forward_kernel(inner))
             verify(recurrent_backward_kernel(inner))
 
@@ -273,8 +273,94 @@ def test_sum_of_lanes_needs_a_place_of_each() -> None:
 
 def test_product_is_not_for_lanes() -> None:
     def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
-        matrix = k.buffer(Role.MATRIX, "", (Extent.NEURONS, Extent.NEURONS))
-        k.product(y, (t, LANE), x, (t, LANE), matrix)
+        matrix = k.buffer(Role.MATRIX, "", (1, Extent.NEURONS, Extent.NEURONS))
+        k.product(y, (t, LANE), x, (t, LANE), matrix, 0, 1)
 
     with pytest.raises(InvalidKernel, match="a product within lanes"):
         verify(kernel(write))
+
+
+Place = Callable[[KernelBuilder, Value, Value, Value], tuple[Any, Any, Any]]
+
+
+def multiplied(place: Place, reverse: bool = False, columns: Extent = Extent.NEURONS) -> Kernel:
+    """Return a kernel whose loop over time multiplies a step.
+
+    Args:
+        place: returns the target's place, the first matrix and the count, of time, steps, taps.
+        reverse: whether targets go down.
+        columns: of the matrices.
+    """
+    k = KernelBuilder("multiplied", "a product", Dtype.FLOAT32)
+    steps, taps = k.size("steps"), k.size("taps")
+    x = k.buffer(Role.INPUT, "x", (Size(steps), Extent.LANES))
+    matrix = k.buffer(Role.MATRIX, "", (Size(taps), Extent.NEURONS, columns))
+    y = k.buffer(Role.OUTPUT, "", (Size(steps), Extent.LANES))
+    with k.loop("t", 0, steps) as walk:
+        at, first, count = place(k, walk.index, steps, taps)
+        k.product(y, (at, LANE), x, (walk.index, LANE), matrix, first, count, reverse=reverse)
+    return k.kernel()
+
+
+def _steps_left(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+    return k.op("add", t, 1), 0, k.op("min", taps, k.op("sub", k.op("sub", steps, 1), t))
+
+
+def _steps_gone(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+    return k.op("sub", t, 1), 0, k.op("min", taps, t)
+
+
+def test_product_reaches_as_far_as_its_target() -> None:
+    verify(multiplied(_steps_left))
+    verify(multiplied(_steps_gone, reverse=True))
+
+
+def _one_step_too_many(
+    k: KernelBuilder, t: Value, steps: Value, taps: Value
+) -> tuple[Any, Any, Any]:
+    return k.op("add", t, 1), 0, k.op("min", taps, k.op("sub", steps, t))
+
+
+def _one_step_too_early(
+    k: KernelBuilder, t: Value, steps: Value, taps: Value
+) -> tuple[Any, Any, Any]:
+    return t, 0, k.op("min", taps, k.op("add", t, 2))
+
+
+def _one_matrix_too_many(
+    k: KernelBuilder, t: Value, steps: Value, taps: Value
+) -> tuple[Any, Any, Any]:
+    at, _, count = _steps_left(k, t, steps, taps)
+    return at, 1, count
+
+
+def _a_matrix_before_the_first(
+    k: KernelBuilder, t: Value, steps: Value, taps: Value
+) -> tuple[Any, Any, Any]:
+    at, _, count = _steps_left(k, t, steps, taps)
+    return at, -1, count
+
+
+def _all_steps(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+    return 0, 0, steps
+
+
+@pytest.mark.parametrize(
+    ("place", "reverse", "message"),
+    [
+        (_one_step_too_many, False, "a target may lie behind the last place of output"),
+        (_steps_left, True, "a target may lie"),
+        (_one_step_too_early, True, "a target may lie before the first place of output"),
+        (_one_matrix_too_many, False, "a matrix may lie behind the last place of matrix"),
+        (_a_matrix_before_the_first, False, "a matrix may lie before the first place of matrix"),
+        (_all_steps, False, "a matrix may lie behind the last place of matrix"),
+    ],
+)
+def test_product_outside_of_memory(place: Place, reverse: bool, message: str) -> None:
+    with pytest.raises(InvalidKernel, match=message):
+        verify(multiplied(place, reverse))
+
+
+def test_matrix_of_a_product_is_square() -> None:
+    with pytest.raises(InvalidKernel, match="a matrix has rows and columns of neurons"):
+        verify(multiplied(_steps_left, columns=Extent.LANES))

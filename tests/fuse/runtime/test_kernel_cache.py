@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -16,14 +18,14 @@ from tracetorch import fuse
 from tracetorch.fuse.runtime import kernel_cache, machine_code
 
 pytestmark = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
+    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
 )
 
 RUN = """
 import torch
 from tracetorch import fuse, snn
 layer, x = snn.LIF(3), torch.full((6, 2, 3), 0.7, requires_grad=True)
-with fuse.backend("numba"):
+with fuse.backend("cpu"):
     y, _ = layer.forward_sequence(x)
 y.sum().backward()
 print(y[:, 0, 0].tolist(), [round(g, 6) for g in x.grad[:, 0, 0].tolist()])
@@ -46,26 +48,22 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return finish(start(tmp_path_factory.mktemp("kernels")))
-
-
-def test_concurrent_compiles_and_truncated_cache_files(tmp_path: Path, expected: str) -> None:
+def test_concurrent_compiles_and_truncated_cache_files(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(RUN, names)
+    expected = printed.getvalue()
     both = [start(tmp_path), start(tmp_path)]
     assert [finish(process) for process in both] == [expected, expected]
     assert not list(tmp_path.rglob("*.tmp"))
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in kept} == {".o"}
+    sizes = [path.stat().st_size for path in kept]
     for path in kept:  # like a process killed while it wrote
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert finish(start(tmp_path)) == expected
-    assert finish(start(tmp_path)) == expected
-
-
-def test_cache_folder_that_cannot_be_written(tmp_path: Path, expected: str) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    assert finish(start(tmp_path / "file" / "kernels")) == expected
+    assert [path.stat().st_size for path in kept] == sizes
 
 
 # In this process: each call of `load` is like the first of another process.

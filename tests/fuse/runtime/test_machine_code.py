@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,39 +75,6 @@ def test_code_is_of_one_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(kernel_cache.cached_kernels()) == 2
 
 
-def test_least_used_is_removed_first(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    texts = [TEXT.format(f"{n}.0") for n in range(1, 4)]
-    for days, text in enumerate(texts[:2]):
-        load(text)
-        for path in set(cache.iterdir()):
-            os.utime(path, (path.stat().st_mtime - 86400 * (2 - days),) * 2)
-    load(texts[0])  # used again
-    size = kernel_cache.cached_kernels()[0].size
-    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", str(2.5 * size / 1e6))
-    load(texts[2])
-    caplog.clear()
-    load(texts[0])
-    assert caplog.text == ""
-    load(texts[1])
-    assert COMPILING in caplog.text
-    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "a lot")
-    with pytest.raises(ValueError, match="must be a number of megabytes"):
-        load()
-
-
-def test_folder_that_cannot_be_written(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "file" / "kernels"))
-    for _ in range(2):
-        assert load() == 1.0
-    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
-    assert "every process compiles its own: NotADirectoryError" in record.getMessage()
-
-
 def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     machine_code._kernels.clear()
     found: list[int] = []
@@ -121,6 +89,36 @@ def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFix
     assert len(found) == 4
     assert len(set(found)) == 1
     assert caplog.text.count(COMPILING) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_child_forked_during_a_compilation_compiles(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork waits: a child that inherited the lock of another thread would wait for ever."""
+    compiling, ended = threading.Event(), threading.Event()
+    object_code = machine_code.object_code
+
+    def slow(text: str, machine: machine_code.Machine) -> bytes:
+        compiling.set()
+        time.sleep(0.3)
+        found = object_code(text, machine)
+        ended.set()
+        return found
+
+    monkeypatch.setattr(machine_code, "object_code", slow)
+    machine_code._kernels.clear()
+    thread = threading.Thread(target=machine_code.compiled, args=(ONE, "forward"))
+    thread.start()
+    assert compiling.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        right = ended.is_set() and [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
+        os._exit(0 if right else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_text_that_is_no_module_is_an_error(cache: Path) -> None:

@@ -24,7 +24,7 @@ from tracetorch.fuse.runtime.threads import run_tasks
 
 LARGE = 1 << 40  # work that is worth several threads
 needs_llvmlite = pytest.mark.skipif(
-    fuse.unavailable_reason("numba") is not None, reason="llvmlite is missing"
+    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
 )
 needs_gomp = pytest.mark.skipif(runtime._gomp() is None, reason="PyTorch's OpenMP is not GNU's")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -105,7 +105,7 @@ def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
     found = []
     for number in (1, 2, 5):
         torch.set_num_threads(number)
-        found.append(ends(layer, x, fused("numba"), live=True))
+        found.append(ends(layer, x, fused("cpu"), live=True))
     for values, gradients in found[1:]:
         for name, value in values.items():
             assert torch.equal(value, found[0][0][name]), name

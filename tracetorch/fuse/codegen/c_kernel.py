@@ -22,6 +22,7 @@ from tracetorch.fuse.ir.kernel import (
     Kernel,
     Operand,
     Product,
+    Size,
     Value,
     written,
 )
@@ -133,18 +134,26 @@ class CPrinter(BraceEmitter):
             yield
 
     def product(self, each: Product) -> None:
-        """Append three loops: rows, columns, and the sum."""
+        """Append four loops: matrices, rows, columns, and the sum."""
         real = C_TYPES[self.kernel.dtype]
+        first, count = self.spell(each.first), self.spell(each.count)
+        extent = each.matrix.shape[0]
+        matrices = self.spell(extent.value) if isinstance(extent, Size) else str(extent)
         with (
+            self.indent(f"for (int64_t j = 0; j < {count}; j++) {{"),
             self.indent("for (int64_t row = 0; row < lanes; row += neurons) {"),
             self.indent("for (int64_t column = 0; column < neurons; column++) {"),
         ):
             self.line(f"{real} sum = 0;")
             with self.indent("for (int64_t k = 0; k < neurons; k++) {"):
                 source = self.place(each.source, each.source_index, "row + k")
-                self.line(f"sum += {source} * {self.memory(each.matrix)}[k * neurons + column];")
-            target = self.place(each.target, each.target_index, "row + column")
-            self.line(f"{target} = sum;")
+                matrix = f"{self.memory(each.matrix)}[(({first} + j) * neurons + k) * neurons"
+                self.line(f"sum += {source} * {matrix} + column];")
+            start, _ = each.target_index
+            assert not isinstance(start, Axis)
+            step = f"({self.spell(start)} {'-' if each.reverse else '+'} j)"
+            target = f"{self.memory(each.target)}[{step} * lanes + row + column]"
+            self.line(f"{target} = {first} + j == {matrices} - 1 ? sum : {target} + sum;")
 
 
 def contains_word(text: str, name: str) -> bool:

@@ -15,7 +15,8 @@ The lanes of a step are ``rows`` of ``columns``. A task is a ``tile`` of columns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import abc
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ from tracetorch.fuse.ir.kernel import (
     Operation,
     Product,
     Role,
+    Size,
     Statement,
     Store,
     Value,
@@ -61,6 +63,13 @@ _BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 # Values of a step for each register at which twice as many lanes are no longer faster, measured:
 # some of them wait in the cache.
 _CROWD = 2.25
+
+# Bytes of a cache line, and of the widest vector register.
+ALIGNMENT = 64
+
+# Sequences that may be written past the caches: those of a forward pass, which is in chunks and so
+# writes long runs.
+UNREAD = frozenset({Role.OUTPUT, Role.RECORD})
 
 # Integers that describe the lanes of a call, before the sizes of the kernel.
 GEOMETRY = ("columns", "lanes", "rows", "per_group", "tile", "neurons", "inner")
@@ -175,15 +184,20 @@ class Printed:
     panel: int
 
 
-def print_kernel(kernel: Kernel, processor: Processor, *, serial: bool = False) -> Printed:
+def print_kernel(
+    kernel: Kernel, processor: Processor, *, serial: bool = False, bypass: bool = False
+) -> Printed:
     """Print a kernel as a module.
 
     Args:
         kernel: a verified kernel.
         processor: for which vectors are sized; it must not be smaller than the one that compiles.
         serial: make a function that runs all lanes as one task, instead of one that threads share.
+        bypass: write the sequences of :data:`UNREAD` past the caches, which so neither read the
+            memory first nor lose what they hold. Memory and rows must be multiples of
+            :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
     """
-    return _Printer(kernel, processor, serial).run()
+    return _Printer(kernel, processor, serial, bypass).run()
 
 
 def is_strided(buffer: Buffer) -> bool:
@@ -196,6 +210,7 @@ class _Printer:
     kernel: Kernel
     processor: Processor
     serial: bool
+    bypass: bool
     functions: dict[str, list[str]] = field(default_factory=dict)
     declared: set[str] = field(default_factory=set)
 
@@ -214,7 +229,7 @@ class _Printer:
             if buffer.role is Role.PARAMETER:
                 names.append(f"{buffer.label}.size")
         self.places = {name: HEADER + i for i, name in enumerate(names)}
-        task = _Function(self, self.wide, None)
+        task = _Task(self, self.wide, None)
         task.task()
         entry = serial_entry if self.serial else task_entry
         lines = [
@@ -248,8 +263,8 @@ class _Printer:
         return name
 
 
-class _Function:
-    """Write a function: the task, or one block of lanes in it.
+class _Function(abc.ABC):
+    """Write a function: text, addresses, loops and integers.
 
     Args:
         printer: of the module.
@@ -327,46 +342,6 @@ class _Function:
         self.line(f"br label %{head}")
         self.block(done)
 
-    # The task
-
-    def task(self) -> None:
-        """Write the function of one task."""
-        self.lines += [
-            "define internal void @task(ptr %a, ptr %scratch, i64 %task) {",
-            "start:",
-        ]
-        for name in GEOMETRY:
-            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
-        self.lines += [
-            "  %past.tile = add i64 %columns, %tile",
-            "  %past.tiles = sub i64 %past.tile, 1",
-            "  %tiles = udiv i64 %past.tiles, %tile",
-            "  %group = udiv i64 %task, %tiles",
-            "  %which = urem i64 %task, %tiles",
-            "  %tile.low = mul i64 %which, %tile",
-            "  %tile.top = add i64 %tile.low, %tile",
-            "  %tile.end = call i64 @llvm.smin.i64(i64 %tile.top, i64 %columns)",
-            "  %row.begin = mul i64 %group, %per_group",
-            "  %row.top = add i64 %row.begin, %per_group",
-            "  %row.end = call i64 @llvm.smin.i64(i64 %row.top, i64 %rows)",
-            "  %block.lanes = mul i64 %per_group, %tile",
-        ]
-        self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
-        self.sizes()
-        products = [each for each in statements(self.kernel.body) if isinstance(each, Product)]
-        if products:
-            # the first lane of the task, for what is not done block by block
-            self.lines += [
-                "  %row = add i64 %row.begin, 0",
-                "  %low = add i64 0, 0",
-                "  %local = add i64 0, 0",
-                "  %base = mul i64 %row, %columns",
-                "  %task.rows = sub i64 %row.end, %row.begin",
-            ]
-            self.addresses([b for each in products for b in (each.source, each.target)])
-        self.body(self.kernel.body)
-        self.lines += ["  ret void", "}"]
-
     def place(self, name: str) -> str:
         return self.let(f"getelementptr i64, ptr %a, i64 {self.printer.places[name]}")
 
@@ -374,98 +349,7 @@ class _Function:
         for size in self.kernel.sizes:
             self.let(f"load i64, ptr {self.place(size.name)}", f"%{_quoted(size.name)}")
 
-    def lanes(self, each: Lanes) -> None:
-        """Write the loops over rows and blocks, and the function of a block."""
-        printer = self.printer
-        defined = {_result(s) for s in statements(each.body)}
-        defined |= {s.index for s in statements(each.body) if isinstance(s, Loop)}
-        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, Value)]
-        captured = [
-            v
-            for v in dict.fromkeys(read)
-            if v not in defined and not v.lanes and v not in self.kernel.sizes and self.is_scalar(v)
-        ]
-        name = f"lanes{sum(key.startswith('lanes') for key in printer.functions) // 2}"
-        kinds = ((f"{name}.wide", printer.wide, False), (f"{name}.narrow", printer.narrow, True))
-        for label, lanes, masked in kinds:
-            block = _Function(printer, lanes, "%mask" if masked else None)
-            printer.functions[label] = []  # in the order of the calls
-            block.of_block(label, each, captured)
-            printer.functions[label] = block.lines
-        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
-
-        def call(label: str, low: str, count: str, row: str, origin: str) -> None:
-            local = "0"
-            if not printer.block_scratch:
-                local = self.let(f"add i64 {origin}, {low}")
-            self.line(
-                f"call void @{label}(ptr %a, ptr %scratch, i64 {row}, i64 {low}, i64 {count}, "
-                f"i64 {local}, i64 %block.lanes, i64 %group{given})"
-            )
-
-        with self.counted("%row.begin", "%row.end") as row:
-            start = self.let(f"mul i64 {row}, %columns")
-            left = self.let(f"sub i64 %lanes, {start}")
-            end = self.let(f"call i64 @llvm.smin.i64(i64 %tile.end, i64 {left})")
-            turn = self.let(f"sub i64 {row}, %row.begin")
-            origin = self.let(f"mul i64 {turn}, %tile")
-            origin = self.let(f"sub i64 {origin}, %tile.low")
-            width = self.let(f"sub i64 {end}, %tile.low")
-            whole = self.let(f"sdiv i64 {width}, {printer.wide}")
-            wide = self.let(f"mul i64 {whole}, {printer.wide}")
-            middle = self.let(f"add i64 %tile.low, {wide}")
-            # where the last row ends before the tile begins there is nothing to do
-            middle = self.let(f"call i64 @llvm.smin.i64(i64 {middle}, i64 {end})")
-            with self.counted("%tile.low", middle, printer.wide) as low:
-                call(f"{name}.wide", low, str(printer.wide), row, origin)
-            with self.counted(middle, end, printer.narrow) as low:
-                rest = self.let(f"sub i64 {end}, {low}")
-                count = self.let(f"call i64 @llvm.smin.i64(i64 {rest}, i64 {printer.narrow})")
-                call(f"{name}.narrow", low, count, row, origin)
-
-    def product(self, each: Product) -> None:
-        """Write a product of the rows of the task."""
-        kernel, printer = self.kernel, self.printer
-        real = _TYPES[kernel.dtype]
-        if "multiply" not in printer.functions:
-            lines, declared = product_source(real, printer.panel, printer.narrow)
-            printer.functions["multiply"] = lines
-            printer.declared |= declared
-        matrix = self.let(f"inttoptr i64 {self.argument(each.matrix.label)} to ptr")
-        source = self.pointer(each.source, each.source_index)
-        target = self.pointer(each.target, each.target_index)
-        self.line(
-            f"call void @multiply(ptr {source}, ptr {matrix}, ptr {target}, i64 %task.rows, "
-            "i64 %columns)"
-        )
-
-    # A block of lanes
-
-    def of_block(self, label: str, each: Lanes, captured: Sequence[Value]) -> None:
-        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
-        self.lines += [
-            f"define internal void @{label}(ptr noalias %a, ptr noalias %scratch, i64 %row, "
-            f"i64 %low, i64 %count, i64 %local, i64 %block.lanes, i64 %group{given}) noinline {{",
-            "start:",
-        ]
-        for name in GEOMETRY:
-            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
-        self.sizes()
-        first = self.let("mul i64 %row, %columns")
-        self.let(f"add i64 {first}, %low", "%base")
-        if self.mask is not None:
-            vector = f"<{self.width} x i64>"
-            lanes = ", ".join(f"i64 {i}" for i in range(self.width))
-            one = self.let(f"insertelement {vector} poison, i64 %count, i64 0")
-            counts = self.let(
-                f"shufflevector {vector} {one}, {vector} poison, "
-                f"<{self.width} x i32> zeroinitializer"
-            )
-            self.let(f"icmp ult {vector} <{lanes}>, {counts}", "%mask")
-        accesses = (Load, Store, Accumulate)
-        self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
-        self.body(each.body)
-        self.lines += ["  ret void", "}"]
+    # Memory
 
     def addresses(self, used: Sequence[Buffer]) -> None:
         """Write the address of the first lane in each buffer, at its first index."""
@@ -528,19 +412,236 @@ class _Function:
     # Statements
 
     def body(self, body: Sequence[Statement]) -> None:
-        writers: dict[type, Callable[..., None]] = {
-            Operation: self.operation,
-            Load: self.load,
-            Store: self.store,
-            Accumulate: self.store,
-            Loop: self.loop,
-            If: self.condition,
-            Lanes: self.lanes,
-            Barrier: lambda each: None,
-            Product: self.product,
-        }
         for each in body:
-            writers[type(each)](each)
+            self.statement(each)
+
+    @abc.abstractmethod
+    def statement(self, each: Statement) -> None:
+        """Write a statement; those that all functions have are for ``super()``."""
+        if isinstance(each, Loop):
+            self.loop(each)
+        elif isinstance(each, If):
+            self.condition(each)
+        elif isinstance(each, Operation):
+            self.integer(each)
+        elif not isinstance(each, Barrier):
+            raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
+
+    def integer(self, each: Operation) -> None:
+        """Write an operation on integers."""
+        args = [self.spell(arg, Dtype.INT64) for arg in each.args]
+        name = f"%{_quoted(each.result.name)}"
+        if each.op == "min":
+            self.let(f"call i64 @llvm.smin.i64(i64 {args[0]}, i64 {args[1]})", name)
+            self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
+        else:
+            self.let(_INTEGERS[each.op].format(*args), name)
+
+    def loop(self, each: Loop) -> None:
+        head, body, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
+        start, stop = self.spell(each.start, Dtype.INT64), self.spell(each.stop, Dtype.INT64)
+        index, following = f"%{_quoted(each.index.name)}", f"%{self.fresh('next')}"
+        first = self.let(f"sub i64 {stop}, 1") if each.reverse else start
+        before = self.label
+        self.line(f"br label %{head}")
+        self.block(head)
+        at = len(self.lines)
+        compare = f"sge i64 {index}, {start}" if each.reverse else f"slt i64 {index}, {stop}"
+        more = self.let(f"icmp {compare}")
+        self.line(f"br i1 {more}, label %{body}, label %{done}")
+        self.block(body)
+        self.body(each.body)
+        self.line(f"{following} = add i64 {index}, {-1 if each.reverse else 1}")
+        last = self.label
+        phis = [f"  {index} = phi i64 [ {first}, %{before} ], [ {following}, %{last} ]"]
+        for c in each.carried:
+            kind = self.type_of(c.inside)
+            initial, after = (self.spell(v, c.inside.dtype) for v in (c.initial, c.next))
+            phis.append(
+                f"  %{_quoted(c.inside.name)} = phi {kind} [ {initial}, %{before} ], "
+                f"[ {after}, %{last} ]"
+            )
+        self.lines[at:at] = phis
+        self.line(f"br label %{head}")
+        self.block(done)
+        for c in each.carried:
+            # the values at the head are the last ones; a phi of one edge gives them another name
+            kind = self.type_of(c.inside)
+            self.let(
+                f"phi {kind} [ %{_quoted(c.inside.name)}, %{head} ]", f"%{_quoted(c.result.name)}"
+            )
+
+    def condition(self, each: If) -> None:
+        then, done = self.fresh("then"), self.fresh("done")
+        condition = self.spell(each.condition, Dtype.BOOL)
+        self.line(f"br i1 {condition}, label %{then}, label %{done}")
+        self.block(then)
+        self.body(each.body)
+        self.line(f"br label %{done}")
+        self.block(done)
+
+
+class _Task(_Function):
+    """Write the function of a task: the loops around its blocks of lanes, and products."""
+
+    def statement(self, each: Statement) -> None:
+        if isinstance(each, Lanes):
+            self.lanes(each)
+        elif isinstance(each, Product):
+            self.product(each)
+        else:
+            super().statement(each)
+
+    def task(self) -> None:
+        """Write the function of one task."""
+        self.lines += [
+            "define internal void @task(ptr %a, ptr %scratch, i64 %task) {",
+            "start:",
+        ]
+        for name in GEOMETRY:
+            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
+        self.lines += [
+            "  %past.tile = add i64 %columns, %tile",
+            "  %past.tiles = sub i64 %past.tile, 1",
+            "  %tiles = udiv i64 %past.tiles, %tile",
+            "  %group = udiv i64 %task, %tiles",
+            "  %which = urem i64 %task, %tiles",
+            "  %tile.low = mul i64 %which, %tile",
+            "  %tile.top = add i64 %tile.low, %tile",
+            "  %tile.end = call i64 @llvm.smin.i64(i64 %tile.top, i64 %columns)",
+            "  %row.begin = mul i64 %group, %per_group",
+            "  %row.top = add i64 %row.begin, %per_group",
+            "  %row.end = call i64 @llvm.smin.i64(i64 %row.top, i64 %rows)",
+            "  %block.lanes = mul i64 %per_group, %tile",
+        ]
+        self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
+        self.sizes()
+        products = [each for each in statements(self.kernel.body) if isinstance(each, Product)]
+        if products:
+            # the first lane of the task, for what is not done block by block
+            self.lines += [
+                "  %row = add i64 %row.begin, 0",
+                "  %low = add i64 0, 0",
+                "  %local = add i64 0, 0",
+                "  %base = mul i64 %row, %columns",
+                "  %task.rows = sub i64 %row.end, %row.begin",
+            ]
+            self.addresses([b for each in products for b in (each.source, each.target)])
+        self.body(self.kernel.body)
+        self.lines += ["  ret void", "}"]
+
+    def lanes(self, each: Lanes) -> None:
+        """Write the loops over rows and blocks, and the function of a block."""
+        printer = self.printer
+        defined = {_result(s) for s in statements(each.body)}
+        defined |= {s.index for s in statements(each.body) if isinstance(s, Loop)}
+        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, Value)]
+        captured = [
+            v
+            for v in dict.fromkeys(read)
+            if v not in defined and not v.lanes and v not in self.kernel.sizes and self.is_scalar(v)
+        ]
+        name = f"lanes{sum(key.startswith('lanes') for key in printer.functions) // 2}"
+        kinds = ((f"{name}.wide", printer.wide, False), (f"{name}.narrow", printer.narrow, True))
+        for label, lanes, masked in kinds:
+            block = _Block(printer, lanes, "%mask" if masked else None)
+            printer.functions[label] = []  # in the order of the calls
+            block.of_block(label, each, captured)
+            printer.functions[label] = block.lines
+        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
+
+        def call(label: str, low: str, count: str, row: str, origin: str) -> None:
+            local = "0"
+            if not printer.block_scratch:
+                local = self.let(f"add i64 {origin}, {low}")
+            self.line(
+                f"call void @{label}(ptr %a, ptr %scratch, i64 {row}, i64 {low}, i64 {count}, "
+                f"i64 {local}, i64 %block.lanes, i64 %group{given})"
+            )
+
+        with self.counted("%row.begin", "%row.end") as row:
+            start = self.let(f"mul i64 {row}, %columns")
+            left = self.let(f"sub i64 %lanes, {start}")
+            end = self.let(f"call i64 @llvm.smin.i64(i64 %tile.end, i64 {left})")
+            turn = self.let(f"sub i64 {row}, %row.begin")
+            origin = self.let(f"mul i64 {turn}, %tile")
+            origin = self.let(f"sub i64 {origin}, %tile.low")
+            width = self.let(f"sub i64 {end}, %tile.low")
+            whole = self.let(f"sdiv i64 {width}, {printer.wide}")
+            wide = self.let(f"mul i64 {whole}, {printer.wide}")
+            middle = self.let(f"add i64 %tile.low, {wide}")
+            # where the last row ends before the tile begins there is nothing to do
+            middle = self.let(f"call i64 @llvm.smin.i64(i64 {middle}, i64 {end})")
+            with self.counted("%tile.low", middle, printer.wide) as low:
+                call(f"{name}.wide", low, str(printer.wide), row, origin)
+            with self.counted(middle, end, printer.narrow) as low:
+                rest = self.let(f"sub i64 {end}, {low}")
+                count = self.let(f"call i64 @llvm.smin.i64(i64 {rest}, i64 {printer.narrow})")
+                call(f"{name}.narrow", low, count, row, origin)
+
+    def product(self, each: Product) -> None:
+        """Write a product of the rows of the task."""
+        kernel, printer = self.kernel, self.printer
+        real = _TYPES[kernel.dtype]
+        if "multiply" not in printer.functions:
+            lines, declared = product_source(real, printer.panel, printer.narrow)
+            printer.functions["multiply"] = lines
+            printer.declared |= declared
+        matrix = self.let(f"inttoptr i64 {self.argument(each.matrix.label)} to ptr")
+        source = self.pointer(each.source, each.source_index)
+        target = self.pointer(each.target, each.target_index)
+        step = self.stride[each.target]
+        if each.reverse:
+            step = self.let(f"sub i64 0, {step}")
+        extent = each.matrix.shape[0]
+        matrices = str(extent)
+        if isinstance(extent, Size):
+            matrices = self.spell(extent.value, Dtype.INT64)
+        first, count = (self.spell(n, Dtype.INT64) for n in (each.first, each.count))
+        self.line(
+            f"call void @multiply(ptr {source}, ptr {matrix}, ptr {target}, i64 %task.rows, "
+            f"i64 %columns, i64 {first}, i64 {count}, i64 {matrices}, i64 {step})"
+        )
+
+
+class _Block(_Function):
+    """Write the function of a block of lanes."""
+
+    def statement(self, each: Statement) -> None:
+        if isinstance(each, Operation):
+            self.operation(each)
+        elif isinstance(each, Load):
+            self.load(each)
+        elif isinstance(each, (Store, Accumulate)):
+            self.store(each)
+        else:
+            super().statement(each)
+
+    def of_block(self, label: str, each: Lanes, captured: Sequence[Value]) -> None:
+        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
+        self.lines += [
+            f"define internal void @{label}(ptr noalias %a, ptr noalias %scratch, i64 %row, "
+            f"i64 %low, i64 %count, i64 %local, i64 %block.lanes, i64 %group{given}) noinline {{",
+            "start:",
+        ]
+        for name in GEOMETRY:
+            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
+        self.sizes()
+        first = self.let("mul i64 %row, %columns")
+        self.let(f"add i64 {first}, %low", "%base")
+        if self.mask is not None:
+            vector = f"<{self.width} x i64>"
+            lanes = ", ".join(f"i64 {i}" for i in range(self.width))
+            one = self.let(f"insertelement {vector} poison, i64 %count, i64 0")
+            counts = self.let(
+                f"shufflevector {vector} {one}, {vector} poison, "
+                f"<{self.width} x i32> zeroinitializer"
+            )
+            self.let(f"icmp ult {vector} <{lanes}>, {counts}", "%mask")
+        accesses = (Load, Store, Accumulate)
+        self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
+        self.body(each.body)
+        self.lines += ["  ret void", "}"]
 
     def vector(self, dtype: Dtype) -> str:
         return f"<{self.width} x {_TYPES[dtype]}>"
@@ -551,14 +652,10 @@ class _Function:
         dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
         numbers = [dtype for dtype in dtypes if dtype is not Dtype.BOOL]
         dtype = numbers[0] if numbers else self.kernel.dtype
-        args = [self.spell(arg, dtype) for arg in each.args]
         if dtype.is_integer:
-            if op == "min":
-                self.let(f"call i64 @llvm.smin.i64(i64 {args[0]}, i64 {args[1]})", name)
-                self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
-            else:
-                self.let(_INTEGERS[op].format(*args), name)
+            self.integer(each)
             return
+        args = [self.spell(arg, dtype) for arg in each.args]
         kind = self.vector(dtype)
         truth = self.vector(Dtype.BOOL)
         if op in _FLOATS:
@@ -644,7 +741,11 @@ class _Function:
         if isinstance(each, Accumulate):
             value = self.let(f"fadd {kind} {self.read(pointer, dtype)}, {value}")
         if self.mask is None:
-            self.line(f"store {kind} {value}, ptr {pointer}, align {size}")
+            place = f"align {size}"
+            if self.printer.bypass and each.buffer.role in UNREAD:
+                place = f"align {ALIGNMENT}, !nontemporal !0"
+                self.printer.declared.add("!0 = !{i32 1}")
+            self.line(f"store {kind} {value}, ptr {pointer}, {place}")
             return
         intrinsic = f"@llvm.masked.store.v{self.width}f{8 * size}.p0"
         truth = self.vector(Dtype.BOOL)
@@ -652,49 +753,6 @@ class _Function:
         self.line(
             f"call void {intrinsic}({kind} {value}, ptr {pointer}, i32 {size}, {truth} {self.mask})"
         )
-
-    def loop(self, each: Loop) -> None:
-        head, body, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
-        start, stop = self.spell(each.start, Dtype.INT64), self.spell(each.stop, Dtype.INT64)
-        index, following = f"%{_quoted(each.index.name)}", f"%{self.fresh('next')}"
-        first = self.let(f"sub i64 {stop}, 1") if each.reverse else start
-        before = self.label
-        self.line(f"br label %{head}")
-        self.block(head)
-        at = len(self.lines)
-        compare = f"sge i64 {index}, {start}" if each.reverse else f"slt i64 {index}, {stop}"
-        more = self.let(f"icmp {compare}")
-        self.line(f"br i1 {more}, label %{body}, label %{done}")
-        self.block(body)
-        self.body(each.body)
-        self.line(f"{following} = add i64 {index}, {-1 if each.reverse else 1}")
-        last = self.label
-        phis = [f"  {index} = phi i64 [ {first}, %{before} ], [ {following}, %{last} ]"]
-        for c in each.carried:
-            kind = self.type_of(c.inside)
-            initial, after = (self.spell(v, c.inside.dtype) for v in (c.initial, c.next))
-            phis.append(
-                f"  %{_quoted(c.inside.name)} = phi {kind} [ {initial}, %{before} ], "
-                f"[ {after}, %{last} ]"
-            )
-        self.lines[at:at] = phis
-        self.line(f"br label %{head}")
-        self.block(done)
-        for c in each.carried:
-            # the values at the head are the last ones; a phi of one edge gives them another name
-            kind = self.type_of(c.inside)
-            self.let(
-                f"phi {kind} [ %{_quoted(c.inside.name)}, %{head} ]", f"%{_quoted(c.result.name)}"
-            )
-
-    def condition(self, each: If) -> None:
-        then, done = self.fresh("then"), self.fresh("done")
-        condition = self.spell(each.condition, Dtype.BOOL)
-        self.line(f"br i1 {condition}, label %{then}, label %{done}")
-        self.block(then)
-        self.body(each.body)
-        self.line(f"br label %{done}")
-        self.block(done)
 
 
 def _quoted(name: str) -> str:

@@ -1,259 +1,198 @@
-"""Multiply rows by a square matrix in LLVM IR, by their events or densely.
+"""Multiply rows of one step by square matrices in LLVM IR, by their events or densely.
 
-The matrix comes in panels: all rows of its first columns, then all rows of the next ones, the last
+A matrix comes in panels: all rows of its first columns, then all rows of the next ones, the last
 panel padded with zeros. The sums of a panel stay in registers. Four rows share what is read of the
 matrix, unless most of their values are zero: then each adds up the rows of the matrix where it is
-not. Contraction is allowed, unlike in a step: no sum of products has an order that is promised.
+not. Rows are the inner loop, so that a panel stays in the cache for all of them. Contraction is
+allowed, unlike in a step: no sum of products has an order that is promised.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer, below
+
 DENSE = 0.4  # share of values that are not zero from which the dense product is faster
 _QUAD = 4  # rows that are multiplied together
-
-_MULTIPLY = """\
-define internal void @multiply(ptr noalias %source, ptr noalias %matrix, ptr noalias %target, \
-i64 %rows, i64 %size) noinline {{
-start:
-  %all = mul i64 %size, {quad}
-  %most = mul i64 %all, {dense}
-  %events.most = add i64 %size, 1
-  %events = alloca i64, i64 %events.most
-  br label %next
-next:
-  %row = phi i64 [ 0, %start ], [ %row.quad, %dense ], [ %row.quad, %quad.done ], \
-[ %row.one, %single ]
-  %left = sub i64 %rows, %row
-  %at = mul i64 %row, %size
-  %from = getelementptr {real}, ptr %source, i64 %at
-  %to = getelementptr {real}, ptr %target, i64 %at
-  %row.quad = add i64 %row, {quad}
-  %row.one = add i64 %row, 1
-  %several = icmp sge i64 %left, {quad}
-  br i1 %several, label %quad, label %rest
-rest:
-  %some = icmp sgt i64 %left, 0
-  br i1 %some, label %single, label %end
-single:
-  call void @multiply_events(ptr %from, ptr %matrix, ptr %to, i64 %size, ptr %events)
-  br label %next
-quad:
-  %count = call i64 @count_events(ptr %from, i64 %all)
-  %percent = mul i64 %count, 100
-  %is.dense = icmp sgt i64 %percent, %most
-  br i1 %is.dense, label %dense, label %sparse
-dense:
-  call void @multiply_densely(ptr %from, ptr %matrix, ptr %to, i64 %size)
-  br label %next
-sparse:
-  %r = phi i64 [ 0, %quad ], [ %r.next, %sparse ]
-  %r.at = mul i64 %r, %size
-  %r.from = getelementptr {real}, ptr %from, i64 %r.at
-  %r.to = getelementptr {real}, ptr %to, i64 %r.at
-  call void @multiply_events(ptr %r.from, ptr %matrix, ptr %r.to, i64 %size, ptr %events)
-  %r.next = add i64 %r, 1
-  %r.more = icmp slt i64 %r.next, {quad}
-  br i1 %r.more, label %sparse, label %quad.done
-quad.done:
-  br label %next
-end:
-  ret void
-}}
-
-define internal i64 @count_events(ptr noalias %from, i64 %values) noinline {{
-start:
-  %whole = sdiv i64 %values, {narrow}
-  %vectors.end = mul i64 %whole, {narrow}
-  br label %vectors
-vectors:
-  %i = phi i64 [ 0, %start ], [ %i.next, %vector ]
-  %found = phi i64 [ 0, %start ], [ %found.next, %vector ]
-  %i.more = icmp slt i64 %i, %vectors.end
-  br i1 %i.more, label %vector, label %rest
-vector:
-  %v.at = getelementptr {real}, ptr %from, i64 %i
-  %v = load <{narrow} x {real}>, ptr %v.at, align {bytes}
-  %v.is = fcmp une <{narrow} x {real}> %v, zeroinitializer
-  %v.bits = bitcast <{narrow} x i1> %v.is to i{narrow}
-  %v.count = call i{narrow} @llvm.ctpop.i{narrow}(i{narrow} %v.bits)
-  %v.wide = zext i{narrow} %v.count to i64
-  %found.next = add i64 %found, %v.wide
-  %i.next = add i64 %i, {narrow}
-  br label %vectors
-rest:
-  %j = phi i64 [ %vectors.end, %vectors ], [ %j.next, %one ]
-  %sum = phi i64 [ %found, %vectors ], [ %sum.next, %one ]
-  %j.more = icmp slt i64 %j, %values
-  br i1 %j.more, label %one, label %end
-one:
-  %o.at = getelementptr {real}, ptr %from, i64 %j
-  %o = load {real}, ptr %o.at
-  %o.is = fcmp une {real} %o, 0.0
-  %o.wide = zext i1 %o.is to i64
-  %sum.next = add i64 %sum, %o.wide
-  %j.next = add i64 %j, 1
-  br label %rest
-end:
-  ret i64 %sum
-}}
-
-define internal void @multiply_events(ptr noalias %from, ptr noalias %matrix, ptr noalias %to, \
-i64 %size, ptr noalias %events) noinline {{
-start:
-  br label %list
-list:
-  %k = phi i64 [ 0, %start ], [ %k.next, %list ]
-  %count = phi i64 [ 0, %start ], [ %count.next, %list ]
-  %event.at = getelementptr i64, ptr %events, i64 %count
-  store i64 %k, ptr %event.at
-  %v.at = getelementptr {real}, ptr %from, i64 %k
-  %v = load {real}, ptr %v.at
-  %v.is = fcmp une {real} %v, 0.0
-  %v.one = zext i1 %v.is to i64
-  %count.next = add i64 %count, %v.one
-  %k.next = add i64 %k, 1
-  %k.more = icmp slt i64 %k.next, %size
-  br i1 %k.more, label %list, label %panels
-panels:
-  %low = phi i64 [ 0, %list ], [ %low.next, %store ]
-  %more = icmp slt i64 %low, %size
-  br i1 %more, label %panel, label %end
-panel:
-  %offset = mul i64 %low, %size
-  %first = getelementptr {real}, ptr %matrix, i64 %offset
-  br label %sum
-sum:
-  %e = phi i64 [ 0, %panel ], [ %e.next, %add ]
-  %acc = phi {vector} [ zeroinitializer, %panel ], [ %acc.next, %add ]
-  %e.more = icmp slt i64 %e, %count.next
-  br i1 %e.more, label %add, label %store
-add:
-  %e.at = getelementptr i64, ptr %events, i64 %e
-  %index = load i64, ptr %e.at
-  %m.off = mul i64 %index, {panel}
-  %m.at = getelementptr {real}, ptr %first, i64 %m.off
-  %m = load {vector}, ptr %m.at, align {bytes}
-  %a.at = getelementptr {real}, ptr %from, i64 %index
-  %a = load {real}, ptr %a.at
-  %a.0 = insertelement {vector} poison, {real} %a, i64 0
-  %a.all = shufflevector {vector} %a.0, {vector} poison, <{panel} x i32> zeroinitializer
-  %acc.next = call {vector} @llvm.fmuladd.{suffix}({vector} %a.all, {vector} %m, {vector} %acc)
-  %e.next = add i64 %e, 1
-  br label %sum
-store:
-  %mask = call <{panel} x i1> @panel_mask(i64 %low, i64 %size)
-  %to.at = getelementptr {real}, ptr %to, i64 %low
-  call void @llvm.masked.store.{suffix}.p0({vector} %acc, ptr %to.at, i32 {bytes}, \
-<{panel} x i1> %mask)
-  %low.next = add i64 %low, {panel}
-  br label %panels
-end:
-  ret void
-}}
-
-define internal <{panel} x i1> @panel_mask(i64 %low, i64 %size) {{
-  %left = sub i64 %size, %low
-  %left.0 = insertelement <{panel} x i64> poison, i64 %left, i64 0
-  %left.all = shufflevector <{panel} x i64> %left.0, <{panel} x i64> poison, \
-<{panel} x i32> zeroinitializer
-  %mask = icmp slt <{panel} x i64> <{numbers}>, %left.all
-  ret <{panel} x i1> %mask
-}}
-"""
-
-
-def _dense_source(real: str, panel: int, suffix: str, size: int) -> list[str]:
-    """Return the function that multiplies four rows, a panel at a time."""
-    vector = f"<{panel} x {real}>"
-    rows = range(_QUAD)
-    lines = [
-        "define internal void @multiply_densely(ptr noalias %from, ptr noalias %matrix, "
-        "ptr noalias %to, i64 %size) noinline {",
-        "start:",
-        *(f"  %at{r} = mul i64 %size, {r}" for r in rows),
-        *(f"  %from{r} = getelementptr {real}, ptr %from, i64 %at{r}" for r in rows),
-        *(f"  %to{r} = getelementptr {real}, ptr %to, i64 %at{r}" for r in rows),
-        "  br label %panels",
-        "panels:",
-        "  %low = phi i64 [ 0, %start ], [ %low.next, %store ]",
-        "  %more = icmp slt i64 %low, %size",
-        "  br i1 %more, label %panel, label %end",
-        "panel:",
-        "  %offset = mul i64 %low, %size",
-        f"  %first = getelementptr {real}, ptr %matrix, i64 %offset",
-        "  br label %sum",
-        "sum:",
-        "  %k = phi i64 [ 0, %panel ], [ %k.next, %add ]",
-    ]
-    for r in rows:
-        lines.append(
-            f"  %acc{r} = phi {vector} [ zeroinitializer, %panel ], [ %acc{r}.next, %add ]"
-        )
-    lines += [
-        "  %k.more = icmp slt i64 %k, %size",
-        "  br i1 %k.more, label %add, label %store",
-        "add:",
-        f"  %m.off = mul i64 %k, {panel}",
-        f"  %m.at = getelementptr {real}, ptr %first, i64 %m.off",
-        f"  %m = load {vector}, ptr %m.at, align {size}",
-    ]
-    for r in rows:
-        lines += [
-            f"  %a{r}.at = getelementptr {real}, ptr %from{r}, i64 %k",
-            f"  %a{r} = load {real}, ptr %a{r}.at",
-            f"  %a{r}.0 = insertelement {vector} poison, {real} %a{r}, i64 0",
-            f"  %a{r}.all = shufflevector {vector} %a{r}.0, {vector} poison, "
-            f"<{panel} x i32> zeroinitializer",
-            f"  %acc{r}.next = call {vector} @llvm.fmuladd.{suffix}({vector} %a{r}.all, "
-            f"{vector} %m, {vector} %acc{r})",
-        ]
-    lines += [
-        "  %k.next = add i64 %k, 1",
-        "  br label %sum",
-        "store:",
-        f"  %mask = call <{panel} x i1> @panel_mask(i64 %low, i64 %size)",
-    ]
-    for r in rows:
-        lines += [
-            f"  %to{r}.at = getelementptr {real}, ptr %to{r}, i64 %low",
-            f"  call void @llvm.masked.store.{suffix}.p0({vector} %acc{r}, ptr %to{r}.at, "
-            f"i32 {size}, <{panel} x i1> %mask)",
-        ]
-    lines += [
-        f"  %low.next = add i64 %low, {panel}",
-        "  br label %panels",
-        "end:",
-        "  ret void",
-        "}",
-    ]
-    return lines
+_ARGUMENTS = ("rows", "size", "first", "count", "matrices", "step")
 
 
 def product_source(real: str, panel: int, narrow: int) -> tuple[list[str], set[str]]:
-    """Return the functions, of which ``@multiply(source, matrix, target, rows, size)`` is called.
+    """Return the function that multiplies, ``@multiply``, and LLVM's own ones that it calls.
+
+    Its arguments are pointers to ``source``, ``matrix`` and ``target``, then integers: ``rows`` of
+    ``size`` values, the ``first`` and the ``count`` of the ``matrices`` that are read, and from the
+    target of one of them to that of the next, a ``step``.
 
     Args:
         real: type of the values.
         panel: columns of a panel.
         narrow: values of a register.
     """
-    size = 4 if real == "float" else 8
-    vector, suffix = f"<{panel} x {real}>", f"v{panel}f{8 * size}"
-    numbers = ", ".join(f"i64 {i}" for i in range(panel))
-    text = _MULTIPLY.format(
-        real=real,
-        panel=panel,
-        narrow=narrow,
-        vector=vector,
-        suffix=suffix,
-        bytes=size,
-        numbers=numbers,
-        quad=_QUAD,
-        dense=int(100 * DENSE),
+    w = Writer()
+    source, matrix, target = (
+        Array(Value(w, f"%{name}", "ptr"), real) for name in ("source", "matrix", "target")
     )
-    declared = {
-        f"declare {vector} @llvm.fmuladd.{suffix}({vector}, {vector}, {vector})",
-        f"declare void @llvm.masked.store.{suffix}.p0({vector}, ptr, i32, <{panel} x i1>)",
-        f"declare i{narrow} @llvm.ctpop.i{narrow}(i{narrow})",
-    }
-    return [*text.splitlines(), "", *_dense_source(real, panel, suffix, size)], declared
+    rows, size, first, count, matrices, step = (Value(w, f"%{n}", WORD) for n in _ARGUMENTS)
+    zero, width = w.literal(0, WORD), size + 1
+    with w.when(count >= 1):
+        listed = w.value(f"alloca i32, {rows * width}", "ptr")
+        counted = w.value(f"alloca i64, {rows}", "ptr")
+        lists = _Lists(Array(listed, "i32"), Array(counted, WORD), width)
+        lists.fill(source, rows, size, narrow)
+        tables = (size + (panel - 1)) // panel * panel * size
+        with w.loop(0, count) as tap:
+            number = first + tap.index
+            table, out = matrix.at(number * tables), target.at(tap.index * step)
+            overwrites = number.equals(matrices - 1)
+            with w.repeat(below(size), zero) as block:
+                low = block.index
+                sums = _Sums(size, low, overwrites, panel)
+                _multiply_panel(lists, source, table.at(low * size), out, rows, sums)
+                block.next = (low + panel,)
+    w.line("ret void")
+    given = ", ".join(f"i64 %{name}" for name in _ARGUMENTS)
+    pointers = "ptr noalias %source, ptr noalias %matrix, ptr noalias %target"
+    head = f"define internal void @multiply({pointers}, {given}) noinline {{"
+    return [head, "begin:", *w.lines, "}"], w.declared
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The places of the values of each row that are not zero.
+
+    Args:
+        places: of all rows.
+        counts: how many a row has; -1 where it is the first of four that are multiplied densely.
+        width: room for the places of a row.
+    """
+
+    places: Array
+    counts: Array
+    width: Value
+
+    def of(self, row: Value) -> Array:
+        return self.places.at(row * self.width)
+
+    def fill(self, source: Array, rows: Value, size: Value, narrow: int) -> None:
+        """List the events of all rows but those that are multiplied densely."""
+        w = rows.writer
+        with w.repeat(below(rows), w.literal(0, WORD)) as turn:
+            row = turn.index
+            line = source.at(row * size)
+            is_quad = (row % _QUAD).equals(0) & (rows - row >= _QUAD)
+            dense = w.choose(
+                is_quad,
+                lambda: [_is_dense(line, size * _QUAD, narrow)],
+                lambda: [Value(w, "false", "i1")],
+            )[0]
+            with w.when(dense):
+                self.counts[row] = -1
+            with w.when(dense ^ 1):
+                self._write(row, line, size)
+            turn.next = (row + w.select(dense, _QUAD, 1),)
+
+    def _write(self, row: Value, line: Array, size: Value) -> None:
+        """List the events of a row; NaN is one."""
+        w, places = row.writer, self.of(row)
+        with w.loop(0, size, w.literal(0, WORD)) as one:
+            (found,) = one.carried
+            # without a branch, and overwritten if it is none
+            places[found] = one.index
+            event = w.convert("zext", line[one.index].differs(0.0), WORD)
+            one.next = (found + event,)
+        self.counts[row] = one.carried[0]
+
+
+def _is_dense(values: Array, count: Value, narrow: int) -> Value:
+    """Whether more of some values are not zero than events are good for."""
+    w = count.writer
+    whole, kind = count // narrow * narrow, f"i{narrow}"
+    with w.loop(0, whole, w.literal(0, WORD), step=narrow) as block:
+        events = values.vector(block.index, narrow).differs(0.0)
+        bits = w.intrinsic(f"llvm.ctpop.{kind}", kind, w.convert("bitcast", events, kind))
+        block.next = (block.carried[0] + w.convert("zext", bits, WORD),)
+    with w.loop(whole, count, *block.carried) as one:
+        event = w.convert("zext", values[one.index].differs(0.0), WORD)
+        one.next = (one.carried[0] + event,)
+    return count * int(100 * DENSE) < one.carried[0] * 100
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The sums of a panel, from the target and back to it.
+
+    Args:
+        size: of a row.
+        low: the first column.
+        overwrites: whether they begin with zero.
+        panel: columns.
+    """
+
+    size: Value
+    low: Value
+    overwrites: Value
+    panel: int
+
+    def begin(self, target: Array) -> Value:
+        """Return what the sums of a row begin with."""
+        w, left = self.low.writer, self.size - self.low
+        zeros = Value(w, "zeroinitializer", f"<{self.panel} x {target.element}>")
+
+        def read() -> Sequence[Value]:
+            return w.choose(
+                left >= self.panel,
+                lambda: [target.vector(self.low, self.panel)],
+                lambda: [target.some(self.low, left, self.panel)],
+            )
+
+        return w.choose(self.overwrites, lambda: [zeros], read)[0]
+
+    def end(self, target: Array, total: Value) -> None:
+        """Write the sums of a row."""
+        w, left = self.low.writer, self.size - self.low
+        is_whole = left >= self.panel
+        with w.when(is_whole):
+            target.store(self.low, total)
+        with w.when(is_whole ^ 1):
+            target.store_some(self.low, left, total)
+
+
+def _multiply_panel(
+    lists: _Lists, source: Array, table: Array, target: Array, rows: Value, sums: _Sums
+) -> None:
+    """Multiply all rows by a panel."""
+    w, size, panel = rows.writer, sums.size, sums.panel
+
+    def add(totals: Sequence[Value], lines: Sequence[Value], place: Value) -> tuple[Value, ...]:
+        """Add a row of the matrix, as often as the value there says, to the sums of some rows."""
+        weights = table.vector(place * panel, panel)
+        name = f"llvm.fmuladd.v{panel}f{32 if source.element == 'float' else 64}"
+        factors = (w.spread(source.at(line)[place], panel) for line in lines)
+        pairs = zip(totals, factors, strict=True)
+        return tuple([w.intrinsic(name, t.type, factor, weights, t) for t, factor in pairs])
+
+    with w.repeat(below(rows), w.literal(0, WORD)) as turn:
+        row = turn.index
+        count = lists.counts[row]
+
+        def dense(row: Value = row) -> Sequence[Value]:
+            lines = [(row + r) * size for r in range(_QUAD)]
+            begun = [sums.begin(target.at(line)) for line in lines]
+            with w.loop(0, size, *begun) as each:
+                each.next = add(each.carried, lines, each.index)
+            for line, total in zip(lines, each.carried, strict=True):
+                sums.end(target.at(line), total)
+            return [w.literal(_QUAD, WORD)]
+
+        def sparse(row: Value = row, count: Value = count) -> Sequence[Value]:
+            line, places = row * size, lists.of(row)
+            with w.loop(0, count, sums.begin(target.at(line))) as each:
+                each.next = add(each.carried, [line], places[each.index])
+            sums.end(target.at(line), each.carried[0])
+            return [w.literal(1, WORD)]
+
+        done = w.choose(count < 0, dense, sparse)[0]
+        turn.next = (row + done,)

@@ -10,10 +10,25 @@ import torch
 from tracetorch.core.requests import Request, Requests
 from tracetorch.fuse.runtime.backend import Backend
 
-NAMES = ("auto", "numba", "triton", "eager")
+
+def _cpu() -> Backend:
+    from tracetorch.fuse.runtime.cpu import CpuBackend
+
+    return CpuBackend()
+
+
+def _triton() -> Backend:
+    from tracetorch.fuse.runtime.gpu import TritonBackend
+
+    return TritonBackend()
+
+
+_BACKENDS = {"cpu": _cpu, "triton": _triton}  # each imported at the first call
+_BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}  # what "auto" selects
+NAMES = ("auto", *_BACKENDS, "eager")
 
 _log = logging.getLogger("tracetorch")
-_requests = Requests("backend", NAMES)
+_requests = Requests("backend", NAMES, {"numba": "cpu"})
 
 
 class backend(Request):  # noqa: N801 (used as a function, like torch.no_grad)
@@ -24,8 +39,9 @@ class backend(Request):  # noqa: N801 (used as a function, like torch.no_grad)
 
     Args:
         name: ``"auto"``, the kernels of the device and ``"eager"`` where they cannot run, logged
-            once; ``"numba"``, kernels for the CPU; ``"triton"``, kernels for the GPU; ``"eager"``,
-            plain PyTorch. One requested by name runs or raises.
+            once; ``"cpu"``, kernels for the CPU; ``"triton"``, kernels for the GPU; ``"eager"``,
+            plain PyTorch. One requested by name runs or raises. ``"numba"`` is an earlier name of
+            ``"cpu"``.
 
     Raises:
         ValueError: there is no such backend.
@@ -54,27 +70,30 @@ def requested_backend() -> str:
     return names[-1] if names else _requests.default
 
 
+def canonical_name(name: str) -> str:
+    """Return the name of a backend, given that or an earlier one.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    return _requests.check(name)
+
+
 @functools.cache
 def backend_named(name: str) -> Backend:
-    """Return the backend that a name requests, imported at the first call.
+    """Return the backend of a name, the same object each time.
 
     Args:
-        name: ``"numba"`` or ``"triton"``.
+        name: ``"cpu"`` or ``"triton"``.
     """
-    if name == "triton":
-        from tracetorch.fuse.runtime.gpu import TritonBackend
-
-        return TritonBackend()
-    from tracetorch.fuse.runtime.cpu import NumbaBackend
-
-    return NumbaBackend()
+    return _BACKENDS[name]()
 
 
 def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
     """Return why a backend cannot run on this machine, or ``None``.
 
     Args:
-        name: ``"numba"``, ``"triton"`` or ``"eager"``.
+        name: ``"cpu"``, ``"triton"`` or ``"eager"``.
         device: of the input; with it, also why it cannot run there and in this place, inside a
             transform or an export say.
 
@@ -86,17 +105,15 @@ def unavailable_reason(name: str, device: torch.device | None = None) -> str | N
         True
 
     """
-    _requests.check(name)
-    if name in ("auto", "eager"):
-        return None
-    return backend_named(name).unavailable_reason(device)
+    name = canonical_name(name)
+    return None if name in ("auto", "eager") else backend_named(name).unavailable_reason(device)
 
 
 def select_backend(device: torch.device) -> Backend | None:
     """Return the backend for an input on ``device``; ``None`` where eager steps are requested."""
     name = requested_backend()
     if name == "auto":
-        name = "numba" if device.type == "cpu" else "triton"
+        name = _BY_DEVICE.get(device.type, "triton")  # which says why not, elsewhere
     return None if name == "eager" else backend_named(name)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
+from tracetorch.core.functions import reads_nothing
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -23,7 +24,7 @@ from tracetorch.fuse.dispatch.backends import (
     requested_backend,
     select_backend,
 )
-from tracetorch.fuse.ir.fingerprint import fingerprint, reads_nothing
+from tracetorch.fuse.ir.fingerprint import fingerprint
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
@@ -223,18 +224,18 @@ def recurrent_plan_for(
     x: Tensor,
     states: Sequence[Tensor],
     kwargs: dict[str, Any],
-    previous: Tensor,
+    first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
 ) -> RecurrentPlan | None:
-    """Return the plan that runs a cell over ``x`` with its output fed back through a matrix.
+    """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
 
     Args:
         cell: as for :func:`plan_for`.
         x: as there.
         states: as there.
         kwargs: as there.
-        previous: the output before the first step.
+        first: the outputs before the first step.
         weight: of the connection.
         bias: of the connection.
 
@@ -248,13 +249,13 @@ def recurrent_plan_for(
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
     has_backward, _, trained = _gradient_needs(cell, (x,), states, kwargs)
-    for tensor in (previous, weight, bias):
+    for tensor in (first, weight, bias):
         needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         has_backward = has_backward or needs
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs_all = (has_backward, ("x",) if has_backward else (), trained)
     plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
-    if plan is None or plan.backend != "numba" or bool(plan.differentiated) != has_backward:
+    if plan is None or plan.backend != "cpu" or bool(plan.differentiated) != has_backward:
         return None
     return _recurrent(plan, has_backward and weight.requires_grad)
 

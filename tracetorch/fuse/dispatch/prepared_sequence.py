@@ -18,7 +18,6 @@ from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import requested_backend, select_backend
 from tracetorch.fuse.dispatch.plans import plan_for_needs, program_of
 from tracetorch.fuse.dispatch.second_derivative import Call
-from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.backend import Backend
@@ -44,19 +43,17 @@ class PreparedSequence:
         # parameters, buffers or parametrizations
         raws = [(name, getattr(layer, name)) for name in cell.raw_names]
         self.raws = tuple([(name, raw.shape, raw.dtype) for name, raw in raws])
-        self.requested = requested_backend()
+        self.requested, self.default_dtype = requested_backend(), torch.get_default_dtype()
         self.backend = select_backend(x.device)
         self.constrained: tuple[operators.Constrained, ...] = ()
         self.plans: dict[tuple[bool, ...], Plan] = {}
         self.rest: Tensor | None = None  # a state of zeros, which every call reads
         self.runs = False
-        unchanged = UnchangedStep(cell)
-        self.is_current = unchanged.holds
         if (
             self.backend is not None
             and self.backend.unavailable_reason(x.device) is None
             and self.dtype in _DTYPES
-            and unchanged.is_comparable
+            and cell.is_comparable
             and cell.has_plain_states
             and all(each.gradient for each in cell.constraints.values())
         ):

@@ -1,14 +1,15 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
 
-Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` is one loop over time too
-(``tracetorch/fuse/ir/schedule.py``). Neurons of a sample are coupled, samples are not:
-a task is eight samples. Each step multiplies by the events of the last one, or densely where more
-than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for
-backward is the sum that the step was given, in place of the input: states and outputs are computed
-again from it, step by step without a product, and the weight's gradient is one product over all of
-time. Hooks, overrides, parametrizations, autocast, half precision, transforms, ``torch.compile``, a
-record of the neuron inside, or a weight that is not finite (a skipped ``0 * inf`` would hide the
-NaN): then the modules are called step by step.
+Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
+time too (``tracetorch/fuse/ir/schedule.py``). Neurons of a sample are coupled, samples are not:
+a task is eight samples. The output of each step is multiplied by one matrix for each delay, with
+its events, or densely where more than 0.4 of four rows are not zero; backward does the same with
+the cotangents. What is kept for backward is the sum that the step was given, in place of the input:
+states and outputs are computed again from it, step by step without a product, and the weight's
+gradient is one product over all of time for each matrix. Hooks, overrides, parametrizations,
+autocast, half precision, transforms, ``torch.compile``, a record of the neuron inside, or a weight
+that is not finite (a skipped ``0 * inf`` would hide the NaN): then the modules are called step by
+step.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from tracetorch.fuse.ir.plan import RecurrentPlan
 def run_recurrence(
     cell: Cell,
     x: Tensor,
-    previous: Tensor,
+    first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
-    """Return outputs, the last output and the final states of a neuron in a loop with a matrix.
+    """Return outputs, the last output and the final states of a neuron in a loop with matrices.
 
     ::
 
-        output[t] = step(x[t] + bias + weight @ output[t - 1])
+        output[t] = step(x[t] + bias + sum_j  weight[..., j] @ output[t - taps + j])
 
     Args:
         cell: whose ``step``, its neurons in the last dimension.
         x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
-        previous: the output before the first step.
-        weight: ``[N, N]``.
+        first: the outputs before the first step ``[taps, ...]``, the oldest first.
+        weight: ``[N, N, taps]``, or ``[N, N]`` for one.
         bias: ``[N]``.
         states: the states before the first step, as ``step`` takes them.
         kwargs: the step kwargs.
@@ -60,21 +61,21 @@ def run_recurrence(
     active = [state for state in states if state is not None]
     tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
     connection = [weight] if bias is None else [weight, bias]
-    if observed_by((x, previous, *connection, *active, *tensors)) is not None:
+    if observed_by((x, first, *connection, *active, *tensors)) is not None:
         return None
-    plan = recurrent_plan_for(cell, x, active, kwargs, previous, weight, bias)
+    plan = recurrent_plan_for(cell, x, active, kwargs, first, weight, bias)
     # a product by events skips zeros, which an infinite weight would make NaN
     if plan is None or not weight.detach().sum().isfinite():
         return None
     params = [kwargs[name] for name in plan.program.params]
     if plan.has_backward:
         output, last, *ends = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            plan, x, previous, weight, bias, *active, *params
+            plan, x, first, weight, bias, *active, *params
         )
     else:
         from tracetorch.fuse.runtime import recurrence
 
-        results, _ = recurrence.forward(plan, x, previous, weight, bias, active, params)
+        results, _ = recurrence.forward(plan, x, first, weight, bias, active, params)
         output, last, *ends = results
     return output, last, ends
 
@@ -87,7 +88,7 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any,
         plan: RecurrentPlan,
         x: Tensor,
-        previous: Tensor,
+        first: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         *tensors: Tensor,
@@ -96,10 +97,10 @@ class _Recurrence(torch.autograd.Function):
 
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
-        results, kept = recurrence.forward(plan, x, previous, weight, bias, states, params)
+        results, kept = recurrence.forward(plan, x, first, weight, bias, states, params)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, previous, weight, *tensors)
+        ctx.save_for_backward(*kept, first, weight, *tensors)
         smooth = [plan.smooth_results[0], *plan.smooth_results]
         ctx.mark_non_differentiable(
             *(end for end, has_gradient in zip(results, smooth, strict=True) if not has_gradient)
@@ -114,20 +115,18 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
         with explain_freed_graph():
-            x, checkpoints, previous, weight, *tensors = ctx.saved_tensors
+            x, checkpoints, first, weight, *tensors = ctx.saved_tensors
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
-        found = recurrence.backward(
-            plan, x, checkpoints, previous, weight, states, params, incoming
-        )
-        _, wants_x, wants_previous, _, wants_bias, *_ = ctx.needs_input_grad
+        found = recurrence.backward(plan, x, checkpoints, first, weight, states, params, incoming)
+        _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
         d_bias = found.x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None
         return (
             None,
             found.x if wants_x else None,
-            found.previous if wants_previous else None,
+            found.first if wants_first else None,
             found.weight,
             d_bias,
             *found.states,

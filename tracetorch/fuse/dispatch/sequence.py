@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
 from tracetorch.fuse.dispatch import operators
-from tracetorch.fuse.dispatch.backends import backend_named, unavailable_reason
+from tracetorch.fuse.dispatch.backends import backend_named, canonical_name
 from tracetorch.fuse.dispatch.plans import (
     plan_for,
     plan_key,
@@ -66,7 +66,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     """Return why a backend would not run ``layer`` over ``x``, or ``None``.
 
     Args:
-        name: ``"numba"``, ``"triton"`` or ``"eager"``.
+        name: ``"cpu"``, ``"triton"`` or ``"eager"``.
         layer: a neuron layer; for anything without a ``step`` the reason says so.
         x: the inputs ``[T, ...]``.
 
@@ -76,7 +76,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     Example:
         >>> unsupported_reason("eager", LIF(3), torch.ones(4, 2, 3)) is None
         True
-        >>> unsupported_reason("numba", nn.Linear(3, 3), torch.ones(4, 2, 3))
+        >>> unsupported_reason("cpu", nn.Linear(3, 3), torch.ones(4, 2, 3))
         'Linear has no step: a backend runs the step of an snn.Neuron over time'
 
     """
@@ -85,10 +85,11 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     dtype = layer.check_input(x, sequence=True)
     if layer.cell.runs_by_step:
         return "methods of its own must see every step, so it is called once for each"
+    name = canonical_name(name)
     if name in ("auto", "eager"):
-        return unavailable_reason(name)
+        return None
     backend = backend_named(name)
-    if (reason := unavailable_reason(name, x.device)) is not None:
+    if (reason := backend.unavailable_reason(x.device)) is not None:
         return reason
     try:
         with torch.no_grad():

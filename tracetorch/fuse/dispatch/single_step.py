@@ -19,10 +19,9 @@ from tracetorch.cell import Cell, StepLayer
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.plans import program_of
-from tracetorch.fuse.dispatch.unchanged_step import UnchangedStep
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.cpu import NumbaBackend
+from tracetorch.fuse.runtime.cpu import CpuBackend
 from tracetorch.fuse.runtime.memory import write_parameters
 from tracetorch.fuse.runtime.single_step import compiled_step
 
@@ -43,19 +42,15 @@ class CompiledStep:
 
     def __init__(self, layer: StepLayer, cell: Cell, x: Tensor) -> None:
         self.cell, self.shape, self.dtype, self.device = cell, x.shape, x.dtype, x.device
-        self.requested = requested_backend()
+        self.requested, self.default_dtype = requested_backend(), torch.get_default_dtype()
         self.states, self.raw_names = cell.active, cell.raw_names
-        self.unchanged = UnchangedStep(cell)
-        self.is_current = self.unchanged.holds
         self.params: tuple[str, ...] = ()
-        # name, address, size, strides, bytes and a view of every raw parameter when it was last
-        # constrained
-        self.raw_values: tuple[tuple[str, int, int, Any, bytes, Any], ...] = ()
-        # what the last call left, and where
-        self.last_states: list[Tensor] = []
-        self.last_addresses: list[int] = []
+        # name, address, size, bytes and a view of every raw parameter when it was last constrained
+        self.raw_values: tuple[tuple[str, int, int, bytes, Any], ...] = ()
+        # the states that the last call left, by name, and where
+        self.left: list[tuple[str, Tensor, int]] = []
         plan = self._plan(layer, cell, x)
-        self.kernel: Callable[[tuple[int, ...]], None] | None = None
+        self.kernel: Callable[[int, int, list[int]], None] | None = None
         if plan is not None:
             self.params = plan.program.params
             self.inner = math.prod(x.shape[x.ndim + plan.dim + 1 :])
@@ -72,9 +67,9 @@ class CompiledStep:
             or x.dtype not in (torch.float32, torch.float64)
             or cell.runs_by_step
             or not cell.has_plain_states
-            or self.requested not in ("auto", "numba")
-            or not self.unchanged.is_comparable
-            or unavailable_reason("numba", x.device) is not None
+            or self.requested not in ("auto", "cpu")
+            or not cell.is_comparable
+            or unavailable_reason("cpu", x.device) is not None
         ):
             return None
         try:
@@ -84,7 +79,7 @@ class CompiledStep:
             return None
         return Plan(
             program,
-            backend=NumbaBackend.name,
+            backend=CpuBackend.name,
             dim=cell.dim_from_end(x.ndim),
             record=(),
             has_backward=False,
@@ -97,20 +92,24 @@ class CompiledStep:
         if self.kernel is None or not x.is_contiguous():
             return None
         attributes = layer.__dict__
-        starts = self._addresses_left(attributes)
-        if not starts:
+        addresses = self._addresses_left(attributes)
+        if not addresses:
             checked = layer.states_for(x, layer.check_input(x))
             states = [s.resolve_neg().contiguous() for s in checked if s is not None]
-            starts = list(map(Tensor.data_ptr, states))
-        self._refresh_parameters(layer)
+            addresses = list(map(Tensor.data_ptr, states))
+        if not self._has_parameters_of(attributes):
+            self._constrain_parameters(layer)
         output = torch.empty_like(x)  # twice as fast as empty
-        ends: list[Tensor] = []
-        for _ in self.states:
-            ends.append(torch.empty_like(x))
-        left = list(map(Tensor.data_ptr, ends))
-        self.kernel((x.data_ptr(), output.data_ptr(), *starts, *left))
-        attributes.update(zip(self.states, ends, strict=False))
-        self.last_states, self.last_addresses = ends, left
+        left: list[tuple[str, Tensor, int]] = []
+        for name in self.states:
+            end = torch.empty_like(x)
+            address = end.data_ptr()
+            addresses.append(address)
+            left.append((name, end, address))
+        self.kernel(x.data_ptr(), output.data_ptr(), addresses)
+        for name, end, _ in left:
+            attributes[name] = end
+        self.left = left
         return output
 
     def _addresses_left(self, attributes: dict[str, Any]) -> list[int]:
@@ -118,40 +117,42 @@ class CompiledStep:
 
         The tensor may be the same and its memory another, after ``state.data = ...``.
         """
-        # no device: what is at the same address is on the same one
-        shape, dtype = self.shape, self.dtype
-        last = zip(self.states, self.last_states, self.last_addresses, strict=False)
-        for name, state, address in last:
+        addresses: list[int] = []
+        for name, state, address in self.left:
+            # no device: what is at the same address is on the same one
             if (
                 attributes[name] is not state
                 or state.data_ptr() != address
-                or state.shape != shape
-                or state.dtype is not dtype
+                or state.shape != self.shape
+                or state.dtype is not self.dtype
                 or not state.is_contiguous()
             ):
                 return []
-        return self.last_addresses
+            addresses.append(address)
+        return addresses
 
-    def _refresh_parameters(self, layer: StepLayer) -> None:
-        """Constrain the parameters anew if any raw value is another than it was.
+    def _has_parameters_of(self, attributes: dict[str, Any]) -> bool:
+        """Whether every raw value is what it was when the parameters were constrained.
 
         Values are compared: a fused optimizer, or ``.data``, leaves no other trace.
         """
-        if self.raw_values or not self.raw_names:
-            parameters: dict[str, Any] = layer.__dict__["_parameters"]
-            buffers: dict[str, Any] = layer.__dict__["_buffers"]
-            for name, address, size, stride, content, view in self.raw_values:
-                raw = parameters.get(name, buffers.get(name))
-                if (
-                    raw is None
-                    or raw.data_ptr() != address
-                    or raw.numel() != size
-                    or raw.stride() != stride
-                    or view.tobytes() != content
-                ):
-                    break
-            else:
-                return
+        parameters: dict[str, Any] = attributes["_parameters"]
+        for name, address, size, content, view in self.raw_values:
+            raw = parameters.get(name)
+            if raw is None:
+                raw = attributes["_buffers"].get(name)
+            if (
+                raw is None
+                or raw.data_ptr() != address
+                or raw.numel() != size
+                or not raw.is_contiguous()
+                or view.tobytes() != content
+            ):
+                return False
+        return bool(self.raw_values) or not self.raw_names
+
+    def _constrain_parameters(self, layer: StepLayer) -> None:
+        """Constrain the parameters, and note the raw values that they follow from."""
         kwargs = layer.step_kwargs(len(self.shape), self.dtype)
         places = self.packed.reshape(-1, self.cell.num_neurons, self.inner)
         write_parameters([kwargs[name] for name in self.params], places[: len(self.params)])
@@ -162,7 +163,5 @@ class CompiledStep:
             # DLPack keeps the memory, so that the address stays its own; .numpy() would keep it
             # from being freed by FSDP. As integers, because NumPy has no bfloat16.
             view = np.from_dlpack(raw.view(_INTEGERS[raw.element_size()]))
-            raw_values.append(
-                (name, raw.data_ptr(), raw.numel(), raw.stride(), view.tobytes(), view)
-            )
+            raw_values.append((name, raw.data_ptr(), raw.numel(), view.tobytes(), view))
         self.raw_values = tuple(raw_values)

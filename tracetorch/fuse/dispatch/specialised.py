@@ -24,9 +24,8 @@ class Preparation(Protocol):
     device: torch.device
     requested: str
     """The backend that was requested when it was prepared."""
-
-    def is_current(self) -> bool:
-        """Whether what a cell's step calls is what it called when this was prepared."""
+    default_dtype: torch.dtype
+    """That of the tensors which the step makes of numbers."""
 
     def run(self, layer: StepLayer, x: Tensor) -> Any:
         """Return the result for an input; ``None`` where the general way must be taken."""
@@ -62,21 +61,22 @@ class Specialised(Opaque, Generic[P]):
             cell: what it is.
             x: an input that nobody observes.
         """
-        requested = requested_backend()
-        if requested == "eager":
-            return None
-        for each in self.kept:
+        requested, default_dtype = requested_backend(), torch.get_default_dtype()
+        kept = self.kept
+        for each in kept:
             if (
                 each.cell is cell
                 and each.shape == x.shape
                 and each.dtype is x.dtype
                 and each.device == x.device
                 and each.requested == requested
-                and each.is_current()
+                and each.default_dtype is default_dtype
             ):
-                if each is not self.kept[0]:
-                    self.kept = [each, *(other for other in self.kept if other is not each)]
+                if each is not kept[0]:
+                    self.kept = [each, *(other for other in kept if other is not each)]
                 return each.run(layer, x)
+        if requested == "eager":
+            return None
         new = self.prepare(layer, cell, x)
-        self.kept = [new, *self.kept][:_MOST]
+        self.kept = [new, *kept][:_MOST]
         return new.run(layer, x)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
@@ -60,7 +61,7 @@ def _fma_of(dtype: Any, x: float, y: float, z: float) -> Any:
     try:
         near = dtype.type(float(exact))
     except OverflowError:
-        return dtype.type(math.copysign(math.inf, exact))
+        return dtype.type(math.inf if exact > 0 else -math.inf)  # a fraction that is no float
     if not np.isfinite(near):
         return near
     # float() has rounded to float64: the nearest is this number or a neighbour, the even one of two
@@ -84,6 +85,12 @@ def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
             return math.inf
 
     return lambda x: np.vectorize(of, otypes=[float])(x).astype(np.asarray(x).dtype)[()]
+
+
+def _lgamma(x: Any) -> Any:
+    """Return PyTorch's ``lgamma``: Python's is off by five last places near its roots."""
+    values = np.asarray(x)
+    return torch.lgamma(torch.from_numpy(values.astype(float))).numpy().astype(values.dtype)[()]
 
 
 def _sigmoid(x: Any) -> Any:
@@ -118,7 +125,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "atan2": np.arctan2,
     **{op: getattr(np, f"arc{op[1:]}") for op in ("acos", "acosh", "asin", "asinh", "atan")},
     "atanh": np.arctanh,
-    **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc", "lgamma")},
+    **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc")},
+    "lgamma": _lgamma,
     **{op: getattr(np, op) for op in ("copysign", "fmod", "hypot", "nextafter")},
     **{op: getattr(np, op) for op in ("abs", "ceil", "cos", "cosh", "exp", "exp2", "expm1")},
     **{op: getattr(np, op) for op in ("floor", "log", "log10", "log1p", "log2", "sin", "sinh")},
@@ -244,8 +252,19 @@ class _Evaluator:
         self.values.update(zip((c.result for c in each.carried), now, strict=True))
 
     def product(self, each: Product) -> None:
-        matrix = self.memory[each.matrix.label]
+        matrices = self.memory[each.matrix.label]
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
-        rows = source.reshape(-1, len(matrix))
+        rows = source.reshape(-1, matrices.shape[-1])
         target = self.memory[each.target.label]
-        target[self.place(each.target_index, each.target)] = (rows @ matrix).ravel()
+        index, _ = each.target_index
+        assert not isinstance(index, Axis)
+        start, first, count = (
+            int(self.number(operand, "int64")) for operand in (index, each.first, each.count)
+        )
+        for j in range(count):
+            place = start - j if each.reverse else start + j
+            if place < 0 or first < 0:
+                raise IndexError(f"{place} of {each.target}, {first} of {each.matrix}")
+            found = (rows @ matrices[first + j]).ravel()
+            is_last = first + j == len(matrices) - 1
+            target[place] = found if is_last else target[place] + found

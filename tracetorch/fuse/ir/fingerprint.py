@@ -7,7 +7,6 @@ it returns.
 
 from __future__ import annotations
 
-import dis
 import enum
 import functools
 import types
@@ -17,6 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.functions import (
+    is_self_contained,
+    is_stable,
+    is_stable_class,
+    is_stable_module,
+    referenced_names,
+)
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.ir.graph import Unfusable
 
@@ -24,17 +30,6 @@ from tracetorch.fuse.ir.graph import Unfusable
 _IMMUTABLE = (type(None), bool, int, str, bytes, complex, enum.Enum, torch.dtype, torch.device)
 # Class attributes of these types are settings that methods may read.
 _SETTINGS = (float, *_IMMUTABLE, tuple, list, set, frozenset, dict, type)
-# Code of these packages does not change while the process runs.
-_STABLE_PACKAGES = (
-    "builtins",
-    "enum",
-    "functools",
-    "math",
-    "numpy",
-    "torch",
-    "tracetorch",
-    "typing",
-)
 
 
 def fingerprint(name: str, value: object) -> Hashable:
@@ -55,11 +50,11 @@ def fingerprint(name: str, value: object) -> Hashable:
         False
 
     """
-    if isinstance(value, Surrogate) and _is_stable_class(type(value)):  # type: ignore[arg-type]
+    if isinstance(value, Surrogate) and is_stable_class(type(value)):  # type: ignore[arg-type]
         # The common case, made fast: a surrogate of this package is described by its fields.
         fields = [v.hex() if isinstance(v, float) else (type(v), v) for v in vars(value).values()]
         return type(value), tuple(fields)
-    if type(value) is types.FunctionType and _is_self_contained(value):
+    if type(value) is types.FunctionType and is_self_contained(value):
         return value, value.__code__
     return _Fingerprinter(name).fingerprint(value)
 
@@ -108,24 +103,24 @@ class _Fingerprinter:
 
     def _function(self, function: types.FunctionType) -> Hashable:
         """Return the fingerprint of a function: code, closure, defaults and globals it names."""
-        if _is_self_contained(function):
+        if is_self_contained(function):
             return function, function.__code__
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         # A recursive inner function closes over itself.
         closure = self._all(content for content in cells if content is not function)
         defaults = self.fingerprint((function.__defaults__, function.__kwdefaults__ or {}))
         # Its globals stay; what it closes over is its own.
-        if _is_stable(function):
+        if is_stable(function):
             return function, function.__code__, closure, defaults
         fingerprints: list[Hashable] = []
-        names = _referenced_names(function.__code__)
+        names = referenced_names(function.__code__)
         for name in names:
             if name not in function.__globals__:
                 continue
             value = function.__globals__[name]
             if not isinstance(value, types.ModuleType):
                 fingerprints.append(self.fingerprint(value))
-            elif not _is_stable_module(value):
+            elif not is_stable_module(value):
                 fingerprints += self._module(value, names)
         # The code, not the function: a lambda that is made again is the same to a kernel.
         return function.__code__, closure, defaults, tuple(fingerprints)
@@ -140,7 +135,7 @@ class _Fingerprinter:
             member = vars(module).get(name)
             if not isinstance(member, types.ModuleType):
                 fingerprints.append(self.fingerprint(member))
-            elif member is not module and not _is_stable_module(member):
+            elif member is not module and not is_stable_module(member):
                 fingerprints += self._module(member, names)
         return fingerprints
 
@@ -148,7 +143,7 @@ class _Fingerprinter:
         """Return the fingerprint of a class: its methods and settings, inherited ones too."""
         parts: list[Hashable] = [kind]
         for base in kind.__mro__:
-            if _is_stable(base):
+            if is_stable(base):
                 continue
             for name, attribute in vars(base).items():
                 # Unwrap methods to the functions that are written in the class.
@@ -179,115 +174,6 @@ class _Fingerprinter:
         attributes = {**vars(value), **slots}
         fingerprints = tuple((name, self.fingerprint(part)) for name, part in attributes.items())
         return self.fingerprint(type(value)), fingerprints
-
-
-def reads_nothing(function: Any, callers: tuple[Any, ...] = ()) -> bool:
-    """Whether a function or class computes from its arguments alone, and always will.
-
-    True for stable packages, and for a plain function without closure and defaults that names no
-    globals but such functions and stable modules. Functions that call each other in a circle are
-    not followed, and count as others do.
-
-    Args:
-        function: the function or class.
-        callers: the functions through which it was reached.
-    """
-    if _is_stable(function):
-        return True
-    if not isinstance(function, types.FunctionType) or _holds_values(function):
-        return False
-    # torch.compile warns of a cache, and guards on what it follows here
-    names_of = _names_in if torch.compiler.is_compiling() else _referenced_names
-    names = names_of(function.__code__)
-    values = [function.__globals__[name] for name in names if name in function.__globals__]
-    callers = (*callers, function)
-    return all(
-        _is_stable_module(value)
-        if isinstance(value, types.ModuleType)
-        else callable(value)
-        and not any(value is caller for caller in callers)
-        and reads_nothing(value, callers)
-        for value in values
-    )
-
-
-def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
-    """Return the global callables that a function with :func:`reads_nothing` calls.
-
-    A global name can be rebound, as a notebook does when a cell runs again; who keeps a compiled
-    function compares these at each call.
-
-    Returns:
-        For each, the globals that hold it, its name there, and the callable; ``None`` where the
-        name is that of a builtin, which a global of the same name would hide.
-
-    """
-    if _is_stable(function):
-        return []
-    callables: list[tuple[dict[str, Any], str, object]] = []
-    for name in _global_names(function.__code__):
-        value = function.__globals__.get(name)
-        if not isinstance(value, types.ModuleType):
-            callables.append((function.__globals__, name, value))
-            callables += [] if value is None else helpers(value)
-    return callables
-
-
-def contents(function: Any) -> tuple[object, ...]:
-    """Return what can be replaced in a function while it stays the same object.
-
-    An editor that reloads modules, as IPython's ``%autoreload``, does so: whoever holds the
-    function then runs the new code.
-    """
-    if not isinstance(function, types.FunctionType):
-        return ()
-    return function.__code__, function.__defaults__, function.__kwdefaults__
-
-
-def _is_stable(owner: Any) -> bool:
-    """Whether a function or class is of a stable package."""
-    return _package(getattr(owner, "__module__", "")) in _STABLE_PACKAGES
-
-
-def _is_stable_module(module: types.ModuleType) -> bool:
-    return _package(module.__name__) in _STABLE_PACKAGES
-
-
-def _package(module_name: object) -> str:
-    return str(module_name).partition(".")[0]
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_stable_class(kind: type) -> bool:
-    """Whether a class and its bases are of stable packages."""
-    return all(_is_stable(base) for base in kind.__mro__)
-
-
-def _holds_values(function: types.FunctionType) -> bool:
-    """Whether a function has a closure or defaults."""
-    return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__)
-
-
-def _is_self_contained(function: types.FunctionType) -> bool:
-    """Whether a function is of a stable package, without closure or defaults."""
-    return not _holds_values(function) and _is_stable(function)
-
-
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names of globals and attributes in code, its inner functions included."""
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names_in(c))]))
-
-
-_referenced_names = functools.lru_cache(maxsize=1024)(_names_in)
-
-
-@functools.lru_cache(maxsize=1024)
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that code looks up among its globals, its inner functions included."""
-    names = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*names, *(n for c in inner for n in _global_names(c))]))
 
 
 def _is_generated(function: types.FunctionType) -> bool:

@@ -71,7 +71,6 @@ class Role(enum.Enum):
     GRAD_LAST_OUTPUT = "grad_last_output"
     GRAD_FIRST_OUTPUT = "grad_first_output"
     HELD = "held"
-    FEEDBACK = "feedback"
 
 
 READ_ONLY = frozenset(
@@ -82,7 +81,7 @@ READ_ONLY = frozenset(
     }
 )
 # Scratch of a task: nobody else sees it, and nothing is in it before the task begins.
-PRIVATE = frozenset({Role.PAST, Role.HELD, Role.FEEDBACK})
+PRIVATE = frozenset({Role.PAST, Role.HELD})
 # Sequences that the caller may lay out as it likes: strides of time and of rows are arguments.
 STRIDED = frozenset({Role.INPUT, Role.GRAD_OUTPUT, Role.GRAD_RECORD, Role.DRIVE})
 
@@ -245,13 +244,31 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Product:
-    """``target[index] = source[index] @ matrix``, for all rows of neurons of the task."""
+    """Multiply the rows of one step by several matrices, and add that to several steps.
+
+    ``target[i + j] += source[index] @ matrix[first + j]`` for ``j`` of ``0 ... count - 1``, none if
+    ``count`` is not positive, and for all rows of neurons of the task. The last matrix that the
+    buffer has is an exception: its product overwrites the target.
+
+    Args:
+        target: a sequence.
+        target_index: ``i``, and the lanes.
+        source: a sequence.
+        source_index: a step of it, and the lanes.
+        matrix: the matrices.
+        first: the first of them that is read.
+        count: how many are read.
+        reverse: whether the targets go down instead, ``target[i - j]``.
+    """
 
     target: Buffer
     target_index: tuple[Index, ...]
     source: Buffer
     source_index: tuple[Index, ...]
     matrix: Buffer
+    first: Operand
+    count: Operand
+    reverse: bool = False
 
 
 Statement: TypeAlias = (
@@ -315,7 +332,8 @@ def operands(statement: Statement) -> tuple[Operand, ...]:
         return (statement.condition,)
     if isinstance(statement, Product):
         both = (*statement.target_index, *statement.source_index)
-        return tuple(i for i in both if not isinstance(i, Axis))
+        indices = tuple(i for i in both if not isinstance(i, Axis))
+        return (*indices, statement.first, statement.count)
     return ()
 
 
@@ -358,7 +376,11 @@ def _text(body: Sequence[Statement], depth: int) -> list[str]:
         elif isinstance(each, Product):
             target = _place(each.target, each.target_index)
             source = _place(each.source, each.source_index)
-            lines.append(f"{pad}{target} = {source} @ {each.matrix}")
+            order = "down" if each.reverse else "up"
+            lines.append(
+                f"{pad}{target} and {order} += {source} @ {each.matrix}"
+                f"[{each.first} ...], {each.count} of them"
+            )
         else:
             lines.append(f"{pad}barrier")
     return lines
@@ -484,9 +506,14 @@ class KernelBuilder:
         source: Buffer,
         source_index: tuple[Index, ...],
         matrix: Buffer,
+        first: Operand,
+        count: Operand,
+        *,
+        reverse: bool = False,
     ) -> None:
         """Append a product."""
-        self._append(Product(target, target_index, source, source_index, matrix))
+        places = (target, target_index, source, source_index)
+        self._append(Product(*places, matrix, first, count, reverse))
 
     @contextmanager
     def loop(

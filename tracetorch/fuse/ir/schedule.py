@@ -5,9 +5,13 @@ forward pass stores the states at the beginning of every segment but the first (
 the backward pass visits segments from the last one, recomputes the states before each step of one
 (``past``) from its checkpoint, and walks back through it. A segment is ``every`` steps.
 
-In a linear recurrence, ``x[t] = input[t] + bias + output[t - 1] @ matrix``, the lanes of a row are
-coupled, so time is the outer loop there: a product, then one step of all lanes of the task, whose
-states are ``held`` in memory. Forward keeps ``drive``, the sum that the step is given.
+In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, the lanes
+of a row are coupled, so time is the outer loop there: one step of all lanes of the task, whose
+states are ``held`` in memory, then its output times every matrix, added to what the steps to come
+are given. So a step is multiplied once, and its events are listed once, however many matrices there
+are: ``taps``, one for each delay. Forward keeps ``drive``, the sum that the step is given; before
+its step that memory holds the products so far. So does the input's gradient in backward, which goes
+from each step to those before it.
 """
 
 from __future__ import annotations
@@ -79,15 +83,25 @@ class _Writer:
 
     def constants(self) -> dict[str, Operand]:
         """Load the literals and parameters that the graphs read; return them by name."""
+        return self.numbers() | self.parameters()
+
+    def numbers(self) -> dict[str, Operand]:
+        """Load the literals that the graphs read; return them by name."""
         env: dict[str, Operand] = {}
         used = {number for graph in self.graphs for number in graph.literals()}
         for i, number in enumerate(self.plan.literals):
             if number.hex() in used:
                 env[number.hex()] = self.k.load(self.literals, (i,), "c")
-        for name, buffer in self.params.items():
-            if f"p_{name}" in self.read:
-                env[f"p_{name}"] = self.k.load(buffer, (NEURON,), f"p_{name}")
         return env
+
+    def parameters(self) -> dict[str, Operand]:
+        """Load the parameters that the graphs read; return them by name."""
+        buffers = {f"p_{name}": buffer for name, buffer in self.params.items()}
+        return {n: self.k.load(buffers[n], (NEURON,), n) for n in self.parameter_names()}
+
+    def parameter_names(self) -> list[str]:
+        """Return the names of the parameters that the graphs read."""
+        return [f"p_{name}" for name in self.params if f"p_{name}" in self.read]
 
     def compute(self, graph: Graph, env: Mapping[str, Operand]) -> dict[str, Operand]:
         """Write the lines of a graph; return its outputs by name."""
@@ -124,14 +138,23 @@ class _Writer:
         """Declare memory for one value of each name, which stays between two loops over lanes."""
         return self.k.buffer(Role.HELD, "", (max(1, len(names)), LANES))
 
-    def keep(self, held: Buffer, values: Mapping[str, Operand]) -> None:
+    def keep(self, held: Buffer, values: Iterable[Operand]) -> None:
         """Write what is held, in order."""
-        for i, value in enumerate(values.values()):
+        for i, value in enumerate(values):
             self.k.store(held, (i, LANE), value)
 
     def held(self, held: Buffer, names: Iterable[str]) -> dict[str, Operand]:
-        """Read the states that are held."""
-        return {f"s_{n}": self.k.load(held, (i, LANE), f"s_{n}") for i, n in enumerate(names)}
+        """Read what is held, by name."""
+        return {n: self.k.load(held, (i, LANE), n) for i, n in enumerate(names)}
+
+    def hold_parameters(self) -> Buffer:
+        """Declare memory for the parameters of each lane: finding its neuron takes divisions."""
+        count = max(1, len(self.parameter_names()))
+        return self.k.buffer(Role.HELD, "parameters", (count, LANES))
+
+    def held_constants(self, held: Buffer) -> dict[str, Operand]:
+        """Load what :meth:`constants` does, parameters from where they are held."""
+        return self.numbers() | self.held(held, self.parameter_names())
 
     def store_checkpoint(
         self, checkpoints: Buffer, segment: Value, states: Mapping[str, Operand]
@@ -208,8 +231,8 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     Args:
         plan: the plan.
         in_chunks: compute ``chunk`` steps of one block of lanes, then those of the next, and hold
-            the states in memory meanwhile. Where a processor has few lanes at a time, memory is so
-            walked in longer runs.
+            the states and parameters in memory meanwhile. Where a processor has few lanes at a
+            time, memory is so walked in longer runs.
     """
     program, names = plan.program, plan.program.states
     w = _Writer("forward", "forward pass", plan, [program.forward])
@@ -254,22 +277,24 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
                 k.store(buffer, (LANE,), outer.results[f"s_{name}"])
         return k.kernel()
 
-    held = w.hold(names)
+    carried = [f"s_{name}" for name in names]
+    held, parameters = w.hold(carried), w.hold_parameters()
     with k.lanes():
-        w.keep(held, {f"s_{n}": k.load(b, (LANE,), "start") for n, b in starts.items()})
+        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.keep(parameters, w.parameters().values())
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, w.held(held, names))
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, carried))
         with k.loop("chunk", 0, w.chunks) as chunk:
             first, last = w.chunk_bounds(chunk.index, begin, end)
             with k.lanes():
-                env = w.constants()
-                w.keep(held, walk(env, w.held(held, names), first, last))
+                env = w.held_constants(parameters)
+                w.keep(held, walk(env, w.held(held, carried), first, last).values())
     with k.lanes():
-        for name, value in zip(ends, w.held(held, names).values(), strict=True):
-            k.store(ends[name], (LANE,), value)
+        for buffer, value in zip(ends.values(), w.held(held, carried).values(), strict=True):
+            k.store(buffer, (LANE,), value)
     return k.kernel()
 
 
@@ -357,45 +382,51 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     w = _Writer("forward", "forward pass in a linear recurrence", plan, [program.forward])
     w.sizes()
     k = w.k
+    taps = k.size("taps")
     given = k.buffer(Role.INPUT, "given", (Size(w.steps), LANES))
     w.declare_constants()
-    matrix = k.buffer(Role.MATRIX, "", (Extent.NEURONS, Extent.NEURONS))
+    matrix = k.buffer(Role.MATRIX, "", (Size(taps), NEURONS, NEURONS))
     bias = k.buffer(Role.BIAS, "", (NEURONS,))
     drive = k.buffer(Role.DRIVE, "", (Size(w.steps), LANES))
-    first = k.buffer(Role.FIRST_OUTPUT, "", (LANES,))
+    first = k.buffer(Role.FIRST_OUTPUT, "", (Size(taps), LANES))
     output = k.buffer(Role.OUTPUT, "", (Size(w.steps), LANES))
     last = k.buffer(Role.LAST_OUTPUT, "", (LANES,))
     starts = w.each(Role.START, states, LANES)
     ends = w.each(Role.END, states, LANES)
     kept = max(1, len(plan.recomputed))
     checkpoints = k.buffer(Role.CHECKPOINTS, "", (Size(w.segments, -1), kept, LANES))
-    held = w.hold(states)
+    carried = [f"s_{name}" for name in states]
+    held, parameters = w.hold(carried), w.hold_parameters()
     with k.lanes():
-        w.keep(held, {name: k.load(b, (LANE,), "start") for name, b in starts.items()})
+        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.keep(parameters, w.parameters().values())
+    with k.loop("past", 0, taps) as walk:
+        # the oldest output reaches the first step, and no other, with the last matrix
+        skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
+        count = k.op("min", k.op("add", walk.index, 1), w.steps)
+        k.product(drive, (0, LANE), first, (walk.index, LANE), matrix, skipped, count)
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(checkpoints, outer.index, w.held(held, states))
+                w.store_checkpoint(checkpoints, outer.index, w.held(held, carried))
         with k.loop("t", begin, end) as walk:
             t = walk.index
-            with k.when(k.op("eq", t, 0)):
-                k.product(drive, (t, LANE), first, (LANE,), matrix)
-            with k.when(k.op("gt", t, 0)):
-                before = k.op("sub", t, 1)
-                k.product(drive, (t, LANE), output, (before, LANE), matrix)
             with k.lanes():
-                env = w.constants()
+                env = w.held_constants(parameters)
                 shift = k.load(bias, (NEURON,), "bias")
                 fed = k.op("add", k.load(drive, (t, LANE), "fed"), shift)
                 x = k.op("add", k.load(given, (t, LANE), "given"), fed)
                 k.store(drive, (t, LANE), x)
-                results = w.compute(program.forward, {**env, **w.held(held, states), "x": x})
+                results = w.compute(program.forward, {**env, **w.held(held, carried), "x": x})
                 k.store(output, (t, LANE), results["output"])
-                w.keep(held, {name: results[f"next_{name}"] for name in states})
+                w.keep(held, [results[f"next_{name}"] for name in states])
+            left = k.op("sub", k.op("sub", w.steps, 1), t)
+            following, count = k.op("add", t, 1), k.op("min", taps, left)
+            k.product(drive, (following, LANE), output, (t, LANE), matrix, 0, count)
     with k.lanes():
-        for name, value in zip(ends, w.held(held, states).values(), strict=True):
-            k.store(ends[name], (LANE,), value)
+        for buffer, value in zip(ends.values(), w.held(held, carried).values(), strict=True):
+            k.store(buffer, (LANE,), value)
         final = k.op("sub", w.steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
     return k.kernel()
@@ -408,9 +439,10 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     w = _Writer("backward", title, plan, [plan.backward, plan.advance])
     w.sizes()
     k = w.k
+    taps = k.size("taps")
     inputs = w.each(Role.INPUT, program.inputs, Size(w.steps), LANES)
     w.declare_constants()
-    matrix = k.buffer(Role.MATRIX, "", (Extent.NEURONS, Extent.NEURONS))
+    matrix = k.buffer(Role.MATRIX, "", (Size(taps), NEURONS, NEURONS))
     kept = max(1, len(plan.recomputed))
     checkpoints = k.buffer(Role.CHECKPOINTS, "", (Size(w.segments, -1), kept, LANES))
     starts = w.each(Role.START, plan.recomputed, LANES)
@@ -419,34 +451,40 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     g_ends = w.each(Role.GRAD_END, states, LANES)
     d_x = k.buffer(Role.GRAD_INPUT, "x", (Size(w.steps), LANES))
     output = w.each(Role.OUTPUT, [""] * plan.needs_weight_gradient, Size(w.steps), LANES)
-    d_first = k.buffer(Role.GRAD_FIRST_OUTPUT, "", (LANES,))
+    d_first = k.buffer(Role.GRAD_FIRST_OUTPUT, "", (Size(taps), LANES))
     d_starts = w.each(Role.GRAD_START, states, LANES)
     sums = k.buffer(Role.SUMS, "", (max(1, len(plan.trained)), LANES), Dtype.FLOAT64)
     past = k.buffer(Role.PAST, "", (Size(w.every), kept, LANES))
     # cotangents of the states, then sums of parameters' gradients
     carried = [*(f"g_{name}" for name in states), *(f"sum_{name}" for name in plan.trained)]
-    held = k.buffer(Role.HELD, "", (max(1, len(carried)), LANES))
-    feedback = k.buffer(Role.FEEDBACK, "", (LANES,))
+    held, parameters = w.hold(carried), w.hold_parameters()
     trained = [(i + len(states), name) for i, name in enumerate(plan.trained)]
 
     with k.lanes():
         for i, buffer in enumerate(g_ends.values()):
             k.store(held, (i, LANE), k.load(buffer, (LANE,), "g_end"))
-        k.store(feedback, (LANE,), k.load(g_last, (LANE,), "g_last"))
+        w.keep(parameters, w.parameters().values())
+        # of these no product overwrites
+        open_ends = k.op("sub", w.steps, k.op("min", taps, w.steps))
+        with k.loop("i", open_ends, w.steps) as walk:
+            k.store(d_x, (walk.index, LANE), 0.0)
+        with k.loop("i", 0, taps) as walk:
+            k.store(d_first, (walk.index, LANE), 0.0)
+        final = k.op("sub", w.steps, 1)
+        k.store(d_x, (final, LANE), k.load(g_last, (LANE,), "g_last"))
     with k.loop("segment", 0, w.segments, reverse=True) as outer:
         begin, end = w.bounds(outer.index)
         with k.lanes():
-            env = w.constants()
+            env = w.held_constants(parameters)
             w.recompute((starts, checkpoints, past, inputs), env, outer.index, begin, end)
             for i, _ in trained:
                 k.store(held, (i, LANE), 0.0)
         with k.loop("t", begin, end, reverse=True) as walk:
             t = walk.index
             with k.lanes():
-                env = w.constants()
-                now = {n: k.load(held, (i, LANE), n) for i, n in enumerate(carried)}
+                env, now = w.held_constants(parameters), w.held(held, carried)
                 given = k.load(g_output, (t, LANE), "given")
-                now["g_output"] = k.op("add", k.load(feedback, (LANE,), "fed"), given)
+                now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
                 before = w.load_past(past, t, begin)
                 x = w.load_inputs(inputs, plan.backward, t)
                 results = w.compute(plan.backward, {**env, **now, **before, **x})
@@ -458,7 +496,10 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                 for i, name in trained:
                     total = k.op("add", now[f"sum_{name}"], results[f"d_p_{name}"])
                     k.store(held, (i, LANE), total)
-            k.product(feedback, (LANE,), d_x, (t, LANE), matrix)
+            preceding, count = k.op("sub", t, 1), k.op("min", taps, t)
+            k.product(d_x, (preceding, LANE), d_x, (t, LANE), matrix, 0, count, reverse=True)
+            newest, rest = k.op("sub", taps, 1), k.op("sub", taps, count)
+            k.product(d_first, (newest, LANE), d_x, (t, LANE), matrix, count, rest, reverse=True)
         with k.lanes():
             totals: dict[str, Operand] = {
                 f"sum_{name}": k.load(held, (i, LANE), f"sum_{name}") for i, name in trained
@@ -467,5 +508,4 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     with k.lanes():
         for i, buffer in enumerate(d_starts.values()):
             k.store(buffer, (LANE,), k.load(held, (i, LANE), "g_start"))
-        k.store(d_first, (LANE,), k.load(feedback, (LANE,), "g_first"))
     return k.kernel()

@@ -231,14 +231,26 @@ class _Verifier:
                 continue
             if self.use(place, Dtype.INT64, where):
                 self.fail("an index is uniform", where)
-            last = _sum_of_extent(extent)
-            if not self.positive(self.sum_of(place)):
-                self.fail(f"{place} may lie before the first place of {buffer}", where)
-            if not self.positive(_minus(_plus(last, (-1, ())), self.sum_of(place))):
-                self.fail(f"{place} may lie behind the last place of {buffer}", where)
+            at = self.sum_of(place)
+            self.within(place, at, at, extent, buffer, where)
         if found and not self.in_lanes and not isinstance(where, Product):
             self.fail("memory of lanes outside of lanes", where)
         return found
+
+    def within(
+        self,
+        name: object,
+        lowest: _Sum,
+        highest: _Sum,
+        extent: int | Size | Extent,
+        buffer: Buffer,
+        where: object,
+    ) -> None:
+        """Check that places lie in a dimension of a buffer."""
+        if not self.positive(lowest):
+            self.fail(f"{name} may lie before the first place of {buffer}", where)
+        if not self.positive(_minus(_plus(_sum_of_extent(extent), (-1, ())), highest)):
+            self.fail(f"{name} may lie behind the last place of {buffer}", where)
 
     def write(self, each: Store | Accumulate) -> None:
         lanes = self.access(each.buffer, each.index, each)
@@ -255,13 +267,32 @@ class _Verifier:
     def product(self, each: Product) -> None:
         if self.in_lanes:
             self.fail("a product within lanes", each)
-        for buffer, index in ((each.target, each.target_index), (each.source, each.source_index)):
-            self.access(buffer, index, each)
-            if Axis.LANE not in index or buffer.dtype is not each.matrix.dtype:
+        target, matrix = each.target, each.matrix
+        self.access(each.source, each.source_index, each)
+        if target not in self.kernel.buffers or matrix not in self.kernel.buffers:
+            self.fail("memory that is not an argument", each)
+        for buffer, index in ((target, each.target_index), (each.source, each.source_index)):
+            is_sequence = len(buffer.shape) == 2 and buffer.shape[1] is Extent.LANES
+            if not is_sequence or len(index) != 2 or isinstance(index[0], Axis):
+                self.fail("a product is of steps of sequences of lanes", each)
+            if index[1] is not Axis.LANE or buffer.dtype is not matrix.dtype:
                 self.fail("a product is of rows of lanes, of one dtype", each)
-        if each.target.role in READ_ONLY or each.matrix.role is not Role.MATRIX:
-            self.fail("a product reads a matrix and writes elsewhere", each)
-        self.stored.add(each.target)
+        if target.role in READ_ONLY or matrix.role is not Role.MATRIX:
+            self.fail("a product reads matrices and writes elsewhere", each)
+        if matrix.shape[1:] != (Extent.NEURONS, Extent.NEURONS):
+            self.fail("a matrix has rows and columns of neurons", each)
+        start = each.target_index[0]
+        assert not isinstance(start, Axis)
+        for operand in (start, each.first, each.count):
+            if self.use(operand, Dtype.INT64, each):
+                self.fail("an index is uniform", each)
+        # with a count of none no place is touched: it is enough that these bounds hold
+        begin, first = self.sum_of(start), self.sum_of(each.first)
+        more = _plus(self.sum_of(each.count), (-1, ()))
+        ends = (_minus(begin, more), begin) if each.reverse else (begin, _plus(begin, more))
+        self.within("a target", *ends, target.shape[0], target, each)
+        self.within("a matrix", first, _plus(first, more), matrix.shape[0], matrix, each)
+        self.stored.add(target)
 
     def loop(self, each: Loop) -> None:
         for bound in (each.start, each.stop):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
+from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size, Value
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
@@ -25,13 +25,14 @@ from tracetorch.fuse.runtime.machine_code import (
     this_machine,
     unavailable_reason,
 )
-from tracetorch.fuse.runtime.memory import wrong_memory
+from tracetorch.fuse.runtime.memory import cache_size, wrong_memory
 from tracetorch.fuse.runtime.threads import run_tasks
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
 _CHUNK = 8  # steps of a tile that are computed before those of the next block of lanes
 _SHORT = 16  # lines of a short step
+_WIDE_TASKS = 16  # from which on a task of a forward pass has twice as many lanes
 _TASKS = 64  # at least: enough to share evenly among threads, few enough for their partial sums
 
 
@@ -45,6 +46,7 @@ class _Grid(NamedTuple):
         groups: how many there are.
         tasks: tiles times groups.
         repeats: narrow rows of the layout that lie in one row of the grid.
+        task_lanes: lanes of a task at most.
         geometry: of the lanes of a call, as ``llvm_kernel.GEOMETRY`` names it.
     """
 
@@ -54,6 +56,7 @@ class _Grid(NamedTuple):
     groups: int
     tasks: int
     repeats: int
+    task_lanes: int
     geometry: tuple[int, ...]
 
 
@@ -67,15 +70,17 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
             one, whose states it holds in a core's nearest cache.
     """
     width = layout.neurons * layout.inner
+    tile = 2 * TILE if not grouped and layout.lanes >= 2 * TILE * _WIDE_TASKS else TILE
     # Narrow rows lie side by side in a tile, so that its vector operations have full width.
-    repeats = max(1, min(TILE // max(1, width), layout.outer))
+    repeats = max(1, min(tile // max(1, width), layout.outer))
     columns = width * repeats
     rows = -(-layout.outer // repeats)
-    tiles = -(-columns // TILE)
+    tiles = -(-columns // tile)
     per_group = max(1, tiles * rows // _TASKS) if grouped else 1
     groups = -(-rows // per_group)
-    geometry = (columns, layout.lanes, rows, per_group, TILE, layout.neurons, layout.inner)
-    return _Grid(columns, rows, per_group, groups, tiles * groups, repeats, geometry)
+    geometry = (columns, layout.lanes, rows, per_group, tile, layout.neurons, layout.inner)
+    tasks = tiles * groups
+    return _Grid(columns, rows, per_group, groups, tasks, repeats, per_group * tile, geometry)
 
 
 class Kernel(NamedTuple):
@@ -157,18 +162,21 @@ def scratch_values(kernel: Schedule, sizes: Mapping[Value, int], lanes: int) -> 
     return total
 
 
-def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -> Kernel:
+def kernel_of(
+    plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule], *, bypass: bool = False
+) -> Kernel:
     """Return a kernel of a plan, printed and compiled at the first call.
 
     Args:
         plan: the plan.
         backward: which one of its two.
         build: schedules it.
+        bypass: as for :func:`.print_kernel`.
     """
-    kernel: Kernel | None = plan.kernels.get(backward)
+    kernel: Kernel | None = plan.kernels.get((backward, bypass))
     if kernel is None:
         schedule = verify(build(plan))
-        printed = print_kernel(schedule, this_machine().processor)
+        printed = print_kernel(schedule, this_machine().processor, bypass=bypass)
         tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
@@ -177,12 +185,25 @@ def kernel_of(plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule]) -
         roles = tuple([role for role in schedule.roles if role not in PRIVATE])
         has_scratch = len(roles) < len(schedule.roles)
         kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines), roles, has_scratch)
-        plan.kernels[backward] = kernel
+        plan.kernels[backward, bypass] = kernel
     return kernel
 
 
 def _forward_kernel(plan: Plan) -> Schedule:
     return schedules.forward_kernel(plan, in_chunks=True)
+
+
+def _bypasses(sequences: Sequence[Tensor], grid: _Grid) -> bool:
+    """Whether to write sequences past the caches: they are large, and begin with a cache line.
+
+    For kernels that write long runs of lanes: others were twice as slow with it in one process of
+    ten, and faster by a fifth in the rest.
+    """
+    if sequences[0].nbytes < cache_size() // 8:
+        return False
+    size = sequences[0].itemsize
+    places = [size * grid.columns, size * grid.geometry[1], *map(Tensor.data_ptr, sequences)]
+    return not any(place % ALIGNMENT for place in places)
 
 
 def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
@@ -225,10 +246,10 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
     return gradients
 
 
-class NumbaBackend(Backend):
+class CpuBackend(Backend):
     """Kernels for the CPU."""
 
-    name = "numba"
+    name = "cpu"
     tile = TILE
 
     def device_type(self) -> str:
@@ -255,13 +276,17 @@ class NumbaBackend(Backend):
         if layout.lanes == 0:
             return results
         grid = _grid(layout, grouped=False)
-        kernel: Kernel = plan.kernels.get(False) or kernel_of(plan, False, _forward_kernel)
+        # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
+        # keep its states and parameters in registers.
+        is_short = len(plan.program.forward.lines) <= _SHORT
+        bypass = is_short and _bypasses([output, *records], grid)
+        kernel: Kernel = plan.kernels.get((False, bypass)) or kernel_of(
+            plan, False, _forward_kernel, bypass=bypass
+        )
         # Without checkpoints the whole sequence is one segment.
         every = plan.checkpoint_interval if len(checkpoints) else max(1, steps)
         segments = max(1, -(-steps // every))
-        # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
-        # keep its states and parameters in registers.
-        chunk = min(_CHUNK, every) if kernel.lines <= _SHORT else every
+        chunk = min(_CHUNK, every) if is_short else every
         sizes = (steps, every, segments, chunk, -(-every // chunk))
         buffers: dict[Role, Sequence[Any]] = {
             Role.INPUT: _sequences(inputs, layout, grid),
@@ -275,7 +300,7 @@ class NumbaBackend(Backend):
         }
         arguments = kernel.arguments(grid.geometry, sizes, buffers)
         work = steps * layout.lanes * (4 + kernel.lines)
-        scratch = kernel.scratch(sizes, grid.per_group * TILE) if kernel.has_scratch else ()
+        scratch = kernel.scratch(sizes, grid.task_lanes) if kernel.has_scratch else ()
         run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
         return results
 
@@ -300,7 +325,7 @@ class NumbaBackend(Backend):
         # in float64: a parameter's gradient sums over time, batch and space
         sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
         if layout.lanes:
-            kernel: Kernel = plan.kernels.get(True) or kernel_of(
+            kernel: Kernel = plan.kernels.get((True, False)) or kernel_of(
                 plan, True, schedules.backward_kernel
             )
             starts = dict(zip(program.states, states, strict=True))
@@ -323,7 +348,7 @@ class NumbaBackend(Backend):
             }
             arguments = kernel.arguments(grid.geometry, sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
-            scratch = kernel.scratch(sizes, grid.per_group * TILE) if kernel.has_scratch else ()
+            scratch = kernel.scratch(sizes, grid.task_lanes) if kernel.has_scratch else ()
             run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
         d_params = dict.fromkeys(program.params, nothing)

@@ -42,11 +42,12 @@ class TaskKernel(NamedTuple):
     """A kernel over tasks, as :func:`tracetorch.fuse.runtime.threads.run_tasks` runs it.
 
     Args:
-        run: does the tasks of a block that no other thread does, without the GIL.
+        run: does the tasks of a block that no other thread does, without the GIL; a block is an
+            address, or bytes that are only read.
         address: of its machine code, a C function of the address of a block.
     """
 
-    run: Callable[[int], None]
+    run: Callable[[int | bytes], None]
     address: int
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,17 @@ def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     array = _Lease(tuple(sizes), _NUMPY_DTYPES[dtype], mapping)
     array.give_back = partial(_pool.give_back, whole, mapping)
     return torch.from_numpy(array)
+
+
+@cache
+def cache_size() -> int:
+    """Return the bytes of the last cache before memory, or 32 MiB where the system does not say."""
+    for level in (4, 3):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            size = os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE")
+            if size > 0:
+                return size
+    return 32 << 20
 
 
 class _Scratch(threading.local):

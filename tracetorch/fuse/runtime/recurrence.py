@@ -29,6 +29,7 @@ class _Shape(NamedTuple):
         neurons: lanes of a row.
         rows: samples.
         per_task: of them, those that a task walks through time together.
+        taps: matrices, one for each delay.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class _Shape(NamedTuple):
     neurons: int
     rows: int
     per_task: int
+    taps: int
 
     @property
     def lanes(self) -> int:
@@ -46,25 +48,34 @@ class _Shape(NamedTuple):
         return -(-self.rows // self.per_task)
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Steps, steps of a segment, segments."""
-        return self.steps, self.every, (self.steps - 1) // self.every + 1
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Steps, steps of a segment, segments, matrices."""
+        return self.steps, self.every, (self.steps - 1) // self.every + 1, self.taps
 
 
-def _shape(plan: RecurrentPlan, steps: int, neurons: int, lanes: int) -> _Shape:
-    rows = lanes // neurons
+def _shape(plan: RecurrentPlan, like: Tensor, taps: int) -> _Shape:
+    steps, neurons = len(like), like.shape[-1]
+    rows = like[0].numel() // neurons
     per_task = min(_ROWS, rows)
     every = max(1, SCRATCH // (per_task * neurons * max(1, len(plan.recomputed))))
-    return _Shape(steps, min(every, steps), neurons, rows, per_task)
+    return _Shape(steps, min(every, steps), neurons, rows, per_task, taps)
 
 
-def _panels(matrix: Tensor, panel: int) -> Tensor:
-    """Copy a matrix into panels of as many columns, one after the other."""
-    size = len(matrix)
+def _by_delay(weight: Tensor) -> Tensor:
+    """Return the weight ``[N, N]`` or ``[N, N, taps]`` as ``[taps, N, N]``, the newest first."""
+    weight = weight.detach()
+    return weight.unsqueeze(0) if weight.ndim == 2 else weight.permute(2, 0, 1).flip(0)
+
+
+def _panels(matrices: Tensor, panel: int) -> Tensor:
+    """Copy square matrices into panels of as many columns, one after the other."""
+    taps, size, _ = matrices.shape
     count = -(-size // panel)
-    padded = torch.zeros(size, count * panel, dtype=matrix.dtype, device="cpu")
-    padded[:, :size] = matrix.detach()
-    return padded.view(size, count, panel).transpose(0, 1).contiguous()
+    panels = torch.zeros(taps, count, size, panel, dtype=matrices.dtype, device="cpu")
+    for i in range(count):
+        part = matrices[..., i * panel : (i + 1) * panel]
+        panels[:, i, :, : part.shape[-1]] = part
+    return panels
 
 
 def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> None:
@@ -73,7 +84,7 @@ def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> N
     geometry = (neurons, lanes, shape.rows, shape.per_task, neurons, neurons, 1)
     arguments = kernel.arguments(geometry, shape.sizes, buffers)
     # a product costs each lane about as much as half a line for each neuron
-    work = shape.steps * lanes * (4 + kernel.lines + neurons // 2)
+    work = shape.steps * lanes * (4 + kernel.lines + shape.taps * neurons // 2)
     scratch = kernel.scratch(shape.sizes, shape.per_task * neurons) if kernel.has_scratch else ()
     run_tasks(kernel.tasks, arguments, shape.tasks, work=work, scratch=scratch)
 
@@ -84,7 +95,7 @@ def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> N
 def forward(
     plan: RecurrentPlan,
     given: Tensor,
-    previous: Tensor,
+    first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     states: Sequence[Tensor],
@@ -95,14 +106,17 @@ def forward(
     That is the sum that the step is given, for every step, and the checkpoints of the states.
     """
     dtype, neurons, steps = plan.program.dtype, given.shape[-1], given.shape[0]
-    shape = _shape(plan, steps, neurons, given[0].numel())
+    shape = _shape(plan, given, len(first))
     layout = layout_of(given, -1)
     if not layout.in_order:  # rows of neurons must lie together
         given = given.contiguous()
         layout = layout_of(given, -1)
     output = large_empty(given.shape, dtype)
-    x = large_empty(given.shape if plan.has_backward else given.shape[1:], dtype)
-    ends = [torch.empty(given.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
+    # one step is enough where neither a later step nor the backward pass reads it
+    is_sequence = plan.has_backward or shape.taps > 1
+    x = large_empty(given.shape if is_sequence else given.shape[1:], dtype)
+    last = torch.empty(given.shape[1:], dtype=dtype, device="cpu")
+    ends = [torch.empty_like(last) for _ in states]
     kept = len(plan.recomputed) if plan.has_backward else 0
     size = (steps - 1) // shape.every * kept * shape.lanes
     checkpoints = torch.empty(size, dtype=dtype, device="cpu")
@@ -110,26 +124,26 @@ def forward(
         shape = shape._replace(every=steps)
     kernel = kernel_of(plan, False, recurrent_forward_kernel)
     shift = (given.new_zeros(neurons) if bias is None else bias).contiguous()
-    matrix = _panels(weight.t(), kernel.printed.panel)
+    matrix = _panels(_by_delay(weight).transpose(1, 2), kernel.printed.panel)
     params = [param.contiguous() for param in params]
-    starts = [previous.contiguous(), *(state.contiguous() for state in states)]
+    starts = [state.contiguous() for state in states]
+    first = first.contiguous()
     buffers: dict[Role, Sequence[Any]] = {
         Role.INPUT: [strided(given, layout)],
         Role.PARAMETER: params,
         Role.LITERALS: (kernel.literals,),
         Role.MATRIX: (matrix,),
         Role.BIAS: (shift,),
-        # one step is enough where there is no backward pass
-        Role.DRIVE: [(x, shape.lanes if plan.has_backward else 0, neurons)],
-        Role.FIRST_OUTPUT: starts[:1],
+        Role.DRIVE: [(x, shape.lanes if is_sequence else 0, neurons)],
+        Role.FIRST_OUTPUT: (first,),
         Role.OUTPUT: (output,),
-        Role.LAST_OUTPUT: ends[:1],
-        Role.START: starts[1:],
-        Role.END: ends[1:],
+        Role.LAST_OUTPUT: (last,),
+        Role.START: starts,
+        Role.END: ends,
         Role.CHECKPOINTS: (checkpoints,),
     }
     _run(kernel, shape, buffers)
-    return [output, *ends], [x, checkpoints]
+    return [output, last, *ends], [x, checkpoints]
 
 
 # Backward
@@ -140,14 +154,14 @@ class Gradients(NamedTuple):
 
     Args:
         x: of the input.
-        previous: of the output before the first step.
-        weight: of the matrix; ``None`` where the plan does not need it.
+        first: of the outputs before the first step.
+        weight: of the matrices; ``None`` where the plan does not need it.
         states: of the initial states.
         params: of the parameters by name; those that the plan trains.
     """
 
     x: Tensor
-    previous: Tensor
+    first: Tensor
     weight: Tensor | None
     states: list[Tensor]
     params: dict[str, Tensor]
@@ -157,7 +171,7 @@ def backward(
     plan: RecurrentPlan,
     x: Tensor,
     checkpoints: Tensor,
-    previous: Tensor,
+    first: Tensor,
     weight: Tensor,
     states: Sequence[Tensor],
     params: Sequence[Tensor],
@@ -169,25 +183,26 @@ def backward(
         plan: the same as forward.
         x: what the step was given, as forward returned it.
         checkpoints: as forward returned them.
-        previous: the output before the first step.
+        first: the outputs before the first step.
         weight: of the connection.
         states: before the first step.
         params: as forward was given them.
         grads: in the order of its results.
     """
-    program, dtype, neurons, steps = plan.program, plan.program.dtype, x.shape[-1], x.shape[0]
-    shape = _shape(plan, steps, neurons, x[0].numel())
+    program, dtype, neurons = plan.program, plan.program.dtype, x.shape[-1]
+    shape = _shape(plan, x, len(first))
     g_output, g_last, *g_ends = grads
     layout = layout_of(x, -1)
     d_x = large_empty(x.shape, dtype)
     output = large_empty(x.shape if plan.needs_weight_gradient else (0,), dtype)
-    d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in (previous, *states)]
+    d_first = torch.empty(first.shape, dtype=dtype, device="cpu")
+    d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in states]
     # in float64: a parameter's gradient sums over time and batch
     size = (shape.tasks, len(plan.trained), neurons)
     sums = torch.zeros(size, dtype=torch.float64, device="cpu")
     starts = dict(zip(program.states, states, strict=True))
     kernel = kernel_of(plan, True, recurrent_backward_kernel)
-    matrix = _panels(weight, kernel.printed.panel)
+    matrix = _panels(_by_delay(weight), kernel.printed.panel)
     params = [param.contiguous() for param in params]
     before = [starts[name].contiguous() for name in plan.recomputed]
     after = [g_last.contiguous(), *(grad.contiguous() for grad in g_ends)]
@@ -204,19 +219,33 @@ def backward(
         Role.GRAD_END: after[1:],
         Role.GRAD_INPUT: (d_x,),
         Role.OUTPUT: (output,) if plan.needs_weight_gradient else [],
-        Role.GRAD_FIRST_OUTPUT: d_starts[:1],
-        Role.GRAD_START: d_starts[1:],
+        Role.GRAD_FIRST_OUTPUT: (d_first,),
+        Role.GRAD_START: d_starts,
         Role.SUMS: (sums,),
     }
     _run(kernel, shape, buffers)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         d_params = parameter_gradients(plan, params, sums.numpy().sum(0))
-    d_weight = _weight_gradient(d_x, output, previous) if plan.needs_weight_gradient else None
-    return Gradients(d_x, d_starts[0], d_weight, d_starts[1:], d_params)
+    d_weight = _weight_gradient(d_x, output, first) if plan.needs_weight_gradient else None
+    if d_weight is not None and weight.ndim == 2:
+        d_weight = d_weight.squeeze(-1)
+    return Gradients(d_x, d_first, d_weight, d_starts, d_params)
 
 
-def _weight_gradient(d_x: Tensor, output: Tensor, previous: Tensor) -> Tensor:
-    """Return the gradient of the connection's weight, one product over all of time."""
-    neurons = d_x.shape[-1]
-    first = d_x[0].reshape(-1, neurons).t() @ previous.reshape(-1, neurons)
-    return first.addmm_(d_x[1:].reshape(-1, neurons).t(), output[:-1].reshape(-1, neurons))
+def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor) -> Tensor:
+    """Return the gradient ``[N, N, taps]`` of the weight, a product over all of time for each."""
+    neurons, taps = d_x.shape[-1], len(first)
+    # in memory as the weight of a linear layer with delays, and that of one matrix as it is
+    total = torch.empty(taps, neurons, neurons, dtype=d_x.dtype, device="cpu")
+    total = total.permute(2, 1, 0) if taps > 1 else total.permute(1, 2, 0)
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, neurons)
+
+    for tap in range(taps):
+        # of what is so many steps from the oldest one in the window of each step
+        early = min(taps - tap, len(d_x))
+        part = total[..., tap]
+        torch.mm(rows(d_x[:early]).t(), rows(first[tap : tap + early]), out=part)
+        part.addmm_(rows(d_x[early:]).t(), rows(output[: len(output) - early]))
+    return total

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable
 from typing import Any
 
 from tracetorch.fuse.codegen.llvm_kernel import print_kernel
@@ -16,8 +16,8 @@ from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 
 def compiled_step(
     plan: Plan, rows: int, columns: int, packed: Any, literals: Any
-) -> Callable[[Sequence[int]], None]:
-    """Return a function of the addresses of input, output, states before the step and behind it.
+) -> Callable[[int, int, list[int]], None]:
+    """Return a function of addresses: of input, output, all states before the step and behind it.
 
     Args:
         plan: the plan.
@@ -34,9 +34,8 @@ def compiled_step(
     for k in range(len(plan.program.params)):
         fixed += (packed.ctypes.data + k * columns * packed.itemsize, columns)
     fixed.append(literals.ctypes.data)
+    first = struct.pack(f"={len(fixed)}q", *fixed)
+    pack = struct.Struct(f"={2 + 2 * len(plan.program.states)}q").pack
 
-    def step(addresses: Sequence[int]) -> None:
-        block = array("q", (*fixed, *addresses))
-        run(block.buffer_info()[0])
-
-    return step
+    # ctypes passes the address of the bytes, and keeps them
+    return lambda x, output, states: run(first + pack(x, output, *states))

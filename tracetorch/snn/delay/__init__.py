@@ -20,7 +20,8 @@ Delays are clamped where they are used, with a gradient of one, so that a delay 
 still learns. ``sigma`` is a number that the user's schedule assigns, with a buffer beside it for
 the ``state_dict``. Evaluation does not round delays: ``round_()`` does, once and visibly. The
 weights are those of an ``nn.Linear`` or ``nn.Conv1d`` inside, because ``weight`` is a method of a
-neuron. ``Recurrent`` has the kernel of its connection computed once for all steps.
+neuron. ``Recurrent`` has the kernel of its connection computed once for all steps, and with a
+plain ``DelayedLinear`` one compiled loop (``tracetorch/fuse/dispatch/recurrence.py``).
 """
 
 from tracetorch.snn.delay.axonal import Delay

@@ -77,13 +77,24 @@ class SynapticDelays(DelayingLayer):
         kernel = weight * taps(delay, self.max_delay, self.sigma)
         return kernel.permute(*(n + 1 for n in backwards), 0)
 
+    def kernel_of(self, dtype: torch.dtype) -> Tensor:
+        """Return :meth:`kernel` of the delays as they are.
+
+        Args:
+            dtype: of the arithmetic.
+        """
+        self._check_product()
+        delay: Tensor = self.step_kwargs(0, dtype)["delay"]
+        # whose shape is by then the one that broadcasts the values of neurons
+        return self.kernel(delay.reshape(self.product.weight.shape))
+
     def hold_kernel(self, dtype: torch.dtype | None) -> None:
         """Compute the kernel once for all steps to come, until ``None`` releases it.
 
         Args:
             dtype: of the arithmetic.
         """
-        self._held = None if dtype is None else self._kernel_of(0, dtype)
+        self._held = None if dtype is None else self.kernel_of(dtype)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution over time, the last dimension of ``window``.
@@ -101,7 +112,7 @@ class SynapticDelays(DelayingLayer):
         bias, dtype = self.product.bias, window.dtype
         kernel = self._held
         if kernel is None or kernel.dtype != dtype:
-            kernel = self._kernel_of(ndim, dtype)
+            kernel = self.kernel_of(dtype)
         return self.convolve(window, kernel, None if bias is None else bias.to(dtype))
 
     def _check_product(self) -> None:
@@ -117,12 +128,6 @@ class SynapticDelays(DelayingLayer):
             "old weight norm or another forward (an adapter) would have no effect. "
             f"Use torch.nn.utils.parametrize on {name}.weight, or make the pruning permanent."
         )
-
-    def _kernel_of(self, ndim: int, dtype: torch.dtype) -> Tensor:
-        self._check_product()
-        delay: Tensor = self.step_kwargs(ndim, dtype)["delay"]
-        # whose shape is by then the one that broadcasts the values of neurons
-        return self.kernel(delay.reshape(self.product.weight.shape))
 
 
 class DelayedLinear(SynapticDelays):
@@ -140,7 +145,7 @@ class DelayedLinear(SynapticDelays):
     parametrization of its weight acts, a hook on it is an error or never runs.
 
     As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
-    has itself.
+    has itself, in one compiled loop on the CPU.
 
     Args:
         in_features: size of the last dimension of the input.
@@ -199,6 +204,21 @@ class DelayedLinear(SynapticDelays):
         # features last in memory: products with events read it by steps
         return torch.cat([past.movedim(-1, -2), x.movedim(0, -2)], -2).movedim(-2, -1)
 
+    def keep_inputs(self, x: Tensor) -> None:
+        """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""
+        past = x[len(x) - self.max_delay :].movedim(0, -1)
+        self.past = past.clone(memory_format=torch.contiguous_format)
+
+    @property
+    def computes_as_its_class(self) -> bool:
+        """Whether a step is certain to be a sum over :meth:`kernel_of` and the last inputs."""
+        return (
+            type(self) is DelayedLinear
+            and type(self.linear) is nn.Linear
+            and DelayedLinear.convolve is _CONVOLVE
+            and _OWN.isdisjoint(vars(self))
+        )
+
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution over time ``[..., out_features, steps]``.
 
@@ -219,6 +239,11 @@ class DelayedLinear(SynapticDelays):
             return (y if bias is None else y + bias).unsqueeze(-1)
         batch = window.reshape(math.prod(lead), *window.shape[-2:])
         return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
+
+
+_CONVOLVE = DelayedLinear.convolve
+# what a user may have set on a layer, and a step calls
+_OWN = frozenset({"forward_step", "check_input", "states_for", "convolve"})
 
 
 class Places(NamedTuple):

@@ -1,0 +1,241 @@
+"""Optimizer, scheduler, random numbers and progress in a file: exact resuming, refusals."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+import tracetorch as tt
+from tracetorch import snn
+
+Optimizer = torch.optim.Optimizer
+
+
+def network(width: int = 5) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, width), snn.LIF(width), nn.Dropout(0.3), nn.Linear(width, 2), snn.Readout(2)
+    )
+
+
+def step(model: nn.Module, optimizer: Optimizer, scheduler: Any = None) -> None:
+    """Train on a random batch, augmented by all three sources of random numbers."""
+    x = torch.rand(6, 3, 4) + np.random.rand() * 0.1 + random.random() * 0.1
+    model.train()
+    loss = tt.unroll(model, x, from_rest=True).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
+SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
+    "steps": lambda o: lr_scheduler.MultiStepLR(o, [2, 2, 4]),  # keeps a Counter
+    "cosine": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "two": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [3]
+    ),
+}
+PAIRS = {(name, "cosine") for name in OPTIMIZERS} | {("AdamW", name) for name in SCHEDULERS}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two ``state_dict``s hold the same values, in containers of the same kind."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return (
+            type(one) is type(other)
+            and one.keys() == other.keys()
+            and all(same(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(("kind", "schedule"), sorted(PAIRS))
+def test_a_training_that_goes_on_from_a_file_ends_as_one_without_interruption(
+    kind: str, schedule: str, tmp_path: Path
+) -> None:
+    def start() -> tuple[Any, Optimizer, Any]:
+        model = network()
+        made = OPTIMIZERS[kind](tt.param_groups(model, 0.0, lr=0.01, relative=True))
+        return model, made, SCHEDULERS[schedule](made)
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    model, optimizer, scheduler = start()
+    for _ in range(3):
+        step(model, optimizer, scheduler)
+    file = tmp_path / "training.safetensors"
+    tt.save(model, file, optimizer=optimizer, scheduler=scheduler, rng=True, progress={"epoch": 3})
+    for _ in range(4):
+        step(model, optimizer, scheduler)
+    numbers = [torch.rand(1).item(), np.random.rand(), random.random()]
+
+    other, again, following = start()
+    with torch.no_grad():
+        other[0].weight.add_(1.0)
+    loaded = tt.load(file, other, optimizer=again, scheduler=following, rng=True)
+    assert loaded.progress == {"epoch": 3}
+    for _ in range(4):
+        step(other, again, following)
+    assert same(other.state_dict(), model.state_dict())
+    assert same(again.state_dict(), optimizer.state_dict())
+    assert same(following.state_dict(), scheduler.state_dict())
+    assert numbers == [torch.rand(1).item(), np.random.rand(), random.random()]
+
+
+KILLED = """
+import os, random, sys
+import numpy as np, torch
+import tracetorch as tt
+from torch import nn
+from tracetorch import snn
+
+file, killed = sys.argv[1], sys.argv[2] == "killed"
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 5), snn.LIF(5), nn.Dropout(0.3), snn.Readout(5))
+learner = tt.online_learning.online(model, "eprop")
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+data = torch.rand(8, 2, 4, generator=torch.Generator().manual_seed(5))
+start = {"epoch": 0, "step": 0}
+if os.path.exists(file):
+    start = tt.load(file, learner, states=True, optimizer=optimizer, rng=True).progress
+for epoch in range(start["epoch"], 2):
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(epoch))
+    for i in range(start["step"] if epoch == start["epoch"] else 0, 8):
+        if killed and (epoch, i) == (1, 3):
+            progress = {"epoch": epoch, "step": i}
+            tt.save(learner, file, states=True, optimizer=optimizer, rng=True, progress=progress)
+            os._exit(1)
+        loss = learner(data[order[i]]).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+torch.save([model.state_dict(), tt.get_states(learner)], file + sys.argv[2])
+"""
+
+
+def test_an_online_learner_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
+    def run(name: str, way: str) -> None:
+        command = [sys.executable, "-c", KILLED, str(tmp_path / name), way]
+        assert subprocess.run(command, check=False).returncode == (way == "killed")
+
+    run("whole", "run")
+    run("cut", "killed")
+    run("cut", "resumed")
+    whole, resumed = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("wholerun", "cutresumed")
+    )
+    assert same(whole, resumed)
+    traces = [value for name, value in whole[1].items() if name not in ("1.mem", "3.mem")]
+    assert any(bool(value.any()) for value in traces)
+
+
+def test_nothing_of_a_training_is_written_unasked(tmp_path: Path) -> None:
+    model = network()
+    tt.save(model, tmp_path / "a")
+    assert tt.load(tmp_path / "a", model).progress is None
+    tt.save(model, tmp_path / "b", progress=["text", 1, 2.5, None, True, {"nested": (1,)}])
+    assert tt.load(tmp_path / "b", model).progress == ["text", 1, 2.5, None, True, {"nested": (1,)}]
+
+
+def test_what_is_no_tensor_number_or_text_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    model, file = network(), tmp_path / "kept"
+    tt.save(model, file, progress=1)
+    before = file.read_bytes()
+    with pytest.raises(TypeError, match=r"progress\['f'\]\[0\] is a function, which is neither"):
+        tt.save(model, file, progress={"f": [lambda: 1]})
+    with pytest.raises(TypeError, match="optimizer must have state_dict and load_state_dict, got"):
+        tt.save(model, file, optimizer=model.parameters())
+    with pytest.raises(TypeError, match="rng must be True or False, got 1"):
+        tt.save(model, file, rng=1)  # type: ignore[arg-type]
+    assert file.read_bytes() == before
+
+
+def test_an_optimizer_of_other_parameters_is_refused_and_all_stays(tmp_path: Path) -> None:
+    model, file = network(), tmp_path / "training"
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(parameters)
+    step(model, optimizer)
+    tt.save(model, file, optimizer=optimizer, rng=True)
+    step(model, optimizer)
+    before, numbers = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    for made, message in (
+        (torch.optim.Adam(parameters[::-1]), "where the file has '0.weight'"),
+        (torch.optim.Adam(parameters[1:]), r"groups of \[\d+\] parameters, in the file they are"),
+        (torch.optim.Adam([*parameters[:-1], nn.Parameter(torch.zeros(1))]), "has '' where the fi"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tt.load(file, model, optimizer=made, rng=True)
+        assert not made.state_dict()["state"]
+    with pytest.raises(ValueError, match=r"holds no scheduler. Save with .* scheduler=scheduler"):
+        tt.load(file, model, scheduler=lr_scheduler.StepLR(optimizer, 1))
+    tt.save(model, file)
+    with pytest.raises(ValueError, match=r"holds no rng. Save with .* rng=True"):
+        tt.load(file, model, rng=True)
+    assert same(dict(model.state_dict()), before)
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_a_failure_in_the_middle_restores_all(tmp_path: Path) -> None:
+    class Failing:
+        """Scheduler that cannot load."""
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"a": 1}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            if state_dict["a"] == 2:
+                raise RuntimeError("no")
+
+    class Saved(Failing):
+        def state_dict(self) -> dict[str, Any]:
+            return {"a": 2}
+
+    model, file = network(), tmp_path / "training"
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    tt.save(model, file, optimizer=optimizer, scheduler=Saved(), rng=True)
+    step(model, optimizer)
+    before = [{k: v.clone() for k, v in model.state_dict().items()}, optimizer.state_dict()]
+    numbers = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"):
+        tt.load(file, model, optimizer=optimizer, scheduler=Failing(), rng=True)
+    assert same([dict(model.state_dict()), optimizer.state_dict()], before)
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_a_wrapped_model_has_the_names_of_the_plain_one(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    wrapped: Any = torch.compile(model)
+    tt.save(wrapped, tmp_path / "a", optimizer=optimizer)
+    fresh = network()
+    tt.load(tmp_path / "a", fresh, optimizer=torch.optim.Adam(fresh.parameters()))

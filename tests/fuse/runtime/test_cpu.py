@@ -1,0 +1,84 @@
+"""Compare large sequences, which are written past the caches, with the loop over steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tracetorch as tt
+from tests import cases
+from tracetorch.fuse.runtime import cpu
+from tracetorch.fuse.runtime.layout import layout_of
+from tracetorch.fuse.runtime.memory import cache_size, large_empty
+
+
+@pytest.fixture
+def bypassed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Make every sequence large; return which kernels bypass the caches."""
+    found: list[bool] = []
+    original = cpu._bypasses
+
+    def recorded(*args: Any) -> bool:
+        found.append(original(*args))
+        return found[-1]
+
+    monkeypatch.setattr(cpu, "_bypasses", recorded)
+    monkeypatch.setattr(cpu, "cache_size", lambda: 0)
+    return found
+
+
+def gradients(layer: Any, x: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+    """Return outputs, and every gradient by name."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    y = tt.unroll(layer, x, from_rest=True, **arguments)
+    cases.weighted_sum(y).backward()
+    found = {"output": y.detach(), "x": x.grad}
+    found |= {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+    return found
+
+
+# rows of whole cache lines, narrow ones side by side, many tasks; and rows that cannot bypass
+@pytest.mark.parametrize(
+    ("shape", "bypass"),
+    [((5, 40, 512), True), ((9, 70, 16), True), ((5, 3, 1040), True), ((40, 21, 333), False)],
+)
+@pytest.mark.parametrize("name", ["LIF", "SLIF"])
+def test_large_sequences_are_the_eager_ones(
+    name: str, shape: tuple[int, ...], bypass: bool, bypassed: list[bool]
+) -> None:
+    torch.manual_seed(0)
+    layer = cases.layer(name, shape[-1]).to(torch.float32)
+    cases.vary(layer)
+    x = cases.sequence(*shape, dtype=torch.float32)
+    fused = gradients(layer, x)
+    assert bypassed == [bypass]
+    with tt.fuse.backend("eager"):
+        stepped = gradients(layer, x)
+    assert fused.keys() == stepped.keys()
+    assert len(fused) > 2
+    assert torch.equal(fused["output"], stepped["output"])
+    for gradient in fused:
+        torch.testing.assert_close(fused[gradient], stepped[gradient], rtol=1e-4, atol=1e-4)
+
+
+def test_long_steps_write_short_runs_which_do_not_bypass(bypassed: list[bool]) -> None:
+    layer = cases.layer("BSRLIF", 512).to(torch.float32)
+    assert len(cases.trace_layer(layer, 2, torch.float32).forward.lines) > cpu._SHORT
+    gradients(layer, cases.sequence(3, 2, 512, dtype=torch.float32))
+    assert not bypassed
+
+
+def test_sequences_bypass_the_caches_if_they_are_large_and_aligned() -> None:
+    count = -(-cache_size() // 8 // (4 * 512))
+
+    def bypasses(steps: int, neurons: int, shift: int = 0) -> bool:
+        x = large_empty((steps * neurons + shift,), torch.float32)[shift:].view(steps, 1, neurons)
+        return cpu._bypasses([x], cpu._grid(layout_of(x, -1), grouped=False))
+
+    assert bypasses(count, 512)
+    assert not bypasses(count - 1, 512), "too small"
+    assert not bypasses(count + 1, 512, shift=1), "it does not begin with a cache line"
+    assert not bypasses(count + 9, 511), "its rows do not"

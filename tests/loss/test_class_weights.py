@@ -1,0 +1,118 @@
+"""Class weights and label smoothing of the cross entropies, beside PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from tracetorch import decode, loss
+
+T, B, C = 6, 5, 4
+WEIGHT = torch.tensor([0.2, 3.0, 0.0, 1.5], dtype=torch.float64)
+LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rate_cross_entropy": decode.rate,
+    "count_cross_entropy": decode.count,
+    "membrane_cross_entropy": decode.maximum,
+    "first_spike_cross_entropy": lambda x: -decode.first_spike(x),
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.3},
+    {"weight": WEIGHT},
+    {"weight": WEIGHT, "label_smoothing": 0.3},
+]
+
+
+def output(*shape: int) -> Tensor:
+    draws = torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return (draws > 0.5).double()
+
+
+def classes(*shape: int) -> Tensor:
+    drawn = torch.randint(0, C, shape, generator=torch.Generator().manual_seed(4))
+    return drawn.masked_fill(drawn == 2, 1)  # class 2 has the weight 0, and may be all of a batch
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_weights_and_smoothing_are_those_of_pytorch(
+    name: str, options: dict[str, Any], reduction: str, probabilities: bool
+) -> None:
+    x = output(T, B, C).requires_grad_()
+    target = output(B, C).softmax(1) if probabilities else classes(B)
+    ours = getattr(loss, name)(x, target, reduction=reduction, **options)
+    theirs = F.cross_entropy(LOGITS[name](x), target, reduction=reduction, **options)
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("mse_weight", [0.0, 0.25])
+def test_the_temporal_loss_weights_every_real_step(
+    options: dict[str, Any], reduction: Any, per_step: bool, mse_weight: float
+) -> None:
+    x, target = output(T, B, C), classes(T, B) if per_step else classes(B)
+    lengths = torch.tensor([6, 4, 1, 5, 2])
+    mask = torch.arange(T)[:, None] < lengths
+    ours = loss.temporal_cross_entropy(
+        x, target, mask=mask, mse_weight=mse_weight, reduction=reduction, **options
+    )
+    weight = options.get("weight")
+    losses, shares, near = [], [], []
+    for b, length in enumerate(lengths):
+        own = target[:length, b] if per_step else target[b].expand(length)
+        steps = F.cross_entropy(x[:length, b], own, reduction="none", **options)
+        losses.append(steps.mean())
+        shares.append(torch.ones(()).double() if weight is None else weight[own].mean())
+        near.append((x[:length, b] - 1).square().mean())
+    entropy, square = torch.stack(losses), torch.stack(near)
+    if reduction == "mean":
+        entropy, square = entropy.sum() / torch.stack(shares).sum(), square.mean()
+    elif reduction == "sum":
+        entropy, square = entropy.sum(), square.sum()
+    torch.testing.assert_close(ours, (1 - mse_weight) * entropy + mse_weight * square)
+
+
+def test_targets_with_places_are_weighted_at_each() -> None:
+    x, target = output(T, B, C, 3, 2), classes(B, 3, 2)
+    ours = loss.rate_cross_entropy(x, target, weight=WEIGHT, label_smoothing=0.1)
+    theirs = F.cross_entropy(decode.rate(x), target, WEIGHT, label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)  # every sample has as many places
+
+
+def test_weights_take_the_dtype_of_the_output() -> None:
+    x = output(T, B, C).float()
+    assert loss.count_cross_entropy(x, classes(B), weight=WEIGHT).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weight": [1.0] * C}, TypeError, r"floating-point tensor \[C\], one a class, got list"),
+        ({"weight": torch.ones(C).long()}, TypeError, "one a class, got torch.int64"),
+        ({"weight": torch.ones(C + 1)}, ValueError, r"each of the 4 classes, got shape \[5\]"),
+        ({"weight": torch.ones(C, 1)}, ValueError, r"each of the 4 classes, got shape \[4, 1\]"),
+        ({"weight": -torch.ones(C)}, ValueError, "weight must be finite and not negative"),
+        ({"weight": torch.full((C,), torch.nan)}, ValueError, "weight must be finite and not neg"),
+        ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a number, got '0.1'"),
+    ],
+)
+@pytest.mark.parametrize("name", [*LOGITS, "temporal_cross_entropy"])
+def test_bad_weights_and_smoothing_are_refused(
+    name: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        getattr(loss, name)(output(T, B, C), classes(B), **options)

@@ -1,0 +1,322 @@
+"""``unroll(..., reset=)``: samples start anew inside a sequence, as in a loop, on every road."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import FEW_LAYERS, NEURONS, PLACES, layer, sequence
+from tests.unrolling.models import Skip, conv, dense, dyadic, made, recurrent
+from tracetorch import fuse, snn
+
+T, B = 9, 4
+
+
+def resets(steps: int = T, batch: int = B, share: float = 0.3, seed: int = 5) -> Tensor:
+    drawn = torch.rand(steps, batch, generator=torch.Generator().manual_seed(seed))
+    return drawn < share
+
+
+def looped(model: nn.Module, x: Tensor, reset: Tensor) -> Tensor:
+    """Run the loop that a user would write."""
+    outputs = []
+    for now, where in zip(x.unbind(0), reset, strict=True):
+        tt.zero_states(model, where=where)
+        outputs.append(model(now))
+    return torch.stack(outputs)
+
+
+def results(model: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> list[Any]:
+    """Return outputs, gradients of input and parameters, and the last states."""
+    model.zero_grad()
+    tt.zero_states(model)
+    x = x.clone().requires_grad_()
+    model(x[0])  # states that the first step may have to clear
+    y = run(model, x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    states = tt.get_states(model)
+    ((y * weights).sum() + sum(s.sum() for s in states.values() if s.requires_grad)).backward()
+    return [y.detach(), x.grad, [p.grad for p in model.parameters()], states]
+
+
+def assert_same(model: nn.Module, x: Tensor, reset: Tensor, **options: Any) -> None:
+    expected = results(model, x, lambda m, v: looped(m, v, reset))
+    found = results(model, x, lambda m, v: tt.unroll(m, v, reset=reset, **options))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[0], expected[0]) or x.is_floating_point()
+    without = results(model, x, lambda m, v: looped(m, v, torch.zeros_like(reset)))
+    assert not torch.equal(without[1], expected[1])  # the restarts make a difference
+
+
+@pytest.mark.parametrize("name", [*FEW_LAYERS, *NEURONS])
+def test_every_neuron_restarts_as_in_a_loop(name: str) -> None:
+    x = NEURONS.get(name, 1.0) * sequence(T, B, 3)
+    assert_same(layer(name, 3), x, resets(share=0.4))
+
+
+@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_samples_restart_wherever_the_neurons_are(
+    dim: int, shape: tuple[int, ...], backend: Any
+) -> None:
+    with fuse.backend(backend):
+        assert_same(layer("BSRLIF", 3, dim=dim), sequence(T, *shape), resets(T, shape[0], 0.4))
+
+
+@pytest.mark.parametrize("make", [dense, conv, recurrent])
+@pytest.mark.parametrize("options", [{}, {"by": "step"}, {"segment": 4}, {"segment": 1}])
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_whole_networks_restart_on_every_road(make: Any, options: Any, share: float) -> None:
+    model = made({dense: "dense", conv: "conv", recurrent: "recurrent"}[make])
+    shape = (B, 1, 6, 6) if make is conv else (B, 3)
+    assert_same(model, dyadic(T, *shape), resets(share=share), **options)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "delays": lambda: snn.DelayedLinear(3, 3, max_delay=4),
+    "axonal delays": lambda: snn.Delay(3, max_delay=4),
+    "recurrent": lambda: snn.Recurrent(layer("BSRLIF", 3), nn.Linear(3, 3)),
+    "recurrent delays": lambda: snn.Recurrent(
+        layer("LIF", 3), snn.DelayedLinear(3, 3, max_delay=3)
+    ),
+    "readout": lambda: layer("SRReadout", 3),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_memory_restarts_as_in_a_loop(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(LAYERS[name](), layer("Readout", 3)).double()
+    assert_same(model, dyadic(T, B, 3), resets())
+
+
+class Started(snn.Neuron):
+    """Neuron that starts from other values than zero, one for each neuron."""
+
+    states = ("v", "w")
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.decay("beta", 0.7)
+        self.state("v", init=torch.tensor([1.0, -2.0, 3.0]))
+        self.state("w", init=0.5)
+
+    @staticmethod
+    def step(x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor) -> tuple[Any, ...]:
+        v = beta * v + x * w
+        return v, v, beta * w + 0.1 * v
+
+
+class OwnStart(Started):
+    """Neuron whose own method says what it starts from."""
+
+    def initial_state(self, name: str, *of: Any) -> Tensor:
+        return super().initial_state(name, *of) + 1.0
+
+
+class OwnZero(Started):
+    """Neuron with a ``zero_states`` of its own."""
+
+    v: Tensor | None
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        super().zero_states(where=where)
+        if where is not None and self.v is not None:
+            self.v = torch.where(where[:, None], torch.full_like(self.v, 7.0), self.v)
+
+
+class OtherName(Started):
+    """Neuron that has a parameter of the name that a restart would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight("restarts", 0.3)
+
+    @staticmethod
+    def step(  # type: ignore[override]
+        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, restarts: Tensor
+    ) -> tuple[Any, ...]:
+        return Started.step(x + restarts, v, w, beta=beta)
+
+
+@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OtherName])
+def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) -> None:
+    model = kind()
+    x, reset = sequence(T, B, 3), resets()
+    assert_same(model, x, reset)
+    tt.unroll(model, x, reset=torch.ones(T, B, dtype=torch.bool))
+    once = {name: state.clone() for name, state in tt.get_states(model).items()}
+    tt.zero_states(model)
+    model(x[-1])
+    if kind is not OwnZero:
+        torch.testing.assert_close(once, tt.get_states(model))
+
+
+def test_the_compiled_loop_is_used_and_not_one_for_each_cut() -> None:
+    model: Any = layer("LIF", 3)
+    calls = []
+    run = model.forward_sequence
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return run(*args, **options)
+
+    model.forward_sequence = counted
+    tt.unroll(model, sequence(T, B, 3), reset=resets(share=0.5))
+    assert len(calls) == 1
+    assert fuse.unsupported_reason("cpu", layer("LIF", 3), sequence(T, B, 3)) is None
+    with fuse.backend("cpu"):  # which refuses what it cannot compile
+        tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    steps=st.integers(1, 12), batch=st.integers(1, 5), share=st.floats(0, 1), seed=st.integers(0)
+)
+def test_any_mask_is_a_loop(steps: int, batch: int, share: float, seed: int) -> None:
+    model, x = made("dense"), dyadic(steps, batch, 3, seed=seed % 1000)
+    reset = resets(steps, batch, share, seed % 1000)
+    expected = looped(model, x, reset)
+    ends = tt.get_states(model)
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model, x, reset=reset), expected)
+    torch.testing.assert_close(tt.get_states(model), ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["SReadout", "RReadout"])
+def test_gradients_through_restarts_match_finite_differences(name: str) -> None:
+    model = layer(name, 3).double()
+    x = sequence(5, 2, 3, dtype=torch.float64).requires_grad_()
+    reset = resets(5, 2, 0.4)
+    whole = Unrolled(model, reset)
+    names, values = zip(*whole.named_parameters(), strict=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
+        return y
+
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+class Unrolled(nn.Module):
+    """Model over a whole sequence with restarts."""
+
+    def __init__(self, model: nn.Module, reset: Tensor) -> None:
+        super().__init__()
+        self.model, self.reset = model, reset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tt.unroll(self.model, x, reset=self.reset, from_rest=True)
+
+
+def test_records_inputs_batches_and_time_dimensions() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    y, seen = tt.unroll(model, x, reset=reset, record=["mem", "output"], from_rest=True)
+    by_step, stepped = tt.unroll(
+        model, x, reset=reset, record=["mem", "output"], from_rest=True, by="step"
+    )
+    assert torch.equal(y, by_step)
+    torch.testing.assert_close(seen, stepped, rtol=0, atol=0)
+    turned = tt.unroll(model, x.transpose(0, 1), reset=reset.T, time_dim=1, from_rest=True)
+    assert torch.equal(turned.transpose(0, 1), y)
+    single = tt.unroll(model, x[:, 0], reset=reset[:, 0], batched=False, from_rest=True)
+    assert torch.equal(single, y[:, 0])
+    repeated = tt.unroll(model, x[0], steps=T, reset=reset, from_rest=True)
+    expanded = tt.unroll(model, x[0].expand(T, B, 3), reset=reset, from_rest=True, by="step")
+    assert torch.equal(repeated, expanded)
+    several = made("several")
+    args = (dyadic(T, B, 4), dyadic(T, B, 4, seed=1))
+    found, expected = (
+        tt.unroll(several, args, reset=reset, by=by, from_rest=True) for by in ("layer", "step")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert isinstance(several, Skip)
+
+
+def test_packed_sequences_equal_each_alone() -> None:
+    """Sequences one behind the other, each from rest, as a packed batch holds them."""
+    model = made("dense")
+    parts = [dyadic(n, 1, 3, seed=n) for n in (4, 1, 6)]
+    alone = torch.cat([tt.unroll(model, part, from_rest=True) for part in parts])
+    starts = torch.zeros(11, 1, dtype=torch.bool)
+    starts[[0, 4, 5]] = True
+    assert torch.equal(tt.unroll(model, torch.cat(parts), reset=starts), alone)
+
+
+@pytest.mark.slow
+def test_torch_compile_restarts_too() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+
+    def run(x: Tensor, reset: Tensor) -> Tensor:
+        y: Tensor = tt.unroll(model, x, reset=reset, from_rest=True)
+        return y
+
+    torch.testing.assert_close(torch.compile(run)(x, reset), run(x, reset))
+
+
+def test_vmap_over_networks_and_their_masks() -> None:
+    model = layer("LIF", 3)
+    xs = torch.stack([sequence(T, B, 3, seed=i) for i in range(3)])
+    masks = torch.stack([resets(seed=i) for i in range(3)])
+
+    def run(x: Tensor, reset: Tensor) -> Tensor:
+        y: Tensor = tt.unroll(model, x, reset=reset, from_rest=True)
+        return y
+
+    expected = torch.stack([run(x, reset) for x, reset in zip(xs, masks, strict=True)])
+    torch.testing.assert_close(torch.vmap(run)(xs, masks), expected)
+
+
+class OwnRestart(snn.TTModule):
+    """Model that does something else when it restarts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = layer("LIF", 3)
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        super().zero_states(where=where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.cell(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("reset", "options", "error", "message"),
+    [
+        (resets().float(), {}, TypeError, "reset must be a tensor of booleans, .* got torch.float"),
+        ([True], {}, TypeError, "reset must be a tensor of booleans, .* got list"),
+        (resets(T, B + 1), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[9, 5\]"),
+        (resets(B, T), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[4, 9\]"),
+        (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], .* got \[9, 4\]"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(
+    reset: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    model = made("dense")
+    x = dyadic(T, B, 3) if not options else dyadic(B, T, 3)
+    with pytest.raises(error, match=message):
+        tt.unroll(model, x, reset=reset, **options)
+    assert not tt.get_states(model)
+
+
+@pytest.mark.parametrize("kind", [OwnStart, OwnZero])
+def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"must see a sample start anew.*Use tt\.unroll"):
+        kind().forward_sequence(sequence(T, B, 3), reset=resets())
+
+
+def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:
+    model, x = OwnRestart(), sequence(T, B, 3)
+    with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
+        tt.unroll(model, x, reset=resets())
+    tt.unroll(model, x, reset=resets(), by="step")

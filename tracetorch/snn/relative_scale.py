@@ -1,0 +1,73 @@
+"""Compare the scale of weights with PyTorch's default initialisation, for relative rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import join_path, named_modules
+
+NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start.
+
+    Weights are parameters of rank 2 and more. A bias, a parameter of rank 1 beside a ``weight``,
+    has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
+    is 1, that of a weight that is not finite is not finite. A parameter that several modules share
+    is found once, under its first path. Norms are left out, and what PyTorch parametrizes, whose
+    originals are in another unit than the weight.
+
+    Raises:
+        ValueError: a weight is lazy or on the meta device.
+    """
+    seen = set()
+    for path, module in named_modules(model):
+        if isinstance(module, (*NORMS, nn.utils.parametrize.ParametrizationList)):
+            continue
+        own = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
+        ratios = {
+            name: _ratio(join_path(path, name), module, name, p)
+            for name, p in own.items()
+            if is_lazy(p) or p.ndim > 1
+        }
+        for name, p in own.items():
+            # nn.RNN and its like call theirs bias_ih_l0, beside weight_ih_l0
+            weight = name.replace("bias", "weight") if "bias" in name else "weight"
+            ratio = ratios.get(name, ratios.get(weight))
+            if ratio is not None and id(p) not in seen:
+                seen.add(id(p))
+                yield join_path(path, name), p, ratio
+
+
+def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
+    """Return the root mean square of PyTorch's default start of a weight.
+
+    Linear layers and convolutions start uniform within ``1 / sqrt(fan_in)``; so is a weight taken
+    for one whose module is not known.
+    """
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 1.0
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return 1 / math.sqrt(3 * module.hidden_size)
+    if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
+        return math.sqrt(2 / sum(weight.shape))  # Xavier's
+    fan_in = weight[0].numel()  # of a bilinear layer PyTorch takes the first factor alone
+    return 1 / math.sqrt(3 * (module.in1_features if isinstance(module, nn.Bilinear) else fan_in))
+
+
+@torch.no_grad()
+def _ratio(path: str, module: nn.Module, name: str, weight: nn.Parameter) -> float:
+    if is_lazy(weight) or weight.is_meta:
+        raise ValueError(
+            f"{path} has no values yet, so there is nothing to measure. Run the model once, or "
+            "load its weights, before relative=True."
+        )
+    rms = float(weight.double().square().mean().sqrt()) if weight.numel() else 0.0
+    return rms / default_rms(module, name, weight) or 1.0
