@@ -6,9 +6,10 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -77,6 +78,60 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
+    """Replace several files together: where an error comes up, all of them are what they were.
+
+    As :func:`atomic_replace`, for each of them; before the first one is moved to its place, what it
+    replaces is copied, and an error brings the copies back. A process that is killed while the
+    files are moved leaves some old and some new, each of them whole.
+
+    Args:
+        paths: the files to make or to replace; their folders exist.
+
+    Raises:
+        OSError: as :func:`atomic_replace`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_replace_all([f"{folder}/a", f"{folder}/b"]) as unfinished:
+        ...         for file in unfinished:
+        ...             _ = file.write_text("whole")
+        ...     sorted(os.listdir(folder))
+        ['a', 'b']
+    """
+    targets = [link_target(path) for path in paths]
+    copies: dict[Path, Path | None] = {}
+    try:
+        with ExitStack() as moves:
+            yield [moves.enter_context(atomic_replace(path)) for path in paths]
+            for target in targets:
+                copies[target] = _copy_beside(target) if target.exists() else None
+    except BaseException:
+        with ExitStack() as back:  # one that cannot go back keeps no other one from it
+            for target, copy in copies.items():
+                if copy is None:
+                    back.callback(target.unlink, missing_ok=True)
+                else:
+                    back.callback(os.replace, copy, target)
+        raise
+    for copy in copies.values():
+        if copy is not None:
+            copy.unlink()
+
+
+def _copy_beside(target: Path) -> Path:
+    """Return a whole copy of a file, in its folder."""
+    copy = _new_file_beside(target, 0o600)
+    try:
+        shutil.copy2(target, copy)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    return copy
 
 
 def link_target(path: str | os.PathLike[str]) -> Path:

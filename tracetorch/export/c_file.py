@@ -6,8 +6,7 @@ import keyword
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.files import atomic_replace
+from tracetorch.core.files import atomic_replace_all
+from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
 from tracetorch.core.walk import named_modules
@@ -85,11 +85,12 @@ def c(
     have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
     overflows is proved, over any number of steps, for inputs in the range of the sample
     (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
-    gives what it would return.
+    gives what it would return; it may stand first in an ``nn.Sequential`` that stands first.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
-        folder: made if it is not there; files of these names are replaced, all or none.
+        folder: made if it is not there; files of these names are replaced, and all stay as they
+            were if an error comes up.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
             stream is written; costs are means over its first 100 steps.
         dtype: ``"float32"`` (default) or ``"int"``.
@@ -126,11 +127,9 @@ def c(
     made = not path.exists()
     path.mkdir(exist_ok=True)
     try:
-        with ExitStack() as stack:
-            # each is moved to its place when all are whole
-            for name, text in files.items():
-                unfinished = stack.enter_context(atomic_replace(path / name))
-                unfinished.write_text(text, encoding="ascii")
+        with atomic_replace_all([path / name for name in files]) as unfinished:
+            for file, text in zip(unfinished, files.values(), strict=True):
+                file.write_text(text, encoding="ascii")
     except OSError:
         if made and not any(path.iterdir()):
             path.rmdir()
@@ -223,15 +222,37 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
 
 def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[str]]:
     """Return a model without a first ``Quantize``, the inputs that the rest gets, and a note."""
-    parts = dict(model.named_children())
-    first = next(iter(parts.values()), None)
-    if type(model) is not nn.Sequential or not isinstance(first, Quantize):
+    found = _split(model)
+    if found is None:
         return model, inputs, []
+    border, rest = found
     with torch.no_grad():
-        inputs = replace(inputs, tensors=inputs.map(first))
-    rest = OrderedDict(list(parts.items())[1:])
-    note = f"x is in units of {float(first.scale):.9g}: divide by it, round, {first.bits} bits"
-    return nn.Sequential(rest), inputs, [note]
+        inputs = replace(inputs, tensors=inputs.map(border))
+    note = f"x is in units of {float(border.scale):.9g}: divide by it, round, {border.bits} bits"
+    return rest, inputs, [note]
+
+
+def _split(model: nn.Module) -> tuple[Quantize, nn.Sequential] | None:
+    """Return the ``Quantize`` that a chain begins with, and the rest of it."""
+    # a hook of the chain, or a forward of its own, might see what is split off
+    plain = isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
+    if not plain or not call_is_forward(model):
+        return None
+    parts = list(model._modules.items())  # a module may be there twice
+    name, first = parts[0] if parts else ("", None)
+    if isinstance(first, Quantize):
+        return (first, _chain(parts[1:])) if call_is_forward(first) else None
+    inner = None if first is None else _split(first)
+    if inner is None:
+        return None
+    return inner[0], _chain([(name, inner[1]), *parts[1:]])
+
+
+def _chain(parts: Iterable[tuple[str, nn.Module | None]]) -> nn.Sequential:
+    chain = nn.Sequential()
+    for name, part in parts:
+        chain.add_module(name, part)
+    return chain
 
 
 def _range_of(name: str, values: Tensor) -> Interval:
@@ -239,7 +260,8 @@ def _range_of(name: str, values: Tensor) -> Interval:
     if not float(np.min(found.step)) >= 0:
         raise ValueError(
             f"the sample's {name} holds what is no integer, and dtype='int' takes integers. Scale "
-            "and round it, tt.integers.round(scale * x), or begin with tt.integers.Quantize."
+            "and round it, tt.integers.round(scale * x), or make tt.integers.Quantize the first "
+            "child of the nn.Sequential itself, which has no hooks."
         )
     # zero is what a silent input is
     return Interval(min(0.0, float(np.min(found.low))), max(0.0, float(np.max(found.high))), 0.0)

@@ -1,4 +1,7 @@
-"""Find the arrays that hold spikes: most of their values are zero, so products skip those."""
+"""Find the arrays that hold spikes: most of their values are zero, so products skip those.
+
+Zeros may be skipped where a product with zero is zero: not where a weight is infinite or NaN.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from tracetorch.export.c_code.stages import (
     Copy,
     Pointwise,
     Pool,
+    Product,
     Role,
     StepProgram,
     Sum,
@@ -25,10 +29,18 @@ _SAME = frozenset({"neg", "abs", "float", "round", "floor", "ceil", "trunc"})
 def event_arrays(program: StepProgram, inputs: Collection[Array]) -> set[Array]:
     """Return the arrays whose values are spikes, or sums and multiples of spikes.
 
+    Those that a product with an infinite weight or a NaN reads are left out.
+
     Args:
         program: one step.
         inputs: those inputs that hold spikes.
     """
+    products = [stage for stage in program.stages if isinstance(stage, Product)]
+    unsafe = {p.source.array for p in products if not bool(p.weight.isfinite().all())}
+    return _sparse(program, inputs) - unsafe
+
+
+def _sparse(program: StepProgram, inputs: Collection[Array]) -> set[Array]:
     # a state holds spikes where it starts from zero and every step gives it spikes
     states = {a for a in program.states.values() if a.values is None or not a.values.any()}
     while True:

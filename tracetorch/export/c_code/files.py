@@ -13,6 +13,7 @@ from tracetorch.export.c_code.printer import SIZES, float_literal, pool_name
 from tracetorch.export.c_code.stages import Array
 
 _PER_LINE = 12
+_FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
 # make run: stream sample.h through the network; make size: bytes of code, tables and RAM
@@ -188,17 +189,23 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
     """Return ``sample.h``: the first stream of the sample as tables."""
-    lines = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
-    lines += ['#include "model.h"', "", f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
+    lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
     for port, sequence in zip(ports, sequences, strict=True):
         values = sequence.flatten(1)
         rows = []
         for step in values.tolist():
             spelled = ", ".join(_spelled(port.kind, number) for number in step)
             rows.append(f"    {{{spelled}}},")
-        head = f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}] = {{"
-        lines += [head, *rows, "};", ""]
-    return "\n".join([*lines, "#endif", ""])
+        first = f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}]"
+        lines += [f"{first} = {{", *rows, "};", ""]
+    head = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
+    head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
+    return "\n".join([*head, *lines, "#endif", ""])
+
+
+def math_include(text: str) -> list[str]:
+    """Return the lines that include ``math.h``, where a text takes anything from it."""
+    return ["#include <math.h>", ""] if _FROM_MATH.search(text) else []
 
 
 def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -223,7 +230,7 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     ]
     for port in outputs:
         # nine digits give every float32 back
-        how = '"%.9g ", (double)' if port.kind == "float" else '"%ld ", (long)'
+        how = '"%.9g ", (double)' if port.kind == "float" else '"%lld ", (long long)'
         lines += [
             f"        for (int32_t i = 0; i < {port.macro}; i++) {{",
             f"            printf({how}{port.name}[i]);",

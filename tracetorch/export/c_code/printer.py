@@ -392,7 +392,10 @@ class ProductPrinter(StagePrinter):
         """Append: the bias everywhere, then for each event its weights, to what it reaches."""
         stage = self.product_stage
         _, wide, cast, narrow = self._types()
-        value_type = "float" if wide == "float" else "int32_t"
+        # as wide as the source: a sum may be narrower, and is wider where weights are large
+        value_type = _accumulator(self.names.types[stage.source.array])
+        if wide == "float":
+            value_type = "float"
         outputs, (height, width) = stage.target.shape[0], stage.target.shape[1:]
         per_group, inputs = outputs // stage.groups, stage.source.shape[0] // stage.groups
         with self.loops(stage.target.shape, ["o", "p", "q"]):

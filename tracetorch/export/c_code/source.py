@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tracetorch.export.c_code.files import Port, comment, step_head, table
+from tracetorch.export.c_code.files import Port, comment, math_include, step_head, table
 from tracetorch.export.c_code.printer import (
     SIZES,
     Names,
@@ -42,7 +42,6 @@ _HEAD = """\
 #error "float must be computed as float: on x86 give -mfpmath=sse"
 #endif
 """
-_FUNCTION = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,8 @@ def model_source(
         tables.append(text)
         size += count
     body = "\n".join(functions)
-    includes = ["#include <math.h>", ""] if _FUNCTION.search(body) else []
     lines = [
-        *includes,
+        *math_include("\n".join([body, *tables])),
         '#include "model.h"',
         "",
         _HEAD,
@@ -210,7 +208,9 @@ def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]
     table = Array(Role.TABLE, "weight", weight.numel(), False, weight.detach().clone())
     if stage.bias is None:
         return table, None
-    return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, stage.bias.clone())
+    # a sum begins with no -0: it would stay one where all its terms are skipped
+    bias = stage.bias.detach() + 0
+    return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, bias)
 
 
 def _type_table(array: Array, names: Names, widths: Widths | None) -> None:

@@ -115,11 +115,17 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
         known = _ranges(program, {**start, **held}, most, check=False)
         ends = {array: hull(first[array], known[1][array]) for array in held}
         grown = {array: hull(held[array], ends[array]) for array in held}
-        if all(_equal(held[array], grown[array]) for array in held):
+        moving = [n for n, a in program.states.items() if not _equal(held[a], grown[a])]
+        if not moving:
             break
         if attempt >= _ROUNDS:
             grown = {array: widened(held[array], grown[array]) for array in held}
         held = grown
+    else:
+        raise ValueError(
+            f"no bound of the state {moving[0]} was found in {_MOST_ROUNDS} rounds of interval "
+            "arithmetic: saturate it, tt.integers.saturate, or export with dtype='float32'."
+        )
     for name, array in program.states.items():
         if held[array].magnitude > most:
             raise ValueError(
