@@ -81,3 +81,23 @@ def test_a_step_later_has_a_name_of_its_own() -> None:
     model = Calls({"a": a, "b": b, "b_later": c, "d": d, "e": e, "f": f})
     prepared = quantize.prepare(model, spikes(9, 2, 4), chip=chips.xylo.XYLO_2)
     assert list(prepared._modules) == ["a", "b", "b_later_", "b_later", "d", "d_later", "e", "f"]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", ["delay", "Xylo"])
+def test_what_is_converted_is_at_rest(kind: str, graph: bool) -> None:
+    torch.manual_seed(0)
+    a, b, c, d = widths(6, 8, 2)
+    delay = snn.Delay(8, max_delay=2, delay=torch.arange(8.0) % 3)
+    model = widened(nn.Sequential(a, b, *[delay] * (kind == "delay"), c, d))
+    x = spikes(12, 3, 6)
+    chip = chips.xylo.XYLO_2 if kind == "Xylo" else None
+    prepared = quantize.prepare(model, x, chip=chip)
+    with torch.set_grad_enabled(graph):
+        tt.unroll(prepared, x)
+    integer, _ = quantize.convert(prepared)
+    assert not any(value.any() for value in tt.get_states(integer).values() if value is not None)
+    with torch.no_grad():
+        found = tt.unroll(integer, x)
+        assert found.any()
+        assert torch.equal(found, tt.unroll(prepared, x, from_rest=True))
