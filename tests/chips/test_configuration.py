@@ -89,10 +89,12 @@ def test_the_random_models_fire() -> None:
     assert total >= 8
 
 
-def pair(inputs: int, outputs: int, **arguments: Any) -> list[nn.Module]:
+def pair(
+    inputs: int, outputs: int, max_spikes: int = 1, version: int = 2, **arguments: Any
+) -> list[nn.Module]:
     return [
         integers.Linear(inputs, outputs, bias=False, **arguments),
-        xylo.LIF(outputs, max_spikes=1),
+        xylo.LIF(outputs, max_spikes=max_spikes, version=version),
     ]
 
 
@@ -106,8 +108,16 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
      ValueError, r"4 \(LIF\) is the last layer: Xylo's outputs fire once"),
     (lambda: [pair(2, 3)[0], snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))], ValueError,
      r"1 \(Recurrent\) must be a xylo.LIF and an integers.Linear"),
-    (lambda: [*pair(2, 3), xylo.StepDelay(3), *pair(3, 3, shift=1), xylo.StepDelay(3),
-      *pair(3, 3, shift=2), xylo.StepDelay(3), *pair(3, 1)], ValueError, "one shift for all"),
+    (lambda: [*pair(2, 3, 31), xylo.StepDelay(3), *pair(3, 3, 31, shift=1), xylo.StepDelay(3),
+      *pair(3, 3, 31, shift=2), xylo.StepDelay(3), *pair(3, 1)], ValueError, "one shift for all"),
+    (lambda: [*pair(2, 3, 30), xylo.StepDelay(3), *pair(3, 1)], ValueError,
+     r"1 \(LIF\) is a hidden layer with max_spikes=30: Xylo's hidden neurons fire up to 31"),
+    (lambda: [*pair(2, 3, 31), xylo.StepDelay(3), integers.Quantize(3.0), *pair(3, 1)], ValueError,
+     r"3 \(Quantize\) has no place on Xylo"),
+    (lambda: [*pair(2, 3, 31, version=1), xylo.StepDelay(3), *pair(3, 1)], ValueError,
+     r"1 \(LIF\) is of version 1, the outputs of version 2"),
+    (lambda: [pair(2, 1)[0], xylo.LIF(3), xylo.StepDelay(3), *pair(3, 1)], ValueError,
+     r"1 \(LIF\) has 3 neurons, and the product before it 1 outputs"),
 ]  # fmt: skip
 
 

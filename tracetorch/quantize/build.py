@@ -24,25 +24,49 @@ from tracetorch.snn.parameters import unbounded
 from tracetorch.snn.recurrent import Recurrent
 
 _BIAS = 2.0**23
+_BORDER = "input"  # the name of what makes integers of inputs
 
 
-def name_of(path: str) -> str:
-    """Return the name of a child of a flat chain."""
-    return path.replace(".", "_") or "model"
+def names_of(stages: list[Stage], tail: Chain) -> dict[str, str]:
+    """Return the names of a flat chain's children, by path: no two alike, and none that is taken.
+
+    Dots become underscores; a name that is taken then gets one more behind it.
+    """
+    paths = [path for path, _ in tail]
+    for stage in stages:
+        paths += [path for path, _ in (*stage.before, *stage.between)]
+        paths += [stage.path] + [stage.neuron_path] * (stage.neuron is not None)
+    taken = _taken()
+    # first those without a dot, which keep their name
+    return {path: _free(path, taken) for path in sorted(paths, key=lambda path: "." in path)}
+
+
+def _taken() -> set[str]:
+    """Return the names that no child can have: attributes of ``Prepared``, and the border."""
+    return {*dir(Prepared()), *Prepared.__annotations__, _BORDER}
+
+
+def _free(path: str, taken: set[str]) -> str:
+    """Return a name for a path, and take it."""
+    name = path.replace(".", "_") or "model"
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 class _Builder:
     """Build a prepared model, module by module."""
 
-    def __init__(self, plan: Plan, inner_shift: int | None) -> None:
-        self.plan, self.inner_shift = plan, inner_shift
+    def __init__(self, plan: Plan, names: dict[str, str], inner_shift: int | None) -> None:
+        self.plan, self.names, self.inner_shift = plan, names, inner_shift
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.scale, self.largest = torch.ones(()), 1
         self.inner_shifts: list[int] = []
 
     def add(self, path: str, module: nn.Module, recipe: Recipe, name: str | None = None) -> str:
         """Append a module, and say how its integer form is made."""
-        name = name or name_of(path)
+        name = name or self.names[path]
         self.modules[name] = module
         self.plan.labels[name], self.plan.recipes[name] = path, recipe
         return name
@@ -121,9 +145,9 @@ class _Builder:
             for feed, shift in zip(feeds, shifts, strict=True)
         ]
         name = self.add(stage.path, *made[0])
-        self.learns(f"{name}.weight", f"{name_of(stage.path)}.weight")
+        self.learns(f"{name}.weight", f"{name}.weight")
         if made[0][0].bias is not None:
-            self.learns(f"{name}.bias", f"{name_of(stage.path)}.bias")
+            self.learns(f"{name}.bias", f"{name}.bias")
         self.without_weights(stage.between)
         self.plan.units[name] = unit * spread
         self.scale = unit
@@ -138,7 +162,8 @@ class _Builder:
             if target.spikes_later and not last:
                 path = stage.neuron_path
                 delay = xylo.StepDelay(layer.num_neurons)
-                self.add(path, delay, copy.deepcopy, f"{name_of(path)}_later")
+                taken = {*_taken(), *self.names.values(), *self.modules}
+                self.add(path, delay, copy.deepcopy, _free(f"{self.names[path]}_later", taken))
 
     def learns(self, integer: str, source: str) -> None:
         """Note where a float that learns stands in the prepared model and in the twin."""
@@ -152,7 +177,7 @@ class _Builder:
     ) -> None:
         """Append the neurons of a stage, and what feeds them back."""
         path = stage.neuron_path
-        name = name_of(path)
+        name = self.names[path]
         neuron = integer.kind(
             **integer.constants,
             **{
@@ -169,7 +194,7 @@ class _Builder:
                 continue
             parametrize_by(neuron, f"raw_{parameter}", each.raw, each.form)
             owner, _, source = each.source.partition(".")
-            there = {"neuron": inner, "product": name_of(stage.path)}[owner]
+            there = {"neuron": inner, "product": self.names[stage.path]}[owner]
             self.learns(f"{inner}.raw_{parameter}", f"{there}.{source}")
         names = (*integer.constants, *integer.learned)
         recipe: Recipe = partial(_integer_neuron, integer.kind, names)
@@ -190,21 +215,22 @@ def build(
     sample: Tensor,
     target: Target,
     reach: dict[str, Tensor],
+    names: dict[str, str],
     inner_shift: int | None = None,
 ) -> Prepared:
     """Return a prepared model whose states have room for a reach."""
-    builder = _Builder(Plan(target, sample.detach().clone(), twin), inner_shift)
+    builder = _Builder(Plan(target, sample.detach().clone(), twin), names, inner_shift)
     border, builder.largest = target.border(sample)
     if border is not None:
-        builder.add("input", border, copy.deepcopy)
+        builder.add(_BORDER, border, copy.deepcopy, _BORDER)
         builder.scale = border.scale
     for index, stage in enumerate(stages):
         last = index == len(stages) - 1
-        found = reach.get(name_of(stage.neuron_path)) if stage.neuron is not None else None
+        found = reach.get(names[stage.neuron_path]) if stage.neuron is not None else None
         builder.stage(stage, found, first=index == 0, last=last)
     if target.one_inner_shift and inner_shift is None and len(set(builder.inner_shifts)) > 1:
         shift = min(builder.inner_shifts)
-        return build(stages, tail, twin, sample, target, reach, shift)
+        return build(stages, tail, twin, sample, target, reach, names, shift)
     divisor, _ = builder.without_weights(tail)
     prepared = Prepared(builder.modules)
     prepared.plan = builder.plan

@@ -13,6 +13,7 @@ from tracetorch.quantize.learned import original
 from tracetorch.quantize.observe import neurons_of, observed
 from tracetorch.quantize.prepared import Plan, Prepared
 from tracetorch.quantize.report import LayerReport, Report
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -58,6 +59,7 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
         (name, plan.recipes[name](module)) for name, module in prepared.named_children()
     )
     model = nn.Sequential(made).train(prepared.training)
+    zero_states(model)  # delays are copied with what they hold
     check_exact(model, plan.sample)
     return model, _report(prepared, model, plan)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracetorch.chips import loihi, xylo
 from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_integer, check_module
-from tracetorch.quantize.build import build, name_of
+from tracetorch.quantize.build import build, names_of
 from tracetorch.quantize.chain import Chain, chain_of
 from tracetorch.quantize.observe import neurons_of, observed, reach_of
 from tracetorch.quantize.prepared import Prepared
@@ -99,11 +99,12 @@ def prepare(
         raise ValueError(
             "Xylo has hidden and output neurons: a Linear and neurons, and again, at least."
         )
-    twin = _twin(stages, tail)
+    names = names_of(stages, tail)
+    twin = _twin(stages, tail, names)
     states = observed(twin, sample)[1]
     reach = {name: reach_of(layer, states[name]) for name, (_, layer) in neurons_of(twin).items()}
     for _ in range(_ATTEMPTS):
-        prepared = build(stages, tail, twin, sample, target, reach)
+        prepared = build(stages, tail, twin, sample, target, reach, names)
         prepared.to(sample.device)
         seen = observed(prepared, sample)[1]
         full = [n for n, held in seen.items() if _saturates(held, target)]
@@ -144,18 +145,18 @@ def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
     )
 
 
-def _twin(stages: list[Stage], tail: Chain) -> nn.Sequential:
+def _twin(stages: list[Stage], tail: Chain, names: dict[str, str]) -> nn.Sequential:
     """Return the float model as a flat chain, batch norms folded."""
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for stage in stages:
         for path, module in (*stage.before, (stage.path, stage.product), *stage.between):
-            found[name_of(path)] = module
+            found[names[path]] = module
         if stage.neuron is not None:
             neuron: nn.Module = stage.neuron
             if stage.connection is not None:
                 neuron = Recurrent(stage.neuron, stage.connection)
-            found[name_of(stage.neuron_path)] = neuron
-    found.update((name_of(path), module) for path, module in tail)
+            found[names[stage.neuron_path]] = neuron
+    found.update((names[path], module) for path, module in tail)
     return copy.deepcopy(nn.Sequential(found)).eval()
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tracetorch.chips.xylo.limits import XYLO_2
 from tracetorch.chips.xylo.neurons import LIF, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
@@ -80,6 +81,19 @@ def configuration(model: nn.Module) -> dict[str, Any]:
             f"{last.path} is the last layer: Xylo's outputs fire once a step, xylo.LIF(..., "
             "max_spikes=1), and are not recurrent."
         )
+    for layer in hidden:
+        if layer.neuron.max_spikes != XYLO_2.hidden_spikes:
+            raise ValueError(
+                f"{layer.path} is a hidden layer with max_spikes={layer.neuron.max_spikes}: Xylo's "
+                f"hidden neurons fire up to {XYLO_2.hidden_spikes} times a step, and have no other "
+                f"limit. Give xylo.LIF(..., max_spikes={XYLO_2.hidden_spikes})."
+            )
+    for layer in layers:
+        if layer.neuron.version != last.neuron.version:
+            raise ValueError(
+                f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
+                f"{last.neuron.version}: a chip has one. Give all of them the same."
+            )
     sizes = [layer.neuron.num_neurons for layer in hidden]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     total = starts[-1]
@@ -126,7 +140,9 @@ def configuration(model: nn.Module) -> dict[str, Any]:
 
 def _layers(model: nn.Module) -> Iterator[_Layer]:
     """Yield the layers of a chain, checked."""
-    children = [(p, m) for p, m in model.named_children() if not isinstance(m, Quantize)]
+    children = list(model.named_children())
+    if children and isinstance(children[0][1], Quantize):
+        del children[0]  # it makes the chip's inputs
     product: Linear | None = None
     delayed = True
     for path, module in children:
@@ -151,6 +167,11 @@ def _layers(model: nn.Module) -> Iterator[_Layer]:
             if not isinstance(neuron, LIF) or not (connection is None or fits):
                 raise ValueError(
                     f"{label} must be a xylo.LIF and an integers.Linear(..., bias=False)."
+                )
+            if product.out_features != neuron.num_neurons:
+                raise ValueError(
+                    f"{label} has {neuron.num_neurons} neurons, and the product before it "
+                    f"{product.out_features} outputs: on Xylo every neuron has weights of its own."
                 )
             yield _Layer(label, product, neuron, connection)  # type: ignore[arg-type]
             product, delayed = None, False
