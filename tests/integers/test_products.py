@@ -17,7 +17,7 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "Linear": (lambda: integers.Linear(5, 3, shift=4), (2, 5)),
     "Linear, 4 bits": (lambda: integers.Linear(5, 3, bias=False, weight_bits=4), (2, 5)),
     "Linear, 12 bits": (lambda: integers.Linear(1, 1, weight_bits=12), (2, 1)),
-    "Conv1d": (lambda: integers.Conv1d(4, 6, 3, 2, 1, 2, 2, shift=1), (2, 4, 9)),
+    "Conv1d": (lambda: integers.Conv1d(4, 6, 3, 2, 1, 2, 2, shift=1, weight_bits=6), (2, 4, 9)),
     "Conv2d": (lambda: integers.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), shift=7), (2, 2, 7, 5)),
 }
 ANY: Any = integers  # for arguments that no type checker lets pass

@@ -1,4 +1,4 @@
-"""What is prepared is the model that was given: nothing of it lost, nothing silently another."""
+"""A prepared network is the model that was given: nothing lost, nothing silently another."""
 
 from __future__ import annotations
 

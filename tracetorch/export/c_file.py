@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +88,8 @@ def c(
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
-        folder: made if it is not there; files of these names are replaced, and all stay as they
-            were if an error comes up.
+        folder: made if it is not there; files of these names are replaced, and none where an
+            error is raised.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
             stream is written; costs are means over its first 100 steps.
         dtype: ``"float32"`` (default) or ``"int"``.

@@ -77,11 +77,11 @@ def test_small_sequences_do_not_bypass(
 ) -> None:
     monkeypatch.setattr(cpu, "cache_size", cache_size)
     size = cache_size() // 8
-    for steps, asked in ((-(-size // (4 * 512)), 1), (size // (4 * 512) - 1, 0)):
+    for steps, times in ((-(-size // (4 * 512)), 1), (size // (4 * 512) - 1, 0)):
         bypassed.clear()
         with torch.no_grad():
             tt.unroll(snn.LIF(512), torch.zeros(steps, 1, 512), from_rest=True)
-        assert len(bypassed) == asked
+        assert len(bypassed) == times
 
 
 def test_sequences_whose_runs_begin_within_a_cache_line_do_not_bypass() -> None:

@@ -97,7 +97,7 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Where work arrays lie.
+    """Places of work arrays.
 
     Args:
         places: pool and first place of each array, by the array.

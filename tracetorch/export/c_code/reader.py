@@ -284,9 +284,9 @@ def path_of(node: Node) -> str:
 def refused(node: Node, reason: str = "") -> ValueError:
     """Return the error of an operation that has no C."""
     name = operation_of(node)
-    said = f"{reason} ({name})" if reason else f"there is no C for {name}"
+    text = f"{reason} ({name})" if reason else f"there is no C for {name}"
     return ValueError(
-        f"{path_of(node)} cannot be written in C: {said}. There "
+        f"{path_of(node)} cannot be written in C: {text}. There "
         "is C for linear layers, convolutions and pooling in one or two dimensions, batch norm in "
         "evaluation, pointwise operations, views, copies, sums, and every neuron whose step is "
         "pointwise. tt.export.onnx writes any model."

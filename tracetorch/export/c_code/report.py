@@ -13,7 +13,7 @@ MEMORY_SOURCE = "Horowitz, ISSCC 2014: 32 bits from a memory of 8 KB, 45 nm"
 
 @dataclass(frozen=True)
 class CReport:
-    """What a network in C needs, and what a step of the sample costs, a mean of its first 100.
+    """Needs of a network in C, and costs of a step, a mean over the first 100 of the sample.
 
     Args:
         files: names of the files.

@@ -14,7 +14,7 @@ from tracetorch.fuse.ir.graph import Graph
 
 
 class Role(enum.Enum):
-    """Where an array lives."""
+    """Place of an array in memory."""
 
     INPUT = "input"  # of the caller, read
     OUTPUT = "output"  # of the caller, written
@@ -40,6 +40,13 @@ class Array:
     size: int
     boolean: bool = False
     values: Tensor | None = None
+
+    @property
+    def numbers(self) -> Tensor:
+        """The values of a table or a state."""
+        if self.values is None:
+            raise ValueError(f"{self.label} holds no values before it is computed.")
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ def moved(stage: Stage, old: Array, new: Array) -> Stage:
 
 @dataclass
 class StepProgram:
-    """One time step of a model at a batch of one.
+    """Program of one time step of a model at a batch of one.
 
     Args:
         inputs: what the caller gives, by name.
