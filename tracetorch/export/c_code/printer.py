@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -238,9 +238,9 @@ class StagePrinter(CPrinter):
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
         """Open loops over the places of a pointwise stage, as few as there can be."""
-        assert isinstance(self.stage, Pointwise)
+        stage = cast(Pointwise, self.stage)
         labels = list(self.views)
-        sizes, strides = coalesced(self.stage.shape, [self.views[label] for label in labels])
+        sizes, strides = coalesced(stage.shape, [self.views[label] for label in labels])
         self.views = {
             label: View(self.views[label].array, tuple(sizes), tuple(s), self.views[label].offset)
             for label, s in zip(labels, strides, strict=True)

@@ -114,8 +114,7 @@ def model_source(
     tables, size = [], 0
     for array, name in [*names.tables.items(), *starts.items()]:
         kind, packed = names.types[array], array in names.packed
-        values = array.values
-        assert values is not None
+        values = array.held
         if widths is not None and values.dtype.is_floating_point:
             values = integer_table(array, widths.points.get(array, 0))
         text, count = table(name, kind, values, packed)
@@ -161,8 +160,7 @@ def _resets(
     lines: list[str] = []
     starts: dict[Array, str] = {}
     for state in program.states.values():
-        values = state.values
-        assert values is not None
+        values = state.held
         value = _zero(names.types[state])
         if bool((values != 0).any()):
             start = Array(Role.TABLE, "", state.size, state.boolean, values)
@@ -190,8 +188,7 @@ def _printer(
         for each in (weight, bias):
             if each is not None:
                 _type_table(each, names, widths)
-        assert weight.values is not None
-        if widths is not None and not bool(((weight.values < -8) | (weight.values > 7)).any()):
+        if widths is not None and not bool(((weight.held < -8) | (weight.held > 7)).any()):
             names.packed.add(weight)
         return ProductPrinter(names, stage, weight, bias, by_event)
     dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
@@ -217,8 +214,7 @@ def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
     if widths is None:
         names.types[array] = "float"
         return
-    assert array.values is not None
-    low, high = int(array.values.min()), int(array.values.max())
+    low, high = int(array.held.min()), int(array.held.max())
     bits = next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
     names.types[array] = f"int{bits}_t"
 

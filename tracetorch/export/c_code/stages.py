@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
@@ -40,6 +40,11 @@ class Array:
     size: int
     boolean: bool = False
     values: Tensor | None = None
+
+    @property
+    def held(self) -> Tensor:
+        """The values of a table, or those that a state starts from."""
+        return cast(Tensor, self.values)
 
 
 @dataclass(frozen=True)

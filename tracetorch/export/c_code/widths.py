@@ -103,8 +103,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
         start[array] = tracked(inputs[name])
     held: dict[Array, TrackedInterval] = {}
     for name, array in program.states.items():
-        assert array.values is not None
-        held[array] = tracked(_range(array.values, f"the state {name} starts from"))
+        held[array] = tracked(_range(array.held, f"the state {name} starts from"))
     first = dict(held)
     points: dict[Array, int] = {}
     for stage in program.stages:
@@ -147,8 +146,7 @@ def _range(values: Tensor, what: str) -> Interval:
 
 def _table(array: Array, path: str) -> tuple[TrackedInterval, int]:
     """Return the range of a table, and the bits behind its binary point."""
-    assert array.values is not None
-    numbers = array.values.double()
+    numbers = array.held.double()
     steps = [constant(number).step for number in set(numbers.flatten().tolist())]
     step = min([float(np.min(each)) for each in steps], default=0.0)
     if step < -31:
@@ -488,5 +486,4 @@ def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
 
 def integer_table(array: Array, point: int) -> Tensor:
     """Return the integers of a table."""
-    assert array.values is not None
-    return (array.values.double() * 2.0**point).round().to(torch.int64)
+    return (array.held.double() * 2.0**point).round().to(torch.int64)
