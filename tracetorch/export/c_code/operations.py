@@ -21,38 +21,33 @@ def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if place < len(node.args) else default
 
 
-def _constant(reader: Reader, node: Node, value: Any, what: str) -> Tensor | None:
-    if value is None:
-        return None
+def _optional(reader: Reader, node: Node, value: Any, what: str) -> Tensor | None:
+    return None if value is None else _constant(reader, node, value, what)
+
+
+def _constant(reader: Reader, node: Node, value: Any, what: str) -> Tensor:
     if value.name not in reader.constants:
         raise refused(node, f"its {what} changes from step to step")
     tensor: Tensor = reader.env[value]
     return tensor.detach()
 
 
-def _matrix(reader: Reader, node: Node, value: Any, what: str) -> Tensor:
-    constant = _constant(reader, node, value, what)
-    if constant is None:
-        raise refused(node, f"it has no {what}")
-    return constant
-
-
 def _linear(reader: Reader, node: Node, made: Tensor) -> None:
-    weight = _matrix(reader, node, node.args[1], "weight")
-    bias = _constant(reader, node, _argument(node, 2, "bias"), "bias")
+    weight = _constant(reader, node, node.args[1], "weight")
+    bias = _optional(reader, node, _argument(node, 2, "bias"), "bias")
     _rows(reader, node, node.args[0], weight, bias, made)
 
 
 def _matmul(reader: Reader, node: Node, made: Tensor) -> None:
-    weight = _matrix(reader, node, node.args[1], "second matrix")
+    weight = _constant(reader, node, node.args[1], "second matrix")
     if weight.ndim != 2:
         raise refused(node, f"its second matrix has {weight.ndim} dimensions")
     _rows(reader, node, node.args[0], weight.t(), None, made)
 
 
 def _addmm(reader: Reader, node: Node, made: Tensor) -> None:
-    bias = _matrix(reader, node, node.args[0], "bias")
-    weight = _matrix(reader, node, node.args[2], "second matrix")
+    bias = _constant(reader, node, node.args[0], "bias")
+    weight = _constant(reader, node, node.args[2], "second matrix")
     if bias.ndim != 1 or node.kwargs:
         raise refused(node)
     _rows(reader, node, node.args[1], weight.t(), bias, made)
@@ -103,8 +98,8 @@ def _flat(one_dimension: bool, value: tuple[int, int], fill: int) -> tuple[int, 
 
 
 def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
-    weight = _matrix(reader, node, node.args[1], "weight")
-    bias = _constant(reader, node, _argument(node, 2, "bias"), "bias")
+    weight = _constant(reader, node, node.args[1], "weight")
+    bias = _optional(reader, node, _argument(node, 2, "bias"), "bias")
     source, target = reader.view(node.args[0]), reader.new(node, made)  # type: ignore[arg-type]
     before, after = _image(source), _image(target)
     if before is None or after is None:
@@ -169,8 +164,8 @@ def _adaptive_pool(reader: Reader, node: Node, made: Tensor) -> None:
 
 def _batch_norm(reader: Reader, node: Node, made: Any) -> None:
     """Append a batch norm as a scale and a shift, which are constant in evaluation."""
-    weight, bias = (_constant(reader, node, each, "statistics") for each in node.args[1:3])
-    mean, variance = (_matrix(reader, node, each, "statistics") for each in node.args[3:5])
+    weight, bias = (_optional(reader, node, each, "affine map") for each in node.args[1:3])
+    mean, variance = (_constant(reader, node, each, "statistics") for each in node.args[3:5])
     eps: Any = node.args[6]
     scale = 1 / torch.sqrt(variance + eps)
     scale = scale if weight is None else scale * weight

@@ -238,7 +238,8 @@ class StagePrinter(CPrinter):
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
         """Open loops over the places of a pointwise stage, as few as there can be."""
-        labels, stage = list(self.views), cast("Pointwise", self.stage)
+        stage = cast(Pointwise, self.stage)
+        labels = list(self.views)
         sizes, strides = coalesced(stage.shape, [self.views[label] for label in labels])
         self.views = {
             label: View(self.views[label].array, tuple(sizes), tuple(s), self.views[label].offset)

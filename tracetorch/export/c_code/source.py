@@ -113,7 +113,7 @@ def model_source(
     tables, size = [], 0
     for array, name in [*names.tables.items(), *starts.items()]:
         kind, packed = names.types[array], array in names.packed
-        values = array.numbers
+        values = array.held
         if widths is not None and values.dtype.is_floating_point:
             values = integer_table(array, widths.points.get(array, 0))
         text, count = table(name, kind, values, packed)
@@ -158,7 +158,7 @@ def _resets(
     lines: list[str] = []
     starts: dict[Array, str] = {}
     for state in program.states.values():
-        values = state.numbers
+        values = state.held
         value = _zero(names.types[state])
         if bool((values != 0).any()):
             start = Array(Role.TABLE, "", state.size, state.boolean, values)
@@ -186,8 +186,7 @@ def _printer(
         for each in (weight, bias):
             if each is not None:
                 _type_table(each, names, widths)
-        numbers = weight.numbers
-        if widths is not None and not bool(((numbers < -8) | (numbers > 7)).any()):
+        if widths is not None and not bool(((weight.held < -8) | (weight.held > 7)).any()):
             names.packed.add(weight)
         return ProductPrinter(names, stage, weight, bias, by_event)
     dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
@@ -215,7 +214,7 @@ def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
     if widths is None:
         names.types[array] = "float"
         return
-    low, high = int(array.numbers.min()), int(array.numbers.max())
+    low, high = int(array.held.min()), int(array.held.max())
     bits = next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
     names.types[array] = f"int{bits}_t"
 

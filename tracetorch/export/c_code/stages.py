@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
@@ -42,11 +42,9 @@ class Array:
     values: Tensor | None = None
 
     @property
-    def numbers(self) -> Tensor:
-        """The values of a table or a state."""
-        if self.values is None:
-            raise ValueError(f"{self.label} holds no values before it is computed.")
-        return self.values
+    def held(self) -> Tensor:
+        """The values of a table, or those that a state starts from."""
+        return cast(Tensor, self.values)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
         start[array] = tracked(inputs[name])
     held: dict[Array, TrackedInterval] = {}
     for name, array in program.states.items():
-        held[array] = tracked(_range(array.numbers, f"the state {name} starts from"))
+        held[array] = tracked(_range(array.held, f"the state {name} starts from"))
     first = dict(held)
     points: dict[Array, int] = {}
     for stage in program.stages:
@@ -152,7 +152,7 @@ def _range(values: Tensor, what: str) -> Interval:
 
 def _table(array: Array, path: str) -> tuple[TrackedInterval, int]:
     """Return the range of a table, and the bits behind its binary point."""
-    numbers = array.numbers.double()
+    numbers = array.held.double()
     steps = [constant(number).step for number in set(numbers.flatten().tolist())]
     step = min([float(np.min(each)) for each in steps], default=0.0)
     if step < -31:
@@ -492,4 +492,4 @@ def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
 
 def integer_table(array: Array, point: int) -> Tensor:
     """Return the integers of a table."""
-    return (array.numbers.double() * 2.0**point).round().to(torch.int64)
+    return (array.held.double() * 2.0**point).round().to(torch.int64)
