@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +119,7 @@ def c(
     check_module(model)
     if dtype not in get_args(Literal["float32", "int"]):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
+    _check_names(model)
     inputs = parse_inputs(sample, None, 0, True)
     files, report = _files(model, inputs, dtype == "int")
     path = Path(folder)
@@ -131,6 +134,18 @@ def c(
             path.rmdir()
         raise
     return report
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise ``ValueError`` where ``torch.export`` would take a module's name for code."""
+    for path, module in named_modules(model):
+        for name in (path, *module._parameters, *module._buffers):
+            words = any(map(keyword.iskeyword, name.split(".")))
+            if words or re.search(r'["\\\x00-\x1f\x7f]', name):
+                raise ValueError(
+                    f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
+                    "backslash or a control character, which torch.export cannot write. Rename it."
+                )
 
 
 @one_trace_at_a_time

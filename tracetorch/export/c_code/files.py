@@ -67,7 +67,7 @@ def identifiers(labels: Sequence[str], prefix: str = "") -> list[str]:
 
     Example:
         >>> identifiers(["1.mem", "1_mem", "int", "*/"], "state_")
-        ['state_1_mem', 'state_1_mem_2', 'state_int', 'state_']
+        ['state_1_mem', 'state_1_mem_2', 'state_int', 'state__']
     """
     made: list[str] = []
     for label in labels:

@@ -43,6 +43,11 @@ def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor])
     ]
     leaves += [(arguments[1][name], states[name], Role.STATE, name) for name in arguments[1]]
     for node, value, role, name in leaves:
+        if role is Role.STATE and value.dtype not in (*FLOATS, torch.bool):
+            raise ValueError(
+                f"the state {name} is of {value.dtype}, for which there is no C: that of "
+                "snn.Noise, say. Draw random numbers outside, and give them as an input."
+            )
         if value.dtype not in (*FLOATS, torch.bool):
             raise ValueError(
                 f"{name} is of {value.dtype}; C is written for float32, or for float64 that holds "

@@ -37,7 +37,7 @@ class CReport:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = tt.export.c(net, folder, torch.rand(5, 1, 8).round())
         >>> report.flash_bytes, report.ram_bytes
-        (176, 16)
+        (144, 32)
     """
 
     files: tuple[str, ...]
