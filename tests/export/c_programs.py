@@ -58,7 +58,7 @@ class CNetwork:
         folder: Path,
         *,
         compiler: str = "cc",
-        flags: tuple[str, ...] = ("-O2",),
+        flags: tuple[str, ...] = ("-O0",),
         **arguments: Any,
     ) -> None:
         self.report: CReport = tt.export.c(model, folder, sample, **arguments)

@@ -143,6 +143,8 @@ class Reader(Interpreter):
             if node.args[1]:
                 raise refused(node, "only the first result of an operation is known")
             (whole,) = node.all_input_nodes
+            if whole.name not in self.views:
+                raise refused(whole)
             self.views[node.name] = self.views[whole.name]
         elif not isinstance(made, Tensor):
             raise refused(node)
