@@ -11,7 +11,7 @@ from tracetorch.chips import loihi, xylo
 from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_integer, check_module
 from tracetorch.quantize.build import build, names_of
-from tracetorch.quantize.chain import Chain, chain_of
+from tracetorch.quantize.chain import Chain, chain_of, check_same
 from tracetorch.quantize.observe import neurons_of, observed, reach_of
 from tracetorch.quantize.prepared import Prepared
 from tracetorch.quantize.processor import Processor
@@ -86,7 +86,8 @@ def prepare(
             f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
         )
     target = _target(chip, weight_bits, state_bits)
-    stages, tail = stages_of(chain_of(model, sample[0]))
+    chain, shapes = chain_of(model, sample[0])
+    stages, tail = stages_of(chain, shapes)
     for stage in stages:
         last = stage is stages[-1]
         reason = target.refuse(stage, last=last)
@@ -99,6 +100,7 @@ def prepare(
         raise ValueError(
             "Xylo has hidden and output neurons: a Linear and neurons, and again, at least."
         )
+    check_same(model, chain, sample)
     names = names_of(stages, tail)
     twin = _twin(stages, tail, names)
     states = observed(twin, sample)[1]
