@@ -276,3 +276,89 @@ def test_a_chip_refuses_decays_and_biases_of_another_dimension() -> None:
         model = nn.Sequential(nn.Linear(7, 5, bias=bias), neurons)
         with pytest.raises(ValueError, match=message):
             quantize.prepare(model, x, chip=chips.loihi.LOIHI)
+
+
+def test_sizes_of_spikes_that_stop_to_learn_are_reported() -> None:
+    x = spikes(9, 2, 4)
+
+    def differences(**arguments: Any) -> tuple[str, ...]:
+        neurons = snn.BSRLIF(6, **arguments)
+        model = nn.Sequential(nn.Linear(4, 6), neurons, nn.Linear(6, 2), snn.Readout(2))
+        return quantize.convert(quantize.prepare(model, x))[1].differences
+
+    assert differences(pos_scale=0.5, neg_scale=0.5) == (
+        "1 (BSRLIF) has spikes of one size, 0.5: pos_scale and neg_scale will not learn",
+    )
+    assert differences(pos_scale=0.5, neg_scale=0.5, learn_pos_scale=False) == (
+        "1 (BSRLIF) has spikes of one size, 0.5: neg_scale will not learn",
+    )
+    assert differences(pos_scale=0.5, neg_scale=1.0) == ()
+    with pytest.raises(ValueError, match="1: quantised models have spikes of some size"):
+        differences(pos_scale=0.0, neg_scale=0.0)
+
+
+def test_parameters_of_two_modules_are_refused() -> None:
+    a, b, c, d = widths(4, 4, 4)
+    c.weight = a.weight
+    with pytest.raises(ValueError, match=r"2.weight is 0.weight too, and tied parameters"):
+        quantize.prepare(nn.Sequential(a, b, c, d), spikes(9, 2, 4))
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_autocast_does_not_reach_the_integers(convolution: bool) -> None:
+    torch.manual_seed(0)
+    first: list[nn.Module] = [nn.Linear(60, 8)]
+    x = torch.rand(12, 3, 60)
+    if convolution:
+        first = [nn.Conv1d(6, 8, 5), nn.AvgPool1d(2), nn.Flatten()]
+        x = x.reshape(12, 3, 6, 10)
+    width = 24 if convolution else 8
+    model = nn.Sequential(
+        *(*first, snn.Recurrent(snn.LIF(width), nn.Linear(width, width))),
+        *(nn.Linear(width, 2), snn.Readout(2)),
+    )
+    prepared = quantize.prepare(widened(model), x)
+    integer, _ = quantize.convert(prepared)
+    with torch.no_grad():
+        wanted = tt.unroll(integer, x, from_rest=True)
+        assert wanted.any()
+        with torch.autocast("cpu", torch.bfloat16):
+            for quantised in (prepared, integer):
+                assert torch.equal(tt.unroll(quantised, x, from_rest=True), wanted)
+    with pytest.raises(TypeError, match="expected an input of float32 or float64, got"):
+        integer[-2](torch.ones(1, width).bfloat16())
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(*widths(4, 6))
+
+
+def of_nan(path: str) -> nn.Module:
+    model = plain()
+    model.get_parameter(path).data[0] = torch.nan
+    return model
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(400, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
+
+
+WIDE: Any = {"weight_bits": 16, "state_bits": 24}
+WRONG: list[tuple[Any, str]] = [
+    (lambda x: quantize.prepare(plain().bfloat16(), x), "0.weight is torch.bfloat16"),
+    (lambda x: quantize.prepare(plain(), x.half()), "sample is torch.float16"),
+    (lambda x: quantize.prepare(plain(), x * torch.nan), "sample has values that are not finite"),
+    (lambda x: quantize.prepare(of_nan("0.weight"), x), "0 has weights that are not finite"),
+    (lambda x: quantize.prepare(of_nan("1.raw_beta"), x), "1 has raw_beta of NaN"),
+    (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
+     "^the model: quantised models have neurons that spike"),
+    (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 400), **WIDE),
+     r"0 \(Linear\) can reach \d+, and torch.float32 holds"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_what_has_no_integers_is_refused_at_once(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(spikes(9, 2, 4))

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
 from tracetorch.snn.delay import Delay
@@ -77,6 +78,7 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
     stages: list[Stage] = []
     waiting: Chain = []
     is_open = False  # a product has no neurons yet
+    _check_untied(chain)
     for index, (path, module) in enumerate(chain):
         kind: type[nn.Module] = type(module)
         if kind in _NOTHING:
@@ -126,6 +128,21 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
     if is_open:
         stages[-1].between, waiting = waiting, []
     return stages, waiting
+
+
+def _check_untied(chain: Chain) -> None:
+    """Check that no two modules share a parameter."""
+    owners: dict[int, str] = {}
+    for path, module in chain:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            here = join_path(path, name)
+            if id(parameter) in owners:
+                raise ValueError(
+                    f"{here} is {owners[id(parameter)]} too, and tied parameters have no integer "
+                    "form: each has a scale of its own, and would learn alone. Give it a copy, "
+                    "nn.Parameter(parameter.detach().clone())."
+                )
+            owners[id(parameter)] = here
 
 
 def _product(path: str, module: nn.Module) -> FloatProduct:
