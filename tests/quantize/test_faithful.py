@@ -101,3 +101,264 @@ def test_what_is_converted_is_at_rest(kind: str, graph: bool) -> None:
         found = tt.unroll(integer, x)
         assert found.any()
         assert torch.equal(found, tt.unroll(prepared, x, from_rest=True))
+
+
+class Tenth(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.1 * super().forward(x)
+
+
+class Quarter(snn.Recurrent):
+    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
+        y: Tensor = 0.25 * super().forward(x)
+        return y
+
+
+class Small(nn.MaxPool1d):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = 0.4 * super().forward(x)
+        return y
+
+
+def hooked(module: nn.Module, path: str = "") -> nn.Module:
+    """A module whose output a hook changes, or the output of one within it."""
+    module.get_submodule(path).register_forward_hook(lambda module, args, output: 0.2 * output)
+    return module
+
+
+def with_own_forward(module: nn.Module) -> nn.Module:
+    forward: Any = module.forward
+    module.forward = lambda x: 0.2 * forward(x)
+    return module
+
+
+def in_place(index: int) -> Any:
+    """Change what is given to a module of a number."""
+    return lambda here, x: x.mul_(0.3) if here == index else x
+
+
+def by_data(index: int, x: Tensor) -> Tensor:
+    """Change an output in a way that PyTorch does not count."""
+    if index == 1:
+        x.data *= 0.3
+    return x
+
+
+def recurrent() -> nn.Module:
+    return snn.Recurrent(snn.LIF(6), nn.Linear(6, 6))
+
+
+HIDDEN: dict[str, tuple[Any, str]] = {
+    "hook": (
+        lambda: nn.Sequential(hooked(nn.Linear(4, 6)), snn.LIF(6)),
+        r"0 \(Linear\) has a hook",
+    ),
+    "forward": (
+        lambda: nn.Sequential(with_own_forward(nn.Linear(4, 6)), snn.LIF(6)),
+        r"0 \(Linear\) has a hook or a forward of its own",
+    ),
+    "hook of neurons": (
+        lambda: nn.Sequential(nn.Linear(4, 6), hooked(snn.LIF(6))),
+        r"1 \(LIF\) has a hook",
+    ),
+    "hook of dropout": (
+        lambda: nn.Sequential(nn.Linear(4, 6), hooked(nn.Dropout()), snn.LIF(6)),
+        r"1 \(Dropout\) has a hook",
+    ),
+    "hook of Recurrent": (
+        lambda: nn.Sequential(nn.Linear(4, 6), hooked(recurrent())),
+        r"1 \(Recurrent\) has a hook",
+    ),
+    "hook of a connection": (
+        lambda: nn.Sequential(nn.Linear(4, 6), hooked(recurrent(), "connection")),
+        r"1.connection \(Linear\) has a hook",
+    ),
+    "hook of what recurs": (
+        lambda: nn.Sequential(nn.Linear(4, 6), hooked(recurrent(), "neuron")),
+        r"1.neuron \(LIF\) has a hook",
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 6)), snn.LIF(6)),
+        r"0 \(Linear\) has a hook .* remove_spectral_norm",
+    ),
+    "hook of a container": (
+        lambda: hooked(nn.Sequential(nn.Linear(4, 6), snn.LIF(6))),
+        "computes something behind its last module",
+    ),
+    "in place at the front": (
+        lambda: Calls({"a": nn.Linear(4, 6), "b": snn.LIF(6)}, in_place(0)),
+        r"a \(Linear\) is given something else",
+    ),
+    "in place between": (
+        lambda: Calls({"a": nn.Linear(4, 6), "b": snn.LIF(6)}, in_place(1)),
+        r"b \(LIF\) is given something else",
+    ),
+    "in place at the end": (
+        lambda: Calls({"a": nn.Linear(4, 6), "b": snn.LIF(6)}, in_place(2)),
+        "computes something behind its last module",
+    ),
+    "uncounted": (
+        lambda: Calls({"a": nn.Linear(4, 6), "b": snn.LIF(6)}, by_data),
+        "the model's output over the sample is not that of its modules",
+    ),
+    "subclass of Recurrent": (
+        lambda: nn.Sequential(nn.Linear(4, 6), Quarter(snn.LIF(6), nn.Linear(6, 6))),
+        r"1 \(Quarter\) is no snn.Recurrent itself",
+    ),
+    "subclass of BatchNorm": (
+        lambda: nn.Sequential(nn.Linear(4, 6), Tenth(6), snn.LIF(6)),
+        r"1 \(Tenth\) has no integer form",
+    ),
+    "subclass of MaxPool": (
+        lambda: nn.Sequential(nn.Linear(4, 6), Small(1), snn.LIF(6)),
+        r"1 \(Small\) has no integer form",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_a_model_computes_besides_is_refused(name: str) -> None:
+    make, message = HIDDEN[name]
+    torch.manual_seed(0)
+    x = spikes(20, 3, 4)
+    given = x.clone()
+    with pytest.raises(ValueError, match=message):
+        quantize.prepare(widened(make()), x)
+    assert torch.equal(x, given)
+
+
+def test_a_batch_norm_of_another_dimension_is_refused() -> None:
+    norm = nn.BatchNorm1d(5)
+    norm.running_var = torch.rand(5) * 4 + 0.2
+    with pytest.raises(
+        ValueError, match=r"1 \(BatchNorm1d\) normalises dimension 1 of \[3, 5, 5\]"
+    ):
+        quantize.prepare(nn.Sequential(nn.Linear(7, 5), norm, snn.LIF(5)), spikes(9, 3, 5, 7))
+
+
+SPREAD = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.3])
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv1d", "Recurrent"])
+def test_units_are_those_of_neurons_in_another_dimension(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = {
+        "Linear": lambda: (nn.Sequential(nn.Linear(7, 5), snn.LIF(5, dim=-2)), spikes(20, 4, 5, 7)),
+        "Conv1d": lambda: (nn.Sequential(nn.Conv1d(2, 5, 1), snn.LIF(5)), spikes(20, 4, 2, 5)),
+        "Recurrent": lambda: (
+            nn.Sequential(nn.Conv1d(2, 5, 1), snn.Recurrent(snn.LIF(5, dim=-2), nn.Linear(5, 5))),
+            spikes(20, 4, 2, 5),
+        ),
+    }[name]()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data *= SPREAD.reshape(-1, *[1] * (weight.ndim - 1))
+    prepared = nearly(model, x, weight_bits=12)
+    assert prepared.plan.units["0"].ndim == 0
+
+
+def test_units_are_kept_for_each_channel_where_they_can_be() -> None:
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 5, 3), snn.LIF(5, dim=1), nn.Conv1d(5, 4, 2), nn.Flatten(), snn.LIF(4)),
+        *(nn.Linear(4, 3), snn.LIF(3)),
+    )
+    prepared = nearly(model, spikes(20, 4, 2, 4), weight_bits=12)
+    assert [unit.shape for unit in prepared.plan.units.values()] == [(5,), (4,), (3,)]
+
+
+def test_a_chip_refuses_decays_and_biases_of_another_dimension() -> None:
+    x = spikes(9, 2, 5, 7)
+    for bias, beta, message in (
+        (False, torch.linspace(0.5, 0.9, 5), "1: decays that differ from neuron to neuron"),
+        (True, 0.5, "0: its bias goes into the neurons"),
+    ):
+        neurons = snn.LIF(5, dim=-2, beta=beta, beta_ema=True, reset="zero")
+        model = nn.Sequential(nn.Linear(7, 5, bias=bias), neurons)
+        with pytest.raises(ValueError, match=message):
+            quantize.prepare(model, x, chip=chips.loihi.LOIHI)
+
+
+def test_sizes_of_spikes_that_stop_to_learn_are_reported() -> None:
+    x = spikes(9, 2, 4)
+
+    def differences(**arguments: Any) -> tuple[str, ...]:
+        neurons = snn.BSRLIF(6, **arguments)
+        model = nn.Sequential(nn.Linear(4, 6), neurons, nn.Linear(6, 2), snn.Readout(2))
+        return quantize.convert(quantize.prepare(model, x))[1].differences
+
+    assert differences(pos_scale=0.5, neg_scale=0.5) == (
+        "1 (BSRLIF) has spikes of one size, 0.5: pos_scale and neg_scale will not learn",
+    )
+    assert differences(pos_scale=0.5, neg_scale=0.5, learn_pos_scale=False) == (
+        "1 (BSRLIF) has spikes of one size, 0.5: neg_scale will not learn",
+    )
+    assert differences(pos_scale=0.5, neg_scale=1.0) == ()
+    with pytest.raises(ValueError, match="1: quantised models have spikes of some size"):
+        differences(pos_scale=0.0, neg_scale=0.0)
+
+
+def test_parameters_of_two_modules_are_refused() -> None:
+    a, b, c, d = widths(4, 4, 4)
+    c.weight = a.weight
+    with pytest.raises(ValueError, match=r"2.weight is 0.weight too, and tied parameters"):
+        quantize.prepare(nn.Sequential(a, b, c, d), spikes(9, 2, 4))
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_autocast_does_not_reach_the_integers(convolution: bool) -> None:
+    torch.manual_seed(0)
+    first: list[nn.Module] = [nn.Linear(60, 8)]
+    x = torch.rand(12, 3, 60)
+    if convolution:
+        first = [nn.Conv1d(6, 8, 5), nn.AvgPool1d(2), nn.Flatten()]
+        x = x.reshape(12, 3, 6, 10)
+    width = 24 if convolution else 8
+    model = nn.Sequential(
+        *(*first, snn.Recurrent(snn.LIF(width), nn.Linear(width, width))),
+        *(nn.Linear(width, 2), snn.Readout(2)),
+    )
+    prepared = quantize.prepare(widened(model), x)
+    integer, _ = quantize.convert(prepared)
+    with torch.no_grad():
+        wanted = tt.unroll(integer, x, from_rest=True)
+        assert wanted.any()
+        with torch.autocast("cpu", torch.bfloat16):
+            for quantised in (prepared, integer):
+                assert torch.equal(tt.unroll(quantised, x, from_rest=True), wanted)
+    with pytest.raises(TypeError, match="expected an input of float32 or float64, got"):
+        integer[-2](torch.ones(1, width).bfloat16())
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(*widths(4, 6))
+
+
+def of_nan(path: str) -> nn.Module:
+    model = plain()
+    model.get_parameter(path).data[0] = torch.nan
+    return model
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(400, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
+
+
+WIDE: Any = {"weight_bits": 16, "state_bits": 24}
+WRONG: list[tuple[Any, str]] = [
+    (lambda x: quantize.prepare(plain().bfloat16(), x), "0.weight is torch.bfloat16"),
+    (lambda x: quantize.prepare(plain(), x.half()), "sample is torch.float16"),
+    (lambda x: quantize.prepare(plain(), x * torch.nan), "sample has values that are not finite"),
+    (lambda x: quantize.prepare(of_nan("0.weight"), x), "0 has weights that are not finite"),
+    (lambda x: quantize.prepare(of_nan("1.raw_beta"), x), "1 has raw_beta of NaN"),
+    (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
+     "^the model: quantised models have neurons that spike"),
+    (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 400), **WIDE),
+     r"0 \(Linear\) can reach \d+, and torch.float32 holds"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_what_has_no_integers_is_refused_at_once(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(spikes(9, 2, 4))

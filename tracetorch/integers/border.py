@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
-from tracetorch.integers.products import as_sizes
+from tracetorch.integers.products import as_sizes, exactly
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 
@@ -106,7 +106,7 @@ class SumPool1d(_SumPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums."""
-        return F.conv1d(x, *self.ones(x))
+        return exactly(lambda x: F.conv1d(x, *self.ones(x)), x)
 
 
 class SumPool2d(_SumPool):
@@ -135,4 +135,4 @@ class SumPool2d(_SumPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums."""
-        return F.conv2d(x, *self.ones(x))
+        return exactly(lambda x: F.conv2d(x, *self.ones(x)), x)

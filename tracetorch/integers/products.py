@@ -3,9 +3,15 @@
 Weights of few bits make currents of a coarse step, and states that decay need a finer one: so the
 sum of products is shifted before a bias of full width is added. Weights are kept in integers of
 their width, and so is a file of them.
+
+Autocast does not reach them, nor pools of integers. TF32 does, on CUDA: it keeps 11 bits of a
+factor, and PyTorch has it on for convolutions. For weights or inputs of more bits, switch it off,
+``torch.backends.cudnn.allow_tf32 = False``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -15,6 +21,20 @@ from tracetorch.core.checks import check_count, check_flag, check_integer
 
 _MOST_BITS = 16
 _MOST_SHIFT = 16
+
+
+def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Call a function of integers outside of autocast, which keeps 8 bits of a factor.
+
+    Raises:
+        TypeError: ``x`` is of half precision itself.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"expected an input of float32 or float64, got {x.dtype}: x.float().")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x)
+    return function(x)
 
 
 class Product(nn.Module):
@@ -55,7 +75,7 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, shifted, and the bias added."""
-        return self.summed(x, self.weight.to(x.dtype), self.bias)
+        return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
 
     def largest(self, x: Tensor) -> Tensor:
         """Return how large sums can become on the way, in whatever order they are made.

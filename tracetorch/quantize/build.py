@@ -106,19 +106,20 @@ class _Builder:
         divisors = [integer_form(module)[1] for _, module in stage.between]
         spread = float(torch.tensor([1.0, *divisors]).prod())
         gain = torch.ones(()) if layer is None else target.gain(layer)
-        if gain.ndim and len(gain) != outputs:
+        each = layer is not None and layer.num_neurons == outputs and stage.aligned
+        if gain.ndim and not each:
             if not bool((gain == gain[0]).all()):
                 raise ValueError(
                     f"{stage.neuron_path}: decays that differ from neuron to neuron need a product "
-                    "with an output for each."
+                    "with an output for each, in the neurons' dim."
                 )
             gain = gain[0]
-        per_channel = (
-            layer is not None
-            and target.per_channel
-            and not stage.is_readout
-            and layer.num_neurons == outputs
-        )
+        if stage.product.bias is not None and not target.bias_in_product and not each:
+            raise ValueError(
+                f"{stage.path}: its bias goes into the neurons, which need an output each, in "
+                "their dim. Leave it out (bias=False)."
+            )
+        per_channel = each and target.per_channel and not stage.is_readout
         feeds = [
             Feed(stage.product, self.scale, self.largest, gain, spread, inner=not (first or last))
         ]

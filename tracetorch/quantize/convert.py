@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from tracetorch.integers.exact import check_exact
 from tracetorch.integers.products import Product
 from tracetorch.quantize.learned import original
 from tracetorch.quantize.observe import neurons_of, observed
-from tracetorch.quantize.prepared import Plan, Prepared
+from tracetorch.quantize.prepared import Plan, Prepared, integer_model
 from tracetorch.quantize.report import LayerReport, Report
-from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -54,14 +50,8 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
         raise TypeError(
             f"convert takes what tt.quantize.prepare returned, got {type(prepared).__name__}."
         )
-    plan = prepared.plan
-    made = OrderedDict(
-        (name, plan.recipes[name](module)) for name, module in prepared.named_children()
-    )
-    model = nn.Sequential(made).train(prepared.training)
-    zero_states(model)  # delays are copied with what they hold
-    check_exact(model, plan.sample)
-    return model, _report(prepared, model, plan)
+    model = integer_model(prepared)
+    return model, _report(prepared, model, prepared.plan)
 
 
 def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from tracetorch.chips import loihi, xylo
 from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_integer, check_module
 from tracetorch.quantize.build import build, names_of
-from tracetorch.quantize.chain import Chain, chain_of
+from tracetorch.quantize.chain import Chain, chain_of, check_same
 from tracetorch.quantize.observe import neurons_of, observed, reach_of
-from tracetorch.quantize.prepared import Prepared
+from tracetorch.quantize.prepared import Prepared, integer_model
 from tracetorch.quantize.processor import Processor
 from tracetorch.quantize.silicon import Loihi, Xylo
 from tracetorch.quantize.stages import Stage, stages_of
@@ -48,7 +49,9 @@ def prepare(
             besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, a batch norm behind one of them
             (folded, as it is in evaluation), ``AvgPool`` and ``MaxPool`` of one and two dimensions,
             ``nn.Flatten``, ``snn.Delay`` of whole steps, the twelve layers, and ``snn.Recurrent``
-            of one of them and a product. Dropout is left out. A readout can only be last.
+            of one of them and a product. Dropout is left out. A readout can only be last. Where
+            all spikes have one size, it counts as one integer and does not learn; the report says
+            so. No two modules may share a parameter. In float32 or float64.
         sample: inputs ``[T, B, ...]`` as they will come, a batch of training data. Inputs that are
             no integers of 8 bits are rounded to such by an ``integers.Quantize`` at the front.
         chip: ``None`` for integer arithmetic of any width; ``tt.chips.xylo.XYLO_1``, ``XYLO_2`` or
@@ -61,8 +64,9 @@ def prepare(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: an argument is out of range, or a layer has no integer form. The message names
-            the layer, and what is allowed.
+        ValueError: an argument is out of range, a layer has no integer form, a number can leave the
+            exact range, or the model computes more than its modules do. The message names the
+            layer, and what is allowed.
 
     Example:
         >>> import tracetorch as tt
@@ -85,20 +89,24 @@ def prepare(
         raise ValueError(
             f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
         )
+    _check_dtypes(model, sample)
     target = _target(chip, weight_bits, state_bits)
-    stages, tail = stages_of(chain_of(model, sample[0]))
+    chain, shapes = chain_of(model, sample[0])
+    stages, tail = stages_of(chain, shapes)
     for stage in stages:
+        _check_finite(stage)
         last = stage is stages[-1]
         reason = target.refuse(stage, last=last)
         if stage.is_readout and stage.connection is not None:
             reason = "no Recurrent of a readout, whose values are too wide to be multiplied"
         if reason is not None:
-            path = stage.neuron_path or stage.path
+            path = stage.neuron_path or stage.path or "the model"
             raise ValueError(f"{path}: quantised models have {reason}.")
     if target.spikes_later and (len(stages) < 2 or tail):
         raise ValueError(
             "Xylo has hidden and output neurons: a Linear and neurons, and again, at least."
         )
+    check_same(model, chain, sample)
     names = names_of(stages, tail)
     twin = _twin(stages, tail, names)
     states = observed(twin, sample)[1]
@@ -112,7 +120,37 @@ def prepare(
             break
         for name in full:
             reach[name] = 2 * reach[name]
+    with torch.no_grad():
+        integer_model(prepared)  # raises where convert would: it is not exact before it learns
     return prepared.train(model.training)
+
+
+def _check_dtypes(model: nn.Module, sample: Tensor) -> None:
+    """Raise where a model or its sample is of another dtype than those that hold the integers."""
+    tensors = {"sample": sample, **dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {tensor.dtype}, which does not hold the integers. Give float32 or "
+                "float64: model.float(), sample.float()."
+            )
+    if not bool(torch.isfinite(sample).all()):
+        raise ValueError("sample has values that are not finite, and no scale. Leave them out.")
+
+
+def _check_finite(stage: Stage) -> None:
+    """Raise where the weights of a stage are not finite, or a parameter of its neurons is NaN."""
+    products = {stage.path: stage.product, f"{stage.neuron_path}.connection": stage.connection}
+    for path, product in products.items():
+        if product is not None and not all(bool(p.isfinite().all()) for p in product.parameters()):
+            raise ValueError(
+                f"{path or 'the model'} has weights that are not finite, and no scale. Load or "
+                "train it again; a batch norm behind it is folded into them."
+            )
+    if stage.neuron is not None:
+        for name, value in stage.neuron.named_parameters():
+            if bool(value.isnan().any()):
+                raise ValueError(f"{stage.neuron_path} has {name} of NaN. Load or train it again.")
 
 
 def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tracetorch.core.walk import Opaque
+from tracetorch.integers.exact import check_exact
 from tracetorch.quantize.target import Target
-from tracetorch.snn.module import TTModule
+from tracetorch.snn.module import TTModule, zero_states
 
 Recipe = Callable[[Any], nn.Module]
 
@@ -38,6 +40,20 @@ class Plan(Opaque):
     sources: dict[str, str] = field(default_factory=dict)
     units: dict[str, Tensor] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+
+
+def integer_model(prepared: Prepared) -> nn.Sequential:
+    """Return the integers of a prepared model alone, at rest, proved exact on its sample.
+
+    Raises:
+        ValueError: a number can leave the exact range.
+    """
+    recipes = prepared.plan.recipes
+    made = OrderedDict((name, recipes[name](each)) for name, each in prepared.named_children())
+    model = nn.Sequential(made).train(prepared.training)
+    zero_states(model)  # delays are copied with what they hold
+    check_exact(model, prepared.plan.sample)
+    return model
 
 
 class Prepared(nn.Sequential, TTModule):

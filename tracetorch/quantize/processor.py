@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.leaks import Multiplier
@@ -31,7 +31,26 @@ class Processor(Target):
 
     def refuse(self, stage: Stage, *, last: bool) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
+        layer = stage.neuron
+        if layer is not None and not stage.is_readout and not bool(_sizes(layer).any()):
+            return "spikes of some size: pos_scale and neg_scale must not be 0 everywhere"
         return None
+
+    def differences(self, stage: Stage) -> list[str]:
+        """Return in what the target's neurons differ from those of a stage."""
+        layer = stage.neuron
+        if layer is None or stage.is_readout or not _one_size(_sizes(layer)):
+            return []
+        raws = {name: getattr(layer, f"raw_{name}", None) for name in ("pos_scale", "neg_scale")}
+        learns = [
+            name
+            for name, raw in raws.items()
+            if isinstance(raw, nn.Parameter) and raw.requires_grad
+        ]
+        if not learns:
+            return []
+        size = float(_sizes(layer)[0])
+        return [f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"]
 
     def border(self, x: Tensor) -> tuple[Quantize | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
@@ -84,16 +103,8 @@ class Processor(Target):
         """Return constant and learned sizes of spikes, their scale, and the largest integer."""
         if is_readout:
             return {}, {}, unit, self.limit
-        sizes = [
-            torch.ones(1) if scale is None else scale.detach().reshape(-1)
-            for scale, threshold in (
-                (layer.pos_scale, layer.pos_threshold),
-                (layer.neg_scale, layer.neg_threshold),
-            )
-            if threshold is not None
-        ]
-        found = torch.cat(sizes)
-        if bool((found == found[0]).all()) and float(found[0]) > 0:
+        found = _sizes(layer)
+        if _one_size(found):
             whole = self._whole_spike(layer)
             names = [n for n in ("pos", "neg") if getattr(layer, f"{n}_threshold") is not None]
             constants = {f"{name}_scale": float(whole) for name in names} if whole > 1 else {}
@@ -114,6 +125,26 @@ class Processor(Target):
         averages = layer.step_kwargs(1, torch.float32)["gamma_ema"]
         reach = 1.0 if averages else float(1 / (1 - layer.gamma.detach().max()))
         return min(_TRACE, 1 << max(0, int(math.log2(self.limit / 2 / reach))))
+
+
+def _sizes(layer: LeakyIntegrator) -> Tensor:
+    """Return the sizes of the spikes of all neurons, of both signs."""
+    signs = (
+        (layer.pos_scale, layer.pos_threshold),
+        (layer.neg_scale, layer.neg_threshold),
+    )
+    return torch.cat(
+        [
+            torch.ones(1, device=threshold.device) if scale is None else scale.detach().reshape(-1)
+            for scale, threshold in signs
+            if threshold is not None
+        ]
+    )
+
+
+def _one_size(sizes: Tensor) -> bool:
+    """Whether all spikes have one size, which then counts as one integer."""
+    return bool((sizes == sizes[0]).all()) and float(sizes[0]) > 0
 
 
 def _decay() -> LearnedIntegers:

@@ -56,7 +56,8 @@ class Report:
         num_bytes: of all weights, each at its width, and of biases and parameters of neurons, at
             the next width of 8, 16 or 32 bits.
         misfits: limits of the chip that the network exceeds; empty where it fits.
-        differences: in what the chip's neurons differ from the model's.
+        differences: in what the neurons differ from the model's, of a chip above all; without one,
+            which sizes of spikes no longer learn.
 
     Example:
         >>> from tracetorch import quantize, snn

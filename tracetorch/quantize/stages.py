@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import call_is_forward
+from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
-from tracetorch.quantize.chain import Chain, label
+from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
 from tracetorch.snn.delay import Delay
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -40,6 +40,8 @@ class Stage:
         neuron_path: of the neurons, or of the ``Recurrent`` that holds them.
         neuron: a copy; ``None`` where the model ends with the product.
         connection: of a ``Recurrent``, a copy.
+        aligned: whether each neuron has an output of the product, and of the connection, for
+            itself: their dimensions are the same.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Stage:
     neuron_path: str = ""
     neuron: LeakyIntegrator | None = None
     connection: FloatProduct | None = None
+    aligned: bool = True
 
     @property
     def layer(self) -> LeakyIntegrator:
@@ -62,8 +65,12 @@ class Stage:
         return neuron is not None and neuron.pos_threshold is None and neuron.neg_threshold is None
 
 
-def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
+def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
     """Cut a chain into stages, and return the modules behind the last one too.
+
+    Args:
+        chain: of a model.
+        shapes: of the outputs of its modules, by path.
 
     Raises:
         ValueError: a module has no integer form, or no place where it stands.
@@ -71,6 +78,7 @@ def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
     stages: list[Stage] = []
     waiting: Chain = []
     is_open = False  # a product has no neurons yet
+    _check_untied(chain)
     for index, (path, module) in enumerate(chain):
         kind: type[nn.Module] = type(module)
         if kind in _NOTHING:
@@ -88,14 +96,20 @@ def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
                 )
             stages.append(Stage(path, _product(path, module), before=waiting))
             waiting, is_open = [], True
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             before = chain[index - 1][1] if index else None
             if not is_open or type(before) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
                 raise ValueError(
                     f"{label(path, module)} is folded into the product right before it, and there "
                     "is none. Move it there."
                 )
-            _fold(path, module, stages[-1].product)
+            product, shape = stages[-1].product, shapes[stages[-1].path]
+            if _outputs_dim(product) % len(shape) != 1:
+                raise ValueError(
+                    f"{label(path, module)} normalises dimension 1 of {list(shape)}, and the "
+                    f"outputs of {label(*chain[index - 1])} are another: it cannot be folded."
+                )
+            _fold(path, module, product)  # type: ignore[arg-type]
         elif isinstance(module, LeakyIntegrator | Recurrent):
             if not is_open:
                 raise ValueError(
@@ -106,6 +120,7 @@ def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
             stage.between, waiting, is_open = waiting, [], False
             stage.neuron_path = path
             stage.neuron, stage.connection = _neuron(path, module)
+            stage.aligned = _aligned(stage, shapes)
         else:
             waiting.append((path, _without_weights(path, module)))
     if not stages:
@@ -115,6 +130,21 @@ def stages_of(chain: Chain) -> tuple[list[Stage], Chain]:
     return stages, waiting
 
 
+def _check_untied(chain: Chain) -> None:
+    """Check that no two modules share a parameter."""
+    owners: dict[int, str] = {}
+    for path, module in chain:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            here = join_path(path, name)
+            if id(parameter) in owners:
+                raise ValueError(
+                    f"{here} is {owners[id(parameter)]} too, and tied parameters have no integer "
+                    "form: each has a scale of its own, and would learn alone. Give it a copy, "
+                    "nn.Parameter(parameter.detach().clone())."
+                )
+            owners[id(parameter)] = here
+
+
 def _product(path: str, module: nn.Module) -> FloatProduct:
     """Return a copy of a product with an integer form."""
     if isinstance(module, nn.Conv1d | nn.Conv2d) and (
@@ -122,6 +152,30 @@ def _product(path: str, module: nn.Module) -> FloatProduct:
     ):
         raise ValueError(f"{label(path, module)} must be padded with zeros, by a number.")
     return copy.deepcopy(module)  # type: ignore[return-value]
+
+
+def _outputs_dim(product: FloatProduct) -> int:
+    """Return the dimension of a product's outputs, from the end."""
+    return {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3}[type(product)]
+
+
+def _aligned(stage: Stage, shapes: Shapes) -> bool:
+    """Whether the neurons' dimension is that of the outputs of what feeds them."""
+    shape = shapes[stage.path]
+    dim = _outputs_dim(stage.product) % len(shape)
+    for path, module in stage.between:
+        if isinstance(module, nn.Flatten):
+            start, end = module.start_dim % len(shape), module.end_dim % len(shape)
+            if start <= dim <= end:
+                if shape[start : end + 1].numel() != shape[dim]:
+                    return False  # a neuron for every place
+                dim = start
+            elif dim > end:
+                dim -= end - start
+        shape = shapes[path]
+    ndim = len(shape)
+    dims = [dim] if stage.connection is None else [dim, _outputs_dim(stage.connection) % ndim]
+    return all(stage.layer.dim % ndim == each for each in dims)
 
 
 @torch.no_grad()
@@ -149,6 +203,9 @@ def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct
     """Return a copy of neurons of the twelve layers, and of the connection that feeds them back."""
     connection = None
     if isinstance(module, Recurrent):
+        if type(module) is not Recurrent:
+            raise ValueError(f"{label(path, module)} is no snn.Recurrent itself: no integer form.")
+        check_plain(f"{path}.connection", module.connection)
         if type(module.connection) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
             raise ValueError(
                 f"{label(f'{path}.connection', module.connection)} must be a Linear or a "
@@ -158,8 +215,9 @@ def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct
         path, module = f"{path}.neuron", module.neuron
     if not isinstance(module, LeakyIntegrator):
         raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
+    check_plain(path, module)
     own = type(module).forward is not Neuron.forward or module.step is not LeakyIntegrator.step
-    if own or module.cell.runs_by_step or not call_is_forward(module):
+    if own or module.cell.runs_by_step:
         raise ValueError(f"{label(path, module)} has methods of its own, and no integer form.")
     kwargs = module.step_kwargs(1, torch.float32)
     spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
@@ -191,7 +249,7 @@ def _without_weights(path: str, module: nn.Module) -> nn.Module:
             raise ValueError(
                 f"{name} has windows of different sizes, whose sums have no one scale."
             )
-    elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
+    elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and kind in (nn.MaxPool1d, nn.MaxPool2d):
         if module.return_indices:
             raise ValueError(f"{name} returns indices too.")
     elif not (isinstance(module, nn.Flatten) and kind is nn.Flatten):
