@@ -183,8 +183,14 @@ def test_they_read_ours_as_the_table_says(
         theirs = READERS[reader](tmp_path / "net.nir", x)
         assert theirs.shape == ours.shape
         assert (theirs - ours).abs().max() > 0.1
-    elif cell == "other shape":
-        assert READERS[reader](tmp_path / "net.nir", x).shape != ours.shape
+    elif cell == "other shape or error":
+        # nirtorch's order of nodes, and so what Norse meets first, follows the hashes of a process
+        try:
+            shape = READERS[reader](tmp_path / "net.nir", x).shape
+        except RuntimeError as error:
+            assert "size of tensor" in str(error)  # noqa: PT017 (it is raised in some processes)
+        else:
+            assert shape != ours.shape
     else:
         (message,) = re.findall(r"^error: `(.*)`$", cell)
         with pytest.raises(Exception, match=re.escape(message)):  # of any kind: their own
