@@ -57,7 +57,10 @@ class CReport:
 
     @property
     def memory_pj(self) -> float:
-        """Energy of a step's memory accesses, at 5 pJ each (Horowitz, ISSCC 2014: 8 KB of SRAM)."""
+        """Energy of a step's memory accesses at 5 pJ each, those of 8 KB of SRAM in 45 nm.
+
+        Reference: Horowitz, "Computing's energy problem", ISSCC 2014.
+        """
         return self.memory_accesses * MEMORY_PJ
 
     def __str__(self) -> str:

@@ -212,7 +212,7 @@ class DelayedLinear(SynapticDelays):
 
     @property
     def computes_as_its_class(self) -> bool:
-        """Whether a step is certain to be a sum over :meth:`kernel_of` and the last inputs."""
+        """Whether a step is certain to be a sum over ``kernel_of`` and the last inputs."""
         return (
             type(self) is DelayedLinear
             and type(self.linear) is nn.Linear
