@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -52,19 +53,25 @@ class Quantize(nn.Module):
 
 
 class _SumPool(nn.Module):
-    """Base of sums over windows."""
+    """Base of sums over windows, of as many dimensions as ``ndim`` says."""
+
+    ndim: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
-        ndim: int,
         kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] | None,
-        padding: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
     ) -> None:
         super().__init__()
-        self.kernel_size = as_sizes("kernel_size", kernel_size, ndim)
-        self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, ndim)
-        self.padding = as_sizes("padding", padding, ndim)
+        self.kernel_size = as_sizes("kernel_size", kernel_size, self.ndim)
+        self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, self.ndim)
+        self.padding = as_sizes("padding", padding, self.ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sums."""
+        return exactly(lambda x: self.convolve(x, *self.ones(x)), x)
 
     def ones(self, x: Tensor) -> tuple[Any, ...]:
         """Return the arguments of a convolution that sums windows of each channel.
@@ -96,17 +103,8 @@ class SumPool1d(_SumPool):
         [[[3.0, 7.0]]]
     """
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] | None = None,
-        padding: int | tuple[int, ...] = 0,
-    ) -> None:
-        super().__init__(1, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the sums."""
-        return exactly(lambda x: F.conv1d(x, *self.ones(x)), x)
+    ndim = 1
+    convolve = staticmethod(F.conv1d)
 
 
 class SumPool2d(_SumPool):
@@ -125,14 +123,5 @@ class SumPool2d(_SumPool):
         [[[[4.0, 4.0], [4.0, 4.0]]]]
     """
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] | None = None,
-        padding: int | tuple[int, ...] = 0,
-    ) -> None:
-        super().__init__(2, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the sums."""
-        return exactly(lambda x: F.conv2d(x, *self.ones(x)), x)
+    ndim = 2
+    convolve = staticmethod(F.conv2d)

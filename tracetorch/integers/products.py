@@ -12,6 +12,7 @@ factor, and PyTorch has it on for convolutions. For weights or inputs of more bi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -155,8 +156,10 @@ class Linear(Product):
 
 
 class _Convolution(Product):
-    """Base of convolutions: what both have."""
+    """Base of convolutions, over as many dimensions as ``ndim`` says."""
 
+    ndim: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -167,26 +170,36 @@ class _Convolution(Product):
 
     def __init__(
         self,
-        channels: tuple[int, int],
-        sizes: dict[str, int | tuple[int, ...]],
-        ndim: int,
-        groups: int,
-        bias: bool,
-        shift: int,
-        weight_bits: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        shift: int = 0,
+        weight_bits: int = 8,
     ) -> None:
-        inputs = check_count("in_channels", channels[0])
-        outputs = check_count("out_channels", channels[1])
-        each = {name: as_sizes(name, size, ndim) for name, size in sizes.items()}
+        inputs = check_count("in_channels", in_channels)
+        outputs = check_count("out_channels", out_channels)
+        kernel = as_sizes("kernel_size", kernel_size, self.ndim)
+        steps = as_sizes("stride", stride, self.ndim)
+        zeros = as_sizes("padding", padding, self.ndim)
+        apart = as_sizes("dilation", dilation, self.ndim)
         if inputs % check_count("groups", groups) or outputs % groups:
             raise ValueError(
                 f"groups must divide both channels, {inputs} and {outputs}, got {groups}."
             )
-        shape = (outputs, inputs // groups, *each["kernel_size"])
-        super().__init__(shape, bias, shift, weight_bits)
+        super().__init__((outputs, inputs // groups, *kernel), bias, shift, weight_bits)
         self.in_channels, self.out_channels, self.groups = inputs, outputs, groups
-        self.kernel_size, self.stride = each["kernel_size"], each["stride"]
-        self.padding, self.dilation = each["padding"], each["dilation"]
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel, steps, zeros, apart
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution, without shift and bias."""
+        places = self.stride, self.padding, self.dilation
+        return self.convolve(x, weight, None, *places, self.groups)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
@@ -237,31 +250,8 @@ class Conv1d(_Convolution):
         [[[8.0, 17.0]]]
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        shift: int = 0,
-        weight_bits: int = 8,
-    ) -> None:
-        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-        super().__init__(
-            (in_channels, out_channels),
-            {**sizes, "dilation": dilation},
-            1,
-            *(groups, bias, shift, weight_bits),
-        )
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution, without shift and bias."""
-        return F.conv1d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+    ndim = 1
+    convolve = staticmethod(F.conv1d)
 
 
 class Conv2d(_Convolution):
@@ -291,28 +281,5 @@ class Conv2d(_Convolution):
         (torch.Size([1, 2, 5, 5]), torch.int8)
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        shift: int = 0,
-        weight_bits: int = 8,
-    ) -> None:
-        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-        super().__init__(
-            (in_channels, out_channels),
-            {**sizes, "dilation": dilation},
-            2,
-            *(groups, bias, shift, weight_bits),
-        )
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution, without shift and bias."""
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+    ndim = 2
+    convolve = staticmethod(F.conv2d)
