@@ -28,6 +28,7 @@ from tracetorch.checkpoint.training import (
 )
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
+from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
 from tracetorch.snn.states import named_neurons, set_states
 
@@ -191,16 +192,13 @@ def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
 
     Hooks of the user's modules, and states that do not fit, can still fail in the middle.
     """
-    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     try:
-        yield
+        with restored_on_error(tensors.values()):
+            yield
     except BaseException:
-        with torch.no_grad():
-            for name, value in before.items():
-                tensors[name].copy_(value)
         # some layers read a buffer when it is loaded; whoever has raised may do so again
         with contextlib.suppress(Exception):
-            load_tensors(model, before)
+            load_tensors(model, {name: each.detach().clone() for name, each in tensors.items()})
         raise
 
 

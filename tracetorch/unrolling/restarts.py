@@ -54,7 +54,7 @@ def restarted_sequence(
     # not slices: the gradient of each would be as long as the whole sequence
     parts = torch.split(x, lengths)
     further: list[tuple[Tensor, ...]] = [
-        torch.split(each, lengths) if over_time(each, x) else (each,) * len(parts)
+        torch.split(each, lengths) if _over_time(each, x) else (each,) * len(parts)
         for each in more.get("further", ())
     ]
     outputs: list[Tensor] = []
@@ -70,7 +70,7 @@ def restarted_sequence(
     return torch.cat(outputs), joined
 
 
-def over_time(value: object, x: Tensor) -> bool:
+def _over_time(value: object, x: Tensor) -> bool:
     """Whether a further input has a value for each step of ``x``, and is not the same in all."""
     return isinstance(value, Tensor) and value.ndim == x.ndim and len(value) == len(x)
 
