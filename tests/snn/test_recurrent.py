@@ -501,12 +501,15 @@ def test_what_must_see_every_step_does(around: Any, fused: list[bool]) -> None:
     assert torch.equal(y, expected)
 
 
-def test_transforms_see_every_step(fused: list[bool]) -> None:
-    model, x = OverTime(made("LIF")), dyadic(6, 3, 5)
+@pytest.mark.parametrize("delays", [{}, {"max_delay": 3}])
+def test_transforms_see_every_step(delays: dict[str, Any], fused: list[bool]) -> None:
+    model, x = OverTime(made("LIF", **delays)), dyadic(6, 3, 5)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
+    fixed = dict(model.named_buffers())
 
     def loss(parameters: Any) -> Any:
-        return torch.func.functional_call(model, parameters, (x, {}))[0].sum()
+        given = {**parameters, **fixed}
+        return torch.func.functional_call(model, given, (x, {}))[0].sum()
 
     grads = torch.func.grad(loss)(parameters)
     assert fused == [False]
@@ -756,23 +759,6 @@ def test_who_must_see_every_step_of_delays_does(around: Any, fused: list[bool]) 
         y = tt.unroll(model, x)
     assert fused == [False]
     assert torch.equal(y, expected)
-
-
-def test_transforms_see_every_step_of_delays(fused: list[bool]) -> None:
-    model, x = OverTime(made("LIF", max_delay=D)), dyadic(6, 3, 5)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    fixed = dict(model.named_buffers())
-
-    def loss(parameters: Any) -> Any:
-        given = {**parameters, **fixed}
-        return torch.func.functional_call(model, given, (x, {}))[0].sum()
-
-    grads = torch.func.grad(loss)(parameters)
-    assert fused == [False]
-    model(x, {})[0].sum().backward()
-    assert fused == [False, True]
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(grads[name], p.grad)
 
 
 def test_past_of_delays_can_be_recorded(fused: list[bool]) -> None:
