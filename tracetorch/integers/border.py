@@ -56,7 +56,7 @@ class _SumPool(nn.Module):
     """Base of sums over windows, of as many dimensions as ``ndim`` says."""
 
     ndim: ClassVar[int]
-    convolve: ClassVar[Callable[..., Tensor]]
+    _convolve: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class _SumPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums."""
-        return exactly(lambda x: self.convolve(x, *self.ones(x)), x)
+        return exactly(lambda x: self._convolve(x, *self.ones(x)), x)
 
     def ones(self, x: Tensor) -> tuple[Any, ...]:
         """Return the arguments of a convolution that sums windows of each channel.
@@ -104,7 +104,7 @@ class SumPool1d(_SumPool):
     """
 
     ndim = 1
-    convolve = staticmethod(F.conv1d)
+    _convolve = staticmethod(F.conv1d)
 
 
 class SumPool2d(_SumPool):
@@ -124,4 +124,4 @@ class SumPool2d(_SumPool):
     """
 
     ndim = 2
-    convolve = staticmethod(F.conv2d)
+    _convolve = staticmethod(F.conv2d)

@@ -159,7 +159,7 @@ class _Convolution(Product):
     """Base of convolutions, over as many dimensions as ``ndim`` says."""
 
     ndim: ClassVar[int]
-    convolve: ClassVar[Callable[..., Tensor]]
+    _convolve: ClassVar[Callable[..., Tensor]]
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -199,7 +199,7 @@ class _Convolution(Product):
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution, without shift and bias."""
         places = self.stride, self.padding, self.dilation
-        return self.convolve(x, weight, None, *places, self.groups)
+        return self._convolve(x, weight, None, *places, self.groups)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
@@ -251,7 +251,7 @@ class Conv1d(_Convolution):
     """
 
     ndim = 1
-    convolve = staticmethod(F.conv1d)
+    _convolve = staticmethod(F.conv1d)
 
 
 class Conv2d(_Convolution):
@@ -282,4 +282,4 @@ class Conv2d(_Convolution):
     """
 
     ndim = 2
-    convolve = staticmethod(F.conv2d)
+    _convolve = staticmethod(F.conv2d)
