@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from tracetorch.core.spike_values import is_events
 from tracetorch.plot import viewer_data
 from tracetorch.plot.recorded import Array
 
@@ -92,4 +93,4 @@ def spikes(up: float = 1.0, down: float = -1.0) -> Array:
     ],
 )
 def test_spikes_are_distinguished_from_states(values: Array, expected: bool) -> None:
-    assert viewer_data.is_events(values) is expected
+    assert is_events(values) is expected

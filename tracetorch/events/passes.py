@@ -22,6 +22,7 @@ from tracetorch.events.observed import Product, observers, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
 
 # the method of each class that computes the product
@@ -40,7 +41,8 @@ _DOUBT = 1.5
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     """Return the modules that may compute with events, each once: linear, convolved, with delays.
 
-    Their type is exactly that: a subclass may do anything, and a parametrized module is one. Where
+    Their type is exactly that: a subclass may do anything, and a parametrized module is one, but
+    for those that ``tt.snn.connect`` has given a mask or signs. Where
     ``torch.compile`` has compiled a part of the model there are none: it would compile what is set
     here.
     """
@@ -49,7 +51,7 @@ def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     for module in modules:
         if compiler_loaded and is_compiled(module):
             return ()
-        if type(module) in _PRODUCTS:
+        if plain_class(module) in _PRODUCTS:
             found[id(module)] = module
     return tuple(found.values())
 
@@ -84,9 +86,11 @@ def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module in modules:
             attributes = vars(module)
             # not where a user's own is set, or another thread's
-            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(type(module)):
+            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(
+                plain_class(module)
+            ):
                 changed.append(attributes)
-                name = _PRODUCTS[type(module)][0]
+                name = _PRODUCTS[plain_class(module)][0]
                 replacement = _convolve if name == "convolve" else _forward
                 attributes[name] = MethodType(replacement, module)
                 attributes["__getstate__"] = partial(_state, module)
@@ -118,7 +122,7 @@ def _is_plain(kind: type) -> bool:
 
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
-    plain = partial(_PRODUCTS[type(module)][1], module, input)
+    plain = partial(_PRODUCTS[plain_class(module)][1], module, input)
     if torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
@@ -164,7 +168,7 @@ def _convolve(
         kernel: the weight at every past step.
         bias: of the outputs.
     """
-    plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
+    plain = partial(_PRODUCTS[plain_class(module)][1], module, past, kernel, bias)
     if torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     reason = _plain_reason(past, kernel, bias)

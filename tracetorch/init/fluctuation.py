@@ -19,6 +19,8 @@ from tracetorch.init.random_spikes import find_shape, random_spikes
 from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
 from tracetorch.init.scaling import LEAST_RATE, scale_all
 from tracetorch.init.stages import RECURRENT, Stage, check_moments, is_affine, stages, weight_of
+from tracetorch.init.sums import Sums, with_sums, with_sums_and_signs
+from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.delay.taps import taps
@@ -51,7 +53,9 @@ def fluctuation_(
     of a neuron are normal, moved and scaled so that both sums hold exactly; its bias becomes 0. In
     an :class:`~tracetorch.snn.Recurrent` a tenth of the variance comes from the connection. A batch
     norm before a neuron gets its weight and bias instead: its output has a deviation of 1 whatever
-    comes before. Frozen layers are drawn too. No data are needed; :func:`calibrate_` takes a batch.
+    comes before. Of a layer of :func:`tt.snn.connect` the connections that are there are drawn, of
+    their signs; where all inputs of a neuron have one sign, its bias makes up for their mean.
+    Frozen layers are drawn too. No data are needed; :func:`calibrate_` takes a batch.
 
     The sums know the weights, the neurons and their delays alone. So the model is then run on
     random spikes of this rate, in its current mode: where the membranes of a layer miss the target,
@@ -236,32 +240,45 @@ def _product(
 ) -> list[tuple[Tensor, Tensor]]:
     """Draw the weights of a linear layer or a convolution.
 
-    ``w = center + scale * noise`` with noise that adds up to 0: the mean is that of center alone,
-    and the equation of the deviation is quadratic in scale.
+    Only connections that are there, of a layer of ``tt.snn.connect``, are drawn and counted.
     """
     weight = weight_of(module)
     rows = weight.detach().flatten(1)
-    inputs = rows.shape[1]
     noise = torch.empty_like(rows).normal_(generator=generator).double()
-    if inputs > 1:
-        noise -= noise.mean(1, keepdim=True)
-    center = _sum_of_weights(aim) / inputs
     squares = torch.ones_like(noise) if delays is None else _squares(aim.response, delays)
+    rule = connectivity(module)
+    present = torch.ones_like(noise, dtype=torch.bool)
+    if rule is not None and rule.mask is not None:
+        present = rule.mask.flatten(1)
     # Rossbroich et al. (2022): of independent spikes the variances add up, by the squared kernel
-    deviation = aim.response.deviation(aim.rate)
-    free = (aim.target / deviation).square() - squares.sum(1) * center.square()
-    if not bool((free > 0).all()):
+    wanted = Sums(
+        _sum_of_weights(aim).expand(len(rows)),
+        (aim.target / aim.response.deviation(aim.rate)).square().expand(len(rows)),
+    )
+    bias = torch.zeros_like(wanted.weights)
+    if rule is None or rule.signs is None:
+        values = with_sums(noise, squares, present, wanted)
+    else:
+        signed = noise.abs() * rule.signs.expand_as(weight).flatten(1) * present
+        values = with_sums_and_signs(signed, squares, wanted)
+        if values is not None:
+            alone = ((signed > 0).any(1) != (signed < 0).any(1)) & signed.any(1)
+            # where all inputs have one sign, which moves the mean
+            bias = torch.where(alone, (wanted.weights - values.sum(1)) * aim.rate, 0.0)
+    if values is None:
         raise ValueError(
-            f"{aim.path!r} has {inputs} inputs: with a mean of {aim.mean} their spikes alone make "
-            f"a larger deviation than {aim.target:.3g}. Choose a smaller mean, or a larger target."
+            f"{aim.path!r} has {int(present.sum(1).min())} inputs: with a mean of {aim.mean} their "
+            f"spikes alone make a larger deviation than {aim.target:.3g}. Choose a smaller mean, "
+            "or a larger target."
         )
-    # what scale adds that much to the square, with the part that noise and mean have in common
-    common = center * (squares * noise).sum(1)
-    noisy = (squares * noise.square()).sum(1)
-    scale = ((common.square() + noisy * free).sqrt() - common) / noisy
-    drawn = [(weight, center[:, None] + noise * scale[:, None])]
+    if module.bias is None and bool(bias.any()):
+        raise ValueError(
+            f"{aim.path!r} has neurons whose inputs all have one sign, and no bias to make up for "
+            "their mean. Give the layer before it a bias, or inputs of both signs."
+        )
+    drawn = [(weight, values)]
     if isinstance(module.bias, Tensor):
-        drawn.append((module.bias, torch.zeros_like(module.bias)))
+        drawn.append((module.bias, bias.to(module.bias)))
     return drawn
 
 

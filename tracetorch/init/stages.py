@@ -14,6 +14,7 @@ from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
+from tracetorch.snn.connectivity import connectivity, raw_weight
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
@@ -271,7 +272,8 @@ def _check(stage: Stage) -> None:
 
 def check_own_weight(title: str, module: nn.Module) -> None:
     """Raise where a weight is computed from other values, which what is written into it leaves."""
-    problem = "is parametrized" if is_parametrized(module) else ""
+    computed = is_parametrized(module) and connectivity(module) is None
+    problem = "is parametrized" if computed else ""
     if has_weight_hooks(module):
         problem = "is pruned, or has a norm of torch.nn.utils"
     if problem:
@@ -282,14 +284,17 @@ def check_own_weight(title: str, module: nn.Module) -> None:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of an affine layer, its outputs first; those of a norm are last."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight
+    """Return what holds the weight of an affine layer, to be read and written.
+
+    Its outputs come first; those of a norm are last. Of a layer of ``tt.snn.connect`` it is the raw
+    weight.
+    """
+    return raw_weight(module)
 
 
 def outputs_of(module: nn.Module) -> int:
     """Return the number of outputs of an affine layer, those of a convolution its channels."""
-    return module.num_features if isinstance(module, BatchNormBase) else len(weight_of(module))
+    return module.num_features if isinstance(module, BatchNormBase) else len(raw_weight(module))
 
 
 def scale_rows(module: nn.Module, factors: Tensor | float) -> None:

@@ -28,6 +28,7 @@ from tracetorch.snn import (
     LockedDropout,
     Recurrent,
 )
+from tracetorch.snn.connectivity import plain_class
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (
@@ -60,8 +61,9 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
     try:
         if isinstance(module, LeakyIntegrator) and _computes_as_declared(type(module)):
             return layer_node(module, shape, options)
-        if type(module) in _RULES:
-            return _RULES[type(module)](module, shape, options)
+        # the values of a connected layer are in the file, not what keeps them so
+        if (kind := plain_class(module)) in _RULES:
+            return _RULES[kind](module, shape, options)
         hint = _HINTS.get(type(module), "Replace it, or leave it out of what is exported.")
         raise ValueError(f"has no counterpart in NIR. {hint}")
     except ValueError as error:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.snn.connectivity import plain_class
 
 Product: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -17,9 +18,9 @@ def is_product(module: nn.Module) -> bool:
     """Whether a module's weights can have traces."""
     if replaced_part(module) is not None:
         return False
-    if type(module) is nn.Conv2d:
+    if isinstance(module, nn.Conv2d) and plain_class(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
-    return type(module) is nn.Linear
+    return plain_class(module) is nn.Linear
 
 
 def replaced_part(module: nn.Module) -> str | None:
@@ -39,7 +40,7 @@ def weights_of(module: Product) -> list[Tensor]:
 
 def lanes(module: Product, values: Tensor) -> Tensor:
     """Reshape values shaped like the output to ``[samples and places, outputs]``."""
-    channels_last = values if type(module) is nn.Linear else values.movedim(-3, -1)
+    channels_last = values if isinstance(module, nn.Linear) else values.movedim(-3, -1)
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
@@ -48,7 +49,7 @@ def features(module: Product, x: Tensor) -> Tensor:
 
     A bias is one more input, which is always 1.
     """
-    if type(module) is nn.Conv2d:
+    if isinstance(module, nn.Conv2d):
         images = x if x.ndim == 4 else x[None]
         padding = (0, 0) if isinstance(module.padding, str) else module.padding  # "valid"
         patches = functional.unfold(

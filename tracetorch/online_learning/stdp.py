@@ -27,6 +27,7 @@ from tracetorch.online_learning.stdp_checks import (
 )
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
 from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
+from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
 
@@ -66,8 +67,9 @@ class STDP(TTModule):
 
     Args:
         connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
-            bias is left alone. It stays part of its model alone: ``state_dict()`` and ``to()``
-            of the rule leave it out.
+            bias is left alone. What ``tt.snn.connect`` has masked stays zero, and a weight stops
+            at zero before it would leave its sign. It stays part of its model alone:
+            ``state_dict()`` and ``to()`` of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
@@ -229,7 +231,7 @@ class STDP(TTModule):
             moved = (weight + up - down).clamp(lowest, highest)
         else:
             moved = weight + up - down
-        self.connection.weight.copy_(moved)
+        write_weight(self.connection, moved)
         self._potentiation = self._depression = None
 
     @torch.no_grad()

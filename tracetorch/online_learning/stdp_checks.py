@@ -12,6 +12,7 @@ from tracetorch.core.checks import check_number
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.online_learning.products import Product
+from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
 
@@ -66,7 +67,8 @@ def checked_reward(
 
 def check_own_weight(connection: nn.Module) -> None:
     """Raise where the weight is computed from other values: what is written into it is lost."""
-    if is_parametrized(connection) or has_weight_hooks(connection):
+    computed = is_parametrized(connection) and connectivity(connection) is None
+    if computed or has_weight_hooks(connection):
         raise ValueError(
             f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
             "its weight follows from other values, and cannot be learned. Remove this first."

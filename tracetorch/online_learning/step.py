@@ -154,7 +154,7 @@ class Step:
 
     def _weight_names(self, module: Product) -> dict[nn.Parameter, str]:
         path = self._names[id(module)]
-        return {p: join_path(path, n) for n, p in module.named_parameters(recurse=False)}
+        return {p: join_path(path, n) for n, p in module.named_parameters()}
 
     def _after_input(
         self, path: str, name: str, module: nn.Module, args: Any, kwargs: Any, y: Tensor

@@ -122,7 +122,7 @@ class StepGraph:
 
     def _add_earlier(self, inputs: Inputs, product: _Call, factor: Tensor) -> None:
         """Add the layers before a product, whose traces are filtered by the layer behind it."""
-        linear = product.module if type(product.module) is nn.Linear else None
+        linear = product.module if isinstance(product.module, nn.Linear) else None
         follows = linear is not None and not self._held.rule.shared
         outputs = self._outputs if follows else {}
         ends, others = reached([get_gradient_edge(product.x).node], outputs.keys())

@@ -17,6 +17,7 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.online_learning.held import Filter, Held
 from tracetorch.online_learning.products import inputs_of, is_product, lanes
 from tracetorch.online_learning.traces import Traces
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.stateful_layer import layer_label
 from tracetorch.snn.states import EXTRA
@@ -114,7 +115,7 @@ class Carried:
         traces, source = self.traces[path], path
         if between:
             source, product = between[0], self.modules[between[-1]]
-            if type(product) is not nn.Linear:
+            if plain_class(product) is not nn.Linear:
                 raise KeyError(between[-1])
             first = self._state(source)
             link = source, product

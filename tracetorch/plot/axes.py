@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from numpy.typing import NDArray
+
+from tracetorch.core.checks import check_positive
 from tracetorch.core.optional import require
 
 if TYPE_CHECKING:
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
 COLOURS = ("#2f6690", "#d1495b", "#6a8d3f", "#7b5ea7", "#d98e32", "#3a9d9d", "#8c6d5a", "#c06c9b")
 INK, MUTED, FAINT = "#33373d", "#8a9099", "#d5d9df"
 COLOURMAP = "viridis"
+
+Steps = TypeVar("Steps", float, NDArray[Any])
 
 
 def get_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
@@ -47,6 +53,40 @@ def set_integer_ticks(ax: Axes, *names: str) -> None:
     for name in names:
         axis = ax.xaxis if name == "x" else ax.yaxis
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+@dataclass(frozen=True)
+class TimeScale:
+    """Scale of the axis of time: steps, or milliseconds.
+
+    A step is an interval: step 0 lasts from 0 to ``dt``, and is drawn in its middle, where
+    :meth:`tracetorch.probe.Recording.to_neo` has its spikes too.
+
+    Args:
+        dt: duration of a step in milliseconds; ``None``: time is counted in steps.
+    """
+
+    dt: float | None
+
+    @classmethod
+    def of(cls, caller: str, dt: object) -> TimeScale:
+        """Return the scale for a ``dt``; raise where that is neither positive nor ``None``."""
+        return cls(None if dt is None else check_positive(f"{caller}: dt", dt, unit="milliseconds"))
+
+    def at(self, steps: Steps) -> Steps:
+        """Return the place of steps on the axis."""
+        return steps if self.dt is None else (steps + 0.5) * self.dt
+
+    def show(self, ax: Axes, steps: int) -> None:
+        """Set limits, ticks and label of the axis for a number of steps."""
+        ax.set(xlim=(self.at(-0.5), self.at(steps - 0.5)))
+        ax.set(xlabel="time step" if self.dt is None else "time (ms)")
+        if self.dt is None:
+            set_integer_ticks(ax, "x")
+        else:
+            from matplotlib.ticker import MaxNLocator
+
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def add_legend(ax: Axes) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.axes import COLOURS, INK, get_axes, set_title
+from tracetorch.plot.axes import COLOURS, INK, TimeScale, get_axes, set_title
 from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
 from tracetorch.plot.recorded import Array, Recorded, check_recording, select_sample
 
@@ -22,6 +22,7 @@ def raster(
     *,
     sample: int | None = 0,
     limit: int | None = None,
+    dt: float | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -35,16 +36,17 @@ def raster(
         sample: index in the batch; ``None`` for ``[T, ...]`` without one.
         limit: maximum number of neurons shown per layer: evenly from the most active, on top, to
             the least active of those that fire.
+        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
         title: title of the axes.
         ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
-        ``[T, B, ...]`` each; x in time steps from 0, y in neurons.
+        ``[T, B, ...]`` each; x in time steps from 0, or in ms; y in neurons.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons, ``sample`` is out of range, or ``limit`` is
-            less than 1.
+        ValueError: a tensor has no batch or no neurons, ``sample`` is out of range, ``limit`` is
+            less than 1, or ``dt`` not positive.
 
     Example:
         >>> x = torch.zeros(5, 1, 3)
@@ -56,6 +58,7 @@ def raster(
     layers = check_recording("raster", spikes)
     if limit is not None:
         limit = check_count("raster: limit", limit)
+    time = TimeScale.of("raster", dt)
     # everything is checked before anything is drawn on the axes of the caller
     drawn: list[tuple[str, Array, int]] = []
     for path, value in layers.items():
@@ -67,15 +70,15 @@ def raster(
     steps = len(drawn[0][1])
     for number, (_, shown, _) in enumerate(drawn):
         colour = COLOURS[0] if len(drawn) == 1 else INK
-        _draw_ticks(ax, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
+        _draw_ticks(ax, time, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
     names = [neuron_count_label(path, shown.shape[1], total) for path, shown, total in drawn]
     label_bands(ax, names, drawn[0][1].shape[1])
-    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
+    time.show(ax, steps)
     set_title(ax, title)
     return ax
 
 
-def _draw_ticks(ax: Axes, spikes: Array, border: Array, colour: str) -> None:
+def _draw_ticks(ax: Axes, time: TimeScale, spikes: Array, border: Array, colour: str) -> None:
     """Draw a tick for every spike between the borders of its neuron's row."""
     for sign, shade in ((1, colour), (-1, COLOURS[1])):
         step, row = np.nonzero(sign * spikes > 0)
@@ -85,7 +88,7 @@ def _draw_ticks(ax: Axes, spikes: Array, border: Array, colour: str) -> None:
         # ticks of neighbouring neurons do not touch
         gap = 0.1 * (border[1] - border[0]) if spikes.shape[1] else 0.0
         ax.vlines(
-            step,
+            time.at(step),
             border[row] + gap,
             border[row + 1] - gap,
             colors=shade,

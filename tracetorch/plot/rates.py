@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.axes import COLOURMAP, COLOURS, add_legend, get_axes, set_title
+from tracetorch.plot.axes import COLOURMAP, COLOURS, TimeScale, add_legend, get_axes, set_title
 from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def rate_histogram(
-    spikes: Recorded, *, bins: int = 30, title: str | None = None, ax: Axes | None = None
+    spikes: Recorded,
+    *,
+    bins: int = 30,
+    dt: float | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Draw a histogram of firing rates, in spikes per step over all steps and samples.
+    """Draw a histogram of firing rates, in spikes per step or in Hz, over all steps and samples.
 
     A spike is an output that is not zero. The legend has the mean rate of each layer and its share
     of silent neurons, which never fire.
@@ -27,15 +32,17 @@ def rate_histogram(
         spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
             neurons.
         bins: number of bars from 0 to the highest rate.
+        dt: duration of a step in milliseconds, for rates in Hz; ``None``: in spikes per step.
         title: title of the axes.
         ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
-        ``[T, B, ...]`` each; x in spikes per step, y in percent of a layer's neurons.
+        ``[T, B, ...]`` each; x in spikes per step or Hz, y in percent of a layer's neurons.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons; ``bins`` is less than 1.
+        ValueError: a tensor has no batch or no neurons; ``bins`` is less than 1, or ``dt`` not
+            positive.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).reshape(2, 1, 2)
@@ -45,12 +52,14 @@ def rate_histogram(
     """
     layers = check_recording("rate_histogram", spikes)
     bins = check_count("rate_histogram: bins", bins)
+    dt = TimeScale.of("rate_histogram", dt).dt
+    unit = 1.0 if dt is None else 1000.0 / dt
     rates = {
-        path: (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
+        path: unit * (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
         for path, value in layers.items()
     }
     # one range for all layers; 1 where all are silent, since an axis needs a range
-    highest = max(float(rate.max()) for rate in rates.values()) or 1.0
+    highest = max(float(rate.max()) for rate in rates.values()) or unit
 
     ax = get_axes(ax)
     # in percent of a layer, so that layers of different size compare
@@ -67,7 +76,8 @@ def rate_histogram(
             fill=True,
             label=f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent",
         )
-    ax.set(xlabel="firing rate (spikes per step)", ylabel="share of neurons (%)")
+    name = "spikes per step" if dt is None else "Hz"
+    ax.set(xlabel=f"firing rate ({name})", ylabel="share of neurons (%)")
     ax.set(xlim=(0.0, highest), ylim=(0.0, None))
     add_legend(ax)
     set_title(ax, title)
@@ -75,7 +85,12 @@ def rate_histogram(
 
 
 def rate_map(
-    spikes: Recorded, *, window: int = 1, title: str | None = None, ax: Axes | None = None
+    spikes: Recorded,
+    *,
+    window: int = 1,
+    dt: float | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw a heat map of firing rates: neurons from top to bottom, time from left to right.
 
@@ -87,15 +102,17 @@ def rate_map(
         spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
             neurons.
         window: number of steps averaged in one column.
+        dt: duration of a step in milliseconds, for time in ms and rates in Hz; ``None``: steps.
         title: title of the axes.
         ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
-        ``[T, B, ...]`` each; x in time steps, y in neurons, colour in spikes per step.
+        ``[T, B, ...]`` each; x in time steps or ms, y in neurons, colour in spikes per step or Hz.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons; ``window`` is less than 1.
+        ValueError: a tensor has no batch or no neurons; ``window`` is less than 1, or ``dt`` not
+            positive.
 
     Example:
         >>> x = torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1)
@@ -105,12 +122,14 @@ def rate_map(
     """
     layers = check_recording("rate_map", spikes)
     window = check_count("rate_map: window", window)
+    time = TimeScale.of("rate_map", dt)
+    unit = 1.0 if time.dt is None else 1000.0 / time.dt
     maps = {
-        path: _windows((flatten_neurons("rate_map", path, value) != 0).mean(1), window)
+        path: unit * _windows((flatten_neurons("rate_map", path, value) != 0).mean(1), window)
         for path, value in layers.items()
     }
     steps = len(next(iter(layers.values())))
-    highest = max(float(rate.max()) for rate in maps.values()) or 1.0
+    highest = max(float(rate.max()) for rate in maps.values()) or unit
 
     ax = get_axes(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
     # edges of the windows; a step is centred on its number, and the last window may be shorter
@@ -118,7 +137,7 @@ def rate_map(
     mesh = None
     for number, rate in enumerate(maps.values()):
         mesh = ax.pcolormesh(
-            columns,
+            time.at(columns),
             row_edges(number, rate.shape[1], len(maps)),
             rate.T,
             cmap=COLOURMAP,
@@ -128,9 +147,9 @@ def rate_map(
         )
     names = [neuron_count_label(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
     label_bands(ax, names, next(iter(maps.values())).shape[1])
-    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step")
+    time.show(ax, steps)
     if mesh is not None:
-        ax.figure.colorbar(mesh, ax=ax, label="spikes per step")
+        ax.figure.colorbar(mesh, ax=ax, label="spikes per step" if time.dt is None else "Hz")
     set_title(ax, title)
     return ax
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_flag
 from tracetorch.core.files import atomic_replace
+from tracetorch.core.spike_values import is_events
 from tracetorch.plot import viewer_data
 from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
@@ -63,9 +64,9 @@ def save_html(
     layer_headers: list[dict[str, Any]] = []
     data: list[str] = []
     for number, (name, value) in enumerate(values.items()):
-        is_events = viewer_data.is_events(value)
-        layer_headers.append(_header(name, value, layers[name].shape[2:], is_events))
-        pack = viewer_data.pack_events if is_events else viewer_data.pack_trace
+        events = is_events(value)
+        layer_headers.append(_header(name, value, layers[name].shape[2:], events))
+        pack = viewer_data.pack_events if events else viewer_data.pack_trace
         for sample in range(value.shape[1]):
             block = _checked_length(name, pack(value[:, sample]))
             data.append(f'<script type="text/plain" id="b-{number}-{sample}">{block}</script>')
@@ -95,11 +96,11 @@ def _flattened(layers: Mapping[str, Tensor]) -> dict[str, Array]:
     return values
 
 
-def _header(name: str, value: Array, shape: Sequence[int], is_events: bool) -> dict[str, Any]:
+def _header(name: str, value: Array, shape: Sequence[int], events: bool) -> dict[str, Any]:
     """Return what the page knows of a layer before it unpacks a block."""
     return {
         "path": name or "recording",
-        "kind": "events" if is_events else "trace",
+        "kind": "events" if events else "trace",
         "neurons": value.shape[2],
         "shape": list(shape),
         "signed": (value < 0).any((0, 2)).tolist(),

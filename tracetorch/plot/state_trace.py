@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.axes import COLOURS, INK, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.axes import COLOURS, INK, TimeScale, add_legend, get_axes, set_title
 from tracetorch.plot.layer_parameters import thresholds as thresholds_of
 from tracetorch.plot.recorded import (
     Array,
@@ -34,6 +34,7 @@ def state_trace(
     spikes: Tensor | None = None,
     thresholds: Thresholds = (),
     sample: int | None = 0,
+    dt: float | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -49,16 +50,17 @@ def state_trace(
         thresholds: the layer that has the thresholds, or their values: each a number, or one per
             neuron; those of negative spikes are negative.
         sample: index in the batch; ``None`` for ``[T, ...]`` without one.
+        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
         title: title of the axes.
         ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
-        ``[T, B, ...]`` each; x in time steps from 0, y in units of the state.
+        ``[T, B, ...]`` each; x in time steps from 0, or in ms; y in units of the state.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons, ``sample`` or a neuron is out of range, or
-            spikes or thresholds do not fit the states.
+        ValueError: a tensor has no batch or no neurons, ``sample`` or a neuron is out of range,
+            spikes or thresholds do not fit the states, or ``dt`` is not positive.
 
     Example:
         >>> layer = LIF(2, beta=0.5)
@@ -74,15 +76,16 @@ def state_trace(
     layer_spikes = None if spikes is None else _spikes_of(spikes, sample, (steps, size))
     shape = next(iter(layers.values())).shape
     levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
+    time = TimeScale.of("state_trace", dt)
 
     ax = get_axes(ax, (6.4, 2.6))
-    colour_by_neuron = _draw_states(ax, traces, selected)
+    colour_by_neuron = _draw_states(ax, time, traces, selected)
     _draw_thresholds(ax, levels, selected, colour_by_neuron)
     if layer_spikes is not None:
-        _draw_spikes(ax, layer_spikes, selected, colour_by_neuron)
+        _draw_spikes(ax, time, layer_spikes, selected, colour_by_neuron)
     state = next(iter(traces)).rpartition(".")[2] if len(traces) == 1 else ""
-    ax.set(xlim=(-0.5, steps - 0.5), xlabel="time step", ylabel=state or "state")
-    set_integer_ticks(ax, "x")
+    ax.set(ylabel=state or "state")
+    time.show(ax, steps)
     if len(ax.lines) > 1 or len(selected) == 1:
         add_legend(ax)
     set_title(ax, title)
@@ -123,7 +126,9 @@ def _spikes_of(spikes: Tensor, sample: int | None, shape: tuple[int, int]) -> Ar
     return found
 
 
-def _draw_states(ax: Axes, traces: Mapping[str, Array], neurons: Sequence[int]) -> dict[int, str]:
+def _draw_states(
+    ax: Axes, time: TimeScale, traces: Mapping[str, Array], neurons: Sequence[int]
+) -> dict[int, str]:
     """Draw a line for every state and neuron; return the colours by neuron."""
     # the colours go by lines, over all states and neurons
     colours: list[tuple[int, str]] = []
@@ -133,7 +138,8 @@ def _draw_states(ax: Axes, traces: Mapping[str, Array], neurons: Sequence[int]) 
             colours.append((neuron, colour))
             indexed = f"{path}[{neuron}]" if path else f"neuron {neuron}"
             label = path if path and len(neurons) == 1 else indexed
-            ax.plot(trace[:, neuron], color=colour, linewidth=1.4, label=label)
+            at = time.at(np.arange(len(trace)))
+            ax.plot(at, trace[:, neuron], color=colour, linewidth=1.4, label=label)
     # several states of a neuron have several colours; its thresholds and spikes then have none
     return dict(colours) if len(traces) == 1 else {}
 
@@ -199,7 +205,11 @@ def _draw_thresholds(
 
 
 def _draw_spikes(
-    ax: Axes, layer_spikes: Array, selected: list[int], colours: dict[int, str]
+    ax: Axes,
+    time: TimeScale,
+    layer_spikes: Array,
+    selected: list[int],
+    colours: dict[int, str],
 ) -> None:
     """Draw ticks in rows above and below the traces, a row for each neuron."""
     low, high = ax.get_ylim()
@@ -211,7 +221,7 @@ def _draw_spikes(
         for number, neuron in enumerate(selected):
             bottom = start + sign * (0.3 + number) * row
             ax.vlines(
-                np.nonzero(sign * layer_spikes[:, neuron] > 0)[0],
+                time.at(np.nonzero(sign * layer_spikes[:, neuron] > 0)[0]),
                 bottom,
                 bottom + sign * 0.75 * row,
                 colors=colours.get(neuron, INK),

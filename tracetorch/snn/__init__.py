@@ -7,9 +7,11 @@ hangs its hook on it.
 """
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime
+from tracetorch.snn.connect import connect
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.masks import distance_mask, in_degree_mask, random_mask
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
@@ -49,4 +51,8 @@ __all__ = [
     "TTModule",
     "Threshold",
     "Weight",
+    "connect",
+    "distance_mask",
+    "in_degree_mask",
+    "random_mask",
 ]

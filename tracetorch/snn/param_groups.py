@@ -55,7 +55,8 @@ def param_groups(
         relative: scale the rate of every weight and bias, those of linear layers, convolutions,
             delays and recurrent connections, by its size. For Adam, AdamW and their like; the
             steps of SGD follow the gradient's size already. Parameters of neurons and norms, and
-            what PyTorch parametrizes, stay at ``lr``.
+            what PyTorch parametrizes, stay at ``lr``, but for the weights of
+            :func:`tt.snn.connect`, which are measured over the connections that are there.
 
     Returns:
         Groups named ``"weights"``, ``"biases and norms"`` (if ``decay_biases`` is ``False``) and

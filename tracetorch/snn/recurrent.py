@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -194,6 +195,6 @@ def _linear_of(connection: nn.Module) -> nn.Linear | None:
     """Return the layer of weight and bias, where a compiled loop computes what a call would."""
     if isinstance(connection, DelayedLinear):
         return connection.linear if connection.computes_as_its_class else None
-    if type(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:
+    if plain_class(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:
         return None
-    return connection
+    return cast(nn.Linear, connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity, raw_weight
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 _LEAST = 0.1
@@ -24,8 +26,9 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
     has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
     is 1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a
     weight that starts near zero learns. A parameter that several modules share is found once, under
-    its first path. Left out are norms, the parameters of neurons and delays, and what PyTorch
-    parametrizes, whose originals are in another unit than the weight.
+    its first path. Of a layer of ``tt.snn.connect`` only the connections that are there count, and
+    their number. Left out are norms, the parameters of neurons and delays, and what PyTorch
+    parametrizes otherwise, whose originals are in another unit than the weight.
 
     Raises:
         ValueError: a weight is lazy or on the meta device.
@@ -36,8 +39,13 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
             continue
         declared = module.raw_names if isinstance(module, SequenceLayer) else ()
         own = {n: p for n, p in module.named_parameters(recurse=False) if n not in declared}
+        names = {name: name for name in own}
+        rule = connectivity(module)
+        if rule is not None:
+            own = {"weight": cast(nn.Parameter, raw_weight(module)), **own}
+            names["weight"] = RAW_WEIGHT
         ratios = {
-            name: _ratio(join_path(path, name), module, name, p)
+            name: _ratio(join_path(path, names[name]), module, name, p, rule)
             for name, p in own.items()
             if is_lazy(p) or p.ndim > 1
         }
@@ -47,7 +55,7 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
             ratio = ratios.get(name, ratios.get(weight))
             if ratio is not None and id(p) not in seen:
                 seen.add(id(p))
-                yield join_path(path, name), p, ratio
+                yield join_path(path, names[name]), p, ratio
 
 
 def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
@@ -67,12 +75,17 @@ def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
 
 
 @torch.no_grad()
-def _ratio(path: str, module: nn.Module, name: str, weight: nn.Parameter) -> float:
+def _ratio(
+    path: str, module: nn.Module, name: str, weight: nn.Parameter, rule: Connectivity | None
+) -> float:
     if is_lazy(weight) or weight.is_meta:
         raise ValueError(
             f"{path} has no values yet, so there is nothing to measure. Run the model once, or "
             "load its weights, before relative=True."
         )
-    rms = float(weight.double().square().mean().sqrt()) if weight.numel() else 0.0
-    ratio = rms / default_rms(module, name, weight)
+    present = weight if rule is None or rule.mask is None else weight[rule.mask]
+    rms = float(present.double().square().mean().sqrt()) if present.numel() else 0.0
+    # PyTorch's default for as many inputs as there are: its square goes by one over their number
+    share = present.numel() / max(1, weight.numel())
+    ratio = rms * math.sqrt(share) / default_rms(module, name, weight)
     return max(ratio, _LEAST) if ratio else 1.0

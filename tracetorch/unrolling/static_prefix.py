@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from tracetorch.snn.connectivity import plain_class
+
 _DETERMINISTIC = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
@@ -35,7 +37,9 @@ def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """
     parts = _parts(model)
     once = 0
-    while once < len(parts) and type(parts[once]) in _DETERMINISTIC and _is_plain(parts[once]):
+    while (
+        once < len(parts) and plain_class(parts[once]) in _DETERMINISTIC and _is_plain(parts[once])
+    ):
         once += 1
     return (parts[:once], parts[once:]) if once else ([], [])
 

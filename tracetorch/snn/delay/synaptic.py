@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays
 from tracetorch.snn.delay.taps import taps
 from tracetorch.snn.parameters import Value
@@ -215,7 +216,7 @@ class DelayedLinear(SynapticDelays):
         """Whether a step is certain to be a sum over ``kernel_of`` and the last inputs."""
         return (
             type(self) is DelayedLinear
-            and type(self.linear) is nn.Linear
+            and plain_class(self.linear) is nn.Linear
             and _code_of(DelayedLinear) == _CODE
             and vars(self).keys().isdisjoint(_OWN)
         )

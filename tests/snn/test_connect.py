@@ -1,0 +1,524 @@
+"""Connections with masks and signs: equal to dense ones that are zero there, by every road."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+import tracetorch as tt
+from tests.cases import layer, sequence, weighted_sum
+from tracetorch import snn
+from tracetorch.events.observed import observed_products
+from tracetorch.snn.connectivity import RAW_WEIGHT, plain_class, write_weight
+
+INPUTS, OUTPUTS = 6, 5
+SIGNS = torch.tensor([1, -1, 1, 1, -1, 1])
+
+
+def mask_like(weight: Tensor, seed: int = 0) -> Tensor:
+    return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+def rules(weight: Tensor, inputs: int, kind: str) -> dict[str, Tensor]:
+    """Return the arguments of ``connect`` for a kind of connection."""
+    signs = SIGNS.repeat(3)[:inputs]
+    every = {"mask": mask_like(weight), "signs": signs}
+    return {name: value for name, value in every.items() if name in kind}
+
+
+KINDS = ("mask", "signs", "mask and signs")
+
+# how the connection is used: the module that holds it, the connection inside, its inputs
+HOLDERS: dict[str, Any] = {
+    "linear": (lambda: nn.Linear(INPUTS, OUTPUTS), lambda m: m, INPUTS, (INPUTS,)),
+    "conv1d": (lambda: nn.Conv1d(INPUTS, 4, 3), lambda m: m, INPUTS, (INPUTS, 7)),
+    "conv2d": (lambda: nn.Conv2d(INPUTS, 4, 3, padding=1), lambda m: m, INPUTS, (INPUTS, 5, 4)),
+    "groups": (lambda: nn.Conv2d(INPUTS, 4, 2, groups=2), lambda m: m, INPUTS, (INPUTS, 5, 4)),
+    "delays": (
+        lambda: snn.DelayedLinear(INPUTS, OUTPUTS, max_delay=4),
+        lambda m: m.linear,
+        INPUTS,
+        (INPUTS,),
+    ),
+    "delays of a convolution": (
+        lambda: snn.DelayedConv1d(INPUTS, 4, 3, max_delay=3),
+        lambda m: m.conv,
+        INPUTS,
+        (INPUTS, 7),
+    ),
+    "recurrent": (
+        lambda: snn.Recurrent(layer("SLIF", INPUTS), nn.Linear(INPUTS, INPUTS)),
+        lambda m: m.connection,
+        INPUTS,
+        (INPUTS,),
+    ),
+    "recurrent delays": (
+        lambda: snn.Recurrent(
+            layer("LIF", INPUTS), snn.DelayedLinear(INPUTS, INPUTS, max_delay=3, delay=2.0)
+        ),
+        lambda m: m.connection.linear,
+        INPUTS,
+        (INPUTS,),
+    ),
+}
+
+
+def pair(holder: str, kind: str) -> tuple[Any, Any, Any, Any, Tensor]:
+    """Return a module with a connection, its dense twin, both connections, and an input."""
+    make, inside, inputs, shape = HOLDERS[holder]
+    torch.manual_seed(0)
+    made: Any = make().double()
+    connection = inside(made)
+    assert snn.connect(connection, **rules(connection.weight, inputs, kind)) is connection
+    torch.manual_seed(0)
+    dense = make().double()
+    dense.load_state_dict(made.state_dict(), strict=False)
+    with torch.no_grad():
+        inside(dense).weight.copy_(connection.weight)
+    spikes = (sequence(9, 3, *shape) > 0.5).double()
+    return made, dense, connection, inside(dense), spikes
+
+
+def factor(kind: str, connection: Any) -> Tensor:
+    """Return the derivative of the weight by its raw value."""
+    rule = connection.parametrizations.weight[0]
+    found = torch.ones_like(connection.weight)
+    if "signs" in kind:
+        raw = connection.parametrizations.weight.original
+        found = torch.where(raw < 0, -rule.signs, rule.signs) * found
+    return found * rule.mask if "mask" in kind else found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("road", ["step", "layer", "events"])
+def test_parity_with_a_dense_layer_that_is_zero_there(holder: str, kind: str, road: str) -> None:
+    made, dense, connection, twin, x = pair(holder, kind)
+    if "mask" in kind:
+        masked = ~connection.parametrizations.weight[0].mask
+        assert masked.any()
+        assert bool((connection.weight[masked] == 0).all())
+    results = []
+    by: Any = "step" if road == "step" else "layer"
+    for module in (made, dense):
+        given = x.clone().requires_grad_()
+        with tt.events.mode("always" if road == "events" else "never"):
+            y = tt.unroll(nn.Sequential(module), given, by=by)
+        weighted_sum(y).backward()
+        results.append((y, given.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    raw = connection.parametrizations.weight.original.grad
+    assert torch.equal(raw, twin.weight.grad * factor(kind, connection))
+    others = {n: p.grad for n, p in dense.named_parameters() if p is not twin.weight}
+    found = {n: p.grad for n, p in made.named_parameters() if RAW_WEIGHT not in n}
+    assert found.keys() == others.keys()
+    for name, grad in others.items():
+        assert torch.equal(found[name], grad), name
+
+
+def test_a_masked_layer_uses_events_and_the_compiled_loop(monkeypatch: Any) -> None:
+    made, _, connection, _, x = pair("recurrent", "mask and signs")
+    monkeypatch.setattr(
+        snn.Recurrent, "_run_stepped", lambda *_: pytest.fail("the loop is not compiled")
+    )
+    tt.unroll(made, x)
+    assert plain_class(connection) is nn.Linear
+    for holder in ("linear", "conv2d", "delays", "delays of a convolution"):
+        net, *_, x = pair(holder, "mask and signs")
+        with tt.events.mode("always"), observed_products() as products:
+            tt.unroll(net, x)
+        assert [product.events for _, product in products] == [True]
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.5),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.1, momentum=0.5, weight_decay=0.1, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 0.5, weight_decay=0.1),
+    "LBFGS": lambda p: torch.optim.LBFGS(p, 0.1, max_iter=3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_masked_weights_stay_zero_and_signs_stay(name: str) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Linear(INPUTS, OUTPUTS)
+    mask = mask_like(net.weight)
+    original = net.weight
+    snn.connect(net, mask=mask, signs=SIGNS)
+    assert net.parametrizations.weight.original is original  # as an optimizer made before holds it
+    before = net.weight.detach().clone()
+    x, goal = torch.randn(20, INPUTS), torch.randn(20, OUTPUTS)
+    optimizer: Any = OPTIMIZERS[name](net.parameters())
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        error = (net(x) - goal).square().mean()
+        error.backward()
+        return error
+
+    first = loss().item()
+    for _ in range(30):
+        optimizer.step(loss)
+        assert not net.weight[~mask].any()
+        assert bool((net.weight * SIGNS >= 0).all())
+    assert loss().item() < first
+    assert bool((net.weight != before)[mask].all())
+
+
+def test_gradient_at_zero_is_alive() -> None:
+    net: Any = snn.connect(nn.Linear(3, 2, bias=False), signs=torch.tensor([1, -1, 1]))
+    write_weight(net, torch.zeros(2, 3))
+    optimizer: Any = torch.optim.SGD(net.parameters(), 0.1)
+    (net(torch.ones(1, 3)) * torch.tensor([[-1.0, 1.0]])).sum().backward()
+    optimizer.step()
+    # weights that are to rise do for excitatory, and those that are to fall for inhibitory inputs
+    expected = torch.tensor([[0.1, -0.1, 0.1], [0.1, -0.1, 0.1]])
+    assert torch.equal(net.weight.abs(), expected.abs())
+    assert bool((net.weight * torch.tensor([1, -1, 1]) > 0).all())
+
+
+def test_what_is_infinite_or_nan_in_a_masked_place_stays_there() -> None:
+    net: Any = snn.connect(
+        nn.Linear(3, 2, bias=False), mask=torch.tensor([[True, False, True]] * 2)
+    )
+    with torch.no_grad():
+        net.parametrizations.weight.original[0, 1] = torch.inf
+    x = torch.ones(1, 3, requires_grad=True)
+    (net(x) * torch.tensor([[torch.nan, 1.0]])).sum().backward()
+    grad = net.parametrizations.weight.original.grad
+    assert net.weight[0, 1] == 0
+    assert grad[:, 1].tolist() == [0, 0]
+    assert bool(grad[0, 0].isnan())
+
+
+def test_assigned_weights_are_checked() -> None:
+    mask = torch.tensor([[True, False]])
+    net: Any = snn.connect(nn.Linear(2, 1), mask=mask, signs=torch.tensor([-1, 1]))
+    net.weight = torch.tensor([[-2.0, 0.0]])
+    assert net.weight.tolist() == [[-2, 0]]
+    assert net.parametrizations.weight.original.tolist() == [[-2, 0]]
+    for wrong in ([[-2.0, 1.0]], [[2.0, 0.0]]):
+        with pytest.raises(
+            ValueError, match="not zero where the mask is false or has another sign"
+        ):
+            net.weight = torch.tensor(wrong)
+    assert net.weight.tolist() == [[-2, 0]]
+    write_weight(net, torch.tensor([[3.0, 4.0]]))
+    assert net.weight.tolist() == [[0, 0]]
+
+
+def test_copies_files_and_removal(tmp_path: Path) -> None:
+    def build(seed: int) -> Any:
+        torch.manual_seed(seed)
+        net: Any = nn.Sequential(
+            nn.Linear(INPUTS, OUTPUTS), snn.LIF(OUTPUTS), nn.Linear(OUTPUTS, 2)
+        )
+        snn.connect(net[0], mask=mask_like(net[0].weight, seed), signs=SIGNS)
+        return net
+
+    net, other, x = build(0), build(1), sequence(5, 2, INPUTS, dtype=torch.float32)
+    expected = tt.unroll(net, x, from_rest=True)
+    copied = copy.deepcopy(net)
+    assert torch.equal(tt.unroll(copied, x, from_rest=True), expected)
+    with torch.no_grad():
+        copied[0].parametrizations.weight.original.zero_()
+    assert net[0].weight.any()
+    assert set(net.state_dict()) == {
+        *("0.bias", f"0.{RAW_WEIGHT}", "0.parametrizations.weight.0.mask"),
+        *("0.parametrizations.weight.0.signs", "1.raw_beta", "1.raw_pos_threshold"),
+        *("2.weight", "2.bias"),
+    }
+    tt.save(net, tmp_path / "net.safetensors")
+    tt.load(tmp_path / "net.safetensors", other)  # the mask is that of the file then
+    assert torch.equal(tt.unroll(other, x, from_rest=True), expected)
+    assert net[0].weight.dtype == torch.float32
+    assert net.double()[0].weight.dtype == torch.float64
+    with pytest.raises(RuntimeError, match="parametrized modules is only supported"):
+        pickle.dumps(net)
+    weight = net[0].weight.detach().clone()
+    parametrize.remove_parametrizations(net[0], "weight")
+    assert type(net[0]) is nn.Linear
+    assert torch.equal(net[0].weight, weight)
+
+
+def test_functional_call_and_per_sample_gradients() -> None:
+    net: Any = snn.connect(nn.Linear(3, 2).double(), mask=mask_like(torch.empty(2, 3), 3))
+    x = torch.randn(4, 3, dtype=torch.float64)
+    parameters = dict(net.named_parameters())
+
+    def loss(p: dict[str, Tensor], row: Tensor) -> Tensor:
+        return torch.func.functional_call(net, p, (row,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    loss(parameters, x).backward()
+    raw = net.parametrizations.weight.original
+    torch.testing.assert_close(each[RAW_WEIGHT].sum(0), raw.grad)
+    assert torch.autograd.gradgradcheck(
+        lambda w: torch.func.functional_call(net, {**parameters, RAW_WEIGHT: w}, (x,)).pow(3),
+        raw.detach().clone().requires_grad_(),
+    )
+
+
+@pytest.mark.slow
+def test_compiled_and_exported() -> None:
+    made, dense, *_, x = pair("linear", "mask and signs")
+    compiled = torch.compile(nn.Sequential(made, layer("LIF", OUTPUTS)).double(), fullgraph=True)
+    plain = nn.Sequential(dense, layer("LIF", OUTPUTS)).double()
+    torch.testing.assert_close(compiled(x[0]), plain(x[0]))
+
+
+# Rooms
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relative_rates_measure_the_connections_that_are_there(kind: str) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Linear(200, 300)
+    snn.connect(net, **rules(net.weight, 200, kind) | ({} if kind == "mask" else
+        {"signs": torch.randint(0, 2, (200,)) * 2 - 1}))  # fmt: skip
+    with torch.no_grad():
+        net.parametrizations.weight.original.mul_(3)
+    groups = tt.param_groups(net, 0.01, lr=1e-2, relative=True)
+    assert len(groups) == 2  # the weight, and the bias with its ratio
+    assert groups[0]["params"][0] is net.parametrizations.weight.original
+    assert groups[0]["name"].startswith(RAW_WEIGHT)
+    # PyTorch's default for half as many inputs is larger by the root of two
+    expected = 3e-2 / (2**0.5 if "mask" in kind else 1)
+    assert all(abs(group["lr"] / expected - 1) < 0.03 for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recurrent"),
+    [
+        ("mask and signs", False),
+        *(
+            pytest.param(k, r, marks=pytest.mark.slow)
+            for k in KINDS
+            for r in (False, True)
+            if r or k != "mask and signs"
+        ),
+    ],
+)
+def test_fluctuation_counts_the_connections_that_are_there(kind: str, recurrent: bool) -> None:
+    torch.manual_seed(0)
+    neuron: Any = snn.LIF(30, beta=0.9)
+    if recurrent:
+        neuron = snn.Recurrent(neuron, nn.Linear(30, 30))
+    net: Any = nn.Sequential(nn.Linear(80, 30), neuron, nn.Linear(30, 5), snn.Readout(5))
+    signs = torch.where(torch.arange(80) % 5 < 4, 1, -1)
+    mask = snn.in_degree_mask(30, 80, 25, generator=torch.Generator().manual_seed(1))
+    snn.connect(net[0], **{k: v for k, v in {"mask": mask, "signs": signs}.items() if k in kind})
+    if recurrent:
+        snn.connect(neuron.connection, signs=signs[:30])
+    tt.init.fluctuation_(net, rate=0.05, target=0.5)
+    weight = net[0].weight.detach().double()
+    lif = neuron.neuron if recurrent else neuron
+    deviation = weight.norm(dim=1) * tt.init.impulse_response(lif).deviation(0.05)
+    own = 0.5 * (0.9**0.5 if recurrent else 1.0)
+    # what is fed back varies with the input, for which a trial run makes up
+    within = 0.1 if recurrent else 1e-5
+    torch.testing.assert_close(deviation, torch.full_like(deviation, own), rtol=within, atol=0)
+    assert weight.sum(1).abs().max().item() < 1e-5
+    if "mask" in kind:
+        assert (weight != 0).equal(mask)
+    if "signs" in kind:
+        assert bool((weight * signs >= 0).all())
+        assert recurrent or not net[0].bias.any()
+    if recurrent:
+        return
+    # with a mean, the sum of the weights makes it
+    tt.init.fluctuation_(net, rate=0.05, target=0.5, mean=0.2)
+    weight = net[0].weight.detach().double()
+    mean = weight.sum(1) * tt.init.impulse_response(lif).mean(0.05)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.2), rtol=1e-4, atol=0)
+
+
+def test_inputs_of_one_sign_need_a_bias() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(80, 30), snn.LIF(30))
+    snn.connect(net[0], signs=torch.ones(80))
+    tt.init.fluctuation_(net, rate=0.05)
+    x = (torch.rand(400, 16, 80) < 0.05).float()
+    reached = tt.init.calibrate_(copy.deepcopy(net), x)
+    assert abs(reached["1"].mean) < 0.05
+    response = tt.init.impulse_response(net[1])
+    drive = net[0].weight.sum(1) * 0.05 + net[0].bias
+    assert (drive * response.kernel.sum(0)).abs().max().item() < 1e-4
+    bare: Any = nn.Sequential(nn.Linear(80, 30, bias=False), snn.LIF(30))
+    snn.connect(bare[0], signs=-torch.ones(80))
+    before = bare[0].weight.clone()
+    with pytest.raises(ValueError, match="'1' has neurons whose inputs all have one sign, and no"):
+        tt.init.fluctuation_(bare)
+    assert torch.equal(bare[0].weight, before)
+
+
+def test_a_neuron_without_any_input_is_left_alone() -> None:
+    mask = torch.ones(30, 80, dtype=torch.bool)
+    mask[3] = False
+    net: Any = nn.Sequential(nn.Linear(80, 30), snn.LIF(30))
+    snn.connect(net[0], mask=mask)
+    tt.init.fluctuation_(net)
+    assert net[0].weight.isfinite().all()
+    assert not net[0].weight[3].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibrate_scales_what_is_there(kind: str) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, OUTPUTS), snn.LIF(OUTPUTS))
+    snn.connect(net[0], **rules(net[0].weight, INPUTS, kind))
+    before = net[0].weight.detach().clone()
+    x = (torch.rand(50, 16, INPUTS) < 0.2).float()
+    reached = tt.init.calibrate_(net, x)
+    assert abs(reached["1"].deviation - 0.5) < 0.03
+    ratio = net[0].weight / before
+    live = before != 0
+    rows = [row[there] for row, there in zip(ratio, live, strict=True) if there.any()]
+    assert all(torch.allclose(row, row[:1].expand_as(row), rtol=1e-4) for row in rows)
+    assert not net[0].weight[~live].any()
+
+
+def test_another_parametrization_is_refused_as_before() -> None:
+    net: Any = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"'0', before '1', is parametrized"):
+        tt.init.fluctuation_(net)
+    both: Any = snn.connect(nn.Linear(4, 3), mask=torch.ones(3, 4, dtype=torch.bool))
+    nn.utils.parametrizations.spectral_norm(both)
+    assert plain_class(both) is type(both)
+    with pytest.raises(ValueError, match="is parametrized"):
+        tt.init.fluctuation_(nn.Sequential(both, snn.LIF(3)))
+
+
+@pytest.mark.parametrize("reward", [False, True])
+@pytest.mark.parametrize("conv", [False, True])
+def test_stdp_moves_what_is_there_within_its_sign(conv: bool, reward: bool) -> None:
+    torch.manual_seed(0)
+    made: Any = nn.Conv2d(3, 4, 2, bias=False) if conv else nn.Linear(3, 4, bias=False)
+    shape = (3, 4, 4) if conv else (3,)
+    mask, signs = mask_like(made.weight), torch.tensor([1, 1, -1])
+    snn.connect(made, mask=mask, signs=signs)
+    dense: Any = nn.Conv2d(3, 4, 2, bias=False) if conv else nn.Linear(3, 4, bias=False)
+    dense.load_state_dict({"weight": made.weight.detach()})
+    options: Any = {"tau_eligibility": 5.0} if reward else {}
+    pre = (torch.rand(30, 2, *shape) < 0.4).float()
+    post = (torch.rand(30, 2, *made(pre[0]).shape[1:]) < 0.4).float()
+    each = torch.randn(30) if reward else None
+    rules = [tt.STDP(m, tt.online_learning.PairRule(0.05, 0.06), **options) for m in (made, dense)]
+    shaped = signs.reshape(1, 3, *[1] * (made.weight.ndim - 2))
+    for _ in range(3):
+        for rule in rules:
+            rule.unroll(pre, post, each)
+            rule.update_()
+        with torch.no_grad():  # the dense one is clipped by hand
+            clipped = torch.where(dense.weight * shaped < 0, 0.0, dense.weight) * mask
+            dense.weight.copy_(clipped)
+        assert torch.equal(made.weight, dense.weight)
+    assert bool((made.weight == 0)[mask].any()), "no weight has reached its sign's end"
+
+
+@pytest.mark.parametrize("rule", ["eprop", "ottt"])
+def test_online_rules_follow_a_connected_product(rule: Any) -> None:
+    def build(connected: bool) -> Any:
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(
+            nn.Linear(INPUTS, OUTPUTS), snn.LIF(OUTPUTS), nn.Linear(OUTPUTS, 2), snn.Readout(2)
+        ).double()
+        snn.connect(net[0], mask=mask_like(net[0].weight), signs=SIGNS)
+        if not connected:
+            parametrize.remove_parametrizations(net[0], "weight")
+        return net
+
+    made, dense = build(True), build(False)
+    x = sequence(6, 2, INPUTS)
+    for net in (made, dense):
+        learner = tt.online(net, rule=rule)
+        for step in x:
+            weighted_sum(learner(step)).backward()
+    raw = made[0].parametrizations.weight.original
+    assert raw.grad.any()
+    expected = dense[0].weight.grad * factor("mask and signs", made[0])
+    torch.testing.assert_close(raw.grad, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(made[0].bias.grad, dense[0].bias.grad)
+
+
+def test_operations_are_counted_without_masked_synapses() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 3, bias=False), snn.LIF(3))
+    snn.connect(net[0], mask=torch.eye(3, 4) > 0)
+    x = torch.ones(2, 1, 4)
+    assert tt.metrics.synaptic_operations(net, x).effective == 2 * 3
+    assert tt.metrics.connection_sparsity(net) == 0.75
+    assert "0" in {each.path for each in tt.metrics.profile(net, x).rows}
+
+
+def test_quantising_names_a_connected_layer() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 3), snn.LIF(3), nn.Linear(3, 2), snn.Readout(2))
+    snn.connect(net[0], mask=torch.eye(3, 4) > 0)
+    x = (torch.rand(5, 2, 4) < 0.5).float()
+    with pytest.raises(ValueError, match=r"0 \(ParametrizedLinear\) is parametrized"):
+        tt.quantize.prepare(net, x)
+
+
+def test_diagnose_names_large_connected_weights() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(8, 16), snn.LIF(16), nn.Linear(16, 2), snn.Readout(2))
+    snn.connect(net[0], mask=mask_like(net[0].weight))
+    with torch.no_grad():
+        net[0].parametrizations.weight.original.mul_(100)
+    x = (torch.rand(10, 4, 8) < 0.5).float()
+    optimizer: Any = torch.optim.Adam(net.parameters(), 1e-3)
+    found = tt.diagnose(net, (x,), lambda y: y.square().sum(), optimizer=optimizer)
+    named = {(each.name, each.layer) for each in found}
+    assert ("small-steps", f"0.{RAW_WEIGHT}") in named
+
+
+# What is refused
+
+LINEAR = nn.Linear(3, 2)
+GOOD = torch.ones(2, 3, dtype=torch.bool)
+WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (nn.ReLU(), {"mask": GOOD}, TypeError, "connect takes an nn.Linear, a convolution .* got ReLU"),
+    (LINEAR, {}, ValueError, "needs mask=, signs=, or both"),
+    (LINEAR, {"mask": GOOD.float()}, TypeError, "booleans, got torch.float32. Try mask != 0"),
+    (LINEAR, {"mask": [[1]]}, TypeError, "booleans, got list"),
+    (LINEAR, {"mask": GOOD.T}, ValueError, r"shape \[2, 3\], got \[3, 2\]"),
+    (LINEAR, {"signs": torch.ones(2)}, ValueError, r"one value for each input, \[3\], got \[2\]"),
+    (LINEAR, {"signs": torch.tensor([1, 0, -1])}, ValueError, r"must be 1 \(excitatory\) or -1"),
+    (LINEAR, {"signs": [1, 1, 1]}, TypeError, "tensor of 1 and -1, got list"),
+    (nn.LazyLinear(2), {"mask": GOOD}, ValueError, "no values yet"),
+    (nn.Linear(3, 2, device="meta"), {"mask": GOOD}, ValueError, "no values yet"),
+    (snn.connect(nn.Linear(3, 2), mask=GOOD), {"mask": GOOD}, ValueError, "parametrized, pruned"),
+    (prune.random_unstructured(nn.Linear(3, 2), "weight", 0.5), {"mask": GOOD}, ValueError,
+     "parametrized, pruned"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "arguments", "error", "message"), WRONG)
+def test_wrong_arguments(module: Any, arguments: Any, error: Any, message: str) -> None:
+    before = LINEAR.weight.clone()
+    with pytest.raises(error, match=message):
+        snn.connect(module, **arguments)
+    assert type(LINEAR) is nn.Linear
+    assert torch.equal(LINEAR.weight, before)
+
+
+def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connected() -> None:
+    conv: Any = nn.Conv2d(3, 2, 2)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    snn.connect(conv, mask=mask)
+    assert (conv.weight != 0).all((2, 3)).equal(mask)
+    mask[:] = False  # a copy was kept
+    assert conv.weight.any()
+    assert "8 of 24 connections" not in repr(conv)
+    assert "16 of 24 connections" in repr(conv)
+    delayed: Any = snn.DelayedLinear(3, 2, max_delay=2)
+    assert snn.connect(delayed, mask=GOOD & False) is delayed
+    assert not delayed.linear.weight.any()

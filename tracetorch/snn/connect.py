@@ -1,0 +1,127 @@
+"""``connect``: sparse connectivity and Dale's law on PyTorch's own layers."""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.snn.connectivity import Connectivity
+from tracetorch.snn.delay import SynapticDelays
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None = None) -> Layer:
+    """Give a linear layer or convolution sparse connectivity and signs (Dale's law), in place.
+
+    ::
+
+        weight = mask * signs * |raw|      (without signs: mask * raw)
+
+    Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does: its
+    gradient is zero, and nothing that the raw value becomes acts. With signs all weights of an
+    input neuron are excitatory (at least 0) or inhibitory (at most 0); the derivative by ``raw`` is
+    1 or -1 everywhere, at zero too, so that a weight that has become zero can grow again. The layer
+    remains what it is, an ``nn.Linear`` say, with a parametrization of its ``weight``
+    (``torch.nn.utils.parametrize``); ``torch.nn.utils.parametrize.remove_parametrizations(layer,
+    "weight")`` makes it a plain one. The raw values, the same parameter object as before, are
+    ``parametrizations.weight.original`` in its ``state_dict``, mask and signs are beside them. A
+    weight of the wrong sign is mirrored here; the values that are masked are lost.
+
+    As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost: assign
+    (``layer.weight = values``), which is checked, or set weights by ``tt.init``. A model with one
+    can be copied and its ``state_dict`` saved; ``pickle`` refuses it.
+
+    Args:
+        module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or a layer with a
+            delay for each weight, whose product is connected; whoever holds it keeps it.
+        mask: booleans, true where there is a connection, of the weight's shape ``[outputs,
+            inputs, ...]``, or ``[outputs, inputs]`` for the channels of a convolution; ``None``:
+            all are there.
+        signs: 1 for an excitatory and -1 for an inhibitory input, ``[inputs]``, channels in a
+            convolution; ``None``: both signs are free.
+
+    Returns:
+        The same module.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: neither is given, a shape does not fit, signs are others than 1 and -1, the
+            weight has no values yet, or follows from other values already.
+
+    Example:
+        >>> layer = connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
+        >>> int((layer.weight != 0).sum())
+        3
+        >>> layer = connect(nn.Linear(4, 3), signs=torch.tensor([1, 1, 1, -1]))
+        >>> bool((layer.weight[:, :3] >= 0).all() and (layer.weight[:, 3] <= 0).all())
+        True
+
+    Reference: Song, Yang and Wang, "Training excitatory-inhibitory recurrent neural networks for
+    cognitive tasks: a simple and flexible framework", PLOS Computational Biology 12 (2016), for
+    trained networks that obey Dale's law.
+    """
+    product = module.product if isinstance(module, SynapticDelays) else module
+    if not isinstance(product, _PRODUCTS):
+        raise TypeError(
+            "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d) or a "
+            f"layer with delays of them, got {type(module).__name__}. Of another module pass the "
+            "linear layer inside, as recurrent.connection."
+        )
+    if mask is None and signs is None:
+        raise ValueError("connect needs mask=, signs=, or both.")
+    if parametrize.is_parametrized(product, "weight") or has_weight_hooks(product):
+        raise ValueError(
+            f"the weight of {type(product).__name__} is parametrized, pruned, or has a norm of "
+            "torch.nn.utils already. Connect the plain layer, once, with mask= and signs= together."
+        )
+    weight: Tensor = product.weight
+    if is_lazy(weight) or weight.is_meta:
+        raise ValueError("the weight has no values yet. Run the model once, or load them, before.")
+    rule = Connectivity(_checked_mask(mask, weight), _checked_signs(signs, product))
+    with torch.no_grad():
+        weight.copy_(rule(weight))
+    parametrize.register_parametrization(product, "weight", rule)
+    return module
+
+
+def _checked_mask(mask: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Return a mask of the weight's shape, of memory of its own."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a tensor of booleans, got {got}. Try mask != 0.")
+    allowed = {tuple(weight.shape), tuple(weight.shape[:2])}
+    if tuple(mask.shape) not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in sorted(allowed, key=len))
+        raise ValueError(f"mask must have the shape {shapes}, got {list(mask.shape)}.")
+    whole = mask.reshape(*mask.shape, *[1] * (weight.ndim - mask.ndim)).expand_as(weight)
+    return whole.to(weight.device, copy=True, memory_format=torch.contiguous_format)
+
+
+def _checked_signs(signs: Tensor | None, product: nn.Module) -> Tensor | None:
+    """Return signs as integers, shaped to broadcast with the weight."""
+    if signs is None:
+        return None
+    if not isinstance(signs, Tensor):
+        raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
+    weight = cast(Tensor, product.weight)
+    groups = 1 if isinstance(product, nn.Linear) else cast(int, product.groups)
+    inputs = groups * weight.shape[1]
+    if tuple(signs.shape) != (inputs,):
+        raise ValueError(f"signs must have one value for each input, [{inputs}], got "
+                         f"{list(signs.shape)}.")  # fmt: skip
+    if not bool(((signs == 1) | (signs == -1)).all()):
+        raise ValueError("signs must be 1 (excitatory) or -1 (inhibitory) for each input.")
+    # the inputs of an output are those of its group
+    each = signs.reshape(groups, 1, -1).expand(-1, len(weight) // groups if groups > 1 else 1, -1)
+    shaped = each.reshape(-1, weight.shape[1], *[1] * (weight.ndim - 2))
+    return shaped.to(weight.device, torch.int8, copy=True)

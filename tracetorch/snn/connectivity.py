@@ -1,0 +1,130 @@
+"""``Connectivity``: the parametrization of a weight by a mask and signs, and who must know of it.
+
+Parametrization. A mask and signs are a parametrization of ``weight``, PyTorch's own way
+(``torch.nn.utils.parametrize``), not a layer: so ``nn.Linear`` and ``nn.Conv2d`` stay what they
+are, and everything reads the weight that acts. A layer of our own whose forward multiplies a mask
+and a parameter would be missed by all that reads ``layer.weight``; a mask on gradients alone is
+undone by whatever writes to the parameter, and is lost in a copy.
+
+Room by room. What replaces or recognises a product compares :func:`plain_class` in place of
+``type``; what writes weights (rules without gradients, initialisation) writes by
+:func:`write_weight`, or into :func:`raw_weight`, whose legal values are the weights themselves.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+RAW_WEIGHT = "parametrizations.weight.original"
+"""Name of the raw values in a layer: of their parameter, and in its ``state_dict``."""
+
+
+class Connectivity(nn.Module):
+    """Parametrization of a weight by a mask and the signs of its inputs: see :func:`connect`.
+
+    Args:
+        mask: booleans of the weight's shape; ``None``: every connection is there.
+        signs: 1 or -1, shaped to broadcast with the weight; ``None``: every weight has either sign.
+    """
+
+    mask: Tensor | None
+    signs: Tensor | None
+
+    def __init__(self, mask: Tensor | None, signs: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("signs", signs)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Return the weight that acts."""
+        weight = raw
+        if self.signs is not None:
+            signs = self.signs.to(raw.dtype)
+            # signs * |raw|, whose derivative is 1 or -1 at zero too, where that of abs is 0
+            weight = raw * torch.where(raw < 0, -signs, signs)
+        # not a product: 0 * inf would be NaN, and so would be the gradient of a masked weight
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return the raw values of a weight, which are its own; raise where it breaks the rules."""
+        given = weight.detach()
+        if not bool(((self.nearest(given) == given) | given.isnan()).all()):
+            broken = "is not zero where the mask is false" if self.mask is not None else ""
+            wrong = "has another sign than its input" if self.signs is not None else ""
+            raise ValueError(
+                f"the weight that is assigned {' or '.join(filter(None, (broken, wrong)))}. Assign "
+                "one that fits the mask and the signs that tt.snn.connect was given."
+            )
+        return weight
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Return the nearest weight that fits: zero where there is no connection, or by the sign.
+
+        Args:
+            weight: of the weight's shape.
+        """
+        if self.signs is not None:
+            signs = self.signs.to(weight.dtype)
+            weight = torch.where(weight * signs < 0, 0.0, weight)
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def extra_repr(self) -> str:
+        """Return how many connections there are, and how many inputs of each sign."""
+        parts: list[str] = []
+        if self.mask is not None:
+            parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} connections")
+        if self.signs is not None:
+            parts.append("excitatory and inhibitory inputs")
+        return ", ".join(parts)
+
+
+def connectivity(module: nn.Module) -> Connectivity | None:
+    """Return the mask and signs of a weight, where nothing else is parametrized in a module."""
+    lists = module._modules.get("parametrizations")
+    if not isinstance(lists, nn.ModuleDict) or list(lists) != ["weight"]:
+        return None
+    rules = [*cast(nn.ModuleList, lists["weight"])]
+    return rules[0] if len(rules) == 1 and type(rules[0]) is Connectivity else None
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module; of a connected one that which it had before.
+
+    Its ``forward`` is what a call computes, with the ``weight`` that is read then.
+
+    Example:
+        >>> from tracetorch.snn import connect
+        >>> layer = connect(nn.Linear(2, 1), mask=torch.tensor([[True, False]]))
+        >>> type(layer).__name__, plain_class(layer).__name__
+        ('ParametrizedLinear', 'Linear')
+    """
+    kind = type(module)
+    if "parametrizations" not in module._modules or connectivity(module) is None:
+        return kind
+    return cast("type[nn.Module]", kind.__base__)
+
+
+def raw_weight(module: nn.Module) -> Tensor:
+    """Return the tensor that holds the weight of a layer: of a connected one the raw values.
+
+    It can be scaled by row, by positive factors; and what fits mask and signs can be written there.
+    """
+    if connectivity(module) is None:
+        return cast(Tensor, module.weight)
+    lists = cast(nn.ModuleDict, module.parametrizations)
+    return cast(Tensor, lists["weight"].original)
+
+
+@torch.no_grad()
+def write_weight(module: nn.Module, weight: Tensor) -> None:
+    """Write the weight of a layer in place; of a connected one the nearest that fits.
+
+    Args:
+        module: a layer whose weight is a parameter, or connected.
+        weight: its values.
+    """
+    rule = connectivity(module)
+    raw_weight(module).copy_(weight if rule is None else rule.nearest(weight))

@@ -1,0 +1,156 @@
+"""Draw masks of sparse connectivity: by probability, by in-degree, by distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_count, check_flag, check_integer, check_share
+
+
+def random_mask(
+    outputs: int,
+    inputs: int,
+    probability: float,
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which each connection is there with a fixed probability (Erdos-Renyi).
+
+    Args:
+        outputs: number of neurons behind the connection.
+        inputs: number before it.
+        probability: of every connection by itself, in [0, 1].
+        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
+        generator: source of the random numbers; PyTorch's own where it is ``None``.
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, or there are no self-connections to leave out.
+
+    Example:
+        >>> mask = random_mask(200, 100, 0.1, generator=torch.Generator().manual_seed(0))
+        >>> mask.shape, round(mask.float().mean().item(), 2)
+        (torch.Size([200, 100]), 0.1)
+    """
+    sizes = _checked_sizes(outputs, inputs, self_connections)
+    probability = check_share("probability", probability)
+    return _without_self(_uniform(sizes, generator) < probability, self_connections)
+
+
+def in_degree_mask(
+    outputs: int,
+    inputs: int,
+    degree: int,
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which every output has the same number of inputs (fixed in-degree).
+
+    Args:
+        outputs: number of neurons behind the connection.
+        inputs: number before it.
+        degree: number of inputs of each output, all different; at most as many as there are.
+        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
+        generator: source of the random numbers; PyTorch's own where it is ``None``.
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, or there are no self-connections to leave out.
+
+    Example:
+        >>> in_degree_mask(3, 100, 10).sum(1).tolist()
+        [10, 10, 10]
+    """
+    sizes = _checked_sizes(outputs, inputs, self_connections)
+    most = inputs - (not self_connections)
+    if not 0 <= check_integer("degree", degree) <= most:
+        raise ValueError(f"degree must be 0 to {most}, the number of inputs, got {degree}.")
+    order = _uniform(sizes, generator)
+    if not self_connections:
+        order.fill_diagonal_(2.0)  # behind all others
+    chosen = order.argsort(1)[:, :degree]
+    return torch.zeros(sizes, dtype=torch.bool, device=order.device).scatter_(1, chosen, True)
+
+
+def distance_mask(
+    outputs: Tensor,
+    inputs: Tensor,
+    kernel: Callable[[Tensor], Tensor],
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which a connection is there with a probability that its length sets.
+
+    Args:
+        outputs: positions of the neurons behind the connection, ``[outputs, D]``.
+        inputs: positions of those before it, ``[inputs, D]``.
+        kernel: a function of all distances, in the unit of the positions, that returns
+            probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
+        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
+        generator: source of the random numbers; PyTorch's own where it is ``None``.
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: positions have other shapes, the kernel returns something else than a
+            probability for each distance, or there are no self-connections to leave out.
+
+    Example:
+        >>> line = torch.arange(4.0)[:, None]
+        >>> distance_mask(line, line, lambda d: (d <= 1).float()).int().tolist()
+        [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+    """
+    for name, places in (("outputs", outputs), ("inputs", inputs)):
+        if not isinstance(places, Tensor) or not places.is_floating_point():
+            got = places.dtype if isinstance(places, Tensor) else type(places).__name__
+            raise TypeError(f"{name} must be positions, a tensor of floats, got {got}.")
+    if outputs.ndim != 2 or inputs.ndim != 2 or outputs.shape[1] != inputs.shape[1]:
+        raise ValueError(
+            "outputs and inputs must be positions [outputs, D] and [inputs, D], got "
+            f"{list(outputs.shape)} and {list(inputs.shape)}. On a line D is 1."
+        )
+    sizes = _checked_sizes(len(outputs), len(inputs), self_connections)
+    probability = kernel(torch.cdist(outputs, inputs))
+    if not isinstance(probability, Tensor) or tuple(probability.shape) != sizes:
+        raise ValueError(f"kernel must return a probability for each distance, {list(sizes)}.")
+    if not bool(((probability >= 0) & (probability <= 1)).all()):
+        raise ValueError(
+            "kernel must return probabilities in [0, 1], got values from "
+            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
+        )
+    drawn = _uniform(sizes, generator).to(probability.device)
+    return _without_self(drawn < probability, self_connections)
+
+
+def _checked_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:
+    check_count("outputs", outputs)
+    check_count("inputs", inputs)
+    if not check_flag("self_connections", self_connections) and outputs != inputs:
+        raise ValueError(
+            f"self_connections=False is for a recurrent connection, and {inputs} inputs are not "
+            f"the {outputs} outputs."
+        )
+    return outputs, inputs
+
+
+def _uniform(sizes: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    device = None if generator is None else generator.device
+    return torch.rand(sizes, generator=generator, device=device)
+
+
+def _without_self(mask: Tensor, self_connections: bool) -> Tensor:
+    return mask if self_connections else mask.fill_diagonal_(False)
