@@ -129,15 +129,24 @@ def main() -> None:
             model.get_parameter("0.weight"), title="first weights"
         ),
     }
+    axes["confusion_matrix"] = tt.plot.confusion_matrix(logits[-1], label, classes=["fast", "slow"])
+    axes["learning_curves"] = tt.plot.learning_curves(
+        {"loss": losses}, best="lowest", xlabel="round", ylabel="loss"
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     for name, ax in axes.items():
         ax.figure.savefig(options.out / f"{name}.png", dpi=110, metadata={"Software": None})
     tt.plot.save_animation(moving_bar(), options.out / "events.gif", title="a bar passes")
     tt.plot.save_animation(moving_bar(), options.out / "events.html", title="a bar passes")
+    film = tt.plot.animate_run(
+        spikes, seen["1.mem"], neurons=[8, 12], thresholds=first, limit=16, dt=1.0, stride=2
+    )
+    tt.plot.save_animation(film, options.out / "run.gif")
     tt.plot.save_html(seen, options.out / "run.html", title="Two tones")
     tt.plot.save_playground(first, options.out / "neuron.html", title="A neuron of the network")
+    tt.plot.show_html(options.out / "run.html")  # in a notebook, as the last value of a cell
     right = (logits[-1].argmax(1) == label).float().mean().item()
-    print(f"{right:.0%} of 16 right; {len(axes) + 4} pictures and pages in {options.out}")
+    print(f"{right:.0%} of 16 right; {len(axes) + 5} pictures and pages in {options.out}")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,11 @@ def python(*arguments: str) -> str:
 
 def test_import_loads_no_heavy_module() -> None:
     heavy = (
+        "elephant",
         "h5py",
         "matplotlib",
         "mlxtend",
+        "neo",
         "nir",
         "numba",
         "safetensors",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tests.data.files import write_nmnist
+from tests.data.files import write_heidelberg, write_nmnist
 
 FIELDS = [("x", int), ("y", int), ("t", int), ("p", int)]
 EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
@@ -63,3 +63,15 @@ def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
 def test_events_off_the_sensor_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
         tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]
+
+
+def test_data_sets_print_what_they_are(tmp_path: Path) -> None:
+    write_heidelberg(tmp_path / "shd_train.h5", [[(0.25, 3)], [(0.5, 2)]])
+    data = tt.data.SHD(tmp_path)
+    assert repr(data) == "SHD(2 recordings, 20 classes, sensor_size=(700, 1, 1))"
+    frames = tt.data.Frames(data, window=1000.0, stop=4000.0, flat=True)
+    assert repr(frames) == f"Frames({data!r}, (700, 1, 1), window=1000.0, stop=4000.0, flat=True)"
+    fields = [("x", int), ("t", int), ("p", int)]
+    events = np.array([(0, 1000, 1), (3, 2500, 1)], dtype=fields)
+    few = tt.data.Frames([(events, 7)], (4, 1, 1), bins=3)
+    assert repr(few) == "Frames(1 recordings, (4, 1, 1), bins=3)"

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 import tracetorch as tt
 from tracetorch.data import collate, pad
+from tracetorch.data.vowels import Sequences
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from([(), (3,), (2, 3)]))
@@ -82,3 +83,9 @@ def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> Non
         tt.zero_states(net)
         single = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
         assert torch.allclose(row, single, atol=1e-6)
+
+
+def test_sequences_print_their_sizes() -> None:
+    data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
+    assert repr(data) == "Sequences(2 sequences of 5 to 7 steps of [4])"
+    assert repr(Sequences([], torch.zeros(0))) == "Sequences(0 sequences of 0 to 0 steps of [])"

@@ -121,3 +121,56 @@ def test_invalid_arguments_are_rejected(
 def test_other_file_types_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"writes \.gif or \.html, got '.*film\.mp4'"):
         tt.plot.save_animation(uniform(2, 1, 1, 4, 4), str(tmp_path / "film.mp4"))
+
+
+def test_a_run_appears_step_by_step() -> None:
+    spikes, states = (uniform(6, 2, 4, seed=1) < 0.5).float(), uniform(6, 2, 4)
+    film: Any = tt.plot.animate_run(
+        {"0.output": spikes},
+        {"0.mem": states},
+        neurons=[0, 2],
+        thresholds=0.9,
+        sample=1,
+        limit=3,
+        dt=2.0,
+        stride=4,
+        fps=10,
+        title="a run",
+    )
+    above, below = film._fig.axes
+    assert film._interval == 100
+    assert np.allclose(below.lines[0].get_ydata(), states[:, 1, 0])
+    assert below.lines[0].get_xdata().tolist() == [1, 3, 5, 7, 9, 11]  # the middle of each step
+    assert above.get_xlim() == below.get_xlim() == (0, 12)
+    assert below.get_xlabel() == "time (ms)"
+    for frame, end in enumerate((8.0, 12.0)):  # the last frame has the steps that are left
+        film._func(frame)
+        assert above.get_title() == f"a run: {end:g} ms"
+        for ax, artist in ((above, above.collections[0]), (below, below.lines[0])):
+            shown = ax.transData.inverted().transform_bbox(artist.clipbox)
+            assert np.allclose(sorted((shown.x0, shown.x1)), (0, end))
+            assert np.allclose(sorted((shown.y0, shown.y1)), sorted(ax.get_ylim()))
+    assert film.to_jshtml().count("data:image/png;base64") == 2
+
+
+def test_a_raster_alone_is_saved(tmp_path: Path) -> None:
+    film: Any = tt.plot.animate_run((uniform(3, 4) < 0.5).float(), sample=None)
+    assert len(film._fig.axes) == 1
+    tt.plot.save_animation(film, tmp_path / "run.gif", fps=10, dpi=30)
+    with Image.open(tmp_path / "run.gif") as animation:
+        assert animation.n_frames == 3
+    assert film._fig.axes[0].get_title() == "step 2"
+
+
+RUNS: list[tuple[dict[str, Any], str]] = [
+    ({"stride": 0}, "animate_run: stride must be at least 1"),
+    ({"fps": 0}, "animate_run: fps must be positive"),
+    ({"dt": -1.0}, "animate_run: dt must be positive"),
+    ({"states": uniform(5, 1, 2)}, "spikes have 4 steps, states 5"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), RUNS)
+def test_wrong_runs(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.plot.animate_run(torch.zeros(4, 1, 2), **options)

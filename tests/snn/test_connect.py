@@ -522,3 +522,52 @@ def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connect
     delayed: Any = snn.DelayedLinear(3, 2, max_delay=2)
     assert snn.connect(delayed, mask=GOOD & False) is delayed
     assert not delayed.linear.weight.any()
+
+
+# What leaves the library holds the weights, zeros too, and neither mask nor signs
+
+
+def exported_pair() -> tuple[Any, Any, Tensor]:
+    """Return a network with a connected layer, its dense twin, and spikes as input."""
+
+    def build(connected: bool) -> Any:
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(nn.Linear(6, 5), snn.LIF(5), nn.Linear(5, 2), snn.Readout(2))
+        with torch.no_grad():
+            net[0].weight.mul_(4)
+        snn.connect(net[0], mask=mask_like(net[0].weight), signs=SIGNS)
+        if not connected:
+            parametrize.remove_parametrizations(net[0], "weight")
+        return net
+
+    return build(True), build(False), (sequence(9, 3, 6, dtype=torch.float32) > 0.3).float()
+
+
+def test_nir_has_the_weights_that_act() -> None:
+    pytest.importorskip("nir", reason="needs the extra nir")
+    made, dense, x = exported_pair()
+    graphs = [tt.nir.to_nir(net, x[0], dt=1e-3) for net in (made, dense)]
+    weights = [graph.nodes["0"].weight for graph in graphs]
+    assert (weights[0] == weights[1]).all()
+    assert (weights[0] == 0).any()
+    back: Any = tt.nir.from_nir(graphs[0], dt=1e-3)
+    assert torch.equal(tt.unroll(back, x), tt.unroll(made, x, from_rest=True))
+
+
+@pytest.mark.slow
+def test_c_has_the_weights_that_act(tmp_path: Path) -> None:
+    made, dense, x = exported_pair()
+    for name, net in (("made", made), ("dense", dense)):
+        tt.export.c(net, tmp_path / name, x[:, :1])
+    files = [(tmp_path / name / "model.c").read_text() for name in ("made", "dense")]
+    assert files[0].replace("ParametrizedLinear", "Linear") == files[1]
+
+
+@pytest.mark.slow
+def test_onnx_computes_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    made, _, x = exported_pair()
+    tt.export.onnx(made, tmp_path / "made.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "made.onnx")
+    expected = tt.unroll(made, x, from_rest=True)
+    torch.testing.assert_close(torch.stack([stream(step) for step in x]), expected.detach())

@@ -39,14 +39,20 @@ class Digits:
 
     Example:
         >>> few = TensorDataset(torch.rand(3, 1, 28, 28), torch.tensor([7, 2, 1]))
-        >>> Digits("three", few, few, few).train[0][1]
-        tensor(7)
+        >>> Digits("three", few, few, few)
+        Digits('three', train=3, validation=3, held_out=3)
     """
 
     source: str
     train: TensorDataset
     validation: TensorDataset
     held_out: TensorDataset
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}={len(getattr(self, name))}" for name in ("train", "validation", "held_out")
+        )
+        return f"Digits({self.source!r}, {sizes})"
 
 
 def load_digits(folder: str | Path | None = None) -> Digits:

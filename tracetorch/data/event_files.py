@@ -52,6 +52,12 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self)} recordings, {self.classes} classes, "
+            f"sensor_size={self.sensor_size})"
+        )
+
 
 class EventFiles(EventSet, ABC):
     """Base of the data sets with one file per recording, read one sample at a time.

@@ -86,6 +86,20 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.recordings)
 
+    def __repr__(self) -> str:
+        inside = self.recordings
+        # a list would print all its events
+        text = repr(inside) if isinstance(inside, Dataset) else f"{len(inside)} recordings"
+        settings: dict[str, object] = {
+            "bins": self.bins,
+            "window": self.window,
+            "start": self.start,
+            "stop": self.stop,
+        }
+        given = [f"{name}={value}" for name, value in settings.items() if value is not None]
+        parts = [text, str(self.sensor_size), *given, *["flat=True"] * self.flat]
+        return f"Frames({', '.join(parts)})"
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.recordings[index]
         width, height, polarities = self.sensor_size

@@ -37,6 +37,14 @@ class Sequences(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.sequences)
 
+    def __repr__(self) -> str:
+        lengths = [len(sequence) for sequence in self.sequences] or [0]
+        steps = "x".join(map(str, self.sequences[0].shape[1:])) if self.sequences else ""
+        return (
+            f"Sequences({len(self)} sequences of {min(lengths)} to {max(lengths)} steps of "
+            f"[{steps}])"
+        )
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.sequences[index], self.labels[index]
 

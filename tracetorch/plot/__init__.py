@@ -6,18 +6,20 @@ second result of ``tracetorch.unroll(..., record=)``: a dict from ``"path.name"`
 ``[T, B, ...]``; a single tensor may take its place.
 
 :func:`save_html` writes a page for browsing a long recording, :func:`save_playground` one for
-playing with a neuron. Everything but these pages and ``MeasurementManager.append`` needs
-matplotlib, from the extra ``plot``.
+playing with a neuron, and :func:`show_html` shows either inline in a notebook. Everything but these
+and ``MeasurementManager.append`` needs matplotlib, from the extra ``plot``.
 
 Plots draw on axes they are given, or on a ``Figure`` of their own, never through pyplot: no window,
 no global state. All that can be wrong is found before anything is drawn.
 """
 
-from tracetorch.plot.animation import animate_events, save_animation
+from tracetorch.plot.animation import animate_events, animate_run, save_animation
+from tracetorch.plot.confusion_matrix import confusion_matrix
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
 from tracetorch.plot.halflives import halflives
 from tracetorch.plot.layer_parameters import decays
+from tracetorch.plot.learning_curves import learning_curves
 from tracetorch.plot.line_graph import line_graph
 from tracetorch.plot.measurement_manager import MeasurementManager
 from tracetorch.plot.raster import raster
@@ -25,6 +27,7 @@ from tracetorch.plot.rates import rate_histogram, rate_map
 from tracetorch.plot.render_image import render_image
 from tracetorch.plot.save_html import save_html
 from tracetorch.plot.save_playground import save_playground
+from tracetorch.plot.show_html import show_html
 from tracetorch.plot.spike_train import spike_train
 from tracetorch.plot.state_trace import state_trace
 from tracetorch.plot.surrogate_curves import surrogate_curves
@@ -32,10 +35,13 @@ from tracetorch.plot.surrogate_curves import surrogate_curves
 __all__ = [
     "MeasurementManager",
     "animate_events",
+    "animate_run",
+    "confusion_matrix",
     "decays",
     "distributions",
     "gradient_flow",
     "halflives",
+    "learning_curves",
     "line_graph",
     "raster",
     "rate_histogram",
@@ -44,6 +50,7 @@ __all__ = [
     "save_animation",
     "save_html",
     "save_playground",
+    "show_html",
     "spike_train",
     "state_trace",
     "surrogate_curves",

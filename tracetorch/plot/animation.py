@@ -1,17 +1,22 @@
-"""Animate event frames, and save them as a GIF or an HTML player."""
+"""Animate event frames, or a raster with membranes, and save them as a GIF or an HTML player."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from tracetorch.core.checks import check_count
 from tracetorch.core.files import atomic_replace
-from tracetorch.plot.axes import COLOURS, get_axes, set_title
-from tracetorch.plot.recorded import Array, check_index, check_recording, to_numpy
+from tracetorch.core.optional import require
+from tracetorch.plot.axes import COLOURS, MUTED, TimeScale, get_axes, set_title
+from tracetorch.plot.raster import raster
+from tracetorch.plot.recorded import Array, Recorded, check_index, check_recording, to_numpy
+from tracetorch.plot.state_trace import Thresholds, state_trace
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -91,8 +96,93 @@ def animate_events(
     return FuncAnimation(root, show, frames=len(images), interval=1000 / fps)  # type: ignore[arg-type]
 
 
+def animate_run(
+    spikes: Recorded,
+    states: Recorded | None = None,
+    *,
+    neurons: int | Sequence[int] = 0,
+    thresholds: Thresholds = (),
+    sample: int | None = 0,
+    limit: int | None = None,
+    dt: float | None = None,
+    stride: int = 1,
+    fps: float = 20.0,
+    title: str | None = None,
+) -> FuncAnimation:
+    """Animate a run: the raster of its spikes, and the membranes of some neurons below, over time.
+
+    Both are drawn as :func:`raster` and :func:`state_trace` draw them, and appear step by step.
+    Save the result with :func:`save_animation`, or show it with ``to_jshtml`` in a notebook.
+
+    Args:
+        spikes: outputs, or a dict of them by path, for the raster.
+        states: states of one layer, a tensor or a dict by path; ``None``: a raster alone.
+        neurons: indices of the neurons whose states are drawn.
+        thresholds: as for :func:`state_trace`.
+        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
+        limit: maximum number of neurons shown per layer of the raster.
+        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
+        stride: steps from one frame to the next.
+        fps: frames per second.
+        title: title, before the time.
+
+    Shape:
+        ``[T, B, ...]`` each, of one T.
+
+    Raises:
+        TypeError, ValueError: as :func:`raster` and :func:`state_trace`; the two differ in steps;
+            ``stride`` is less than 1, or ``fps`` not positive.
+
+    Example:
+        >>> film = animate_run((torch.rand(6, 1, 4) < 0.3).float(), torch.rand(6, 1, 4), stride=2)
+        >>> film.to_jshtml().count("data:image/png;base64")
+        3
+    """
+    stride = check_count("animate_run: stride", stride)
+    if not fps > 0:
+        raise ValueError(f"animate_run: fps must be positive, got {fps}.")
+    steps = len(next(iter(check_recording("animate_run", spikes).values())))
+    if states is not None:
+        length = len(next(iter(check_recording("animate_run", states).values())))
+        if length != steps:
+            raise ValueError(
+                f"animate_run: spikes have {steps} steps, states {length}. Record both in one run."
+            )
+    time = TimeScale.of("animate_run", dt)
+    require("matplotlib", extra="plot", by="tt.plot")
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(6.4, 2.8 if states is None else 4.6), layout="constrained")
+    axes = [figure.add_subplot(1 if states is None else 2, 1, 1)]
+    raster(spikes, sample=sample, limit=limit, dt=dt, ax=axes[0])
+    if states is not None:
+        axes.append(figure.add_subplot(2, 1, 2, sharex=axes[0]))
+        options: Any = {"neurons": neurons, "thresholds": thresholds, "sample": sample, "dt": dt}
+        state_trace(states, **options, ax=axes[1])
+        axes[0].set_xlabel("")
+    drawn = [(ax, [*ax.collections, *ax.lines]) for ax in axes]
+    now = [ax.axvline(time.at(-0.5), color=MUTED, linewidth=0.8) for ax in axes]
+
+    def show(frame: int) -> tuple[object, ...]:
+        step = min((frame + 1) * stride, steps) - 1
+        begin, end = time.at(-0.5), time.at(step + 0.5)
+        for (ax, artists), line in zip(drawn, now, strict=True):
+            low, high = sorted(ax.get_ylim())
+            past = Rectangle((begin, low), end - begin, high - low, transform=ax.transData)
+            for artist in artists:
+                artist.set_clip_path(past)
+            line.set_xdata([end, end])
+        name = f"step {step}" if time.dt is None else f"{end:g} ms"
+        set_title(axes[0], f"{title + ': ' if title else ''}{name}")
+        return (*now,)
+
+    return FuncAnimation(figure, show, frames=-(-steps // stride), interval=1000 / fps)  # type: ignore[arg-type]
+
+
 def save_animation(
-    frames: Tensor,
+    frames: Tensor | FuncAnimation,
     path: str | Path,
     *,
     sample: int | None = 0,
@@ -100,20 +190,21 @@ def save_animation(
     title: str | None = None,
     dpi: int = 80,
 ) -> None:
-    """Save :func:`animate_events` as a GIF, or as one HTML page with a player.
+    """Save an animation as a GIF, or as one HTML page with a player.
 
     The page needs no network. An existing file is replaced only when all is written.
 
     Args:
-        frames: events counted per pixel, or other values that are not negative.
+        frames: what :func:`animate_run` or :func:`animate_events` returned; or a tensor for
+            :func:`animate_events`.
         path: path that ends in ``.gif`` or ``.html``.
-        sample: index in the batch; ``None`` for ``[T, C, H, W]`` without one.
+        sample: of a tensor, index in the batch; ``None`` for ``[T, C, H, W]`` without one.
         fps: frames per second.
-        title: title above the frames, before the step.
-        dpi: pixels per inch; the figure is about 3 inches wide.
+        title: of a tensor, title above the frames, before the step.
+        dpi: pixels per inch; event frames are about 3 inches wide.
 
     Shape:
-        ``[T, B, C, H, W]`` with C of 1 or 2.
+        A tensor is ``[T, B, C, H, W]`` with C of 1 or 2.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -130,8 +221,14 @@ def save_animation(
     suffix = target.suffix.lower()
     if suffix not in (".gif", ".html"):
         raise ValueError(f"save_animation writes .gif or .html, got {str(path)!r}.")
-    film = animate_events(frames, sample=sample, fps=fps, title=title)
-    from matplotlib.animation import HTMLWriter, PillowWriter
+    require("matplotlib", extra="plot", by="tt.plot")
+    from matplotlib.animation import Animation, HTMLWriter, PillowWriter
+
+    film: Animation = (
+        frames
+        if isinstance(frames, Animation)
+        else animate_events(frames, sample=sample, fps=fps, title=title)
+    )
 
     with atomic_replace(target) as unfinished:
         if suffix == ".gif":

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
 from tracetorch.core.optional import require
-from tracetorch.core.spike_values import is_events
 from tracetorch.probe.layers import dimension_names
+from tracetorch.probe.neo_block import neo_block
 from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
@@ -175,13 +174,6 @@ class Recording(Mapping[str, Tensor]):
             TypeError: ``dt`` is not a number.
             ValueError: ``dt`` is out of range, there is nothing recorded, a trajectory has no batch
                 or no neurons, ``[T, B, ...]``, or they differ in steps or batch.
-
-        Example:
-            >>> spikes = torch.zeros(10, 1, 2)
-            >>> spikes[[2, 7], 0, 1] = 1
-            >>> block = Recording({"1.output": spikes}).to_neo(dt=1.0)  # doctest: +SKIP
-            >>> block.segments[0].spiketrains[1].times  # doctest: +SKIP
-            array([2.5, 7.5]) * ms
         """
         dt = check_positive("dt", dt, unit="milliseconds")
         for name, value in self.items():
@@ -196,34 +188,8 @@ class Recording(Mapping[str, Tensor]):
                 f"{sorted(shapes)}. Select some that have: recording.select(...)."
             )
         require("neo", extra="neuroscience", by="tt.probe's Recording.to_neo()")
-        import neo
-        import quantities
-
-        ((steps, batch),) = shapes
-        ms, block = quantities.ms, neo.Block(name="tracetorch")
-        block.segments.extend(neo.Segment(name=f"sample {n}", index=n) for n in range(batch))
-        for name, array in self.numpy().items():
-            values = array.reshape(steps, batch, -1)
-            events = is_events(values)
-            for segment, sample in zip(block.segments, values.swapaxes(0, 1), strict=True):
-                if not events:
-                    start, period = 0.5 * dt * ms, dt * ms
-                    units = quantities.dimensionless
-                    signal = neo.AnalogSignal(
-                        sample, units, t_start=start, sampling_period=period, name=name, path=name
-                    )
-                    segment.analogsignals.append(signal)
-                    continue
-                signs = (1, -1) if (values < 0).any() else (1,)
-                for neuron, column in enumerate(sample.T):
-                    for sign in signs:
-                        times = (np.flatnonzero(sign * column > 0) + 0.5) * dt
-                        train = neo.SpikeTrain(
-                            times * ms, t_stop=steps * dt * ms, name=f"{name}[{neuron}]",
-                            path=name, neuron=neuron, sign=sign,
-                        )  # fmt: skip
-                        segment.spiketrains.append(train)
-        return block
+        ((steps, _),) = shapes
+        return neo_block(self.numpy(), steps, dt)
 
 
 def join_gradients(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], ndim: int) -> Tensor:

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+
+plot: Any = tt.plot
+
+TRUE = torch.tensor([0, 0, 0, 2, 2, 1])
+FOUND = torch.tensor([0, 0, 1, 2, 0, 1])
+COUNTS = [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def shown(ax: Any) -> Any:
+    return np.asarray(ax.images[0].get_array())
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_rows_are_true_classes_and_columns_predicted_ones(scores: bool) -> None:
+    found = torch.eye(3)[FOUND] + 0.1 if scores else FOUND
+    ax = plot.confusion_matrix(found, TRUE, share=False)
+    assert shown(ax).tolist() == COUNTS
+    assert [text.get_text() for text in ax.texts] == ["2", "1", "1", "1", "1"]
+    assert [text.get_position() for text in ax.texts][1] == (1, 0)  # class 0, taken for 1
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    percents = shown(plot.confusion_matrix(found, TRUE))
+    assert np.allclose(percents, np.array(COUNTS) * 100 / np.array([[3], [1], [2]]))
+    assert np.allclose(percents.sum(1), 100)
+
+
+def test_classes_have_names_or_a_number() -> None:
+    ax = plot.confusion_matrix(FOUND, TRUE, classes=["ant", "bee", "cat", "dog"], title="who")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["ant", "bee", "cat", "dog"]
+    assert not shown(ax)[3].any()  # without a sample: a row of zeros, not of NaN
+    assert shown(plot.confusion_matrix(FOUND, TRUE, classes=5)).shape == (5, 5)
+    assert shown(plot.confusion_matrix(torch.eye(7)[FOUND], TRUE)).shape == (7, 7)
+    many = torch.arange(100)
+    ax = plot.confusion_matrix(many, many)
+    assert not ax.texts
+    assert len(ax.get_xticks()) == 20
+
+
+WRONG: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+    ([0], TRUE, {}, TypeError, "must be tensors, got list and Tensor"),
+    (FOUND, TRUE[:3], {}, ValueError, r"got \[6\] and \[3\]"),
+    (FOUND[:0], TRUE[:0], {}, ValueError, "of some samples"),
+    (FOUND.float(), TRUE, {}, TypeError, "predicted must be integers"),
+    (FOUND, TRUE.float(), {}, TypeError, "labels must be integers"),
+    (torch.full((6, 3), torch.nan), TRUE, {}, ValueError, "a score is NaN"),
+    (FOUND, TRUE - 1, {}, ValueError, "classes must be 0 to 2, got -1 to 2"),
+    (FOUND, TRUE, {"classes": 2}, ValueError, "classes must be 0 to 1, got 0 to 2"),
+    (FOUND, TRUE, {"classes": "abc"}, TypeError, "names or a number, got 'abc'"),
+    (FOUND, TRUE, {"share": 1}, TypeError, "share must be True or False"),
+]
+
+
+@pytest.mark.parametrize(("predicted", "labels", "options", "error", "message"), WRONG)
+def test_wrong_arguments(
+    predicted: Any, labels: Any, options: Any, error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plot.confusion_matrix(predicted, labels, **options)

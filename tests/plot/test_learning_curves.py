@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+
+plot: Any = tt.plot
+
+
+def test_seeds_are_a_mean_and_a_band() -> None:
+    seeds = [[4.0, 2.0, 1.0], torch.tensor([2.0, 4.0])]
+    ax = plot.learning_curves({"a": seeds, "b": [3.0, 5.0]}, ylabel="loss", title="x")
+    assert ax.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert ax.lines[0].get_ydata().tolist() == [3, 3, 1]  # the second seed has ended before
+    assert ax.lines[1].get_ydata().tolist() == [3, 5]
+    (band,) = ax.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1, 2), (1, 4), (2, 2), (2, 4), (3, 1)} == corners
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["a\nmean of 2", "b"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    table = plot.learning_curves({"a": torch.tensor([[4.0, 2.0], [2.0, 4.0]])}, xlabel="round")
+    assert table.lines[0].get_ydata().tolist() == [3, 3]
+    assert table.get_xlabel() == "round"
+
+
+@pytest.mark.parametrize(("best", "epoch"), [("highest", 2), ("lowest", 3)])
+def test_the_best_epoch_is_marked(best: Any, epoch: int) -> None:
+    ax = plot.learning_curves({"a": [2.0, 3.0, 1.0, math.nan]}, best=best)
+    line, mark = ax.lines
+    assert np.isnan(line.get_ydata()[3])  # a gap, where the training has diverged
+    assert mark.get_xdata() == [epoch]
+    assert len(plot.learning_curves({"a": [math.nan]}, best=best).lines) == 1
+
+
+WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    ([1.0], {}, TypeError, "takes a dict of curves by name"),
+    ({}, {}, ValueError, "there are no curves"),
+    ({"a": []}, {}, ValueError, "'a' has no values"),
+    ({"a": [[1.0], []]}, {}, ValueError, "'a' has no values"),
+    ({"a": 3.0}, {}, TypeError, "'a' takes numbers"),
+    ({"a": "loss"}, {}, TypeError, "'a' takes numbers"),
+    ({"a": [1.0]}, {"best": "max"}, ValueError, "best must be 'highest', 'lowest' or None"),
+]
+
+
+@pytest.mark.parametrize(("curves", "options", "error", "message"), WRONG)
+def test_wrong_arguments(curves: Any, options: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        plot.learning_curves(curves, **options)

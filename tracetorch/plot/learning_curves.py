@@ -1,0 +1,98 @@
+"""Draw learning curves: measures over epochs, of one training or of several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.recorded import Array, flat_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve: TypeAlias = Sequence[float | Tensor] | Tensor
+
+
+def learning_curves(
+    curves: Mapping[str, Curve | Sequence[Curve]],
+    *,
+    best: Literal["highest", "lowest"] | None = None,
+    xlabel: str = "epoch",
+    ylabel: str | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw measures over the epochs of a training, with the spread of several seeds as a band.
+
+    Args:
+        curves: values by name, such as ``{"training": losses, "validation": others}``: numbers, one
+            for each epoch; or a list of them, one for each seed, of which the mean is drawn, and a
+            band from the lowest to the highest. Seeds may end at different epochs; the mean is over
+            those that are left.
+        best: mark the epoch at which each curve, a mean of seeds, is highest or lowest; ``None``:
+            mark nothing.
+        xlabel: label of the x axis; epochs are counted from 1.
+        ylabel: label of the y axis.
+        title: title of the axes.
+        ax: axes to draw on; if left out, new axes on a new figure.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: there is no curve, one has no values, or ``best`` is unknown.
+
+    Example:
+        >>> ax = learning_curves({"training": [2.0, 1.0, 0.5], "test": [[2.0, 1.0], [4.0, 3.0]]})
+        >>> [line.get_ydata().tolist() for line in ax.lines]
+        [[2.0, 1.0, 0.5], [3.0, 2.0]]
+    """
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"learning_curves takes a dict of curves by name, got {curves!r}.")
+    if best not in (None, "highest", "lowest"):
+        raise ValueError(
+            f"learning_curves: best must be 'highest', 'lowest' or None, got {best!r}."
+        )
+    if not curves:
+        raise ValueError("learning_curves: there are no curves.")
+    runs = {str(name): _runs(str(name), curve) for name, curve in curves.items()}
+
+    ax = get_axes(ax)
+    for number, (name, seeds) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        # of each epoch the seeds that have reached it; what is NaN there is a gap
+        columns = [
+            np.array([seed[epoch] for seed in seeds if epoch < len(seed)])
+            for epoch in range(max(map(len, seeds)))
+        ]
+        epochs, mean = np.arange(1, len(columns) + 1), np.array([c.mean() for c in columns])
+        if len(seeds) > 1:
+            low, high = ([end(c) for c in columns] for end in (np.min, np.max))
+            ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+            name = f"{name}\nmean of {len(seeds)}"
+        ax.plot(epochs, mean, color=colour, linewidth=1.4, label=name)
+        if best is not None and not np.isnan(mean).all():
+            at = int(np.nanargmax(mean) if best == "highest" else np.nanargmin(mean))
+            ax.plot(epochs[at], mean[at], "o", color=colour, markersize=4, label="_")
+    ax.set(xlabel=xlabel, ylabel=ylabel or "")
+    set_integer_ticks(ax, "x")
+    add_legend(ax)
+    set_title(ax, title)
+    return ax
+
+
+def _runs(name: str, curve: Curve | Sequence[Curve]) -> list[Array]:
+    """Return the values of each seed, ``[epochs]``, which may end at different ones."""
+    caller = f"learning_curves: {name!r}"
+    if isinstance(curve, Tensor):
+        rows = [flat_numbers(caller, row) for row in (curve if curve.ndim == 2 else curve[None])]
+    elif isinstance(curve, Sequence) and not isinstance(curve, str):
+        several = any(isinstance(v, Sequence) or (isinstance(v, Tensor) and v.ndim) for v in curve)
+        rows = [flat_numbers(caller, row) for row in (curve if several else (curve,))]
+    else:
+        rows = [flat_numbers(caller, curve)]
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError(f"{caller} has no values.")
+    return rows
