@@ -161,13 +161,27 @@ def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> flo
     share = RECURRENT if stage.connection is not None else 0.0
     # variances of independent inputs add up
     own = resting._replace(response=_delayed(response, stage), target=target * (1 - share) ** 0.5)
+    offsets: list[tuple[Tensor | None, Tensor]] = []
     if isinstance(stage.source, BatchNormBase):
         drawn = _norm(stage.source, own)
     else:
-        drawn = _product(stage.source, stage.delays, generator, own)
+        drawn, offset = _product(stage.source, stage.delays, generator, own)
+        offsets.append((stage.source.bias, offset))
     if stage.connection is not None:
         back = resting._replace(rate=following, target=target * share**0.5, mean=0.0)
-        drawn += _product(stage.connection, stage.connection_delays, generator, back)
+        more, offset = _product(stage.connection, stage.connection_delays, generator, back)
+        drawn += more
+        bias = stage.connection.bias
+        offsets.append((stage.source.bias if bias is None else bias, offset))
+    for bias, offset in offsets:
+        if bool(offset.any()):
+            if bias is None:
+                raise ValueError(
+                    f"{stage.path!r} has neurons whose inputs all have one sign, and no bias to "
+                    "make up for their mean. Give the layer before it a bias, or inputs of both "
+                    "signs."
+                )
+            drawn = [(p, v + offset.to(v) if p is bias else v) for p, v in drawn]
     with torch.no_grad():
         for parameter, value in drawn:
             parameter.copy_(value.view_as(parameter))
@@ -237,8 +251,12 @@ def _product(
     delays: SynapticDelays | None,
     generator: torch.Generator | None,
     aim: _Aim,
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Draw the weights of a linear layer or a convolution.
+
+    Returns:
+        Values for its parameters, and what a bias must add, per output: other than 0 where all
+        inputs of an output have one sign, which moves the mean.
 
     Only connections that are there, of a layer of ``tt.snn.connect``, are drawn and counted.
     """
@@ -255,7 +273,7 @@ def _product(
         _sum_of_weights(aim).expand(len(rows)),
         (aim.target / aim.response.deviation(aim.rate)).square().expand(len(rows)),
     )
-    bias = torch.zeros_like(wanted.weights)
+    offset = torch.zeros_like(wanted.weights)
     if rule is None or rule.signs is None:
         values = with_sums(noise, squares, present, wanted)
     else:
@@ -263,23 +281,17 @@ def _product(
         values = with_sums_and_signs(signed, squares, wanted)
         if values is not None:
             alone = ((signed > 0).any(1) != (signed < 0).any(1)) & signed.any(1)
-            # where all inputs have one sign, which moves the mean
-            bias = torch.where(alone, (wanted.weights - values.sum(1)) * aim.rate, 0.0)
+            offset = torch.where(alone, (wanted.weights - values.sum(1)) * aim.rate, 0.0)
     if values is None:
         raise ValueError(
             f"{aim.path!r} has {int(present.sum(1).min())} inputs: with a mean of {aim.mean} their "
             f"spikes alone make a larger deviation than {aim.target:.3g}. Choose a smaller mean, "
             "or a larger target."
         )
-    if module.bias is None and bool(bias.any()):
-        raise ValueError(
-            f"{aim.path!r} has neurons whose inputs all have one sign, and no bias to make up for "
-            "their mean. Give the layer before it a bias, or inputs of both signs."
-        )
     drawn = [(weight, values)]
     if isinstance(module.bias, Tensor):
-        drawn.append((module.bias, bias.to(module.bias)))
-    return drawn
+        drawn.append((module.bias, torch.zeros_like(module.bias)))
+    return drawn, offset
 
 
 def _norm(module: BatchNormBase, aim: _Aim) -> list[tuple[Tensor, Tensor]]:

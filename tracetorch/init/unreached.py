@@ -116,7 +116,8 @@ def _between(trial: Trial, stage: Stage) -> str:
         module = modules[path]
         if f"{stage.source_path}.".startswith(f"{path}."):
             break
-        if not any(True for _ in module.children()) and not isinstance(module, nn.Identity):
+        computes = "parametrizations" not in path.split(".") and not isinstance(module, nn.Identity)
+        if computes and not any(True for _ in module.children()):
             names.append(f"{path!r} ({type(module).__name__})")
     if not names:
         return "in what forward computes between the two,"

@@ -21,6 +21,7 @@ from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
 from tracetorch.metrics.operations import sum_operations, uncounted_products
 from tracetorch.metrics.table import LayerProfile, Profile
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -192,7 +193,7 @@ def _row(
     tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
     return LayerProfile(
         path=stats.path,
-        kind=type(stats.module).__name__,
+        kind=plain_class(stats.module).__name__,
         shape=stats.shape,
         parameters=parameters,
         rate=rate,

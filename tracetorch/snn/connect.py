@@ -31,7 +31,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     1 or -1 everywhere, at zero too, so that a weight that has become zero can grow again. The layer
     remains what it is, an ``nn.Linear`` say, with a parametrization of its ``weight``
     (``torch.nn.utils.parametrize``); ``torch.nn.utils.parametrize.remove_parametrizations(layer,
-    "weight")`` makes it a plain one. The raw values, the same parameter object as before, are
+    "weight")`` makes it a plain one, but not where it has been copied: PyTorch's copies share a
+    class. The raw values, the same parameter object as before, are
     ``parametrizations.weight.original`` in its ``state_dict``, mask and signs are beside them. A
     weight of the wrong sign is mirrored here; the values that are masked are lost.
 
