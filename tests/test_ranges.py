@@ -89,6 +89,11 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("fluctuation_", "target"): ([0.5], [0.0, -1.0]),
     ("tdbn_", "alpha"): ([0.5], [0.0, -1.0]),
     ("unroll", "segment"): ([1, 3], [0, -1, 1.5]),
+    ("in_degree_mask", "degree"): ([0, 3], [-1, 4, 1.5]),
+    ("distance_mask", "kernel"): (
+        [torch.zeros_like, torch.ones_like],
+        [lambda d: 1 + d, torch.sum],
+    ),
     **{
         (name, "weight"): ([torch.ones(3)], [-torch.ones(3), torch.full((3,), torch.nan)])
         for name in CROSS_ENTROPIES
@@ -127,6 +132,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "saturated": {"spikes": SPIKES},
     "to_nir": {"model": nn.Sequential(nn.Linear(3, 4), snn.LIF(4)), "sample": (3,)},
     "param_groups": {"model": NET},
+    "random_mask": {"outputs": 3, "inputs": 3},
+    "in_degree_mask": {"outputs": 2, "inputs": 3},
+    "distance_mask": {"outputs": torch.rand(3, 2), "inputs": torch.rand(4, 2)},
     "unroll": WHOLE,
     "initial_states": {},
     **{n: {} for n in functional.__all__ if n.endswith("_surrogate")},

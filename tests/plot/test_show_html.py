@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tracetorch as tt
+from tests.browser import TIMEOUT, Visits
 from tracetorch import snn
 
 
@@ -48,3 +49,17 @@ def test_wrong_arguments(call: Any, error: Any, message: str, tmp_path: Path) ->
     (tmp_path / "run.html").write_text("<!doctype html>")
     with pytest.raises(error, match=message):
         call(tmp_path)
+
+
+@pytest.mark.slow
+def test_frames_run_inside_a_page(visits: Visits, tmp_path: Path) -> None:
+    tt.plot.save_html({"0.mem": torch.rand(5, 1, 3)}, tmp_path / "run.html", title="A run")
+    tt.plot.save_playground(snn.LIF(1), tmp_path / "neuron.html", title="A neuron")
+    frames = [tt.plot.show_html(tmp_path / n)._repr_html_() for n in ("run.html", "neuron.html")]
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text("<!doctype html><body>" + "".join(frames))
+    page = visits.open(notebook)
+    found = [frame for frame in page.frames if frame is not page.main_frame]
+    for frame in found:
+        frame.wait_for_selector("body[data-ready]", timeout=TIMEOUT)
+    assert [frame.title() for frame in found] == ["A run", "A neuron"]

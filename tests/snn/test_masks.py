@@ -58,6 +58,14 @@ def test_probability_falls_with_the_distance() -> None:
     assert float((mask.double().mean(1) - expected).abs().max()) < 4 * 0.5 / 1000**0.5
 
 
+def test_the_kernel_sees_the_distances() -> None:
+    places = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    mask = snn.distance_mask(
+        places, places, lambda d: (d == 5).float() + d.eq(0), self_connections=False
+    )
+    assert mask.tolist() == [[False, True], [True, False]]
+
+
 WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: snn.random_mask(0, 3, 0.5), ValueError, "outputs must be at least 1"),
     (lambda: snn.random_mask(3, 3, 1.5), ValueError, r"probability must lie in \[0, 1\]"),

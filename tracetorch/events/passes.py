@@ -85,12 +85,11 @@ def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
     try:
         for module in modules:
             attributes = vars(module)
+            kind = type(module) if type(module) in _PRODUCTS else plain_class(module)
             # not where a user's own is set, or another thread's
-            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(
-                plain_class(module)
-            ):
+            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(kind):
                 changed.append(attributes)
-                name = _PRODUCTS[plain_class(module)][0]
+                name = _PRODUCTS[kind][0]
                 replacement = _convolve if name == "convolve" else _forward
                 attributes[name] = MethodType(replacement, module)
                 attributes["__getstate__"] = partial(_state, module)
@@ -122,7 +121,8 @@ def _is_plain(kind: type) -> bool:
 
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
-    plain = partial(_PRODUCTS[plain_class(module)][1], module, input)
+    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    plain = partial(_PRODUCTS[kind][1], module, input)
     if torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
@@ -168,7 +168,7 @@ def _convolve(
         kernel: the weight at every past step.
         bias: of the outputs.
     """
-    plain = partial(_PRODUCTS[plain_class(module)][1], module, past, kernel, bias)
+    plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
     if torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     reason = _plain_reason(past, kernel, bias)

@@ -124,6 +124,8 @@ def distance_mask(
             f"{list(outputs.shape)} and {list(inputs.shape)}. On a line D is 1."
         )
     sizes = _checked_sizes(len(outputs), len(inputs), self_connections)
+    if not callable(kernel):
+        raise TypeError(f"kernel must be a function of distances, got {kernel!r}.")
     probability = kernel(torch.cdist(outputs, inputs))
     if not isinstance(probability, Tensor) or tuple(probability.shape) != sizes:
         raise ValueError(f"kernel must return a probability for each distance, {list(sizes)}.")
