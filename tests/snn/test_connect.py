@@ -361,6 +361,21 @@ def test_inputs_of_one_sign_need_a_bias() -> None:
     assert torch.equal(bare[0].weight, before)
 
 
+@pytest.mark.slow
+def test_the_bias_before_makes_up_for_a_connection_of_one_sign() -> None:
+    torch.manual_seed(0)
+    hidden: Any = snn.Recurrent(snn.LIF(100), nn.Linear(100, 100, bias=False))
+    signs = torch.where(torch.arange(100) < 80, 1.0, -1.0)
+    snn.connect(hidden.connection, mask=snn.in_degree_mask(100, 100, 8), signs=signs)
+    net: Any = nn.Sequential(nn.Linear(20, 100), hidden)
+    tt.init.fluctuation_(net, rate=0.15)
+    weight = hidden.connection.weight
+    excited = ~(weight < 0).any(1)
+    assert 0 < int(excited.sum()) < 50
+    assert bool((net[0].bias[excited] < 0).all())
+    assert bool((net[0].bias[excited].mean() < net[0].bias[~excited].mean()))
+
+
 def test_a_neuron_without_any_input_is_left_alone() -> None:
     mask = torch.ones(30, 80, dtype=torch.bool)
     mask[3] = False

@@ -166,13 +166,13 @@ def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> flo
         drawn = _norm(stage.source, own)
     else:
         drawn, offset = _product(stage.source, stage.delays, generator, own)
-        offsets.append((stage.source.bias, offset))
+        offsets.append((_bias_of(stage.source), offset))
     if stage.connection is not None:
         back = resting._replace(rate=following, target=target * share**0.5, mean=0.0)
         more, offset = _product(stage.connection, stage.connection_delays, generator, back)
         drawn += more
-        bias = stage.connection.bias
-        offsets.append((stage.source.bias if bias is None else bias, offset))
+        bias = _bias_of(stage.connection)
+        offsets.append((_bias_of(stage.source) if bias is None else bias, offset))
     for bias, offset in offsets:
         if bool(offset.any()):
             if bias is None:
@@ -186,6 +186,10 @@ def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> flo
         for parameter, value in drawn:
             parameter.copy_(value.view_as(parameter))
     return following
+
+
+def _bias_of(module: nn.Module) -> Tensor | None:
+    return module.bias if isinstance(module.bias, Tensor) else None
 
 
 def _check_chain(model: nn.Module) -> None:
