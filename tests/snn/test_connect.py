@@ -373,7 +373,7 @@ def test_the_bias_before_makes_up_for_a_connection_of_one_sign() -> None:
     excited = ~(weight < 0).any(1)
     assert 0 < int(excited.sum()) < 50
     assert bool((net[0].bias[excited] < 0).all())
-    assert bool((net[0].bias[excited].mean() < net[0].bias[~excited].mean()))
+    assert bool(net[0].bias[excited].mean() < net[0].bias[~excited].mean())
 
 
 def test_a_neuron_without_any_input_is_left_alone() -> None:
