@@ -19,7 +19,8 @@ from tracetorch.export.c_file import c
 from tracetorch.export.initial import initial_states
 from tracetorch.export.onnx_file import onnx
 from tracetorch.export.onnx_stream import OnnxStream
+from tracetorch.export.page_file import page
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
 
-__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "sequence", "step"]
+__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "page", "sequence", "step"]
