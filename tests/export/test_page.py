@@ -16,6 +16,17 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
+from tests.export.test_c import (
+    POOLS,
+    PRODUCTS,
+    Parts,
+    dyadic,
+    generator,
+    network,
+    shape_of,
+    spikes,
+    varied,
+)
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
@@ -27,17 +38,12 @@ NAME = "w</script><script>broken=1</script>&amp;"
 Open = Callable[..., Page]
 
 
-def dyadic(module: Any, bits: int = 4) -> Any:
-    """Give a model weights whose sums are exact in float32, in any order."""
-    drawn = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for part in module.modules():
-            if has_step(part):
-                continue
-            for parameter in part.parameters(recurse=False):
-                values = torch.randint(-(2**bits), 2**bits + 1, parameter.shape, generator=drawn)
-                parameter.copy_(values / 2**bits)
-    return module.eval()
+def exact(model: nn.Module) -> nn.Module:
+    """Give the products of a model weights whose sums are exact in float32, in any order."""
+    for part in model.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            dyadic(part)
+    return model.eval()
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:
@@ -125,7 +131,7 @@ def compare(page: Page, model: nn.Module, image: Tensor, name: str, steps: int =
 
 
 def flat_network() -> Any:
-    return dyadic(
+    return exact(
         nn.Sequential(
             *(nn.Linear(48, 20), snn.BSRLIF(20, beta=0.8), nn.Linear(20, 12)),
             *(snn.Recurrent(snn.SLIF(12, reset="zero"), nn.Linear(12, 12, bias=False)),),
@@ -146,7 +152,7 @@ def stages_network() -> Any:
         *(snn.BLIF(4, dim=-3, pos_threshold=0.4, neg_threshold=0.4), norm, Mixed()),
         *(nn.Linear(8, 5), snn.LIF(5, pos_threshold=0.25)),
     )
-    return dyadic(model)
+    return exact(model)
 
 
 class Mixed(nn.Module):
@@ -177,6 +183,40 @@ def test_the_page_computes_what_pytorch_does(
     readout = {"last": y[-1], "max": y.max(0).values}[options["decode"]]
     assert torch.equal(floats(seen["readout"]), readout)
     assert all(any(map(any, values)) for values in seen["layers"].values())
+
+
+def parts(kind: str) -> tuple[Any, Tensor]:
+    """Return products, pools or a network of the tests of C, and a flat input."""
+    if kind in ("residual", "delays"):
+        model, x = network(kind)
+        shape = x.shape[2:]
+        return nn.Sequential(nn.Unflatten(1, shape), model).eval(), x[:2, 0].flatten(1)
+    if kind == "pools":
+        layers = [varied(layer) for layer in POOLS if not isinstance(layer, nn.LayerNorm)]
+        model = Parts(layers, [(3, 8, 8)] * len(layers))
+        return model.eval(), torch.randn(2, sum(model.sizes), generator=generator())
+    model = Parts([dyadic(layer) for layer in PRODUCTS], [shape_of(layer) for layer in PRODUCTS])
+    x = spikes(2, sum(model.sizes), rate=0.2 if kind == "events" else 1.0)
+    return model, x * torch.randint(-8, 9, x.shape, generator=generator()) / 8
+
+
+@pytest.mark.parametrize("kind", ["residual", "delays", "events", "dense", "pools"])
+def test_every_stage_computes_what_pytorch_does(opened: Open, kind: str) -> None:
+    model, x = parts(kind)
+    steps = 5 if kind in ("residual", "delays") else 1
+    page = opened(model, x, steps=steps, size=(1, x.shape[1]))
+    for i in range(2):
+        layers, y = computed(model, x[i], steps)
+        seen = press(page, str(i + 1))
+        found = floats(seen["y"])
+        assert y.abs().sum() > 0
+        if kind == "pools":
+            torch.testing.assert_close(found, y, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(found, y)
+        assert {p: torch.equal(floats(seen["layers"][p]), v) for p, v in layers.items()} == (
+            dict.fromkeys(layers, True)
+        )
 
 
 class Every(nn.Module):
@@ -243,7 +283,7 @@ def test_the_demo_network_has_the_spikes_of_pytorch(opened: Open) -> None:
 
 def small() -> Any:
     net = nn.Sequential(nn.Flatten(), nn.Linear(400, 30), snn.LIF(30), nn.Linear(30, 3))
-    return dyadic(net)
+    return exact(net)
 
 
 def strokes() -> Tensor:

@@ -210,6 +210,7 @@ def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int
     shown = [
         {
             "name": label.removeprefix("y_1_"),
+            "kind": type(layers[label.removeprefix("y_1_")]).__name__,
             "output": names.fields[array],
             "size": array.size,
             "shape": list(shapes[label][1:]),

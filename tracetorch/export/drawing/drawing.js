@@ -119,6 +119,7 @@
     if (event.button !== 0 || pressed !== null) return;
     pressed = event.pointerId;
     pad.setPointerCapture(pressed);
+    keyed = false;
     lower(false);
     start(place(event));
     changed(false);
@@ -138,16 +139,22 @@
     });
   }
 
-  let cursor = [0.5, 0.5 * height / width], lowered = false;
+  let cursor = [0.5, 0.5 * height / width], lowered = false, keyed = false;
   function lower(down) {
     lowered = down;
-    byId("pen").textContent = document.activeElement === pad ? `pen ${down ? "down" : "up"}` : "";
+    byId("pen").textContent = keyed ? `pen ${down ? "down" : "up"}` : "";
     wake();
   }
-  for (const name of ["focus", "blur"]) pad.addEventListener(name, () => lower(false));
+  for (const name of ["focus", "blur"]) {
+    pad.addEventListener(name, () => {
+      keyed = pad.matches(":focus-visible");
+      lower(false);
+    });
+  }
   pad.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.ctrlKey || event.altKey || event.metaKey) return;
+    keyed = true;
     if (move) {
       cursor = cursor.map((v, i) => clamp(v + 0.05 * move[i], 0, i ? height / width : 1));
       if (lowered) { strokes.at(-1).push(cursor); changed(false); }
@@ -195,7 +202,7 @@
       points.forEach(([x, y]) => g.lineTo(w * x, w * y));
       g.stroke();
     }
-    if (document.activeElement !== pad || pressed !== null) return;
+    if (!keyed) return;
     g.strokeStyle = g.fillStyle = colour.accent;
     g.lineWidth = 2;
     g.beginPath();
@@ -299,7 +306,7 @@
   });
   const rows = layers.map((layer) => {
     const canvas = make("canvas", { role: "img", "aria-label": layer.name }), out = make("span", { class: "muted" });
-    const about = make("span", { class: "muted" }, `${counted(layer.size, "neuron")}${layer.shape.length > 1 ? ` (${layer.shape.join(" × ")})` : ""}`);
+    const about = make("span", { class: "muted" }, `${layer.kind}, ${counted(layer.size, "neuron")}${layer.shape.length > 1 ? ` (${layer.shape.join(" × ")})` : ""}`);
     byId("rows").append(make("div", { class: layer.size <= 32 ? "row few" : "row" }, make("p", {}, make("b", {}, layer.name), about, out), canvas));
     return { canvas, out };
   });
