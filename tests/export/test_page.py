@@ -94,8 +94,8 @@ NAME_OF_FOCUSED = """(() => {
 })()"""
 LISTEN = """() => {
     const at = document.getElementById("at");
-    window.said = [];
-    new MutationObserver(() => said.push(at.textContent)).observe(at, { childList: true });
+    window.shown = [];
+    new MutationObserver(() => shown.push(at.textContent)).observe(at, { childList: true });
 }"""
 
 
@@ -439,8 +439,8 @@ def test_steps_play_one_after_the_other(drawn: Open) -> None:
     page = drawn(reduced_motion="no-preference")
     page.evaluate(LISTEN)
     press(page, "2")
-    said = list(dict.fromkeys(page.evaluate("said")))
-    assert said == [f"step {t} of 12" for t in range(13)]
+    texts = list(dict.fromkeys(page.evaluate("shown")))
+    assert texts == [f"step {t} of 12" for t in range(13)]
 
 
 # The page

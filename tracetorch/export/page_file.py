@@ -61,7 +61,7 @@ def page(
         path: path of the file; an existing one is replaced only when all is written.
         samples: images from the data, in a batch, or one by one by the names of their buttons.
             Their shape is that of the model's input, and their strokes are the model of the pen.
-        steps: time steps T for which an image is shown; at least 1.
+        steps: time steps T for which an image is shown, 1 or more.
         classes: names of the classes; ``"0"``, ``"1"``, ... by default.
         size: height and width of an image, where samples are flat; a square by default.
         decode: what classifies: the ``"mean"`` of the outputs over time (default), the ``"last"``

@@ -27,7 +27,7 @@ def measured_pen(images: Tensor) -> dict[str, float | list[float]]:
         >>> images[0, 4:24, 12:15] = 1.0
         >>> pen = measured_pen(images)
         >>> pen["background"], pen["ink"], pen["extent"], pen["centre"], round(pen["width"], 1)
-        (0.0, 1.0, 20.0, [13.5, 14.0], 2.7)
+        (0.0, 1.0, 20.0, [13.5, 14.0], 2.6)
     """
     sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
     background = torch.cat([side.flatten() for side in sides]).median()

@@ -26,7 +26,7 @@ _DTYPES = {"float": "<f4", "bool": "u1", "uint8_t": "u1", "uint16_t": "<u2", "ui
 
 @dataclass(frozen=True)
 class JavaScriptStep:
-    """One time step in JavaScript.
+    """Program of one time step in JavaScript.
 
     Args:
         source: an expression: the list of functions ``(arrays) => ...`` of one step, in order.
