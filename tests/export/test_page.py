@@ -186,6 +186,11 @@ def test_the_page_computes_what_pytorch_does(
 
 def parts(kind: str) -> tuple[Any, Tensor]:
     """Return products, pools or a network of the tests of C, and a flat input."""
+    if kind == "quantised":
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 8), snn.LIF(8), nn.Linear(8, 3), snn.Readout(3))
+        prepared = tt.quantize.prepare(net, torch.rand(10, 2, 16))
+        return tt.quantize.convert(prepared)[0].eval(), torch.rand(2, 16)
     if kind in ("residual", "delays"):
         model, x = network(kind)
         shape = x.shape[2:]
@@ -203,12 +208,15 @@ def parts(kind: str) -> tuple[Any, Tensor]:
     "kind",
     [
         *("events", "dense", "pools"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("residual", "delays")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("residual", "delays", "quantised")
+        ),
     ],
 )
 def test_every_stage_computes_what_pytorch_does(opened: Open, kind: str) -> None:
     model, x = parts(kind)
-    steps = 5 if kind in ("residual", "delays") else 1
+    steps = 1 if kind in ("events", "dense", "pools") else 5
     page = opened(model, x, steps=steps, size=(1, x.shape[1]))
     for i in range(2):
         layers, y = computed(model, x[i], steps)
@@ -373,7 +381,10 @@ def test_what_is_drawn_is_scaled_and_centred_as_the_data(drawn: Open) -> None:
         assert "The network says" in page.locator("#note").inner_text()
     before = read(page)["image"]
     drag(page, (0.5, 0.5), (0.9, 0.5))  # a second stroke is added
-    assert read(page)["image"] != before
+    image = floats(read(page)["image"]).reshape(1, 20, 20)
+    assert not torch.equal(image.flatten(), floats(before))
+    # the centre of mass, not that of the box around a corner
+    assert np.allclose(measured_pen(image)["centre"], [10, 10], atol=0.3)
     drag(page, (0.2, 0.2), (0.2, 0.2))
     press(page, "2")
     drag(page, (0.5, 0.1), (0.5, 0.9))  # a sample is replaced

@@ -112,7 +112,7 @@
     return [clamp((event.clientX - frame.left) / frame.width, 0, 1), clamp((event.clientY - frame.top) / frame.width, 0, height / width)];
   };
   function start(point) {
-    if (given !== null) { given = null; strokes = []; }
+    given = null;
     strokes.push([point]);
   }
   pad.addEventListener("pointerdown", (event) => {
