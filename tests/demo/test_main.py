@@ -57,9 +57,14 @@ def test_training_saves_a_model_and_a_figure(out: Path, capsys: pytest.CaptureFi
 
 
 def test_printed_line_loads_the_model(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(out) == 0
-    printed = re.search(r"\nto load the model  (.*)\n", capsys.readouterr().out)
+    assert run(out, "--page") == 0
+    text = capsys.readouterr().out
+    printed = re.search(r"\nto load the model  (.*)\n", text)
     assert printed is not None
+    assert f"\npage               {out / 'seed0.html'}\n" in text
+    page = (out / "seed0.html").read_text()
+    assert all(f'"name":"of a {digit}"' in page for digit in range(10))
+    assert '"steps":8' in page
     names: dict[str, Any] = {}
     exec(printed[1], names)
     saved = load_file(out / "seed0.safetensors")

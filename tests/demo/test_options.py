@@ -20,7 +20,7 @@ def test_defaults_are_those_of_the_settings() -> None:
 
 def test_every_option_is_parsed() -> None:
     numbers = "--epochs 2 --batch-size 3 --steps 4 --lr 5e-1 --seeds 6 7 --threads 8"
-    options = parse(f"{numbers} --data a --out b/c".split())
+    options = parse(f"{numbers} --data a --out b/c --page".split())
     assert vars(options) == {
         "epochs": 2,
         "batch_size": 3,
@@ -30,6 +30,7 @@ def test_every_option_is_parsed() -> None:
         "threads": 8,
         "data": Path("a"),
         "out": Path("b/c"),
+        "page": True,
     }
 
 
@@ -67,6 +68,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ["epochs", "batch-size", "steps", "lr", "threads", "seeds", "data", "out"]:
         assert f"--{option} " in text
+    assert "--page" in text
     defaults = re.findall(r"\(default: ([^)]*)\)", " ".join(text.split()))
     assert [each.split(",")[0] for each in defaults[:4]] == ["12", "50", "5", "0.01"]
     assert len(defaults) == 8

@@ -49,7 +49,9 @@ def run_demo(options: argparse.Namespace) -> int:
     epochs = options.epochs or (Settings.epochs if len(digits.train) < LARGE_DATASET else 2)
     settings = Settings(epochs, options.batch_size, options.steps, options.lr)
     print_settings(digits, settings, options.seeds)
-    accuracies = [train_seed(digits, settings, seed, options.out) for seed in options.seeds]
+    accuracies = [
+        train_seed(digits, settings, seed, options.out, options.page) for seed in options.seeds
+    ]
     if len(accuracies) > 1:
         print(
             f"\n{len(accuracies)} seeds: held-out accuracy {statistics.mean(accuracies):.2%} on "
@@ -73,8 +75,10 @@ def print_settings(digits: Digits, settings: Settings, seeds: Sequence[int]) -> 
     )
 
 
-def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> float:
+def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: bool) -> float:
     """Train one network, and save the model of its best epoch and a figure of it in ``out``.
+
+    With ``page`` a page to draw on, too.
 
     A model that an earlier run left there is kept as ``seed<N>.previous.safetensors``.
 
@@ -107,6 +111,8 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path) -> floa
                 flush=True,
             )
         report(best, digits, settings, path)
+        if page:
+            write_page(digits, settings, path)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"The best model so far, of epoch {best.number}, is in {path}."
@@ -135,6 +141,19 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
         f"to load the model  import tracetorch as tt; from tracetorch.demo.network import ConvSNN; "
         f"tt.load({str(path)!r}, model := ConvSNN())"
     )
+
+
+def write_page(digits: Digits, settings: Settings, path: Path) -> None:
+    """Load the saved model, and write a page to draw on, with a held-out digit of each class."""
+    model = ConvSNN()
+    tracetorch.load(path, model)
+    images, labels = digits.held_out.tensors
+    first = {int(label): i for i, label in reversed(list(enumerate(labels.tolist())))}
+    samples = {f"of a {label}": images[i] for label, i in sorted(first.items())}
+    place = path.with_suffix(".html")
+    # as many steps as the picture has
+    tracetorch.export.page(model, place, samples, steps=4 * settings.steps)
+    print(f"page               {place}")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder for model and picture, named for their seed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="write a page, too, on which one draws a digit and sees the network's spikes",
+    )
     options = parser.parse_args(arguments)
     # results are named for their seed: the second of two equal ones would overwrite the first
     if len(set(options.seeds)) < len(options.seeds):

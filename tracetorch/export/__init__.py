@@ -11,7 +11,7 @@ time inside of the traced call is exact, and allowed.
 their shapes follow the batch, and refuses a model in which anything else changes from step to step.
 It traces with the constrained parameters as constants, because the sigmoid of another runtime could
 differ in the last bit, and move a threshold. The program of a sequence is the exported step under
-PyTorch's ``scan``.
+PyTorch's ``scan``. C and the page's JavaScript are printed from the exported step, read as stages.
 """
 
 from tracetorch.export.c_code.report import CReport
@@ -19,7 +19,8 @@ from tracetorch.export.c_file import c
 from tracetorch.export.initial import initial_states
 from tracetorch.export.onnx_file import onnx
 from tracetorch.export.onnx_stream import OnnxStream
+from tracetorch.export.page_file import page
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
 
-__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "sequence", "step"]
+__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "page", "sequence", "step"]

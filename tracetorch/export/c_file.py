@@ -26,17 +26,16 @@ from tracetorch.export.c_code.files import (
     MAKEFILE,
     Port,
     header,
-    identifiers,
     main_source,
     sample_header,
 )
-from tracetorch.export.c_code.plan import living, planned, work_memory
-from tracetorch.export.c_code.printer import Names
+from tracetorch.export.c_code.plan import living, planned
+from tracetorch.export.c_code.printer import c_words
 from tracetorch.export.c_code.read_program import read_program
 from tracetorch.export.c_code.report import CReport
-from tracetorch.export.c_code.source import model_source, struct_bytes
-from tracetorch.export.c_code.stages import Array, Copy, Product, StepProgram, reads_of, writes_of
-from tracetorch.export.c_code.widths import Widths, found_widths
+from tracetorch.export.c_code.source import model_source, names_of, struct_bytes
+from tracetorch.export.c_code.stages import Product
+from tracetorch.export.c_code.widths import found_widths
 from tracetorch.export.step import export_step
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
@@ -119,7 +118,7 @@ def c(
     check_module(model)
     if dtype not in get_args(Literal["float32", "int"]):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
-    _check_names(model)
+    check_names(model)
     inputs = parse_inputs(sample, None, 0, True)
     files, report = _files(model, inputs, dtype == "int")
     path = Path(folder)
@@ -136,7 +135,7 @@ def c(
     return report
 
 
-def _check_names(model: nn.Module) -> None:
+def check_names(model: nn.Module) -> None:
     """Raise ``ValueError`` where ``torch.export`` would take a module's name for code."""
     for path, module in named_modules(model):
         for name in (path, *module._parameters, *module._buffers):
@@ -169,10 +168,10 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
             "that holds integers. Give model.float() and sample.float(), or dtype='int'."
         )
     widths = found_widths(program, ranges) if integer else None
-    spikes = [array for name, array in program.inputs.items() if _holds_spikes(named[name])]
+    spikes = [array for name, array in program.inputs.items() if holds_spikes(named[name])]
     program = planned(program)
     events = event_arrays(program, spikes)
-    names = _names(program, widths)
+    names = names_of(program, c_words(), widths)
     ports = tuple(
         [
             Port(names.fields[array], label, names.types[array], array.size)
@@ -270,34 +269,9 @@ def _ends(ranges: Mapping[str, Interval]) -> dict[str, tuple[float, float]]:
     return {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
 
 
-def _holds_spikes(values: Tensor) -> bool:
+def holds_spikes(values: Tensor) -> bool:
     """Whether most values of an input are zero."""
     return bool((values == 0).double().mean() > 0.5)
-
-
-def _names(program: StepProgram, widths: Widths | None) -> Names:
-    """Name the arrays of a program in C, and give each its type and its place."""
-    fields: dict[Array, str] = {}
-    for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
-        for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
-            fields[array] = name
-    types: dict[Array, str] = {}
-    for stage in program.stages:
-        for view in (*reads_of(stage), *writes_of(stage)):
-            types[view.array] = _type_of(view.array, widths)
-        if isinstance(stage, Copy) and stage.places is not None:
-            bits = next(b for b in (8, 16, 32) if stage.source.array.size <= 2**b)
-            types[stage.places] = f"uint{bits}_t"
-    for array in fields:
-        types[array] = _type_of(array, widths)
-    memory = work_memory(program.stages, types)
-    return Names(fields, memory, types)
-
-
-def _type_of(array: Array, widths: Widths | None) -> str:
-    if widths is not None:
-        return widths.type_of(array)
-    return "bool" if array.boolean else "float"
 
 
 def _operations(model: nn.Module, inputs: Inputs) -> SynapticOperations:

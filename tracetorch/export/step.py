@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import hidden_modules, join_path
@@ -70,7 +72,11 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
 
 @one_trace_at_a_time
 def export_step(
-    model: nn.Module, sample: Any, *, batch: int | None = None
+    model: nn.Module,
+    sample: Any,
+    *,
+    batch: int | None = None,
+    record: Mapping[str, nn.Module] | None = None,
 ) -> tuple[ExportedProgram, StepSignature]:
     """Export one step as :func:`step` does; return the program and its signature.
 
@@ -78,12 +84,15 @@ def export_step(
         model: any module.
         sample: an input of one step.
         batch: the batch of the program, which is free by default.
+        record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
+            the place of ``y``, without modules that are not called, and with the last of several
+            calls.
     """
     check_module(model)
     check_unsharded(model, "tt.export")
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
-        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors, batch)
+        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors, batch, record)
 
 
 def _traceable(tensor: Tensor) -> Tensor:
@@ -100,12 +109,12 @@ def _traceable(tensor: Tensor) -> Tensor:
 
 
 def _export_step(
-    model: nn.Module, tensors: Any, batch: int | None
+    model: nn.Module, tensors: Any, batch: int | None, record: Mapping[str, nn.Module] | None
 ) -> tuple[ExportedProgram, StepSignature]:
     signature = step_signature(model, tensors)
     _check_step_from_rest(model, tensors, signature)
     with restored(model, tensors=False):
-        step = ExplicitStep(model, signature)
+        step = ExplicitStep(model, signature, record)
         program = exported(step, model, tensors, signature, fixed_batch=batch)
     return program, signature
 
@@ -183,11 +192,19 @@ class ExplicitStep(nn.Module):
     Args:
         model: the model.
         signature: its states and step kwargs.
+        record: modules whose outputs are returned too, by name.
     """
 
-    def __init__(self, model: nn.Module, signature: StepSignature) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        signature: StepSignature,
+        record: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        # in a tuple: not registered a second time
+        self._record = None if record is None else tuple(record.items())
         # torch.export would take the weights of unregistered modules for constants.
         self.hidden = nn.ModuleList(module for _, module in hidden_modules(model))
         self._state_names = tuple(signature.states)
@@ -221,7 +238,7 @@ class ExplicitStep(nn.Module):
                 layer.mark_states_current()
                 if isinstance(layer, ConstrainedLayer):
                     overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
-            y = call(self.model, x)
+            y = call(self.model, x) if self._record is None else self._recorded(x)
             next_states = get_states(self.model, detach=False)
         # A state that a step does not change must be an output of its own, not an input.
         inputs = [leaf for leaf in pytree.tree_leaves((x, states)) if isinstance(leaf, Tensor)]
@@ -230,6 +247,21 @@ class ExplicitStep(nn.Module):
             for name in self._state_names
             for state in [next_states[name]]
         }
+
+    def _recorded(self, x: Any) -> Any:
+        """Call the model; return its output, and those of the recorded modules by name."""
+        outputs: dict[str, Tensor] = {}
+
+        def note(name: str) -> Hook:
+            def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+                outputs[name] = output
+                # what the model does in place with the output must not reach what was recorded
+                return output.clone()
+
+            return hook
+
+        with forward_hooks(after=[(module, note(name)) for name, module in self._record or ()]):
+            return call(self.model, x), outputs
 
     def _step_kwargs_of(self, path: str) -> Any:
         """Return a replacement for a layer's ``step_kwargs`` that gives constants."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from tests.lane import run_lane
 from tracetorch import snn
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.codegen.targets import _ROUNDED, javascript_target
+from tracetorch.fuse.ir.evaluate import _FUNCTIONS
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 
@@ -178,6 +181,47 @@ def test_functions_that_math_lacks(page: Any) -> None:
         got = torch.tensor(found[name], dtype=torch.float64)
         rtol = 0.0 if name in ("copysign", "nextafter", "round", "fma") else 1e-13
         torch.testing.assert_close(got, value, rtol=rtol, atol=1e-14 if rtol else 0, equal_nan=True)
+
+
+def test_operations_of_float32_are_rounded_once(page: Any) -> None:
+    """Sums, products, quotients, roots and fused sums are those of float32, to the last bit."""
+    drawn = np.random.default_rng(0)
+    parts = [drawn.standard_normal(600) * 10.0 ** drawn.integers(-3, 4, 600) for _ in "abc"]
+    parts[1][:120] = np.repeat([0.0, -0.0, 1.0, np.inf, -np.inf, np.nan], 20)
+    # sums whose last half bits are decided by what a float64 of the product and the sum lacks
+    parts[0][-200:], parts[1][-200:] = 1 + 2.0 ** -drawn.integers(9, 15, (2, 200))
+    parts[2][-200:] = 2.0 ** drawn.integers(20, 60, 200) * drawn.choice([-1, 1], 200)
+    a, b, c = (part.astype(np.float32) for part in parts)
+    target = javascript_target("float32")
+    loose = {*_ROUNDED} - {"add", "sub", "mul", "div", "sqrt"}
+    logical = {"and", "or", "xor", "not"}
+    arity = {"fma": 3, "where": 3}
+    names = [op for op in target.expressions if op not in {"double", "float", *logical}]
+    letters = {"where": "a[i] > b[i]"}
+    calls = [
+        f"{op!r}: a.map((_, i) => {template.format(letters.get(op, 'a[i]'), 'b[i]', 'c[i]')})"
+        for op, template in ((op, target.expressions[op]) for op in names)
+    ]
+    functions = functions_source([Graph(tuple(Line("v0", op, ("x",)) for op in names), {})])
+    page.set_content("<p></p>")
+    page.add_script_tag(
+        content=f"{{{functions}window.run = (a, b, c) => ({{{', '.join(calls)}}})}}"
+    )
+    found = page.evaluate("([a, b, c]) => run(a, b, c)", [x.tolist() for x in (a, b, c)])
+    assert "nextafter" not in names
+    for op in names:
+        count = arity.get(op, 1 + ("b[i]" in target.expressions[op].format("", "b[i]", "")))
+        given = (a > b, b, c) if op == "where" else (a, b, c)[:count]
+        with np.errstate(all="ignore"):
+            wanted = np.asarray(_FUNCTIONS[op](*given))
+        got = np.array(found[op], np.float64)
+        assert np.array_equal(got, got.astype(np.float32), equal_nan=True), op
+        if op in loose:
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-30, err_msg=op)
+        else:
+            assert np.array_equal(got, wanted, equal_nan=True), op
+            signs = np.signbit(got) == np.signbit(wanted)
+            assert (signs | np.isnan(got)).all(), op
 
 
 def test_unknown_operation_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Print stages as C99: a function for each, and the tables that they read.
+"""Print stages as C99, or in other words of the same blocks: a function for each, and its tables.
 
 Pointwise stages go through the printer of kernels; products, pools, copies and sums are loops whose
 order is fixed: every sum begins with the bias, and adds its terms in the order of the input's
@@ -9,7 +9,7 @@ for each output, does not change that order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
@@ -28,7 +28,7 @@ from tracetorch.export.c_code.stages import (
     Sum,
     View,
 )
-from tracetorch.fuse.codegen.c_kernel import CPrinter
+from tracetorch.fuse.codegen.c_kernel import C_TYPES, CPrinter
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target
 from tracetorch.fuse.ir.graph import Value as GraphValue
@@ -63,14 +63,50 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class Words:
+    """Spelling of the statements of stages in a language whose blocks and loops are those of C.
+
+    Args:
+        target: operations in float32.
+        literal: spells a number.
+        zero: the number 0 of the arithmetic.
+        counter: declares the index of a loop.
+        constant: declares what does not change: kind, name, value.
+        variable: declares what changes.
+        member: stands before the name of an array of the stream.
+        truth: a truth value that was read from memory.
+        cast: turns a value into one of a kind.
+        times: product of two numbers.
+        quotient: quotient of two numbers.
+        whole: quotient of two counts, rounded down.
+        add: adds a number to a place.
+    """
+
+    target: Target
+    literal: Callable[[float], str]
+    zero: str
+    counter: str
+    constant: str
+    variable: str
+    member: str
+    truth: str
+    cast: str
+    times: str
+    quotient: str
+    whole: str
+    add: str
+
+
 @dataclass
 class Names:
-    """Spell arrays in C.
+    """Spell arrays.
 
     Args:
         fields: name of each state and of what the caller gives, by the array.
         memory: where work arrays lie.
         types: type of each array.
+        words: of the language.
         tables: the tables in order of their first use, with their names.
         packed: tables that hold two values of four bits in a byte.
     """
@@ -78,6 +114,7 @@ class Names:
     fields: Mapping[Array, str]
     memory: Memory
     types: dict[Array, str]
+    words: Words
     packed: set[Array] = field(default_factory=set)
     tables: dict[Array, str] = field(default_factory=dict)
 
@@ -88,10 +125,9 @@ class Names:
             return f"tt_nibble({name}, {index})" if array in self.packed else f"{name}[{index}]"
         if array.role is Role.WORK:
             pool, place = self.memory.places[array]
-            name = f"s->{pool_name(pool)}"
-            return f"{name}[{_sum(place, index)}]"
-        name = self.fields[array]
-        return f"s->{name}[{index}]" if array.role is Role.STATE else f"{name}[{index}]"
+            return f"{self.words.member}{pool_name(pool)}[{_sum(place, index)}]"
+        member = self.words.member if array.role is Role.STATE else ""
+        return f"{member}{self.fields[array]}[{index}]"
 
 
 def pool_name(kind: str) -> str:
@@ -142,19 +178,17 @@ class StagePrinter(CPrinter):
 
     Args:
         kernel: what is computed at each place; empty for other stages.
-        target: words of C.
+        target: operations.
         names: of arrays.
         stage: the stage.
         views: where the buffers of the kernel are.
     """
 
-    counter = "int32_t"
-
     def __init__(
         self, kernel: Kernel, target: Target, names: Names, stage: Stage, views: Mapping[str, View]
     ) -> None:
         super().__init__(kernel, target)
-        self.names, self.stage, self.views = names, stage, views
+        self.names, self.stage, self.views, self.words = names, stage, views, names.words
 
     # Places and numbers
 
@@ -162,6 +196,11 @@ class StagePrinter(CPrinter):
         """Return the expression of a place in an array."""
         view = self.views[buffer.label]
         return self.names.at(view.array, address(view, self._indices(view)))
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in an array."""
+        place = self.place(buffer, index)
+        return self.words.truth.format(place) if buffer.dtype is Dtype.BOOL else place
 
     def _indices(self, view: View) -> list[str]:
         return [f"i{d}" for d in range(len(view.shape))]
@@ -174,11 +213,24 @@ class StagePrinter(CPrinter):
 
     def declare(self, value: Value, spelled: str) -> None:
         """Append a constant, which has 32 bits at least."""
-        kind = "int32_t" if value.dtype in (Dtype.INT8, Dtype.INT16) else None
-        if kind is None:
-            super().declare(value, spelled)
-        else:
-            self.line(f"const {kind} {self.spell(value)} = {spelled};")
+        narrow = value.dtype in (Dtype.INT8, Dtype.INT16)
+        self.constant("int32_t" if narrow else C_TYPES[value.dtype], self.spell(value), spelled)
+
+    def constant(self, kind: str, name: str, value: str) -> None:
+        """Append the line that names what does not change."""
+        self.line(self.words.constant.format(kind=kind, name=name, value=value))
+
+    def variable(self, kind: str, name: str, value: str) -> None:
+        """Append the line that names what will change."""
+        self.line(self.words.variable.format(kind=kind, name=name, value=value))
+
+    def zero(self, kind: str) -> str:
+        """Return the zero of a kind."""
+        return self.words.zero if kind == "float" else "0"
+
+    def cast(self, kind: str, value: str) -> str:
+        """Return a value as one of a kind."""
+        return self.words.cast.format(kind=kind, value=value)
 
     def spell(self, operand: Operand) -> str:
         """Return the spelling of a value or a number."""
@@ -187,7 +239,7 @@ class StagePrinter(CPrinter):
         if self.kernel.dtype.is_integer:
             number = int(operand)
             return str(number) if number >= 0 else f"({number})"
-        return float_literal(float(operand))
+        return self.words.literal(float(operand))
 
     def expression(self, each: Operation) -> str:
         """Return an operation; where its result is wider than an operand, that one is widened."""
@@ -227,13 +279,17 @@ class StagePrinter(CPrinter):
         opened = 0
         for size, name in zip(sizes, names, strict=True):
             if size > 1:
-                self.line(f"for (int32_t {name} = 0; {name} < {size}; {name}++) {{")
-                self._depth += 1
+                self._for(name, "0", str(size))
                 opened += 1
         yield
         for _ in range(opened):
             self._depth -= 1
             self.line("}")
+
+    def _for(self, name: str, start: str, stop: str, step: int = 1) -> None:
+        moving = f"{name} += {step}" if step > 1 else f"{name}++"
+        self.line(f"for ({self.words.counter} {name} = {start}; {name} < {stop}; {moving}) {{")
+        self._depth += 1
 
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
@@ -251,14 +307,17 @@ class StagePrinter(CPrinter):
     def _copy(self, stage: Copy) -> None:
         into, given = stage.target, stage.source
         kind = self.names.types[into.array]
-        cast = f"({kind})" if kind != self.names.types[given.array] else ""
+
+        def copied(place: str) -> str:
+            return place if kind == self.names.types[given.array] else self.cast(kind, place)
+
         if stage.places is not None:
             with self.loops([into.size], ["i0"]):
                 index = "i0" if into.size > 1 else "0"
                 flat = View(into.array, (into.size,), (1,), into.offset)
                 target = self.names.at(into.array, address(flat, [index]))
                 place = self.names.at(given.array, self.names.at(stage.places, index))
-                self.line(f"{target} = {cast}{place};")
+                self.line(f"{target} = {copied(place)};")
             return
         sizes, strides = coalesced(into.shape, [into, given])
         indices = [f"i{d}" for d in range(len(sizes))]
@@ -270,21 +329,23 @@ class StagePrinter(CPrinter):
                 )
                 for view, s in zip((into, given), strides, strict=True)
             ]
-            self.line(f"{places[0]} = {cast}{places[1]};")
+            self.line(f"{places[0]} = {copied(places[1])};")
 
     def _sum(self, stage: Sum) -> None:
         kept = len(stage.source.shape) - stage.dims
         indices = [f"i{d}" for d in range(len(stage.source.shape))]
         kind = _accumulator(self.names.types[stage.target.array])
         with self.loops(stage.source.shape[:kept], indices[:kept]):
-            zero = "0.0f" if kind == "float" else "0"
-            self.line(f"{kind} sum = {zero};")
+            self.variable(kind, "sum", self.zero(kind))
             with self.loops(stage.source.shape[kept:], indices[kept:]):
                 place = self.names.at(stage.source.array, address(stage.source, indices))
-                self.line(f"sum += {place};")
-            total = "sum" if stage.divisor == 1 else f"sum / {float_literal(stage.divisor)}"
+                self.line(self.words.add.format("sum", place))
+            total = "sum"
+            if stage.divisor != 1:
+                total = self.words.quotient.format("sum", self.words.literal(stage.divisor))
             target = self.names.at(stage.target.array, address(stage.target, indices[:kept]))
-            self.line(f"{target} = ({self.names.types[stage.target.array]})({total});")
+            total = self.cast(self.names.types[stage.target.array], f"({total})")
+            self.line(f"{target} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = _accumulator(self.names.types[stage.target.array])
@@ -299,12 +360,11 @@ class StagePrinter(CPrinter):
             ]
             target = self.names.at(stage.target.array, address(stage.target, indices))
             if stage.maximum:
-                self.line("bool first = true;")
-            zero = "0.0f" if kind == "float" else "0"
-            self.line(f"{kind} total = {zero};")
+                self.variable("bool", "first", "true")
+            self.variable(kind, "total", self.zero(kind))
             counted = not stage.maximum and stage.divisor <= 0
             if counted:
-                self.line("int32_t count = 0;")
+                self.variable("int32_t", "count", "0")
             for name, size, at, dim in (("h", height, indices[1], 0), ("w", width, indices[2], 1)):
                 begin = (
                     _sum(-stage.padding[dim], _term(at, stage.stride[dim]))
@@ -312,11 +372,8 @@ class StagePrinter(CPrinter):
                     else _term(at, stage.stride[dim])
                 )
                 step = stage.dilation[dim]
-                self.line(f"const int32_t {name}0 = {begin};")
-                stop = f"{name}0 + {stage.kernel[dim] * step}"
-                moving = f"{name} += {step}" if step > 1 else f"{name}++"
-                self.line(f"for (int32_t {name} = {name}0; {name} < {stop}; {moving}) {{")
-                self._depth += 1
+                self.constant("int32_t", f"{name}0", begin)
+                self._for(name, f"{name}0", f"{name}0 + {stage.kernel[dim] * step}", step)
                 if counted and stage.divisor == 0:
                     # the window may reach over the padded border, where nothing is counted
                     self.line(f"if ({name} >= {size + stage.padding[dim]}) {{ break; }}")
@@ -329,23 +386,24 @@ class StagePrinter(CPrinter):
                         f"if (h < 0 || h >= {height} || w < 0 || w >= {width}) {{ continue; }}"
                     )
             value = self.names.at(stage.source.array, address(stage.source, ["c", "h", "w"]))
-            self.line(f"const {kind} v = {value};")
+            self.constant(kind, "v", value)
             if stage.maximum:
                 # NaN passes, as in PyTorch
                 nan = " || v != v" if kind == "float" else ""
                 self.line(f"if (first || v > total{nan}) {{ total = v; }}")
                 self.line("first = false;")
             else:
-                self.line("total += v;")
+                self.line(self.words.add.format("total", "v"))
             for _ in range(2):
                 self._depth -= 1
                 self.line("}")
             result = "total"
             if counted:
-                result = "total / (float)count"
+                result = self.words.quotient.format("total", self.cast("float", "count"))
             elif not stage.maximum and stage.divisor != 1:
-                result = f"total / {float_literal(stage.divisor)}"
-            self.line(f"{target} = ({self.names.types[stage.target.array]})({result});")
+                result = self.words.quotient.format("total", self.words.literal(stage.divisor))
+            result = self.cast(self.names.types[stage.target.array], f"({result})")
+            self.line(f"{target} = {result};")
 
 
 class ProductPrinter(StagePrinter):
@@ -362,8 +420,8 @@ class ProductPrinter(StagePrinter):
     def __init__(
         self, names: Names, stage: Product, weight: Array, bias: Array | None, events: bool
     ) -> None:
-        target = c_target("float32")
-        super().__init__(Kernel("", "", Dtype.FLOAT32, (), (), ()), target, names, stage, {})
+        empty = Kernel("", "", Dtype.FLOAT32, (), (), ())
+        super().__init__(empty, names.words.target, names, stage, {})
         self.product_stage, self.weight, self.bias, self.events = stage, weight, bias, events
 
     def text(self) -> str:
@@ -385,7 +443,7 @@ class ProductPrinter(StagePrinter):
 
     def _start(self, index: str) -> str:
         if self.bias is None:
-            return "0.0f" if self._types()[0] == "float" else "0"
+            return self.zero(self._types()[0])
         return self.names.at(self.bias, index)
 
     def _by_event(self) -> None:
@@ -405,14 +463,13 @@ class ProductPrinter(StagePrinter):
         with self.loops(stage.source.shape, ["c", "h", "w"]):
             indices = _named(stage.source, ["c", "h", "w"])
             source = self.names.at(stage.source.array, address(stage.source, indices))
-            self.line(f"const {value_type} v = {source};")
-            zero = "0.0f" if value_type == "float" else "0"
-            with self.indent(f"if (v == {zero}) {{"):
+            self.constant(value_type, "v", source)
+            with self.indent(f"if (v == {self.zero(value_type)}) {{"):
                 self.line("continue;" if stage.source.size > 1 else "return;")
             opened = []
             for name, at, dim, size in (("p", indices[1], 0, height), ("q", indices[2], 1, width)):
                 opened.append(self._taps(name, at, dim, size))
-            group = f"c / {inputs} * {per_group}" if stage.groups > 1 else "0"
+            group = f"{self.words.whole.format('c', inputs)} * {per_group}"
             row = indices[0]
             for name, size, each in zip("pq", stage.weight.shape[2:], opened, strict=True):
                 row = f"{_factor(row)} * {size} + {name}_k" if each else row
@@ -423,10 +480,11 @@ class ProductPrinter(StagePrinter):
                 place += [n if size > 1 else "0" for n, size in (("p", height), ("q", width))]
                 place[0] = f"({place[0]})" if stage.groups > 1 else place[0]
                 target = self.names.at(stage.target.array, address(stage.target, place))
+                term = self.words.times.format(f"{cast}{weight}", "v")
                 if narrow:
-                    self.line(f"{target} = {narrow}({target} + {cast}{weight} * v);")
+                    self.line(f"{target} = {narrow}({target} + {term});")
                 else:
-                    self.line(f"{target} += {cast}{weight} * v;")
+                    self.line(self.words.add.format(target, term))
             for count in reversed(opened):
                 for _ in range(count):
                     self._depth -= 1
@@ -439,13 +497,12 @@ class ProductPrinter(StagePrinter):
         stride, padding, dilation = stage.stride[dim], stage.padding[dim], stage.dilation[dim]
         if kernel == 1 and stride == 1 and not padding:
             if size > 1:
-                self.line(f"const int32_t {name} = {at};")
+                self.constant("int32_t", name, at)
             return 0
         index = f"{name}_k"
-        self.line(f"for (int32_t {index} = 0; {index} < {kernel}; {index}++) {{")
-        self._depth += 1
+        self._for(index, "0", str(kernel))
         moved = f"{_sum(padding, at)} - {_term(index, dilation)}"
-        self.line(f"const int32_t {name}_at = {moved};")
+        self.constant("int32_t", f"{name}_at", moved)
         outside = [f"{name}_at < 0"]
         if stride > 1:
             outside.append(f"{name}_at % {stride} != 0")
@@ -454,7 +511,7 @@ class ProductPrinter(StagePrinter):
         with self.indent(f"if ({' || '.join(outside)}) {{"):
             self.line("continue;")
         if size > 1:
-            self.line(f"const int32_t {name} = {limit};")
+            self.constant("int32_t", name, limit)
         return 1
 
     def _by_output(self) -> None:
@@ -467,7 +524,7 @@ class ProductPrinter(StagePrinter):
         per_group = outputs // stage.groups
         with self.loops(stage.target.shape, ["o", "p", "q"]):
             place = _named(stage.target, ["o", "p", "q"])
-            self.line(f"{wide} sum = {self._start(place[0])};")
+            self.variable(wide, "sum", self._start(place[0]))
             kernel = tuple(stage.weight.shape[2:])
             with self.loops([inputs], ["c"]):
                 c = "c" if inputs > 1 else "0"
@@ -477,23 +534,20 @@ class ProductPrinter(StagePrinter):
                     moved = _term(at, stage.stride[dim]) if at != "0" else "0"
                     trivial = kernel[dim] == 1 and not stage.padding[dim]
                     if not trivial:
-                        self.line(
-                            f"for (int32_t {name}_k = 0; {name}_k < {kernel[dim]}; {name}_k++) {{"
-                        )
-                        self._depth += 1
+                        self._for(f"{name}_k", "0", str(kernel[dim]))
                         opened += 1
                         tap = _term(f"{name}_k", stage.dilation[dim])
                         moved = tap if moved == "0" else f"{moved} + {tap}"
                         if stage.padding[dim]:
                             moved = f"{moved} - {stage.padding[dim]}"
                     if size > 1 or stage.padding[dim]:
-                        self.line(f"const int32_t {name} = {moved};")
+                        self.constant("int32_t", name, moved)
                     if stage.padding[dim]:
                         with self.indent(f"if ({name} < 0 || {name} >= {size}) {{"):
                             self.line("continue;")
                     spots.append(name if size > 1 else "0")
-                channel = f"o / {per_group} * {inputs} + {c}" if stage.groups > 1 else c
-                channel = f"({channel})" if stage.groups > 1 else channel
+                first = f"{self.words.whole.format('o', per_group)} * {inputs}"
+                channel = f"({first} + {c})" if stage.groups > 1 else c
                 source = self.names.at(stage.source.array, address(stage.source, [channel, *spots]))
                 row = f"{place[0]} * {inputs} + {c}" if inputs > 1 else place[0]
                 taps = [
@@ -503,12 +557,13 @@ class ProductPrinter(StagePrinter):
                 if kernel != (1, 1):
                     row = f"({_factor(row)} * {kernel[0]} + {taps[0]}) * {kernel[1]} + {taps[1]}"
                 weight = self.names.at(self.weight, row)
-                self.line(f"sum += {cast}{weight} * {source};")
+                term = self.words.times.format(f"{cast}{weight}", source)
+                self.line(self.words.add.format("sum", term))
                 for _ in range(opened):
                     self._depth -= 1
                     self.line("}")
             target = self.names.at(stage.target.array, address(stage.target, place))
-            self.line(f"{target} = {'' if kind == wide else f'({kind})'}sum;")
+            self.line(f"{target} = {'sum' if kind == wide else self.cast(kind, 'sum')};")
 
 
 def _named(view: View, names: Sequence[str]) -> list[str]:
@@ -538,6 +593,25 @@ def float_literal(value: float) -> str:
         return "INFINITY" if number > 0 else "(-INFINITY)"
     text = f"{float(str(number))!r}f"
     return f"({text})" if text.startswith("-") else text
+
+
+def c_words() -> Words:
+    """Return the words of C99."""
+    return Words(
+        target=c_target("float32"),
+        literal=float_literal,
+        zero="0.0f",
+        counter="int32_t",
+        constant="const {kind} {name} = {value};",
+        variable="{kind} {name} = {value};",
+        member="s->",
+        truth="{}",
+        cast="({kind}){value}",
+        times="{} * {}",
+        quotient="{} / {}",
+        whole="{} / {}",
+        add="{} += {};",
+    )
 
 
 def float_kernel(stage: Pointwise) -> Kernel:

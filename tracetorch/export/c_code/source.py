@@ -6,20 +6,39 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tracetorch.export.c_code.files import Port, comment, math_include, step_head, table
+from tracetorch.export.c_code.files import (
+    Port,
+    comment,
+    identifiers,
+    math_include,
+    step_head,
+    table,
+)
+from tracetorch.export.c_code.plan import work_memory
 from tracetorch.export.c_code.printer import (
     SIZES,
     Names,
     ProductPrinter,
     StagePrinter,
+    Words,
     float_kernel,
     pool_name,
     views_of,
 )
-from tracetorch.export.c_code.stages import Array, Pointwise, Product, Role, Stage, StepProgram
+from tracetorch.export.c_code.stages import (
+    Array,
+    Copy,
+    Pointwise,
+    Product,
+    Role,
+    Stage,
+    StepProgram,
+    reads_of,
+    writes_of,
+)
 from tracetorch.export.c_code.widths import Widths, integer_kernel, integer_table
 from tracetorch.fuse.codegen.c_kernel import contains_word
-from tracetorch.fuse.codegen.targets import c_integer_target, c_target
+from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.fuse.ir.kernel import Dtype, Kernel
 
 # Of one function: return address, saved registers, what a compiler spills.
@@ -59,6 +78,37 @@ class Source:
     stack_bytes: int
 
 
+def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
+    """Name the arrays of a planned program, and give each its type and its place.
+
+    Args:
+        program: one step.
+        words: of the language.
+        widths: those of an integer program; ``None`` for float32.
+    """
+    fields: dict[Array, str] = {}
+    for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
+        for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
+            fields[array] = name
+    types: dict[Array, str] = {}
+    for stage in program.stages:
+        for view in (*reads_of(stage), *writes_of(stage)):
+            types[view.array] = _type_of(view.array, widths)
+        if isinstance(stage, Copy) and stage.places is not None:
+            bits = next(b for b in (8, 16, 32) if stage.source.array.size <= 2**b)
+            types[stage.places] = f"uint{bits}_t"
+    for array in fields:
+        types[array] = _type_of(array, widths)
+    memory = work_memory(program.stages, types)
+    return Names(fields, memory, types, words)
+
+
+def _type_of(array: Array, widths: Widths | None) -> str:
+    if widths is not None:
+        return widths.type_of(array)
+    return "bool" if array.boolean else "float"
+
+
 def model_source(
     program: StepProgram,
     names: Names,
@@ -83,7 +133,7 @@ def model_source(
     arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
     arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
     for number, stage in enumerate(program.stages):
-        body = _printer(stage, names, events, widths, program.double).text()
+        body = stage_printer(stage, names, events, widths, program.double).text()
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
         kind = type(stage).__name__.lower()
@@ -173,10 +223,23 @@ def _resets(
     return lines, starts
 
 
-def _printer(
-    stage: Stage, names: Names, events: Collection[Array], widths: Widths | None, double: bool
+def stage_printer(
+    stage: Stage,
+    names: Names,
+    events: Collection[Array],
+    widths: Widths | None = None,
+    double: bool = False,
 ) -> StagePrinter:
-    target = c_target("float32") if widths is None else c_integer_target()
+    """Return the printer of a stage.
+
+    Args:
+        stage: of a planned program.
+        names: of its arrays, to which the tables of products are added.
+        events: arrays whose zeros are skipped.
+        widths: those of an integer program; ``None`` for float32.
+        double: whether the arithmetic of that program was float64.
+    """
+    target = names.words.target if widths is None else c_integer_target()
     if isinstance(stage, Pointwise):
         kernel = float_kernel(stage) if widths is None else integer_kernel(stage, widths, double)
         return StagePrinter(kernel, target, names, stage, views_of(stage))

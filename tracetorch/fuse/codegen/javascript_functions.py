@@ -94,6 +94,14 @@ const fma = (x, y, z) => {
     }
     return vh + odd;
 };
+// of float32: the product is exact, the sum is rounded to odd, and then once to float32
+const fmaf = (x, y, z) => {
+    const [sum, rest] = exactSum(x * y, z);
+    if (!Number.isFinite(sum) || !Number.isFinite(rest) || rest === 0) return Math.fround(sum);
+    number[0] = sum;
+    if (bits[0] % 2n !== 0n) return Math.fround(sum);
+    return Math.fround(neighbour(sum, (rest > 0) === (sum > 0) ? 1n : -1n));
+};
 """,
     ),
     # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.6 (a series of terms of one

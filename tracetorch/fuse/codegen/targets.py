@@ -85,6 +85,12 @@ _JAVASCRIPT = {
     "fma": "fma({}, {}, {})",
 }
 
+# Operations of float32 whose result in float64 has too many digits.
+_ROUNDED = (
+    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc", "lgamma"),
+    *(op for op in (*_INVERSE, *_UNARY) if op not in ("ceil", "floor", "trunc")),
+)
+
 
 # The rest of C99 is called as in Python, with an f at the end for float32.
 _C = {
@@ -125,11 +131,21 @@ def triton_target(dtype: torch.dtype) -> Target:
     )
 
 
-def javascript_target() -> Target:
-    """Return the description of JavaScript, whose numbers are all float64."""
+def javascript_target(real: str = "float64") -> Target:
+    """Return the description of JavaScript, with arithmetic in ``"float64"`` or ``"float32"``.
+
+    Its numbers are all float64. A sum, a product, a quotient and a root of float32 are those of
+    float64, rounded once more, for that has more than twice as many digits.
+    """
     equality = {"eq": _JAVASCRIPT["eq"], "ne": _JAVASCRIPT["ne"]}
+    expressions = _JAVASCRIPT
+    if real == "float32":
+        rounded = {op: f"Math.fround({_JAVASCRIPT[op]})" for op in _ROUNDED}
+        expressions = {**_JAVASCRIPT, **rounded, "fma": "fmaf({}, {}, {})"}
+        # that of float64 is another number
+        del expressions["nextafter"]
     return Target(
-        expressions=_JAVASCRIPT,
+        expressions=expressions,
         integers={**_INTEGERS, **equality, "min": "Math.min({}, {})"},
         zero="0",
         negative_zero="(-0)",

@@ -1,0 +1,622 @@
+"""Drive the page of ``tt.export.page`` in a headless browser, and compare it with PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests import cases
+from tests.browser import Page, Visits, wait_for_frame
+from tests.export.test_c import (
+    POOLS,
+    PRODUCTS,
+    InOrder,
+    Parts,
+    dyadic,
+    generator,
+    network,
+    shape_of,
+    spikes,
+    varied,
+)
+from tests.plot.test_save_html import HOSTILE
+from tracetorch import snn
+from tracetorch.demo.network import ConvSNN
+from tracetorch.export.pen import measured_pen
+from tracetorch.snn.neuron import has_step
+
+MODULE = importlib.import_module("tracetorch.export.page_file")
+NAME = "w</script><script>broken=1</script>&amp;"
+Open = Callable[..., Page]
+
+
+def exact(model: nn.Module) -> nn.Module:
+    """Give the products of a model weights whose sums are exact in float32, in any order."""
+    for part in model.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            dyadic(part)
+    return model.eval()
+
+
+def images(count: int, size: int, seed: int = 0) -> Tensor:
+    """Draw strokes on black images ``[N, 1, H, W]``, in sixteenths."""
+    drawn = torch.Generator().manual_seed(seed)
+    marks = torch.randint(1, 17, (count, 1, size, size), generator=drawn) / 16
+    place = torch.rand(count, 1, size, size, generator=drawn) < 0.3
+    place[..., 0, :] = place[..., -1, :] = place[..., 0] = place[..., -1] = False
+    return marks * place
+
+
+@torch.no_grad()
+def computed(model: nn.Module, image: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the outputs of every neuron layer, and of the model, from eager steps."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda m, args, y, path=path: seen.setdefault(path, []).append(y.flatten().clone())
+        )
+        for path, layer in model.named_modules()
+        if has_step(layer)
+    ]
+    tt.zero_states(model)
+    with tt.fuse.backend("eager"):
+        outputs = torch.stack([model(image[None])[0] for _ in range(steps)])
+    tt.zero_states(model)
+    for hook in hooks:
+        hook.remove()
+    return {path: torch.stack(values) for path, values in seen.items()}, outputs
+
+
+@pytest.fixture
+def opened(visits: Visits, tmp_path: Path) -> Open:
+    def open_(model: nn.Module, samples: Any, *, steps: int = 12, **given: Any) -> Page:
+        place = tmp_path / f"page{len(visits.contexts)}.html"
+        tt.export.page(model, place, samples, steps=steps, **given)
+        page = visits.open(place, reduced_motion="reduce")
+        page.wait_for_selector("body[data-ready='true']")
+        return page
+
+    return open_
+
+
+NAME_OF_FOCUSED = """(() => {
+    const focused = document.activeElement;
+    return focused.getAttribute("aria-label") || focused.textContent;
+})()"""
+LISTEN = """() => {
+    const at = document.getElementById("at");
+    window.shown = [];
+    new MutationObserver(() => shown.push(at.textContent)).observe(at, { childList: true });
+}"""
+
+
+def floats(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def read(page: Page) -> dict[str, Any]:
+    page.wait_for_selector("body[data-ready='true']")
+    values: dict[str, Any] = page.evaluate("readDrawing()")
+    return {**values, "layers": dict(values["layers"])}
+
+
+def press(page: Page, name: str) -> dict[str, Any]:
+    """Press the button of a sample; return what was computed."""
+    page.get_by_role("button", name=f"example {name}", exact=True).click()
+    return read(page)
+
+
+def compare(page: Page, model: nn.Module, image: Tensor, name: str, steps: int = 12) -> None:
+    """Assert that every number of a sample is that of PyTorch."""
+    seen = press(page, name)
+    assert torch.equal(floats(seen["image"]), image.flatten())
+    layers, y = computed(model, image, steps)
+    assert list(seen["layers"]) == list(layers)
+    for path, value in layers.items():
+        assert torch.equal(floats(seen["layers"][path]), value), path
+    assert torch.equal(floats(seen["y"]), y)
+
+
+# Equality with PyTorch
+
+
+def flat_network() -> Any:
+    return exact(
+        nn.Sequential(
+            *(nn.Linear(48, 20), snn.BSRLIF(20, beta=0.8), nn.Linear(20, 12)),
+            *(snn.Recurrent(snn.SLIF(12, reset="zero"), nn.Linear(12, 12, bias=False)),),
+            *(nn.Linear(12, 3), snn.SReadout(3)),
+        )
+    )
+
+
+def stages_network() -> Any:
+    """Return every kind of stage: convolutions, pools, norm, copies, sums."""
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.copy_(torch.tensor([0.25, -0.5, 0.0, 1.0]))
+    norm.running_var.copy_(torch.tensor([0.9, 1.1, 0.5, 2.0]))
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, stride=2, padding=1), snn.LIF(4, dim=-3, pos_threshold=0.5)),
+        *(nn.Conv2d(4, 4, 3, groups=2, dilation=2, padding=2), nn.MaxPool2d(2, 1, padding=1)),
+        *(nn.AvgPool2d(2, 2, padding=1, count_include_pad=False), nn.AvgPool2d(2, 1)),
+        *(snn.BLIF(4, dim=-3, pos_threshold=0.4, neg_threshold=0.4), norm, Mixed()),
+        *(nn.Linear(8, 5), snn.LIF(5, pos_threshold=0.25)),
+    )
+    return exact(model)
+
+
+class Mixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.cat([x.flip(1).round(), (x > 0).float()], 1).transpose(1, 2)
+        return turned.mean(1).sum(-1).round()
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "options"),
+    [
+        (flat_network, (48,), {"size": (6, 8), "decode": "last"}),
+        (stages_network, (1, 10, 10), {"decode": "max"}),
+    ],
+)
+def test_the_page_computes_what_pytorch_does(
+    opened: Open, make: Any, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    model = make()
+    samples = images(4, 10)
+    if len(shape) == 1:
+        samples = samples[:, 0, 1:7, 1:9].flatten(1)
+    page = opened(model, samples, **options)
+    for i in range(4):
+        compare(page, model, samples[i], str(i + 1))
+    seen = read(page)
+    y = floats(seen["y"])
+    readout = {"last": y[-1], "max": y.max(0).values}[options["decode"]]
+    assert torch.equal(floats(seen["readout"]), readout)
+    assert all(any(map(any, values)) for values in seen["layers"].values())
+
+
+def parts(kind: str) -> tuple[Any, Tensor]:
+    """Return products, pools or a network of the tests of C, and a flat input."""
+    if kind == "quantised":
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 8), snn.LIF(8), nn.Linear(8, 3), snn.Readout(3))
+        prepared = tt.quantize.prepare(net, torch.rand(10, 2, 16))
+        return tt.quantize.convert(prepared)[0].eval(), torch.rand(2, 16)
+    if kind in ("residual", "delays"):
+        model, x = network(kind)
+        shape = x.shape[2:]
+        return nn.Sequential(nn.Unflatten(1, shape), model).eval(), x[:2, 0].flatten(1)
+    if kind == "pools":
+        layers = [varied(layer) for layer in POOLS if not isinstance(layer, nn.LayerNorm)]
+        model = Parts(layers, [(3, 8, 8)] * len(layers))
+        return model.eval(), torch.randn(2, sum(model.sizes), generator=generator())
+    model = Parts([dyadic(layer) for layer in PRODUCTS], [shape_of(layer) for layer in PRODUCTS])
+    x = spikes(2, sum(model.sizes), rate=0.2 if kind == "events" else 1.0)
+    return model, x * torch.randint(-8, 9, x.shape, generator=generator()) / 8
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("events", "dense", "pools"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("residual", "delays", "quantised")
+        ),
+    ],
+)
+def test_every_stage_computes_what_pytorch_does(opened: Open, kind: str) -> None:
+    model, x = parts(kind)
+    steps = 1 if kind in ("events", "dense", "pools") else 5
+    page = opened(model, x, steps=steps, size=(1, x.shape[1]))
+    for i in range(2):
+        layers, y = computed(model, x[i], steps)
+        seen = press(page, str(i + 1))
+        found = floats(seen["y"])
+        assert y.abs().sum() > 0
+        if kind == "pools":
+            torch.testing.assert_close(found, y, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(found, y)
+        assert {p: torch.equal(floats(seen["layers"][p]), v) for p, v in layers.items()} == (
+            dict.fromkeys(layers, True)
+        )
+
+
+def test_sums_are_rounded_in_the_order_of_c(opened: Open) -> None:
+    torch.manual_seed(0)
+    net = [nn.Linear(64, 17), snn.Readout(17), nn.Linear(17, 5), snn.LIF(5, pos_threshold=0.1)]
+    x = torch.rand(2, 64)
+    x[1] *= torch.rand(64) < 0.2  # the mean of zeros decides that nothing is skipped
+    page = opened(nn.Sequential(*net), x)
+    ordered = nn.Sequential(*(InOrder(p) if isinstance(p, nn.Linear) else p for p in net))
+    for i in range(2):
+        compare(page, ordered, x[i], str(i + 1))
+        assert any(map(any, read(page)["y"]))
+
+
+class Every(nn.Module):
+    """All layers and neurons side by side, each with an input of its size, and their sum."""
+
+    def __init__(self, names: Any) -> None:
+        super().__init__()
+        self.cells = nn.ModuleDict({name: cases.layer(name, 4) for name in names})
+        self.gains = {name: cases.NEURONS.get(name, 1.0) for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(cell(self.gains[name] * x) for name, cell in self.cells.items())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("BSRLIF", "AdEx", "Izhikevich"),
+        pytest.param((*cases.LAYERS, *cases.NEURONS), marks=pytest.mark.slow),
+    ],
+    ids=["few", "all"],
+)
+def test_neurons_are_the_eager_step(opened: Open, names: tuple[str, ...]) -> None:
+    model, image = Every(names).eval(), torch.tensor([[0.0, 0.5], [0.75, 1.25]])
+    page = opened(model, {"x": image.flatten()}, steps=60)
+    seen = press(page, "x")["layers"]
+    layers, _ = computed(model, image.flatten(), 60)
+    assert len(seen) == len(layers) == len(names)
+    assert sum(bool(value.any()) for value in layers.values()) > 0.8 * len(names)
+    for path, value in layers.items():
+        found = floats(seen[path])
+        if path.removeprefix("cells.") in cases.INEXACT:
+            torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4)
+        else:
+            assert torch.equal(found, value), path
+
+
+def test_the_demo_network_has_the_spikes_of_pytorch(opened: Open) -> None:
+    """Weights as they come: a spike may differ where its membrane was at the threshold."""
+    torch.manual_seed(0)
+    model = ConvSNN().eval()
+    with torch.no_grad():
+        model.conv1[0].weight.mul_(4)  # type: ignore[operator]
+        model.conv2[0].weight.mul_(4)  # type: ignore[operator]
+    sample = images(1, 28)[0]
+    page = opened(model, {"seven": sample}, steps=6)
+    seen = press(page, "seven")
+    layers, y = computed(model, sample, 6)
+    assert list(seen["layers"]) == ["lif1", "lif2", "readout"]
+    for path in ("lif1", "lif2"):
+        found = floats(seen["layers"][path])
+        assert found.any()
+        assert torch.equal(found, layers[path]), path
+    torch.testing.assert_close(floats(seen["y"]), y, rtol=1e-5, atol=1e-6)
+    mean = y.mean(0)
+    torch.testing.assert_close(floats(seen["readout"]), mean, rtol=1e-5, atol=1e-6)
+    assert seen["answer"] == str(int(mean.argmax()))
+    assert page.locator("#answer").inner_text() == seen["answer"]
+    assert page.locator("#bars li.best span").first.inner_text() == seen["answer"]
+
+
+# Drawing
+
+
+def small() -> Any:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(400, 30), snn.LIF(30), nn.Linear(30, 3))
+    return exact(net)
+
+
+def strokes() -> Tensor:
+    """Return a vertical and a horizontal stroke of three pixels, of 14 in 20, on light paper."""
+    made = torch.full((2, 1, 20, 20), 0.75)
+    made[0, 0, 3:17, 9:12] = made[1, 0, 9:12, 3:17] = -0.5
+    return made
+
+
+NAMES = ["a class of a long name, longer than a bar", "x" * 60, "c"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page of a small network once."""
+    path = tmp_path_factory.mktemp("small") / "page.html"
+    tt.export.page(small(), path, strokes(), steps=12, classes=NAMES)
+    return path
+
+
+@pytest.fixture
+def drawn(visits: Visits, place: Path) -> Open:
+    """Open that page."""
+
+    def open_(**options: Any) -> Page:
+        page = visits.open(place, **{"reduced_motion": "reduce", **options})
+        page.wait_for_selector("body[data-ready='true']")
+        return page
+
+    return open_
+
+
+def drag(page: Page, *points: tuple[float, float]) -> None:
+    """Draw by mouse, in shares of the pad."""
+    frame = page.locator("#pad").bounding_box()
+    spots = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in points]
+    page.mouse.move(*spots[0])
+    page.mouse.down()
+    for spot in spots[1:]:
+        page.mouse.move(*spot, steps=8)
+    page.mouse.up()
+    wait_for_frame(page)
+
+
+def assert_vertical(seen: dict[str, Any]) -> None:
+    """Assert that an image has a vertical stroke as that of the data, to less than a pixel."""
+    image = floats(seen["image"]).reshape(1, 20, 20)
+    (pen, data) = (measured_pen(each) for each in (image, strokes()[0]))
+    assert (pen["background"], pen["ink"]) == (0.75, -0.5)
+    assert abs(pen["extent"] - data["extent"]) <= 1  # type: ignore[operator]
+    assert np.allclose(pen["centre"], [10, 10], atol=0.8)
+    assert pen["width"] == pytest.approx(data["width"], abs=0.7)
+    marked = image[0] < 0.1
+    assert int(marked.any(1).sum()) > 3 * int(marked.any(0).sum())
+
+
+def test_what_is_drawn_is_scaled_and_centred_as_the_data(drawn: Open) -> None:
+    model, page = small(), drawn()
+    for top, bottom, x in ((0.1, 0.9, 0.3), (0.6, 0.95, 0.9)):
+        page.get_by_role("button", name="clear").click()
+        assert read(page)["answer"] is None
+        assert page.locator("#answer").inner_text() == "nothing drawn"
+        drag(page, (x, top), (x, bottom))
+        seen = read(page)
+        assert_vertical(seen)
+        # what was computed belongs to the image that is shown
+        layers, y = computed(model, floats(seen["image"]).reshape(1, 20, 20), 12)
+        assert torch.equal(floats(seen["layers"]["2"]), layers["2"])
+        torch.testing.assert_close(floats(seen["y"]), y)
+        assert "The network says" in page.locator("#note").inner_text()
+    before = read(page)["image"]
+    drag(page, (0.5, 0.5), (0.9, 0.5))  # a second stroke is added
+    image = floats(read(page)["image"]).reshape(1, 20, 20)
+    assert not torch.equal(image.flatten(), floats(before))
+    # the centre of mass, not that of the box around a corner
+    assert np.allclose(measured_pen(image)["centre"], [10, 10], atol=0.3)
+    drag(page, (0.2, 0.2), (0.2, 0.2))
+    press(page, "2")
+    drag(page, (0.5, 0.1), (0.5, 0.9))  # a sample is replaced
+    assert_vertical(read(page))
+
+
+def test_a_finger_draws(drawn: Open) -> None:
+    page = drawn(has_touch=True, viewport={"width": 360, "height": 700})
+    hand = page.context.new_cdp_session(page)
+    frame = page.locator("#pad").bounding_box()
+
+    def touch(kind: str, *y: float) -> None:
+        points = [
+            {"x": frame["x"] + 0.4 * frame["width"], "y": frame["y"] + each * frame["height"]}
+            for each in y
+        ]
+        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0.2)
+    for place in (0.3, 0.5, 0.7, 0.8):
+        touch("touchMove", place)
+    touch("touchEnd")
+    wait_for_frame(page)
+    assert_vertical(read(page))
+    assert page.evaluate("scrollY") == 0
+
+
+def test_keys_draw_and_reach_everything(drawn: Open) -> None:
+    page = drawn()
+    order = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate(NAME_OF_FOCUSED))
+    pad = order[1]
+    assert "arrow keys" in pad
+    assert order[:1] + order[2:] == [
+        *("dark or light", "clear", "example 1", "example 2"),
+        *("play the time steps", "time step", order[-1]),
+    ]
+    page.locator("#samples button").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert torch.equal(floats(read(page)["image"]), strokes()[1].flatten())
+    assert page.locator("#samples button[aria-pressed='true']").count() == 1
+    page.locator("#pad").focus()
+    assert page.locator("#pen").inner_text() == "pen up"
+    for _ in range(5):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press(" ")
+    assert page.locator("#pen").inner_text() == "pen down"
+    for _ in range(11):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press(" ")
+    assert_vertical(read(page))
+    page.keyboard.press("Delete")
+    assert read(page)["answer"] is None
+    page.locator("#step").focus()
+    page.keyboard.press("Home")
+    wait_for_frame(page)
+    assert page.locator("#at").inner_text() == "step 1 of 12"
+
+
+def test_steps_play_one_after_the_other(drawn: Open) -> None:
+    page = drawn(reduced_motion="no-preference")
+    page.evaluate(LISTEN)
+    press(page, "2")
+    texts = list(dict.fromkeys(page.evaluate("shown")))
+    assert texts == [f"step {t} of 12" for t in range(13)]
+
+
+# The page
+
+
+LABELS = """() => [...document.querySelectorAll("canvas, button, input, [role]")]
+    .filter((e) => !e.closest("#samples button") || e.tagName === "BUTTON")
+    .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim()))
+    .map((e) => e.outerHTML)"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_the_page_fits_and_has_labels(drawn: Open, width: int, scheme: str) -> None:
+    page = drawn(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert page.locator("#bars li > span:first-child").all_inner_texts() == NAMES
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", found)[:3])) < 380) == (scheme == "dark")
+    assert page.evaluate(LABELS) == []
+    spikes = page.locator(".row canvas").get_attribute("aria-label")
+    assert re.fullmatch(r"2 over 12 steps: \d+ spikes?", spikes)
+    page.get_by_role("button", name="dark or light").click()
+    other = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert other != found
+
+
+def test_names_and_titles_stay_text(opened: Open, tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("flat", nn.Flatten())
+    model.add_module(NAME, snn.LIF(4))
+    sample = torch.tensor([[[0.0, 1.0], [0.5, 0.0]]])
+    given = {"title": HOSTILE, "classes": [HOSTILE, "{{script}}", "</ul>", "d"]}
+    page = opened(model.eval(), {HOSTILE: sample}, **given)
+    assert page.evaluate("window.broken") is None
+    assert page.locator("img").count() == 0
+    assert page.title() == HOSTILE
+    assert page.locator(".row b").inner_text() == NAME
+    assert page.locator("#bars li > span:first-child").all_inner_texts() == given["classes"]
+    assert page.locator("#samples button").get_attribute("aria-label") == f"example {HOSTILE}"
+    text = (tmp_path / "page0.html").read_text()
+    assert text.count("</script>") == 3  # the data, the printed step, the page's own
+
+
+def test_pages_are_reproducible_and_the_model_is_unchanged(tmp_path: Path) -> None:
+    model = small().train()
+    model(torch.rand(3, 1, 20, 20))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states, random = tt.get_states(model), torch.get_rng_state()
+    for name in ("one", "two"):
+        tt.export.page(model, tmp_path / name, strokes(), steps=3, title="A page")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert not re.search(r"https?://", (tmp_path / "one").read_text())
+    assert model.training
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    assert all(torch.equal(value, states[n]) for n, value in tt.get_states(model).items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(-1).values
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return x[:, :2], x
+
+
+class Wide(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double() + 1
+
+
+class Neighbour(snn.Neuron):
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Any, **o: Any) -> Any:
+        mem = torch.nextafter(x, mem)
+        return mem, mem
+
+
+IMAGES = torch.eye(4)[None]
+
+
+@pytest.mark.parametrize(
+    ("model", "samples", "options", "error", "match"),
+    [
+        (3, IMAGES, {}, TypeError, "expected an nn.Module, got int"),
+        (nn.Identity(), 3, {}, TypeError, "a tensor .* or a mapping .*, got int"),
+        (nn.Identity(), {}, {}, ValueError, "no samples in the mapping"),
+        (nn.Identity(), {3: IMAGES}, {}, TypeError, "got 3: Tensor"),
+        (
+            nn.Identity(),
+            torch.rand(3),
+            {},
+            ValueError,
+            r"must be images \[N, ...\], got shape \[3\]",
+        ),
+        (nn.Identity(), torch.rand(2, 3, 4, 4), {}, ValueError, r"grey images .*\[2, 3, 4, 4\]"),
+        (nn.Identity(), torch.rand(2, 12), {}, ValueError, r"a square or with size=\(H, W\)"),
+        (nn.Identity(), torch.rand(2, 12), {"size": (5, 3)}, ValueError, r"size=\(5, 3\)"),
+        (nn.Identity(), IMAGES.double(), {}, ValueError, "'1' must hold .* got torch.float64"),
+        (nn.Identity(), IMAGES / 0, {}, ValueError, "'1' must hold finite numbers"),
+        (nn.Identity(), torch.ones(1, 4), {}, ValueError, "are 1: nothing is drawn"),
+        (
+            nn.Identity(),
+            {"a": IMAGES[0], "b": IMAGES[0, :2]},
+            {},
+            ValueError,
+            r"the same shape, got \{'a': \[4, 4\], 'b': \[2, 4\]\}",
+        ),
+        (nn.Flatten(), IMAGES, {"steps": 0}, ValueError, "steps must be .*got 0"),
+        (nn.Flatten(), IMAGES, {"decode": "sum"}, ValueError, "'mean', 'last' or 'max', got 'sum'"),
+        (nn.Flatten(), IMAGES, {"title": 3}, TypeError, "title must be a string, got int"),
+        (nn.Flatten(), IMAGES, {"classes": ["a"]}, ValueError, r"model's 16 outputs, got \['a'\]"),
+        (nn.Flatten(), IMAGES, {"classes": "ab"}, TypeError, "a list of names, got str"),
+        (nn.Identity(), IMAGES, {}, ValueError, r"must be \[B, classes\].*got \[\[1, 4, 4\]\]"),
+        (
+            nn.Sequential(nn.Flatten(), Pair()),
+            IMAGES,
+            {},
+            ValueError,
+            r"Sequential has no page: its output must be .* got \[\[1, 2\], \[1, 16\]\]",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), Sorted()),
+            IMAGES,
+            {},
+            ValueError,
+            r"Sequential has no page: 1 \(Sorted\) cannot be written .*sort",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), Neighbour(16)),
+            IMAGES,
+            {},
+            ValueError,
+            r"1 \(Neighbour\): JavaScript has no nextafter of float32",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), Wide()),
+            IMAGES,
+            {},
+            ValueError,
+            r"has no page: it computes in float64, and the page in float32\. Give model\.float",
+        ),
+    ],
+)
+def test_what_has_no_page_is_refused_by_name(
+    model: Any, samples: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "page.html"
+    place.write_text("before")
+    with pytest.raises(error, match=match):
+        tt.export.page(model, place, samples, **{"steps": 3, **options})
+    assert place.read_text() == "before"
+
+
+def test_failed_save_keeps_the_previous_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").write_text("before")
+    monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        tt.export.page(nn.Flatten(), tmp_path / "page.html", IMAGES, steps=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() == "before"

@@ -1,0 +1,125 @@
+"""Spell one time step in JavaScript: a function for each stage, on the arrays of one object.
+
+Loops, sums and their order are those of C: the printer of stages is the same, with other words. All
+arithmetic is rounded to float32, so the numbers are those of C, too.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from tracetorch.export.c_code.printer import Names, Words, pool_name
+from tracetorch.export.c_code.source import stage_printer
+from tracetorch.export.c_code.stages import Array, Copy, Pointwise, Pool, Product, StepProgram, Sum
+from tracetorch.fuse.codegen.c_kernel import contains_word
+from tracetorch.fuse.codegen.javascript_functions import functions_source
+from tracetorch.fuse.codegen.targets import javascript_target
+
+# The typed array of each kind of value.
+_DTYPES = {"float": "<f4", "bool": "u1", "uint8_t": "u1", "uint16_t": "<u2", "uint32_t": "<u4"}
+
+
+@dataclass(frozen=True)
+class JavaScriptStep:
+    """Program of one time step in JavaScript.
+
+    Args:
+        source: an expression: the list of functions ``(arrays) => ...`` of one step, in order.
+        arrays: kind and size of each array by its name.
+        values: of tables, and of states that do not start from zero, in base64.
+        states: names of the arrays that stay from step to step.
+    """
+
+    source: str
+    arrays: dict[str, tuple[str, int]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    states: list[str] = field(default_factory=list)
+
+
+def javascript_words() -> Words:
+    """Return the words of JavaScript."""
+    return Words(
+        target=javascript_target("float32"),
+        literal=_literal,
+        zero="0",
+        counter="let",
+        constant="const {name} = {value};",
+        variable="let {name} = {value};",
+        member="",
+        truth="{} !== 0",
+        cast="{value}",
+        times="Math.fround({} * {})",
+        quotient="Math.fround({} / {})",
+        whole="Math.floor({} / {})",
+        add="{0} = Math.fround({0} + {1});",
+    )
+
+
+def javascript_step(
+    program: StepProgram, names: Names, events: Collection[Array]
+) -> JavaScriptStep:
+    """Return a planned program in JavaScript.
+
+    Args:
+        program: one step.
+        names: of its arrays, with the words of JavaScript.
+        events: arrays whose zeros are skipped.
+
+    Raises:
+        ValueError: JavaScript lacks an operation, which is named with the path of its module.
+    """
+    bodies: list[str] = []
+    graphs = []
+    for stage in program.stages:
+        if isinstance(stage, Pointwise):
+            graphs.append(stage.graph)
+            operation = names.words.target.unknown_operation(stage.graph)
+            if operation is not None:
+                raise ValueError(f"{stage.path}: JavaScript has no {operation} of float32.")
+        elif not isinstance(stage, (Product, Pool, Copy, Sum)):
+            raise ValueError(f"{stage.path}: there is no JavaScript for its operation.")
+        text = stage_printer(stage, names, events).text()
+        # without indentation: nobody reads it
+        bodies.append("\n".join(line.strip() for line in text.splitlines()))
+    arrays = {
+        name: (names.types[array], array.size)
+        for array, name in [*names.fields.items(), *names.tables.items()]
+    }
+    arrays |= {pool_name(kind): (kind, size) for kind, size in names.memory.sizes.items()}
+    values = {name: encoded(array.held, names.types[array]) for array, name in names.tables.items()}
+    states = {names.fields[array]: array for array in program.states.values()}
+    values |= {
+        name: encoded(array.held, names.types[array])
+        for name, array in states.items()
+        if bool((array.held != 0).any())
+    }
+    functions = []
+    for body in bodies:
+        used = [name for name in arrays if contains_word(body, name)]
+        functions.append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
+    listed = ",\n".join(functions)
+    source = f"(() => {{\n{functions_source(graphs)}return [\n{listed}\n];\n}})()"
+    return JavaScriptStep(source, arrays, values, list(states))
+
+
+def encoded(values: Tensor, kind: str = "float") -> str:
+    """Return values in base64, as the page reads them into a typed array."""
+    numbers = values.detach().cpu().flatten().numpy().astype(_DTYPES[kind])
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _literal(value: float) -> str:
+    """Return a float32 as JavaScript reads it."""
+    with np.errstate(over="ignore"):
+        number = float(np.float32(value))
+    if not np.isfinite(number):
+        text = {np.inf: "Infinity", -np.inf: "-Infinity"}.get(number, "NaN")
+    else:
+        text = repr(number)
+    # behind a minus, another one would be an operator of its own
+    return f"({text})" if text.startswith("-") else text

@@ -1,0 +1,239 @@
+"""Write a model as a page on which one draws its input, and sees what it does: ``page``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from tracetorch.core.checks import check_count, check_module
+from tracetorch.core.files import atomic_replace
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree
+from tracetorch.core.walk import named_modules
+from tracetorch.export.c_code.event_sources import event_arrays
+from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
+from tracetorch.export.c_code.plan import living, planned
+from tracetorch.export.c_code.read_program import named_leaves, read_program
+from tracetorch.export.c_code.source import names_of
+from tracetorch.export.c_file import check_names, holds_spikes
+from tracetorch.export.pen import measured_pen
+from tracetorch.export.step import export_step
+from tracetorch.plot.html_page import check_title, html_page, json_element
+from tracetorch.snn.neuron import has_step
+
+TEMPLATES = Path(__file__).parent / "drawing"
+
+
+def page(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    samples: Tensor | Mapping[str, Tensor],
+    *,
+    steps: int,
+    classes: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    decode: Literal["mean", "last", "max"] = "mean",
+    title: str = "Draw a digit",
+) -> None:
+    """Write a classifier of images as one self-contained HTML page: draw, and see its spikes.
+
+    The page has a square to draw in, by mouse, touch or keys, and a button for each sample. It
+    scales and centres what is drawn as the samples are, gives it to the network as the same current
+    at every step, and shows the spikes of every layer, and what the network reads out for each
+    class. No server, no network, no WebAssembly: the step is printed in JavaScript, by the printer
+    of :func:`tt.export.c`.
+
+    All is computed in float32. Neurons are bit for bit those of PyTorch, and functions such as
+    ``exp`` in the last place; products begin with their bias and add in ascending order of the
+    input: the sums of PyTorch to rounding, and bit for bit where sums are exact.
+
+    Args:
+        model: any module whose call is one time step that takes images and returns a number for
+            each class, in eval mode, made of what :func:`tt.export.c` writes in float32: linear
+            layers, convolutions, pooling, batch norm, neurons with a pointwise step, and so on. It
+            is unchanged afterwards.
+        path: path of the file; an existing one is replaced only when all is written.
+        samples: images from the data, in a batch, or one by one by the names of their buttons.
+            Their shape is that of the model's input, and their strokes are the model of the pen.
+        steps: time steps T for which an image is shown, 1 or more.
+        classes: names of the classes; ``"0"``, ``"1"``, ... by default.
+        size: height and width of an image, where samples are flat; a square by default.
+        decode: what classifies: the ``"mean"`` of the outputs over time (default), the ``"last"``
+            one, or the ``"max"`` of each.
+        title: title of the page.
+
+    Shape:
+        ``samples`` ``[N, 1, H, W]``, ``[N, H, W]`` or ``[N, H * W]``, without ``N`` in a mapping;
+        the model returns ``[B, classes]``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; the samples are no
+            images, are constant, or are not finite; the classes are not as many as outputs.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), LIF(20), nn.Linear(20, 3))
+        >>> images = torch.zeros(2, 1, 8, 8)
+        >>> images[0, 0, 1:7, 3:5] = images[1, 0, 3:5, 1:7] = 1.0
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page(net, f"{folder}/lines.html", images, steps=10, classes=["I", "-", "?"])
+        ...     print(Path(folder, "lines.html").read_text()[:15])
+        <!doctype html>
+    """
+    check_module(model)
+    check_title("tt.export.page", title)
+    steps = check_count("steps", steps)
+    if decode not in get_args(Literal["mean", "last", "max"]):
+        raise ValueError(f"decode must be 'mean', 'last' or 'max', got {decode!r}.")
+    named = _named_samples(samples)
+    images = torch.stack(list(named.values())).detach().cpu()
+    height, width = _size_of(images, size)
+    pen = measured_pen(images.reshape(-1, height, width))
+    check_names(model)
+    try:
+        network, source, outputs = _network(model, images)
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__} has no page: {error}") from error
+    names = _class_names(classes, outputs)
+    data = {
+        "title": title,
+        "height": height,
+        "width": width,
+        "steps": steps,
+        "decode": decode,
+        "classes": names,
+        "samples": [{"name": name, "image": encoded(image)} for name, image in named.items()],
+        "pen": pen,
+        **network,
+    }
+    script = f'<script>\n"use strict";\nconst stages = {source};\n</script>'
+    text = html_page(TEMPLATES, title, f"{json_element('network', data)}\n{script}")
+    with atomic_replace(Path(path)) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def _named_samples(samples: object) -> dict[str, Tensor]:
+    """Return every sample by the name of its button."""
+    if isinstance(samples, Tensor):
+        if samples.ndim < 2 or not len(samples):
+            raise ValueError(f"samples must be images [N, ...], got shape {list(samples.shape)}.")
+        named: dict[Any, Any] = {str(i + 1): image for i, image in enumerate(samples)}
+    elif isinstance(samples, Mapping):
+        named = dict(samples)
+    else:
+        raise TypeError(
+            "samples must be a tensor [N, ...], or a mapping from names to images, got "
+            f"{type(samples).__name__}."
+        )
+    if not named:
+        raise ValueError("there are no samples in the mapping. Give one at least.")
+    for name, image in named.items():
+        if not isinstance(name, str) or not isinstance(image, Tensor):
+            raise TypeError(
+                "samples must be a tensor [N, ...], or a mapping from names to images, got "
+                f"{name!r}: {type(image).__name__}."
+            )
+        if image.dtype is not torch.float32 or not bool(image.isfinite().all()):
+            raise ValueError(
+                f"the sample {name!r} must hold finite numbers in float32, got {image.dtype}. "
+                "Convert it as the data: image.float() / 255, say."
+            )
+    shapes = {name: list(image.shape) for name, image in named.items()}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        raise ValueError(f"all samples must have the same shape, got {shapes}.")
+    return named
+
+
+def _size_of(images: Tensor, size: object) -> tuple[int, int]:
+    """Return height and width of images ``[N, ...]``."""
+    shape = tuple(images.shape[1:])
+    found: tuple[int, ...] = ()
+    if len(shape) == 3 and shape[0] == 1:
+        found = shape[1:]
+    elif len(shape) == 2:
+        found = shape
+    elif len(shape) == 1 and size is None:
+        found = (math.isqrt(shape[0]),) * 2
+    elif len(shape) == 1 and isinstance(size, tuple):
+        found = tuple(check_count("size", each) for each in size)
+    fits = len(found) == 2 and found[0] * found[1] == images[0].numel()
+    if not fits or (size is not None and tuple(found) != size):
+        raise ValueError(
+            "samples must be grey images [N, 1, H, W], [N, H, W], or flat ones [N, H * W] of a "
+            f"square or with size=(H, W), got shape {list(images.shape)} and size={size!r}."
+        )
+    return found[0], found[1]
+
+
+def _class_names(classes: object, outputs: int) -> list[str]:
+    if classes is None:
+        return [str(k) for k in range(outputs)]
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TypeError(f"classes must be a list of names, got {type(classes).__name__}.")
+    if len(classes) != outputs or not all(isinstance(name, str) for name in classes):
+        raise ValueError(
+            f"classes must be the names of the model's {outputs} outputs, got {list(classes)!r}."
+        )
+    return list(classes)
+
+
+@one_trace_at_a_time
+def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int]:
+    """Return what the page knows of a network, its step in JavaScript, and how many classes."""
+    layers = {path or "the model": each for path, each in named_modules(model) if has_step(each)}
+    x = images[:1]
+    exported, signature = export_step(model, x, batch=1, record=layers)
+    states = signature.initial_states(1, torch.device("cpu"))
+    program = planned(living(read_program(exported, x, states)))
+    if program.double:
+        raise ValueError("it computes in float64, and the page in float32. Give model.float().")
+    shapes = _output_shapes(exported)
+    shape = shapes.get("y_0", ())
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
+        found = [list(each) for name, each in shapes.items() if name.startswith("y_0")]
+        raise ValueError(
+            f"its output must be [B, classes], of two at least, got {found} for B = 1."
+        )
+    given = list(program.inputs.values())
+    events = event_arrays(program, given if holds_spikes(images) else [])
+    names = names_of(program, javascript_words())
+    step = javascript_step(program, names, events)
+    # in the order in which they were called
+    shown = [
+        {
+            "name": label.removeprefix("y_1_"),
+            "kind": type(layers[label.removeprefix("y_1_")]).__name__,
+            "output": names.fields[array],
+            "size": array.size,
+            "shape": list(shapes[label][1:]),
+            "spikes": array in events,
+        }
+        for label, array in program.outputs.items()
+        if label != "y_0"
+    ]
+    parts = {
+        "input": names.fields[given[0]],
+        "output": names.fields[program.outputs["y_0"]],
+        "arrays": step.arrays,
+        "values": step.values,
+        "states": step.states,
+    }
+    return {"layers": shown, "program": parts}, step.source, shape[1]
+
+
+def _output_shapes(exported: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every output but the states, by the name that it has as an array."""
+    nodes = {node.name: node for node in exported.graph.nodes}
+    ends = list(exported.graph_signature.user_outputs)
+    outputs, _ = pytree.tree_unflatten(ends, exported.call_spec.out_spec)
+    return {
+        label: tuple(nodes[name].meta["val"].shape) for label, name in named_leaves("y", outputs)
+    }
