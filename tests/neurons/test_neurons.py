@@ -347,7 +347,7 @@ FLOOR = 119 / 121  # (q - 1) / (q + 1)
 
 
 def free(made: Any) -> Any:
-    """Take the bound from rho, as it was before there was one."""
+    """Take the bound from rho, which once had none."""
     made._declared.constraints["rho"] = sigmoid
     return made
 

@@ -156,7 +156,8 @@ class AdLIF(AdaptiveCurrentNeuron):
         q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters;
             finite.
         detach_reset: cut the gradient through the spike in the reset.
-        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned.
+        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned; for high
+            learning rates.
 
     Example:
         >>> layer = AdLIF(1, beta=0.5)
