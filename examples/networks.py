@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
-from tracetorch.demo.options import count
+from tracetorch.demo.options import count, rate
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
@@ -35,8 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--neuron",
         choices=NEURONS,
-        help="hidden neurons behind batch norms, in their own units: calibrated, but for "
-        + " and ".join(WITHOUT_LEAK),
+        help="hidden neurons by the recipe for all of them: calibrated (but for "
+        + " and ".join(WITHOUT_LEAK)
+        + "), then trained at rates relative to their weights",
     )
     which.add_argument(
         "--baseline",
@@ -51,6 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
     )
     add_delays(parser)
+    parser.add_argument("--width", type=count, metavar="N", help="hidden neurons per layer")
+    parser.add_argument(
+        "--smoothing", type=rate, default=0.0, metavar="X", help="of the labels (%(default)s)"
+    )
     parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
 
 
@@ -80,9 +85,11 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 def configuration(options: argparse.Namespace) -> str:
     """Return the name of the run: ``LIF``, ``LIF+SReadout``, ``gru``."""
     if options.baseline:
-        return str(options.baseline)
+        smoothing = f", smoothing {options.smoothing:g}" if options.smoothing else ""
+        return f"{options.baseline}{smoothing}"
     return (
-        (options.layer or (f"{options.neuron}, calibrated" if options.neuron else "LIF"))
+        (options.layer or (f"{options.neuron}, recipe" if options.neuron else "LIF"))
+        + (f" {options.width}" if options.width else "")
         + (" recurrent" if options.recurrent else "")
         + (f" delays {options.delays}" if options.delays else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
@@ -98,7 +105,8 @@ def build(
     width: int = 128,
     longest: float = 32.0,
 ) -> nn.Module:
-    """Build the network that the options choose."""
+    """Build the network that the options choose; ``--width`` goes before ``width``."""
+    width = options.width or width
     if options.baseline:
         return baseline(options.baseline, inputs, classes, width)
     return Spiking(
@@ -109,7 +117,6 @@ def build(
         width=width,
         longest=longest,
         recurrent=options.recurrent,
-        norm=options.neuron is not None,
         delays=options.delays,
     )
 
@@ -156,10 +163,10 @@ def hidden(
     return [linear, *norms, layer, *relu, nn.Dropout(dropout)]
 
 
-def calibrate(model: nn.Module, name: str, x: Tensor) -> None:
+def calibrate(model: nn.Module, name: str, x: Tensor, mask: Tensor | None = None) -> None:
     """Scale the input of neurons to their own units, by a batch ``[T, B, ...]``."""
     if name not in WITHOUT_LEAK:
-        tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5))
+        tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5), mask=mask)
 
 
 def sharpen(model: nn.Module, progress: float) -> None:
@@ -191,7 +198,6 @@ class Spiking(snn.TTModule):
         width: hidden neurons per layer.
         longest: longest half-life, in steps.
         dropout: share of the hidden neurons' output left out in training.
-        norm: whether a batch norm precedes the hidden neurons.
         delays: longest delay of a hidden synapse, in steps; 0 for none.
 
     Shape:
@@ -208,7 +214,6 @@ class Spiking(snn.TTModule):
         longest: float = 32.0,
         dropout: float = 0.2,
         recurrent: bool = False,
-        norm: bool = False,
         delays: int = 0,
     ) -> None:
         super().__init__()
@@ -222,7 +227,6 @@ class Spiking(snn.TTModule):
                 longest=longest,
                 dropout=dropout,
                 recurrent=recurrent,
-                norm=norm,
                 delays=delays,
             )
         ]
@@ -334,20 +338,23 @@ def learn(
 
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
-    # param_groups exempts the parameters of neurons from weight decay
-    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=options.epochs * len(loader)
-    )
     if options.neuron:
-        first, _, _ = next(iter(DataLoader(data, 200, collate_fn=tt.data.collate)))
-        calibrate(model, options.neuron, first)
+        first, _, mask = next(iter(DataLoader(data, 200, collate_fn=tt.data.collate)))
+        calibrate(model, options.neuron, first, mask)
+    # param_groups exempts the parameters of neurons from weight decay; rates that are relative to
+    # the weights are measured after calibration
+    relative = options.neuron is not None
+    groups = tt.param_groups(model, weight_decay=1e-2, lr=options.lr, relative=relative)
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in groups], total_steps=options.epochs * len(loader)
+    )
     done = 0
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
         for x, y, mask in loader:
             sharpen(model, done / schedule.total_steps)
             done += 1
-            loss = cross_entropy(logits(model, x, mask), y)
+            loss = cross_entropy(logits(model, x, mask), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -13,46 +13,35 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import tracetorch as tt
 from examples import common, networks
 from tracetorch.core.files import atomic_replace
 
 README = Path(__file__).parent / "README.md"
+RECIPE = ", recipe"  # in the name of what --neuron has trained
+SMOOTHED = ", smoothing 0.1"  # in that of a baseline with the same labels and passes
 THREE = "--seeds 0 1 2"
 FIVE = "--seeds 0 1 2 3 4"
 
-# Networks of any neuron, each with the best of six learning rates on the validation digits: the two
-# that are best with one seed are run with two more, and the better mean is taken.
-CALIBRATED = {
-    "--neuron LIF --epochs 10": "8e-2",
-    "--neuron SLIF --epochs 10": "4e-2",
-    "--neuron RLIF --epochs 10": "8e-2",
-    "--neuron BSRLIF --epochs 10": "8e-2",
-    "--neuron ALIF --epochs 10": "8e-2",
-    "--neuron AdLIF --epochs 10": "8e-2",
-    "--neuron SEAdLIF --epochs 10": "2e-2",
-    "--neuron RefractoryLIF --epochs 10": "2e-2",
-    "--neuron AlphaLIF --epochs 10": "16e-2",
-    "--neuron EIF --epochs 10": "1e-2",
-    "--neuron QIF --epochs 10": "8e-2",
-    "--neuron AdEx --epochs 10": "8e-2",
-    "--neuron Izhikevich --epochs 10": "2e-2",
-    "--neuron RF --epochs 10": "2e-2",
-    "--neuron BRF --epochs 10": "32e-2",
-    "--neuron TCLIF --epochs 10": "8e-2",
-    "--neuron GLIF --epochs 10": "8e-2",
-    "--neuron MultiLevelLIF --epochs 10": "8e-2",
-    "--neuron SigmaDelta --epochs 10": "2e-2",
-    "--neuron LIF --delays 8 --epochs 10": "16e-2",
-    "--neuron SEAdLIF --delays 8 --epochs 10": "16e-2",
+# Networks of any neuron by one recipe, and the tasks on which each is measured.
+NEURONS = ("LIF", "SLIF", "RLIF", "BSRLIF", *tt.neurons.__all__)
+TASKS = {
+    "row_digits": "--epochs 5 --smoothing 0.1",
+    "vowels": "--epochs 30 --smoothing 0.1",
+    "words": "--epochs 10 --smoothing 0.1",
 }
-RATES = ("1e-2", "2e-2", "4e-2", "8e-2", "16e-2", "32e-2")
-# their seeds are none of the seeds of the results
+# Of the neurons, those that are measured on the words too.
+WORDS = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
+# The rate of all of them: the best of these for LIF, by the mean over the three tasks' validation
+# data. Its seeds are none of the seeds of the results.
+RATES = ("5e-3", "1e-2", "2e-2")
+RATE = "1e-2"
 CHOICES: tuple[tuple[str, str], ...] = tuple(
-    ("row_digits", f"{network} --lr {rate} --validation --seeds 3")
-    for network in CALIBRATED
+    (task, f"--neuron LIF {length} --lr {rate} --validation --seeds 3 4 5")
+    for task, length in TASKS.items()
     for rate in RATES
 )
 
@@ -64,7 +53,13 @@ RUNS: tuple[tuple[str, str], ...] = (
     *(("row_digits", f"--baseline {name} {THREE}") for name in networks.BASELINES[:-1]),
     # its best learning rate of four on the validation digits; the others use the script's default
     ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
-    *(("row_digits", f"{network} --lr {rate} {THREE}") for network, rate in CALIBRATED.items()),
+    *(
+        (task, f"--neuron {name} {length} --lr {RATE} {THREE}")
+        for task, length in TASKS.items()
+        for name in (WORDS if task == "words" else NEURONS)
+    ),
+    # its own rate, chosen as that of the neurons
+    *((task, f"--baseline gru {length} --lr 2e-2 {THREE}") for task, length in TASKS.items()),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
     ("vowels", f"--recurrent {FIVE}"),
@@ -102,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_missing(tasks: Sequence[str]) -> int:
     """Make the runs whose rows are incomplete; of some tasks, or of all."""
-    for task, arguments in itertools.chain(CHOICES, finals(), RUNS):
+    for task, arguments in itertools.chain(CHOICES, RUNS):
         seeds = arguments.partition("--seeds ")[2].split()
         rows = recorded(task, arguments)
         command = f"python -m examples.{task} {arguments}"
@@ -116,23 +111,10 @@ def run_missing(tasks: Sequence[str]) -> int:
     return 0
 
 
-def finals() -> Iterator[tuple[str, str]]:
-    """Yield the further runs that choose a rate, each network's once its first ones are there."""
-    for network in CALIBRATED:
-        for rate in finalists(network):
-            yield "row_digits", f"{network} --lr {rate} --validation --seeds 4 5"
-
-
-def finalists(network: str) -> list[str]:
-    """Return the two rates that were best with the first seed, of equal ones the lower."""
-    return sorted(RATES, key=lambda rate: -statistics.mean(validated(network, rate)[:1]))[:2]
-
-
-def validated(network: str, rate: str) -> list[float]:
-    """Return the accuracies on the validation digits, the first seed's first; those there are."""
-    commands = (f"{network} --lr {rate} --validation --seeds {seeds}" for seeds in ("3", "4 5"))
-    rows = itertools.chain(*(recorded("row_digits", command) for command in commands))
-    return [row.scores["accuracy"] for row in rows]
+def validated(rate: str) -> list[float]:
+    """Return the accuracies of ``LIF`` on validation data at a rate, of every task and seed."""
+    chosen = (choice for choice in CHOICES if f" --lr {rate} " in choice[1])
+    return [row.scores["accuracy"] for choice in chosen for row in recorded(*choice)]
 
 
 Runs = list[common.Row]  # of one command, a seed each
@@ -165,7 +147,7 @@ def update_tables(page: str, found: dict[tuple[str, str], Runs]) -> str:
     """Return the page with new tables between ``<!-- name -->`` and ``<!-- /name -->``."""
     tables = {
         "neurons": neurons(found),
-        "calibrated": calibrated(found),
+        "recipe": recipe(found),
         "results": results(found),
     }
     for name, table in tables.items():
@@ -185,28 +167,32 @@ def neurons(found: dict[tuple[str, str], Runs]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, name in found:
-        if task != "row_digits" or ", calibrated" in name:
+        if task != "row_digits" or RECIPE in name or SMOOTHED in name:
             continue
         cells = [
             cell
             for other in ("row_digits", "vowels")
-            for cell in (_cells(found[other, name]) if (other, name) in found else ["", "", "", ""])
+            for cell in _cells(found.get((other, name), []))
         ]
         lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def calibrated(found: dict[tuple[str, str], Runs]) -> str:
-    """Return a line per network of ``--neuron``, with its learning rate."""
+def recipe(found: dict[tuple[str, str], Runs]) -> str:
+    """Return a line per network of ``--neuron``, and the GRU's, with all three tasks."""
     lines = [
-        "| network | learning rate | digits row by row | spikes | parameters | CPU seconds |",
-        "|---|---|---|---|---|---|",
+        "| network | digits row by row | CPU seconds | spoken vowels | CPU seconds "
+        "| made-up words | CPU seconds | spikes | parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (_, name), rows in found.items():
-        if ", calibrated" in name:
-            rate = re.search(r"--lr (\S+)", rows[0].command)
-            cells = [name.replace(", calibrated", ""), rate[1] if rate else "", *_cells(rows)]
-            lines.append(f"| {' | '.join(cells)} |")
+    for name in dict.fromkeys(name for _, name in found if RECIPE in name or SMOOTHED in name):
+        cells = []
+        for task in TASKS:
+            accuracy, _, _, seconds = _cells(found.get((task, name), []))
+            cells += [accuracy, seconds]
+        _, spikes, parameters, _ = _cells(found.get(("row_digits", name), []))
+        shown = name.replace(RECIPE, "").replace(SMOOTHED, "")
+        lines.append(f"| {shown} | {' | '.join([*cells, spikes, parameters])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -228,6 +214,8 @@ def results(found: dict[tuple[str, str], Runs]) -> str:
 
 
 def _cells(rows: Runs) -> list[str]:
+    if not rows:
+        return ["", "", "", ""]
     rates = [row.scores["firing rate"] for row in rows if "firing rate" in row.scores]
     return [
         common.percent([row.scores["accuracy"] for row in rows]),

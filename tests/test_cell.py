@@ -15,6 +15,7 @@ from tracetorch import snn
 from tracetorch.cell import Constraint
 from tracetorch.functional import sigmoid_surrogate
 from tracetorch.snn.parameters import (
+    bounded_sigmoid,
     clamp,
     fraction,
     negative_softplus,
@@ -23,7 +24,8 @@ from tracetorch.snn.parameters import (
     unbounded,
 )
 
-CONSTRAINTS = [unbounded, sigmoid, fraction, softplus, negative_softplus, clamp(-1.0, None)]
+CONSTRAINTS = [unbounded, sigmoid, fraction, softplus, negative_softplus]
+CONSTRAINTS += [clamp(-1.0, None), bounded_sigmoid(0.25)]
 by_name = pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda each: each.name)
 
 

@@ -32,7 +32,14 @@ from tracetorch import (
     online_learning,
     snn,
 )
-from tracetorch.snn.parameters import Clamp, fraction, negative_softplus, sigmoid, softplus
+from tracetorch.snn.parameters import (
+    BoundedSigmoid,
+    Clamp,
+    fraction,
+    negative_softplus,
+    sigmoid,
+    softplus,
+)
 
 ROOMS = (
     *(snn, neurons, functional, encode, loss, init, metrics, nir, export, online_learning),
@@ -259,6 +266,8 @@ def test_parameters_stay_in_their_ranges(name: str) -> None:
                     assert (value <= constraint.value.high).all()
                 if constraint.above is not None:
                     assert (value > getattr(made, constraint.above)).all()
+            elif isinstance(constraint.value, BoundedSigmoid):
+                assert ((value >= constraint.low) & (value < 1)).all()
             elif constraint in HOLDS:
                 assert HOLDS[constraint](value).all()
             else:  # free: nothing is written

@@ -16,13 +16,14 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+import tracetorch as tt
 from examples import cartpole, common, memorise, networks, recipes, table
 from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels")
+SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
 
 def run(script: str, out: Path, *arguments: str) -> int:
@@ -94,7 +95,8 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     mask[3:, ::2] = False
     if options.neuron:
         networks.calibrate(model, options.neuron, torch.randn(30, 40, 12))
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    groups = tt.param_groups(model, 0.0, lr=0.02, relative=options.neuron is not None)
+    optimizer = torch.optim.Adam(groups)
     losses = []
     # the gradients of these are dominated by few steps
     for _ in range(200 if options.neuron in ("EIF", "Izhikevich") else 60):

@@ -26,7 +26,7 @@ ROW = common.Row(
     tracetorch="0.10.0",
 )
 PAGE = (
-    "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- calibrated -->\n<!-- /calibrated -->\n"
+    "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- recipe -->\n<!-- /recipe -->\n"
     "<!-- results -->\n<!-- /results -->\nafter\n"
 )
 
@@ -46,8 +46,13 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     command = "python -m examples.row_digits --neuron ALIF --lr 1e-2 --seeds 0"
     common.record(
-        replace(ROW, configuration="ALIF, calibrated delays 8", command=command), common.RESULTS
+        replace(ROW, configuration="ALIF, recipe delays 8", command=command), common.RESULTS
     )
+    words = replace(ROW, task="words", configuration="ALIF, recipe delays 8", cpu_seconds=2.5)
+    common.record(words, common.RESULTS)
+    command = "python -m examples.words --baseline gru --smoothing 0.1 --seeds 0"
+    gru = replace(ROW, task="words", configuration="gru, smoothing 0.1", command=command)
+    common.record(gru, common.RESULTS)
     vowels = replace(ROW, task="vowels", parameters=678, scores={"accuracy": 0.75})
     common.record(vowels, common.RESULTS)
     common.record(
@@ -69,8 +74,11 @@ def test_tables_are_made_of_the_recorded_rows(page: Path) -> None:
         "| LIF | 92.0 ± 2.8 % | 0.25 | 12,345 | 4.0 | 75.0 % |  | 678 | 4.0 |\n"
         "| SReadout and ReLU | 50.0 % |  | 12,345 | 4.0 |  |  |  |  |\n"
     ) in text
-    assert "-->\n| network | learning rate |" in text
-    assert "|\n| ALIF delays 8 | 1e-2 | 90.0 % | 0.25 | 12,345 | 4.0 |\n<!--" in text
+    assert "<!-- recipe -->\n| network | digits row by row |" in text
+    assert (
+        "|\n| ALIF delays 8 | 90.0 % | 4.0 |  |  | 90.0 % | 2.5 | 0.25 | 12,345 |\n"
+        "| gru |  |  |  |  | 90.0 % | 4.0 |  |  |\n<!--"
+    ) in text
     assert (
         "| row_digits | LIF | 92.0 ± 2.8 % | 2 | 12,345 | 10 | 4.0 | 2026-11-24 "
         "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
@@ -97,9 +105,8 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
             return 1 if arguments[:2] == ["--seeds", "4"] else 0
 
     monkeypatch.setattr(importlib, "import_module", lambda name: Script)
-    monkeypatch.setattr(table, "CHOICES", (("row_digits", "--lr 1 --validation --seeds 3"),))
-    monkeypatch.setattr(table, "CALIBRATED", {"--lr 1": "1"})
-    monkeypatch.setattr(table, "finalists", lambda network: ["1"])
+    choices = [("row_digits", f"--lr {rate} --validation --seeds 3") for rate in (1, 2)]
+    monkeypatch.setattr(table, "CHOICES", tuple(choices))
     monkeypatch.setattr(
         table,
         "RUNS",
@@ -117,7 +124,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     common.record(replace(ROW, command=command), common.RESULTS / "validation")
     assert table.main(["--run", "row_digits"]) == 0
     assert ran == [
-        ["--lr", "1", "--lr", "1", "--validation", "--seeds", "4", "5", "--record"],
+        ["--lr", "2", "--validation", "--seeds", "3", "--record"],
         ["--layer", "LIF", "--seeds", "0", "1", "2", "--record"],
     ]
     assert table.main(["--run", "vowels"]) == 1
@@ -143,17 +150,18 @@ def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
 
 
 def test_every_neuron_is_in_the_table() -> None:
-    assert set(neurons.__all__) <= {network.split()[1] for network in table.CALIBRATED}
+    assert {*table.NEURONS} >= {*neurons.__all__, "LIF"}
+    commands = {(task, *arguments.split()[:2]) for task, arguments in table.RUNS}
+    for task in table.TASKS:
+        names = table.WORDS if task == "words" else neurons.__all__
+        assert {(task, "--neuron", name) for name in names} <= commands
+        assert (task, "--baseline", "gru") in commands
 
 
-def test_rates_are_the_best_on_the_validation_digits() -> None:
-    for network, chosen in table.CALIBRATED.items():
-        first = {rate: table.validated(network, rate)[0] for rate in table.RATES}
-        best = table.finalists(network)
-        assert min(first[rate] for rate in best) >= max(
-            found for rate, found in first.items() if rate not in best
-        )
-        seeds = {rate: table.validated(network, rate) for rate in best}
-        assert {len(found) for found in seeds.values()} == {3}
-        means = {rate: statistics.mean(found) for rate, found in seeds.items()}
-        assert means[chosen] == max(means.values()), network
+def test_one_rate_is_the_best_for_lif_on_validation_data() -> None:
+    means = {}
+    for rate in table.RATES:
+        found = table.validated(rate)
+        assert len(found) == 3 * len(table.TASKS)
+        means[rate] = statistics.mean(found)
+    assert means[table.RATE] == max(means.values())

@@ -20,7 +20,7 @@ from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
 from tracetorch.diagnosis.reach import spike_inputs
-from tracetorch.snn.parameters import clamp, unbounded
+from tracetorch.snn.parameters import clamp, sigmoid, unbounded
 
 NAMES = tuple(NEURONS)
 
@@ -340,6 +340,101 @@ def test_files_from_before_bounds_and_substeps_load(tmp_path: Path) -> None:
     new.raw_delta.data.fill_(-1.0)  # as learning may leave it
     tt.save(new, path)
     tt.load(path, neurons.EIF(3))
+
+
+ADAPTIVE = (neurons.AdLIF, neurons.SEAdLIF)
+FLOOR = 119 / 121  # (q - 1) / (q + 1)
+
+
+def free(made: Any) -> Any:
+    """Take the bound from rho, which once had none."""
+    made._declared.constraints["rho"] = sigmoid
+    return made
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_bound_of_rho_changes_nothing_above_it(kind: Any, backend: Any) -> None:
+    rho, x = torch.linspace(FLOOR, 0.999, 5), 10 * sequence(12, 2, 5, dtype=torch.float32).abs()
+    with fuse.backend(backend):
+        found = []
+        for made in (kind(5, rho=rho), free(kind(5, rho=rho))):
+            assert torch.equal(made.raw_rho, tt.functional.sigmoid_inverse(rho.double()).float())
+            out = tt.unroll(made, x)
+            weighted_sum(out).backward()
+            found.append([out, made.mem, made.w, made.rho, *(p.grad for p in made.parameters())])
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+    assert kind(3).rho.tolist() == torch.sigmoid(kind(3).raw_rho).tolist()
+    assert round(kind(3).rho[0].item(), 6) == 0.9945
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_rho_is_held_where_learning_leads_it_lower_and_comes_back(kind: Any) -> None:
+    made, x = kind(3).double(), 10 * sequence(12, 2, 3).abs()
+    made.raw_rho.data.fill_(-5.0)
+    assert made.rho.tolist() == pytest.approx([FLOOR] * 3)
+    agree(made, x, "eager")
+    (gradient,) = torch.autograd.grad(made.rho.sum(), made.raw_rho)
+    assert gradient.tolist() == pytest.approx([FLOOR * (1 - FLOOR)] * 3)
+    optimizer = torch.optim.SGD([made.raw_rho], lr=100.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (made.rho - 0.99).square().sum().backward()
+        optimizer.step()
+    assert (made.raw_rho > -5.0).all()
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> None:
+    made = kind(2, rho=torch.tensor([0.9, 0.99]))
+    assert made.rho.tolist() == pytest.approx([0.9, 0.99])
+    made.raw_rho.data.sub_(9.0)
+    assert made.rho.tolist() == pytest.approx([0.9, 0.9])
+    made.rho = 0.9
+    with pytest.raises(ValueError, match=r"rho must be at least 0\.9 and below 1, got 0\.8"):
+        made.rho = 0.8
+    assert kind(2, q=0.5).constraints["rho"] == sigmoid  # nothing that it could amplify
+    assert kind(2, q=60.0).constraints["rho"].name == "sigmoid from 0.967213"
+
+
+def test_membrane_does_not_diverge_whatever_rho_is_learned() -> None:
+    """For ``a`` in [0, 1] and any ``beta``, below the threshold; without the bound it does."""
+    beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((800, 1, 3), -1.0)
+    for bound, low, high in ((FLOOR, 0.0, 10.0), (0.0, 1e30, math.inf)):
+        made = neurons.SEAdLIF(3, beta, a=1.0, pos_threshold=1e37)
+        made = made if bound else free(made)
+        made.raw_rho.data.fill_(-5.0)
+        with torch.no_grad():
+            tt.unroll(made, x)
+        largest = made.mem.abs().nan_to_num(math.inf, math.inf)
+        assert ((largest >= low) & (largest <= high)).all()
+
+
+def test_files_from_before_the_bound_of_rho_load(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    for raw, fits in ((4.5, True), (4.0, False)):
+        old, new = free(neurons.SEAdLIF(3)), neurons.SEAdLIF(3)
+        old.raw_rho.data.fill_(raw)
+        tt.save(old, path)
+        if fits:
+            tt.load(path, new)
+            assert torch.equal(new.rho, old.rho)
+            continue
+        with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
+            tt.load(path, new)
+        assert torch.equal(new.rho, neurons.SEAdLIF(3).rho)
+        tt.load(path, neurons.SEAdLIF(3, rho=0.98))  # built with a bound as low
+    tt.save(neurons.SEAdLIF(3, rho=0.9), path)
+    with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
+        tt.load(path, neurons.SEAdLIF(3))
+    tt.save(neurons.SEAdLIF(3), path)
+    tt.load(path, neurons.SEAdLIF(3, rho=torch.tensor([0.9, 0.95, 0.99])))  # in both bounds
+    new.raw_rho.data.fill_(-1.0)  # as learning may leave it
+    tt.save(new, path)
+    tt.load(path, neurons.SEAdLIF(3))
+    with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
+        tt.load(path, neurons.SEAdLIF(3, rho=0.9))
 
 
 def test_reach_counts_every_level() -> None:

@@ -30,6 +30,7 @@ from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrappe
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
+from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
@@ -276,15 +277,22 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
 
 
 def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> list[str]:
-    """List values that the model's bounds would change and the file's model did not bound."""
+    """List values that the bounds of the model or of the file would change, where these differ."""
     found: list[str] = []
     for path, layer in named_neurons(model):
         for name, constraint in layer.constraints.items():
-            before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}")
+            before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
+            raw = getattr(layer, f"raw_{name}").detach()
             if constraint.name == "clamp" and before == "unbounded":
-                raw = getattr(layer, f"raw_{name}").detach()
-                if not _equal(layer.constrained(name, raw), raw):
-                    found.append(f"{join_path(path, name)} is out of its bounds in the file")
+                changed = not _equal(layer.constrained(name, raw), raw)
+            elif is_decay(constraint) and before not in ("", constraint.name):
+                bounds = (text.partition(" from ")[2] for text in (before, constraint.name))
+                least = max(float(text or 0.0) for text in bounds)
+                changed = bool((raw.double().sigmoid() < least * (1 - 1e-6)).any())
+            else:
+                continue
+            if changed:
+                found.append(f"{join_path(path, name)} is out of its bounds in the file")
     return found
 
 

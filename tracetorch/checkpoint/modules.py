@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -111,8 +112,11 @@ def differences(
 
 
 def _is_bounded(key: str, saved: ModuleDescription, built: ModuleDescription) -> bool:
-    """Whether a parameter has bounds in the model alone: within them the values mean the same."""
-    return key.startswith("constraint of ") and (saved[key], built[key]) == ("unbounded", "clamp")
+    """Whether only the bounds of a parameter differ: within both the values mean the same."""
+    if not key.startswith("constraint of "):
+        return False
+    decays = all(re.fullmatch(r"sigmoid( from .+)?", text) for text in (saved[key], built[key]))
+    return decays or (saved[key], built[key]) == ("unbounded", "clamp")
 
 
 def _is_neutral(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from tracetorch.diagnosis.finding import Finding, join_first, measured
 from tracetorch.diagnosis.gradients import norm_by_step
 from tracetorch.ragged import real_steps_first
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.parameters import sigmoid
+from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 _HALVINGS = 10  # after which a thousandth is left
@@ -186,7 +186,7 @@ def halflives(layer: SequenceLayer) -> tuple[float, float] | None:
     decays = [
         _halflife(getattr(layer, name))
         for name, constraint in layer.constraints.items()
-        if constraint == sigmoid
+        if is_decay(constraint)
     ]
     if not decays:
         return None

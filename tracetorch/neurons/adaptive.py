@@ -112,7 +112,8 @@ class AdaptiveCurrentNeuron(Neuron):
         super().__init__(num_neurons, dim)
         ends = (0.0, 1.0, 2.0) if check_flag("bounded", bounded) else (None, None, None)
         self.decay("beta", beta)
-        self.decay("rho", rho)
+        size = abs(check_finite("q", q))
+        self.decay("rho", rho, low=(size - 1) / (size + 1) if size > 1 else None)
         self.weight("a", a, low=ends[0], high=ends[1])
         self.weight("b", b, low=ends[0], high=ends[2])
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
@@ -139,6 +140,13 @@ class AdLIF(AdaptiveCurrentNeuron):
     program detaches the spike in the reset, and clamps ``a`` and ``b`` to those ranges after each
     step of the optimizer: ``detach_reset=True, bounded=True``. By default the reset has a gradient,
     and ``a`` and ``b`` are free.
+
+    The current moves by ``(1 - rho) * q`` a step, which grows e-fold with each unit that learning
+    takes from ``raw_rho``. Learning leads ``rho`` no lower than ``(q - 1) / (q + 1)``, a time
+    constant of ``q / 2`` steps, so 60, the lower end of the program; what is given may be lower,
+    and is the bound then. Above it :class:`SEAdLIF` does not diverge below its threshold, for any
+    ``beta`` and any ``a`` in [0, 1]: ``(1 - rho) * q * a < (1 + beta) * (1 + rho) / (1 - beta)``.
+
     Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 
     Args:
@@ -148,7 +156,8 @@ class AdLIF(AdaptiveCurrentNeuron):
         q: the scale of ``a`` and ``b``, so that both are learned at the rate of other parameters;
             finite.
         detach_reset: cut the gradient through the spike in the reset.
-        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned.
+        bounded: hold ``a`` in [0, 1] and ``b`` in [0, 2], also while they are learned; for high
+            learning rates.
 
     Example:
         >>> layer = AdLIF(1, beta=0.5)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus
+from tracetorch.snn.parameters import is_decay, negative_softplus, softplus
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 def thresholds(layer: SequenceLayer) -> dict[str, Tensor]:
     """Return the thresholds of a layer by name; those for negative spikes are negative."""
-    return _constrained_values(layer, (softplus, negative_softplus))
+    return _constrained_values(layer, (softplus, negative_softplus).__contains__)
 
 
 def decays(model: nn.Module) -> dict[str, Tensor]:
@@ -37,17 +39,17 @@ def decays(model: nn.Module) -> dict[str, Tensor]:
         join_path(path, name): value
         for path, layer in named_modules(model)
         if isinstance(layer, SequenceLayer)
-        for name, value in _constrained_values(layer, (sigmoid,)).items()
+        for name, value in _constrained_values(layer, is_decay).items()
     }
 
 
 def _constrained_values(
-    layer: SequenceLayer, constraints: tuple[Constraint, ...]
+    layer: SequenceLayer, wanted: Callable[[Constraint], bool]
 ) -> dict[str, Tensor]:
-    """Copy the parameters of a layer that have one of the constraints."""
+    """Copy the parameters of a layer whose constraints are wanted."""
     return {
         # cloned: training changes parameters in place
         name: getattr(layer, name).detach().clone()
         for name, constraint in layer.constraints.items()
-        if constraint in constraints
+        if wanted(constraint)
     }

@@ -33,14 +33,13 @@ from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     fraction,
+    is_decay,
     negative_softplus,
-    sigmoid,
     softplus,
 )
 
-# What the page takes a parameter for, by its constraint.
+# What the page takes a parameter for, by its constraint; decays are found by is_decay.
 KINDS = {
-    sigmoid: "decay",
     fraction: "fraction",
     softplus: "positive",
     negative_softplus: "negative",
@@ -257,7 +256,9 @@ def _parameter(layer: Neuron, name: str, neuron: int) -> dict[str, Any]:
     is_argument = name in cell.arguments and name in cell.constraints
     default = cell.defaults.get(name)
     constraint = layer.constraints.get(name)
-    kind = "weight" if constraint is None else KINDS.get(constraint, "weight")
+    kind = "weight"
+    if constraint is not None:
+        kind = "decay" if is_decay(constraint) else KINDS.get(constraint, kind)
     raw = getattr(layer, name if constraint is None else f"raw_{name}").detach().reshape(-1)
     value = raw.double().cpu()
     if constraint is None:  # an option that is a tensor

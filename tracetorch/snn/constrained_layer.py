@@ -30,6 +30,7 @@ from tracetorch.snn.parameters import (
     Value,
     Weight,
     WeightSetup,
+    bounded_sigmoid,
     clamp,
     fraction,
     is_setup,
@@ -64,18 +65,28 @@ class ConstrainedLayer(SequenceLayer):
         *,
         rank: Rank = 1,
         learnable: bool = True,
+        low: float | None = None,
     ) -> None:
-        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``.
+        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``, held at a bound if there is one.
+
+        Where learning leads ``raw_<name>`` below the bound, the value stays there, and the gradient
+        passes, so that it can come back.
 
         Args:
             name: the argument of ``step`` that receives it.
             value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value that learning leads to, in (0, 1), or the least of those given, if
+                that is less; ``None`` for no bound.
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
         self._declare(name, self._completed(name, value, default), sigmoid)
+        raw = getattr(self, f"raw_{name}").detach()
+        if low is not None:
+            given = low if raw.is_meta else float(raw.double().sigmoid().min())
+            self._declared.constraints[name] = bounded_sigmoid(min(low, given))
 
     def gate(
         self,

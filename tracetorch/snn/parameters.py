@@ -13,6 +13,7 @@ discards it (``tracetorch/snn/lost_writes.py``).
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -154,6 +155,41 @@ def clamp(low: float | None, high: float | None, above: str | None = None) -> Co
     """
     gradient = None if above else unbounded.gradient
     return Constraint("clamp", Clamp(low, high), gradient=gradient, above=above)
+
+
+@dataclass(frozen=True)
+class BoundedSigmoid:
+    """``sigmoid(raw)`` held at ``low``; the gradient there is that of ``low``, and passes.
+
+    Args:
+        low: the least value, in (0, 1).
+    """
+
+    low: float
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Return the value."""
+        return torch.sigmoid(Clamp(math.log(self.low / (1 - self.low)))(raw))
+
+
+def bounded_sigmoid(low: float) -> Constraint:
+    """Return the constraint of decays that learning leads no lower than ``low``.
+
+    Args:
+        low: the least value, in (0, 1).
+    """
+    return replace(
+        sigmoid,
+        name=f"sigmoid from {low:.6g}",
+        value=BoundedSigmoid(low),
+        low=low * (1 - 1e-6),  # the least value itself is legal, rounded too
+        range=f"be at least {low:.6g} and below 1",
+    )
+
+
+def is_decay(constraint: Constraint) -> bool:
+    """Whether a constraint is that of a decay, bounded or not."""
+    return constraint == sigmoid or isinstance(constraint.value, BoundedSigmoid)
 
 
 @dataclass(frozen=True)

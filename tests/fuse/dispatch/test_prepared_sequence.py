@@ -16,6 +16,7 @@ from tests.cases import LAYERS, layer
 from tracetorch import snn
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.snn.parameters import (
+    bounded_sigmoid,
     clamp,
     fraction,
     negative_softplus,
@@ -187,7 +188,10 @@ def test_gradients_equal_those_of_constraints_outside_the_node(
 
 @pytest.mark.parametrize(
     "constraint",
-    [unbounded, sigmoid, fraction, softplus, negative_softplus, clamp(-1.0, None)],
+    [
+        *(unbounded, sigmoid, fraction, softplus, negative_softplus),
+        *(clamp(-1.0, None), bounded_sigmoid(0.75)),
+    ],
     ids=lambda constraint: constraint.name,
 )
 def test_gradients_of_constraints_are_those_of_autograd(constraint: Any) -> None:
