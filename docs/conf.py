@@ -29,6 +29,7 @@ extensions = [
     "playground",
     "notebooks",
     "names",
+    "pictures",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 
