@@ -49,3 +49,16 @@ def test_a_missing_name_is_found() -> None:
     missing = public_names() - set(documented_names(lacking))
     assert "tracetorch.decode.first_spike" in missing
     assert "tracetorch.decode.rate" not in missing
+
+
+def test_the_table_of_rooms_has_every_room() -> None:
+    text = (ROOT / "docs/reference/tracetorch.md").read_text().partition("## Rooms")[2]
+    listed = set(re.findall(r"\[`tt\.(\w+)`\]\((\w+)\.md\)", text))
+    names = {name for name, _ in listed}
+    rooms = {room.__name__.partition(".")[2] for room in ROOMS}
+    assert {room for room in rooms if "." not in room} == names
+    for name, page in listed:
+        assert (
+            f".. py:module:: tracetorch.{name}\n"
+            in (ROOT / f"docs/reference/{page}.md").read_text()
+        )
