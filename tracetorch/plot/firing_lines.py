@@ -73,6 +73,13 @@ def silent_step(
     return ends, distances
 
 
+def _shape(cell: Cell) -> list[int]:
+    """Return the shape of one step in as few dimensions as the neuron allows."""
+    shape = [1] * (-cell.dim if cell.dim < 0 else cell.dim + 1)
+    shape[cell.dim] = cell.num_neurons
+    return shape
+
+
 def firing_lines(
     cell: Cell, spikes: Sequence[str], start: Mapping[str, float], kwargs: Mapping[str, Any]
 ) -> list[FiringLine]:
@@ -84,7 +91,7 @@ def firing_lines(
         start: of each active state a value around which it lies.
         kwargs: of the step, in float64.
     """
-    size = torch.broadcast_shapes(*(v.shape for v in kwargs.values() if isinstance(v, Tensor)))
+    size = _shape(cell)
     generator = torch.Generator().manual_seed(0)
 
     def draw(around: float) -> Tensor:
@@ -128,7 +135,7 @@ def is_parameter(
         name: value * (1 + 0.01 * place) if isinstance(value, Tensor) else value
         for place, (name, value) in enumerate(kwargs.items(), 1)
     }
-    size = torch.broadcast_shapes(*(v.shape for v in moved.values() if isinstance(v, Tensor)))
+    size = _shape(cell)
     states = {n: torch.full(size, 1.1 * start[n] + 0.3, dtype=torch.float64) for n in cell.active}
     x = torch.full(size, 0.7, dtype=torch.float64)
     value, *_ = line(x, *map(states.get, cell.states), **moved)
