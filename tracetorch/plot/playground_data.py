@@ -30,7 +30,6 @@ from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.plot.firing_lines import FiringLine, firing_lines, is_parameter
-from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -39,6 +38,7 @@ from tracetorch.snn.parameters import (
     sigmoid,
     softplus,
 )
+from tracetorch.snn.spike_functions import spike_functions
 
 # What the page takes a parameter for, by its constraint.
 KINDS = {
