@@ -12,6 +12,7 @@ sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
 matplotlib.use("agg")
 
 from notebooks import digest  # noqa: E402
+from publication import REPOSITORY, source_address  # noqa: E402
 
 from tracetorch import __version__  # noqa: E402
 
@@ -29,7 +30,11 @@ extensions = [
     "playground",
     "notebooks",
     "names",
+    "pictures",
+    "publication",
+    "sphinx.ext.linkcode",
 ]
+linkcode_resolve = source_address
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 
 # Pages are MyST Markdown; those with a `kernelspec` are executed. A failing block is a warning with
@@ -81,9 +86,15 @@ html_baseurl = "https://yegor-men.github.io/tracetorch/"
 html_theme = "furo"
 html_title = f"traceTorch {version}"
 pygments_dark_style = "github-dark"
-html_static_path = ["_static"]
+html_static_path = ["_static", "../media/demo.png"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_math_renderer = "mathml"
-html_theme_options = {"navigation_with_keys": True}
+html_theme_options = {
+    "navigation_with_keys": True,
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 html_copy_source = False
 html_show_sourcelink = False

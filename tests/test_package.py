@@ -149,14 +149,26 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    digits = TensorDataset(torch.rand(8, 1, 28, 28), torch.randint(0, 10, (8,)))
-    names: dict[str, Any] = {"dataloader": DataLoader(digits, batch_size=4), "num_timesteps": 3}
+    images = (torch.rand(64, 1, 28, 28) < 0.2).float()  # as sparse as digits are
+    digits = TensorDataset(images, torch.randint(0, 10, (64,)))
+    names: dict[str, Any] = {"dataloader": DataLoader(digits, batch_size=32), "num_timesteps": 3}
     blocks = code_blocks("README.md")
     assert len(blocks) >= 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["output"].shape[1:] == (4, 10)
-    assert names["model"][1].raw_beta.grad is not None
+    assert names["output"].shape == (3, 32, 10)
+    assert names["model"][2].raw_beta.grad is not None
+    # the front door shows what the diagnosis recommends
+    batch = names["x"].expand(3, *names["x"].shape), names["y"]
+    report = tt.diagnose(
+        names["model"], batch, tt.loss.membrane_cross_entropy, optimizer=names["optimizer"]
+    )
+    assert [str(finding) for finding in report if finding.severity != "note"] == []
+    assert not report.named("weight-decay-on-neurons")
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 700
 
 
 SEED_MODEL = """

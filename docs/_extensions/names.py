@@ -1,4 +1,7 @@
-"""Document public names: `.. names:: tracetorch.snn`, names; an entry of autodoc for each."""
+"""Document public names: `.. names:: tracetorch.snn`, names; an entry of autodoc for each.
+
+A class has a page of its own, `reference/names/tracetorch.snn.LIF.rst`, which the build writes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -18,6 +22,38 @@ from sphinx.util.docutils import SphinxDirective
 import tracetorch
 from tracetorch.snn import Neuron, SequenceLayer
 from tracetorch.snn.stateful_layer import StatefulLayer
+
+FOLDER = "names"
+
+
+def has_page(module: str, name: str) -> bool:
+    """Whether a name is a class of its module, and not one that it only passes on."""
+    return inspect.isclass(getattr(importlib.import_module(module), name)) and (
+        entry(module, name)[0].startswith(".. autoclass::")
+    )
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write a page for each class that the directives of the reference name."""
+    reference = Path(app.srcdir) / "reference"
+    pages: dict[Path, str] = {}
+    for page in sorted(reference.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(
+            r"^\.\. names:: (\S+)\n\n((?: {3}.*\n)+)", text, re.MULTILINE
+        ):
+            for name in names.split():
+                if has_page(module, name):
+                    title = f"``{module.replace('tracetorch', 'tt', 1)}.{name}``"
+                    lines = [title, "=" * len(title), "", *entry(module, name)]
+                    pages[reference / FOLDER / f"{module}.{name}.rst"] = "\n".join(lines) + "\n"
+    (reference / FOLDER).mkdir(exist_ok=True)
+    for path in (reference / FOLDER).iterdir():
+        if path not in pages:
+            path.unlink()
+    for path, text in pages.items():  # one that is newer would be read again
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
 
 
 def entry(module: str, name: str) -> list[str]:
@@ -65,8 +101,13 @@ class Names(SphinxDirective):
         names = " ".join(self.content).split()
         lines = [".. autosummary::", "   :nosignatures:", ""]
         lines += [*(f"   {name}" for name in names), ""]
+        module = self.arguments[0]
+        lines += [".. toctree::", "   :hidden:", ""]
+        lines += [f"   {FOLDER}/{module}.{name}" for name in names if has_page(module, name)]
+        lines.append("")
         for name in names:
-            lines += entry(self.arguments[0], name)
+            if not has_page(module, name):
+                lines += entry(module, name)
         nodes_of_lines: list[nodes.Node] = self.parse_text_to_nodes("\n".join(lines))
         return nodes_of_lines
 
@@ -109,6 +150,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autosummary")
     app.add_directive("names", Names)
     app.connect("builder-inited", import_names_of_types)
+    app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-signature", take_signature_of_init)
     app.connect("doctree-read", expand_tt)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

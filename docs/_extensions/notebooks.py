@@ -55,8 +55,8 @@ def convert(
         cell.id = f"cell-{number}"  # nbformat's are random, and no two builds would be equal
         if cell.cell_type == "markdown" and site:
             cell.source = _absolute_links(cell.source, page, site)
-        # JupyterLab folds what the page folds
-        if "hide-cell" in cell.metadata.get("tags", []):
+        # JupyterLab folds what the page folds, and what it leaves out: what is asserted of pictures
+        if {"hide-cell", "remove-cell"} & set(cell.metadata.get("tags", [])):
             cell.metadata.jupyter = {"source_hidden": True, "outputs_hidden": True}
     nbformat.validate(notebook)
     return notebook

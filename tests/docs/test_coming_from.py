@@ -101,6 +101,39 @@ def test_spikes_are_equal(peer: str, theirs: str, ours: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.skipif(find_spec("snntorch") is None, reason="snnTorch is not installed")
+@pytest.mark.filterwarnings("default")  # its own
+def test_what_snntorch_calls_triangular_and_counts() -> None:
+    from snntorch import functional, surrogate
+
+    u = torch.tensor([-3.0, -0.1, 0.1, 3.0], requires_grad=True)
+    surrogate.triangular(threshold=1.0)(u).sum().backward()
+    assert u.grad is not None
+    assert u.grad.tolist() == [1, 1, -1, -1]
+    ours = tt.functional.triangular_surrogate(2.0)
+    assert ours.derivative(u.detach()).tolist() == pytest.approx([0, 0.475, 0.475, 0])
+    spikes, target = torch.zeros(7, 1, 2), torch.tensor([0])
+    spikes[:5, 0, 0] = 1
+    assert functional.mse_count_loss(correct_rate=0.8)(spikes, target) == 0  # 5.6 is 5
+    assert float(tt.loss.count_mse(spikes, target, correct=5.6)) == pytest.approx(0.6**2 / 2)
+
+
+@pytest.mark.skipif(find_spec("spikingjelly") is None, reason="SpikingJelly is not installed")
+@pytest.mark.filterwarnings("default")
+def test_pairs_of_one_step_count_twice_in_spikingjelly() -> None:
+    from spikingjelly.activation_based.functional import learning
+
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    delta, _ = learning.stdp_linear_step(
+        *(one, one, (zero, zero), zero),
+        tau_pre=20.0,
+        tau_post=20.0,
+        f_pre=lambda w: w + 0.25,
+        f_post=lambda w: w + 0.75,
+    )
+    assert float(delta) == 0.75 - 0.25  # as before, and as after
+
+
 def test_names_of_peers_that_errors_explain_are_in_the_table() -> None:
     table = PAGE.partition("## Names")[2].partition("\n## ")[0]
     explained = {"threshold", "v_threshold", "v_th", "spike_grad", "surrogate_function"}

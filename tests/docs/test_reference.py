@@ -49,3 +49,27 @@ def test_a_missing_name_is_found() -> None:
     missing = public_names() - set(documented_names(lacking))
     assert "tracetorch.decode.first_spike" in missing
     assert "tracetorch.decode.rate" not in missing
+
+
+def test_every_page_has_its_place_in_the_contents() -> None:
+    docs = ROOT / "docs"
+    contents = re.findall(r"```\{toctree\}\n(.*?)```", (docs / "index.md").read_text(), re.DOTALL)
+    listed = re.findall(r"^([a-z]\S*)$", "".join(contents), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(set(listed))
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")}
+    assert set(listed) == pages - {"index"}, "list a new page in docs/index.md, in its order"
+    assert listed.index("understand/time") < listed.index("understand/states")
+    assert next(page for page in listed if page.startswith("tutorials/")) == "tutorials/row_digits"
+
+
+def test_the_table_of_rooms_has_every_room() -> None:
+    text = (ROOT / "docs/reference/tracetorch.md").read_text().partition("## Rooms")[2]
+    listed = set(re.findall(r"\[`tt\.(\w+)`\]\((\w+)\.md\)", text))
+    names = {name for name, _ in listed}
+    rooms = {room.__name__.partition(".")[2] for room in ROOMS}
+    assert {room for room in rooms if "." not in room} == names
+    for name, page in listed:
+        assert (
+            f".. py:module:: tracetorch.{name}\n"
+            in (ROOT / f"docs/reference/{page}.md").read_text()
+        )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import zlib
 from functools import cache
 from html.parser import HTMLParser
@@ -19,7 +20,9 @@ from tests.browser import TIMEOUT
 from tests.docs.test_reference import public_names
 from tests.test_package import ROOT
 
-REPOSITORY = re.compile(r"https://github\.com/Yegor-men/tracetorch/(?:blob|tree)/main/([^#?]+)")
+REPOSITORY = re.compile(
+    r"https://github\.com/Yegor-men/tracetorch/(?:blob|tree|edit)/main/([^#?]+)"
+)
 VARIANTS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 
 BROKEN_PICTURES = """() => [...document.images]
@@ -33,6 +36,10 @@ OVERFLOW = """() => {
         .filter((e) => e.getBoundingClientRect().right > width + 1)
         .map((e) => `${e.tagName}.${e.className}`).slice(0, 5).concat('too wide');
 }"""
+# code wraps; what it prints may scroll
+WIDE_CODE = """() => [...document.querySelectorAll('.cell_input pre, .highlight-python pre')]
+    .filter((code) => code.scrollWidth > code.clientWidth + 1)
+    .map((code) => code.textContent.slice(0, 60))"""
 BRIGHTNESS = """() => {
     const canvas = document.createElement('canvas').getContext('2d');
     canvas.fillStyle = getComputedStyle(document.body).backgroundColor;
@@ -123,6 +130,7 @@ def problems(browser: Any, page: Path, width: int, scheme: str) -> list[str]:
         tab.goto(page.as_uri())
         found += [f"picture: {source}" for source in tab.evaluate(BROKEN_PICTURES)]
         found += [f"wide: {element}" for element in tab.evaluate(OVERFLOW)]
+        found += [f"code: {text}" for text in tab.evaluate(WIDE_CODE)]
         if (tab.evaluate(BRIGHTNESS) < 128) != (scheme == "dark"):
             found.append(f"not {scheme}")
         found += broken_links(tab.evaluate(LINKS))
@@ -175,11 +183,31 @@ def test_every_public_name_has_an_address(site: Path) -> None:
     assert public_names() - names == set()
 
 
+def test_pages_are_described_listed_and_of_no_machine(site: Path) -> None:
+    made = {page.relative_to(site).as_posix(): page.read_text() for page in site.rglob("*.html")}
+    builder = (str(ROOT), str(Path.home()) + "/", tempfile.gettempdir() + "/tmp")
+    assert [(page, path) for page, text in made.items() for path in builder if path in text] == []
+    listed = re.findall(r"<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
+    pages = [address.partition("/tracetorch/")[2] for address in listed]
+    others = {"genindex.html", "py-modindex.html", "search.html", "use/neuron_playground.html"}
+    assert sorted(pages) == sorted(made.keys() - others)
+    for page in pages:
+        assert '<meta property="og:image" content="https://' in made[page]
+        if not page.startswith("reference/names/"):
+            assert re.search(r'<meta name="description" content=".{20,}?">', made[page]), page
+    for name in ("_static/demo.png", "_static/favicon.svg"):
+        assert (site / name).exists()
+    for_programs = (site / "llms.txt").read_text()
+    assert for_programs.startswith("# traceTorch\n\n> ")
+    assert [address for address in listed[1:] if f"({address})" not in for_programs] == []
+
+
 PLANTED = """<!doctype html><html><body style="background: white">
 <p id="here"><a href="#here">whole</a> <a href="#there">broken</a> <a href="nowhere.html">broken</a>
 <a href="https://github.com/Yegor-men/tracetorch/blob/main/README.md">whole</a>
 <a href="https://github.com/Yegor-men/tracetorch/blob/main/nothing.md">broken</a></p>
 <img src="lost.png"><img src="http://127.0.0.1:9/remote.png"><div style="width: 800px">wide</div>
+<div class="cell_input"><pre style="width: 90px">print("a line that is too wide")</pre></div>
 <script>console.error("spoken"); throw new Error("thrown");</script></body></html>"""
 
 
@@ -194,6 +222,7 @@ def test_planted_problems_are_found(browser: Any, tmp_path: Path) -> None:
         "picture:.*lost.png",
         "network:.*remote.png",
         "error: thrown",
+        "code: print",
         "spoken",
     ):
         assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected

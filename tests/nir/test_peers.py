@@ -198,24 +198,22 @@ def test_they_read_ours_as_the_table_says(
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_the_file_of_the_readme(
-    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_of_the_page(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reader != "traceTorch":
         need(reader.lower())
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    network, save = re.findall(r"^(hidden = .*?)^(tt\.nir\.save.*?)$", readme, re.M | re.S)[0]
+    page = (Path(__file__).parents[2] / "docs/use/deploy.md").read_text()
+    network, save = re.findall(r"^(chip = .*?)^(tt\.nir\.save.*?)$", page, re.M | re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"nn": nn, "snn": snn, "tt": tt}
     torch.manual_seed(0)
     exec(network, names)
     with torch.no_grad():
-        names["net"][2].weight.abs_().mul_(5)  # so that the last layer fires
+        names["chip"][2].weight.mul_(2)  # so that the last layer fires
     exec(save, names)
-    x = 9 * sequence(STEPS, 4, 4, dtype=DTYPES[reader])
-    ours = run(names["net"].to(x.dtype), x)
+    x = 3 * sequence(STEPS, 4, 8, dtype=DTYPES[reader])
+    ours = run(names["chip"].to(x.dtype), x)
     assert 0.02 < ours.mean() < 0.8
-    assert torch.equal(READERS[reader](tmp_path / "net.nir", x), ours)
+    assert torch.equal(READERS[reader](tmp_path / "chip.nir", x), ours)
 
 
 def test_we_read_spikingjelly(tmp_path: Path) -> None:

@@ -166,6 +166,34 @@ def test_neurons_of_the_literature_compute_what_pytorch_does(opened: Open, name:
         compare(go(page, neuron=name, **settings), layer)
 
 
+def test_lines_are_where_a_neuron_fires(opened: Open) -> None:
+    """A raised threshold is drawn where it is, not where it began."""
+    page = opened()
+    seen = go(page, neuron="ALIF", kind="constant", amplitude=0.5)
+    ((state, line),) = seen["lines"]
+    layer = tt.neurons.ALIF(1).double().requires_grad_(False)
+    strength, threshold = (float(getattr(layer, name)) for name in ("strength", "pos_threshold"))
+    before = torch.tensor([0.0, *seen["states"]["adaptation"][:-1]], dtype=torch.float64)
+    assert state == "mem"
+    found = torch.tensor(line, dtype=torch.float64)
+    torch.testing.assert_close(found, threshold + strength * before, rtol=1e-6, atol=1e-6)
+    silent = [
+        mem for mem, fired in zip(seen["states"]["mem"], seen["output"], strict=True) if not fired
+    ]
+    assert max(silent) > threshold + 1
+    assert all(
+        mem <= level
+        for mem, level, fired in zip(seen["states"]["mem"], line, seen["output"], strict=True)
+        if not fired
+    )
+    read_out = page.locator(".row[data-row='mem'] output").inner_text()
+    assert read_out == "after the reset; dashed: where it fires"
+    (found,) = go(page, neuron="RF")["lines"]
+    assert found[0] == "imag"
+    assert go(page, neuron="BLIF")["lines"] == [["mem", [1.0] * 200], ["mem", [-1.0] * 200]]
+    assert go(page, neuron="SigmaDelta")["lines"] == []
+
+
 def test_page_of_a_single_layer(opened: Open, tmp_path: Path) -> None:
     """Parameters that the constructor does not take are assigned in the copied Python."""
     layer = Plain(2)

@@ -23,7 +23,6 @@ from tracetorch.probe.layers import (
     call_order,
     neuron_layers,
     recordable_names,
-    spike_functions,
 )
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
@@ -31,6 +30,7 @@ from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call

@@ -12,10 +12,10 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.random_spikes import step_shapes
 from tracetorch.init.response import distance_to_threshold, run_from_rest
 from tracetorch.init.stages import Stage, overlap, stages, weight_of
-from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.residual import SEWBlock
+from tracetorch.snn.spike_functions import spike_functions
 
 _STEPS = 50  # in which a neuron must keep silent, or fire at each
 _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the threshold

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_unsharded
-from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
+from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.stateful_layer import layer_label
 
 States: TypeAlias = dict[str, Tensor]

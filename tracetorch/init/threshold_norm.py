@@ -13,10 +13,10 @@ from tracetorch.core.walk import named_modules
 from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import distance_to_threshold
 from tracetorch.init.stages import check_own_weight, overlap
-from tracetorch.probe.layers import spike_functions
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import parse_inputs
 
 

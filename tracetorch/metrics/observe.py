@@ -17,11 +17,12 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.connections import OperationCounts, counted_by_call
 from tracetorch.metrics.products import ProductCounter, counted_products
-from tracetorch.probe.layers import call_order, spike_functions
+from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 

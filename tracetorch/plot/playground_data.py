@@ -29,6 +29,7 @@ from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_so
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.plot.firing_lines import FiringLine, firing_lines, is_parameter
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -37,6 +38,7 @@ from tracetorch.snn.parameters import (
     negative_softplus,
     softplus,
 )
+from tracetorch.snn.spike_functions import spike_functions
 
 # What the page takes a parameter for, by its constraint; decays are found by is_decay.
 KINDS = {
@@ -73,13 +75,18 @@ class Sources:
 
     def add(self, plan: Plan) -> list[int]:
         """Return the places of the forward and the backward pass of a plan."""
-        self.graphs += [plan.program.forward, plan.backward]
+        self.graphs.append(plan.backward)
+        return [self.add_forward(plan), self._place(backward_source(plan))]
+
+    def add_forward(self, plan: Plan) -> int:
+        """Return the place of the forward pass of a plan."""
+        self.graphs.append(plan.program.forward)
+        return self._place(forward_source(plan))
+
+    def _place(self, source: str) -> int:
         # without indentation: a page has many, and nobody reads them
-        sources = [
-            "\n".join(line.strip() for line in source.splitlines())
-            for source in (forward_source(plan), backward_source(plan))
-        ]
-        return [self.loops.setdefault(source, len(self.loops)) for source in sources]
+        text = "\n".join(line.strip() for line in source.splitlines())
+        return self.loops.setdefault(text, len(self.loops))
 
     def script(self) -> str:
         """Return the script that defines ``loops``, the list of all sources."""
@@ -132,15 +139,29 @@ def describe_neuron(
     options = _changeable(layer)
     cell = layer.cell
     choices = [_choice(cell, name, names) for name, names in options.items()]
+    start = {name: _start(layer, name, neuron) for name in layer.active_states}
+    lines: list[FiringLine] | None = None
+    thresholds: list[str | None] = []
+    moving: dict[Any, list[Any]] = {}
     variants: list[list[Any]] = []
     for overrides in itertools.product(*(choice.overrides for choice in choices)):
         merged = {name: value for each in overrides for name, value in each.items()}
+        kwargs = _kwargs(layer, merged)
         try:
-            plan = _plan(layer, merged)
+            plan = _plan(cell, _ndim(layer), kwargs)
         except Unfusable as reason:
             raise ValueError(f"{caller}: {layer!r} cannot be compiled: {reason}.") from None
-        literals = [n if abs(n) < torch.inf else repr(n) for n in plan.literals]
-        variants.append([*sources.add(plan), literals])
+        if lines is None:
+            lines = firing_lines(cell, spike_functions(layer), start, kwargs)
+            thresholds = [is_parameter(line, cell, start, kwargs) for line in lines]
+        # forward, all surrogates do the same
+        key = tuple(item for item in merged.items() if not isinstance(item[1], Surrogate))
+        if key not in moving:
+            moving[key] = [
+                None if name else _loop(_plan(line.cell(cell), _ndim(layer), kwargs), sources)
+                for line, name in zip(lines, thresholds, strict=True)
+            ]
+        variants.append([*sources.add(plan), _literals(plan), moving[key]])
     changeable = {name for names in options.values() for name in names}
     spiking = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
     silent = isinstance(layer, LeakyIntegrator) and not _thresholds(layer)
@@ -151,10 +172,14 @@ def describe_neuron(
         "letters": _letters(layer),
         "about": _about(layer),
         "states": list(layer.active_states),
-        "start": [_start(layer, name, neuron) for name in layer.active_states],
+        "start": list(start.values()),
         "shown": [name for name in layer.active_states if name not in hidden],
         "output": "output = mem" if silent else "output",
         "spiking": spiking,
+        "lines": [
+            {"state": cell.states[line.place], "param": name and plan.program.params.index(name)}
+            for line, name in zip(lines or (), thresholds, strict=True)
+        ],
         "unit": _unit(layer, neuron) if spiking else UNITS[0],
         "params": [_parameter(layer, name, neuron) for name in plan.program.params],
         "options": _fixed_options(layer, {*changeable, *plan.program.params}),
@@ -175,16 +200,34 @@ def _described(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _plan(layer: Neuron, overrides: Mapping[str, Any]) -> Plan:
-    """Trace one lane of a layer in float64, some of its options replaced."""
-    # the fewest dimensions that a step of this layer can have
-    ndim = -layer.dim if layer.dim < 0 else layer.dim + 1
+def _literals(plan: Plan) -> list[Any]:
+    """Return the numbers that are compiled in, as JSON can hold them."""
+    return [number if abs(number) < torch.inf else repr(number) for number in plan.literals]
+
+
+def _loop(plan: Plan, sources: Sources) -> list[Any]:
+    """Print the forward pass of a plan alone: its place, and its numbers."""
+    return [sources.add_forward(plan), _literals(plan)]
+
+
+def _ndim(layer: Neuron) -> int:
+    """Return the fewest dimensions that a step of this layer can have."""
+    return -layer.dim if layer.dim < 0 else layer.dim + 1
+
+
+def _kwargs(layer: Neuron, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the step kwargs of a layer in float64, some of its options replaced."""
     with torch.no_grad():
-        kwargs = {**layer.step_kwargs(ndim, torch.float64), **overrides}
+        kwargs = {**layer.step_kwargs(_ndim(layer), torch.float64), **overrides}
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             kwargs[name] = value.double()  # options that are tensors have the layer's dtype
-    program = program_of(layer.cell, ndim, torch.float64, kwargs)
+    return kwargs
+
+
+def _plan(cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan:
+    """Trace one lane of a cell in float64."""
+    program = program_of(cell, ndim, torch.float64, kwargs)
     operation = unknown(program.graph)
     if operation is not None:
         raise Unfusable(f"its step uses {operation}, which JavaScript lacks")

@@ -26,7 +26,7 @@ from tracetorch.online_learning.lanes import (
     product,
 )
 from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
-from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.spike_functions import spike_functions
 
 
 def _derivatives(call: StepCall) -> Derivatives:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tracetorch.online_learning.lanes import StepCall
 from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
-from tracetorch.probe.layers import spike_functions
+from tracetorch.snn.spike_functions import spike_functions
 
 _SPIKES = "all that a spike does to its own neuron (reset, adaptation) is a constant"
 

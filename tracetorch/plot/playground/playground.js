@@ -41,8 +41,12 @@
   function variant() {
     let place = 0; // the last choice varies fastest
     for (const choice of current().choices) place = place * choice.labels.length + choiceOf(choice);
-    const [forward, backward, literals] = current().variants[place];
-    return { forward: loops[forward], backward: loops[backward], literals: literals.map((n) => n === "inf" ? Infinity : n === "-inf" ? -Infinity : +n) };
+    const [forward, backward, literals, moving] = current().variants[place];
+    const numbers = (list) => list.map((n) => n === "inf" ? Infinity : n === "-inf" ? -Infinity : +n);
+    return {
+      forward: loops[forward], backward: loops[backward], literals: numbers(literals),
+      moving: moving.map((each) => each && { loop: loops[each[0]], literals: numbers(each[1]) }),
+    };
   }
 
   // ---- input
@@ -78,12 +82,19 @@
     const output = zeros(), record = neuron.states.map(zeros);
     const dOutput = zeros(), dRecord = neuron.states.map(zeros), dX = zeros();
     const dParams = params.map(() => 0), dStart = start.map(() => 0);
-    const { forward, backward, literals } = variant();
+    const { forward, backward, literals, moving } = variant();
     forward(literals, STEPS, x, params, start, output, record);
     const chosen = of === "output" ? dOutput : dRecord[neuron.states.indexOf(of)];
     if (all) chosen.fill(1); else chosen[step] = 1;
     backward(literals, STEPS, x, params, start, record, dOutput, dRecord, dX, dParams, dStart);
-    run = { x, params, output, record, dX, dParams };
+    // where it fires: a parameter, or what its own loop computes at every step
+    const lines = neuron.lines.map(({ param }, k) => {
+      const line = zeros();
+      if (param !== null) return line.fill(params[param]);
+      moving[k].loop(moving[k].literals, STEPS, x, params, start, line, neuron.states.map(zeros));
+      return line;
+    });
+    run = { x, params, output, record, dX, dParams, lines };
   }
 
   // ---- the Python that makes the neuron
@@ -398,14 +409,14 @@
     };
   }
 
-  const thresholds = () => current().params.flatMap((param, i) => ["positive", "negative"].includes(param.kind) ? [run.params[i]] : []);
+  const linesOf = (row) => row.kind === "state" ? current().lines.flatMap(({ state }, k) => state === row.of ? [run.lines[k]] : []) : [];
 
   // lowest and highest value of a row, rounded outwards so that the axis seldom moves
   function extent(row) {
     let low = 0, high = 0;
     const include = (value) => { if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); } };
     row.values().forEach(include);
-    if (row.membrane) thresholds().forEach(include);
+    linesOf(row).forEach((line) => line.forEach(include));
     if (row.kind === "input") { include(current().unit); if (low < 0 || settings.input.kind === "drawn") include(-current().unit); }
     if (row.kind === "output" && current().spiking) include(1);
     if (low === high) { low = -1; high = 1; }
@@ -447,11 +458,9 @@
     };
     if (!settings.target.all) mark(settings.target.step, row.of === settings.target.of ? colour.ink : colour.muted, row.of === settings.target.of ? [] : [3, 3]);
     if (hover !== null) mark(hover, colour.muted, []);
-    if (row.membrane) {
-      g.save(); g.strokeStyle = colour.down; g.setLineDash([6, 4]);
-      for (const threshold of thresholds()) { g.beginPath(); g.moveTo(b.x, Y(threshold)); g.lineTo(b.x + b.w, Y(threshold)); g.stroke(); }
-      g.restore();
-    }
+    g.save(); g.strokeStyle = colour.down; g.setLineDash([6, 4]);
+    for (const line of linesOf(row)) drawLine(g, line, X, Y);
+    g.restore();
     g.fillStyle = g.strokeStyle = colour[row.colour];
     g.lineWidth = 1.6;
     g.lineJoin = "round";
@@ -513,7 +522,7 @@
     const fired = values.reduce((count, value) => count + (value !== 0), 0);
     row.out.textContent = row.kind === "output" && current().spiking ? `${fired} spike${fired === 1 ? "" : "s"}`
       : row.kind === "gradient" ? `of sum of ${words(settings.target.of)}; peak ${largest()}`
-        : row.kind === "input" ? "draw here" : row.membrane && current().spiking ? `after the reset${thresholds().length ? "; dashed: threshold" : ""}` : "";
+        : row.kind === "input" ? "draw here" : [row.membrane && current().spiking ? "after the reset" : "", linesOf(row).length ? "dashed: where it fires" : ""].filter(Boolean).join("; ");
     if (row.kind !== "gradient" && row.kind !== "output" && values.some((value) => !Number.isFinite(value))) row.out.textContent = "not finite";
   }
 
@@ -687,7 +696,7 @@
     return {
       neuron: neuron.label, python: python(), choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])),
       target: { ...settings.target }, input: settings.input.kind, params: named(names, run.params), x: [...run.x], output: [...run.output],
-      states: named(neuron.states, run.record.map((each) => [...each])), gradients: { x: [...run.dX], ...named(names, run.dParams) },
+      states: named(neuron.states, run.record.map((each) => [...each])), lines: neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]), gradients: { x: [...run.dX], ...named(names, run.dParams) },
     };
   };
 

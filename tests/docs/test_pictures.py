@@ -1,0 +1,125 @@
+"""Every picture of a page says in words what it shows, and a cell below asserts it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import DOCS, ROOT, notebook
+
+PAGES = sorted(
+    str(path.relative_to(DOCS).with_suffix(""))
+    for path in DOCS.rglob("*.md")
+    if "{code-cell}" in path.read_text()
+)
+DRAWS = re.compile(r"\bsubplots\(|\bresponses\(\{|\.figure\b(?!_)|\bplt\.figure\(")
+# pictures that a command has made, and the test of what they show
+MADE = {
+    "media/demo.png": "tests/test_main.py",
+    "benchmarks/results/density.png": "tests/benchmarks",
+}
+
+
+def draws(source: str) -> bool:
+    """Whether the code of a cell makes a picture, and not only a function that would."""
+    calls = [node for node in ast.parse(magic_free(source)).body if not is_definition(node)]
+    return any(DRAWS.search(ast.unparse(node)) for node in calls)
+
+
+def magic_free(source: str) -> str:
+    return re.sub(r"^[%!].*$", "", source, flags=re.MULTILINE)
+
+
+def is_definition(node: ast.stmt) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.ClassDef))
+
+
+def asserts(source: str) -> bool:
+    """Whether a cell asserts something that it does not merely state."""
+    tree = ast.parse(magic_free(source))
+    found = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    return any(not isinstance(test, ast.Constant) for test in found)
+
+
+def faults(cells: list[Any]) -> list[str]:
+    """Pictures among the cells of a page without a sentence, or without an assertion below."""
+    found = []
+    for number, cell in enumerate(cells):
+        text = cell.metadata.get("alt")
+        if text is None and draws(cell.source):
+            found.append(f"no `:alt:` in the cell that draws:\n{cell.source}")
+        if text is None:
+            continue
+        if not re.fullmatch(r"[A-Z0-9`].{20,}\.", text):
+            found.append(f"`:alt:` is no sentence: {text}")
+        below = cells[number + 1] if number + 1 < len(cells) else None
+        hidden = below is not None and "remove-cell" in below.metadata.get("tags", [])
+        if not asserts(cell.source) and not (hidden and asserts(below.source)):
+            found.append(f"nothing asserted of: {text}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_is_described_and_asserted(page: str) -> None:
+    cells = [cell for cell in notebook(page).cells if cell.cell_type == "code"]
+    assert faults(cells) == []
+
+
+def test_every_picture_from_a_file_is_described_and_has_a_test() -> None:
+    for path in sorted(DOCS.rglob("*.md")):
+        text = path.read_text()
+        images = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
+        images += [
+            (alt, target) for target, alt in re.findall(r"\{image\} (\S+)\n:alt: (.*)\n", text)
+        ]
+        assert text.count("{image}") + text.count("![") == len(images), path
+        for alt, target in images:
+            assert len(alt.split()) > 4, (path, target)
+            made = (path.parent / target).resolve().relative_to(ROOT)
+            assert made.as_posix() in MADE, path
+            assert (ROOT / MADE[made.as_posix()]).exists()
+
+
+PAGE = """---
+file_format: mystnb
+kernelspec:
+  name: python3
+---
+
+# A page
+
+```{code-cell}
+:alt: A line rises from the left to the right.
+
+fig, ax = plt.subplots()
+```
+
+```{code-cell}
+:tags: [remove-cell]
+
+assert rises
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("rises", "rises", None),
+        (":alt: A line rises from the left to the right.\n", "", "no `:alt:`"),
+        (" from the left to the right.", "", "is no sentence"),
+        ("assert rises", "rises", "nothing asserted"),
+        ("assert rises", "assert True", "nothing asserted"),
+        (":tags: [remove-cell]\n", "", "nothing asserted"),
+    ],
+)
+def test_what_is_missing_is_found(tmp_path: Path, old: str, new: str, fault: str | None) -> None:
+    from tests.docs.pages import converter
+
+    made = converter().convert(PAGE.replace(old, new), "page")
+    found = faults([cell for cell in made.cells if cell.cell_type == "code"])
+    assert [fault in each for each in found] == ([] if fault is None else [True])

@@ -1,0 +1,145 @@
+"""Find where a neuron fires: the value that a state must pass for a spike, at every step.
+
+A spike function is given a distance ``u``, and fires above 0. Run with silent spike functions, a
+step leaves its states as they are before the reset; where ``state - u`` depends neither on the
+input nor on that state, it is the value above which the neuron fires: a threshold that adaptation
+has raised, a peak in millivolts. With ``state + u`` it is one below which it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.cell import Cell
+
+_SAMPLES = 16  # random states and inputs at which lines are compared
+
+
+@dataclass(frozen=True)
+class FiringLine:
+    """A step whose output is the value of a state at which the neuron fires.
+
+    Args:
+        step: the step of the neuron.
+        spikes: names of its spike functions.
+        call: which of their calls, counted from 0.
+        place: of the state, among those of the step.
+        sign: 1.0 if the neuron fires above the line, -1.0 if below.
+    """
+
+    step: Callable[..., tuple[Any, ...]]
+    spikes: tuple[str, ...]
+    call: int
+    place: int
+    sign: float
+
+    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step; its states go on as those of the neuron do."""
+        ends, distances = silent_step(self.step, self.spikes, tensors, kwargs)
+        _, *after = self.step(*tensors, **kwargs)
+        return ends[self.place] - self.sign * distances[self.call], *after
+
+    def cell(self, cell: Cell) -> Cell:
+        """Return the cell of the neuron with this step."""
+        return replace(cell, step=self)
+
+
+def silent_step(
+    step: Callable[..., tuple[Any, ...]],
+    spikes: Sequence[str],
+    tensors: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> tuple[list[Any], list[Tensor]]:
+    """Run a step that never fires; return its next states, and what its spike functions were given.
+
+    Args:
+        step: the step of the neuron.
+        spikes: names of its spike functions.
+        tensors: inputs and states.
+        kwargs: of the step.
+    """
+    distances: list[Tensor] = []
+
+    def silent(u: Tensor) -> Tensor:
+        distances.append(u)
+        return torch.zeros_like(u)
+
+    _, *ends = step(*tensors, **{**kwargs, **dict.fromkeys(spikes, silent)})
+    return ends, distances
+
+
+def _shape(cell: Cell) -> list[int]:
+    """Return the shape of one step in as few dimensions as the neuron allows."""
+    shape = [1] * (-cell.dim if cell.dim < 0 else cell.dim + 1)
+    shape[cell.dim] = cell.num_neurons
+    return shape
+
+
+def firing_lines(
+    cell: Cell, spikes: Sequence[str], start: Mapping[str, float], kwargs: Mapping[str, Any]
+) -> list[FiringLine]:
+    """Return the lines of a neuron, in the order in which its step compares with them.
+
+    Args:
+        cell: of the neuron, with one input.
+        spikes: names of its spike functions.
+        start: of each active state a value around which it lies.
+        kwargs: of the step, in float64.
+    """
+    size = _shape(cell)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(around: float) -> Tensor:
+        spread = max(1.0, 0.1 * abs(around))
+        shape = (_SAMPLES, *size)
+        return around + spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, states = draw(0.0), {name: draw(start[name]) for name in cell.active}
+
+    def silent(x: Tensor, states: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
+        tensors = (x, *map(states.get, cell.states))
+        return silent_step(cell.step, spikes, tensors, kwargs)
+
+    ends, distances = silent(x, states)
+    found: dict[int, FiringLine] = {}
+    for name in cell.active:
+        place = cell.states.index(name)
+        moved = {**states, name: states[name] + draw(0.0)}
+        others, moved_distances = silent(x + draw(0.0), moved)
+        for call, (u, v) in enumerate(zip(distances, moved_distances, strict=True)):
+            for sign in (1.0, -1.0):
+                before, after = ends[place] - sign * u, others[place] - sign * v
+                stays = torch.allclose(before, after, rtol=1e-9, atol=1e-9)
+                if call not in found and stays and not torch.equal(u, v):
+                    found[call] = FiringLine(cell.step, tuple(spikes), call, place, sign)
+    return [found[call] for call in sorted(found)]
+
+
+def is_parameter(
+    line: FiringLine, cell: Cell, start: Mapping[str, float], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Return the parameter that a line is, whatever the values of the others; else ``None``.
+
+    Args:
+        line: one of :func:`firing_lines`.
+        cell: of the neuron.
+        start: of each active state a value around which it lies.
+        kwargs: of the step, in float64.
+    """
+    moved = {
+        name: value * (1 + 0.01 * place) if isinstance(value, Tensor) else value
+        for place, (name, value) in enumerate(kwargs.items(), 1)
+    }
+    size = _shape(cell)
+    states = {n: torch.full(size, 1.1 * start[n] + 0.3, dtype=torch.float64) for n in cell.active}
+    x = torch.full(size, 0.7, dtype=torch.float64)
+    value, *_ = line(x, *map(states.get, cell.states), **moved)
+    for name, parameter in moved.items():
+        if isinstance(parameter, Tensor) and torch.allclose(value, parameter, rtol=1e-12, atol=0):
+            return name
+    return None
