@@ -14,6 +14,7 @@ from tracetorch.core.snapshot import Contents
 from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.snn import SequenceLayer
 from tracetorch.snn.sequence_layer import transient_attributes_of
+from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
 from tracetorch.snn.states import named_neurons
 
 IN_PLACE = (operator.iadd, "add_")
@@ -40,6 +41,14 @@ def trace_forward(model: nn.Module) -> fx.GraphModule:
 
     Tracing runs ``forward``; what that changed is restored.
     """
+    for path, module in model.named_modules():
+        if keeps_states(module) and not isinstance(module, StatefulLayer):
+            names = " and ".join(map(repr, module.active_states))
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "
+                f"{names}, which no node of NIR has. Feed an output back by snn.Recurrent, or make "
+                "it a state of an snn.Neuron."
+            )
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = Contents(model)

@@ -27,7 +27,7 @@ from tracetorch.core.values import Values, global_generators
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot, keeps_states
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import LayerPass
 
@@ -59,7 +59,7 @@ def check_both_ways(model: nn.Module, inputs: Inputs) -> None:
     computes = {id(inner) for each in weights for _, inner in modules_of(each)}
     modules = [each for each in modules_of(model, closed=Recurrent) if id(each[1]) not in computes]
     with restored(model), torch.no_grad():
-        start = StateSnapshot([m for _, m in modules_of(model) if isinstance(m, SequenceLayer)])
+        start = StateSnapshot([m for _, m in modules_of(model) if keeps_states(m)])
         check = _Check(modules, inputs.steps, start)
         calls, ends = check.by_layer(lambda: call(model, inputs.folded()))
         _check_finite(inputs, calls)

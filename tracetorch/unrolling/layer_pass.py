@@ -14,6 +14,7 @@ from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, 
 from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import running
 from tracetorch.unrolling.restarts import restarted_sequence
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
@@ -210,9 +211,9 @@ class LayerPass(Opaque):
             x = x.clone()  # what the model does in place with the input must not reach the record
         if isinstance(layer, Recurrent):
             # the layers inside run step by step, and are recorded so
-            inner: list[SequenceLayer] = []
+            inner: list[StateHolder] = []
             for _, module in modules_of(layer):
-                if isinstance(module, SequenceLayer) and module is not layer:
+                if isinstance(module, StateHolder) and module is not layer:
                     inner += [module] * bool(collector.wanted_of(module))
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):

@@ -21,6 +21,7 @@ from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
@@ -181,7 +182,9 @@ def unroll(
     found = remembered_walk(model)
     facts = facts_of(found)
     neurons = _modules_at(facts.neurons, found)
-    kept = neurons if by == "layer" else [each for each in neurons if each.states]
+    kept: list[StateHolder] = [each for each in neurons if by == "layer" or each.states]
+    if facts.memories:
+        kept += _modules_at(facts.memories, found)
     with owned(kept) as held:
         if not held.undisturbed_since(turn):  # the walk may have met a run
             found = remembered_walk(model)
@@ -220,19 +223,23 @@ def _unroll(
     record, segment = arguments.record, arguments.segment
     walked, numbers, layers = found, facts.neurons, neurons
     _check_not_within(neurons)
-    before = StateSnapshot(neurons)
+    holders: Sequence[StateHolder] = neurons
+    if facts.memories:
+        numbers = [*numbers, *facts.memories]
+        holders = _modules_at(numbers, found)
+    before = StateSnapshot(holders)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None
         if record is not None:
             paths = [walked.modules[number][0] for number in numbers]
-            collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
+            collector = TrajectoryCollector(record, list(zip(paths, holders, strict=True)))
         if arguments.by == "layer":
             # segments run outside of a graph that is being compiled
             known = facts if segment is None else facts_of(found)
             y = _by_layer(model, found, known, layers, part, collector, before)
         else:
-            y = _by_step(model, part, collector, neurons)
+            y = _by_step(model, part, collector, holders)
         return y, {} if collector is None else collector.result(part.steps)
 
     compiling = torch.compiler.is_compiling()
@@ -241,7 +248,7 @@ def _unroll(
         running.sequence = True
     try:
         if arguments.from_rest:
-            clear_states(neurons) if facts.clears_plainly else zero_states(model)
+            clear_states(holders) if facts.clears_plainly else zero_states(model)
         if arguments.by == "layer":
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
@@ -309,7 +316,7 @@ def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence
     global _nan_reported
     if _nan_reported or transformed_by() is not None:
         return
-    for number, layer in zip(numbers, neurons, strict=True):
+    for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
         state = getattr(layer, layer.states[0], None) if layer.states else None
         if type(state) is not Tensor or state.device.type != "cpu":
             continue
@@ -422,7 +429,7 @@ def _by_step(
     model: nn.Module,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
-    layers: Sequence[SequenceLayer],
+    layers: Sequence[StateHolder],
 ) -> Any:
     """Call the model once per step."""
     outputs: list[list[Any]] = []
