@@ -70,6 +70,13 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
             convolution.
     """
     modules = dict(named_modules(model))
+    for path, module in modules.items():
+        if isinstance(module, Recurrent) and module.holds_population:
+            raise ValueError(
+                f"{path or 'the model'!r} feeds back the output of several layers to the first of "
+                "them, and it is not known what part of the variance comes back. Initialise the "
+                "parts of it, or put a Recurrent around one neuron layer each."
+            )
     recurrent = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
     passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
     found: list[Stage] = []

@@ -24,6 +24,13 @@ def check_modules(model: nn.Module) -> None:
     """Raise where a module computes more than its class says."""
     for path, module in model.named_modules():
         title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
+        if keeps_states(module) and not isinstance(module, StatefulLayer):
+            names = " and ".join(map(repr, module.active_states))
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "
+                f"{names}, which no node of NIR has. Feed an output back by snn.Recurrent, or make "
+                "it a state of an snn.Neuron."
+            )
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not isinstance(hook, WEIGHT_HOOKS):
                 problem = f"{title} has the hook {hook!r}, which a graph cannot have"
@@ -41,14 +48,6 @@ def trace_forward(model: nn.Module) -> fx.GraphModule:
 
     Tracing runs ``forward``; what that changed is restored.
     """
-    for path, module in model.named_modules():
-        if keeps_states(module) and not isinstance(module, StatefulLayer):
-            names = " and ".join(map(repr, module.active_states))
-            raise ValueError(
-                f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "
-                f"{names}, which no node of NIR has. Feed an output back by snn.Recurrent, or make "
-                "it a state of an snn.Neuron."
-            )
     tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = Contents(model)

@@ -259,7 +259,7 @@ class OnlineLearner(ExtraStates):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
         """Move the traces along with the states."""
         fits = all(map(self._held.fits, self._held.traces))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if fits:
             self._held.follow_states()
         return self

@@ -101,15 +101,13 @@ def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     module.begin_call(call_of((*args, *kwargs.values())))
 
 
-def checked_shape(name: str, shape: object) -> tuple[int, ...] | None:
-    """Return the shape of a memory, which one number may stand for.
+def checked_shape(name: str, shape: object) -> tuple[int, ...]:
+    """Return a shape of one sample, which one number may stand for.
 
     Raises:
-        TypeError: it is neither a number, nor numbers, nor ``None``.
+        TypeError: it is neither a number nor numbers.
         ValueError: a size is below 1.
     """
-    if shape is None:
-        return None
     if isinstance(shape, int) or not isinstance(shape, Sequence):
         return (check_count(f"the shape of {name}", shape),)
     return tuple([check_count(f"the shape of {name}", size) for size in shape])

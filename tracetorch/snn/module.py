@@ -56,7 +56,7 @@ class TTModule(StateHolder):
     declares_memory: ClassVar[bool] = True
     """Whether :meth:`memory` may be called; neuron layers have ``states`` instead."""
     # none until there is one; a mapping proxy would be true for torch.compile, although it is empty
-    _memories: Mapping[str, Memory] = {}  # noqa: RUF012
+    _memories: Mapping[str, Memory] = {}
     _memory_call: Call | None = None
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
@@ -153,12 +153,12 @@ class TTModule(StateHolder):
                 f"{type(name).__name__}."
             )
         for each in (name, f"initial_{name}"):
-            if not each.isidentifier() or hasattr(self, each):
+            if not each.isidentifier() or each in self._memories or hasattr(self, each):
                 raise ValueError(
                     f"{type(self).__name__} cannot call a memory {name!r}: {each!r} must be an "
                     "identifier that is not yet taken."
                 )
-        sizes = checked_shape(name, shape)
+        sizes = None if shape is None else checked_shape(name, shape)
         value = checked_init(name, init, sizes, check_flag("learnable", learnable))
         if learnable and value is not None:
             self.register_parameter(f"initial_{name}", nn.Parameter(value))

@@ -196,6 +196,11 @@ class StatefulLayer(TTModule):
                 f"{self.label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
+        self._check_features(x, sequence)
+        return ARITHMETIC_DTYPE[x.dtype]
+
+    def _check_features(self, x: Tensor, sequence: bool) -> None:
+        """Raise where an input does not have the neurons of the layer."""
         shape = x.shape[1:] if sequence else x.shape
         what = f"one step of the input {list(x.shape)}" if sequence else "the input"
         if not -len(shape) <= self.dim < len(shape):
@@ -211,7 +216,6 @@ class StatefulLayer(TTModule):
             )
         if len(shape) > 2 and self.dim == -1 and not sequence and not self._takes_steps:
             _notice_sequence(self, x)
-        return ARITHMETIC_DTYPE[x.dtype]
 
     def _check_fx(self, x: object) -> None:
         """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
@@ -233,13 +237,10 @@ class StatefulLayer(TTModule):
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
-        kind = self.state_kind
-        state_shape = torch.Size((*shape, *kind.tail)) if kind.tail else shape
-        if kind.per_sample:
-            state_shape = torch.Size((shape[0], *[1] * (len(shape) - 1)))
+        state_shape = self._state_shape(shape)
         states: list[Tensor | None] = []
         active = self.active_states
-        kept = kind.dtype or dtype
+        kept = self.state_kind.dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -267,6 +268,13 @@ class StatefulLayer(TTModule):
                     )
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states
+
+    def _state_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of the states for an input of one step of some shape."""
+        kind = self.state_kind
+        if kind.per_sample:
+            return torch.Size((shape[0], *[1] * (len(shape) - 1)))
+        return torch.Size((*shape, *kind.tail)) if kind.tail else shape
 
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device

@@ -148,8 +148,8 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
         for name in layer.active_states:
             state = states.get(join_path(path, name))
-            value = None if state is None else state.clone().to(device)
-            setattr(layer, layer.attribute_of(name), value)
+            own_state = None if state is None else state.clone().to(device)
+            setattr(layer, layer.attribute_of(name), own_state)
         layer.mark_states_current()
     for put in setters:
         put()

@@ -20,6 +20,7 @@ from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
@@ -28,7 +29,7 @@ from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
-from tracetorch.unrolling.restarts import check_restarts, restarting_steps
+from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -112,10 +113,10 @@ def unroll(
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
     statistics over time and batch together: not the same as by step. A model that keeps something
-    from step to step outside the states of its neuron layers, or reads or writes those in
-    ``forward``, is refused. What no module holds (globals, class attributes, context variables,
-    closures, global generators of random numbers) cannot be seen: ``check`` finds it. By step, the
-    model is called once per step: always right.
+    from step to step outside the states of its neuron layers, a memory of its own too, or reads or
+    writes those in ``forward``, is refused. What no module holds (globals, class attributes,
+    context variables, closures, global generators of random numbers) cannot be seen: ``check``
+    finds it. By step, the model is called once per step: always right.
 
     Args:
         model: any ``nn.Module``.
@@ -130,9 +131,9 @@ def unroll(
             (``"cells.*.mem"``).
         check: before the run, compare both ways, and raise at the first module that differs: what
             mixes the samples of a batch, or keeps something where no module holds it, cannot be
-            seen from outside. Every call of a module is
-            repeated step by step, in the model's own modes; it costs several runs. ``True``: over
-            all steps; a number: over so many. What was covered is logged at the level INFO.
+            seen from outside. Every call of a module is repeated step by step, with the restarts of
+            ``reset``, in the model's own modes; it costs several runs. ``True``: over all steps; a
+            number: over so many. What was covered is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
@@ -394,7 +395,8 @@ def _by_layer(
     products = _modules_at(facts.products, found) if facts.products else []
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, inputs.reset)
+    reset = None if inputs.reset is None else Restarts(inputs.reset)
+    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, reset)
     events = event_passes(products) if products else nullcontext()
     # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
     # what it leaves to Python at a break of its graph, with the facts that it concluded.
@@ -435,10 +437,10 @@ def _by_step(
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
     with nullcontext() if collector is None else collector.listening(layers):
-        restarts = [] if inputs.reset is None else restarting_steps(inputs.reset)
+        reset = None if inputs.reset is None else Restarts(inputs.reset)
         for t, step in enumerate(inputs.each_step()):
-            if inputs.reset is not None and restarts[t]:
-                zero_states(model, where=inputs.reset[t])
+            if reset is not None and reset.steps[t]:
+                zero_states(model, where=reset.mask[t])
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
             if collector is not None:
