@@ -171,6 +171,7 @@ def test_declared_later_it_is_refused_as_well() -> None:
     model.memory("another")
     with pytest.raises(ValueError, match="'another'"):
         tt.unroll(model, x)
+    model.zero_states()
     assert torch.equal(tt.unroll(model, x, by="step"), tt.unroll(model.cell, x, from_rest=True))
 
 

@@ -73,8 +73,9 @@ class StateHolder(TraversedModule):
                 f"{self.state_label()} is run again inside backward(), from the state it has now "
                 "instead of the one it had. Activation checkpointing does so: checkpoint a "
                 "function that calls zero_states() first and loops over time inside. Engines that "
-                "compute gradients per sample do so too (Opacus): freeze the parameters of neuron layers, "
-                "or use torch.func.vmap(torch.func.grad(...)) over a function of one sequence."
+                "compute gradients per sample do so too (Opacus): freeze the parameters of neuron "
+                "layers, or use torch.func.vmap(torch.func.grad(...)) over a function of one "
+                "sequence."
             )
 
     def mark_states_current(self) -> None:

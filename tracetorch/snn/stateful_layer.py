@@ -406,7 +406,7 @@ class StateSnapshot:
         self.states: list[tuple[StateHolder, str, Tensor | None]] = []
         for layer in layers:
             attributes = layer.__dict__
-            for name in _attributes_of(layer):
+            for name in layer.states if isinstance(layer, StatefulLayer) else _held_by(layer):
                 state = attributes[name] if name in attributes else getattr(layer, name)
                 self.states.append((layer, name, state))
 
@@ -420,11 +420,9 @@ class StateSnapshot:
                 setattr(layer, name, state)
 
 
-def _attributes_of(layer: StateHolder) -> Iterable[str]:
-    """Return the names of the attributes that hold the states of a module."""
-    if isinstance(layer, StatefulLayer):
-        return layer.states
-    return map(layer.attribute_of, layer.active_states)
+def _held_by(module: StateHolder) -> Iterable[str]:
+    """Return the names of the attributes that hold the memories of a module."""
+    return map(module.attribute_of, module.active_states)
 
 
 def clear_states(layers: Iterable[StateHolder]) -> None:
@@ -438,5 +436,5 @@ def clear_states(layers: Iterable[StateHolder]) -> None:
     for layer in layers:
         attributes = layer.__dict__
         attributes["_zeroed_in_trace"], attributes["_zeroed_in_backward"] = tracing, backward
-        for name in _attributes_of(layer):
+        for name in layer.states if isinstance(layer, StatefulLayer) else _held_by(layer):
             attributes[name] = None

@@ -183,9 +183,9 @@ def unroll(
     found = remembered_walk(model)
     facts = facts_of(found)
     neurons = _modules_at(facts.neurons, found)
-    kept: list[StateHolder] = [each for each in neurons if by == "layer" or each.states]
+    kept = neurons if by == "layer" else [each for each in neurons if each.states]
     if facts.memories:
-        kept += _modules_at(facts.memories, found)
+        kept = [*kept, *_modules_at(facts.memories, found)]
     with owned(kept) as held:
         if not held.undisturbed_since(turn):  # the walk may have met a run
             found = remembered_walk(model)
