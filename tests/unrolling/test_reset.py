@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -424,8 +425,7 @@ def test_a_check_compares_with_the_restarts() -> None:
 
 
 def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracetorch.snn import restarts
-
+    restarts: Any = import_module("tracetorch.snn.restarts")
     read: list[Any] = []
     original = restarts.observed_by
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class Recurrent(SequenceLayer):
     states: ClassVar[tuple[str, ...]] = ("prev_output",)
 
     prev_output: Tensor | None
+    # a neuron layer, or any module: what its attributes are is not known
+    neuron: Any
 
     def __init__(
         self,
