@@ -406,6 +406,8 @@ def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
     model, x = fed().float(), sequence(T, B, 3).float()
     with pytest.raises(ValueError, match=r"Fed.*memory of its own, 'last'.*no trace follows"):
         tt.online(model)
+    with pytest.raises(ValueError, match=r"\(Fed\) feeds back what it remembers.*calibrate_"):
+        tt.init.fluctuation_(model)
     with pytest.raises(ValueError, match=r"\(Fed\) keeps a memory of its own.*no node of NIR"):
         tt.nir.save(model, tmp_path / "a.nir", x[0, :1])
     with pytest.raises(RuntimeError, match=r"freeze the state.*tt\.export\.step"):
