@@ -366,10 +366,23 @@ def test_vmap_over_inputs_and_a_leaked_state() -> None:
     "change", [lambda y: y.mul_(0), lambda y: y.add_(torch.ones(()).double().requires_grad_())]
 )
 def test_no_in_place_operation_reaches_it(change: Any) -> None:
-    model, x = fed(), sequence(T, B, 3)
+    class Returning(snn.TTModule):
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3).double())
+            self.memory("last", 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.weight * x + self.last
+            self.last = h
+            return h
+
+    model, x = Returning(), sequence(T, B, 3)
     y = model(x[0])
     kept = y.clone()
-    change(y)  # what the model has returned
+    change(y)  # what the model has returned, the very tensor that was assigned
     assert torch.equal(model.last, kept)
     change(model.last)  # what was read
     assert torch.equal(model.last, kept)

@@ -236,6 +236,7 @@ def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
         tt.quantize.prepare(nn.Sequential(nn.Linear(6, 6), *net), x)
 
 
+@pytest.mark.slow
 def test_calibration_holds_its_target_inside_a_loop() -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(20, 64), snn.LIF(64), nn.Linear(64, 64), snn.LIF(64))
