@@ -323,6 +323,7 @@ def test_an_onnx_file_has_it_as_a_state(tmp_path: Path) -> None:
     torch.testing.assert_close(y, tt.unroll(model, x, by="step").detach())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_compiled_it_is_the_same(whole: bool) -> None:

@@ -209,6 +209,7 @@ def test_exported_it_is_the_same(name: str) -> None:
     torch.testing.assert_close(states, ends)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"by": "step"}])
 def test_compiled_it_is_the_same(options: Any) -> None:
