@@ -226,6 +226,9 @@ def test_before_the_first_assignment_it_reads_as_its_initial_value() -> None:
     assert (read[2].item(), read[3].tolist(), read[3].dtype) == (0.5, [7] * 5, torch.int64)
     assert sorted(model.state_dict()) == ["initial_b", "initial_c", "initial_d"]
     assert tt.get_states(model) == {}
+    model(torch.zeros(2, 4))
+    assert [list(each.shape) for each in read] == [[2, 2, 3], [2, 3], [], [2]]
+    assert read[0].dtype == torch.float32
     model.c = torch.ones(2, 9)  # as large as what is assigned
     model.zero_states(where=torch.tensor([True, False]))
     assert model.c.tolist() == [[0.5] * 9, [1.0] * 9]
