@@ -76,6 +76,7 @@ class Recurrent(SequenceLayer):
     prev_output: Tensor | None
     # a neuron layer, or any module: what its attributes are is not known
     neuron: Any
+    _output_shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
