@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer, sequence
+from tests.cases import LAYERS, NEURONS, layer, sequence
 from tracetorch import snn
 
 T, B = 6, 4
@@ -130,6 +130,24 @@ def test_every_road_is_the_loop_with_a_variable(name: str, reset: Tensor | None)
         torch.testing.assert_close(found_grads, grads)
         assert torch.equal(found_states.pop("prev_output"), expected[-1])
         torch.testing.assert_close(found_states, states, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LAYERS, *NEURONS])
+def test_every_neuron_in_a_population(name: str) -> None:
+    torch.manual_seed(0)
+    populations = nn.Sequential(nn.Linear(3, 4), layer(name, 4), nn.Linear(4, 5), layer(name, 5))
+    model = snn.Recurrent(populations, nn.Linear(5, 3)).double()
+    x = NEURONS.get(name, 1.0) * 3 * sequence(T, B, 3)
+    expected, grads, _ = results(model, x, lambda x: by_hand(model, x, RESET))
+    for options in ({}, {"by": "step"}, {"segment": 2}):
+
+        def run(x: Tensor, options: Any = options) -> Any:
+            return tt.unroll(model, x, reset=RESET, **options)
+
+        found, found_grads, _ = results(model, x, run)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found_grads, grads)
 
 
 def test_it_runs_by_layer_among_other_layers() -> None:

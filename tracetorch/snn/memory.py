@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a memory needs to know of the call of its module.
+    """Batch, dtype and device of a call, which a memory needs to know.
 
     Args:
         batch: the size of dimension 0 of the first tensor.

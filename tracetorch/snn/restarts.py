@@ -12,7 +12,7 @@ from tracetorch.snn.stateful_layer import StatefulLayer
 
 
 class Restarts(Opaque):
-    """Where samples start anew before a step: a mask that was checked, read once for a pass.
+    """A checked mask of where samples start anew before a step, read once for a pass.
 
     Args:
         mask: ``[T, B]`` booleans.
