@@ -261,10 +261,10 @@ class TTModule(StateHolder):
         if value is not None:
             self.check_states_current()
             # a copy, which a later in-place operation on the value does not reach
-            (value,) = explain_double_backward([self.check_memory(name, value).clone()])
+            (value,) = explain_double_backward([self._check_memory(name, value).clone()])
         setattr(self, _HELD + name, value)
 
-    def check_memory(self, name: str, value: object, label: str | None = None) -> Tensor:
+    def _check_memory(self, name: str, value: object, label: str | None = None) -> Tensor:
         """Return a value of a memory, or raise where it does not fit the declaration."""
         if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
             raise TypeError(

@@ -117,6 +117,7 @@ class Recurrent(SequenceLayer):
                 "step: give that of one sample, Recurrent(..., shape=16) or shape=(16, 7, 7)."
             )
         self._output_shape = sizes
+        self._batch_leads = sizes is not None
         self.neuron = neuron
         self.connection = connection
 
@@ -172,22 +173,6 @@ class Recurrent(SequenceLayer):
             super()._check_features(x, sequence)
         elif x.ndim <= sequence:
             raise ValueError(f"{self.label()} takes a batch, got shape {list(x.shape)}.")
-
-    def check_has_batch(
-        self, what: str, shape: Sequence[int], tail: int = 0, label: str | None = None
-    ) -> None:
-        """Raise where dimension 0 of one step holds neurons, and a mask looks for the batch there.
-
-        The batch is in front of a shape that was declared.
-
-        Args:
-            what: has that shape.
-            shape: of one step, and ``tail`` dimensions behind it.
-            tail: number of those.
-            label: of the layer, for the message.
-        """
-        if self._output_shape is None:
-            super().check_has_batch(what, shape, tail, label)
 
     def _state_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of the output for an input of one step of some shape."""

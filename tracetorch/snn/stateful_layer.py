@@ -131,6 +131,8 @@ class StatefulLayer(TTModule):
     state_kind: StateKind = StateKind()
     """What the states are, where they are not shaped like the input."""
 
+    _batch_leads = False
+    """Whether the batch is known to be in front, whatever the neuron dimension is."""
     _takes_steps = False
     """Whether inputs of three dimensions are known to be single steps."""
     _doubtful_step = ""
@@ -360,7 +362,7 @@ class StatefulLayer(TTModule):
             tail: number of those.
             label: of the layer, for the message.
         """
-        if self.dim in (0, tail - len(shape)):
+        if not self._batch_leads and self.dim in (0, tail - len(shape)):
             raise ValueError(
                 f"{label or self.label()} has its neurons at dimension 0, where the mask looks for "
                 f"the batch; {what} has shape {list(shape)}. Give the input a batch dimension."

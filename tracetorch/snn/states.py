@@ -137,7 +137,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
             _check(layer, own, path)
         elif isinstance(layer, TTModule):
             for name, value in own.items():
-                layer.check_memory(name, value, layer_label(layer, path))
+                layer._check_memory(name, value, layer_label(layer, path))
     setters: list[Callable[[], None]] = []
     for start, extra in extras:
         prefix = start.removesuffix(EXTRA)
